@@ -1,0 +1,1 @@
+"""Compiled loops over NumPy arrays: the recurrent cells, the loss, the optimizers and the draw."""

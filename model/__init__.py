@@ -1,0 +1,1 @@
+"""What the loops compute for: tokenizers, corpora, networks, training, generation, scoring."""
