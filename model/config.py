@@ -1,0 +1,231 @@
+"""Every setting of training and sampling, with its range and default.
+
+All are frozen dataclasses, checked when they are built: a config that exists is legal. Names,
+ranges and defaults are those of the wire contract (`treadle/v1/sequence.proto`). A field left
+at None takes a default that depends on something else, named in its docstring.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from treadle.model.ranges import (
+    MAX_UINT32,
+    MAX_UINT64,
+    Checked,
+    choice,
+    real,
+    section,
+    texts,
+    whole,
+)
+
+
+class UnknownPolicy(enum.StrEnum):
+    """What to do with a symbol that the vocabulary lacks, and with bytes that are not UTF-8."""
+
+    ERROR = "error"
+    SKIP = "skip"
+    UNKNOWN = "unknown"
+
+
+class TokenizerKind(enum.StrEnum):
+    """What one token is."""
+
+    CHARACTERS = "characters"
+    BYTES = "bytes"
+    WORDS = "words"
+
+
+class Cell(enum.StrEnum):
+    """The recurrent cell of a network."""
+
+    RNN = "rnn"
+    GRU = "gru"
+    LSTM = "lstm"
+
+
+class CorpusLayout(enum.StrEnum):
+    """How a corpus is cut into sequences: one long text, or one item a line."""
+
+    TEXT = "text"
+    LINES = "lines"
+
+
+class OptimizerKind(enum.StrEnum):
+    """The rule by which gradients change weights."""
+
+    SGD = "sgd"
+    ADAGRAD = "adagrad"
+    ADAM = "adam"
+
+
+class Schedule(enum.StrEnum):
+    """How the learning rate changes over a run."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+
+
+LEARNING_RATES = {OptimizerKind.ADAM: 0.003, OptimizerKind.ADAGRAD: 0.1, OptimizerKind.SGD: 0.5}
+"""The learning rate that holds where none is given."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig(Checked):
+    """How text becomes tokens."""
+
+    section: ClassVar[str] = "tokenizer"
+
+    kind: TokenizerKind = field(default=TokenizerKind.CHARACTERS, metadata=choice(TokenizerKind))
+    """What one token is."""
+    max_vocabulary_size: int = field(default=10_000, metadata=whole(1, 1_000_000))
+    """Words only: this many of the most frequent words are kept, special tokens not counted."""
+    unknown_policy: UnknownPolicy | None = field(default=None, metadata=choice(UnknownPolicy))
+    """What to do with unknown symbols; None: see `policy`."""
+
+    @property
+    def policy(self) -> UnknownPolicy:
+        """The policy that holds: UNKNOWN for words and ERROR for the others, if none is set."""
+        if self.unknown_policy is not None:
+            return self.unknown_policy
+        words = self.kind is TokenizerKind.WORDS
+        return UnknownPolicy.UNKNOWN if words else UnknownPolicy.ERROR
+
+
+@dataclass(frozen=True)
+class NetworkConfig(Checked):
+    """The shape of the network."""
+
+    section: ClassVar[str] = "network"
+
+    cell: Cell = field(default=Cell.LSTM, metadata=choice(Cell))
+    """The recurrent cell."""
+    hidden_size: int = field(default=128, metadata=whole(1, 4096))
+    """Hidden units in each layer."""
+    layers: int = field(default=1, metadata=whole(1, 8))
+    """Recurrent layers."""
+    embedding_size: int = field(default=64, metadata=whole(0, 4096))
+    """Length of a token's embedding vector; 0 feeds tokens one-hot."""
+
+
+@dataclass(frozen=True)
+class DataConfig(Checked):
+    """How the corpus is cut, and how much of it is kept for validation."""
+
+    section: ClassVar[str] = "data"
+
+    layout: CorpusLayout = field(default=CorpusLayout.TEXT, metadata=choice(CorpusLayout))
+    """How the corpus is cut into sequences."""
+    validation_fraction: float = field(default=0.1, metadata=real(below=1))
+    """Share kept for validation: the tail of a text, or items drawn by the seed."""
+    batch_size: int = field(default=32, metadata=whole(1, 4096))
+    """Sequences trained side by side; a corpus too small for it shrinks it."""
+    window: int = field(default=64, metadata=whole(1, 4096))
+    """Steps of backpropagation through time; a corpus too small for it shrinks it."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Checked):
+    """How the weights learn."""
+
+    section: ClassVar[str] = "optimizer"
+
+    kind: OptimizerKind = field(default=OptimizerKind.ADAM, metadata=choice(OptimizerKind))
+    """The update rule."""
+    learning_rate: float | None = field(default=None, metadata=real(above=0))
+    """The highest learning rate; None: see `rate`."""
+    schedule: Schedule = field(default=Schedule.COSINE, metadata=choice(Schedule))
+    """How the rate changes over the run."""
+    warmup_steps: int | None = field(default=None, metadata=whole(0, MAX_UINT32))
+    """Steps over which the rate rises from 0; None: 100, or a tenth of a shorter run."""
+    beta1: float = field(default=0.9, metadata=real(below=1))
+    """Adam's decay of the mean of gradients."""
+    beta2: float = field(default=0.99, metadata=real(below=1))
+    """Adam's decay of the mean of squared gradients."""
+    weight_decay: float = field(default=0.0, metadata=real())
+    """Decoupled weight decay."""
+    clip_norm: float = field(default=1.0, metadata=real())
+    """The gradient's global norm is scaled down to this; 0 leaves it."""
+    clip_value: float = field(default=0.0, metadata=real())
+    """Each element of the gradient is first clipped to [-clip_value, clip_value]; 0 clips none."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that holds: the one given, or the optimizer's own default."""
+        given = self.learning_rate
+        return LEARNING_RATES[self.kind] if given is None else given
+
+
+@dataclass(frozen=True)
+class LimitsConfig(Checked):
+    """When a run ends: at the first limit that it meets."""
+
+    section: ClassVar[str] = "limits"
+
+    max_steps: int | None = field(default=None, metadata=whole(1, MAX_UINT64))
+    """Optimizer steps."""
+    max_epochs: float | None = field(default=None, metadata=real(above=0))
+    """Passes over the training part; fractions are legal."""
+    max_time_s: float | None = field(default=None, metadata=real(above=0))
+    """Seconds of training, validation not counted."""
+
+
+@dataclass(frozen=True)
+class ReportConfig(Checked):
+    """How often a run reports."""
+
+    section: ClassVar[str] = "report"
+
+    progress_interval_s: float = field(default=1.0, metadata=real(least=0.05))
+    """Seconds between progress events."""
+    validation_interval_steps: int | None = field(default=None, metadata=whole(1, MAX_UINT64))
+    """Steps between validations; None: a tenth of the run."""
+    sample_tokens: int = field(default=80, metadata=whole(0, 1000))
+    """Tokens in each sample of text made after a validation; 0 makes none."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(Checked):
+    """Everything that defines a training run but the corpus itself."""
+
+    tokenizer: TokenizerConfig = field(
+        default_factory=TokenizerConfig, metadata=section(TokenizerConfig)
+    )
+    """How text becomes tokens."""
+    data: DataConfig = field(default_factory=DataConfig, metadata=section(DataConfig))
+    """How the corpus is cut."""
+    network: NetworkConfig = field(default_factory=NetworkConfig, metadata=section(NetworkConfig))
+    """The shape of the network."""
+    optimizer: OptimizerConfig = field(
+        default_factory=OptimizerConfig, metadata=section(OptimizerConfig)
+    )
+    """How the weights learn."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig, metadata=section(LimitsConfig))
+    """When the run ends."""
+    report: ReportConfig = field(default_factory=ReportConfig, metadata=section(ReportConfig))
+    """How often the run reports."""
+    seed: int = field(default=0, metadata=whole(0, MAX_UINT64))
+    """Seed of everything random in the run."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Checked):
+    """How tokens are drawn from a model, and when to stop."""
+
+    temperature: float = field(default=1.0, metadata=real(most=100))
+    """Divides the scores before the draw; 0 always takes the likeliest token (greedy)."""
+    top_k: int = field(default=0, metadata=whole(0, MAX_UINT32))
+    """Draw among the k likeliest tokens only; 0 for all of them."""
+    top_p: float = field(default=1.0, metadata=real(above=0, most=1))
+    """Draw among the fewest likeliest tokens that hold this much probability."""
+    seed: int | None = field(default=None, metadata=whole(0, MAX_UINT64))
+    """Seed of the draw; None: one is picked and returned."""
+    max_new_tokens: int = field(default=256, metadata=whole(0, MAX_UINT32))
+    """End after this many tokens; 0 makes none."""
+    stop_sequences: tuple[str, ...] = field(default=(), metadata=texts(16, 256))
+    """End where one of these appears in the text; it is not part of the result."""
+    unknown_policy: UnknownPolicy | None = field(default=None, metadata=choice(UnknownPolicy))
+    """What to do with unknown symbols of the prompt; None: the model's own policy."""

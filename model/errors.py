@@ -1,0 +1,82 @@
+"""Everything that can go wrong in the model room, as one tree.
+
+::
+
+    ModelError
+    ├── ConfigError               a setting out of its range
+    ├── CorpusError               a corpus that nothing can be learnt from
+    │   └── EncodingError         corpus bytes that are not UTF-8
+    ├── UnknownSymbolError        a symbol that the vocabulary lacks
+    ├── CheckpointError           a model file or state dict that cannot be used
+    └── TrainingError             a run that cannot go on
+
+Every message is one sentence for the person at the keyboard: it names the thing and the remedy.
+The extra arguments have defaults so that the errors survive pickling between processes.
+"""
+
+from __future__ import annotations
+
+
+class ModelError(Exception):
+    """Base of all errors of `treadle.model`."""
+
+
+class ConfigError(ModelError):
+    """A setting is out of its range or contradicts another one.
+
+    Args:
+        message: One sentence.
+        field: The setting, dotted from the config's root, such as `network.hidden_size`.
+
+    `others` holds what else is wrong with the same config.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+        self.others: tuple[ConfigError, ...] = ()
+
+    @property
+    def faults(self) -> tuple[ConfigError, ...]:
+        """This fault and all others of the same config, one a field."""
+        return (self, *self.others)
+
+
+class CorpusError(ModelError):
+    """The corpus is empty, or too small to make one step of training."""
+
+
+class EncodingError(CorpusError):
+    """The corpus is not UTF-8.
+
+    Args:
+        message: One sentence.
+        offset: Where the first bad byte stands, in bytes from the corpus' start.
+    """
+
+    def __init__(self, message: str, offset: int = 0) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+class UnknownSymbolError(ModelError):
+    """A text holds a symbol that the vocabulary lacks.
+
+    Args:
+        message: One sentence.
+        symbol: The symbol: a character or a word.
+        position: Where it begins in the text, in code points.
+    """
+
+    def __init__(self, message: str, symbol: str = "", position: int = 0) -> None:
+        super().__init__(message)
+        self.symbol = symbol
+        self.position = position
+
+
+class CheckpointError(ModelError):
+    """A model file or state dict is damaged, foreign or of another version."""
+
+
+class TrainingError(ModelError):
+    """A run cannot go on, for instance because its loss is no longer a number."""

@@ -1,0 +1,192 @@
+"""Checks for config fields: each range stands beside its field.
+
+A config is a frozen dataclass derived from `Checked`; a field's metadata, made by `whole`,
+`real`, `choice`, `texts` or `section`, says what is legal. A check takes any object and the
+field's dotted name, and returns the value in its proper type or raises `ConfigError`. So a
+config may be built from plain strings and numbers, and once built it is right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from treadle.model.errors import ConfigError
+
+Check = Callable[[object, str], object]
+"""Takes a value and its field's dotted name; returns the value in its proper type."""
+
+MAX_UINT32 = 2**32 - 1
+MAX_UINT64 = 2**64 - 1
+
+
+def _refuse(field: str, wanted: str, value: object) -> ConfigError:
+    shown = repr(str(value) if isinstance(value, enum.Enum) else value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return ConfigError(f"{field} must be {wanted}, not {shown}", field)
+
+
+def whole(low: int, high: int) -> dict[str, Check]:
+    """Metadata of a whole number from `low` to `high`, both legal."""
+
+    def check(value: object, field: str) -> int:
+        # bool is an int to Python, but True is no size.
+        if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+            number = int(value)
+            if low <= number <= high:
+                return number
+        raise _refuse(field, f"a whole number from {low:,} to {high:,}", value)
+
+    return {"check": check}
+
+
+def real(
+    *,
+    above: float | None = None,
+    least: float = 0.0,
+    below: float | None = None,
+    most: float | None = None,
+) -> dict[str, Check]:
+    """Metadata of a finite number within bounds; neither NaN nor infinity is one.
+
+    Args:
+        above: Bound that is itself not legal; takes the place of `least`.
+        least: Lowest legal number.
+        below: Upper bound that is itself not legal.
+        most: Highest legal number.
+    """
+    wanted = (
+        f"a finite number above {above:g}"
+        if above is not None
+        else f"a finite number, {least:g} or more"
+    )
+    if most is not None:
+        wanted += f" and at most {most:g}"
+    if below is not None:
+        wanted += f" and below {below:g}"
+
+    def check(value: object, field: str) -> float:
+        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+            number = _as_float(value)
+            low_enough = number >= least if above is None else number > above
+            if low_enough and number <= _or_inf(most) and number < _or_inf(below):
+                return number
+        raise _refuse(field, wanted, value)
+
+    return {"check": check}
+
+
+def _or_inf(bound: float | None) -> float:
+    return math.inf if bound is None else bound
+
+
+def _as_float(value: int | float | np.number[Any]) -> float:
+    """Returns the number, or NaN (which fails every comparison) where it has no finite float."""
+    try:
+        number = float(value)
+    except (OverflowError, TypeError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def choice(kind: type[enum.StrEnum]) -> dict[str, Check]:
+    """Metadata of a member of `kind`, which may be given by its value."""
+    wanted = "one of " + ", ".join(f"{member.value!r}" for member in kind)
+
+    def check(value: object, field: str) -> enum.StrEnum:
+        if isinstance(value, str) and value in set(kind):
+            return kind(value)
+        raise _refuse(field, wanted, value)
+
+    return {"check": check}
+
+
+def texts(most: int, longest: int) -> dict[str, Check]:
+    """Metadata of a tuple of up to `most` texts of 1 to `longest` characters each."""
+
+    def check(value: object, field: str) -> tuple[str, ...]:
+        if isinstance(value, (list, tuple)) and len(value) <= most:
+            for index, text in enumerate(value):
+                if not isinstance(text, str) or not 1 <= len(text) <= longest:
+                    wanted = f"a text of 1 to {longest} characters"
+                    raise _refuse(f"{field}[{index}]", wanted, text)
+            return tuple(value)
+        raise _refuse(field, f"a list of at most {most} texts", value)
+
+    return {"check": check}
+
+
+def section(kind: type[Checked]) -> dict[str, Check]:
+    """Metadata of a config within a config, which may be given as a mapping."""
+
+    def check(value: object, field: str) -> Checked:
+        return value if isinstance(value, kind) else kind.from_json(value)
+
+    return {"check": check}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """Base of the configs: checks every field when built, and travels as JSON."""
+
+    section: ClassVar[str] = ""
+    """What stands before a field's name in errors, such as `network`."""
+
+    def __post_init__(self) -> None:
+        faults: list[ConfigError] = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            try:
+                checked = field.metadata["check"](value, self.dotted(field.name))
+                object.__setattr__(self, field.name, checked)
+            except ConfigError as fault:
+                faults.extend(fault.faults)
+        _raise_first(faults)
+
+    @classmethod
+    def dotted(cls, name: str) -> str:
+        """Returns a field's name as errors give it, such as `network.hidden_size`."""
+        return f"{cls.section}.{name}" if cls.section else name
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the config as JSON values: dicts, lists, strings, numbers and None."""
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: _plain(value) for name, value in values}
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Builds the config from what `to_json` returned; fields left out get their defaults.
+
+        Raises:
+            ConfigError: A value is out of its range, or `data` is no mapping or names a
+                field that does not exist.
+        """
+        if not isinstance(data, Mapping):
+            raise _refuse(cls.section or "config", "a mapping of fields to values", data)
+        known = {field.name for field in dataclasses.fields(cls)}
+        strangers = [cls.dotted(str(name)) for name in data if name not in known]
+        _raise_first(
+            [ConfigError(f"{name} is not a setting that exists", name) for name in strangers]
+        )
+        return cls(**data)
+
+
+def _raise_first(faults: list[ConfigError]) -> None:
+    """Raises the first fault, which carries the others; with none, does nothing."""
+    if faults:
+        faults[0].others = tuple(faults[1:])
+        raise faults[0]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Checked):
+        return value.to_json()
+    if isinstance(value, enum.Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
