@@ -1,0 +1,68 @@
+# Everything one does with a checkout. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+# What `make breaking` compares the wire contract with: any git ref, e.g.
+# AGAINST=.git#tag=v0.1.0. The default is the main branch of this clone.
+AGAINST ?= .git#branch=main
+
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint type test-jit test-nojit proto breaking format image image-test clean
+
+help: ## List these targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(STAMP) ## Create .venv and install Treadle and its tools into it.
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Treadle needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,dev]'
+	@touch $@
+
+demo: $(STAMP) ## Train on Shakespeare for a minute, generate, score. Leaves nothing behind.
+	@PATH="$(BIN):$$PATH" examples/demo.sh
+
+test: lint type test-jit test-nojit ## Everything that must hold before a commit.
+
+lint: $(STAMP) ## Check style and formatting.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(STAMP) ## Check types, strictly.
+	$(BIN)/mypy
+
+test-jit: $(STAMP) ## Run every test, kernels compiled.
+	$(BIN)/python -m pytest
+
+# Compiled code cannot be traced, so coverage comes from running kernels as plain Python.
+test-nojit: $(STAMP) ## Run the kernels' and the model's tests uncompiled and measure coverage.
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "not jit" --cov --cov-report=term \
+	    tests/kernels tests/model
+
+proto: $(STAMP) ## Generate the Python code beside the .proto files.
+	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto \
+	    --grpc_python_out=proto --mypy_out=proto --mypy_grpc_out=proto \
+	    proto/treadle/v1/*.proto
+	$(BIN)/buf lint
+
+breaking: $(STAMP) ## Check that the wire contract breaks nobody: AGAINST=.git#tag=v0.1.0
+	$(BIN)/buf breaking --against '$(AGAINST)'
+
+format: $(STAMP) ## Format the code and repair what ruff can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+image: ## Build the container image `treadle`.
+	tests/image/build.sh treadle
+
+image-test: ## Build the image, run it and use it; skips with a reason where podman is missing.
+	tests/image/run.sh
+
+clean: ## Remove the environment and everything generated outside version control.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	    .coverage htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
