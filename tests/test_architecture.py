@@ -1,0 +1,210 @@
+"""The arrows between the rooms: kernels <- model <- server -> v1 <- client.
+
+Read from the sources with `ast`, so that an import inside a function, under
+TYPE_CHECKING or through importlib counts as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {
+    "kernels": ROOT / "kernels",
+    "model": ROOT / "model",
+    "server": ROOT / "server",
+    "client": ROOT / "client",
+    "v1": ROOT / "proto" / "treadle" / "v1",
+}
+
+MAY_IMPORT_ROOMS = {
+    "kernels": {"kernels"},
+    "model": {"model", "kernels"},
+    "server": {"server", "model", "v1"},
+    "client": {"client", "v1"},
+    "v1": {"v1"},
+}
+
+# What may be imported from outside besides the standard library. The server is free in
+# that: it is the room where the parts meet.
+MAY_IMPORT_PACKAGES = {
+    "kernels": {"numpy", "numba", "llvmlite"},
+    "model": {"numpy", "safetensors"},
+    "client": {"grpc", "google.protobuf"},
+    "v1": {"grpc", "google.protobuf"},
+}
+
+# A kernel sees arrays and numbers: of the standard library it needs types and arithmetic.
+KERNELS_STANDARD_LIBRARY = {
+    "__future__",
+    "collections.abc",
+    "dataclasses",
+    "enum",
+    "functools",
+    "math",
+    "types",
+    "typing",
+}
+# compile.py chooses the compiler's target and its disk cache, so it alone sees the machine.
+KERNELS_COMPILER = "compile.py"
+
+BARE_ROOMS = {"kernels", "model", "server", "client", "proto"}
+
+
+def sources(room: str) -> list[Path]:
+    """Return a room's Python files, type stubs included."""
+    folder = FOLDERS[room]
+    return sorted([*folder.rglob("*.py"), *folder.rglob("*.pyi")])
+
+
+def package_of(room: str, path: Path) -> list[str]:
+    """Return the parts of the package that a file's relative imports start from."""
+    return ["treadle", room, *path.relative_to(FOLDERS[room]).parent.parts]
+
+
+def absolute_module(node: ast.ImportFrom, package: list[str]) -> str:
+    """Return the module a `from` import names, relative dots resolved."""
+    if node.level == 0:
+        return node.module or ""
+    above = package[: len(package) - (node.level - 1)]
+    return ".".join([*above, *((node.module or "").split(".") if node.module else [])])
+
+
+def imports_of_tree(tree: ast.AST, package: list[str]) -> Iterator[tuple[str, int]]:
+    """Yield every dotted name that a module imports, and the line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = absolute_module(node, package)
+            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            called = node.func.id if isinstance(node.func, ast.Name) else called
+            first = node.args[0]
+            if called in {"import_module", "__import__"} and isinstance(first, ast.Constant):
+                yield str(first.value), node.lineno
+
+
+def imports(room: str) -> Iterator[tuple[Path, int, str]]:
+    """Yield file, line and dotted name of every import in a room."""
+    for path in sources(room):
+        tree = ast.parse(path.read_text("utf-8"), str(path))
+        for name, line in imports_of_tree(tree, package_of(room, path)):
+            yield path, line, name
+
+
+def is_within(name: str, allowed: set[str]) -> bool:
+    """Return whether a dotted name is one of the allowed packages or inside one."""
+    return any(name == package or name.startswith(package + ".") for package in allowed)
+
+
+def top(name: str) -> str:
+    """Return the first part of a dotted name."""
+    return name.partition(".")[0]
+
+
+def place(path: Path, line: int, name: str) -> str:
+    """Return `file:line imports name` for a failed assertion."""
+    return f"{path.relative_to(ROOT)}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("room", FOLDERS)
+def test_arrows_between_rooms_point_one_way(room: str) -> None:
+    allowed = {f"treadle.{other}" for other in MAY_IMPORT_ROOMS[room]}
+    wrong = [
+        place(path, line, name)
+        for path, line, name in imports(room)
+        if top(name) == "treadle" and not is_within(name, allowed)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT_PACKAGES)
+def test_room_imports_only_its_packages(room: str) -> None:
+    wrong = [
+        place(path, line, name)
+        for path, line, name in imports(room)
+        if top(name) not in sys.stdlib_module_names | {"treadle", "_typeshed", "typing_extensions"}
+        and not is_within(name, MAY_IMPORT_PACKAGES[room])
+    ]
+    assert wrong == []
+
+
+def test_kernels_do_no_input_or_output() -> None:
+    wrong = [
+        place(path, line, name)
+        for path, line, name in imports("kernels")
+        if path.name != KERNELS_COMPILER
+        and top(name) in sys.stdlib_module_names
+        and not is_within(name, KERNELS_STANDARD_LIBRARY)
+    ]
+    wrong += [
+        f"{path.name}:{node.lineno} calls {node.func.id}"
+        for path in sources("kernels")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in {"open", "print", "input"}
+    ]
+    assert wrong == []
+
+
+def test_nothing_imports_a_room_by_its_bare_name() -> None:
+    """`import kernels` may find somebody else's package of that name."""
+    folders = [*FOLDERS.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "examples"]
+    wrong = [
+        place(path, line, name)
+        for folder in folders
+        for path in sorted(folder.rglob("*.py"))
+        for name, line in imports_of_tree(ast.parse(path.read_text("utf-8")), [])
+        if top(name) in BARE_ROOMS
+    ]
+    assert wrong == []
+
+
+def loaded_modules(statement: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has after a statement."""
+    script = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(result.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["treadle.client", "treadle.client.cli", "treadle.server.cli"])
+def test_command_lines_start_without_numerics(module: str) -> None:
+    """The client has neither NumPy nor Numba; the server's health check has no time for them."""
+    loaded = loaded_modules(f"import {module}")
+    assert "grpc" in loaded or module == "treadle.server.cli"
+    assert loaded.isdisjoint({"numpy", "numba", "llvmlite", "safetensors"})
+
+
+def test_reader_of_imports_sees_every_form() -> None:
+    source = (
+        "import a.b\n"
+        "from c import d\n"
+        "from . import e\n"
+        "from ..f import g\n"
+        "def h():\n    import i\n"
+        "import importlib\n"
+        "importlib.import_module('j.k')\n"
+        "__import__('l')\n"
+    )
+    names = {name for name, _ in imports_of_tree(ast.parse(source), ["treadle", "model", "x"])}
+    assert names == {
+        "a.b",
+        "c.d",
+        "treadle.model.x.e",
+        "treadle.model.f.g",
+        "i",
+        "importlib",
+        "j.k",
+        "l",
+    }

@@ -1,0 +1,125 @@
+"""What gets installed: every room in sdist and wheel, and a bare install that is the client."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {
+    "treadle.kernels": "kernels",
+    "treadle.model": "model",
+    "treadle.server": "server",
+    "treadle.client": "client",
+    "treadle.v1": "proto/treadle/v1",
+}
+PACKAGED = ("*.py", "*.pyi", "*.proto", "py.typed")
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def packages_on_disk() -> set[str]:
+    """Return the dotted name of every folder with Python files in a room."""
+    found = set()
+    for package, folder in ROOMS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            below = path.parent.relative_to(ROOT / folder).parts
+            found.add(".".join([package, *below]))
+    return found
+
+
+def files_on_disk() -> set[str]:
+    """Return every file that belongs in the wheel, by its name there."""
+    return {
+        f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"
+        for package, folder in ROOMS.items()
+        for pattern in PACKAGED
+        for path in (ROOT / folder).rglob(pattern)
+    }
+
+
+def test_every_package_on_disk_is_listed(pyproject: dict[str, Any]) -> None:
+    """A sub-package must stand in tool.setuptools.packages, or it is not installed."""
+    assert set(pyproject["tool"]["setuptools"]["packages"]) == packages_on_disk()
+
+
+def test_every_package_has_an_init() -> None:
+    bare = [
+        package
+        for package, folder in ROOMS.items()
+        for path in (ROOT / folder).rglob("*.py")
+        if not (path.parent / "__init__.py").is_file()
+    ]
+    assert bare == []
+    assert not (ROOT / "proto" / "treadle" / "__init__.py").exists(), "treadle is a namespace"
+
+
+def test_rooms_are_where_the_types_are_looked_for(pyproject: dict[str, Any]) -> None:
+    folders = pyproject["tool"]["setuptools"]["package-dir"]
+    assert {name: folders[name] for name in ROOMS} == ROOMS
+    for package, folder in ROOMS.items():
+        link = ROOT / ".typing" / package.replace(".", "/")
+        assert link.is_symlink()
+        assert link.resolve() == (ROOT / folder).resolve()
+        assert (link / "py.typed").is_file()
+
+
+def test_bare_install_is_the_client(pyproject: dict[str, Any]) -> None:
+    names = {item.split(">")[0] for item in pyproject["project"]["dependencies"]}
+    assert names == {"grpcio", "protobuf"}
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    """Build an sdist or a wheel with setuptools itself: no network, no isolation."""
+    script = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+    command = [sys.executable, "-c", script, str(out)]
+    result = subprocess.run(
+        command, cwd=source, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (made,) = out.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel built from the sdist built from a copy of the checkout."""
+    folder = tmp_path_factory.mktemp("packaging")
+    checkout = folder / "checkout"
+    for room in ROOMS.values():
+        shutil.copytree(ROOT / room, checkout / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    for name in ("sdist", "wheel"):
+        (folder / name).mkdir()
+    sdist = build("sdist", checkout, folder / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    return build("wheel", unpacked, folder / "wheel")
+
+
+def test_wheel_made_from_the_sdist_holds_every_room(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == files_on_disk()
+
+
+def test_wheel_names_the_programs_and_the_license(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {Path(name).name: name for name in archive.namelist() if ".dist-info/" in name}
+        programs = archive.read(names["entry_points.txt"]).decode()
+        assert "MIT License" in archive.read(names["LICENSE"]).decode()
+    assert "treadle = treadle.client.cli:main" in programs
+    assert "treadle-server = treadle.server.cli:main" in programs
