@@ -1,0 +1,126 @@
+"""tanh, sigmoid, exp and log in float32, from additions, products and fused multiply-adds only.
+
+The bits of a platform's libm differ from machine to machine, so no loop here calls it. The
+coefficients are fitted by `benchmarks/fit_activations.py`; tests/kernels/test_activations.py
+measures and bounds the errors:
+
+=========  ==========================================  =======================
+function   over                                        largest error
+=========  ==========================================  =======================
+tanh       all                                         5 ULP
+sigmoid    all                                         1.8e-7 (absolute)
+exp        -87 to 88; 0 below (no subnormals)          1.5 ULP
+log        positive normal numbers                     1 ULP
+=========  ==========================================  =======================
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from treadle.kernels.compile import jit_inline
+from treadle.kernels.intrinsics import bits_from_float, float_from_bits, fma
+
+ZERO, HALF, ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+
+_TANH_LIMIT = np.float32(8.202606)  # here the quotient is 1 exactly, and nowhere below is it more
+_P0, _P1, _P2, _P3, _P4, _P5, _P6 = (
+    np.float32(value)
+    for value in (
+        0.9999999933,
+        0.1308316232,
+        0.003103007312,
+        1.114431542e-05,
+        -2.018419118e-08,
+        5.257877255e-11,
+        -8.436275436e-14,
+    )
+)
+_Q1, _Q2, _Q3 = (np.float32(v) for v in (0.4641648929, 0.02449140509, 0.0002544759685))
+
+_LOG2_E = np.float32(1.4426950408889634)
+_LN2_HIGH = np.float32(0.693359375)  # 10 bits: its product with an exponent is exact
+_LN2_LOW = np.float32(-2.12194440054690583e-4)
+_ROUNDER = np.float32(12582912.0)  # 1.5 * 2**23: adding it leaves a float without a fraction
+_EXP_LOW, _EXP_HIGH = np.float32(-87.0), np.float32(88.0)
+_E0, _E1, _E2, _E3, _E4 = (
+    np.float32(v)
+    for v in (0.4999999345, 0.1666652069, 0.04166838738, 0.008368710035, 0.001381461267)
+)
+
+_SQRT_HALF_BITS = np.int32(0x3F3504F3)
+_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = (
+    np.float32(value)
+    for value in (
+        0.3333333171,
+        -0.2500082103,
+        0.2000122688,
+        -0.1662335734,
+        0.14201758,
+        -0.131601824,
+        0.1276157704,
+        -0.07634496526,
+    )
+)
+
+
+@jit_inline
+def tanh(x: np.float32) -> np.float32:
+    """tanh(x) as x P(x^2) / Q(x^2); NaN stays NaN."""
+    x = _TANH_LIMIT if x > _TANH_LIMIT else x
+    x = -_TANH_LIMIT if x < -_TANH_LIMIT else x
+    square = x * x
+    p = fma(_P6, square, _P5)
+    p = fma(p, square, _P4)
+    p = fma(p, square, _P3)
+    p = fma(p, square, _P2)
+    p = fma(p, square, _P1)
+    p = fma(p, square, _P0)
+    q = fma(_Q3, square, _Q2)
+    q = fma(q, square, _Q1)
+    q = fma(q, square, ONE)
+    return x * p / q
+
+
+@jit_inline
+def sigmoid(x: np.float32) -> np.float32:
+    """1 / (1 + exp(-x)) as (1 + tanh(x / 2)) / 2."""
+    return fma(HALF, tanh(HALF * x), HALF)
+
+
+@jit_inline
+def exp(x: np.float32) -> np.float32:
+    """exp(x) as 2^n (1 + r + r^2 E(r)), r = x - n ln 2; 0 below -87, exp(88) above 88."""
+    bounded = _EXP_HIGH if x > _EXP_HIGH else x
+    bounded = _EXP_LOW if bounded < _EXP_LOW else bounded
+    n = fma(bounded, _LOG2_E, _ROUNDER) - _ROUNDER
+    r = fma(-n, _LN2_HIGH, bounded)
+    r = fma(-n, _LN2_LOW, r)
+    e = fma(_E4, r, _E3)
+    e = fma(e, r, _E2)
+    e = fma(e, r, _E1)
+    e = fma(e, r, _E0)
+    e = fma(e, r * r, r) + ONE
+    power = float_from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    return ZERO if x < _EXP_LOW else e * power
+
+
+@jit_inline
+def log(x: np.float32) -> np.float32:
+    """Natural logarithm of a positive normal number, x = 2^n m with m in [sqrt(1/2), sqrt(2))."""
+    bits = bits_from_float(x)
+    n = np.int32((bits - _SQRT_HALF_BITS) >> np.int32(23))
+    f = float_from_bits(np.int32(bits - np.int32(n << np.int32(23)))) - ONE
+    square = f * f
+    y = fma(_L7, f, _L6)
+    y = fma(y, f, _L5)
+    y = fma(y, f, _L4)
+    y = fma(y, f, _L3)
+    y = fma(y, f, _L2)
+    y = fma(y, f, _L1)
+    y = fma(y, f, _L0)
+    y = y * f * square
+    exponent = np.float32(n)
+    y = fma(exponent, _LN2_LOW, y)
+    y = fma(-HALF, square, y)
+    return fma(exponent, _LN2_HIGH, f + y)

@@ -1,0 +1,170 @@
+"""How kernels are compiled: the one place for options, processor target and disk cache.
+
+Every other module of this room takes its decorator from here, so that one policy holds:
+
+- no fast-math and no contraction left to the compiler: the same source gives the same bits on
+  every processor; where a product is added, `intrinsics.fma` is written;
+- NumPy's error model, without which divisions do not vectorize;
+- `nogil`, so that threads of one process run kernels side by side;
+- cached on disk, in a folder named by a hash of this room's sources: Numba itself does not
+  notice that a jitted function in *another* file changed (numba#1833).
+
+The environment is read once, at import:
+
+- `TREADLE_CPU_TARGET`: `host` (default) compiles for this very processor; `portable` for
+  x86-64-v4 or x86-64-v3, whichever it has, so that an image can carry both ready-made;
+- `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` name a target outright and win over it;
+- `NUMBA_CACHE_DIR`: where compiled kernels are kept. Default: `treadle/kernels` in the user's
+  cache folder. A folder that cannot be written is copied to a temporary one, since Numba
+  refuses to read from such a cache.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+from llvmlite import binding as llvm
+from numba.core import config
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_WIDE_NAMES = ("x86-64-v4", "skylake-avx512", "cascadelake", "icelake", "sapphirerapids", "znver4")
+_MIDDLE_NAMES = ("x86-64-v3", "haswell", "broadwell", "skylake", "alderlake", "znver")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The processor that kernels are compiled for, and the matrix tile that fits it."""
+
+    name: str
+    """The processor in LLVM's naming."""
+    lanes: int
+    """Floats in one vector register."""
+    rows: int
+    """Rows of the matrix tile: rows * 2 accumulators, 2 panel vectors and a broadcast fit the
+    registers (32 with AVX-512 and NEON, 16 with AVX2 and SSE)."""
+
+
+def sources_digest() -> str:
+    """Return a short hash of every source file of this room."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _host_features() -> dict[str, bool]:
+    try:
+        return cast("dict[str, bool]", dict(llvm.get_host_cpu_features()))
+    except RuntimeError:  # LLVM cannot tell on this processor
+        return {}
+
+
+def _has_wide(features: dict[str, bool]) -> bool:
+    names = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+    return all(features.get(name, False) for name in names)
+
+
+def _has_middle(features: dict[str, bool]) -> bool:
+    return all(features.get(name, False) for name in ("avx2", "fma", "bmi2", "f16c"))
+
+
+def _choose_portable(features: dict[str, bool]) -> None:
+    """Aim Numba at the highest x86-64 level this processor has; else leave it at the host."""
+    if config.CPU_NAME is not None:
+        return
+    if _has_wide(features):
+        config.CPU_NAME, config.CPU_FEATURES = "x86-64-v4", "-prefer-256-bit"
+    elif _has_middle(features):
+        config.CPU_NAME, config.CPU_FEATURES = "x86-64-v3", ""
+
+
+def _named_width(name: str, extra: str) -> int:
+    """Return the vector width, in floats, of a processor named to Numba."""
+    if name.startswith(_WIDE_NAMES) or "+avx512f" in extra:
+        return 16
+    if name.startswith(_MIDDLE_NAMES) or "+avx2" in extra:
+        return 8
+    return 4
+
+
+def _choose_target() -> Target:
+    """Read the environment, set Numba's target and return what it is."""
+    features = _host_features()
+    if os.environ.get("TREADLE_CPU_TARGET", "host") == "portable":
+        _choose_portable(features)
+    if config.CPU_NAME is None:
+        name = llvm.get_host_cpu_name()
+        lanes = 16 if _has_wide(features) else 8 if _has_middle(features) else 4
+    else:
+        name = config.CPU_NAME
+        if config.CPU_FEATURES is None:  # else Numba would add the host's own features
+            config.CPU_FEATURES = ""
+        lanes = _named_width(name, config.CPU_FEATURES)
+    many_registers = lanes == 16 or platform.machine() in ("aarch64", "arm64")
+    return Target(name, lanes, rows=8 if many_registers else 6)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _choose_cache() -> None:
+    """Point Numba's cache at a writable folder for exactly these sources."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
+    base = config.CACHE_DIR or os.path.join(user_cache, "treadle", "kernels")
+    folder = Path(base) / sources_digest()
+    if not _is_writable(folder):
+        temporary = Path(tempfile.mkdtemp(prefix="treadle-kernels-"))
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        if folder.is_dir():
+            shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        folder = temporary
+    config.CACHE_DIR = str(folder)
+
+
+TARGET = _choose_target()
+if not config.DISABLE_JIT:
+    _choose_cache()
+
+PYTHON_MODE = bool(config.DISABLE_JIT)
+"""True under NUMBA_DISABLE_JIT=1: kernels run as plain Python, for coverage and debugging."""
+
+
+def jit(function: Function) -> Function:
+    """Compile a kernel under this room's policy.
+
+    Args:
+        function: a function over NumPy arrays and numbers.
+
+    Returns:
+        The compiled function; the function itself under NUMBA_DISABLE_JIT=1.
+    """
+    compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=False)(function)
+    return cast("Function", compiled)
+
+
+def jit_inline(function: Function) -> Function:
+    """Compile a few lines of arithmetic into each of their callers' loops.
+
+    LLVM vectorizes a loop only once the calls in it are inlined; doing so in Numba's own
+    intermediate form makes sure of it.
+    """
+    compiled = numba.njit(inline="always", error_model="numpy", fastmath=False)(function)
+    return cast("Function", compiled)

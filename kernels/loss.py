@@ -1,0 +1,113 @@
+"""Softmax cross-entropy over rows of logits, and the logarithm of the softmax.
+
+log p_k = (l_k - m) - log(sum_v exp(l_v - m)), m = max_v l_v. The sum is LANES partial sums of
+every LANES-th term, added in order: the same shape, and so the same bits, everywhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels.activations import ONE, ZERO, exp, log
+from treadle.kernels.compile import jit
+
+Array = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+
+LANES = 16
+"""Partial sums; part of the result's bits, so not the processor's to choose."""
+
+
+@jit
+def largest(row: Array) -> np.float32:
+    """Return the largest element of a row (V,); NaN if one is NaN."""
+    m = row[0]
+    for v in range(row.size):
+        if not row[v] <= m:
+            m = row[v]
+        if m != m:
+            break
+    return m
+
+
+@jit
+def total(row: Array) -> np.float32:
+    """Return the sum of a row (V,), in LANES partial sums."""
+    sums = np.zeros(LANES, np.float32)
+    whole = row.size // LANES * LANES
+    for first in range(0, whole, LANES):
+        part = row[first : first + LANES]
+        for lane in range(LANES):
+            sums[lane] += part[lane]
+    for v in range(whole, row.size):
+        sums[v - whole] += row[v]
+    result = ZERO
+    for lane in range(LANES):
+        result += sums[lane]
+    return result
+
+
+@jit
+def exponentials(logits: Array, largest_logit: np.float32, out: Array) -> np.float32:
+    """Write exp(logits - largest_logit) to `out`, both (V,), and return their sum."""
+    for v in range(logits.size):
+        out[v] = exp(logits[v] - largest_logit)
+    return total(out)
+
+
+@jit
+def log_probability(
+    logit: np.float32, largest_logit: np.float32, sum_of_exponentials: np.float32
+) -> np.float32:
+    """Return log p of a token, in nats, from its logit and the two summaries of its row."""
+    return (logit - largest_logit) - log(sum_of_exponentials)
+
+
+@jit
+def cross_entropy(logits: Array, targets: Ints, scale: np.float32) -> float:
+    """Turn logits into their gradient and return the loss.
+
+    Args:
+        logits: (N, V); in: the scores; out: scale * (softmax - one-hot of the target), 0 in
+            rows without a target.
+        targets: (N,); below 0 for rows without a target.
+        scale: what the gradient of each counted row is multiplied by: 1 / rows for the mean.
+
+    Returns:
+        The sum of -log p(target) over the counted rows, in nats.
+    """
+    loss = 0.0
+    for n in range(logits.shape[0]):
+        row, target = logits[n], targets[n]
+        if target < 0:
+            row[:] = ZERO
+            continue
+        m = largest(row)
+        at_target = row[target]
+        s = exponentials(row, m, row)
+        loss -= log_probability(at_target, m, s)
+        factor = scale * (ONE / s)
+        for v in range(row.size):
+            row[v] *= factor
+        row[target] -= scale
+    return loss
+
+
+@jit
+def target_log_probabilities(logits: Array, targets: Ints, out: Array) -> None:
+    """Write log p(target) of every row, in nats, and 0 where there is no target.
+
+    Args:
+        logits: (N, V); overwritten.
+        targets: (N,); below 0 for rows without a target.
+        out: (N,), written.
+    """
+    for n in range(logits.shape[0]):
+        row, target = logits[n], targets[n]
+        if target < 0:
+            out[n] = ZERO
+            continue
+        m = largest(row)
+        at_target = row[target]
+        out[n] = log_probability(at_target, m, exponentials(row, m, row))

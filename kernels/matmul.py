@@ -1,0 +1,152 @@
+"""Packed matrix products: C (+)= A B and C += A^T B, by tiles of treadle.kernels.tile.
+
+Weights are constant over the T steps of a window, so they are packed once an optimizer step
+and every step streams the panels. N columns take `panel_count(N)` panels; columns past N are
+zero in the panels and are never stored.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels.compile import jit
+from treadle.kernels.tile import PANEL, ROWS, make_tile
+
+Array = npt.NDArray[np.float32]
+
+ROW_BLOCK = 256
+"""Rows of A^T B summed before moving to the next panel: one packed block fits the L1 cache."""
+
+_WIDE = 4
+_tile, _tile_add = make_tile(ROWS, 1, add=False), make_tile(ROWS, 1, add=True)
+_tile4, _tile4_add = make_tile(4, 1, add=False), make_tile(4, 1, add=True)
+_tile1, _tile1_add = make_tile(1, 1, add=False), make_tile(1, 1, add=True)
+# One row alone has too few accumulators to hide the latency of a multiply-add: four panels.
+_wide1, _wide1_add = make_tile(1, _WIDE, add=False), make_tile(1, _WIDE, add=True)
+
+
+def panel_count(columns: int) -> int:
+    """Return how many panels hold a matrix of so many columns."""
+    return -(-columns // PANEL)
+
+
+@jit
+def pack(matrix: Array, panels: Array) -> None:
+    """Pack a (K, N) matrix into panels (ceil(N / PANEL), K, PANEL), zero past column N."""
+    K, N = matrix.shape
+    for j in range(panels.shape[0]):
+        first = j * PANEL
+        width = min(PANEL, N - first)
+        for k in range(K):
+            panels[j, k, :width] = matrix[k, first : first + width]
+            panels[j, k, width:] = 0
+
+
+@jit
+def pack_transposed(matrix: Array, panels: Array) -> None:
+    """Pack the transpose of an (N, K) matrix, like `pack`."""
+    N, K = matrix.shape
+    for j in range(panels.shape[0]):
+        first = j * PANEL
+        width = min(PANEL, N - first)
+        for k in range(K):
+            for x in range(width):
+                panels[j, k, x] = matrix[first + x, k]
+            panels[j, k, width:] = 0
+
+
+@jit
+def _strip(
+    A: Array, start: int, row: int, step: int, P: Array, base: int, K: int,
+    C: Array, out: int, width: int, M: int, add: bool,
+) -> None:  # fmt: skip
+    """One panel's columns of C for all M rows: C[out + i * width ...] (+)= A P[base ...]."""
+    i = 0
+    while i + ROWS <= M:
+        if add:
+            _tile_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        else:
+            _tile(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        i += ROWS
+    while i + 4 <= M:
+        if add:
+            _tile4_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        else:
+            _tile4(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        i += 4
+    while i < M:
+        if add:
+            _tile1_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        else:
+            _tile1(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        i += 1
+
+
+@jit
+def _edge_strip(
+    A: Array, start: int, row: int, step: int, P: Array, base: int, K: int,
+    C: Array, first: int, add: bool,
+) -> None:  # fmt: skip
+    """The last panel, partly past C's columns: computed aside, its real columns copied."""
+    M, N = C.shape
+    aside = np.empty((M, PANEL), np.float32)
+    width = N - first
+    if add:
+        aside[:, width:] = 0
+        for i in range(M):
+            aside[i, :width] = C[i, first:]
+    _strip(A, start, row, step, P, base, K, aside, 0, PANEL, M, add)
+    for i in range(M):
+        C[i, first:] = aside[i, :width]
+
+
+@jit
+def matmul(A: Array, panels: Array, C: Array, add: bool) -> None:
+    """C (+)= A B.
+
+    Args:
+        A: (M, K).
+        panels: B (K, N), packed.
+        C: (M, N), written.
+        add: go on from what C holds rather than from 0.
+    """
+    (M, K), N = A.shape, C.shape[1]
+    whole = N // PANEL
+    j = 0
+    if M == 1:
+        while j + _WIDE <= whole:
+            if add:
+                _wide1_add(A, 0, K, 1, panels, j * K * PANEL, K * PANEL, K, C, j * PANEL, N)
+            else:
+                _wide1(A, 0, K, 1, panels, j * K * PANEL, K * PANEL, K, C, j * PANEL, N)
+            j += _WIDE
+    while j < whole:
+        _strip(A, 0, K, 1, panels, j * K * PANEL, K, C, j * PANEL, N, M, add)
+        j += 1
+    if whole < panels.shape[0]:
+        _edge_strip(A, 0, K, 1, panels, whole * K * PANEL, K, C, whole * PANEL, add)
+
+
+@jit
+def add_matmul_transposed(A: Array, B: Array, C: Array) -> None:
+    """C += A^T B, the sum over rows in ascending order.
+
+    Args:
+        A: (K, M).
+        B: (K, N).
+        C: (M, N), added to.
+    """
+    (K, M), N = A.shape, B.shape[1]
+    block = np.empty((1, ROW_BLOCK, PANEL), np.float32)
+    for k in range(0, K, ROW_BLOCK):
+        rows = min(ROW_BLOCK, K - k)
+        for first in range(0, N, PANEL):
+            width = min(PANEL, N - first)
+            for x in range(rows):
+                block[0, x, :width] = B[k + x, first : first + width]
+                block[0, x, width:] = 0
+            if width == PANEL:
+                _strip(A, k * M, 1, M, block, 0, rows, C, first, N, M, True)
+            else:
+                _edge_strip(A, k * M, 1, M, block, 0, rows, C, first, True)

@@ -1,0 +1,341 @@
+"""A whole network over one shard of a batch, in one call without the interpreter lock.
+
+Tokens enter through a table, the fold of embedding and input weights (`fold_input`): row v is
+b + E[v] Wx, what layer 0 gets for token v. Looking it up is the same function, and its
+gradient the same gradient, as an embedding followed by a product, at V / (T B) of the cost.
+Upper layers take the states below through a product over all steps at once. Logits exist for
+at most LOGIT_ROWS rows at a time.
+
+All layers share one hidden size H, so what belongs to a layer is stacked along a first axis, and
+one compiled signature serves any number of layers. G is H, 3H or 4H by the cell.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels.activations import ZERO
+from treadle.kernels.compile import jit
+from treadle.kernels.gru import gru_backward, gru_forward
+from treadle.kernels.loss import cross_entropy, target_log_probabilities
+from treadle.kernels.lstm import lstm_backward, lstm_forward
+from treadle.kernels.matmul import add_matmul_transposed, matmul
+from treadle.kernels.optimizers import add_into
+from treadle.kernels.rnn import rnn_backward, rnn_forward
+
+Array = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
+
+RNN, GRU, LSTM = 0, 1, 2
+"""The `cell` argument of every function here."""
+
+LOGIT_ROWS = 256
+"""Rows of logits held at once."""
+
+
+class Weights(NamedTuple):
+    """What a forward or backward pass reads, packed. Shared by all shards of a step."""
+
+    table: Array
+    """(V, G), the folded input; (0, G) where rows are made on demand from the next three."""
+    embedding: Array
+    """(V, E), or (0, 0) beside a table."""
+    Wx0: Array
+    """Input weights of layer 0, (E, G), packed."""
+    b: Array
+    """(L, G)."""
+    bh: Array
+    """(L, H), the GRU's hidden bias of n; zeros elsewhere."""
+    Wx: Array
+    """(L-1, ...): input weights (H, G) of layers 1 and up, packed."""
+    Wh: Array
+    """(L, ...): recurrent weights (H, G), packed."""
+    WxT: Array
+    """Wx transposed, packed; empty where nothing goes backward."""
+    WhT: Array
+    """Wh transposed, packed; empty where nothing goes backward."""
+    Wy: Array
+    """Output weights (H, V), packed."""
+    WyT: Array
+    """Wy transposed, packed; empty where nothing goes backward."""
+    by: Array
+    """(V,)."""
+
+
+class Workspace(NamedTuple):
+    """What one shard writes on its way; allocated once a run. Cells leave what they lack empty."""
+
+    gates: Array
+    """(L, T, B, G)."""
+    hidden: Array
+    """(L, T, B, 3H), the GRU's hidden products; (L, 0, B, 3H) elsewhere."""
+    hs: Array
+    """(L, T+1, B, H)."""
+    cs: Array
+    """(L, T+1, B, H), the LSTM's cell states; (L, 0, B, H) elsewhere."""
+    dhs: Array
+    """(T, B, H), or (0, B, H) where nothing goes backward."""
+    logits: Array
+    """(LOGIT_ROWS, V), or fewer rows."""
+
+
+class State(NamedTuple):
+    """The hidden state carried from window to window."""
+
+    h: Array
+    """(L, B, H)."""
+    c: Array
+    """(L, B, H), the LSTM's cell state; zeros elsewhere."""
+
+
+class Gradients(NamedTuple):
+    """The gradients of one shard; Wx of layer 0 and the embedding follow from the table's."""
+
+    table: Array
+    """(V, G)."""
+    b: Array
+    """(L, G); row 0 stays 0, it follows from the table's."""
+    bh: Array
+    """(L, H)."""
+    Wx: Array
+    """(L-1, H, G)."""
+    Wh: Array
+    """(L, H, G)."""
+    Wy: Array
+    """(H, V)."""
+    by: Array
+    """(V,)."""
+
+
+@jit
+def fold_input(embedding: Array, Wx0: Array, b: Array, table: Array) -> None:
+    """Write the input table: table[v] = b + embedding[v] Wx0.
+
+    Args:
+        embedding: (V, E).
+        Wx0: (E, G), packed.
+        b: (G,).
+        table: (V, G), written.
+    """
+    for v in range(table.shape[0]):
+        table[v] = b
+    matmul(embedding, Wx0, table, True)
+
+
+@jit
+def add_rows(rows: Array, total: Array) -> None:
+    """total (N,) += the rows (M, N), in ascending order."""
+    for m in range(rows.shape[0]):
+        add_into(rows[m], total)
+
+
+@jit
+def _embed(weights: Weights, tokens: Ints, gates: Array, steps: int) -> None:
+    """Layer 0's share of the input, for tokens (T, B), to gates (T, B, G)."""
+    B, G = gates.shape[1], gates.shape[2]
+    if weights.table.shape[0]:
+        for t in range(steps):
+            for row in range(B):
+                gates[t, row] = weights.table[tokens[t, row]]
+        return
+    xs = np.empty((steps * B, weights.embedding.shape[1]), np.float32)
+    for t in range(steps):
+        for row in range(B):
+            xs[t * B + row] = weights.embedding[tokens[t, row]]
+            gates[t, row] = weights.b[0]
+    matmul(xs, weights.Wx0, gates[:steps].reshape((steps * B, G)), True)
+
+
+@jit
+def _from_below(weights: Weights, work: Workspace, layer: int, steps: int) -> None:
+    """Layer's share of the input from the states of the layer below."""
+    B, G, H = work.gates.shape[2], work.gates.shape[3], work.hs.shape[3]
+    gates = work.gates[layer, :steps].reshape((steps * B, G))
+    for row in range(steps * B):
+        gates[row] = weights.b[layer]
+    below = work.hs[layer - 1, 1 : steps + 1].reshape((steps * B, H))
+    matmul(below, weights.Wx[layer - 1], gates, True)
+
+
+@jit
+def load_state(state: State, fresh: Bools, work: Workspace) -> None:
+    """Set the initial states of a window: the state's rows, or zeros in fresh (B,) rows."""
+    for layer in range(state.h.shape[0]):
+        for row in range(state.h.shape[1]):
+            if fresh[row]:
+                work.hs[layer, 0, row] = ZERO
+            else:
+                work.hs[layer, 0, row] = state.h[layer, row]
+            if work.cs.shape[1]:
+                if fresh[row]:
+                    work.cs[layer, 0, row] = ZERO
+                else:
+                    work.cs[layer, 0, row] = state.c[layer, row]
+
+
+@jit
+def store_state(work: Workspace, steps: int, state: State) -> None:
+    """Keep the states after `steps` steps."""
+    for layer in range(state.h.shape[0]):
+        state.h[layer] = work.hs[layer, steps]
+        if work.cs.shape[1]:
+            state.c[layer] = work.cs[layer, steps]
+
+
+@jit
+def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: int) -> None:
+    """Run all layers over the first `steps` rows of tokens (T, B), from the states in row 0."""
+    for layer in range(work.gates.shape[0]):
+        gates, hs = work.gates[layer], work.hs[layer]
+        if layer == 0:
+            _embed(weights, tokens, gates, steps)
+        else:
+            _from_below(weights, work, layer, steps)
+        if cell == LSTM:
+            lstm_forward(gates, hs, work.cs[layer], weights.Wh[layer], steps)
+        elif cell == GRU:
+            hidden = work.hidden[layer]
+            gru_forward(gates, hidden, hs, weights.Wh[layer], weights.bh[layer], steps)
+        else:
+            rnn_forward(gates, hs, weights.Wh[layer], steps)
+
+
+@jit
+def output_logits(weights: Weights, states: Array, logits: Array) -> None:
+    """logits (N, V) = by + states (N, H) Wy."""
+    for n in range(logits.shape[0]):
+        logits[n] = weights.by
+    matmul(states, weights.Wy, logits, True)
+
+
+@jit
+def _loss_and_output_gradients(
+    weights: Weights, work: Workspace, gradients: Gradients, targets: Ints, scale: np.float32
+) -> float:
+    """The loss over all steps of targets (T, B); fills dhs and the output layer's gradients."""
+    (steps, B), H = targets.shape, work.hs.shape[3]
+    N = steps * B
+    states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, H))
+    dhs = work.dhs[:steps].reshape((N, H))
+    flat_targets = targets.reshape(N)
+    loss = 0.0
+    for first in range(0, N, work.logits.shape[0]):
+        last = min(N, first + work.logits.shape[0])
+        logits = work.logits[: last - first]
+        output_logits(weights, states[first:last], logits)
+        loss += cross_entropy(logits, flat_targets[first:last], scale)
+        matmul(logits, weights.WyT, dhs[first:last], False)
+        add_matmul_transposed(states[first:last], logits, gradients.Wy)
+        add_rows(logits, gradients.by)
+    return loss
+
+
+@jit
+def _backward_layer(
+    cell: int, weights: Weights, work: Workspace, gradients: Gradients, layer: int, steps: int
+) -> None:
+    """One layer's recurrence backward, and the gradients of its recurrent weights."""
+    B, G, H = work.gates.shape[2], work.gates.shape[3], work.hs.shape[3]
+    N = steps * B
+    gates, hs, WhT = work.gates[layer], work.hs[layer], weights.WhT[layer]
+    dh = np.zeros((B, H), np.float32)
+    before = hs[:steps].reshape((N, H))
+    if cell == GRU:
+        hidden = work.hidden[layer]
+        gru_backward(gates, hidden, hs, WhT, work.dhs, dh, steps)
+        d_hidden = hidden[:steps].reshape((N, G))
+        add_matmul_transposed(before, d_hidden, gradients.Wh[layer])
+        for n in range(N):
+            add_into(d_hidden[n, 2 * H :], gradients.bh[layer])
+        return
+    if cell == LSTM:
+        dc = np.zeros((B, H), np.float32)
+        lstm_backward(gates, work.cs[layer], WhT, work.dhs, dh, dc, steps)
+    else:
+        rnn_backward(gates, hs, WhT, work.dhs, dh, steps)
+    add_matmul_transposed(before, gates[:steps].reshape((N, G)), gradients.Wh[layer])
+
+
+@jit
+def _backward(
+    cell: int, weights: Weights, work: Workspace, gradients: Gradients, tokens: Ints, steps: int
+) -> None:
+    """All layers backward, from the gradient of the topmost states in dhs."""
+    B, G, H = work.gates.shape[2], work.gates.shape[3], work.hs.shape[3]
+    N = steps * B
+    for layer in range(work.gates.shape[0] - 1, -1, -1):
+        _backward_layer(cell, weights, work, gradients, layer, steps)
+        da = work.gates[layer, :steps].reshape((N, G))
+        if layer:
+            add_rows(da, gradients.b[layer])
+            below = work.hs[layer - 1, 1 : steps + 1].reshape((N, H))
+            add_matmul_transposed(below, da, gradients.Wx[layer - 1])
+            matmul(da, weights.WxT[layer - 1], work.dhs[:steps].reshape((N, H)), False)
+    for t in range(steps):
+        for row in range(B):
+            add_into(work.gates[0, t, row], gradients.table[tokens[t, row]])
+
+
+@jit
+def train_shard(
+    cell: int, weights: Weights, work: Workspace, gradients: Gradients, state: State,
+    tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32,
+) -> float:  # fmt: skip
+    """Forward pass, loss and backpropagation through time for one shard and window.
+
+    Args:
+        cell: RNN, GRU or LSTM.
+        weights: packed, with the transposes.
+        work: of at least as many steps as `tokens` has, and exactly as many rows.
+        gradients: added to.
+        state: in: the state before the window; out: after it.
+        tokens: (T, B), below V.
+        targets: (T, B); below 0 where nothing is to be learned.
+        fresh: (B,), rows that begin from zeros instead of `state`.
+        scale: 1 / the counted targets of the whole batch.
+
+    Returns:
+        The sum of -log p(target), in nats.
+    """
+    steps = tokens.shape[0]
+    load_state(state, fresh, work)
+    forward(cell, weights, work, tokens, steps)
+    store_state(work, steps, state)
+    loss = _loss_and_output_gradients(weights, work, gradients, targets, scale)
+    _backward(cell, weights, work, gradients, tokens, steps)
+    return loss
+
+
+@jit
+def score_shard(
+    cell: int, weights: Weights, work: Workspace, state: State,
+    tokens: Ints, targets: Ints, fresh: Bools, out: Array,
+) -> None:  # fmt: skip
+    """Forward pass only: write log p of every target.
+
+    Args:
+        cell: RNN, GRU or LSTM.
+        weights: packed.
+        work: as for `train_shard`; dhs is not used.
+        state: in: the state before the window; out: after it.
+        tokens: (T, B), below V.
+        targets: (T, B); below 0 where nothing is to be scored.
+        fresh: (B,), rows that begin from zeros instead of `state`.
+        out: (T, B), written: log-probabilities in nats, 0 where there is no target.
+    """
+    steps, B = tokens.shape
+    N, H = steps * B, work.hs.shape[3]
+    load_state(state, fresh, work)
+    forward(cell, weights, work, tokens, steps)
+    store_state(work, steps, state)
+    states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, H))
+    flat_targets, flat_out = targets.reshape(N), out.reshape(N)
+    for first in range(0, N, work.logits.shape[0]):
+        last = min(N, first + work.logits.shape[0])
+        logits = work.logits[: last - first]
+        output_logits(weights, states[first:last], logits)
+        target_log_probabilities(logits, flat_targets[first:last], flat_out[first:last])

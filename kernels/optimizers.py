@@ -1,0 +1,129 @@
+"""Clipping and update rules over flat parameter and gradient buffers.
+
+SGD; Adagrad (Duchi, Hazan and Singer 2011); Adam (Kingma and Ba 2015) with decoupled weight
+decay (AdamW, Loshchilov and Hutter 2019), each in PyTorch's form. Every element is on its own,
+so any split over threads gives the same bits; only the norm is a sum, and it has a fixed shape.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels.activations import ONE
+from treadle.kernels.compile import jit
+from treadle.kernels.intrinsics import fma
+
+Array = npt.NDArray[np.float32]
+
+LANES = 16
+BLOCK = 65_536
+"""Elements whose squares are summed as one; part of the norm's bits."""
+
+ADAGRAD_EPSILON = np.float32(1e-10)
+ADAM_EPSILON = np.float32(1e-8)
+
+
+@jit
+def add_into(source: Array, target: Array) -> None:
+    """target += source, both (N,)."""
+    for n in range(target.size):
+        target[n] += source[n]
+
+
+@jit
+def clip_by_value(gradient: Array, limit: np.float32) -> None:
+    """Clip every element of `gradient` (N,) to [-limit, limit]."""
+    for n in range(gradient.size):
+        g = gradient[n]
+        g = limit if g > limit else g
+        gradient[n] = -limit if g < -limit else g
+
+
+@jit
+def _sum_of_squares(gradient: Array, sums: npt.NDArray[np.float64]) -> float:
+    sums[:] = 0.0
+    whole = gradient.size // LANES * LANES
+    for first in range(0, whole, LANES):
+        part = gradient[first : first + LANES]
+        for lane in range(LANES):
+            value = np.float64(part[lane])
+            sums[lane] += value * value
+    for n in range(whole, gradient.size):
+        value = np.float64(gradient[n])
+        sums[n - whole] += value * value
+    result = 0.0
+    for lane in range(LANES):
+        result += sums[lane]
+    return result
+
+
+@jit
+def global_norm(gradient: Array) -> float:
+    """Return the Euclidean norm of `gradient` (N,), summed in float64 block by block."""
+    sums = np.zeros(LANES, np.float64)
+    result = 0.0
+    for first in range(0, gradient.size, BLOCK):
+        result += _sum_of_squares(gradient[first : first + BLOCK], sums)
+    return float(np.sqrt(result))
+
+
+@jit
+def scale(gradient: Array, factor: np.float32) -> None:
+    """Multiply every element of `gradient` (N,)."""
+    for n in range(gradient.size):
+        gradient[n] *= factor
+
+
+@jit
+def sgd(
+    weights: Array, gradient: Array, rate: np.float32, decay: np.float32
+) -> None:  # fmt: skip
+    """One step of gradient descent: w <- w (1 - rate decay) - rate g."""
+    keep = ONE - rate * decay
+    for n in range(weights.size):
+        weights[n] = fma(-rate, gradient[n], weights[n] * keep)
+
+
+@jit
+def adagrad(
+    weights: Array, gradient: Array, squares: Array, rate: np.float32, decay: np.float32
+) -> None:
+    """One step of Adagrad: s <- s + g^2; w <- w (1 - rate decay) - rate g / (sqrt(s) + 1e-10)."""
+    keep = ONE - rate * decay
+    for n in range(weights.size):
+        g = gradient[n]
+        s = fma(g, g, squares[n])
+        squares[n] = s
+        weights[n] = weights[n] * keep - rate * g / (np.sqrt(s) + ADAGRAD_EPSILON)
+
+
+@jit
+def adam(
+    weights: Array, gradient: Array, means: Array, squares: Array,
+    rate: np.float32, decay: np.float32, beta1: np.float32, beta2: np.float32,
+    correction1: np.float32, correction2: np.float32,
+) -> None:  # fmt: skip
+    """One step of Adam with decoupled weight decay.
+
+    Args:
+        weights: (N,), updated.
+        gradient: (N,).
+        means: (N,), the running mean of gradients, updated.
+        squares: (N,), the running mean of squared gradients, updated.
+        rate: the learning rate.
+        decay: the weight decay; 0 for plain Adam.
+        beta1: decay of `means`.
+        beta2: decay of `squares`.
+        correction1: 1 / (1 - beta1^t) at step t, from 1.
+        correction2: 1 / sqrt(1 - beta2^t).
+    """
+    keep, step = ONE - rate * decay, rate * correction1
+    rest1, rest2 = ONE - beta1, ONE - beta2
+    for n in range(weights.size):
+        g = gradient[n]
+        m = fma(beta1, means[n], rest1 * g)
+        s = fma(beta2, squares[n], rest2 * g * g)
+        means[n] = m
+        squares[n] = s
+        weights[n] = weights[n] * keep - step * m / fma(np.sqrt(s), correction2, ADAM_EPSILON)

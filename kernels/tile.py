@@ -1,0 +1,188 @@
+"""The matrix tile: the innermost loop of every product, emitted as LLVM vectors.
+
+`C[i, j] (+)= sum_k A[i, k] B[k, j]` for a few rows i and one or more panels of PANEL columns j.
+Each element is one chain of fused multiply-adds over ascending k that starts from 0, or from C
+where the tile adds to it. Which rows and panels share a tile changes their speed, not a bit.
+
+B lies packed in panels, (panel, k, PANEL), so that the loop reads it in one stream; A is
+read through two strides, which serves A and its transpose alike. The technique is that of
+Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), and of BLIS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from treadle.kernels.compile import PYTHON_MODE, TARGET
+
+LANES = TARGET.lanes
+VECTORS = 2
+PANEL = LANES * VECTORS
+"""Columns of one packed panel."""
+ROWS = TARGET.rows
+"""Rows of the largest tile."""
+
+_FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+
+
+class _Emitter:
+    """Writes one tile's loop with an IR builder."""
+
+    def __init__(self, builder: Any, rows: int, panels: int) -> None:
+        self.builder = builder
+        self.rows = range(rows)
+        self.columns = range(panels * VECTORS)
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        name = f"llvm.fma.v{LANES}f32"
+        self.fma = cgutils.get_or_insert_function(builder.module, kind, name)
+
+    def load(self, pointer: Any) -> Any:
+        value = self.builder.load(self.builder.bitcast(pointer, _VECTOR.as_pointer()))
+        value.align = 4  # arrays are aligned to their elements only
+        return value
+
+    def store(self, value: Any, pointer: Any) -> None:
+        self.builder.store(value, self.builder.bitcast(pointer, _VECTOR.as_pointer())).align = 4
+
+    def broadcast(self, scalar: Any) -> Any:
+        blank = ir.Constant(_VECTOR, ir.Undefined)
+        first = self.builder.insert_element(blank, scalar, _INT32(0))
+        zeros = ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
+        return self.builder.shuffle_vector(first, blank, zeros)
+
+    def at(self, base: Any, *terms: Any) -> Any:
+        offset = _INT64(0)
+        for term in terms:
+            offset = self.builder.add(offset, term)
+        return self.builder.gep(base, [offset])
+
+    def loop(self, starts: Any, a_rows: Any, a_step: Any, panels: Any, steps: Any) -> Any:
+        """Emit the loop over k and return the accumulators, [row][column]."""
+        builder = self.builder
+        entry = builder.block
+        body, done = builder.append_basic_block("tile_k"), builder.append_basic_block("tile_end")
+        builder.branch(body)
+        builder.position_at_end(body)
+        k = builder.phi(_INT64)
+        k.add_incoming(_INT64(0), entry)
+        sums = [[builder.phi(_VECTOR) for _ in self.columns] for _ in self.rows]
+        in_panel, in_row = builder.mul(k, _INT64(PANEL)), builder.mul(k, a_step)
+        b = [
+            self.load(self.at(panels[j // VECTORS], in_panel, _INT64(j % VECTORS * LANES)))
+            for j in self.columns
+        ]
+        results = []
+        for i in self.rows:
+            a = self.broadcast(builder.load(builder.gep(a_rows[i], [in_row])))
+            results.append([builder.call(self.fma, [a, b[j], sums[i][j]]) for j in self.columns])
+        for i in self.rows:
+            for j in self.columns:
+                sums[i][j].add_incoming(starts[i][j], entry)
+                sums[i][j].add_incoming(results[i][j], body)
+        following = builder.add(k, _INT64(1))
+        k.add_incoming(following, body)
+        builder.cbranch(builder.icmp_signed("<", following, steps), body, done)
+        builder.position_at_end(done)
+        return results
+
+
+def _compiled_tile(rows: int, panels: int, add: bool) -> Any:
+    def tile(
+        typing_context: Any,
+        a: Any,
+        a_offset: Any,
+        a_row: Any,
+        a_step: Any,
+        b: Any,
+        b_offset: Any,
+        b_panel: Any,
+        steps: Any,
+        c: Any,
+        c_offset: Any,
+        c_row: Any,
+    ) -> Any:
+        n = types.intp
+        signature = types.void(a, n, n, n, b, n, n, n, c, n, n)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            def data(index: int) -> Any:
+                kind = signature.args[index]
+                return context.make_array(kind)(context, builder, arguments[index]).data
+
+            _, a_offset, a_row, a_step, _, b_offset, b_panel, steps, _, c_offset, c_row = arguments
+            emit = _Emitter(builder, rows, panels)
+            a_rows = [emit.at(data(0), a_offset, builder.mul(a_row, _INT64(i))) for i in emit.rows]
+            b_panels = [
+                emit.at(data(4), b_offset, builder.mul(b_panel, _INT64(p))) for p in range(panels)
+            ]
+            c_base = emit.at(data(8), c_offset)
+
+            def c_at(i: int, j: int) -> Any:
+                return emit.at(c_base, builder.mul(c_row, _INT64(i)), _INT64(j * LANES))
+
+            zero = ir.Constant(_VECTOR, [0.0] * LANES)
+            starts = [
+                [emit.load(c_at(i, j)) if add else zero for j in emit.columns] for i in emit.rows
+            ]
+            results = emit.loop(starts, a_rows, a_step, b_panels, steps)
+            for i in emit.rows:
+                for j in emit.columns:
+                    emit.store(results[i][j], c_at(i, j))
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return intrinsic(tile)
+
+
+def _python_tile(rows: int, panels: int, add: bool) -> Any:
+    def tile(
+        a: Any,
+        a_offset: int,
+        a_row: int,
+        a_step: int,
+        b: Any,
+        b_offset: int,
+        b_panel: int,
+        steps: int,
+        c: Any,
+        c_offset: int,
+        c_row: int,
+    ) -> None:
+        a_flat, b_flat, c_flat = a.reshape(-1), b.reshape(-1), c.reshape(-1)
+        for i in range(rows):
+            left = a_flat[a_offset + i * a_row :][: (steps - 1) * a_step + 1 : a_step]
+            for p in range(panels):
+                start = c_offset + i * c_row + p * PANEL
+                out = c_flat[start : start + PANEL]
+                block = b_flat[b_offset + p * b_panel :][: steps * PANEL].reshape(steps, PANEL)
+                total = out.astype(np.float64) if add else np.zeros(PANEL)
+                for k in range(steps):  # float64 products are exact: a fused multiply-add
+                    total = np.float32(np.float64(left[k]) * block[k] + total).astype(np.float64)
+                out[:] = total
+
+    return tile
+
+
+def make_tile(rows: int, panels: int, add: bool) -> Any:
+    """Make a tile of `rows` rows and `panels` panels.
+
+    Args:
+        rows: rows of A and C, 1 to ROWS.
+        panels: panels of B side by side. rows * panels * 2 accumulators must fit the registers.
+        add: start from C rather than from 0.
+
+    Returns:
+        A function for compiled code: tile(a, a_offset, a_row, a_step, b, b_offset, b_panel,
+        steps, c, c_offset, c_row). All offsets and strides count float32 elements from an
+        array's beginning; element (i, k) of A is a[a_offset + i * a_row + k * a_step]; panel p of B
+        begins at b_offset + p * b_panel; `steps`, the length of the chain, must be above 0.
+    """
+    return _python_tile(rows, panels, add) if PYTHON_MODE else _compiled_tile(rows, panels, add)
