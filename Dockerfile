@@ -1,0 +1,75 @@
+# Treadle's server, its kernels compiled while the image is built.
+#
+#   docker build -t treadle .
+#   docker run -p 50051:50051 -v treadle:/data treadle
+#
+# Both stages keep the environment at one path, because compiled kernels are found by the
+# path and the modification time of their source.
+
+FROM docker.io/library/python:3.11-slim-bookworm AS build
+
+ENV PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/treadle
+WORKDIR /src
+
+# The dependencies first: they stay in the build cache while only Treadle changes.
+COPY pyproject.toml ./
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+        print(*project['dependencies'], *project['optional-dependencies']['server'], sep='\n')" \
+        > requirements.txt \
+    && /opt/treadle/bin/pip install -r requirements.txt
+
+COPY README.md LICENSE ./
+COPY kernels kernels
+COPY model model
+COPY server server
+COPY client client
+COPY proto proto
+RUN /opt/treadle/bin/pip install --no-deps . \
+    # What no server runs: the packages' own tests, headers, stubs, and pip itself.
+    && /opt/treadle/bin/pip uninstall -y pip setuptools \
+    && cd /opt/treadle/lib/python3.11/site-packages \
+    && find numpy numba llvmlite google -type d -name tests -prune -exec rm -rf {} + \
+    && rm -rf numba/cuda numpy/_core/include numpy/f2py \
+    && find . -name '*.pyi' -delete \
+    # One time for all sources, in whole seconds: what an image's layers can keep.
+    && find /opt/treadle -exec touch --no-dereference -d 2000-01-01T00:00:00Z {} + \
+    # Byte code that is not checked against the sources: nobody may write it at run time.
+    && /opt/treadle/bin/python -m compileall -q --invalidation-mode unchecked-hash .
+
+
+FROM docker.io/library/python:3.11-slim-bookworm
+
+LABEL org.opencontainers.image.title="treadle" \
+      org.opencontainers.image.description="Train, serve and score small recurrent sequence models on any CPU, over gRPC" \
+      org.opencontainers.image.licenses="MIT"
+
+# Group 0 owns what the server writes, so that any other uid may run it (`--user 12345`
+# and OpenShift keep group 0).
+RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /data --shell /usr/sbin/nologin treadle \
+    && install -d -o 10001 -g 0 -m 0775 /data /var/cache/treadle
+COPY --from=build /opt/treadle /opt/treadle
+
+ENV PATH=/opt/treadle/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    NUMBA_CACHE_DIR=/var/cache/treadle \
+    TREADLE_CPU_TARGET=portable \
+    TREADLE_ADDRESS=0.0.0.0:50051 \
+    TREADLE_DATA_DIR=/data
+
+USER 10001:0
+# On x86-64 kernels for both levels that a start may choose, whatever this machine has.
+RUN if [ "$(uname -m)" = x86_64 ]; then \
+        NUMBA_CPU_NAME=x86-64-v3 NUMBA_CPU_FEATURES= treadle-server --warm \
+        && NUMBA_CPU_NAME=x86-64-v4 NUMBA_CPU_FEATURES=-prefer-256-bit treadle-server --warm; \
+    else \
+        treadle-server --warm; \
+    fi \
+    && chmod -R g=u /var/cache/treadle
+
+VOLUME /data
+EXPOSE 50051
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["treadle-server", "--check-health"]
+ENTRYPOINT ["treadle-server"]
