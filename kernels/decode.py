@@ -22,11 +22,10 @@ import numpy.typing as npt
 from treadle.kernels.activations import ZERO
 from treadle.kernels.compile import jit
 from treadle.kernels.loss import exponentials, largest, log_probability, total
-from treadle.kernels.network import State, Weights, Workspace, forward, output_logits, store_state
+from treadle.kernels.network import forward, output_logits, store_state
 from treadle.kernels.random import uniform
+from treadle.kernels.structures import Array, Ints, State, Weights, Workspace
 
-Array = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.uint64]
 
 DRAW_STREAM = np.uint64(1)
@@ -146,7 +145,7 @@ def decode(
     """Draw a chunk of tokens for M sessions.
 
     Args:
-        cell: network.RNN, GRU or LSTM.
+        cell: RNN, GRU or LSTM.
         weights: packed.
         work: for T = 1 step and M rows.
         state: in: each session's state before `sessions.token` was read; out: the same after

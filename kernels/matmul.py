@@ -150,3 +150,12 @@ def add_matmul_transposed(A: Array, B: Array, C: Array) -> None:
                 _strip(A, k * M, 1, M, block, 0, rows, C, first, N, M, True)
             else:
                 _edge_strip(A, k * M, 1, M, block, 0, rows, C, first, True)
+
+
+@jit
+def add_rows(rows: Array, total: Array) -> None:
+    """total (N,) += the rows (M, N), in ascending order."""
+    for m in range(rows.shape[0]):
+        row = rows[m]
+        for n in range(total.size):
+            total[n] += row[n]

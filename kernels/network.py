@@ -1,136 +1,33 @@
 """A whole network over one shard of a batch, in one call without the interpreter lock.
 
-Tokens enter through a table, the fold of embedding and input weights (`fold_input`): row v is
-b + E[v] Wx, what layer 0 gets for token v. Looking it up is the same function, and its
-gradient the same gradient, as an embedding followed by a product, at V / (T B) of the cost.
-Upper layers take the states below through a product over all steps at once. Logits exist for
-at most LOGIT_ROWS rows at a time.
-
-All layers share one hidden size H, so what belongs to a layer is stacked along a first axis, and
-one compiled signature serves any number of layers. G is H, 3H or 4H by the cell.
+Tokens enter through a table, the fold of embedding and input weights (see packing). Upper
+layers take the states below through a product over all steps at once. Logits exist for at most
+LOGIT_ROWS rows at a time.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-import numpy.typing as npt
 
 from treadle.kernels.activations import ZERO
 from treadle.kernels.compile import jit
 from treadle.kernels.gru import gru_backward, gru_forward
 from treadle.kernels.loss import cross_entropy, target_log_probabilities
 from treadle.kernels.lstm import lstm_backward, lstm_forward
-from treadle.kernels.matmul import add_matmul_transposed, matmul
+from treadle.kernels.matmul import add_matmul_transposed, add_rows, matmul
 from treadle.kernels.optimizers import add_into
 from treadle.kernels.rnn import rnn_backward, rnn_forward
-
-Array = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
-Bools = npt.NDArray[np.bool_]
-
-RNN, GRU, LSTM = 0, 1, 2
-"""The `cell` argument of every function here."""
-
-LOGIT_ROWS = 256
-"""Rows of logits held at once."""
-
-
-class Weights(NamedTuple):
-    """What a forward or backward pass reads, packed. Shared by all shards of a step."""
-
-    table: Array
-    """(V, G), the folded input; (0, G) where rows are made on demand from the next three."""
-    embedding: Array
-    """(V, E), or (0, 0) beside a table."""
-    Wx0: Array
-    """Input weights of layer 0, (E, G), packed."""
-    b: Array
-    """(L, G)."""
-    bh: Array
-    """(L, H), the GRU's hidden bias of n; zeros elsewhere."""
-    Wx: Array
-    """(L-1, ...): input weights (H, G) of layers 1 and up, packed."""
-    Wh: Array
-    """(L, ...): recurrent weights (H, G), packed."""
-    WxT: Array
-    """Wx transposed, packed; empty where nothing goes backward."""
-    WhT: Array
-    """Wh transposed, packed; empty where nothing goes backward."""
-    Wy: Array
-    """Output weights (H, V), packed."""
-    WyT: Array
-    """Wy transposed, packed; empty where nothing goes backward."""
-    by: Array
-    """(V,)."""
-
-
-class Workspace(NamedTuple):
-    """What one shard writes on its way; allocated once a run. Cells leave what they lack empty."""
-
-    gates: Array
-    """(L, T, B, G)."""
-    hidden: Array
-    """(L, T, B, 3H), the GRU's hidden products; (L, 0, B, 3H) elsewhere."""
-    hs: Array
-    """(L, T+1, B, H)."""
-    cs: Array
-    """(L, T+1, B, H), the LSTM's cell states; (L, 0, B, H) elsewhere."""
-    dhs: Array
-    """(T, B, H), or (0, B, H) where nothing goes backward."""
-    logits: Array
-    """(LOGIT_ROWS, V), or fewer rows."""
-
-
-class State(NamedTuple):
-    """The hidden state carried from window to window."""
-
-    h: Array
-    """(L, B, H)."""
-    c: Array
-    """(L, B, H), the LSTM's cell state; zeros elsewhere."""
-
-
-class Gradients(NamedTuple):
-    """The gradients of one shard; Wx of layer 0 and the embedding follow from the table's."""
-
-    table: Array
-    """(V, G)."""
-    b: Array
-    """(L, G); row 0 stays 0, it follows from the table's."""
-    bh: Array
-    """(L, H)."""
-    Wx: Array
-    """(L-1, H, G)."""
-    Wh: Array
-    """(L, H, G)."""
-    Wy: Array
-    """(H, V)."""
-    by: Array
-    """(V,)."""
-
-
-@jit
-def fold_input(embedding: Array, Wx0: Array, b: Array, table: Array) -> None:
-    """Write the input table: table[v] = b + embedding[v] Wx0.
-
-    Args:
-        embedding: (V, E).
-        Wx0: (E, G), packed.
-        b: (G,).
-        table: (V, G), written.
-    """
-    for v in range(table.shape[0]):
-        table[v] = b
-    matmul(embedding, Wx0, table, True)
-
-
-@jit
-def add_rows(rows: Array, total: Array) -> None:
-    """total (N,) += the rows (M, N), in ascending order."""
-    for m in range(rows.shape[0]):
-        add_into(rows[m], total)
+from treadle.kernels.structures import (
+    GRU,
+    LSTM,
+    Array,
+    Bools,
+    Gradients,
+    Ints,
+    State,
+    Weights,
+    Workspace,
+)
 
 
 @jit

@@ -1,0 +1,109 @@
+"""Around a step: parameters packed for the passes before it, gradients unfolded after it.
+
+The input is folded through the vocabulary: row u of the table is b + E[v] Wx0 for v = used[u],
+what layer 0 gets for token v. Looking it up is the same function, and its gradient the same
+gradient, as an embedding followed by a product, at len(used) / (T B) of the cost. Backward,
+with dX the table's gradient: dE[v] = dX[u] Wx0^T, dWx0 = E[used]^T dX, db = the sum of dX's rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from treadle.kernels.activations import ZERO
+from treadle.kernels.compile import jit
+from treadle.kernels.matmul import (
+    PANEL,
+    add_matmul_transposed,
+    add_rows,
+    matmul,
+    pack,
+    pack_transposed,
+)
+from treadle.kernels.structures import Array, Gradients, Ints, Parameters, Weights
+
+
+@jit
+def _take_rows(matrix: Array, rows: Ints) -> Array:
+    """Return the rows of a matrix that `rows` (U,) names, in its order."""
+    taken = np.empty((rows.size, matrix.shape[1]), np.float32)
+    for u in range(rows.size):
+        taken[u] = matrix[rows[u]]
+    return taken
+
+
+@jit
+def _fold_input(parameters: Parameters, weights: Weights, used: Ints) -> None:
+    """Fill the first len(used) rows of the table."""
+    b = parameters.b[0]
+    if parameters.embedding.shape[0] == 0:
+        for u in range(used.size):
+            for j in range(b.size):
+                weights.table[u, j] = b[j] + parameters.Wx0[used[u], j]
+        return
+    for u in range(used.size):
+        weights.table[u] = b
+    matmul(_take_rows(parameters.embedding, used), weights.Wx0, weights.table[: used.size], True)
+
+
+@jit
+def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
+    """Pack all parameters for the passes of one step.
+
+    Args:
+        parameters: as learned.
+        weights: written. Parts with no room (no transposes, no table) are left out.
+        used: (U,), the tokens that the table's first U rows stand for; ascending.
+    """
+    weights.b[:] = parameters.b
+    weights.bh[:] = parameters.bh
+    weights.by[:] = parameters.by
+    if weights.embedding.shape[0]:
+        weights.embedding[:] = parameters.embedding
+    if parameters.embedding.shape[0]:
+        pack(parameters.Wx0, weights.Wx0)
+    if weights.table.shape[0]:
+        _fold_input(parameters, weights, used)
+    pack(parameters.Wy, weights.Wy)
+    for layer in range(parameters.Wh.shape[0]):
+        pack(parameters.Wh[layer], weights.Wh[layer])
+        if layer:
+            pack(parameters.Wx[layer - 1], weights.Wx[layer - 1])
+    if weights.WhT.shape[0] == 0:
+        return
+    pack_transposed(parameters.Wy, weights.WyT)
+    for layer in range(parameters.Wh.shape[0]):
+        pack_transposed(parameters.Wh[layer], weights.WhT[layer])
+        if layer:
+            pack_transposed(parameters.Wx[layer - 1], weights.WxT[layer - 1])
+
+
+@jit
+def unfold_gradients(
+    parameters: Parameters, gradients: Gradients, used: Ints, out: Parameters
+) -> None:
+    """Turn the table's gradient into those of embedding, input weights and first bias.
+
+    Args:
+        parameters: as at the step's beginning.
+        gradients: of the whole batch.
+        used: as given to `pack_weights`.
+        out: embedding, Wx0 and row 0 of b are written; the rest is left as it is.
+    """
+    U, G = used.size, parameters.b.shape[1]
+    d_table = gradients.table[:U]
+    out.Wx0[:] = ZERO
+    add_rows(d_table, out.b[0])
+    if parameters.embedding.shape[0] == 0:
+        for u in range(U):
+            out.Wx0[used[u]] = d_table[u]
+        return
+    E = parameters.embedding.shape[1]
+    add_matmul_transposed(_take_rows(parameters.embedding, used), d_table, out.Wx0)
+    Wx0T = np.empty(((E + PANEL - 1) // PANEL, G, PANEL), np.float32)
+    pack_transposed(parameters.Wx0, Wx0T)
+    d_rows = np.empty((U, E), np.float32)
+    matmul(d_table, Wx0T, d_rows, False)
+    out.embedding[:] = ZERO
+    for u in range(U):
+        out.embedding[used[u]] = d_rows[u]
