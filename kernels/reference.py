@@ -808,7 +808,7 @@ def sample(
     # The maximum is taken off before the division, so that no temperature leads to inf - inf.
     with np.errstate(over="ignore", under="ignore"):
         weights: Array = np.exp((logits - logits.max()) / temperature)
-    kept = np.argsort(-logits, kind="stable")[: top_k or None]  # likeliest first
+    kept = np.argsort(-weights, kind="stable")[: top_k or None]  # likeliest first
     if top_p < 1:
         reached = np.cumsum(weights[kept])
         kept = kept[: 1 + int(np.argmax(reached >= top_p * reached[-1]))]
