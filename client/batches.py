@@ -1,0 +1,32 @@
+"""Splits many texts into requests that stay well below any message limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+MAX_TEXTS = 1000
+"""Texts in one request."""
+
+MAX_CHARACTERS = 256 * 1024
+"""Code points in one request of several texts; one longer text goes alone."""
+
+
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Gathers texts into batches, in order, reading no further than the batch at hand.
+
+    Args:
+        texts: Any number of texts.
+
+    Yields:
+        Lists that are never empty.
+    """
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and (len(batch) == MAX_TEXTS or characters + len(text) > MAX_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch

@@ -1,0 +1,100 @@
+"""The `treadle` command.
+
+Exit codes: 0 done; 1 the server refused or failed; 2 wrong usage or unusable input; 3 the
+server cannot be reached; 130 interrupted by Ctrl-C. Where nobody reads the output any more,
+141, as any other program in a pipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from treadle.client.commands import generate, models, score, server, train
+from treadle.client.commands.common import Parser, Version, add_connection
+from treadle.client.console import Console, printable
+from treadle.client.errors import TreadleError
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+EPILOG = """\
+Exit codes: 0 done, 1 the server refused or failed, 2 wrong usage or unusable input,
+3 the server cannot be reached, 130 interrupted.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of the whole command line; it loads no gRPC."""
+    parser = Parser(
+        prog="treadle",
+        description="Train small recurrent sequence models, generate from them and score text.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=Version, help="print the version and exit")
+    add_connection(parser)
+    commands = parser.add_subparsers(title="commands", dest="command", required=True)
+    for command in (train, generate, score, models, server):
+        command.add_parsers(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: The words after the program's name; None takes the process'.
+
+    Returns:
+        The exit code.
+    """
+    # gRPC's own log would stand between the lines; what matters of it comes as an error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    console = Console.standard()
+    try:
+        code = _run(arguments, console)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds nothing to stop
+        return _fail("interrupted", INTERRUPTED)
+    except TreadleError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        return _fail(str(error), 1)
+    except Exception as error:
+        if os.environ.get("TREADLE_DEBUG"):
+            raise
+        return _fail(
+            f"this is a bug: {type(error).__name__}: {error} (TREADLE_DEBUG=1 shows where)", 1
+        )
+    return code
+
+
+def _run(arguments: Sequence[str] | None, console: Console) -> int:
+    """Parses the command line and runs its command."""
+    try:
+        parsed = make_parser().parse_args(arguments)
+    except SystemExit as end:  # --help, --version and wrong usage
+        return end.code if isinstance(end.code, int) else 2
+    parsed.run(parsed, console)
+    return 0
+
+
+def _fail(sentence: str, code: int) -> int:
+    """Says on standard error what went wrong."""
+    with contextlib.suppress(OSError):  # nobody may be listening there either
+        print(f"treadle: {printable(sentence)}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""What the commands share: options, durations, input and the connection."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from treadle.client.errors import InputError
+
+if TYPE_CHECKING:
+    from treadle.client.client import Client
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What `add_subparsers` returns."""
+
+UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+"""Seconds in each unit of a duration."""
+
+UNKNOWN_POLICIES = ("error", "skip", "unknown")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes no abbreviations and complains in one sentence."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with 2, as argparse does, but without the usage's many lines."""
+        self.exit(2, f"treadle: {message} (see `{self.prog} --help`)\n")
+
+
+class Version(argparse.Action):
+    """Prints the version; it is looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Prints it and exits."""
+        from importlib.metadata import version
+
+        print(f"treadle {version('treadle')}")
+        parser.exit()
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that stand before or after the command's name.
+
+    They have no default: a command's parser would lay it over what stood before its name.
+    """
+    group = parser.add_argument_group("connection")
+    group.add_argument(
+        "--server",
+        metavar="ADDRESS",
+        default=argparse.SUPPRESS,
+        help="the server's HOST:PORT (default: $TREADLE_SERVER, or 127.0.0.1:50051)",
+    )
+    group.add_argument(
+        "--timeout",
+        metavar="TIME",
+        type=duration,
+        default=argparse.SUPPRESS,
+        help="give up a call that takes longer, such as 10s or 2m (default: wait)",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds --json."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print JSON, an object a line",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the name of a model and its version."""
+    parser.add_argument("model", metavar="MODEL", help="the model's name")
+    add_version(parser, "the model's version (default: the newest)")
+
+
+def add_version(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds a model's version."""
+    parser.add_argument("--version", metavar="N", type=int, default=0, help=text)
+
+
+def add_unknown(parser: argparse._ActionsContainer, text: str) -> None:
+    """Adds the policy for unknown symbols."""
+    parser.add_argument(
+        "--unknown",
+        dest="unknown_policy",
+        choices=UNKNOWN_POLICIES,
+        default=argparse.SUPPRESS,
+        help=text,
+    )
+
+
+def duration(text: str) -> float:
+    """Reads a duration: "180s", "3m", "1.5h", "250ms", or plain seconds.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 90s, 3m or 1h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def chosen(args: argparse.Namespace, options: type) -> dict[str, Any]:
+    """Picks what was given of a TypedDict's options."""
+    return {name: vars(args)[name] for name in options.__annotations__ if name in vars(args)}
+
+
+def connect(args: argparse.Namespace) -> Client:
+    """Makes the client for the server that the command line or the environment names."""
+    from treadle.client.client import DEFAULT_ADDRESS, Client
+
+    address = getattr(args, "server", None) or os.environ.get("TREADLE_SERVER")
+    return Client(address or DEFAULT_ADDRESS, timeout_s=getattr(args, "timeout", None))
+
+
+def open_input(path: str) -> Any:
+    """Opens a file, or standard input for "-", for reading bytes.
+
+    Both are unbuffered: a thread may be waiting in a read when the program ends, and must not
+    hold the lock of a buffer then.
+
+    Raises:
+        InputError: The file cannot be opened.
+    """
+    from treadle.client.corpus import open_file
+
+    if path == "-":
+        if sys.stdin is None:
+            raise InputError("cannot read standard input: it is closed")
+        if sys.stdin.isatty():
+            print("treadle: reading from the terminal; Ctrl-D ends it", file=sys.stderr)
+        return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
+    return open_file(path)
+
+
+def read_text(path: str) -> str:
+    """Reads a whole file, or standard input for "-", as UTF-8.
+
+    Raises:
+        InputError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        with open_input(path) as file:
+            return bytes(file.readall()).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{named(path)} is not UTF-8: see byte {error.start}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {named(path)}: {error.strerror}") from error
+
+
+def named(path: str) -> str:
+    """Names an input in a sentence."""
+    return "standard input" if path == "-" else path

@@ -1,0 +1,192 @@
+"""`treadle score`: how likely a model finds texts."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Iterator
+from itertools import tee
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from treadle.client.commands.common import (
+    Commands,
+    add_connection,
+    add_json,
+    add_model,
+    add_unknown,
+    chosen,
+    connect,
+    named,
+    open_input,
+    read_text,
+)
+from treadle.client.console import Console, one_line, table
+from treadle.client.errors import InputError
+
+if TYPE_CHECKING:
+    from treadle.v1.sequence_pb2 import TextScore
+
+ROW = "{:>6}  {:>7}  {:>11}  {:>7}  {:>10}  {:>9}  {}"
+"""Fixed columns: the rows are printed as the scores come."""
+HEAD = ROW.format("text", "tokens", "nats", "mean", "perplexity", "bits/char", "")
+
+
+class Text(NamedTuple):
+    """A text to score, and what to call it."""
+
+    text: str
+    label: dict[str, Any]
+    """What JSON says of it: its line, its file."""
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `treadle score`."""
+    parser = commands.add_parser(
+        "score",
+        help="score text with a model",
+        description="Print how likely a model finds texts: the sum of log-probabilities in "
+        "nats, nats a token, perplexity and bits a character.",
+    )
+    add_model(parser)
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the text; - reads standard input")
+    parser.add_argument(
+        "--text",
+        metavar="TEXT",
+        nargs="+",
+        action="extend",
+        help="texts to score, in place of FILE",
+    )
+    parser.add_argument(
+        "--per-line", action="store_true", help="score each line of FILE on its own"
+    )
+    parser.add_argument(
+        "--context",
+        metavar="TEXT",
+        default=argparse.SUPPRESS,
+        help="text that each follows; read but not scored",
+    )
+    parser.add_argument(
+        "--tokens",
+        dest="log_probabilities",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="tell each token's log-probability",
+    )
+    add_unknown(parser, "what to do with unknown symbols (the model's)")
+    add_json(parser)
+    add_connection(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Scores, printing each text's score as it comes."""
+    from treadle.client.options import ScoreOptions
+
+    # tee keeps what is sent until its score is there, and no longer.
+    labels, texts = tee(_find_texts(args))
+    with connect(args) as client:
+        scores = client.score(
+            args.model, (each.text for each in texts), **chosen(args, ScoreOptions)
+        )
+        pairs = zip(labels, scores, strict=True)
+        if getattr(args, "json", False):
+            _print_json(pairs, console)
+        else:
+            _print_table(pairs, console)
+
+
+def _find_texts(args: argparse.Namespace) -> Iterator[Text]:
+    """Finds what to score.
+
+    Raises:
+        InputError: There is nothing to score, or more than one kind of it.
+    """
+    if (args.file is None) == (args.text is None):
+        raise InputError("give either a FILE (- for standard input) or --text")
+    if args.text is not None:
+        return (Text(text, {"text": text}) for text in args.text)
+    if args.per_line:
+        return _lines(args.file)
+    return iter([Text(read_text(args.file), {"file": args.file})])
+
+
+def _lines(path: str) -> Iterator[Text]:
+    """Reads the lines of a file one by one, without their ends; empty ones are left out."""
+    import io
+
+    with io.BufferedReader(open_input(path)) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.rstrip(b"\r\n").decode()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{named(path)} is not UTF-8: see line {number}") from error
+            if text:
+                yield Text(text, {"line": number, "text": text})
+
+
+def _print_json(pairs: Iterable[tuple[Text, TextScore]], console: Console) -> None:
+    """Prints an object for each text."""
+    from treadle.client.json_lines import as_json, to_line
+
+    for text, score in pairs:
+        console.line(to_line({**text.label, **as_json(score)}))
+
+
+def _print_table(pairs: Iterable[tuple[Text, TextScore]], console: Console) -> None:
+    """Prints a row for each text and, below several, one for all of them."""
+    from treadle.v1.sequence_pb2 import TextScore
+
+    total = TextScore()
+    count = 0
+    console.line(HEAD.rstrip())
+    for count, (text, score) in enumerate(pairs, 1):
+        console.line(_row(str(text.label.get("line", count)), score, text.text, console))
+        for line in _token_lines(score):
+            console.line(line)
+        total.total_log_probability += score.total_log_probability
+        total.token_count += score.token_count
+        total.character_count += score.character_count
+    if count > 1:
+        console.line(_row("all", _with_means(total), "", console))
+
+
+def _row(name: str, score: TextScore, text: str, console: Console) -> str:
+    """Lays out the score of one text; a dash stands for what has no value."""
+    set_fields = {field.name: value for field, value in score.ListFields()}
+    means = [
+        format(set_fields[field], form) if field in set_fields else "-"
+        for field, form in (
+            ("mean_nats", ".3f"),
+            ("perplexity", ".5g"),
+            ("bits_per_character", ".3f"),
+        )
+    ]
+    row = ROW.format(name, score.token_count, f"{score.total_log_probability:.3f}", *means, "")
+    room = max(0, console.width - 1 - len(row)) if console.is_terminal else None
+    return (row + one_line(text, room)).rstrip()
+
+
+def _token_lines(score: TextScore) -> list[str]:
+    """Lays out the tokens of one text, indented."""
+    if not score.tokens:
+        return []
+    rows = [
+        (
+            one_line(token.text) or f"({token.id})",
+            f"{token.log_probability:.3f}" if token.HasField("log_probability") else "-",
+            f"{math.exp(token.log_probability):.1%}" if token.HasField("log_probability") else "-",
+        )
+        for token in score.tokens
+    ]
+    return ["        " + line for line in table(("token", "nats", "probability"), rows)]
+
+
+def _with_means(total: TextScore) -> TextScore:
+    """Fills in the means of a sum of scores, as the server does for one text."""
+    if total.token_count:
+        total.mean_nats = -total.total_log_probability / total.token_count
+        total.perplexity = math.exp(min(total.mean_nats, 700.0))
+    if total.character_count:
+        bits = -total.total_log_probability / math.log(2)
+        total.bits_per_character = bits / total.character_count
+    return total

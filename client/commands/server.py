@@ -1,0 +1,65 @@
+"""`treadle info` and `treadle health`: about the server itself."""
+
+from __future__ import annotations
+
+import argparse
+
+from treadle.client.commands.common import Commands, add_connection, add_json, connect, duration
+from treadle.client.commands.models import print_facts, size_text
+from treadle.client.console import Console
+from treadle.client.errors import ServerError
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `treadle info` and `treadle health`."""
+    info = commands.add_parser("info", help="describe the server: version, limits and load")
+    add_json(info)
+    add_connection(info)
+    info.set_defaults(run=run_info)
+    health = commands.add_parser(
+        "health",
+        help="ask whether the server serves",
+        description="Ask the standard health service; exit with 0 if the server serves, with 1 "
+        "if it does not, with 3 if it cannot be reached.",
+    )
+    health.add_argument(
+        "--wait", metavar="TIME", type=duration, help="wait so long for it to serve, such as 30s"
+    )
+    add_connection(health)
+    health.set_defaults(run=run_health)
+
+
+def run_info(args: argparse.Namespace, console: Console) -> None:
+    """Describes the server."""
+    from treadle.client.json_lines import to_line
+    from treadle.client.progress import duration_text
+
+    with connect(args) as client:
+        info = client.server_info()
+    if getattr(args, "json", False):
+        console.line(to_line(info))
+        return
+    training = f"{info.training_running} of {info.training_slots} running"
+    queue = f"{info.training_queued} of {info.training_queue_limit} waiting"
+    facts = [
+        ("version", info.version),
+        ("up", duration_text(info.uptime_s)),
+        ("compiled for", info.cpu_target),
+        ("threads", str(info.threads)),
+        ("training", f"{training}, {queue}"),
+        ("inference", f"{info.inference_running} of {info.inference_limit}"),
+        ("new tokens", f"up to {info.max_new_tokens_limit:,}"),
+        ("corpus", f"up to {size_text(info.max_corpus_bytes)}"),
+        ("message", f"up to {size_text(info.max_message_bytes)}"),
+    ]
+    print_facts(facts, console)
+
+
+def run_health(args: argparse.Namespace, console: Console) -> None:
+    """Tells whether the server serves."""
+    with connect(args) as client:
+        if args.wait is not None:
+            client.wait_ready(args.wait)
+        elif not client.health():
+            raise ServerError(f"the server at {client.address} is up but not serving")
+    console.line("serving")

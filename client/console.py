@@ -1,0 +1,114 @@
+"""The terminal, or whatever stands in its place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+FALLBACK_WIDTH = 80
+
+
+class Console:
+    """Where a command writes.
+
+    Args:
+        out: Standard output.
+        environment: The environment variables; TERM, NO_COLOR and COLUMNS count.
+    """
+
+    def __init__(self, out: TextIO, environment: dict[str, str]) -> None:
+        self.out = out
+        self.is_terminal = out.isatty()
+        """Whether a person watches."""
+        self.moves = self.is_terminal and environment.get("TERM", "dumb") != "dumb"
+        """Whether a line can be drawn over."""
+        self.color = self.moves and not environment.get("NO_COLOR")
+        """Whether color is wanted."""
+        self.unicode = (out.encoding or "").lower().replace("-", "") == "utf8"
+        """Whether more than ASCII can be shown."""
+
+    @classmethod
+    def standard(cls) -> Console:
+        """Makes the console of this process.
+
+        Elsewhere than on a terminal, text leaves as UTF-8, whatever the locale says.
+        """
+        if hasattr(sys.stdout, "reconfigure"):
+            encoding = None if sys.stdout.isatty() else "utf-8"
+            sys.stdout.reconfigure(encoding=encoding, errors="replace")
+        return cls(sys.stdout, dict(os.environ))
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal, as they are now."""
+        return shutil.get_terminal_size((FALLBACK_WIDTH, 24)).columns
+
+    def line(self, text: str = "") -> None:
+        """Writes a line."""
+        self.out.write(text + "\n")
+        self.out.flush()
+
+    def text(self, text: str) -> None:
+        """Writes text as it is; on a terminal without what could command the terminal."""
+        self.out.write(printable(text) if self.is_terminal else text)
+        self.out.flush()
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+        """Writes a table.
+
+        Args:
+            head: The columns' names.
+            rows: The cells.
+            left: This many columns, and the last, are aligned left; the others right.
+        """
+        for line in table(head, rows, left=left):
+            self.line(line)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+    """Lays out a table; see `Console.table`."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    last = len(head) - 1
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            cell.ljust(width) if i < left or i == last else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def printable(text: str) -> str:
+    """Replaces control characters, line breaks and tabs excepted."""
+    return "".join("\ufffd" if _controls(character) else character for character in text)
+
+
+def one_line(text: str, width: int | None = None) -> str:
+    """Shows a text on one line.
+
+    Args:
+        text: Any text; line breaks and control characters are shown as escapes.
+        width: Cut it to this many characters; None shows it all.
+
+    Returns:
+        The text, ending in "..." where it was cut.
+    """
+    shown = "".join(
+        character.encode("unicode_escape").decode()
+        if _controls(character) or character in "\n\t\r"
+        else character
+        for character in text
+    )
+    if width is not None and len(shown) > width:
+        shown = shown[: max(0, width - 3)] + "..."
+    return shown
+
+
+def _controls(character: str) -> bool:
+    """Tells whether a character may command a terminal (C0, DEL and C1, bare CR included)."""
+    code = ord(character)
+    return (code < 32 and character not in "\n\t") or 127 <= code < 160

@@ -1,0 +1,103 @@
+"""Cuts any kind of corpus into the chunks of an upload, without reading it whole."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from treadle.client.errors import InputError
+
+CHUNK_BYTES = 256 * 1024
+"""Bytes in one message of an upload; the contract allows four times as many."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """An open file, of text or of bytes."""
+
+    def read(self, size: int, /) -> str | bytes | None:
+        """Returns up to `size` characters or bytes; nothing at the end."""
+
+
+Corpus = str | bytes | bytearray | memoryview | os.PathLike[str] | Readable | Iterable[bytes | str]
+"""What can be trained on. A `str` is the text itself; the name of a file is a `Path`."""
+
+
+@dataclass(frozen=True)
+class CorpusSource:
+    """A corpus that is ready to be read once."""
+
+    chunks: Iterator[bytes]
+    """Its bytes, at most CHUNK_BYTES at a time."""
+    close: Callable[[], None]
+    """Closes the file, where this module opened one."""
+
+
+def open_corpus(corpus: Corpus) -> CorpusSource:
+    """Opens a corpus for one upload.
+
+    Args:
+        corpus: Text, bytes, the path of a file, an open file (read from where it stands, and
+            left open), or an iterable of pieces; text is sent as UTF-8.
+
+    Returns:
+        Its chunks, not read yet.
+
+    Raises:
+        InputError: The file cannot be opened, or the corpus is of another type.
+    """
+    match corpus:
+        case str() | bytes() | bytearray() | memoryview():
+            return CorpusSource(_cut(corpus), _nothing)
+        case os.PathLike():
+            file = open_file(corpus)
+            return CorpusSource(_read(file), file.close)
+    if isinstance(corpus, Readable):
+        return CorpusSource(_read(corpus), _nothing)
+    if isinstance(corpus, Iterable):
+        return CorpusSource((chunk for piece in corpus for chunk in _cut(piece)), _nothing)
+    raise InputError(f"a corpus is text, bytes, a path or a file, not {type(corpus).__name__}")
+
+
+def open_file(path: str | os.PathLike[str]) -> io.FileIO:
+    """Opens a file for reading, unbuffered.
+
+    Raises:
+        InputError: It cannot be opened, with the reason.
+    """
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 (the upload closes it)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot read {os.fspath(path)}: {reason}") from error
+    return file
+
+
+def _read(file: Readable) -> Iterator[bytes]:
+    """Reads an open file, of text or of bytes, to its end."""
+    while piece := _read_piece(file):
+        yield from _cut(piece)
+
+
+def _read_piece(file: Readable) -> str | bytes | None:
+    try:
+        return file.read(CHUNK_BYTES)
+    except OSError as error:
+        raise InputError(f"cannot read the corpus: {error.strerror or error}") from error
+
+
+def _cut(piece: str | bytes | bytearray | memoryview) -> Iterator[bytes]:
+    """Cuts a piece into chunks."""
+    try:
+        data = memoryview(piece.encode() if isinstance(piece, str) else piece).cast("B")
+    except UnicodeEncodeError as error:
+        raise InputError("the corpus is not text: it holds lone surrogates") from error
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield bytes(data[start : start + CHUNK_BYTES])
+
+
+def _nothing() -> None:
+    """Closes nothing."""

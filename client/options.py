@@ -1,0 +1,184 @@
+"""Turns keyword arguments into the messages of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast
+
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.message import Message
+
+from treadle.client.errors import InputError
+from treadle.v1.sequence_pb2 import TrainSpec
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
+
+UnknownPolicy: TypeAlias = Literal["error", "skip", "unknown"] | int
+"""A word, or the number of a `treadle.v1.UnknownPolicy`."""
+
+
+class TrainOptions(TypedDict, total=False):
+    """Everything of a TrainSpec but the model's name, in one flat list.
+
+    The names are those of `sequence.proto`, where each is described with its default; only
+    `tokenizer` stands for TokenizerSpec's `kind`. Enums are given as words, such as "lstm".
+    """
+
+    tokenizer: Literal["characters", "bytes", "words"] | int
+    max_vocabulary_size: int
+    unknown_policy: UnknownPolicy
+    layout: Literal["text", "lines"] | int
+    validation_fraction: float
+    batch_size: int
+    window: int
+    cell: Literal["rnn", "gru", "lstm"] | int
+    hidden_size: int
+    layers: int
+    embedding_size: int
+    optimizer: Literal["sgd", "adagrad", "adam"] | int
+    learning_rate: float
+    schedule: Literal["constant", "cosine"] | int
+    warmup_steps: int
+    beta1: float
+    beta2: float
+    weight_decay: float
+    clip_norm: float
+    clip_value: float
+    max_steps: int
+    max_epochs: float
+    max_time_s: float
+    progress_interval_s: float
+    validation_interval_steps: int
+    sample_tokens: int
+    seed: int
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The fields of a GenerateRequest but the model's name and the prompt."""
+
+    version: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    max_new_tokens: int
+    stop_sequences: Sequence[str]
+    log_probabilities: bool
+    unknown_policy: UnknownPolicy
+
+
+class ScoreOptions(TypedDict, total=False):
+    """The fields of a ScoreRequest but the model's name and the texts."""
+
+    version: int
+    context: str
+    log_probabilities: bool
+    unknown_policy: UnknownPolicy
+
+
+def make_spec(model: str, spec: TrainSpec | None, options: TrainOptions) -> TrainSpec:
+    """Lays options over a spec.
+
+    Args:
+        model: The model's name; empty keeps the spec's.
+        spec: Where to begin; it is not changed. None begins with the server's defaults.
+        options: What to set on top.
+
+    Returns:
+        A new spec.
+
+    Raises:
+        InputError: An option is unknown, or its value is of the wrong type or out of range.
+    """
+    made = TrainSpec()
+    if spec is not None:
+        made.CopyFrom(spec)
+    if model:
+        set_field(made, "model", model)
+    for name, value in options.items():
+        group, field = option_home(name)
+        set_field(getattr(made, group) if group else made, field, value)
+    return made
+
+
+def option_home(option: str) -> tuple[str, str]:
+    """Finds where an option stands in a TrainSpec.
+
+    Returns:
+        The name of the part ("" for the spec itself) and the name of the field in it.
+
+    Raises:
+        InputError: There is no such option.
+    """
+    if option == "tokenizer":
+        return "tokenizer", "kind"
+    if option in TrainOptions.__annotations__:
+        for part in TrainSpec.DESCRIPTOR.fields:
+            if part.message_type and option in part.message_type.fields_by_name:
+                return part.name, option
+        return "", option
+    raise InputError(f"there is no training option {option!r}")
+
+
+def make_request(kind: type[AnyMessage], **values: Any) -> AnyMessage:
+    """Makes a request from the values of its fields.
+
+    Raises:
+        InputError: A field is unknown, or its value is of the wrong type or out of range.
+    """
+    request = kind()
+    for name, value in values.items():
+        set_field(request, name, value)
+    return request
+
+
+def set_field(message: Message, name: str, value: Any) -> None:
+    """Sets one scalar, enum or repeated field.
+
+    Raises:
+        InputError: There is no such field, or the value is of the wrong type or out of range.
+    """
+    field = cast(Any, message.DESCRIPTOR.fields_by_name.get(name))
+    if field is None:
+        raise InputError(f"{message.DESCRIPTOR.name} has no field {name!r}")
+    if field.enum_type is not None and isinstance(value, str):
+        value = enum_number(field.enum_type, value, name)
+    try:
+        if field.is_repeated:
+            getattr(message, name).extend([value] if isinstance(value, str) else value)
+        else:
+            setattr(message, name, value)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is not text: it holds bytes that are not UTF-8") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} cannot be {value!r}") from error
+
+
+def enum_words(enum: EnumDescriptor) -> Sequence[str]:
+    """Lists an enum's values as lower-case words, without the unset one: "rnn", "gru", ..."""
+    return [word_of(enum, value.number) for value in enum.values if value.number]
+
+
+def enum_number(enum: EnumDescriptor, word: str, name: str) -> int:
+    """Finds the number of an enum's word.
+
+    Raises:
+        InputError: The enum has no such word; the message lists those that it has.
+    """
+    for value in enum.values:
+        if value.number and word_of(enum, value.number) == word.lower():
+            return int(value.number)
+    raise InputError(f"{name} cannot be {word!r}: it is one of {', '.join(enum_words(enum))}")
+
+
+def word_of(enum: EnumDescriptor, number: int) -> str:
+    """Names an enum's value by its word: CELL_LSTM is "lstm"; an unknown number is itself."""
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    value = enum.values_by_number.get(number)
+    return str(number) if value is None else value.name.removeprefix(prefix).lower()
+
+
+def field_word(message: Message, name: str) -> str:
+    """Names the value of one of a message's enum fields by its word."""
+    enum = cast(Any, message.DESCRIPTOR.fields_by_name[name].enum_type)
+    return word_of(enum, getattr(message, name))

@@ -1,0 +1,153 @@
+"""Ways to show a training run: drawn over on a terminal, line by line, or as JSON."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from treadle.client.console import Console, printable
+from treadle.client.json_lines import to_line
+from treadle.client.progress import (
+    Style,
+    completed_line,
+    plain_line,
+    progress_line,
+    started_lines,
+)
+from treadle.v1.sequence_pb2 import TrainingProgress, TrainingStarted, TrainResponse
+
+CLEAR_LINE = "\r\x1b[K"
+
+PLAIN_INTERVAL_S = 10.0
+"""Seconds of training between two plain lines, validations aside."""
+
+
+class Report:
+    """Shows the events of one run, in a `with` block that tidies up behind them."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def show(self, event: TrainResponse) -> None:
+        """Shows one event."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Leaves the terminal as the next program expects it."""
+
+
+class JsonReport(Report):
+    """One JSON object a line, for programs."""
+
+    def __init__(self, console: Console, *, only_completed: bool = False) -> None:
+        super().__init__(console)
+        self._only_completed = only_completed
+
+    def show(self, event: TrainResponse) -> None:
+        """Prints the event as it came."""
+        if event.HasField("completed") or not self._only_completed:
+            self.console.line(to_line(event))
+
+
+class QuietReport(Report):
+    """Only the finished model."""
+
+    def show(self, event: TrainResponse) -> None:
+        """Prints the last event."""
+        if event.HasField("completed"):
+            self.console.line(completed_line(event.completed))
+
+
+class PlainReport(Report):
+    """Lines that stay, for terminals that cannot draw over a line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._total_steps = 0
+        self._shown_s = 0.0
+
+    def show(self, event: TrainResponse) -> None:
+        """Prints what is worth a line."""
+        match event.WhichOneof("event"):
+            case "started":
+                self.show_started(event.started)
+            case "progress":
+                self.show_progress(event.progress)
+            case "completed":
+                self.print(completed_line(event.completed))
+
+    def show_started(self, started: TrainingStarted) -> None:
+        """Prints what the server made of the corpus."""
+        self._total_steps = started.total_steps
+        for line in started_lines(started):
+            self.print(line)
+
+    def show_progress(self, progress: TrainingProgress) -> None:
+        """Prints validations, and a sign of life now and then."""
+        due = progress.elapsed_s - self._shown_s >= PLAIN_INTERVAL_S
+        if due or progress.HasField("valid_loss") or progress.HasField("sample"):
+            self._shown_s = progress.elapsed_s
+            self.print(plain_line(progress, self._total_steps))
+        if progress.sample:
+            for line in printable(progress.sample).split("\n"):
+                self.print("    " + line)
+
+    def print(self, line: str) -> None:
+        """Prints a line that stays."""
+        self.console.line(line)
+
+
+class LiveReport(PlainReport):
+    """A bar that is drawn over; notices, validations and samples scroll by above it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._valid_loss: float | None = None
+        self._drawn = False
+
+    def __enter__(self) -> Self:
+        self._draw("waiting for the server to begin ...")
+        return self
+
+    def show_progress(self, progress: TrainingProgress) -> None:
+        """Prints what stays, then draws the bar below it."""
+        if progress.HasField("valid_loss"):
+            self._valid_loss = progress.valid_loss
+        if progress.HasField("valid_loss") or progress.HasField("sample"):
+            super().show_progress(progress)
+        console = self.console
+        style = Style(width=console.width, color=console.color, unicode=console.unicode)
+        self._draw(progress_line(progress, self._total_steps, self._valid_loss, style))
+
+    def print(self, line: str) -> None:
+        """Prints a line in the bar's place; the bar comes back below it."""
+        self._clear()
+        super().print(line)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        self._clear()
+
+    def _draw(self, line: str) -> None:
+        self._write(CLEAR_LINE + line)
+        self._drawn = True
+
+    def _clear(self) -> None:
+        if self._drawn:
+            self._write(CLEAR_LINE)
+            self._drawn = False
+
+    def _write(self, text: str) -> None:
+        self.console.out.write(text)
+        self.console.out.flush()
