@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
+
 from treadle.model.errors import ConfigError
 
 Check = Callable[[object, str], object]

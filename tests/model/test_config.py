@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from treadle.model import config as settings
 from treadle.model.config import (
     Cell,

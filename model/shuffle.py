@@ -1,0 +1,36 @@
+"""Orders drawn by a seed.
+
+An order is a function of (seed, purpose, round) and nothing else: it is the same whatever was
+drawn before, and whatever the version of NumPy, since it sorts the raw output of Philox
+(Salmon et al. 2011), whose stream is fixed, and not what `Generator` makes of it.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Purpose(enum.IntEnum):
+    """What an order is for; orders of different purposes are independent."""
+
+    VALIDATION_ITEMS = 1
+    TRAINING_ITEMS = 2
+    TRAINING_GROUPS = 3
+
+
+def permutation(count: int, seed: int, purpose: Purpose, round_: int = 0) -> NDArray[np.int64]:
+    """Returns 0 to `count` - 1 in an order drawn by the seed, (count,) int64.
+
+    Args:
+        count: How many.
+        seed: 0 to 2**64 - 1.
+        purpose: What the order is for.
+        round_: Which of the orders for this purpose, such as the epoch.
+    """
+    key = np.array([seed, (int(purpose) << 56) | round_], dtype=np.uint64)
+    draws = np.random.Philox(key=key).random_raw(count)
+    # Stable, so that even equal draws have one order.
+    return np.argsort(draws, kind="stable").astype(np.int64, copy=False)

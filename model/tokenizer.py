@@ -1,0 +1,84 @@
+"""Tokenizers: characters, bytes or words.
+
+`build_tokenizer` makes one for a corpus, `tokenizer_from_json` one that was stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind
+from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.tokenizer_base import SURROGATE, Tokenizer, Tokens, TokenStream
+from treadle.model.tokenizer_bytes import ByteTokenizer
+from treadle.model.tokenizer_characters import CharacterTokenizer
+from treadle.model.tokenizer_words import WordTokenizer
+
+__all__ = [
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "TokenStream",
+    "Tokenizer",
+    "Tokens",
+    "WordTokenizer",
+    "build_tokenizer",
+    "tokenizer_from_json",
+]
+
+
+def build_tokenizer(
+    config: TokenizerConfig,
+    texts: Iterable[str] = (),
+    layout: CorpusLayout = CorpusLayout.TEXT,
+) -> Tokenizer:
+    r"""Builds the tokenizer of a corpus.
+
+    Args:
+        config: How text becomes tokens.
+        texts: The corpus, whole or in parts; a part ends where a symbol ends. Bytes need none.
+        layout: How the corpus is cut. LINES adds `begin` and `end`, and knows no "\n".
+
+    Raises:
+        CorpusError: A text holds half of a surrogate pair.
+    """
+    if config.kind is TokenizerKind.BYTES:
+        return ByteTokenizer(config, layout)
+    if config.kind is TokenizerKind.WORDS:
+        return WordTokenizer.build(config, layout, texts)
+    return CharacterTokenizer.build(config, layout, texts)
+
+
+def tokenizer_from_json(data: object) -> Tokenizer:
+    """Builds a tokenizer from what `Tokenizer.to_json` returned.
+
+    Raises:
+        CheckpointError: `data` is not that.
+    """
+    if not isinstance(data, Mapping):
+        raise _damaged("it is no mapping")
+    try:
+        config = TokenizerConfig.from_json(data.get("config"))
+        layout = CorpusLayout(str(data.get("layout")))
+    except (ConfigError, ValueError) as fault:
+        raise _damaged(str(fault)) from fault
+    if config.kind is TokenizerKind.BYTES:
+        return ByteTokenizer(config, layout)
+    if config.kind is TokenizerKind.WORDS:
+        return WordTokenizer(config, layout, _symbols(data.get("words"), list))
+    return CharacterTokenizer(config, layout, "".join(_symbols(data.get("symbols"), str)))
+
+
+def _symbols(given: object, kind: type[str] | type[list[str]]) -> list[str]:
+    """Returns the vocabulary, every symbol of which is a text that no other equals."""
+    if not isinstance(given, kind) or not all(isinstance(symbol, str) for symbol in given):
+        raise _damaged("its vocabulary is missing or of the wrong type")
+    symbols = list(given)
+    if len(set(symbols)) < len(symbols) or "" in symbols:
+        raise _damaged("its vocabulary holds a symbol twice or an empty one")
+    if any(map(SURROGATE.search, symbols)):
+        raise _damaged("its vocabulary holds a lone surrogate")
+    return symbols
+
+
+def _damaged(reason: str) -> CheckpointError:
+    return CheckpointError(f"the stored tokenizer cannot be read: {reason}; take the file anew")
