@@ -59,8 +59,8 @@ format: $(STAMP) ## Format the code and repair what ruff can.
 image: ## Build the container image `treadle`.
 	tests/image/build.sh treadle
 
-image-test: ## Build the image, run it and use it; skips with a reason where podman is missing.
-	tests/image/run.sh
+image-test: $(STAMP) ## Build the image, run it and use it; skips with a reason where podman is missing.
+	@PATH="$(BIN):$$PATH" tests/image/run.sh
 
 clean: ## Remove the environment and everything generated outside version control.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034  # variables are for the script that sources this
 # Sourced by build.sh and run.sh: which engine builds and runs containers here, and how.
 #
 # Sets `engine` (podman, docker or empty), `engine_global` (options before the command),

@@ -1,0 +1,171 @@
+#!/usr/bin/env bash
+# Builds the image, runs it and uses it as its users do. `make image-test` calls this.
+#
+# Skips with a reason where containers cannot be built; fails at the first thing that is
+# not so. Needs `treadle` on the PATH. IMAGE=name tests an image that is there already.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/engine.sh"
+
+checks=0
+containers=()
+volumes=()
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/treadle-image.XXXXXX")
+printf hello >"$scratch/hello.txt"
+printf 'a stitch in time saves nine; %.0s' {1..200} >"$scratch/proverb.txt"
+
+skip() {
+    echo "skipped: $1"
+    exit 0
+}
+
+ok() {
+    checks=$((checks + 1))
+    echo "ok $checks - $1"
+}
+
+fail() {
+    echo "not ok - $1" >&2
+    if [ ${#containers[@]} -gt 0 ]; then run_engine logs --tail 40 "${containers[-1]}" >&2 || true; fi
+    exit 1
+}
+
+tidy_up() {
+    local container volume
+    for container in "${containers[@]}"; do run_engine rm -f "$container" >/dev/null 2>&1 || true; done
+    for volume in "${volumes[@]}"; do run_engine volume rm -f "$volume" >/dev/null 2>&1 || true; done
+    rm -rf "$scratch"
+}
+
+# Starts a container and waits until its health check passes. Arguments: engine options.
+# Sets `container` and `address`.
+start() {
+    container=$(run_engine run -d "${run_options[@]}" -p 127.0.0.1:0:50051 "$@" "$IMAGE")
+    containers+=("$container")
+    address=$(run_engine port "$container" 50051/tcp | head -1)
+    local begun=$SECONDS
+    until run_engine exec "$container" treadle-server --check-health >/dev/null 2>&1; do
+        [ $((SECONDS - begun)) -lt 60 ] || fail "the server is not healthy after 60 s"
+        sleep 0.2
+    done
+    export TREADLE_SERVER=$address
+}
+
+# Asks the container to stop as `docker stop` does and checks how it went.
+stop_cleanly() {
+    local what=$1 code
+    run_engine stop -t 20 "$container" >/dev/null
+    code=$(run_engine inspect -f '{{.State.ExitCode}}' "$container")
+    [ "$code" = 0 ] || fail "$what: exit code $code after SIGTERM"
+    ok "$what: SIGTERM exits 0"
+}
+
+inside() {
+    run_engine exec "$container" sh -c "$1"
+}
+
+# Every compiled kernel with its size and time: the same list means that nothing was compiled.
+kernels() {
+    inside 'find /var/cache/treadle /tmp -name "*.nb?" -exec stat -c "%n %s %Y" {} + | sort'
+}
+
+new_volume() {
+    volume=treadle-test-$$-${#volumes[@]}
+    volumes+=("$volume")
+    run_engine volume create "$volume" >/dev/null
+}
+
+# Trains on "hello" through the published port and has it say the rest of the word.
+say_hello() {
+    treadle train "$scratch/hello.txt" --model hello --json >"$scratch/train.jsonl" \
+        || fail "$1: training failed"
+    local said
+    said=$(treadle generate hello --prompt h --greedy --max-new-tokens 4)
+    [ "$said" = ello ] || fail "$1: hello's model says '$said' after h"
+    ok "$1: trains and generates through the published port"
+}
+
+[ -n "$engine" ] || skip "podman is missing (Debian: apt-get install podman buildah runc debootstrap)"
+command -v treadle >/dev/null || fail "no treadle command on the PATH; run make venv"
+trap tidy_up EXIT
+
+if [ -z "${IMAGE:-}" ]; then
+    IMAGE=localhost/treadle-image-test
+    "$here/build.sh" "$IMAGE" >"$scratch/build.log" 2>&1 || { tail -40 "$scratch/build.log" >&2; fail "build"; }
+    ok "built in $SECONDS s"
+fi
+size=$(run_engine image inspect -f '{{.Size}}' "$IMAGE")
+base=$(run_engine image inspect -f '{{index .Config.Labels "treadle.base"}}' "$IMAGE")
+echo "# engine: $(run_engine --version)"
+echo "# base: ${base:-the official image named in the Dockerfile}"
+echo "# size: $((size / 1000000)) MB"
+
+new_volume
+begun=$(date +%s%N)
+start -v "$volume:/data" -e NUMBA_DEBUG_CACHE=1
+ok "healthy $((($(date +%s%N) - begun) / 1000000)) ms after docker run"
+
+[ "$(inside 'id -u')" = 10001 ] || fail "runs as $(inside id)"
+ok "runs as uid 10001"
+for tool in gcc cc g++ c++ clang ld pip; do
+    if inside "command -v $tool" >/dev/null; then fail "$tool is in the image"; fi
+done
+ok "has no compiler and no pip"
+
+if [ "$engine" = podman ]; then
+    run_engine healthcheck run "$container" >/dev/null || fail "HEALTHCHECK fails"
+    ok "HEALTHCHECK passes"
+fi
+
+kernels >"$scratch/baked"
+[ -s "$scratch/baked" ] || fail "no compiled kernels in the image"
+say_hello "named volume"
+for cell in rnn gru lstm; do
+    treadle train "$scratch/proverb.txt" --model "$cell" --cell "$cell" --seed 7 --max-steps 30 --json \
+        >"$scratch/$cell.jsonl" || fail "training a $cell"
+done
+treadle generate lstm --prompt 'a st' --seed 3 --max-new-tokens 60 >"$scratch/said"
+treadle score lstm 'a stitch in time' >/dev/null || fail "scoring"
+ok "trains rnn, gru and lstm and scores"
+kernels | diff "$scratch/baked" - >&2 || fail "kernels were compiled at run time"
+if run_engine logs "$container" 2>&1 | grep -q 'data saved'; then fail "kernels were compiled at run time"; fi
+ok "compiles nothing: $(wc -l <"$scratch/baked") cache files, none new"
+
+treadle train "$scratch/proverb.txt" --model cut --max-time 600s --json >"$scratch/cut.jsonl" 2>&1 &
+training=$!
+until grep -q progress "$scratch/cut.jsonl" 2>/dev/null; do sleep 0.2; done
+stop_cleanly "while a model trains"
+if wait "$training"; then grep -q completed "$scratch/cut.jsonl" || fail "a cut-off training looks complete"; fi
+
+start -v "$volume:/data"
+treadle generate lstm --prompt 'a st' --seed 3 --max-new-tokens 60 | diff "$scratch/said" - >&2 \
+    || fail "a second container generates another text"
+kernels | diff "$scratch/baked" - >&2 || fail "the second start compiled kernels"
+ok "second container: models are kept, same text, nothing compiled"
+stop_cleanly "second container"
+
+if [ "$(uname -m)" = x86_64 ]; then
+    start -v "$volume:/data" -e NUMBA_CPU_NAME=x86-64-v3 -e NUMBA_CPU_FEATURES=
+    treadle generate lstm --prompt 'a st' --seed 3 --max-new-tokens 60 | diff "$scratch/said" - >&2 \
+        || fail "kernels for x86-64-v3 generate another text"
+    kernels | diff "$scratch/baked" - >&2 || fail "x86-64-v3 had to be compiled"
+    ok "kernels for x86-64-v3: same text, nothing compiled"
+    stop_cleanly "x86-64-v3"
+fi
+
+hardened=(--read-only --tmpfs /tmp --cap-drop=ALL --security-opt no-new-privileges)
+new_volume
+start -v "$volume:/data" "${hardened[@]}"
+say_hello "read-only root"
+stop_cleanly "read-only root"
+
+new_volume
+start -v "$volume:/data" --user 12345
+say_hello "uid 12345"
+stop_cleanly "uid 12345"
+
+start --tmpfs /data:mode=1777 --user 12345:12345 --memory 1g --cpus 1 "${hardened[@]}"
+say_hello "uid and gid 12345, read-only root, 1 GiB, 1 CPU"
+stop_cleanly "uid and gid 12345"
+
+echo "$checks passed, 0 failed"
