@@ -9,6 +9,9 @@ AGAINST ?= .git#branch=main
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 
+# Compiled kernels go where `make clean` finds them.
+export NUMBA_CACHE_DIR ?= $(abspath $(VENV))/kernels
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint type test-jit test-nojit proto breaking format image image-test clean
 

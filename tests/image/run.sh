@@ -131,7 +131,7 @@ kernels | diff "$scratch/baked" - >&2 || fail "kernels were compiled at run time
 if run_engine logs "$container" 2>&1 | grep -q 'data saved'; then fail "kernels were compiled at run time"; fi
 ok "compiles nothing: $(wc -l <"$scratch/baked") cache files, none new"
 
-treadle train "$scratch/proverb.txt" --model cut --max-time 600s --json >"$scratch/cut.jsonl" 2>&1 &
+treadle train "$scratch/proverb.txt" --model cut --train-for 600s --json >"$scratch/cut.jsonl" 2>&1 &
 training=$!
 until grep -q progress "$scratch/cut.jsonl" 2>/dev/null; do sleep 0.2; done
 stop_cleanly "while a model trains"
