@@ -4,7 +4,7 @@ Every step runs the same kernels as training and scoring do, so a token's log-pr
 bit for bit what scoring the text gives, whoever else decodes in the same call. The draw:
 
 1. temperature 0 takes the likeliest token, the lowest id of equals;
-2. else logits are divided by the temperature;
+2. else logits, less the largest, are divided by the temperature;
 3. of all tokens the `top_k` likeliest stay, lower ids first among equals;
 4. of these the fewest likeliest stay whose probability reaches `top_p`;
 5. the draw walks those left in ascending id until their summed weight exceeds u times the whole.
@@ -98,9 +98,10 @@ def draw(
     """
     if temperature == ZERO:
         return likeliest(logits)
-    for v in range(logits.size):
-        weights[v] = logits[v] / temperature
-    exponentials(weights, largest(weights), weights)
+    m = largest(logits)
+    for v in range(logits.size):  # less the largest first, lest a small temperature overflow
+        weights[v] = (logits[v] - m) / temperature
+    exponentials(weights, ZERO, weights)
     if top_k > 0 or top_p < np.float32(1.0):
         _cut(weights, top_k, top_p)
     threshold = u * total(weights)

@@ -1,1 +1,86 @@
-"""What the loops compute for: tokenizers, corpora, networks, training, generation, scoring."""
+"""What the loops compute for: train, generate and score, with no server.
+
+from treadle.model import Model, train
+
+model = train("hello", max_steps=300)
+model.generate("h", temperature=0, max_new_tokens=4)   # 'ello'
+model.score("hello").mean_nats
+model.save("hello.safetensors")
+model = Model.load("hello.safetensors")
+"""
+
+from treadle.model.config import (
+    Cell,
+    CorpusLayout,
+    DataConfig,
+    LimitsConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    OptimizerKind,
+    ReportConfig,
+    SamplingConfig,
+    Schedule,
+    TokenizerConfig,
+    TokenizerKind,
+    TrainConfig,
+    UnknownPolicy,
+)
+from treadle.model.corpus import Corpus, read_corpus
+from treadle.model.decoder import GenerateResult, Piece, StopReason
+from treadle.model.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    EncodingError,
+    ModelError,
+    TrainingError,
+    UnknownSymbolError,
+)
+from treadle.model.importer import import_state_dict
+from treadle.model.model import Model
+from treadle.model.record import TrainingRecord
+from treadle.model.scorer import TextScore, TokenScore
+from treadle.model.tokenizer import Tokenizer, build_tokenizer
+from treadle.model.trainer import Progress, Started, Trainer, train
+from treadle.model.warm import warm
+
+__all__ = [
+    "Cell",
+    "CheckpointError",
+    "ConfigError",
+    "Corpus",
+    "CorpusError",
+    "CorpusLayout",
+    "DataConfig",
+    "EncodingError",
+    "GenerateResult",
+    "LimitsConfig",
+    "Model",
+    "ModelError",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "OptimizerKind",
+    "Piece",
+    "Progress",
+    "ReportConfig",
+    "SamplingConfig",
+    "Schedule",
+    "Started",
+    "StopReason",
+    "TextScore",
+    "TokenScore",
+    "Tokenizer",
+    "TokenizerConfig",
+    "TokenizerKind",
+    "TrainConfig",
+    "Trainer",
+    "TrainingError",
+    "TrainingRecord",
+    "UnknownPolicy",
+    "UnknownSymbolError",
+    "build_tokenizer",
+    "import_state_dict",
+    "read_corpus",
+    "train",
+    "warm",
+]

@@ -1,8 +1,8 @@
 """The trained numbers of a network: one flat float32 buffer and named views of it.
 
 The optimizer, the norm and the checkpoint see the buffer; the kernels see the views, stacked by
-layer (`treadle.kernels.structures.Parameters`); people see the names of the documentation and of the
-reference: `embedding`, `Wx0`, `Wh0`, `b0`, `bh0`, `Wx1`, ..., `Wy`, `by`.
+layer (`treadle.kernels.structures.Parameters`); people see the names of the documentation and of
+the reference: `embedding`, `Wx0`, `Wh0`, `b0`, `bh0`, `Wx1`, ..., `Wy`, `by`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,175 @@
+"""A model as one safetensors file.
+
+Tensors stand under PyTorch's names and in its layout, so that the module in docs/pytorch.md
+loads the file as it is. The header's metadata holds one JSON object under the key `treadle`, with
+`format`, `network`, `tokenizer`, `training` and `default_context` (one key, since safetensors
+writes several in a random order, and equal models are to be equal files). Nothing is pickled. A file is written under a temporary name, synced and renamed, and so is whole
+or not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from treadle.model.config import NetworkConfig
+from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.parameters import Shape
+from treadle.model.record import TrainingRecord
+from treadle.model.tokenizer import Tokenizer, tokenizer_from_json
+from treadle.model.torch_names import from_torch, to_torch
+
+Array = npt.NDArray[np.float32]
+
+FORMAT = "1"
+"""The version of the file format; a reader refuses any other."""
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """Everything in a model file but the tensors."""
+
+    network: NetworkConfig
+    """The network's settings."""
+    tokenizer: Tokenizer
+    """How it reads text."""
+    training: TrainingRecord | None
+    """How it was trained; None where it was imported."""
+    default_context: int
+    """The token it goes on from where there is no prompt."""
+
+    @property
+    def shape(self) -> Shape:
+        """The network's sizes."""
+        return Shape.of(self.network, self.tokenizer.vocabulary_size)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the header as safetensors metadata."""
+        content = {
+            "format": FORMAT,
+            "network": self.network.to_json(),
+            "tokenizer": self.tokenizer.to_json(),
+            "training": None if self.training is None else self.training.to_json(),
+            "default_context": self.default_context,
+        }
+        return {"treadle": json.dumps(content, ensure_ascii=False, separators=(",", ":"))}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> ModelHeader:
+        """Read safetensors metadata.
+
+        Raises:
+            CheckpointError: it is not that of a Treadle model, or of another format.
+        """
+        if "treadle" not in metadata:
+            raise CheckpointError(
+                "the file is no Treadle model: its header lacks the key treadle; "
+                "weights from elsewhere come in through import_state_dict"
+            )
+        try:
+            content = json.loads(metadata["treadle"])
+            if content["format"] != FORMAT:
+                raise CheckpointError(
+                    f"the file has format {content['format']!r}, and this Treadle reads "
+                    f"{FORMAT!r}: take a newer Treadle"
+                )
+            training = content["training"]
+            header = cls(
+                NetworkConfig.from_json(content["network"]),
+                tokenizer_from_json(content["tokenizer"]),
+                None if training is None else TrainingRecord.from_json(training),
+                int(content["default_context"]),
+            )
+        except (KeyError, TypeError, ValueError, ConfigError) as fault:
+            raise CheckpointError(f"the file's header cannot be read: {fault}") from fault
+        if not 0 <= header.default_context < header.tokenizer.vocabulary_size:
+            raise CheckpointError("the file's header names a default context out of its vocabulary")
+        return header
+
+
+def write(path: str | os.PathLike[str], header: ModelHeader, named: Mapping[str, Array]) -> None:
+    """Write a model file, whole or not at all.
+
+    Args:
+        path: where to; an existing file is replaced.
+        header: everything but the tensors.
+        named: the parameters under the names of `Shape.named`.
+    """
+    network = header.network
+    tensors = to_torch(named, network.cell, network.layers)
+    data = save(
+        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+        metadata=header.to_metadata(),
+    )
+    write_whole(Path(path), data)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_header(path: str | os.PathLike[str]) -> ModelHeader:
+    """Read what a model file says of itself, without its tensors.
+
+    Raises:
+        CheckpointError: it is no model file of this format, or it is damaged.
+        OSError: it cannot be read.
+    """
+    with _opened(path) as file:
+        return ModelHeader.from_metadata(file.metadata() or {})
+
+
+def read(path: str | os.PathLike[str]) -> tuple[ModelHeader, dict[str, Array]]:
+    """Read a model file.
+
+    Returns:
+        The header, and the parameters under the names of `Shape.named`.
+
+    Raises:
+        CheckpointError: it is no model file of this format, or it is damaged.
+        OSError: it cannot be read.
+    """
+    with _opened(path) as file:
+        header = ModelHeader.from_metadata(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    cell, named = from_torch(tensors)
+    if cell is not header.network.cell:
+        raise CheckpointError(
+            f"the file's tensors are those of a {cell} network, its header says "
+            f"{header.network.cell}"
+        )
+    return header, named
+
+
+def _opened(path: str | os.PathLike[str]) -> Any:
+    with Path(path).open("rb"):  # a missing or unreadable file is an OSError, not a damaged one
+        pass
+    try:
+        return safe_open(os.fspath(path), framework="numpy")
+    except SafetensorError as fault:
+        raise CheckpointError(f"{path} is no whole safetensors file: {fault}") from fault

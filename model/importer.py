@@ -1,0 +1,47 @@
+"""Networks trained elsewhere: a PyTorch state dict becomes a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from treadle.model.config import NetworkConfig
+from treadle.model.errors import CheckpointError
+from treadle.model.model import Model, default_context
+from treadle.model.parameters import Parameters, Shape
+from treadle.model.tokenizer import Tokenizer
+from treadle.model.torch_names import from_torch
+
+
+def import_state_dict(state_dict: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
+    """Make a model of the weights of a PyTorch module (docs/pytorch.md shows which).
+
+    Cell, layers and sizes are told from names and shapes. To read a file, use
+    `safetensors.numpy.load_file`; nothing here unpickles.
+
+    Args:
+        state_dict: tensor by name; anything that `numpy.asarray` reads, detached and on the CPU.
+        tokenizer: how the network read text; its tokens must have the network's ids.
+
+    Returns:
+        The model, without a training record.
+
+    Raises:
+        CheckpointError: names or shapes are not those of such a module, a number is not finite,
+            or the vocabulary has another size than the output layer.
+    """
+    cell, named = from_torch(state_dict)
+    vocabulary = named["by"].shape[0]
+    if vocabulary != tokenizer.vocabulary_size:
+        raise CheckpointError(
+            f"the network knows {vocabulary} tokens and the tokenizer {tokenizer.vocabulary_size}: "
+            "give the tokenizer that it was trained with"
+        )
+    network = NetworkConfig(
+        cell=cell,
+        hidden_size=named["Wh0"].shape[0],
+        layers=sum(name.startswith("Wh") for name in named),
+        embedding_size=named["embedding"].shape[1] if "embedding" in named else 0,
+    )
+    parameters = Parameters.from_named(Shape.of(network, vocabulary), named)
+    return Model(network, tokenizer, parameters, None, default_context(tokenizer, fallback=0))

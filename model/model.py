@@ -1,0 +1,186 @@
+"""A trained network with its tokenizer: what is stored, generated from and scored with."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels import structures
+from treadle.model import checkpoint
+from treadle.model.config import CorpusLayout, NetworkConfig, SamplingConfig, UnknownPolicy
+from treadle.model.decoder import Decoder, Generation, Piece
+from treadle.model.engine import Pool
+from treadle.model.parameters import Parameters
+from treadle.model.record import TrainingRecord
+from treadle.model.scorer import WINDOW, Scorer, TextScore, score_tokens, summarize
+from treadle.model.tokenizer import Tokenizer
+from treadle.model.workspace import pack_for_inference
+
+Ints = npt.NDArray[np.int32]
+
+
+class Model:
+    """A trained network, its tokenizer and how it was trained.
+
+    Reading from it (`stream`, `generate`, `score`) is safe from many threads at once; its
+    parameters must not change after the first of these calls.
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        tokenizer: Tokenizer,
+        parameters: Parameters,
+        training: TrainingRecord | None = None,
+        default_context: int = 0,
+    ) -> None:
+        """Put a model together.
+
+        Args:
+            network: the network's settings.
+            tokenizer: how it reads text; tells the corpus layout too.
+            parameters: its numbers.
+            training: how it was trained; None where it was imported.
+            default_context: the token it goes on from where there is no prompt (layout TEXT).
+        """
+        self.network = network
+        self.tokenizer = tokenizer
+        self.parameters = parameters
+        self.training = training
+        self.default_context = default_context
+        self._packing = threading.Lock()
+        self._packed: structures.Weights | None = None
+
+    @property
+    def layout(self) -> CorpusLayout:
+        """How the corpus was cut."""
+        return self.tokenizer.layout
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens in the vocabulary, special ones included."""
+        return self.tokenizer.vocabulary_size
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers were trained."""
+        return self.parameters.shape.parameter_count
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Model:
+        """Read a model file.
+
+        Raises:
+            CheckpointError: it is no model file of this format, or it is damaged.
+            OSError: it cannot be read.
+        """
+        header, named = checkpoint.read(path)
+        shape = header.shape
+        return cls(
+            header.network,
+            header.tokenizer,
+            Parameters.from_named(shape, named),
+            header.training,
+            header.default_context,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, by a temporary name beside it, synced and renamed.
+
+        Args:
+            path: where to; an existing file is replaced whole or not at all.
+        """
+        header = checkpoint.ModelHeader(
+            self.network, self.tokenizer, self.training, self.default_context
+        )
+        checkpoint.write(path, header, self.parameters.named())
+
+    def stream(
+        self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any
+    ) -> Iterator[Piece]:
+        """Generate text piece by piece.
+
+        Args:
+            prompt: the text to go on from; empty: a new item, or a new line of text.
+            sampling: how to draw and when to stop; None: the defaults.
+            **settings: fields of `SamplingConfig` that win over `sampling`.
+
+        Returns:
+            An iterator of pieces, one short kernel call each; it may be dropped at any time.
+
+        Raises:
+            ConfigError: a setting is out of its range.
+            UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
+        """
+        sampling = replace(sampling or SamplingConfig(), **settings)
+        prompt_tokens = self.tokenizer.encode(prompt, sampling.unknown_policy)
+        end = -1 if self.tokenizer.end is None else self.tokenizer.end
+        decoder = Decoder(self.parameters.shape, self._weights(), end)
+        context = self._context(prompt_tokens)
+        return Generation(decoder, self.tokenizer, sampling, context, prompt_tokens.size).pieces()
+
+    def generate(
+        self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any
+    ) -> str:
+        """Generate text; arguments and errors as for `stream`."""
+        return "".join(piece.text for piece in self.stream(prompt, sampling, **settings))
+
+    def score(
+        self, text: str, context: str = "", unknown_policy: UnknownPolicy | None = None
+    ) -> TextScore:
+        """Score a text: the log-probability of each of its tokens.
+
+        Args:
+            text: what to score. Layout LINES: one item; its end is scored as well.
+            context: what it follows; read, not scored. Without one, layout TEXT cannot score
+                the first token.
+            unknown_policy: what to do with unknown symbols; None: the model's own policy.
+
+        Raises:
+            UnknownSymbolError: a symbol is not in the vocabulary.
+            ConfigError: the policy needs an unknown token and the model has none.
+        """
+        tokenizer = self.tokenizer
+        before = tokenizer.encode(context, unknown_policy)
+        if tokenizer.begin is not None:
+            before = np.concatenate(([tokenizer.begin], before)).astype(np.int32)
+        scored = tokenizer.encode(text, unknown_policy)
+        if tokenizer.end is not None:
+            scored = np.append(scored, np.int32(tokenizer.end))
+        unscored = int(before.size == 0 and scored.size > 0)
+        scorer = Scorer(self.parameters.shape, self._weights(), 1, WINDOW, Pool(1))
+        sequence = np.concatenate((before, scored)).astype(np.int32)
+        scores = score_tokens(scorer, sequence, before.size + unscored)
+        return summarize(tokenizer, scored, scores, unscored)
+
+    def _weights(self) -> structures.Weights:
+        """The packed weights, made once."""
+        with self._packing:
+            if self._packed is None:
+                self._packed = pack_for_inference(self.parameters)
+            return self._packed
+
+    def _context(self, prompt: Ints) -> Ints:
+        """The tokens that a generation goes on from: never empty."""
+        if self.tokenizer.begin is not None:
+            return np.concatenate(([self.tokenizer.begin], prompt)).astype(np.int32)
+        return prompt if prompt.size else np.array([self.default_context], np.int32)
+
+
+def default_context(tokenizer: Tokenizer, fallback: int) -> int:
+    """Return the token that text begins after: an item's begin, else a line's end.
+
+    Args:
+        tokenizer: of the model.
+        fallback: for a vocabulary that has neither.
+    """
+    if tokenizer.begin is not None:
+        return tokenizer.begin
+    newline = tokenizer.encode("\n", UnknownPolicy.SKIP)
+    return int(newline[0]) if newline.size else fallback

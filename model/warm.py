@@ -1,0 +1,33 @@
+"""Compiles every kernel, or loads it from the disk cache, before anyone waits for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from treadle.model.config import (
+    Cell,
+    DataConfig,
+    LimitsConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    OptimizerKind,
+    TrainConfig,
+)
+from treadle.model.trainer import train
+
+
+def warm() -> None:
+    """Train, score and generate with tiny models, so that every kernel is compiled and loaded."""
+    config = TrainConfig(
+        data=DataConfig(validation_fraction=0.4),
+        network=NetworkConfig(hidden_size=2, layers=2, embedding_size=2),
+        limits=LimitsConfig(max_steps=1),
+    )
+    corpus = b"warm " * 16
+    for kind, cell in zip(OptimizerKind, Cell, strict=True):
+        # clip_value and a tiny clip_norm call the clipping kernels as well
+        optimizer = OptimizerConfig(kind=kind, clip_value=1.0, clip_norm=1e-6)
+        network = replace(config.network, cell=cell, embedding_size=2 * (cell is not Cell.RNN))
+        model = train(corpus, replace(config, network=network, optimizer=optimizer))
+        model.generate("warm", max_new_tokens=2, top_p=0.5)
+        model.score("warm")

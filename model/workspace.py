@@ -1,0 +1,79 @@
+"""Room for kernels to work in: packed weights, workspaces and states, allocated once a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels import structures
+from treadle.kernels.matmul import PANEL, panel_count
+from treadle.kernels.packing import pack_weights
+from treadle.model.config import Cell
+from treadle.model.parameters import Parameters, Shape
+
+Array = npt.NDArray[np.float32]
+
+TABLE_LIMIT = 1 << 24
+"""Elements of the folded input kept for generating and scoring; past it rows are made on demand."""
+
+
+def _panels(*shape: int) -> Array:
+    """Return room for matrices (..., K, N) packed in panels."""
+    *stack, K, N = shape
+    return np.zeros((*stack, panel_count(N), K, PANEL), np.float32)
+
+
+def allocate_weights(shape: Shape, table_rows: int, backward: bool) -> structures.Weights:
+    """Return room for packed weights.
+
+    Args:
+        shape: the network's sizes.
+        table_rows: rows of the folded input; 0 to make them on demand.
+        backward: whether the transposes are wanted.
+    """
+    V, E, H, L, G = shape.V, shape.E, shape.H, shape.L, shape.G
+    up, deep = L - 1, L if backward else 0
+    return structures.Weights(
+        table=np.zeros((table_rows, G), np.float32),
+        embedding=np.zeros((0, 0) if table_rows else (V, E), np.float32),
+        Wx0=_panels(E, G),
+        b=np.zeros((L, G), np.float32),
+        bh=np.zeros((L, H), np.float32),
+        Wx=_panels(up, H, G),
+        Wh=_panels(L, H, G),
+        WxT=_panels(up if backward else 0, G, H),
+        WhT=_panels(deep, G, H),
+        Wy=_panels(H, V),
+        WyT=_panels(V, H) if backward else _panels(0, H),
+        by=np.zeros(V, np.float32),
+    )
+
+
+def allocate_workspace(shape: Shape, steps: int, rows: int, backward: bool) -> structures.Workspace:
+    """Return room for windows of up to `steps` steps and exactly `rows` rows."""
+    H, L = shape.H, shape.L
+    is_gru, is_lstm = shape.cell is Cell.GRU, shape.cell is Cell.LSTM
+    return structures.Workspace(
+        gates=np.zeros((L, steps, rows, shape.G), np.float32),
+        hidden=np.zeros((L, steps if is_gru else 0, rows, 3 * H), np.float32),
+        hs=np.zeros((L, steps + 1, rows, H), np.float32),
+        cs=np.zeros((L, steps + 1 if is_lstm else 0, rows, H), np.float32),
+        dhs=np.zeros((steps if backward else 0, rows, H), np.float32),
+        logits=np.zeros((min(structures.LOGIT_ROWS, steps * rows), shape.V), np.float32),
+    )
+
+
+def allocate_state(shape: Shape, rows: int) -> structures.State:
+    """Return the zero state of `rows` sequences."""
+    size = (shape.L, rows, shape.H)
+    return structures.State(np.zeros(size, np.float32), np.zeros(size, np.float32))
+
+
+def pack_for_inference(parameters: Parameters) -> structures.Weights:
+    """Pack parameters for generating and scoring; the result is only ever read."""
+    shape = parameters.shape
+    fits = shape.E == 0 or shape.V * shape.G <= TABLE_LIMIT
+    weights = allocate_weights(shape, shape.V if fits else 0, backward=False)
+    used = np.arange(shape.V if fits else 0, dtype=np.int32)
+    pack_weights(parameters.stacks, weights, used)
+    return weights
