@@ -58,7 +58,7 @@ def open_corpus(corpus: Corpus) -> CorpusSource:
     if isinstance(corpus, Readable):
         return CorpusSource(_read(corpus), _nothing)
     if isinstance(corpus, Iterable):
-        return CorpusSource((chunk for piece in corpus for chunk in _cut(piece)), _nothing)
+        return CorpusSource(_gather(corpus), _nothing)
     raise InputError(f"a corpus is text, bytes, a path or a file, not {type(corpus).__name__}")
 
 
@@ -87,6 +87,19 @@ def _read_piece(file: Readable) -> str | bytes | None:
         return file.read(CHUNK_BYTES)
     except OSError as error:
         raise InputError(f"cannot read the corpus: {error.strerror or error}") from error
+
+
+def _gather(pieces: Iterable[str | bytes]) -> Iterator[bytes]:
+    """Fills chunks from pieces of any size: a message for each line would be slow."""
+    gathered = bytearray()
+    for piece in pieces:
+        for chunk in _cut(piece):
+            gathered += chunk
+            if len(gathered) >= CHUNK_BYTES:
+                yield bytes(gathered[:CHUNK_BYTES])
+                del gathered[:CHUNK_BYTES]
+    if gathered:
+        yield bytes(gathered)
 
 
 def _cut(piece: str | bytes | bytearray | memoryview) -> Iterator[bytes]:
