@@ -1,0 +1,217 @@
+r"""Parameters under Treadle's names and under PyTorch's, both ways.
+
+In memory a layer's weights are (inputs, gates x H), to be multiplied from the left; PyTorch's
+are the transposes. The gates stand in PyTorch's order in both. PyTorch has two biases where one
+would do: `bias_ih` is written as `b` and `bias_hh` as zeros, and on the way back they are added.
+Only the GRU's candidate n keeps both, since r multiplies the hidden side's: `b`'s last third
+and `bh`.
+
+What Treadle wrote comes back byte for byte. What it cannot compute with (two directions,
+projections, foreign modules) is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.model.config import Cell, NetworkConfig
+from treadle.model.errors import CheckpointError, ConfigError
+
+Array = NDArray[np.float32]
+Read = dict[str, NDArray[np.floating[Any]]]
+
+GATES = {Cell.RNN: 1, Cell.GRU: 3, Cell.LSTM: 4}
+"""How many times H columns the gates of a cell take."""
+
+_EMBEDDING = re.compile(r"(?:embedding|embed|encoder)\.(weight)")
+_OUTPUT = re.compile(r"(?:output|head|linear|fc|decoder)\.(weight|bias)")
+_RECURRENT = re.compile(r"(?:rnn|lstm|gru)\.((?:weight|bias)_(?:ih|hh)_l(?:0|[1-9]\d{0,3}))")
+_FORMS = ((_EMBEDDING, "embedding."), (_OUTPUT, "output."), (_RECURRENT, "rnn."))
+_KNOWN = "embedding.weight, rnn.{weight,bias}_{ih,hh}_l{0,1,...} and output.{weight,bias}"
+
+
+def to_torch(parameters: Mapping[str, Array], cell: Cell, layers: int) -> dict[str, Array]:
+    """Renames and transposes parameters as PyTorch has them.
+
+    Args:
+        parameters: `embedding` (V, E) if there is one; for each layer l `Wx{l}` (D, G H),
+            `Wh{l}` (H, G H), `b{l}` (G H,) and, for the GRU, `bh{l}` (H,); `Wy` (H, V) and
+            `by` (V,); all float32.
+        cell: The recurrent cell.
+        layers: Recurrent layers.
+
+    Returns:
+        `embedding.weight`, `rnn.weight_ih_l{l}`, `rnn.weight_hh_l{l}`, `rnn.bias_ih_l{l}`,
+        `rnn.bias_hh_l{l}`, `output.weight` and `output.bias`: new arrays, float32, C order.
+    """
+    named: dict[str, Array] = {}
+    if "embedding" in parameters:
+        named["embedding.weight"] = parameters["embedding"]
+    for layer in range(layers):
+        bias = parameters[f"b{layer}"]
+        hidden_bias = np.zeros_like(bias)
+        if cell is Cell.GRU:
+            hidden_bias[2 * (len(bias) // 3) :] = parameters[f"bh{layer}"]
+        named[f"rnn.weight_ih_l{layer}"] = parameters[f"Wx{layer}"].T
+        named[f"rnn.weight_hh_l{layer}"] = parameters[f"Wh{layer}"].T
+        named[f"rnn.bias_ih_l{layer}"] = bias
+        named[f"rnn.bias_hh_l{layer}"] = hidden_bias
+    named["output.weight"], named["output.bias"] = parameters["Wy"].T, parameters["by"]
+    return {name: np.array(array, np.float32, order="C") for name, array in named.items()}
+
+
+def from_torch(state_dict: Mapping[str, object]) -> tuple[Cell, dict[str, Array]]:
+    """Renames and transposes what PyTorch trained, telling cell and sizes from the shapes.
+
+    Args:
+        state_dict: Arrays, or what `np.asarray` reads as such, of floating point. The modules
+            may be called embedding, embed or encoder; rnn, lstm or gru; output, head, linear,
+            fc or decoder. Biases left out (`bias=False`) are zeros. That an `nn.RNN` uses tanh
+            and not relu cannot be told from its weights.
+
+    Returns:
+        The cell, and the parameters as `to_torch` takes them: new arrays, float32, C order.
+
+    Raises:
+        CheckpointError: A name is unknown, double or missing, a shape does not fit the others,
+            a value is no finite float32, or the network is bidirectional or projected.
+    """
+    arrays = _read(state_dict)
+    layers = _count_layers(arrays)
+    cell, hidden = _cell_of(arrays["rnn.weight_hh_l0"])
+    _check_shapes(arrays, cell, hidden, layers)
+    parameters: dict[str, NDArray[np.floating[Any]]] = {}
+    if "embedding.weight" in arrays:
+        parameters["embedding"] = arrays["embedding.weight"]
+    for layer in range(layers):
+        parameters[f"Wx{layer}"] = arrays[f"rnn.weight_ih_l{layer}"].T
+        parameters[f"Wh{layer}"] = arrays[f"rnn.weight_hh_l{layer}"].T
+        parameters |= _biases(arrays, cell, hidden, layer)
+    weight = arrays["output.weight"]
+    parameters["Wy"] = weight.T
+    parameters["by"] = arrays.get("output.bias", np.zeros(len(weight), np.float32))
+    return cell, {name: _as_float32(name, array) for name, array in parameters.items()}
+
+
+def network_of(cell: Cell, parameters: Mapping[str, Array]) -> NetworkConfig:
+    """Returns the network's settings, as told from the shapes of its parameters.
+
+    Args:
+        cell: The recurrent cell.
+        parameters: As `from_torch` returns them.
+
+    Raises:
+        CheckpointError: It is larger than Treadle's networks are.
+    """
+    layers = sum(name.startswith("Wh") for name in parameters)
+    embedding_size = parameters["embedding"].shape[1] if "embedding" in parameters else 0
+    try:
+        return NetworkConfig(cell, parameters["Wh0"].shape[0], layers, embedding_size)
+    except ConfigError as fault:
+        raise CheckpointError(f"the network is too large: {fault}") from fault
+
+
+def _read(state_dict: Mapping[str, object]) -> Read:
+    """Returns the arrays under the names that `to_torch` gives."""
+    arrays: Read = {}
+    for given, value in state_dict.items():
+        name = _canonical(str(given))
+        if name in arrays:
+            raise CheckpointError(f"the state dict holds {name} twice, once as {given}")
+        try:
+            array = np.asarray(value)
+        except Exception as fault:  # what a foreign array raises is its own affair
+            raise CheckpointError(f"{given} cannot be read as an array: {fault}") from fault
+        if array.dtype.kind != "f":
+            raise CheckpointError(f"{given} is of type {array.dtype}: give it as float32")
+        arrays[name] = array
+    return arrays
+
+
+def _canonical(given: str) -> str:
+    for form, module in _FORMS:
+        match = form.fullmatch(given)
+        if match is not None:
+            return module + match[1]
+    if given.endswith("_reverse"):
+        raise CheckpointError(f"{given} is of a bidirectional network, which cannot generate")
+    if "weight_hr_" in given:
+        raise CheckpointError(
+            f"{given} is of a network with projections: train it with proj_size=0"
+        )
+    raise CheckpointError(f"{given!r} is no name of a Treadle network: it has {_KNOWN}")
+
+
+def _count_layers(arrays: Read) -> int:
+    """Returns the number of layers, all of whose weights are there."""
+    layers = 1 + max((int(name.rpartition("_l")[2]) for name in arrays if "_l" in name), default=0)
+    weights = [f"rnn.weight_{side}_l{layer}" for layer in range(layers) for side in ("ih", "hh")]
+    for name in (*weights, "output.weight"):
+        if name not in arrays:
+            raise CheckpointError(f"the state dict lacks {name}: give all of the network's weights")
+    return layers
+
+
+def _cell_of(weight: NDArray[Any]) -> tuple[Cell, int]:
+    """Returns the cell and H, told from `weight_hh_l0`, (G H, H)."""
+    if weight.ndim == 2 and weight.shape[1] > 0:
+        for cell, gates in GATES.items():
+            if weight.shape[0] == gates * weight.shape[1]:
+                return cell, weight.shape[1]
+    raise CheckpointError(
+        f"rnn.weight_hh_l0 has shape {weight.shape}, which is that of no cell: "
+        "(H, H) is an RNN's, (3H, H) a GRU's and (4H, H) an LSTM's"
+    )
+
+
+def _check_shapes(arrays: Read, cell: Cell, hidden: int, layers: int) -> None:
+    wanted = _shapes(arrays, GATES[cell] * hidden, hidden, layers)
+    for name, array in arrays.items():
+        if array.shape != wanted[name] or 0 in array.shape:
+            raise CheckpointError(f"{name} has shape {array.shape}, not {wanted[name]}")
+    biases = [name for name in wanted if name.startswith("rnn.bias")]
+    missing = [name for name in biases if name not in arrays]
+    if 0 < len(missing) < len(biases):
+        raise CheckpointError(f"the state dict lacks {missing[0]}: give all biases of rnn, or none")
+
+
+def _shapes(arrays: Read, gates: int, hidden: int, layers: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shape that every array must have, given those of `output` and `embedding`."""
+    vocabulary = arrays["output.weight"].shape[0] if arrays["output.weight"].ndim else 0
+    embedding = arrays.get("embedding.weight")
+    size = vocabulary if embedding is None else (*embedding.shape, 0, 0)[1]
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (vocabulary, size)}
+    for layer in range(layers):
+        shapes[f"rnn.weight_ih_l{layer}"] = (gates, hidden if layer else size)
+        shapes[f"rnn.weight_hh_l{layer}"] = (gates, hidden)
+        shapes[f"rnn.bias_ih_l{layer}"] = shapes[f"rnn.bias_hh_l{layer}"] = (gates,)
+    return shapes | {"output.weight": (vocabulary, hidden), "output.bias": (vocabulary,)}
+
+
+def _biases(arrays: Read, cell: Cell, hidden: int, layer: int) -> Read:
+    zeros = np.zeros(GATES[cell] * hidden, np.float32)
+    inputs = arrays.get(f"rnn.bias_ih_l{layer}", zeros)
+    hiddens = arrays.get(f"rnn.bias_hh_l{layer}", zeros).astype(np.float64)
+    if cell is not Cell.GRU:
+        return {f"b{layer}": _sum(inputs, hiddens)}
+    own = hiddens[2 * hidden :].copy()
+    hiddens[2 * hidden :] = 0
+    return {f"b{layer}": _sum(inputs, hiddens), f"bh{layer}": own}
+
+
+def _sum(inputs: NDArray[np.floating[Any]], hiddens: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Where there is nothing to add, even the sign of a zero stays.
+    return np.where(hiddens == 0, inputs, inputs + hiddens)
+
+
+def _as_float32(name: str, array: NDArray[np.floating[Any]]) -> Array:
+    with np.errstate(over="ignore"):
+        result = np.array(array, np.float32, order="C")
+    if not np.isfinite(result).all():
+        raise CheckpointError(f"{name} holds a value that is no finite float32: train it anew")
+    return result
