@@ -6,6 +6,7 @@ the exact product in float64 and rounds to float32, which differs in rare last b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,12 @@ def python_bits_from_float(value: np.float32) -> np.int32:
     return np.float32(value).view(np.int32)
 
 
-fma: Any = python_fma if PYTHON_MODE else intrinsic(_fma)
-float_from_bits: Any = python_float_from_bits if PYTHON_MODE else intrinsic(_float_from_bits)
-bits_from_float: Any = python_bits_from_float if PYTHON_MODE else intrinsic(_bits_from_float)
+fma: Callable[[np.float32, np.float32, np.float32], np.float32] = (
+    python_fma if PYTHON_MODE else intrinsic(_fma)
+)
+float_from_bits: Callable[[np.int32], np.float32] = (
+    python_float_from_bits if PYTHON_MODE else intrinsic(_float_from_bits)
+)
+bits_from_float: Callable[[np.float32], np.int32] = (
+    python_bits_from_float if PYTHON_MODE else intrinsic(_bits_from_float)
+)

@@ -22,7 +22,7 @@ LANES = 16
 @jit
 def largest(row: Array) -> np.float32:
     """Return the largest element of a row (V,); NaN if one is NaN."""
-    m = row[0]
+    m: np.float32 = row[0]
     for v in range(row.size):
         if not row[v] <= m:
             m = row[v]
@@ -86,7 +86,7 @@ def cross_entropy(logits: Array, targets: Ints, scale: np.float32) -> float:
         m = largest(row)
         at_target = row[target]
         s = exponentials(row, m, row)
-        loss -= log_probability(at_target, m, s)
+        loss -= float(log_probability(at_target, m, s))
         factor = scale * (ONE / s)
         for v in range(row.size):
             row[v] *= factor

@@ -13,7 +13,6 @@ import numpy as np
 from treadle.kernels.activations import ZERO
 from treadle.kernels.compile import jit
 from treadle.kernels.matmul import (
-    PANEL,
     add_matmul_transposed,
     add_rows,
     matmul,
@@ -21,6 +20,7 @@ from treadle.kernels.matmul import (
     pack_transposed,
 )
 from treadle.kernels.structures import Array, Gradients, Ints, Parameters, Weights
+from treadle.kernels.tile import PANEL
 
 
 @jit

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from treadle.model.config import NetworkConfig
 from treadle.model.errors import CheckpointError
 from treadle.model.model import Model, default_context
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.tokenizer import Tokenizer
-from treadle.model.torch_names import from_torch
+from treadle.model.torch_names import from_torch, network_of
 
 
 def import_state_dict(state_dict: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
@@ -37,11 +36,6 @@ def import_state_dict(state_dict: Mapping[str, Any], tokenizer: Tokenizer) -> Mo
             f"the network knows {vocabulary} tokens and the tokenizer {tokenizer.vocabulary_size}: "
             "give the tokenizer that it was trained with"
         )
-    network = NetworkConfig(
-        cell=cell,
-        hidden_size=named["Wh0"].shape[0],
-        layers=sum(name.startswith("Wh") for name in named),
-        embedding_size=named["embedding"].shape[1] if "embedding" in named else 0,
-    )
+    network = network_of(cell, named)
     parameters = Parameters.from_named(Shape.of(network, vocabulary), named)
     return Model(network, tokenizer, parameters, None, default_context(tokenizer, fallback=0))

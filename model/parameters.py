@@ -18,10 +18,10 @@ from treadle.kernels import structures
 from treadle.kernels.random import fill_uniform
 from treadle.model.config import Cell, NetworkConfig
 from treadle.model.errors import CheckpointError
+from treadle.model.torch_names import GATES
 
 Array = npt.NDArray[np.float32]
 
-GATES = {Cell.RNN: 1, Cell.GRU: 3, Cell.LSTM: 4}
 CELL_CODES = {Cell.RNN: structures.RNN, Cell.GRU: structures.GRU, Cell.LSTM: structures.LSTM}
 
 _ALIGNMENT = 16  # floats: every view begins on a cache line
@@ -74,7 +74,7 @@ class Shape:
     @property
     def named(self) -> dict[str, tuple[int, ...]]:
         """The shape of every array under its name, in the order of the layers."""
-        shapes = {"embedding": (self.V, self.E)} if self.E else {}
+        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.V, self.E)} if self.E else {}
         for layer in range(self.L):
             shapes[f"Wx{layer}"] = (self.H if layer else self.E or self.V, self.G)
             shapes[f"Wh{layer}"] = (self.H, self.G)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from treadle.model.batches import Batches, make_batches, validation_batches
 from treadle.model.config import LimitsConfig, TrainConfig
 from treadle.model.corpus import Corpus, read_corpus
@@ -174,6 +176,7 @@ class Trainer:
         Raises:
             TrainingError: the loss or the gradient is no finite number any more.
         """
+        _load_kernels(self._config)
         pool = Pool(self._threads)
         try:
             engine = Engine(self._parameters, self._batches.batch_size, self._batches.window, pool)
@@ -306,6 +309,15 @@ class _Plan:
         if self._interval is not None:
             return steps % self._interval == 0
         return share - validated_at >= 1 / VALIDATIONS
+
+
+def _load_kernels(config: TrainConfig) -> None:
+    """Compile or load what a step needs, on a network of nothing, before the clock starts."""
+    parameters = Parameters(Shape(config.network.cell, V=2, E=1, H=1, L=1))
+    engine = Engine(parameters, rows=1, window=1, pool=Pool(1))
+    nothing = np.zeros((1, 1), np.int32)
+    engine.loss_and_gradient(nothing, nothing, np.ones(1, np.bool_))
+    Optimizer(replace(config.optimizer, clip_norm=1e-9), parameters).step(engine.gradient, 0.0)
 
 
 def _fill_in(

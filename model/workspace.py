@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import structures
-from treadle.kernels.matmul import PANEL, panel_count
+from treadle.kernels.matmul import panel_count
 from treadle.kernels.packing import pack_weights
+from treadle.kernels.tile import PANEL
 from treadle.model.config import Cell
 from treadle.model.parameters import Parameters, Shape
 
