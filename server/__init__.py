@@ -1,1 +1,4 @@
-"""The gRPC server: the only room that knows both the wire contract and the model."""
+"""The gRPC service: it knows the wire contract on one side and the models on the other.
+
+Nothing is imported here, so that `treadle-server --check-health` starts without NumPy and Numba.
+"""

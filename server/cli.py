@@ -1,0 +1,134 @@
+"""The `treadle-server` command: flags, the environment, and exit codes.
+
+Every flag has an environment variable, which is read once; a flag wins over its variable.
+Exit codes: 0 after a clean end, 1 where the server cannot run, 2 for a wrong flag or variable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from treadle.server.config import ServerConfig
+
+PREFIX = "TREADLE_"
+"""What the environment variables begin with."""
+
+_READERS: dict[str, Any] = {"int": int, "float": float, "str": str, "Path": Path}
+_METAVARS = {"int": "N", "float": "SECONDS", "str": "TEXT", "Path": "DIRECTORY"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: The command line; `sys.argv` where None.
+
+    Returns:
+        The exit code.
+    """
+    parser = build_parser()
+    flags = vars(parser.parse_args(arguments))
+    try:
+        config = read_config(flags, os.environ)
+    except ValueError as error:
+        parser.error(str(error))
+    # Before NumPy is imported: its BLAS would start a thread a processor, for nothing.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if flags["check_health"] is not None:
+        from treadle.server.healthcheck import check_health
+
+        return check_health(flags["check_health"] or config.address)
+    if flags["warm"]:
+        from treadle.model import warm
+
+        warm()
+        return 0
+    from treadle.server.app import run
+
+    return run(config)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser; the flags are the fields of `ServerConfig`."""
+    parser = argparse.ArgumentParser(
+        prog="treadle-server",
+        description="Train, serve and score small recurrent sequence models over gRPC.",
+        epilog="Each setting may also come from the environment variable named beside it.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('treadle')}")
+    parser.add_argument(
+        "--check-health",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT",
+        help="ask a running server for its health (by default the one at --address), and exit "
+        "with 0 if it is serving, else 1",
+    )
+    parser.add_argument(
+        "--warm", action="store_true", help="compile every kernel into the cache and exit"
+    )
+    texts = field_docs(ServerConfig)
+    for item in dataclasses.fields(ServerConfig):
+        default = item.default
+        if default is dataclasses.MISSING and item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        parser.add_argument(
+            "--" + item.name.replace("_", "-"),
+            metavar="HOST:PORT" if item.name == "address" else _METAVARS[str(item.type)],
+            help=f"{texts[item.name]} [{PREFIX}{item.name.upper()}, default: {default}]",
+        )
+    return parser
+
+
+def read_config(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> ServerConfig:
+    """Builds the config from flags, then the environment, then the defaults.
+
+    Args:
+        flags: Value a field name, as text; None where the flag was not given.
+        environment: The process' environment. An empty variable counts as not set.
+
+    Raises:
+        ValueError: A value cannot be read or is out of its range; the message names its flag
+            or variable.
+    """
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(ServerConfig):
+        flag, variable = "--" + item.name.replace("_", "-"), PREFIX + item.name.upper()
+        given = flags.get(item.name)
+        source, text = (variable, environment.get(variable, "")) if given is None else (flag, given)
+        if given is None and not text:
+            continue
+        try:
+            values[item.name] = _READERS[str(item.type)](text)
+        except ValueError:
+            wanted = "a whole number" if item.type == "int" else "a number"
+            raise ValueError(f"{source} must be {wanted}, not {text!r}") from None
+    return ServerConfig(**values)
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """Returns the docstring under each field of a class, which Python itself throws away.
+
+    Args:
+        kind: A class whose source is at hand.
+    """
+    body = ast.parse(inspect.getsource(kind)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            docs[statement.target.id] = inspect.cleandoc(str(following.value.value))
+    return docs

@@ -1,0 +1,103 @@
+"""Every setting of the server. The docstring under a field is also its help text.
+
+Light on purpose: the health check reads its address from here and must not import NumPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+def available_cpus() -> int:
+    """Returns how many processors this process may keep busy, at least 1.
+
+    That is the processors it may run on, or what the container's CPU quota allows where that is
+    less: Numba and OpenBLAS see only the former.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return max(1, min(allowed, round(quota))) if quota is not None else allowed
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Returns the CPU quota of this container in processors; None where there is none."""
+    try:
+        if (root / "cpu.max").exists():
+            limit, period = (root / "cpu.max").read_text().split()
+        else:
+            limit = (root / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text()
+        share = float(limit) / float(period)
+    except (OSError, ValueError):  # no cgroup here, or the limit is the word "max"
+        return None
+    return share if share > 0 else None
+
+
+def default_data_dir() -> Path:
+    """Returns the user's own folder for data, as the XDG rules give it."""
+    base = os.environ.get("XDG_DATA_HOME") or os.path.join(Path.home(), ".local", "share")
+    return Path(base) / "treadle"
+
+
+def _range(least: float, most: float = float("inf")) -> dict[str, Any]:
+    return {"least": least, "most": most}
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Settings of one server process, checked when they are built.
+
+    Raises:
+        ValueError: A setting is out of its range; the message names it.
+    """
+
+    address: str = "127.0.0.1:50051"
+    """Host and port to listen on; port 0 takes a free one. 0.0.0.0 or [::] listens everywhere."""
+    data_dir: Path = field(default_factory=default_data_dir)
+    """Directory of the models; made if it is missing. One server at a time may use it."""
+    threads: int = field(default_factory=available_cpus, metadata=_range(1))
+    """Threads that one training run may use, and that generate and score."""
+    training_slots: int = field(default=1, metadata=_range(1))
+    """Training runs that may run at once; more of them wait."""
+    training_queue_limit: int = field(default=8, metadata=_range(0))
+    """Training runs that may wait for a slot; more of them are refused."""
+    standby_workers: int = field(default=1, metadata=_range(0))
+    """Training processes kept ready, so that a short run need not wait for Python to start."""
+    inference_limit: int = field(default=64, metadata=_range(1))
+    """Generations and scorings that may run at once, waiting ones included."""
+    max_new_tokens_limit: int = field(default=100_000, metadata=_range(1))
+    """The largest max_new_tokens that one generation may ask for."""
+    max_corpus_bytes: int = field(default=1 << 30, metadata=_range(1))
+    """The largest corpus, in bytes."""
+    max_message_bytes: int = field(default=4 << 20, metadata=_range(1 << 16, (1 << 31) - 1))
+    """The largest request or reply message, in bytes."""
+    model_cache_bytes: int = field(default=1 << 30, metadata=_range(0))
+    """Loaded models are kept up to this many bytes of their files; the one in use always is."""
+    upload_idle_s: float = field(default=60.0, metadata=_range(0.1))
+    """Seconds without a byte after which a corpus upload is given up."""
+    grace_s: float = field(default=8.0, metadata=_range(0))
+    """Seconds that running requests get to finish after SIGTERM."""
+    log_level: str = "info"
+    """How much is logged to standard error: debug, info, warning or error."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            if not item.metadata:
+                continue
+            least, most = item.metadata["least"], item.metadata["most"]
+            value = getattr(self, item.name)
+            if not (least <= value <= most and math.isfinite(value)):
+                wanted = f"{least} or more" if math.isinf(most) else f"{least} to {most}"
+                raise ValueError(f"{item.name} must be {wanted}, not {value}")
+        host, _, port = self.address.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"address must be HOST:PORT, not {self.address!r}")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ValueError(
+                f"log_level must be debug, info, warning or error, not {self.log_level!r}"
+            )
