@@ -1,0 +1,126 @@
+"""The outermost layer of every RPC of ours: errors become statuses, and calls are counted.
+
+An aio interceptor, so that the servicer's methods neither catch nor abort. Health and
+reflection go past it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from treadle.server.errors import StatusError, from_exception
+
+logger = logging.getLogger(__name__)
+
+Context = aio.ServicerContext[Any, Any]
+"""What gRPC hands to a servicer's method."""
+
+DETAILS_KEY = "grpc-status-details-bin"
+"""The trailer that carries google.rpc.Status."""
+
+
+class Boundary(aio.ServerInterceptor):
+    """Wraps the methods of one service.
+
+    Args:
+        service: Full name of the service, such as `treadle.v1.SequenceService`.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._prefix = f"/{service}/"
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._eviction: StatusError | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Waits until no call is running."""
+        await self._idle.wait()
+
+    def evict(self, reason: StatusError) -> None:
+        """Ends every running call with a status.
+
+        Args:
+            reason: What the clients are told.
+        """
+        self._eviction = reason
+        for call in self._calls:
+            call.cancel()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Returns the handler of a call, wrapped if it is one of ours."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(self._prefix):
+            return handler
+        name = method.removeprefix(self._prefix)
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.stream_stream is not None:
+            wrapped = self._stream(handler.stream_stream, name)
+            return grpc.stream_stream_rpc_method_handler(wrapped, **codec)
+        if handler.unary_stream is not None:
+            wrapped = self._stream(handler.unary_stream, name)
+            return grpc.unary_stream_rpc_method_handler(wrapped, **codec)
+        assert handler.unary_unary is not None
+        return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, name), **codec)
+
+    def _unary(self, method: Any, name: str) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            async with self._guard(context, name):
+                return await method(request, context)
+
+        return call
+
+    def _stream(self, method: Any, name: str) -> Any:
+        # The replies are written here rather than yielded on to gRPC: when a call is cancelled,
+        # gRPC drops a generator wherever it stands, and its clean-up would wait for the
+        # garbage collector.
+        async def call(request: Any, context: Context) -> None:
+            async with self._guard(context, name), aclosing(method(request, context)) as replies:
+                async for reply in replies:
+                    await context.write(reply)
+
+        return call
+
+    @asynccontextmanager
+    async def _guard(self, context: Context, name: str) -> AsyncIterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        self._idle.clear()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._eviction is None:
+                raise  # the client went away or its deadline passed
+            task.uncancel()
+            await _abort(context, self._eviction)
+        except aio.AbortError:
+            raise
+        except Exception as error:
+            await _abort(context, from_exception(error, doing=name))
+        finally:
+            self._calls.discard(task)
+            if not self._calls:
+                self._idle.set()
+
+
+async def _abort(context: Context, error: StatusError) -> None:
+    logger.debug("%s: %s", error.code.name, error.message)
+    await context.abort(error.code, error.message, ((DETAILS_KEY, error.packed()),))

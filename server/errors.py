@@ -1,0 +1,196 @@
+"""How errors become gRPC statuses: one table, and the rich details that google.rpc defines.
+
+::
+
+    StatusError                     ends an RPC with a status that the client is meant to see
+    any ModelError                  by `CODES`, below
+    OSError: no space left          RESOURCE_EXHAUSTED
+    MemoryError                     ABORTED
+    anything else                   INTERNAL with an id that the log has too; never a traceback
+
+INVALID_ARGUMENT carries BadRequest, NOT_FOUND and DATA_LOSS carry ResourceInfo,
+RESOURCE_EXHAUSTED and UNAVAILABLE carry RetryInfo.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import (  # type: ignore[import-untyped]
+    code_pb2,
+    error_details_pb2,
+    status_pb2,
+)
+
+from treadle.model.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    EncodingError,
+    ModelError,
+    TrainingError,
+    UnknownSymbolError,
+)
+
+logger = logging.getLogger(__name__)
+
+CODES: dict[type[ModelError], grpc.StatusCode] = {
+    # A request that fits the contract but not this model, for instance a policy it lacks.
+    ModelError: grpc.StatusCode.FAILED_PRECONDITION,
+    ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
+    CorpusError: grpc.StatusCode.INVALID_ARGUMENT,
+    EncodingError: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownSymbolError: grpc.StatusCode.INVALID_ARGUMENT,
+    CheckpointError: grpc.StatusCode.DATA_LOSS,
+    # The same spec would fail again: nothing to retry, but nothing malformed either.
+    TrainingError: grpc.StatusCode.FAILED_PRECONDITION,
+}
+"""The status of every error of the model room."""
+
+MODEL_RESOURCE = "treadle.v1.Model"
+"""The type of resource that ResourceInfo names."""
+
+# Clients take 8 KiB of metadata. The message is in there twice, once with three bytes for each
+# byte beyond ASCII, and the details are in base64.
+_MAX_MESSAGE_BYTES = 700
+_MAX_FIELD_BYTES = 100
+_MAX_TEXT_BYTES = 300
+_MAX_VIOLATIONS_BYTES = 3000
+
+Violation = tuple[str, str]
+"""A field of the request, dotted, and what is wrong with it."""
+
+
+class StatusError(Exception):
+    """Ends an RPC with a status.
+
+    Args:
+        code: The status code.
+        message: One sentence for the person at the keyboard.
+        details: Messages of google.rpc that say the same for programs.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, *details: Message) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = shorten(message, _MAX_MESSAGE_BYTES)
+        self.details = details
+
+    def packed(self) -> bytes:
+        """Returns the google.rpc.Status for the `grpc-status-details-bin` trailer."""
+        status = status_pb2.Status(code=code_pb2.Code.Value(self.code.name), message=self.message)
+        for detail in self.details:
+            packed = any_pb2.Any()
+            packed.Pack(detail)
+            status.details.append(packed)
+        return bytes(status.SerializeToString())
+
+
+def shorten(text: str, size: int) -> str:
+    """Returns `text`, cut to `size` bytes of UTF-8 with an ellipsis where it is longer."""
+    data = text.encode(errors="replace")
+    if len(data) <= size:
+        return data.decode()
+    return data[: size - 3].decode(errors="ignore") + "…"
+
+
+def invalid(violations: Iterable[Violation]) -> StatusError:
+    """Returns INVALID_ARGUMENT with one violation a field at fault, as many as fit."""
+    request = error_details_pb2.BadRequest()
+    for field, text in violations:
+        request.field_violations.add(
+            field=shorten(field, _MAX_FIELD_BYTES), description=shorten(text, _MAX_TEXT_BYTES)
+        )
+        if request.ByteSize() > _MAX_VIOLATIONS_BYTES:
+            del request.field_violations[-1]
+            break
+    message = "; ".join(violation.description for violation in request.field_violations)
+    return StatusError(grpc.StatusCode.INVALID_ARGUMENT, message, request)
+
+
+def not_found(model: str, version: int = 0) -> StatusError:
+    """Returns NOT_FOUND for a model, or for one of its versions where that is not 0."""
+    what = f"version {version} of model {model!r}" if version else f"model {model!r}"
+    return StatusError(grpc.StatusCode.NOT_FOUND, f"there is no {what}", _resource(model, version))
+
+
+def damaged(model: str, version: int, error: CheckpointError) -> StatusError:
+    """Returns DATA_LOSS for a version whose file cannot be read."""
+    message = f"version {version} of model {model!r} cannot be read: {error}"
+    return StatusError(CODES[CheckpointError], message, _resource(model, version))
+
+
+def exhausted(message: str, retry_s: float) -> StatusError:
+    """Returns RESOURCE_EXHAUSTED, worth a retry after `retry_s` seconds."""
+    return StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, _retry(retry_s))
+
+
+def unavailable(message: str, retry_s: float = 5.0) -> StatusError:
+    """Returns UNAVAILABLE, worth a retry after `retry_s` seconds."""
+    return StatusError(grpc.StatusCode.UNAVAILABLE, message, _retry(retry_s))
+
+
+def aborted(message: str) -> StatusError:
+    """Returns ABORTED: the run ended through no fault of the request."""
+    return StatusError(grpc.StatusCode.ABORTED, message)
+
+
+def from_model(error: ModelError, field: str, rename: Callable[[str], str] = str) -> StatusError:
+    """Returns the status of an error of the model room.
+
+    Args:
+        error: The error.
+        field: The field of the request that the error is about. A ConfigError names its own.
+        rename: Turns a setting's name, as a ConfigError has it, into that of a field.
+    """
+    if isinstance(error, ConfigError) and error.field:
+        return invalid((rename(fault.field), str(fault)) for fault in error.faults)
+    code = CODES[type(error)]
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return invalid([(field, str(error))])
+    return StatusError(code, str(error))
+
+
+def from_exception(
+    error: BaseException, doing: str, field: str = "", rename: Callable[[str], str] = str
+) -> StatusError:
+    """Returns the status of any error; logs it where it was not foreseen.
+
+    Args:
+        error: What was raised.
+        doing: What was being done, for the log.
+        field: The field of the request that a ModelError is about.
+        rename: As for `from_model`.
+    """
+    if isinstance(error, StatusError):
+        return error
+    if isinstance(error, ModelError):
+        return from_model(error, field, rename)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        logger.error("%s: %s", doing, error)
+        return exhausted("the server's disk is full", retry_s=60.0)
+    if isinstance(error, MemoryError):
+        logger.error("%s: out of memory", doing)
+        return aborted("the server has too little memory for this; make the request smaller")
+    mark = secrets.token_hex(4)
+    logger.error("%s: internal error %s", doing, mark, exc_info=error)
+    return StatusError(
+        grpc.StatusCode.INTERNAL, f"internal error {mark}; the server's log says more"
+    )
+
+
+def _resource(model: str, version: int) -> error_details_pb2.ResourceInfo:
+    name = f"{model}/versions/{version}" if version else model
+    return error_details_pb2.ResourceInfo(resource_type=MODEL_RESOURCE, resource_name=name)
+
+
+def _retry(seconds: float) -> error_details_pb2.RetryInfo:
+    delay = duration_pb2.Duration()
+    delay.FromNanoseconds(round(seconds * 1e9))
+    return error_details_pb2.RetryInfo(retry_delay=delay)

@@ -1,0 +1,72 @@
+"""What the server and a training process say to each other: JSON, one message a line.
+
+Server to worker: `{"job": {...}}` once, then at most one `{"stop": "reason"}`; the end of the
+pipe means that the server is gone. Worker to server: `{"event": NAME, ...}` with the names
+
+- `ready`: kernels are compiled, a job may come;
+- `started`, `progress`: what `Trainer` reports;
+- `saved`: the model lies at the path that the job named;
+- `failed`: there is no model; `error` says why, in the form of `pack_error`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from treadle.model import errors
+from treadle.model.errors import ConfigError, ModelError
+
+Message = dict[str, Any]
+"""One message, as JSON values."""
+
+MAX_LINE_BYTES = 16 << 20
+"""The longest message. A `started` event with long notices is the longest there is."""
+
+
+def encode(message: Message) -> bytes:
+    """Returns a message as one line of ASCII."""
+    return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """Returns the message in a line.
+
+    Raises:
+        ValueError: The line is no JSON object.
+    """
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise ValueError("a message must be a JSON object")
+    return message
+
+
+def pack_error(error: BaseException) -> Message:
+    """Returns an error as JSON values, for `unpack_error` on the other side."""
+    packed: Message = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, ConfigError):
+        packed["faults"] = [[str(fault), fault.field] for fault in error.faults]
+    if isinstance(error, OSError):
+        packed["errno"] = error.errno
+    return packed
+
+
+def unpack_error(packed: Message) -> Exception:
+    """Returns the error that `pack_error` packed.
+
+    Errors of the model room, of the operating system and MemoryError come back as what they
+    were; any other becomes a RuntimeError that names it.
+    """
+    name, message = packed["type"], packed["message"]
+    if packed.get("faults"):
+        first, *others = (ConfigError(*fault) for fault in packed["faults"])
+        first.others = tuple(others)
+        return first
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, ModelError):
+        return kind(message)
+    if name == "MemoryError":
+        return MemoryError(message)
+    if packed.get("errno") is not None:
+        return OSError(packed["errno"], message)
+    return RuntimeError(f"{name}: {message}")
