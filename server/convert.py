@@ -1,0 +1,204 @@
+"""Messages of the wire contract to settings of the model room, and back.
+
+Field names, ranges and defaults are the same on both sides, so messages are walked by their
+descriptors rather than copied field by field; `_RENAMED` lists the exceptions. Ranges are
+checked by the configs themselves, whose errors name every field at fault at once; here their
+names become those of the request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from treadle.model.config import SamplingConfig, TrainConfig, UnknownPolicy
+from treadle.model.errors import ConfigError
+from treadle.server.errors import Violation, invalid
+from treadle.v1 import sequence_pb2 as pb
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a model may be called. It is also the name of a directory: no slash, no leading dot."""
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+
+_SPEC = "spec"
+_RENAMED = {"optimizer.kind": "optimizer.optimizer"}
+"""Settings whose field has another name in the contract."""
+
+# The contract's conventions, by field: where these are absent, 0 or "" means "not set".
+_ENUM, _MESSAGE = FieldDescriptor.TYPE_ENUM, FieldDescriptor.TYPE_MESSAGE
+
+Config = TypeVar("Config")
+
+
+def training_order(spec: pb.TrainSpec) -> tuple[str, TrainConfig]:
+    """Returns the model's name and the settings that a spec asks for.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault.
+    """
+    values = to_json(spec)
+    name = values.pop("model", "")
+    violations = name_violations(name, f"{_SPEC}.model")
+    if "optimizer" in values.get("optimizer", {}):
+        values["optimizer"]["kind"] = values["optimizer"].pop("optimizer")
+    config = _build(lambda: TrainConfig.from_json(values), violations, spec_field)
+    return name, config
+
+
+def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> SamplingConfig:
+    """Returns the settings that a request to generate asks for.
+
+    Args:
+        request: The request.
+        max_new_tokens_limit: The most tokens that the server makes in one call.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
+    """
+    values = to_json(request)
+    known = {"temperature", "top_k", "top_p", "seed", "max_new_tokens", "unknown_policy"}
+    settings = {name: value for name, value in values.items() if name in known}
+    settings["stop_sequences"] = tuple(request.stop_sequences)
+    violations = name_violations(request.model, "model")
+    if request.max_new_tokens > max_new_tokens_limit:
+        del settings["max_new_tokens"]
+        text = f"max_new_tokens must be at most {max_new_tokens_limit:,} on this server"
+        violations.append(("max_new_tokens", text))
+    elif not request.HasField("max_new_tokens"):
+        settings["max_new_tokens"] = min(SamplingConfig().max_new_tokens, max_new_tokens_limit)
+    return _build(lambda: SamplingConfig.from_json(settings), violations, str)
+
+
+def scoring_policy(request: pb.ScoreRequest) -> UnknownPolicy | None:
+    """Returns what to do with unknown symbols of texts to score; None: what the model does.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
+    """
+    violations = name_violations(request.model, "model")
+    if not request.texts:
+        violations.append(("texts", "texts must hold at least one text"))
+    values = {name: value for name, value in to_json(request).items() if name == "unknown_policy"}
+    config = _build(lambda: SamplingConfig.from_json(values), violations, str)
+    return config.unknown_policy
+
+
+def page(request: pb.ListModelsRequest) -> tuple[int, str]:
+    """Returns the size of the page asked for and the name after which it begins.
+
+    A size above the largest is taken as the largest.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: the token is none that the server gave.
+    """
+    token = request.page_token
+    if token and not NAME.fullmatch(token):
+        text = "page_token must be a next_page_token of an earlier reply"
+        raise invalid([("page_token", text)])
+    return min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), token
+
+
+def check_name(name: str) -> None:
+    """Checks the `model` field of a request.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: no model can have that name.
+    """
+    violations = name_violations(name, "model")
+    if violations:
+        raise invalid(violations)
+
+
+def name_violations(name: str, field: str) -> list[Violation]:
+    """Returns what is wrong with a model's name: nothing, or one violation of `field`."""
+    if NAME.fullmatch(name):
+        return []
+    wanted = "1 to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
+    shown = repr(name) if len(name) <= 40 else repr(name[:40]) + "…"
+    return [(field, f"{field} must be {wanted}, not {shown}")]
+
+
+def spec_field(field: str) -> str:
+    """Returns a training setting's name as a field of TrainRequest, such as `spec.seed`."""
+    return f"{_SPEC}.{_RENAMED.get(field, field)}"
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """Returns the fields that are set, as JSON values.
+
+    Enum values become their names without the prefix, in lower case; a number that the
+    contract does not know stays a number, for the config to refuse.
+    """
+    values: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        unset = not message.HasField(field.name) if field.has_presence else not value
+        if unset or (field.type == _ENUM and value == 0):
+            continue
+        if field.is_repeated:
+            values[field.name] = list(value)
+        elif field.type == _MESSAGE:
+            values[field.name] = to_json(value)
+        elif field.type == _ENUM:
+            values[field.name] = _enum_name(field.enum_type, value)
+        else:
+            values[field.name] = value
+    return values
+
+
+def fill(message: Message, values: Mapping[str, Any]) -> None:
+    """Sets the fields of a message from JSON values; the opposite of `to_json`.
+
+    Args:
+        message: The message to fill.
+        values: Values by field name. None leaves a field unset, and so does a name that the
+            message does not have.
+    """
+    for field in message.DESCRIPTOR.fields:
+        value = values.get(field.name)
+        if value is None:
+            continue
+        if field.is_repeated:
+            getattr(message, field.name).extend(value)
+        elif field.type == _MESSAGE:
+            getattr(message, field.name).SetInParent()
+            fill(getattr(message, field.name), value)
+        elif field.type == _ENUM:
+            setattr(message, field.name, _enum_number(field.enum_type, value))
+        else:
+            setattr(message, field.name, value)
+
+
+def _build(
+    make: Callable[[], Config], violations: list[Violation], rename: Callable[[str], str]
+) -> Config:
+    """Returns what `make` builds, or raises its faults together with the earlier ones."""
+    try:
+        config = make()
+    except ConfigError as error:
+        violations += [
+            (rename(fault.field), str(fault).replace(fault.field, rename(fault.field), 1))
+            for fault in error.faults
+        ]
+    if violations:
+        raise invalid(violations)
+    return config
+
+
+def _prefix(kind: Any) -> str:
+    return str(kind.values_by_number[0].name).removesuffix("UNSPECIFIED")
+
+
+def _enum_name(kind: Any, number: int) -> str | int:
+    value = kind.values_by_number.get(number)
+    return number if value is None else value.name.removeprefix(_prefix(kind)).lower()
+
+
+def _enum_number(kind: Any, name: str) -> int:
+    return int(kind.values_by_name[_prefix(kind) + name.upper()].number)

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+
+from treadle.model import config as settings
+from treadle.model.config import SamplingConfig, TrainConfig, UnknownPolicy
+from treadle.server import convert, records
+from treadle.server.errors import StatusError
+from treadle.v1 import sequence_pb2 as pb
+
+
+def violations(error: StatusError) -> dict[str, str]:
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    (details,) = error.details
+    assert isinstance(details, error_details_pb2.BadRequest)
+    return {item.field: item.description for item in details.field_violations}
+
+
+@pytest.mark.parametrize(
+    ("contract", "room"),
+    [
+        (pb.Cell, settings.Cell),
+        (pb.TokenizerKind, settings.TokenizerKind),
+        (pb.UnknownPolicy, settings.UnknownPolicy),
+        (pb.CorpusLayout, settings.CorpusLayout),
+        (pb.Optimizer, settings.OptimizerKind),
+        (pb.Schedule, settings.Schedule),
+    ],
+)
+def test_both_sides_know_the_same_values(contract: Any, room: type[enum.StrEnum]) -> None:
+    values = contract.DESCRIPTOR.values
+    prefix = values[0].name.removesuffix("UNSPECIFIED")
+    names = {value.name.removeprefix(prefix).lower() for value in values[1:]}
+    assert names == {member.value for member in room}
+
+
+def test_defaults_are_filled_in() -> None:
+    name, config = convert.training_order(pb.TrainSpec(model="m"))
+    assert (name, config) == ("m", TrainConfig())
+    spec = records.spec("m", config)
+    assert spec.network.cell == pb.CELL_LSTM
+    assert spec.optimizer.optimizer == pb.OPTIMIZER_ADAM
+    assert spec.optimizer.learning_rate == 0.003
+    assert spec.tokenizer.unknown_policy == pb.UNKNOWN_POLICY_ERROR
+    assert spec.network.embedding_size == 64
+    assert not spec.limits.HasField("max_steps")
+
+
+def test_a_full_spec_comes_back_as_it_was() -> None:
+    spec = pb.TrainSpec(
+        model="m",
+        tokenizer=pb.TokenizerSpec(
+            kind=pb.TOKENIZER_KIND_WORDS,
+            max_vocabulary_size=7,
+            unknown_policy=pb.UNKNOWN_POLICY_SKIP,
+        ),
+        data=pb.DataSpec(
+            layout=pb.CORPUS_LAYOUT_LINES, validation_fraction=0, batch_size=3, window=5
+        ),
+        network=pb.NetworkSpec(cell=pb.CELL_GRU, hidden_size=9, layers=2, embedding_size=0),
+        optimizer=pb.OptimizerSpec(
+            optimizer=pb.OPTIMIZER_SGD,
+            learning_rate=0.25,
+            schedule=pb.SCHEDULE_CONSTANT,
+            warmup_steps=0,
+            beta1=0,
+            beta2=0.5,
+            weight_decay=0.125,
+            clip_norm=0,
+            clip_value=2,
+        ),
+        limits=pb.LimitsSpec(max_steps=10, max_epochs=0.5, max_time_s=3),
+        report=pb.ReportSpec(progress_interval_s=0.5, validation_interval_steps=4, sample_tokens=0),
+        seed=2**64 - 1,
+    )
+    name, config = convert.training_order(spec)
+    assert records.spec(name, config) == spec
+    assert TrainConfig.from_json(config.to_json()) == config
+
+
+def test_all_faults_of_a_spec_are_told_at_once() -> None:
+    spec = pb.TrainSpec(
+        model="../up",
+        tokenizer=pb.TokenizerSpec(kind=9),  # type: ignore[arg-type]
+        network=pb.NetworkSpec(hidden_size=5000, layers=9),
+        data=pb.DataSpec(validation_fraction=1.0),
+        optimizer=pb.OptimizerSpec(optimizer=44, learning_rate=float("nan")),  # type: ignore[arg-type]
+        limits=pb.LimitsSpec(max_steps=0, max_epochs=-1),
+        report=pb.ReportSpec(progress_interval_s=0.01),
+    )
+    with pytest.raises(StatusError) as caught:
+        convert.training_order(spec)
+    found = violations(caught.value)
+    assert set(found) == {
+        "spec.model",
+        "spec.tokenizer.kind",
+        "spec.network.hidden_size",
+        "spec.network.layers",
+        "spec.data.validation_fraction",
+        "spec.optimizer.optimizer",
+        "spec.optimizer.learning_rate",
+        "spec.limits.max_steps",
+        "spec.limits.max_epochs",
+        "spec.report.progress_interval_s",
+    }
+    assert found["spec.network.layers"].startswith("spec.network.layers must be a whole number")
+
+
+@pytest.mark.parametrize("name", ["a", "A.b_c-9", "9", "x" * 100])
+def test_good_names(name: str) -> None:
+    convert.check_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "a/b", "a\\b", "-a", "_a", ".a", "a b", "a\n", "ä", "x" * 101, "a\0"],
+)
+def test_bad_names(name: str) -> None:
+    with pytest.raises(StatusError) as caught:
+        convert.check_name(name)
+    assert set(violations(caught.value)) == {"model"}
+
+
+def test_sampling_defaults_and_explicit_zeros() -> None:
+    assert convert.sampling(pb.GenerateRequest(model="m"), 10**6) == SamplingConfig()
+    assert convert.sampling(pb.GenerateRequest(model="m"), 100).max_new_tokens == 100
+    request = pb.GenerateRequest(model="m", temperature=0, max_new_tokens=0, seed=0)
+    sampling = convert.sampling(request, 100)
+    assert (sampling.temperature, sampling.max_new_tokens, sampling.seed) == (0, 0, 0)
+
+
+def test_all_faults_of_a_generate_request_are_told_at_once() -> None:
+    request = pb.GenerateRequest(
+        temperature=-1,
+        top_p=0,
+        max_new_tokens=101,
+        stop_sequences=["a", ""],
+        unknown_policy=8,  # type: ignore[arg-type]
+    )
+    with pytest.raises(StatusError) as caught:
+        convert.sampling(request, 100)
+    assert set(violations(caught.value)) == {
+        "model",
+        "temperature",
+        "top_p",
+        "max_new_tokens",
+        "stop_sequences[1]",
+        "unknown_policy",
+    }
+
+
+def test_scoring_policy() -> None:
+    request = pb.ScoreRequest(model="m", texts=["t"])
+    assert convert.scoring_policy(request) is None
+    request.unknown_policy = pb.UNKNOWN_POLICY_SKIP
+    assert convert.scoring_policy(request) is UnknownPolicy.SKIP
+    with pytest.raises(StatusError) as caught:
+        convert.scoring_policy(pb.ScoreRequest(unknown_policy=8))  # type: ignore[arg-type]
+    assert set(violations(caught.value)) == {"model", "texts", "unknown_policy"}
+
+
+def test_pages() -> None:
+    assert convert.page(pb.ListModelsRequest()) == (100, "")
+    assert convert.page(pb.ListModelsRequest(page_size=5, page_token="m")) == (5, "m")
+    assert convert.page(pb.ListModelsRequest(page_size=2**31)) == (1000, "")
+    with pytest.raises(StatusError) as caught:
+        convert.page(pb.ListModelsRequest(page_token="../"))
+    assert set(violations(caught.value)) == {"page_token"}
+
+
+def test_a_sample_is_cut_to_what_a_message_takes() -> None:
+    progress = records.progress({"step": 3, "sample": "é" * 10**6, "valid_loss": None})
+    assert progress.step == 3
+    assert len(progress.sample) < 10_000
+    assert not progress.HasField("valid_loss")
