@@ -1,0 +1,53 @@
+"""The training process: `python -m treadle.server.worker`, started by `workers.Worker`.
+
+It talks with the server through its standard input and output (see `wire`), trains one model
+and ends. It never outlives the server: the kernel kills it when the server dies, and the end
+of its input ends it too. It runs at a lower priority, so that requests go before training.
+
+What the work needs is imported late, at the lower priority: it is most of what a short job does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import IO
+
+_NICENESS = 10
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Does one job.
+
+    Returns:
+        The exit code: 0 also where training failed in a way that the server was told.
+    """
+    os.nice(_NICENESS)
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: the server says so
+    replies = private_output()
+
+    from treadle.server.training import serve
+
+    return serve(sys.stdin.buffer, replies)
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when the server dies, however it dies."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        print(f"prctl: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
+
+
+def private_output() -> IO[bytes]:
+    """Returns the pipe to the server, and lets whatever is printed go to the log instead."""
+    pipe = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return os.fdopen(pipe, "wb", buffering=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

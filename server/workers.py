@@ -1,0 +1,166 @@
+"""The server's side of its training processes: starting, talking, and having one ready.
+
+One process trains one model and ends. It is a new Python, never a fork: gRPC and thread pools
+break in forked children. Importing and loading kernels takes most of a second, so one process
+is kept standing by that has done so already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+
+from treadle.server import wire
+from treadle.server.errors import StatusError, aborted
+
+logger = logging.getLogger(__name__)
+
+_REFILL_DELAY_S = 1.0
+"""A job gets the processors to itself this long before the next worker starts up."""
+
+
+class Worker:
+    """One training process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls) -> Worker:
+        """Starts a process; it becomes ready on its own."""
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # the working directory is no place to import from
+            "-m",
+            "treadle.server.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=wire.MAX_LINE_BYTES,
+            env=environment,
+        )
+        return cls(process)
+
+    @property
+    def pid(self) -> int:
+        """The process' id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """False once the process was seen to have ended."""
+        return self._process.returncode is None
+
+    def send(self, message: wire.Message) -> None:
+        """Sends a message; one to a process that ended is lost without an error."""
+        assert self._process.stdin is not None
+        with suppress(ConnectionError):
+            self._process.stdin.write(wire.encode(message))
+
+    async def receive(self) -> wire.Message:
+        """Returns the next message of the process.
+
+        Raises:
+            StatusError: ABORTED: the process ended instead.
+            ValueError: What it sent is no message.
+        """
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            raise await self._death()
+        return wire.decode(line)
+
+    async def _death(self) -> StatusError:
+        code = await self._process.wait()
+        if code >= 0:
+            return aborted(
+                f"the training process ended with exit code {code}; see the server's log"
+            )
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
+        hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        return aborted(f"the training process was killed by signal {-code} ({name}){hint}")
+
+    async def end(self) -> None:
+        """Kills the process unless it has ended, and waits until it is gone."""
+        if self.alive:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+        await self._process.wait()
+
+
+class Workers:
+    """Gives out training processes and keeps some standing by.
+
+    Args:
+        standby: How many to keep ready.
+    """
+
+    def __init__(self, standby: int) -> None:
+        self._standby = standby
+        self._starting: list[asyncio.Task[Worker]] = []
+        """Processes standing by, ready or on their way."""
+        self._all: set[Worker] = set()
+        self._refilling: asyncio.Task[None] | None = None
+
+    async def take(self) -> Worker:
+        """Returns a process that is ready for a job; `give_back` it in the end.
+
+        Raises:
+            StatusError: ABORTED: a new process did not get ready.
+        """
+        while self._starting:
+            with suppress(StatusError, OSError):  # it is in the log; another one is started below
+                worker = await self._starting.pop(0)
+                if worker.alive:
+                    self.refill(_REFILL_DELAY_S)
+                    return worker
+                await self.give_back(worker)
+        worker = await self._start()
+        self.refill(_REFILL_DELAY_S)
+        return worker
+
+    async def give_back(self, worker: Worker) -> None:
+        """Ends a process."""
+        await worker.end()
+        self._all.discard(worker)
+
+    def refill(self, delay_s: float = 0.0) -> None:
+        """Starts processes in the background until enough are standing by."""
+        if self._refilling is None or self._refilling.done():
+            self._refilling = asyncio.create_task(self._refill(delay_s))
+
+    async def close(self) -> None:
+        """Ends every process."""
+        tasks = [*self._starting, *filter(None, [self._refilling])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await asyncio.gather(*(self.give_back(worker) for worker in list(self._all)))
+
+    async def _refill(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        while len(self._starting) < self._standby:
+            starting = asyncio.create_task(self._start())
+            starting.add_done_callback(_log_failure)
+            self._starting.append(starting)
+
+    async def _start(self) -> Worker:
+        worker = await Worker.start()
+        self._all.add(worker)
+        try:
+            await worker.receive()  # it says that it is ready
+        except BaseException:
+            await self.give_back(worker)
+            raise
+        return worker
+
+
+def _log_failure(starting: asyncio.Task[Worker]) -> None:
+    """Logs why no process could be made ready; it is tried again with the next job."""
+    if not starting.cancelled() and starting.exception() is not None:
+        logger.error("no training process is standing by: %s", starting.exception())
