@@ -1,0 +1,204 @@
+"""Puts the server together, runs it, and ends it in good order.
+
+The order of an end: health says NOT_SERVING; no new call is taken; waiting jobs and uploads
+are told so, running jobs stop and store what they learnt, generations and scorings finish;
+when the grace is over, whatever still runs is ended with UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+
+from treadle.model import warm
+from treadle.server.boundary import Boundary
+from treadle.server.config import ServerConfig
+from treadle.server.errors import unavailable
+from treadle.server.inference import InferenceRoom
+from treadle.server.jobs import JobRoom
+from treadle.server.loaded import LoadedModels
+from treadle.server.service import SERVICE, SequenceService
+from treadle.server.store import Store, StoreError
+from treadle.server.workers import Workers
+from treadle.v1 import sequence_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+_GOODBYE_S = 0.2
+"""What a reply may need to leave, and what a late end is allowed to take."""
+
+_HEALTH = health_pb2.HealthCheckResponse
+
+
+class AddressError(Exception):
+    """The server cannot listen where it should. The message is one sentence."""
+
+
+class App:
+    """One server: what it consists of, its start and its end.
+
+    Args:
+        config: Its settings.
+
+    Raises:
+        StoreError: The data directory cannot be used.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._store = Store(config.data_dir)
+        self._warming = ThreadPoolExecutor(1, "warm")
+        self._workers = Workers(config.standby_workers)
+        self._jobs = JobRoom(
+            self._store,
+            self._workers,
+            slots=config.training_slots,
+            queue_limit=config.training_queue_limit,
+            threads=config.threads,
+        )
+        models = LoadedModels(self._store, config.model_cache_bytes)
+        self._inference = InferenceRoom(
+            models,
+            limit=config.inference_limit,
+            threads=config.threads,
+            max_new_tokens_limit=config.max_new_tokens_limit,
+            max_message_bytes=config.max_message_bytes,
+        )
+        self._boundary = Boundary(SERVICE)
+        self._health = health.aio.HealthServicer()
+        self._server = aio.server(interceptors=[self._boundary], options=_options(config))
+        service = SequenceService(config, self._store, models, self._jobs, self._inference)
+        sequence_pb2_grpc.add_SequenceServiceServicer_to_server(service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> str:
+        """Listens, compiles or loads the kernels, and then says SERVING.
+
+        Returns:
+            HOST:PORT as it is listening, with the real port where 0 was asked for.
+
+        Raises:
+            AddressError: The address is taken or not of this machine.
+        """
+        address = self._config.address
+        await self._set_health(_HEALTH.NOT_SERVING)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise AddressError(
+                f"cannot listen on {address}: it is in use, or is no address of this machine"
+            ) from None
+        await self._server.start()
+        # Every kernel is there before health says so: compiling would hold up requests. In a
+        # thread of its own, which an early end need not wait for.
+        await asyncio.get_running_loop().run_in_executor(self._warming, warm)
+        self._workers.refill()
+        await self._set_health(_HEALTH.SERVING)
+        return f"{address.rpartition(':')[0]}:{port}"
+
+    async def stop(self) -> None:
+        """Ends the server within its grace; see the module's docstring."""
+        grace = self._config.grace_s
+        await self._health.enter_graceful_shutdown()
+        stopping = asyncio.create_task(self._server.stop(grace + 10 * _GOODBYE_S))
+        finishing = asyncio.gather(
+            self._jobs.close("the server shut down"), self._boundary.wait_idle()
+        )
+        try:
+            await asyncio.wait_for(finishing, grace)
+        except TimeoutError:
+            reason = f"the server shut down, and this did not end within {grace:g} seconds"
+            await self._jobs.kill(reason)
+            self._boundary.evict(unavailable(reason))
+        # What now keeps it are health watchers, who never leave by themselves.
+        await asyncio.wait([stopping], timeout=_GOODBYE_S)
+        await self._server.stop(None)
+        await stopping
+        await self._workers.close()
+        self._inference.close()
+        self._warming.shutdown(wait=False)
+        self._store.close()
+
+    async def _set_health(self, status: int) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+
+def run(config: ServerConfig) -> int:
+    """Runs a server until SIGTERM or SIGINT.
+
+    Args:
+        config: Its settings.
+
+    Returns:
+        The exit code: 0 after a clean end, 1 where it cannot run.
+    """
+    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=layout)
+    logging.getLogger("treadle").setLevel(config.log_level.upper())
+    try:
+        asyncio.run(_run(config))
+    except (AddressError, StoreError) as error:
+        print(f"treadle-server: {error}", file=sys.stderr)
+        return 1
+    _leave_threads()
+    return 0
+
+
+def _leave_threads() -> None:
+    """Ends the process where a thread is still in a kernel; Python itself would wait for it."""
+    until = time.monotonic() + _GOODBYE_S
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                logging.shutdown()
+                sys.stdout.flush()
+                os._exit(0)
+
+
+async def _run(config: ServerConfig) -> None:
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    app = App(config)
+    starting = asyncio.create_task(app.start())
+    signalled = asyncio.create_task(ending.wait())
+    await asyncio.wait([starting, signalled], return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        address = await starting
+        print(f"treadle-server {version('treadle')} listening on {address}", flush=True)
+        await signalled
+    else:
+        starting.cancel()
+    logger.info("shutting down")
+    await app.stop()
+
+
+def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_message_bytes),
+        # Otherwise a second server would share a busy port without a word.
+        ("grpc.so_reuseport", 0),
+        # A client that vanished without a goodbye is noticed within two minutes ...
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # ... and clients may ask as often as every ten seconds whether we are still here.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]

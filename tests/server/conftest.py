@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .harness import Caller, Server, tiny_spec
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that do not end, fill or change it."""
+    server = Server(tmp_path_factory.mktemp("server") / "data", "--training-slots", "2")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def caller(server: Server) -> Caller:
+    return server.caller
+
+
+@pytest.fixture(scope="session")
+def model(server: Server) -> str:
+    """The name of a model that is there, of pieces of TEXT."""
+    return server.caller.trained(tiny_spec("shared", max_steps=60)).name
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers of a test's own; they end with it."""
+    servers: list[Server] = []
+
+    def begin(*flags: str, data_dir: Path = tmp_path / "data", **options: str) -> Server:
+        servers.append(Server(data_dir, *flags, **options))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.close()

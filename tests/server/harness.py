@@ -1,0 +1,191 @@
+"""A real `treadle-server` process and a caller of it, for the tests of this folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import grpc
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_status import rpc_status  # type: ignore[import-untyped]
+
+from treadle.v1 import sequence_pb2 as pb
+from treadle.v1 import sequence_pb2_grpc
+
+PATIENCE_S = 120.0
+"""After this a test is told that something hangs. Nothing should come near it."""
+
+TEXT = b"the quick brown fox jumps over the lazy dog. " * 20
+
+
+def tiny_spec(model: str, **limits: float) -> pb.TrainSpec:
+    """Returns a spec that trains in well under a second."""
+    return pb.TrainSpec(
+        model=model,
+        network=pb.NetworkSpec(hidden_size=8, embedding_size=4),
+        data=pb.DataSpec(batch_size=2, window=8),
+        limits=pb.LimitsSpec(**(limits or {"max_steps": 4})),  # type: ignore[arg-type]
+        report=pb.ReportSpec(sample_tokens=4),
+    )
+
+
+def long_spec(model: str) -> pb.TrainSpec:
+    """Returns a spec that trains until it is told to stop."""
+    spec = tiny_spec(model, max_steps=10**12)
+    spec.report.progress_interval_s = 0.05
+    spec.report.validation_interval_steps = 10**12
+    return spec
+
+
+def requests(spec: pb.TrainSpec, *chunks: bytes) -> Iterator[pb.TrainRequest]:
+    """Yields the messages of an upload."""
+    yield pb.TrainRequest(spec=spec)
+    for chunk in chunks:
+        yield pb.TrainRequest(corpus_chunk=chunk)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Waits until a condition holds."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "this never came true"
+        time.sleep(0.02)
+
+
+def detail_of(error: grpc.RpcError, kind: str) -> object:
+    """Returns the detail of a given type that an error carries."""
+    status = rpc_status.from_call(error)
+    wanted = getattr(error_details_pb2, kind)()
+    for packed in status.details:
+        if packed.Unpack(wanted):
+            return wanted
+    raise AssertionError(f"no {kind} in {status}")
+
+
+def fields_of(error: grpc.RpcError) -> list[str]:
+    """Returns the fields that an INVALID_ARGUMENT names."""
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error
+    request = detail_of(error, "BadRequest")
+    return [violation.field for violation in request.field_violations]  # type: ignore[attr-defined]
+
+
+class Caller:
+    """Calls one server."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(address)
+        self.stub = sequence_pb2_grpc.SequenceServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+    def train(
+        self, spec: pb.TrainSpec, *chunks: bytes, source: Iterable[pb.TrainRequest] | None = None
+    ) -> Iterator[pb.TrainResponse]:
+        """Begins a run and returns its events as they come."""
+        stream = iter(requests(spec, *chunks) if source is None else source)
+        return self.stub.Train(stream, timeout=PATIENCE_S)
+
+    def trained(self, spec: pb.TrainSpec, *chunks: bytes) -> pb.Model:
+        """Trains to the end and returns the model."""
+        return list(self.train(spec, *(chunks or (TEXT,))))[-1].completed
+
+    def generate(self, model: str, **fields: object) -> list[pb.GenerateResponse]:
+        """Returns all replies of a generation."""
+        request = pb.GenerateRequest(model=model, **fields)  # type: ignore[arg-type]
+        return list(self.stub.Generate(request, timeout=PATIENCE_S))
+
+    def text(self, model: str, **fields: object) -> str:
+        """Returns the whole text of a generation."""
+        return "".join(reply.text for reply in self.generate(model, **fields))
+
+    def score(self, model: str, texts: list[str], **fields: object) -> pb.ScoreResponse:
+        """Scores texts."""
+        request = pb.ScoreRequest(model=model, texts=texts, **fields)  # type: ignore[arg-type]
+        return self.stub.Score(request, timeout=PATIENCE_S)
+
+    def info(self) -> pb.GetServerInfoResponse:
+        """Describes the server."""
+        return self.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=PATIENCE_S)
+
+    def serving(self, service: str = "") -> bool:
+        """True if the server says that it is healthy."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        reply = self.health.Check(request, timeout=PATIENCE_S)
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+class Server:
+    """One server process, started and ready."""
+
+    def __init__(self, data_dir: Path, *flags: str, address: str = "127.0.0.1:0") -> None:
+        self.data_dir = data_dir
+        self.log_path = data_dir.with_name(data_dir.name + f"-{time.monotonic_ns()}.log")
+        self._log: IO[bytes] = self.log_path.open("wb")
+        command = [sys.executable, "-m", "treadle.server", "--address", address]
+        self.process = subprocess.Popen(
+            [*command, "--data-dir", str(data_dir), *flags],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        assert self.line, self.log
+        self.address = self.line.split()[-1]
+        self.caller = Caller(self.address)
+
+    @property
+    def log(self) -> str:
+        """What the server logged so far."""
+        return self.log_path.read_text()
+
+    def workers(self) -> list[int]:
+        """Returns the ids of the server's child processes."""
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        children = ((task / "children").read_text().split() for task in tasks.iterdir())
+        return [int(pid) for pids in children for pid in pids]
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Sends a signal, waits for the end and returns the exit code."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Waits for the end and returns the exit code."""
+        code = self.process.wait(PATIENCE_S)
+        self.close()
+        return code
+
+    def close(self) -> None:
+        """Ends the process if it still runs, and lets go of everything."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait(PATIENCE_S)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.caller.close()
+        self._log.close()
+
+
+def is_running(pid: int) -> bool:
+    """True while a process exists and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def niceness(pid: int) -> int:
+    """Returns how far a process stands back for others."""
+    return os.getpriority(os.PRIO_PROCESS, pid)
