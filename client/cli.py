@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from treadle.client.commands import generate, models, score, server, train
 from treadle.client.commands.common import Parser, Version, add_connection
 from treadle.client.console import Console, printable
-from treadle.client.errors import TreadleError
+from treadle.client.errors import ServerError, TreadleError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds nothing to stop
         return _fail("interrupted", INTERRUPTED)
     except TreadleError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(_sentence(error), error.exit_code)
     except OSError as error:
         return _fail(str(error), 1)
     except Exception as error:
@@ -87,6 +87,13 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
         return end.code if isinstance(end.code, int) else 2
     parsed.run(parsed, console)
     return 0
+
+
+def _sentence(error: TreadleError) -> str:
+    """Puts an error into words, and when to come back where the server said so."""
+    if isinstance(error, ServerError) and error.retry_delay_s:
+        return f"{error} (try again in {error.retry_delay_s:g} s)"
+    return str(error)
 
 
 def _fail(sentence: str, code: int) -> int:

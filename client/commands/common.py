@@ -29,6 +29,19 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parses, and finds an optional FILE behind options as well.
+
+        Python 3.11's argparse looks for it only right behind MODEL (python/cpython#59317).
+        """
+        parsed, rest = super().parse_known_args(args, namespace)
+        behind = len(rest) == 1 and (rest[0] == "-" or not rest[0].startswith("-"))
+        if behind and getattr(parsed, "file", "") is None:
+            parsed.file = rest.pop()
+        return parsed, rest
+
     def error(self, message: str) -> NoReturn:
         """Exits with 2, as argparse does, but without the usage's many lines."""
         self.exit(2, f"treadle: {message} (see `{self.prog} --help`)\n")

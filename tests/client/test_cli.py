@@ -1,0 +1,433 @@
+"""The command line, run as a program against a server that answers by rote."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
+
+from treadle.client.cli import main
+from treadle.v1 import sequence_pb2 as v1
+
+from .fake import STUCK, FakeServer, FakeService, status
+from .shell import PATIENCE_S, command, complaint, environment, objects, out, run
+
+NOBODY = "127.0.0.1:1"
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            [],
+            ["train"],
+            ["generate"],
+            ["score"],
+            ["models"],
+            ["models", "list"],
+            ["models", "show"],
+            ["models", "delete"],
+            ["info"],
+            ["health"],
+        ],
+    )
+    def test_every_command_explains_itself(
+        self, words: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main([*words, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"usage: {' '.join(['treadle', *words])}")
+
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out.startswith("treadle 0.")
+
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            ([], "required: command"),
+            (["knit"], "invalid choice: 'knit'"),
+            (["train", "x"], "required: --model"),
+            (["train", "x", "--model", "m", "--hidden-size", "big"], "invalid int value: 'big'"),
+            (["train", "x", "--model", "m", "--cell", "tree"], "invalid choice: 'tree'"),
+            (["train", "x", "--model", "m", "--train-for", "soon"], "no duration such as"),
+            (["generate", "m", "--greedy", "--temperature", "1"], "not allowed with"),
+            (["generate", "m", "--temp", "1"], "unrecognized arguments: --temp 1"),
+            (["score", "m"], "give either a FILE"),
+            (["score", "m", "file", "--text", "t"], "give either a FILE"),
+        ],
+    )
+    def test_wrong_usage_is_one_sentence(self, words: list[str], expected: str) -> None:
+        assert expected in complaint(run(NOBODY, *words), 2)
+
+    def test_the_server_is_named_before_or_after_the_command_or_in_the_environment(
+        self, server: FakeServer
+    ) -> None:
+        here = ["--server", server.address]
+        for words in (["info", *here], [*here, "info"]):
+            done = run(NOBODY, *words)
+            assert done.stdout.startswith(b"version")
+        plain = command("", "info")
+        del plain[3:5]
+        env = environment(TREADLE_SERVER=server.address)
+        assert subprocess.run(plain, env=env, stdout=subprocess.PIPE, check=True).stdout
+
+
+class TestTrouble:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["train", "-", "--model", "m"],
+            ["generate", "m"],
+            ["score", "m", "--text", "t"],
+            ["models"],
+            ["models", "delete", "m"],
+            ["info"],
+            ["health"],
+            ["health", "--wait", "200ms"],
+        ],
+    )
+    def test_nobody_there(self, words: list[str]) -> None:
+        assert NOBODY in complaint(run(NOBODY, *words, data=b"hello"), 3)
+
+    def test_the_servers_sentence_is_shown(self, server: FakeServer) -> None:
+        server.service.failure = status(code_pb2.NOT_FOUND, "there is no model 'm'\x1b[1m")
+        done = run(server.address, "generate", "m")
+        assert complaint(done, 1) == "treadle: there is no model 'm'\ufffd[1m"
+        assert done.stdout == b""
+
+    def test_when_to_come_back_is_told(self, server: FakeServer) -> None:
+        retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=5))
+        server.service.failure = status(code_pb2.RESOURCE_EXHAUSTED, "the queue is full", retry)
+        done = run(server.address, "train", "-", "--model", "m", data=b"hello")
+        assert complaint(done, 1) == "treadle: the queue is full (try again in 5 s)"
+
+    def test_a_timeout(self, server: FakeServer) -> None:
+        done = run(server.address, "--timeout", "200ms", "generate", STUCK)
+        assert "took longer than the timeout" in complaint(done, 1)
+        done = run(server.address, "train", "-", "--model", STUCK, "--timeout", "0.2")
+        assert "took longer than the timeout" in complaint(done, 1)
+
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (["train", "no/such", "--model", "m"], "cannot read no/such: No such file"),
+            (["train", ".", "--model", "m"], "cannot read .: Is a directory"),
+            (["score", "m", "no/such"], "cannot read no/such: No such file"),
+            (["score", "m", "--per-line", "no/such"], "cannot read no/such: No such file"),
+            (["generate", "m", "--prompt-file", "."], "cannot read .: Is a directory"),
+            (["generate", "m", "--prompt-file", "-"], "standard input is not UTF-8: see byte 2"),
+            (["score", "m", "-"], "standard input is not UTF-8: see byte 2"),
+            (["score", "m", "-", "--per-line"], "standard input is not UTF-8: see line 1"),
+            (["generate", "m", "--seed", "-1"], "seed cannot be -1"),
+            (["generate", "m", "--prompt", "a\udcff"], "prompt is not text"),
+        ],
+    )
+    def test_unusable_input(self, server: FakeServer, words: list[str], expected: str) -> None:
+        assert expected in complaint(run(server.address, *words, data=b"ab\xff"), 2)
+
+    def test_a_bug_is_one_sentence_too(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError("oh")
+
+        monkeypatch.setattr("treadle.client.commands.server.run_info", broken)
+        assert main(["info"]) == 1
+        assert capsys.readouterr().err.startswith("treadle: this is a bug: ZeroDivisionError: oh")
+        monkeypatch.setenv("TREADLE_DEBUG", "1")
+        with pytest.raises(ZeroDivisionError):
+            main(["info"])
+
+    def test_a_reader_that_leaves_early_is_no_trouble(self, server: FakeServer) -> None:
+        with subprocess.Popen(
+            command(server.address, "generate", "endless"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline() == b"ellomore and more and more\n"
+            process.stdout.close()
+            assert process.stderr.read() == b""
+            assert process.wait(PATIENCE_S) == 141
+        assert server.service.over.wait(PATIENCE_S)
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["generate", STUCK],
+            ["train", __file__, "--model", STUCK],
+            ["train", "-", "--model", "m"],
+        ],
+        ids=["generate", "train", "upload"],
+    )
+    def test_ctrl_c_cancels_the_call(self, server: FakeServer, words: list[str]) -> None:
+        with subprocess.Popen(
+            command(server.address, *words),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        ) as process:
+            assert process.stderr is not None
+            assert server.service.begun.wait(PATIENCE_S)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.read() == b"treadle: interrupted\n"
+            assert process.wait(PATIENCE_S) == 130
+        assert server.service.over.wait(PATIENCE_S)
+        assert not server.service.trained or words[0] != "train" or words[1] != "-"
+
+    def test_a_refusal_does_not_wait_for_slow_input(self, server: FakeServer) -> None:
+        server.service.failure = status(code_pb2.INVALID_ARGUMENT, "no such cell")
+        with subprocess.Popen(
+            command(server.address, "train", "-", "--model", "m"),
+            stdin=subprocess.PIPE,  # nobody writes there, nor closes it
+            stderr=subprocess.PIPE,
+            env=environment(),
+        ) as process:
+            assert process.stderr is not None
+            assert process.stderr.read() == b"treadle: no such cell\n"
+            assert process.wait(PATIENCE_S) == 1
+
+
+class TestTrain:
+    def test_events_are_json_lines_where_nobody_watches(self, server: FakeServer) -> None:
+        events = objects(out(server.address, "train", "-", "--model", "hello", data=b"hello"))
+        assert [event["sequence"] for event in events] == [1, 2, 3, 4]
+        assert events[0]["started"]["train_tokens"] == 5
+        assert events[0]["started"]["notices"] == ["the batch was shrunk to 1"]
+        assert events[1]["progress"]["train_loss"] == 1.25
+        assert "valid_loss" not in events[1]["progress"]
+        assert events[2]["progress"]["valid_loss"] == 0.75
+        assert events[3]["completed"]["name"] == "hello"
+        assert events[3]["completed"]["network"]["cell"] == "lstm"
+        assert events[3]["completed"]["create_time"] == "2023-11-14T22:13:20Z"
+
+    def test_quiet_tells_only_the_model(self, server: FakeServer) -> None:
+        text = out(server.address, "train", "-", "--model", "m", "--quiet", data=b"hello")
+        assert [list(event) for event in objects(text)] == [["sequence", "completed"]]
+
+    def test_bytes_arrive_as_they_are(
+        self, server: FakeServer, service: FakeService, tmp_path: Path
+    ) -> None:
+        data = bytes(range(256)) * 5000 + b"\r\n\r\n"
+        out(server.address, "train", "-", "--model", "m", data=data)
+        assert service.corpus == data
+        service.corpus = b""
+        (tmp_path / "corpus").write_bytes(data)
+        out(server.address, "train", str(tmp_path / "corpus"), "--model", "m")
+        assert service.corpus == data
+
+    def test_an_empty_corpus_is_for_the_server_to_refuse(
+        self, server: FakeServer, service: FakeService
+    ) -> None:
+        out(server.address, "train", "-", "--model", "m")
+        assert service.corpus == b""
+        assert service.trained
+
+    def test_options_become_the_spec(self, server: FakeServer, service: FakeService) -> None:
+        words = (
+            "--tokenizer words --max-vocabulary-size 100 --unknown skip --layout lines "
+            "--validation-fraction 0 --cell gru --hidden-size 32 --layers 2 --embedding-size 0 "
+            "--batch-size 4 --window 8 --optimizer sgd --learning-rate 0.5 --schedule constant "
+            "--warmup-steps 0 --beta1 0.8 --beta2 0.9 --weight-decay 0.1 --clip-norm 0 "
+            "--clip-value 5 --seed 9 --max-steps 10 --max-epochs 0.5 --train-for 3m "
+            "--progress-interval 250ms --validation-interval 5 --sample-tokens 0"
+        )
+        out(server.address, "train", "-", "--model", "m", *words.split(), data=b"x")
+        assert service.requests == [
+            v1.TrainSpec(
+                model="m",
+                tokenizer=v1.TokenizerSpec(
+                    kind=v1.TOKENIZER_KIND_WORDS,
+                    max_vocabulary_size=100,
+                    unknown_policy=v1.UNKNOWN_POLICY_SKIP,
+                ),
+                data=v1.DataSpec(
+                    layout=v1.CORPUS_LAYOUT_LINES, validation_fraction=0, batch_size=4, window=8
+                ),
+                network=v1.NetworkSpec(
+                    cell=v1.CELL_GRU, hidden_size=32, layers=2, embedding_size=0
+                ),
+                optimizer=v1.OptimizerSpec(
+                    optimizer=v1.OPTIMIZER_SGD,
+                    learning_rate=0.5,
+                    schedule=v1.SCHEDULE_CONSTANT,
+                    warmup_steps=0,
+                    beta1=0.8,
+                    beta2=0.9,
+                    weight_decay=0.1,
+                    clip_norm=0,
+                    clip_value=5,
+                ),
+                limits=v1.LimitsSpec(max_steps=10, max_epochs=0.5, max_time_s=180),
+                report=v1.ReportSpec(
+                    progress_interval_s=0.25, validation_interval_steps=5, sample_tokens=0
+                ),
+                seed=9,
+            )
+        ]
+
+
+class TestGenerate:
+    def test_the_text_and_one_newline(self, server: FakeServer, service: FakeService) -> None:
+        words = ["generate", "hello", "--prompt", "h", "--greedy", "--max-new-tokens", "4"]
+        assert out(server.address, *words) == "ello\n"
+        assert out(server.address, *words, "--no-newline") == "ello"
+        assert service.requests[0] == v1.GenerateRequest(
+            model="hello", prompt="h", temperature=0, max_new_tokens=4
+        )
+
+    def test_options_become_the_request(self, server: FakeServer, service: FakeService) -> None:
+        words = (
+            "m --version 3 --temperature 0.5 --top-k 5 --top-p 0.9 --seed 0 --unknown skip "
+            "--stop a --stop bc"
+        )
+        out(server.address, "generate", *words.split())
+        assert service.requests == [
+            v1.GenerateRequest(
+                model="m",
+                version=3,
+                temperature=0.5,
+                top_k=5,
+                top_p=0.9,
+                seed=0,
+                stop_sequences=["a", "bc"],
+                unknown_policy=v1.UNKNOWN_POLICY_SKIP,
+            )
+        ]
+
+    def test_the_prompt_from_a_file(
+        self, server: FakeServer, service: FakeService, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "prompt"
+        path.write_bytes("Grüße\r\n".encode())
+        out(server.address, "generate", "m", "--prompt-file", str(path))
+        out(server.address, "generate", "m", "--prompt-file", "-", data=path.read_bytes())
+        assert [request.prompt for request in service.requests] == ["Grüße\r\n"] * 2
+
+    def test_json_is_what_the_server_sent(self, server: FakeServer) -> None:
+        lines = objects(out(server.address, "generate", "m", "--json", "--log-probabilities"))
+        assert [line["text"] for line in lines] == ["el", "", "lo", ""]
+        assert lines[0]["tokens"][0] == {"id": 1, "text": "e", "log_probability": -0.5}
+        assert lines[-1]["result"]["stop_reason"] == "max_new_tokens"
+        assert lines[-1]["result"]["seed"] == 2**63
+
+    def test_log_probabilities_leave_the_text_alone(self, server: FakeServer) -> None:
+        done = run(server.address, "generate", "m", "--log-probabilities")
+        assert done.stdout == b"ello\n"
+        head, *rows, summary = done.stderr.decode().splitlines()
+        assert head.split() == ["token", "nats", "probability"]
+        assert [row.split() for row in rows] == [[c, "-0.500", "60.7%"] for c in "ello"]
+        assert summary.startswith("4 tokens, -2.000 nats, ended by max new tokens; seed 922")
+
+    def test_piped_text_is_utf_8_in_every_locale(self, server: FakeServer) -> None:
+        text = "Grüße 世界"
+        done = run(
+            server.address, "score", "m", "--text", text, LC_ALL="POSIX", PYTHONIOENCODING="latin-1"
+        )
+        assert text in done.stdout.decode()
+
+
+class TestScore:
+    def test_a_table(self, server: FakeServer) -> None:
+        head, first, second, total = out(
+            server.address, "score", "m", "--text", "ab\tc", "abc", "--context", "c"
+        ).splitlines()
+        assert head.split() == ["text", "tokens", "nats", "mean", "perplexity", "bits/char"]
+        assert first.split() == ["1", "4", "-4.000", "1.000", "2.7183", "1.443", r"ab\tc"]
+        assert second.split() == ["2", "3", "-3.000", "1.000", "2.7183", "1.443", "abc"]
+        assert total.split() == ["all", "7", "-7.000", "1.000", "2.7183", "1.443"]
+
+    def test_lines(self, server: FakeServer, service: FakeService, tmp_path: Path) -> None:
+        path = tmp_path / "log"
+        path.write_bytes(b"one\r\n\ntwo\nthree")
+        rows = out(server.address, "score", "m", str(path), "--per-line").splitlines()
+        assert [row.split()[0] for row in rows] == ["text", "1", "3", "4", "all"]
+        lines = objects(
+            out(server.address, "score", "m", "-", "--per-line", "--json", data=path.read_bytes())
+        )
+        assert [(line["line"], line["text"]) for line in lines] == [
+            (1, "one"),
+            (3, "two"),
+            (4, "three"),
+        ]
+        assert lines[0]["mean_nats"] == 1
+        assert list(service.requests[0].texts) == ["one", "two", "three"]
+
+    def test_a_file_is_one_text(self, server: FakeServer, service: FakeService) -> None:
+        lines = objects(out(server.address, "score", "m", "-", "--json", data=b"one\ntwo\n"))
+        assert [line["token_count"] for line in lines] == [8]
+        assert "text" not in lines[0]
+        assert list(service.requests[0].texts) == ["one\ntwo\n"]
+
+    def test_an_empty_text_has_dashes(self, server: FakeServer) -> None:
+        _, row = out(server.address, "score", "m", "-").splitlines()
+        assert row.split() == ["1", "0", "-0.000", "-", "-", "-"]
+
+    def test_tokens(self, server: FakeServer) -> None:
+        lines = out(server.address, "score", "m", "--text", "a\nb", "--tokens").splitlines()
+        assert [line.split() for line in lines[2:]] == [
+            ["token", "nats", "probability"],
+            ["a", "-", "-"],
+            ["\\n", "-1.000", "36.8%"],
+            ["b", "-1.000", "36.8%"],
+        ]
+
+    def test_no_lines_make_no_rows(self, server: FakeServer) -> None:
+        assert len(out(server.address, "score", "m", "-", "--per-line").splitlines()) == 1
+
+
+class TestModels:
+    def test_list(self, server: FakeServer, service: FakeService) -> None:
+        service.pages = 2
+        listed = out(server.address, "models")
+        assert out(server.address, "models", "list") == listed
+        head, *rows = listed.splitlines()
+        assert head.split()[:3] == ["name", "version", "network"]
+        assert [row.split()[0] for row in rows] == ["model-1", "model-2"]
+        assert "lstm 2x128" in rows[0]
+        assert rows[0].endswith("50 kB  2023-11-14 22:13:20 UTC")
+        names = [line["name"] for line in objects(out(server.address, "models", "--json"))]
+        assert names == ["model-1", "model-2"]
+
+    def test_no_models(self, server: FakeServer, service: FakeService) -> None:
+        service.pages = 0
+        assert out(server.address, "models") == "no models yet\n"
+        assert out(server.address, "models", "list", "--json") == ""
+
+    def test_show(self, server: FakeServer, service: FakeService) -> None:
+        text = out(server.address, "models", "show", "m", "--version", "2")
+        assert "validation loss  0.7500 nats\n" in text
+        assert "versions         1, 2\n" in text
+        assert service.requests == [v1.GetModelRequest(model="m", version=2)]
+        shown: Any = objects(out(server.address, "models", "show", "m", "--json"))[0]
+        assert shown["model"]["training"]["ended_by"] == "max_steps"
+        assert shown["versions"] == [1, 2]
+
+    def test_delete(self, server: FakeServer) -> None:
+        assert out(server.address, "models", "delete", "m") == "deleted m versions 1, 2\n"
+        words = ["models", "delete", "m", "--version", "2"]
+        assert out(server.address, *words) == "deleted m version 2\n"
+        assert objects(out(server.address, *words, "--json")) == [{"versions": [2]}]
+
+
+class TestServer:
+    def test_info(self, server: FakeServer) -> None:
+        assert "corpus        up to 2.15 GB\n" in out(server.address, "info")
+        assert objects(out(server.address, "info", "--json"))[0]["threads"] == 2
+
+    def test_health(self, server: FakeServer) -> None:
+        assert out(server.address, "health") == "serving\n"
+        assert out(server.address, "health", "--wait", "5s") == "serving\n"
+        server.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert "up but not serving" in complaint(run(server.address, "health"), 1)
+        done = run(server.address, "health", "--wait", "0.2")
+        assert "within 0.2 s" in complaint(done, 3)

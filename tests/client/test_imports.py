@@ -1,0 +1,74 @@
+"""The client is thin: it starts without what only the server needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from .fake import FakeServer
+
+HEAVY = ("numpy", "numba", "treadle.kernels", "treadle.model", "treadle.server")
+
+LIST_HEAVY = f"""
+import sys
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+
+BLOCK = f"""
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        for heavy in {HEAVY!r}:
+            if name == heavy or name.startswith(heavy + "."):
+                raise ImportError(name + " is blocked")
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+def python(code: str, *words: str) -> str:
+    """Runs code in a new Python, warnings being errors, and returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *words], capture_output=True, check=True
+    )
+    assert done.stderr == b""
+    return done.stdout.decode()
+
+
+@pytest.mark.parametrize("name", ["Client", "Generation", "TrainingRun", "TrainOptions"])
+def test_the_library_loads_nothing_heavy(name: str) -> None:
+    code = f"from treadle.client import {name}, errors; import treadle.v1.sequence_pb2"
+    assert python(code + LIST_HEAVY) == "[]\n"
+
+
+def test_help_loads_nothing_heavy_and_no_grpc() -> None:
+    code = "from treadle.client.cli import main; main(['--help'])" + LIST_HEAVY
+    code += "print('grpc' in sys.modules, 'google.protobuf' in sys.modules)"
+    assert python(code).endswith("[]\nFalse False\n")
+
+
+def test_everything_works_without_the_servers_packages(server: FakeServer) -> None:
+    code = BLOCK + (
+        "from treadle.client.cli import main\n"
+        "address, *words = sys.argv[1:]\n"
+        "assert main(['--server', address, *words]) == 0"
+    )
+    address = server.address
+    assert '"completed"' in python(code, address, "train", __file__, "--model", "m")
+    assert python(code, address, "generate", "m") == "ello\n"
+    assert "bits/char" in python(code, address, "score", "m", "--text", "t", "--tokens")
+    assert "model-1" in python(code, address, "models")
+    assert "lstm" in python(code, address, "models", "show", "m")
+    assert "threads" in python(code, address, "info")
+    assert python(code, address, "health") == "serving\n"
+
+
+def test_every_public_name_is_there() -> None:
+    import treadle.client as room
+
+    assert all(hasattr(room, name) for name in room.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Loom'"):
+        room.Loom  # noqa: B018

@@ -1,0 +1,119 @@
+"""Options and their words follow the contract: what it gains, they gain."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from treadle.client.cli import make_parser
+from treadle.client.commands.common import duration
+from treadle.client.options import (
+    GenerateOptions,
+    ScoreOptions,
+    TrainOptions,
+    enum_words,
+    option_home,
+    word_of,
+)
+from treadle.v1 import sequence_pb2 as v1
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yields a parser and those of all its commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from parsers(command)
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    return next(p for p in parsers(make_parser()) if p.prog == f"treadle {command}")
+
+
+def flags(command: str) -> dict[str, argparse.Action]:
+    """The options of a command by the field that they set."""
+    return {a.dest: a for a in parser_of(command)._actions if a.option_strings}
+
+
+def test_training_options_are_the_specs_fields() -> None:
+    fields = set()
+    for part in v1.TrainSpec.DESCRIPTOR.fields:
+        if part.message_type is None:
+            fields.add(part.name)
+        else:
+            names = {field.name for field in part.message_type.fields}
+            assert not fields & names, "flat options need names of their own"
+            fields |= names
+    assert set(TrainOptions.__annotations__) == fields - {"model", "kind"} | {"tokenizer"}
+
+
+@pytest.mark.parametrize(
+    ("options", "request_type", "own"),
+    [
+        (GenerateOptions, v1.GenerateRequest, {"model", "prompt"}),
+        (ScoreOptions, v1.ScoreRequest, {"model", "texts"}),
+    ],
+)
+def test_other_options_are_the_requests_fields(
+    options: Any, request_type: Any, own: set[str]
+) -> None:
+    assert set(options.__annotations__) == set(request_type.DESCRIPTOR.fields_by_name) - own
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("train", TrainOptions), ("generate", GenerateOptions), ("score", ScoreOptions)],
+)
+def test_the_command_line_has_every_option(command: str, options: Any) -> None:
+    assert set(options.__annotations__) <= set(flags(command))
+
+
+def test_the_command_line_has_every_word_of_an_enum() -> None:
+    found = flags("train")
+    for option in TrainOptions.__annotations__:
+        part, name = option_home(option)
+        message: Any = getattr(v1.TrainSpec(), part) if part else v1.TrainSpec()
+        enum = message.DESCRIPTOR.fields_by_name[name].enum_type
+        if enum is not None:
+            assert list(found[option].choices or ()) == enum_words(enum), option
+
+
+def test_words_of_enums() -> None:
+    enum: Any = v1.StopReason.DESCRIPTOR
+    assert word_of(enum, v1.STOP_REASON_STOP_SEQUENCE) == "stop_sequence"
+    assert word_of(enum, 0) == "unspecified"
+    assert word_of(enum, 99) == "99"
+
+
+@pytest.mark.parametrize("parser", list(parsers(make_parser())), ids=lambda parser: parser.prog)
+def test_every_option_is_explained(parser: argparse.ArgumentParser) -> None:
+    for action in parser._actions:
+        assert action.help or action.dest in ("command", "action", "model"), action
+    assert "%" not in parser.format_help().replace("90 %", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("180", 180),
+        ("180s", 180),
+        ("3m", 180),
+        ("1h", 3600),
+        ("1.5h", 5400),
+        ("250ms", 0.25),
+        (".5", 0.5),
+        ("2 D", 172_800),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1w", "1h30m", "nan", "1e3", "1,5s"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="such as 90s"):
+        duration(text)
