@@ -104,7 +104,7 @@ def one_line(text: str, width: int | None = None) -> str:
         for character in text
     )
     if width is not None and len(shown) > width:
-        shown = shown[: max(0, width - 3)] + "..."
+        shown = shown[: max(0, width - 3)] + "..."[:width]
     return shown
 
 

@@ -49,8 +49,8 @@ def progress_line(
     done = fraction_done(progress, total_steps)
     parts = {
         "bar": "" if done is None else " " * BAR_COLUMNS[-1],
-        "percent": "" if done is None else f"{done:4.0%}",
-        "step": "step " + steps_text(progress.step, total_steps),
+        "percent": "" if done is None else f"{done:3.0%}",
+        "step": f"step {progress.step:,}",
         "loss": f"loss {progress.train_loss:.3f}",
         "valid": "" if valid_loss is None else f"valid {valid_loss:.3f}",
         "speed": speed_text(progress.tokens_per_second),
@@ -97,8 +97,9 @@ def fraction_done(progress: TrainingProgress, total_steps: int) -> float | None:
 
 def plain_line(progress: TrainingProgress, total_steps: int) -> str:
     """Describes an event on a line that stays: in a log, or above the bar."""
+    total = f"/{total_steps:,}" if total_steps else ""
     parts = [
-        "step " + steps_text(progress.step, total_steps),
+        f"step {progress.step:,}{total}",
         f"epoch {progress.epoch:.2f}",
         f"loss {progress.train_loss:.3f}",
     ]
@@ -111,11 +112,13 @@ def plain_line(progress: TrainingProgress, total_steps: int) -> str:
 def started_lines(started: TrainingStarted) -> list[str]:
     """Describes what the server made of the spec and the corpus."""
     network = started.spec.network
-    facts = (
+    facts = [
         f"{started.train_tokens:,} tokens to train on, {started.valid_tokens:,} to validate",
         f"vocabulary {started.vocabulary_size:,}",
-        f"{started.parameter_count:,} parameters ({network_text(network)})",
-    )
+        f"{network_text(network)}, {started.parameter_count:,} parameters",
+    ]
+    if started.total_steps:
+        facts.append(f"{started.total_steps:,} steps")
     return ["; ".join(facts), *(f"note: {notice}" for notice in started.notices)]
 
 
@@ -132,11 +135,6 @@ def completed_line(model: Model) -> str:
 def network_text(network: NetworkSpec) -> str:
     """Names a network's shape: "lstm 2x128"."""
     return f"{field_word(network, 'cell')} {network.layers}x{network.hidden_size}"
-
-
-def steps_text(step: int, total_steps: int) -> str:
-    """Writes the steps done, and how many there are to be where that is known."""
-    return f"{step:,}/{total_steps:,}" if total_steps else f"{step:,}"
 
 
 def speed_text(tokens_per_second: float) -> str:

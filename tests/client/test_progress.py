@@ -1,0 +1,184 @@
+"""The progress line: what is on it, and what goes first where there is no room."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treadle.client.progress import (
+    Style,
+    bar,
+    completed_line,
+    duration_text,
+    fraction_done,
+    plain_line,
+    progress_line,
+    speed_text,
+    started_lines,
+)
+from treadle.v1.sequence_pb2 import Model, TrainingProgress, TrainingStarted
+
+from .fake import a_model
+
+PLAIN = Style(width=100, unicode=False)
+HALF = TrainingProgress(
+    step=1000,
+    epoch=1.5,
+    train_loss=1.5,
+    tokens_per_second=123_456,
+    elapsed_s=42,
+    time_left_s=42,
+)
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (
+            100,
+            "###############...............  50%  step 1,000  loss 1.500  valid 1.750  "
+            "123k tok/s  42 s left",
+        ),
+        (80, "#####.....  50%  step 1,000  loss 1.500  valid 1.750  123k tok/s  42 s left"),
+        (70, "#####.....  50%  step 1,000  loss 1.500  valid 1.750  42 s left"),
+        (60, "#####.....  50%  step 1,000  loss 1.500  42 s left"),
+        (50, "50%  step 1,000  loss 1.500  42 s left"),
+        (30, "50%  step 1,000  loss 1.500"),
+        (20, "50%  step 1,000"),
+        (15, "step 1,000"),
+        (8, "step 1,"),
+        (1, ""),
+    ],
+)
+def test_the_speed_goes_first_where_it_is_narrow(width: int, line: str) -> None:
+    assert progress_line(HALF, 2000, 1.75, Style(width=width, unicode=False)) == line
+
+
+def test_without_an_end_in_sight_there_is_no_bar() -> None:
+    progress = TrainingProgress(step=12, train_loss=2, elapsed_s=3725)
+    assert progress_line(progress, 0, None, PLAIN) == "step 12  loss 2.000  1:02:05"
+
+
+def test_the_first_event_has_no_speed_yet() -> None:
+    progress = TrainingProgress(step=0, train_loss=float("nan"))
+    assert progress_line(progress, 10, None, PLAIN) == (
+        "..............................   0%  step 0  loss nan  0.0 s"
+    )
+
+
+@given(
+    step=st.integers(0, 2**64 - 1),
+    total=st.integers(0, 2**64 - 1),
+    loss=st.floats(),
+    speed=st.floats(),
+    elapsed=st.floats(0, 1e9),
+    left=st.none() | st.floats(0, 1e9),
+    valid=st.none() | st.floats(0, 100),
+    width=st.integers(1, 300),
+    color=st.booleans(),
+)
+def test_it_never_wraps(
+    step: int,
+    total: int,
+    loss: float,
+    speed: float,
+    elapsed: float,
+    left: float | None,
+    valid: float | None,
+    width: int,
+    color: bool,
+) -> None:
+    progress = TrainingProgress(
+        step=step,
+        train_loss=loss,
+        tokens_per_second=speed,
+        elapsed_s=elapsed,
+        time_left_s=left,
+    )
+    line = progress_line(progress, total, valid, Style(width=width, color=color))
+    shown = re.sub(r"\x1b\[\d*m", "", line)
+    assert len(shown) < width
+    assert shown.isprintable()
+
+
+def test_color_is_no_more_than_asked_for() -> None:
+    assert bar(0.5, 4, Style(color=True)) == "\x1b[36m━━\x1b[2m──\x1b[0m"
+    assert bar(0.5, 4, Style()) == "━━──"
+    assert bar(1.0, 4, Style(unicode=False)) == "####"
+
+
+@pytest.mark.parametrize(
+    ("progress", "total", "done"),
+    [
+        (TrainingProgress(), 0, None),
+        (TrainingProgress(step=5), 10, 0.5),
+        (TrainingProgress(step=15), 10, 1.0),
+        (TrainingProgress(step=1, elapsed_s=30, time_left_s=10), 10, 0.75),
+        (TrainingProgress(elapsed_s=30, time_left_s=0), 0, 1.0),
+        (TrainingProgress(elapsed_s=30, time_left_s=-1), 0, 1.0),
+        (TrainingProgress(step=5, elapsed_s=0, time_left_s=0), 10, 0.5),
+    ],
+)
+def test_the_share_done_follows_the_nearest_limit(
+    progress: TrainingProgress, total: int, done: float | None
+) -> None:
+    assert fraction_done(progress, total) == done
+
+
+def test_a_line_that_stays() -> None:
+    assert plain_line(TrainingProgress(step=7, epoch=0.25, train_loss=1.0), 0) == (
+        "step 7  epoch 0.25  loss 1.000  0.0 s"
+    )
+    with_validation = TrainingProgress(step=7, train_loss=1.0, valid_loss=0.0, time_left_s=61)
+    assert plain_line(with_validation, 10) == (
+        "step 7/10  epoch 0.00  loss 1.000  valid 0.000  1:01 left"
+    )
+
+
+def test_what_the_server_made_of_it() -> None:
+    started = TrainingStarted(train_tokens=1234, vocabulary_size=4, notices=["one", "two"])
+    started.total_steps = 200
+    started.spec.network.MergeFrom(a_model().network)
+    assert started_lines(started) == [
+        "1,234 tokens to train on, 0 to validate; vocabulary 4; "
+        "lstm 2x128, 0 parameters; 200 steps",
+        "note: one",
+        "note: two",
+    ]
+
+
+def test_what_came_out() -> None:
+    assert completed_line(a_model()) == (
+        "hello version 1: 200 steps in 0.0 s, loss 0.500, valid 0.750"
+    )
+    assert completed_line(Model(name="m", version=2)).endswith("loss 0.000")
+
+
+@pytest.mark.parametrize(
+    ("speed", "text"),
+    [
+        (0, ""),
+        (float("inf"), ""),
+        (float("nan"), ""),
+        (-1, ""),
+        (0.4, "0 tok/s"),
+        (999, "999 tok/s"),
+        (1234, "1.2k tok/s"),
+        (123_456, "123k tok/s"),
+        (1_234_567, "1.2M tok/s"),
+        (3e9, "3.0G tok/s"),
+    ],
+)
+def test_speeds(speed: float, text: str) -> None:
+    assert speed_text(speed) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.9, "9.9 s"), (42.4, "42 s"), (60, "1:00"), (3599.6, "1:00:00")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text

@@ -1,0 +1,151 @@
+"""What a person sees: the command line on a pseudo-terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import termios
+import threading
+
+import pytest
+
+from treadle.client.console import one_line, printable, table
+
+from .fake import STUCK, FakeServer
+from .shell import PATIENCE_S, command, environment
+
+CLEAR = "\r\x1b[K"
+
+
+def watch(address: str, *words: str, width: int = 80, **changes: str) -> str:
+    """Runs a command on a terminal and returns all that it wrote there."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    env = environment(**{"TERM": "xterm", "PYTHONIOENCODING": "utf-8", **changes})
+    with subprocess.Popen(
+        command(address, *words), stdin=theirs, stdout=theirs, stderr=theirs, env=env
+    ) as process:
+        os.close(theirs)
+        killer = threading.Timer(PATIENCE_S, process.kill)
+        killer.start()
+        written = b""
+        try:
+            while piece := os.read(ours, 4096):
+                written += piece
+        except OSError:  # Linux' way of saying that the other end is closed
+            pass
+        killer.cancel()
+        assert process.wait(PATIENCE_S) == 0
+    os.close(ours)
+    return written.decode().replace("\r\n", "\n")
+
+
+def test_training_draws_a_bar_and_what_stays_above_it(server: FakeServer) -> None:
+    seen = watch(server.address, "train", __file__, "--model", "hello")
+    drawn = seen.split(CLEAR)
+    assert drawn[0] == ""
+    assert drawn[1] == "waiting for the server to begin ..."
+    stays = "".join(part for part in drawn if part.endswith("\n"))
+    first, note, validation, *sample, model = stays.splitlines()
+    assert "12,345 parameters; 200 steps" in first
+    assert note == "note: the batch was shrunk to 1"
+    assert validation.startswith("step 200/200")
+    assert "valid 0.750" in validation
+    assert sample == ["    hello\ufffd[31m", "    hell"]
+    assert model.startswith("hello version 1: ")
+    bars = [part for part in drawn if "━" in part or "─" in part]
+    assert len(bars) == 2
+    assert "valid" not in bars[0]
+    assert "valid 0.750" in bars[1]
+    assert all("\x1b[36m" in part and "\n" not in part for part in bars)
+
+
+def test_a_narrow_terminal_has_short_lines(server: FakeServer) -> None:
+    seen = watch(server.address, "train", __file__, "--model", "m", width=40, NO_COLOR="1")
+    drawn = [part for part in seen.split(CLEAR) if "%" in part]
+    assert drawn
+    assert all(len(part) < 40 for part in drawn)
+
+
+def test_no_color_is_no_color(server: FakeServer) -> None:
+    seen = watch(server.address, "train", __file__, "--model", "m", NO_COLOR="1")
+    assert "━" in seen
+    assert set(re.findall(r"\x1b\[\d*.", seen)) == {"\x1b[K"}
+
+
+def test_ascii_where_the_terminal_has_no_more(server: FakeServer) -> None:
+    seen = watch(server.address, "train", __file__, "--model", "m", PYTHONIOENCODING="ascii")
+    assert "#" in seen
+    assert seen.isascii()
+
+
+def test_a_dumb_terminal_gets_lines(server: FakeServer) -> None:
+    seen = watch(server.address, "train", __file__, "--model", "m", TERM="dumb")
+    assert "\x1b" not in seen
+    assert "\r" not in seen
+    assert len(seen.splitlines()) == 6
+
+
+def test_quiet_and_json_hold_on_a_terminal_too(server: FakeServer) -> None:
+    words = ["train", __file__, "--model", "m"]
+    assert watch(server.address, *words, "--quiet").startswith("m version 1: ")
+    assert len(watch(server.address, *words, "--json").splitlines()) == 4
+
+
+def test_generated_text_cannot_command_the_terminal(server: FakeServer) -> None:
+    assert watch(server.address, "generate", "m") == "ello\n"
+    table = watch(server.address, "score", "m", "--text", "a\x1b[31m" + "b" * 100)
+    assert "\x1b" not in table
+    assert "\\x1b[31mb" in table
+    assert all(len(line) < 80 for line in table.splitlines())
+
+
+def test_ctrl_c_takes_the_bar_away(server: FakeServer) -> None:
+    ours, theirs = pty.openpty()
+    env = environment(TERM="xterm")
+    words = command(server.address, "train", __file__, "--model", STUCK)
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        seen = b""
+        while b"note:" not in seen:
+            seen += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+        while b"interrupted" not in seen:
+            seen += os.read(ours, 4096)
+    os.close(ours)
+    assert seen.endswith(b"treadle: interrupted\r\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb\tc", "a\nb\tc"),
+        ("a\r\nb", "a\ufffd\nb"),
+        ("\x1b[2J\x07\x7f\x9b", "\ufffd[2J\ufffd\ufffd\ufffd"),
+        ("世 é\u200b", "世 é\u200b"),
+    ],
+)
+def test_printable(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_one_line() -> None:
+    assert one_line("a\nb\r\t\x1b世") == "a\\nb\\r\\t\\x1b世"
+    assert one_line("abcdef", 5) == "ab..."
+    assert one_line("abcde", 5) == "abcde"
+    assert one_line("abcdef", 2) == ".."
+    assert one_line("abcdef", 0) == ""
+
+
+def test_tables_line_up() -> None:
+    assert table(("name", "n", "text"), [("a", "10", "x"), ("bcdef", "9", "")]) == [
+        "name    n  text",
+        "a      10  x",
+        "bcdef   9",
+    ]
