@@ -38,10 +38,11 @@ from treadle.model.errors import (
 )
 from treadle.model.importer import import_state_dict
 from treadle.model.model import Model
+from treadle.model.progress import Progress, Started
 from treadle.model.record import TrainingRecord
 from treadle.model.scorer import TextScore, TokenScore
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
-from treadle.model.trainer import Progress, Started, Trainer, train
+from treadle.model.trainer import Trainer, train
 from treadle.model.warm import warm
 
 __all__ = [

@@ -11,8 +11,6 @@ from treadle.model.config import OptimizerConfig, OptimizerKind, Schedule
 from treadle.model.errors import TrainingError
 from treadle.model.parameters import Parameters
 
-DEFAULT_WARMUP_STEPS = 100
-
 
 def learning_rate(config: OptimizerConfig, step: int, progress: float, warmup: int) -> float:
     """Return the rate of one step.

@@ -6,80 +6,29 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from treadle.model.batches import Batches, make_batches, validation_batches
-from treadle.model.config import LimitsConfig, TrainConfig
+from treadle.model.batches import make_batches, validation_batches
+from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus, read_corpus
 from treadle.model.engine import Engine, Pool
 from treadle.model.errors import TrainingError
 from treadle.model.model import Model, default_context
-from treadle.model.optimizer import DEFAULT_WARMUP_STEPS, Optimizer, learning_rate
+from treadle.model.optimizer import Optimizer, learning_rate
 from treadle.model.parameters import Parameters, Shape
+from treadle.model.plan import Plan, fill_in
+from treadle.model.progress import Progress, Started
 from treadle.model.record import TrainingRecord
 from treadle.model.scorer import mean_loss
 from treadle.model.workspace import pack_for_inference
 
-DEFAULT_EPOCHS = 10.0
-DEFAULT_STEPS = (300, 20_000)
-"""The fewest and the most steps that a run without limits gets."""
-VALIDATIONS = 10
-"""Validations of a run that does not say how often."""
 VALIDATION_STREAMS = 32
 VALIDATION_WINDOW = 64
 VALIDATION_CONTEXT = 64
 """Validation runs this many rows side by side, each warmed by the tokens before it."""
-
-
-@dataclass(frozen=True)
-class Started:
-    """What became of the settings and the corpus."""
-
-    config: TrainConfig
-    """The settings as used: every default filled in, every shrunk value as shrunk."""
-    notices: tuple[str, ...]
-    """Sentences about what was shrunk or chosen."""
-    train_tokens: int
-    """Tokens trained on."""
-    valid_tokens: int
-    """Tokens kept for validation."""
-    vocabulary_size: int
-    """Tokens in the vocabulary."""
-    parameter_count: int
-    """Numbers trained."""
-    total_steps: int
-    """Optimizer steps planned; 0 where only time ends the run."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come."""
-
-    step: int
-    """Optimizer steps done."""
-    epoch: float
-    """Passes over the training part done."""
-    tokens_seen: int
-    """Tokens trained on, repeats counted."""
-    train_loss: float
-    """Mean nats a token since the last progress."""
-    valid_loss: float | None
-    """Mean nats a token of the validation part; None where none was done."""
-    tokens_per_second: float
-    """Tokens trained on a second since the last progress."""
-    elapsed_s: float
-    """Seconds of training, validation not counted."""
-    time_left_s: float | None
-    """Seconds until the nearest limit, as far as can be told."""
-    gradient_norm: float
-    """The gradient's global norm at the last step, before clipping."""
-    learning_rate: float
-    """The learning rate of the last step."""
-    sample: str | None
-    """Text drawn from the model as it is now; None where none was."""
 
 
 def never() -> bool:
@@ -127,10 +76,10 @@ class Trainer:
         shape = Shape.of(config.network, corpus.tokenizer.vocabulary_size)
         self._parameters = Parameters.initial(shape, config.seed)
         self._threads = threads
-        config, chosen = _fill_in(config, self._batches)
+        config, chosen = fill_in(config, self._batches)
         self._config = config
         self._optimizer = Optimizer(config.optimizer, self._parameters)
-        self._plan = _Plan(config, self._batches)
+        self._plan = Plan(config, self._batches)
         self.started = Started(
             config=config,
             notices=(*corpus.notices, *self._batches.notices, *chosen),
@@ -263,54 +212,6 @@ class Trainer:
         return self._valid_loss, self.model.generate(max_new_tokens=count, seed=self._config.seed)
 
 
-class _Plan:
-    """When a run ends, validates and how far it is, from its limits."""
-
-    def __init__(self, config: TrainConfig, batches: Batches) -> None:
-        limits = config.limits
-        steps = [limits.max_steps] if limits.max_steps is not None else []
-        if limits.max_epochs is not None:
-            per_epoch = batches.batches_in(0)
-            steps.append(max(1, math.ceil(limits.max_epochs * per_epoch)))
-        self.total_steps = min(steps) if steps else None
-        self._by_epochs = self.total_steps != limits.max_steps
-        self._limits = limits
-        self._interval = config.report.validation_interval_steps
-        shorter = (self.total_steps or DEFAULT_WARMUP_STEPS * 10) // 10
-        given = config.optimizer.warmup_steps
-        self.warmup_steps = min(DEFAULT_WARMUP_STEPS, shorter) if given is None else given
-
-    def over(self, steps: int, elapsed: float) -> str:
-        """Why the run is over, in a sentence; empty while it is not."""
-        if self.total_steps is not None and steps >= self.total_steps:
-            name = "max_epochs" if self._by_epochs else "max_steps"
-            return f"{name} reached after {steps} steps"
-        if self._limits.max_time_s is not None and elapsed >= self._limits.max_time_s:
-            return f"max_time_s reached after {steps} steps"
-        return ""
-
-    def progress(self, steps: int, elapsed: float) -> float:
-        """The share of the run that is done, 0 to 1."""
-        by_steps = steps / self.total_steps if self.total_steps else 0.0
-        by_time = elapsed / self._limits.max_time_s if self._limits.max_time_s else 0.0
-        return min(1.0, max(by_steps, by_time))
-
-    def time_left(self, steps: int, elapsed: float) -> float | None:
-        """Seconds until the nearest limit."""
-        left = []
-        if self.total_steps is not None and steps:
-            left.append((self.total_steps - steps) * elapsed / steps)
-        if self._limits.max_time_s is not None:
-            left.append(max(0.0, self._limits.max_time_s - elapsed))
-        return min(left) if left else None
-
-    def validation_due(self, steps: int, share: float, validated_at: float) -> bool:
-        """Whether the model is to be examined now."""
-        if self._interval is not None:
-            return steps % self._interval == 0
-        return share - validated_at >= 1 / VALIDATIONS
-
-
 def _load_kernels(config: TrainConfig) -> None:
     """Compile or load what a step needs, on a network of nothing, before the clock starts."""
     parameters = Parameters(Shape(config.network.cell, V=2, E=1, H=1, L=1))
@@ -318,27 +219,6 @@ def _load_kernels(config: TrainConfig) -> None:
     nothing = np.zeros((1, 1), np.int32)
     engine.loss_and_gradient(nothing, nothing, np.ones(1, np.bool_))
     Optimizer(replace(config.optimizer, clip_norm=1e-9), parameters).step(engine.gradient, 0.0)
-
-
-def _fill_in(
-    config: TrainConfig, batches: Batches
-) -> tuple[TrainConfig, tuple[str, ...]]:  # fmt: skip
-    """Return the settings with every default filled in, and what was chosen."""
-    notices: tuple[str, ...] = ()
-    limits = config.limits
-    if limits == LimitsConfig():
-        fewest, most = DEFAULT_STEPS
-        steps = math.ceil(DEFAULT_EPOCHS * batches.batches_in(0))
-        limits = LimitsConfig(max_steps=min(max(steps, fewest), most))
-        notices = (f"no limit given: training for {limits.max_steps:,} steps",)
-    data = replace(config.data, batch_size=batches.batch_size, window=batches.window)
-    filled = replace(config, limits=limits, data=data)
-    plan = _Plan(filled, batches)
-    optimizer = replace(
-        config.optimizer, learning_rate=config.optimizer.rate, warmup_steps=plan.warmup_steps
-    )
-    tokenizer = replace(config.tokenizer, unknown_policy=config.tokenizer.policy)
-    return replace(filled, optimizer=optimizer, tokenizer=tokenizer), notices
 
 
 def train(
