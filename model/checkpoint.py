@@ -34,6 +34,9 @@ Array = npt.NDArray[np.float32]
 FORMAT = "1"
 """The version of the file format; a reader refuses any other."""
 
+_UNREADABLE = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
+"""What JSON that is damaged, or of another shape, makes of an attempt to read it."""
+
 
 @dataclass(frozen=True)
 class ModelHeader:
@@ -90,7 +93,7 @@ class ModelHeader:
                 None if training is None else TrainingRecord.from_json(training),
                 int(content["default_context"]),
             )
-        except (KeyError, TypeError, ValueError, ConfigError) as fault:
+        except (*_UNREADABLE, ConfigError) as fault:
             raise CheckpointError(f"the file's header cannot be read: {fault}") from fault
         if not 0 <= header.default_context < header.tokenizer.vocabulary_size:
             raise CheckpointError("the file's header names a default context out of its vocabulary")
@@ -156,7 +159,10 @@ def read(path: str | os.PathLike[str]) -> tuple[ModelHeader, dict[str, Array]]:
     """
     with _opened(path) as file:
         header = ModelHeader.from_metadata(file.metadata() or {})
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        try:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (TypeError, SafetensorError) as fault:  # a type that NumPy lacks, such as bfloat16
+            raise CheckpointError(f"the file's tensors cannot be read: {fault}") from fault
     cell, named = from_torch(tensors)
     if cell is not header.network.cell:
         raise CheckpointError(

@@ -27,7 +27,8 @@ def import_state_dict(state_dict: Mapping[str, Any], tokenizer: Tokenizer) -> Mo
 
     Raises:
         CheckpointError: names or shapes are not those of such a module, a number is not finite,
-            or the vocabulary has another size than the output layer.
+            the network is larger than Treadle's are, or the vocabulary has another size than
+            the output layer.
     """
     cell, named = from_torch(state_dict)
     vocabulary = named["by"].shape[0]

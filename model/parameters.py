@@ -162,11 +162,12 @@ class Parameters:
         if set(arrays) != set(shape.named):
             odd = sorted(set(arrays) ^ set(shape.named))
             raise CheckpointError(f"the parameters do not fit the network: see {', '.join(odd)}")
+        for name, wanted in shape.named.items():  # before room is made for what a header claims
+            if arrays[name].shape != wanted:
+                raise CheckpointError(
+                    f"parameter {name} has shape {arrays[name].shape}, not {wanted}"
+                )
         parameters = cls(shape)
         for name, view in parameters.named().items():
-            if arrays[name].shape != view.shape:
-                raise CheckpointError(
-                    f"parameter {name} has shape {arrays[name].shape}, not {view.shape}"
-                )
             view[...] = arrays[name]
         return parameters
