@@ -61,12 +61,14 @@ class Optimizer:
         """
         norm = self._clip(gradient)
         self.steps += 1
-        self._update(gradient, np.float32(rate), np.float32(self.config.weight_decay))
+        with np.errstate(over="ignore"):  # beyond float32 they are infinite, as the weights will be
+            self._update(gradient, np.float32(rate), np.float32(self.config.weight_decay))
         return norm
 
     def _clip(self, gradient: Parameters) -> float:
         if self.config.clip_value:
-            optimizers.clip_by_value(gradient.flat, np.float32(self.config.clip_value))
+            limit = min(self.config.clip_value, float(np.finfo(np.float32).max))
+            optimizers.clip_by_value(gradient.flat, np.float32(limit))
         norm = optimizers.global_norm(gradient.flat)
         if not math.isfinite(norm):
             raise TrainingError(

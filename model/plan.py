@@ -7,10 +7,13 @@ from dataclasses import replace
 
 from treadle.model.batches import Batches
 from treadle.model.config import LimitsConfig, TrainConfig
+from treadle.model.corpus import Corpus
 
 DEFAULT_EPOCHS = 10.0
 DEFAULT_STEPS = (300, 20_000)
 """The fewest and the most steps that a run without limits gets."""
+MAX_STEPS = 2**53
+"""More than any run makes: so many are planned where epochs come to even more."""
 VALIDATIONS = 10
 """Validations of a run that does not say how often."""
 DEFAULT_WARMUP_STEPS = 100
@@ -21,12 +24,12 @@ class Plan:
 
     def __init__(self, config: TrainConfig, batches: Batches) -> None:
         limits = config.limits
-        steps = [limits.max_steps] if limits.max_steps is not None else []
+        steps = {} if limits.max_steps is None else {"max_steps": limits.max_steps}
         if limits.max_epochs is not None:
-            per_epoch = batches.batches_in(0)
-            steps.append(max(1, math.ceil(limits.max_epochs * per_epoch)))
-        self.total_steps = min(steps) if steps else None
-        self._by_epochs = self.total_steps != limits.max_steps
+            asked = min(limits.max_epochs * batches.batches_in(0), MAX_STEPS)
+            steps["max_epochs"] = math.ceil(asked * (1 - 1e-12))  # 1.1 * 10 is above 11
+        self._nearest = min(steps, key=lambda name: steps[name], default="")
+        self.total_steps = steps.get(self._nearest)
         self._limits = limits
         self._interval = config.report.validation_interval_steps
         shorter = (self.total_steps or DEFAULT_WARMUP_STEPS * 10) // 10
@@ -36,8 +39,7 @@ class Plan:
     def over(self, steps: int, elapsed: float) -> str:
         """Why the run is over, in a sentence; empty while it is not."""
         if self.total_steps is not None and steps >= self.total_steps:
-            name = "max_epochs" if self._by_epochs else "max_steps"
-            return f"{name} reached after {steps} steps"
+            return f"{self._nearest} reached after {steps} steps"
         if self._limits.max_time_s is not None and elapsed >= self._limits.max_time_s:
             return f"max_time_s reached after {steps} steps"
         return ""
@@ -57,15 +59,15 @@ class Plan:
             left.append(max(0.0, self._limits.max_time_s - elapsed))
         return min(left) if left else None
 
-    def validation_due(self, steps: int, share: float, validated_at: float) -> bool:
-        """Whether the model is to be examined now."""
+    def part(self, steps: int, elapsed: float) -> int:
+        """The parts of the run that are done; after each the model is examined."""
         if self._interval is not None:
-            return steps % self._interval == 0
-        return share - validated_at >= 1 / VALIDATIONS
+            return steps // self._interval
+        return int(self.progress(steps, elapsed) * VALIDATIONS + 1e-9)  # 29 / 290 is below 0.1
 
 
 def fill_in(
-    config: TrainConfig, batches: Batches
+    config: TrainConfig, corpus: Corpus, batches: Batches
 ) -> tuple[TrainConfig, tuple[str, ...]]:  # fmt: skip
     """Return the settings with every default filled in, and what was chosen."""
     notices: tuple[str, ...] = ()
@@ -75,11 +77,14 @@ def fill_in(
         steps = math.ceil(DEFAULT_EPOCHS * batches.batches_in(0))
         limits = LimitsConfig(max_steps=min(max(steps, fewest), most))
         notices = (f"no limit given: training for {limits.max_steps:,} steps",)
-    data = replace(config.data, batch_size=batches.batch_size, window=batches.window)
+    data = replace(
+        config.data, layout=corpus.layout, batch_size=batches.batch_size, window=batches.window
+    )
     filled = replace(config, limits=limits, data=data)
     plan = Plan(filled, batches)
     optimizer = replace(
         config.optimizer, learning_rate=config.optimizer.rate, warmup_steps=plan.warmup_steps
     )
-    tokenizer = replace(config.tokenizer, unknown_policy=config.tokenizer.policy)
+    used = corpus.tokenizer.config  # a corpus that was given as read brings its own
+    tokenizer = replace(used, unknown_policy=used.policy)
     return replace(filled, optimizer=optimizer, tokenizer=tokenizer), notices

@@ -76,7 +76,7 @@ class Trainer:
         shape = Shape.of(config.network, corpus.tokenizer.vocabulary_size)
         self._parameters = Parameters.initial(shape, config.seed)
         self._threads = threads
-        config, chosen = fill_in(config, self._batches)
+        config, chosen = fill_in(config, corpus, self._batches)
         self._config = config
         self._optimizer = Optimizer(config.optimizer, self._parameters)
         self._plan = Plan(config, self._batches)
@@ -123,7 +123,7 @@ class Trainer:
             Progress every `progress_interval_s`, at every validation, and at the end.
 
         Raises:
-            TrainingError: the loss or the gradient is no finite number any more.
+            TrainingError: the loss, the gradient or a weight is no finite number any more.
         """
         _load_kernels(self._config)
         pool = Pool(self._threads)
@@ -134,20 +134,16 @@ class Trainer:
             pool.close()
 
     def _run(self, engine: Engine, pool: Pool, stop: Callable[[], bool]) -> Iterator[Progress]:
-        interval, validated_at = _Interval(), 0.0
+        interval, examined, done = _Interval(), True, 0
         while not self._ended(stop):
             norm, rate = self._step(engine, interval)
-            share = self._plan.progress(self._optimizer.steps, self._elapsed)
-            due = self._plan.validation_due(self._optimizer.steps, share, validated_at)
-            ended = self._plan.over(self._optimizer.steps, self._elapsed)
-            if not ended and (due or interval.seconds >= self._config.report.progress_interval_s):
-                validated_at = share if due else validated_at
+            part = self._plan.part(self._optimizer.steps, self._elapsed)
+            due = part > done or bool(self._plan.over(self._optimizer.steps, self._elapsed))
+            examined, done = due, part
+            if due or interval.seconds >= self._config.report.progress_interval_s:
                 yield self._report(interval, norm, rate, pool if due else None)
                 interval = _Interval()
-            elif ended:
-                yield self._report(interval, norm, rate, pool)
-                interval = _Interval()
-        if interval.tokens:  # stopped between two reports
+        if not examined:  # stopped between two validations
             yield self._report(interval, norm, rate, pool)
 
     def _ended(self, stop: Callable[[], bool]) -> bool:
@@ -180,13 +176,20 @@ class Trainer:
         self, interval: _Interval, norm: float, rate: float, pool: Pool | None
     ) -> Progress:  # fmt: skip
         """Make a progress; with a pool, validate and draw a sample first."""
-        valid_loss, sample = self._examine(pool) if pool is not None else (None, None)
         steps = self._optimizer.steps
+        if not np.isfinite(self._parameters.flat).all():
+            raise TrainingError(
+                f"a weight became infinite by step {steps}; lower the learning rate"
+            )
+        valid_loss, sample = self._examine(pool) if pool is not None else (None, None)
+        train_loss = interval.loss / max(interval.tokens, 1)
+        if self._last is not None and not interval.tokens:  # stopped right after a report
+            train_loss = self._last.train_loss
         self._last = Progress(
             step=steps,
             epoch=self._tokens_seen / self._batches.tokens_per_epoch,
             tokens_seen=self._tokens_seen,
-            train_loss=interval.loss / max(interval.tokens, 1),
+            train_loss=train_loss,
             valid_loss=valid_loss,
             tokens_per_second=interval.tokens / max(interval.seconds, 1e-9),
             elapsed_s=self._elapsed,
@@ -245,7 +248,8 @@ def train(
     """
     config = config or TrainConfig()
     config = replace(config, limits=replace(config.limits, **limits))
-    data = corpus.encode() if isinstance(corpus, str) else corpus
+    # A lone surrogate becomes bytes that are not UTF-8, for the corpus to refuse by name.
+    data = corpus.encode("utf-8", "surrogatepass") if isinstance(corpus, str) else corpus
     trainer = Trainer(data, config, threads)
     for progress in trainer.run():
         if on_progress is not None:
