@@ -7,11 +7,15 @@ measures and bounds the errors:
 =========  ==========================================  =======================
 function   over                                        largest error
 =========  ==========================================  =======================
-tanh       all                                         5 ULP
-sigmoid    all                                         1.8e-7 (absolute)
-exp        -87 to 88; 0 below (no subnormals)          1.5 ULP
-log        positive normal numbers                     1 ULP
+tanh       all                                         5.2 ULP
+sigmoid    all                                         1.9e-7 (absolute)
+exp        -87 to 88; 0 below (no subnormals)          1.1 ULP
+log        positive normal numbers                     0.9 ULP
 =========  ==========================================  =======================
+
+None leaves its range: |tanh| <= 1, 0 <= sigmoid <= 1, exp >= 0. tanh is odd to the bit, but not
+monotone in its last bits: a larger argument may give up to 7 * 2^-24 less. NaN stays NaN in all
+but log.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)  # 10 bits: its product with an exponent is exact
 _LN2_LOW = np.float32(-2.12194440054690583e-4)
 _ROUNDER = np.float32(12582912.0)  # 1.5 * 2**23: adding it leaves a float without a fraction
+_ROUNDER_BITS = np.int32(0x4B400000)  # the sum's bits less these are that whole number
 _EXP_LOW, _EXP_HIGH = np.float32(-87.0), np.float32(88.0)
 _E0, _E1, _E2, _E3, _E4 = (
     np.float32(v)
@@ -90,10 +95,14 @@ def sigmoid(x: np.float32) -> np.float32:
 
 @jit_inline
 def exp(x: np.float32) -> np.float32:
-    """exp(x) as 2^n (1 + r + r^2 E(r)), r = x - n ln 2; 0 below -87, exp(88) above 88."""
+    """exp(x) as 2^n (1 + r + r^2 E(r)), r = x - n ln 2; 0 below -87, exp(88) above 88.
+
+    NaN stays NaN.
+    """
     bounded = _EXP_HIGH if x > _EXP_HIGH else x
     bounded = _EXP_LOW if bounded < _EXP_LOW else bounded
-    n = fma(bounded, _LOG2_E, _ROUNDER) - _ROUNDER
+    rounded = fma(bounded, _LOG2_E, _ROUNDER)
+    n = rounded - _ROUNDER
     r = fma(-n, _LN2_HIGH, bounded)
     r = fma(-n, _LN2_LOW, r)
     e = fma(_E4, r, _E3)
@@ -101,7 +110,9 @@ def exp(x: np.float32) -> np.float32:
     e = fma(e, r, _E1)
     e = fma(e, r, _E0)
     e = fma(e, r * r, r) + ONE
-    power = float_from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    # Read n from the bits: converting a NaN to an integer is undefined.
+    exponent = np.int32(bits_from_float(rounded) - np.int32(_ROUNDER_BITS - np.int32(127)))
+    power = float_from_bits(np.int32(exponent << np.int32(23)))
     return ZERO if x < _EXP_LOW else e * power
 
 
