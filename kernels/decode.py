@@ -28,6 +28,8 @@ from treadle.kernels.structures import Array, Ints, State, Weights, Workspace
 
 Longs = npt.NDArray[np.uint64]
 
+_LOWEST = np.float32(-100.0)
+
 DRAW_STREAM = np.uint64(1)
 """Random stream of the draw; parameters are initialized from streams of their own seed."""
 
@@ -99,8 +101,12 @@ def draw(
     if temperature == ZERO:
         return likeliest(logits)
     m = largest(logits)
-    for v in range(logits.size):  # less the largest first, lest a small temperature overflow
-        weights[v] = (logits[v] - m) / temperature
+    # Less the largest first, and never far below what exp makes 0 of, lest a small temperature
+    # overflow.
+    lowest = _LOWEST * temperature
+    for v in range(logits.size):
+        difference = logits[v] - m
+        weights[v] = difference / temperature if difference > lowest else _LOWEST
     exponentials(weights, ZERO, weights)
     if top_k > 0 or top_p < np.float32(1.0):
         _cut(weights, top_k, top_p)
@@ -148,7 +154,7 @@ def decode(
     Args:
         cell: RNN, GRU or LSTM.
         weights: packed.
-        work: for T = 1 step and M rows.
+        work: for T = 1 step and M rows, M at most LOGIT_ROWS.
         state: in: each session's state before `sessions.token` was read; out: the same after
             the chunk.
         sessions: what they ask for; updated.
