@@ -63,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds nothing to stop
-        return _fail("interrupted", INTERRUPTED)
+        return _fail(str(interrupt) or "interrupted", INTERRUPTED)
     except TreadleError as error:
         return _fail(_sentence(error), error.exit_code)
     except OSError as error:

@@ -100,7 +100,7 @@ class PlainReport(Report):
             self._shown_s = progress.elapsed_s
             self.print(plain_line(progress, self._total_steps))
         if progress.sample:
-            for line in printable(progress.sample).split("\n"):
+            for line in printable(progress.sample).strip("\n").split("\n"):
                 self.print("    " + line)
 
     def print(self, line: str) -> None:

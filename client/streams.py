@@ -95,6 +95,8 @@ class Upload:
         self._called = threading.Event()
         self.error: Exception | None = None
         """What reading the corpus raised."""
+        self.sent = False
+        """Whether the whole corpus is on its way."""
 
     def attach(self, call: Call[TrainResponse]) -> None:
         """Tells which call the requests belong to."""
@@ -107,6 +109,7 @@ class Upload:
             yield TrainRequest(spec=self._spec)
             for chunk in self._source.chunks:
                 yield TrainRequest(corpus_chunk=chunk)
+            self.sent = True
         except Exception as error:
             self.error = error
             self._called.wait()
@@ -119,7 +122,9 @@ class Upload:
 class TrainingRun(_Stream[TrainResponse]):
     """A training run under way: iterate over its events, or wait for `result()`.
 
-    Leaving it early cancels the run, and the server drops it.
+    Leaving it early, by `close()` or by the end of its `with` block, drops an upload under way.
+    A run whose corpus has arrived goes on at the server: a training limit ends it, and its
+    model is stored, whether or not anybody watches.
     """
 
     def __init__(self, call: Call[TrainResponse], address: str, upload: Upload) -> None:
@@ -150,6 +155,11 @@ class TrainingRun(_Stream[TrainResponse]):
             case "completed":
                 self.model = response.completed
         return response
+
+    @property
+    def sent(self) -> bool:
+        """Whether the whole corpus has been sent, so that the server goes on by itself."""
+        return self._upload.sent
 
     def result(self) -> Model:
         """Waits for the end of the run and returns the stored model.

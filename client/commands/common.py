@@ -107,6 +107,7 @@ def add_unknown(parser: argparse._ActionsContainer, text: str) -> None:
     """Adds the policy for unknown symbols."""
     parser.add_argument(
         "--unknown",
+        "--unknown-policy",
         dest="unknown_policy",
         choices=UNKNOWN_POLICIES,
         default=argparse.SUPPRESS,

@@ -36,7 +36,7 @@ class Text(NamedTuple):
 
     text: str
     label: dict[str, Any]
-    """What JSON says of it: its line, its file."""
+    """What is said of it beside its score: its text unless it is a whole file, its line."""
 
 
 def add_parsers(commands: Commands) -> None:
@@ -140,7 +140,8 @@ def _print_table(pairs: Iterable[tuple[Text, TextScore]], console: Console) -> N
     count = 0
     console.line(HEAD.rstrip())
     for count, (text, score) in enumerate(pairs, 1):
-        console.line(_row(str(text.label.get("line", count)), score, text.text, console))
+        name = str(text.label.get("line", count))
+        console.line(_row(name, score, text.label.get("text", ""), console))
         for line in _token_lines(score):
             console.line(line)
         total.total_log_probability += score.total_log_probability

@@ -136,19 +136,21 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from treadle.client.options import TrainOptions
 
     report = _make_report(args, console)
+    timeout_s = getattr(args, "timeout", None)
+    options = chosen(args, TrainOptions)
     with (
         connect(args) as client,
         open_input(args.file) as corpus,
-        client.train(
-            corpus,
-            model=args.model,
-            timeout_s=getattr(args, "timeout", None),
-            **chosen(args, TrainOptions),
-        ) as training,
+        client.train(corpus, model=args.model, timeout_s=timeout_s, **options) as training,
     ):
-        with report:
-            for event in training:
-                report.show(event)
+        try:
+            with report:
+                for event in training:
+                    report.show(event)
+        except KeyboardInterrupt:
+            if training.sent:
+                raise KeyboardInterrupt("interrupted; the server goes on training") from None
+            raise
         training.result()
 
 

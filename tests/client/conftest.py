@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -25,3 +27,22 @@ def service(server: FakeServer) -> FakeService:
 def client(server: FakeServer) -> Iterator[Client]:
     with Client(server.address) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a `treadle-server` with an empty data directory."""
+    folder = tmp_path_factory.mktemp("server")
+    words = ["--address", "127.0.0.1:0", "--data-dir", str(folder / "data")]
+    with (
+        open(folder / "log", "wb") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "treadle.server", *words], stdout=subprocess.PIPE, stderr=log
+        ) as process,
+    ):
+        assert process.stdout is not None
+        ready = process.stdout.readline().decode()
+        assert "listening on" in ready, (folder / "log").read_text()
+        yield ready.split()[-1]
+        process.terminate()
+        assert process.wait(60) == 0

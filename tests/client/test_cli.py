@@ -160,15 +160,17 @@ class TestTrouble:
         assert server.service.over.wait(PATIENCE_S)
 
     @pytest.mark.parametrize(
-        "words",
+        ("words", "sentence"),
         [
-            ["generate", STUCK],
-            ["train", __file__, "--model", STUCK],
-            ["train", "-", "--model", "m"],
+            (["generate", STUCK], "interrupted"),
+            (["train", __file__, "--model", STUCK], "interrupted; the server goes on training"),
+            (["train", "-", "--model", "m"], "interrupted"),
         ],
         ids=["generate", "train", "upload"],
     )
-    def test_ctrl_c_cancels_the_call(self, server: FakeServer, words: list[str]) -> None:
+    def test_ctrl_c_cancels_the_call(
+        self, server: FakeServer, words: list[str], sentence: str
+    ) -> None:
         with subprocess.Popen(
             command(server.address, *words),
             stdin=subprocess.PIPE,
@@ -176,13 +178,16 @@ class TestTrouble:
             stderr=subprocess.PIPE,
             env=environment(),
         ) as process:
+            assert process.stdout is not None
             assert process.stderr is not None
             assert server.service.begun.wait(PATIENCE_S)
+            if STUCK in words:
+                assert process.stdout.read(1)
             process.send_signal(signal.SIGINT)
-            assert process.stderr.read() == b"treadle: interrupted\n"
+            assert process.stderr.read().decode() == f"treadle: {sentence}\n"
             assert process.wait(PATIENCE_S) == 130
         assert server.service.over.wait(PATIENCE_S)
-        assert not server.service.trained or words[0] != "train" or words[1] != "-"
+        assert server.service.trained is (words[0] == "train" and STUCK in words)
 
     def test_a_refusal_does_not_wait_for_slow_input(self, server: FakeServer) -> None:
         server.service.failure = status(code_pb2.INVALID_ARGUMENT, "no such cell")
