@@ -11,6 +11,8 @@ from treadle.model.config import OptimizerConfig, OptimizerKind, Schedule
 from treadle.model.errors import TrainingError
 from treadle.model.parameters import Parameters
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def learning_rate(config: OptimizerConfig, step: int, progress: float, warmup: int) -> float:
     """Return the rate of one step.
@@ -25,6 +27,11 @@ def learning_rate(config: OptimizerConfig, step: int, progress: float, warmup: i
     if config.schedule is Schedule.COSINE:
         rate *= 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return rate * min(1.0, (step + 1) / (warmup + 1))
+
+
+def _float32(setting: float) -> np.float32:
+    """Return the nearest float32; a setting beyond them is as good as the largest of them."""
+    return np.float32(min(setting, _LARGEST))
 
 
 class Optimizer:
@@ -61,14 +68,12 @@ class Optimizer:
         """
         norm = self._clip(gradient)
         self.steps += 1
-        with np.errstate(over="ignore"):  # beyond float32 they are infinite, as the weights will be
-            self._update(gradient, np.float32(rate), np.float32(self.config.weight_decay))
+        self._update(gradient, _float32(rate), _float32(self.config.weight_decay))
         return norm
 
     def _clip(self, gradient: Parameters) -> float:
         if self.config.clip_value:
-            limit = min(self.config.clip_value, float(np.finfo(np.float32).max))
-            optimizers.clip_by_value(gradient.flat, np.float32(limit))
+            optimizers.clip_by_value(gradient.flat, _float32(self.config.clip_value))
         norm = optimizers.global_norm(gradient.flat)
         if not math.isfinite(norm):
             raise TrainingError(
