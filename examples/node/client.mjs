@@ -1,0 +1,92 @@
+// A Treadle client in Node.js, made from the published .proto alone: no generated code.
+//
+//   npm ci
+//   node client.mjs [ADDRESS [CORPUS]]
+//
+// It trains a small model on a list of names, one a line, shows how that goes, and then
+// makes up names that begin with given letters.
+import { once } from 'node:events';
+import { createReadStream } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import grpc from '@grpc/grpc-js';
+import protoLoader from '@grpc/proto-loader';
+
+const here = (path) => fileURLToPath(new URL(path, import.meta.url));
+const [address = '127.0.0.1:50051', corpus = here('../data/names.txt')] = process.argv.slice(2);
+const MODEL = 'node-names';
+const CHUNK_BYTES = 256 * 1024; // the contract allows up to 1 MiB
+
+const definition = protoLoader.loadSync('treadle/v1/sequence.proto', {
+  includeDirs: [here('../../proto')],
+  keepCase: true, // hidden_size, as in the .proto
+  longs: Number, // exact up to 2^53, which is plenty for counts
+  enums: String,
+  defaults: true, // unset fields are there, with their zero
+  oneofs: true, // event.event is "started", "progress" or "completed"
+});
+const { SequenceService } = grpc.loadPackageDefinition(definition).treadle.v1;
+
+/** Sends the spec, then the corpus chunk by chunk, no faster than the server takes it. */
+async function upload(call, spec, file) {
+  try {
+    call.write({ spec });
+    for await (const chunk of createReadStream(file, { highWaterMark: CHUNK_BYTES })) {
+      if (!call.write({ corpus_chunk: chunk })) await once(call, 'drain');
+    }
+    call.end();
+  } catch (error) {
+    call.cancel(); // or the server would wait for the rest
+    throw error;
+  }
+}
+
+/** Follows a training run from its first event to its model. */
+async function follow(call) {
+  let model;
+  for await (const { event, started, progress, completed } of call) {
+    if (event === 'started') {
+      console.log(`${started.train_tokens} tokens, ${started.parameter_count} parameters`);
+      started.notices.forEach((notice) => console.log(`note: ${notice}`));
+    } else if (event === 'progress') {
+      const valid = progress._valid_loss ? `  valid ${progress.valid_loss.toFixed(3)}` : '';
+      console.log(`step ${progress.step}  loss ${progress.train_loss.toFixed(3)}${valid}`);
+    } else if (event === 'completed') {
+      model = completed;
+    }
+  }
+  return model;
+}
+
+/** Generates a text and prints each piece as it comes. */
+async function generate(client, request) {
+  process.stdout.write(request.prompt);
+  let result;
+  for await (const response of client.Generate(request)) {
+    process.stdout.write(response.text);
+    if (response.result) result = response.result;
+  }
+  process.stdout.write('\n');
+  return result;
+}
+
+const client = new SequenceService(address, grpc.credentials.createInsecure());
+try {
+  const spec = {
+    model: MODEL,
+    data: { layout: 'CORPUS_LAYOUT_LINES' },
+    network: { cell: 'CELL_GRU', hidden_size: 64 },
+    limits: { max_steps: 300 },
+    report: { sample_tokens: 0 },
+  };
+  const call = client.Train();
+  const [model] = await Promise.all([follow(call), upload(call, spec, corpus)]);
+  console.log(`${model.name} version ${model.version}: ${model.training.steps} steps`);
+  for (const [seed, prompt] of ['an', 'be', 'jo', 'mar'].entries()) {
+    await generate(client, { model: MODEL, prompt, temperature: 0.8, seed, max_new_tokens: 20 });
+  }
+} catch (error) {
+  console.error(error.details ?? error.message);
+  process.exitCode = 1;
+} finally {
+  client.close();
+}

@@ -1,0 +1,50 @@
+"""The Python examples, run as their docstrings say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .shell import environment
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "python"
+
+
+def example(address: str, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name), *words],
+        env=environment(TREADLE_SERVER=address),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_names(real_server: str) -> None:
+    done = example(real_server, "names.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    progress, made_up, given = done.stdout.split("\n\n")
+    assert "validation loss" in progress
+    assert len(made_up.splitlines()) == 11
+    nats = {row.split()[1]: float(row.split()[0]) for row in given.splitlines()[1:]}
+    assert nats["maria"] > nats["airam"] > nats["qqqqq"]
+
+
+def test_surprise(real_server: str) -> None:
+    done = example(real_server, "surprise.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    surprising = done.stdout[done.stdout.index("bits a character") : done.stdout.index("...\n")]
+    for odd in ("no space left on device", "certificate", "/etc/passwd"):
+        assert odd in surprising
+
+
+@pytest.mark.parametrize("name", ["names.py", "surprise.py"])
+def test_trouble_is_one_sentence(name: str) -> None:
+    done = example("127.0.0.1:1", name)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{name}: cannot reach a Treadle server at 127.0.0.1:1")
+    assert len(done.stderr.splitlines()) == 1
