@@ -51,6 +51,7 @@ RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /data --shell /usr/s
 COPY --from=build /opt/treadle /opt/treadle
 
 ENV PATH=/opt/treadle/bin:$PATH \
+    HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/var/cache/treadle \
     TREADLE_CPU_TARGET=portable \
@@ -58,10 +59,13 @@ ENV PATH=/opt/treadle/bin:$PATH \
     TREADLE_DATA_DIR=/data
 
 USER 10001:0
-# On x86-64 kernels for both levels that a start may choose, whatever this machine has.
+# On x86-64 kernels for both levels that a start may choose. Warming runs them, so a building
+# machine without AVX-512 can make only the first; the image then compiles the second at start.
 RUN if [ "$(uname -m)" = x86_64 ]; then \
         NUMBA_CPU_NAME=x86-64-v3 NUMBA_CPU_FEATURES= treadle-server --warm \
-        && NUMBA_CPU_NAME=x86-64-v4 NUMBA_CPU_FEATURES=-prefer-256-bit treadle-server --warm; \
+        && if grep -q avx512vl /proc/cpuinfo; then \
+            NUMBA_CPU_NAME=x86-64-v4 NUMBA_CPU_FEATURES=-prefer-256-bit treadle-server --warm; \
+        fi; \
     else \
         treadle-server --warm; \
     fi \

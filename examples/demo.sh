@@ -32,14 +32,18 @@ tell() {
 
 # Shows a command as one would type it, then runs it.
 show() {
-    printf '%s$' "$bold"
-    printf ' %q' "$@"
-    printf '%s\n' "$plain"
+    local word line="$bold\$"
+    for word in "$@"; do
+        case $word in *[!A-Za-z0-9_./:=-]*) word=${word@Q} ;; esac
+        line+=" $word"
+    done
+    echo "$line$plain"
     "$@"
 }
 
 tell "Start a server (the very first start compiles its kernels: about a minute)"
 echo "$bold\$ treadle-server --address 127.0.0.1:0 --data-dir $work/data &$plain"
+touch "$work/out"
 treadle-server --address 127.0.0.1:0 --data-dir "$work/data" >"$work/out" 2>"$work/log" &
 server=$!
 until grep -q 'listening on' "$work/out"; do

@@ -15,7 +15,7 @@ if command -v podman >/dev/null; then
     if command -v runc >/dev/null; then engine_global=(--runtime runc); fi
     limits=(--ulimit nofile=1024:1024 --ulimit nproc=1000:1000)
     build_options=(--format docker --pull=never "${limits[@]}")
-    run_options=("${limits[@]}" --no-healthcheck)
+    run_options=("${limits[@]}" --health-interval=disable)
 elif command -v docker >/dev/null && docker info >/dev/null 2>&1; then
     engine=docker
 fi
