@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import treadle.model.model as model_module
+import treadle.model.scorer as scorer_module
+import treadle.model.workspace as workspace_module
+from treadle.kernels import reference
+from treadle.model.batches import Batch, validation_batches
+from treadle.model.config import (
+    Cell,
+    CorpusLayout,
+    NetworkConfig,
+    TokenizerConfig,
+    TokenizerKind,
+    UnknownPolicy,
+)
+from treadle.model.corpus import TokenData
+from treadle.model.engine import SHARD_ROWS, Pool
+from treadle.model.errors import ConfigError, UnknownSymbolError
+from treadle.model.model import Model
+from treadle.model.parameters import Parameters, Shape
+from treadle.model.scorer import Scorer, TextScore, mean_loss
+from treadle.model.tokenizer import build_tokenizer
+from treadle.model.workspace import pack_for_inference
+
+Ints = NDArray[np.int32]
+TEXT = "abc cab bca, a cab abc!\nab ca bc, bb aa\n"
+
+
+def model_of(
+    kind: TokenizerKind = TokenizerKind.CHARACTERS,
+    layout: CorpusLayout = CorpusLayout.TEXT,
+    policy: UnknownPolicy | None = None,
+    **network: Any,
+) -> Model:
+    """A model of random weights, three times as large as they begin, so that it has opinions."""
+    settings = {"cell": Cell.LSTM, "hidden_size": 5, "embedding_size": 3, **network}
+    tokenizer = build_tokenizer(TokenizerConfig(kind, unknown_policy=policy), [TEXT], layout)
+    config = NetworkConfig(**settings)
+    parameters = Parameters.initial(Shape.of(config, tokenizer.vocabulary_size), seed=1)
+    parameters.flat *= 3
+    return Model(config, tokenizer, parameters)
+
+
+def reference_scores(model: Model, tokens: Ints) -> NDArray[np.float64]:
+    """log p of every token but the first, in float64."""
+    weights: reference.Parameters = {
+        name: array.astype(np.float64) for name, array in model.parameters.named().items()
+    }
+    cell = model.network.cell
+    states = reference.zero_states(weights, cell, B=1)
+    logits, _, _ = reference.network_forward(weights, cell, tokens[:-1, None], states)
+    rows = logits[:, 0] - logits[:, 0].max(axis=1, keepdims=True)
+    log_softmax = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    return np.asarray(log_softmax[np.arange(tokens.size - 1), tokens[1:]], np.float64)
+
+
+def scores_of(score: TextScore) -> list[float | None]:
+    return [token.log_probability for token in score.tokens]
+
+
+def check(model: Model, score: TextScore, before: Ints, tokens: Ints) -> None:
+    """A score is that of the reference in every field."""
+    sequence = np.concatenate((before, tokens)).astype(np.int32)
+    wanted = reference_scores(model, sequence)[max(before.size - 1, 0) :]
+    unscored = tokens.size - wanted.size
+    found = scores_of(score)
+    assert found[:unscored] == [None] * unscored
+    np.testing.assert_allclose(np.array(found[unscored:], float), wanted, rtol=1e-5, atol=1e-6)
+    assert [token.id for token in score.tokens] == tokens.tolist()
+    assert [token.text for token in score.tokens] == [
+        model.tokenizer.token_text(token) for token in tokens.tolist()
+    ]
+    assert score.token_count == wanted.size
+    assert score.total_log_probability == pytest.approx(wanted.sum(), rel=1e-5)
+    assert score.mean_nats == pytest.approx(-wanted.mean(), rel=1e-5)
+    assert score.perplexity == pytest.approx(math.exp(-wanted.mean()), rel=1e-5)
+
+
+# ---------------------------------------------------------------- against the reference
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("embedding", [0, 3])
+@pytest.mark.parametrize("cell", Cell)
+def test_a_text_scores_what_the_reference_gives_it(cell: Cell, embedding: int, layers: int) -> None:
+    model = model_of(cell=cell, embedding_size=embedding, layers=layers)
+    text = TEXT[:20]
+    tokens = model.tokenizer.encode(text)
+    score = model.score(text)
+    check(model, score, tokens[:0], tokens)
+    assert score.character_count == 19
+    assert score.bits_per_character == pytest.approx(
+        -score.total_log_probability / math.log(2) / 19
+    )
+
+
+@pytest.mark.parametrize("kind", TokenizerKind)
+@pytest.mark.parametrize("layout", CorpusLayout)
+@pytest.mark.parametrize("context", ["", "a", "cab abc! ab"])
+def test_a_context_is_read_and_not_scored(
+    layout: CorpusLayout, kind: TokenizerKind, context: str
+) -> None:
+    model = model_of(kind, layout)
+    tokenizer = model.tokenizer
+    text = " ca bc" if layout is CorpusLayout.LINES else " ca\nbc"
+    before, tokens = tokenizer.encode(context), tokenizer.encode(text)
+    if layout is CorpusLayout.LINES:
+        assert tokenizer.begin is not None
+        assert tokenizer.end is not None
+        before = np.append(np.int32(tokenizer.begin), before)
+        tokens = np.append(tokens, np.int32(tokenizer.end))
+    score = model.score(text, context)
+    check(model, score, before, tokens)
+    first_scored = context != "" or layout is CorpusLayout.LINES
+    symbols = tokens[0 if first_scored else 1 :]
+    assert score.character_count == len(tokenizer.decode(symbols))
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("cell", Cell)
+def test_a_text_of_many_windows_scores_what_the_reference_gives_it(cell: Cell) -> None:
+    model = model_of(cell=cell, layers=2, hidden_size=33)
+    tokens = model.tokenizer.encode(TEXT * 10)
+    assert tokens.size > 5 * scorer_module.WINDOW
+    check(model, model.score(TEXT * 10), tokens[:0], tokens)
+
+
+# ---------------------------------------------------------------- edges
+
+
+def test_a_first_token_without_context_has_no_score() -> None:
+    model = model_of()
+    score = model.score("a")
+    assert scores_of(score) == [None]
+    assert (score.token_count, score.character_count) == (0, 0)
+    assert score.total_log_probability == 0
+    assert (score.mean_nats, score.perplexity, score.bits_per_character) == (None, None, None)
+    assert model.score("a", "b").token_count == 1
+
+
+@pytest.mark.parametrize("context", ["", "a", "abc" * 40])
+def test_an_empty_text_has_no_score(context: str) -> None:
+    score = model_of().score("", context)
+    assert score == TextScore(0.0, 0, 0, ())
+    assert (score.mean_nats, score.perplexity, score.bits_per_character) == (None, None, None)
+
+
+def test_an_empty_line_is_scored_by_its_end_alone() -> None:
+    model = model_of(layout=CorpusLayout.LINES)
+    score = model.score("")
+    assert (score.token_count, score.character_count) == (1, 0)
+    assert [token.id for token in score.tokens] == [model.tokenizer.end]
+    assert [token.text for token in score.tokens] == [""]
+    assert score.total_log_probability < 0
+    assert score.bits_per_character is None
+    assert score.perplexity == pytest.approx(math.exp(-score.total_log_probability))
+
+
+def test_bytes_count_characters_and_not_bytes() -> None:
+    score = model_of(TokenizerKind.BYTES).score("aé€")
+    assert score.token_count == 5
+    assert score.character_count == 2
+    assert [token.text for token in score.tokens] == ["a", "", "", "", "", ""]
+    assert score.bits_per_character == pytest.approx(-score.total_log_probability / math.log(2) / 2)
+
+
+def test_a_perplexity_beyond_float_is_infinite() -> None:
+    score = TextScore(total_log_probability=-1e6, token_count=1, character_count=1, tokens=())
+    assert score.perplexity == math.inf
+    assert score.mean_nats == 1e6
+    assert score.bits_per_character == pytest.approx(1e6 / math.log(2))
+    almost = TextScore(total_log_probability=-1398.0, token_count=2, character_count=2, tokens=())
+    assert almost.perplexity == math.exp(699)
+
+
+def test_an_impossible_text_has_a_finite_score() -> None:
+    model = model_of(cell=Cell.RNN, embedding_size=0)
+    model.parameters.stacks.by[0] = 1e30
+    score = model.score("ab")
+    assert math.isfinite(score.total_log_probability)
+    assert score.total_log_probability < -1e29
+    assert score.perplexity == math.inf
+
+
+# ---------------------------------------------------------------- unknown symbols
+
+
+def test_an_unknown_symbol_is_refused_by_default() -> None:
+    model = model_of()
+    with pytest.raises(UnknownSymbolError) as caught:
+        model.score("abxc")
+    assert (caught.value.symbol, caught.value.position) == ("x", 2)
+    with pytest.raises(UnknownSymbolError, match="'y'"):
+        model.score("abc", "ya")
+
+
+def test_an_unknown_symbol_is_skipped_where_asked() -> None:
+    model = model_of()
+    assert model.score("abxc", "ya", UnknownPolicy.SKIP) == model.score("abc", "a")
+
+
+def test_an_unknown_token_needs_a_model_that_has_one() -> None:
+    with pytest.raises(ConfigError, match="has no unknown token"):
+        model_of().score("abc", unknown_policy=UnknownPolicy.UNKNOWN)
+    model = model_of(policy=UnknownPolicy.UNKNOWN)
+    score = model.score("abxc")
+    assert [token.id for token in score.tokens][2] == model.tokenizer.unknown
+    assert [token.text for token in score.tokens] == ["a", "b", "", "c"]
+    assert (score.token_count, score.character_count) == (3, 3)
+    with pytest.raises(UnknownSymbolError):
+        model.score("abxc", unknown_policy=UnknownPolicy.ERROR)
+
+
+# ---------------------------------------------------------------- the same bits
+
+
+@pytest.mark.parametrize("cell", Cell)
+def test_the_window_does_not_change_a_bit(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(cell=cell, layers=2)
+    text = TEXT * 4
+    assert len(text) > 2 * scorer_module.WINDOW
+    wanted = model.score(text, "a")
+    for window in (1, 7, 63, 1000):
+        monkeypatch.setattr(scorer_module, "WINDOW", window)
+        monkeypatch.setattr(model_module, "WINDOW", window)
+        assert model.score(text, "a") == wanted
+
+
+def test_where_text_is_cut_from_its_context_does_not_change_a_bit() -> None:
+    model = model_of(cell=Cell.GRU)
+    text = TEXT * 2
+    wanted = scores_of(model.score(text))
+    for cut in (1, 2, 40, 64, 65, 79):
+        assert scores_of(model.score(text[cut:], text[:cut])) == wanted[cut:]
+
+
+@pytest.mark.parametrize("cell", Cell)
+def test_a_vocabulary_too_large_for_a_table_does_not_change_a_bit(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = model_of(cell=cell, layers=2).score(TEXT)
+    monkeypatch.setattr(workspace_module, "TABLE_LIMIT", 0)
+    model = model_of(cell=cell, layers=2)
+    assert model.score(TEXT) == wanted
+    assert model._weights().table.shape[0] == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_beside_it_do_not_change_a_bit(threads: int) -> None:
+    model = model_of(layers=2)
+    shape, weights = model.parameters.shape, pack_for_inference(model.parameters)
+    rng = np.random.default_rng(0)
+    T, B = 4, SHARD_ROWS + 3
+    pool = Pool(threads)
+    together = Scorer(shape, weights, B, T, pool)
+    alone = [Scorer(shape, weights, 1, T, Pool(1)) for _ in range(B)]
+    for number in range(3):
+        tokens, targets = (rng.integers(0, shape.V, (T, B)).astype(np.int32) for _ in range(2))
+        targets[rng.random((T, B)) < 0.3] = -1
+        fresh = rng.random(B) < (1 if number == 0 else 0.3)
+        found = together.log_probabilities(tokens, targets, fresh)
+        assert np.all((found == 0) == (targets < 0))
+        for row, scorer in enumerate(alone):
+            cut = slice(row, row + 1)
+            part = scorer.log_probabilities(tokens[:, cut], targets[:, cut], fresh[cut])
+            assert part.tobytes() == np.ascontiguousarray(found[:, cut]).tobytes()
+    pool.close()
+
+
+def test_threads_may_share_a_model() -> None:
+    model, texts = model_of(layers=2), [TEXT[start:] for start in range(8)]
+    wanted = [model.score(text) for text in texts]
+    fresh = model_of(layers=2)
+    with ThreadPoolExecutor(4) as executor:
+        assert list(executor.map(fresh.score, texts)) == wanted
+
+
+# ---------------------------------------------------------------- a mean over batches
+
+
+def batches_of(model: Model, text: str, streams: int) -> list[Batch]:
+    data = TokenData(model.tokenizer.encode(text))
+    return list(validation_batches(data, model.tokenizer, streams, window=8, context=10_000))
+
+
+@pytest.mark.parametrize("streams", [1, 3, 20])
+def test_rows_with_their_whole_context_have_the_mean_of_one_pass(streams: int) -> None:
+    model = model_of()
+    text = TEXT * 4
+    weights = pack_for_inference(model.parameters)
+    batches = batches_of(model, text, streams)
+    assert batches[0].tokens.shape[1] == min(streams, (len(text) - 1) // 8)
+    found = mean_loss(model.parameters.shape, weights, batches, Pool(1))
+    assert found == pytest.approx(model.score(text).mean_nats, rel=1e-12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(text=st.text("abc ", max_size=30), context=st.text("abc ", max_size=30))
+def test_the_total_is_the_sum_and_the_rest_follows(text: str, context: str) -> None:
+    score = model_of(cell=Cell.RNN, hidden_size=2, embedding_size=0).score(text, context)
+    found = [value for value in scores_of(score) if value is not None]
+    assert len(score.tokens) == len(text)
+    assert score.token_count == score.character_count == len(found)
+    assert len(found) == max(len(text) - (not context), 0)
+    assert score.total_log_probability == pytest.approx(sum(found))
+    assert all(value <= 0 for value in found)
