@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from treadle.client.console import one_line, table
 from treadle.client.errors import InputError
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
+    from treadle.v1.sequence_pb2 import Token
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `add_subparsers` returns."""
@@ -181,3 +184,14 @@ def read_text(path: str) -> str:
 def named(path: str) -> str:
     """Names an input in a sentence."""
     return "standard input" if path == "-" else path
+
+
+def token_table(tokens: Iterable[Token]) -> list[str]:
+    """Lays out tokens with their log-probabilities; a dash where there is none."""
+    rows = []
+    for token in tokens:
+        values = ("-", "-")
+        if token.HasField("log_probability"):
+            values = (f"{token.log_probability:.3f}", f"{math.exp(token.log_probability):.1%}")
+        rows.append((one_line(token.text) or f"({token.id})", *values))
+    return table(("token", "nats", "probability"), rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,9 @@ from treadle.client.commands.common import (
     chosen,
     connect,
     read_text,
+    token_table,
 )
-from treadle.client.console import Console, one_line, table
+from treadle.client.console import Console
 
 if TYPE_CHECKING:
     from treadle.client.streams import Generation
@@ -120,17 +120,9 @@ def _summary(generation: Generation) -> list[str]:
     from treadle.client.options import field_word
 
     result = generation.result()
-    rows = [
-        (
-            one_line(token.text) or f"({token.id})",
-            f"{token.log_probability:.3f}",
-            f"{math.exp(token.log_probability):.1%}",
-        )
-        for token in generation.tokens
-    ]
     reason = field_word(result, "stop_reason").replace("_", " ")
     return [
-        *table(("token", "nats", "probability"), rows),
+        *token_table(generation.tokens),
         f"{result.new_tokens} tokens, {result.total_log_probability:.3f} nats, "
         f"ended by {reason}; seed {result.seed}, version {result.version}",
     ]

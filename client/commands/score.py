@@ -19,8 +19,9 @@ from treadle.client.commands.common import (
     named,
     open_input,
     read_text,
+    token_table,
 )
-from treadle.client.console import Console, one_line, table
+from treadle.client.console import Console, one_line
 from treadle.client.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 ROW = "{:>6}  {:>7}  {:>11}  {:>7}  {:>10}  {:>9}  {}"
 """Fixed columns: the rows are printed as the scores come."""
 HEAD = ROW.format("text", "tokens", "nats", "mean", "perplexity", "bits/char", "")
+INDENT = " " * 8
 
 
 class Text(NamedTuple):
@@ -142,8 +144,8 @@ def _print_table(pairs: Iterable[tuple[Text, TextScore]], console: Console) -> N
     for count, (text, score) in enumerate(pairs, 1):
         name = str(text.label.get("line", count))
         console.line(_row(name, score, text.label.get("text", ""), console))
-        for line in _token_lines(score):
-            console.line(line)
+        for line in token_table(score.tokens) if score.tokens else ():
+            console.line(INDENT + line)
         total.total_log_probability += score.total_log_probability
         total.token_count += score.token_count
         total.character_count += score.character_count
@@ -165,21 +167,6 @@ def _row(name: str, score: TextScore, text: str, console: Console) -> str:
     row = ROW.format(name, score.token_count, f"{score.total_log_probability:.3f}", *means, "")
     room = max(0, console.width - 1 - len(row)) if console.is_terminal else None
     return (row + one_line(text, room)).rstrip()
-
-
-def _token_lines(score: TextScore) -> list[str]:
-    """Lays out the tokens of one text, indented."""
-    if not score.tokens:
-        return []
-    rows = [
-        (
-            one_line(token.text) or f"({token.id})",
-            f"{token.log_probability:.3f}" if token.HasField("log_probability") else "-",
-            f"{math.exp(token.log_probability):.1%}" if token.HasField("log_probability") else "-",
-        )
-        for token in score.tokens
-    ]
-    return ["        " + line for line in table(("token", "nats", "probability"), rows)]
 
 
 def _with_means(total: TextScore) -> TextScore:
