@@ -43,9 +43,9 @@ def model_of(
     **network: Any,
 ) -> Model:
     """A model of random weights, three times as large as they begin, so that it has opinions."""
-    settings = {"cell": Cell.LSTM, "hidden_size": 5, "embedding_size": 3, **network}
+    sizes = {"cell": Cell.LSTM, "hidden_size": 5, "embedding_size": 3, **network}
     tokenizer = build_tokenizer(TokenizerConfig(kind, unknown_policy=policy), [TEXT], layout)
-    config = NetworkConfig(**settings)
+    config = NetworkConfig(**sizes)
     parameters = Parameters.initial(Shape.of(config, tokenizer.vocabulary_size), seed=1)
     parameters.flat *= 3
     return Model(config, tokenizer, parameters)
