@@ -25,10 +25,11 @@ COPY model model
 COPY server server
 COPY client client
 COPY proto proto
-RUN /opt/treadle/bin/pip install --no-deps . \
-    # What no server runs: the packages' own tests, headers, stubs, and pip itself.
-    && /opt/treadle/bin/pip uninstall -y pip setuptools \
-    && cd /opt/treadle/lib/python3.11/site-packages \
+RUN /opt/treadle/bin/pip install --no-deps .
+
+WORKDIR /opt/treadle/lib/python3.11/site-packages
+# Away with what no server runs: the packages' own tests, headers, stubs, and pip itself.
+RUN /opt/treadle/bin/pip uninstall -y pip setuptools \
     && find numpy numba llvmlite google -type d -name tests -prune -exec rm -rf {} + \
     && rm -rf numba/cuda numpy/_core/include numpy/f2py \
     && find . -name '*.pyi' -delete \
@@ -62,7 +63,7 @@ USER 10001:0
 # On x86-64 kernels for both levels that a start may choose. Warming runs them, so a building
 # machine without AVX-512 can make only the first; the image then compiles the second at start.
 RUN if [ "$(uname -m)" = x86_64 ]; then \
-        NUMBA_CPU_NAME=x86-64-v3 NUMBA_CPU_FEATURES= treadle-server --warm \
+        NUMBA_CPU_NAME=x86-64-v3 NUMBA_CPU_FEATURES='' treadle-server --warm \
         && if grep -q avx512vl /proc/cpuinfo; then \
             NUMBA_CPU_NAME=x86-64-v4 NUMBA_CPU_FEATURES=-prefer-256-bit treadle-server --warm; \
         fi; \
