@@ -1,0 +1,107 @@
+"""Emitted instructions against their Python stand-ins.
+
+Instructions are compiled here whether or not NUMBA_DISABLE_JIT is set: only the decorator heeds it.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numba.core.registry import CPUDispatcher
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+from small_networks import same_bytes
+
+from treadle.kernels import intrinsics, tile
+from treadle.kernels.compile import PYTHON_MODE
+from treadle.kernels.tile import PANEL, ROWS
+
+Floats = NDArray[np.float32]
+
+TILES = [(1, 1), (4, 1), (ROWS, 1), (1, 4)]
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    dispatcher: Callable[..., Any] = CPUDispatcher(function, targetoptions={"nopython": True})
+    return dispatcher
+
+
+def whole_numbers(seed: int, *shape: int) -> Floats:
+    """Small whole numbers: sums of their products are exact, so that both must agree to the bit."""
+    return np.random.default_rng(seed).integers(-9, 10, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize(("rows", "panels"), TILES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_compiled_tile_is_the_python_tile(
+    rows: int, panels: int, add: bool, transposed: bool
+) -> None:
+    instruction = tile._compiled_tile(rows, panels, add)
+
+    def call(
+        a: Any, a_offset: int, a_row: int, a_step: int,
+        b: Any, b_offset: int, b_panel: int, steps: int, c: Any, c_offset: int, c_row: int,
+    ) -> None:  # fmt: skip
+        instruction(a, a_offset, a_row, a_step, b, b_offset, b_panel, steps, c, c_offset, c_row)
+
+    steps, width = 5, panels * PANEL + 3
+    a, b = whole_numbers(1, rows + 1, 9), whole_numbers(2, panels + 1, steps, PANEL)
+    c = whole_numbers(3, rows + 1, width)
+    if transposed:
+        a, a_row, a_step = np.ascontiguousarray(a.T), 1, rows + 1
+    else:
+        a_row, a_step = 9, 1
+    # Everything begins past the arrays' beginning, to prove the offsets.
+    where = (a, a_row + 2 * a_step, a_row, a_step, b, steps * PANEL, steps * PANEL, steps)
+    by_instruction, by_python = c.copy(), c.copy()
+    compiled(call)(*where, by_instruction, width + 1, width)
+    tile._python_tile(rows, panels, add)(*where, by_python, width + 1, width)
+    assert same_bytes(by_instruction, by_python)
+
+    left = a.T if transposed else a
+    expected = c.copy()
+    inside = expected[1:, 1 : 1 + panels * PANEL]
+    right = b[1:].transpose(1, 0, 2).reshape(steps, -1)
+    inside[...] = left[1:, 2 : 2 + steps] @ right + (inside if add else 0)
+    assert same_bytes(by_python, expected)
+
+
+def test_tiles_are_compiled_unless_in_python_mode() -> None:
+    assert inspect.isfunction(tile.make_tile(1, 1, add=False)) == PYTHON_MODE
+
+
+def test_fma_rounds_once() -> None:
+    compiled_fma = intrinsic(intrinsics._fma)
+
+    def call(a: Any, b: Any, c: Any) -> Any:
+        return compiled_fma(a, b, c)
+
+    fma, one, x = compiled(call), np.float32(1), np.float32(2.0**-11)
+    assert fma(one + x, one - x, -one) == -(x * x)
+    # 2^-57 above the middle of two floats: see test_matmul.py. The stand-in rounds twice there.
+    arguments = np.float32(2.0**-24) * (one + x), one - x + x * x, one
+    assert fma(*arguments) == np.float32(1 + 2.0**-23)
+    assert intrinsics.python_fma(*arguments) == one
+    for a, b, c in np.random.default_rng(1).standard_normal((200, 3), np.float32):
+        assert fma(a, b, c) == intrinsics.python_fma(a, b, c)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -1.5, 1e-45, np.inf, -np.inf, 3.4e38])
+def test_bits_go_there_and_back(value: float) -> None:
+    from_bits = intrinsic(intrinsics._float_from_bits)
+    to_bits = intrinsic(intrinsics._bits_from_float)
+
+    def call_from_bits(bits: Any) -> Any:
+        return from_bits(bits)
+
+    def call_to_bits(number: Any) -> Any:
+        return to_bits(number)
+
+    number = np.float32(value)
+    bits = number.view(np.int32)
+    assert compiled(call_to_bits)(number) == intrinsics.python_bits_from_float(number) == bits
+    again = np.float32(compiled(call_from_bits)(bits))
+    assert again.tobytes() == intrinsics.python_float_from_bits(bits).tobytes() == number.tobytes()
