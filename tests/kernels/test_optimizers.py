@@ -1,0 +1,143 @@
+"""Update rules and clipping against the plain NumPy reference in float64."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from small_networks import relative_error, same_bytes
+
+from treadle.kernels import optimizers, reference
+
+Floats = NDArray[np.float32]
+Update = Callable[[int, Floats], None]
+
+N = 37
+STEPS = 7
+RATE, DECAY, BETA1, BETA2 = 0.05, 0.1, 0.9, 0.99
+
+
+def draw(seed: int, size: int = N) -> Floats:
+    return np.random.default_rng(seed).standard_normal(size, np.float32)
+
+
+class Run:
+    """Weights in float32, and what a rule keeps beside them."""
+
+    def __init__(self, kind: str, decay: float) -> None:
+        self.kind = kind
+        self.decay = decay
+        self.weights, self.means, self.squares = draw(0), *np.zeros((2, N), np.float32)
+
+    def step(self, number: int, gradient: Floats, part: slice = slice(None)) -> None:
+        weights, means, squares = (a[part] for a in (self.weights, self.means, self.squares))
+        rate, decay = np.float32(RATE), np.float32(self.decay)
+        if self.kind == "sgd":
+            optimizers.sgd(weights, gradient[part], rate, decay)
+        elif self.kind == "adagrad":
+            optimizers.adagrad(weights, gradient[part], squares, rate, decay)
+        else:
+            optimizers.adam(
+                weights, gradient[part], means, squares, rate, decay,
+                np.float32(BETA1), np.float32(BETA2),
+                np.float32(1 / (1 - BETA1**number)), np.float32(1 / math.sqrt(1 - BETA2**number)),
+            )  # fmt: skip
+
+
+class ReferenceRun(Run):
+    """The same by the reference in float64; decay is decoupled in every rule."""
+
+    def __init__(self, kind: str, decay: float) -> None:
+        super().__init__(kind, decay)
+        self.wide: Any = self.weights.astype(np.float64)
+        self.moments: Any = np.zeros((2, N))
+
+    def step(self, number: int, gradient: Floats, part: slice = slice(None)) -> None:
+        g, (m, v) = gradient.astype(np.float64), self.moments
+        if self.kind == "adam":
+            decay = self.decay
+            reference.adam_step(self.wide, g, m, v, number, RATE, BETA1, BETA2, weight_decay=decay)
+            return
+        self.wide *= 1 - RATE * self.decay
+        if self.kind == "sgd":
+            reference.sgd_step(self.wide, g, RATE)
+        else:
+            reference.adagrad_step(self.wide, g, v, RATE)
+
+
+@pytest.mark.parametrize("decay", [0.0, DECAY])
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam"])
+def test_steps_are_those_of_the_reference(kind: str, decay: float) -> None:
+    ours, expected = Run(kind, decay), ReferenceRun(kind, decay)
+    for number in range(1, STEPS + 1):
+        gradient = draw(number)
+        kept = gradient.copy()
+        ours.step(number, gradient)
+        expected.step(number, gradient)
+        assert same_bytes(gradient, kept)
+        assert relative_error(ours.weights, expected.wide) < 2e-6
+        # A mistake in the decay or a moment would be far above rounding.
+        assert relative_error(ours.weights, draw(0)) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam"])
+def test_every_element_is_on_its_own(kind: str) -> None:
+    at_once, in_parts = Run(kind, DECAY), Run(kind, DECAY)
+    for number in range(1, STEPS + 1):
+        gradient = draw(number)
+        at_once.step(number, gradient)
+        for part in (slice(20, N), slice(0, 1), slice(1, 20)):
+            in_parts.step(number, gradient, part)
+    assert same_bytes(at_once.weights, in_parts.weights)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam"])
+def test_without_gradient_nothing_moves(kind: str) -> None:
+    run = Run(kind, 0.0)
+    before = run.weights.copy()
+    run.step(1, np.zeros(N, np.float32))
+    assert same_bytes(run.weights, before)
+
+
+def test_clip_by_value() -> None:
+    gradient = np.array([0.5, -0.5, 2, -2, 0.25, np.inf, -np.inf, -0.0], np.float32)
+    optimizers.clip_by_value(gradient, np.float32(0.5))
+    assert gradient.tolist() == [0.5, -0.5, 0.5, -0.5, 0.25, 0.5, -0.5, 0]
+
+
+def test_clipping_hides_no_nan() -> None:
+    gradient = np.array([1, np.nan], np.float32)
+    optimizers.clip_by_value(gradient, np.float32(0.5))
+    assert math.isnan(optimizers.global_norm(gradient))
+
+
+@pytest.mark.parametrize("size", [0, 1, 16, 37, optimizers.BLOCK + 17])
+def test_global_norm(size: int) -> None:
+    gradient = draw(1, size)
+    exact = math.sqrt(math.fsum(g * g for g in gradient.tolist()))
+    assert optimizers.global_norm(gradient) == pytest.approx(exact, rel=1e-13)
+    assert reference.clip_by_global_norm({"g": gradient}, 1e9) == pytest.approx(exact, rel=1e-12)
+
+
+def test_global_norm_of_huge_gradients_is_finite() -> None:
+    gradient = np.full(20, 3e38, np.float32)
+    assert optimizers.global_norm(gradient) == pytest.approx(3e38 * math.sqrt(20), rel=1e-6)
+
+
+def test_scaled_gradient_has_the_norm_asked_for() -> None:
+    gradient = draw(2)
+    norm = optimizers.global_norm(gradient)
+    expected: reference.Parameters = {"g": gradient.astype(np.float64)}
+    reference.clip_by_global_norm(expected, 0.5)
+    optimizers.scale(gradient, np.float32(0.5 / norm))
+    assert relative_error(gradient, expected["g"]) < 1e-6
+    assert optimizers.global_norm(gradient) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_add_into() -> None:
+    source, target = draw(3), draw(4)
+    expected = target + source
+    optimizers.add_into(source, target)
+    assert same_bytes(target, expected)
