@@ -1,0 +1,354 @@
+"""The draw against the reference; decoding alone, among others and in any chunks: one result."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from small_networks import CELLS, Network, make_network, same_bytes
+
+from treadle.kernels import network, reference, structures
+from treadle.kernels.compile import PYTHON_MODE
+from treadle.kernels.decode import DRAW_STREAM, Sessions, decode, draw, likeliest
+from treadle.kernels.random import uniform
+from treadle.model import workspace
+from treadle.model.parameters import CELL_CODES
+from treadle.model.workspace import allocate_state, allocate_workspace, pack_for_inference
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+# ---------------------------------------------------------------- one draw
+
+CASES = 200 if PYTHON_MODE else 1000
+CLOSE = 3e-5
+"""A draw whose u or top_p is this close to where the result changes may fall to either side."""
+
+
+def ours(
+    logits: Any, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, u: float = 0.0
+) -> int:
+    row = np.asarray(logits, np.float32)
+    rubbish = np.full(row.size, np.nan, np.float32)
+    numbers = np.float32(temperature), top_k, np.float32(top_p), np.float32(u)
+    return int(draw(row, *numbers, rubbish))
+
+
+def possible(logits: Floats, temperature: float, top_k: int, top_p: float, u: float) -> set[int]:
+    """What the reference draws with u and top_p a little below, at and above the given ones."""
+    return {
+        reference.sample(
+            logits.astype(np.float64),
+            temperature=float(np.float32(temperature)),
+            top_k=top_k,
+            top_p=near_p if top_p < 1 else 1.0,
+            u=near_u,
+        )
+        for near_u in (max(u - CLOSE, 0.0), u, min(u + CLOSE, 1 - 1e-9))
+        for near_p in (top_p * (1 - CLOSE), top_p, min(top_p * (1 + CLOSE), 1 - 1e-12))
+    }
+
+
+def test_draws_are_those_of_the_reference() -> None:
+    rng = np.random.default_rng(1)
+    clear = 0
+    for _ in range(CASES):
+        V = int(rng.integers(1, 40))
+        logits = (rng.choice([0.1, 1.0, 5.0]) * rng.standard_normal(V)).astype(np.float32)
+        if rng.random() < 0.3:  # ties
+            logits = np.round(logits)
+        settings: dict[str, Any] = {
+            "temperature": float(rng.choice([0.0, 0.3, 0.7, 1.0, 2.0, 100.0])),
+            "top_k": int(rng.choice([0, 0, 1, 2, 5, V, V + 3])),
+            "top_p": float(np.float32(rng.choice([1.0, 1.0, 0.9, 0.5, 0.1, 1e-6]))),
+            "u": float(np.float32(rng.random(dtype=np.float32))),
+        }
+        drawn, expected = ours(logits, **settings), possible(logits, **settings)
+        assert drawn in expected, (logits, settings)
+        clear += len(expected) == 1
+    assert clear > 0.95 * CASES
+
+
+LOGITS = np.log([0.1, 0.4, 0.05, 0.25, 0.2])
+US = [0.0, 0.09, 0.11, 0.49, 0.51, 0.54, 0.56, 0.79, 0.81, float(np.float32(1 - 2.0**-24))]
+
+
+def test_draw_walks_the_tokens_by_id() -> None:
+    assert [ours(LOGITS, u=u) for u in US] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_zero_temperature_is_greedy() -> None:
+    assert [ours(LOGITS, temperature=0, u=u) for u in US] == [1] * len(US)
+    assert ours([0, 3, 3, 1], temperature=0) == 1
+    assert likeliest(np.array([-np.inf, -2, -1, -1], np.float32)) == 2
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-10, 1e-3])
+def test_tiny_temperatures_are_all_but_greedy(temperature: float) -> None:
+    logits = [-3e4, 2.0, 1.9, 2.0, 3e4 - 1, 3e4]
+    assert {ours(logits, temperature, u=u) for u in US} == {5}
+    assert [ours([1, 2, 2], temperature, u=u) for u in (0.0, 0.49, 0.51)] == [1, 1, 2]
+
+
+def test_a_high_temperature_draws_all_alike() -> None:
+    us = (np.arange(50) + 0.5) / 50
+    counts = np.bincount([ours([-3, 0, 3, 1, 2], 1e30, u=float(u)) for u in us])
+    assert counts.tolist() == [10] * 5
+
+
+def test_top_k() -> None:
+    assert {ours(LOGITS, top_k=1, u=u) for u in US} == {1}
+    # 1 and 3 stay, .4 and .25: the border is at .615.
+    assert [ours(LOGITS, top_k=2, u=u) for u in (0.0, 0.61, 0.62, 0.99)] == [1, 1, 3, 3]
+    assert [ours(LOGITS, top_k=9, u=u) for u in US] == [ours(LOGITS, u=u) for u in US]
+
+
+def test_top_k_keeps_the_lower_of_equals() -> None:
+    us = np.linspace(0, 0.999, 50)
+    assert {ours([1, 2, 1, 1], top_k=3, u=float(u)) for u in us} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [(1e-9, {1}), (0.39, {1}), (0.41, {1, 3}), (0.66, {1, 3, 4}), (0.96, {0, 1, 2, 3, 4})],
+)
+def test_top_p(top_p: float, kept: set[int]) -> None:
+    us = np.linspace(0, 0.9999, 200)
+    assert {ours(LOGITS, top_p=top_p, u=float(u)) for u in us} == kept
+
+
+def test_top_p_of_what_top_k_kept() -> None:
+    us = np.linspace(0, 0.9999, 50)
+    # Of .4 .25 the first is .615: alone it reaches .6, though not of the whole vocabulary.
+    assert {ours(LOGITS, top_k=2, top_p=0.6, u=float(u)) for u in us} == {1}
+
+
+def test_the_highest_u_draws_the_last_token() -> None:
+    """Also where u times the whole rounds up to more than the weights, added one by one, reach."""
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        assert ours(rng.uniform(-1, 1, 37), u=1 - 2.0**-24) == 36
+
+
+def test_tokens_of_no_weight_are_never_drawn() -> None:
+    us = np.linspace(0, 1 - 2.0**-24, 50)
+    assert {ours([-1e5, 0, -1e5, 0, -1e5], u=float(u)) for u in us} == {1, 3}
+
+
+# ---------------------------------------------------------------- sessions
+
+TOKENS = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one session asks for, and the state it comes with."""
+
+    state_seed: int
+    token: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    end: int = -1
+
+
+def random_request(rng: np.random.Generator, V: int) -> Request:
+    return Request(
+        state_seed=int(rng.integers(1000)),
+        token=int(rng.integers(1, V)),
+        temperature=float(rng.choice([0.0, 0.5, 1.0, 1.5])),
+        top_k=int(rng.choice([0, 3])),
+        top_p=float(rng.choice([1.0, 0.8])),
+        seed=int(rng.integers(2**63)),
+        end=int(rng.choice([-1, 0])),
+    )
+
+
+def fill_state(made: Network, requests: list[Request]) -> structures.State:
+    """The state of a row a request, each drawn by the request's own seed."""
+    state = allocate_state(made.shape, len(requests))
+    for row, request in enumerate(requests):
+        rng = np.random.default_rng(request.state_seed)
+        size = state.h.shape[0], state.h.shape[2]
+        state.h[:, row] = rng.uniform(-0.9, 0.9, size)
+        if made.cell == "lstm":
+            state.c[:, row] = rng.uniform(-2, 2, size)
+    return state
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What sessions gave, and where they ended."""
+
+    tokens: Ints
+    """(N, M)."""
+    log_probabilities: Floats
+    """(N, M)."""
+    state: structures.State
+    sessions: Sessions
+
+    def row(self, m: int) -> tuple[bytes, ...]:
+        """All bits of one session; its state only if it goes on, as no one reads it after."""
+        arrays = [self.tokens[:, m], self.log_probabilities[:, m], self.sessions.position[m]]
+        if self.sessions.token[m] != self.sessions.end[m]:
+            arrays += [self.state.h[:, m], self.state.c[:, m], self.sessions.token[m]]
+        return tuple(np.ascontiguousarray(array).tobytes() for array in arrays)
+
+
+def run(
+    made: Network, requests: list[Request], chunk: int = TOKENS, count: int = TOKENS
+) -> Decoded:
+    """Decode `count` tokens for every request, in chunks."""
+    M = len(requests)
+    state, weights = fill_state(made, requests), pack_for_inference(made.parameters)
+    work = allocate_workspace(made.shape, 1, M, backward=False)
+    sessions = Sessions(
+        token=np.array([r.token for r in requests], np.int32),
+        end=np.array([r.end for r in requests], np.int32),
+        temperature=np.array([r.temperature for r in requests], np.float32),
+        top_k=np.array([r.top_k for r in requests], np.int32),
+        top_p=np.array([r.top_p for r in requests], np.float32),
+        seed=np.array([r.seed for r in requests], np.uint64),
+        position=np.zeros(M, np.uint64),
+    )
+    tokens = np.full((count, M), 99, np.int32)
+    log_probabilities = np.full((count, M), np.nan, np.float32)
+    for n in range(0, count, chunk):
+        part = slice(n, n + chunk)
+        cell = CELL_CODES[made.shape.cell]
+        decode(cell, weights, work, state, sessions, tokens[part], log_probabilities[part])
+    return Decoded(tokens, log_probabilities, state, sessions)
+
+
+def score(made: Network, request: Request, tokens: Ints) -> Floats:
+    """The log-probabilities that scoring gives to tokens (N,) after the request's own."""
+    state, weights = fill_state(made, [request]), pack_for_inference(made.parameters)
+    work = allocate_workspace(made.shape, tokens.size, 1, backward=False)
+    inputs = np.concatenate(([request.token], tokens[:-1])).astype(np.int32).reshape(-1, 1)
+    out = np.full((tokens.size, 1), np.nan, np.float32)
+    cell, fresh = CELL_CODES[made.shape.cell], np.zeros(1, np.bool_)
+    network.score_shard(cell, weights, work, state, inputs, tokens.reshape(-1, 1), fresh, out)
+    return out[:, 0]
+
+
+def small(cell: str, V: int = 11) -> Network:
+    return make_network(cell, V, E=3, H=6, L=2, seed=4)
+
+
+def logits_of(made: Network, request: Request, tokens: Ints) -> NDArray[Any]:
+    """The reference's logits before each of tokens (N,)."""
+    state = fill_state(made, [request])
+    h, c = state.h.astype(np.float64), state.c.astype(np.float64)
+    inputs = np.concatenate(([request.token], tokens[:-1])).astype(np.int32).reshape(-1, 1)
+    states = h, c if made.cell == "lstm" else None
+    return reference.network_forward(made.reference, made.cell, inputs, states)[0][:, 0]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_greedy_decoding_takes_the_likeliest_of_the_reference(cell: str) -> None:
+    made, request = small(cell), Request(1, token=2, temperature=0)
+    decoded = run(made, [request])
+    logits = logits_of(made, request, decoded.tokens[:, 0])
+    assert decoded.tokens[:, 0].tolist() == logits.argmax(axis=1).tolist()
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    chosen = expected[np.arange(TOKENS), decoded.tokens[:, 0]]
+    np.testing.assert_allclose(decoded.log_probabilities[:, 0], chosen, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_draw_is_of_its_own_seed_and_position(cell: str) -> None:
+    made, request = small(cell), Request(2, token=3, temperature=0.8, top_k=6, top_p=0.95, seed=77)
+    decoded = run(made, [request])
+    tokens = decoded.tokens[:, 0]
+    for n, logits in enumerate(logits_of(made, request, tokens)):
+        u = float(uniform(np.uint64(77), DRAW_STREAM, np.uint64(n)))
+        row = logits.astype(np.float32)
+        assert tokens[n] in possible(row, request.temperature, 6, float(np.float32(0.95)), u)
+    assert decoded.sessions.position.tolist() == [TOKENS]
+    assert len(set(tokens.tolist())) > 2
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_log_probabilities_are_those_of_scoring(cell: str) -> None:
+    """Byte for byte, although one goes step by step and the other all at once."""
+    made, rng = small(cell), np.random.default_rng(3)
+    requests = [random_request(rng, 11) for _ in range(4)]
+    decoded = run(made, requests)
+    for m, request in enumerate(requests):
+        drawn = decoded.tokens[:, m]
+        drawn = np.ascontiguousarray(drawn[drawn >= 0])
+        scores = score(made, request, drawn)
+        assert same_bytes(np.ascontiguousarray(decoded.log_probabilities[: drawn.size, m]), scores)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("M", range(1, 10))
+def test_a_session_among_others_is_the_session_alone(cell: str, M: int) -> None:
+    made, rng = small(cell), np.random.default_rng(M)
+    requests = [random_request(rng, 11) for _ in range(M)]
+    together = run(made, requests)
+    for m, request in enumerate(requests):
+        assert together.row(m) == run(made, [request]).row(0)
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("M", [33, 64])
+def test_many_sessions(M: int) -> None:
+    made, rng = make_network("lstm", 70, E=9, H=33, L=2), np.random.default_rng(M)
+    requests = [random_request(rng, 70) for _ in range(M)]
+    together = run(made, requests)
+    for m, request in enumerate(requests):
+        assert together.row(m) == run(made, [request]).row(0)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_chunks_do_not_matter(cell: str, chunk: int) -> None:
+    made, rng = small(cell), np.random.default_rng(5)
+    requests = [random_request(rng, 11) for _ in range(3)]
+    at_once, in_chunks = run(made, requests, 64, 64), run(made, requests, chunk, 64)
+    for m in range(3):
+        assert in_chunks.row(m) == at_once.row(m)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, TOKENS])
+def test_a_session_ends_after_its_end_token(chunk: int) -> None:
+    made = small("gru")
+    endless = run(made, [Request(6, token=1, seed=8)]).tokens[:, 0]
+    end = int(endless[5])
+    first = endless.tolist().index(end)
+    requests = [Request(6, token=1, seed=8, end=end), Request(7, token=1, seed=9)]
+    decoded = run(made, requests, chunk)
+    assert decoded.tokens[: first + 1, 0].tolist() == endless[: first + 1].tolist()
+    assert (decoded.tokens[first + 1 :, 0] == -1).all()
+    assert not decoded.log_probabilities[first + 1 :, 0].any()
+    assert decoded.sessions.position.tolist() == [first + 1, TOKENS]
+    assert (decoded.tokens[:, 1] >= 0).all()
+
+
+def test_when_all_have_ended_nothing_is_computed() -> None:
+    made = small("rnn")
+    end = int(run(made, [Request(6, token=1, seed=8)]).tokens[0, 0])
+    decoded = run(made, [Request(6, token=1, seed=8, end=end)] * 2)
+    assert decoded.tokens[0].tolist() == [end, end]
+    assert (decoded.tokens[1:] == -1).all()
+    assert decoded.sessions.position.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("M", [1, 3])
+def test_rows_made_on_demand_are_those_of_the_table(
+    cell: str, M: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vocabulary too large for a table computes its rows anew, to the same bits."""
+    made, rng = small(cell), np.random.default_rng(9)
+    requests = [random_request(rng, 11) for _ in range(M)]
+    with_table = run(made, requests)
+    scores = score(made, requests[0], with_table.tokens[:3, 0].copy())
+    monkeypatch.setattr(workspace, "TABLE_LIMIT", 0)
+    assert pack_for_inference(made.parameters).table.shape[0] == 0
+    on_demand = run(made, requests)
+    assert [on_demand.row(m) for m in range(M)] == [with_table.row(m) for m in range(M)]
+    assert same_bytes(score(made, requests[0], with_table.tokens[:3, 0].copy()), scores)
