@@ -1,0 +1,172 @@
+"""The compile policy: which processor, which tile, and where compiled kernels are kept."""
+
+import atexit
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llvmlite import binding as llvm
+from numba.core import config
+
+from treadle.kernels import compile as policy
+
+WIDE = dict.fromkeys(("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"), True)
+MIDDLE = dict.fromkeys(("avx2", "fma", "bmi2", "f16c"), True)
+PLAIN = {"sse2": True, "avx": True, "avx2": False}
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins with nothing set, on x86-64, and leaves Numba's settings as they were."""
+    for name in ("CPU_NAME", "CPU_FEATURES", "CACHE_DIR"):
+        monkeypatch.setattr(config, name, None)
+    monkeypatch.delenv("TREADLE_CPU_TARGET", raising=False)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+
+
+def host(monkeypatch: pytest.MonkeyPatch, features: dict[str, bool]) -> None:
+    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(llvm, "get_host_cpu_name", lambda: "host-name")
+
+
+@pytest.mark.parametrize(
+    ("features", "lanes", "rows"),
+    [(MIDDLE | WIDE, 16, 8), (MIDDLE, 8, 6), (PLAIN, 4, 6), ({}, 4, 6)],
+)
+def test_the_host_is_the_default(
+    features: dict[str, bool], lanes: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host(monkeypatch, features)
+    assert policy._choose_target() == policy.Target("host-name", lanes, rows)
+    assert config.CPU_NAME is None
+
+
+def test_a_host_that_llvm_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> dict[str, bool]:
+        raise RuntimeError("no features on this processor")
+
+    host(monkeypatch, {})
+    monkeypatch.setattr(llvm, "get_host_cpu_features", unknown)
+    assert policy._choose_target().lanes == 4
+
+
+def test_arm_has_registers_for_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    host(monkeypatch, {"neon": True})
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert policy._choose_target() == policy.Target("host-name", 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("features", "expected", "extra"),
+    [
+        (MIDDLE | WIDE, policy.Target("x86-64-v4", 16, 8), "-prefer-256-bit"),
+        (MIDDLE, policy.Target("x86-64-v3", 8, 6), ""),
+        (PLAIN, policy.Target("host-name", 4, 6), None),
+    ],
+)
+def test_portable_takes_the_highest_level(
+    features: dict[str, bool],
+    expected: policy.Target,
+    extra: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host(monkeypatch, features)
+    monkeypatch.setenv("TREADLE_CPU_TARGET", "portable")
+    assert policy._choose_target() == expected
+    features_added = config.CPU_FEATURES
+    assert features_added == extra
+
+
+@pytest.mark.parametrize("target", ["host", "portable"])
+@pytest.mark.parametrize(
+    ("name", "features", "lanes"),
+    [
+        ("haswell", None, 8),
+        ("x86-64-v3", "", 8),
+        ("x86-64-v4", None, 16),
+        ("znver4", None, 16),
+        ("nehalem", None, 4),
+        ("x86-64", "+avx2,+fma", 8),
+        ("haswell", "+avx512f", 16),
+    ],
+)
+def test_a_named_processor_wins(
+    target: str, name: str, features: str | None, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host(monkeypatch, MIDDLE | WIDE)
+    monkeypatch.setenv("TREADLE_CPU_TARGET", target)
+    monkeypatch.setattr(config, "CPU_NAME", name)
+    monkeypatch.setattr(config, "CPU_FEATURES", features)
+    assert policy._choose_target() == policy.Target(name, lanes, 8 if lanes == 16 else 6)
+    # None would have Numba add the host's own features to the named processor's.
+    features_added = config.CPU_FEATURES
+    assert features_added == (features or "")
+
+
+def test_digest_is_of_all_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.fullmatch("[0-9a-f]{16}", policy.sources_digest())
+    monkeypatch.setattr(policy, "__file__", str(tmp_path / "compile.py"))
+    digests = [policy.sources_digest()]
+    for name, text in [("a.py", "1"), ("b.py", "1"), ("b.py", "2"), ("c.py", "")]:
+        (tmp_path / name).write_text(text)
+        digests.append(policy.sources_digest())
+    assert len(set(digests)) == len(digests)
+    (tmp_path / "notes.txt").write_text("no source")
+    assert policy.sources_digest() == digests[-1]
+
+
+def test_cache_is_in_the_folder_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    policy._choose_cache()
+    assert Path(config.CACHE_DIR) == tmp_path / policy.sources_digest()
+    assert Path(config.CACHE_DIR).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("variable", "below"), [("XDG_CACHE_HOME", ""), ("HOME", ".cache")], ids=["xdg", "home"]
+)
+def test_cache_is_the_users(
+    variable: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    policy._choose_cache()
+    assert Path(config.CACHE_DIR).parent == tmp_path / below / "treadle" / "kernels"
+
+
+def test_a_cache_that_cannot_be_written_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    sealed = tmp_path / policy.sources_digest()
+    sealed.mkdir()
+    (sealed / "kernel.nbc").write_bytes(b"code")
+    # Permissions stop nobody who runs the tests as root.
+    monkeypatch.setattr(policy, "_is_writable", lambda folder: False)
+    left: list[Any] = []
+    monkeypatch.setattr(atexit, "register", lambda *call, **options: left.append(call))
+    policy._choose_cache()
+    copy = Path(config.CACHE_DIR)
+    assert copy != sealed
+    assert (copy / "kernel.nbc").read_bytes() == b"code"
+    ((remove, folder),) = left
+    remove(folder)
+    assert not copy.exists()
+
+
+def test_a_cache_that_cannot_be_made_is_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "file"))
+    policy._choose_cache()
+    assert Path(config.CACHE_DIR).name.startswith("treadle-kernels-")
+    assert list(Path(config.CACHE_DIR).iterdir()) == []
+
+
+def test_a_file_in_the_way_is_no_cache(tmp_path: Path) -> None:
+    assert policy._is_writable(tmp_path / "new" / "folder")
+    (tmp_path / "file").write_text("")
+    assert not policy._is_writable(tmp_path / "file" / "folder")
