@@ -14,7 +14,7 @@ import numpy as np
 from treadle.model.batches import make_batches, validation_batches
 from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus, read_corpus
-from treadle.model.engine import Engine, Pool
+from treadle.model.engine import SHARD_ROWS, Engine, Pool
 from treadle.model.errors import TrainingError
 from treadle.model.model import Model, default_context
 from treadle.model.optimizer import Optimizer, learning_rate
@@ -218,9 +218,10 @@ class Trainer:
 def _load_kernels(config: TrainConfig) -> None:
     """Compile or load what a step needs, on a network of nothing, before the clock starts."""
     parameters = Parameters(Shape(config.network.cell, V=2, E=1, H=1, L=1))
-    engine = Engine(parameters, rows=1, window=1, pool=Pool(1))
-    nothing = np.zeros((1, 1), np.int32)
-    engine.loss_and_gradient(nothing, nothing, np.ones(1, np.bool_))
+    rows = SHARD_ROWS + 1  # two shards, for what adds them
+    engine = Engine(parameters, rows, window=1, pool=Pool(1))
+    nothing = np.zeros((1, rows), np.int32)
+    engine.loss_and_gradient(nothing, nothing, np.ones(rows, np.bool_))
     Optimizer(replace(config.optimizer, clip_norm=1e-9), parameters).step(engine.gradient, 0.0)
 
 

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import re
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import treadle.model
+import treadle.model.model as model_module
+from treadle.model.config import (
+    Cell,
+    CorpusLayout,
+    NetworkConfig,
+    TokenizerConfig,
+    TokenizerKind,
+)
+from treadle.model.model import Model, default_context
+from treadle.model.parameters import Parameters, Shape
+from treadle.model.tokenizer import build_tokenizer
+from treadle.model.workspace import pack_for_inference
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def model_of(layout: CorpusLayout = CorpusLayout.TEXT) -> Model:
+    network = NetworkConfig(Cell.GRU, hidden_size=3, layers=2, embedding_size=2)
+    tokenizer = build_tokenizer(TokenizerConfig(), ["ab\n"], layout)
+    parameters = Parameters.initial(Shape.of(network, tokenizer.vocabulary_size), seed=1)
+    return Model(network, tokenizer, parameters)
+
+
+def test_a_model_tells_its_sizes() -> None:
+    model = model_of()
+    assert model.layout is CorpusLayout.TEXT
+    assert model.vocabulary_size == 3
+    first, second = 9 * (2 + 3 + 1) + 3, 9 * (3 + 3 + 1) + 3
+    assert model.parameter_count == 3 * 2 + first + second + 3 * 3 + 3
+    lines = model_of(CorpusLayout.LINES)
+    assert lines.layout is CorpusLayout.LINES
+    assert lines.vocabulary_size == 4, "a, b, begin and end: a line has no newline"
+
+
+def test_weights_are_packed_once_and_only_where_they_are_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed: list[str] = []
+    gate = threading.Barrier(4)
+
+    def counted(parameters: Parameters) -> Any:
+        packed.append(threading.current_thread().name)
+        return pack_for_inference(parameters)
+
+    monkeypatch.setattr(model_module, "pack_for_inference", counted)
+    model = model_of()
+    assert packed == []
+
+    def use(seed: int) -> str:
+        gate.wait()
+        return model.generate("a", seed=seed, max_new_tokens=5)
+
+    with ThreadPoolExecutor(4) as executor:
+        assert len(list(executor.map(use, range(4)))) == 4
+    model.score("ab")
+    assert len(packed) == 1
+
+
+@pytest.mark.parametrize("kind", TokenizerKind)
+def test_text_begins_as_a_new_line_does(kind: TokenizerKind) -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(kind), ["one two\nthree"])
+    assert tokenizer.decode([default_context(tokenizer, fallback=99)]) == "\n"
+
+
+def test_text_without_newlines_begins_as_told() -> None:
+    for kind in (TokenizerKind.CHARACTERS, TokenizerKind.WORDS):
+        tokenizer = build_tokenizer(TokenizerConfig(kind), ["one two"])
+        assert default_context(tokenizer, fallback=1) == 1
+
+
+@pytest.mark.parametrize("kind", TokenizerKind)
+def test_lines_begin_with_their_begin(kind: TokenizerKind) -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(kind), ["one two\n"], CorpusLayout.LINES)
+    assert default_context(tokenizer, fallback=99) == tokenizer.begin
+
+
+def test_the_room_offers_what_it_names() -> None:
+    for name in treadle.model.__all__:
+        assert getattr(treadle.model, name) is not None
+    assert sorted(treadle.model.__all__) == list(treadle.model.__all__)
+
+
+@pytest.mark.jit
+def test_the_rooms_docstring_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert treadle.model.__doc__ is not None
+    _, _, code = treadle.model.__doc__.partition("\n\n")
+    scope = run_as_in_a_notebook(code)
+    assert isinstance(scope["model"], Model)
+    assert (tmp_path / "hello.safetensors").exists()
+
+
+def run_as_in_a_notebook(code: str) -> dict[str, Any]:
+    """Runs code; a line that ends in a comment of its value must have it."""
+    scope: dict[str, Any] = {}
+    compared = 0
+    for line in textwrap.dedent(code).splitlines():
+        found = re.fullmatch(r"(\S.*?)\s+# ('.*')", line)
+        if found is None:
+            exec(line, scope)
+        else:
+            assert eval(found[1], scope) == eval(found[2]), line
+            compared += 1
+    assert compared
+    return scope
+
+
+@pytest.mark.jit
+def test_the_readmes_notebook_begins_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = README.read_text().partition("## In a notebook, with no server")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    run_as_in_a_notebook(code.partition("config = ")[0])

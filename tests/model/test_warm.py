@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from treadle.model import warm
+
+SCRIPT = """
+import importlib, itertools, pkgutil
+import treadle.kernels
+from treadle.model import *
+
+def compiled():
+    modules = [importlib.import_module(f"treadle.kernels.{m.name}")
+               for m in pkgutil.iter_modules(treadle.kernels.__path__)]
+    functions = [f for m in modules for f in vars(m).values() if hasattr(f, "nopython_signatures")]
+    assert len(functions) > 20
+    return {(f.__module__, f.__name__, str(s)) for f in functions for s in f.nopython_signatures}
+
+warm()
+before = compiled()
+corpus = b"some lines\\nof a text\\nthat is no more\\nthan a few words\\n" * 30
+choices = itertools.product(Cell, (0, 3), (1, 2), TokenizerKind, CorpusLayout)
+for number, (cell, embedding, layers, kind, layout) in enumerate(choices):
+    config = TrainConfig(
+        tokenizer=TokenizerConfig(kind=kind),
+        network=NetworkConfig(cell, 3, layers, embedding),
+        data=DataConfig(layout, batch_size=20, window=2),
+        optimizer=OptimizerConfig(list(OptimizerKind)[number % 3], clip_norm=1e-3, clip_value=0.1),
+        limits=LimitsConfig(max_steps=2),
+    )
+    model = train(corpus, config, threads=1 + number % 2)
+    model.generate("of a", max_new_tokens=20, seed=1, top_k=3, top_p=0.5)
+    model.generate(max_new_tokens=20, temperature=0)
+    model.score("a text", "of ")
+for made in sorted(compiled() - before):
+    print(*made)
+"""
+
+
+@pytest.mark.jit
+def test_after_warming_nothing_is_compiled_any_more() -> None:
+    """Every way through the kernels has the types that warming has shown them."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT],
+        check=False, capture_output=True, text=True, env=dict(os.environ), timeout=600,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout == ""
+    assert done.returncode == 0
+
+
+def test_warming_twice_is_fine() -> None:
+    warm()
+    warm()
