@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +32,11 @@ from treadle.model.model import Model
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.record import TrainingRecord
 from treadle.model.tokenizer import build_tokenizer
+from treadle.model.trainer import train
 
 Arrays = dict[str, NDArray[Any]]
+
+PAGE = Path(__file__).parents[2] / "docs" / "model-file.md"
 
 RECORD = TrainingRecord(
     config=TrainConfig(limits=LimitsConfig(max_epochs=1 / 3), seed=2**64 - 1),
@@ -70,6 +74,13 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 def content_of(path: Path) -> dict[str, Any]:
     return dict(json.loads(metadata_of(path)["treadle"]))
+
+
+def shape_of(value: object) -> object:
+    """The keys of a JSON value, and the types of what they lead to."""
+    if isinstance(value, dict):
+        return {key: shape_of(item) for key, item in value.items()}
+    return type(value)
 
 
 @pytest.fixture
@@ -159,6 +170,26 @@ def test_the_header_is_one_json_object(stored: Path) -> None:
     assert content["format"] == "1"
     assert content["network"] == NetworkConfig(Cell.LSTM, 5, 1, 3).to_json()
     assert content["training"]["ended_by"] == RECORD.ended_by
+
+
+def test_the_page_shows_the_header_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = PAGE.read_text()
+    shown = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    config = TrainConfig(network=NetworkConfig(Cell.RNN, hidden_size=8, embedding_size=0))
+    monkeypatch.chdir(tmp_path)
+    train("hello", config, max_steps=1).save("hello.safetensors")
+    scope: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], scope)
+    header = scope["header"]
+    assert header["training"]["config"].keys() == shown["training"]["config"].keys()
+    del header["training"]["config"], shown["training"]["config"]
+    assert shape_of(header) == shape_of(shown)
+    del header["training"], shown["training"]
+    assert header == shown
+    for name in scope["tensors"]:
+        assert re.sub(r"\d", "{l}", name) in page
 
 
 def test_equal_models_are_equal_files(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from treadle.model.progress import Progress
 from treadle.model.tokenizer import CharacterTokenizer
 from treadle.model.trainer import Trainer, train
 
+PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 TEXT = ("the quick brown fox jumps over the lazy dog; " * 40).encode()
 NAMES = b"".join(name + b"\n" for name in (b"anna", b"bert", b"carla", b"dora", b"emil") * 8)
 QUIET = ReportConfig(progress_interval_s=1e6, sample_tokens=0)
@@ -117,6 +118,16 @@ def test_a_tiny_network_learns_hello() -> None:
     config = config_of(network=network, optimizer=OptimizerConfig(learning_rate=0.05))
     model = train("hello", config, max_steps=100)
     assert model.generate("h", temperature=0, max_new_tokens=4) == "ello"
+
+
+@pytest.mark.jit
+def test_the_page_about_training_shows_what_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(PAGE.read_text().partition("```python\n")[2].partition("```")[0], {})
+    assert "batch size 32 shrunk to 1" in capsys.readouterr().out
+    assert Model.load("hello.safetensors").generate("h", temperature=0, max_new_tokens=4) == "ello"
 
 
 # ---------------------------------------------------------------- what became of the settings
