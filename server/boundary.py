@@ -13,6 +13,8 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc import aio
 
 from treadle.server.errors import StatusError, from_exception
@@ -67,32 +69,34 @@ class Boundary(aio.ServerInterceptor):
         if handler is None or not method.startswith(self._prefix):
             return handler
         name = method.removeprefix(self._prefix)
-        codec = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
+        parse = handler.request_deserializer
+        # Messages come as bytes and are parsed under the guard: gRPC itself would answer what
+        # it cannot parse with UNKNOWN and the exception's text.
+        codec = {"response_serializer": handler.response_serializer}
         if handler.stream_stream is not None:
-            wrapped = self._stream(handler.stream_stream, name)
+            wrapped = self._stream(handler.stream_stream, name, lambda it: _parse_all(parse, it))
             return grpc.stream_stream_rpc_method_handler(wrapped, **codec)
         if handler.unary_stream is not None:
-            wrapped = self._stream(handler.unary_stream, name)
+            wrapped = self._stream(handler.unary_stream, name, lambda data: _parse(parse, data))
             return grpc.unary_stream_rpc_method_handler(wrapped, **codec)
         assert handler.unary_unary is not None
-        return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, name), **codec)
+        wrapped = self._unary(handler.unary_unary, name, lambda data: _parse(parse, data))
+        return grpc.unary_unary_rpc_method_handler(wrapped, **codec)
 
-    def _unary(self, method: Any, name: str) -> Any:
+    def _unary(self, method: Any, name: str, read: Callable[[Any], Any]) -> Any:
         async def call(request: Any, context: Context) -> Any:
             async with self._guard(context, name):
-                return await method(request, context)
+                return await method(read(request), context)
 
         return call
 
-    def _stream(self, method: Any, name: str) -> Any:
+    def _stream(self, method: Any, name: str, read: Callable[[Any], Any]) -> Any:
         # The replies are written here rather than yielded on to gRPC: when a call is cancelled,
         # gRPC drops a generator wherever it stands, and its clean-up would wait for the
         # garbage collector.
         async def call(request: Any, context: Context) -> None:
-            async with self._guard(context, name), aclosing(method(request, context)) as replies:
+            guard = self._guard(context, name)
+            async with guard, aclosing(method(read(request), context)) as replies:
                 async for reply in replies:
                     await context.write(reply)
 
@@ -119,6 +123,20 @@ class Boundary(aio.ServerInterceptor):
             self._calls.discard(task)
             if not self._calls:
                 self._idle.set()
+
+
+def _parse(parse: Any, data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError:
+        message = "the request is no message of this method, or has text that is not UTF-8"
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        raise StatusError(code, message, error_details_pb2.BadRequest()) from None
+
+
+async def _parse_all(parse: Any, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for data in stream:
+        yield _parse(parse, data)
 
 
 async def _abort(context: Context, error: StatusError) -> None:
