@@ -39,8 +39,14 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
 
 
 def default_data_dir() -> Path:
-    """Returns the user's own folder for data, as the XDG rules give it."""
-    base = os.environ.get("XDG_DATA_HOME") or os.path.join(Path.home(), ".local", "share")
+    """Returns the user's own folder for data, as the XDG rules give it.
+
+    For a user without a home, as containers may run us, it is a folder where we were started.
+    """
+    home = os.path.expanduser("~")
+    if home == "~":
+        return Path("treadle-data")
+    base = os.environ.get("XDG_DATA_HOME") or os.path.join(home, ".local", "share")
     return Path(base) / "treadle"
 
 

@@ -206,6 +206,8 @@ class JobRoom:
         except Exception as error:
             failure = from_exception(error, f"training {job.name}", "corpus_chunk", spec_field)
         finally:
+            if failure is not None:
+                logger.info("training %s ended without a model: %s", job.name, failure)
             place.release()
             await asyncio.to_thread(self._store.discard, job.corpus)
             del self._tasks[job]
@@ -218,8 +220,10 @@ class JobRoom:
             job.worker = await self._workers.take()
             try:
                 await self._follow(job, job.worker, draft / MODEL_FILE)
-            finally:
-                await self._workers.give_back(job.worker)
+            except BaseException:
+                await self._workers.dismiss(job.worker)  # it may still be writing
+                raise
+            self._workers.dismiss(job.worker)
             model = await asyncio.to_thread(self._claim, job, draft)
         finally:
             await asyncio.to_thread(self._store.discard, draft)

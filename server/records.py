@@ -9,12 +9,8 @@ from treadle.model.config import TrainConfig
 from treadle.model.decoder import Piece
 from treadle.model.scorer import TextScore, TokenScore
 from treadle.server.convert import fill
-from treadle.server.errors import shorten
 from treadle.server.store import Description, StoredModel
 from treadle.v1 import sequence_pb2 as pb
-
-_MAX_SAMPLE = 10_000
-"""Characters of a progress event's sample; words may be of any length."""
 
 
 def spec(name: str, config: TrainConfig) -> pb.TrainSpec:
@@ -37,10 +33,8 @@ def started(name: str, values: Mapping[str, Any]) -> pb.TrainingStarted:
 
 def progress(values: Mapping[str, Any]) -> pb.TrainingProgress:
     """Returns a `progress` event, from the fields of the model room's `Progress` as JSON."""
-    sample = values.get("sample")
-    shown = None if sample is None else shorten(sample, _MAX_SAMPLE)
     message = pb.TrainingProgress()
-    fill(message, {**values, "sample": shown})
+    fill(message, values)
     return message
 
 

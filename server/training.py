@@ -16,6 +16,9 @@ from treadle.model.config import TrainConfig
 from treadle.model.errors import ModelError
 from treadle.server import wire
 
+_MAX_SAMPLE = 10_000
+"""Characters of a sample that are passed on; words may be of any length."""
+
 
 class Stop:
     """A wish to end the run early; the trainer asks for it between steps."""
@@ -51,14 +54,16 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> int:
     if not line:
         return 0
     stop = Stop()
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(1))
     signal.signal(signal.SIGTERM, lambda *_: stop.request("the training process was told to end"))
     threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
     try:
         _work(wire.decode(line)["job"], replies, stop)
     except Exception as error:
-        if not isinstance(error, ModelError):
+        if not isinstance(error, (ModelError, BrokenPipeError)):
             traceback.print_exc(file=sys.stderr)
         _send(replies, event="failed", error=wire.pack_error(error))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the end has begun anyway
     return 0
 
 
@@ -70,7 +75,8 @@ def _work(job: wire.Message, replies: IO[bytes], stop: Stop) -> None:
     steps = 0
     for progress in trainer.run(stop.requested):
         steps = progress.step
-        _send(replies, event="progress", **dataclasses.asdict(progress))
+        sample = progress.sample and progress.sample[:_MAX_SAMPLE]
+        _send(replies, event="progress", **dataclasses.asdict(progress) | {"sample": sample})
     if stop.heeded:
         if not steps:
             _send(replies, event="stopped", reason=stop.reason)
@@ -86,7 +92,7 @@ def _listen(requests: IO[bytes], stop: Stop) -> None:
         message = wire.decode(line)
         if "stop" in message:
             stop.request(message["stop"])
-    os._exit(1)  # nobody could store the model
+    os.kill(os.getpid(), signal.SIGHUP)  # the main thread ends, and tidies up
 
 
 def _send(replies: IO[bytes], **message: Any) -> None:

@@ -32,7 +32,12 @@ def main() -> int:
 
     from treadle.server.training import serve
 
-    return serve(sys.stdin.buffer, replies)
+    # Unbuffered: a thread still waits on it when Python ends, and may then hold no lock.
+    requests = os.fdopen(0, "rb", buffering=0, closefd=False)
+    try:
+        return serve(requests, replies)
+    except BrokenPipeError:  # the server is gone, and nobody is left to tell
+        return 1
 
 
 def die_with_parent() -> None:

@@ -23,6 +23,10 @@ _REFILL_DELAY_S = 1.0
 """A job gets the processors to itself this long before the next worker starts up."""
 
 
+_TIDY_S = 2.0
+"""How long a process may take to end after the end of its input; then it is killed."""
+
+
 class Worker:
     """One training process."""
 
@@ -85,11 +89,15 @@ class Worker:
         return aborted(f"the training process was killed by signal {-code} ({name}){hint}")
 
     async def end(self) -> None:
-        """Kills the process unless it has ended, and waits until it is gone."""
-        if self.alive:
+        """Ends the process and waits until it is gone; it gets a moment to tidy up."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), _TIDY_S)
+        except TimeoutError:
             with suppress(ProcessLookupError):
                 self._process.kill()
-        await self._process.wait()
+            await self._process.wait()
 
 
 class Workers:
@@ -104,10 +112,11 @@ class Workers:
         self._starting: list[asyncio.Task[Worker]] = []
         """Processes standing by, ready or on their way."""
         self._all: set[Worker] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._refilling: asyncio.Task[None] | None = None
 
     async def take(self) -> Worker:
-        """Returns a process that is ready for a job; `give_back` it in the end.
+        """Returns a process that is ready for a job; `dismiss` it in the end.
 
         Raises:
             StatusError: ABORTED: a new process did not get ready.
@@ -118,15 +127,18 @@ class Workers:
                 if worker.alive:
                     self.refill(_REFILL_DELAY_S)
                     return worker
-                await self.give_back(worker)
+                self.dismiss(worker)
         worker = await self._start()
         self.refill(_REFILL_DELAY_S)
         return worker
 
-    async def give_back(self, worker: Worker) -> None:
-        """Ends a process."""
-        await worker.end()
+    def dismiss(self, worker: Worker) -> asyncio.Task[None]:
+        """Begins to end a process; the task is done when it is gone."""
         self._all.discard(worker)
+        ending = asyncio.create_task(worker.end())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        return ending
 
     def refill(self, delay_s: float = 0.0) -> None:
         """Starts processes in the background until enough are standing by."""
@@ -140,7 +152,10 @@ class Workers:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        await asyncio.gather(*(self.give_back(worker) for worker in list(self._all)))
+        for worker in list(self._all):
+            self.dismiss(worker)
+        if self._ending:
+            await asyncio.wait(self._ending)
 
     async def _refill(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
@@ -155,7 +170,7 @@ class Workers:
         try:
             await worker.receive()  # it says that it is ready
         except BaseException:
-            await self.give_back(worker)
+            await self.dismiss(worker)
             raise
         return worker
 
