@@ -127,11 +127,11 @@ class Caller:
 class Server:
     """One server process, started and ready."""
 
-    def __init__(self, data_dir: Path, *flags: str, address: str = "127.0.0.1:0") -> None:
+    def __init__(self, data_dir: Path, *flags: str) -> None:
         self.data_dir = data_dir
         self.log_path = data_dir.with_name(data_dir.name + f"-{time.monotonic_ns()}.log")
         self._log: IO[bytes] = self.log_path.open("wb")
-        command = [sys.executable, "-m", "treadle.server", "--address", address]
+        command = [sys.executable, "-m", "treadle.server", "--address", "127.0.0.1:0"]
         self.process = subprocess.Popen(
             [*command, "--data-dir", str(data_dir), *flags],
             stdout=subprocess.PIPE,

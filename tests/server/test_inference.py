@@ -1,0 +1,209 @@
+"""Limits, deadlines, cancelled calls, and models that go while they are used."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+
+from treadle.model import Model, train
+from treadle.model.config import DataConfig, LimitsConfig, NetworkConfig, TrainConfig
+from treadle.server.errors import StatusError
+from treadle.server.loaded import LoadedModels
+from treadle.server.store import MODEL_FILE, Store
+from treadle.v1 import sequence_pb2 as pb
+
+from .harness import PATIENCE_S, Server, detail_of, tiny_spec, wait_for
+
+Start = Callable[..., Server]
+ENDLESS = 4_000_000_000
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with room for two calls, and a model `m`."""
+    flags = ("--inference-limit", "2", "--max-new-tokens-limit", str(ENDLESS))
+    server = Server(tmp_path_factory.mktemp("busy") / "data", *flags)
+    server.caller.trained(tiny_spec("m"))
+    yield server
+    server.close()
+
+
+def endless(server: Server, timeout: float = PATIENCE_S) -> Any:
+    """Begins a generation that goes on until somebody ends it."""
+    request = pb.GenerateRequest(model="m", max_new_tokens=ENDLESS)
+    call = server.caller.stub.Generate(request, timeout=timeout)
+    next(call)
+    return call
+
+
+def test_cancelled_calls_make_room_again(busy: Server) -> None:
+    for _ in range(10):
+        calls = [endless(busy), endless(busy)]
+        for call in calls:
+            call.cancel()
+        wait_for(lambda: busy.caller.info().inference_running == 0)
+
+
+def test_calls_beyond_the_limit_are_refused(busy: Server) -> None:
+    calls = [endless(busy), endless(busy)]
+    attempts: list[Callable[[], object]] = [
+        lambda: busy.caller.generate("m"),
+        lambda: busy.caller.score("m", ["x"]),
+    ]
+    for attempt in attempts:
+        with pytest.raises(grpc.RpcError) as caught:
+            attempt()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        retry = detail_of(caught.value, "RetryInfo")
+        assert isinstance(retry, error_details_pb2.RetryInfo)
+        assert retry.retry_delay.ToMilliseconds() > 0
+    assert busy.caller.serving()
+    for call in calls:
+        call.cancel()
+    wait_for(lambda: busy.caller.info().inference_running == 0)
+
+
+def test_a_deadline_ends_a_generation(busy: Server) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(endless(busy, timeout=0.5))
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_for(lambda: busy.caller.info().inference_running == 0)
+
+
+def test_a_deadline_ends_a_scoring(busy: Server) -> None:
+    request = pb.ScoreRequest(model="m", texts=["the fox " * 1000] * 400)
+    with pytest.raises(grpc.RpcError) as caught:
+        busy.caller.stub.Score(request, timeout=0.01)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_for(lambda: busy.caller.info().inference_running == 0)
+
+
+def test_a_deleted_model_is_used_to_the_end(busy: Server) -> None:
+    busy.caller.trained(tiny_spec("gone"))
+    request = pb.GenerateRequest(model="gone", max_new_tokens=20_000)
+    call = busy.caller.stub.Generate(request, timeout=PATIENCE_S)
+    replies = [next(call)]
+    busy.caller.stub.DeleteModel(pb.DeleteModelRequest(model="gone"))
+    replies += list(call)
+    assert replies[-1].result.new_tokens == 20_000
+
+
+def test_a_new_version_does_not_change_a_stream_that_began_before(busy: Server) -> None:
+    busy.caller.trained(tiny_spec("twice"))
+    request = pb.GenerateRequest(model="twice", max_new_tokens=20_000)
+    call = busy.caller.stub.Generate(request, timeout=PATIENCE_S)
+    replies = [next(call)]
+    busy.caller.trained(tiny_spec("twice"))
+    replies += list(call)
+    assert replies[-1].result.version == 1
+    assert busy.caller.generate("twice")[-1].result.version == 2
+
+
+def test_a_message_holds_more_than_a_piece(busy: Server) -> None:
+    replies = busy.caller.generate("m", max_new_tokens=20_000, log_probabilities=True)
+    assert len(replies[0].tokens) == 1
+    assert sum(len(reply.tokens) for reply in replies) == 20_000
+    assert len(replies) < 20_000 / 16
+
+
+def test_nothing_was_left_running_and_nothing_went_wrong(busy: Server) -> None:
+    # The last test on this server on purpose.
+    wait_for(lambda: busy.caller.info().inference_running == 0)
+    assert "Traceback" not in busy.log
+
+
+# Models in memory
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path)
+    config = TrainConfig(
+        network=NetworkConfig(hidden_size=4, embedding_size=2),
+        data=DataConfig(batch_size=1, window=4),
+        limits=LimitsConfig(max_steps=1),
+    )
+    model = train(b"abcabcabcabc", config)
+    for name in ("a", "b", "c"):
+        draft = store.new_draft()
+        model.save(draft / MODEL_FILE)
+        store.claim(name, draft)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the models loaded from disk so far."""
+    names: list[str] = []
+    lock, load = threading.Lock(), Model.load
+
+    def counted(path: Path) -> Model:
+        with lock:
+            names.append(path.parent.parent.name)
+        return load(path)
+
+    monkeypatch.setattr(Model, "load", counted)
+    return names
+
+
+def test_a_model_is_loaded_once_for_many_callers(store: Store, loads: list[str]) -> None:
+    async def run() -> None:
+        models = LoadedModels(store, 1 << 30)
+        found = await asyncio.gather(*(models.get("a") for _ in range(20)))
+        assert len({id(model) for _, model in found}) == 1
+
+    asyncio.run(run())
+    assert loads == ["a"]
+
+
+def test_the_longest_unused_model_goes_first(store: Store, loads: list[str]) -> None:
+    async def run() -> None:
+        models = LoadedModels(store, 2 * store.find("a").size_bytes)
+        for name in ("a", "b", "a", "c", "a", "b"):
+            await models.get(name)
+
+    asyncio.run(run())
+    assert loads == ["a", "b", "c", "b"]
+
+
+def test_one_model_stays_however_large_it_is(store: Store, loads: list[str]) -> None:
+    async def run() -> None:
+        models = LoadedModels(store, 0)
+        for name in ("a", "a", "b", "b"):
+            await models.get(name)
+
+    asyncio.run(run())
+    assert loads == ["a", "b"]
+
+
+def test_a_caller_that_goes_does_not_take_the_load_along(store: Store, loads: list[str]) -> None:
+    async def run() -> None:
+        models = LoadedModels(store, 1 << 30)
+        first, second = (asyncio.create_task(models.get("a")) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert (await second)[0] == 1
+
+    asyncio.run(run())
+    assert loads == ["a"]
+
+
+def test_a_damaged_file_is_data_loss_every_time(store: Store) -> None:
+    store.find("a").path.write_bytes(b"\0" * 100)
+
+    async def run() -> None:
+        models = LoadedModels(store, 1 << 30)
+        for _ in range(2):
+            with pytest.raises(StatusError) as caught:
+                await models.get("a")
+            assert caught.value.code is grpc.StatusCode.DATA_LOSS
+
+    asyncio.run(run())

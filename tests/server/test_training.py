@@ -1,0 +1,250 @@
+"""The queue, the training processes, and clients that go away."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+
+from treadle.v1 import sequence_pb2 as pb
+
+from .harness import (
+    TEXT,
+    Caller,
+    Server,
+    detail_of,
+    is_running,
+    long_spec,
+    niceness,
+    requests,
+    tiny_spec,
+    wait_for,
+)
+
+Start = Callable[..., Server]
+
+
+def first_progress(events: Iterator[pb.TrainResponse]) -> pb.TrainResponse:
+    """Reads until the run is under way."""
+    return next(event for event in events if event.HasField("progress"))
+
+
+def cancel(events: Any) -> None:
+    events.cancel()
+
+
+class SlowUpload:
+    """An upload that a test feeds by hand; it ends with `end`."""
+
+    def __init__(self, spec: pb.TrainSpec) -> None:
+        self._messages: queue.Queue[pb.TrainRequest | None] = queue.Queue()
+        self._messages.put(pb.TrainRequest(spec=spec))
+
+    def send(self, data: bytes) -> None:
+        self._messages.put(pb.TrainRequest(corpus_chunk=data))
+
+    def end(self) -> None:
+        self._messages.put(None)
+
+    def __iter__(self) -> Iterator[pb.TrainRequest]:
+        while (message := self._messages.get()) is not None:
+            yield message
+
+
+def tmp_files(server: Server) -> list[str]:
+    return os.listdir(server.data_dir / "tmp")
+
+
+def test_a_full_queue_refuses_before_the_upload(start: Start) -> None:
+    caller = start("--training-queue-limit", "1").caller
+    running = caller.train(long_spec("running"), TEXT)
+    first_progress(running)
+    waiting = caller.train(tiny_spec("waiting"), TEXT)
+    wait_for(lambda: caller.info().training_queued == 1)
+    # This upload never ends: the answer must come before it does.
+    upload = SlowUpload(tiny_spec("refused"))
+    with pytest.raises(grpc.RpcError) as caught:
+        list(caller.train(pb.TrainSpec(), source=upload))
+    upload.end()
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    retry = detail_of(caught.value, "RetryInfo")
+    assert isinstance(retry, error_details_pb2.RetryInfo)
+    assert retry.retry_delay.ToMilliseconds() > 0
+    info = caller.info()
+    assert (info.training_running, info.training_queued) == (1, 1)
+    cancel(running)
+    cancel(waiting)
+
+
+def test_the_queue_is_first_come_first_served(start: Start) -> None:
+    caller = start().caller
+    running = caller.train(tiny_spec("first", max_time_s=2), TEXT)
+    first_progress(running)
+    calls = []
+    for number in range(3):
+        calls.append(caller.train(tiny_spec(f"waiting-{number}"), TEXT))
+        wait_for(lambda n=number: caller.info().training_queued > n)  # type: ignore[misc]
+    models = [list(call)[-1].completed for call in (running, *calls)]
+    created = [model.create_time.ToNanoseconds() for model in models]
+    assert created == sorted(created)
+
+
+def done_models(caller: Caller) -> list[str]:
+    return [model.name for model in caller.stub.ListModels(pb.ListModelsRequest()).models]
+
+
+def test_two_trainings_at_once(start: Start) -> None:
+    caller = start("--training-slots", "2").caller
+    calls = [caller.train(long_spec(name), TEXT) for name in ("a", "b")]
+    for call in calls:
+        first_progress(call)
+    assert caller.info().training_running == 2
+    for call in calls:
+        cancel(call)
+
+
+def test_training_gives_the_same_weights_beside_another(start: Start) -> None:
+    caller = start("--training-slots", "2").caller
+    spec = tiny_spec("one", max_steps=300)
+    alone = caller.trained(spec)
+    calls = [caller.train(spec, TEXT) for _ in range(2)]
+    beside = [list(call)[-1].completed for call in calls]
+    texts = {caller.text("one", version=v.version, seed=1) for v in (alone, *beside)}
+    assert len(texts) == 1
+
+
+def test_everything_answers_while_a_model_trains(start: Start) -> None:
+    server = start()
+    caller = server.caller
+    caller.trained(tiny_spec("small"))
+    running = caller.train(long_spec("long"), TEXT)
+    first_progress(running)
+    assert caller.serving()
+    assert len(caller.text("small", max_new_tokens=50)) == 50
+    assert caller.score("small", ["the fox"]).scores
+    assert done_models(caller) == ["small"]
+    assert caller.info().training_running == 1
+    assert all(niceness(pid) > niceness(server.process.pid) for pid in server.workers())
+    cancel(running)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_training_process_is_told_and_nothing_stays(
+    start: Start, number: signal.Signals
+) -> None:
+    server = start()
+    caller = server.caller
+    running = caller.train(long_spec("killed"), TEXT)
+    first_progress(running)
+    (pid,) = server.workers()
+    os.kill(pid, number)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(running)
+    assert caught.value.code() is grpc.StatusCode.ABORTED
+    message = f"the training process was killed by signal {number.value} ({number.name})"
+    assert (caught.value.details() or "").startswith(message)
+    assert tmp_files(server) == []
+    assert done_models(caller) == []
+    info = caller.info()
+    assert (info.training_running, info.training_queued) == (0, 0)
+    assert caller.trained(tiny_spec("next")).version == 1
+
+
+def test_a_killed_standby_process_is_replaced(start: Start) -> None:
+    server = start("--standby-workers", "1")
+    wait_for(server.workers)
+    for _ in range(2):
+        (pid,) = server.workers()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda p=pid: not is_running(p))  # type: ignore[misc]
+        assert server.caller.trained(tiny_spec("m"))
+        wait_for(lambda: len(server.workers()) == 1)
+
+
+def test_a_training_process_told_to_end_stores_what_it_learnt(start: Start) -> None:
+    server = start()
+    running = server.caller.train(long_spec("told"), TEXT)
+    first_progress(running)
+    (pid,) = server.workers()
+    os.kill(pid, signal.SIGTERM)
+    record = list(running)[-1].completed.training
+    assert "told to end" in record.ended_by
+    assert record.steps > 0
+
+
+def test_a_client_that_leaves_during_its_upload_leaves_nothing(start: Start) -> None:
+    server = start()
+    caller = server.caller
+    upload = SlowUpload(tiny_spec("left"))
+    call = caller.train(pb.TrainSpec(), source=upload)
+    upload.send(TEXT)
+    wait_for(lambda: tmp_files(server))
+    assert caller.info().training_queued == 1
+    cancel(call)
+    upload.end()
+    wait_for(lambda: caller.info().training_queued == 0)
+    wait_for(lambda: tmp_files(server) == [])
+    assert done_models(caller) == []
+
+
+def test_a_client_that_leaves_after_its_upload_loses_nothing(start: Start) -> None:
+    caller = start().caller
+    running = caller.train(tiny_spec("kept", max_steps=3000), TEXT)
+    next(running)
+    cancel(running)
+    wait_for(lambda: done_models(caller) == ["kept"])
+    wait_for(lambda: caller.info().training_running == 0)
+
+
+def test_a_call_whose_deadline_passes_loses_nothing_either(start: Start) -> None:
+    caller = start().caller
+    stream = requests(tiny_spec("late", max_time_s=1.0), TEXT)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(caller.stub.Train(stream, timeout=0.5))
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_for(lambda: done_models(caller) == ["late"])
+
+
+def test_a_silent_upload_is_given_up(start: Start) -> None:
+    caller = start("--upload-idle-s", "0.2").caller
+    upload = SlowUpload(tiny_spec("silent"))
+    with pytest.raises(grpc.RpcError) as caught:
+        list(caller.train(pb.TrainSpec(), source=upload))
+    upload.end()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "no message for 0.2 seconds" in (caught.value.details() or "")
+
+
+def test_too_large_a_corpus_is_refused_and_removed(start: Start) -> None:
+    server = start("--max-corpus-bytes", "1000")
+    with pytest.raises(grpc.RpcError) as caught:
+        list(server.caller.train(tiny_spec("large"), TEXT, TEXT))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "1,000 bytes" in (caught.value.details() or "")
+    wait_for(lambda: tmp_files(server) == [])
+
+
+def test_a_corpus_never_lies_in_the_store(start: Start) -> None:
+    server = start()
+    server.caller.trained(tiny_spec("m"))
+    wait_for(lambda: tmp_files(server) == [])
+    files = [path.name for path in server.data_dir.rglob("*") if path.is_file()]
+    assert sorted(files) == ["lock", "model.safetensors", "model.sha256"]
+
+
+def test_a_sample_of_endless_words_is_cut(start: Start) -> None:
+    spec = tiny_spec("wide")
+    spec.tokenizer.kind = pb.TOKENIZER_KIND_WORDS
+    corpus = b" ".join(bytes([letter]) * 200_000 for letter in b"abcdefgh" * 4)
+    events = list(
+        start().caller.train(spec, *(corpus[i : i + 2**20] for i in range(0, len(corpus), 2**20)))
+    )
+    samples = [len(event.progress.sample) for event in events if event.progress.sample]
+    assert samples
+    assert max(samples) == 10_000
