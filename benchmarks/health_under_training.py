@@ -1,0 +1,103 @@
+"""How long a health check takes while the server trains, and while it does not.
+
+    python benchmarks/health_under_training.py [--seconds 20] [--hidden-size 256] [--jobs 1]
+
+Starts a server of its own, asks it for its health every few milliseconds from this process,
+first idle and then while it trains (long_spec below, as many threads as the server may use),
+and prints the median, the 99th percentile and the longest answer, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+from treadle.v1 import sequence_pb2 as pb
+from treadle.v1 import sequence_pb2_grpc
+
+_PAUSE_S = 0.005
+_CORPUS_BYTES = 1 << 20
+
+
+def main() -> None:
+    """Runs the measurement and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of each measurement")
+    parser.add_argument("--hidden-size", type=int, default=256, help="of the LSTM being trained")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "treadle.server", "--address", "127.0.0.1:0"]
+        command += ["--data-dir", folder, "--training-slots", str(options.jobs)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            with grpc.insecure_channel(server.stdout.readline().split()[-1]) as channel:
+                measure(channel, options)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def measure(channel: grpc.Channel, options: argparse.Namespace) -> None:
+    """Prints one line idle and one under training."""
+    time.sleep(3.0)  # the standby worker starts up
+    print(f"{'':<16}{'checks':>8}{'p50 ms':>10}{'p99 ms':>10}{'max ms':>10}")
+    report("idle", ask(channel, options.seconds))
+    stub = sequence_pb2_grpc.SequenceServiceStub(channel)
+    runs = [stub.Train(long_upload(f"m{job}", options.hidden_size)) for job in range(options.jobs)]
+    for run in runs:
+        next(event for event in run if event.HasField("progress"))
+    report("training", ask(channel, options.seconds))
+    speeds = [next(event for event in run if event.HasField("progress")) for run in runs]
+    total = sum(event.progress.tokens_per_second for event in speeds)
+    print(f"trained meanwhile at {total:,.0f} tokens/s")
+    for run in runs:
+        run.cancel()
+
+
+def ask(channel: grpc.Channel, seconds: float) -> list[float]:
+    """Returns how long each health check took, in milliseconds."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    times, end = [], time.perf_counter() + seconds
+    while (begin := time.perf_counter()) < end:
+        stub.Check(health_pb2.HealthCheckRequest())
+        times.append((time.perf_counter() - begin) * 1e3)
+        time.sleep(_PAUSE_S)
+    return times
+
+
+def report(name: str, times: list[float]) -> None:
+    """Prints a line of the table."""
+    times = sorted(times)
+    p50, p99 = (times[int(len(times) * share)] for share in (0.5, 0.99))
+    print(f"{name:<16}{len(times):>8}{p50:>10.2f}{p99:>10.2f}{times[-1]:>10.2f}", flush=True)
+
+
+def long_upload(model: str, hidden_size: int) -> Iterator[pb.TrainRequest]:
+    """Yields an upload that trains until the server ends."""
+    spec = pb.TrainSpec(
+        model=model,
+        network=pb.NetworkSpec(hidden_size=hidden_size),
+        data=pb.DataSpec(batch_size=64),
+        limits=pb.LimitsSpec(max_steps=10**12),
+    )
+    yield pb.TrainRequest(spec=spec)
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(500)]
+    corpus = " ".join(draw.choices(words, k=_CORPUS_BYTES // 6)).encode()
+    yield pb.TrainRequest(corpus_chunk=corpus)
+
+
+if __name__ == "__main__":
+    main()
