@@ -123,7 +123,7 @@ class App:
             reason = f"the server shut down, and this did not end within {grace:g} seconds"
             await self._jobs.kill(reason)
             self._boundary.evict(unavailable(reason))
-        # What now keeps it are health watchers, who never leave by themselves.
+        # What now keeps it up are health watchers, who never leave by themselves.
         await asyncio.wait([stopping], timeout=_GOODBYE_S)
         await self._server.stop(None)
         await stopping

@@ -43,7 +43,10 @@ def decode(line: bytes) -> Message:
 
 def pack_error(error: BaseException) -> Message:
     """Returns an error as JSON values, for `unpack_error` on the other side."""
-    packed: Message = {"type": type(error).__name__, "message": str(error)}
+    message = str(error)
+    if isinstance(error, OSError):
+        message = error.strerror or message
+    packed: Message = {"type": type(error).__name__, "message": message}
     if isinstance(error, ConfigError):
         packed["faults"] = [[str(fault), fault.field] for fault in error.faults]
     if isinstance(error, OSError):
