@@ -6,8 +6,9 @@ Every other module of this room takes its decorator from here, so that one polic
   every processor; where a product is added, `intrinsics.fma` is written;
 - NumPy's error model, without which divisions do not vectorize;
 - `nogil`, so that threads of one process run kernels side by side;
-- cached on disk, in a folder named by a hash of this room's sources: Numba itself does not
-  notice that a jitted function in *another* file changed (numba#1833).
+- cached on disk, in a folder named by a hash of this room's sources and by the processor: Numba
+  itself does not notice that a jitted function in *another* file changed (numba#1833), and two
+  processes that compile for two processors at once would give their files the same name.
 
 The environment is read once, at import:
 
@@ -126,10 +127,10 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _choose_cache() -> None:
-    """Point Numba's cache at a writable folder for exactly these sources."""
+    """Point Numba's cache at a writable folder for exactly these sources and this target."""
     user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
     base = config.CACHE_DIR or os.path.join(user_cache, "treadle", "kernels")
-    folder = Path(base) / sources_digest()
+    folder = Path(base) / f"{sources_digest()}-{TARGET.name}"
     if not _is_writable(folder):
         temporary = Path(tempfile.mkdtemp(prefix="treadle-kernels-"))
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)

@@ -120,8 +120,11 @@ def test_digest_is_of_all_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_cache_is_in_the_folder_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
     policy._choose_cache()
-    assert Path(config.CACHE_DIR) == tmp_path / policy.sources_digest()
-    assert Path(config.CACHE_DIR).is_dir()
+    folder = Path(config.CACHE_DIR)
+    assert folder.parent == tmp_path
+    assert folder.is_dir()
+    # One that another processor's code, or another version's, would not go into.
+    assert folder.name == f"{policy.sources_digest()}-{policy.TARGET.name}"
 
 
 @pytest.mark.parametrize(
@@ -140,8 +143,9 @@ def test_a_cache_that_cannot_be_written_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
-    sealed = tmp_path / policy.sources_digest()
-    sealed.mkdir()
+    policy._choose_cache()
+    sealed = Path(config.CACHE_DIR)
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
     (sealed / "kernel.nbc").write_bytes(b"code")
     # Permissions stop nobody who runs the tests as root.
     monkeypatch.setattr(policy, "_is_writable", lambda folder: False)
