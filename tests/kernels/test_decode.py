@@ -78,6 +78,15 @@ def test_draw_walks_the_tokens_by_id() -> None:
     assert [ours(LOGITS, u=u) for u in US] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
+def test_borders_are_those_of_the_reference() -> None:
+    """What is reached exactly; powers of two make the sums exact."""
+    assert [ours([0, 0, 0, 0], u=u) for u in (0.25, 0.5, 0.75)] == [1, 2, 3]
+    us = np.linspace(0, 0.999, 50)
+    assert {ours([0, 0, 0, 0], top_p=0.5, u=float(u)) for u in us} == {0, 1}
+    for u in (0.25, 0.5, 0.75):
+        assert ours([0, 0, 0, 0], u=u) == reference.sample(np.zeros(4), u=u)
+
+
 def test_zero_temperature_is_greedy() -> None:
     assert [ours(LOGITS, temperature=0, u=u) for u in US] == [1] * len(US)
     assert ours([0, 3, 3, 1], temperature=0) == 1
