@@ -63,7 +63,7 @@ class Plan:
         """The parts of the run that are done; after each the model is examined."""
         if self._interval is not None:
             return steps // self._interval
-        return int(self.progress(steps, elapsed) * VALIDATIONS + 1e-9)  # 29 / 290 is below 0.1
+        return int(self.progress(steps, elapsed) * VALIDATIONS)
 
 
 def fill_in(

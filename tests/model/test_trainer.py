@@ -674,6 +674,16 @@ def run_until(progress: Iterator[Progress]) -> None:
 
 
 @pytest.mark.jit
+def test_a_loss_that_is_no_number_ends_the_run_though_its_gradient_is_one() -> None:
+    trainer = hundred_batches(limits=LimitsConfig(max_steps=3))
+    trainer._parameters.stacks.by[:] = 3e38, -3e38
+    before = weights_of(trainer.model)
+    with pytest.raises(TrainingError, match="the loss became inf at step 1; lower the learning"):
+        run(trainer)
+    assert weights_of(trainer.model) == before
+
+
+@pytest.mark.jit
 @pytest.mark.parametrize("kind", OptimizerKind)
 def test_a_weight_that_became_infinite_is_no_model(kind: OptimizerKind) -> None:
     optimizer = OptimizerConfig(kind=kind, learning_rate=1e300, weight_decay=1e300, clip_norm=0)
