@@ -1,0 +1,70 @@
+"""A generation is the same bits in any chunks, and read back as a prompt it goes on the same."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from small_networks import CELLS, same_bytes
+
+from treadle.model import Cell, DataConfig, Model, NetworkConfig, SamplingConfig, TokenizerConfig
+from treadle.model import decoder as decoding
+from treadle.model.corpus import read_corpus
+from treadle.model.decoder import Decoder
+from treadle.model.parameters import Parameters, Shape
+from treadle.model.workspace import pack_for_inference
+
+pytestmark = pytest.mark.jit
+
+TEXT = "the treadle turns a wheel by foot, a loop that needs no engine; " * 3
+SAMPLING = SamplingConfig(temperature=0.9, top_k=12, top_p=0.95, seed=11, max_new_tokens=100)
+
+
+@pytest.fixture(params=CELLS)
+def model(request: pytest.FixtureRequest) -> Model:
+    tokenizer = read_corpus(TEXT.encode(), TokenizerConfig(), DataConfig(), seed=0).tokenizer
+    network = NetworkConfig(cell=Cell(request.param), hidden_size=33, layers=2, embedding_size=5)
+    shape = Shape.of(network, tokenizer.vocabulary_size)
+    return Model(network, tokenizer, Parameters.initial(shape, seed=4))
+
+
+def generate(model: Model, prompt: str) -> tuple[str, list[Any]]:
+    pieces = list(model.stream(prompt, SAMPLING))
+    tokens = [(token.id, token.log_probability) for piece in pieces for token in piece.tokens]
+    return "".join(piece.text for piece in pieces), tokens
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_chunks_do_not_matter(model: Model, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generate(model, TEXT[:70])
+    monkeypatch.setattr(decoding, "CHUNK", chunk)
+    assert generate(model, TEXT[:70]) == expected
+
+
+@pytest.mark.parametrize("window", [1, 13, 1000])
+def test_how_a_prompt_is_read_does_not_matter(
+    model: Model, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = generate(model, TEXT)
+    monkeypatch.setattr(decoding, "WINDOW", window)
+    assert generate(model, TEXT) == expected
+
+
+def test_what_was_generated_scores_the_same(model: Model) -> None:
+    text, tokens = generate(model, TEXT[:20])
+    scores = model.score(text, context=TEXT[:20]).tokens
+    assert [(token.id, token.log_probability) for token in scores] == tokens
+
+
+def test_reading_leaves_the_state_that_drawing_leaves(model: Model) -> None:
+    tokens = model.tokenizer.encode(TEXT[:30])
+    drawing, reading = (
+        Decoder(model.parameters.shape, pack_for_inference(model.parameters), end=-1)
+        for _ in range(2)
+    )
+    greedy = SamplingConfig(temperature=0)
+    drawing.read(tokens, greedy, seed=0)
+    drawn, _ = drawing.draw(25)
+    reading.read(np.concatenate((tokens, np.array(drawn, np.int32))), greedy, seed=0)
+    assert drawing.draw(10) == reading.draw(10)
+    assert same_bytes(drawing._state.h, reading._state.h)
+    assert same_bytes(drawing._state.c, reading._state.c)

@@ -1,0 +1,89 @@
+"""The same bits from kernels compiled for other processors, and from another process."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llvmlite import binding as llvm
+
+SCRIPT = Path(__file__).with_name("small_run.py")
+
+NUMPY_PLAIN = "X86_V3 X86_V4 AVX512_ICL AVX512_SPR AVX2 FMA3 AVX512F AVX512_SKX"
+"""What NumPy, which chooses its loops at start, is told to do without; by old and new names."""
+
+RUNS = {
+    "host": {},
+    "host again": {},
+    # AVX2: vectors of 8 and a tile of 6 rows, where AVX-512 has 16 and 8.
+    "haswell": {"NUMBA_CPU_NAME": "haswell"},
+    # SSE2: vectors of 4, and no fused multiply-add but the C library's.
+    "x86-64": {"NUMBA_CPU_NAME": "x86-64", "NPY_DISABLE_CPU_FEATURES": NUMPY_PLAIN},
+}
+"""The environment of each run."""
+
+TARGET_VARIABLES = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "TREADLE_CPU_TARGET")
+
+IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
+
+pytestmark = [pytest.mark.jit, pytest.mark.skipif(not IS_X86_64, reason="compiles for x86-64")]
+
+
+def can_run(name: str) -> bool:
+    return name != "haswell" or bool(llvm.get_host_cpu_features().get("fma", False))
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    """What each run printed. All run at once, as each compiles its kernels if none are kept."""
+    plain = {name: value for name, value in os.environ.items() if name not in TARGET_VARIABLES}
+    runs = {
+        name: subprocess.Popen(
+            # NumPy warns of names that it, or this processor, does not know.
+            [sys.executable, "-W", "error", "-W", "ignore::ImportWarning", SCRIPT],
+            env=plain | extra,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for name, extra in RUNS.items()
+        if can_run(name)
+    }
+    printed = {}
+    for name, process in runs.items():
+        out, errors = process.communicate()
+        assert process.returncode == 0, f"{name}: {errors.decode()}"
+        printed[name] = json.loads(out)
+    return printed
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "host"])
+def test_a_run_gives_the_same_bits(name: str, cell: str, results: dict[str, Any]) -> None:
+    if name not in results:
+        pytest.skip(f"this processor cannot run code for {name}")
+    ours, expected = results[name][cell], results["host"][cell]
+    assert ours.keys() == expected.keys()
+    for what, result in expected.items():
+        assert ours[what] == result, what
+
+
+def test_runs_say_something(results: dict[str, Any]) -> None:
+    """Equal nothings would be no proof."""
+    cells = results["host"]
+    assert len({cell["weights"] for cell in cells.values()}) == 3
+    for cell in cells.values():
+        step, sample, train_loss, valid_loss, norm = cell["last report"]
+        assert step == 30
+        assert len(sample) == 80
+        uniform = np.log(32)
+        assert 0 < float.fromhex(train_loss) < uniform
+        assert 0 < float.fromhex(valid_loss) < uniform
+        assert float.fromhex(norm) > 0
+        assert len({cell[name][0] for name in ("greedy", "plain", "cut")}) == 3
+        assert len(cell["plain"]) == 1 + 40
+        assert len(set(cell["score"])) > 20
