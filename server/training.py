@@ -38,17 +38,19 @@ class Stop:
         return self.heeded
 
 
-def serve(requests: IO[bytes], replies: IO[bytes]) -> int:
+def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     """Gets ready, waits for a job and does it.
 
     Args:
         requests: Where the server's messages come from.
         replies: Where messages to the server go.
+        warm_up: Whether to load every kernel before the job comes.
 
     Returns:
         The exit code.
     """
-    warm()
+    if warm_up:
+        warm()
     _send(replies, event="ready")
     line = requests.readline()
     if not line:

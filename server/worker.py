@@ -1,4 +1,4 @@
-"""The training process: `python -m treadle.server.worker`, started by `workers.Worker`.
+"""The training process: `python -m treadle.server.worker [--warm]`, started by `workers.Worker`.
 
 It talks with the server through its standard input and output (see `wire`), trains one model
 and ends. It never outlives the server: the kernel kills it when the server dies, and the end
@@ -35,7 +35,7 @@ def main() -> int:
     # Unbuffered: a thread still waits on it when Python ends, and may then hold no lock.
     requests = os.fdopen(0, "rb", buffering=0, closefd=False)
     try:
-        return serve(requests, replies)
+        return serve(requests, replies, warm_up="--warm" in sys.argv)
     except BrokenPipeError:  # the server is gone, and nobody is left to tell
         return 1
 
