@@ -179,6 +179,8 @@ def test_a_perplexity_beyond_float_is_infinite() -> None:
     assert score.perplexity == math.inf
     assert score.mean_nats == 1e6
     assert score.bits_per_character == pytest.approx(1e6 / math.log(2))
+    beyond = TextScore(total_log_probability=-1420.0, token_count=2, character_count=2, tokens=())
+    assert beyond.perplexity == math.inf
     almost = TextScore(total_log_probability=-1398.0, token_count=2, character_count=2, tokens=())
     assert almost.perplexity == math.exp(699)
 
