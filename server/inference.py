@@ -28,6 +28,9 @@ from treadle.v1 import sequence_pb2 as pb
 _MESSAGE_S = 0.02
 """What was made in this time goes out as one message: a message costs the same at any size."""
 
+_TURN_S = 0.005
+"""The same where calls outnumber threads: a new one waits for as many turns as there are calls."""
+
 _RETRY_S = 1.0
 
 _MIN_TOKEN_BYTES = 7
@@ -59,6 +62,7 @@ class InferenceRoom:
     ) -> None:
         self._models = models
         self._limit = limit
+        self._threads = threads
         self._max_new_tokens_limit = max_new_tokens_limit
         self._max_message_bytes = max_message_bytes
         self._generating = ThreadPoolExecutor(threads, "generate")
@@ -84,7 +88,8 @@ class InferenceRoom:
             maker = _Maker(model, request.prompt, sampling, gone)
             try:
                 while True:
-                    pieces = await _run(self._generating, maker.make)
+                    turn = _MESSAGE_S if self.running <= self._threads else _TURN_S
+                    pieces = await _run(self._generating, partial(maker.make, turn))
                     reply, last = records.generated(pieces, version, request.log_probabilities)
                     if last or reply.text or reply.tokens:
                         yield reply
@@ -137,12 +142,16 @@ class _Maker:
         self._stream: Iterator[Piece] | None = None
         self._gone = gone
 
-    def make(self) -> list[Piece]:
-        """Returns the next pieces; after the one with the result there are no more."""
+    def make(self, turn_s: float) -> list[Piece]:
+        """Returns the next pieces; after the one with the result there are no more.
+
+        Args:
+            turn_s: Seconds to go on making; the first call returns with its first piece.
+        """
         first = self._stream is None
         if self._stream is None:
             self._stream = self._begin()
-        until = 0.0 if first else time.monotonic() + _MESSAGE_S
+        until = 0.0 if first else time.monotonic() + turn_s
         pieces = []
         for piece in self._stream:
             pieces.append(piece)
