@@ -3,13 +3,15 @@
     python benchmarks/health_under_training.py [--seconds 20] [--hidden-size 256] [--jobs 1]
 
 Starts a server of its own, asks it for its health every few milliseconds from this process,
-first idle and then while it trains (long_spec below, as many threads as the server may use),
-and prints the median, the 99th percentile and the longest answer, in milliseconds.
+first idle and then while it trains (an LSTM on random words, as many threads as the server may
+use), and prints the median, the 99th percentile and the longest answer, in milliseconds.
+Whatever else the machine does counts too, so the load average stands below.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -61,7 +63,7 @@ def measure(channel: grpc.Channel, options: argparse.Namespace) -> None:
     report("training", ask(channel, options.seconds))
     speeds = [next(event for event in run if event.HasField("progress")) for run in runs]
     total = sum(event.progress.tokens_per_second for event in speeds)
-    print(f"trained meanwhile at {total:,.0f} tokens/s")
+    print(f"trained meanwhile at {total:,.0f} tokens/s; load {os.getloadavg()[0]:.1f}")
     for run in runs:
         run.cancel()
 
@@ -85,7 +87,7 @@ def report(name: str, times: list[float]) -> None:
 
 
 def long_upload(model: str, hidden_size: int) -> Iterator[pb.TrainRequest]:
-    """Yields an upload that trains until the server ends."""
+    """Yields an upload of random words that trains until the server ends."""
     spec = pb.TrainSpec(
         model=model,
         network=pb.NetworkSpec(hidden_size=hidden_size),

@@ -168,6 +168,7 @@ class JobRoom:
         self._kill_reason = f"{reason}; nothing was trained"
         if not self.closing.done():
             self.closing.set_result(unavailable(self._kill_reason))
+        await asyncio.sleep(0)  # a task cancelled before its first step would not clean up
         for job, task in self._tasks.items():
             if job.worker is not None:
                 job.worker.send({"stop": reason})
