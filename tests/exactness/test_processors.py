@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).with_name("small_run.py")
 NUMPY_PLAIN = "X86_V3 X86_V4 AVX512_ICL AVX512_SPR AVX2 FMA3 AVX512F AVX512_SKX"
 """What NumPy, which chooses its loops at start, is told to do without; by old and new names."""
 
-RUNS = {
+RUNS: dict[str, dict[str, str]] = {
     "host": {},
     "host again": {},
     # AVX2: vectors of 8 and a tile of 6 rows, where AVX-512 has 16 and 8.
@@ -38,27 +38,35 @@ def can_run(name: str) -> bool:
     return name != "haswell" or bool(llvm.get_host_cpu_features().get("fma", False))
 
 
+def start(extra: dict[str, str]) -> subprocess.Popen[bytes]:
+    plain = {name: value for name, value in os.environ.items() if name not in TARGET_VARIABLES}
+    # NumPy warns of names that it, or this processor, does not know.
+    command = [sys.executable, "-W", "error", "-W", "ignore::ImportWarning", str(SCRIPT)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=plain | extra, stdout=pipe, stderr=pipe)
+
+
+def finish(process: subprocess.Popen[bytes]) -> Any:
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    return json.loads(out)
+
+
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    """What each run printed. All run at once, as each compiles its kernels if none are kept."""
-    plain = {name: value for name, value in os.environ.items() if name not in TARGET_VARIABLES}
-    runs = {
-        name: subprocess.Popen(
-            # NumPy warns of names that it, or this processor, does not know.
-            [sys.executable, "-W", "error", "-W", "ignore::ImportWarning", SCRIPT],
-            env=plain | extra,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for name, extra in RUNS.items()
-        if can_run(name)
-    }
-    printed = {}
-    for name, process in runs.items():
-        out, errors = process.communicate()
-        assert process.returncode == 0, f"{name}: {errors.decode()}"
-        printed[name] = json.loads(out)
-    return printed
+    """What each run printed.
+
+    Where no kernels are kept from earlier, each run for another processor compiles its own:
+    these run beside each other. The host's runs follow one another, to compile only once.
+    """
+    others = {name: start(extra) for name, extra in RUNS.items() if extra and can_run(name)}
+    try:
+        printed = {name: finish(start({})) for name, extra in RUNS.items() if not extra}
+        return printed | {name: finish(process) for name, process in others.items()}
+    finally:
+        for process in others.values():
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
