@@ -13,14 +13,13 @@ from treadle.model.config import (
     OptimizerKind,
     TrainConfig,
 )
-from treadle.model.engine import SHARD_ROWS
 from treadle.model.trainer import train
 
 
 def warm() -> None:
     """Train, score and generate with tiny models, so that every kernel is compiled and loaded."""
     config = TrainConfig(
-        data=DataConfig(validation_fraction=0.4, batch_size=SHARD_ROWS + 1, window=1),
+        data=DataConfig(validation_fraction=0.4),
         network=NetworkConfig(hidden_size=2, layers=2, embedding_size=2),
         limits=LimitsConfig(max_steps=1),
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import textwrap
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def test_weights_are_packed_once_and_only_where_they_are_used(
 
     def counted(parameters: Parameters) -> Any:
         packed.append(threading.current_thread().name)
+        time.sleep(0.05)  # so that the others come while it packs
         return pack_for_inference(parameters)
 
     monkeypatch.setattr(model_module, "pack_for_inference", counted)

@@ -84,6 +84,10 @@ def test_the_seed_decides_and_nothing_else() -> None:
     assert one.flat.tobytes() == same.flat.tobytes()
     for name, array in other.named().items():
         assert array.tobytes() != one.named()[name].tobytes(), name
+    beginnings = {
+        stack.reshape(-1)[:3].tobytes() for stack in one.stacks if stack is not one.stacks.embedding
+    }
+    assert len(beginnings) == 7, "every array is drawn from a stream of its own"
     # What one array draws does not depend on how much another drew.
     larger = Parameters.initial(Shape(Cell.GRU, V=9, E=2, H=3, L=2), seed=7)
     assert larger.stacks.Wh.tobytes() == one.stacks.Wh.tobytes()
