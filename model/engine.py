@@ -18,6 +18,7 @@ from treadle.kernels import network, structures
 from treadle.kernels.optimizers import add_into
 from treadle.kernels.packing import pack_weights, unfold_gradients
 from treadle.model.parameters import CELL_CODES, Parameters, Shape, carve, room
+from treadle.model.sums import in_order
 from treadle.model.workspace import allocate_state, allocate_weights, allocate_workspace
 
 Array = npt.NDArray[np.float32]
@@ -143,7 +144,7 @@ class Engine:
                 *cut_rows(shard.rows, folded, targets, fresh), scale,
             )  # fmt: skip
 
-        loss = sum(self._pool.map(run, self._shards))
+        loss = in_order(self._pool.map(run, self._shards))
         first = self._shards[0]
         for shard in self._shards[1:]:
             add_into(shard.flat, first.flat)

@@ -17,6 +17,7 @@ from treadle.kernels import network, structures
 from treadle.model.batches import Batch
 from treadle.model.engine import Pool, cut_rows, shard_slices
 from treadle.model.parameters import CELL_CODES, Shape
+from treadle.model.sums import in_order
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.workspace import allocate_state, allocate_workspace
 
@@ -88,16 +89,16 @@ def mean_loss(
         batches: of one window and one number of rows; at least one target in all.
         pool: takes the shards.
     """
-    scorer, loss, count = None, 0.0, 0
+    scorer, total, count = None, 0.0, 0
     for batch in batches:
         if scorer is None:
             window, rows = batch.tokens.shape
             scorer = Scorer(shape, weights, rows, window, pool)
         tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
         scores = scorer.log_probabilities(tokens, targets, batch.fresh)
-        loss -= float(scores.sum(dtype=np.float64))
+        total = in_order(scores.reshape(-1).tolist(), total)
         count += int(np.count_nonzero(targets >= 0))
-    return loss / count
+    return -total / count
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def summarize(
     values: list[float | None] = [None] * unscored
     values += scores.tolist()
     return TextScore(
-        total_log_probability=float(scores.sum(dtype=np.float64)),
+        total_log_probability=in_order(scores.tolist()),
         token_count=scores.size,
         character_count=tokenizer.characters(text_tokens[unscored:]),
         tokens=tuple(
