@@ -86,19 +86,24 @@ class Decoder:
         self._state = allocate_state(shape, 1)
         self._sessions: Sessions
 
-    def read(self, tokens: Ints, sampling: SamplingConfig, seed: int) -> None:
-        """Read the context.
+    def read(self, tokens: Ints, sampling: SamplingConfig, seed: int) -> Iterator[None]:
+        """Read the context, window by window.
 
         Args:
             tokens: (N,), at least one; the last is kept back for the first draw.
             sampling: how to draw.
             seed: 64 bits.
+
+        Yields:
+            None between two windows.
         """
         before = tokens[:-1]
         if before.size:
             steps = min(WINDOW, before.size)
             work = allocate_workspace(self._shape, steps, 1, backward=False)
             for start in range(0, before.size, steps):
+                if start:
+                    yield
                 window = np.ascontiguousarray(before[start : start + steps].reshape(-1, 1))
                 network.load_state(self._state, np.zeros(1, np.bool_), work)
                 network.forward(self._cell, self._weights, work, window, window.shape[0])
@@ -172,7 +177,7 @@ class Generation:
         self, decoder: Decoder, tokenizer: Tokenizer, sampling: SamplingConfig, context: Ints,
         prompt_tokens: int,
     ) -> None:  # fmt: skip
-        """Read the context.
+        """Begin; nothing is computed yet.
 
         Args:
             decoder: at the zero state.
@@ -191,10 +196,12 @@ class Generation:
         self._reason: StopReason | None = None
         self._drawn = 0
         self._total = 0.0
-        decoder.read(context, sampling, self._seed)
+        self._reading = decoder.read(context, sampling, self._seed)
 
     def pieces(self) -> Iterator[Piece]:
         """Yield text as it is made, a kernel call a piece; the last piece has the result."""
+        for _ in self._reading:
+            yield Piece("", (), None)
         count = 1
         while True:
             left = self._sampling.max_new_tokens - self._drawn

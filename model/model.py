@@ -113,6 +113,7 @@ class Model:
 
         Returns:
             An iterator of pieces, one short kernel call each; it may be dropped at any time.
+            While a long prompt is read, pieces are empty.
 
         Raises:
             ConfigError: a setting is out of its range.
@@ -146,18 +147,34 @@ class Model:
             UnknownSymbolError: a symbol is not in the vocabulary.
             ConfigError: the policy needs an unknown token and the model has none.
         """
+        *_, score = self.scoring(text, context, unknown_policy)
+        assert score is not None
+        return score
+
+    def scoring(
+        self, text: str, context: str = "", unknown_policy: UnknownPolicy | None = None
+    ) -> Iterator[TextScore | None]:
+        """Score a text in short steps, so that a long one can be dropped or take turns.
+
+        Arguments and errors are those of `score`.
+
+        Yields:
+            None after every window, and the score at the end.
+        """
         tokenizer = self.tokenizer
         before = tokenizer.encode(context, unknown_policy)
         if tokenizer.begin is not None:
             before = np.concatenate(([tokenizer.begin], before)).astype(np.int32)
-        scored = tokenizer.encode(text, unknown_policy)
+        ids = tokenizer.encode(text, unknown_policy)
         if tokenizer.end is not None:
-            scored = np.append(scored, np.int32(tokenizer.end))
-        unscored = int(before.size == 0 and scored.size > 0)
+            ids = np.append(ids, np.int32(tokenizer.end))
         scorer = Scorer(self.parameters.shape, self._weights(), 1, WINDOW, Pool(1))
-        sequence = np.concatenate((before, scored)).astype(np.int32)
-        scores = score_tokens(scorer, sequence, before.size + unscored)
-        return summarize(tokenizer, scored, scores, unscored)
+        sequence = np.concatenate((before, ids)).astype(np.int32)
+        parts = [np.zeros(0, np.float32)]
+        for part in score_tokens(scorer, sequence, max(before.size, 1)):
+            parts.append(part)
+            yield None
+        yield summarize(tokenizer, ids, np.concatenate(parts))
 
     def _weights(self) -> structures.Weights:
         """The packed weights, made once."""

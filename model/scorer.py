@@ -7,8 +7,8 @@ beside others.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -79,8 +79,12 @@ class Scorer:
 
 
 def mean_loss(
-    shape: Shape, weights: structures.Weights, batches: Iterable[Batch], pool: Pool
-) -> float:
+    shape: Shape,
+    weights: structures.Weights,
+    batches: Iterable[Batch],
+    pool: Pool,
+    give_up: Callable[[], bool] = lambda: False,
+) -> float | None:
     """Return the mean of -log p(target) over all targets of the batches, in nats.
 
     Args:
@@ -88,9 +92,12 @@ def mean_loss(
         weights: packed for inference.
         batches: of one window and one number of rows; at least one target in all.
         pool: takes the shards.
+        give_up: asked before every batch; once it says so, the result is None.
     """
     scorer, total, count = None, 0.0, 0
     for batch in batches:
+        if give_up():
+            return None
         if scorer is None:
             window, rows = batch.tokens.shape
             scorer = Scorer(shape, weights, rows, window, pool)
@@ -123,8 +130,22 @@ class TextScore:
     """Tokens scored."""
     character_count: int
     """Code points of the text that the scored tokens stand for."""
-    tokens: tuple[TokenScore, ...]
-    """Every token of the text."""
+    ids: Ints = field(compare=False, repr=False)
+    """The text's tokens, (N,), an end token included where one is scored."""
+    log_probabilities: Array = field(compare=False, repr=False)
+    """log p of the last token_count of them, in nats."""
+    tokenizer: Tokenizer = field(compare=False, repr=False)
+    """What made the tokens."""
+
+    @property
+    def tokens(self) -> tuple[TokenScore, ...]:
+        """Every token of the text, made anew at each call."""
+        values: list[float | None] = [None] * (self.ids.size - self.token_count)
+        values += self.log_probabilities.tolist()
+        return tuple(
+            TokenScore(token, self.tokenizer.token_text(token), value)
+            for token, value in zip(self.ids.tolist(), values, strict=True)
+        )
 
     @property
     def mean_nats(self) -> float | None:
@@ -147,49 +168,41 @@ class TextScore:
         return -self.total_log_probability / math.log(2) / self.character_count
 
 
-def score_tokens(scorer: Scorer, tokens: Ints, scored_from: int) -> Array:
-    """Score one sequence from the zero state.
+def score_tokens(scorer: Scorer, tokens: Ints, scored_from: int) -> Iterator[Array]:
+    """Score one sequence from the zero state, window by window.
 
     Args:
         scorer: for one row.
         tokens: (N,).
         scored_from: the first token to score, at least 1: nothing foretells token 0.
 
-    Returns:
-        log p of tokens[scored_from:] in nats, (N - scored_from,).
+    Yields:
+        log p of the next tokens in nats, all of tokens[scored_from:] together; an empty array
+        for a window of context.
     """
-    inputs, targets = tokens[:-1], tokens[1:].copy()
-    targets[: scored_from - 1] = -1
-    parts = [np.zeros(0, np.float32)]
-    for start in range(0, inputs.size, WINDOW):
-        window = slice(start, start + WINDOW)
-        fresh = np.array([start == 0])
-        scores = scorer.log_probabilities(
-            inputs[window].reshape(-1, 1), targets[window].reshape(-1, 1), fresh
-        )
-        parts.append(scores[:, 0])
-    return np.concatenate(parts)[scored_from - 1 :]
+    for start in range(0, tokens.size - 1, WINDOW):
+        window = tokens[start : start + WINDOW + 1].reshape(-1, 1)
+        targets = window[1:].copy()
+        context = max(0, min(scored_from - 1 - start, targets.size))
+        targets[:context] = -1
+        scores = scorer.log_probabilities(window[:-1], targets, np.array([start == 0]))
+        yield scores[context:, 0]
 
 
-def summarize(
-    tokenizer: Tokenizer, text_tokens: Ints, scores: Array, unscored: int
-) -> TextScore:  # fmt: skip
+def summarize(tokenizer: Tokenizer, ids: Ints, scores: Array) -> TextScore:
     """Put scores and tokens together.
 
     Args:
         tokenizer: of the model.
-        text_tokens: (N,), the text's tokens, an end token included where one is scored.
-        scores: (N - unscored,), log-probabilities in nats.
-        unscored: leading tokens without a score, 0 or 1.
+        ids: (N,), the text's tokens, an end token included where one is scored.
+        scores: log-probabilities in nats of all of them, or of all but the first.
     """
-    values: list[float | None] = [None] * unscored
-    values += scores.tolist()
+    scored = ids[ids.size - scores.size :]
     return TextScore(
         total_log_probability=in_order(scores.tolist()),
         token_count=scores.size,
-        character_count=tokenizer.characters(text_tokens[unscored:]),
-        tokens=tuple(
-            TokenScore(token, tokenizer.token_text(token), value)
-            for token, value in zip(text_tokens.tolist(), values, strict=True)
-        ),
+        character_count=tokenizer.characters(scored),
+        ids=ids,
+        log_probabilities=scores,
+        tokenizer=tokenizer,
     )

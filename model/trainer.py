@@ -11,24 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from treadle.model.batches import make_batches, validation_batches
+from treadle.model.batches import make_batches
 from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus, read_corpus
 from treadle.model.engine import SHARD_ROWS, Engine, Pool
 from treadle.model.errors import TrainingError
+from treadle.model.examination import Examination
 from treadle.model.model import Model, default_context
 from treadle.model.optimizer import Optimizer, learning_rate
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.plan import Plan, fill_in
 from treadle.model.progress import Progress, Started
 from treadle.model.record import TrainingRecord
-from treadle.model.scorer import mean_loss
-from treadle.model.workspace import pack_for_inference
-
-VALIDATION_STREAMS = 32
-VALIDATION_WINDOW = 64
-VALIDATION_CONTEXT = 64
-"""Validation runs this many rows side by side, each warmed by the tokens before it."""
 
 
 def never() -> bool:
@@ -117,7 +111,8 @@ class Trainer:
         """Train until a limit is met or `stop` says so.
 
         Args:
-            stop: asked between steps.
+            stop: asked between steps, and while the model is examined: a run that is to stop
+                does not validate for longer than STOP_PATIENCE_S more.
 
         Yields:
             Progress every `progress_interval_s`, at every validation, and at the end.
@@ -129,11 +124,13 @@ class Trainer:
         pool = Pool(self._threads)
         try:
             engine = Engine(self._parameters, self._batches.batch_size, self._batches.window, pool)
-            yield from self._run(engine, pool, stop)
+            yield from self._run(engine, Examination(self._corpus, pool, stop), stop)
         finally:
             pool.close()
 
-    def _run(self, engine: Engine, pool: Pool, stop: Callable[[], bool]) -> Iterator[Progress]:
+    def _run(
+        self, engine: Engine, examination: Examination, stop: Callable[[], bool]
+    ) -> Iterator[Progress]:
         interval, examined, done = _Interval(), True, 0
         while not self._ended(stop):
             norm, rate = self._step(engine, interval)
@@ -141,10 +138,10 @@ class Trainer:
             due = part > done or bool(self._plan.over(self._optimizer.steps, self._elapsed))
             examined, done = due, part
             if due or interval.seconds >= self._config.report.progress_interval_s:
-                yield self._report(interval, norm, rate, pool if due else None)
+                yield self._report(interval, norm, rate, examination if due else None)
                 interval = _Interval()
         if not examined:  # stopped between two validations
-            yield self._report(interval, norm, rate, pool)
+            yield self._report(interval, norm, rate, examination)
 
     def _ended(self, stop: Callable[[], bool]) -> bool:
         self.ended_by = self._plan.over(self._optimizer.steps, self._elapsed) or (
@@ -173,15 +170,15 @@ class Trainer:
         return norm, rate
 
     def _report(
-        self, interval: _Interval, norm: float, rate: float, pool: Pool | None
-    ) -> Progress:  # fmt: skip
-        """Make a progress; with a pool, validate and draw a sample first."""
+        self, interval: _Interval, norm: float, rate: float, examination: Examination | None
+    ) -> Progress:
+        """Make a progress; with an examination, validate and draw a sample first."""
         steps = self._optimizer.steps
         if not np.isfinite(self._parameters.flat).all():
             raise TrainingError(
                 f"a weight became infinite by step {steps}; lower the learning rate"
             )
-        valid_loss, sample = self._examine(pool) if pool is not None else (None, None)
+        valid_loss, sample = self._examine(examination) if examination else (None, None)
         train_loss = interval.loss / max(interval.tokens, 1)
         if self._last is not None and not interval.tokens:  # stopped right after a report
             train_loss = self._last.train_loss
@@ -200,19 +197,11 @@ class Trainer:
         )
         return self._last
 
-    def _examine(self, pool: Pool) -> tuple[float | None, str | None]:
+    def _examine(self, examination: Examination) -> tuple[float | None, str | None]:
         """The validation loss and a sample of the model as it is now."""
-        if self._corpus.valid is not None:
-            weights = pack_for_inference(self._parameters)
-            batches = validation_batches(
-                self._corpus.valid, self._corpus.tokenizer, VALIDATION_STREAMS,
-                VALIDATION_WINDOW, VALIDATION_CONTEXT,
-            )  # fmt: skip
-            self._valid_loss = mean_loss(self._parameters.shape, weights, batches, pool)
+        self._valid_loss = examination.loss(self._parameters)
         count = self._config.report.sample_tokens
-        if not count:
-            return self._valid_loss, None
-        return self._valid_loss, self.model.generate(max_new_tokens=count, seed=self._config.seed)
+        return self._valid_loss, examination.sample(self.model, count, self._config.seed)
 
 
 def _load_kernels(config: TrainConfig) -> None:

@@ -296,7 +296,7 @@ def rescore(model: Model, prompt: str, drawn: list[int]) -> NDArray[np.float32]:
     before = before or [model.default_context]
     scorer = Scorer(model.parameters.shape, model._weights(), 1, WINDOW, Pool(1))
     sequence = np.array([*before, *drawn], np.int32)
-    return score_tokens(scorer, sequence, len(before))
+    return np.concatenate(list(score_tokens(scorer, sequence, len(before))))
 
 
 @pytest.mark.parametrize("cell", Cell)

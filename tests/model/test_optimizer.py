@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from treadle.kernels import reference
 from treadle.model.config import Cell, OptimizerConfig, OptimizerKind, Schedule
 from treadle.model.errors import TrainingError
-from treadle.model.optimizer import Optimizer, learning_rate
+from treadle.model.optimizer import Optimizer, half_cosine, learning_rate
 from treadle.model.parameters import Parameters, Shape
 
 SHAPE = Shape(Cell.GRU, V=5, E=2, H=3, L=2)
@@ -194,3 +194,12 @@ def test_settings_beyond_float32_are_taken_as_its_largest() -> None:
     gradient.flat[:] = np.float32(1)
     Optimizer(constant(kind="sgd", clip_norm=0), parameters).step(gradient, 1e300)
     assert np.all(parameters.flat == -np.finfo(np.float32).max)
+
+
+def test_half_a_cosine_wave_is_the_cosine() -> None:
+    places = np.linspace(0, 1, 4001)
+    values = [half_cosine(float(place)) for place in places]
+    np.testing.assert_allclose(values, 0.5 * (1 + np.cos(np.pi * places)), rtol=0, atol=3e-16)
+    assert values == sorted(values, reverse=True)
+    assert values[0] == pytest.approx(1, abs=1e-15)
+    assert values[-1] == pytest.approx(0, abs=1e-15)

@@ -151,7 +151,8 @@ def test_a_first_token_without_context_has_no_score() -> None:
 @pytest.mark.parametrize("context", ["", "a", "abc" * 40])
 def test_an_empty_text_has_no_score(context: str) -> None:
     score = model_of().score("", context)
-    assert score == TextScore(0.0, 0, 0, ())
+    assert score.total_log_probability == score.token_count == score.character_count == 0
+    assert score.tokens == ()
     assert (score.mean_nats, score.perplexity, score.bits_per_character) == (None, None, None)
 
 
@@ -174,15 +175,19 @@ def test_bytes_count_characters_and_not_bytes() -> None:
     assert score.bits_per_character == pytest.approx(-score.total_log_probability / math.log(2) / 2)
 
 
+def score_of(total: float, count: int) -> TextScore:
+    """A score of so many tokens of one character each."""
+    ids, scores = np.zeros(count, np.int32), np.full(count, total / count, np.float32)
+    return TextScore(total, count, count, ids, scores, model_of().tokenizer)
+
+
 def test_a_perplexity_beyond_float_is_infinite() -> None:
-    score = TextScore(total_log_probability=-1e6, token_count=1, character_count=1, tokens=())
+    score = score_of(-1e6, 1)
     assert score.perplexity == math.inf
     assert score.mean_nats == 1e6
     assert score.bits_per_character == pytest.approx(1e6 / math.log(2))
-    beyond = TextScore(total_log_probability=-1420.0, token_count=2, character_count=2, tokens=())
-    assert beyond.perplexity == math.inf
-    almost = TextScore(total_log_probability=-1398.0, token_count=2, character_count=2, tokens=())
-    assert almost.perplexity == math.exp(699)
+    assert score_of(-1420.0, 2).perplexity == math.inf
+    assert score_of(-1398.0, 2).perplexity == math.exp(699)
 
 
 def test_an_impossible_text_has_a_finite_score() -> None:

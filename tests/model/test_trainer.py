@@ -14,6 +14,7 @@ import pytest
 
 import treadle.model.trainer as trainer_module
 from treadle.kernels import reference
+from treadle.model import examination
 from treadle.model.batches import make_batches
 from treadle.model.config import (
     Cell,
@@ -309,7 +310,8 @@ def test_a_stop_before_the_first_step_leaves_the_initial_model(tmp_path: Path) -
 
 
 def test_a_limit_already_met_wins_over_a_stop() -> None:
-    trainer = Trainer(TEXT, config_of(limits=LimitsConfig(max_steps=3)))
+    data = DataConfig(validation_fraction=0)
+    trainer = Trainer(TEXT, config_of(limits=LimitsConfig(max_steps=3), data=data))
     run(trainer, stop_after(3))
     assert trainer.ended_by == "max_steps reached after 3 steps"
 
@@ -806,3 +808,23 @@ def test_half_a_surrogate_pair_is_an_error_of_the_corpus() -> None:
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         train(tmp_path / "nothing")
+
+
+def test_a_stop_does_not_wait_for_a_long_examination(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "STOP_PATIENCE_S", 0.0)
+    report = ReportConfig(progress_interval_s=1e6, sample_tokens=50)
+    trainer = Trainer(TEXT * 20, config_of(limits=LimitsConfig(max_steps=1000), report=report))
+    progress = run(trainer, lambda: steps_of(trainer) >= 2)
+    last = progress[-1]
+    assert (last.step, last.valid_loss, last.sample) == (2, None, None)
+    assert trainer.ended_by == "stopped on request"
+    record = trainer.model.training
+    assert record is not None
+    assert (record.steps, record.valid_loss) == (2, None)
+    assert len(trainer.model.generate("", max_new_tokens=3)) == 3
+
+
+def steps_of(trainer: Trainer) -> int:
+    record = trainer.model.training
+    assert record is not None
+    return record.steps
