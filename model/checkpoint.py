@@ -23,13 +23,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from treadle.model.config import NetworkConfig
-from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.errors import CheckpointError, ConfigError, CorpusError
 from treadle.model.parameters import Shape
 from treadle.model.record import TrainingRecord
 from treadle.model.tokenizer import Tokenizer, tokenizer_from_json
 from treadle.model.torch_names import from_torch, to_torch
 
 Array = npt.NDArray[np.float32]
+
+_VOCABULARY_LIMIT = 45_000_000
+"""Bytes; safetensors holds 100 MB of header, and JSON within JSON may double its quotes."""
 
 FORMAT = "1"
 """The version of the file format; a reader refuses any other."""
@@ -115,6 +118,20 @@ def write(path: str | os.PathLike[str], header: ModelHeader, named: Mapping[str,
         metadata=header.to_metadata(),
     )
     write_whole(Path(path), data)
+
+
+def check_vocabulary(tokenizer: Tokenizer) -> None:
+    """Refuse a vocabulary that no file could hold, before anything is trained with it.
+
+    Raises:
+        CorpusError: its symbols are too many or too long together.
+    """
+    size = len(json.dumps(tokenizer.to_json()))  # escaped: no less than what is written
+    if size > _VOCABULARY_LIMIT:
+        raise CorpusError(
+            f"the vocabulary takes {size:,} bytes and a model file holds {_VOCABULARY_LIMIT:,}: "
+            "lower max_vocabulary_size, or take another tokenizer"
+        )
 
 
 def write_whole(path: Path, data: bytes) -> None:

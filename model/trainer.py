@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from treadle.model import checkpoint
 from treadle.model.batches import make_batches
 from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus, read_corpus
 from treadle.model.engine import SHARD_ROWS, Engine, Pool
 from treadle.model.errors import TrainingError
 from treadle.model.examination import Examination
+from treadle.model.memory import check_memory
 from treadle.model.model import Model, default_context
 from treadle.model.optimizer import Optimizer, learning_rate
 from treadle.model.parameters import Parameters, Shape
@@ -50,6 +52,7 @@ class Trainer:
         corpus: bytes | os.PathLike[str] | Corpus,
         config: TrainConfig | None = None,
         threads: int = 1,
+        memory_limit_bytes: int | None = None,
     ) -> None:
         """Read the corpus and prepare everything; `started` then tells what became of it.
 
@@ -57,9 +60,13 @@ class Trainer:
             corpus: the data, a file of it, or a corpus already read.
             config: all settings; None: the defaults.
             threads: threads that the kernels may use; they do not change the result.
+            memory_limit_bytes: the most that the run's arrays may take, the corpus not counted;
+                None: whatever there is.
 
         Raises:
-            CorpusError: the corpus is empty, too small, or not UTF-8.
+            ConfigError: the run would take more memory than it may.
+            CorpusError: the corpus is empty, too small, or not UTF-8, or its words are too long
+                together for a model file.
             UnknownSymbolError: a symbol has no token and the policy is ERROR.
         """
         config = config or TrainConfig()
@@ -67,11 +74,14 @@ class Trainer:
             corpus = read_corpus(corpus, config.tokenizer, config.data, config.seed)
         self._corpus = corpus
         self._batches = make_batches(corpus.train, config.data, corpus.tokenizer, config.seed)
-        shape = Shape.of(config.network, corpus.tokenizer.vocabulary_size)
-        self._parameters = Parameters.initial(shape, config.seed)
-        self._threads = threads
         config, chosen = fill_in(config, corpus, self._batches)
         self._config = config
+        shape = Shape.of(config.network, corpus.tokenizer.vocabulary_size)
+        if memory_limit_bytes is not None:
+            check_memory(config, shape.V, memory_limit_bytes)
+        checkpoint.check_vocabulary(corpus.tokenizer)
+        self._parameters = Parameters.initial(shape, config.seed)
+        self._threads = threads
         self._optimizer = Optimizer(config.optimizer, self._parameters)
         self._plan = Plan(config, self._batches)
         self.started = Started(

@@ -1,0 +1,67 @@
+"""How much memory a training run will take, before it takes it."""
+
+from __future__ import annotations
+
+import math
+
+from treadle.model.config import Cell, OptimizerKind, TrainConfig
+from treadle.model.engine import SHARD_ROWS
+from treadle.model.errors import ConfigError
+from treadle.model.parameters import Shape
+
+_FLOAT = 4
+_MOMENTS = {OptimizerKind.SGD: 0, OptimizerKind.ADAGRAD: 1, OptimizerKind.ADAM: 2}
+
+
+def training_bytes(shape: Shape, rows: int, window: int, kind: OptimizerKind) -> int:
+    """Return what the arrays of a run take, in bytes, the corpus not counted.
+
+    Args:
+        shape: the network's sizes.
+        rows: sequences in a batch.
+        window: steps of a batch.
+        kind: the optimizer, which keeps moments beside the parameters.
+    """
+    H, L, G = shape.H, shape.L, shape.G
+    parameters = shape.parameter_count
+    table = min(shape.V, rows * window) * G
+    shards = math.ceil(rows / SHARD_ROWS)
+    # parameters, gradient, moments; both ways of packing; a copy that is validated or saved
+    once = parameters * (2 + _MOMENTS[kind] + 2 + 2) + table
+    states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
+    work = rows * window * (L * (G + states * H) + H) + min(256, rows * window) * shards * shape.V
+    return _FLOAT * (once + shards * (parameters + table) + work)
+
+
+def check_memory(config: TrainConfig, vocabulary_size: int, limit_bytes: int) -> None:
+    """Refuse a run that will not fit.
+
+    Args:
+        config: the run's settings.
+        vocabulary_size: tokens in the vocabulary; 1 where it is not known yet.
+        limit_bytes: the most that its arrays may take.
+
+    Raises:
+        ConfigError: it takes more; names what to lower.
+    """
+    shape = Shape.of(config.network, vocabulary_size)
+    data = config.data
+    needed = training_bytes(shape, data.batch_size, data.window, config.optimizer.kind)
+    if needed <= limit_bytes:
+        return
+    lone = training_bytes(shape, 1, 1, config.optimizer.kind)
+    field = "network.hidden_size" if lone > limit_bytes / 2 else "data.batch_size"
+    remedy = (
+        "lower hidden_size, layers or max_vocabulary_size"
+        if field == "network.hidden_size"
+        else "lower batch_size or window"
+    )
+    raise ConfigError(
+        f"training would take {_gibibytes(needed)} of memory and may take "
+        f"{_gibibytes(limit_bytes)}: {remedy}",
+        field,
+    )
+
+
+def _gibibytes(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"

@@ -1,0 +1,76 @@
+"""What a run will take in memory: told beforehand, near the truth, and refused where too much."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+
+from treadle.model.config import (
+    Cell,
+    DataConfig,
+    LimitsConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    OptimizerKind,
+    ReportConfig,
+    TokenizerConfig,
+    TokenizerKind,
+    TrainConfig,
+)
+from treadle.model.errors import ConfigError, CorpusError
+from treadle.model.memory import check_memory, training_bytes
+from treadle.model.parameters import Shape
+from treadle.model.trainer import Trainer
+
+CORPUS = b"abcdefghijklmnopqrstuvwxyz" * 400
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("cell", Cell)
+@pytest.mark.parametrize("kind", OptimizerKind)
+@pytest.mark.parametrize(("hidden", "layers", "rows"), [(160, 2, 16), (64, 1, 96)])
+def test_a_run_takes_about_what_was_told(
+    cell: Cell, kind: OptimizerKind, hidden: int, layers: int, rows: int
+) -> None:
+    config = TrainConfig(
+        network=NetworkConfig(cell=cell, hidden_size=hidden, layers=layers),
+        data=DataConfig(batch_size=rows, window=32),
+        optimizer=OptimizerConfig(kind=kind),
+        limits=LimitsConfig(max_steps=2),
+        report=ReportConfig(sample_tokens=2),
+    )
+    list(Trainer(CORPUS, config).run())  # loads the kernels, which is memory too
+    tracemalloc.start()
+    trainer = Trainer(CORPUS, config)
+    list(trainer.run())
+    assert trainer.model.parameter_count
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    told = training_bytes(Shape.of(config.network, 26), rows, 32, kind)
+    assert 0.6 * peak < told < 1.7 * peak
+
+
+def test_what_cannot_fit_is_refused_by_the_setting_to_lower() -> None:
+    huge = TrainConfig(network=NetworkConfig(hidden_size=4096, layers=8))
+    with pytest.raises(ConfigError, match="GiB") as caught:
+        check_memory(huge, 1, 2**32)
+    assert caught.value.field == "network.hidden_size"
+    wide = TrainConfig(data=DataConfig(batch_size=4096, window=4096))
+    with pytest.raises(ConfigError, match="lower batch_size or window") as caught:
+        check_memory(wide, 65, 2**32)
+    assert caught.value.field == "data.batch_size"
+    check_memory(TrainConfig(), 65, 2**28)
+
+
+def test_a_trainer_refuses_before_it_allocates() -> None:
+    with pytest.raises(ConfigError, match="training would take"):
+        Trainer(CORPUS, TrainConfig(), memory_limit_bytes=100_000)
+    Trainer(b"hello", TrainConfig(), memory_limit_bytes=8_000_000)  # the batch as shrunk counts
+
+
+def test_a_vocabulary_that_no_file_holds_is_refused_at_once() -> None:
+    words = " ".join(f"{number:06d}" + "x" * 5000 for number in range(9500))
+    config = TrainConfig(tokenizer=TokenizerConfig(kind=TokenizerKind.WORDS))
+    with pytest.raises(CorpusError, match="lower max_vocabulary_size"):
+        Trainer(words.encode(), config)
