@@ -88,10 +88,9 @@ say_hello() {
     ok "$1: trains and generates through the published port"
 }
 
+trap tidy_up EXIT
 [ -n "$engine" ] || skip "podman is missing (Debian: apt-get install podman buildah runc debootstrap)"
 command -v treadle >/dev/null || fail "no treadle command on the PATH; run make venv"
-trap tidy_up EXIT
-
 if [ -z "${IMAGE:-}" ]; then
     IMAGE=localhost/treadle-image-test
     "$here/build.sh" "$IMAGE" >"$scratch/build.log" 2>&1 || { tail -40 "$scratch/build.log" >&2; fail "build"; }
