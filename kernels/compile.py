@@ -126,14 +126,30 @@ def _is_writable(folder: Path) -> bool:
         return False
 
 
+def _temporary() -> Path:
+    """A folder of this process alone. Never a shared name: what is cached is code that is run."""
+    folder = Path(tempfile.mkdtemp(prefix="treadle-kernels-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _cache_base() -> Path:
+    """Where kernels of all versions and processors are kept."""
+    if config.CACHE_DIR:
+        return Path(config.CACHE_DIR)
+    if user_cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(user_cache) / "treadle" / "kernels"
+    try:
+        return Path.home() / ".cache" / "treadle" / "kernels"
+    except RuntimeError:  # a user without a home, as in a container under any uid
+        return _temporary()
+
+
 def _choose_cache() -> None:
     """Point Numba's cache at a writable folder for exactly these sources and this target."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
-    base = config.CACHE_DIR or os.path.join(user_cache, "treadle", "kernels")
-    folder = Path(base) / f"{sources_digest()}-{TARGET.name}"
+    folder = _cache_base() / f"{sources_digest()}-{TARGET.name}"
     if not _is_writable(folder):
-        temporary = Path(tempfile.mkdtemp(prefix="treadle-kernels-"))
-        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        temporary = _temporary()
         if folder.is_dir():
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
         folder = temporary

@@ -3,6 +3,7 @@
 import atexit
 import platform
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,28 @@ def test_cache_is_the_users(
     monkeypatch.setenv(variable, str(tmp_path))
     policy._choose_cache()
     assert Path(config.CACHE_DIR).parent == tmp_path / below / "treadle" / "kernels"
+
+
+def test_a_user_without_a_home_has_a_cache_for_the_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left: list[Any] = []
+    monkeypatch.setattr(atexit, "register", lambda *call, **options: left.append(call))
+    policy._choose_cache()
+    folder = Path(config.CACHE_DIR)
+    assert folder.is_dir()
+    assert folder.parent.parent == tmp_path
+    assert folder.parent.stat().st_mode & 0o077 == 0  # nobody else plants code in it
+    ((remove, removed),) = left
+    remove(removed)
+    assert not folder.exists()
 
 
 def test_a_cache_that_cannot_be_written_is_copied(
