@@ -1,7 +1,8 @@
 """Training jobs: who may train, who waits, and what is told to whom.
 
 A job is a task of the server's own, not of the call that started it: it goes on when its
-client goes away. Its events are kept, so that any number of calls can follow it from any event.
+client goes away. Its newest events are kept, so that any number of calls can follow it from any
+event.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
 
 from treadle.model.config import TrainConfig
 from treadle.server import records, wire
@@ -24,6 +29,11 @@ from treadle.v1 import sequence_pb2 as pb
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 5.0
+
+KEPT_PROGRESS = 1000
+"""Progress events of a run that are kept; a follower that is behind misses older ones."""
+
+Result = TypeVar("Result")
 
 
 class Job:
@@ -40,13 +50,19 @@ class Job:
         self.config = config
         self.corpus = corpus
         self.worker: Worker | None = None
-        self._events: list[pb.TrainResponse] = []
+        self._last = 0
+        self._events: dict[int, pb.TrainResponse] = {}
+        self._progress: deque[int] = deque()
+        """The numbers of the progress events kept: no gap between them and the last event."""
         self._failure: StatusError | None = None
         self._over = False
-        self._news = asyncio.Condition()
+        self._news = asyncio.Event()
 
     async def watch(self, after: int = 0) -> AsyncIterator[pb.TrainResponse]:
-        """Yields every event, old ones first, until the job is over.
+        """Yields the events, old ones first, until the job is over.
+
+        Of the progress events only the last KEPT_PROGRESS are there: who is behind misses some,
+        and sees so by their sequence numbers.
 
         Args:
             after: Sequence number of the last event already known.
@@ -62,24 +78,33 @@ class Job:
 
     async def _next(self, after: int) -> pb.TrainResponse | None:
         """Returns the event that follows number `after`; None where the job ended with it."""
-        async with self._news:
-            await self._news.wait_for(lambda: self._over or len(self._events) > after)
-        return self._events[after] if len(self._events) > after else None
+        while not self._over and self._last <= after:
+            await self._news.wait()
+        if self._last <= after:
+            return None
+        return self._events.get(after + 1) or self._events[self._progress[0]]
 
-    async def publish(self, event: pb.TrainResponse) -> None:
+    def publish(self, event: pb.TrainResponse) -> None:
         """Numbers and dates an event and tells it to everybody who watches."""
-        event.sequence = len(self._events) + 1
+        self._last += 1
+        event.sequence = self._last
         event.event_time.GetCurrentTime()
-        async with self._news:
-            self._events.append(event)
-            self._news.notify_all()
+        self._events[self._last] = event
+        if event.HasField("progress"):
+            self._progress.append(self._last)
+            if len(self._progress) > KEPT_PROGRESS:
+                del self._events[self._progress.popleft()]
+        self._tell()
 
-    async def finish(self, failure: StatusError | None = None) -> None:
+    def finish(self, failure: StatusError | None = None) -> None:
         """Ends the job for everybody who watches."""
-        async with self._news:
-            self._failure = failure
-            self._over = True
-            self._news.notify_all()
+        self._failure = failure
+        self._over = True
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
 
 class Place:
@@ -99,15 +124,27 @@ class JobRoom:
         slots: Jobs that may run at once.
         queue_limit: Jobs that may wait, those still uploading included.
         threads: Threads of one job.
+        max_run_s: Seconds after which a run is stopped; its model is stored. 0: never.
+        max_run_bytes: The most memory that a run's arrays may take; None: whatever there is.
     """
 
     def __init__(
-        self, store: Store, workers: Workers, slots: int, queue_limit: int, threads: int
+        self,
+        store: Store,
+        workers: Workers,
+        *,
+        slots: int,
+        queue_limit: int,
+        threads: int,
+        max_run_s: float = 0.0,
+        max_run_bytes: int | None = None,
     ) -> None:
         self._store = store
         self._workers = workers
         self._limit = slots + queue_limit
         self._threads = threads
+        self._max_run_s = max_run_s
+        self._max_run_bytes = max_run_bytes
         self._slots = asyncio.Semaphore(slots)  # first come, first served
         self._admitted = 0
         self._running: set[Job] = set()
@@ -210,9 +247,11 @@ class JobRoom:
             if failure is not None:
                 logger.info("training %s ended without a model: %s", job.name, failure)
             place.release()
-            await asyncio.to_thread(self._store.discard, job.corpus)
-            del self._tasks[job]
-            await job.finish(failure)
+            try:
+                await _outlast(asyncio.to_thread(self._store.discard, job.corpus))
+            finally:
+                del self._tasks[job]
+                job.finish(failure)
 
     async def _train(self, job: Job) -> None:
         draft = await asyncio.to_thread(self._store.new_draft)
@@ -225,10 +264,10 @@ class JobRoom:
                 await self._workers.dismiss(job.worker)  # it may still be writing
                 raise
             self._workers.dismiss(job.worker)
-            model = await asyncio.to_thread(self._claim, job, draft)
+            # What is learnt is not thrown away for an end that comes a moment too early.
+            model = await _outlast(self._claim(job, draft))
         finally:
-            await asyncio.to_thread(self._store.discard, draft)
-        await job.publish(pb.TrainResponse(completed=model))
+            await _outlast(asyncio.to_thread(self._store.discard, draft))
         taken = time.monotonic() - began
         logger.info("trained %s version %d in %.1f s", model.name, model.version, taken)
 
@@ -239,24 +278,68 @@ class JobRoom:
             "model": str(path),
             "config": job.config.to_json(),
             "threads": self._threads,
+            "memory_limit_bytes": self._max_run_bytes,
         }
         worker.send({"job": order})
         if self._stop_reason:
             worker.send({"stop": self._stop_reason})
+        with self._limited(worker):
+            await self._listen(job, worker)
+
+    @contextmanager
+    def _limited(self, worker: Worker) -> Iterator[None]:
+        """Tells a worker to stop once it ran for as long as it may."""
+        if not self._max_run_s:
+            yield
+            return
+        stop = {"stop": self._limit_reason}
+        timer = asyncio.get_running_loop().call_later(self._max_run_s, worker.send, stop)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    @property
+    def _limit_reason(self) -> str:
+        return f"the server ends a run after {self._max_run_s:,g} seconds, and did so"
+
+    async def _listen(self, job: Job, worker: Worker) -> None:
         while True:
             message = await worker.receive()
             match message.pop("event"):
                 case "started":
-                    await job.publish(pb.TrainResponse(started=records.started(job.name, message)))
+                    job.publish(pb.TrainResponse(started=records.started(job.name, message)))
                 case "progress":
-                    await job.publish(pb.TrainResponse(progress=records.progress(message)))
+                    job.publish(pb.TrainResponse(progress=records.progress(message)))
                 case "saved":
                     return
                 case "stopped":
-                    raise unavailable(f"{message['reason']}; nothing was trained")
+                    raise self._stopped(message["reason"])
                 case "failed":
                     raise wire.unpack_error(message["error"])
 
-    def _claim(self, job: Job, draft: Path) -> pb.Model:
+    def _stopped(self, reason: str) -> StatusError:
+        """Returns what ends a run that was stopped before its first step."""
+        message = f"{reason}; nothing was trained"
+        if reason == self._limit_reason:
+            return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+        return unavailable(message)
+
+    async def _claim(self, job: Job, draft: Path) -> pb.Model:
+        """Stores the model in a draft and tells everybody."""
+        model = await asyncio.to_thread(self._stored, job, draft)
+        job.publish(pb.TrainResponse(completed=model))
+        return model
+
+    def _stored(self, job: Job, draft: Path) -> pb.Model:
         stored = self._store.claim(job.name, draft)
         return records.model(stored, self._store.describe(stored))
+
+
+async def _outlast(work: Coroutine[Any, Any, Result]) -> Result:
+    """Does a short piece of work to its end, even where the caller is cancelled meanwhile."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    return task.result()

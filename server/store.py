@@ -104,7 +104,8 @@ class Store:
         self._changing = threading.Lock()
         self._described: OrderedDict[StoredModel, Description] = OrderedDict()
         try:
-            self._models.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)  # models hold memorised text
+            self._models.mkdir(exist_ok=True)
             self._lock = _lock(root / "lock")
             shutil.rmtree(self._tmp, ignore_errors=True)
             self._tmp.mkdir(exist_ok=True)
@@ -128,11 +129,17 @@ class Store:
         return draft
 
     def discard(self, path: Path) -> None:
-        """Removes what `new_file` or `new_draft` returned, if it is still there."""
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        """Removes what `new_file` or `new_draft` returned, if it is still there.
+
+        What cannot be removed is logged and left for the next start.
+        """
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("left under tmp/ until the next start: %s", error)
 
     def check_free(self, name: str) -> None:
         """Checks that versions of `name` can be stored, before anybody trains one.
@@ -157,7 +164,7 @@ class Store:
             OSError: The disk failed or is full.
         """
         read_header(draft / MODEL_FILE)
-        _write_hash(draft, _hash(draft))
+        _sync(draft)
         with self._changing:
             home = self._models / name
             home.mkdir(exist_ok=True)
@@ -165,6 +172,9 @@ class Store:
             os.rename(draft, home / str(version))
             _sync(home)
             _sync(self._models)
+        # Hashed in its place: a large model takes seconds, and is safe by now.
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            _sha256(home / str(version))
         return self._stat(name, version)
 
     def versions(self, name: str) -> list[int]:
