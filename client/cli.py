@@ -12,11 +12,12 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from treadle.client.commands import generate, models, score, server, train
 from treadle.client.commands.common import Parser, Version, add_connection
-from treadle.client.console import Console, printable
+from treadle.client.console import CLEAR_LINE, Console, printable
 from treadle.client.errors import ServerError, TreadleError
 
 INTERRUPTED = 130
@@ -57,15 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     console = Console.standard()
     try:
-        code = _run(arguments, console)
-        sys.stdout.flush()
+        with _interruptible(console):
+            code = _run(arguments, console)
+            sys.stdout.flush()
     except BrokenPipeError:
         # Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except KeyboardInterrupt as interrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds nothing to stop
-        return _fail(str(interrupt) or "interrupted", INTERRUPTED)
     except TreadleError as error:
         return _fail(_sentence(error), error.exit_code)
     except OSError as error:
@@ -77,6 +76,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"this is a bug: {type(error).__name__}: {error} (TREADLE_DEBUG=1 shows where)", 1
         )
     return code
+
+
+@contextlib.contextmanager
+def _interruptible(console: Console) -> Iterator[None]:
+    """Lets Ctrl-C end the process where it stands, which ends its call as well.
+
+    Python would raise KeyboardInterrupt wherever the main thread happens to be, within gRPC too,
+    and with a lock held there the end of the program waits for ever.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):
+            if console.transient:
+                os.write(console.out.fileno(), CLEAR_LINE.encode())
+            os.write(sys.stderr.fileno(), f"treadle: {console.interruption()}\n".encode())
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run(arguments: Sequence[str] | None, console: Console) -> int:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 FALLBACK_WIDTH = 80
+
+CLEAR_LINE = "\r\x1b[K"
+"""Takes away the line that the cursor is in."""
 
 
 class Console:
@@ -27,6 +30,10 @@ class Console:
         """Whether a line can be drawn over."""
         self.color = self.moves and not environment.get("NO_COLOR")
         """Whether color is wanted."""
+        self.transient = False
+        """Whether the line that the cursor is in is to go away."""
+        self.interruption: Callable[[], str] = lambda: "interrupted"
+        """Says what a Ctrl-C now means."""
         self.unicode = (out.encoding or "").lower().replace("-", "") == "utf8"
         """Whether more than ASCII can be shown."""
 

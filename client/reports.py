@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from treadle.client.console import Console, printable
+from treadle.client.console import CLEAR_LINE, Console, printable
 from treadle.client.json_lines import to_line
 from treadle.client.progress import (
     Style,
@@ -15,8 +15,6 @@ from treadle.client.progress import (
     started_lines,
 )
 from treadle.v1.sequence_pb2 import TrainingProgress, TrainingStarted, TrainResponse
-
-CLEAR_LINE = "\r\x1b[K"
 
 PLAIN_INTERVAL_S = 10.0
 """Seconds of training between two plain lines, validations aside."""
@@ -114,7 +112,6 @@ class LiveReport(PlainReport):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._valid_loss: float | None = None
-        self._drawn = False
 
     def __enter__(self) -> Self:
         self._draw("waiting for the server to begin ...")
@@ -141,12 +138,12 @@ class LiveReport(PlainReport):
 
     def _draw(self, line: str) -> None:
         self._write(CLEAR_LINE + line)
-        self._drawn = True
+        self.console.transient = True
 
     def _clear(self) -> None:
-        if self._drawn:
+        if self.console.transient:
             self._write(CLEAR_LINE)
-            self._drawn = False
+            self.console.transient = False
 
     def _write(self, text: str) -> None:
         self.console.out.write(text)

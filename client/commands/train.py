@@ -143,14 +143,12 @@ def run(args: argparse.Namespace, console: Console) -> None:
         open_input(args.file) as corpus,
         client.train(corpus, model=args.model, timeout_s=timeout_s, **options) as training,
     ):
-        try:
-            with report:
-                for event in training:
-                    report.show(event)
-        except KeyboardInterrupt:
-            if training.sent:
-                raise KeyboardInterrupt("interrupted; the server goes on training") from None
-            raise
+        console.interruption = lambda: (
+            "interrupted; the server goes on training" if training.sent else "interrupted"
+        )
+        with report:
+            for event in training:
+                report.show(event)
         training.result()
 
 

@@ -34,7 +34,7 @@ def test_greedy_generation_equals_pytorch(name: str) -> None:
     golden = load_golden(name)
     network = as_network(golden.cell, golden.parameters)
     decoder = Decoder(network.shape, pack_for_inference(network.parameters), end=-1)
-    decoder.read(golden.greedy_prompt, SamplingConfig(temperature=0), seed=0)
+    list(decoder.read(golden.greedy_prompt, SamplingConfig(temperature=0), seed=0))
     tokens, _ = decoder.draw(len(golden.greedy_tokens))
     assert len(tokens) == 60
     assert tokens == golden.greedy_tokens.tolist()
