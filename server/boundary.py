@@ -33,9 +33,11 @@ class Boundary(aio.ServerInterceptor):
 
     Args:
         service: Full name of the service, such as `treadle.v1.SequenceService`.
+        write_s: Seconds that a client may take to make room for a reply.
     """
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, write_s: float = 60.0) -> None:
+        self._write_s = write_s
         self._prefix = f"/{service}/"
         self._calls: set[asyncio.Task[Any]] = set()
         self._eviction: StatusError | None = None
@@ -98,9 +100,18 @@ class Boundary(aio.ServerInterceptor):
             guard = self._guard(context, name)
             async with guard, aclosing(method(read(request), context)) as replies:
                 async for reply in replies:
-                    await context.write(reply)
+                    await self._write(context, reply)
 
         return call
+
+    async def _write(self, context: Context, reply: Any) -> None:
+        """Writes a reply; who does not read must not hold a place for ever."""
+        try:
+            async with asyncio.timeout(self._write_s):
+                await context.write(reply)
+        except TimeoutError:
+            text = f"no reply was read for {self._write_s:g} seconds; the call was given up"
+            raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
 
     @asynccontextmanager
     async def _guard(self, context: Context, name: str) -> AsyncIterator[None]:

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from treadle.model.config import SamplingConfig, TrainConfig, UnknownPolicy
 from treadle.model.errors import ConfigError
+from treadle.model.memory import check_memory
 from treadle.server.errors import Violation, invalid
 from treadle.v1 import sequence_pb2 as pb
 
@@ -25,6 +26,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+
+MAX_TEXTS = 10_000
+"""Texts of one Score call."""
 
 _SPEC = "spec"
 _RENAMED = {"optimizer.kind": "optimizer.optimizer"}
@@ -36,8 +40,15 @@ _ENUM, _MESSAGE = FieldDescriptor.TYPE_ENUM, FieldDescriptor.TYPE_MESSAGE
 Config = TypeVar("Config")
 
 
-def training_order(spec: pb.TrainSpec) -> tuple[str, TrainConfig]:
+def training_order(
+    spec: pb.TrainSpec, max_training_bytes: int | None = None
+) -> tuple[str, TrainConfig]:
     """Returns the model's name and the settings that a spec asks for.
+
+    Args:
+        spec: The spec.
+        max_training_bytes: The most memory that a run may take; what needs more whatever its
+            corpus is refused. None: whatever there is.
 
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault.
@@ -47,8 +58,14 @@ def training_order(spec: pb.TrainSpec) -> tuple[str, TrainConfig]:
     violations = name_violations(name, f"{_SPEC}.model")
     if "optimizer" in values.get("optimizer", {}):
         values["optimizer"]["kind"] = values["optimizer"].pop("optimizer")
-    config = _build(lambda: TrainConfig.from_json(values), violations, spec_field)
-    return name, config
+
+    def make() -> TrainConfig:
+        config = TrainConfig.from_json(values)
+        if max_training_bytes is not None:
+            check_memory(config, vocabulary_size=1, limit_bytes=max_training_bytes)
+        return config
+
+    return name, _build(make, violations, spec_field)
 
 
 def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> SamplingConfig:
@@ -82,8 +99,9 @@ def scoring_policy(request: pb.ScoreRequest) -> UnknownPolicy | None:
         StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
     """
     violations = name_violations(request.model, "model")
-    if not request.texts:
-        violations.append(("texts", "texts must hold at least one text"))
+    if not 1 <= len(request.texts) <= MAX_TEXTS:
+        wanted = f"texts must hold 1 to {MAX_TEXTS:,} texts, not {len(request.texts):,}"
+        violations.append(("texts", wanted))
     values = {name: value for name, value in to_json(request).items() if name == "unknown_policy"}
     config = _build(lambda: SamplingConfig.from_json(values), violations, str)
     return config.unknown_policy

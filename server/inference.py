@@ -20,6 +20,7 @@ from treadle.model import Model
 from treadle.model.config import SamplingConfig, UnknownPolicy
 from treadle.model.decoder import Piece
 from treadle.model.errors import ModelError
+from treadle.model.scorer import TextScore
 from treadle.server import convert, records
 from treadle.server.errors import exhausted, from_model, invalid
 from treadle.server.loaded import LoadedModels
@@ -88,8 +89,7 @@ class InferenceRoom:
             maker = _Maker(model, request.prompt, sampling, gone)
             try:
                 while True:
-                    turn = _MESSAGE_S if self.running <= self._threads else _TURN_S
-                    pieces = await _run(self._generating, partial(maker.make, turn))
+                    pieces = await _run(self._generating, partial(maker.make, self._turn_s()))
                     reply, last = records.generated(pieces, version, request.log_probabilities)
                     if last or reply.text or reply.tokens:
                         yield reply
@@ -109,16 +109,18 @@ class InferenceRoom:
         policy = convert.scoring_policy(request)
         with self._admitted():
             version, model = await self._models.get(request.model, request.version)
-            reply = pb.ScoreResponse(version=version)
-            size = reply.ByteSize()
-            # One text at a time: a cancelled call is over with the text it is at.
-            for index in range(len(request.texts)):
-                room = self._max_message_bytes - size
-                work = partial(_score, model, request, index, policy, room)
-                score = await _run(self._scoring, work)
-                reply.scores.append(score)
-                size += _framed(score)
-            return reply
+            gone = threading.Event()
+            scoring = _Scoring(model, request, policy, gone)
+            scoring.room = self._max_message_bytes - pb.ScoreResponse(version=version).ByteSize()
+            try:
+                while not await _run(self._scoring, partial(scoring.go_on, self._turn_s())):
+                    pass
+            finally:
+                gone.set()
+            return pb.ScoreResponse(version=version, scores=scoring.scores)
+
+    def _turn_s(self) -> float:
+        return _MESSAGE_S if self.running <= self._threads else _TURN_S
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -140,42 +142,87 @@ class _Maker:
     ) -> None:
         self._begin = partial(model.stream, prompt, sampling)
         self._stream: Iterator[Piece] | None = None
+        self._drawn = False
         self._gone = gone
 
     def make(self, turn_s: float) -> list[Piece]:
         """Returns the next pieces; after the one with the result there are no more.
 
+        While a long prompt is read, pieces are empty.
+
         Args:
-            turn_s: Seconds to go on making; the first call returns with its first piece.
+            turn_s: Seconds to go on making; the first token is returned at once.
         """
-        first = self._stream is None
+        until = time.monotonic() + turn_s
         if self._stream is None:
             self._stream = self._begin()
-        until = 0.0 if first else time.monotonic() + turn_s
         pieces = []
         for piece in self._stream:
             pieces.append(piece)
-            if piece.result or time.monotonic() >= until or self._gone.is_set():
+            first = bool(piece.tokens) and not self._drawn
+            self._drawn = self._drawn or first
+            if first or piece.result or time.monotonic() >= until or self._gone.is_set():
                 break
         return pieces
 
 
-def _score(
-    model: Model, request: pb.ScoreRequest, index: int, policy: UnknownPolicy | None, room: int
-) -> pb.TextScore:
-    """Scores one text of a request; `room` is what the reply may still grow by, in bytes."""
-    try:
-        scored = model.score(request.texts[index], request.context, policy)
-    except ModelError as error:
-        raise from_model(error, _culprit(model, request, index, policy)) from error
-    least = scored.token_count * _MIN_TOKEN_BYTES if request.log_probabilities else 0
-    score = records.text_score(scored, request.log_probabilities and least <= room)
-    if max(least, _framed(score)) > room:
-        text = "the reply would be larger than a message may be; ask for fewer texts at once"
-        if not request.log_probabilities:
-            raise invalid([("texts", text)])
-        raise invalid([("log_probabilities", text + ", or leave out log_probabilities")])
-    return score
+class _Scoring:
+    """Scores the texts of one request, a turn at a time, in any thread."""
+
+    def __init__(
+        self,
+        model: Model,
+        request: pb.ScoreRequest,
+        policy: UnknownPolicy | None,
+        gone: threading.Event,
+    ) -> None:
+        self._model = model
+        self._request = request
+        self._policy = policy
+        self._gone = gone
+        self._steps = self._work()
+        self.scores: list[pb.TextScore] = []
+        self.room = 0
+        """What the reply may still grow by, in bytes."""
+
+    def go_on(self, turn_s: float) -> bool:
+        """Scores for a turn; returns True once every text is scored.
+
+        Raises:
+            StatusError: A text or the context cannot be scored, or the reply gets too large.
+        """
+        until = time.monotonic() + turn_s
+        while not self._gone.is_set():
+            if next(self._steps, self) is self:
+                return True
+            if time.monotonic() >= until:
+                break
+        return False
+
+    def _work(self) -> Iterator[None]:
+        """Scores all texts, in short steps."""
+        for index, text in enumerate(self._request.texts):
+            try:
+                for scored in self._model.scoring(text, self._request.context, self._policy):
+                    if scored is not None:
+                        self._add(scored)
+                    yield
+            except ModelError as error:
+                culprit = _culprit(self._model, self._request, index, self._policy)
+                raise from_model(error, culprit) from error
+
+    def _add(self, scored: TextScore) -> None:
+        detailed = self._request.log_probabilities
+        least = scored.token_count * _MIN_TOKEN_BYTES if detailed else 0
+        score = records.text_score(scored, detailed and least <= self.room)
+        size = _framed(score)
+        if max(least, size) > self.room:
+            text = "the reply would be larger than a message may be; ask for fewer texts at once"
+            if not detailed:
+                raise invalid([("texts", text)])
+            raise invalid([("log_probabilities", text + ", or leave out log_probabilities")])
+        self.room -= size
+        self.scores.append(score)
 
 
 def _culprit(

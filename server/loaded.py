@@ -10,6 +10,9 @@ from treadle.model.errors import CheckpointError
 from treadle.server.errors import damaged, not_found
 from treadle.server.store import Store, StoredModel
 
+_TIMES_ITS_FILE = 3
+"""What a model takes in memory: packed weights and a table lie beside its parameters."""
+
 
 class LoadedModels:
     """The least recently used models go first once they are too large together.
@@ -18,7 +21,7 @@ class LoadedModels:
 
     Args:
         store: Where models come from.
-        max_bytes: Files of this size together stay loaded, and always the newest one.
+        max_bytes: Models of this size together stay loaded, and always the newest one.
     """
 
     def __init__(self, store: Store, max_bytes: int) -> None:
@@ -50,6 +53,9 @@ class LoadedModels:
         for stored in list(self._models):
             if stored.name == name and stored.version in versions:
                 del self._models[stored]
+        for stored in list(self._loading):
+            if stored.name == name and stored.version in versions:
+                del self._loading[stored]  # those who wait for it still get it
 
     async def _load(self, stored: StoredModel) -> Model:
         try:
@@ -59,11 +65,13 @@ class LoadedModels:
         except FileNotFoundError:
             raise not_found(stored.name, stored.version) from None
         finally:
-            del self._loading[stored]
+            wanted = self._loading.pop(stored, None) is not None
+        if not wanted:
+            return model
         self._models[stored] = model
         while len(self._models) > 1 and self._size() > self._max_bytes:
             self._models.popitem(last=False)
         return model
 
     def _size(self) -> int:
-        return sum(stored.size_bytes for stored in self._models)
+        return _TIMES_ITS_FILE * sum(stored.size_bytes for stored in self._models)

@@ -6,20 +6,37 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
-from treadle.model import Model, train
-from treadle.model.config import DataConfig, LimitsConfig, NetworkConfig, TrainConfig
+from treadle.model import (
+    GenerateResult,
+    Model,
+    Piece,
+    StopReason,
+    TextScore,
+    Tokenizer,
+    TokenScore,
+    train,
+)
+from treadle.model.config import (
+    DataConfig,
+    LimitsConfig,
+    NetworkConfig,
+    SamplingConfig,
+    TrainConfig,
+)
 from treadle.server.errors import StatusError
+from treadle.server.inference import _Maker, _Scoring
 from treadle.server.loaded import LoadedModels
 from treadle.server.store import MODEL_FILE, Store
 from treadle.v1 import sequence_pb2 as pb
 
-from .harness import PATIENCE_S, Server, detail_of, tiny_spec, wait_for
+from .harness import PATIENCE_S, Server, detail_of, fields_of, tiny_spec, wait_for
 
 Start = Callable[..., Server]
 ENDLESS = 4_000_000_000
@@ -113,6 +130,100 @@ def test_a_message_holds_more_than_a_piece(busy: Server) -> None:
     assert len(replies) < 20_000 / 16
 
 
+# Turns
+
+
+class Slow:
+    """A model of a test's own: each step of its work waits for nothing and is counted."""
+
+    def __init__(self, windows: int) -> None:
+        self.windows = windows
+        self.steps = 0
+        self.gone = threading.Event()
+
+    def scoring(self, *_: object) -> Iterator[TextScore | None]:
+        for _ in range(self.windows):
+            self.steps += 1
+            yield None
+        nothing = np.zeros(0, np.float32)
+        yield TextScore(0.0, 0, 0, nothing.astype(np.int32), nothing, cast("Tokenizer", None))
+
+    def stream(self, *_: object) -> Iterator[Piece]:
+        for _ in range(self.windows):
+            self.steps += 1
+            yield Piece("", (), None)
+        for number in range(4):
+            yield Piece("x", (TokenScore(number, "x", -1.0),), None)
+        yield Piece("", (), GenerateResult(StopReason.MAX_NEW_TOKENS, "", 1, 1, 4, -4.0))
+
+
+def scoring_of(model: Slow, *texts: str) -> _Scoring:
+    request = pb.ScoreRequest(model="m", texts=texts)
+    scoring = _Scoring(cast("Model", model), request, None, model.gone)
+    scoring.room = 1000
+    return scoring
+
+
+def maker_of(model: Slow) -> _Maker:
+    return _Maker(cast("Model", model), "prompt", SamplingConfig(), model.gone)
+
+
+def test_a_scoring_takes_turns() -> None:
+    model = Slow(windows=3)
+    scoring = scoring_of(model, "a", "b")
+    turns = [scoring.go_on(turn_s=0.0) for _ in range(9)]
+    assert turns == [False] * 8 + [True]
+    assert (model.steps, len(scoring.scores)) == (6, 2)
+
+
+def test_a_turn_holds_many_texts() -> None:
+    scoring = scoring_of(Slow(windows=1), *"abc")
+    assert scoring.go_on(turn_s=PATIENCE_S)
+    assert len(scoring.scores) == 3
+
+
+def test_a_scoring_that_nobody_waits_for_ends_at_once() -> None:
+    model = Slow(windows=1000)
+    model.gone.set()
+    assert not scoring_of(model, "a").go_on(turn_s=PATIENCE_S)
+    assert model.steps == 0
+
+
+def test_a_prompt_is_read_in_turns_and_the_first_token_is_told_at_once() -> None:
+    model = Slow(windows=3)
+    maker = maker_of(model)
+    for _ in range(3):
+        assert [piece.tokens for piece in maker.make(turn_s=0.0)] == [()]
+    assert [piece.text for piece in maker.make(turn_s=PATIENCE_S)] == ["x"]
+    assert [piece.text for piece in maker.make(turn_s=PATIENCE_S)] == ["x", "x", "x", ""]
+
+
+def test_a_turn_ends_with_the_first_token_even_if_it_began_with_the_prompt() -> None:
+    pieces = maker_of(Slow(windows=3)).make(turn_s=PATIENCE_S)
+    assert [piece.text for piece in pieces] == ["", "", "", "x"]
+
+
+def test_a_reading_that_nobody_waits_for_ends_at_once() -> None:
+    model = Slow(windows=1000)
+    model.gone.set()
+    assert len(maker_of(model).make(turn_s=PATIENCE_S)) == 1
+
+
+def test_a_long_prompt_and_a_long_text_give_what_they_gave(busy: Server) -> None:
+    text = "the fox jumps. " * 400
+    assert busy.caller.score("m", [text]).scores[0].token_count == len(text) - 1
+    replies = busy.caller.generate("m", prompt=text, max_new_tokens=5)
+    assert replies[-1].result.prompt_tokens == len(text)
+    assert all(reply.text for reply in replies[:-1])
+
+
+def test_too_many_texts_are_refused(busy: Server) -> None:
+    assert len(busy.caller.score("m", ["a"] * 10_000).scores) == 10_000
+    with pytest.raises(grpc.RpcError) as caught:
+        busy.caller.score("m", ["a"] * 10_001)
+    assert fields_of(caught.value) == ["texts"]
+
+
 def test_nothing_was_left_running_and_nothing_went_wrong(busy: Server) -> None:
     # The last test on this server on purpose.
     wait_for(lambda: busy.caller.info().inference_running == 0)
@@ -166,7 +277,8 @@ def test_a_model_is_loaded_once_for_many_callers(store: Store, loads: list[str])
 
 def test_the_longest_unused_model_goes_first(store: Store, loads: list[str]) -> None:
     async def run() -> None:
-        models = LoadedModels(store, 2 * store.find("a").size_bytes)
+        # Beside the parameters lie packed weights and a table.
+        models = LoadedModels(store, 6 * store.find("a").size_bytes)
         for name in ("a", "b", "a", "c", "a", "b"):
             await models.get(name)
 
@@ -205,5 +317,30 @@ def test_a_damaged_file_is_data_loss_every_time(store: Store) -> None:
             with pytest.raises(StatusError) as caught:
                 await models.get("a")
             assert caught.value.code is grpc.StatusCode.DATA_LOSS
+
+    asyncio.run(run())
+
+
+def test_a_model_deleted_while_it_is_loaded_is_not_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, free, load = threading.Event(), threading.Event(), Model.load
+
+    def held(path: Path) -> Model:
+        model = load(path)
+        entered.set()
+        assert free.wait(PATIENCE_S)
+        return model
+
+    async def run() -> None:
+        models = LoadedModels(store, 1 << 30)
+        monkeypatch.setattr(Model, "load", held)
+        waiting = asyncio.create_task(models.get("a"))
+        assert await asyncio.to_thread(entered.wait, PATIENCE_S)
+        models.forget("a", store.delete("a"))
+        free.set()
+        assert (await waiting)[0] == 1  # who asked before still gets it
+        assert not models._models
+        assert not models._loading
 
     asyncio.run(run())
