@@ -43,7 +43,7 @@ from treadle.model.record import TrainingRecord
 from treadle.model.scorer import TextScore, TokenScore
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
 from treadle.model.trainer import Trainer, train
-from treadle.model.warm import warm
+from treadle.model.warm import compiled_for, warm
 
 __all__ = [
     "Cell",
@@ -80,6 +80,7 @@ __all__ = [
     "UnknownPolicy",
     "UnknownSymbolError",
     "build_tokenizer",
+    "compiled_for",
     "import_state_dict",
     "read_corpus",
     "train",

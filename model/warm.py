@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from treadle.kernels.compile import TARGET
 from treadle.model.config import (
     Cell,
     DataConfig,
@@ -31,3 +32,8 @@ def warm() -> None:
         model = train(corpus, replace(config, network=network, optimizer=optimizer))
         model.generate("warm", max_new_tokens=2, top_p=0.5)
         model.score("warm")
+
+
+def compiled_for() -> str:
+    """Return the processor that kernels are compiled for, in LLVM's naming."""
+    return TARGET.name

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 
 from grpc import aio
@@ -60,12 +61,15 @@ class App:
         self._store = Store(config.data_dir)
         self._warming = ThreadPoolExecutor(1, "warm")
         self._workers = Workers(config.standby_workers)
+        training_bytes = config.training_bytes()
         self._jobs = JobRoom(
             self._store,
             self._workers,
             slots=config.training_slots,
             queue_limit=config.training_queue_limit,
             threads=config.threads,
+            max_run_s=config.max_training_s,
+            max_run_bytes=training_bytes,
         )
         models = LoadedModels(self._store, config.model_cache_bytes)
         self._inference = InferenceRoom(
@@ -78,7 +82,9 @@ class App:
         self._boundary = Boundary(SERVICE)
         self._health = health.aio.HealthServicer()
         self._server = aio.server(interceptors=[self._boundary], options=_options(config))
-        service = SequenceService(config, self._store, models, self._jobs, self._inference)
+        service = SequenceService(
+            config, training_bytes, self._store, models, self._jobs, self._inference
+        )
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -122,6 +128,8 @@ class App:
         except TimeoutError:
             reason = f"the server shut down, and this did not end within {grace:g} seconds"
             await self._jobs.kill(reason)
+            with suppress(TimeoutError):  # those whose job has just ended hear how
+                await asyncio.wait_for(self._boundary.wait_idle(), _GOODBYE_S)
             self._boundary.evict(unavailable(reason))
         # What now keeps it up are health watchers, who never leave by themselves.
         await asyncio.wait([stopping], timeout=_GOODBYE_S)

@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import inspect
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,8 @@ from treadle.server.config import ServerConfig
 
 PREFIX = "TREADLE_"
 """What the environment variables begin with."""
+
+_REMEDY = "Give it a writable /tmp (docker run --tmpfs /tmp) or NUMBA_CACHE_DIR."
 
 _READERS: dict[str, Any] = {"int": int, "float": float, "str": str, "Path": Path}
 _METAVARS = {"int": "N", "float": "SECONDS", "str": "TEXT", "Path": "DIRECTORY"}
@@ -46,9 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from treadle.server.healthcheck import check_health
 
         return check_health(flags["check_health"] or config.address)
-    if flags["warm"]:
+    try:
         from treadle.model import warm
-
+    except OSError as error:  # its kernels look for a folder for what is compiled
+        print(
+            f"treadle-server: compiled kernels have no place: {error}. {_REMEDY}", file=sys.stderr
+        )
+        return 1
+    if flags["warm"]:
         warm()
         return 0
     from treadle.server.app import run
@@ -83,7 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(
             "--" + item.name.replace("_", "-"),
             metavar="HOST:PORT" if item.name == "address" else _METAVARS[str(item.type)],
-            help=f"{texts[item.name]} [{PREFIX}{item.name.upper()}, default: {default}]",
+            help=texts[item.name].replace("%", "%%")
+            + f" [{PREFIX}{item.name.upper()}, default: {default}]",
         )
     return parser
 

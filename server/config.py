@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,21 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     except (OSError, ValueError):  # no cgroup here, or the limit is the word "max"
         return None
     return share if share > 0 else None
+
+
+def available_memory(
+    cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")
+) -> int | None:
+    """Returns the bytes that this container or machine has to give; None where nobody tells."""
+    known = []
+    for path in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no cgroup here, or the limit is the word "max"
+            known.append(int(path.read_text()))
+    with suppress(OSError, StopIteration):
+        lines = meminfo.read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        known.append(int(line.split()[1]) * 1024)
+    return min(known, default=None)
 
 
 def default_data_dir() -> Path:
@@ -72,6 +88,11 @@ class ServerConfig:
     """Training runs that may run at once; more of them wait."""
     training_queue_limit: int = field(default=8, metadata=_range(0))
     """Training runs that may wait for a slot; more of them are refused."""
+    max_training_bytes: int = field(default=0, metadata=_range(0))
+    """The most memory that one training run may take, in bytes, its corpus not counted; 0: 80 %
+    of what the container or the machine has to give at start, divided by training_slots."""
+    max_training_s: float = field(default=86_400.0, metadata=_range(0))
+    """Seconds after which a training run is stopped and its model stored; 0: never."""
     standby_workers: int = field(default=1, metadata=_range(0))
     """Training processes kept ready, so that a short run need not wait for Python to start."""
     inference_limit: int = field(default=64, metadata=_range(1))
@@ -83,13 +104,20 @@ class ServerConfig:
     max_message_bytes: int = field(default=4 << 20, metadata=_range(1 << 16, (1 << 31) - 1))
     """The largest request or reply message, in bytes."""
     model_cache_bytes: int = field(default=1 << 30, metadata=_range(0))
-    """Loaded models are kept up to this many bytes of their files; the one in use always is."""
+    """Loaded models are kept up to this many bytes of memory; the newest always is."""
     upload_idle_s: float = field(default=60.0, metadata=_range(0.1))
     """Seconds without a byte after which a corpus upload is given up."""
     grace_s: float = field(default=8.0, metadata=_range(0))
     """Seconds that running requests get to finish after SIGTERM."""
     log_level: str = "info"
     """How much is logged to standard error: debug, info, warning or error."""
+
+    def training_bytes(self) -> int | None:
+        """Returns the memory that one run may take, as it is now; None: whatever there is."""
+        if self.max_training_bytes:
+            return self.max_training_bytes
+        memory = available_memory()
+        return None if memory is None else memory * 4 // 5 // self.training_slots
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):

@@ -301,7 +301,8 @@ class JobRoom:
 
     @property
     def _limit_reason(self) -> str:
-        return f"the server ends a run after {self._max_run_s:,g} seconds, and did so"
+        unit = "second" if self._max_run_s == 1 else "seconds"
+        return f"the server ends a run after {self._max_run_s:,.15g} {unit}, and did so"
 
     async def _listen(self, job: Job, worker: Worker) -> None:
         while True:

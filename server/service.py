@@ -10,9 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 
-from llvmlite import binding as llvm
-from numba.core import config as numba_config
-
+from treadle.model import compiled_for
 from treadle.server import convert, records
 from treadle.server.boundary import Context
 from treadle.server.config import ServerConfig
@@ -32,6 +30,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
 
     Args:
         config: The server's settings.
+        training_bytes: The most memory that a training run may take; None: whatever there is.
         store: Models on disk.
         models: Models in memory.
         jobs: Training.
@@ -41,12 +40,14 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     def __init__(
         self,
         config: ServerConfig,
+        training_bytes: int | None,
         store: Store,
         models: LoadedModels,
         jobs: JobRoom,
         inference: InferenceRoom,
     ) -> None:
         self._config = config
+        self._training_bytes = training_bytes
         self._store = store
         self._models = models
         self._jobs = jobs
@@ -59,7 +60,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Takes the spec, then a place in the queue, then the corpus; follows the job."""
         limits = Limits(self._config.max_corpus_bytes, self._config.upload_idle_s)
         upload = Upload(request_iterator, limits, self._jobs.closing)
-        name, config = convert.training_order(await upload.spec())
+        name, config = convert.training_order(await upload.spec(), self._training_bytes)
         await asyncio.to_thread(self._store.check_free, name)
         with self._jobs.admit() as place:
             corpus = await asyncio.to_thread(self._store.new_file)
@@ -115,7 +116,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Describes the server."""
         return pb.GetServerInfoResponse(
             version=version("treadle"),
-            cpu_target=numba_config.CPU_NAME or llvm.get_host_cpu_name(),
+            cpu_target=compiled_for(),
             threads=self._config.threads,
             uptime_s=time.monotonic() - self._began,
             training_slots=self._config.training_slots,

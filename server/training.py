@@ -71,7 +71,8 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
 
 def _work(job: wire.Message, replies: IO[bytes], stop: Stop) -> None:
     config = TrainConfig.from_json(job["config"])
-    trainer = Trainer(Path(job["corpus"]), config, job["threads"])
+    limit = job["memory_limit_bytes"]
+    trainer = Trainer(Path(job["corpus"]), config, job["threads"], limit)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     _send(replies, event="started", **started)
     steps = 0

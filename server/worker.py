@@ -13,6 +13,8 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 _NICENESS = 10
@@ -26,6 +28,7 @@ def main() -> int:
         The exit code: 0 also where training failed in a way that the server was told.
     """
     os.nice(_NICENESS)
+    be_first_to_go()
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: the server says so
     replies = private_output()
@@ -45,6 +48,12 @@ def die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         print(f"prctl: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
+
+
+def be_first_to_go() -> None:
+    """Asks Linux to take this process, and not the server, when memory runs out."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
 
 
 def private_output() -> IO[bytes]:

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from treadle.server.cli import build_parser, field_docs, read_config
-from treadle.server.config import ServerConfig, _cgroup_quota, available_cpus
+from treadle.server.config import (
+    ServerConfig,
+    _cgroup_quota,
+    available_cpus,
+    available_memory,
+)
 from treadle.server.healthcheck import reachable
 
 NAMES = [field.name for field in dataclasses.fields(ServerConfig)]
@@ -76,6 +81,54 @@ def test_cpu_quotas_are_read(tmp_path: Path, files: dict[str, str], quota: float
         (tmp_path / name).write_text(text)
     assert _cgroup_quota(tmp_path) == quota
     assert available_cpus() >= 1
+
+
+@pytest.mark.parametrize(
+    ("files", "memory"),
+    [
+        ({"memory.max": "1000\n", "meminfo": "MemTotal: 9 kB\nMemAvailable: 3 kB\n"}, 1000),
+        ({"memory.max": "9000\n", "meminfo": "MemTotal: 9 kB\nMemAvailable: 3 kB\n"}, 3072),
+        ({"memory.max": "max\n", "meminfo": "MemAvailable: 3 kB\n"}, 3072),
+        ({"memory/memory.limit_in_bytes": "1000\n"}, 1000),
+        ({"meminfo": "MemTotal: 9 kB\n"}, None),
+        ({}, None),
+    ],
+)
+def test_memory_limits_are_read(tmp_path: Path, files: dict[str, str], memory: int | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_memory(tmp_path, tmp_path / "meminfo") == memory
+
+
+def test_runs_share_four_fifths_of_the_memory_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("treadle.server.config.available_memory", lambda: 1000)
+    assert ServerConfig(training_slots=2).training_bytes() == 400
+    assert ServerConfig(training_slots=2, max_training_bytes=900).training_bytes() == 900
+    monkeypatch.setattr("treadle.server.config.available_memory", lambda: None)
+    assert ServerConfig().training_bytes() is None
+
+
+@pytest.mark.parametrize("flag", ["--warm", "--threads=1"])
+def test_no_place_for_kernels_is_said(flag: str, tmp_path: Path) -> None:
+    # As in a container whose root is read-only and that has no /tmp.
+    code = (
+        "import sys, tempfile; from treadle.server.cli import main\n"
+        "def refuse(*_, **__): raise FileNotFoundError(2, 'No usable temporary directory found')\n"
+        "tempfile.mkdtemp = refuse\n"
+        f"sys.exit(main(['--data-dir', {str(tmp_path / 'data')!r}, {flag!r}]))"
+    )
+    environment = {"NUMBA_CACHE_DIR": "/proc/none"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("treadle-server: compiled kernels have no place:")
+    assert "--tmpfs /tmp" in line
 
 
 def test_version() -> None:

@@ -40,7 +40,7 @@ def test_both_sides_know_the_same_values(contract: Any, room: type[enum.StrEnum]
 
 
 def test_defaults_are_filled_in() -> None:
-    name, config = convert.training_order(pb.TrainSpec(model="m"))
+    name, config = convert.training_order(pb.TrainSpec(model="m"), 1 << 30)
     assert (name, config) == ("m", TrainConfig())
     spec = records.spec("m", config)
     assert spec.network.cell == pb.CELL_LSTM
@@ -177,3 +177,20 @@ def test_what_is_none_stays_unset() -> None:
     progress = records.progress({"step": 3, "sample": "a", "valid_loss": None, "other": 1})
     assert (progress.step, progress.sample) == (3, "a")
     assert not progress.HasField("valid_loss")
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (pb.TrainSpec(network=pb.NetworkSpec(hidden_size=4096)), "spec.network.hidden_size"),
+        (pb.TrainSpec(data=pb.DataSpec(batch_size=1024, window=1024)), "spec.data.batch_size"),
+    ],
+)
+def test_a_run_that_cannot_fit_in_memory_is_refused(spec: pb.TrainSpec, field: str) -> None:
+    spec.model = "m"
+    convert.training_order(spec)
+    with pytest.raises(StatusError, match="of memory") as caught:
+        convert.training_order(spec, 200 << 20)
+    (request,) = caught.value.details
+    assert isinstance(request, error_details_pb2.BadRequest)
+    assert [violation.field for violation in request.field_violations] == [field]

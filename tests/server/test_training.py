@@ -6,6 +6,7 @@ import os
 import queue
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from .harness import (
     Caller,
     Server,
     detail_of,
+    fields_of,
     is_running,
     long_spec,
     niceness,
@@ -176,6 +178,45 @@ def test_a_training_process_told_to_end_stores_what_it_learnt(start: Start) -> N
     record = list(running)[-1].completed.training
     assert "told to end" in record.ended_by
     assert record.steps > 0
+
+
+def test_a_run_that_takes_too_long_ends_with_its_model(start: Start) -> None:
+    running = start("--max-training-s", "1").caller.train(long_spec("long"), TEXT)
+    record = list(running)[-1].completed.training
+    assert record.ended_by.startswith("the server ends a run after 1 second")
+    assert record.steps > 0
+
+
+def test_a_run_that_cannot_fit_is_refused_before_the_upload_or_at_its_start(start: Start) -> None:
+    server = start("--max-training-bytes", "1000000")
+    caller = server.caller
+    spec = tiny_spec("large")
+    spec.network.hidden_size = 500
+    upload = SlowUpload(spec)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(caller.train(pb.TrainSpec(), source=upload))
+    upload.end()
+    assert fields_of(caught.value) == ["spec.network.hidden_size"]
+    # This one fits but for its vocabulary, which the corpus alone tells.
+    words = tiny_spec("wide")
+    words.tokenizer.kind = pb.TOKENIZER_KIND_WORDS
+    words.tokenizer.max_vocabulary_size = 20_000
+    with pytest.raises(grpc.RpcError) as caught:
+        list(caller.train(words, " ".join(map(str, range(10_000))).encode()))
+    assert fields_of(caught.value)[0].startswith("spec.")
+    assert "of memory" in (caught.value.details() or "")
+    wait_for(lambda: tmp_files(server) == [])
+
+
+def test_the_training_process_goes_first_when_memory_runs_out(start: Start) -> None:
+    server = start()
+    running = server.caller.train(long_spec("long"), TEXT)
+    first_progress(running)
+    (pid,) = server.workers()
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+    own = Path(f"/proc/{server.process.pid}/oom_score_adj").read_text()
+    assert own == Path("/proc/self/oom_score_adj").read_text()
+    cancel(running)
 
 
 def test_a_client_that_leaves_during_its_upload_leaves_nothing(start: Start) -> None:
