@@ -27,7 +27,7 @@ class Limits:
     corpus_bytes: int
     """The largest corpus."""
     idle_s: float
-    """Seconds that the client may stay silent."""
+    """Seconds that may pass without a new byte."""
 
 
 class Upload:
@@ -73,8 +73,8 @@ class Upload:
             Bytes of the corpus.
 
         Raises:
-            StatusError: INVALID_ARGUMENT for a second spec, an empty message or too large a
-                corpus; DEADLINE_EXCEEDED for a silent client; what `closing` holds.
+            StatusError: INVALID_ARGUMENT for a second spec, an empty message or chunk or too
+                large a corpus; DEADLINE_EXCEEDED for a silent client; what `closing` holds.
         """
         with await asyncio.to_thread(path.open, "wb", buffering=0) as file:
             return await self._save(file)
@@ -86,6 +86,8 @@ class Upload:
             if kind != "corpus_chunk":
                 wanted = "only the first message may be the spec" if kind else "a message is empty"
                 raise invalid([(kind or "corpus_chunk", wanted)])
+            if not request.corpus_chunk:  # it would keep a silent upload alive
+                raise invalid([("corpus_chunk", "a chunk is empty")])
             size += len(request.corpus_chunk)
             if size > self._limits.corpus_bytes:
                 most = f"the corpus may have at most {self._limits.corpus_bytes:,} bytes here"

@@ -5,6 +5,7 @@ pipe means that the server is gone. Worker to server: `{"event": NAME, ...}` wit
 
 - `ready`: kernels are compiled, a job may come;
 - `started`, `progress`: what `Trainer` reports;
+- `stopped`: it was told to stop before its first step, so there is no model; `reason` says why;
 - `saved`: the model lies at the path that the job named;
 - `failed`: there is no model; `error` says why, in the form of `pack_error`.
 """

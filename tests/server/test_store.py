@@ -229,3 +229,24 @@ def test_copies_of_a_data_directory_work(tmp_path: Path, trained: Model) -> None
     assert [model.name for model in copy.page(10)[0]] == ["m"]
     store.close()
     copy.close()
+
+
+def test_a_new_data_directory_is_for_its_owner_only(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir(mode=0o755)
+    for name, mode in (("new", 0o700), ("shared", 0o755)):
+        Store(tmp_path / name).close()
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
+def test_a_model_is_there_before_it_is_hashed(
+    store: Store, trained: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+    hashed = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib,
+        "file_digest",
+        lambda *arguments: found.extend(store.versions("m")) or hashed(*arguments),
+    )
+    put(store, "m", trained)
+    assert found == [1]
