@@ -142,14 +142,14 @@ class Slow:
         self.gone = threading.Event()
 
     def scoring(self, *_: object) -> Iterator[TextScore | None]:
-        for _ in range(self.windows):
+        for _window in range(self.windows):
             self.steps += 1
             yield None
         nothing = np.zeros(0, np.float32)
         yield TextScore(0.0, 0, 0, nothing.astype(np.int32), nothing, cast("Tokenizer", None))
 
     def stream(self, *_: object) -> Iterator[Piece]:
-        for _ in range(self.windows):
+        for _window in range(self.windows):
             self.steps += 1
             yield Piece("", (), None)
         for number in range(4):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
@@ -17,7 +18,7 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
     reflection_pb2_grpc,
 )
 
-from treadle.model import Model
+from treadle.model import Model, compiled_for
 from treadle.server.store import MODEL_FILE
 from treadle.v1 import sequence_pb2 as pb
 
@@ -30,6 +31,18 @@ def refused(call: Callable[[], object]) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as caught:
         call()
     return caught.value
+
+
+# Describing
+
+
+def test_the_processor_is_the_one_that_kernels_are_compiled_for(caller: Caller) -> None:
+    assert caller.info().cpu_target == compiled_for()
+
+
+def test_only_the_model_room_is_asked_about_the_compiler() -> None:
+    sources = [path.read_text() for path in (Path(__file__).parents[2] / "server").glob("*.py")]
+    assert not any("import numba" in s or "from numba" in s or "llvmlite" in s for s in sources)
 
 
 # Training

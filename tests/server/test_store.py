@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -243,10 +244,11 @@ def test_a_model_is_there_before_it_is_hashed(
 ) -> None:
     found: list[int] = []
     hashed = hashlib.file_digest
-    monkeypatch.setattr(
-        hashlib,
-        "file_digest",
-        lambda *arguments: found.extend(store.versions("m")) or hashed(*arguments),
-    )
+
+    def watched(*arguments: Any) -> Any:
+        found.extend(store.versions("m"))
+        return hashed(*arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", watched)
     put(store, "m", trained)
     assert found == [1]
