@@ -16,6 +16,10 @@ import grpc
 from treadle.server.errors import StatusError, invalid
 from treadle.v1 import sequence_pb2 as pb
 
+_CANCELLED_S = 0.05
+"""How much later than a stream's end it is known that the stream was cancelled: 20 ms sufficed for
+300 of 300, on a machine with more work than processors."""
+
 _BUFFER_BYTES = 1 << 20
 """Small chunks are gathered up to this size: each write is a trip to another thread."""
 
@@ -97,6 +101,9 @@ class Upload:
                 await _write(file.write, bytes(buffer))
                 buffer.clear()
         await _write(file.write, bytes(buffer))
+        # gRPC tells the end of a cancelled stream first and that it was cancelled a moment later;
+        # half a corpus must not pass for a whole one.
+        await asyncio.sleep(_CANCELLED_S)
         return size
 
     async def _next(self) -> pb.TrainRequest | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,19 @@ def test_a_client_that_leaves_during_its_upload_leaves_nothing(start: Start) -> 
     upload.end()
     wait_for(lambda: caller.info().training_queued == 0)
     wait_for(lambda: tmp_files(server) == [])
+    assert done_models(caller) == []
+
+
+def test_half_an_upload_never_passes_for_a_whole_one(start: Start) -> None:
+    caller = start("--training-queue-limit", "200").caller
+    for number in range(100):
+        upload = SlowUpload(tiny_spec(f"half-{number}", max_steps=1))
+        call = caller.train(pb.TrainSpec(), source=upload)
+        upload.send(TEXT)
+        time.sleep(0.02)  # now the server waits for more
+        cancel(call)
+        upload.end()
+    wait_for(lambda: caller.info().training_queued + caller.info().training_running == 0)
     assert done_models(caller) == []
 
 
