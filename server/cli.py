@@ -37,6 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    try:
+        return _main(arguments)
+    except ModuleNotFoundError as error:  # the bare install is the client alone
+        if error.name is None or error.name.startswith("treadle"):
+            raise
+        print(
+            f"treadle-server: {error.name} is not installed; install treadle with its extra "
+            "`server`: pip install '.[server]' in a checkout",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     flags = vars(parser.parse_args(arguments))
     try:

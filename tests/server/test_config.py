@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from treadle.server.cli import build_parser, field_docs, read_config
+from treadle.server.cli import build_parser, field_docs, main, read_config
 from treadle.server.config import (
     ServerConfig,
     _cgroup_quota,
@@ -162,3 +162,16 @@ def test_the_health_check_does_not_import_numpy_or_numba() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_bare_install_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "grpc_health.v1", None)
+    monkeypatch.setitem(sys.modules, "grpc_health", None)
+    monkeypatch.delitem(sys.modules, "treadle.server.healthcheck", raising=False)
+    assert main(["--check-health", "127.0.0.1:1"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("treadle-server: grpc_health")
+    assert "pip install '.[server]'" in printed
+    assert printed.count("\n") == 1
