@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from treadle.model import train
 from treadle.model.sums import in_order
 
@@ -21,6 +23,7 @@ def test_it_adds_from_left_to_right() -> None:
     assert in_order([], 2.5) == 2.5
 
 
+@pytest.mark.jit
 def test_a_generation_sums_as_the_score_of_its_text_does() -> None:
     model = train("one two three four five six seven\n" * 4, max_steps=20)
     *_, last = pieces = list(model.stream("one", max_new_tokens=200, temperature=1.5, seed=3))
