@@ -85,7 +85,7 @@ def test_runs_say_something(results: dict[str, Any]) -> None:
     cells = results["host"]
     assert len({cell["weights"] for cell in cells.values()}) == 3
     for cell in cells.values():
-        step, sample, train_loss, valid_loss, norm = cell["last report"]
+        step, sample, train_loss, valid_loss, norm = cell["reports"][-1]
         assert step == 30
         assert len(sample) == 80
         uniform = np.log(32)
