@@ -43,6 +43,8 @@ class Console:
 
         Elsewhere than on a terminal, text leaves as UTF-8, whatever the locale says.
         """
+        if sys.stdout is None:  # closed by whoever started this
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
         if hasattr(sys.stdout, "reconfigure"):
             encoding = None if sys.stdout.isatty() else "utf-8"
             sys.stdout.reconfigure(encoding=encoding, errors="replace")

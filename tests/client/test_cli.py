@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -436,3 +437,9 @@ class TestServer:
         assert "up but not serving" in complaint(run(server.address, "health"), 1)
         done = run(server.address, "health", "--wait", "0.2")
         assert "within 0.2 s" in complaint(done, 3)
+
+
+def test_a_closed_standard_output_is_no_reason_to_fail(server: FakeServer) -> None:
+    words = " ".join(shlex.quote(word) for word in command(server.address, "info"))
+    done = subprocess.run(["sh", "-c", f"{words} >&-"], capture_output=True, env=environment())
+    assert (done.returncode, done.stderr) == (0, b"")
