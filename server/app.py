@@ -110,9 +110,7 @@ class App:
         await self._server.start()
         # Every kernel is there before health says so: compiling would hold up requests. In a
         # thread of its own, which an early end need not wait for.
-        logger.info(
-            "loading the kernels; a first start compiles them, in about a minute"
-        )
+        logger.info("loading the kernels; a first start compiles them, in about a minute")
         await asyncio.get_running_loop().run_in_executor(self._warming, warm)
         self._workers.refill()
         await self._set_health(_HEALTH.SERVING)
