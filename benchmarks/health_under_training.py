@@ -99,6 +99,7 @@ def long_upload(model: str, hidden_size: int) -> Iterator[pb.TrainRequest]:
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(500)]
     corpus = " ".join(draw.choices(words, k=_CORPUS_BYTES // 6)).encode()
     yield pb.TrainRequest(corpus_chunk=corpus)
+    yield pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=len(corpus)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import grpc
 
 from treadle.client.errors import InternalError, TreadleError, from_rpc_error
 from treadle.v1.sequence_pb2 import (
+    CorpusEnd,
     GenerateResponse,
     GenerateResult,
     Model,
@@ -83,9 +84,8 @@ class _Stream(Generic[Response]):
 class Upload:
     """The requests of one Train call, read from the corpus as the server takes them.
 
-    gRPC iterates over it in a thread of its own. An error there must not look like the end of
-    the corpus, or the server would train on what it has got: it cancels the call instead and
-    is kept for the thread that reads the responses.
+    gRPC iterates over it in a thread of its own. An error there cancels the call and is kept for
+    the thread that reads the responses; the corpus then has no end, so nothing is trained on it.
     """
 
     def __init__(self, spec: TrainSpec, source: CorpusSource) -> None:
@@ -104,12 +104,15 @@ class Upload:
         self._called.set()
 
     def requests(self) -> Iterator[TrainRequest]:
-        """Yields the spec, then the corpus chunk by chunk."""
+        """Yields the spec, then the corpus chunk by chunk, then its end."""
         try:
             yield TrainRequest(spec=self._spec)
+            size = 0
             for chunk in self._source.chunks:
+                size += len(chunk)
                 yield TrainRequest(corpus_chunk=chunk)
             self.sent = True
+            yield TrainRequest(corpus_end=CorpusEnd(size_bytes=size))
         except Exception as error:
             self.error = error
             self._called.wait()

@@ -1,4 +1,4 @@
-"""Reads the stream of a Train call: the spec, then the corpus, which goes to a file.
+"""Reads the stream of a Train call: the spec, then the corpus, which goes to a file, then its end.
 
 At no time is more of the corpus in memory than one message and one buffer.
 """
@@ -15,10 +15,6 @@ import grpc
 
 from treadle.server.errors import StatusError, invalid
 from treadle.v1 import sequence_pb2 as pb
-
-_CANCELLED_S = 0.05
-"""How much later than a stream's end it is known that the stream was cancelled: 20 ms sufficed for
-300 of 300, on a machine with more work than processors."""
 
 _BUFFER_BYTES = 1 << 20
 """Small chunks are gathered up to this size: each write is a trip to another thread."""
@@ -77,34 +73,49 @@ class Upload:
             Bytes of the corpus.
 
         Raises:
-            StatusError: INVALID_ARGUMENT for a second spec, an empty message or chunk or too
-                large a corpus; DEADLINE_EXCEEDED for a silent client; what `closing` holds.
+            StatusError: INVALID_ARGUMENT for a second spec, an empty message or chunk, too
+                large a corpus, or one without its end or of another size than that says;
+                DEADLINE_EXCEEDED for a silent client; what `closing` holds.
         """
         with await asyncio.to_thread(path.open, "wb", buffering=0) as file:
             return await self._save(file)
 
     async def _save(self, file: IO[bytes]) -> int:
         buffer, size = bytearray(), 0
-        while (request := await self._next()) is not None:
-            kind = request.WhichOneof("message")
-            if kind != "corpus_chunk":
-                wanted = "only the first message may be the spec" if kind else "a message is empty"
-                raise invalid([(kind or "corpus_chunk", wanted)])
-            if not request.corpus_chunk:  # it would keep a silent upload alive
-                raise invalid([("corpus_chunk", "a chunk is empty")])
-            size += len(request.corpus_chunk)
+        async for chunk in self._chunks():
+            size += len(chunk)
             if size > self._limits.corpus_bytes:
                 most = f"the corpus may have at most {self._limits.corpus_bytes:,} bytes here"
                 raise invalid([("corpus_chunk", most)])
-            buffer += request.corpus_chunk
+            buffer += chunk
             if len(buffer) >= _BUFFER_BYTES:
                 await _write(file.write, bytes(buffer))
                 buffer.clear()
         await _write(file.write, bytes(buffer))
-        # gRPC tells the end of a cancelled stream first and that it was cancelled a moment later;
-        # half a corpus must not pass for a whole one.
-        await asyncio.sleep(_CANCELLED_S)
         return size
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        """Yields the chunks up to the message that ends the corpus, and holds it to its size."""
+        size = 0
+        while (request := await self._next()) is not None:
+            match request.WhichOneof("message"):
+                case "corpus_chunk":
+                    if not request.corpus_chunk:  # it would keep a silent upload alive
+                        raise invalid([("corpus_chunk", "a chunk is empty")])
+                    size += len(request.corpus_chunk)
+                    yield request.corpus_chunk
+                case "corpus_end":
+                    said = request.corpus_end.size_bytes
+                    if said != size:
+                        wrong = f"the corpus should have {said:,} bytes, but {size:,} arrived"
+                        raise invalid([("corpus_end.size_bytes", wrong)])
+                    return
+                case "spec":
+                    raise invalid([("spec", "only the first message may be the spec")])
+                case _:
+                    raise invalid([("corpus_chunk", "a message is empty")])
+        # gRPC also ends a stream so that is being cancelled.
+        raise invalid([("corpus_end", "the stream ended without it, so the corpus is not whole")])
 
     async def _next(self) -> pb.TrainRequest | None:
         """Returns the next message, or None at the end of the stream."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+import os
+import stat
+import time
+from typing import IO, TYPE_CHECKING, Any
 
 from treadle.client.commands.common import (
     Commands,
@@ -19,6 +22,9 @@ from treadle.client.console import Console
 
 if TYPE_CHECKING:
     from treadle.client.reports import Report
+
+_INTERRUPTION_S = 0.1
+"""How much later than the end of a pipe a Ctrl-C may come that ended the program feeding it."""
 
 # The defaults are the server's; they are told here for the reader of --help.
 OPTIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
@@ -141,7 +147,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     with (
         connect(args) as client,
         open_input(args.file) as corpus,
-        client.train(corpus, model=args.model, timeout_s=timeout_s, **options) as training,
+        client.train(Input(corpus), model=args.model, timeout_s=timeout_s, **options) as training,
     ):
         console.interruption = lambda: (
             "interrupted; the server goes on training" if training.sent else "interrupted"
@@ -150,6 +156,24 @@ def run(args: argparse.Namespace, console: Console) -> None:
             for event in training:
                 report.show(event)
         training.result()
+
+
+class Input:
+    """A file whose end is only told once it is sure.
+
+    Ctrl-C in a shell ends the program that feeds a pipe as well as this one, and the pipe may
+    come to its end first: half a corpus must not pass for a whole one then.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        """Returns up to `size` bytes; nothing at the end."""
+        data = self._file.read(size)
+        if not data and stat.S_ISFIFO(os.fstat(self._file.fileno()).st_mode):
+            time.sleep(_INTERRUPTION_S)
+        return data
 
 
 def _make_report(args: argparse.Namespace, console: Console) -> Report:

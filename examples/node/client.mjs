@@ -26,14 +26,16 @@ const definition = protoLoader.loadSync('treadle/v1/sequence.proto', {
 });
 const { SequenceService } = grpc.loadPackageDefinition(definition).treadle.v1;
 
-/** Sends the spec, then the corpus chunk by chunk, no faster than the server takes it. */
+/** Sends the spec, the corpus chunk by chunk, no faster than the server takes it, and its end. */
 async function upload(call, spec, file) {
   try {
     call.write({ spec });
+    let size = 0;
     for await (const chunk of createReadStream(file, { highWaterMark: CHUNK_BYTES })) {
+      size += chunk.length;
       if (!call.write({ corpus_chunk: chunk })) await once(call, 'drain');
     }
-    call.end();
+    call.end({ corpus_end: { size_bytes: size } }); // without it, nothing would be trained
   } catch (error) {
     call.cancel(); // or the server would wait for the rest
     throw error;

@@ -71,7 +71,7 @@ class FakeService(SequenceServiceServicer):
         self.over = threading.Event()
         """Whether a call has ended, by itself or by its client."""
         self.trained = False
-        """Whether a corpus was taken as whole."""
+        """Whether a corpus arrived whole, with its end."""
         self.pages = 1
 
     def _begin(self, request: Any, context: Any) -> None:
@@ -92,13 +92,19 @@ class FakeService(SequenceServiceServicer):
     ) -> Iterator[v1.TrainResponse]:
         spec = next(requests).spec
         self._begin(spec, context)
+        size = 0
         try:
             for request in requests:
+                if request.HasField("corpus_end"):
+                    self.trained = request.corpus_end.size_bytes == size
+                    break
+                size += len(request.corpus_chunk)
                 self.corpus += request.corpus_chunk
                 self.chunks.append(len(request.corpus_chunk))
         except Exception:  # what gRPC raises here when the client cancels has no public type
             return
-        self.trained = True
+        if not self.trained:
+            return
         yield v1.TrainResponse(
             sequence=1,
             started=v1.TrainingStarted(

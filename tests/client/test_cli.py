@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from google.rpc import code_pb2, error_details_pb2  # type: ignore[import-untype
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
 from treadle.client.cli import main
+from treadle.client.commands import train
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import STUCK, FakeServer, FakeService, status
@@ -230,6 +232,26 @@ class TestTrain:
         (tmp_path / "corpus").write_bytes(data)
         out(server.address, "train", str(tmp_path / "corpus"), "--model", "m")
         assert service.corpus == data
+
+    @pytest.mark.parametrize(("piped", "waits"), [(True, 1), (False, 0)])
+    def test_the_end_of_a_pipe_waits_for_a_ctrl_c(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bool, waits: int
+    ) -> None:
+        slept: list[float] = []
+        monkeypatch.setattr("time.sleep", slept.append)
+        if piped:
+            reading, writing = os.pipe()
+        else:
+            path = tmp_path / "corpus"
+            reading, writing = os.open(path, os.O_CREAT | os.O_RDONLY), os.open(path, os.O_WRONLY)
+        os.write(writing, b"hello")
+        os.close(writing)
+        with open(reading, "rb", buffering=0) as file:
+            source = train.Input(file)
+            assert (source.read(3), source.read(9)) == (b"hel", b"lo")
+            assert slept == []
+            assert source.read(9) == b""
+        assert len(slept) == waits
 
     def test_an_empty_corpus_is_for_the_server_to_refuse(
         self, server: FakeServer, service: FakeService

@@ -50,6 +50,7 @@ def requests(spec: pb.TrainSpec, *chunks: bytes) -> Iterator[pb.TrainRequest]:
     yield pb.TrainRequest(spec=spec)
     for chunk in chunks:
         yield pb.TrainRequest(corpus_chunk=chunk)
+    yield pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=sum(map(len, chunks))))
 
 
 def wait_for(condition: Callable[[], object]) -> None:

@@ -137,6 +137,14 @@ def test_a_corpus_that_cannot_be_learnt(caller: Caller, corpus: bytes, complaint
         ([pb.TrainRequest(spec=pb.TrainSpec(model="m"))] * 2, "spec"),
         ([pb.TrainRequest(spec=pb.TrainSpec(model="a/b"))], "spec.model"),
         ([pb.TrainRequest(spec=pb.TrainSpec())], "spec.model"),
+        (list(requests(pb.TrainSpec(model="m"), TEXT))[:-1], "corpus_end"),
+        (
+            [
+                pb.TrainRequest(spec=pb.TrainSpec(model="m")),
+                pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=7)),
+            ],
+            "corpus_end.size_bytes",
+        ),
     ],
 )
 def test_uploads_out_of_order(caller: Caller, messages: list[pb.TrainRequest], field: str) -> None:

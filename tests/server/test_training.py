@@ -43,7 +43,7 @@ def cancel(events: Any) -> None:
 
 
 class SlowUpload:
-    """An upload that a test feeds by hand; it ends with `end`."""
+    """An upload that a test feeds by hand; it breaks off at `end`."""
 
     def __init__(self, spec: pb.TrainSpec) -> None:
         self._messages: queue.Queue[pb.TrainRequest | None] = queue.Queue()

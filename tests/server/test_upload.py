@@ -14,6 +14,10 @@ from treadle.v1 import sequence_pb2 as pb
 SPEC = pb.TrainRequest(spec=pb.TrainSpec(model="m"))
 
 
+def end(size: int) -> pb.TrainRequest:
+    return pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=size))
+
+
 def chunk(data: bytes) -> pb.TrainRequest:
     return pb.TrainRequest(corpus_chunk=data)
 
@@ -53,7 +57,7 @@ def upload(
 def test_a_corpus_arrives_whole(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     parts = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
     path = tmp_path / "corpus"
-    assert upload(path, SPEC, *map(chunk, parts)) == sum(sizes)
+    assert upload(path, SPEC, *map(chunk, parts), end(sum(sizes))) == sum(sizes)
     assert path.read_bytes() == b"".join(parts)
 
 
@@ -67,6 +71,11 @@ def test_a_corpus_arrives_whole(tmp_path: Path, sizes: tuple[int, ...]) -> None:
         ([SPEC, pb.TrainRequest()], "a message is empty"),
         ([SPEC, chunk(b"1"), chunk(b"")], "a chunk is empty"),
         ([SPEC, chunk(b"12345"), chunk(b"123456")], "at most 10 bytes"),
+        ([SPEC], "ended without it, so the corpus is not whole"),
+        ([SPEC, chunk(b"123")], "ended without it, so the corpus is not whole"),
+        ([SPEC, chunk(b"123"), end(4)], "should have 4 bytes, but 3 arrived"),
+        ([SPEC, chunk(b"123"), end(0)], "should have 0 bytes, but 3 arrived"),
+        ([SPEC, end(1), chunk(b"1")], "should have 1 bytes, but 0 arrived"),
     ],
 )
 def test_what_is_no_upload(tmp_path: Path, messages: list[pb.TrainRequest], complaint: str) -> None:
@@ -76,7 +85,11 @@ def test_what_is_no_upload(tmp_path: Path, messages: list[pb.TrainRequest], comp
 
 
 def test_the_limit_itself_is_allowed(tmp_path: Path) -> None:
-    assert upload(tmp_path / "corpus", SPEC, chunk(b"1" * 10), limit=10) == 10
+    assert upload(tmp_path / "corpus", SPEC, chunk(b"1" * 10), end(10), limit=10) == 10
+
+
+def test_nothing_is_awaited_after_the_end(tmp_path: Path) -> None:
+    assert upload(tmp_path / "corpus", SPEC, chunk(b"1"), end(1), silent=True) == 1
 
 
 def test_a_silent_client_is_given_up(tmp_path: Path) -> None:

@@ -587,6 +587,7 @@ class TrainRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     CORPUS_CHUNK_FIELD_NUMBER: _builtins.int
+    CORPUS_END_FIELD_NUMBER: _builtins.int
     corpus_chunk: _builtins.bytes
     """The next bytes of the corpus, up to 1 MiB; characters may be cut between
     two chunks.
@@ -595,21 +596,50 @@ class TrainRequest(_message.Message):
     def spec(self) -> Global___TrainSpec:
         """The first message, and only that one."""
 
+    @_builtins.property
+    def corpus_end(self) -> Global___CorpusEnd:
+        """The last message: the corpus is whole. It must be sent, for the mere end of
+        a stream does not tell a whole corpus from an upload that broke off.
+        """
+
     def __init__(
         self,
         *,
         spec: Global___TrainSpec | None = ...,
         corpus_chunk: _builtins.bytes = ...,
+        corpus_end: Global___CorpusEnd | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["corpus_chunk", b"corpus_chunk", "message", b"message", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["corpus_chunk", b"corpus_chunk", "corpus_end", b"corpus_end", "message", b"message", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus_chunk", b"corpus_chunk", "message", b"message", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus_chunk", b"corpus_chunk", "corpus_end", b"corpus_end", "message", b"message", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["spec", "corpus_chunk"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["spec", "corpus_chunk", "corpus_end"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___TrainRequest: _TypeAlias = TrainRequest  # noqa: Y015
+
+@_typing.final
+class CorpusEnd(_message.Message):
+    """The end of a corpus."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """Bytes of all chunks together; the server refuses a corpus of another size."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CorpusEnd: _TypeAlias = CorpusEnd  # noqa: Y015
 
 @_typing.final
 class TrainingStarted(_message.Message):

@@ -80,8 +80,9 @@ class SequenceServiceServicer:
 
     def Train(self, request_iterator, context):
         """Trains one model. The first request carries the spec, every later one a
-        piece of the corpus; half-closing the stream ends the corpus. The stream of
-        responses is: one `started`, any number of `progress`, one `completed`.
+        piece of the corpus, the last one its end. A stream that breaks off before
+        `corpus_end` trains nothing. The stream of responses is: one `started`, any
+        number of `progress`, one `completed`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

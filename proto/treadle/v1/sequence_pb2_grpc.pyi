@@ -51,8 +51,9 @@ class SequenceServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SequenceServiceAsyncStub: ...
     Train: _grpc.StreamStreamMultiCallable[_sequence_pb2.TrainRequest, _sequence_pb2.TrainResponse]
     """Trains one model. The first request carries the spec, every later one a
-    piece of the corpus; half-closing the stream ends the corpus. The stream of
-    responses is: one `started`, any number of `progress`, one `completed`.
+    piece of the corpus, the last one its end. A stream that breaks off before
+    `corpus_end` trains nothing. The stream of responses is: one `started`, any
+    number of `progress`, one `completed`.
     """
     Generate: _grpc.UnaryStreamMultiCallable[_sequence_pb2.GenerateRequest, _sequence_pb2.GenerateResponse]
     """Generates text from a prompt and streams it as it is made. The last
@@ -78,8 +79,9 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Train: _aio.StreamStreamMultiCallable[_sequence_pb2.TrainRequest, _sequence_pb2.TrainResponse]  # type: ignore[assignment]
     """Trains one model. The first request carries the spec, every later one a
-    piece of the corpus; half-closing the stream ends the corpus. The stream of
-    responses is: one `started`, any number of `progress`, one `completed`.
+    piece of the corpus, the last one its end. A stream that breaks off before
+    `corpus_end` trains nothing. The stream of responses is: one `started`, any
+    number of `progress`, one `completed`.
     """
     Generate: _aio.UnaryStreamMultiCallable[_sequence_pb2.GenerateRequest, _sequence_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates text from a prompt and streams it as it is made. The last
@@ -108,8 +110,9 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_sequence_pb2.TrainResponse], _abc.AsyncIterator[_sequence_pb2.TrainResponse]]:
         """Trains one model. The first request carries the spec, every later one a
-        piece of the corpus; half-closing the stream ends the corpus. The stream of
-        responses is: one `started`, any number of `progress`, one `completed`.
+        piece of the corpus, the last one its end. A stream that breaks off before
+        `corpus_end` trains nothing. The stream of responses is: one `started`, any
+        number of `progress`, one `completed`.
         """
 
     @_abc_1.abstractmethod
