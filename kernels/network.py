@@ -14,7 +14,7 @@ from treadle.kernels.compile import jit
 from treadle.kernels.gru import gru_backward, gru_forward
 from treadle.kernels.loss import cross_entropy, target_log_probabilities
 from treadle.kernels.lstm import lstm_backward, lstm_forward
-from treadle.kernels.matmul import add_matmul_transposed, add_rows, matmul
+from treadle.kernels.matmul import add_rows, matmul
 from treadle.kernels.optimizers import add_into
 from treadle.kernels.rnn import rnn_backward, rnn_forward
 from treadle.kernels.structures import (
@@ -28,23 +28,22 @@ from treadle.kernels.structures import (
     Weights,
     Workspace,
 )
+from treadle.kernels.transposed import add_matmul_transposed
 
 
 @jit
-def _embed(weights: Weights, tokens: Ints, gates: Array, steps: int) -> None:
-    """Layer 0's share of the input, for tokens (T, B), to gates (T, B, G)."""
-    B, G = gates.shape[1], gates.shape[2]
+def _embed(weights: Weights, tokens: Ints, gates: Array) -> None:
+    """Layer 0's share of the input, for tokens (B,), to gates (B, G)."""
+    B = tokens.size
     if weights.table.shape[0]:
-        for t in range(steps):
-            for row in range(B):
-                gates[t, row] = weights.table[tokens[t, row]]
-        return
-    xs = np.empty((steps * B, weights.embedding.shape[1]), np.float32)
-    for t in range(steps):
         for row in range(B):
-            xs[t * B + row] = weights.embedding[tokens[t, row]]
-            gates[t, row] = weights.b[0]
-    matmul(xs, weights.Wx0, gates[:steps].reshape((steps * B, G)), True)
+            gates[row] = weights.table[tokens[row]]
+        return
+    xs = np.empty((B, weights.embedding.shape[1]), np.float32)
+    for row in range(B):
+        xs[row] = weights.embedding[tokens[row]]
+        gates[row] = weights.b[0]
+    matmul(xs, weights.Wx0, gates, True)
 
 
 @jit
@@ -84,21 +83,30 @@ def store_state(work: Workspace, steps: int, state: State) -> None:
 
 
 @jit
+def _forward_layer(
+    cell: int, weights: Weights, work: Workspace, layer: int, first: int, last: int
+) -> None:  # fmt: skip
+    """One layer's recurrence over steps first to last, from its share of the input in gates."""
+    gates, hs = work.gates[layer, first:last], work.hs[layer, first : last + 1]
+    Wh, steps = weights.Wh[layer], last - first
+    if cell == LSTM:
+        lstm_forward(gates, hs, work.cs[layer, first : last + 1], Wh, steps)
+    elif cell == GRU:
+        hidden = work.hidden[layer, first:last]
+        gru_forward(gates, hidden, hs, Wh, weights.bh[layer], steps)
+    else:
+        rnn_forward(gates, hs, Wh, steps)
+
+
+@jit
 def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: int) -> None:
     """Run all layers over the first `steps` rows of tokens (T, B), from the states in row 0."""
-    for layer in range(work.gates.shape[0]):
-        gates, hs = work.gates[layer], work.hs[layer]
-        if layer == 0:
-            _embed(weights, tokens, gates, steps)
-        else:
-            _from_below(weights, work, layer, steps)
-        if cell == LSTM:
-            lstm_forward(gates, hs, work.cs[layer], weights.Wh[layer], steps)
-        elif cell == GRU:
-            hidden = work.hidden[layer]
-            gru_forward(gates, hidden, hs, weights.Wh[layer], weights.bh[layer], steps)
-        else:
-            rnn_forward(gates, hs, weights.Wh[layer], steps)
+    for t in range(steps):  # step by step, so that what enters is still in the cache
+        _embed(weights, tokens[t], work.gates[0, t])
+        _forward_layer(cell, weights, work, 0, t, t + 1)
+    for layer in range(1, work.gates.shape[0]):
+        _from_below(weights, work, layer, steps)
+        _forward_layer(cell, weights, work, layer, 0, steps)
 
 
 @jit
@@ -126,7 +134,7 @@ def _loss_and_output_gradients(
         output_logits(weights, states[first:last], logits)
         loss += cross_entropy(logits, flat_targets[first:last], scale)
         matmul(logits, weights.WyT, dhs[first:last], False)
-        add_matmul_transposed(states[first:last], logits, gradients.Wy)
+        add_matmul_transposed(states[first:last], logits, work.block, gradients.Wy)
         add_rows(logits, gradients.by)
     return loss
 
@@ -136,25 +144,21 @@ def _backward_layer(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, layer: int, steps: int
 ) -> None:
     """One layer's recurrence backward, and the gradients of its recurrent weights."""
-    B, G, H = work.gates.shape[2], work.gates.shape[3], work.hs.shape[3]
-    N = steps * B
+    B, H = work.gates.shape[2], work.hs.shape[3]
     gates, hs, WhT = work.gates[layer], work.hs[layer], weights.WhT[layer]
+    dWh, block = gradients.Wh[layer], work.block
     dh = np.zeros((B, H), np.float32)
-    before = hs[:steps].reshape((N, H))
-    if cell == GRU:
-        hidden = work.hidden[layer]
-        gru_backward(gates, hidden, hs, WhT, work.dhs, dh, steps)
-        d_hidden = hidden[:steps].reshape((N, G))
-        add_matmul_transposed(before, d_hidden, gradients.Wh[layer])
-        for n in range(N):
-            add_into(d_hidden[n, 2 * H :], gradients.bh[layer])
-        return
     if cell == LSTM:
-        dc = np.zeros((B, H), np.float32)
-        lstm_backward(gates, work.cs[layer], WhT, work.dhs, dh, dc, steps)
+        dc, cs = np.zeros((B, H), np.float32), work.cs[layer]
+        lstm_backward(gates, hs, cs, WhT, work.dhs, dh, dc, dWh, block, steps)
+    elif cell == GRU:
+        hidden = work.hidden[layer]
+        gru_backward(gates, hidden, hs, WhT, work.dhs, dh, dWh, block, steps)
+        for t in range(steps):
+            for row in range(B):
+                add_into(hidden[t, row, 2 * H :], gradients.bh[layer])
     else:
-        rnn_backward(gates, hs, WhT, work.dhs, dh, steps)
-    add_matmul_transposed(before, gates[:steps].reshape((N, G)), gradients.Wh[layer])
+        rnn_backward(gates, hs, WhT, work.dhs, dh, dWh, block, steps)
 
 
 @jit
@@ -170,7 +174,7 @@ def _backward(
         if layer:
             add_rows(da, gradients.b[layer])
             below = work.hs[layer - 1, 1 : steps + 1].reshape((N, H))
-            add_matmul_transposed(below, da, gradients.Wx[layer - 1])
+            add_matmul_transposed(below, da, work.block, gradients.Wx[layer - 1])
             matmul(da, weights.WxT[layer - 1], work.dhs[:steps].reshape((N, H)), False)
     for t in range(steps):
         for row in range(B):

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from treadle.kernels.transposed import Block
+
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
@@ -88,6 +90,8 @@ class Workspace(NamedTuple):
     """(T, B, H), or (0, B, H) where nothing goes backward."""
     logits: Array
     """(LOGIT_ROWS, V), or fewer rows."""
+    block: Block
+    """Room for gathering rows of states and gate gradients; none where nothing goes backward."""
 
 
 class State(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from treadle.kernels.transposed import ROW_BLOCK
 from treadle.model.config import Cell, OptimizerKind, TrainConfig
 from treadle.model.engine import SHARD_ROWS
 from treadle.model.errors import ConfigError
@@ -30,7 +31,8 @@ def training_bytes(shape: Shape, rows: int, window: int, kind: OptimizerKind) ->
     once = parameters * (2 + _MOMENTS[kind] + 2 + 2) + table
     states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
     work = rows * window * (L * (G + states * H) + H) + min(256, rows * window) * shards * shape.V
-    return _FLOAT * (once + shards * (parameters + table) + work)
+    block = ROW_BLOCK * (max(H, shape.E) + G)
+    return _FLOAT * (once + shards * (parameters + table + block) + work)
 
 
 def check_memory(config: TrainConfig, vocabulary_size: int, limit_bytes: int) -> None:

@@ -9,6 +9,7 @@ from treadle.kernels import structures
 from treadle.kernels.matmul import panel_count
 from treadle.kernels.packing import pack_weights
 from treadle.kernels.tile import PANEL
+from treadle.kernels.transposed import allocate_block
 from treadle.model.config import Cell
 from treadle.model.parameters import Parameters, Shape
 
@@ -61,6 +62,7 @@ def allocate_workspace(shape: Shape, steps: int, rows: int, backward: bool) -> s
         cs=np.zeros((L, steps + 1 if is_lstm else 0, rows, H), np.float32),
         dhs=np.zeros((steps if backward else 0, rows, H), np.float32),
         logits=np.zeros((min(structures.LOGIT_ROWS, steps * rows), shape.V), np.float32),
+        block=allocate_block(max(H, shape.E), shape.G) if backward else allocate_block(0, 0),
     )
 
 
