@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from treadle.kernels import reference
 from treadle.model.config import Cell
-from treadle.model.engine import Engine, Pool
+from treadle.model.engine import Engine
 from treadle.model.parameters import Parameters, Shape
+from treadle.model.pool import Pool
 
 CELLS = ["rnn", "gru", "lstm"]
 
