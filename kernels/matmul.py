@@ -22,8 +22,14 @@ _WIDE = 4
 _tile, _tile_add = make_tile(ROWS, 1, add=False), make_tile(ROWS, 1, add=True)
 _tile4, _tile4_add = make_tile(4, 1, add=False), make_tile(4, 1, add=True)
 _tile1, _tile1_add = make_tile(1, 1, add=False), make_tile(1, 1, add=True)
-# One row alone has too few accumulators to hide the latency of a multiply-add: four panels.
+_edge = make_tile(ROWS, 1, add=False, edge=True)
+_edge_add = make_tile(ROWS, 1, add=True, edge=True)
+_edge1 = make_tile(1, 1, add=False, edge=True)
+_edge1_add = make_tile(1, 1, add=True, edge=True)
+# One row alone has too few accumulators to hide the latency of a multiply-add: several panels.
 _wide1, _wide1_add = make_tile(1, _WIDE, add=False), make_tile(1, _WIDE, add=True)
+_edge_wide1 = make_tile(1, _WIDE, add=False, edge=True)
+_edge_wide1_add = make_tile(1, _WIDE, add=True, edge=True)
 
 
 def panel_count(columns: int) -> int:
@@ -63,25 +69,31 @@ def pack_transposed(matrix: Array, panels: Array) -> None:
 @jit
 def _write_tiles(
     A: Array, start: int, row: int, step: int, P: Array, base: int, K: int,
-    C: Array, out: int, width: int, M: int,
+    C: Array, out: int, width: int, M: int, N: int,
 ) -> None:  # fmt: skip
     """One panel's columns of C for all M rows: C[out + i * width ...] = A P[base ...]."""
     i = 0
-    while i + ROWS <= M:
-        _tile(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+    while N >= PANEL and i + ROWS <= M:
+        _tile(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
         i += ROWS
-    while i + 4 <= M:
-        _tile4(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+    while N >= PANEL and i + 4 <= M:
+        _tile4(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
         i += 4
+    while N >= PANEL and i < M:
+        _tile1(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
+        i += 1
+    while i + ROWS <= M:
+        _edge(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
+        i += ROWS
     while i < M:
-        _tile1(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        _edge1(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
         i += 1
 
 
 @jit
 def add_tiles(
     A: Array, start: int, row: int, step: int, P: Array, base: int, K: int,
-    C: Array, out: int, width: int, M: int,
+    C: Array, out: int, width: int, M: int, N: int,
 ) -> None:  # fmt: skip
     """Add one panel's products to M rows of C: C[out + i * width ...] += A P[base ...].
 
@@ -97,33 +109,51 @@ def add_tiles(
         out: where the first of its rows begins in C.
         width: elements from row to row of C.
         M: rows.
+        N: columns of C from here on; below PANEL, the panel's others are left out.
     """
     i = 0
-    while i + ROWS <= M:
-        _tile_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+    while N >= PANEL and i + ROWS <= M:
+        _tile_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
         i += ROWS
-    while i + 4 <= M:
-        _tile4_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+    while N >= PANEL and i + 4 <= M:
+        _tile4_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
         i += 4
+    while N >= PANEL and i < M:
+        _tile1_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
+        i += 1
+    while i + ROWS <= M:
+        _edge_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
+        i += ROWS
     while i < M:
-        _tile1_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        _edge1_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
         i += 1
 
 
 @jit
-def _edge_panel(A: Array, P: Array, base: int, C: Array, first: int, add: bool) -> None:
-    """The last panel, partly past C's columns: computed aside, its real columns copied."""
-    (M, K), width = A.shape, C.shape[1] - first
-    aside = np.empty((M, PANEL), np.float32)
-    if add:
-        aside[:, width:] = 0
-        for i in range(M):
-            aside[i, :width] = C[i, first:]
-        add_tiles(A, 0, K, 1, P, base, K, aside, 0, PANEL, M)
-    else:
-        _write_tiles(A, 0, K, 1, P, base, K, aside, 0, PANEL, M)
-    for i in range(M):
-        C[i, first:] = aside[i, :width]
+def _one_row(A: Array, panels: Array, C: Array, add: bool) -> None:
+    """C (+)= A B for one row, several panels at once."""
+    K, N, count = A.shape[1], C.shape[1], panels.shape[0]
+    wide = K * PANEL
+    for j in range(0, count, _WIDE):
+        column = j * PANEL
+        left = N - column
+        if left >= _WIDE * PANEL:
+            if add:
+                _wide1_add(A, 0, K, 1, panels, j * wide, wide, K, C, column, N, left)
+            else:
+                _wide1(A, 0, K, 1, panels, j * wide, wide, K, C, column, N, left)
+        elif count - j == _WIDE:
+            if add:
+                _edge_wide1_add(A, 0, K, 1, panels, j * wide, wide, K, C, column, N, left)
+            else:
+                _edge_wide1(A, 0, K, 1, panels, j * wide, wide, K, C, column, N, left)
+        else:
+            for p in range(j, count):
+                out = p * PANEL
+                if add:
+                    add_tiles(A, 0, K, 1, panels, p * wide, K, C, out, N, 1, N - out)
+                else:
+                    _write_tiles(A, 0, K, 1, panels, p * wide, K, C, out, N, 1, N - out)
 
 
 @jit
@@ -137,23 +167,15 @@ def matmul(A: Array, panels: Array, C: Array, add: bool) -> None:
         add: go on from what C holds rather than from 0.
     """
     (M, K), N = A.shape, C.shape[1]
-    whole = N // PANEL
-    j = 0
     if M == 1:
-        while j + _WIDE <= whole:
-            if add:
-                _wide1_add(A, 0, K, 1, panels, j * K * PANEL, K * PANEL, K, C, j * PANEL, N)
-            else:
-                _wide1(A, 0, K, 1, panels, j * K * PANEL, K * PANEL, K, C, j * PANEL, N)
-            j += _WIDE
-    while j < whole:
+        _one_row(A, panels, C, add)
+        return
+    for j in range(panels.shape[0]):
+        base, out = j * K * PANEL, j * PANEL
         if add:
-            add_tiles(A, 0, K, 1, panels, j * K * PANEL, K, C, j * PANEL, N, M)
+            add_tiles(A, 0, K, 1, panels, base, K, C, out, N, M, N - out)
         else:
-            _write_tiles(A, 0, K, 1, panels, j * K * PANEL, K, C, j * PANEL, N, M)
-        j += 1
-    if whole < panels.shape[0]:
-        _edge_panel(A, panels, whole * K * PANEL, C, whole * PANEL, add)
+            _write_tiles(A, 0, K, 1, panels, base, K, C, out, N, M, N - out)
 
 
 @jit

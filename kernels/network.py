@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from treadle.kernels.activations import ZERO
-from treadle.kernels.compile import jit
+from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.gru import gru_backward, gru_forward
 from treadle.kernels.loss import cross_entropy, target_log_probabilities
 from treadle.kernels.lstm import lstm_backward, lstm_forward
@@ -31,7 +31,7 @@ from treadle.kernels.structures import (
 from treadle.kernels.transposed import add_matmul_transposed
 
 
-@jit
+@jit_inline
 def _embed(weights: Weights, tokens: Ints, gates: Array) -> None:
     """Layer 0's share of the input, for tokens (B,), to gates (B, G)."""
     B = tokens.size
@@ -46,7 +46,7 @@ def _embed(weights: Weights, tokens: Ints, gates: Array) -> None:
     matmul(xs, weights.Wx0, gates, True)
 
 
-@jit
+@jit_inline
 def _from_below(weights: Weights, work: Workspace, layer: int, steps: int) -> None:
     """Layer's share of the input from the states of the layer below."""
     B, G, H = work.gates.shape[2], work.gates.shape[3], work.hs.shape[3]
@@ -82,7 +82,7 @@ def store_state(work: Workspace, steps: int, state: State) -> None:
             state.c[layer] = work.cs[layer, steps]
 
 
-@jit
+@jit_inline
 def _forward_layer(
     cell: int, weights: Weights, work: Workspace, layer: int, first: int, last: int
 ) -> None:  # fmt: skip
@@ -98,7 +98,7 @@ def _forward_layer(
         rnn_forward(gates, hs, Wh, steps)
 
 
-@jit
+@jit_inline
 def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: int) -> None:
     """Run all layers over the first `steps` rows of tokens (T, B), from the states in row 0."""
     for t in range(steps):  # step by step, so that what enters is still in the cache
@@ -109,7 +109,7 @@ def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: i
         _forward_layer(cell, weights, work, layer, 0, steps)
 
 
-@jit
+@jit_inline
 def output_logits(weights: Weights, states: Array, logits: Array) -> None:
     """logits (N, V) = by + states (N, H) Wy."""
     for n in range(logits.shape[0]):
