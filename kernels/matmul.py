@@ -18,18 +18,10 @@ Array = npt.NDArray[np.float32]
 _LINE = 16
 """Floats in a cache line."""
 
-_WIDE = 4
-_tile, _tile_add = make_tile(ROWS, 1, add=False), make_tile(ROWS, 1, add=True)
-_tile4, _tile4_add = make_tile(4, 1, add=False), make_tile(4, 1, add=True)
-_tile1, _tile1_add = make_tile(1, 1, add=False), make_tile(1, 1, add=True)
-_edge = make_tile(ROWS, 1, add=False, edge=True)
-_edge_add = make_tile(ROWS, 1, add=True, edge=True)
-_edge1 = make_tile(1, 1, add=False, edge=True)
-_edge1_add = make_tile(1, 1, add=True, edge=True)
+_tile, _edge = make_tile(ROWS, 1, edge=False), make_tile(ROWS, 1, edge=True)
+_tile4 = make_tile(4, 1, edge=False)
 # One row alone has too few accumulators to hide the latency of a multiply-add: several panels.
-_wide1, _wide1_add = make_tile(1, _WIDE, add=False), make_tile(1, _WIDE, add=True)
-_edge_wide1 = make_tile(1, _WIDE, add=False, edge=True)
-_edge_wide1_add = make_tile(1, _WIDE, add=True, edge=True)
+_row1, _row2, _row3, _row4 = (make_tile(1, panels, edge=True) for panels in (1, 2, 3, 4))
 
 
 def panel_count(columns: int) -> int:
@@ -67,35 +59,11 @@ def pack_transposed(matrix: Array, panels: Array) -> None:
 
 
 @jit
-def _write_tiles(
+def tiles(
     A: Array, start: int, row: int, step: int, P: Array, base: int, K: int,
-    C: Array, out: int, width: int, M: int, N: int,
+    C: Array, out: int, width: int, M: int, N: int, add: bool,
 ) -> None:  # fmt: skip
-    """One panel's columns of C for all M rows: C[out + i * width ...] = A P[base ...]."""
-    i = 0
-    while N >= PANEL and i + ROWS <= M:
-        _tile(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
-        i += ROWS
-    while N >= PANEL and i + 4 <= M:
-        _tile4(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
-        i += 4
-    while N >= PANEL and i < M:
-        _tile1(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
-        i += 1
-    while i + ROWS <= M:
-        _edge(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
-        i += ROWS
-    while i < M:
-        _edge1(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
-        i += 1
-
-
-@jit
-def add_tiles(
-    A: Array, start: int, row: int, step: int, P: Array, base: int, K: int,
-    C: Array, out: int, width: int, M: int, N: int,
-) -> None:  # fmt: skip
-    """Add one panel's products to M rows of C: C[out + i * width ...] += A P[base ...].
+    """One panel's columns of C, for M rows: C[out + i * width ...] (+)= A P[base ...].
 
     Args:
         A: element (i, k) is A.flat[start + i * row + k * step].
@@ -105,55 +73,44 @@ def add_tiles(
         P: packed panels.
         base: where the panel begins in P.
         K: length of the sums, above 0.
-        C: added to.
+        C: written.
         out: where the first of its rows begins in C.
         width: elements from row to row of C.
         M: rows.
         N: columns of C from here on; below PANEL, the panel's others are left out.
+        add: go on from what C holds rather than from 0.
     """
     i = 0
-    while N >= PANEL and i + ROWS <= M:
-        _tile_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
-        i += ROWS
-    while N >= PANEL and i + 4 <= M:
-        _tile4_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
-        i += 4
-    while N >= PANEL and i < M:
-        _tile1_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
-        i += 1
+    if N >= PANEL:
+        while i + ROWS <= M:
+            _tile(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N, add)
+            i += ROWS
+        while i + 4 <= M:
+            _tile4(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N, add)
+            i += 4
     while i + ROWS <= M:
-        _edge_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
+        _edge(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N, add)
         i += ROWS
     while i < M:
-        _edge1_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N)
+        _row1(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N, add)
         i += 1
 
 
 @jit
 def _one_row(A: Array, panels: Array, C: Array, add: bool) -> None:
-    """C (+)= A B for one row, several panels at once."""
+    """C (+)= A B for one row, up to four panels at once."""
     K, N, count = A.shape[1], C.shape[1], panels.shape[0]
-    wide = K * PANEL
-    for j in range(0, count, _WIDE):
-        column = j * PANEL
-        left = N - column
-        if left >= _WIDE * PANEL:
-            if add:
-                _wide1_add(A, 0, K, 1, panels, j * wide, wide, K, C, column, N, left)
-            else:
-                _wide1(A, 0, K, 1, panels, j * wide, wide, K, C, column, N, left)
-        elif count - j == _WIDE:
-            if add:
-                _edge_wide1_add(A, 0, K, 1, panels, j * wide, wide, K, C, column, N, left)
-            else:
-                _edge_wide1(A, 0, K, 1, panels, j * wide, wide, K, C, column, N, left)
+    size = K * PANEL
+    for j in range(0, count, 4):
+        base, out, left = j * size, j * PANEL, N - j * PANEL
+        if count - j >= 4:
+            _row4(A, 0, K, 1, panels, base, size, K, C, out, N, left, add)
+        elif count - j == 3:
+            _row3(A, 0, K, 1, panels, base, size, K, C, out, N, left, add)
+        elif count - j == 2:
+            _row2(A, 0, K, 1, panels, base, size, K, C, out, N, left, add)
         else:
-            for p in range(j, count):
-                out = p * PANEL
-                if add:
-                    add_tiles(A, 0, K, 1, panels, p * wide, K, C, out, N, 1, N - out)
-                else:
-                    _write_tiles(A, 0, K, 1, panels, p * wide, K, C, out, N, 1, N - out)
+            _row1(A, 0, K, 1, panels, base, size, K, C, out, N, left, add)
 
 
 @jit
@@ -171,11 +128,7 @@ def matmul(A: Array, panels: Array, C: Array, add: bool) -> None:
         _one_row(A, panels, C, add)
         return
     for j in range(panels.shape[0]):
-        base, out = j * K * PANEL, j * PANEL
-        if add:
-            add_tiles(A, 0, K, 1, panels, base, K, C, out, N, M, N - out)
-        else:
-            _write_tiles(A, 0, K, 1, panels, base, K, C, out, N, M, N - out)
+        tiles(A, 0, K, 1, panels, j * K * PANEL, K, C, j * PANEL, N, M, N - j * PANEL, add)
 
 
 @jit

@@ -122,7 +122,7 @@ class _Emitter:
         return results
 
 
-def _compiled_tile(rows: int, panels: int, add: bool, edge: bool) -> Any:
+def _compiled_tile(rows: int, panels: int, edge: bool) -> Any:
     def tile(
         typing_context: Any,
         a: Any,
@@ -137,9 +137,10 @@ def _compiled_tile(rows: int, panels: int, add: bool, edge: bool) -> Any:
         c_offset: Any,
         c_row: Any,
         c_columns: Any,
+        add: Any,
     ) -> Any:
         n = types.intp
-        signature = types.void(a, n, n, n, b, n, n, n, c, n, n, n)
+        signature = types.void(a, n, n, n, b, n, n, n, c, n, n, n, types.boolean)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             def data(index: int) -> Any:
@@ -147,7 +148,7 @@ def _compiled_tile(rows: int, panels: int, add: bool, edge: bool) -> Any:
                 return context.make_array(kind)(context, builder, arguments[index]).data
 
             _, a_offset, a_row, a_step, _, b_offset, b_panel, steps, _ = arguments[:9]
-            c_offset, c_row, c_columns = arguments[9:]
+            c_offset, c_row, c_columns, add = arguments[9:]
             emit = _Emitter(builder, rows, panels)
             masks = [emit.masked(c_columns, j) for j in emit.columns] if edge else []
             a_rows = [emit.at(data(0), a_offset, builder.mul(a_row, _INT64(i))) for i in emit.rows]
@@ -160,9 +161,9 @@ def _compiled_tile(rows: int, panels: int, add: bool, edge: bool) -> Any:
                 return emit.at(c_base, builder.mul(c_row, _INT64(i)), _INT64(j * LANES))
 
             def start(i: int, j: int) -> Any:
-                if not add:
-                    return ir.Constant(_VECTOR, [0.0] * LANES)
-                return emit.load_some(c_at(i, j), masks[j]) if edge else emit.load(c_at(i, j))
+                at, zero = c_at(i, j), ir.Constant(_VECTOR, [0.0] * LANES)
+                before = emit.load_some(at, masks[j]) if edge else emit.load(at)
+                return builder.select(add, before, zero)
 
             starts = [[start(i, j) for j in emit.columns] for i in emit.rows]
             results = emit.loop(starts, a_rows, a_step, b_panels, steps)
@@ -179,7 +180,7 @@ def _compiled_tile(rows: int, panels: int, add: bool, edge: bool) -> Any:
     return intrinsic(tile)
 
 
-def _python_tile(rows: int, panels: int, add: bool, edge: bool) -> Any:
+def _python_tile(rows: int, panels: int, edge: bool) -> Any:
     def tile(
         a: Any,
         a_offset: int,
@@ -193,6 +194,7 @@ def _python_tile(rows: int, panels: int, add: bool, edge: bool) -> Any:
         c_offset: int,
         c_row: int,
         c_columns: int,
+        add: bool,
     ) -> None:
         a_flat, b_flat, c_flat = a.reshape(-1), b.reshape(-1), c.reshape(-1)
         for i in range(rows):
@@ -211,21 +213,20 @@ def _python_tile(rows: int, panels: int, add: bool, edge: bool) -> Any:
     return tile
 
 
-def make_tile(rows: int, panels: int, add: bool, edge: bool = False) -> Any:
+def make_tile(rows: int, panels: int, edge: bool) -> Any:
     """Make a tile of `rows` rows and `panels` panels.
 
     Args:
         rows: rows of A and C, 1 to ROWS.
         panels: panels of B side by side. rows * panels * 2 accumulators must fit the registers.
-        add: start from C rather than from 0.
-        edge: C ends within the last panel; no column past its end is read or written.
+        edge: C may end within the last panel; no column past its end is read or written.
 
     Returns:
         A function for compiled code: tile(a, a_offset, a_row, a_step, b, b_offset, b_panel,
-        steps, c, c_offset, c_row, c_columns). All offsets and strides count float32 elements
+        steps, c, c_offset, c_row, c_columns, add). All offsets and strides count float32 elements
         from an array's beginning; element (i, k) of A is a[a_offset + i * a_row + k * a_step];
         panel p of B begins at b_offset + p * b_panel; `steps`, the length of the chain, must be
-        above 0; `c_columns`, the columns of C from here on, matters at the edge only.
+        above 0; `c_columns`, the columns of C from here on, matters at the edge only; `add`
+        starts from C rather than from 0.
     """
-    make = _python_tile if PYTHON_MODE else _compiled_tile
-    return make(rows, panels, add, edge)
+    return (_python_tile if PYTHON_MODE else _compiled_tile)(rows, panels, edge)

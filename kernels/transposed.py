@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.compile import jit
-from treadle.kernels.matmul import add_tiles
+from treadle.kernels.matmul import tiles
 from treadle.kernels.tile import PANEL, ROWS
 
 Array = npt.NDArray[np.float32]
@@ -79,8 +79,9 @@ def _multiply(block: Block, rows: int, C: Array, first: int) -> None:
         for strip in range((M + ROWS - 1) // ROWS):
             height = min(ROWS, M - strip * ROWS)
             start, out = strip * ROW_BLOCK * ROWS, strip * ROWS * N + column
-            add_tiles(
-                block.left, start, 1, ROWS, block.right, base, rows, C, out, N, height, N - column
+            left = N - column
+            tiles(
+                block.left, start, 1, ROWS, block.right, base, rows, C, out, N, height, left, True
             )
 
 

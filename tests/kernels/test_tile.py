@@ -20,7 +20,7 @@ from treadle.kernels.tile import PANEL, ROWS
 
 Floats = NDArray[np.float32]
 
-TILES = [(1, 1), (4, 1), (ROWS, 1), (1, 4)]
+TILES = [(1, 1), (4, 1), (ROWS, 1), (1, 2), (1, 4)]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,16 +41,17 @@ def test_compiled_tile_is_the_python_tile(
     rows: int, panels: int, add: bool, missing: int, transposed: bool
 ) -> None:
     edge, columns = missing > 0, panels * PANEL - missing
-    instruction = tile._compiled_tile(rows, panels, add, edge)
+    instruction = tile._compiled_tile(rows, panels, edge)
 
     def call(
         a: Any, a_offset: int, a_row: int, a_step: int,
         b: Any, b_offset: int, b_panel: int, steps: int,
-        c: Any, c_offset: int, c_row: int, c_columns: int,
+        c: Any, c_offset: int, c_row: int, c_columns: int, add: bool,
     ) -> None:  # fmt: skip
         instruction(
-            a, a_offset, a_row, a_step, b, b_offset, b_panel, steps, c, c_offset, c_row, c_columns
-        )
+            a, a_offset, a_row, a_step, b, b_offset, b_panel, steps, c, c_offset, c_row,
+            c_columns, add,
+        )  # fmt: skip
 
     steps, width = 5, columns + 3
     a, b = whole_numbers(1, rows + 1, 9), whole_numbers(2, panels + 1, steps, PANEL)
@@ -62,8 +63,8 @@ def test_compiled_tile_is_the_python_tile(
     # Everything begins past the arrays' beginning, to prove the offsets.
     where = (a, a_row + 2 * a_step, a_row, a_step, b, steps * PANEL, steps * PANEL, steps)
     by_instruction, by_python = c.copy(), c.copy()
-    compiled(call)(*where, by_instruction, width + 1, width, columns)
-    tile._python_tile(rows, panels, add, edge)(*where, by_python, width + 1, width, columns)
+    compiled(call)(*where, by_instruction, width + 1, width, columns, add)
+    tile._python_tile(rows, panels, edge)(*where, by_python, width + 1, width, columns, add)
     assert same_bytes(by_instruction, by_python)
 
     left = a.T if transposed else a
@@ -75,7 +76,7 @@ def test_compiled_tile_is_the_python_tile(
 
 
 def test_tiles_are_compiled_unless_in_python_mode() -> None:
-    assert inspect.isfunction(tile.make_tile(1, 1, add=False)) == PYTHON_MODE
+    assert inspect.isfunction(tile.make_tile(1, 1, edge=False)) == PYTHON_MODE
 
 
 def test_fma_rounds_once() -> None:
