@@ -29,6 +29,7 @@ from treadle.kernels.structures import (
     Workspace,
 )
 from treadle.kernels.transposed import add_matmul_transposed
+from treadle.kernels.vectors import copy
 
 
 @jit_inline
@@ -36,8 +37,9 @@ def _embed(weights: Weights, tokens: Ints, gates: Array) -> None:
     """Layer 0's share of the input, for tokens (B,), to gates (B, G)."""
     B = tokens.size
     if weights.table.shape[0]:
+        G = gates.shape[1]
         for row in range(B):
-            gates[row] = weights.table[tokens[row]]
+            copy(weights.table, tokens[row] * G, gates, row * G, G)
         return
     xs = np.empty((B, weights.embedding.shape[1]), np.float32)
     for row in range(B):
@@ -112,8 +114,9 @@ def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: i
 @jit_inline
 def output_logits(weights: Weights, states: Array, logits: Array) -> None:
     """logits (N, V) = by + states (N, H) Wy."""
-    for n in range(logits.shape[0]):
-        logits[n] = weights.by
+    N, V = logits.shape
+    for n in range(N):
+        copy(weights.by, 0, logits, n * V, V)
     matmul(states, weights.Wy, logits, True)
 
 
