@@ -34,6 +34,9 @@ PATIENCE_S = 900.0
 
 Array = npt.NDArray[np.floating[Any]]
 
+Digests = dict[str, dict[str, str]]
+"""A digest of trained weights by cell and by number of threads."""
+
 
 class CheckError(Exception):
     """A check failed; the message is the one sentence to say about it."""
@@ -92,7 +95,7 @@ def check_kernels(cell: str, embedding: int) -> float:
     rng = np.random.default_rng(2)
     drawn = reference.initialize(cell, V, embedding, H, L, rng, np.float32)
     parameters = Parameters.from_named(Shape(Cell(cell), V, embedding, H, L), drawn)
-    exact = {name: array.astype(np.float64) for name, array in drawn.items()}
+    exact: reference.Parameters = {name: array.astype(np.float64) for name, array in drawn.items()}
     states = reference.zero_states(exact, cell, B)
     engine, error = Engine(parameters, B, T, Pool(2)), 0.0
     for window in range(2):
@@ -107,7 +110,7 @@ def check_kernels(cell: str, embedding: int) -> float:
     return error
 
 
-def _digests(target: str | None, *threads: str) -> dict[str, dict[str, str]]:
+def _digests(target: str | None, *threads: str) -> Digests:
     """Train in a fresh process, for another processor if one is named."""
     environment = dict(os.environ)
     if target is not None:
@@ -124,7 +127,7 @@ def _digests(target: str | None, *threads: str) -> dict[str, dict[str, str]]:
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
         raise CheckError(f"training 200 steps failed for {target or 'this processor'}: {said}")
-    digests: dict[str, dict[str, str]] = json.loads(done.stdout)
+    digests: Digests = json.loads(done.stdout)
     return digests
 
 
@@ -136,9 +139,7 @@ def has_other_processor() -> bool:
     return bool(features.get("avx2", False) and features.get("fma", False))
 
 
-def compare_digests(
-    by_threads: dict[str, dict[str, str]], other: dict[str, dict[str, str]]
-) -> None:
+def compare_digests(by_threads: Digests, other: Digests) -> None:
     """Fail unless all digests of a cell are the same.
 
     Raises:

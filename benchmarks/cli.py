@@ -79,8 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--only", type=_section_names, default=SECTIONS, metavar="SECTIONS", help="see below")
     add("--quick", action="store_true", help="small cases, 3 rounds of 0.1 s: figures mean little")
-    add("--threads", type=_count, default=min(2, usable_cores()), metavar="N",
-        help="threads of training and scoring, ours and the peers' (default: %(default)s)")  # fmt: skip
+    threads = min(2, usable_cores())
+    words = "of training and scoring, ours and the peers' (default: %(default)s)"
+    add("--threads", type=_count, default=threads, metavar="N", help=words)
     add("--rounds", type=_count, metavar="N", help="samples of a figure (default: 5)")
     add("--seconds", type=_seconds, metavar="S", help="of one sample (default: 0.5)")
     add("--cold", action="store_true", help="section start: also compile every kernel anew")

@@ -33,7 +33,8 @@ def chebyshev_points(low: float, high: float, count: int) -> Float64s:
 def fit(columns: Float64s, target: Float64s, rounds: int = 300) -> Float64s:
     """Solve `columns @ c ~ target` for the least maximum error (Lawson's weights)."""
     weights = np.ones(target.size)
-    best, best_error = np.zeros(columns.shape[1]), np.inf
+    best: Float64s = np.zeros(columns.shape[1])
+    best_error = np.inf
     for _ in range(rounds):
         root = np.sqrt(weights)
         solution = np.linalg.lstsq(columns * root[:, None], target * root, rcond=None)[0]

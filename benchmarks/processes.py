@@ -88,7 +88,8 @@ class Worker:
             raise NotInstalledError(f"{self._missing} is not installed")
         if self._process is not None:
             return
-        self._errors, self._unread = tempfile.TemporaryFile(), b""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child lives
+        self._unread = b""
         self._process = subprocess.Popen(
             self._command, env=self._environment, bufsize=0,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from treadle.benchmarks.race import Row
@@ -141,15 +141,19 @@ def checks(section: Mapping[str, Any]) -> str:
     )
 
 
-_OTHERS = {"check": checks, "peak": peak, "busy": busy, "start": start}
+_OTHERS: dict[str, Callable[[Any], str]] = {
+    "check": checks,
+    "peak": peak,
+    "busy": busy,
+    "start": start,
+}
 
 
 def section_text(name: str, section: Any) -> str:
     """Return one section of the report as text."""
     if name in TITLES:
         return comparison(TITLES[name], section)
-    text: str = _OTHERS[name](section)
-    return text
+    return _OTHERS[name](section)
 
 
 def summary_text(summary: Mapping[str, float | None]) -> str:
