@@ -33,11 +33,11 @@ def chebyshev_points(low: float, high: float, count: int) -> Float64s:
 def fit(columns: Float64s, target: Float64s, rounds: int = 300) -> Float64s:
     """Solve `columns @ c ~ target` for the least maximum error (Lawson's weights)."""
     weights = np.ones(target.size)
-    best: Float64s = np.zeros(columns.shape[1])
-    best_error = np.inf
+    best, best_error = np.zeros(columns.shape[1]), np.inf
     for _ in range(rounds):
         root = np.sqrt(weights)
-        solution = np.linalg.lstsq(columns * root[:, None], target * root, rcond=None)[0]
+        answer = np.linalg.lstsq(columns * root[:, None], target * root, rcond=None)[0]
+        solution = answer.astype(np.float64)
         error = np.abs(columns @ solution - target)
         if error.max() < best_error:
             best, best_error = solution, float(error.max())
