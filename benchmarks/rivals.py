@@ -69,7 +69,10 @@ class Workers:
         self.jax_one_core = self._add(
             "jax", "jax_scan", {**XLA_ONE_THREAD, "TREADLE_BENCH_CORES": one}
         )
-        self.jax_all_cores = self._add("jax, all cores", "jax_scan")
+        self.jax_all_cores = {
+            "": self._add("jax, all cores", "jax_scan"),
+            ", no Eigen threads": self._add("jax, all cores again", "jax_scan", XLA_ONE_THREAD),
+        }
         self.onnxruntime = self._add("onnxruntime", "onnx_runtime")
 
     def _add(
@@ -117,11 +120,11 @@ def pytorch_decoding(workers: Workers, case: Case) -> list[Entrant]:
     return [Entrant(worker, case, words, {"way": way, "threads": 1}) for way, words in ways.items()]
 
 
-def jax_decoding(worker: Worker, case: Case) -> list[Entrant]:
+def jax_decoding(worker: Worker, case: Case, flags: str = "") -> list[Entrant]:
     """Both layouts of the weights, the loop unrolled or not."""
     return [
         Entrant(
-            worker, case, f"{'W h' if transposed else 'h W'}, unroll {unroll}",
+            worker, case, f"{'W h' if transposed else 'h W'}, unroll {unroll}{flags}",
             {"transposed": transposed, "unroll": unroll},
         )
         for transposed in (True, False)

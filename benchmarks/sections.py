@@ -50,7 +50,11 @@ def decode(workers: Workers, settings: Settings, say: Say) -> list[Row]:
         rivals = {
             "pytorch": pytorch_decoding(workers, case),
             "jax": jax_decoding(workers.jax_one_core, case),
-            "jax_all_cores": jax_decoding(workers.jax_all_cores, case),
+            "jax_all_cores": [
+                entrant
+                for flags, worker in workers.jax_all_cores.items()
+                for entrant in jax_decoding(worker, case, flags)
+            ],
         }
         rows.append(compare(Entrant(workers.ours, case), rivals, settings))
     return rows
