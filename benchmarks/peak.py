@@ -6,7 +6,7 @@ step has. What a step needs counts useful multiply-adds of matrix products only,
 
     recurrence, a layer     forward T B H G,  dh (T-1) B G H,  dWh T B H G
     output layer            logits, dh and dWy: 3 T B H V
-    folded input            table, dWx and dE: 3 V E G, for its min(V, T B) distinct tokens
+    folded input            table, dWx and dE: 3 min(V, T B) E G
     layers above the first  input, dx and dWx: 3 T B H G
 
 The last dh of a window goes nowhere and is not counted, nor is anything that gates, softmax, clip,
@@ -25,11 +25,10 @@ from numba.extending import intrinsic
 
 from treadle.benchmarks.settings import Case
 from treadle.kernels.compile import PYTHON_MODE, TARGET, jit
+from treadle.kernels.reference import GATES
 
 CHAINS = 24 if TARGET.rows == 8 else 12
 """Accumulators: they and two operands fill most of 32 or 16 vector registers."""
-
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, TARGET.lanes)

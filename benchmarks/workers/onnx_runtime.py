@@ -10,8 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from treadle.benchmarks.settings import Case
 from treadle.benchmarks.workers.serve import Maker, Options, Step
-
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+from treadle.kernels.reference import GATES
 
 
 def _weights(case: Case) -> list[Any]:
