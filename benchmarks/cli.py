@@ -2,7 +2,7 @@
 
 Tables or the JSON object go to standard output, progress to standard error. Exit codes: 0 after a
 whole run, also where peers are missing; 1 where a check failed or the server extra is missing; 2
-for a wrong flag.
+for a wrong flag; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = build_parser().parse_args(arguments)
     try:
         return _run(flags)
+    except KeyboardInterrupt:
+        return 130
     except ModuleNotFoundError as error:  # the bare install is the client alone
         if error.name is None or error.name.startswith("treadle"):
             raise

@@ -8,8 +8,8 @@ two processors three quarters of their speed, or a little less where they wait f
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,16 +25,25 @@ from treadle.benchmarks.settings import Settings, usable_cores
 ROUNDS = 3
 """No more: a rival whose threads wait by spinning can take many seconds a step."""
 
-_SPIN = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+AWAKE_S = 0.2
+"""By then the busy child is busy."""
+
+# It ends by itself where its parent was killed.
+_SPIN = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+while os.getppid() == int(sys.argv[2]):
+    sum(range(100_000))
+"""
 
 
 @contextmanager
-def spinning(core: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A busy child on one processor, stopped at first; SIGCONT and SIGSTOP switch it."""
-    process = subprocess.Popen(python("-c", _SPIN, core))
+def spinning(core: str) -> Iterator[None]:
+    """Keep one processor busy."""
+    process = subprocess.Popen(python("-c", _SPIN, core, str(os.getpid())))
     try:
-        process.send_signal(signal.SIGSTOP)
-        yield process
+        time.sleep(AWAKE_S)
+        yield
     finally:
         process.kill()
         process.wait()
@@ -57,12 +66,10 @@ def disturbed(workers: Workers, settings: Settings, say: Say) -> dict[str, Any]:
     }
     quiet, notes = prepare(entrants)
     busy: Rates = {name: [] for name in quiet}
-    with spinning(cores_in_use(1)) as process:
-        for _ in range(min(ROUNDS, settings.rounds)):
-            notes += sample(entrants, quiet, settings.seconds)
-            process.send_signal(signal.SIGCONT)
+    for _ in range(min(ROUNDS, settings.rounds)):
+        notes += sample(entrants, quiet, settings.seconds)
+        with spinning(cores_in_use(1)):
             notes += sample(entrants, busy, settings.seconds)
-            process.send_signal(signal.SIGSTOP)
     return {"label": case.label, "case": case.as_json(), **_report(entrants, quiet, busy, notes)}
 
 
