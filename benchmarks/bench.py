@@ -14,7 +14,7 @@ from treadle.benchmarks.progress import Say
 from treadle.benchmarks.rivals import Workers
 from treadle.benchmarks.settings import SECTIONS, Settings
 from treadle.benchmarks.start import start
-from treadle.benchmarks.summary import summarize
+from treadle.benchmarks.summary import losses, summarize
 
 Show = Callable[[str, Any], None]
 """Takes a section's name and results, as soon as it is done."""
@@ -39,7 +39,7 @@ def run(settings: Settings, say: Say, show: Show) -> dict[str, Any]:
 
     Returns:
         `machine`, `settings`, `versions` of what was measured, every section by name (None where
-        it was not asked for) and `summary`.
+        it was not asked for) `losses` and `summary`.
 
     Raises:
         CheckError: a check failed; nothing after it is measured.
@@ -59,5 +59,6 @@ def run(settings: Settings, say: Say, show: Show) -> dict[str, Any]:
         "settings": asdict(settings),
         "versions": versions,
         **results,
+        "losses": losses(results),
         "summary": summarize(results),
     }

@@ -27,10 +27,10 @@ PANELS = (
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2328 }
 .title { font-weight: 600; font-size: 13px }
-.bar { fill: #2f6fb5 } .behind { fill: #bc4c00 } .one { stroke: #59636e; stroke-dasharray: 3 3 }
+.bar { fill: #2f6fb5 } .behind { fill: #bc4c00 } .one { stroke: #1f2328; stroke-dasharray: 2 2 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 }
-  .bar { fill: #6cb0f5 } .behind { fill: #f0883e } .one { stroke: #9198a1 }
+  .bar { fill: #6cb0f5 } .behind { fill: #f0883e } .one { stroke: #e6edf3 }
 }
 """
 

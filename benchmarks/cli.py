@@ -145,8 +145,9 @@ def _run(flags: argparse.Namespace) -> int:
     if flags.json:
         json.dump(report, sys.stdout, indent=1)
         print()
-    elif text := tables.summary_text(report["summary"]):
-        print(f"\n{text}")
+    else:
+        texts = tables.losses_text(report["losses"]), tables.summary_text(report["summary"])
+        print("".join(f"\n{text}\n" for text in texts if text), end="")
     if flags.plot is not None:
         chart.write(report, flags.plot)
     return 0

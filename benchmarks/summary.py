@@ -8,6 +8,9 @@ from typing import Any
 from treadle.benchmarks.figures import geomean, least
 from treadle.benchmarks.race import Row
 
+COMPARED = ("train", "numpy", "decode", "sessions", "score")
+"""Sections that hold ours against rivals."""
+
 RLTOOLS_VOCABULARY = 256
 """What tells RLtools' task from the other rows of training."""
 
@@ -62,3 +65,14 @@ def summarize(results: Mapping[str, Any]) -> dict[str, float | None]:
         "warm_s": _median(start.get("warm_s")),
         "cold_s": _median(start.get("cold_s")),
     }
+
+
+def losses(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every case in which a rival was faster: section, label, rival and ratio."""
+    return [
+        {"section": section, "label": row["label"], "rival": rival, "ratio": ratio}
+        for section in COMPARED
+        for row in results.get(section) or []
+        for rival, ratio in row["ratios"].items()
+        if ratio is not None and ratio < 1
+    ]

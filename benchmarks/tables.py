@@ -156,6 +156,15 @@ def section_text(name: str, section: Any) -> str:
     return _OTHERS[name](section)
 
 
+def losses_text(losses: Sequence[Mapping[str, Any]]) -> str:
+    """Return the cases in which a rival was faster; empty where there is none."""
+    lines = [
+        [f"{loss['section']} {loss['label']}", times(loss["ratio"]), RIVALS[loss["rival"]]]
+        for loss in losses
+    ]
+    return f"Where a rival is faster\n\n{lined_up(lines)}" if lines else ""
+
+
 def summary_text(summary: Mapping[str, float | None]) -> str:
     """Return the summary as text, what was not measured left out."""
     lines = [[name, f"{value:.3g}", ""] for name, value in summary.items() if value is not None]

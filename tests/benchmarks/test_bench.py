@@ -120,7 +120,7 @@ def test_a_run_prints_one_json_object(capsys: pytest.CaptureFixture[str], tmp_pa
     plot = tmp_path / "ratios.svg"
     assert cli.main([*arguments, "--only", "train,peak,sessions", "--plot", str(plot)]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert set(report) == {"machine", "settings", "versions", "summary", *SECTIONS}
+    assert set(report) == {"machine", "settings", "versions", "losses", "summary", *SECTIONS}
     assert report["decode"] is None
     for row in report["train"]:
         assert row["ours"]["median"] > 0

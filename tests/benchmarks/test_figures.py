@@ -4,7 +4,7 @@ import pytest
 
 from treadle.benchmarks.figures import Samples, geomean, least, ratio
 from treadle.benchmarks.settings import SECTIONS
-from treadle.benchmarks.summary import summarize
+from treadle.benchmarks.summary import losses, summarize
 
 from .reports import make_results
 
@@ -55,6 +55,12 @@ def test_summary() -> None:
         "warm_s": 100.0,
         "cold_s": None,
     }
+
+
+def test_losses_are_what_a_rival_does_faster() -> None:
+    (loss,) = losses(make_results())
+    assert loss == {"section": "decode", "label": "LSTM 64", "rival": "jax", "ratio": 0.5}
+    assert losses(dict.fromkeys(SECTIONS)) == []
 
 
 def test_summary_of_nothing() -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from treadle.benchmarks import chart
 from treadle.benchmarks.settings import SECTIONS
-from treadle.benchmarks.summary import summarize
-from treadle.benchmarks.tables import section_text, summary_text
+from treadle.benchmarks.summary import losses, summarize
+from treadle.benchmarks.tables import losses_text, section_text, summary_text
 
 from .reports import make_results
 
@@ -49,6 +49,12 @@ def test_summary_leaves_out_what_was_not_measured() -> None:
     assert "train_vs_pytorch_geomean" in text
     assert "cold_s" not in text
     assert summary_text({"start_s": None}) == ""
+
+
+def test_losses_name_case_and_rival() -> None:
+    text = losses_text(losses(make_results()))
+    assert "decode LSTM 64  0.50x  JAX, one core" in text
+    assert losses_text([]) == ""
 
 
 def test_the_chart_is_well_formed(tmp_path: Path) -> None:
