@@ -45,6 +45,7 @@ def run(settings: Settings, say: Say, show: Show) -> dict[str, Any]:
         CheckError: a check failed; nothing after it is measured.
     """
     machine = describe()  # before any load of our own
+    show("machine", machine)
     workers, results = Workers(settings), dict.fromkeys(SECTIONS)
     try:
         for name in SECTIONS:

@@ -28,6 +28,9 @@ TITLES = {
 
 NOT_MEASURED = "-"
 
+BUSY_LOAD = 0.5
+"""Load average from which on a table says that it was not alone."""
+
 
 def lined_up(rows: Sequence[Sequence[str]]) -> str:
     """Return a table: the first column and the last to the left, the others to the right."""
@@ -141,7 +144,22 @@ def checks(section: Mapping[str, Any]) -> str:
     )
 
 
+def machine(section: Mapping[str, Any]) -> str:
+    """Return what is measured on, and a warning where others use it."""
+    load = section["load_average"]
+    busy = load is not None and load > BUSY_LOAD
+    return (
+        "Machine\n\n"
+        f"{section['processor']}, {section['usable_cores']} processors, kernels compiled for "
+        f"{section['compiled_for']}\n"
+        f"{section['system']}, Python {section['python']}, NumPy {section['numpy']}, "
+        f"Numba {section['numba']}"
+        + (f"\n  note: other programs are running (load {load}): figures mean less" if busy else "")
+    )
+
+
 _OTHERS: dict[str, Callable[[Any], str]] = {
+    "machine": machine,
     "check": checks,
     "peak": peak,
     "busy": busy,

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from treadle.benchmarks import chart
+from treadle.benchmarks.machine import describe
 from treadle.benchmarks.settings import SECTIONS
 from treadle.benchmarks.summary import losses, summarize
 from treadle.benchmarks.tables import losses_text, section_text, summary_text
@@ -38,6 +39,12 @@ def test_a_missing_peer_is_named_once() -> None:
     text = section_text("decode", make_results()["decode"])
     assert text.count("torch is not installed") == 1
     assert "0.50x" in text
+
+
+def test_a_busy_machine_is_named_so() -> None:
+    assert "other programs" not in section_text("machine", {**describe(), "load_average": 0.1})
+    assert "(load 3.2)" in section_text("machine", {**describe(), "load_average": 3.2})
+    assert describe()["processor"] in section_text("machine", describe())
 
 
 def test_a_machine_of_one_processor_has_no_disturbance() -> None:
