@@ -24,6 +24,7 @@ COPY kernels kernels
 COPY model model
 COPY server server
 COPY client client
+COPY benchmarks benchmarks
 COPY proto proto
 RUN /opt/treadle/bin/pip install --no-deps .
 

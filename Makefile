@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 export NUMBA_CACHE_DIR ?= $(abspath $(VENV))/kernels
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint type test-jit test-nojit proto breaking format image image-test clean
+.PHONY: help venv demo bench test lint type test-jit test-nojit proto breaking format image image-test clean
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,10 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## Train on Shakespeare for a minute, generate, score. Leaves nothing behind.
 	@PATH="$(BIN):$$PATH" examples/demo.sh
+
+# Peers are measured where they are in this environment, and nothing is installed for it.
+bench: $(STAMP) ## Check the kernels on this machine and measure them: ARGS='--quick --only check,train'
+	@$(BIN)/treadle-bench $(ARGS)
 
 test: lint type test-jit test-nojit ## Everything that must hold before a commit.
 

@@ -36,7 +36,8 @@ def fit(columns: Float64s, target: Float64s, rounds: int = 300) -> Float64s:
     best, best_error = np.zeros(columns.shape[1]), np.inf
     for _ in range(rounds):
         root = np.sqrt(weights)
-        solution = np.linalg.lstsq(columns * root[:, None], target * root, rcond=None)[0]
+        answer = np.linalg.lstsq(columns * root[:, None], target * root, rcond=None)[0]
+        solution = answer.astype(np.float64)
         error = np.abs(columns @ solution - target)
         if error.max() < best_error:
             best, best_error = solution, float(error.max())

@@ -1,5 +1,7 @@
 """The arrows between the rooms: kernels <- model <- server -> v1 <- client.
 
+benchmarks looks at kernels and model, as the server does at model, and nobody at benchmarks.
+
 Read from the sources with `ast`, so that an import inside a function, under
 TYPE_CHECKING or through importlib counts as well.
 """
@@ -21,6 +23,7 @@ FOLDERS = {
     "server": ROOT / "server",
     "client": ROOT / "client",
     "v1": ROOT / "proto" / "treadle" / "v1",
+    "benchmarks": ROOT / "benchmarks",
 }
 
 MAY_IMPORT_ROOMS = {
@@ -29,7 +32,13 @@ MAY_IMPORT_ROOMS = {
     "server": {"server", "model", "v1"},
     "client": {"client", "v1"},
     "v1": {"v1"},
+    # v1 for the script that asks a server for its health; the bench itself knows no wire.
+    "benchmarks": {"benchmarks", "kernels", "model", "v1"},
 }
+
+# What the bench measures Treadle beside. Nobody declares these: they are measured where installed.
+PEERS = {"torch", "jax", "onnx", "onnxruntime"}
+PEER_WORKERS = {"pytorch.py", "jax_scan.py", "onnx_runtime.py"}
 
 # What may be imported from outside besides the standard library. The server is free in
 # that: it is the room where the parts meet.
@@ -38,6 +47,7 @@ MAY_IMPORT_PACKAGES = {
     "model": {"numpy", "safetensors"},
     "client": {"grpc", "google.protobuf"},
     "v1": {"grpc", "google.protobuf"},
+    "benchmarks": {"numpy", "numba", "llvmlite", "grpc", "grpc_health", *PEERS},
 }
 
 # A kernel sees arrays and numbers: of the standard library it needs types and arithmetic.
@@ -54,7 +64,7 @@ KERNELS_STANDARD_LIBRARY = {
 # compile.py chooses the compiler's target and its disk cache, so it alone sees the machine.
 KERNELS_COMPILER = "compile.py"
 
-BARE_ROOMS = {"kernels", "model", "server", "client", "proto"}
+BARE_ROOMS = {"kernels", "model", "server", "client", "proto", "benchmarks"}
 
 
 def sources(room: str) -> list[Path]:
@@ -137,6 +147,23 @@ def test_room_imports_only_its_packages(room: str) -> None:
     assert wrong == []
 
 
+def test_peers_are_imported_by_their_workers_alone() -> None:
+    """A peer that is missing must cost nothing but its own row."""
+    wrong = [
+        place(path, line, name)
+        for room in FOLDERS
+        for path, line, name in imports(room)
+        if top(name) in PEERS and path.name not in PEER_WORKERS
+    ]
+    assert wrong == []
+
+
+def test_scripts_hide_no_standard_module() -> None:
+    """`python benchmarks/X.py` puts that folder first: a `statistics.py` there would be found."""
+    names = {path.stem for path in FOLDERS["benchmarks"].glob("*.py")}
+    assert names.isdisjoint(sys.stdlib_module_names)
+
+
 def test_kernels_do_no_input_or_output() -> None:
     wrong = [
         place(path, line, name)
@@ -158,7 +185,7 @@ def test_kernels_do_no_input_or_output() -> None:
 
 def test_nothing_imports_a_room_by_its_bare_name() -> None:
     """`import kernels` may find somebody else's package of that name."""
-    folders = [*FOLDERS.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "examples"]
+    folders = [*FOLDERS.values(), ROOT / "tests", ROOT / "examples"]
     wrong = [
         place(path, line, name)
         for folder in folders

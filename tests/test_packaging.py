@@ -20,6 +20,7 @@ ROOMS = {
     "treadle.server": "server",
     "treadle.client": "client",
     "treadle.v1": "proto/treadle/v1",
+    "treadle.benchmarks": "benchmarks",
 }
 PACKAGED = ("*.py", "*.pyi", "*.proto", "py.typed")
 
@@ -125,3 +126,4 @@ def test_wheel_names_the_programs_and_the_license(wheel: Path) -> None:
         assert "MIT License" in archive.read(names["LICENSE"]).decode()
     assert "treadle = treadle.client.cli:main" in programs
     assert "treadle-server = treadle.server.cli:main" in programs
+    assert "treadle-bench = treadle.benchmarks.cli:main" in programs

@@ -1,0 +1,153 @@
+"""The `treadle-bench` command: flags, what goes where, and exit codes.
+
+Tables or the JSON object go to standard output, progress to standard error. Exit codes: 0 after a
+whole run, also where peers are missing; 1 where a check failed or the server extra is missing; 2
+for a wrong flag; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from treadle.benchmarks.settings import SECTIONS, Settings, usable_cores
+
+DESCRIPTION = """\
+Checks Treadle's compiled kernels on this machine, then measures them: against the plain NumPy
+reference, against this processor's peak, and against PyTorch, JAX and ONNX Runtime where these are
+installed beside Treadle (pip install torch jax onnx onnxruntime); none of them is needed.
+Everything that is compared runs in turn, A B A B, in one run; a figure is the median of its
+rounds, a ratio is one of medians, and 2.00x means twice the rival's speed.
+"""
+
+EPILOG = """\
+sections for --only:
+  check     gradients by finite differences; kernels = reference; the same bits with 1, 2 and 3
+            threads and compiled for x86-64-v3
+  train     a training step against PyTorch's best of 8 settings
+  peak      useful multiply-adds of a step, of this processor's measured peak
+  numpy     a training step against the NumPy reference
+  decode    one session, one thread, against PyTorch's and JAX's best
+  sessions  64 sessions decoded together against one
+  score     a batch scored, against ONNX Runtime
+  busy      training while another program takes one processor
+  start     a fresh process to its first token
+
+examples:
+  treadle-bench                              everything, in about ten minutes
+  treadle-bench --quick --only check,train   a minute, to see that it runs
+  treadle-bench --json --plot ratios.svg > report.json
+"""
+
+
+def _section_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in SECTIONS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(
+            f"no section {', '.join(unknown) or 'named'}; there are {', '.join(SECTIONS)}"
+        )
+    return names
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 60:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds up to 60")
+    return seconds
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    parser = argparse.ArgumentParser(
+        "treadle-bench", description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--only", type=_section_names, default=SECTIONS, metavar="SECTIONS", help="see below")
+    add("--quick", action="store_true", help="small cases, 3 rounds of 0.1 s: figures mean little")
+    threads = min(2, usable_cores())
+    words = "of training and scoring, ours and the peers' (default: %(default)s)"
+    add("--threads", type=_count, default=threads, metavar="N", help=words)
+    add("--rounds", type=_count, metavar="N", help="samples of a figure (default: 5)")
+    add("--seconds", type=_seconds, metavar="S", help="of one sample (default: 0.5)")
+    add("--cold", action="store_true", help="section start: also compile every kernel anew")
+    add("--json", action="store_true", help="print one JSON object instead of tables")
+    add("--plot", type=Path, metavar="FILE.svg", help="write a chart of the ratios")
+    return parser
+
+
+def read_settings(flags: argparse.Namespace) -> Settings:
+    """Return what the flags say; --quick only changes defaults."""
+    rounds, seconds = (3, 0.1) if flags.quick else (Settings.rounds, Settings.seconds)
+    return Settings(
+        threads=flags.threads,
+        rounds=flags.rounds or rounds,
+        seconds=flags.seconds or seconds,
+        quick=flags.quick,
+        cold=flags.cold,
+        sections=flags.only,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: the command line; `sys.argv` where None.
+
+    Returns:
+        The exit code.
+    """
+    flags = build_parser().parse_args(arguments)
+    try:
+        return _run(flags)
+    except KeyboardInterrupt:
+        return 130
+    except ModuleNotFoundError as error:  # the bare install is the client alone
+        if error.name is None or error.name.startswith("treadle"):
+            raise
+        print(
+            f"treadle-bench: {error.name} is not installed; install treadle with its extra "
+            "`server`: pip install '.[server]' in a checkout",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _run(flags: argparse.Namespace) -> int:
+    from treadle.benchmarks import bench, chart, tables
+    from treadle.benchmarks.checks import CheckError
+    from treadle.benchmarks.progress import progress_since_now
+
+    def show(name: str, section: Any) -> None:
+        if not flags.json:
+            print(f"\n{tables.section_text(name, section)}", flush=True)
+
+    try:
+        report = bench.run(read_settings(flags), progress_since_now(), show)
+    except CheckError as error:
+        print(f"treadle-bench: {error}", file=sys.stderr)
+        return 1
+    if flags.json:
+        json.dump(report, sys.stdout, indent=1)
+        print()
+    else:
+        texts = tables.losses_text(report["losses"]), tables.summary_text(report["summary"])
+        print("".join(f"\n{text}\n" for text in texts if text), end="")
+    if flags.plot is not None:
+        chart.write(report, flags.plot)
+    return 0

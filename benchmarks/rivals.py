@@ -1,0 +1,148 @@
+"""Who is measured and in which settings: every peer gets its best, found by trying.
+
+Each environment is a child process of its own, since allocators and thread pools read theirs
+once, at start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from treadle.benchmarks.processes import Worker, python
+from treadle.benchmarks.settings import Case, Settings
+
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+"""Keeps glibc from handing large blocks back to the system after every training step."""
+
+XLA_ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Something to be timed: a worker with a case and the settings to run it in."""
+
+    worker: Worker
+    case: Case
+    way: str = ""
+    """The settings in words."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The same for the worker."""
+
+
+def cores_in_use(count: int) -> str:
+    """Return the first `count` processors of this process, as `0,1`; empty: do not care."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ""
+    return ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[:count])
+
+
+class Workers:
+    """All child processes of a run; none starts before it is asked."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Describe them."""
+        self._all: dict[str, Worker] = {}
+        one, some = cores_in_use(1), cores_in_use(settings.threads)
+        self.ours = self._add("treadle", "ours")
+        self.ours_again = self._add("treadle, again", "ours")
+        self.ours_held = self._add("treadle, held", "ours", {"TREADLE_BENCH_CORES": some})
+        self.numpy = {
+            threads: self._add(
+                f"numpy, {threads}", "numpy_reference", {"OPENBLAS_NUM_THREADS": str(threads)}
+            )
+            for threads in {1, settings.threads}
+        }
+        self.pytorch = {
+            "malloc default": self._add("pytorch", "pytorch"),
+            "malloc tuned": self._add("pytorch, tuned", "pytorch", MALLOC),
+        }
+        self.pytorch_held = self._add(
+            "pytorch, held", "pytorch", {**MALLOC, "TREADLE_BENCH_CORES": some}
+        )
+        self.jax_one_core = self._add(
+            "jax", "jax_scan", {**XLA_ONE_THREAD, "TREADLE_BENCH_CORES": one}
+        )
+        self.jax_all_cores = {
+            "": self._add("jax, all cores", "jax_scan"),
+            ", no Eigen threads": self._add("jax, all cores again", "jax_scan", XLA_ONE_THREAD),
+        }
+        self.onnxruntime = self._add("onnxruntime", "onnx_runtime")
+
+    def _add(
+        self, name: str, module: str, environment: Mapping[str, str] | None = None
+    ) -> Worker:  # fmt: skip
+        command = python("-m", "treadle.benchmarks.workers.start", module)
+        self._all[name] = Worker(name, command, environment)
+        return self._all[name]
+
+    def versions(self) -> dict[str, str]:
+        """Return the version of every package that was measured."""
+        return {name: w.version for name, w in self._all.items() if w.version and "," not in name}
+
+    def close(self) -> None:
+        """End all child processes."""
+        for worker in self._all.values():
+            worker.close()
+
+
+def _counts(threads: int) -> list[int]:
+    return sorted({1, threads}, reverse=True)
+
+
+def _plural(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def pytorch_training(workers: Workers, case: Case) -> list[Entrant]:
+    """One and more threads, Adam fused and not, glibc's allocator as it is and tuned."""
+    return [
+        Entrant(
+            worker, case, f"{_plural(threads)}, {malloc}, {'fused' if fused else 'default'} Adam",
+            {"threads": threads, "fused": fused},
+        )
+        for malloc, worker in workers.pytorch.items()
+        for threads in _counts(case.threads)
+        for fused in (True, False)
+    ]  # fmt: skip
+
+
+def pytorch_decoding(workers: Workers, case: Case) -> list[Entrant]:
+    """The four ways to write the loop, on one thread."""
+    ways = {"module": "nn.LSTM", "cell": "nn.LSTMCell", "hand": "by hand", "script": "jit.script"}
+    worker = workers.pytorch["malloc default"]
+    return [Entrant(worker, case, words, {"way": way, "threads": 1}) for way, words in ways.items()]
+
+
+def jax_decoding(worker: Worker, case: Case, flags: str = "") -> list[Entrant]:
+    """Both layouts of the weights, the loop unrolled or not."""
+    return [
+        Entrant(
+            worker, case, f"{'W h' if transposed else 'h W'}, unroll {unroll}{flags}",
+            {"transposed": transposed, "unroll": unroll},
+        )
+        for transposed in (True, False)
+        for unroll in (1, 4)
+    ]  # fmt: skip
+
+
+def onnxruntime_scoring(workers: Workers, case: Case) -> list[Entrant]:
+    """One and more threads within an operator."""
+    return [
+        Entrant(workers.onnxruntime, case, _plural(threads), {"threads": threads})
+        for threads in _counts(case.threads)
+    ]
+
+
+def numpy_training(workers: Workers, case: Case, dtype: str) -> list[Entrant]:
+    """The reference with one and more BLAS threads."""
+    return [
+        Entrant(worker, case, f"{dtype}, BLAS with {_plural(threads)}", {"dtype": dtype})
+        for threads, worker in workers.numpy.items()
+    ]

@@ -1,0 +1,104 @@
+"""The sections that hold ours against rivals: training, decoding, scoring; and against itself."""
+
+from __future__ import annotations
+
+from treadle.benchmarks import settings as cases
+from treadle.benchmarks.figures import ratio
+from treadle.benchmarks.peak import flops_per_token
+from treadle.benchmarks.progress import Say
+from treadle.benchmarks.race import OURS, Row, as_json, compare, race
+from treadle.benchmarks.rivals import (
+    Entrant,
+    Workers,
+    jax_decoding,
+    numpy_training,
+    onnxruntime_scoring,
+    pytorch_decoding,
+    pytorch_training,
+)
+from treadle.benchmarks.settings import Case, Settings
+
+
+def train(workers: Workers, settings: Settings, say: Say) -> list[Row]:
+    """Training steps against PyTorch's; the last row is RLtools' task."""
+    rows = []
+    for case in [*cases.train_cases(settings), cases.rltools_case(settings)]:
+        say(f"train {case.label}, vocabulary {case.vocabulary}")
+        rivals = {"pytorch": pytorch_training(workers, case)}
+        rows.append(compare(Entrant(workers.ours, case), rivals, settings))
+    return rows
+
+
+def against_numpy(workers: Workers, settings: Settings, say: Say) -> list[Row]:
+    """Training steps against the plain NumPy reference in both widths."""
+    rows = []
+    for case in cases.numpy_cases(settings):
+        say(f"numpy {case.label}, batch {case.rows}")
+        rivals = {
+            f"numpy_{dtype}": numpy_training(workers, case, dtype)
+            for dtype in ("float32", "float64")
+        }
+        rows.append(compare(Entrant(workers.ours, case), rivals, settings))
+    return rows
+
+
+def decode(workers: Workers, settings: Settings, say: Say) -> list[Row]:
+    """One session on one thread; JAX also with all the processors it can take."""
+    rows = []
+    for case in cases.decode_cases(settings):
+        say(f"decode {case.label}")
+        rivals = {
+            "pytorch": pytorch_decoding(workers, case),
+            "jax": jax_decoding(workers.jax_one_core, case),
+            "jax_all_cores": [
+                entrant
+                for flags, worker in workers.jax_all_cores.items()
+                for entrant in jax_decoding(worker, case, flags)
+            ],
+        }
+        rows.append(compare(Entrant(workers.ours, case), rivals, settings))
+    return rows
+
+
+def score(workers: Workers, settings: Settings, say: Say) -> list[Row]:
+    """Forward passes against ONNX Runtime's, which stop at the logits."""
+    rows = []
+    for case in cases.score_cases(settings):
+        say(f"score {case.label}")
+        rivals = {"onnxruntime": onnxruntime_scoring(workers, case)}
+        rows.append(compare(Entrant(workers.ours, case), rivals, settings))
+    return rows
+
+
+def sessions(workers: Workers, settings: Settings, say: Say) -> list[Row]:
+    """Many sessions decoded together against one, on one thread."""
+    rows = []
+    for case in cases.sessions_cases(settings):
+        say(f"{case.rows} sessions {case.label}")
+        single = Entrant(workers.ours_again, cases.alone(case))
+        row = compare(Entrant(workers.ours, case), {"alone": [single]}, settings)
+        rows.append(row)
+    return rows
+
+
+def peak(workers: Workers, settings: Settings, say: Say) -> list[Row]:
+    """The share of the processor's multiply-adds that a whole training step makes useful."""
+    return [_against_peak(workers, settings, case, say) for case in cases.peak_cases(settings)]
+
+
+def _against_peak(workers: Workers, settings: Settings, case: Case, say: Say) -> Row:
+    say(f"peak {case.label}")
+    registers = Entrant(workers.ours_again, Case("peak", case.cell, 1, threads=case.threads))
+    entrants = {OURS: Entrant(workers.ours, case), "peak": registers}
+    samples, notes = race(entrants, settings.rounds, settings.seconds)
+    tokens_a_flop = ratio(samples.get(OURS), samples.get("peak"))
+    flops = flops_per_token(case)
+    return {
+        "label": case.label,
+        "case": case.as_json(),
+        "ours": as_json(samples.get(OURS)),
+        "peak_flops": as_json(samples.get("peak")),
+        "flops_per_token": flops,
+        "fraction": None if tokens_a_flop is None else tokens_a_flop * flops,
+        "notes": notes,
+    }

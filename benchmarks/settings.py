@@ -1,0 +1,141 @@
+"""What is measured and for how long: the cases of every section, in full and quick form."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+SECTIONS = ("check", "train", "peak", "numpy", "decode", "sessions", "score", "busy", "start")
+"""What `--only` chooses from, in the order measured."""
+
+LABELS = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
+
+SIZES = {64: 32, 128: 32, 256: 64, 512: 64}
+"""Hidden units, and the batch rows that training uses with them."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how much."""
+
+    threads: int = 2
+    """Threads of training and scoring, ours and the peers' alike."""
+    rounds: int = 5
+    """Rounds of A B A B; a figure is the median of so many samples."""
+    seconds: float = 0.5
+    """Seconds of one sample."""
+    quick: bool = False
+    """Small cases only: to see that everything runs."""
+    cold: bool = False
+    """Also compile every kernel anew, which takes a minute or two."""
+    sections: tuple[str, ...] = SECTIONS
+    """The sections to run."""
+
+
+def usable_cores() -> int:
+    """Return how many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network and batch; what a worker is told to measure."""
+
+    kind: str
+    """What to do: train, decode, score, ..."""
+    cell: str
+    """rnn, gru or lstm."""
+    hidden: int
+    """Hidden units, H."""
+    rows: int = 1
+    """Sequences side by side, B."""
+    steps: int = 64
+    """Steps of a batch, T; tokens of one call where it decodes."""
+    layers: int = 1
+    """Layers, L."""
+    vocabulary: int = 65
+    """Tokens, V."""
+    embedding: int = 64
+    """Length of an embedding, E; 0 for one-hot input."""
+    threads: int = 1
+    """Threads that the work may use."""
+
+    @property
+    def label(self) -> str:
+        """How tables and charts call it."""
+        size = f"{self.layers}x{self.hidden}" if self.layers > 1 else f"{self.hidden}"
+        return f"{LABELS[self.cell]} {size}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The case for a worker, and for the report."""
+        return asdict(self)
+
+
+def _sizes(settings: Settings) -> dict[int, int]:
+    return {64: 32} if settings.quick else SIZES
+
+
+def train_cases(settings: Settings) -> list[Case]:
+    """Training steps of all cells and sizes, and one of two layers."""
+    cases = [
+        Case("train", cell, hidden, rows=rows, threads=settings.threads)
+        for cell in LABELS
+        for hidden, rows in _sizes(settings).items()
+    ]
+    if not settings.quick:
+        cases.append(Case("train", "lstm", 256, rows=64, layers=2, threads=settings.threads))
+    return cases
+
+
+def rltools_case(settings: Settings) -> Case:
+    """The GRU task of RLtools' benchmark: 256 classes, embedding 32."""
+    return Case(
+        "train", "gru", 64, rows=32, vocabulary=256, embedding=32, threads=settings.threads
+    )  # fmt: skip
+
+
+def peak_cases(settings: Settings) -> list[Case]:
+    """The training steps that are held against the processor's peak."""
+    large = [case for case in train_cases(settings) if case.layers == 1 and case.cell != "rnn"]
+    return [case for case in large if settings.quick or case.hidden >= 256]
+
+
+def numpy_cases(settings: Settings) -> list[Case]:
+    """The teaching script's shape, and a batch of an LSTM."""
+    script = Case("train", "rnn", 100, rows=1, steps=25, embedding=0)
+    batch = Case("train", "lstm", 64 if settings.quick else 128, rows=32, threads=settings.threads)
+    return [script, batch]
+
+
+def decode_cases(settings: Settings) -> list[Case]:
+    """One session, one thread."""
+    return [Case("decode", "lstm", hidden, steps=128) for hidden in _sizes(settings)]
+
+
+def sessions_cases(settings: Settings) -> list[Case]:
+    """Many sessions together; the one session that they are held against is `alone`."""
+    sizes = (64,) if settings.quick else (128, 256, 512)
+    return [Case("decode", "lstm", hidden, rows=64, steps=16) for hidden in sizes]
+
+
+def alone(case: Case) -> Case:
+    """Return the case of a single session."""
+    return replace(case, rows=1, steps=128)
+
+
+def score_cases(settings: Settings) -> list[Case]:
+    """Forward passes over a batch."""
+    return [
+        Case("score", cell, hidden, rows=64, threads=settings.threads)
+        for cell in ("lstm", "gru")
+        for hidden in _sizes(settings)
+    ]
+
+
+def busy_case(settings: Settings) -> Case:
+    """What is trained while another process takes a processor."""
+    size = 64 if settings.quick else 256
+    return Case("train", "lstm", size, rows=64, threads=settings.threads)

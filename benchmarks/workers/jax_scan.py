@@ -1,0 +1,68 @@
+"""Measures JAX: a jitted scan that decodes a chunk, sampling inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from treadle.benchmarks.settings import Case
+from treadle.benchmarks.workers.serve import Maker, Options, Step
+
+Network = dict[str, Any]
+
+
+def _network(case: Case) -> Network:
+    """Random weights: the input folded into a table (V, 4H), as ours has it; both layouts."""
+    rng = np.random.default_rng(0)
+    H, V = case.hidden, case.vocabulary
+    sizes = {"table": (V, 4 * H), "Wh": (H, 4 * H), "Wy": (H, V), "by": (V,)}
+    arrays = {name: rng.uniform(-1, 1, size) / H**0.5 for name, size in sizes.items()}
+    return {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
+
+
+def _decoder(case: Case, options: Options) -> Any:
+    network = _network(case)
+    table, by = network["table"], network["by"]
+    turned = options["transposed"]
+    Wh, Wy = (jnp.array(network[name].T if turned else network[name]) for name in ("Wh", "Wy"))
+
+    def product(h: Any, W: Any) -> Any:
+        return W @ h if turned else h @ W
+
+    def one(carry: Any, noise: Any) -> Any:
+        token, h, c = carry
+        i, f, g, o = jnp.split(table[token] + product(h, Wh), 4)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        # Gumbel noise and argmax are a draw; several ways were tried, this is the fastest.
+        token = jnp.argmax(by + product(h, Wy) + noise).astype(jnp.int32)
+        return (token, h, c), token
+
+    def chunk(key: Any, carry: Any) -> Any:
+        key, own = jax.random.split(key)
+        noise = jax.random.gumbel(own, (case.steps, case.vocabulary))
+        return key, *jax.lax.scan(one, carry, noise, unroll=options["unroll"])
+
+    return jax.jit(chunk)
+
+
+def make(case: Case, options: Options) -> Step:
+    """Draw a chunk of tokens."""
+    decoder = _decoder(case, options)
+    zeros = jnp.zeros(case.hidden, jnp.float32)
+    key, carry = jax.random.key(0), (jnp.int32(0), zeros, zeros)
+
+    def step() -> float:
+        nonlocal key, carry
+        key, carry, tokens = decoder(key, carry)
+        return float(np.asarray(tokens).size)
+
+    return step
+
+
+def load() -> tuple[str, Maker]:
+    """Return JAX's version and what makes cases."""
+    return jax.__version__, make

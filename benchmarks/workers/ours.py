@@ -1,0 +1,129 @@
+"""Measures Treadle itself: the trainer's own step, the decoder, the scorer, the processor."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from treadle.benchmarks.peak import multiply_adds
+from treadle.benchmarks.settings import Case
+from treadle.benchmarks.workers.serve import Maker, Options, Step
+from treadle.kernels import structures
+from treadle.kernels.decode import Sessions, decode
+from treadle.model import Cell, OptimizerConfig, SamplingConfig
+from treadle.model.batches import TextBatches
+from treadle.model.corpus import TokenData
+from treadle.model.decoder import Decoder
+from treadle.model.engine import Engine, Pool
+from treadle.model.optimizer import Optimizer, learning_rate
+from treadle.model.parameters import CELL_CODES, Parameters, Shape
+from treadle.model.scorer import Scorer
+from treadle.model.workspace import allocate_state, allocate_workspace, pack_for_inference
+
+TOTAL_STEPS = 10_000
+"""Where the learning rate's schedule thinks that the run ends."""
+
+
+def shape_of(case: Case) -> Shape:
+    """Return the sizes of a case's network."""
+    return Shape(Cell(case.cell), case.vocabulary, case.embedding, case.hidden, case.layers)
+
+
+def make_train(case: Case, options: Options) -> Step:
+    """A step as `treadle.model.trainer` takes it: batch, loss, gradient, clip, Adam."""
+    tokens = np.random.default_rng(0).integers(
+        case.vocabulary, size=case.rows * case.steps * 16 + 1, dtype=np.int32
+    )
+    batches = TextBatches(TokenData(tokens), case.rows, case.steps)
+    parameters = Parameters.initial(shape_of(case), seed=0)
+    engine = Engine(parameters, case.rows, case.steps, Pool(case.threads))
+    config = OptimizerConfig()  # Adam, clipped at a global norm of 1
+    optimizer = Optimizer(config, parameters)
+
+    def step() -> float:
+        batch = next(batches)
+        rate = learning_rate(config, optimizer.steps, optimizer.steps / TOTAL_STEPS, 100)
+        tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
+        loss, count = engine.loss_and_gradient(tokens, targets, batch.fresh)
+        if not math.isfinite(loss):
+            raise ArithmeticError("the loss is no finite number")
+        optimizer.step(engine.gradient, rate)
+        return count
+
+    return step
+
+
+def make_decode(case: Case, options: Options) -> Step:
+    """Draw a chunk of tokens, temperature 1; beside others where there are rows."""
+    shape = shape_of(case)
+    weights = pack_for_inference(Parameters.initial(shape, seed=0))
+    if case.rows > 1:
+        return _decode_together(case, shape, weights)
+    decoder = Decoder(shape, weights, end=-1)
+    for _ in decoder.read(np.zeros(1, np.int32), SamplingConfig(), seed=1):
+        pass
+
+    def step() -> float:
+        return len(decoder.draw(case.steps)[0])
+
+    return step
+
+
+def _decode_together(case: Case, shape: Shape, weights: structures.Weights) -> Step:
+    M = case.rows
+    work, state = allocate_workspace(shape, 1, M, backward=False), allocate_state(shape, M)
+    sessions = Sessions(
+        token=np.zeros(M, np.int32),
+        end=np.full(M, -1, np.int32),
+        temperature=np.ones(M, np.float32),
+        top_k=np.zeros(M, np.int32),
+        top_p=np.ones(M, np.float32),
+        seed=np.arange(M, dtype=np.uint64),
+        position=np.zeros(M, np.uint64),
+    )
+    tokens, scores = np.empty((case.steps, M), np.int32), np.empty((case.steps, M), np.float32)
+
+    def step() -> float:
+        decode(CELL_CODES[shape.cell], weights, work, state, sessions, tokens, scores)
+        return tokens.size
+
+    return step
+
+
+def make_score(case: Case, options: Options) -> Step:
+    """Score a batch: forward pass, and the log-probability of every target."""
+    shape = shape_of(case)
+    weights = pack_for_inference(Parameters.initial(shape, seed=0))
+    scorer = Scorer(shape, weights, case.rows, case.steps, Pool(case.threads))
+    rng = np.random.default_rng(0)
+    tokens, targets = rng.integers(case.vocabulary, size=(2, case.steps, case.rows), dtype=np.int32)
+    fresh = np.zeros(case.rows, np.bool_)
+
+    def step() -> float:
+        return scorer.log_probabilities(tokens, targets, fresh).size
+
+    return step
+
+
+def make_peak(case: Case, options: Options) -> Step:
+    """Multiply and add in registers alone, on every thread; the work is FLOPs."""
+    pool = Pool(case.threads)
+
+    def step() -> float:
+        return math.fsum(pool.map(multiply_adds, [100_000] * case.threads))
+
+    return step
+
+
+MAKERS: dict[str, Maker] = {
+    "train": make_train,
+    "decode": make_decode,
+    "score": make_score,
+    "peak": make_peak,
+}
+
+
+def load() -> tuple[str, Maker]:
+    """Return the version and what makes cases."""
+    return "this checkout", lambda case, options: MAKERS[case.kind](case, options)

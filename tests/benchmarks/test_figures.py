@@ -1,0 +1,69 @@
+"""Medians, ratios, means and the summary made of them."""
+
+import pytest
+
+from treadle.benchmarks.figures import Samples, geomean, least, ratio
+from treadle.benchmarks.settings import SECTIONS
+from treadle.benchmarks.summary import losses, summarize
+
+from .reports import make_results
+
+
+def test_a_figure_is_the_median_of_its_samples() -> None:
+    figure = Samples((1.0, 50.0, 2.0, 3.0, 2.5))
+    assert figure.median == 2.5
+    assert figure.spread == pytest.approx(49 / 2.5)
+    assert figure.as_json() == {
+        "median": 2.5,
+        "spread": pytest.approx(49 / 2.5),
+        "samples": [1.0, 50.0, 2.0, 3.0, 2.5],
+    }
+
+
+def test_ratios_are_of_medians() -> None:
+    assert ratio(Samples((1.0, 6.0, 9.0)), Samples((2.0, 3.0, 100.0))) == 2.0
+
+
+def test_what_was_not_measured_has_no_ratio() -> None:
+    assert ratio(Samples((1.0,)), None) is None
+    assert ratio(None, Samples((1.0,))) is None
+    assert ratio(Samples((1.0,)), Samples((0.0,))) is None
+
+
+def test_means_leave_out_what_was_not_measured() -> None:
+    assert geomean([2.0, None, 8.0]) == pytest.approx(4.0)
+    assert least([2.0, None, 8.0]) == 2.0
+    assert geomean([None]) is None
+    assert least([]) is None
+
+
+def test_summary() -> None:
+    assert summarize(make_results()) == {
+        "train_vs_pytorch_geomean": pytest.approx(2.0),
+        "train_vs_pytorch_min": pytest.approx(1.0),
+        "rltools_task_vs_pytorch": pytest.approx(2.0),
+        "peak_fraction_min": 0.5,
+        "train_vs_numpy_min": pytest.approx(5.0),
+        "decode_vs_pytorch_min": None,
+        "decode_vs_jax_min": pytest.approx(0.5),
+        "decode_vs_jax_all_cores_min": None,
+        "decode_64_vs_1_min": pytest.approx(10.0),
+        "score_vs_onnxruntime_min": None,
+        "busy_slowdown": 1.0,
+        "busy_slowdown_pytorch": None,
+        "start_s": 100.0,
+        "warm_s": 100.0,
+        "cold_s": None,
+    }
+
+
+def test_losses_are_what_a_rival_does_faster() -> None:
+    (loss,) = losses(make_results())
+    assert loss == {"section": "decode", "label": "LSTM 64", "rival": "jax", "ratio": 0.5}
+    assert losses(dict.fromkeys(SECTIONS)) == []
+
+
+def test_summary_of_nothing() -> None:
+    summary = summarize(dict.fromkeys(SECTIONS))
+    assert set(summary) == set(summarize(make_results()))
+    assert set(summary.values()) == {None}
