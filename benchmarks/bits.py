@@ -17,9 +17,10 @@ import numpy as np
 from treadle.model import Cell, OptimizerConfig
 from treadle.model.batches import TextBatches
 from treadle.model.corpus import TokenData
-from treadle.model.engine import Engine, Pool
+from treadle.model.engine import Engine
 from treadle.model.optimizer import Optimizer, learning_rate
 from treadle.model.parameters import Parameters, Shape
+from treadle.model.pool import Pool
 
 STEPS, ROWS, WINDOW = 200, 33, 13
 

@@ -20,8 +20,9 @@ from treadle.benchmarks.processes import python
 from treadle.benchmarks.progress import Say
 from treadle.kernels import reference
 from treadle.model import Cell, compiled_for
-from treadle.model.engine import Engine, Pool
+from treadle.model.engine import Engine
 from treadle.model.parameters import Parameters, Shape
+from treadle.model.pool import Pool
 
 CELLS = ("rnn", "gru", "lstm")
 GRADIENT_TOLERANCE = 1e-7

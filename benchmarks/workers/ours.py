@@ -15,9 +15,10 @@ from treadle.model import Cell, OptimizerConfig, SamplingConfig
 from treadle.model.batches import TextBatches
 from treadle.model.corpus import TokenData
 from treadle.model.decoder import Decoder
-from treadle.model.engine import Engine, Pool
+from treadle.model.engine import Engine
 from treadle.model.optimizer import Optimizer, learning_rate
 from treadle.model.parameters import CELL_CODES, Parameters, Shape
+from treadle.model.pool import Pool
 from treadle.model.scorer import Scorer
 from treadle.model.workspace import allocate_state, allocate_workspace, pack_for_inference
 
@@ -48,7 +49,7 @@ def make_train(case: Case, options: Options) -> Step:
         loss, count = engine.loss_and_gradient(tokens, targets, batch.fresh)
         if not math.isfinite(loss):
             raise ArithmeticError("the loss is no finite number")
-        optimizer.step(engine.gradient, rate)
+        optimizer.step(engine.gradient, rate, engine.pool)
         return count
 
     return step
