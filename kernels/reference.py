@@ -783,13 +783,19 @@ def adam_step(
 
 
 def sample(
-    logits: Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, u: float = 0.0
+    logits: Array,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    u: float = 0.0,
 ) -> int:
     """Draws a token from softmax(logits / temperature), cut to its likeliest part.
 
     First the top_k likeliest tokens are kept (Fan et al. 2018), equals by lower id; then of these
     the fewest likeliest whose probabilities, renormalized among what top_k kept, reach top_p
-    (Holtzman et al. 2020). Then the kept tokens are walked through in ascending id, adding up their
+    (Holtzman et al. 2020); then of these the ones at least min_p times as likely as the likeliest
+    (Nguyen et al. 2024). Then the kept tokens are walked through in ascending id, adding up their
     probabilities: the first where the sum exceeds u times their total is drawn.
 
     Args:
@@ -798,6 +804,7 @@ def sample(
             that of lowest id.
         top_k: how many tokens to keep; 0 keeps all.
         top_p: how much probability to keep, in (0, 1]; 1 keeps all.
+        min_p: least probability to keep, in [0, 1], in units of the likeliest token's.
         u: a uniform random number in [0, 1); all the chance there is.
 
     Returns:
@@ -812,6 +819,7 @@ def sample(
     if top_p < 1:
         reached = np.cumsum(weights[kept])
         kept = kept[: 1 + int(np.argmax(reached >= top_p * reached[-1]))]
+    kept = kept[weights[kept] >= min_p * weights[kept[0]]]
     kept = np.sort(kept)
     running = np.cumsum(weights[kept])
     beyond = np.flatnonzero(running > u * running[-1])
@@ -827,6 +835,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     rng: np.random.Generator | None = None,
     states: States | None = None,
 ) -> list[int]:
@@ -840,6 +849,7 @@ def generate(
         temperature: see sample.
         top_k: see sample.
         top_p: see sample.
+        min_p: see sample.
         rng: where chance comes from; None for a fresh one. At temperature 0 there is none.
         states: what the network has in mind before the prompt, with B = 1; None for nothing.
 
@@ -852,6 +862,6 @@ def generate(
     made: list[int] = []
     while len(made) < n:
         logits, states, _ = network_forward(parameters, cell, tokens[:, np.newaxis], states)
-        made.append(sample(logits[-1, 0], temperature, top_k, top_p, rng.random()))
+        made.append(sample(logits[-1, 0], temperature, top_k, top_p, min_p, rng.random()))
         tokens = np.array(made[-1:])
     return made

@@ -114,6 +114,7 @@ class Decoder:
             temperature=np.array([sampling.temperature], np.float32),
             top_k=np.array([min(sampling.top_k, self._shape.V)], np.int32),
             top_p=np.array([sampling.top_p], np.float32),
+            min_p=np.array([sampling.min_p], np.float32),
             seed=np.array([seed], np.uint64),
             position=np.zeros(1, np.uint64),
         )

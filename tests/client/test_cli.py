@@ -315,7 +315,7 @@ class TestGenerate:
 
     def test_options_become_the_request(self, server: FakeServer, service: FakeService) -> None:
         words = (
-            "m --version 3 --temperature 0.5 --top-k 5 --top-p 0.9 --seed 0 --unknown skip "
+            "m --version 3 --temperature 0.5 --top-k 5 --top-p 0.9 --min-p 0.1 --seed 0 --unknown skip "
             "--stop a --stop bc"
         )
         out(server.address, "generate", *words.split())
@@ -326,6 +326,7 @@ class TestGenerate:
                 temperature=0.5,
                 top_k=5,
                 top_p=0.9,
+                min_p=0.1,
                 seed=0,
                 stop_sequences=["a", "bc"],
                 unknown_policy=v1.UNKNOWN_POLICY_SKIP,

@@ -425,6 +425,17 @@ def test_sample_top_p_of_what_top_k_kept() -> None:
     assert set(drawn(us, top_p=0.6)) == {1, 3}
 
 
+def test_sample_min_p() -> None:
+    us = [float(u) for u in np.linspace(0, 0.999, 200)]
+    assert set(drawn(us, min_p=0.12)) == {0, 1, 2, 3, 4}
+    assert set(drawn(us, min_p=0.49)) == {1, 3, 4}
+    assert set(drawn(us, min_p=1)) == {1}
+    assert set(drawn(us, temperature=2, min_p=0.51)) == {1, 3, 4}
+    # After top_p, which keeps .4 and .25: had min_p been first, .4 would be enough of .65.
+    assert set(drawn(us, top_p=0.6, min_p=0.6)) == {1, 3}
+    assert {reference.sample(np.zeros(3), min_p=1, u=u) for u in us} == {0, 1, 2}
+
+
 def test_sample_frequencies() -> None:
     rng = np.random.default_rng(10)
     counts = np.bincount([reference.sample(LOGITS, u=rng.random()) for _ in range(4000)])
