@@ -11,14 +11,20 @@ import numpy as np
 
 from treadle.kernels.activations import ZERO
 from treadle.kernels.compile import jit
-from treadle.kernels.gru import gru_backward, gru_forward
+from treadle.kernels.dropout import Dropout, draw_keep, drop, keep_scale
+from treadle.kernels.layer import (
+    LayerGradients,
+    LayerTape,
+    Running,
+    layer_backward,
+    layer_forward,
+    recur_backward,
+    recur_forward,
+)
 from treadle.kernels.loss import cross_entropy, target_log_probabilities
-from treadle.kernels.lstm import lstm_backward, lstm_forward
 from treadle.kernels.matmul import add_matmul_transposed, add_rows, matmul
 from treadle.kernels.optimizers import add_into
-from treadle.kernels.rnn import rnn_backward, rnn_forward
 from treadle.kernels.structures import (
-    GRU,
     LSTM,
     Array,
     Bools,
@@ -48,14 +54,21 @@ def _embed(weights: Weights, tokens: Ints, gates: Array, steps: int) -> None:
 
 
 @jit
-def _from_below(weights: Weights, work: Workspace, layer: int, steps: int) -> None:
-    """Layer's share of the input from the states of the layer below."""
-    B, G, H = work.gates.shape[2], work.gates.shape[3], work.hs.shape[3]
-    gates = work.gates[layer, :steps].reshape((steps * B, G))
-    for row in range(steps * B):
-        gates[row] = weights.b[layer]
-    below = work.hs[layer - 1, 1 : steps + 1].reshape((steps * B, H))
-    matmul(below, weights.Wx[layer - 1], gates, True)
+def _tape(work: Workspace, layer: int) -> LayerTape:
+    """One layer's part of the workspace."""
+    return LayerTape(work.gates[layer], work.hidden[layer], work.hs[layer], work.cs[layer])
+
+
+@jit
+def _below(work: Workspace, layer: int, steps: int) -> Array:
+    """What a layer gets from the one below: its states (T, B, H), some dropped in training."""
+    hs = work.hs[layer - 1, 1 : steps + 1]
+    if not work.keep.shape[1]:
+        return hs
+    N, H, K = steps * hs.shape[1], hs.shape[2], work.keep.shape[3]
+    keep, dropped = work.keep[layer - 1, :steps], work.dropped[:steps]
+    drop(hs.reshape((N, H)), keep.reshape((N, K)), work.scale[0], dropped.reshape((N, H)))
+    return dropped
 
 
 @jit
@@ -87,18 +100,13 @@ def store_state(work: Workspace, steps: int, state: State) -> None:
 def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: int) -> None:
     """Run all layers over the first `steps` rows of tokens (T, B), from the states in row 0."""
     for layer in range(work.gates.shape[0]):
-        gates, hs = work.gates[layer], work.hs[layer]
+        Wh, bh, tape = weights.Wh[layer], weights.bh[layer], _tape(work, layer)
         if layer == 0:
-            _embed(weights, tokens, gates, steps)
+            _embed(weights, tokens, tape.gates, steps)
+            recur_forward(cell, Wh, bh, tape, steps)
         else:
-            _from_below(weights, work, layer, steps)
-        if cell == LSTM:
-            lstm_forward(gates, hs, work.cs[layer], weights.Wh[layer], steps)
-        elif cell == GRU:
-            hidden = work.hidden[layer]
-            gru_forward(gates, hidden, hs, weights.Wh[layer], weights.bh[layer], steps)
-        else:
-            rnn_forward(gates, hs, weights.Wh[layer], steps)
+            xs, Wx, b = _below(work, layer, steps), weights.Wx[layer - 1], weights.b[layer]
+            layer_forward(cell, xs, Wx, b, Wh, bh, tape, steps)
 
 
 @jit
@@ -132,29 +140,12 @@ def _loss_and_output_gradients(
 
 
 @jit
-def _backward_layer(
-    cell: int, weights: Weights, work: Workspace, gradients: Gradients, layer: int, steps: int
-) -> None:
-    """One layer's recurrence backward, and the gradients of its recurrent weights."""
-    B, G, H = work.gates.shape[2], work.gates.shape[3], work.hs.shape[3]
-    N = steps * B
-    gates, hs, WhT = work.gates[layer], work.hs[layer], weights.WhT[layer]
-    dh = np.zeros((B, H), np.float32)
-    before = hs[:steps].reshape((N, H))
-    if cell == GRU:
-        hidden = work.hidden[layer]
-        gru_backward(gates, hidden, hs, WhT, work.dhs, dh, steps)
-        d_hidden = hidden[:steps].reshape((N, G))
-        add_matmul_transposed(before, d_hidden, gradients.Wh[layer])
-        for n in range(N):
-            add_into(d_hidden[n, 2 * H :], gradients.bh[layer])
-        return
-    if cell == LSTM:
-        dc = np.zeros((B, H), np.float32)
-        lstm_backward(gates, work.cs[layer], WhT, work.dhs, dh, dc, steps)
-    else:
-        rnn_backward(gates, hs, WhT, work.dhs, dh, steps)
-    add_matmul_transposed(before, gates[:steps].reshape((N, G)), gradients.Wh[layer])
+def _drop_gradient(work: Workspace, layer: int, steps: int) -> None:
+    """Turn dhs, the gradient of what a layer got from below, into that of the states there."""
+    if work.keep.shape[1]:
+        N, H, K = steps * work.dhs.shape[1], work.dhs.shape[2], work.keep.shape[3]
+        dhs = work.dhs[:steps].reshape((N, H))
+        drop(dhs, work.keep[layer - 1, :steps].reshape((N, K)), work.scale[0], dhs)
 
 
 @jit
@@ -162,16 +153,19 @@ def _backward(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, tokens: Ints, steps: int
 ) -> None:
     """All layers backward, from the gradient of the topmost states in dhs."""
-    B, G, H = work.gates.shape[2], work.gates.shape[3], work.hs.shape[3]
-    N = steps * B
+    B, H = work.hs.shape[2], work.hs.shape[3]
     for layer in range(work.gates.shape[0] - 1, -1, -1):
-        _backward_layer(cell, weights, work, gradients, layer, steps)
-        da = work.gates[layer, :steps].reshape((N, G))
-        if layer:
-            add_rows(da, gradients.b[layer])
-            below = work.hs[layer - 1, 1 : steps + 1].reshape((N, H))
-            add_matmul_transposed(below, da, gradients.Wx[layer - 1])
-            matmul(da, weights.WxT[layer - 1], work.dhs[:steps].reshape((N, H)), False)
+        WhT, tape = weights.WhT[layer], _tape(work, layer)
+        cells = B if cell == LSTM else 0
+        running = Running(np.zeros((B, H), np.float32), np.zeros((cells, H), np.float32))
+        dWh, dbh = gradients.Wh[layer], gradients.bh[layer]
+        if layer == 0:
+            recur_backward(cell, WhT, tape, work.dhs, running, dWh, dbh, steps)
+        else:
+            xs, WxT = _below(work, layer, steps), weights.WxT[layer - 1]
+            part = LayerGradients(gradients.Wx[layer - 1], dWh, gradients.b[layer], dbh)
+            layer_backward(cell, xs, WxT, WhT, tape, work.dhs, running, part, work.dhs, steps)
+            _drop_gradient(work, layer, steps)
     for t in range(steps):
         for row in range(B):
             add_into(work.gates[0, t, row], gradients.table[tokens[t, row]])
@@ -180,7 +174,7 @@ def _backward(
 @jit
 def train_shard(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, state: State,
-    tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32,
+    tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32, dropout: Dropout,
 ) -> float:  # fmt: skip
     """Forward pass, loss and backpropagation through time for one shard and window.
 
@@ -194,12 +188,16 @@ def train_shard(
         targets: (T, B); below 0 where nothing is to be learned.
         fresh: (B,), rows that begin from zeros instead of `state`.
         scale: 1 / the counted targets of the whole batch.
+        dropout: what is dropped between layers, where `work` has room for it.
 
     Returns:
         The sum of -log p(target), in nats.
     """
     steps = tokens.shape[0]
     load_state(state, fresh, work)
+    if work.keep.shape[1]:
+        work.scale[0] = keep_scale(dropout)
+        draw_keep(dropout, work.keep, steps)
     forward(cell, weights, work, tokens, steps)
     store_state(work, steps, state)
     loss = _loss_and_output_gradients(weights, work, gradients, targets, scale)

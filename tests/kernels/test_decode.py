@@ -359,7 +359,10 @@ def test_greedy_decoding_takes_the_likeliest_of_the_reference(cell: str) -> None
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_each_draw_is_of_its_own_seed_and_position(cell: str) -> None:
-    made, request = small(cell), Request(2, 3, temperature=0.8, top_k=6, top_p=0.95, min_p=0.02, seed=77)
+    made, request = (
+        small(cell),
+        Request(2, 3, temperature=0.8, top_k=6, top_p=0.95, min_p=0.02, seed=77),
+    )
     decoded = run(made, [request])
     tokens = decoded.tokens[:, 0]
     for n, logits in enumerate(logits_of(made, request, tokens)):

@@ -62,7 +62,9 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
         data=pb.DataSpec(
             layout=pb.CORPUS_LAYOUT_LINES, validation_fraction=0, batch_size=3, window=5
         ),
-        network=pb.NetworkSpec(cell=pb.CELL_GRU, hidden_size=9, layers=2, embedding_size=0, dropout=0.25),
+        network=pb.NetworkSpec(
+            cell=pb.CELL_GRU, hidden_size=9, layers=2, embedding_size=0, dropout=0.25
+        ),
         optimizer=pb.OptimizerSpec(
             optimizer=pb.OPTIMIZER_SGD,
             learning_rate=0.25,
