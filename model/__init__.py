@@ -32,11 +32,13 @@ from treadle.model.errors import (
     ConfigError,
     CorpusError,
     EncodingError,
+    LayerError,
     ModelError,
     TrainingError,
     UnknownSymbolError,
 )
 from treadle.model.importer import import_state_dict
+from treadle.model.layer import RecurrentLayer
 from treadle.model.model import Model
 from treadle.model.progress import Progress, Started
 from treadle.model.record import TrainingRecord
@@ -55,6 +57,7 @@ __all__ = [
     "DataConfig",
     "EncodingError",
     "GenerateResult",
+    "LayerError",
     "LimitsConfig",
     "Model",
     "ModelError",
@@ -63,6 +66,7 @@ __all__ = [
     "OptimizerKind",
     "Piece",
     "Progress",
+    "RecurrentLayer",
     "ReportConfig",
     "SamplingConfig",
     "Schedule",
