@@ -13,9 +13,9 @@ exp        -87 to 88; 0 below (no subnormals)          1.1 ULP
 log        positive normal numbers                     0.9 ULP
 =========  ==========================================  =======================
 
-None leaves its range: |tanh| <= 1, 0 <= sigmoid <= 1, exp >= 0. tanh is odd to the bit, but not
-monotone in its last bits: a larger argument may give up to 7 * 2^-24 less. NaN stays NaN in all
-but log.
+All but log take a float or a vector (see `vectors`). None leaves its range: |tanh| <= 1,
+0 <= sigmoid <= 1, exp >= 0. tanh is odd to the bit, but not monotone in its last bits: a larger
+argument may give up to 7 * 2^-24 less. NaN stays NaN in all but log.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ from __future__ import annotations
 import numpy as np
 
 from treadle.kernels.compile import jit_inline
-from treadle.kernels.intrinsics import bits_from_float, float_from_bits, fma
+from treadle.kernels.intrinsics import (
+    Value,
+    bits_from_float,
+    float_from_bits,
+    fma,
+    maximum,
+    minimum,
+    power_of_two,
+    zero_below,
+)
 
 ZERO, HALF, ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
@@ -46,7 +55,6 @@ _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)  # 10 bits: its product with an exponent is exact
 _LN2_LOW = np.float32(-2.12194440054690583e-4)
 _ROUNDER = np.float32(12582912.0)  # 1.5 * 2**23: adding it leaves a float without a fraction
-_ROUNDER_BITS = np.int32(0x4B400000)  # the sum's bits less these are that whole number
 _EXP_LOW, _EXP_HIGH = np.float32(-87.0), np.float32(88.0)
 _E0, _E1, _E2, _E3, _E4 = (
     np.float32(v)
@@ -70,10 +78,9 @@ _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = (
 
 
 @jit_inline
-def tanh(x: np.float32) -> np.float32:
+def tanh(x: Value) -> Value:
     """tanh(x) as x P(x^2) / Q(x^2); NaN stays NaN."""
-    x = _TANH_LIMIT if x > _TANH_LIMIT else x
-    x = -_TANH_LIMIT if x < -_TANH_LIMIT else x
+    x = maximum(minimum(x, _TANH_LIMIT), -_TANH_LIMIT)
     square = x * x
     p = fma(_P6, square, _P5)
     p = fma(p, square, _P4)
@@ -84,23 +91,24 @@ def tanh(x: np.float32) -> np.float32:
     q = fma(_Q3, square, _Q2)
     q = fma(q, square, _Q1)
     q = fma(q, square, ONE)
-    return x * p / q
+    y: Value = x * p / q
+    return y
 
 
 @jit_inline
-def sigmoid(x: np.float32) -> np.float32:
+def sigmoid(x: Value) -> Value:
     """1 / (1 + exp(-x)) as (1 + tanh(x / 2)) / 2."""
-    return fma(HALF, tanh(HALF * x), HALF)
+    y: Value = fma(HALF, tanh(HALF * x), HALF)
+    return y
 
 
 @jit_inline
-def exp(x: np.float32) -> np.float32:
+def exp(x: Value) -> Value:
     """exp(x) as 2^n (1 + r + r^2 E(r)), r = x - n ln 2; 0 below -87, exp(88) above 88.
 
     NaN stays NaN.
     """
-    bounded = _EXP_HIGH if x > _EXP_HIGH else x
-    bounded = _EXP_LOW if bounded < _EXP_LOW else bounded
+    bounded = maximum(minimum(x, _EXP_HIGH), _EXP_LOW)
     rounded = fma(bounded, _LOG2_E, _ROUNDER)
     n = rounded - _ROUNDER
     r = fma(-n, _LN2_HIGH, bounded)
@@ -110,10 +118,8 @@ def exp(x: np.float32) -> np.float32:
     e = fma(e, r, _E1)
     e = fma(e, r, _E0)
     e = fma(e, r * r, r) + ONE
-    # Read n from the bits: converting a NaN to an integer is undefined.
-    exponent = np.int32(bits_from_float(rounded) - np.int32(_ROUNDER_BITS - np.int32(127)))
-    power = float_from_bits(np.int32(exponent << np.int32(23)))
-    return ZERO if x < _EXP_LOW else e * power
+    y: Value = zero_below(x, _EXP_LOW, e * power_of_two(rounded))
+    return y
 
 
 @jit_inline

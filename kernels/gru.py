@@ -14,49 +14,78 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, ZERO, sigmoid, tanh
-from treadle.kernels.compile import jit
+from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.intrinsics import fma
 from treadle.kernels.matmul import matmul
+from treadle.kernels.transposed import Block, add_rows_transposed
+from treadle.kernels.vectors import LANES, load, store
 
 Array = npt.NDArray[np.float32]
 
 
+@jit_inline
+def _gru_units(
+    gates: Array, hidden: Array, h_before: Array, h: Array, row: int, j: int, left: int
+) -> None:  # fmt: skip
+    """Gates and states of up to LANES units from unit j on."""
+    H = h.shape[1]
+    at, unit = row * 3 * H + j, row * H + j
+    r = sigmoid(load(gates, at, left) + load(hidden, at, left))
+    z = sigmoid(load(gates, at + H, left) + load(hidden, at + H, left))
+    n = tanh(fma(r, load(hidden, at + 2 * H, left), load(gates, at + 2 * H, left)))
+    store(gates, at, left, r)
+    store(gates, at + H, left, z)
+    store(gates, at + 2 * H, left, n)
+    store(h, unit, left, fma(z, load(h_before, unit, left) - n, n))
+
+
 @jit
 def _gru_gates(gates: Array, hidden: Array, h_before: Array, h: Array) -> None:
-    """One row's gates and state. Short loops over few slices: longer ones do not vectorize."""
-    H = h.size
-    r, z, n = gates[:H], gates[H : 2 * H], gates[2 * H :]
-    q = hidden[2 * H :]
-    for j in range(2 * H):
-        gates[j] = sigmoid(gates[j] + hidden[j])
-    for j in range(H):
-        n[j] = tanh(fma(r[j], q[j], n[j]))
-    for j in range(H):
-        h[j] = fma(z[j], h_before[j] - n[j], n[j])
+    """One step's gates (B, 3H) and states (B, H)."""
+    B, H = h.shape
+    whole = H // LANES * LANES
+    for row in range(B):
+        for j in range(0, whole, LANES):
+            _gru_units(gates, hidden, h_before, h, row, j, LANES)
+        if whole < H:
+            _gru_units(gates, hidden, h_before, h, row, whole, H - whole)
+
+
+@jit_inline
+def _gru_units_backward(
+    gates: Array, hidden: Array, h_before: Array, above: Array, dh: Array,
+    row: int, j: int, left: int,
+) -> None:  # fmt: skip
+    """One step back for up to LANES units from unit j on."""
+    H = dh.shape[1]
+    at, unit = row * 3 * H + j, row * H + j
+    r, z = load(gates, at, left), load(gates, at + H, left)
+    n, q = load(gates, at + 2 * H, left), load(hidden, at + 2 * H, left)
+    d_h = load(above, unit, left) + load(dh, unit, left)
+    d_z = d_h * (load(h_before, unit, left) - n) * z * (ONE - z)
+    d_n = d_h * (ONE - z) * (ONE - n * n)
+    d_r = d_n * q * r * (ONE - r)
+    store(gates, at, left, d_r)
+    store(gates, at + H, left, d_z)
+    store(gates, at + 2 * H, left, d_n)
+    store(hidden, at, left, d_r)
+    store(hidden, at + H, left, d_z)
+    store(hidden, at + 2 * H, left, d_n * r)
+    store(dh, unit, left, d_h * z)
 
 
 @jit
 def _gru_gates_backward(
     gates: Array, hidden: Array, h_before: Array, above: Array, dh: Array
 ) -> None:
-    """One row's step back: gates become da, hidden the gradient of h Wh, dh the share of z."""
-    H = dh.size
-    r, z, n = gates[:H], gates[H : 2 * H], gates[2 * H :]
-    q = hidden[2 * H :]
-    for j in range(H):
-        dh[j] = above[j] + dh[j]
-    for j in range(H):
-        hidden[H + j] = dh[j] * (h_before[j] - n[j]) * z[j] * (ONE - z[j])
-    for j in range(H):
-        n[j] = dh[j] * (ONE - z[j]) * (ONE - n[j] * n[j])
-    for j in range(H):
-        dh[j] = dh[j] * z[j]
-    for j in range(H):
-        hidden[j] = n[j] * q[j] * r[j] * (ONE - r[j])
-    for j in range(H):
-        q[j] = n[j] * r[j]
-    for j in range(2 * H):
-        gates[j] = hidden[j]
+    """One step back: gates become da, hidden the gradient of h Wh, dh the share of z."""
+    B, H = dh.shape
+    whole = H // LANES * LANES
+    for row in range(B):
+        for j in range(0, whole, LANES):
+            _gru_units_backward(gates, hidden, h_before, above, dh, row, j, LANES)
+        if whole < H:
+            _gru_units_backward(gates, hidden, h_before, above, dh, row, whole, H - whole)
 
 
 @jit
@@ -77,13 +106,13 @@ def gru_forward(gates: Array, hidden: Array, hs: Array, Wh: Array, bh: Array, st
             hidden[t, row, : 2 * H] = ZERO
             hidden[t, row, 2 * H :] = bh
         matmul(hs[t], Wh, hidden[t], True)
-        for row in range(B):
-            _gru_gates(gates[t, row], hidden[t, row], hs[t, row], hs[t + 1, row])
+        _gru_gates(gates[t], hidden[t], hs[t], hs[t + 1])
 
 
 @jit
 def gru_backward(
-    gates: Array, hidden: Array, hs: Array, WhT: Array, dhs: Array, dh: Array, steps: int
+    gates: Array, hidden: Array, hs: Array, WhT: Array, dhs: Array, dh: Array,
+    dWh: Array, block: Block, steps: int,
 ) -> None:  # fmt: skip
     """Run backpropagation through time over the first `steps` steps.
 
@@ -94,9 +123,12 @@ def gru_backward(
         WhT: Wh transposed, (3H, H), packed.
         dhs: (T, B, H), the gradient from above.
         dh: (B, H); in: the gradient of the last state from later on; out: of the initial state.
+        dWh: (H, 3H), added to.
+        block: room for the rows of H and 3H elements that dWh is made of.
         steps: steps the forward pass ran.
     """
+    gathered = 0
     for t in range(steps - 1, -1, -1):
-        for row in range(dh.shape[0]):
-            _gru_gates_backward(gates[t, row], hidden[t, row], hs[t, row], dhs[t, row], dh[row])
+        _gru_gates_backward(gates[t], hidden[t], hs[t], dhs[t], dh)
         matmul(hidden[t], WhT, dh, True)
+        gathered = add_rows_transposed(hs[t], hidden[t], block, gathered, dWh, t == 0)

@@ -1,57 +1,145 @@
-"""Single machine instructions that neither NumPy nor Numba offers, each with a Python stand-in.
+"""Single instructions that neither NumPy nor Numba offers, each with a Python stand-in.
 
-The stand-ins serve NUMBA_DISABLE_JIT=1 only. `fma` rounds once in hardware; its stand-in adds
-the exact product in float64 and rounds to float32, which differs in rare last bits.
+They take floats and vectors alike (see `vectors`), but for the two over bits. The stand-ins serve
+NUMBA_DISABLE_JIT=1 only. `fma` rounds once in hardware; its stand-in adds the exact product in
+float64 and rounds to float32, which differs in rare last bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from treadle.kernels.compile import PYTHON_MODE
+from treadle.kernels.vectors import (
+    FLOAT,
+    INT,
+    INTS,
+    LANES,
+    VECTOR,
+    call,
+    is_number,
+    is_vector,
+    larger_of,
+    same,
+    vector_type,
+)
 
-_FLOAT, _INT = ir.FloatType(), ir.IntType(32)
+Number = np.float32 | npt.NDArray[np.float32]
+Value = TypeVar("Value", np.float32, npt.NDArray[np.float32])
+
+_EXPONENT_OFFSET = 0x4B400000 - 127  # the bits of 1.5 * 2**23, less the bias of an exponent
+
+
+def _typed(kinds: tuple[Any, ...], emit: Callable[..., Any]) -> Any:
+    """The signature of an operation over floats or vectors, and what writes it."""
+    if not all(is_number(kind) for kind in kinds):
+        return None
+    result = vector_type if any(is_vector(kind) for kind in kinds) else types.float32
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return emit(builder, *same(builder, signature, arguments))
+
+    return result(*kinds), generate
 
 
 def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once."""
+    return _typed((a, b, c), lambda builder, *values: call(builder, "llvm.fma", *values))
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(_FLOAT, [_FLOAT] * 3)
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.f32")
-        return builder.call(function, arguments)
 
-    return types.float32(types.float32, types.float32, types.float32), generate
+def _minimum(typing_context: Any, a: Any, b: Any) -> Any:
+    def emit(builder: Any, a: Any, b: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", a, b), b, a)
+
+    return _typed((a, b), emit)
+
+
+def _maximum(typing_context: Any, a: Any, b: Any) -> Any:
+    def emit(builder: Any, a: Any, b: Any) -> Any:
+        return builder.select(builder.fcmp_ordered("<", a, b), b, a)
+
+    return _typed((a, b), emit)
+
+
+def _larger(typing_context: Any, a: Any, b: Any) -> Any:
+    return _typed((a, b), larger_of)
+
+
+def _zero_below(typing_context: Any, x: Any, limit: Any, value: Any) -> Any:
+    def emit(builder: Any, x: Any, limit: Any, value: Any) -> Any:
+        zero = ir.Constant(value.type, [0.0] * LANES if value.type == VECTOR else 0.0)
+        return builder.select(builder.fcmp_ordered("<", x, limit), zero, value)
+
+    return _typed((x, limit, value), emit)
+
+
+def _power_of_two(typing_context: Any, rounded: Any) -> Any:
+    def emit(builder: Any, value: Any) -> Any:
+        wide = value.type == VECTOR
+        kind = INTS if wide else INT
+        offset, shift = (
+            ir.Constant(kind, [n] * LANES if wide else n) for n in (_EXPONENT_OFFSET, 23)
+        )
+        exponent = builder.sub(builder.bitcast(value, kind), offset)
+        return builder.bitcast(builder.shl(exponent, shift), value.type)
+
+    return _typed((rounded,), emit)
 
 
 def _float_from_bits(typing_context: Any, bits: Any) -> Any:
-    """The float32 whose bit pattern is the int32 `bits`."""
-
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], _FLOAT)
+        return builder.bitcast(arguments[0], FLOAT)
 
     return types.float32(types.int32), generate
 
 
 def _bits_from_float(typing_context: Any, value: Any) -> Any:
-    """The bit pattern of a float32, as int32."""
-
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], _INT)
+        return builder.bitcast(arguments[0], INT)
 
     return types.int32(types.float32), generate
 
 
-def python_fma(a: np.float32, b: np.float32, c: np.float32) -> np.float32:
-    """Stand-in for `fma`; also takes arrays."""
+def python_fma(a: Any, b: Any, c: Any) -> Any:
+    """Stand-in for `fma`."""
     return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
+
+
+def _selected(condition: Any, yes: Any, no: Any) -> Any:
+    """np.where that leaves floats floats."""
+    return np.where(condition, yes, no).astype(np.float32)[()]
+
+
+def python_minimum(a: Any, b: Any) -> Any:
+    """Stand-in for `minimum`."""
+    return _selected(a > b, b, a)
+
+
+def python_maximum(a: Any, b: Any) -> Any:
+    """Stand-in for `maximum`."""
+    return _selected(a < b, b, a)
+
+
+def python_larger(a: Any, b: Any) -> Any:
+    """Stand-in for `larger`."""
+    return np.maximum(a, b)
+
+
+def python_zero_below(x: Any, limit: Any, value: Any) -> Any:
+    """Stand-in for `zero_below`."""
+    return _selected(x < limit, np.float32(0.0), value)
+
+
+def python_power_of_two(rounded: Any) -> Any:
+    """Stand-in for `power_of_two`."""
+    bits = np.asarray(rounded, np.float32).view(np.int32)
+    return ((bits - np.int32(_EXPONENT_OFFSET)) << np.int32(23)).view(np.float32)[()]
 
 
 def python_float_from_bits(bits: np.int32) -> np.float32:
@@ -64,12 +152,30 @@ def python_bits_from_float(value: np.float32) -> np.int32:
     return np.float32(value).view(np.int32)
 
 
-fma: Callable[[np.float32, np.float32, np.float32], np.float32] = (
-    python_fma if PYTHON_MODE else intrinsic(_fma)
-)
+fma: Callable[..., Any] = python_fma if PYTHON_MODE else intrinsic(_fma)
+"""fma(a, b, c): a * b + c, rounded once."""
+
+minimum: Callable[..., Any] = python_minimum if PYTHON_MODE else intrinsic(_minimum)
+"""minimum(a, b): b where a > b, else a, so that a NaN in a stays."""
+
+maximum: Callable[..., Any] = python_maximum if PYTHON_MODE else intrinsic(_maximum)
+"""maximum(a, b): b where a < b, else a, so that a NaN in a stays."""
+
+larger: Callable[..., Any] = python_larger if PYTHON_MODE else intrinsic(_larger)
+"""larger(a, b): the larger one; NaN if either is."""
+
+zero_below: Callable[..., Any] = python_zero_below if PYTHON_MODE else intrinsic(_zero_below)
+"""zero_below(x, limit, value): 0 where x < limit, else `value`."""
+
+power_of_two: Callable[..., Any] = python_power_of_two if PYTHON_MODE else intrinsic(_power_of_two)
+"""power_of_two(rounded): 2^n for n + 1.5 * 2**23, n a whole number from -126 to 127."""
+
 float_from_bits: Callable[[np.int32], np.float32] = (
     python_float_from_bits if PYTHON_MODE else intrinsic(_float_from_bits)
 )
+"""float_from_bits(bits): the float32 whose bit pattern is the int32 `bits`."""
+
 bits_from_float: Callable[[np.float32], np.int32] = (
     python_bits_from_float if PYTHON_MODE else intrinsic(_bits_from_float)
 )
+"""bits_from_float(value): the bit pattern of a float32, as int32."""

@@ -16,10 +16,11 @@ from typing import NamedTuple
 from treadle.kernels.compile import jit
 from treadle.kernels.gru import gru_backward, gru_forward
 from treadle.kernels.lstm import lstm_backward, lstm_forward
-from treadle.kernels.matmul import add_matmul_transposed, add_rows, matmul
+from treadle.kernels.matmul import add_rows, matmul
 from treadle.kernels.optimizers import add_into
 from treadle.kernels.rnn import rnn_backward, rnn_forward
 from treadle.kernels.structures import GRU, LSTM, Array
+from treadle.kernels.transposed import Block, add_matmul_transposed
 
 
 class LayerTape(NamedTuple):
@@ -117,7 +118,7 @@ def layer_forward(
 @jit
 def recur_backward(
     cell: int, WhT: Array, tape: LayerTape, dhs: Array, running: Running, dWh: Array, dbh: Array,
-    steps: int,
+    block: Block, steps: int,
 ) -> None:  # fmt: skip
     """Go back through time, and add up the gradients of the recurrent weights.
 
@@ -129,29 +130,25 @@ def recur_backward(
         running: in: of the last state; out: of the initial one.
         dWh: (H, G), added to.
         dbh: (H,), added to for the GRU.
+        block: room for rows of H and G elements. B is at most its ROW_BLOCK.
         steps: those of the forward pass.
     """
-    G, (B, H) = tape.gates.shape[2], running.dh.shape
-    N = steps * B
-    before, gates = tape.hs[:steps].reshape((N, H)), tape.gates[:steps].reshape((N, G))
-    if cell == GRU:
-        gru_backward(tape.gates, tape.hidden, tape.hs, WhT, dhs, running.dh, steps)
-        d_hidden = tape.hidden[:steps].reshape((N, G))
-        add_matmul_transposed(before, d_hidden, dWh)
-        for n in range(N):
-            add_into(d_hidden[n, 2 * H :], dbh)
-        return
+    gates, hidden, hs, dh = tape.gates, tape.hidden, tape.hs, running.dh
     if cell == LSTM:
-        lstm_backward(tape.gates, tape.cs, WhT, dhs, running.dh, running.dc, steps)
+        lstm_backward(gates, hs, tape.cs, WhT, dhs, dh, running.dc, dWh, block, steps)
+    elif cell == GRU:
+        gru_backward(gates, hidden, hs, WhT, dhs, dh, dWh, block, steps)
+        for t in range(steps):
+            for row in range(dh.shape[0]):
+                add_into(hidden[t, row, 2 * dh.shape[1] :], dbh)
     else:
-        rnn_backward(tape.gates, tape.hs, WhT, dhs, running.dh, steps)
-    add_matmul_transposed(before, gates, dWh)
+        rnn_backward(gates, hs, WhT, dhs, dh, dWh, block, steps)
 
 
 @jit
 def layer_backward(
     cell: int, xs: Array, WxT: Array, WhT: Array, tape: LayerTape, dhs: Array, running: Running,
-    gradients: LayerGradients, dxs: Array, steps: int,
+    gradients: LayerGradients, dxs: Array, block: Block, steps: int,
 ) -> None:  # fmt: skip
     """Take a layer back through the first `steps` steps.
 
@@ -165,11 +162,12 @@ def layer_backward(
         running: in: of the last state; out: of the initial one.
         gradients: added to.
         dxs: (T, B, D), its first `steps` steps written; where D = H it may be `dhs`.
+        block: room for rows of D or H, and of G elements. B is at most its ROW_BLOCK.
         steps: those of the forward pass.
     """
     N, D, G = steps * xs.shape[1], xs.shape[2], tape.gates.shape[2]
-    recur_backward(cell, WhT, tape, dhs, running, gradients.Wh, gradients.bh, steps)
+    recur_backward(cell, WhT, tape, dhs, running, gradients.Wh, gradients.bh, block, steps)
     da = tape.gates[:steps].reshape((N, G))
     add_rows(da, gradients.b)
-    add_matmul_transposed(xs[:steps].reshape((N, D)), da, gradients.Wx)
+    add_matmul_transposed(xs[:steps].reshape((N, D)), da, block, gradients.Wx)
     matmul(da, WxT, dxs[:steps].reshape((N, D)), False)

@@ -1,7 +1,7 @@
 """Softmax cross-entropy over rows of logits, and the logarithm of the softmax.
 
-log p_k = (l_k - m) - log(sum_v exp(l_v - m)), m = max_v l_v. The sum is LANES partial sums of
-every LANES-th term, added in order: the same shape, and so the same bits, everywhere.
+log p_k = (l_k - m) - log(sum_v exp(l_v - m)), m = max_v l_v. The sum is one vector
+of sums of every LANES-th term, its halves then added until one is left (see `vectors`).
 """
 
 from __future__ import annotations
@@ -10,50 +10,67 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, ZERO, exp, log
-from treadle.kernels.compile import jit
+from treadle.kernels.compile import jit, jit_inline
+from treadle.kernels.intrinsics import larger
+from treadle.kernels.vectors import (
+    LANES,
+    lane_maximum,
+    lane_sum,
+    load,
+    load_padded,
+    splat,
+    store,
+)
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-LANES = 16
-"""Partial sums; part of the result's bits, so not the processor's to choose."""
+_LOWEST = np.float32(-np.inf)
 
 
 @jit
 def largest(row: Array) -> np.float32:
     """Return the largest element of a row (V,); NaN if one is NaN."""
-    m: np.float32 = row[0]
-    for v in range(row.size):
-        if not row[v] <= m:
-            m = row[v]
-        if m != m:
-            break
-    return m
+    V = row.size
+    whole = V // LANES * LANES
+    m = load_padded(row, whole, V - whole, _LOWEST)
+    for v in range(0, whole, LANES):
+        m = larger(m, load(row, v, LANES))
+    return lane_maximum(m)
 
 
 @jit
 def total(row: Array) -> np.float32:
-    """Return the sum of a row (V,), in LANES partial sums."""
-    sums = np.zeros(LANES, np.float32)
-    whole = row.size // LANES * LANES
-    for first in range(0, whole, LANES):
-        part = row[first : first + LANES]
-        for lane in range(LANES):
-            sums[lane] += part[lane]
-    for v in range(whole, row.size):
-        sums[v - whole] += row[v]
-    result = ZERO
-    for lane in range(LANES):
-        result += sums[lane]
-    return result
+    """Return the sum of a row (V,), lane by lane."""
+    V = row.size
+    whole = V // LANES * LANES
+    sums = splat(ZERO)
+    for v in range(0, whole, LANES):
+        sums = sums + load(row, v, LANES)
+    return lane_sum(sums + load(row, whole, V - whole))
+
+
+@jit_inline
+def _exponentials(logits: Array, largest_logit: np.float32, v: int, left: int) -> Array:
+    """exp(logits[v:] - largest_logit), and 0 past the first `left`."""
+    return exp(load_padded(logits, v, left, _LOWEST) - largest_logit)
 
 
 @jit
 def exponentials(logits: Array, largest_logit: np.float32, out: Array) -> np.float32:
     """Write exp(logits - largest_logit) to `out`, both (V,), and return their sum."""
-    for v in range(logits.size):
-        out[v] = exp(logits[v] - largest_logit)
-    return total(out)
+    V = logits.size
+    whole = V // LANES * LANES
+    sums = splat(ZERO)
+    for v in range(0, whole, LANES):
+        e = _exponentials(logits, largest_logit, v, LANES)
+        store(out, v, LANES, e)
+        sums = sums + e
+    if whole < V:
+        e = _exponentials(logits, largest_logit, whole, V - whole)
+        store(out, whole, V - whole, e)
+        sums = sums + e
+    return lane_sum(sums)
 
 
 @jit

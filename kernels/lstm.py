@@ -13,55 +13,77 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, sigmoid, tanh
-from treadle.kernels.compile import jit
+from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.intrinsics import fma
 from treadle.kernels.matmul import matmul
+from treadle.kernels.transposed import Block, add_rows_transposed
+from treadle.kernels.vectors import LANES, load, store
 
 Array = npt.NDArray[np.float32]
 
 
+@jit_inline
+def _lstm_units(
+    gates: Array, c_before: Array, c: Array, h: Array, row: int, j: int, left: int
+) -> None:  # fmt: skip
+    """Gates and states of up to LANES units from unit j on."""
+    H = h.shape[1]
+    at, unit = row * 4 * H + j, row * H + j
+    i, f = sigmoid(load(gates, at, left)), sigmoid(load(gates, at + H, left))
+    g, o = tanh(load(gates, at + 2 * H, left)), sigmoid(load(gates, at + 3 * H, left))
+    cell = fma(f, load(c_before, unit, left), i * g)
+    store(gates, at, left, i)
+    store(gates, at + H, left, f)
+    store(gates, at + 2 * H, left, g)
+    store(gates, at + 3 * H, left, o)
+    store(c, unit, left, cell)
+    store(h, unit, left, o * tanh(cell))
+
+
 @jit
 def _lstm_gates(gates: Array, c_before: Array, c: Array, h: Array) -> None:
-    """One row's gates and states. Short loops over few slices: longer ones do not vectorize."""
-    H = h.size
-    for j in range(2 * H):
-        gates[j] = sigmoid(gates[j])
-    for j in range(2 * H, 3 * H):
-        gates[j] = tanh(gates[j])
-    for j in range(3 * H, 4 * H):
-        gates[j] = sigmoid(gates[j])
-    i, f, g, o = gates[:H], gates[H : 2 * H], gates[2 * H : 3 * H], gates[3 * H :]
-    for j in range(H):
-        c[j] = i[j] * g[j]
-    for j in range(H):
-        c[j] = fma(f[j], c_before[j], c[j])
-    for j in range(H):
-        h[j] = o[j] * tanh(c[j])
+    """One step's gates (B, 4H) and states (B, H)."""
+    B, H = h.shape
+    whole = H // LANES * LANES
+    for row in range(B):
+        for j in range(0, whole, LANES):
+            _lstm_units(gates, c_before, c, h, row, j, LANES)
+        if whole < H:
+            _lstm_units(gates, c_before, c, h, row, whole, H - whole)
+
+
+@jit_inline
+def _lstm_units_backward(
+    gates: Array, c_before: Array, c: Array, above: Array, dh: Array, dc: Array,
+    row: int, j: int, left: int,
+) -> None:  # fmt: skip
+    """One step back for up to LANES units from unit j on."""
+    H = dh.shape[1]
+    at, unit = row * 4 * H + j, row * H + j
+    i, f = load(gates, at, left), load(gates, at + H, left)
+    g, o = load(gates, at + 2 * H, left), load(gates, at + 3 * H, left)
+    tanh_c = tanh(load(c, unit, left))
+    d_h = load(above, unit, left) + load(dh, unit, left)
+    d_c = fma(d_h * o, ONE - tanh_c * tanh_c, load(dc, unit, left))
+    store(gates, at, left, d_c * g * i * (ONE - i))
+    store(gates, at + H, left, d_c * load(c_before, unit, left) * f * (ONE - f))
+    store(gates, at + 2 * H, left, d_c * i * (ONE - g * g))
+    store(gates, at + 3 * H, left, d_h * tanh_c * o * (ONE - o))
+    store(dc, unit, left, d_c * f)
 
 
 @jit
 def _lstm_gates_backward(
-    gates: Array, c_before: Array, c: Array, above: Array, dh: Array, dc: Array, tanh_c: Array
+    gates: Array, c_before: Array, c: Array, above: Array, dh: Array, dc: Array
 ) -> None:  # fmt: skip
-    """One row's step back: gates become da, dc becomes that of the step before."""
-    H = dh.size
-    i, f, g, o = gates[:H], gates[H : 2 * H], gates[2 * H : 3 * H], gates[3 * H :]
-    for j in range(H):
-        tanh_c[j] = tanh(c[j])
-    for j in range(H):
-        dh[j] = above[j] + dh[j]
-    for j in range(H):
-        dc[j] = fma(dh[j] * o[j], ONE - tanh_c[j] * tanh_c[j], dc[j])
-    for j in range(H):
-        o[j] = dh[j] * tanh_c[j] * o[j] * (ONE - o[j])
-    for j in range(H):
-        i_before, g_before = i[j], g[j]
-        i[j] = dc[j] * g_before * i_before * (ONE - i_before)
-        g[j] = dc[j] * i_before * (ONE - g_before * g_before)
-    for j in range(H):
-        f_before = f[j]
-        f[j] = dc[j] * c_before[j] * f_before * (ONE - f_before)
-        dc[j] = dc[j] * f_before
+    """One step back: gates become da, dc becomes that of the step before."""
+    B, H = dh.shape
+    whole = H // LANES * LANES
+    for row in range(B):
+        for j in range(0, whole, LANES):
+            _lstm_units_backward(gates, c_before, c, above, dh, dc, row, j, LANES)
+        if whole < H:
+            _lstm_units_backward(gates, c_before, c, above, dh, dc, row, whole, H - whole)
 
 
 @jit
@@ -77,29 +99,30 @@ def lstm_forward(gates: Array, hs: Array, cs: Array, Wh: Array, steps: int) -> N
     """
     for t in range(steps):
         matmul(hs[t], Wh, gates[t], True)
-        for row in range(hs.shape[1]):
-            _lstm_gates(gates[t, row], cs[t, row], cs[t + 1, row], hs[t + 1, row])
+        _lstm_gates(gates[t], cs[t], cs[t + 1], hs[t + 1])
 
 
 @jit
 def lstm_backward(
-    gates: Array, cs: Array, WhT: Array, dhs: Array, dh: Array, dc: Array, steps: int
+    gates: Array, hs: Array, cs: Array, WhT: Array, dhs: Array, dh: Array, dc: Array,
+    dWh: Array, block: Block, steps: int,
 ) -> None:  # fmt: skip
     """Run backpropagation through time over the first `steps` steps.
 
     Args:
         gates: (T, B, 4H); in: the gates; out: da, the gradient of the pre-activations.
-        cs: (T+1, B, H) of the forward pass.
+        hs: (T+1, B, H) of the forward pass.
+        cs: (T+1, B, H), like hs.
         WhT: Wh transposed, (4H, H), packed.
         dhs: (T, B, H), the gradient from above.
         dh: (B, H); in: the gradient of the last h from later on; out: of the initial h.
         dc: (B, H), the same for c.
+        dWh: (H, 4H), added to.
+        block: room for the rows of H and 4H elements that dWh is made of.
         steps: steps the forward pass ran.
     """
-    tanh_c = np.empty(dh.shape[1], np.float32)
+    gathered = 0
     for t in range(steps - 1, -1, -1):
-        for b in range(dh.shape[0]):
-            _lstm_gates_backward(
-                gates[t, b], cs[t, b], cs[t + 1, b], dhs[t, b], dh[b], dc[b], tanh_c
-            )
+        _lstm_gates_backward(gates[t], cs[t], cs[t + 1], dhs[t], dh, dc)
         matmul(gates[t], WhT, dh, False)
+        gathered = add_rows_transposed(hs[t], gates[t], block, gathered, dWh, t == 0)

@@ -1,4 +1,4 @@
-"""Packed matrix products: C (+)= A B and C += A^T B, by tiles of treadle.kernels.tile.
+"""Packed matrix products: C (+)= A B, by tiles of treadle.kernels.tile.
 
 Weights are constant over the T steps of a window, so they are packed once an optimizer step
 and every step streams the panels. N columns take `panel_count(N)` panels; columns past N are
@@ -14,9 +14,6 @@ from treadle.kernels.compile import jit
 from treadle.kernels.tile import PANEL, ROWS, make_tile
 
 Array = npt.NDArray[np.float32]
-
-ROW_BLOCK = 256
-"""Rows of A^T B summed before moving to the next panel: one packed block fits the L1 cache."""
 
 _WIDE = 4
 _tile, _tile_add = make_tile(ROWS, 1, add=False), make_tile(ROWS, 1, add=True)
@@ -57,46 +54,67 @@ def pack_transposed(matrix: Array, panels: Array) -> None:
 
 
 @jit
-def _strip(
+def _write_tiles(
     A: Array, start: int, row: int, step: int, P: Array, base: int, K: int,
-    C: Array, out: int, width: int, M: int, add: bool,
+    C: Array, out: int, width: int, M: int,
 ) -> None:  # fmt: skip
-    """One panel's columns of C for all M rows: C[out + i * width ...] (+)= A P[base ...]."""
+    """One panel's columns of C for all M rows: C[out + i * width ...] = A P[base ...]."""
     i = 0
     while i + ROWS <= M:
-        if add:
-            _tile_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
-        else:
-            _tile(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        _tile(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
         i += ROWS
     while i + 4 <= M:
-        if add:
-            _tile4_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
-        else:
-            _tile4(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        _tile4(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
         i += 4
     while i < M:
-        if add:
-            _tile1_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
-        else:
-            _tile1(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        _tile1(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
         i += 1
 
 
 @jit
-def _edge_strip(
+def add_tiles(
     A: Array, start: int, row: int, step: int, P: Array, base: int, K: int,
-    C: Array, first: int, add: bool,
+    C: Array, out: int, width: int, M: int,
 ) -> None:  # fmt: skip
+    """Add one panel's products to M rows of C: C[out + i * width ...] += A P[base ...].
+
+    Args:
+        A: element (i, k) is A.flat[start + i * row + k * step].
+        start: see A.
+        row: see A.
+        step: see A.
+        P: packed panels.
+        base: where the panel begins in P.
+        K: length of the sums, above 0.
+        C: added to.
+        out: where the first of its rows begins in C.
+        width: elements from row to row of C.
+        M: rows.
+    """
+    i = 0
+    while i + ROWS <= M:
+        _tile_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        i += ROWS
+    while i + 4 <= M:
+        _tile4_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        i += 4
+    while i < M:
+        _tile1_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        i += 1
+
+
+@jit
+def _edge_panel(A: Array, P: Array, base: int, C: Array, first: int, add: bool) -> None:
     """The last panel, partly past C's columns: computed aside, its real columns copied."""
-    M, N = C.shape
+    (M, K), width = A.shape, C.shape[1] - first
     aside = np.empty((M, PANEL), np.float32)
-    width = N - first
     if add:
         aside[:, width:] = 0
         for i in range(M):
             aside[i, :width] = C[i, first:]
-    _strip(A, start, row, step, P, base, K, aside, 0, PANEL, M, add)
+        add_tiles(A, 0, K, 1, P, base, K, aside, 0, PANEL, M)
+    else:
+        _write_tiles(A, 0, K, 1, P, base, K, aside, 0, PANEL, M)
     for i in range(M):
         C[i, first:] = aside[i, :width]
 
@@ -122,34 +140,13 @@ def matmul(A: Array, panels: Array, C: Array, add: bool) -> None:
                 _wide1(A, 0, K, 1, panels, j * K * PANEL, K * PANEL, K, C, j * PANEL, N)
             j += _WIDE
     while j < whole:
-        _strip(A, 0, K, 1, panels, j * K * PANEL, K, C, j * PANEL, N, M, add)
+        if add:
+            add_tiles(A, 0, K, 1, panels, j * K * PANEL, K, C, j * PANEL, N, M)
+        else:
+            _write_tiles(A, 0, K, 1, panels, j * K * PANEL, K, C, j * PANEL, N, M)
         j += 1
     if whole < panels.shape[0]:
-        _edge_strip(A, 0, K, 1, panels, whole * K * PANEL, K, C, whole * PANEL, add)
-
-
-@jit
-def add_matmul_transposed(A: Array, B: Array, C: Array) -> None:
-    """C += A^T B, the sum over rows in ascending order.
-
-    Args:
-        A: (K, M).
-        B: (K, N).
-        C: (M, N), added to.
-    """
-    (K, M), N = A.shape, B.shape[1]
-    block = np.empty((1, ROW_BLOCK, PANEL), np.float32)
-    for k in range(0, K, ROW_BLOCK):
-        rows = min(ROW_BLOCK, K - k)
-        for first in range(0, N, PANEL):
-            width = min(PANEL, N - first)
-            for x in range(rows):
-                block[0, x, :width] = B[k + x, first : first + width]
-                block[0, x, width:] = 0
-            if width == PANEL:
-                _strip(A, k * M, 1, M, block, 0, rows, C, first, N, M, True)
-            else:
-                _edge_strip(A, k * M, 1, M, block, 0, rows, C, first, True)
+        _edge_panel(A, panels, whole * K * PANEL, C, whole * PANEL, add)
 
 
 @jit

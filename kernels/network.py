@@ -22,7 +22,7 @@ from treadle.kernels.layer import (
     recur_forward,
 )
 from treadle.kernels.loss import cross_entropy, target_log_probabilities
-from treadle.kernels.matmul import add_matmul_transposed, add_rows, matmul
+from treadle.kernels.matmul import add_rows, matmul
 from treadle.kernels.optimizers import add_into
 from treadle.kernels.structures import (
     LSTM,
@@ -34,29 +34,31 @@ from treadle.kernels.structures import (
     Weights,
     Workspace,
 )
+from treadle.kernels.transposed import add_matmul_transposed
 
 
 @jit
-def _embed(weights: Weights, tokens: Ints, gates: Array, steps: int) -> None:
-    """Layer 0's share of the input, for tokens (T, B), to gates (T, B, G)."""
-    B, G = gates.shape[1], gates.shape[2]
+def _embed(weights: Weights, tokens: Ints, gates: Array) -> None:
+    """Layer 0's share of the input, for tokens (B,), to gates (B, G)."""
+    B = tokens.size
     if weights.table.shape[0]:
-        for t in range(steps):
-            for row in range(B):
-                gates[t, row] = weights.table[tokens[t, row]]
-        return
-    xs = np.empty((steps * B, weights.embedding.shape[1]), np.float32)
-    for t in range(steps):
         for row in range(B):
-            xs[t * B + row] = weights.embedding[tokens[t, row]]
-            gates[t, row] = weights.b[0]
-    matmul(xs, weights.Wx0, gates[:steps].reshape((steps * B, G)), True)
+            gates[row] = weights.table[tokens[row]]
+        return
+    xs = np.empty((B, weights.embedding.shape[1]), np.float32)
+    for row in range(B):
+        xs[row] = weights.embedding[tokens[row]]
+        gates[row] = weights.b[0]
+    matmul(xs, weights.Wx0, gates, True)
 
 
 @jit
-def _tape(work: Workspace, layer: int) -> LayerTape:
-    """One layer's part of the workspace."""
-    return LayerTape(work.gates[layer], work.hidden[layer], work.hs[layer], work.cs[layer])
+def _tape(work: Workspace, layer: int, first: int, last: int) -> LayerTape:
+    """One layer's part of the workspace, for steps first to last."""
+    return LayerTape(
+        work.gates[layer, first:last], work.hidden[layer, first:last],
+        work.hs[layer, first : last + 1], work.cs[layer, first : last + 1],
+    )  # fmt: skip
 
 
 @jit
@@ -99,14 +101,13 @@ def store_state(work: Workspace, steps: int, state: State) -> None:
 @jit
 def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: int) -> None:
     """Run all layers over the first `steps` rows of tokens (T, B), from the states in row 0."""
-    for layer in range(work.gates.shape[0]):
-        Wh, bh, tape = weights.Wh[layer], weights.bh[layer], _tape(work, layer)
-        if layer == 0:
-            _embed(weights, tokens, tape.gates, steps)
-            recur_forward(cell, Wh, bh, tape, steps)
-        else:
-            xs, Wx, b = _below(work, layer, steps), weights.Wx[layer - 1], weights.b[layer]
-            layer_forward(cell, xs, Wx, b, Wh, bh, tape, steps)
+    for t in range(steps):  # step by step, so that what enters is still in the cache
+        _embed(weights, tokens[t], work.gates[0, t])
+        recur_forward(cell, weights.Wh[0], weights.bh[0], _tape(work, 0, t, t + 1), 1)
+    for layer in range(1, work.gates.shape[0]):
+        xs, Wx, b = _below(work, layer, steps), weights.Wx[layer - 1], weights.b[layer]
+        Wh, bh, tape = weights.Wh[layer], weights.bh[layer], _tape(work, layer, 0, steps)
+        layer_forward(cell, xs, Wx, b, Wh, bh, tape, steps)
 
 
 @jit
@@ -134,7 +135,7 @@ def _loss_and_output_gradients(
         output_logits(weights, states[first:last], logits)
         loss += cross_entropy(logits, flat_targets[first:last], scale)
         matmul(logits, weights.WyT, dhs[first:last], False)
-        add_matmul_transposed(states[first:last], logits, gradients.Wy)
+        add_matmul_transposed(states[first:last], logits, work.block, gradients.Wy)
         add_rows(logits, gradients.by)
     return loss
 
@@ -155,16 +156,17 @@ def _backward(
     """All layers backward, from the gradient of the topmost states in dhs."""
     B, H = work.hs.shape[2], work.hs.shape[3]
     for layer in range(work.gates.shape[0] - 1, -1, -1):
-        WhT, tape = weights.WhT[layer], _tape(work, layer)
+        WhT, tape = weights.WhT[layer], _tape(work, layer, 0, steps)
         cells = B if cell == LSTM else 0
         running = Running(np.zeros((B, H), np.float32), np.zeros((cells, H), np.float32))
-        dWh, dbh = gradients.Wh[layer], gradients.bh[layer]
+        dWh, dbh, block = gradients.Wh[layer], gradients.bh[layer], work.block
         if layer == 0:
-            recur_backward(cell, WhT, tape, work.dhs, running, dWh, dbh, steps)
+            recur_backward(cell, WhT, tape, work.dhs, running, dWh, dbh, block, steps)
         else:
             xs, WxT = _below(work, layer, steps), weights.WxT[layer - 1]
             part = LayerGradients(gradients.Wx[layer - 1], dWh, gradients.b[layer], dbh)
-            layer_backward(cell, xs, WxT, WhT, tape, work.dhs, running, part, work.dhs, steps)
+            dhs = work.dhs
+            layer_backward(cell, xs, WxT, WhT, tape, dhs, running, part, dhs, block, steps)
             _drop_gradient(work, layer, steps)
     for t in range(steps):
         for row in range(B):

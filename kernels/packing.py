@@ -13,7 +13,6 @@ import numpy as np
 from treadle.kernels.activations import ZERO
 from treadle.kernels.compile import jit
 from treadle.kernels.matmul import (
-    add_matmul_transposed,
     add_rows,
     matmul,
     pack,
@@ -21,6 +20,7 @@ from treadle.kernels.matmul import (
 )
 from treadle.kernels.structures import Array, Gradients, Ints, Parameters, Weights
 from treadle.kernels.tile import PANEL
+from treadle.kernels.transposed import Block, add_matmul_transposed
 
 
 @jit
@@ -80,7 +80,7 @@ def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
 
 @jit
 def unfold_gradients(
-    parameters: Parameters, gradients: Gradients, used: Ints, out: Parameters
+    parameters: Parameters, gradients: Gradients, used: Ints, block: Block, out: Parameters
 ) -> None:
     """Turn the table's gradient into those of embedding, input weights and first bias.
 
@@ -88,6 +88,7 @@ def unfold_gradients(
         parameters: as at the step's beginning.
         gradients: of the whole batch.
         used: as given to `pack_weights`.
+        block: room for rows of E and G elements.
         out: embedding, Wx0 and row 0 of b are written; the rest is left as it is.
     """
     U, G = used.size, parameters.b.shape[1]
@@ -99,7 +100,7 @@ def unfold_gradients(
             out.Wx0[used[u]] = d_table[u]
         return
     E = parameters.embedding.shape[1]
-    add_matmul_transposed(_take_rows(parameters.embedding, used), d_table, out.Wx0)
+    add_matmul_transposed(_take_rows(parameters.embedding, used), d_table, block, out.Wx0)
     Wx0T = np.empty(((E + PANEL - 1) // PANEL, G, PANEL), np.float32)
     pack_transposed(parameters.Wx0, Wx0T)
     d_rows = np.empty((U, E), np.float32)

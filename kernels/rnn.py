@@ -10,10 +10,28 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, tanh
-from treadle.kernels.compile import jit
+from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.matmul import matmul
+from treadle.kernels.transposed import Block, add_rows_transposed
+from treadle.kernels.vectors import LANES, load, store
 
 Array = npt.NDArray[np.float32]
+
+
+@jit_inline
+def _rnn_units(gates: Array, h: Array, at: int, left: int) -> None:
+    """States of up to LANES units from element `at` on."""
+    store(h, at, left, tanh(load(gates, at, left)))
+
+
+@jit_inline
+def _rnn_units_backward(
+    gates: Array, h: Array, above: Array, dh: Array, at: int, left: int
+) -> None:  # fmt: skip
+    """One step back for up to LANES units from element `at` on."""
+    state = load(h, at, left)
+    d_h = load(above, at, left) + load(dh, at, left)
+    store(gates, at, left, d_h * (ONE - state * state))
 
 
 @jit
@@ -26,18 +44,20 @@ def rnn_forward(gates: Array, hs: Array, Wh: Array, steps: int) -> None:
         Wh: (H, H), packed.
         steps: steps to run, at most T.
     """
-    B, H = hs.shape[1], hs.shape[2]
+    size = hs.shape[1] * hs.shape[2]
+    whole = size // LANES * LANES
     for t in range(steps):
         matmul(hs[t], Wh, gates[t], True)
-        for row in range(B):
-            a, h = gates[t, row], hs[t + 1, row]
-            for j in range(H):
-                h[j] = tanh(a[j])
+        for at in range(0, whole, LANES):
+            _rnn_units(gates[t], hs[t + 1], at, LANES)
+        if whole < size:
+            _rnn_units(gates[t], hs[t + 1], whole, size - whole)
 
 
 @jit
 def rnn_backward(
-    gates: Array, hs: Array, WhT: Array, dhs: Array, dh: Array, steps: int
+    gates: Array, hs: Array, WhT: Array, dhs: Array, dh: Array,
+    dWh: Array, block: Block, steps: int,
 ) -> None:  # fmt: skip
     """Run backpropagation through time over the first `steps` steps.
 
@@ -47,12 +67,15 @@ def rnn_backward(
         WhT: Wh transposed, (H, H), packed.
         dhs: (T, B, H), the gradient from above.
         dh: (B, H); in: the gradient of the last state from later on; out: of the initial state.
+        dWh: (H, H), added to.
+        block: room for the rows of H and H elements that dWh is made of.
         steps: steps the forward pass ran.
     """
-    B, H = dh.shape
+    whole, gathered = dh.size // LANES * LANES, 0
     for t in range(steps - 1, -1, -1):
-        for row in range(B):
-            da, h, above, running = gates[t, row], hs[t + 1, row], dhs[t, row], dh[row]
-            for j in range(H):
-                da[j] = (above[j] + running[j]) * (ONE - h[j] * h[j])
+        for at in range(0, whole, LANES):
+            _rnn_units_backward(gates[t], hs[t + 1], dhs[t], dh, at, LANES)
+        if whole < dh.size:
+            _rnn_units_backward(gates[t], hs[t + 1], dhs[t], dh, whole, dh.size - whole)
         matmul(gates[t], WhT, dh, False)
+        gathered = add_rows_transposed(hs[t], gates[t], block, gathered, dWh, t == 0)

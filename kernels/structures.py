@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from treadle.kernels.transposed import Block
+
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
@@ -96,6 +98,8 @@ class Workspace(NamedTuple):
     """(T, B, H), what the layer at hand gets from below; (0, B, H) where nothing is dropped."""
     scale: Array
     """(1,), what units that are handed on are multiplied with."""
+    block: Block
+    """Room for gathering rows of states and gate gradients; none where nothing goes backward."""
 
 
 class State(NamedTuple):

@@ -165,5 +165,7 @@ class Engine:
         for shard in self._shards[1:]:
             add_into(shard.flat, first.flat)
         self.gradient.flat[self.gradient.flat.size - first.tail.size :] = first.tail
-        unfold_gradients(self.parameters.stacks, first.gradients, used, self.gradient.stacks)
+        unfold_gradients(
+            self.parameters.stacks, first.gradients, used, first.work.block, self.gradient.stacks
+        )
         return loss, count

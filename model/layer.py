@@ -23,6 +23,7 @@ from treadle.kernels import layer as kernels
 from treadle.kernels.matmul import pack, pack_transposed, panel_count
 from treadle.kernels.random import fill_uniform
 from treadle.kernels.tile import PANEL
+from treadle.kernels.transposed import ROW_BLOCK, allocate_block
 from treadle.model.config import Cell
 from treadle.model.errors import LayerError
 from treadle.model.parameters import CELL_CODES, FIRST_STREAM, carve, room
@@ -68,7 +69,7 @@ class RecurrentLayer:
         """Views of `flat`: Wx (D, G), Wh (H, G), b (G,), and of a GRU bh (H,). G is H, 3H or 4H,
         the gates in PyTorch's order (r z n; i f g o)."""
         self._gradients = carve(self.gradient, shapes)
-        self._tape: tuple[Array, kernels.LayerTape] | None = None
+        self._tapes: list[tuple[Array, kernels.LayerTape]] = []
         limit = np.float32(1 / math.sqrt(self.hidden_size))
         for number, array in enumerate(self.parameters.values()):
             stream = np.uint64(FIRST_STREAM + number)
@@ -101,29 +102,37 @@ class RecurrentLayer:
             LayerError: an argument has another shape or type, or c0 is given and there are no
                 cell states.
         """
-        D, H, G = self.input_size, self.hidden_size, self.parameters["b"].size
+        D, H = self.input_size, self.hidden_size
         xs = _checked(xs, "xs", (None, None, D))
         T, B, _ = xs.shape
         if c0 is not None and self.cell is not Cell.LSTM:
             raise LayerError(f"c0 is given, and a layer of cell {self.cell} has no cell states")
-        h0, c0 = (
-            None if state is None else _checked(state, name, (B, H))
-            for name, state in (("h0", h0), ("c0", c0))
-        )
+        zeros = np.zeros((B, H), np.float32)
+        h0 = zeros if h0 is None else _checked(h0, "h0", (B, H))
+        c0 = zeros if c0 is None else _checked(c0, "c0", (B, H))
+        Wx, Wh = _packed(self.parameters["Wx"]), _packed(self.parameters["Wh"])
+        b, bh = self.parameters["b"], _hidden_bias(self.parameters)
+        self._tapes = []
+        for rows in _parts(B):
+            part, tape = np.ascontiguousarray(xs[:, rows]), self._tape(T, h0[rows], c0[rows])
+            kernels.layer_forward(CELL_CODES[self.cell], part, Wx, b, Wh, bh, tape, T)
+            self._tapes.append((part, tape))
+        hs = _joined([tape.hs for _, tape in self._tapes])
+        cs = _joined([tape.cs for _, tape in self._tapes])
+        return _read_only(hs), _read_only(cs) if self.cell is Cell.LSTM else None
+
+    def _tape(self, T: int, h0: Array, c0: Array) -> kernels.LayerTape:
+        """Room for a pass from the given states."""
+        (B, H), G = h0.shape, GATES[self.cell] * self.hidden_size
+        is_gru, is_lstm = self.cell is Cell.GRU, self.cell is Cell.LSTM
         tape = kernels.LayerTape(
             gates=np.empty((T, B, G), np.float32),
-            hidden=np.empty((T if self.cell is Cell.GRU else 0, B, 3 * H), np.float32),
+            hidden=np.empty((T if is_gru else 0, B, 3 * H), np.float32),
             hs=np.empty((T + 1, B, H), np.float32),
-            cs=np.empty((T + 1 if self.cell is Cell.LSTM else 0, B, H), np.float32),
+            cs=np.empty((T + 1 if is_lstm else 0, B, H), np.float32),
         )
-        tape.hs[0] = 0 if h0 is None else h0
-        tape.cs[:1] = 0 if c0 is None else c0
-        kernels.layer_forward(
-            CELL_CODES[self.cell], xs, _packed(self.parameters["Wx"]), self.parameters["b"],
-            _packed(self.parameters["Wh"]), self._hidden_bias(self.parameters), tape, T,
-        )  # fmt: skip
-        self._tape = xs, tape
-        return _read_only(tape.hs), _read_only(tape.cs) if self.cell is Cell.LSTM else None
+        tape.hs[0], tape.cs[:1] = h0, c0
+        return tape
 
     def backward(
         self,
@@ -148,32 +157,57 @@ class RecurrentLayer:
             LayerError: there is no forward pass to go back from, or an argument has another
                 shape or type.
         """
-        if self._tape is None:
+        if not self._tapes:
             raise LayerError("there is nothing to go back from: call forward first, once for each")
-        xs, tape = self._tape
-        (T, B, _), H = xs.shape, self.hidden_size
-        dhs = _checked(dhs, "dhs", (T, B, H))
+        T, B = self._tapes[0][0].shape[0], sum(xs.shape[1] for xs, _ in self._tapes)
+        dhs = _checked(dhs, "dhs", (T, B, self.hidden_size))
         if dcT is not None and self.cell is not Cell.LSTM:
             raise LayerError(f"dcT is given, and a layer of cell {self.cell} has no cell states")
-        running = kernels.Running(np.zeros((B, H), np.float32), np.zeros((B, H), np.float32))
-        if dcT is not None:
-            running.dc[:] = _checked(dcT, "dcT", (B, H))
-        self._tape, dxs, gradients = None, np.empty_like(xs), self._gradients
-        self.gradient[:] = 0
-        kernels.layer_backward(
-            CELL_CODES[self.cell], xs, _packed_transposed(self.parameters["Wx"]),
-            _packed_transposed(self.parameters["Wh"]), tape, dhs, running,
-            kernels.LayerGradients(
-                gradients["Wx"], gradients["Wh"], gradients["b"], self._hidden_bias(gradients)
-            ),
-            dxs, T,
-        )  # fmt: skip
-        states = {"h0": running.dh} | ({"c0": running.dc} if self.cell is Cell.LSTM else {})
-        return dxs, gradients | states
+        dc = None if dcT is None else _checked(dcT, "dcT", (B, self.hidden_size))
+        tapes, self._tapes = self._tapes, []
+        parts = self._backward(tapes, dhs, dc)
+        states = {"h0": _joined([running.dh for _, running in parts], axis=0)}
+        if self.cell is Cell.LSTM:
+            states["c0"] = _joined([running.dc for _, running in parts], axis=0)
+        return _joined([dxs for dxs, _ in parts]), self._gradients | states
 
-    def _hidden_bias(self, arrays: dict[str, Array]) -> Array:
-        """The GRU's bh; room that no kernel looks at elsewhere."""
-        return arrays.get("bh", np.zeros(0, np.float32))
+    def _backward(
+        self, tapes: list[tuple[Array, kernels.LayerTape]], dhs: Array, dc: Array | None
+    ) -> list[tuple[Array, kernels.Running]]:
+        """Every part of the batch backward, its rows one after the other."""
+        WxT, WhT = (_packed_transposed(self.parameters[name]) for name in ("Wx", "Wh"))
+        block = allocate_block(max(self.input_size, self.hidden_size), WhT.shape[1])
+        named = self._gradients
+        gradients = kernels.LayerGradients(
+            named["Wx"], named["Wh"], named["b"], _hidden_bias(named)
+        )
+        self.gradient[:] = 0
+        done = []
+        for (xs, tape), rows in zip(tapes, _parts(dhs.shape[1]), strict=True):
+            above, dxs = np.ascontiguousarray(dhs[:, rows]), np.empty_like(xs)
+            running = kernels.Running(np.zeros_like(tape.hs[0]), np.zeros_like(tape.hs[0]))
+            if dc is not None:
+                running.dc[:] = dc[rows]
+            kernels.layer_backward(
+                CELL_CODES[self.cell], xs, WxT, WhT, tape, above, running, gradients, dxs, block,
+                xs.shape[0],
+            )  # fmt: skip
+            done.append((dxs, running))
+        return done
+
+
+def _parts(rows: int) -> list[slice]:
+    """The rows that a kernel takes at once: as many as it gathers in a block."""
+    return [slice(i, min(rows, i + ROW_BLOCK)) for i in range(0, rows, ROW_BLOCK)]
+
+
+def _joined(parts: list[Array], axis: int = 1) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+
+
+def _hidden_bias(arrays: dict[str, Array]) -> Array:
+    """The GRU's bh; of the others nothing, which no kernel looks at."""
+    return arrays["bh"] if "bh" in arrays else np.zeros(0, np.float32)
 
 
 def _whole(value: object, field: str, low: int, high: int) -> int:

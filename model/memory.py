@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from treadle.kernels.dropout import keep_bytes
+from treadle.kernels.transposed import ROW_BLOCK
 from treadle.model.config import Cell, OptimizerKind, TrainConfig
 from treadle.model.engine import SHARD_ROWS
 from treadle.model.errors import ConfigError
@@ -36,7 +37,8 @@ def training_bytes(
     states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
     work = rows * window * (L * (G + states * H) + H + dropping)
     work += min(256, rows * window) * shards * shape.V
-    return int(_FLOAT * (once + shards * (parameters + table) + work))
+    block = ROW_BLOCK * (max(H, shape.E) + G)
+    return int(_FLOAT * (once + shards * (parameters + table + block) + work))
 
 
 def check_memory(config: TrainConfig, vocabulary_size: int, limit_bytes: int) -> None:

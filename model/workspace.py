@@ -10,6 +10,7 @@ from treadle.kernels.dropout import keep_bytes
 from treadle.kernels.matmul import panel_count
 from treadle.kernels.packing import pack_weights
 from treadle.kernels.tile import PANEL
+from treadle.kernels.transposed import allocate_block
 from treadle.model.config import Cell
 from treadle.model.parameters import Parameters, Shape
 
@@ -76,6 +77,7 @@ def allocate_workspace(
         keep=np.zeros((L - 1, dropping, rows, keep_bytes(H)), np.uint8),
         dropped=np.zeros((dropping, rows, H), np.float32),
         scale=np.ones(1, np.float32),
+        block=allocate_block(max(H, shape.E), shape.G) if backward else allocate_block(0, 0),
     )
 
 

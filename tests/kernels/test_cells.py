@@ -19,16 +19,10 @@ from small_networks import (
 from treadle.kernels import reference
 from treadle.kernels.gru import gru_backward, gru_forward
 from treadle.kernels.lstm import lstm_backward, lstm_forward
-from treadle.kernels.matmul import (
-    add_matmul_transposed,
-    add_rows,
-    matmul,
-    pack,
-    pack_transposed,
-    panel_count,
-)
+from treadle.kernels.matmul import add_rows, matmul, pack, pack_transposed, panel_count
 from treadle.kernels.rnn import rnn_backward, rnn_forward
 from treadle.kernels.tile import PANEL
+from treadle.kernels.transposed import add_matmul_transposed, allocate_block
 from treadle.model.engine import Engine
 
 Floats = NDArray[np.float32]
@@ -106,19 +100,18 @@ class CellCase:
         self._forward(gates, hidden, hs, cs)
         states = {"hs": hs[: T + 1].copy(), "cs": cs[: T + 1].copy()}
         dh, dc = self.above["dhT"].copy(), self.above["dcT"].copy()
-        self._backward(gates, hidden, hs, cs, dh, dc)
+        dWh = np.zeros_like(self.arrays["Wh"])
+        self._backward(gates, hidden, hs, cs, dh, dc, dWh)
 
         da = gates[:T].reshape(T * B, G)
-        d_hidden = hidden[:T].reshape(T * B, -1) if self.cell == "gru" else da
         gradients: Arrays = {"dh0": dh, "dxs": np.zeros_like(xs), "db": np.zeros(G, np.float32)}
         matmul(da, packed_transposed(self.arrays["Wx"]), gradients["dxs"], False)
         gradients["dxs"] = gradients["dxs"].reshape(self.arrays["xs"].shape)
-        gradients |= {f"d{name}": np.zeros_like(self.arrays[name]) for name in ("Wx", "Wh")}
-        add_matmul_transposed(xs, da, gradients["dWx"])
-        add_matmul_transposed(hs[:T].reshape(T * B, H), d_hidden, gradients["dWh"])
+        gradients |= {"dWx": np.zeros_like(self.arrays["Wx"]), "dWh": dWh}
+        add_matmul_transposed(xs, da, allocate_block(xs.shape[1], G), gradients["dWx"])
         add_rows(da, gradients["db"])
         if self.cell == "gru":
-            gradients["dbh"] = d_hidden[:, 2 * H :].sum(axis=0)
+            gradients["dbh"] = hidden[:T, :, 2 * H :].reshape(T * B, H).sum(axis=0)
         if self.cell == "lstm":
             gradients["dc0"] = dc
         else:
@@ -138,15 +131,17 @@ class CellCase:
             rnn_forward(gates, hs, Wh, self.T)
 
     def _backward(
-        self, gates: Floats, hidden: Floats, hs: Floats, cs: Floats, dh: Floats, dc: Floats
-    ) -> None:
+        self, gates: Floats, hidden: Floats, hs: Floats, cs: Floats, dh: Floats, dc: Floats,
+        dWh: Floats,
+    ) -> None:  # fmt: skip
         WhT, dhs = packed_transposed(self.arrays["Wh"]), self.above["dhs"]
+        block = allocate_block(*dWh.shape)
         if self.cell == "lstm":
-            lstm_backward(gates, cs, WhT, dhs, dh, dc, self.T)
+            lstm_backward(gates, hs, cs, WhT, dhs, dh, dc, dWh, block, self.T)
         elif self.cell == "gru":
-            gru_backward(gates, hidden, hs, WhT, dhs, dh, self.T)
+            gru_backward(gates, hidden, hs, WhT, dhs, dh, dWh, block, self.T)
         else:
-            rnn_backward(gates, hs, WhT, dhs, dh, self.T)
+            rnn_backward(gates, hs, WhT, dhs, dh, dWh, block, self.T)
 
 
 def packed(matrix: Floats) -> Floats:

@@ -123,7 +123,7 @@ def masks_of(step: int, L: int, T: int, B: int, H: int, p: float) -> NDArray[np.
     """The reference's masks, of the bits that the engine draws for a batch."""
     dropout = settings(p, seed=3, step=step)
     keep = flags(drawn(dropout, (L - 1, T, B, H)), H)
-    return keep * float(keep_scale(dropout))
+    return np.where(keep, np.float64(keep_scale(dropout)), 0.0)
 
 
 SIZES = [

@@ -10,7 +10,6 @@ from small_networks import relative_error, same_bytes
 
 from treadle.kernels import reference
 from treadle.kernels.loss import (
-    LANES,
     cross_entropy,
     exponentials,
     largest,
@@ -18,6 +17,7 @@ from treadle.kernels.loss import (
     target_log_probabilities,
     total,
 )
+from treadle.kernels.vectors import LANES
 
 Floats = NDArray[np.float32]
 
@@ -107,24 +107,23 @@ def test_largest(V: int) -> None:
 
 @pytest.mark.parametrize("V", SIZES)
 def test_total_has_one_shape(V: int) -> None:
-    """Partial sums of every LANES-th term, added in order; in the reader's own few lines."""
+    """Partial sums of every LANES-th term, then halves added; in the reader's own few lines."""
     row = draw(1, V, seed=V)[0][0]
-    padded = np.zeros(-(-V // LANES) * LANES, np.float32)
+    padded = np.zeros((V // LANES + 1) * LANES, np.float32)
     padded[:V] = row
     sums = np.zeros(LANES, np.float32)
     for part in padded.reshape(-1, LANES):
         sums += part
-    in_order = np.float32(0)
-    for part_sum in sums:
-        in_order += part_sum
-    assert np.float32(total(row)).tobytes() == in_order.tobytes()
+    while sums.size > 1:
+        sums = sums[: sums.size // 2] + sums[sums.size // 2 :]
+    assert np.float32(total(row)).tobytes() == sums.tobytes()
     assert total(row) == pytest.approx(math.fsum(row.tolist()), rel=1e-4, abs=1e-5)
 
 
 def test_log_probability() -> None:
     row, out = np.log(np.array([0.1, 0.2, 0.7], np.float32)), np.zeros(3, np.float32)
-    top = largest(row)
-    sum_of_exponentials = exponentials(row, top, out)
+    top = np.float32(largest(row))
+    sum_of_exponentials = np.float32(exponentials(row, top, out))
     np.testing.assert_allclose(out, np.array([1, 2, 7]) / 7, rtol=1e-6)
     assert sum_of_exponentials == pytest.approx(10 / 7, rel=1e-6)
     for logit in row:

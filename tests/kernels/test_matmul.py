@@ -12,16 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from small_networks import relative_error, same_bytes
 
-from treadle.kernels.matmul import (
-    ROW_BLOCK,
-    add_matmul_transposed,
-    add_rows,
-    matmul,
-    pack,
-    pack_transposed,
-    panel_count,
-)
+from treadle.kernels import transposed
+from treadle.kernels.matmul import add_rows, matmul, pack, pack_transposed, panel_count
 from treadle.kernels.tile import PANEL, ROWS
+from treadle.kernels.transposed import ROW_BLOCK, add_rows_transposed, allocate_block
 
 Floats = NDArray[np.float32]
 
@@ -47,6 +41,14 @@ def product(A: Floats, B: Floats, C: Floats | None = None) -> Floats:
     out = np.full((len(A), B.shape[1]), np.nan, np.float32) if C is None else C.copy()
     matmul(A, packed(B), out, C is not None)
     return out
+
+
+def add_matmul_transposed(A: Floats, B: Floats, C: Floats, panels: int = 2) -> None:
+    """C += A^T B, by a block that holds rubbish before, and `panels` panels of B at once."""
+    block = allocate_block(A.shape[1], panels * PANEL)
+    for part in block:
+        part[...] = np.nan
+    transposed.add_matmul_transposed(A, B, block, C)
 
 
 def fused(a: Floats, b: Floats, c: Floats) -> Floats:
@@ -151,6 +153,20 @@ def test_blocks_of_rows_do_not_matter(rows: int) -> None:
     for k in range(0, K, rows):
         add_matmul_transposed(A[k : k + rows], B[k : k + rows], in_parts)
     assert same_bytes(at_once, in_parts)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 100, ROW_BLOCK])
+@pytest.mark.parametrize(("M", "N"), [(3, 5), (ROWS, PANEL), (2 * ROWS + 3, PANEL + 1)])
+def test_gathered_rows_are_one_sum(rows: int, M: int, N: int) -> None:
+    K = 2 * ROW_BLOCK + 9
+    A, B, C = draw(27, K, M), draw(28, K, N), draw(29, M, N)
+    expected, block, gathered = C.copy(), allocate_block(M, N), 0
+    for k in range(0, K, rows):
+        part = slice(k, min(K, k + rows))
+        gathered = add_rows_transposed(A[part], B[part], block, gathered, C, part.stop == K)
+    assert gathered == 0
+    add_matmul_transposed(A, B, expected)
+    assert same_bytes(C, expected)
 
 
 @pytest.mark.parametrize("N", [1, PANEL - 1, PANEL, PANEL + 1, 4 * PANEL, 4 * PANEL + 1])

@@ -22,6 +22,7 @@ SIZES = [
     (7, 3, 33, 9),
     (6, 5, 3, 33),
     pytest.param(19, 17, 33, 65, marks=pytest.mark.jit),
+    pytest.param(3, 300, 3, 5, marks=pytest.mark.jit),  # more rows than a kernel takes at once
 ]
 
 

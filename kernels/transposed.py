@@ -1,0 +1,146 @@
+"""C += A^T B over many rows: how gradients of weights are summed.
+
+Rows of A and B are gathered in packed blocks, as they come to be, while the caches still hold
+them; a full block is multiplied by the tile. Every element of C is one chain of fused
+multiply-adds over the rows in the order in which they were gathered, whatever a block holds.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels.compile import jit
+from treadle.kernels.matmul import add_tiles
+from treadle.kernels.tile import PANEL, ROWS
+
+Array = npt.NDArray[np.float32]
+
+ROW_BLOCK = 256
+"""Rows of a block: one packed panel of it fits the L1 cache."""
+
+
+class Block(NamedTuple):
+    """Room for ROW_BLOCK gathered rows."""
+
+    left: Array
+    """(strips, ROW_BLOCK, ROWS), rows of A, at least ceil(M / ROWS) strips."""
+    right: Array
+    """(panels, ROW_BLOCK, PANEL), rows of B; with fewer panels than B has, B is cut."""
+
+
+def allocate_block(M: int, N: int) -> Block:
+    """Return room for gathering rows (M,) of A and (N,) of B."""
+    strips, panels = -(-M // ROWS), -(-N // PANEL)
+    return Block(
+        np.zeros((strips, ROW_BLOCK, ROWS), np.float32),
+        np.zeros((panels, ROW_BLOCK, PANEL), np.float32),
+    )
+
+
+@jit
+def _gather_left(A: Array, left: Array, at: int) -> None:
+    """Put rows (n, M) behind the `at` rows that are there."""
+    n, M = A.shape
+    whole = M // ROWS
+    for k in range(n):
+        for strip in range(whole):
+            for x in range(ROWS):
+                left[strip, at + k, x] = A[k, strip * ROWS + x]
+        for m in range(whole * ROWS, M):
+            left[whole, at + k, m - whole * ROWS] = A[k, m]
+
+
+@jit
+def _gather_right(B: Array, first: int, right: Array, at: int) -> None:
+    """Put rows (n, N), from column `first` on, behind the `at` rows that are there."""
+    n, N = B.shape
+    whole = min(right.shape[0], (N - first) // PANEL)
+    for k in range(n):
+        for panel in range(whole):
+            for x in range(PANEL):
+                right[panel, at + k, x] = B[k, first + panel * PANEL + x]
+        if whole < right.shape[0]:
+            for x in range(PANEL):
+                n = first + whole * PANEL + x
+                right[whole, at + k, x] = B[k, n] if n < N else np.float32(0.0)
+
+
+@jit
+def _multiply(block: Block, rows: int, C: Array, first: int) -> None:
+    """C[:, first:] += A^T B of the gathered rows, as many columns as the block holds."""
+    M, N = C.shape
+    for panel in range(block.right.shape[0]):
+        column = first + panel * PANEL
+        if column + PANEL <= N:
+            _add_panel(block, rows, panel, C, column)
+        elif column < N:
+            aside = np.zeros((M, PANEL), np.float32)
+            width = N - column
+            for m in range(M):
+                aside[m, :width] = C[m, column:]
+            _add_panel(block, rows, panel, aside, 0)
+            for m in range(M):
+                C[m, column:] = aside[m, :width]
+
+
+@jit
+def _add_panel(block: Block, rows: int, panel: int, C: Array, column: int) -> None:
+    """One panel's columns of C, strip by strip."""
+    M, N = C.shape
+    for strip in range((M + ROWS - 1) // ROWS):
+        height = min(ROWS, M - strip * ROWS)
+        start, base = strip * ROW_BLOCK * ROWS, panel * ROW_BLOCK * PANEL
+        out = strip * ROWS * N + column
+        add_tiles(block.left, start, 1, ROWS, block.right, base, rows, C, out, N, height)
+
+
+@jit
+def add_rows_transposed(
+    A: Array, B: Array, block: Block, gathered: int, C: Array, last: bool
+) -> int:
+    """Gather rows for C += A^T B, and add them once the block is full or they are the last.
+
+    Args:
+        A: (n, M), n at most ROW_BLOCK.
+        B: (n, N).
+        block: room for N columns.
+        gathered: rows in the block; 0 at first, later what the last call returned.
+        C: (M, N), added to.
+        last: no rows follow.
+
+    Returns:
+        Rows in the block now.
+    """
+    if gathered + A.shape[0] > ROW_BLOCK:
+        _multiply(block, gathered, C, 0)
+        gathered = 0
+    _gather_left(A, block.left, gathered)
+    _gather_right(B, 0, block.right, gathered)
+    gathered += A.shape[0]
+    if last:
+        _multiply(block, gathered, C, 0)
+        gathered = 0
+    return gathered
+
+
+@jit
+def add_matmul_transposed(A: Array, B: Array, block: Block, C: Array) -> None:
+    """C += A^T B, the sum over rows in ascending order.
+
+    Args:
+        A: (K, M).
+        B: (K, N).
+        block: room for M rows of C and any number of its columns.
+        C: (M, N), added to.
+    """
+    K, N = B.shape
+    columns = block.right.shape[0] * PANEL
+    for k in range(0, K, ROW_BLOCK):
+        rows = min(ROW_BLOCK, K - k)
+        _gather_left(A[k : k + rows], block.left, 0)
+        for first in range(0, N, columns):
+            _gather_right(B[k : k + rows], first, block.right, 0)
+            _multiply(block, rows, C, first)
