@@ -5,14 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from small_networks import CELLS, Network, assert_close, make_batch, make_network, same_bytes
+from small_networks import CELLS, Network, assert_close, dropout_masks, make_batch, make_network, same_bytes, unit_flags
 
 from treadle.kernels import reference
 from treadle.kernels.compile import PYTHON_MODE
 from treadle.kernels.dropout import (
     LEVELS,
     STREAMS,
-    UNITS,
     Dropout,
     draw_keep,
     drop,
@@ -24,7 +23,6 @@ from treadle.kernels.random import philox_block
 from treadle.model.engine import SHARD_ROWS, Engine, Pool
 
 Bits = NDArray[np.uint8]
-Flags = NDArray[np.bool_]
 
 
 def settings(p: float = 0.3, seed: int = 5, step: int = 0, first_row: int = 0) -> Dropout:
@@ -38,16 +36,10 @@ def drawn(dropout: Dropout, shape: tuple[int, int, int, int], steps: int | None 
     return keep
 
 
-def flags(keep: Bits, H: int) -> Flags:
-    """Whether each unit is kept: bit i of byte k is that of unit iK + k."""
-    bits = [(keep >> i) & 1 for i in range(UNITS)]
-    return np.concatenate(bits, axis=-1)[..., :H].astype(np.bool_)
-
-
 def test_every_bit_is_philox_of_its_place() -> None:
     """By Python's own integers, from the words that the authors' known answers test."""
     H, dropout = 19, settings(p=0.37, seed=2**63 + 9, step=7, first_row=32)
-    keep = flags(drawn(dropout, (2, 3, 4, H)), H)
+    keep = unit_flags(drawn(dropout, (2, 3, 4, H)), H)
     K = keep_bytes(H)
     for layer, t, row, unit in np.ndindex(2, 3, 4, H):
         i, k = divmod(unit, K)
@@ -60,7 +52,7 @@ def test_every_bit_is_philox_of_its_place() -> None:
 @pytest.mark.parametrize("p", [0.0, 2.0**-16, 0.1, 0.5, 0.9])
 def test_the_share_that_is_dropped(p: float) -> None:
     H = 40 if PYTHON_MODE else 400
-    keep = flags(drawn(settings(p), (1, 40, 25, H)), H)
+    keep = unit_flags(drawn(settings(p), (1, 40, 25, H)), H)
     deviation = (p * (1 - p) / keep.size) ** 0.5
     assert abs((~keep).mean() - p) <= 5 * deviation
     # Neighbours of any kind have nothing to do with one another.
@@ -72,7 +64,7 @@ def test_the_share_that_is_dropped(p: float) -> None:
 
 @pytest.mark.parametrize("change", [{"seed": 6}, {"step": 1}, {"step": 2**40}, {"first_row": 500}])
 def test_seed_step_and_row_all_count(change: dict[str, int]) -> None:
-    one, other = (flags(drawn(settings(**c), (2, 9, 5, 64)), 64) for c in ({}, change))
+    one, other = (unit_flags(drawn(settings(**c), (2, 9, 5, 64)), 64) for c in ({}, change))
     assert 0.3 < (one != other).mean() < 0.54  # 2 p (1 - p) = 0.42
 
 
@@ -104,7 +96,7 @@ def test_drop_scales_what_is_kept(H: int) -> None:
     rows = rng.standard_normal((5, H)).astype(np.float32)
     rows[0] = np.inf  # dropped is 0, not 0 times what was there
     keep = rng.integers(256, size=(5, keep_bytes(H)), dtype=np.uint8)
-    expected = np.where(flags(keep, H), rows * np.float32(1.25), np.float32(0))
+    expected = np.where(unit_flags(keep, H), rows * np.float32(1.25), np.float32(0))
     out = np.full_like(rows, np.nan)
     drop(rows, keep, np.float32(1.25), out)
     assert same_bytes(out, expected)
@@ -117,13 +109,6 @@ def test_drop_scales_what_is_kept(H: int) -> None:
 
 def make_engine(network: Network, B: int, T: int, p: float, threads: int = 1) -> Engine:
     return Engine(network.parameters, B, T, Pool(threads), dropout=p, seed=3)
-
-
-def masks_of(step: int, L: int, T: int, B: int, H: int, p: float) -> NDArray[np.float64]:
-    """The reference's masks, of the bits that the engine draws for a batch."""
-    dropout = settings(p, seed=3, step=step)
-    keep = flags(drawn(dropout, (L - 1, T, B, H)), H)
-    return np.where(keep, np.float64(keep_scale(dropout)), 0.0)
 
 
 SIZES = [
@@ -146,7 +131,7 @@ def test_network_is_that_of_the_reference(
         loss, count = engine.loss_and_gradient(tokens, targets, fresh, step)
         states = reference.zero_states(network.reference, cell, B)
         expected: Any = reference.network_loss_and_gradients(
-            network.reference, cell, tokens, targets, states, masks_of(step, L, T, B, H, p)
+            network.reference, cell, tokens, targets, states, dropout_masks(p, 3, step, (L - 1, T, B, H))
         )
         assert loss == pytest.approx(expected[0], rel=1e-5)
         assert count == expected[1]
@@ -200,7 +185,7 @@ def test_a_row_drops_the_same_in_any_shard() -> None:
     engine = make_engine(network, rows, 4, 0.5)
     targets[:, :-1] = -1
     loss, _ = engine.loss_and_gradient(tokens, targets, fresh, 3)
-    masks = masks_of(3, 2, 4, rows, 9, 0.5)[:, :, -1:]
+    masks = dropout_masks(0.5, 3, 3, (1, 4, rows, 9))[:, :, -1:]
     states = reference.zero_states(network.reference, "gru", 1)
     expected = reference.network_loss_and_gradients(
         network.reference, "gru", tokens[:, -1:], targets[:, -1:], states, masks
