@@ -140,4 +140,5 @@ def log(x: np.float32) -> np.float32:
     exponent = np.float32(n)
     y = fma(exponent, _LN2_LOW, y)
     y = fma(-HALF, square, y)
-    return fma(exponent, _LN2_HIGH, f + y)
+    result: np.float32 = fma(exponent, _LN2_HIGH, f + y)
+    return result

@@ -15,6 +15,9 @@ from treadle.kernels.tile import PANEL, ROWS, make_tile
 
 Array = npt.NDArray[np.float32]
 
+_LINE = 16
+"""Floats in a cache line."""
+
 _WIDE = 4
 _tile, _tile_add = make_tile(ROWS, 1, add=False), make_tile(ROWS, 1, add=True)
 _tile4, _tile4_add = make_tile(4, 1, add=False), make_tile(4, 1, add=True)
@@ -47,10 +50,14 @@ def pack_transposed(matrix: Array, panels: Array) -> None:
     for j in range(panels.shape[0]):
         first = j * PANEL
         width = min(PANEL, N - first)
-        for k in range(K):
+        for start in range(0, K, _LINE):  # a whole line of each row, while the cache holds it
+            end = min(K, start + _LINE)
             for x in range(width):
-                panels[j, k, x] = matrix[first + x, k]
-            panels[j, k, width:] = 0
+                for k in range(start, end):
+                    panels[j, k, x] = matrix[first + x, k]
+        if width < PANEL:
+            for k in range(K):
+                panels[j, k, width:] = 0
 
 
 @jit

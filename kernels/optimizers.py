@@ -59,40 +59,35 @@ def _sum_of_squares(gradient: Array, sums: npt.NDArray[np.float64]) -> float:
 
 
 @jit
-def global_norm(gradient: Array) -> float:
-    """Return the Euclidean norm of `gradient` (N,), summed in float64 block by block."""
+def sums_of_squares(gradient: Array, out: npt.NDArray[np.float64]) -> None:
+    """Write the sum of squares of every BLOCK of `gradient` (N,), in float64."""
     sums = np.zeros(LANES, np.float64)
-    result = 0.0
-    for first in range(0, gradient.size, BLOCK):
-        result += _sum_of_squares(gradient[first : first + BLOCK], sums)
-    return float(np.sqrt(result))
-
-
-@jit
-def scale(gradient: Array, factor: np.float32) -> None:
-    """Multiply every element of `gradient` (N,)."""
-    for n in range(gradient.size):
-        gradient[n] *= factor
+    for block in range(out.size):
+        out[block] = _sum_of_squares(gradient[block * BLOCK : (block + 1) * BLOCK], sums)
 
 
 @jit
 def sgd(
-    weights: Array, gradient: Array, rate: np.float32, decay: np.float32
+    weights: Array, gradient: Array, scale: np.float32, rate: np.float32, decay: np.float32
 ) -> None:  # fmt: skip
-    """One step of gradient descent: w <- w (1 - rate decay) - rate g."""
+    """One step of gradient descent: w <- w (1 - rate decay) - rate g, g = scale * gradient."""
     keep = ONE - rate * decay
     for n in range(weights.size):
-        weights[n] = fma(-rate, gradient[n], weights[n] * keep)
+        weights[n] = fma(-rate, scale * gradient[n], weights[n] * keep)
 
 
 @jit
 def adagrad(
-    weights: Array, gradient: Array, squares: Array, rate: np.float32, decay: np.float32
-) -> None:
-    """One step of Adagrad: s <- s + g^2; w <- w (1 - rate decay) - rate g / (sqrt(s) + 1e-10)."""
+    weights: Array, gradient: Array, squares: Array, scale: np.float32,
+    rate: np.float32, decay: np.float32,
+) -> None:  # fmt: skip
+    """One step of Adagrad: s <- s + g^2; w <- w (1 - rate decay) - rate g / (sqrt(s) + 1e-10).
+
+    g is scale * gradient.
+    """
     keep = ONE - rate * decay
     for n in range(weights.size):
-        g = gradient[n]
+        g = scale * gradient[n]
         s = fma(g, g, squares[n])
         squares[n] = s
         weights[n] = weights[n] * keep - rate * g / (np.sqrt(s) + ADAGRAD_EPSILON)
@@ -100,7 +95,7 @@ def adagrad(
 
 @jit
 def adam(
-    weights: Array, gradient: Array, means: Array, squares: Array,
+    weights: Array, gradient: Array, means: Array, squares: Array, scale: np.float32,
     rate: np.float32, decay: np.float32, beta1: np.float32, beta2: np.float32,
     correction1: np.float32, correction2: np.float32,
 ) -> None:  # fmt: skip
@@ -111,6 +106,7 @@ def adam(
         gradient: (N,).
         means: (N,), the running mean of gradients, updated.
         squares: (N,), the running mean of squared gradients, updated.
+        scale: what the gradient is multiplied by: below 1 where its norm is clipped.
         rate: the learning rate.
         decay: the weight decay; 0 for plain Adam.
         beta1: decay of `means`.
@@ -121,7 +117,7 @@ def adam(
     keep, step = ONE - rate * decay, rate * correction1
     rest1, rest2 = ONE - beta1, ONE - beta2
     for n in range(weights.size):
-        g = gradient[n]
+        g = scale * gradient[n]
         m = fma(beta1, means[n], rest1 * g)
         s = fma(beta2, squares[n], rest2 * g * g)
         means[n] = m

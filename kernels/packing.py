@@ -48,11 +48,11 @@ def _fold_input(parameters: Parameters, weights: Weights, used: Ints) -> None:
 
 @jit
 def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
-    """Pack all parameters for the passes of one step.
+    """Pack what the forward pass reads.
 
     Args:
         parameters: as learned.
-        weights: written. Parts with no room (no transposes, no table) are left out.
+        weights: all but the transposes is written; a table without room is left out.
         used: (U,), the tokens that the table's first U rows stand for; ascending.
     """
     weights.b[:] = parameters.b
@@ -69,8 +69,11 @@ def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
         pack(parameters.Wh[layer], weights.Wh[layer])
         if layer:
             pack(parameters.Wx[layer - 1], weights.Wx[layer - 1])
-    if weights.WhT.shape[0] == 0:
-        return
+
+
+@jit
+def pack_transposes(parameters: Parameters, weights: Weights) -> None:
+    """Pack what the backward pass reads besides: the transposes of `weights` are written."""
     pack_transposed(parameters.Wy, weights.WyT)
     for layer in range(parameters.Wh.shape[0]):
         pack_transposed(parameters.Wh[layer], weights.WhT[layer])

@@ -9,6 +9,7 @@ model.save("hello.safetensors")
 model = Model.load("hello.safetensors")
 """
 
+from treadle.model.adam import Adam
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -48,6 +49,7 @@ from treadle.model.trainer import Trainer, train
 from treadle.model.warm import compiled_for, warm
 
 __all__ = [
+    "Adam",
     "Cell",
     "CheckpointError",
     "ConfigError",

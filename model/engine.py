@@ -7,53 +7,24 @@ gradient depend on the batch alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
-
 import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import network, structures
 from treadle.kernels.dropout import Dropout, kept_levels
 from treadle.kernels.optimizers import add_into
-from treadle.kernels.packing import pack_weights, unfold_gradients
+from treadle.kernels.packing import pack_transposes, pack_weights, unfold_gradients
 from treadle.model.parameters import CELL_CODES, Parameters, Shape, carve, room
+from treadle.model.pool import Pool, parts
 from treadle.model.sums import in_order
 from treadle.model.workspace import allocate_state, allocate_weights, allocate_workspace
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 SHARD_ROWS = 16
 """Rows of one shard; part of the gradient's bits."""
-
-
-class Pool:
-    """Threads that take shards; with one thread, or one shard, the caller works itself."""
-
-    def __init__(self, threads: int) -> None:
-        """Start a pool.
-
-        Args:
-            threads: how many shards run at once, at least 1.
-        """
-        self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
-
-    def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """Return work(item) of every item, in order."""
-        listed = list(items)
-        if self._executor is None or len(listed) == 1:
-            return [work(item) for item in listed]
-        return list(self._executor.map(work, listed))
-
-    def close(self) -> None:
-        """End the threads."""
-        if self._executor is not None:
-            self._executor.shutdown()
 
 
 def shard_slices(rows: int) -> list[slice]:
@@ -114,7 +85,8 @@ class Engine:
         self.shape = parameters.shape
         self.cell = CELL_CODES[self.shape.cell]
         self.rows = rows
-        self._pool = pool
+        self.pool = pool
+        """Takes the shards."""
         self._all = np.arange(self.shape.V, dtype=np.int32)
         table_rows = min(self.shape.V, rows * window)
         self._weights = allocate_weights(self.shape, table_rows, backward=True)
@@ -131,7 +103,15 @@ class Engine:
         if self._weights.table.shape[0] < self.shape.V:
             used, inverse = np.unique(tokens, return_inverse=True)
             folded = inverse.reshape(tokens.shape).astype(np.int32)
-        pack_weights(self.parameters.stacks, self._weights, used)
+        stacks, weights = self.parameters.stacks, self._weights
+
+        def pack(transposes: bool) -> None:
+            if transposes:
+                pack_transposes(stacks, weights)
+            else:
+                pack_weights(stacks, weights, used)
+
+        self.pool.map(pack, (False, True))
         return used, folded
 
     def loss_and_gradient(
@@ -160,12 +140,16 @@ class Engine:
                 *cut_rows(shard.rows, folded, targets, fresh), scale, dropout,
             )  # fmt: skip
 
-        loss = in_order(self._pool.map(run, self._shards))
+        loss = in_order(self.pool.map(run, self._shards))
         first = self._shards[0]
-        for shard in self._shards[1:]:
-            add_into(shard.flat, first.flat)
+        self.pool.map(self._add_shards, parts(first.flat.size if self._shards[1:] else 0))
         self.gradient.flat[self.gradient.flat.size - first.tail.size :] = first.tail
         unfold_gradients(
             self.parameters.stacks, first.gradients, used, first.work.block, self.gradient.stacks
         )
         return loss, count
+
+    def _add_shards(self, part: slice) -> None:
+        """Add a part of every shard's gradient to the first one's, in order."""
+        for shard in self._shards[1:]:
+            add_into(shard.flat[part], self._shards[0].flat[part])

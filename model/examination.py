@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from treadle.model.batches import validation_batches
 from treadle.model.corpus import Corpus
-from treadle.model.engine import Pool
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters
+from treadle.model.pool import Pool
 from treadle.model.scorer import mean_loss
 from treadle.model.workspace import pack_for_inference
 

@@ -6,7 +6,7 @@ caller's own: a head, a loss, an optimizer.
     layer = RecurrentLayer("lstm", input_size=3, hidden_size=32, seed=1)
     hs, cs = layer.forward(xs)                 # xs (T, B, 3); hs (T+1, B, 32), row 0 the initial
     dxs, gradients = layer.backward(dhs)       # dhs (T, B, 32), of hs[1:]
-    layer.flat -= 0.1 * layer.gradient         # or treadle.kernels.optimizers.adam
+    layer.flat -= 0.1 * layer.gradient         # or treadle.model.Adam
 
 docs/layer.md tells more; examples/python/forecast.py forecasts a noisy series.
 """

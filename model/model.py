@@ -15,8 +15,8 @@ from treadle.kernels import structures
 from treadle.model import checkpoint
 from treadle.model.config import CorpusLayout, NetworkConfig, SamplingConfig, UnknownPolicy
 from treadle.model.decoder import Decoder, Generation, Piece
-from treadle.model.engine import Pool
 from treadle.model.parameters import Parameters
+from treadle.model.pool import Pool
 from treadle.model.record import TrainingRecord
 from treadle.model.scorer import WINDOW, Scorer, TextScore, score_tokens, summarize
 from treadle.model.tokenizer import Tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from treadle.kernels import optimizers
 from treadle.model.config import OptimizerConfig, OptimizerKind, Schedule
 from treadle.model.errors import TrainingError
 from treadle.model.parameters import Parameters
+from treadle.model.pool import Pool, parts
+from treadle.model.sums import in_order
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -61,56 +64,80 @@ class Optimizer:
         self.config = config
         self.parameters = parameters
         self.steps = 0
+        self._parts = parts(parameters.flat.size)
         kind = config.kind
         self.means = Parameters(parameters.shape) if kind is OptimizerKind.ADAM else None
         self.squares = None if kind is OptimizerKind.SGD else Parameters(parameters.shape)
         # Products rather than powers: a platform's pow would decide on their last bits.
         self._power1 = self._power2 = 1.0
 
-    def step(self, gradient: Parameters, rate: float) -> float:
+    def step(self, gradient: Parameters, rate: float, pool: Pool | None = None) -> float:
         """Take one step.
 
         Args:
-            gradient: of the mean loss; clipped in place.
+            gradient: of the mean loss; clipped in place by value, where that is asked for.
             rate: the learning rate.
+            pool: takes parts of the parameters; None: the caller works alone.
 
         Returns:
-            The gradient's global norm before it was clipped.
+            The gradient's global norm before it was clipped by norm.
 
         Raises:
             TrainingError: the norm is no finite number; the parameters are left as they were.
         """
-        norm = self._clip(gradient)
+        pool = pool or Pool(1)
+        if self.config.clip_value:
+            limit = _float32(self.config.clip_value)
+            pool.map(lambda part: optimizers.clip_by_value(gradient.flat[part], limit), self._parts)
+        norm = self._norm(gradient, pool)
+        limit_norm = self.config.clip_norm
+        scale = limit_norm / norm if limit_norm and norm > limit_norm else 1.0
         self.steps += 1
-        self._update(gradient, _float32(rate), _float32(self.config.weight_decay))
+        self._update(gradient, np.float32(scale), _float32(rate), pool)
         return norm
 
-    def _clip(self, gradient: Parameters) -> float:
-        if self.config.clip_value:
-            optimizers.clip_by_value(gradient.flat, _float32(self.config.clip_value))
-        norm = optimizers.global_norm(gradient.flat)
+    def _norm(self, gradient: Parameters, pool: Pool) -> float:
+        """The global norm, summed block by block in order, whichever thread sums a block."""
+        block = optimizers.BLOCK
+        sums = np.zeros(-(-gradient.flat.size // block))
+
+        def run(part: slice) -> None:  # parts end where blocks do
+            own = sums[part.start // block : -(-part.stop // block)]
+            optimizers.sums_of_squares(gradient.flat[part], own)
+
+        pool.map(run, self._parts)
+        norm = math.sqrt(in_order(sums.tolist()))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient's norm became {norm} at step {self.steps + 1}; "
                 "lower the learning rate or set clip_norm"
             )
-        if self.config.clip_norm and norm > self.config.clip_norm:
-            optimizers.scale(gradient.flat, np.float32(self.config.clip_norm / norm))
         return norm
 
-    def _update(self, gradient: Parameters, rate: np.float32, decay: np.float32) -> None:
-        weights = self.parameters.flat
-        if self.squares is None:
-            optimizers.sgd(weights, gradient.flat, rate, decay)
-        elif self.means is None:
-            optimizers.adagrad(weights, gradient.flat, self.squares.flat, rate, decay)
-        else:
-            config = self.config
-            self._power1 *= config.beta1
-            self._power2 *= config.beta2
-            optimizers.adam(
-                weights, gradient.flat, self.means.flat, self.squares.flat, rate, decay,
-                np.float32(config.beta1), np.float32(config.beta2),
-                np.float32(1 / (1 - self._power1)),
-                np.float32(1 / math.sqrt(1 - self._power2)),
-            )  # fmt: skip
+    def _update(
+        self, gradient: Parameters, scale: np.float32, rate: np.float32, pool: Pool
+    ) -> None:
+        weights, decay = self.parameters.flat, _float32(self.config.weight_decay)
+        buffers = [p.flat for p in (gradient, self.means, self.squares) if p is not None]
+        rule: Callable[..., None] = optimizers.sgd
+        settings: tuple[np.float32, ...] = (scale, rate, decay)
+        if self.means is not None:
+            rule, settings = optimizers.adam, (*settings, *self._adam_settings())
+        elif self.squares is not None:
+            rule = optimizers.adagrad
+        pool.map(
+            lambda part: rule(weights[part], *(flat[part] for flat in buffers), *settings),
+            self._parts,
+        )
+
+    def _adam_settings(self) -> tuple[np.float32, ...]:
+        """Adam's two decays and the corrections of its next step."""
+        config = self.config
+        self._power1 *= config.beta1
+        self._power2 *= config.beta2
+        return (
+            np.float32(config.beta1),
+            np.float32(config.beta2),
+            np.float32(1 / (1 - self._power1)),
+            np.float32(1 / math.sqrt(1 - self._power2)),
+        )

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from treadle.kernels import network, structures
 from treadle.model.batches import Batch
-from treadle.model.engine import Pool, cut_rows, shard_slices
+from treadle.model.engine import cut_rows, shard_slices
 from treadle.model.parameters import CELL_CODES, Shape
+from treadle.model.pool import Pool
 from treadle.model.sums import in_order
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.workspace import allocate_state, allocate_workspace

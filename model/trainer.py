@@ -15,7 +15,7 @@ from treadle.model import checkpoint
 from treadle.model.batches import make_batches
 from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus, read_corpus
-from treadle.model.engine import SHARD_ROWS, Engine, Pool
+from treadle.model.engine import SHARD_ROWS, Engine
 from treadle.model.errors import TrainingError
 from treadle.model.examination import Examination
 from treadle.model.memory import check_memory
@@ -23,6 +23,7 @@ from treadle.model.model import Model, default_context
 from treadle.model.optimizer import Optimizer, learning_rate
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.plan import Plan, fill_in
+from treadle.model.pool import Pool
 from treadle.model.progress import Progress, Started
 from treadle.model.record import TrainingRecord
 
@@ -176,7 +177,7 @@ class Trainer:
             raise TrainingError(
                 f"the loss became {loss} at step {steps + 1}; lower the learning rate"
             )
-        norm = self._optimizer.step(engine.gradient, rate)
+        norm = self._optimizer.step(engine.gradient, rate, engine.pool)
         seconds = time.perf_counter() - begin
         interval.add(loss, count, seconds)
         self._elapsed += seconds

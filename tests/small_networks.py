@@ -17,8 +17,9 @@ from treadle.kernels.dropout import (
     kept_levels,
 )
 from treadle.model.config import Cell
-from treadle.model.engine import Engine, Pool
+from treadle.model.engine import Engine
 from treadle.model.parameters import Parameters, Shape
+from treadle.model.pool import Pool
 
 CELLS = ["rnn", "gru", "lstm"]
 

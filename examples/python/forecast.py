@@ -12,13 +12,11 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.kernels.optimizers import adam
-from treadle.model import RecurrentLayer
+from treadle.model import Adam, RecurrentLayer
 
 Floats = NDArray[np.float32]
 
 WINDOW, BATCH, HIDDEN, RATE = 40, 16, 24, 0.01
-BETA1, BETA2 = 0.9, 0.99
 NOISE = 0.1
 
 
@@ -36,9 +34,7 @@ class Forecaster:
     def __init__(self) -> None:
         self.layer = RecurrentLayer("gru", input_size=1, hidden_size=HIDDEN, seed=1)
         self.head = np.zeros(HIDDEN + 1, np.float32)  # weights, and the bias last
-        buffers = self.layer.flat, self.head
-        self.moments = [(np.zeros_like(buffer), np.zeros_like(buffer)) for buffer in buffers]
-        self.steps = 0
+        self.adam = Adam(self.layer.flat, self.head, rate=RATE)
 
     def predict(self, xs: Floats) -> tuple[Floats, Floats]:
         """Forecasts (T, B) of the value after each of xs (T, B), and the states (T, B, H)."""
@@ -53,13 +49,7 @@ class Forecaster:
         slopes = 2 * errors / np.float32(errors.size)
         head = np.append(np.einsum("tbh,tb->h", states, slopes), slopes.sum())
         self.layer.backward(slopes[:, :, np.newaxis] * self.head[:-1])
-        self.steps += 1
-        gradients = self.layer.gradient, head.astype(np.float32)
-        buffers = self.layer.flat, self.head
-        for buffer, gradient, moments in zip(buffers, gradients, self.moments, strict=True):
-            rate, decay, beta1, beta2 = np.array([RATE, 0, BETA1, BETA2], np.float32)
-            corrections = 1 / (1 - BETA1**self.steps), 1 / (1 - BETA2**self.steps) ** 0.5
-            adam(buffer, gradient, *moments, rate, decay, beta1, beta2, *np.float32(corrections))
+        self.adam.step(self.layer.gradient, head)
         return float(np.mean(np.square(errors)))
 
 

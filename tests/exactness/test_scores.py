@@ -17,8 +17,8 @@ from treadle.model import (
     read_corpus,
 )
 from treadle.model.batches import validation_batches
-from treadle.model.engine import Pool
 from treadle.model.parameters import Parameters, Shape
+from treadle.model.pool import Pool
 from treadle.model.scorer import Scorer
 from treadle.model.workspace import pack_for_inference
 

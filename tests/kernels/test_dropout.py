@@ -5,7 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from small_networks import CELLS, Network, assert_close, dropout_masks, make_batch, make_network, same_bytes, unit_flags
+from small_networks import (
+    CELLS,
+    Network,
+    assert_close,
+    dropout_masks,
+    make_batch,
+    make_network,
+    same_bytes,
+    unit_flags,
+)
 
 from treadle.kernels import reference
 from treadle.kernels.compile import PYTHON_MODE
@@ -131,7 +140,12 @@ def test_network_is_that_of_the_reference(
         loss, count = engine.loss_and_gradient(tokens, targets, fresh, step)
         states = reference.zero_states(network.reference, cell, B)
         expected: Any = reference.network_loss_and_gradients(
-            network.reference, cell, tokens, targets, states, dropout_masks(p, 3, step, (L - 1, T, B, H))
+            network.reference,
+            cell,
+            tokens,
+            targets,
+            states,
+            dropout_masks(p, 3, step, (L - 1, T, B, H)),
         )
         assert loss == pytest.approx(expected[0], rel=1e-5)
         assert count == expected[1]

@@ -29,18 +29,19 @@ class Run:
     def __init__(self, kind: str, decay: float) -> None:
         self.kind = kind
         self.decay = decay
+        self.scale = np.float32(1)
         self.weights, self.means, self.squares = draw(0), *np.zeros((2, N), np.float32)
 
     def step(self, number: int, gradient: Floats, part: slice = slice(None)) -> None:
         weights, means, squares = (a[part] for a in (self.weights, self.means, self.squares))
-        rate, decay = np.float32(RATE), np.float32(self.decay)
+        settings = self.scale, np.float32(RATE), np.float32(self.decay)
         if self.kind == "sgd":
-            optimizers.sgd(weights, gradient[part], rate, decay)
+            optimizers.sgd(weights, gradient[part], *settings)
         elif self.kind == "adagrad":
-            optimizers.adagrad(weights, gradient[part], squares, rate, decay)
+            optimizers.adagrad(weights, gradient[part], squares, *settings)
         else:
             optimizers.adam(
-                weights, gradient[part], means, squares, rate, decay,
+                weights, gradient[part], means, squares, *settings,
                 np.float32(BETA1), np.float32(BETA2),
                 np.float32(1 / (1 - BETA1**number)), np.float32(1 / math.sqrt(1 - BETA2**number)),
             )  # fmt: skip
@@ -107,33 +108,43 @@ def test_clip_by_value() -> None:
     assert gradient.tolist() == [0.5, -0.5, 0.5, -0.5, 0.25, 0.5, -0.5, 0]
 
 
+def norm_of(gradient: Floats) -> float:
+    """The global norm, from what the kernel sums."""
+    sums = np.full(-(-gradient.size // optimizers.BLOCK), np.nan)
+    optimizers.sums_of_squares(gradient, sums)
+    return math.sqrt(sum(sums.tolist()))
+
+
 def test_clipping_hides_no_nan() -> None:
     gradient = np.array([1, np.nan], np.float32)
     optimizers.clip_by_value(gradient, np.float32(0.5))
-    assert math.isnan(optimizers.global_norm(gradient))
+    assert math.isnan(norm_of(gradient))
 
 
 @pytest.mark.parametrize("size", [0, 1, 16, 37, optimizers.BLOCK + 17])
-def test_global_norm(size: int) -> None:
+def test_sums_of_squares(size: int) -> None:
     gradient = draw(1, size)
     exact = math.sqrt(math.fsum(g * g for g in gradient.tolist()))
-    assert optimizers.global_norm(gradient) == pytest.approx(exact, rel=1e-13)
+    assert norm_of(gradient) == pytest.approx(exact, rel=1e-13)
     assert reference.clip_by_global_norm({"g": gradient}, 1e9) == pytest.approx(exact, rel=1e-12)
 
 
-def test_global_norm_of_huge_gradients_is_finite() -> None:
+def test_the_norm_of_huge_gradients_is_finite() -> None:
     gradient = np.full(20, 3e38, np.float32)
-    assert optimizers.global_norm(gradient) == pytest.approx(3e38 * math.sqrt(20), rel=1e-6)
+    assert norm_of(gradient) == pytest.approx(3e38 * math.sqrt(20), rel=1e-6)
 
 
-def test_scaled_gradient_has_the_norm_asked_for() -> None:
-    gradient = draw(2)
-    norm = optimizers.global_norm(gradient)
-    expected: reference.Parameters = {"g": gradient.astype(np.float64)}
-    reference.clip_by_global_norm(expected, 0.5)
-    optimizers.scale(gradient, np.float32(0.5 / norm))
-    assert relative_error(gradient, expected["g"]) < 1e-6
-    assert optimizers.global_norm(gradient) == pytest.approx(0.5, rel=1e-6)
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam"])
+def test_scale_is_that_of_the_gradient(kind: str) -> None:
+    scaled, plain = Run(kind, DECAY), Run(kind, DECAY)
+    scaled.scale = np.float32(0.3)
+    for number in range(1, STEPS + 1):
+        gradient = draw(number)
+        kept = gradient.copy()
+        scaled.step(number, gradient)
+        assert same_bytes(gradient, kept)
+        plain.step(number, scaled.scale * gradient)
+    assert same_bytes(scaled.weights, plain.weights)
 
 
 def test_add_into() -> None:

@@ -26,10 +26,10 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.decoder import CHUNK, GenerateResult, Piece, StopFilter, StopReason
-from treadle.model.engine import Pool
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters, Shape
+from treadle.model.pool import Pool
 from treadle.model.scorer import WINDOW, Scorer, TokenScore, score_tokens
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from treadle.kernels import reference
 from treadle.model.config import Cell
-from treadle.model.engine import SHARD_ROWS, Engine, Pool, shard_slices
+from treadle.model.engine import SHARD_ROWS, Engine, shard_slices
 from treadle.model.parameters import Parameters, Shape
+from treadle.model.pool import Pool
 
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
@@ -117,7 +118,7 @@ def test_threads_do_not_change_a_bit(cell: Cell) -> None:
         engine = engine_of(shape, T, B, threads)
         losses = [engine.loss_and_gradient(*window) for window in windows_of(shape, T, B, count=3)]
         results.append((losses, engine.gradient.flat.tobytes()))
-        engine._pool.close()
+        engine.pool.close()
     assert results[0] == results[1] == results[2]
 
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind
-from treadle.model.engine import Engine, Pool
+from treadle.model.engine import Engine
 from treadle.model.errors import CheckpointError
 from treadle.model.importer import import_state_dict
 from treadle.model.model import Model
+from treadle.model.pool import Pool
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
 
 

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from small_networks import CELLS, assert_close, same_bytes
 
-from treadle.kernels import optimizers, reference
+from treadle.kernels import reference
 from treadle.kernels.random import uniform
-from treadle.model import Cell, ConfigError, LayerError, RecurrentLayer
+from treadle.model import Adam, Cell, ConfigError, LayerError, RecurrentLayer
 from treadle.model.parameters import FIRST_STREAM
 
 Arrays = dict[str, NDArray[Any]]
@@ -150,9 +150,6 @@ def test_parameters_and_gradients_are_views_of_flat_buffers() -> None:
         assert np.shares_memory(layer.parameters[name], layer.flat)
         assert np.shares_memory(gradients[name], layer.gradient)
     assert set(gradients) == {*shapes, "h0"}
-    flat = layer.flat.copy()
-    optimizers.sgd(layer.flat, layer.gradient, np.float32(0.1), np.float32(0))
-    np.testing.assert_allclose(layer.flat, flat - 0.1 * layer.gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_are_drawn_by_the_seed() -> None:
@@ -204,6 +201,32 @@ def test_bad_sizes_are_named(arguments: tuple[Any, ...], field: str) -> None:
     with pytest.raises(ConfigError, match=f"^{field} must be ") as caught:
         RecurrentLayer(*arguments)
     assert caught.value.field == field
+
+
+def test_adam_steps_as_the_references() -> None:
+    """Over two buffers of other shapes, with the rate changed on the way."""
+    buffers = draw(1, 7), draw(2, 3, 5)
+    wanted = [buffer.astype(np.float64) for buffer in buffers]
+    moments = [(np.zeros_like(w), np.zeros_like(w)) for w in wanted]
+    adam = Adam(*buffers, rate=0.05, beta2=0.95, weight_decay=0.1)
+    for step in range(1, 6):
+        gradients = [draw(step, *w.shape) for w in wanted]
+        adam.step(*gradients)
+        for w, g, (m, v) in zip(wanted, gradients, moments, strict=True):
+            reference.adam_step(w, g, m, v, step, adam.rate, beta2=0.95, weight_decay=0.1)
+        adam.rate *= 0.5
+    for buffer, w in zip(buffers, wanted, strict=True):
+        np.testing.assert_allclose(buffer, w, rtol=1e-5, atol=1e-6)
+
+
+def test_adam_takes_a_gradient_a_buffer() -> None:
+    adam = Adam(draw(1, 3), draw(2, 2, 2))
+    with pytest.raises(LayerError, match=r"give \[\(3,\), \(2, 2\)\]"):
+        adam.step(draw(1, 3))
+    with pytest.raises(LayerError, match="buffer 0 is no contiguous float32 array"):
+        Adam(np.zeros(3))  # type: ignore[arg-type]
+    with pytest.raises(LayerError, match="buffer 1 is no contiguous float32 array"):
+        Adam(draw(1, 3), draw(1, 4)[::2])
 
 
 F = np.float32

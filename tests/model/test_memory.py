@@ -58,8 +58,7 @@ def test_dropout_takes_its_room() -> None:
         shape = Shape(cell, V=26, E=8, H=64, L=3)
         told = [training_bytes(shape, 40, 32, OptimizerKind.SGD, drops) for drops in (False, True)]
         rooms = [
-            allocate_workspace(shape, 32, 40, backward=True, drops=drops)
-            for drops in (False, True)
+            allocate_workspace(shape, 32, 40, backward=True, drops=drops) for drops in (False, True)
         ]
         taken = [work.keep.nbytes + work.dropped.nbytes for work in rooms]
         assert taken[0] == 0

@@ -12,6 +12,7 @@ from treadle.model.config import Cell, OptimizerConfig, OptimizerKind, Schedule
 from treadle.model.errors import TrainingError
 from treadle.model.optimizer import Optimizer, half_cosine, learning_rate
 from treadle.model.parameters import Parameters, Shape
+from treadle.model.pool import PART, Pool
 
 SHAPE = Shape(Cell.GRU, V=5, E=2, H=3, L=2)
 Arrays = dict[str, NDArray[np.floating[Any]]]
@@ -131,12 +132,29 @@ def test_a_gradient_within_its_limits_is_left_as_it_is() -> None:
 
 
 def test_a_longer_gradient_is_shortened_and_keeps_its_direction() -> None:
-    (gradient,) = gradients(1)
-    before = gradient.flat.copy()
-    Optimizer(constant(kind="sgd", clip_norm=0.5), Parameters(SHAPE)).step(gradient, 0.1)
-    assert float(np.linalg.norm(gradient.flat)) == pytest.approx(0.5, rel=1e-6)
-    ratio = gradient.flat[before != 0] / before[before != 0]
+    parameters, (gradient,) = Parameters(SHAPE), gradients(1)
+    Optimizer(constant(kind="sgd", clip_norm=0.5), parameters).step(gradient, -1.0)
+    step, used = parameters.flat, gradient.flat != 0
+    assert float(np.linalg.norm(step)) == pytest.approx(0.5, rel=1e-6)
+    ratio = step[used] / gradient.flat[used]
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-6)
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("kind", OptimizerKind)
+def test_threads_do_not_change_a_bit(kind: OptimizerKind) -> None:
+    shape = Shape(Cell.RNN, V=3, E=0, H=700, L=1)  # of several parts, the last one not whole
+    assert shape.parameter_count > 3 * PART
+    results = []
+    for threads in (1, 2, 3):
+        parameters, gradient, pool = Parameters(shape), Parameters(shape), Pool(threads)
+        optimizer = Optimizer(constant(kind=kind, clip_value=2.0, clip_norm=0.5), parameters)
+        for seed in (1, 2):
+            gradient.flat[:] = np.random.default_rng(seed).standard_normal(gradient.flat.size)
+            optimizer.step(gradient, 0.1, pool)
+        results.append(parameters.flat.tobytes())
+        pool.close()
+    assert results[0] == results[1] == results[2]
 
 
 def test_limits_beyond_float32_clip_nothing() -> None:

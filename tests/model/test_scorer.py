@@ -24,10 +24,11 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.corpus import TokenData
-from treadle.model.engine import SHARD_ROWS, Pool
+from treadle.model.engine import SHARD_ROWS
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters, Shape
+from treadle.model.pool import Pool
 from treadle.model.scorer import Scorer, TextScore, mean_loss
 from treadle.model.tokenizer import build_tokenizer
 from treadle.model.workspace import pack_for_inference

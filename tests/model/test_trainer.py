@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_networks import dropout_masks
 
 import treadle.model.trainer as trainer_module
 from treadle.kernels import reference
