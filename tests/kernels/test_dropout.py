@@ -29,7 +29,8 @@ from treadle.kernels.dropout import (
     kept_levels,
 )
 from treadle.kernels.random import philox_block
-from treadle.model.engine import SHARD_ROWS, Engine, Pool
+from treadle.model.engine import SHARD_ROWS, Engine
+from treadle.model.pool import Pool
 
 Bits = NDArray[np.uint8]
 
