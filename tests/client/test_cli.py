@@ -436,6 +436,7 @@ class TestModels:
         text = out(server.address, "models", "show", "m", "--version", "2")
         assert "validation loss  0.7500 nats\n" in text
         assert "versions         1, 2\n" in text
+        assert "network          lstm 2x128, embedding 64, dropout 0.2\n" in text
         assert service.requests == [v1.GetModelRequest(model="m", version=2)]
         shown: Any = objects(out(server.address, "models", "show", "m", "--json"))[0]
         assert shown["model"]["training"]["ended_by"] == "max_steps"

@@ -1,5 +1,6 @@
 """A layer over real-valued input: the reference's numbers, and errors that say what to give."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from treadle.kernels.random import uniform
 from treadle.model import Adam, Cell, ConfigError, LayerError, RecurrentLayer
 from treadle.model.parameters import FIRST_STREAM
 
+PAGE = Path(__file__).parents[2] / "docs" / "layer.md"
 Arrays = dict[str, NDArray[Any]]
 
 SIZES = [
@@ -84,6 +86,14 @@ def test_a_layer_is_that_of_the_reference(cell: str, T: int, B: int, D: int, H: 
     assert_close(states, expected_states)
     assert_close(gradients, expected_gradients)
     assert all(same_bytes(given[name], array) for name, array in before.items())
+
+
+def test_the_page_about_layers_shows_what_works() -> None:
+    scope: dict[str, Any] = {}
+    exec(PAGE.read_text().partition("```python\n")[2].partition("```")[0], scope)
+    shapes = {name: scope[name].shape for name in ("hs", "cs", "dxs")}
+    assert shapes == {"hs": (21, 4, 8), "cs": (21, 4, 8), "dxs": (20, 4, 3)}
+    assert list(scope["gradients"]) == ["Wx", "Wh", "b", "h0", "c0"]
 
 
 @pytest.mark.parametrize("cell", CELLS)
