@@ -22,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ZERO
-from treadle.kernels.compile import jit
+from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.loss import exponentials, largest, log_probability, total
 from treadle.kernels.network import forward, output_logits, store_state
 from treadle.kernels.random import uniform
 from treadle.kernels.structures import Array, Ints, State, Weights, Workspace
+from treadle.kernels.vectors import copy
 
 Longs = npt.NDArray[np.uint64]
 
@@ -137,7 +138,7 @@ def draw(
     return token
 
 
-@jit
+@jit_inline
 def _draw_all(
     sessions: Sessions, logits: Array, scratch: Array, tokens: Ints, log_probabilities: Array
 ) -> bool:
@@ -181,7 +182,7 @@ def decode(
         log_probabilities: (N, M), written: of each token under the model itself, in nats.
     """
     L, M = state.h.shape[0], state.h.shape[1]
-    scratch = np.empty(weights.by.size, np.float32)
+    scratch, size = np.empty(weights.by.size, np.float32), M * state.h.shape[2]
     logits = work.logits[:M]
     tokens[:] = -1
     log_probabilities[:] = ZERO
@@ -191,9 +192,10 @@ def decode(
             work.cs[layer, 1] = state.c[layer]
     for n in range(tokens.shape[0]):
         for layer in range(L):
-            work.hs[layer, 0] = work.hs[layer, 1]
+            here = layer * 2 * size
+            copy(work.hs, here + size, work.hs, here, size)
             if work.cs.shape[1]:
-                work.cs[layer, 0] = work.cs[layer, 1]
+                copy(work.cs, here + size, work.cs, here, size)
         forward(cell, weights, work, sessions.token.reshape((1, M)), 1)
         output_logits(weights, work.hs[L - 1, 1], logits)
         if not _draw_all(sessions, logits, scratch, tokens[n], log_probabilities[n]):

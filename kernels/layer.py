@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from treadle.kernels.compile import jit
+from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.gru import gru_backward, gru_forward
 from treadle.kernels.lstm import lstm_backward, lstm_forward
 from treadle.kernels.matmul import add_rows, matmul
@@ -58,7 +58,7 @@ class LayerGradients(NamedTuple):
     """(H,), the GRU's; not written elsewhere."""
 
 
-@jit
+@jit_inline
 def input_forward(xs: Array, Wx: Array, b: Array, gates: Array, steps: int) -> None:
     """Write the input's share of the pre-activations, xs Wx + b.
 
@@ -76,7 +76,7 @@ def input_forward(xs: Array, Wx: Array, b: Array, gates: Array, steps: int) -> N
     matmul(xs[:steps].reshape((N, D)), Wx, flat, True)
 
 
-@jit
+@jit_inline
 def recur_forward(cell: int, Wh: Array, bh: Array, tape: LayerTape, steps: int) -> None:
     """Run the recurrence from the states in row 0.
 

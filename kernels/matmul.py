@@ -18,12 +18,10 @@ Array = npt.NDArray[np.float32]
 _LINE = 16
 """Floats in a cache line."""
 
-_WIDE = 4
-_tile, _tile_add = make_tile(ROWS, 1, add=False), make_tile(ROWS, 1, add=True)
-_tile4, _tile4_add = make_tile(4, 1, add=False), make_tile(4, 1, add=True)
-_tile1, _tile1_add = make_tile(1, 1, add=False), make_tile(1, 1, add=True)
-# One row alone has too few accumulators to hide the latency of a multiply-add: four panels.
-_wide1, _wide1_add = make_tile(1, _WIDE, add=False), make_tile(1, _WIDE, add=True)
+_tile, _edge = make_tile(ROWS, 1, edge=False), make_tile(ROWS, 1, edge=True)
+_tile4 = make_tile(4, 1, edge=False)
+# One row alone has too few accumulators to hide the latency of a multiply-add: several panels.
+_row1, _row2, _row3, _row4 = (make_tile(1, panels, edge=True) for panels in (1, 2, 3, 4))
 
 
 def panel_count(columns: int) -> int:
@@ -61,29 +59,11 @@ def pack_transposed(matrix: Array, panels: Array) -> None:
 
 
 @jit
-def _write_tiles(
+def tiles(
     A: Array, start: int, row: int, step: int, P: Array, base: int, K: int,
-    C: Array, out: int, width: int, M: int,
+    C: Array, out: int, width: int, M: int, N: int, add: bool,
 ) -> None:  # fmt: skip
-    """One panel's columns of C for all M rows: C[out + i * width ...] = A P[base ...]."""
-    i = 0
-    while i + ROWS <= M:
-        _tile(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
-        i += ROWS
-    while i + 4 <= M:
-        _tile4(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
-        i += 4
-    while i < M:
-        _tile1(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
-        i += 1
-
-
-@jit
-def add_tiles(
-    A: Array, start: int, row: int, step: int, P: Array, base: int, K: int,
-    C: Array, out: int, width: int, M: int,
-) -> None:  # fmt: skip
-    """Add one panel's products to M rows of C: C[out + i * width ...] += A P[base ...].
+    """One panel's columns of C, for M rows: C[out + i * width ...] (+)= A P[base ...].
 
     Args:
         A: element (i, k) is A.flat[start + i * row + k * step].
@@ -93,37 +73,44 @@ def add_tiles(
         P: packed panels.
         base: where the panel begins in P.
         K: length of the sums, above 0.
-        C: added to.
+        C: written.
         out: where the first of its rows begins in C.
         width: elements from row to row of C.
         M: rows.
+        N: columns of C from here on; below PANEL, the panel's others are left out.
+        add: go on from what C holds rather than from 0.
     """
     i = 0
+    if N >= PANEL:
+        while i + ROWS <= M:
+            _tile(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N, add)
+            i += ROWS
+        while i + 4 <= M:
+            _tile4(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N, add)
+            i += 4
     while i + ROWS <= M:
-        _tile_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        _edge(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N, add)
         i += ROWS
-    while i + 4 <= M:
-        _tile4_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
-        i += 4
     while i < M:
-        _tile1_add(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width)
+        _row1(A, start + i * row, row, step, P, base, 0, K, C, out + i * width, width, N, add)
         i += 1
 
 
 @jit
-def _edge_panel(A: Array, P: Array, base: int, C: Array, first: int, add: bool) -> None:
-    """The last panel, partly past C's columns: computed aside, its real columns copied."""
-    (M, K), width = A.shape, C.shape[1] - first
-    aside = np.empty((M, PANEL), np.float32)
-    if add:
-        aside[:, width:] = 0
-        for i in range(M):
-            aside[i, :width] = C[i, first:]
-        add_tiles(A, 0, K, 1, P, base, K, aside, 0, PANEL, M)
-    else:
-        _write_tiles(A, 0, K, 1, P, base, K, aside, 0, PANEL, M)
-    for i in range(M):
-        C[i, first:] = aside[i, :width]
+def _one_row(A: Array, panels: Array, C: Array, add: bool) -> None:
+    """C (+)= A B for one row, up to four panels at once."""
+    K, N, count = A.shape[1], C.shape[1], panels.shape[0]
+    size = K * PANEL
+    for j in range(0, count, 4):
+        base, out, left = j * size, j * PANEL, N - j * PANEL
+        if count - j >= 4:
+            _row4(A, 0, K, 1, panels, base, size, K, C, out, N, left, add)
+        elif count - j == 3:
+            _row3(A, 0, K, 1, panels, base, size, K, C, out, N, left, add)
+        elif count - j == 2:
+            _row2(A, 0, K, 1, panels, base, size, K, C, out, N, left, add)
+        else:
+            _row1(A, 0, K, 1, panels, base, size, K, C, out, N, left, add)
 
 
 @jit
@@ -137,23 +124,11 @@ def matmul(A: Array, panels: Array, C: Array, add: bool) -> None:
         add: go on from what C holds rather than from 0.
     """
     (M, K), N = A.shape, C.shape[1]
-    whole = N // PANEL
-    j = 0
     if M == 1:
-        while j + _WIDE <= whole:
-            if add:
-                _wide1_add(A, 0, K, 1, panels, j * K * PANEL, K * PANEL, K, C, j * PANEL, N)
-            else:
-                _wide1(A, 0, K, 1, panels, j * K * PANEL, K * PANEL, K, C, j * PANEL, N)
-            j += _WIDE
-    while j < whole:
-        if add:
-            add_tiles(A, 0, K, 1, panels, j * K * PANEL, K, C, j * PANEL, N, M)
-        else:
-            _write_tiles(A, 0, K, 1, panels, j * K * PANEL, K, C, j * PANEL, N, M)
-        j += 1
-    if whole < panels.shape[0]:
-        _edge_panel(A, panels, whole * K * PANEL, C, whole * PANEL, add)
+        _one_row(A, panels, C, add)
+        return
+    for j in range(panels.shape[0]):
+        tiles(A, 0, K, 1, panels, j * K * PANEL, K, C, j * PANEL, N, M, N - j * PANEL, add)
 
 
 @jit

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from treadle.kernels.activations import ZERO
-from treadle.kernels.compile import jit
+from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.dropout import Dropout, draw_keep, drop, keep_scale
 from treadle.kernels.layer import (
     LayerGradients,
@@ -35,15 +35,17 @@ from treadle.kernels.structures import (
     Workspace,
 )
 from treadle.kernels.transposed import add_matmul_transposed
+from treadle.kernels.vectors import copy
 
 
-@jit
+@jit_inline
 def _embed(weights: Weights, tokens: Ints, gates: Array) -> None:
     """Layer 0's share of the input, for tokens (B,), to gates (B, G)."""
     B = tokens.size
     if weights.table.shape[0]:
+        G = gates.shape[1]
         for row in range(B):
-            gates[row] = weights.table[tokens[row]]
+            copy(weights.table, tokens[row] * G, gates, row * G, G)
         return
     xs = np.empty((B, weights.embedding.shape[1]), np.float32)
     for row in range(B):
@@ -52,7 +54,7 @@ def _embed(weights: Weights, tokens: Ints, gates: Array) -> None:
     matmul(xs, weights.Wx0, gates, True)
 
 
-@jit
+@jit_inline
 def _tape(work: Workspace, layer: int, first: int, last: int) -> LayerTape:
     """One layer's part of the workspace, for steps first to last."""
     return LayerTape(
@@ -61,7 +63,7 @@ def _tape(work: Workspace, layer: int, first: int, last: int) -> LayerTape:
     )  # fmt: skip
 
 
-@jit
+@jit_inline
 def _below(work: Workspace, layer: int, steps: int) -> Array:
     """What a layer gets from the one below: its states (T, B, H), some dropped in training."""
     hs = work.hs[layer - 1, 1 : steps + 1]
@@ -98,7 +100,7 @@ def store_state(work: Workspace, steps: int, state: State) -> None:
             state.c[layer] = work.cs[layer, steps]
 
 
-@jit
+@jit_inline
 def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: int) -> None:
     """Run all layers over the first `steps` rows of tokens (T, B), from the states in row 0."""
     for t in range(steps):  # step by step, so that what enters is still in the cache
@@ -110,11 +112,12 @@ def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: i
         layer_forward(cell, xs, Wx, b, Wh, bh, tape, steps)
 
 
-@jit
+@jit_inline
 def output_logits(weights: Weights, states: Array, logits: Array) -> None:
     """logits (N, V) = by + states (N, H) Wy."""
-    for n in range(logits.shape[0]):
-        logits[n] = weights.by
+    N, V = logits.shape
+    for n in range(N):
+        copy(weights.by, 0, logits, n * V, V)
     matmul(states, weights.Wy, logits, True)
 
 

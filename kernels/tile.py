@@ -51,6 +51,35 @@ class _Emitter:
     def store(self, value: Any, pointer: Any) -> None:
         self.builder.store(value, self.builder.bitcast(pointer, _VECTOR.as_pointer())).align = 4
 
+    def masked(self, columns: Any, j: int) -> Any:
+        """Which lanes of column vector j are below `columns`."""
+        builder, kind = self.builder, ir.VectorType(_INT32, LANES)
+        blank = ir.Constant(kind, ir.Undefined)
+        first = builder.insert_element(blank, builder.trunc(columns, _INT32), _INT32(0))
+        limit = builder.shuffle_vector(first, blank, ir.Constant(kind, [0] * LANES))
+        lanes = [j * LANES + lane for lane in range(LANES)]
+        return builder.icmp_signed("<", ir.Constant(kind, lanes), limit)
+
+    def _masked_function(self, name: str, result: Any, *kinds: Any) -> Any:
+        kind = ir.FunctionType(result, kinds)
+        full = f"llvm.masked.{name}.v{LANES}f32.p0"
+        return cgutils.get_or_insert_function(self.builder.module, kind, full)
+
+    def load_some(self, pointer: Any, mask: Any) -> Any:
+        at = self.builder.bitcast(pointer, _VECTOR.as_pointer())
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        kinds = (at.type, _INT32, mask.type, _VECTOR)
+        return self.builder.call(
+            self._masked_function("load", _VECTOR, *kinds), [at, _INT32(4), mask, zero]
+        )
+
+    def store_some(self, value: Any, pointer: Any, mask: Any) -> None:
+        at = self.builder.bitcast(pointer, _VECTOR.as_pointer())
+        kinds = (_VECTOR, at.type, _INT32, mask.type)
+        self.builder.call(
+            self._masked_function("store", ir.VoidType(), *kinds), [value, at, _INT32(4), mask]
+        )
+
     def broadcast(self, scalar: Any) -> Any:
         blank = ir.Constant(_VECTOR, ir.Undefined)
         first = self.builder.insert_element(blank, scalar, _INT32(0))
@@ -93,7 +122,7 @@ class _Emitter:
         return results
 
 
-def _compiled_tile(rows: int, panels: int, add: bool) -> Any:
+def _compiled_tile(rows: int, panels: int, edge: bool) -> Any:
     def tile(
         typing_context: Any,
         a: Any,
@@ -107,17 +136,21 @@ def _compiled_tile(rows: int, panels: int, add: bool) -> Any:
         c: Any,
         c_offset: Any,
         c_row: Any,
+        c_columns: Any,
+        add: Any,
     ) -> Any:
         n = types.intp
-        signature = types.void(a, n, n, n, b, n, n, n, c, n, n)
+        signature = types.void(a, n, n, n, b, n, n, n, c, n, n, n, types.boolean)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             def data(index: int) -> Any:
                 kind = signature.args[index]
                 return context.make_array(kind)(context, builder, arguments[index]).data
 
-            _, a_offset, a_row, a_step, _, b_offset, b_panel, steps, _, c_offset, c_row = arguments
+            _, a_offset, a_row, a_step, _, b_offset, b_panel, steps, _ = arguments[:9]
+            c_offset, c_row, c_columns, add = arguments[9:]
             emit = _Emitter(builder, rows, panels)
+            masks = [emit.masked(c_columns, j) for j in emit.columns] if edge else []
             a_rows = [emit.at(data(0), a_offset, builder.mul(a_row, _INT64(i))) for i in emit.rows]
             b_panels = [
                 emit.at(data(4), b_offset, builder.mul(b_panel, _INT64(p))) for p in range(panels)
@@ -127,14 +160,19 @@ def _compiled_tile(rows: int, panels: int, add: bool) -> Any:
             def c_at(i: int, j: int) -> Any:
                 return emit.at(c_base, builder.mul(c_row, _INT64(i)), _INT64(j * LANES))
 
-            zero = ir.Constant(_VECTOR, [0.0] * LANES)
-            starts = [
-                [emit.load(c_at(i, j)) if add else zero for j in emit.columns] for i in emit.rows
-            ]
+            def start(i: int, j: int) -> Any:
+                at, zero = c_at(i, j), ir.Constant(_VECTOR, [0.0] * LANES)
+                before = emit.load_some(at, masks[j]) if edge else emit.load(at)
+                return builder.select(add, before, zero)
+
+            starts = [[start(i, j) for j in emit.columns] for i in emit.rows]
             results = emit.loop(starts, a_rows, a_step, b_panels, steps)
             for i in emit.rows:
                 for j in emit.columns:
-                    emit.store(results[i][j], c_at(i, j))
+                    if edge:
+                        emit.store_some(results[i][j], c_at(i, j), masks[j])
+                    else:
+                        emit.store(results[i][j], c_at(i, j))
             return context.get_dummy_value()
 
         return signature, generate
@@ -142,7 +180,7 @@ def _compiled_tile(rows: int, panels: int, add: bool) -> Any:
     return intrinsic(tile)
 
 
-def _python_tile(rows: int, panels: int, add: bool) -> Any:
+def _python_tile(rows: int, panels: int, edge: bool) -> Any:
     def tile(
         a: Any,
         a_offset: int,
@@ -155,15 +193,19 @@ def _python_tile(rows: int, panels: int, add: bool) -> Any:
         c: Any,
         c_offset: int,
         c_row: int,
+        c_columns: int,
+        add: bool,
     ) -> None:
         a_flat, b_flat, c_flat = a.reshape(-1), b.reshape(-1), c.reshape(-1)
         for i in range(rows):
             left = a_flat[a_offset + i * a_row :][: (steps - 1) * a_step + 1 : a_step]
             for p in range(panels):
                 start = c_offset + i * c_row + p * PANEL
-                out = c_flat[start : start + PANEL]
+                width = min(PANEL, c_columns - p * PANEL) if edge else PANEL
+                out = c_flat[start : start + width]
                 block = b_flat[b_offset + p * b_panel :][: steps * PANEL].reshape(steps, PANEL)
-                total = out.astype(np.float64) if add else np.zeros(PANEL)
+                block = block[:, :width]
+                total = out.astype(np.float64) if add else np.zeros(width)
                 for k in range(steps):  # float64 products are exact: a fused multiply-add
                     total = np.float32(np.float64(left[k]) * block[k] + total).astype(np.float64)
                 out[:] = total
@@ -171,18 +213,20 @@ def _python_tile(rows: int, panels: int, add: bool) -> Any:
     return tile
 
 
-def make_tile(rows: int, panels: int, add: bool) -> Any:
+def make_tile(rows: int, panels: int, edge: bool) -> Any:
     """Make a tile of `rows` rows and `panels` panels.
 
     Args:
         rows: rows of A and C, 1 to ROWS.
         panels: panels of B side by side. rows * panels * 2 accumulators must fit the registers.
-        add: start from C rather than from 0.
+        edge: C may end within the last panel; no column past its end is read or written.
 
     Returns:
         A function for compiled code: tile(a, a_offset, a_row, a_step, b, b_offset, b_panel,
-        steps, c, c_offset, c_row). All offsets and strides count float32 elements from an
-        array's beginning; element (i, k) of A is a[a_offset + i * a_row + k * a_step]; panel p of B
-        begins at b_offset + p * b_panel; `steps`, the length of the chain, must be above 0.
+        steps, c, c_offset, c_row, c_columns, add). All offsets and strides count float32 elements
+        from an array's beginning; element (i, k) of A is a[a_offset + i * a_row + k * a_step];
+        panel p of B begins at b_offset + p * b_panel; `steps`, the length of the chain, must be
+        above 0; `c_columns`, the columns of C from here on, matters at the edge only; `add`
+        starts from C rather than from 0.
     """
-    return _python_tile(rows, panels, add) if PYTHON_MODE else _compiled_tile(rows, panels, add)
+    return (_python_tile if PYTHON_MODE else _compiled_tile)(rows, panels, edge)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.compile import jit
-from treadle.kernels.matmul import add_tiles
+from treadle.kernels.matmul import tiles
 from treadle.kernels.tile import PANEL, ROWS
 
 Array = npt.NDArray[np.float32]
@@ -73,28 +73,16 @@ def _multiply(block: Block, rows: int, C: Array, first: int) -> None:
     """C[:, first:] += A^T B of the gathered rows, as many columns as the block holds."""
     M, N = C.shape
     for panel in range(block.right.shape[0]):
-        column = first + panel * PANEL
-        if column + PANEL <= N:
-            _add_panel(block, rows, panel, C, column)
-        elif column < N:
-            aside = np.zeros((M, PANEL), np.float32)
-            width = N - column
-            for m in range(M):
-                aside[m, :width] = C[m, column:]
-            _add_panel(block, rows, panel, aside, 0)
-            for m in range(M):
-                C[m, column:] = aside[m, :width]
-
-
-@jit
-def _add_panel(block: Block, rows: int, panel: int, C: Array, column: int) -> None:
-    """One panel's columns of C, strip by strip."""
-    M, N = C.shape
-    for strip in range((M + ROWS - 1) // ROWS):
-        height = min(ROWS, M - strip * ROWS)
-        start, base = strip * ROW_BLOCK * ROWS, panel * ROW_BLOCK * PANEL
-        out = strip * ROWS * N + column
-        add_tiles(block.left, start, 1, ROWS, block.right, base, rows, C, out, N, height)
+        column, base = first + panel * PANEL, panel * ROW_BLOCK * PANEL
+        if column >= N:
+            break
+        for strip in range((M + ROWS - 1) // ROWS):
+            height = min(ROWS, M - strip * ROWS)
+            start, out = strip * ROW_BLOCK * ROWS, strip * ROWS * N + column
+            left = N - column
+            tiles(
+                block.left, start, 1, ROWS, block.right, base, rows, C, out, N, height, left, True
+            )
 
 
 @jit

@@ -24,7 +24,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-from treadle.kernels.compile import PYTHON_MODE, jit_inline
+from treadle.kernels.compile import PYTHON_MODE, jit, jit_inline
 
 Array = npt.NDArray[np.float32]
 
@@ -219,6 +219,16 @@ lane_maximum: Callable[[Array], np.float32] = (
 def load(array: Array, offset: int, left: int) -> Array:
     """Return a vector of array.flat[offset:], with 0 past the first `left` elements."""
     return load_padded(array, offset, left, ZERO)
+
+
+@jit
+def copy(source: Array, start: int, target: Array, to: int, count: int) -> None:
+    """target.flat[to : to + count] = source.flat[start : start + count]."""
+    whole = count // LANES * LANES
+    for n in range(0, whole, LANES):
+        store(target, to + n, LANES, load(source, start + n, LANES))
+    if whole < count:
+        store(target, to + whole, count - whole, load(source, start + whole, count - whole))
 
 
 _OPERATORS: dict[Any, str] = {

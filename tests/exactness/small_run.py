@@ -54,7 +54,7 @@ CONFIGS = {
     name: replace(
         config,
         data=DataConfig(batch_size=33, window=13, validation_fraction=0.2),
-        limits=LimitsConfig(max_steps=30),
+        limits=LimitsConfig(max_steps=200 if name == "rnn" else 30),
         report=ReportConfig(progress_interval_s=1e6),  # at validations alone, whatever the time
         seed=2**63 + 5,
     )

@@ -20,7 +20,7 @@ from treadle.kernels.tile import PANEL, ROWS
 
 Floats = NDArray[np.float32]
 
-TILES = [(1, 1), (4, 1), (ROWS, 1), (1, 4)]
+TILES = [(1, 1), (4, 1), (ROWS, 1), (1, 2), (1, 4)]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,20 +34,26 @@ def whole_numbers(seed: int, *shape: int) -> Floats:
 
 
 @pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("missing", [0, 1, PANEL - 1])
 @pytest.mark.parametrize(("rows", "panels"), TILES)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_compiled_tile_is_the_python_tile(
-    rows: int, panels: int, add: bool, transposed: bool
+    rows: int, panels: int, add: bool, missing: int, transposed: bool
 ) -> None:
-    instruction = tile._compiled_tile(rows, panels, add)
+    edge, columns = missing > 0, panels * PANEL - missing
+    instruction = tile._compiled_tile(rows, panels, edge)
 
     def call(
         a: Any, a_offset: int, a_row: int, a_step: int,
-        b: Any, b_offset: int, b_panel: int, steps: int, c: Any, c_offset: int, c_row: int,
+        b: Any, b_offset: int, b_panel: int, steps: int,
+        c: Any, c_offset: int, c_row: int, c_columns: int, add: bool,
     ) -> None:  # fmt: skip
-        instruction(a, a_offset, a_row, a_step, b, b_offset, b_panel, steps, c, c_offset, c_row)
+        instruction(
+            a, a_offset, a_row, a_step, b, b_offset, b_panel, steps, c, c_offset, c_row,
+            c_columns, add,
+        )  # fmt: skip
 
-    steps, width = 5, panels * PANEL + 3
+    steps, width = 5, columns + 3
     a, b = whole_numbers(1, rows + 1, 9), whole_numbers(2, panels + 1, steps, PANEL)
     c = whole_numbers(3, rows + 1, width)
     if transposed:
@@ -57,20 +63,20 @@ def test_compiled_tile_is_the_python_tile(
     # Everything begins past the arrays' beginning, to prove the offsets.
     where = (a, a_row + 2 * a_step, a_row, a_step, b, steps * PANEL, steps * PANEL, steps)
     by_instruction, by_python = c.copy(), c.copy()
-    compiled(call)(*where, by_instruction, width + 1, width)
-    tile._python_tile(rows, panels, add)(*where, by_python, width + 1, width)
+    compiled(call)(*where, by_instruction, width + 1, width, columns, add)
+    tile._python_tile(rows, panels, edge)(*where, by_python, width + 1, width, columns, add)
     assert same_bytes(by_instruction, by_python)
 
     left = a.T if transposed else a
     expected = c.copy()
-    inside = expected[1:, 1 : 1 + panels * PANEL]
-    right = b[1:].transpose(1, 0, 2).reshape(steps, -1)
+    inside = expected[1:, 1 : 1 + columns]
+    right = b[1:].transpose(1, 0, 2).reshape(steps, -1)[:, :columns]
     inside[...] = left[1:, 2 : 2 + steps] @ right + (inside if add else 0)
     assert same_bytes(by_python, expected)
 
 
 def test_tiles_are_compiled_unless_in_python_mode() -> None:
-    assert inspect.isfunction(tile.make_tile(1, 1, add=False)) == PYTHON_MODE
+    assert inspect.isfunction(tile.make_tile(1, 1, edge=False)) == PYTHON_MODE
 
 
 def test_fma_rounds_once() -> None:
