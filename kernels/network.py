@@ -112,6 +112,25 @@ def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: i
         layer_forward(cell, xs, Wx, b, Wh, bh, tape, steps)
 
 
+@jit
+def read_shard(
+    cell: int, weights: Weights, work: Workspace, state: State, tokens: Ints, fresh: Bools
+) -> None:  # fmt: skip
+    """Forward pass only, for the state after it.
+
+    Args:
+        cell: RNN, GRU or LSTM.
+        weights: packed.
+        work: as for `train_shard`; dhs is not used.
+        state: in: the state before the window; out: after it.
+        tokens: (T, B), below V.
+        fresh: (B,), rows that begin from zeros instead of `state`.
+    """
+    load_state(state, fresh, work)
+    forward(cell, weights, work, tokens, tokens.shape[0])
+    store_state(work, tokens.shape[0], state)
+
+
 @jit_inline
 def output_logits(weights: Weights, states: Array, logits: Array) -> None:
     """logits (N, V) = by + states (N, H) Wy."""
