@@ -113,13 +113,14 @@ def test_functions_of_vectors_and_floats(name: str) -> None:
 
     a, b, c = operand(1), operand(2), operand(3)
     if name == "fma":  # its stand-in rounds twice: whole numbers are exact in both
-        a, b, c = (np.round(np.clip(np.nan_to_num(x), -99, 99)) for x in (a, b, c))
+        whole = [np.round(np.clip(np.nan_to_num(x), -99, 99)) for x in (a, b, c)]
+        a, b, c = (x.astype(np.float32) for x in whole)
     out = np.empty((3, LANES), np.float32)
     (three if count == 3 else two)(a, b, c, out)
     python = getattr(intrinsics, f"python_{name}")
     rest = (c,) if count == 3 else ()
-    whole = python(a, b, *rest)
-    np.testing.assert_array_equal(out, np.array([whole, python(a, b[0], *rest), whole]))
+    expected = python(a, b, *rest)
+    np.testing.assert_array_equal(out, np.array([expected, python(a, b[0], *rest), expected]))
 
 
 def test_a_nan_stays_where_it_should() -> None:
