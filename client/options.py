@@ -35,6 +35,7 @@ class TrainOptions(TypedDict, total=False):
     hidden_size: int
     layers: int
     embedding_size: int
+    dropout: float
     optimizer: Literal["sgd", "adagrad", "adam"] | int
     learning_rate: float
     schedule: Literal["constant", "cosine"] | int
@@ -60,6 +61,7 @@ class GenerateOptions(TypedDict, total=False):
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
     seed: int
     max_new_tokens: int
     stop_sequences: Sequence[str]

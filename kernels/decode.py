@@ -7,9 +7,11 @@ bit for bit what scoring the text gives, whoever else decodes in the same call. 
 2. else logits, less the largest, are divided by the temperature;
 3. of all tokens the `top_k` likeliest stay, lower ids first among equals;
 4. of these the fewest likeliest stay whose probability reaches `top_p`;
-5. the draw walks those left in ascending id until their summed weight exceeds u times the whole.
+5. of these stay those at least `min_p` times as likely as the likeliest;
+6. the draw walks those left in ascending id until their summed weight exceeds u times the whole.
 
-The nucleus (4) is from Holtzman et al., "The curious case of neural text degeneration" (2020).
+The nucleus (4) is from Holtzman et al., "The curious case of neural text degeneration" (2020),
+min-p (5) from Nguyen et al., "Turning up the heat: min-p sampling" (2024).
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ class Sessions(NamedTuple):
     """(M,), 0 for all tokens."""
     top_p: Array
     """(M,), 1 for all tokens."""
+    min_p: Array
+    """(M,), 0 for all tokens."""
     seed: Longs
     """(M,)."""
     position: Longs
@@ -82,9 +86,18 @@ def _cut(weights: Array, top_k: int, top_p: np.float32) -> None:
 
 
 @jit
+def _cut_unlikely(weights: Array, min_p: np.float32) -> None:
+    """Set to 0 the weights (V,) below min_p times the largest, which itself stays."""
+    floor = min_p * largest(weights)
+    for v in range(weights.size):
+        if weights[v] < floor:
+            weights[v] = ZERO
+
+
+@jit
 def draw(
-    logits: Array, temperature: np.float32, top_k: int, top_p: np.float32, u: np.float32,
-    weights: Array,
+    logits: Array, temperature: np.float32, top_k: int, top_p: np.float32, min_p: np.float32,
+    u: np.float32, weights: Array,
 ) -> int:  # fmt: skip
     """Draw one token.
 
@@ -93,6 +106,7 @@ def draw(
         temperature: 0 for greedy.
         top_k: 0 for all tokens.
         top_p: 1 for all tokens.
+        min_p: 0 for all tokens.
         u: a uniform draw from [0, 1).
         weights: (V,), overwritten.
 
@@ -111,6 +125,8 @@ def draw(
     exponentials(weights, ZERO, weights)
     if top_k > 0 or top_p < np.float32(1.0):
         _cut(weights, top_k, top_p)
+    if min_p > ZERO:
+        _cut_unlikely(weights, min_p)
     threshold = u * total(weights)
     running, token = ZERO, 0
     for v in range(weights.size):
@@ -134,7 +150,10 @@ def _draw_all(
             continue
         row = logits[m]
         u = uniform(sessions.seed[m], DRAW_STREAM, sessions.position[m])
-        token = draw(row, sessions.temperature[m], sessions.top_k[m], sessions.top_p[m], u, scratch)
+        token = draw(
+            row, sessions.temperature[m], sessions.top_k[m], sessions.top_p[m],
+            sessions.min_p[m], u, scratch,
+        )  # fmt: skip
         m_logit = largest(row)
         sum_of_exponentials = exponentials(row, m_logit, scratch)
         log_probabilities[m] = log_probability(row[token], m_logit, sum_of_exponentials)

@@ -11,14 +11,20 @@ import numpy as np
 
 from treadle.kernels.activations import ZERO
 from treadle.kernels.compile import jit, jit_inline
-from treadle.kernels.gru import gru_backward, gru_forward
+from treadle.kernels.dropout import Dropout, draw_keep, drop, keep_scale
+from treadle.kernels.layer import (
+    LayerGradients,
+    LayerTape,
+    Running,
+    layer_backward,
+    layer_forward,
+    recur_backward,
+    recur_forward,
+)
 from treadle.kernels.loss import cross_entropy, target_log_probabilities
-from treadle.kernels.lstm import lstm_backward, lstm_forward
 from treadle.kernels.matmul import add_rows, matmul
 from treadle.kernels.optimizers import add_into
-from treadle.kernels.rnn import rnn_backward, rnn_forward
 from treadle.kernels.structures import (
-    GRU,
     LSTM,
     Array,
     Bools,
@@ -49,14 +55,24 @@ def _embed(weights: Weights, tokens: Ints, gates: Array) -> None:
 
 
 @jit_inline
-def _from_below(weights: Weights, work: Workspace, layer: int, steps: int) -> None:
-    """Layer's share of the input from the states of the layer below."""
-    B, G, H = work.gates.shape[2], work.gates.shape[3], work.hs.shape[3]
-    gates = work.gates[layer, :steps].reshape((steps * B, G))
-    for row in range(steps * B):
-        gates[row] = weights.b[layer]
-    below = work.hs[layer - 1, 1 : steps + 1].reshape((steps * B, H))
-    matmul(below, weights.Wx[layer - 1], gates, True)
+def _tape(work: Workspace, layer: int, first: int, last: int) -> LayerTape:
+    """One layer's part of the workspace, for steps first to last."""
+    return LayerTape(
+        work.gates[layer, first:last], work.hidden[layer, first:last],
+        work.hs[layer, first : last + 1], work.cs[layer, first : last + 1],
+    )  # fmt: skip
+
+
+@jit_inline
+def _below(work: Workspace, layer: int, steps: int) -> Array:
+    """What a layer gets from the one below: its states (T, B, H), some dropped in training."""
+    hs = work.hs[layer - 1, 1 : steps + 1]
+    if not work.keep.shape[1]:
+        return hs
+    N, H, K = steps * hs.shape[1], hs.shape[2], work.keep.shape[3]
+    keep, dropped = work.keep[layer - 1, :steps], work.dropped[:steps]
+    drop(hs.reshape((N, H)), keep.reshape((N, K)), work.scale[0], dropped.reshape((N, H)))
+    return dropped
 
 
 @jit
@@ -85,30 +101,34 @@ def store_state(work: Workspace, steps: int, state: State) -> None:
 
 
 @jit_inline
-def _forward_layer(
-    cell: int, weights: Weights, work: Workspace, layer: int, first: int, last: int
-) -> None:  # fmt: skip
-    """One layer's recurrence over steps first to last, from its share of the input in gates."""
-    gates, hs = work.gates[layer, first:last], work.hs[layer, first : last + 1]
-    Wh, steps = weights.Wh[layer], last - first
-    if cell == LSTM:
-        lstm_forward(gates, hs, work.cs[layer, first : last + 1], Wh, steps)
-    elif cell == GRU:
-        hidden = work.hidden[layer, first:last]
-        gru_forward(gates, hidden, hs, Wh, weights.bh[layer], steps)
-    else:
-        rnn_forward(gates, hs, Wh, steps)
-
-
-@jit_inline
 def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: int) -> None:
     """Run all layers over the first `steps` rows of tokens (T, B), from the states in row 0."""
     for t in range(steps):  # step by step, so that what enters is still in the cache
         _embed(weights, tokens[t], work.gates[0, t])
-        _forward_layer(cell, weights, work, 0, t, t + 1)
+        recur_forward(cell, weights.Wh[0], weights.bh[0], _tape(work, 0, t, t + 1), 1)
     for layer in range(1, work.gates.shape[0]):
-        _from_below(weights, work, layer, steps)
-        _forward_layer(cell, weights, work, layer, 0, steps)
+        xs, Wx, b = _below(work, layer, steps), weights.Wx[layer - 1], weights.b[layer]
+        Wh, bh, tape = weights.Wh[layer], weights.bh[layer], _tape(work, layer, 0, steps)
+        layer_forward(cell, xs, Wx, b, Wh, bh, tape, steps)
+
+
+@jit
+def read_shard(
+    cell: int, weights: Weights, work: Workspace, state: State, tokens: Ints, fresh: Bools
+) -> None:  # fmt: skip
+    """Forward pass only, for the state after it.
+
+    Args:
+        cell: RNN, GRU or LSTM.
+        weights: packed.
+        work: as for `train_shard`; dhs is not used.
+        state: in: the state before the window; out: after it.
+        tokens: (T, B), below V.
+        fresh: (B,), rows that begin from zeros instead of `state`.
+    """
+    load_state(state, fresh, work)
+    forward(cell, weights, work, tokens, tokens.shape[0])
+    store_state(work, tokens.shape[0], state)
 
 
 @jit_inline
@@ -143,25 +163,12 @@ def _loss_and_output_gradients(
 
 
 @jit
-def _backward_layer(
-    cell: int, weights: Weights, work: Workspace, gradients: Gradients, layer: int, steps: int
-) -> None:
-    """One layer's recurrence backward, and the gradients of its recurrent weights."""
-    B, H = work.gates.shape[2], work.hs.shape[3]
-    gates, hs, WhT = work.gates[layer], work.hs[layer], weights.WhT[layer]
-    dWh, block = gradients.Wh[layer], work.block
-    dh = np.zeros((B, H), np.float32)
-    if cell == LSTM:
-        dc, cs = np.zeros((B, H), np.float32), work.cs[layer]
-        lstm_backward(gates, hs, cs, WhT, work.dhs, dh, dc, dWh, block, steps)
-    elif cell == GRU:
-        hidden = work.hidden[layer]
-        gru_backward(gates, hidden, hs, WhT, work.dhs, dh, dWh, block, steps)
-        for t in range(steps):
-            for row in range(B):
-                add_into(hidden[t, row, 2 * H :], gradients.bh[layer])
-    else:
-        rnn_backward(gates, hs, WhT, work.dhs, dh, dWh, block, steps)
+def _drop_gradient(work: Workspace, layer: int, steps: int) -> None:
+    """Turn dhs, the gradient of what a layer got from below, into that of the states there."""
+    if work.keep.shape[1]:
+        N, H, K = steps * work.dhs.shape[1], work.dhs.shape[2], work.keep.shape[3]
+        dhs = work.dhs[:steps].reshape((N, H))
+        drop(dhs, work.keep[layer - 1, :steps].reshape((N, K)), work.scale[0], dhs)
 
 
 @jit
@@ -169,16 +176,20 @@ def _backward(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, tokens: Ints, steps: int
 ) -> None:
     """All layers backward, from the gradient of the topmost states in dhs."""
-    B, G, H = work.gates.shape[2], work.gates.shape[3], work.hs.shape[3]
-    N = steps * B
+    B, H = work.hs.shape[2], work.hs.shape[3]
     for layer in range(work.gates.shape[0] - 1, -1, -1):
-        _backward_layer(cell, weights, work, gradients, layer, steps)
-        da = work.gates[layer, :steps].reshape((N, G))
-        if layer:
-            add_rows(da, gradients.b[layer])
-            below = work.hs[layer - 1, 1 : steps + 1].reshape((N, H))
-            add_matmul_transposed(below, da, work.block, gradients.Wx[layer - 1])
-            matmul(da, weights.WxT[layer - 1], work.dhs[:steps].reshape((N, H)), False)
+        WhT, tape = weights.WhT[layer], _tape(work, layer, 0, steps)
+        cells = B if cell == LSTM else 0
+        running = Running(np.zeros((B, H), np.float32), np.zeros((cells, H), np.float32))
+        dWh, dbh, block = gradients.Wh[layer], gradients.bh[layer], work.block
+        if layer == 0:
+            recur_backward(cell, WhT, tape, work.dhs, running, dWh, dbh, block, steps)
+        else:
+            xs, WxT = _below(work, layer, steps), weights.WxT[layer - 1]
+            part = LayerGradients(gradients.Wx[layer - 1], dWh, gradients.b[layer], dbh)
+            dhs = work.dhs
+            layer_backward(cell, xs, WxT, WhT, tape, dhs, running, part, dhs, block, steps)
+            _drop_gradient(work, layer, steps)
     for t in range(steps):
         for row in range(B):
             add_into(work.gates[0, t, row], gradients.table[tokens[t, row]])
@@ -187,7 +198,7 @@ def _backward(
 @jit
 def train_shard(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, state: State,
-    tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32,
+    tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32, dropout: Dropout,
 ) -> float:  # fmt: skip
     """Forward pass, loss and backpropagation through time for one shard and window.
 
@@ -201,12 +212,16 @@ def train_shard(
         targets: (T, B); below 0 where nothing is to be learned.
         fresh: (B,), rows that begin from zeros instead of `state`.
         scale: 1 / the counted targets of the whole batch.
+        dropout: what is dropped between layers, where `work` has room for it.
 
     Returns:
         The sum of -log p(target), in nats.
     """
     steps = tokens.shape[0]
     load_state(state, fresh, work)
+    if work.keep.shape[1]:
+        work.scale[0] = keep_scale(dropout)
+        draw_keep(dropout, work.keep, steps)
     forward(cell, weights, work, tokens, steps)
     store_state(work, steps, state)
     loss = _loss_and_output_gradients(weights, work, gradients, targets, scale)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.compile import jit
+from treadle.kernels.compile import jit, jit_inline
 
 Array = npt.NDArray[np.float32]
 
@@ -20,9 +20,11 @@ _LOW, _HALF_WORD = np.uint64(0xFFFFFFFF), np.uint64(32)
 _MANTISSA_SHIFT, _MANTISSA_UNIT = np.uint64(8), np.float32(2.0**-24)
 
 
-@jit
-def philox(seed: np.uint64, stream: np.uint64, position: np.uint64) -> np.uint64:
-    """Return the first of the four 32-bit words that Philox4x32-10 gives.
+@jit_inline
+def philox_block(
+    seed: np.uint64, stream: np.uint64, position: np.uint64
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+    """Return the four 32-bit words that Philox4x32-10 gives.
 
     Args:
         seed: the 64-bit key.
@@ -30,7 +32,7 @@ def philox(seed: np.uint64, stream: np.uint64, position: np.uint64) -> np.uint64
         position: the counter's lower 64 bits.
 
     Returns:
-        A word of 32 random bits, as uint64.
+        Four words of 32 random bits each, as uint64.
     """
     c0, c1 = position & _LOW, position >> _HALF_WORD
     c2, c3 = stream & _LOW, stream >> _HALF_WORD
@@ -44,7 +46,13 @@ def philox(seed: np.uint64, stream: np.uint64, position: np.uint64) -> np.uint64
             p0 & _LOW,
         )
         k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
-    return c0
+    return c0, c1, c2, c3
+
+
+@jit
+def philox(seed: np.uint64, stream: np.uint64, position: np.uint64) -> np.uint64:
+    """Return the first word of `philox_block`, as uint64."""
+    return philox_block(seed, stream, position)[0]
 
 
 @jit

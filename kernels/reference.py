@@ -11,6 +11,7 @@ The file reads from top to bottom as one training step does:
     small random weights             initialize
     forward pass                     rnn_forward, lstm_forward, gru_forward, output_forward
     cross-entropy                    softmax_cross_entropy
+    dropout between layers           dropout_masks
     backpropagation through time     rnn_backward, lstm_backward, gru_backward, output_backward
     all of these together            network_loss_and_gradients
     clipping                         clip_by_value, clip_by_global_norm
@@ -589,6 +590,33 @@ def _input_forward(parameters: Parameters, tokens: Tokens) -> Array:
     return one_hot(tokens, len(parameters["Wx0"]), parameters["Wx0"].dtype)
 
 
+def dropout_masks(
+    p: float,
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    dtype: DTypeLike = np.float64,
+) -> Array:
+    """Draws what every layer but the last multiplies its states with before it hands them on.
+
+    Srivastava et al. (2014): while it learns, a network should not rely on any single unit. A unit
+    is dropped with probability p, the others are scaled so that what is expected of each stays as
+    it is. As in PyTorch's nn.LSTM and in Zaremba et al. (2014), the way from step to step, inside a
+    layer, is left alone. When nothing is learned there are no masks.
+
+    Args:
+        p: share of the units to drop, in [0, 1).
+        shape: (L-1, T, B, H).
+        rng: where chance comes from.
+        dtype: of the result.
+
+    Returns:
+        Masks of that shape: 0 where a unit is dropped, 1 / (1 - p) where not.
+    """
+    kept = rng.random(shape) >= p
+    masks: Array = kept.astype(dtype) / (1 - p)
+    return masks
+
+
 class LayerTape(NamedTuple):
     """What one layer's backward pass needs of its forward pass."""
 
@@ -601,7 +629,7 @@ class LayerTape(NamedTuple):
 
 
 def network_forward(
-    parameters: Parameters, cell: str, tokens: Tokens, states: States
+    parameters: Parameters, cell: str, tokens: Tokens, states: States, masks: Array | None = None
 ) -> tuple[Array, States, list[LayerTape]]:
     """Runs all layers over tokens, each on the hidden states of the one below.
 
@@ -610,6 +638,7 @@ def network_forward(
         cell: "rnn", "gru" or "lstm".
         tokens: ids, (T, B).
         states: of all layers, before the first token.
+        masks: of dropout_masks, (L-1, T, B, H); None drops nothing.
 
     Returns:
         logits, (T, B, V); the states after the last token; one tape a layer.
@@ -629,6 +658,8 @@ def network_forward(
             hs = rnn_forward(xs, h0, **weights)
         tapes.append(LayerTape(xs, hs, rest))
         xs = hs[1:]
+        if masks is not None and layer < len(masks):
+            xs = xs * masks[layer]
     logits = output_forward(tapes[-1].hs, parameters["Wy"], parameters["by"])
     final_hs = np.stack([tape.hs[-1] for tape in tapes])
     return logits, (final_hs, np.stack(final_cs) if final_cs else None), tapes
@@ -642,7 +673,12 @@ _BACKWARD: dict[str, Callable[..., RnnGradients | GruGradients | LstmGradients]]
 
 
 def network_loss_and_gradients(
-    parameters: Parameters, cell: str, tokens: Tokens, targets: Tokens, states: States
+    parameters: Parameters,
+    cell: str,
+    tokens: Tokens,
+    targets: Tokens,
+    states: States,
+    masks: Array | None = None,
 ) -> tuple[float, int, Parameters, States]:
     """Makes one forward and one backward pass over a window of the data.
 
@@ -655,12 +691,13 @@ def network_loss_and_gradients(
         tokens: ids, (T, B).
         targets: the token after each, (T, B); a negative one is not counted.
         states: of all layers, before the first token.
+        masks: of dropout_masks, (L-1, T, B, H); None drops nothing.
 
     Returns:
         loss_sum in nats; count, the number of tokens in it; the gradients of the mean loss,
         loss_sum / count, by the names of the parameters; the states after the last token.
     """
-    logits, final_states, tapes = network_forward(parameters, cell, tokens, states)
+    logits, final_states, tapes = network_forward(parameters, cell, tokens, states, masks)
     loss_sum, count, dlogits = softmax_cross_entropy(logits, targets)
 
     gradients: Parameters = {}
@@ -669,6 +706,8 @@ def network_loss_and_gradients(
         Wx, Wh = parameters[f"Wx{layer}"], parameters[f"Wh{layer}"]
         layer_gradients = _BACKWARD[cell](dhs, xs, hs, *rest, Wx, Wh)._asdict()
         dhs = layer_gradients["dxs"]  # this layer's inputs are the hidden states of that below
+        if masks is not None and layer:
+            dhs = dhs * masks[layer - 1]
         for name in _layer_weights(parameters, layer):
             gradients[f"{name}{layer}"] = layer_gradients[f"d{name}"]
     if "embedding" in parameters:
@@ -783,13 +822,19 @@ def adam_step(
 
 
 def sample(
-    logits: Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, u: float = 0.0
+    logits: Array,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    u: float = 0.0,
 ) -> int:
     """Draws a token from softmax(logits / temperature), cut to its likeliest part.
 
     First the top_k likeliest tokens are kept (Fan et al. 2018), equals by lower id; then of these
     the fewest likeliest whose probabilities, renormalized among what top_k kept, reach top_p
-    (Holtzman et al. 2020). Then the kept tokens are walked through in ascending id, adding up their
+    (Holtzman et al. 2020); then of these the ones at least min_p times as likely as the likeliest
+    (Nguyen et al. 2024). Then the kept tokens are walked through in ascending id, adding up their
     probabilities: the first where the sum exceeds u times their total is drawn.
 
     Args:
@@ -798,6 +843,7 @@ def sample(
             that of lowest id.
         top_k: how many tokens to keep; 0 keeps all.
         top_p: how much probability to keep, in (0, 1]; 1 keeps all.
+        min_p: least probability to keep, in [0, 1], in units of the likeliest token's.
         u: a uniform random number in [0, 1); all the chance there is.
 
     Returns:
@@ -812,6 +858,7 @@ def sample(
     if top_p < 1:
         reached = np.cumsum(weights[kept])
         kept = kept[: 1 + int(np.argmax(reached >= top_p * reached[-1]))]
+    kept = kept[weights[kept] >= min_p * weights[kept[0]]]
     kept = np.sort(kept)
     running = np.cumsum(weights[kept])
     beyond = np.flatnonzero(running > u * running[-1])
@@ -827,6 +874,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     rng: np.random.Generator | None = None,
     states: States | None = None,
 ) -> list[int]:
@@ -840,6 +888,7 @@ def generate(
         temperature: see sample.
         top_k: see sample.
         top_p: see sample.
+        min_p: see sample.
         rng: where chance comes from; None for a fresh one. At temperature 0 there is none.
         states: what the network has in mind before the prompt, with B = 1; None for nothing.
 
@@ -852,6 +901,6 @@ def generate(
     made: list[int] = []
     while len(made) < n:
         logits, states, _ = network_forward(parameters, cell, tokens[:, np.newaxis], states)
-        made.append(sample(logits[-1, 0], temperature, top_k, top_p, rng.random()))
+        made.append(sample(logits[-1, 0], temperature, top_k, top_p, min_p, rng.random()))
         tokens = np.array(made[-1:])
     return made

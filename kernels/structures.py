@@ -17,6 +17,7 @@ from treadle.kernels.transposed import Block
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
+Bits = npt.NDArray[np.uint8]
 
 RNN, GRU, LSTM = 0, 1, 2
 """The `cell` argument of every function over a whole network."""
@@ -90,6 +91,13 @@ class Workspace(NamedTuple):
     """(T, B, H), or (0, B, H) where nothing goes backward."""
     logits: Array
     """(LOGIT_ROWS, V), or fewer rows."""
+    keep: Bits
+    """(L-1, T, B, ceil(H / 8)), one bit a unit that a layer hands on; (L-1, 0, B, ...) where
+    nothing is dropped."""
+    dropped: Array
+    """(T, B, H), what the layer at hand gets from below; (0, B, H) where nothing is dropped."""
+    scale: Array
+    """(1,), what units that are handed on are multiplied with."""
     block: Block
     """Room for gathering rows of states and gate gradients; none where nothing goes backward."""
 

@@ -9,6 +9,7 @@ model.save("hello.safetensors")
 model = Model.load("hello.safetensors")
 """
 
+from treadle.model.adam import Adam
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -32,11 +33,13 @@ from treadle.model.errors import (
     ConfigError,
     CorpusError,
     EncodingError,
+    LayerError,
     ModelError,
     TrainingError,
     UnknownSymbolError,
 )
 from treadle.model.importer import import_state_dict
+from treadle.model.layer import RecurrentLayer
 from treadle.model.model import Model
 from treadle.model.progress import Progress, Started
 from treadle.model.record import TrainingRecord
@@ -46,6 +49,7 @@ from treadle.model.trainer import Trainer, train
 from treadle.model.warm import compiled_for, warm
 
 __all__ = [
+    "Adam",
     "Cell",
     "CheckpointError",
     "ConfigError",
@@ -55,6 +59,7 @@ __all__ = [
     "DataConfig",
     "EncodingError",
     "GenerateResult",
+    "LayerError",
     "LimitsConfig",
     "Model",
     "ModelError",
@@ -63,6 +68,7 @@ __all__ = [
     "OptimizerKind",
     "Piece",
     "Progress",
+    "RecurrentLayer",
     "ReportConfig",
     "SamplingConfig",
     "Schedule",

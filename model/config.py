@@ -109,6 +109,8 @@ class NetworkConfig(Checked):
     """Recurrent layers."""
     embedding_size: int = field(default=64, metadata=whole(0, 4096))
     """Length of a token's embedding vector; 0 feeds tokens one-hot."""
+    dropout: float = field(default=0.0, metadata=real(below=1))
+    """Share of the units dropped between layers in training; 0 drops none."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,8 @@ class SamplingConfig(Checked):
     """Draw among the k likeliest tokens only; 0 for all of them."""
     top_p: float = field(default=1.0, metadata=real(above=0, most=1))
     """Draw among the fewest likeliest tokens that hold this much probability."""
+    min_p: float = field(default=0.0, metadata=real(most=1))
+    """Draw among the tokens at least this many times as likely as the likeliest; 0 for all."""
     seed: int | None = field(default=None, metadata=whole(0, MAX_UINT64))
     """Seed of the draw; None: one is picked and returned."""
     max_new_tokens: int = field(default=256, metadata=whole(0, MAX_UINT32))

@@ -105,15 +105,15 @@ class Decoder:
                 if start:
                     yield
                 window = np.ascontiguousarray(before[start : start + steps].reshape(-1, 1))
-                network.load_state(self._state, np.zeros(1, np.bool_), work)
-                network.forward(self._cell, self._weights, work, window, window.shape[0])
-                network.store_state(work, window.shape[0], self._state)
+                goes_on = np.zeros(1, np.bool_)
+                network.read_shard(self._cell, self._weights, work, self._state, window, goes_on)
         self._sessions = Sessions(
             token=np.array([tokens[-1]], np.int32),
             end=np.array([self._end], np.int32),
             temperature=np.array([sampling.temperature], np.float32),
             top_k=np.array([min(sampling.top_k, self._shape.V)], np.int32),
             top_p=np.array([sampling.top_p], np.float32),
+            min_p=np.array([sampling.min_p], np.float32),
             seed=np.array([seed], np.uint64),
             position=np.zeros(1, np.uint64),
         )

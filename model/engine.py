@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import network, structures
+from treadle.kernels.dropout import Dropout, kept_levels
 from treadle.kernels.optimizers import add_into
 from treadle.kernels.packing import pack_transposes, pack_weights, unfold_gradients
 from treadle.model.parameters import CELL_CODES, Parameters, Shape, carve, room
@@ -45,10 +46,12 @@ def cut_rows(
 class _Shard:
     """A fixed slice of the batch's rows with all the room that it needs."""
 
-    def __init__(self, shape: Shape, rows: slice, window: int, table_rows: int) -> None:
+    def __init__(
+        self, shape: Shape, rows: slice, window: int, table_rows: int, drops: bool
+    ) -> None:
         count = rows.stop - rows.start
         self.rows = rows
-        self.work = allocate_workspace(shape, window, count, backward=True)
+        self.work = allocate_workspace(shape, window, count, backward=True, drops=drops)
         self.state = allocate_state(shape, count)
         stacks = {name: size for name, size in shape.stacks.items() if name in TAIL}
         shapes = {"table": (table_rows, shape.G), **stacks}
@@ -64,7 +67,10 @@ TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by")
 class Engine:
     """Computes the loss and its gradient over batches (T, B), for one set of parameters."""
 
-    def __init__(self, parameters: Parameters, rows: int, window: int, pool: Pool) -> None:
+    def __init__(
+        self, parameters: Parameters, rows: int, window: int, pool: Pool,
+        dropout: float = 0.0, seed: int = 0,
+    ) -> None:  # fmt: skip
         """Allocate everything that a run needs.
 
         Args:
@@ -72,6 +78,8 @@ class Engine:
             rows: sequences in a batch, B.
             window: the most steps of a batch, T.
             pool: takes the shards.
+            dropout: share of the units dropped between layers, 0 up to and without 1.
+            seed: decides, with a batch's step, which they are.
         """
         self.parameters = parameters
         self.shape = parameters.shape
@@ -82,7 +90,11 @@ class Engine:
         self._all = np.arange(self.shape.V, dtype=np.int32)
         table_rows = min(self.shape.V, rows * window)
         self._weights = allocate_weights(self.shape, table_rows, backward=True)
-        self._shards = [_Shard(self.shape, cut, window, table_rows) for cut in shard_slices(rows)]
+        self._seed, self._kept = np.uint64(seed), np.uint64(kept_levels(dropout))
+        self._shards = [
+            _Shard(self.shape, cut, window, table_rows, drops=dropout > 0)
+            for cut in shard_slices(rows)
+        ]
         self.gradient = Parameters(self.shape)
 
     def _fold(self, tokens: Ints) -> tuple[Ints, Ints]:
@@ -102,13 +114,16 @@ class Engine:
         self.pool.map(pack, (False, True))
         return used, folded
 
-    def loss_and_gradient(self, tokens: Ints, targets: Ints, fresh: Bools) -> tuple[float, int]:
+    def loss_and_gradient(
+        self, tokens: Ints, targets: Ints, fresh: Bools, step: int = 0
+    ) -> tuple[float, int]:
         """Run a batch forward and backward; `self.gradient` then holds the mean loss's gradient.
 
         Args:
             tokens: (T, B).
             targets: (T, B), below 0 where nothing is to be learned.
             fresh: (B,), rows that begin from zeros instead of where the last batch ended.
+            step: optimizer steps done before; with the seed it decides which units are dropped.
 
         Returns:
             The sum of -log p(target) in nats, and the number of targets counted.
@@ -119,9 +134,10 @@ class Engine:
 
         def run(shard: _Shard) -> float:
             shard.flat[:] = 0
+            dropout = Dropout(self._seed, np.uint64(step), shard.rows.start, self._kept)
             return network.train_shard(
                 self.cell, self._weights, shard.work, shard.gradients, shard.state,
-                *cut_rows(shard.rows, folded, targets, fresh), scale,
+                *cut_rows(shard.rows, folded, targets, fresh), scale, dropout,
             )  # fmt: skip
 
         loss = in_order(self.pool.map(run, self._shards))

@@ -8,6 +8,7 @@
     │   └── EncodingError         corpus bytes that are not UTF-8
     ├── UnknownSymbolError        a symbol that the vocabulary lacks
     ├── CheckpointError           a model file or state dict that cannot be used
+    ├── LayerError                an array that a layer cannot take
     └── TrainingError             a run that cannot go on
 
 Every message is one sentence for the person at the keyboard: it names the thing and the remedy.
@@ -76,6 +77,10 @@ class UnknownSymbolError(ModelError):
 
 class CheckpointError(ModelError):
     """A model file or state dict is damaged, foreign or of another version."""
+
+
+class LayerError(ModelError):
+    """An array for a `RecurrentLayer` has the wrong shape or type, or comes at the wrong time."""
 
 
 class TrainingError(ModelError):

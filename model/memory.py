@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from treadle.kernels.dropout import keep_bytes
 from treadle.kernels.transposed import ROW_BLOCK
 from treadle.model.config import Cell, OptimizerKind, TrainConfig
 from treadle.model.engine import SHARD_ROWS
@@ -14,7 +15,9 @@ _FLOAT = 4
 _MOMENTS = {OptimizerKind.SGD: 0, OptimizerKind.ADAGRAD: 1, OptimizerKind.ADAM: 2}
 
 
-def training_bytes(shape: Shape, rows: int, window: int, kind: OptimizerKind) -> int:
+def training_bytes(
+    shape: Shape, rows: int, window: int, kind: OptimizerKind, drops: bool = False
+) -> int:
     """Return what the arrays of a run take, in bytes, the corpus not counted.
 
     Args:
@@ -22,17 +25,20 @@ def training_bytes(shape: Shape, rows: int, window: int, kind: OptimizerKind) ->
         rows: sequences in a batch.
         window: steps of a batch.
         kind: the optimizer, which keeps moments beside the parameters.
+        drops: whether units are dropped between layers.
     """
     H, L, G = shape.H, shape.L, shape.G
+    dropping = H + (L - 1) * keep_bytes(H) / _FLOAT if drops and L > 1 else 0
     parameters = shape.parameter_count
     table = min(shape.V, rows * window) * G
     shards = math.ceil(rows / SHARD_ROWS)
     # parameters, gradient, moments; both ways of packing; a copy that is validated or saved
     once = parameters * (2 + _MOMENTS[kind] + 2 + 2) + table
     states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
-    work = rows * window * (L * (G + states * H) + H) + min(256, rows * window) * shards * shape.V
+    work = rows * window * (L * (G + states * H) + H + dropping)
+    work += min(256, rows * window) * shards * shape.V
     block = ROW_BLOCK * (max(H, shape.E) + G)
-    return _FLOAT * (once + shards * (parameters + table + block) + work)
+    return int(_FLOAT * (once + shards * (parameters + table + block) + work))
 
 
 def check_memory(config: TrainConfig, vocabulary_size: int, limit_bytes: int) -> None:
@@ -48,10 +54,11 @@ def check_memory(config: TrainConfig, vocabulary_size: int, limit_bytes: int) ->
     """
     shape = Shape.of(config.network, vocabulary_size)
     data = config.data
-    needed = training_bytes(shape, data.batch_size, data.window, config.optimizer.kind)
+    kind, drops = config.optimizer.kind, config.network.dropout > 0
+    needed = training_bytes(shape, data.batch_size, data.window, kind, drops)
     if needed <= limit_bytes:
         return
-    lone = training_bytes(shape, 1, 1, config.optimizer.kind)
+    lone = training_bytes(shape, 1, 1, kind)
     field = "network.hidden_size" if lone > limit_bytes / 2 else "data.batch_size"
     remedy = (
         "lower hidden_size, layers or max_vocabulary_size"

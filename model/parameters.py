@@ -25,7 +25,8 @@ Array = npt.NDArray[np.float32]
 CELL_CODES = {Cell.RNN: structures.RNN, Cell.GRU: structures.GRU, Cell.LSTM: structures.LSTM}
 
 _ALIGNMENT = 16  # floats: every view begins on a cache line
-_FIRST_STREAM = 16  # random streams below are the draw's
+FIRST_STREAM = 16
+"""The random stream of the first array of parameters; those below are the draw's."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Parameters:
             if name == "bh" and shape.cell is not Cell.GRU:
                 continue
             limit = math.sqrt(3.0) if name == "embedding" else 1 / math.sqrt(shape.H)
-            stream = np.uint64(_FIRST_STREAM + number)
+            stream = np.uint64(FIRST_STREAM + number)
             fill_uniform(np.uint64(seed), stream, np.float32(limit), stack.reshape(-1))
         return parameters
 

@@ -18,6 +18,11 @@ VALIDATIONS = 10
 """Validations of a run that does not say how often."""
 DEFAULT_WARMUP_STEPS = 100
 
+_NOTHING_TO_DROP = (
+    "dropout {:g} has nothing to act on: it acts between layers, and the network has one; "
+    "set layers to 2 or more"
+)
+
 
 class Plan:
     """When a run ends, validates and how far it is, from its limits."""
@@ -77,6 +82,9 @@ def fill_in(
         steps = math.ceil(DEFAULT_EPOCHS * batches.batches_in(0))
         limits = LimitsConfig(max_steps=min(max(steps, fewest), most))
         notices = (f"no limit given: training for {limits.max_steps:,} steps",)
+    network = config.network
+    if network.dropout and network.layers == 1:
+        notices = (*notices, _NOTHING_TO_DROP.format(network.dropout))
     data = replace(
         config.data, layout=corpus.layout, batch_size=batches.batch_size, window=batches.window
     )

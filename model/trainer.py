@@ -134,7 +134,11 @@ class Trainer:
         _load_kernels(self._config)
         pool = Pool(self._threads)
         try:
-            engine = Engine(self._parameters, self._batches.batch_size, self._batches.window, pool)
+            config, batches = self._config, self._batches
+            engine = Engine(
+                self._parameters, batches.batch_size, batches.window, pool,
+                config.network.dropout, config.seed,
+            )  # fmt: skip
             yield from self._run(engine, Examination(self._corpus, pool, stop), stop)
         finally:
             pool.close()
@@ -168,7 +172,7 @@ class Trainer:
         share = self._plan.progress(steps, self._elapsed)
         rate = learning_rate(self._config.optimizer, steps, share, self._plan.warmup_steps)
         tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
-        loss, count = engine.loss_and_gradient(tokens, targets, batch.fresh)
+        loss, count = engine.loss_and_gradient(tokens, targets, batch.fresh, steps)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss became {loss} at step {steps + 1}; lower the learning rate"

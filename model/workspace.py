@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import structures
+from treadle.kernels.dropout import keep_bytes
 from treadle.kernels.matmul import panel_count
 from treadle.kernels.packing import pack_weights
 from treadle.kernels.tile import PANEL
@@ -51,9 +52,20 @@ def allocate_weights(shape: Shape, table_rows: int, backward: bool) -> structure
     )
 
 
-def allocate_workspace(shape: Shape, steps: int, rows: int, backward: bool) -> structures.Workspace:
-    """Return room for windows of up to `steps` steps and exactly `rows` rows."""
+def allocate_workspace(
+    shape: Shape, steps: int, rows: int, backward: bool, drops: bool = False
+) -> structures.Workspace:
+    """Return room for windows of up to `steps` steps and exactly `rows` rows.
+
+    Args:
+        shape: the network's sizes.
+        steps: the longest window.
+        rows: sequences.
+        backward: whether a gradient is wanted.
+        drops: whether units are dropped between layers.
+    """
     H, L = shape.H, shape.L
+    dropping = steps if drops and L > 1 else 0
     is_gru, is_lstm = shape.cell is Cell.GRU, shape.cell is Cell.LSTM
     return structures.Workspace(
         gates=np.zeros((L, steps, rows, shape.G), np.float32),
@@ -62,6 +74,9 @@ def allocate_workspace(shape: Shape, steps: int, rows: int, backward: bool) -> s
         cs=np.zeros((L, steps + 1 if is_lstm else 0, rows, H), np.float32),
         dhs=np.zeros((steps if backward else 0, rows, H), np.float32),
         logits=np.zeros((min(structures.LOGIT_ROWS, steps * rows), shape.V), np.float32),
+        keep=np.zeros((L - 1, dropping, rows, keep_bytes(H)), np.uint8),
+        dropped=np.zeros((dropping, rows, H), np.float32),
+        scale=np.ones(1, np.float32),
         block=allocate_block(max(H, shape.E), shape.G) if backward else allocate_block(0, 0),
     )
 

@@ -79,7 +79,9 @@ def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> Sampling
         StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
     """
     values = to_json(request)
-    known = {"temperature", "top_k", "top_p", "seed", "max_new_tokens", "unknown_policy"}
+    known = {
+        "temperature", "top_k", "top_p", "min_p", "seed", "max_new_tokens", "unknown_policy",
+    }  # fmt: skip
     settings = {name: value for name, value in values.items() if name in known}
     settings["stop_sequences"] = tuple(request.stop_sequences)
     violations = name_violations(request.model, "model")

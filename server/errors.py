@@ -33,6 +33,7 @@ from treadle.model.errors import (
     ConfigError,
     CorpusError,
     EncodingError,
+    LayerError,
     ModelError,
     TrainingError,
     UnknownSymbolError,
@@ -48,6 +49,8 @@ CODES: dict[type[ModelError], grpc.StatusCode] = {
     EncodingError: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownSymbolError: grpc.StatusCode.INVALID_ARGUMENT,
     CheckpointError: grpc.StatusCode.DATA_LOSS,
+    # Of callers of `treadle.model.layer`; no request comes there.
+    LayerError: grpc.StatusCode.FAILED_PRECONDITION,
     # The same spec would fail again: nothing to retry, but nothing malformed either.
     TrainingError: grpc.StatusCode.FAILED_PRECONDITION,
 }

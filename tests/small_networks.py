@@ -8,6 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.kernels import reference
+from treadle.kernels.dropout import (
+    UNITS,
+    Dropout,
+    draw_keep,
+    keep_bytes,
+    keep_scale,
+    kept_levels,
+)
 from treadle.model.config import Cell
 from treadle.model.engine import Engine
 from treadle.model.parameters import Parameters, Shape
@@ -65,6 +73,22 @@ def make_batch(V: int, T: int, B: int, seed: int = 0, ignored: float = 0.2) -> t
 def make_engine(network: Network, B: int, T: int, threads: int = 1) -> Engine:
     """Makes an engine for batches (T, B)."""
     return Engine(network.parameters, B, T, Pool(threads))
+
+
+def unit_flags(keep: NDArray[np.uint8], H: int) -> NDArray[np.bool_]:
+    """Whether each unit is kept: bit i of byte k is that of unit iK + k."""
+    bits = [(keep >> i) & 1 for i in range(UNITS)]
+    return np.concatenate(bits, axis=-1)[..., :H].astype(np.bool_)
+
+
+def dropout_masks(
+    p: float, seed: int, step: int, shape: tuple[int, int, int, int]
+) -> NDArray[np.float64]:
+    """The reference's masks (L-1, T, B, H), of the bits that an engine draws for a batch."""
+    dropout = Dropout(np.uint64(seed), np.uint64(step), 0, np.uint64(kept_levels(p)))
+    keep = np.zeros((*shape[:3], keep_bytes(shape[3])), np.uint8)
+    draw_keep(dropout, keep, shape[1])
+    return np.where(unit_flags(keep, shape[3]), np.float64(keep_scale(dropout)), 0.0)
 
 
 def relative_error(ours: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -58,6 +58,7 @@ KERNELS_STANDARD_LIBRARY = {
     "enum",
     "functools",
     "math",
+    "operator",
     "types",
     "typing",
 }

@@ -80,6 +80,7 @@ def _decode_together(case: Case, shape: Shape, weights: structures.Weights) -> S
         temperature=np.ones(M, np.float32),
         top_k=np.zeros(M, np.int32),
         top_p=np.ones(M, np.float32),
+        min_p=np.zeros(M, np.float32),
         seed=np.arange(M, dtype=np.uint64),
         position=np.zeros(M, np.uint64),
     )

@@ -72,6 +72,10 @@ def _add_draw(parser: argparse.ArgumentParser) -> None:
         "--top-p", type=float, metavar="F", default=unset, help="among those that hold F (1)"
     )
     group.add_argument(
+        "--min-p", type=float, metavar="F", default=unset,
+        help="among those at least F times as likely as the likeliest (0)",
+    )  # fmt: skip
+    group.add_argument(
         "--seed", type=int, metavar="N", default=unset, help="same seed, same text (random)"
     )
     group.add_argument(

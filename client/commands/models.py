@@ -101,11 +101,15 @@ def _facts(model: Model) -> list[tuple[str, str]]:
     from treadle.client.options import field_word
     from treadle.client.progress import duration_text, network_text
 
+    dropout = f", dropout {model.network.dropout:g}" if model.network.dropout else ""
     facts = [
         ("name", model.name),
         ("version", str(model.version)),
         ("stored", _time(model)),
-        ("network", f"{network_text(model.network)}, embedding {model.network.embedding_size}"),
+        (
+            "network",
+            f"{network_text(model.network)}, embedding {model.network.embedding_size}{dropout}",
+        ),
         ("tokens", f"{field_word(model.tokenizer, 'kind')}, {model.vocabulary_size:,} of them"),
         ("unknown symbols", field_word(model.tokenizer, "unknown_policy")),
         ("layout", field_word(model, "layout")),

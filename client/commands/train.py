@@ -54,6 +54,10 @@ OPTIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
             "--embedding-size",
             {"type": int, "metavar": "N", "help": "length of an embedding; 0 is one-hot (64)"},
         ),
+        (
+            "--dropout",
+            {"type": float, "metavar": "F", "help": "share of units dropped between layers (0)"},
+        ),
     ),
     "learning": (
         ("--batch-size", {"type": int, "metavar": "N", "help": "sequences side by side (32)"}),

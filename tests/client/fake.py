@@ -27,7 +27,9 @@ def a_model(name: str = "hello", version: int = 1) -> v1.Model:
     model = v1.Model(
         name=name,
         version=version,
-        network=v1.NetworkSpec(cell=v1.CELL_LSTM, hidden_size=128, layers=2, embedding_size=64),
+        network=v1.NetworkSpec(
+            cell=v1.CELL_LSTM, hidden_size=128, layers=2, embedding_size=64, dropout=0.2
+        ),
         tokenizer=v1.TokenizerSpec(
             kind=v1.TOKENIZER_KIND_CHARACTERS, unknown_policy=v1.UNKNOWN_POLICY_ERROR
         ),

@@ -264,9 +264,9 @@ class TestTrain:
         words = (
             "--tokenizer words --max-vocabulary-size 100 --unknown skip --layout lines "
             "--validation-fraction 0 --cell gru --hidden-size 32 --layers 2 --embedding-size 0 "
-            "--batch-size 4 --window 8 --optimizer sgd --learning-rate 0.5 --schedule constant "
-            "--warmup-steps 0 --beta1 0.8 --beta2 0.9 --weight-decay 0.1 --clip-norm 0 "
-            "--clip-value 5 --seed 9 --max-steps 10 --max-epochs 0.5 --train-for 3m "
+            "--dropout 0.5 --batch-size 4 --window 8 --optimizer sgd --learning-rate 0.5 "
+            "--schedule constant --warmup-steps 0 --beta1 0.8 --beta2 0.9 --weight-decay 0.1 "
+            "--clip-norm 0 --clip-value 5 --seed 9 --max-steps 10 --max-epochs 0.5 --train-for 3m "
             "--progress-interval 250ms --validation-interval 5 --sample-tokens 0"
         )
         out(server.address, "train", "-", "--model", "m", *words.split(), data=b"x")
@@ -282,7 +282,7 @@ class TestTrain:
                     layout=v1.CORPUS_LAYOUT_LINES, validation_fraction=0, batch_size=4, window=8
                 ),
                 network=v1.NetworkSpec(
-                    cell=v1.CELL_GRU, hidden_size=32, layers=2, embedding_size=0
+                    cell=v1.CELL_GRU, hidden_size=32, layers=2, embedding_size=0, dropout=0.5
                 ),
                 optimizer=v1.OptimizerSpec(
                     optimizer=v1.OPTIMIZER_SGD,
@@ -315,8 +315,8 @@ class TestGenerate:
 
     def test_options_become_the_request(self, server: FakeServer, service: FakeService) -> None:
         words = (
-            "m --version 3 --temperature 0.5 --top-k 5 --top-p 0.9 --seed 0 --unknown skip "
-            "--stop a --stop bc"
+            "m --version 3 --temperature 0.5 --top-k 5 --top-p 0.9 --min-p 0.1 --seed 0 "
+            "--unknown skip --stop a --stop bc"
         )
         out(server.address, "generate", *words.split())
         assert service.requests == [
@@ -326,6 +326,7 @@ class TestGenerate:
                 temperature=0.5,
                 top_k=5,
                 top_p=0.9,
+                min_p=0.1,
                 seed=0,
                 stop_sequences=["a", "bc"],
                 unknown_policy=v1.UNKNOWN_POLICY_SKIP,
@@ -435,6 +436,7 @@ class TestModels:
         text = out(server.address, "models", "show", "m", "--version", "2")
         assert "validation loss  0.7500 nats\n" in text
         assert "versions         1, 2\n" in text
+        assert "network          lstm 2x128, embedding 64, dropout 0.2\n" in text
         assert service.requests == [v1.GetModelRequest(model="m", version=2)]
         shown: Any = objects(out(server.address, "models", "show", "m", "--json"))[0]
         assert shown["model"]["training"]["ended_by"] == "max_steps"

@@ -38,7 +38,8 @@ def test_large_integers_are_numbers() -> None:
 def test_nested_messages_enums_and_times() -> None:
     model = as_json(a_model())
     assert model["network"] == {"cell": "lstm", "hidden_size": 128, "layers": 2} | {
-        "embedding_size": 64
+        "embedding_size": 64,
+        "dropout": 0.2,
     }
     assert model["layout"] == "text"
     assert model["create_time"] == "2023-11-14T22:13:20Z"

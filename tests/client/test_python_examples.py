@@ -42,6 +42,14 @@ def test_surprise(real_server: str) -> None:
         assert odd in surprising
 
 
+def test_forecast() -> None:
+    done = example("127.0.0.1:1", "forecast.py", "150")  # asks no server
+    assert (done.returncode, done.stderr) == (0, "")
+    errors = {line[:11].strip(): float(line[11:].split()[0]) for line in
+              done.stdout.partition("\n\n")[2].splitlines()}  # fmt: skip
+    assert errors["noise alone"] < errors["test error"] < errors["last value"] / 4
+
+
 @pytest.mark.parametrize("name", ["names.py", "surprise.py"])
 def test_trouble_is_one_sentence(name: str) -> None:
     done = example("127.0.0.1:1", name)

@@ -47,6 +47,9 @@ CONFIGS = {
         optimizer=OptimizerConfig(kind=OptimizerKind.ADAM, warmup_steps=5),
     ),
 }
+for _name, _layers, _dropout in (("gru", 2, 0.2), ("lstm", 3, 0.35)):
+    _network = replace(CONFIGS[_name].network, layers=_layers, dropout=_dropout)
+    CONFIGS[f"{_name} dropped"] = replace(CONFIGS[_name], network=_network)
 CONFIGS = {
     name: replace(
         config,
@@ -62,6 +65,7 @@ SAMPLINGS = {
     "greedy": SamplingConfig(temperature=0),
     "plain": SamplingConfig(seed=1),
     "cut": SamplingConfig(temperature=0.8, top_k=9, top_p=0.9, seed=2),
+    "min-p": SamplingConfig(temperature=1.3, min_p=0.1, seed=3),
 }
 
 

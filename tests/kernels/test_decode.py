@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_networks import CELLS, Network, make_network, same_bytes
 
@@ -27,26 +30,35 @@ CLOSE = 3e-5
 
 
 def ours(
-    logits: Any, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, u: float = 0.0
+    logits: Any,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    u: float = 0.0,
 ) -> int:
     row = np.asarray(logits, np.float32)
     rubbish = np.full(row.size, np.nan, np.float32)
-    numbers = np.float32(temperature), top_k, np.float32(top_p), np.float32(u)
+    numbers = np.float32(temperature), top_k, np.float32(top_p), np.float32(min_p), np.float32(u)
     return int(draw(row, *numbers, rubbish))
 
 
-def possible(logits: Floats, temperature: float, top_k: int, top_p: float, u: float) -> set[int]:
-    """What the reference draws with u and top_p a little below, at and above the given ones."""
+def possible(
+    logits: Floats, temperature: float, top_k: int, top_p: float, min_p: float, u: float
+) -> set[int]:
+    """What the reference draws with u, top_p and min_p a little below, at and above the given."""
     return {
         reference.sample(
             logits.astype(np.float64),
             temperature=float(np.float32(temperature)),
             top_k=top_k,
             top_p=near_p if top_p < 1 else 1.0,
+            min_p=near_min,
             u=near_u,
         )
         for near_u in (max(u - CLOSE, 0.0), u, min(u + CLOSE, 1 - 1e-9))
         for near_p in (top_p * (1 - CLOSE), top_p, min(top_p * (1 + CLOSE), 1 - 1e-12))
+        for near_min in (min_p * (1 - CLOSE), min_p, min(min_p * (1 + CLOSE), 1.0))
     }
 
 
@@ -62,6 +74,7 @@ def test_draws_are_those_of_the_reference() -> None:
             "temperature": float(rng.choice([0.0, 0.3, 0.7, 1.0, 2.0, 100.0])),
             "top_k": int(rng.choice([0, 0, 1, 2, 5, V, V + 3])),
             "top_p": float(np.float32(rng.choice([1.0, 1.0, 0.9, 0.5, 0.1, 1e-6]))),
+            "min_p": float(np.float32(rng.choice([0.0, 0.0, 1e-6, 0.05, 0.3, 1.0]))),
             "u": float(np.float32(rng.random(dtype=np.float32))),
         }
         drawn, expected = ours(logits, **settings), possible(logits, **settings)
@@ -133,6 +146,81 @@ def test_top_p_of_what_top_k_kept() -> None:
     assert {ours(LOGITS, top_k=2, top_p=0.6, u=float(u)) for u in us} == {1}
 
 
+@pytest.mark.parametrize(
+    ("min_p", "kept"),
+    [
+        (0.0, {0, 1, 2, 3, 4}),
+        (0.12, {0, 1, 2, 3, 4}),
+        (0.13, {0, 1, 3, 4}),
+        (0.26, {1, 3, 4}),
+        (0.51, {1, 3}),
+        (0.63, {1}),
+        (1.0, {1}),
+    ],
+)
+def test_min_p(min_p: float, kept: set[int]) -> None:
+    us = np.linspace(0, 0.9999, 200)
+    assert {ours(LOGITS, min_p=min_p, u=float(u)) for u in us} == kept
+
+
+def test_min_p_is_of_what_the_temperature_makes() -> None:
+    us = np.linspace(0, 0.9999, 200)
+    # At temperature 2 the shares of the likeliest are roots: .5 becomes .71, and .35 is too little.
+    assert {ours(LOGITS, temperature=2, min_p=0.51, u=float(u)) for u in us} == {1, 3, 4}
+    assert {ours(LOGITS, temperature=0, min_p=0.1, u=float(u)) for u in us} == {1}
+
+
+def test_min_p_of_what_top_k_and_top_p_kept() -> None:
+    us = np.linspace(0, 0.9999, 200)
+    # What is cut before does not change how likely the others are beside the likeliest.
+    assert {ours(LOGITS, top_k=3, min_p=0.1, u=float(u)) for u in us} == {1, 3, 4}
+    assert {ours(LOGITS, top_k=3, min_p=0.6, u=float(u)) for u in us} == {1, 3}
+    # Had min-p been first, top_p would have been of .65 and kept one token.
+    assert {ours(LOGITS, top_p=0.6, min_p=0.6, u=float(u)) for u in us} == {1, 3}
+
+
+def test_equals_of_the_likeliest_stay_at_any_min_p() -> None:
+    us = np.linspace(0, 0.9999, 50)
+    assert {ours([1, 3, 3, 2, 3], min_p=1.0, u=float(u)) for u in us} == {1, 2, 4}
+
+
+def naive_kept(logits: Floats, temperature: float, min_p: float) -> tuple[set[int], set[int]]:
+    """What surely stays and what may: probability at least min_p of the largest, in float64."""
+    scaled = logits.astype(np.float64) / temperature
+    p = np.exp(scaled - scaled.max())
+    p /= p.sum()
+    kept = (
+        set(np.flatnonzero(p >= min_p * p.max() * slack).tolist())
+        for slack in (1 + CLOSE, 1 - CLOSE)
+    )
+    surely, perhaps = kept
+    return surely | {int(np.argmax(logits))}, perhaps
+
+
+@given(
+    logits=st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30),
+    temperature=st.sampled_from([0.25, 1.0, 2.0]),
+    min_p=st.floats(2.0**-10, 1.0, width=32),
+    u=st.integers(0, 2**24 - 1),
+)
+@hypothesis_settings(max_examples=CASES, deadline=None)
+def test_min_p_keeps_what_a_naive_filter_keeps(
+    logits: list[float], temperature: float, min_p: float, u: int
+) -> None:
+    """One draw is enough for each: of the tokens left it is the one that u's share falls on."""
+    row = np.array(logits, np.float32)
+    surely, perhaps = naive_kept(row, temperature, min_p)
+    drawn = ours(row, temperature, min_p=min_p, u=u / 2**24)
+    assert drawn in perhaps
+    if surely == perhaps:
+        p = np.exp((row.astype(np.float64) - row.max()) / temperature)
+        kept = np.array(sorted(surely))
+        reached = np.cumsum(p[kept]) / p[kept].sum()
+        near = {int(kept[min((reached <= x).sum(), kept.size - 1)]) for x in
+                (u / 2**24 - CLOSE, u / 2**24, u / 2**24 + CLOSE)}  # fmt: skip
+        assert drawn in near
+
+
 def test_the_highest_u_draws_the_last_token() -> None:
     """Also where u times the whole rounds up to more than the weights, added one by one, reach."""
     rng = np.random.default_rng(2)
@@ -159,6 +247,7 @@ class Request:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int = 0
     end: int = -1
 
@@ -170,6 +259,7 @@ def random_request(rng: np.random.Generator, V: int) -> Request:
         temperature=float(rng.choice([0.0, 0.5, 1.0, 1.5])),
         top_k=int(rng.choice([0, 3])),
         top_p=float(rng.choice([1.0, 0.8])),
+        min_p=float(rng.choice([0.0, 0.1])),
         seed=int(rng.integers(2**63)),
         end=int(rng.choice([-1, 0])),
     )
@@ -219,6 +309,7 @@ def run(
         temperature=np.array([r.temperature for r in requests], np.float32),
         top_k=np.array([r.top_k for r in requests], np.int32),
         top_p=np.array([r.top_p for r in requests], np.float32),
+        min_p=np.array([r.min_p for r in requests], np.float32),
         seed=np.array([r.seed for r in requests], np.uint64),
         position=np.zeros(M, np.uint64),
     )
@@ -268,13 +359,17 @@ def test_greedy_decoding_takes_the_likeliest_of_the_reference(cell: str) -> None
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_each_draw_is_of_its_own_seed_and_position(cell: str) -> None:
-    made, request = small(cell), Request(2, token=3, temperature=0.8, top_k=6, top_p=0.95, seed=77)
+    made, request = (
+        small(cell),
+        Request(2, 3, temperature=0.8, top_k=6, top_p=0.95, min_p=0.02, seed=77),
+    )
     decoded = run(made, [request])
     tokens = decoded.tokens[:, 0]
     for n, logits in enumerate(logits_of(made, request, tokens)):
         u = float(uniform(np.uint64(77), DRAW_STREAM, np.uint64(n)))
         row = logits.astype(np.float32)
-        assert tokens[n] in possible(row, request.temperature, 6, float(np.float32(0.95)), u)
+        cut = 6, float(np.float32(0.95)), float(np.float32(0.02))
+        assert tokens[n] in possible(row, request.temperature, *cut, u)
     assert decoded.sessions.position.tolist() == [TOKENS]
     assert len(set(tokens.tolist())) > 2
 

@@ -252,6 +252,53 @@ def test_network_gradients_equal_finite_differences(cell: str, L: int, E: int) -
     gradcheck.assert_gradients(mean_loss, parameters, gradients)
 
 
+@pytest.mark.parametrize("L", [2, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_with_dropout_equal_finite_differences(cell: str, L: int) -> None:
+    T, B, V, E, H = 3, 2, 5, 3, 4
+    rng = np.random.default_rng(15)
+    parameters = {
+        name: weights * 1.5 for name, weights in reference.initialize(cell, V, E, H, L, rng).items()
+    }
+    tokens, targets = rng.integers(V, size=(T, B)), rng.integers(V, size=(T, B))
+    hs, cs = draw(rng, hs=(L, B, H), cs=(L, B, H)).values()
+    states = (hs, cs if cell == "lstm" else None)
+    masks = reference.dropout_masks(0.4, (L - 1, T, B, H), rng)
+    assert set(np.unique(masks)) == {0, 1 / 0.6}
+
+    def mean_loss() -> float:
+        loss_sum, count, _, _ = reference.network_loss_and_gradients(
+            parameters, cell, tokens, targets, states, masks
+        )
+        return loss_sum / count
+
+    arguments = parameters, cell, tokens, targets, states
+    _, _, gradients, _ = reference.network_loss_and_gradients(*arguments, masks)
+    _, _, without, _ = reference.network_loss_and_gradients(*arguments)
+    assert not np.allclose(gradients["Wx0"], without["Wx0"])
+    gradcheck.assert_gradients(mean_loss, parameters, gradients)
+
+
+def test_masks_drop_a_share_and_keep_the_mean() -> None:
+    masks = reference.dropout_masks(0.3, (2, 50, 10, 20), np.random.default_rng(16), np.float32)
+    assert masks.dtype == np.float32
+    assert (masks == 0).mean() == pytest.approx(0.3, abs=0.02)
+    assert masks.mean() == pytest.approx(1, abs=0.03)
+    assert (reference.dropout_masks(0, (1, 2, 3, 4), np.random.default_rng(0)) == 1).all()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_is_dropped_does_not_reach_the_layer_above(cell: str) -> None:
+    """With all units dropped, the upper layer sees nothing of the tokens."""
+    parameters = reference.initialize(cell, 5, 2, 4, 2, np.random.default_rng(17))
+    tokens, states = np.array([[0, 1], [2, 3]]), reference.zero_states(parameters, cell, B=2)
+    masks = np.zeros((1, 2, 2, 4))
+    logits, (hs, _), _ = reference.network_forward(parameters, cell, tokens, states, masks)
+    np.testing.assert_array_equal(logits[:, 0], logits[:, 1])
+    _, (untouched, _), _ = reference.network_forward(parameters, cell, tokens, states)
+    np.testing.assert_array_equal(hs[0], untouched[0])  # the recurrence goes on as without
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_states_carry_a_sequence_over_a_cut(cell: str) -> None:
     parameters = reference.initialize(cell, 5, 2, 4, 2, np.random.default_rng(6))
@@ -423,6 +470,17 @@ def test_sample_top_p_of_what_top_k_kept() -> None:
     us = [float(u) for u in np.linspace(0, 0.999, 50)]
     assert set(drawn(us, top_k=2, top_p=0.6)) == {1}
     assert set(drawn(us, top_p=0.6)) == {1, 3}
+
+
+def test_sample_min_p() -> None:
+    us = [float(u) for u in np.linspace(0, 0.999, 200)]
+    assert set(drawn(us, min_p=0.12)) == {0, 1, 2, 3, 4}
+    assert set(drawn(us, min_p=0.49)) == {1, 3, 4}
+    assert set(drawn(us, min_p=1)) == {1}
+    assert set(drawn(us, temperature=2, min_p=0.51)) == {1, 3, 4}
+    # After top_p, which keeps .4 and .25: had min_p been first, .4 would be enough of .65.
+    assert set(drawn(us, top_p=0.6, min_p=0.6)) == {1, 3}
+    assert {reference.sample(np.zeros(3), min_p=1, u=u) for u in us} == {0, 1, 2}
 
 
 def test_sample_frequencies() -> None:

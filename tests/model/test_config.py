@@ -45,6 +45,7 @@ EDGES: list[tuple[type[Checked], str, list[Any], list[Any]]] = [
     (NetworkConfig, "hidden_size", [1, 4096], [0, 4097]),
     (NetworkConfig, "layers", [1, 8], [0, 9]),
     (NetworkConfig, "embedding_size", [0, 4096], [-1, 4097]),
+    (NetworkConfig, "dropout", [0.0, 0.999], [-0.001, 1.0]),
     (DataConfig, "validation_fraction", [0.0, 0.999], [-0.001, 1.0]),
     (DataConfig, "batch_size", [1, 4096], [0, 4097]),
     (DataConfig, "window", [1, 4096], [0, 4097]),
@@ -65,6 +66,7 @@ EDGES: list[tuple[type[Checked], str, list[Any], list[Any]]] = [
     (SamplingConfig, "temperature", [0.0, 100.0], [-0.1, 100.1]),
     (SamplingConfig, "top_k", [0, 2**32 - 1], [-1, 2**32]),
     (SamplingConfig, "top_p", [0.001, 1.0], [0.0, 1.001]),
+    (SamplingConfig, "min_p", [0.0, 1.0], [-0.001, 1.001]),
     (SamplingConfig, "seed", [0, 2**64 - 1], [-1, 2**64]),
     (SamplingConfig, "max_new_tokens", [0, 2**32 - 1], [-1, 2**32]),
 ]
@@ -104,7 +106,7 @@ def test_json_round_trip_of_other_values() -> None:
     config = TrainConfig(
         tokenizer=TokenizerConfig(TokenizerKind.WORDS, 7, UnknownPolicy.SKIP),
         data=DataConfig(CorpusLayout.LINES, 0.25, 3, 5),
-        network=NetworkConfig(Cell.GRU, 9, 2, 0),
+        network=NetworkConfig(Cell.GRU, 9, 2, 0, 0.25),
         optimizer=OptimizerConfig(OptimizerKind.SGD, 0.1, warmup_steps=0),
         limits=LimitsConfig(max_time_s=2.5),
         seed=2**64 - 1,

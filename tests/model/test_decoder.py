@@ -228,7 +228,9 @@ def test_every_way_to_be_greedy_is_the_same(options: dict[str, Any]) -> None:
         {"temperature": 100},
         {"top_k": 3},
         {"top_p": 0.6},
+        {"min_p": 0.3},
         {"temperature": 2, "top_k": 4, "top_p": 0.9},
+        {"temperature": 1.5, "top_k": 8, "top_p": 0.9, "min_p": 0.2},
     ],
     ids=str,
 )
@@ -255,6 +257,7 @@ def test_settings_that_exclude_nothing_change_nothing() -> None:
     wanted = list(model.stream("ab", seed=5, max_new_tokens=30))
     everything: list[dict[str, Any]] = [
         {"top_k": 2**32 - 1}, {"top_k": model.vocabulary_size}, {"top_p": 1}, {"temperature": 1},
+        {"min_p": 0}, {"min_p": 1e-300},
     ]  # fmt: skip
     for options in everything:
         assert list(model.stream("ab", seed=5, max_new_tokens=30, **options)) == wanted

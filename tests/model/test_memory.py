@@ -22,6 +22,7 @@ from treadle.model.errors import ConfigError, CorpusError
 from treadle.model.memory import check_memory, training_bytes
 from treadle.model.parameters import Shape
 from treadle.model.trainer import Trainer
+from treadle.model.workspace import allocate_workspace
 
 CORPUS = b"abcdefghijklmnopqrstuvwxyz" * 400
 
@@ -49,6 +50,19 @@ def test_a_run_takes_about_what_was_told(
     tracemalloc.stop()
     told = training_bytes(Shape.of(config.network, 26), rows, 32, kind)
     assert 0.6 * peak < told < 1.7 * peak
+
+
+def test_dropout_takes_its_room() -> None:
+    """Beside what else there is: a copy of one layer's states, and a bit a unit."""
+    for cell in Cell:
+        shape = Shape(cell, V=26, E=8, H=64, L=3)
+        told = [training_bytes(shape, 40, 32, OptimizerKind.SGD, drops) for drops in (False, True)]
+        rooms = [
+            allocate_workspace(shape, 32, 40, backward=True, drops=drops) for drops in (False, True)
+        ]
+        taken = [work.keep.nbytes + work.dropped.nbytes for work in rooms]
+        assert taken[0] == 0
+        assert told[1] - told[0] == taken[1] > 0
 
 
 def test_what_cannot_fit_is_refused_by_the_setting_to_lower() -> None:

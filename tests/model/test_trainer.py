@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_networks import dropout_masks
 
 import treadle.model.trainer as trainer_module
 from treadle.kernels import reference
@@ -511,6 +512,40 @@ def test_the_seed_decides_every_bit(cell: Cell) -> None:
     assert weights_of(one) != weights_of(other)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_dropout_acts_on_training_alone(dropout: float) -> None:
+    """One step, its rate 0: what is validated and drawn is the network without dropout."""
+    network = NetworkConfig(Cell.GRU, hidden_size=4, layers=2, embedding_size=3, dropout=dropout)
+    config = config_of(
+        network=network,
+        limits=LimitsConfig(max_steps=1),
+        optimizer=OptimizerConfig(learning_rate=1e-30),
+        report=replace(QUIET, sample_tokens=20),
+    )
+    (progress,) = run(trainer := Trainer(TEXT[:400], config))
+    plain = replace(config, network=replace(network, dropout=0.0))
+    (expected,) = run(Trainer(TEXT[:400], plain))
+    assert progress.valid_loss == expected.valid_loss
+    assert progress.sample == expected.sample
+    assert (progress.train_loss == expected.train_loss) == (dropout == 0)
+    assert trainer.model.network.dropout == dropout
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_dropout_in_one_layer_has_nothing_to_act_on(layers: int) -> None:
+    network = replace(TINY, layers=layers, dropout=0.25)
+    limits = LimitsConfig(max_steps=3)
+    trainer = Trainer(TEXT[:400], config_of(network=network, limits=limits))
+    run(trainer)
+    sentence = (
+        "dropout 0.25 has nothing to act on: it acts between layers, and the network has one; "
+        "set layers to 2 or more"
+    )
+    assert (sentence in trainer.started.notices) == (layers == 1)
+    without = train(TEXT[:400], config_of(network=replace(network, dropout=0), limits=limits))
+    assert (weights_of(trainer.model) == weights_of(without)) == (layers == 1)
+
+
 @pytest.mark.parametrize("layout", CorpusLayout)
 def test_threads_do_not_change_a_bit(layout: CorpusLayout) -> None:
     data = DataConfig(layout=layout, batch_size=36, window=3)
@@ -537,13 +572,16 @@ def test_reports_do_not_change_a_bit() -> None:
 # ---------------------------------------------------------------- what is learned
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("layout", CorpusLayout)
 @pytest.mark.parametrize("cell", Cell)
-def test_a_run_is_the_references_step_after_step(cell: Cell, layout: CorpusLayout) -> None:
-    """Batches, states, clipping, schedule and Adam together, in float64."""
+def test_a_run_is_the_references_step_after_step(
+    cell: Cell, layout: CorpusLayout, dropout: float
+) -> None:
+    """Batches, states, dropout, clipping, schedule and Adam together, in float64."""
     optimizer = OptimizerConfig(learning_rate=0.02, clip_norm=0.5, weight_decay=0.01)
     config = config_of(
-        network=NetworkConfig(cell=cell, hidden_size=3, embedding_size=2, layers=2),
+        network=NetworkConfig(cell, hidden_size=3, embedding_size=2, layers=2, dropout=dropout),
         data=DataConfig(layout=layout, batch_size=3, window=4),
         optimizer=optimizer,
         limits=LimitsConfig(max_steps=14),
@@ -564,8 +602,9 @@ def test_a_run_is_the_references_step_after_step(cell: Cell, layout: CorpusLayou
             if states is not None:
                 states[:, batch.fresh] = 0
         tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
+        masks = dropout_masks(dropout, config.seed, step, (1, *tokens.shape, 3))
         _, _, gradients, (hs, cs) = reference.network_loss_and_gradients(
-            wanted, cell, tokens, targets, (hs, cs)
+            wanted, cell, tokens, targets, (hs, cs), masks if dropout else None
         )
         reference.clip_by_global_norm(gradients, 0.5)
         rate = 0.02 * 0.5 * (1 + math.cos(math.pi * step / 14)) * min(1, (step + 1) / 2)

@@ -27,13 +27,13 @@ choices = itertools.product(Cell, (0, 3), (1, 2), TokenizerKind, CorpusLayout)
 for number, (cell, embedding, layers, kind, layout) in enumerate(choices):
     config = TrainConfig(
         tokenizer=TokenizerConfig(kind=kind),
-        network=NetworkConfig(cell, 3, layers, embedding),
+        network=NetworkConfig(cell, 3, layers, embedding, dropout=0.5 * (number % 2)),
         data=DataConfig(layout, batch_size=20, window=2),
         optimizer=OptimizerConfig(list(OptimizerKind)[number % 3], clip_norm=1e-3, clip_value=0.1),
         limits=LimitsConfig(max_steps=2),
     )
     model = train(corpus, config, threads=1 + number % 2)
-    model.generate("of a", max_new_tokens=20, seed=1, top_k=3, top_p=0.5)
+    model.generate("of a", max_new_tokens=20, seed=1, top_k=3, top_p=0.5, min_p=0.1)
     model.generate(max_new_tokens=20, temperature=0)
     model.score("a text", "of ")
 for made in sorted(compiled() - before):

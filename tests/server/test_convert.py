@@ -62,7 +62,9 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
         data=pb.DataSpec(
             layout=pb.CORPUS_LAYOUT_LINES, validation_fraction=0, batch_size=3, window=5
         ),
-        network=pb.NetworkSpec(cell=pb.CELL_GRU, hidden_size=9, layers=2, embedding_size=0),
+        network=pb.NetworkSpec(
+            cell=pb.CELL_GRU, hidden_size=9, layers=2, embedding_size=0, dropout=0.25
+        ),
         optimizer=pb.OptimizerSpec(
             optimizer=pb.OPTIMIZER_SGD,
             learning_rate=0.25,
@@ -87,7 +89,7 @@ def test_all_faults_of_a_spec_are_told_at_once() -> None:
     spec = pb.TrainSpec(
         model="../up",
         tokenizer=pb.TokenizerSpec(kind=9),  # type: ignore[arg-type]
-        network=pb.NetworkSpec(hidden_size=5000, layers=9),
+        network=pb.NetworkSpec(hidden_size=5000, layers=9, dropout=1),
         data=pb.DataSpec(validation_fraction=1.0),
         optimizer=pb.OptimizerSpec(optimizer=44, learning_rate=float("nan")),  # type: ignore[arg-type]
         limits=pb.LimitsSpec(max_steps=0, max_epochs=-1),
@@ -101,6 +103,7 @@ def test_all_faults_of_a_spec_are_told_at_once() -> None:
         "spec.tokenizer.kind",
         "spec.network.hidden_size",
         "spec.network.layers",
+        "spec.network.dropout",
         "spec.data.validation_fraction",
         "spec.optimizer.optimizer",
         "spec.optimizer.learning_rate",
@@ -132,12 +135,14 @@ def test_sampling_defaults_and_explicit_zeros() -> None:
     request = pb.GenerateRequest(model="m", temperature=0, max_new_tokens=0, seed=0)
     sampling = convert.sampling(request, 100)
     assert (sampling.temperature, sampling.max_new_tokens, sampling.seed) == (0, 0, 0)
+    assert convert.sampling(pb.GenerateRequest(model="m", min_p=0.25), 100).min_p == 0.25
 
 
 def test_all_faults_of_a_generate_request_are_told_at_once() -> None:
     request = pb.GenerateRequest(
         temperature=-1,
         top_p=0,
+        min_p=1.5,
         max_new_tokens=101,
         stop_sequences=["a", ""],
         unknown_policy=8,  # type: ignore[arg-type]
@@ -148,6 +153,7 @@ def test_all_faults_of_a_generate_request_are_told_at_once() -> None:
         "model",
         "temperature",
         "top_p",
+        "min_p",
         "max_new_tokens",
         "stop_sequences[1]",
         "unknown_policy",

@@ -242,8 +242,9 @@ def test_an_unknown_symbol_in_a_prompt(caller: Caller, model: str) -> None:
 
 
 def test_faults_of_a_generate_request(caller: Caller, model: str) -> None:
-    error = refused(lambda: caller.generate(model, temperature=-1, top_p=2, max_new_tokens=10**9))
-    assert sorted(fields_of(error)) == ["max_new_tokens", "temperature", "top_p"]
+    wrong = {"temperature": -1, "top_p": 2, "min_p": -0.1, "max_new_tokens": 10**9}
+    error = refused(lambda: caller.generate(model, **wrong))
+    assert sorted(fields_of(error)) == ["max_new_tokens", "min_p", "temperature", "top_p"]
 
 
 @pytest.mark.parametrize("version", [0, 1, 2**64 - 1])

@@ -276,6 +276,7 @@ class NetworkSpec(_message.Message):
     HIDDEN_SIZE_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     EMBEDDING_SIZE_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
     cell: Global___Cell.ValueType
     """The recurrent cell. Default: LSTM."""
     hidden_size: _builtins.int
@@ -286,6 +287,12 @@ class NetworkSpec(_message.Message):
     """Length of a token's embedding vector, 0 to 4,096; 0 feeds tokens one-hot.
     Default: 64.
     """
+    dropout: _builtins.float
+    """Share of the hidden units dropped in training, 0 up to and without 1, drawn
+    anew for every step and token. It acts on what a layer hands to the one above
+    it (as in PyTorch's nn.LSTM), so a network of one layer has nothing to drop,
+    and `started.notices` says so. Default: 0, none.
+    """
     def __init__(
         self,
         *,
@@ -293,10 +300,11 @@ class NetworkSpec(_message.Message):
         hidden_size: _builtins.int = ...,
         layers: _builtins.int = ...,
         embedding_size: _builtins.int | None = ...,
+        dropout: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size", "embedding_size", b"embedding_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size", "cell", b"cell", "embedding_size", b"embedding_size", "hidden_size", b"hidden_size", "layers", b"layers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size", "cell", b"cell", "dropout", b"dropout", "embedding_size", b"embedding_size", "hidden_size", b"hidden_size", "layers", b"layers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__embedding_size: _TypeAlias = _typing.Literal["embedding_size"]  # noqa: Y015
     _WhichOneofArgType__embedding_size: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size"]  # noqa: Y015
@@ -949,6 +957,7 @@ class GenerateRequest(_message.Message):
     STOP_SEQUENCES_FIELD_NUMBER: _builtins.int
     LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     UNKNOWN_POLICY_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -979,6 +988,11 @@ class GenerateRequest(_message.Message):
     """Send each token with its log-probability."""
     unknown_policy: Global___UnknownPolicy.ValueType
     """What to do with symbols of the prompt that the vocabulary lacks."""
+    min_p: _builtins.float
+    """Draw among those tokens only whose probability is at least this many times
+    the likeliest one's (min-p, Nguyen et al. 2024), of what top_k and top_p have
+    left. 0 to 1. Default: 0, all of them.
+    """
     @_builtins.property
     def stop_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """End where one of these appears in the text; it is not part of the reply. At
@@ -999,10 +1013,11 @@ class GenerateRequest(_message.Message):
         stop_sequences: _abc.Iterable[_builtins.str] | None = ...,
         log_probabilities: _builtins.bool = ...,
         unknown_policy: Global___UnknownPolicy.ValueType = ...,
+        min_p: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_new_tokens", b"max_new_tokens", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "model", b"model", "prompt", b"prompt", "seed", b"seed", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "min_p", b"min_p", "model", b"model", "prompt", b"prompt", "seed", b"seed", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_new_tokens: _TypeAlias = _typing.Literal["max_new_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_new_tokens: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens"]  # noqa: Y015

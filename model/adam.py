@@ -1,0 +1,74 @@
+"""Adam over buffers of one's own, for what is built around a `RecurrentLayer`.
+
+Kingma and Ba, "Adam: a method for stochastic optimization" (2015), with the decoupled weight
+decay of AdamW (Loshchilov and Hutter, 2019): the loop that trains Treadle's networks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels import optimizers
+from treadle.model.errors import LayerError
+
+Array = npt.NDArray[np.float32]
+
+
+class Adam:
+    """Steps down the gradient by running means of it and of its square."""
+
+    def __init__(
+        self, *buffers: Array, rate: float = 0.003, beta1: float = 0.9, beta2: float = 0.99,
+        weight_decay: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Begin at step 0.
+
+        Args:
+            *buffers: what is learned, such as `layer.flat` and a head's weights: float32,
+                C-contiguous, of any shapes; changed in place by `step`.
+            rate: the learning rate; `rate` may be set anew between steps.
+            beta1: decay of the running mean of gradients, 0 up to and without 1.
+            beta2: decay of the running mean of their squares, 0 up to and without 1.
+            weight_decay: decoupled weight decay; 0 for plain Adam.
+
+        Raises:
+            LayerError: a buffer is of another type, or not contiguous.
+        """
+        for number, buffer in enumerate(buffers):
+            if buffer.dtype != np.float32 or not buffer.flags.c_contiguous:
+                raise LayerError(f"buffer {number} is no contiguous float32 array: make it one")
+        self.rate = rate
+        self._buffers = [buffer.reshape(-1) for buffer in buffers]
+        self._shapes = [buffer.shape for buffer in buffers]
+        self._moments = [(np.zeros_like(b), np.zeros_like(b)) for b in self._buffers]
+        self._betas = beta1, beta2
+        self._decay = weight_decay
+        # Products rather than powers: a platform's pow would decide on their last bits.
+        self._power1 = self._power2 = 1.0
+
+    def step(self, *gradients: Array) -> None:
+        """Take one step.
+
+        Args:
+            *gradients: one a buffer, in its shape; only read.
+
+        Raises:
+            LayerError: there are more or fewer of them than buffers, or one has another shape.
+        """
+        given = [gradient.shape for gradient in gradients]
+        if given != self._shapes:
+            raise LayerError(f"the gradients have shapes {given}: give {self._shapes}")
+        self._power1, self._power2 = self._power1 * self._betas[0], self._power2 * self._betas[1]
+        settings = np.array(
+            [
+                1, self.rate, self._decay, *self._betas,
+                1 / (1 - self._power1), 1 / math.sqrt(1 - self._power2),
+            ],
+            np.float32,
+        )  # fmt: skip
+        for buffer, gradient, moments in zip(self._buffers, gradients, self._moments, strict=True):
+            flat = np.require(gradient, np.float32, ["C", "A", "W", "E"]).reshape(-1)
+            optimizers.adam(buffer, flat, *moments, *settings)
