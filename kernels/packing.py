@@ -82,32 +82,47 @@ def pack_transposes(parameters: Parameters, weights: Weights) -> None:
 
 
 @jit
-def unfold_gradients(
+def unfold_input_weights(
     parameters: Parameters, gradients: Gradients, used: Ints, block: Block, out: Parameters
 ) -> None:
-    """Turn the table's gradient into those of embedding, input weights and first bias.
+    """Turn the table's gradient into those of the input weights and the first bias.
 
     Args:
         parameters: as at the step's beginning.
         gradients: of the whole batch.
         used: as given to `pack_weights`.
         block: room for rows of E and G elements.
-        out: embedding, Wx0 and row 0 of b are written; the rest is left as it is.
+        out: Wx0 and row 0 of b are written; the rest is left as it is.
     """
-    U, G = used.size, parameters.b.shape[1]
-    d_table = gradients.table[:U]
+    d_table = gradients.table[: used.size]
     out.Wx0[:] = ZERO
     add_rows(d_table, out.b[0])
-    if parameters.embedding.shape[0] == 0:
-        for u in range(U):
+    if parameters.embedding.shape[0]:
+        add_matmul_transposed(_take_rows(parameters.embedding, used), d_table, block, out.Wx0)
+    else:
+        for u in range(used.size):
             out.Wx0[used[u]] = d_table[u]
+
+
+@jit
+def unfold_embedding(
+    parameters: Parameters, gradients: Gradients, used: Ints, out: Parameters
+) -> None:
+    """Turn the table's gradient into that of the embedding, if there is one.
+
+    Args:
+        parameters: as at the step's beginning.
+        gradients: of the whole batch.
+        used: as given to `pack_weights`.
+        out: the embedding is written; the rest is left as it is.
+    """
+    if parameters.embedding.shape[0] == 0:
         return
-    E = parameters.embedding.shape[1]
-    add_matmul_transposed(_take_rows(parameters.embedding, used), d_table, block, out.Wx0)
+    (E, G), U = parameters.Wx0.shape, used.size
     Wx0T = np.empty(((E + PANEL - 1) // PANEL, G, PANEL), np.float32)
     pack_transposed(parameters.Wx0, Wx0T)
     d_rows = np.empty((U, E), np.float32)
-    matmul(d_table, Wx0T, d_rows, False)
+    matmul(gradients.table[:U], Wx0T, d_rows, False)
     out.embedding[:] = ZERO
     for u in range(U):
         out.embedding[used[u]] = d_rows[u]

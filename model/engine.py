@@ -13,7 +13,12 @@ import numpy.typing as npt
 from treadle.kernels import network, structures
 from treadle.kernels.dropout import Dropout, kept_levels
 from treadle.kernels.optimizers import add_into
-from treadle.kernels.packing import pack_transposes, pack_weights, unfold_gradients
+from treadle.kernels.packing import (
+    pack_transposes,
+    pack_weights,
+    unfold_embedding,
+    unfold_input_weights,
+)
 from treadle.model.parameters import CELL_CODES, Parameters, Shape, carve, room
 from treadle.model.pool import Pool, parts
 from treadle.model.sums import in_order
@@ -144,10 +149,20 @@ class Engine:
         first = self._shards[0]
         self.pool.map(self._add_shards, parts(first.flat.size if self._shards[1:] else 0))
         self.gradient.flat[self.gradient.flat.size - first.tail.size :] = first.tail
-        unfold_gradients(
-            self.parameters.stacks, first.gradients, used, first.work.block, self.gradient.stacks
-        )
+        self._unfold(used)
         return loss, count
+
+    def _unfold(self, used: Ints) -> None:
+        """Turn the table's gradient into those of what it is made of."""
+        stacks, first, out = self.parameters.stacks, self._shards[0], self.gradient.stacks
+
+        def unfold(weights: bool) -> None:
+            if weights:
+                unfold_input_weights(stacks, first.gradients, used, first.work.block, out)
+            else:
+                unfold_embedding(stacks, first.gradients, used, out)
+
+        self.pool.map(unfold, (True, False))
 
     def _add_shards(self, part: slice) -> None:
         """Add a part of every shard's gradient to the first one's, in order."""

@@ -1,10 +1,19 @@
-"""Threads that take parts of the work of a step; no result depends on their number."""
+"""Threads that take parts of the work of a step; no result depends on their number.
+
+The caller works too, and takes whatever no other thread has begun: to wake a thread takes longer
+than many a part of a step does, so nobody ever waits for one to wake. The same rule makes a step
+degrade gently when another program takes a processor: the threads that run take what the others
+do not.
+"""
 
 from __future__ import annotations
 
+import itertools
+import threading
+import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 from treadle.kernels.optimizers import BLOCK
 
@@ -15,28 +24,91 @@ PART = 2 * BLOCK
 """Elements of a part of a flat buffer: enough to be worth a trip to another thread."""
 
 
+class _Job(Generic[Item, Result]):
+    """Items of work that any number of threads take, one after the other."""
+
+    def __init__(self, work: Callable[[Item], Result], items: list[Item]) -> None:
+        self._work = work
+        self._items = items
+        self._numbers = itertools.count()  # next() of it is one step for all threads
+        self._left = len(items)
+        self._lock = threading.Lock()
+        self._done = threading.Lock()
+        self._done.acquire()
+        self._results: list[Any] = [None] * len(items)
+        self._errors: dict[int, BaseException] = {}
+
+    def take(self) -> None:
+        """Work on items until all are taken."""
+        while (number := next(self._numbers)) < len(self._items):
+            try:
+                self._results[number] = self._work(self._items[number])
+            except BaseException as error:
+                self._errors[number] = error
+            with self._lock:
+                self._left -= 1
+                if not self._left:
+                    self._done.release()
+
+    def results(self) -> list[Result]:
+        """Wait for all items; the results in order, or the first item's error."""
+        self._done.acquire()
+        if self._errors:
+            raise self._errors[min(self._errors)]
+        return self._results
+
+
+def _serve(jobs: SimpleQueue[_Job[Any, Any] | None]) -> None:
+    """What a thread does until it is told to end."""
+    while (job := jobs.get()) is not None:
+        job.take()
+
+
+def _end(jobs: SimpleQueue[_Job[Any, Any] | None], threads: list[threading.Thread]) -> None:
+    for _ in threads:
+        jobs.put(None)
+
+
 class Pool:
-    """Threads that take items of work; with one thread, or one item, the caller works itself."""
+    """Threads that take items of work beside the caller; close it, or drop it, to end them."""
 
     def __init__(self, threads: int) -> None:
         """Start a pool.
 
         Args:
-            threads: how many items run at once, at least 1.
+            threads: how many items run at once, the caller's own among them, at least 1.
         """
-        self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._jobs: SimpleQueue[_Job[Any, Any] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=_serve, args=(self._jobs,), name="treadle-pool", daemon=True)
+            for _ in range(threads - 1)
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._finalizer = weakref.finalize(self, _end, self._jobs, self._threads)
 
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """Return work(item) of every item, in order."""
+        """Return work(item) of every item, in order.
+
+        Raises:
+            BaseException: what work raised for the first item that it failed for; the other items
+                are worked on all the same.
+        """
         listed = list(items)
-        if self._executor is None or len(listed) == 1:
+        if not self._threads or len(listed) < 2:
             return [work(item) for item in listed]
-        return list(self._executor.map(work, listed))
+        job = _Job(work, listed)
+        for _ in range(min(len(self._threads), len(listed) - 1)):
+            self._jobs.put(job)
+        job.take()
+        return job.results()
 
     def close(self) -> None:
-        """End the threads."""
-        if self._executor is not None:
-            self._executor.shutdown()
+        """End the threads, once they have done what they are at."""
+        self._finalizer()
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
 
 
 def parts(size: int) -> list[slice]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -197,15 +196,3 @@ def test_changed_parameters_are_used_at_once() -> None:
     engine.parameters.flat[:] = 0
     loss, count = engine.loss_and_gradient(tokens, targets, fresh)
     assert loss == pytest.approx(count * np.log(5), rel=1e-6)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_pool_keeps_the_order_and_passes_errors_on(threads: int) -> None:
-    before = threading.active_count()
-    pool = Pool(threads)
-    assert pool.map(lambda item: item * item, range(9)) == [item * item for item in range(9)]
-    assert pool.map(str, []) == []
-    with pytest.raises(ZeroDivisionError):
-        pool.map(lambda item: 1 // item, [1, 0, 1])
-    pool.close()
-    assert threading.active_count() == before
