@@ -21,10 +21,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.activations import ZERO
+from treadle.kernels.activations import ONE, ZERO
 from treadle.kernels.compile import jit, jit_inline
+from treadle.kernels.layer import recur_forward
 from treadle.kernels.loss import exponentials, largest, log_probability, total
-from treadle.kernels.network import forward, output_logits, store_state
+from treadle.kernels.network import embed, layer_tape, output_logits, store_state, upper_layers
 from treadle.kernels.random import uniform
 from treadle.kernels.structures import Array, Ints, State, Weights, Workspace
 from treadle.kernels.vectors import copy
@@ -94,36 +95,43 @@ def _cut_unlikely(weights: Array, min_p: np.float32) -> None:
             weights[v] = ZERO
 
 
+@jit_inline
+def _heat(logits: Array, largest_logit: np.float32, temperature: np.float32, out: Array) -> None:
+    """Write exp((logits - largest_logit) / temperature), all (V,)."""
+    # Less the largest first, and never far below what exp makes 0 of, lest a small temperature
+    # overflow.
+    lowest = _LOWEST * temperature
+    for v in range(logits.size):
+        difference = logits[v] - largest_logit
+        out[v] = difference / temperature if difference > lowest else _LOWEST
+    exponentials(out, ZERO, out)
+
+
 @jit
 def draw(
-    logits: Array, temperature: np.float32, top_k: int, top_p: np.float32, min_p: np.float32,
-    u: np.float32, weights: Array,
+    logits: Array, largest_logit: np.float32, temperature: np.float32, top_k: int,
+    top_p: np.float32, min_p: np.float32, u: np.float32, weights: Array,
 ) -> int:  # fmt: skip
     """Draw one token.
 
     Args:
         logits: (V,).
+        largest_logit: the largest of them.
         temperature: 0 for greedy.
         top_k: 0 for all tokens.
         top_p: 1 for all tokens.
         min_p: 0 for all tokens.
         u: a uniform draw from [0, 1).
-        weights: (V,), overwritten.
+        weights: (V,); in: exp(logits - largest_logit), what temperature 1 draws from; overwritten.
 
     Returns:
         The token's id.
     """
     if temperature == ZERO:
         return likeliest(logits)
-    m = largest(logits)
-    # Less the largest first, and never far below what exp makes 0 of, lest a small temperature
-    # overflow.
-    lowest = _LOWEST * temperature
-    for v in range(logits.size):
-        difference = logits[v] - m
-        weights[v] = difference / temperature if difference > lowest else _LOWEST
-    exponentials(weights, ZERO, weights)
-    if top_k > 0 or top_p < np.float32(1.0):
+    if temperature != ONE:
+        _heat(logits, largest_logit, temperature, weights)
+    if top_k > 0 or top_p < ONE:
         _cut(weights, top_k, top_p)
     if min_p > ZERO:
         _cut_unlikely(weights, min_p)
@@ -150,12 +158,12 @@ def _draw_all(
             continue
         row = logits[m]
         u = uniform(sessions.seed[m], DRAW_STREAM, sessions.position[m])
-        token = draw(
-            row, sessions.temperature[m], sessions.top_k[m], sessions.top_p[m],
-            sessions.min_p[m], u, scratch,
-        )  # fmt: skip
         m_logit = largest(row)
         sum_of_exponentials = exponentials(row, m_logit, scratch)
+        token = draw(
+            row, m_logit, sessions.temperature[m], sessions.top_k[m], sessions.top_p[m],
+            sessions.min_p[m], u, scratch,
+        )  # fmt: skip
         log_probabilities[m] = log_probability(row[token], m_logit, sum_of_exponentials)
         tokens[m] = token
         sessions.token[m] = token
@@ -186,6 +194,9 @@ def decode(
     logits = work.logits[:M]
     tokens[:] = -1
     log_probabilities[:] = ZERO
+    # What every step begins with, taken out of the loop: a slice costs as much as small loops do.
+    gates, Wh, bh = work.gates[0, 0], weights.Wh[0], weights.bh[0]
+    tape, top = layer_tape(work, 0, 0, 1), work.hs[L - 1, 1]
     for layer in range(L):
         work.hs[layer, 1] = state.h[layer]
         if work.cs.shape[1]:
@@ -196,8 +207,11 @@ def decode(
             copy(work.hs, here + size, work.hs, here, size)
             if work.cs.shape[1]:
                 copy(work.cs, here + size, work.cs, here, size)
-        forward(cell, weights, work, sessions.token.reshape((1, M)), 1)
-        output_logits(weights, work.hs[L - 1, 1], logits)
+        embed(weights, sessions.token, gates)
+        recur_forward(cell, Wh, bh, tape, 1)
+        if L > 1:
+            upper_layers(cell, weights, work, 1)
+        output_logits(weights, top, logits)
         if not _draw_all(sessions, logits, scratch, tokens[n], log_probabilities[n]):
             break
     store_state(work, 1, state)

@@ -39,7 +39,7 @@ from treadle.kernels.vectors import copy
 
 
 @jit_inline
-def _embed(weights: Weights, tokens: Ints, gates: Array) -> None:
+def embed(weights: Weights, tokens: Ints, gates: Array) -> None:
     """Layer 0's share of the input, for tokens (B,), to gates (B, G)."""
     B = tokens.size
     if weights.table.shape[0]:
@@ -55,7 +55,7 @@ def _embed(weights: Weights, tokens: Ints, gates: Array) -> None:
 
 
 @jit_inline
-def _tape(work: Workspace, layer: int, first: int, last: int) -> LayerTape:
+def layer_tape(work: Workspace, layer: int, first: int, last: int) -> LayerTape:
     """One layer's part of the workspace, for steps first to last."""
     return LayerTape(
         work.gates[layer, first:last], work.hidden[layer, first:last],
@@ -100,16 +100,23 @@ def store_state(work: Workspace, steps: int, state: State) -> None:
             state.c[layer] = work.cs[layer, steps]
 
 
+@jit
+def upper_layers(cell: int, weights: Weights, work: Workspace, steps: int) -> None:
+    """Run the layers above the first over its first `steps` states."""
+    for layer in range(1, work.gates.shape[0]):
+        xs, Wx, b = _below(work, layer, steps), weights.Wx[layer - 1], weights.b[layer]
+        Wh, bh, tape = weights.Wh[layer], weights.bh[layer], layer_tape(work, layer, 0, steps)
+        layer_forward(cell, xs, Wx, b, Wh, bh, tape, steps)
+
+
 @jit_inline
 def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: int) -> None:
     """Run all layers over the first `steps` rows of tokens (T, B), from the states in row 0."""
     for t in range(steps):  # step by step, so that what enters is still in the cache
-        _embed(weights, tokens[t], work.gates[0, t])
-        recur_forward(cell, weights.Wh[0], weights.bh[0], _tape(work, 0, t, t + 1), 1)
-    for layer in range(1, work.gates.shape[0]):
-        xs, Wx, b = _below(work, layer, steps), weights.Wx[layer - 1], weights.b[layer]
-        Wh, bh, tape = weights.Wh[layer], weights.bh[layer], _tape(work, layer, 0, steps)
-        layer_forward(cell, xs, Wx, b, Wh, bh, tape, steps)
+        embed(weights, tokens[t], work.gates[0, t])
+        recur_forward(cell, weights.Wh[0], weights.bh[0], layer_tape(work, 0, t, t + 1), 1)
+    if work.gates.shape[0] > 1:
+        upper_layers(cell, weights, work, steps)
 
 
 @jit
@@ -178,7 +185,7 @@ def _backward(
     """All layers backward, from the gradient of the topmost states in dhs."""
     B, H = work.hs.shape[2], work.hs.shape[3]
     for layer in range(work.gates.shape[0] - 1, -1, -1):
-        WhT, tape = weights.WhT[layer], _tape(work, layer, 0, steps)
+        WhT, tape = weights.WhT[layer], layer_tape(work, layer, 0, steps)
         cells = B if cell == LSTM else 0
         running = Running(np.zeros((B, H), np.float32), np.zeros((cells, H), np.float32))
         dWh, dbh, block = gradients.Wh[layer], gradients.bh[layer], work.block

@@ -14,6 +14,7 @@ from small_networks import CELLS, Network, make_network, same_bytes
 from treadle.kernels import network, reference, structures
 from treadle.kernels.compile import PYTHON_MODE
 from treadle.kernels.decode import DRAW_STREAM, Sessions, decode, draw, likeliest
+from treadle.kernels.loss import exponentials, largest
 from treadle.kernels.random import uniform
 from treadle.model import workspace
 from treadle.model.parameters import CELL_CODES
@@ -38,9 +39,10 @@ def ours(
     u: float = 0.0,
 ) -> int:
     row = np.asarray(logits, np.float32)
-    rubbish = np.full(row.size, np.nan, np.float32)
-    numbers = np.float32(temperature), top_k, np.float32(top_p), np.float32(min_p), np.float32(u)
-    return int(draw(row, *numbers, rubbish))
+    weights, largest_logit = np.full(row.size, np.nan, np.float32), np.float32(largest(row))
+    exponentials(row, largest_logit, weights)
+    numbers = np.float32(top_p), np.float32(min_p), np.float32(u)
+    return int(draw(row, largest_logit, np.float32(temperature), top_k, *numbers, weights))
 
 
 def possible(
