@@ -28,6 +28,9 @@ Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
+SMALL_VOCABULARY = 256
+"""Tokens up to which no batch is searched for those that it has."""
+
 SHARD_ROWS = 16
 """Rows of one shard; part of the gradient's bits."""
 
@@ -46,6 +49,14 @@ def cut_rows(
         np.ascontiguousarray(targets[:, rows]),
         np.ascontiguousarray(fresh[rows]),
     )
+
+
+def rows_of_table(V: int, tokens: int) -> int:
+    """Return the rows of the folded input for batches of so many tokens.
+
+    A small vocabulary is folded whole: to find out which tokens a batch has would take longer.
+    """
+    return V if V <= SMALL_VOCABULARY else min(V, tokens)
 
 
 class _Shard:
@@ -93,7 +104,7 @@ class Engine:
         self.pool = pool
         """Takes the shards."""
         self._all = np.arange(self.shape.V, dtype=np.int32)
-        table_rows = min(self.shape.V, rows * window)
+        table_rows = rows_of_table(self.shape.V, rows * window)
         self._weights = allocate_weights(self.shape, table_rows, backward=True)
         self._seed, self._kept = np.uint64(seed), np.uint64(kept_levels(dropout))
         self._shards = [

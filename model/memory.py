@@ -7,7 +7,7 @@ import math
 from treadle.kernels.dropout import keep_bytes
 from treadle.kernels.transposed import ROW_BLOCK
 from treadle.model.config import Cell, OptimizerKind, TrainConfig
-from treadle.model.engine import SHARD_ROWS
+from treadle.model.engine import SHARD_ROWS, rows_of_table
 from treadle.model.errors import ConfigError
 from treadle.model.parameters import Shape
 
@@ -30,7 +30,7 @@ def training_bytes(
     H, L, G = shape.H, shape.L, shape.G
     dropping = H + (L - 1) * keep_bytes(H) / _FLOAT if drops and L > 1 else 0
     parameters = shape.parameter_count
-    table = min(shape.V, rows * window) * G
+    table = rows_of_table(shape.V, rows * window) * G
     shards = math.ceil(rows / SHARD_ROWS)
     # parameters, gradient, moments; both ways of packing; a copy that is validated or saved
     once = parameters * (2 + _MOMENTS[kind] + 2 + 2) + table
