@@ -20,6 +20,7 @@ import sys
 from treadle.model import train, warm
 warm()
 train("a small model to begin with; " * 40, max_steps=1).save(sys.argv[1])
+print("saved", flush=True)
 """
 _FIRST_TOKEN = """
 import sys
@@ -28,20 +29,23 @@ for piece in Model.load(sys.argv[1]).stream("a", max_new_tokens=1):
     if piece.tokens:
         print(piece.tokens[0].id, flush=True)
 """
-_WARM = "from treadle.model import warm\nwarm()"
+_WARM = "from treadle.model import warm\nwarm()\nprint('warm', flush=True)"
 
 PATIENCE_S = 600.0
 
 
 def _seconds(script: str, *arguments: str, cache: str | None = None) -> float:
-    """Run a script in a fresh process; return how long it took from start to end."""
+    """Run a script in a fresh process; return how long it took to its first line of output."""
     environment = {**os.environ, **({"NUMBA_CACHE_DIR": cache} if cache else {})}
+    command = python("-c", script, *arguments)
     begin = time.perf_counter()
-    subprocess.run(
-        python("-c", script, *arguments), env=environment, check=True, capture_output=True,
-        timeout=PATIENCE_S,
-    )  # fmt: skip
-    return time.perf_counter() - begin
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        seconds = time.perf_counter() - begin
+        if process.wait(PATIENCE_S) or not line:
+            raise subprocess.CalledProcessError(process.returncode, command)
+    return seconds
 
 
 def start(settings: Settings, say: Say) -> dict[str, Any]:
