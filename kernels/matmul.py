@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from treadle.kernels.compile import jit
 from treadle.kernels.tile import PANEL, ROWS, make_tile
+from treadle.kernels.vectors import move
 
 Array = npt.NDArray[np.float32]
 
@@ -35,10 +36,12 @@ def pack(matrix: Array, panels: Array) -> None:
     K, N = matrix.shape
     for j in range(panels.shape[0]):
         first = j * PANEL
-        width = min(PANEL, N - first)
-        for k in range(K):
-            panels[j, k, :width] = matrix[k, first : first + width]
-            panels[j, k, width:] = 0
+        if first + PANEL <= N:
+            for k in range(K):
+                move(matrix, k * N + first, panels, (j * K + k) * PANEL, PANEL, PANEL)
+        else:
+            for k in range(K):
+                move(matrix, k * N + first, panels, (j * K + k) * PANEL, PANEL, N - first)
 
 
 @jit

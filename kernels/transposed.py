@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.compile import jit, jit_inline
+from treadle.kernels.compile import jit
 from treadle.kernels.matmul import tiles
 from treadle.kernels.tile import PANEL, ROWS
-from treadle.kernels.vectors import LANES, load, store
+from treadle.kernels.vectors import move
 
 Array = npt.NDArray[np.float32]
 
@@ -41,13 +41,6 @@ def allocate_block(M: int, N: int) -> Block:
     )
 
 
-@jit_inline
-def _move(source: Array, start: int, target: Array, to: int, width: int, count: int) -> None:
-    """Copy `count` floats and fill up to `width` with zeros; both constant, so that masks fold."""
-    for x in range(0, width, LANES):
-        store(target, to + x, width - x, load(source, start + x, count - x))
-
-
 @jit
 def _gather_left(A: Array, left: Array, at: int) -> None:
     """Put rows (n, M) behind the `at` rows that are there."""
@@ -56,10 +49,10 @@ def _gather_left(A: Array, left: Array, at: int) -> None:
     for k in range(n):
         for strip in range(whole):
             to = (strip * ROW_BLOCK + at + k) * ROWS
-            _move(A, k * M + strip * ROWS, left, to, ROWS, ROWS)
+            move(A, k * M + strip * ROWS, left, to, ROWS, ROWS)
         if whole * ROWS < M:
             to = (whole * ROW_BLOCK + at + k) * ROWS
-            _move(A, k * M + whole * ROWS, left, to, ROWS, M - whole * ROWS)
+            move(A, k * M + whole * ROWS, left, to, ROWS, M - whole * ROWS)
 
 
 @jit
@@ -70,11 +63,11 @@ def _gather_right(B: Array, first: int, right: Array, at: int) -> None:
     for k in range(n):
         for panel in range(whole):
             to = (panel * ROW_BLOCK + at + k) * PANEL
-            _move(B, k * N + first + panel * PANEL, right, to, PANEL, PANEL)
+            move(B, k * N + first + panel * PANEL, right, to, PANEL, PANEL)
         column = first + whole * PANEL
         if whole < right.shape[0] and column < N:
             to = (whole * ROW_BLOCK + at + k) * PANEL
-            _move(B, k * N + column, right, to, PANEL, N - column)
+            move(B, k * N + column, right, to, PANEL, N - column)
 
 
 @jit

@@ -221,6 +221,16 @@ def load(array: Array, offset: int, left: int) -> Array:
     return load_padded(array, offset, left, ZERO)
 
 
+@jit_inline
+def move(source: Array, start: int, target: Array, to: int, width: int, count: int) -> None:
+    """target.flat[to : to + width] = `count` floats of source.flat[start:], then zeros.
+
+    Where `width` and `count` are constants, the masks fold away.
+    """
+    for x in range(0, width, LANES):
+        store(target, to + x, width - x, load(source, start + x, count - x))
+
+
 @jit
 def copy(source: Array, start: int, target: Array, to: int, count: int) -> None:
     """target.flat[to : to + count] = source.flat[start : start + count]."""
