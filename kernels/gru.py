@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.activations import ONE, ZERO, sigmoid, tanh
+from treadle.kernels.activations import ONE, sigmoid, tanh
 from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.intrinsics import fma
 from treadle.kernels.matmul import matmul
@@ -25,14 +25,17 @@ Array = npt.NDArray[np.float32]
 
 @jit_inline
 def _gru_units(
-    gates: Array, hidden: Array, h_before: Array, h: Array, row: int, j: int, left: int
+    gates: Array, hidden: Array, bh: Array, h_before: Array, h: Array,
+    row: int, j: int, left: int,
 ) -> None:  # fmt: skip
     """Gates and states of up to LANES units from unit j on."""
     H = h.shape[1]
     at, unit = row * 3 * H + j, row * H + j
     r = sigmoid(load(gates, at, left) + load(hidden, at, left))
     z = sigmoid(load(gates, at + H, left) + load(hidden, at + H, left))
-    n = tanh(fma(r, load(hidden, at + 2 * H, left), load(gates, at + 2 * H, left)))
+    q = load(hidden, at + 2 * H, left) + load(bh, j, left)
+    n = tanh(fma(r, q, load(gates, at + 2 * H, left)))
+    store(hidden, at + 2 * H, left, q)
     store(gates, at, left, r)
     store(gates, at + H, left, z)
     store(gates, at + 2 * H, left, n)
@@ -40,15 +43,15 @@ def _gru_units(
 
 
 @jit
-def _gru_gates(gates: Array, hidden: Array, h_before: Array, h: Array) -> None:
-    """One step's gates (B, 3H) and states (B, H)."""
+def _gru_gates(gates: Array, hidden: Array, bh: Array, h_before: Array, h: Array) -> None:
+    """One step's gates (B, 3H) and states (B, H); bh is added to the last third of hidden."""
     B, H = h.shape
     whole = H // LANES * LANES
     for row in range(B):
         for j in range(0, whole, LANES):
-            _gru_units(gates, hidden, h_before, h, row, j, LANES)
+            _gru_units(gates, hidden, bh, h_before, h, row, j, LANES)
         if whole < H:
-            _gru_units(gates, hidden, h_before, h, row, whole, H - whole)
+            _gru_units(gates, hidden, bh, h_before, h, row, whole, H - whole)
 
 
 @jit_inline
@@ -100,13 +103,9 @@ def gru_forward(gates: Array, hidden: Array, hs: Array, Wh: Array, bh: Array, st
         bh: (H,).
         steps: steps to run, at most T.
     """
-    B, H = hs.shape[1], hs.shape[2]
     for t in range(steps):
-        for row in range(B):
-            hidden[t, row, : 2 * H] = ZERO
-            hidden[t, row, 2 * H :] = bh
-        matmul(hs[t], Wh, hidden[t], True)
-        _gru_gates(gates[t], hidden[t], hs[t], hs[t + 1])
+        matmul(hs[t], Wh, hidden[t], False)
+        _gru_gates(gates[t], hidden[t], bh, hs[t], hs[t + 1])
 
 
 @jit
