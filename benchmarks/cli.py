@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +72,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _chart_file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} is no file that can be written")
+    return path
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = argparse.ArgumentParser(
@@ -86,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seconds", type=_seconds, metavar="S", help="of one sample (default: 0.5)")
     add("--cold", action="store_true", help="section start: also compile every kernel anew")
     add("--json", action="store_true", help="print one JSON object instead of tables")
-    add("--plot", type=Path, metavar="FILE.svg", help="write a chart of the ratios")
+    add("--plot", type=_chart_file, metavar="FILE.svg", help="write a chart of the ratios")
     return parser
 
 
@@ -113,6 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     flags = build_parser().parse_args(arguments)
+    # Ended from outside, the bench ends its children as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         return _run(flags)
     except KeyboardInterrupt:
@@ -149,5 +161,9 @@ def _run(flags: argparse.Namespace) -> int:
         texts = tables.losses_text(report["losses"]), tables.summary_text(report["summary"])
         print("".join(f"\n{text}\n" for text in texts if text), end="")
     if flags.plot is not None:
-        chart.write(report, flags.plot)
+        try:
+            chart.write(report, flags.plot)
+        except OSError as error:
+            print(f"treadle-bench: cannot write the chart: {error}", file=sys.stderr)
+            return 1
     return 0

@@ -41,7 +41,11 @@ def _seconds(script: str, *arguments: str, cache: str | None = None) -> float:
     begin = time.perf_counter()
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
+        try:
+            line = process.stdout.readline()
+        except BaseException:
+            process.kill()
+            raise
         seconds = time.perf_counter() - begin
         if process.wait(PATIENCE_S) or not line:
             raise subprocess.CalledProcessError(process.returncode, command)

@@ -96,7 +96,7 @@ class Upload:
         self.error: Exception | None = None
         """What reading the corpus raised."""
         self.sent = False
-        """Whether the whole corpus is on its way."""
+        """Whether gRPC has taken the whole corpus; a cancellation may still overtake it."""
 
     def attach(self, call: Call[TrainResponse]) -> None:
         """Tells which call the requests belong to."""
@@ -111,8 +111,8 @@ class Upload:
             for chunk in self._source.chunks:
                 size += len(chunk)
                 yield TrainRequest(corpus_chunk=chunk)
-            self.sent = True
             yield TrainRequest(corpus_end=CorpusEnd(size_bytes=size))
+            self.sent = True
         except Exception as error:
             self.error = error
             self._called.wait()
@@ -161,7 +161,11 @@ class TrainingRun(_Stream[TrainResponse]):
 
     @property
     def sent(self) -> bool:
-        """Whether the whole corpus has been sent, so that the server goes on by itself."""
+        """Whether the whole corpus has been handed over.
+
+        The server surely has it, and goes on by itself, once `started` is set; between the two,
+        closing the run may still overtake it.
+        """
         return self._upload.sent
 
     def result(self) -> Model:

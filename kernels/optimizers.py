@@ -13,10 +13,10 @@ import numpy.typing as npt
 from treadle.kernels.activations import ONE
 from treadle.kernels.compile import jit
 from treadle.kernels.intrinsics import fma
+from treadle.kernels.vectors import LANES
 
 Array = npt.NDArray[np.float32]
 
-LANES = 16
 BLOCK = 65_536
 """Elements whose squares are summed as one; part of the norm's bits."""
 

@@ -17,6 +17,10 @@ from treadle.model.errors import LayerError
 Array = npt.NDArray[np.float32]
 
 
+def _is_ours(array: object) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype == np.float32
+
+
 class Adam:
     """Steps down the gradient by running means of it and of its square."""
 
@@ -35,11 +39,16 @@ class Adam:
             weight_decay: decoupled weight decay; 0 for plain Adam.
 
         Raises:
-            LayerError: a buffer is of another type, or not contiguous.
+            LayerError: a buffer is of another type, not contiguous or read-only, or a decay is out
+                of its range.
         """
         for number, buffer in enumerate(buffers):
-            if buffer.dtype != np.float32 or not buffer.flags.c_contiguous:
-                raise LayerError(f"buffer {number} is no contiguous float32 array: make it one")
+            if not _is_ours(buffer) or not buffer.flags.c_contiguous or not buffer.flags.writeable:
+                raise LayerError(
+                    f"buffer {number} is no contiguous, writable float32 array: make it one"
+                )
+        if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+            raise LayerError(f"beta1 {beta1} and beta2 {beta2}: give 0 up to and without 1")
         self.rate = rate
         self._buffers = [buffer.reshape(-1) for buffer in buffers]
         self._shapes = [buffer.shape for buffer in buffers]
@@ -56,8 +65,11 @@ class Adam:
             *gradients: one a buffer, in its shape; only read.
 
         Raises:
-            LayerError: there are more or fewer of them than buffers, or one has another shape.
+            LayerError: there are more or fewer of them than buffers, or one has another shape or
+                is no float32 array.
         """
+        if not all(_is_ours(gradient) for gradient in gradients):
+            raise LayerError("a gradient is no float32 array: make it one")
         given = [gradient.shape for gradient in gradients]
         if given != self._shapes:
             raise LayerError(f"the gradients have shapes {given}: give {self._shapes}")

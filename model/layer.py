@@ -225,7 +225,8 @@ def _checked(array: object, name: str, shape: tuple[int | None, ...]) -> Array:
         for size, want in zip(array.shape, shape, strict=True)
     )
     if not fits:
-        raise LayerError(f"{name} has shape {array.shape}: give {wanted}, * for 1 or more")
+        stars = ", * for 1 or more" if "*" in wanted else ""
+        raise LayerError(f"{name} has shape {array.shape}: give {wanted}{stars}")
     # Kernels are compiled for one type: a slice, a subclass or what is read-only is copied.
     return np.require(array, np.float32, ["C", "A", "W", "E"])
 

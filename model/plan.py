@@ -19,7 +19,7 @@ VALIDATIONS = 10
 DEFAULT_WARMUP_STEPS = 100
 
 _NOTHING_TO_DROP = (
-    "dropout {:g} has nothing to act on: it acts between layers, and the network has one; "
+    "dropout {!r} has nothing to act on: it acts between layers, and the network has one; "
     "set layers to 2 or more"
 )
 

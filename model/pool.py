@@ -62,6 +62,7 @@ def _serve(jobs: SimpleQueue[_Job[Any, Any] | None]) -> None:
     """What a thread does until it is told to end."""
     while (job := jobs.get()) is not None:
         job.take()
+        del job  # while it waits, a thread must keep nobody alive
 
 
 def _end(jobs: SimpleQueue[_Job[Any, Any] | None], threads: list[threading.Thread]) -> None:
@@ -91,8 +92,8 @@ class Pool:
         """Return work(item) of every item, in order.
 
         Raises:
-            BaseException: what work raised for the first item that it failed for; the other items
-                are worked on all the same.
+            BaseException: what work raised for the first item that it failed for; other items may
+                or may not have been worked on.
         """
         listed = list(items)
         if not self._threads or len(listed) < 2:

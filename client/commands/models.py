@@ -101,7 +101,7 @@ def _facts(model: Model) -> list[tuple[str, str]]:
     from treadle.client.options import field_word
     from treadle.client.progress import duration_text, network_text
 
-    dropout = f", dropout {model.network.dropout:g}" if model.network.dropout else ""
+    dropout = f", dropout {model.network.dropout!r}" if model.network.dropout else ""
     facts = [
         ("name", model.name),
         ("version", str(model.version)),

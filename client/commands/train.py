@@ -22,6 +22,7 @@ from treadle.client.console import Console
 
 if TYPE_CHECKING:
     from treadle.client.reports import Report
+    from treadle.client.streams import TrainingRun
 
 _INTERRUPTION_S = 0.1
 """How much later than the end of a pipe a Ctrl-C may come that ended the program feeding it."""
@@ -153,13 +154,20 @@ def run(args: argparse.Namespace, console: Console) -> None:
         open_input(args.file) as corpus,
         client.train(Input(corpus), model=args.model, timeout_s=timeout_s, **options) as training,
     ):
-        console.interruption = lambda: (
-            "interrupted; the server goes on training" if training.sent else "interrupted"
-        )
+        console.interruption = lambda: _what_goes_on(training)
         with report:
             for event in training:
                 report.show(event)
         training.result()
+
+
+def _what_goes_on(training: TrainingRun) -> str:
+    """What to say of a run that Ctrl-C left."""
+    if training.started is not None:
+        return "interrupted; the server goes on training"
+    if training.sent:
+        return "interrupted; if the whole corpus has arrived, the server goes on training"
+    return "interrupted"
 
 
 class Input:

@@ -87,6 +87,25 @@ def test_threads_end_when_the_pool_is_closed_or_dropped() -> None:
     assert pool_threads() == before
 
 
+def test_a_waiting_thread_keeps_nobody_alive() -> None:
+    class Owner:
+        def __init__(self) -> None:
+            self.pool = Pool(2)
+            self.pool.map(self.work, range(3))
+
+        def work(self, item: int) -> None:
+            time.sleep(0.01)
+
+    owner = Owner()
+    (thread,) = owner.pool._threads
+    del owner
+    end = time.monotonic() + PATIENCE_S
+    while thread.is_alive() and time.monotonic() < end:
+        gc.collect()
+        thread.join(0.01)
+    assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("size", [0, 1, PART, PART + 1, 3 * PART])
 def test_parts_cover_a_buffer_once(size: int) -> None:
     cut = parts(size)

@@ -606,7 +606,7 @@ class TrainRequest(_message.Message):
 
     @_builtins.property
     def corpus_end(self) -> Global___CorpusEnd:
-        """The last message: the corpus is whole. It must be sent, for the mere end of
+        """The last message: the corpus is whole, and nothing after it is read. It must be sent, for the mere end of
         a stream does not tell a whole corpus from an upload that broke off.
         """
 
