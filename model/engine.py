@@ -14,6 +14,8 @@ from treadle.kernels import network, structures
 from treadle.kernels.dropout import Dropout, kept_levels
 from treadle.kernels.optimizers import add_into
 from treadle.kernels.packing import pack_transposes, pack_weights, unfold_gradients
+from treadle.kernels.transposed import allocate_block
+from treadle.model.config import Precision
 from treadle.model.parameters import CELL_CODES, Parameters, Shape, carve, room
 from treadle.model.pool import Pool, parts
 from treadle.model.sums import in_order
@@ -47,11 +49,11 @@ class _Shard:
     """A fixed slice of the batch's rows with all the room that it needs."""
 
     def __init__(
-        self, shape: Shape, rows: slice, window: int, table_rows: int, drops: bool
+        self, shape: Shape, rows: slice, window: int, table_rows: int, drops: bool, pairs: bool
     ) -> None:
         count = rows.stop - rows.start
         self.rows = rows
-        self.work = allocate_workspace(shape, window, count, backward=True, drops=drops)
+        self.work = allocate_workspace(shape, window, count, True, drops, pairs)
         self.state = allocate_state(shape, count)
         stacks = {name: size for name, size in shape.stacks.items() if name in TAIL}
         shapes = {"table": (table_rows, shape.G), **stacks}
@@ -69,7 +71,7 @@ class Engine:
 
     def __init__(
         self, parameters: Parameters, rows: int, window: int, pool: Pool,
-        dropout: float = 0.0, seed: int = 0,
+        dropout: float = 0.0, seed: int = 0, precision: Precision = Precision.FP32,
     ) -> None:  # fmt: skip
         """Allocate everything that a run needs.
 
@@ -80,7 +82,9 @@ class Engine:
             pool: takes the shards.
             dropout: share of the units dropped between layers, 0 up to and without 1.
             seed: decides, with a batch's step, which they are.
+            precision: what the passes multiply; see `precision.check_precision`.
         """
+        pairs = precision is Precision.BF16
         self.parameters = parameters
         self.shape = parameters.shape
         self.cell = CELL_CODES[self.shape.cell]
@@ -89,12 +93,15 @@ class Engine:
         """Takes the shards."""
         self._all = np.arange(self.shape.V, dtype=np.int32)
         table_rows = min(self.shape.V, rows * window)
-        self._weights = allocate_weights(self.shape, table_rows, backward=True)
+        self._weights = allocate_weights(self.shape, table_rows, True, pairs)
         self._seed, self._kept = np.uint64(seed), np.uint64(kept_levels(dropout))
         self._shards = [
-            _Shard(self.shape, cut, window, table_rows, drops=dropout > 0)
+            _Shard(self.shape, cut, window, table_rows, dropout > 0, pairs)
             for cut in shard_slices(rows)
         ]
+        # The embedding's gradient is one small product a step, and stays a float32 one.
+        block = self._shards[0].work.block
+        self._block = allocate_block(self.shape.E, self.shape.G) if pairs else block
         self.gradient = Parameters(self.shape)
 
     def _fold(self, tokens: Ints) -> tuple[Ints, Ints]:
@@ -145,7 +152,7 @@ class Engine:
         self.pool.map(self._add_shards, parts(first.flat.size if self._shards[1:] else 0))
         self.gradient.flat[self.gradient.flat.size - first.tail.size :] = first.tail
         unfold_gradients(
-            self.parameters.stacks, first.gradients, used, first.work.block, self.gradient.stacks
+            self.parameters.stacks, first.gradients, used, self._block, self.gradient.stacks
         )
         return loss, count
 
