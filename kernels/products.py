@@ -56,35 +56,36 @@ def add_matmul_transposed(A: Array, B: Array, block: Block, C: Array) -> None:
     (bf16 if _of_pairs(block) else transposed).add_matmul_transposed(A, B, block, C)
 
 
-# Compiled code: each choice names a function, which the caller then calls as if by name.
+# Compiled code: each choice names a function for the caller to call. `inline="always"` would
+# spare a call, but Numba 0.68 then compiles `decode` wrong: every token read is the first one.
 
 
-@overload(pack, inline="always", strict=False)
+@overload(pack, strict=False)
 def _pack(matrix: Any, panels: Any) -> Any:
     pack = bf16.pack if _of_pairs(panels) else singles.pack
     return lambda matrix, panels: pack(matrix, panels)
 
 
-@overload(pack_transposed, inline="always", strict=False)
+@overload(pack_transposed, strict=False)
 def _pack_transposed(matrix: Any, panels: Any) -> Any:
     pack = bf16.pack_transposed if _of_pairs(panels) else singles.pack_transposed
     return lambda matrix, panels: pack(matrix, panels)
 
 
-@overload(matmul, inline="always", strict=False)
+@overload(matmul, strict=False)
 def _matmul(A: Any, panels: Any, C: Any, add: Any) -> Any:
     multiply = bf16.matmul if _of_pairs(panels) else singles.matmul
     return lambda A, panels, C, add: multiply(A, panels, C, add)
 
 
-@overload(add_rows_transposed, inline="always", strict=False)
+@overload(add_rows_transposed, strict=False)
 def _add_rows_transposed(A: Any, B: Any, block: Any, gathered: Any, C: Any, last: Any) -> Any:
     chosen = bf16 if _of_pairs(block) else transposed
     multiply = chosen.add_rows_transposed
     return lambda A, B, block, gathered, C, last: multiply(A, B, block, gathered, C, last)
 
 
-@overload(add_matmul_transposed, inline="always", strict=False)
+@overload(add_matmul_transposed, strict=False)
 def _add_matmul_transposed(A: Any, B: Any, block: Any, C: Any) -> Any:
     multiply = (bf16 if _of_pairs(block) else transposed).add_matmul_transposed
     return lambda A, B, block, C: multiply(A, B, block, C)
