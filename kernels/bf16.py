@@ -120,9 +120,7 @@ def _round_rows(A: Array, pairs: Array) -> None:
 
 
 @jit_inline
-def _gather_columns(
-    rows: Array, column: int, left: int, panels: Array, to: int
-) -> None:
+def _gather_columns(rows: Array, column: int, left: int, panels: Array, to: int) -> None:
     """Write up to LANES columns of rows (n, N), two rows by two, to panels.flat[to:]."""
     n, N = rows.shape
     for k in range(0, n // 2 * 2, 2):
