@@ -7,6 +7,7 @@ compiled for either.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,9 @@ def add_rows_transposed(
     A: Array, B: Array, block: Block, gathered: int, C: Array, last: bool
 ) -> int:
     """Gather rows for C += A^T B, as `transposed.add_rows_transposed`."""
-    chosen = bf16 if _of_pairs(block) else transposed
-    return chosen.add_rows_transposed(A, B, block, gathered, C, last)
+    if _of_pairs(block):
+        return bf16.add_rows_transposed(A, B, block, gathered, C, last)
+    return transposed.add_rows_transposed(A, B, block, gathered, C, last)
 
 
 def add_matmul_transposed(A: Array, B: Array, block: Block, C: Array) -> None:
@@ -56,36 +58,42 @@ def add_matmul_transposed(A: Array, B: Array, block: Block, C: Array) -> None:
     (bf16 if _of_pairs(block) else transposed).add_matmul_transposed(A, B, block, C)
 
 
+def _choice(stand_in: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate what picks, by types, the function that compiled code calls for a stand-in."""
+    register: Callable[[Callable[..., Any]], Callable[..., Any]] = overload(stand_in, strict=False)
+    return register
+
+
 # Compiled code: each choice names a function for the caller to call. `inline="always"` would
 # spare a call, but Numba 0.68 then compiles `decode` wrong: every token read is the first one.
 
 
-@overload(pack, strict=False)
+@_choice(pack)
 def _pack(matrix: Any, panels: Any) -> Any:
     pack = bf16.pack if _of_pairs(panels) else singles.pack
     return lambda matrix, panels: pack(matrix, panels)
 
 
-@overload(pack_transposed, strict=False)
+@_choice(pack_transposed)
 def _pack_transposed(matrix: Any, panels: Any) -> Any:
     pack = bf16.pack_transposed if _of_pairs(panels) else singles.pack_transposed
     return lambda matrix, panels: pack(matrix, panels)
 
 
-@overload(matmul, strict=False)
+@_choice(matmul)
 def _matmul(A: Any, panels: Any, C: Any, add: Any) -> Any:
     multiply = bf16.matmul if _of_pairs(panels) else singles.matmul
     return lambda A, panels, C, add: multiply(A, panels, C, add)
 
 
-@overload(add_rows_transposed, strict=False)
+@_choice(add_rows_transposed)
 def _add_rows_transposed(A: Any, B: Any, block: Any, gathered: Any, C: Any, last: Any) -> Any:
     chosen = bf16 if _of_pairs(block) else transposed
     multiply = chosen.add_rows_transposed
     return lambda A, B, block, gathered, C, last: multiply(A, B, block, gathered, C, last)
 
 
-@overload(add_matmul_transposed, strict=False)
+@_choice(add_matmul_transposed)
 def _add_matmul_transposed(A: Any, B: Any, block: Any, C: Any) -> Any:
     multiply = (bf16 if _of_pairs(block) else transposed).add_matmul_transposed
     return lambda A, B, block, C: multiply(A, B, block, C)

@@ -27,7 +27,8 @@ def rounded(values: Floats) -> Floats:
     """The nearest bfloat16 numbers, ties to even, as float32: by scaling, not by bits."""
     _, exponent = np.frexp(values)
     unit = np.ldexp(1.0, exponent - 8)
-    return (np.round(values.astype(np.float64) / unit) * unit).astype(np.float32)
+    nearest: Floats = (np.round(values.astype(np.float64) / unit) * unit).astype(np.float32)
+    return nearest
 
 
 def packed(matrix: Floats, transpose: bool = False) -> Pairs:
@@ -79,9 +80,8 @@ def test_rounding() -> None:
     both = np.stack([first, second], axis=1).reshape(-1, 3)
     assert same_bytes(both[:, 0], expected)
     assert same_bytes(bf16.python_round(values).astype(np.uint32) << 16, expected.view(np.uint32))
-    assert np.isnan(
-        halves(packed(np.full((1, 1), np.nan, np.float32)).view(np.float32))[1][0, 0, 0]
-    )
+    nothing = packed(np.full((1, 1), np.nan, np.float32)).view(np.float32)
+    assert np.isnan(halves(nothing)[1][0, 0, 0])
 
 
 @pytest.mark.parametrize("columns", [1, 15, 16, 17, PANEL, PANEL + 1, 3 * PANEL + 2])

@@ -1,4 +1,4 @@
-"""Packed products: against NumPy in float64, and bit for bit against one chain of fma an element."""
+"""Packed products: against NumPy in float64, and bit for bit against one chain of fma."""
 
 import numpy as np
 import pytest
