@@ -89,6 +89,7 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
             weight_decay=0.125,
             clip_norm=0,
             clip_value=2,
+            precision=pb.PRECISION_FP32,
         ),
         limits=pb.LimitsSpec(max_steps=10, max_epochs=0.5, max_time_s=3),
         report=pb.ReportSpec(progress_interval_s=0.5, validation_interval_steps=4, sample_tokens=0),
