@@ -24,6 +24,7 @@ Measure = Callable[[Workers, Settings, Say], Any]
 MEASURES: dict[str, Measure] = {
     "check": lambda workers, settings, say: run_checks(say),
     "train": sections.train,
+    "bf16": sections.bf16,
     "peak": sections.peak,
     "numpy": sections.against_numpy,
     "decode": sections.decode,

@@ -31,6 +31,7 @@ sections for --only:
   check     gradients by finite differences; kernels = reference; the same bits with 1, 2 and 3
             threads and compiled for x86-64-v3
   train     a training step against PyTorch's best of 8 settings
+  bf16      the same with bfloat16 products, against PyTorch's autocast
   peak      useful multiply-adds of a step, of this processor's measured peak
   numpy     a training step against the NumPy reference
   decode    one session, one thread, against PyTorch's and JAX's best

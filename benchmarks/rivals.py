@@ -100,12 +100,18 @@ def _plural(threads: int) -> str:
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
-def pytorch_training(workers: Workers, case: Case) -> list[Entrant]:
-    """One and more threads, Adam fused and not, glibc's allocator as it is and tuned."""
+def pytorch_training(workers: Workers, case: Case, autocast: bool = False) -> list[Entrant]:
+    """One and more threads, Adam fused and not, glibc's allocator as it is and tuned.
+
+    Args:
+        workers: all of them.
+        case: of training.
+        autocast: whether products are of bfloat16 numbers.
+    """
     return [
         Entrant(
             worker, case, f"{_plural(threads)}, {malloc}, {'fused' if fused else 'default'} Adam",
-            {"threads": threads, "fused": fused},
+            {"threads": threads, "fused": fused, "autocast": autocast},
         )
         for malloc, worker in workers.pytorch.items()
         for threads in _counts(case.threads)

@@ -29,6 +29,20 @@ def train(workers: Workers, settings: Settings, say: Say) -> list[Row]:
     return rows
 
 
+def bf16(workers: Workers, settings: Settings, say: Say) -> list[Row]:
+    """Training steps of bfloat16 products against PyTorch's autocast, and our own of float32."""
+    rows = []
+    for case in cases.bf16_cases(settings):
+        say(f"bf16 {case.label}")
+        rivals = {
+            "pytorch_bf16": pytorch_training(workers, case, autocast=True),
+            "fp32": [Entrant(workers.ours_again, case)],
+        }
+        ours = Entrant(workers.ours, case, options={"precision": "bf16"})
+        rows.append(compare(ours, rivals, settings))
+    return rows
+
+
 def against_numpy(workers: Workers, settings: Settings, say: Say) -> list[Row]:
     """Training steps against the plain NumPy reference in both widths."""
     rows = []

@@ -6,7 +6,9 @@ import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-SECTIONS = ("check", "train", "peak", "numpy", "decode", "sessions", "score", "busy", "start")
+SECTIONS = (
+    "check", "train", "bf16", "peak", "numpy", "decode", "sessions", "score", "busy", "start",
+)  # fmt: skip
 """What `--only` chooses from, in the order measured."""
 
 LABELS = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
@@ -88,6 +90,15 @@ def train_cases(settings: Settings) -> list[Case]:
     if not settings.quick:
         cases.append(Case("train", "lstm", 256, rows=64, layers=2, threads=settings.threads))
     return cases
+
+
+def bf16_cases(settings: Settings) -> list[Case]:
+    """Training steps whose products are of bfloat16 numbers."""
+    sizes = {64: 32} if settings.quick else {256: 64, 512: 64}
+    return [
+        Case("train", "lstm", hidden, rows=rows, threads=settings.threads)
+        for hidden, rows in sizes.items()
+    ]
 
 
 def rltools_case(settings: Settings) -> Case:

@@ -8,7 +8,7 @@ from typing import Any
 from treadle.benchmarks.figures import geomean, least
 from treadle.benchmarks.race import Row
 
-COMPARED = ("train", "numpy", "decode", "sessions", "score")
+COMPARED = ("train", "bf16", "numpy", "decode", "sessions", "score")
 """Sections that hold ours against rivals."""
 
 RLTOOLS_VOCABULARY = 256
@@ -51,6 +51,7 @@ def summarize(results: Mapping[str, Any]) -> dict[str, float | None]:
     return {
         "train_vs_pytorch_geomean": geomean(training),
         "train_vs_pytorch_min": least(training),
+        "train_bf16_vs_pytorch_bf16_min": least(ratios(rows("bf16"), "pytorch_bf16")),
         "rltools_task_vs_pytorch": least(rltools),
         "peak_fraction_min": least(row["fraction"] for row in rows("peak")),
         "train_vs_numpy_min": least(_best_numpy(row) for row in rows("numpy")),

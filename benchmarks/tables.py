@@ -10,6 +10,8 @@ from treadle.benchmarks.summary import is_rltools
 
 RIVALS = {
     "pytorch": "PyTorch",
+    "pytorch_bf16": "PyTorch bf16",
+    "fp32": "float32",
     "jax": "JAX, one core",
     "jax_all_cores": "JAX, all cores",
     "onnxruntime": "ONNX Runtime",
@@ -20,6 +22,7 @@ RIVALS = {
 
 TITLES = {
     "train": "Training step (forward, BPTT, clip, Adam), tokens a second",
+    "bf16": "Training step with products of bfloat16 numbers, tokens a second",
     "numpy": "Training step against the NumPy reference, tokens a second",
     "decode": "Decoding, one session, one thread, sampling inside, tokens a second",
     "sessions": "Decoding 64 sessions together, one thread, tokens a second of all",

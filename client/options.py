@@ -45,6 +45,7 @@ class TrainOptions(TypedDict, total=False):
     weight_decay: float
     clip_norm: float
     clip_value: float
+    precision: Literal["fp32", "bf16"] | int
     max_steps: int
     max_epochs: float
     max_time_s: float

@@ -42,6 +42,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _WIDE_NAMES = ("x86-64-v4", "skylake-avx512", "cascadelake", "icelake", "sapphirerapids", "znver4")
 _MIDDLE_NAMES = ("x86-64-v3", "haswell", "broadwell", "skylake", "alderlake", "znver")
 
+_BF16_NAMES = ("cooperlake", "sapphirerapids", "emeraldrapids", "graniterapids", "znver4", "znver5")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -98,6 +100,21 @@ def _named_width(name: str, extra: str) -> int:
     if name.startswith(_MIDDLE_NAMES) or "+avx2" in extra:
         return 8
     return 4
+
+
+def _bf16_missing() -> str:
+    """Say why products of bfloat16 numbers cannot be compiled; empty where they can."""
+    if not _host_features().get("avx512bf16", False):
+        return "this processor lacks AVX512_BF16"
+    extra = config.CPU_FEATURES or ""
+    named = config.CPU_NAME is not None or config.CPU_FEATURES is not None
+    told = "+avx512bf16" in extra or (config.CPU_NAME or "").startswith(_BF16_NAMES)
+    if TARGET.lanes != 16 or "-avx512bf16" in extra or (named and not told):
+        return (
+            f"kernels are compiled for {TARGET.name}, which lacks AVX512_BF16 (this processor "
+            "has it: unset TREADLE_CPU_TARGET and NUMBA_CPU_NAME)"
+        )
+    return ""
 
 
 def _choose_target() -> Target:
@@ -159,6 +176,9 @@ def _choose_cache() -> None:
 TARGET = _choose_target()
 if not config.DISABLE_JIT:
     _choose_cache()
+
+BF16_MISSING = _bf16_missing()
+"""Why products of bfloat16 numbers (see `bf16`) cannot be compiled; empty where they can."""
 
 PYTHON_MODE = bool(config.DISABLE_JIT)
 """True under NUMBA_DISABLE_JIT=1: kernels run as plain Python, for coverage and debugging."""

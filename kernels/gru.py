@@ -16,8 +16,8 @@ import numpy.typing as npt
 from treadle.kernels.activations import ONE, sigmoid, tanh
 from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.intrinsics import fma
-from treadle.kernels.matmul import matmul
-from treadle.kernels.transposed import Block, add_rows_transposed
+from treadle.kernels.products import add_rows_transposed, matmul
+from treadle.kernels.transposed import Block
 from treadle.kernels.vectors import LANES, load, store
 
 Array = npt.NDArray[np.float32]

@@ -16,11 +16,12 @@ from typing import NamedTuple
 from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.gru import gru_backward, gru_forward
 from treadle.kernels.lstm import lstm_backward, lstm_forward
-from treadle.kernels.matmul import add_rows, matmul
+from treadle.kernels.matmul import add_rows
 from treadle.kernels.optimizers import add_into
+from treadle.kernels.products import add_matmul_transposed, matmul
 from treadle.kernels.rnn import rnn_backward, rnn_forward
 from treadle.kernels.structures import GRU, LSTM, Array
-from treadle.kernels.transposed import Block, add_matmul_transposed
+from treadle.kernels.transposed import Block
 
 
 class LayerTape(NamedTuple):

@@ -22,8 +22,9 @@ from treadle.kernels.layer import (
     recur_forward,
 )
 from treadle.kernels.loss import cross_entropy, target_log_probabilities
-from treadle.kernels.matmul import add_rows, matmul
+from treadle.kernels.matmul import add_rows
 from treadle.kernels.optimizers import add_into
+from treadle.kernels.products import add_matmul_transposed, matmul
 from treadle.kernels.structures import (
     LSTM,
     Array,
@@ -34,7 +35,6 @@ from treadle.kernels.structures import (
     Weights,
     Workspace,
 )
-from treadle.kernels.transposed import add_matmul_transposed
 from treadle.kernels.vectors import copy
 
 

@@ -12,15 +12,11 @@ import numpy as np
 
 from treadle.kernels.activations import ZERO
 from treadle.kernels.compile import jit
-from treadle.kernels.matmul import (
-    add_rows,
-    matmul,
-    pack,
-    pack_transposed,
-)
+from treadle.kernels.matmul import add_rows
+from treadle.kernels.products import add_matmul_transposed, matmul, pack, pack_transposed
 from treadle.kernels.structures import Array, Gradients, Ints, Parameters, Weights
 from treadle.kernels.tile import PANEL
-from treadle.kernels.transposed import Block, add_matmul_transposed
+from treadle.kernels.transposed import Block
 
 
 @jit

@@ -7,6 +7,9 @@ where the tile adds to it. Which rows and panels share a tile changes their spee
 B lies packed in panels, (panel, k, PANEL), so that the loop reads it in one stream; A is
 read through two strides, which serves A and its transpose alike. The technique is that of
 Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), and of BLIS.
+
+A tile of pairs is the same with two bfloat16 numbers, k and k + 1, where else one float32 number
+stands (see `bf16`): A's and B's elements are products of both, added in float32.
 """
 
 from __future__ import annotations
@@ -42,6 +45,9 @@ class _Emitter:
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
         name = f"llvm.fma.v{LANES}f32"
         self.fma = cgutils.get_or_insert_function(builder.module, kind, name)
+
+    def multiply_add(self, a: Any, b: Any, total: Any) -> Any:
+        return self.builder.call(self.fma, [a, b, total])
 
     def load(self, pointer: Any) -> Any:
         value = self.builder.load(self.builder.bitcast(pointer, _VECTOR.as_pointer()))
@@ -110,7 +116,7 @@ class _Emitter:
         results = []
         for i in self.rows:
             a = self.broadcast(builder.load(builder.gep(a_rows[i], [in_row])))
-            results.append([builder.call(self.fma, [a, b[j], sums[i][j]]) for j in self.columns])
+            results.append([self.multiply_add(a, b[j], sums[i][j]) for j in self.columns])
         for i in self.rows:
             for j in self.columns:
                 sums[i][j].add_incoming(starts[i][j], entry)
@@ -122,7 +128,36 @@ class _Emitter:
         return results
 
 
-def _compiled_tile(rows: int, panels: int, edge: bool) -> Any:
+class _BFloat(ir.types._BaseFloatType):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite lacks; no constant of it is ever written."""
+
+    null = "0.0"
+    intrinsic_name = "bf16"
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def format_constant(self, value: float) -> str:
+        raise NotImplementedError
+
+
+_BFloat._create_instance()
+PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
+"""LLVM's type of a vector of pairs."""
+
+
+class _EmitterOfPairs(_Emitter):
+    """Writes one tile's loop over pairs; they are loaded and broadcast like floats."""
+
+    def multiply_add(self, a: Any, b: Any, total: Any) -> Any:
+        kind = ir.FunctionType(_VECTOR, [_VECTOR, PAIRS, PAIRS])
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        pairs = [self.builder.bitcast(value, PAIRS) for value in (a, b)]
+        return self.builder.call(function, [total, *pairs])
+
+
+def _compiled_tile(rows: int, panels: int, edge: bool, emitter: Any = _Emitter) -> Any:
     def tile(
         typing_context: Any,
         a: Any,
@@ -149,7 +184,7 @@ def _compiled_tile(rows: int, panels: int, edge: bool) -> Any:
 
             _, a_offset, a_row, a_step, _, b_offset, b_panel, steps, _ = arguments[:9]
             c_offset, c_row, c_columns, add = arguments[9:]
-            emit = _Emitter(builder, rows, panels)
+            emit = emitter(builder, rows, panels)
             masks = [emit.masked(c_columns, j) for j in emit.columns] if edge else []
             a_rows = [emit.at(data(0), a_offset, builder.mul(a_row, _INT64(i))) for i in emit.rows]
             b_panels = [
@@ -180,7 +215,25 @@ def _compiled_tile(rows: int, panels: int, edge: bool) -> Any:
     return intrinsic(tile)
 
 
-def _python_tile(rows: int, panels: int, edge: bool) -> Any:
+def _python_multiply_add(a: Any, b: Any, total: Any) -> Any:
+    return np.float32(np.float64(a) * b + total)  # float64 products are exact
+
+
+def halves(pairs: Any) -> tuple[Any, Any]:
+    """Return the two numbers of pairs, the second one first, in float32."""
+    bits = np.asarray(pairs, np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32), (bits << np.uint32(16)).view(np.float32)
+
+
+def _python_multiply_add_pairs(a: Any, b: Any, total: Any) -> Any:
+    for left, right in zip(halves(a), halves(b), strict=True):  # the order of the instruction
+        total = _python_multiply_add(left, right, np.float64(total))
+    return total
+
+
+def _python_tile(
+    rows: int, panels: int, edge: bool, multiply_add: Any = _python_multiply_add
+) -> Any:
     def tile(
         a: Any,
         a_offset: int,
@@ -206,20 +259,21 @@ def _python_tile(rows: int, panels: int, edge: bool) -> Any:
                 block = b_flat[b_offset + p * b_panel :][: steps * PANEL].reshape(steps, PANEL)
                 block = block[:, :width]
                 total = out.astype(np.float64) if add else np.zeros(width)
-                for k in range(steps):  # float64 products are exact: a fused multiply-add
-                    total = np.float32(np.float64(left[k]) * block[k] + total).astype(np.float64)
+                for k in range(steps):
+                    total = multiply_add(left[k], block[k], total).astype(np.float64)
                 out[:] = total
 
     return tile
 
 
-def make_tile(rows: int, panels: int, edge: bool) -> Any:
+def make_tile(rows: int, panels: int, edge: bool, pairs: bool = False) -> Any:
     """Make a tile of `rows` rows and `panels` panels.
 
     Args:
         rows: rows of A and C, 1 to ROWS.
         panels: panels of B side by side. rows * panels * 2 accumulators must fit the registers.
         edge: C may end within the last panel; no column past its end is read or written.
+        pairs: A and B hold pairs of bfloat16 numbers, each as the float32 number of its bits.
 
     Returns:
         A function for compiled code: tile(a, a_offset, a_row, a_step, b, b_offset, b_panel,
@@ -229,4 +283,7 @@ def make_tile(rows: int, panels: int, edge: bool) -> Any:
         above 0; `c_columns`, the columns of C from here on, matters at the edge only; `add`
         starts from C rather than from 0.
     """
-    return (_python_tile if PYTHON_MODE else _compiled_tile)(rows, panels, edge)
+    if PYTHON_MODE:
+        step = _python_multiply_add_pairs if pairs else _python_multiply_add
+        return _python_tile(rows, panels, edge, step)
+    return _compiled_tile(rows, panels, edge, _EmitterOfPairs if pairs else _Emitter)

@@ -69,6 +69,13 @@ class Schedule(enum.StrEnum):
     COSINE = "cosine"
 
 
+class Precision(enum.StrEnum):
+    """The numbers that training multiplies matrices of; all sums are of float32 numbers."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
 LEARNING_RATES = {OptimizerKind.ADAM: 0.003, OptimizerKind.ADAGRAD: 0.1, OptimizerKind.SGD: 0.5}
 """The learning rate that holds where none is given."""
 
@@ -153,6 +160,8 @@ class OptimizerConfig(Checked):
     """The gradient's global norm is scaled down to this; 0 leaves it."""
     clip_value: float = field(default=0.0, metadata=real())
     """Each element of the gradient is first clipped to [-clip_value, clip_value]; 0 clips none."""
+    precision: Precision = field(default=Precision.FP32, metadata=choice(Precision))
+    """What training multiplies; BF16 is faster, less exact, and needs AVX512_BF16 to run."""
 
     @property
     def rate(self) -> float:

@@ -19,6 +19,8 @@ from treadle.kernels.packing import (
     unfold_embedding,
     unfold_input_weights,
 )
+from treadle.kernels.transposed import allocate_block
+from treadle.model.config import Precision
 from treadle.model.parameters import CELL_CODES, Parameters, Shape, carve, room
 from treadle.model.pool import Pool, parts
 from treadle.model.sums import in_order
@@ -63,11 +65,11 @@ class _Shard:
     """A fixed slice of the batch's rows with all the room that it needs."""
 
     def __init__(
-        self, shape: Shape, rows: slice, window: int, table_rows: int, drops: bool
+        self, shape: Shape, rows: slice, window: int, table_rows: int, drops: bool, pairs: bool
     ) -> None:
         count = rows.stop - rows.start
         self.rows = rows
-        self.work = allocate_workspace(shape, window, count, backward=True, drops=drops)
+        self.work = allocate_workspace(shape, window, count, True, drops, pairs)
         self.state = allocate_state(shape, count)
         stacks = {name: size for name, size in shape.stacks.items() if name in TAIL}
         shapes = {"table": (table_rows, shape.G), **stacks}
@@ -85,7 +87,7 @@ class Engine:
 
     def __init__(
         self, parameters: Parameters, rows: int, window: int, pool: Pool,
-        dropout: float = 0.0, seed: int = 0,
+        dropout: float = 0.0, seed: int = 0, precision: Precision = Precision.FP32,
     ) -> None:  # fmt: skip
         """Allocate everything that a run needs.
 
@@ -96,7 +98,9 @@ class Engine:
             pool: takes the shards.
             dropout: share of the units dropped between layers, 0 up to and without 1.
             seed: decides, with a batch's step, which they are.
+            precision: what the passes multiply; see `precision.check_precision`.
         """
+        pairs = precision is Precision.BF16
         self.parameters = parameters
         self.shape = parameters.shape
         self.cell = CELL_CODES[self.shape.cell]
@@ -105,12 +109,15 @@ class Engine:
         """Takes the shards."""
         self._all = np.arange(self.shape.V, dtype=np.int32)
         table_rows = rows_of_table(self.shape.V, rows * window)
-        self._weights = allocate_weights(self.shape, table_rows, backward=True)
+        self._weights = allocate_weights(self.shape, table_rows, True, pairs)
         self._seed, self._kept = np.uint64(seed), np.uint64(kept_levels(dropout))
         self._shards = [
-            _Shard(self.shape, cut, window, table_rows, drops=dropout > 0)
+            _Shard(self.shape, cut, window, table_rows, dropout > 0, pairs)
             for cut in shard_slices(rows)
         ]
+        # The embedding's gradient is one small product a step, and stays a float32 one.
+        block = self._shards[0].work.block
+        self._block = allocate_block(self.shape.E, self.shape.G) if pairs else block
         self.gradient = Parameters(self.shape)
 
     def _fold(self, tokens: Ints) -> tuple[Ints, Ints]:
@@ -169,7 +176,7 @@ class Engine:
 
         def unfold(weights: bool) -> None:
             if weights:
-                unfold_input_weights(stacks, first.gradients, used, first.work.block, out)
+                unfold_input_weights(stacks, first.gradients, used, self._block, out)
             else:
                 unfold_embedding(stacks, first.gradients, used, out)
 

@@ -24,6 +24,7 @@ from treadle.model.optimizer import Optimizer, learning_rate
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.plan import Plan, fill_in
 from treadle.model.pool import Pool
+from treadle.model.precision import check_precision
 from treadle.model.progress import Progress, Started
 from treadle.model.record import TrainingRecord
 
@@ -65,12 +66,14 @@ class Trainer:
                 None: whatever there is.
 
         Raises:
-            ConfigError: the run would take more memory than it may.
+            ConfigError: the run would take more memory than it may, or wants a precision that
+                this processor lacks.
             CorpusError: the corpus is empty, too small, or not UTF-8, or its words are too long
                 together for a model file.
             UnknownSymbolError: a symbol has no token and the policy is ERROR.
         """
         config = config or TrainConfig()
+        check_precision(config)
         if not isinstance(corpus, Corpus):
             corpus = read_corpus(corpus, config.tokenizer, config.data, config.seed)
         self._corpus = corpus
@@ -137,7 +140,7 @@ class Trainer:
             config, batches = self._config, self._batches
             engine = Engine(
                 self._parameters, batches.batch_size, batches.window, pool,
-                config.network.dropout, config.seed,
+                config.network.dropout, config.seed, config.optimizer.precision,
             )  # fmt: skip
             yield from self._run(engine, Examination(self._corpus, pool, stop), stop)
         finally:
@@ -223,7 +226,7 @@ def _load_kernels(config: TrainConfig) -> None:
     """Compile or load what a step needs, on a network of nothing, before the clock starts."""
     parameters = Parameters(Shape(config.network.cell, V=2, E=1, H=1, L=1))
     rows = SHARD_ROWS + 1  # two shards, for what adds them
-    engine = Engine(parameters, rows, window=1, pool=Pool(1))
+    engine = Engine(parameters, rows, 1, Pool(1), precision=config.optimizer.precision)
     nothing = np.zeros((1, rows), np.int32)
     engine.loss_and_gradient(nothing, nothing, np.ones(rows, np.bool_))
     Optimizer(replace(config.optimizer, clip_norm=1e-9), parameters).step(engine.gradient, 0.0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import structures
+from treadle.kernels.bf16 import allocate_pair_block, pair_count
 from treadle.kernels.dropout import keep_bytes
 from treadle.kernels.matmul import panel_count
 from treadle.kernels.packing import pack_weights
@@ -20,19 +23,23 @@ TABLE_LIMIT = 1 << 24
 """Elements of the folded input kept for generating and scoring; past it rows are made on demand."""
 
 
-def _panels(*shape: int) -> Array:
-    """Return room for matrices (..., K, N) packed in panels."""
+def _panels(*shape: int, pairs: bool = False) -> Any:
+    """Return room for matrices (..., K, N) packed in panels, of float32 numbers or of pairs."""
     *stack, K, N = shape
-    return np.zeros((*stack, panel_count(N), K, PANEL), np.float32)
+    rows, kind = (pair_count(K), np.uint32) if pairs else (K, np.float32)
+    return np.zeros((*stack, panel_count(N), rows, PANEL), kind)
 
 
-def allocate_weights(shape: Shape, table_rows: int, backward: bool) -> structures.Weights:
+def allocate_weights(
+    shape: Shape, table_rows: int, backward: bool, pairs: bool = False
+) -> structures.Weights:
     """Return room for packed weights.
 
     Args:
         shape: the network's sizes.
         table_rows: rows of the folded input; 0 to make them on demand.
         backward: whether the transposes are wanted.
+        pairs: whether all but layer 0's input weights are packed as bfloat16 numbers.
     """
     V, E, H, L, G = shape.V, shape.E, shape.H, shape.L, shape.G
     up, deep = L - 1, L if backward else 0
@@ -42,18 +49,18 @@ def allocate_weights(shape: Shape, table_rows: int, backward: bool) -> structure
         Wx0=_panels(E, G),
         b=np.zeros((L, G), np.float32),
         bh=np.zeros((L, H), np.float32),
-        Wx=_panels(up, H, G),
-        Wh=_panels(L, H, G),
-        WxT=_panels(up if backward else 0, G, H),
-        WhT=_panels(deep, G, H),
-        Wy=_panels(H, V),
-        WyT=_panels(V, H) if backward else _panels(0, H),
+        Wx=_panels(up, H, G, pairs=pairs),
+        Wh=_panels(L, H, G, pairs=pairs),
+        WxT=_panels(up if backward else 0, G, H, pairs=pairs),
+        WhT=_panels(deep, G, H, pairs=pairs),
+        Wy=_panels(H, V, pairs=pairs),
+        WyT=_panels(V if backward else 0, H, pairs=pairs),
         by=np.zeros(V, np.float32),
     )
 
 
 def allocate_workspace(
-    shape: Shape, steps: int, rows: int, backward: bool, drops: bool = False
+    shape: Shape, steps: int, rows: int, backward: bool, drops: bool = False, pairs: bool = False
 ) -> structures.Workspace:
     """Return room for windows of up to `steps` steps and exactly `rows` rows.
 
@@ -63,7 +70,9 @@ def allocate_workspace(
         rows: sequences.
         backward: whether a gradient is wanted.
         drops: whether units are dropped between layers.
+        pairs: whether gradients of weights are made of bfloat16 numbers.
     """
+    gather = allocate_pair_block if pairs else allocate_block
     H, L = shape.H, shape.L
     dropping = steps if drops and L > 1 else 0
     is_gru, is_lstm = shape.cell is Cell.GRU, shape.cell is Cell.LSTM
@@ -77,7 +86,7 @@ def allocate_workspace(
         keep=np.zeros((L - 1, dropping, rows, keep_bytes(H)), np.uint8),
         dropped=np.zeros((dropping, rows, H), np.float32),
         scale=np.ones(1, np.float32),
-        block=allocate_block(max(H, shape.E), shape.G) if backward else allocate_block(0, 0),
+        block=gather(max(H, shape.E), shape.G) if backward else gather(0, 0),
     )
 
 

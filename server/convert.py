@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from treadle.model.config import SamplingConfig, TrainConfig, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.memory import check_memory
+from treadle.model.precision import check_precision
 from treadle.server.errors import Violation, invalid
 from treadle.v1 import sequence_pb2 as pb
 
@@ -61,6 +62,7 @@ def training_order(
 
     def make() -> TrainConfig:
         config = TrainConfig.from_json(values)
+        check_precision(config)
         if max_training_bytes is not None:
             check_memory(config, vocabulary_size=1, limit_bytes=max_training_bytes)
         return config

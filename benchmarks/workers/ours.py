@@ -11,7 +11,7 @@ from treadle.benchmarks.settings import Case
 from treadle.benchmarks.workers.serve import Maker, Options, Step
 from treadle.kernels import structures
 from treadle.kernels.decode import Sessions, decode
-from treadle.model import Cell, OptimizerConfig, SamplingConfig
+from treadle.model import Cell, OptimizerConfig, Precision, SamplingConfig, TrainConfig
 from treadle.model.batches import TextBatches
 from treadle.model.corpus import TokenData
 from treadle.model.decoder import Decoder
@@ -19,6 +19,7 @@ from treadle.model.engine import Engine
 from treadle.model.optimizer import Optimizer, learning_rate
 from treadle.model.parameters import CELL_CODES, Parameters, Shape
 from treadle.model.pool import Pool
+from treadle.model.precision import check_precision
 from treadle.model.scorer import Scorer
 from treadle.model.workspace import allocate_state, allocate_workspace, pack_for_inference
 
@@ -38,8 +39,11 @@ def make_train(case: Case, options: Options) -> Step:
     )
     batches = TextBatches(TokenData(tokens), case.rows, case.steps)
     parameters = Parameters.initial(shape_of(case), seed=0)
-    engine = Engine(parameters, case.rows, case.steps, Pool(case.threads))
-    config = OptimizerConfig()  # Adam, clipped at a global norm of 1
+    # Adam, clipped at a global norm of 1
+    config = OptimizerConfig(precision=options.get("precision", Precision.FP32))
+    check_precision(TrainConfig(optimizer=config))
+    pool = Pool(case.threads)
+    engine = Engine(parameters, case.rows, case.steps, pool, precision=config.precision)
     optimizer = Optimizer(config, parameters)
 
     def step() -> float:

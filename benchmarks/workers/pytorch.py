@@ -35,7 +35,10 @@ def _detached(state: Any) -> Any:
 
 
 def make_train(case: Case, options: Options) -> Step:
-    """Forward, backward, clip at a global norm of 1, Adam; the state detached and carried on."""
+    """Forward, backward, clip at a global norm of 1, Adam; the state detached and carried on.
+
+    With `autocast`, products of bfloat16 numbers where PyTorch has them: torch.autocast.
+    """
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
     network = Network(case)
@@ -46,9 +49,10 @@ def make_train(case: Case, options: Options) -> Step:
 
     def step() -> float:
         nonlocal state
-        logits, state = network(tokens, state)
-        state = _detached(state)
-        loss = functional.cross_entropy(logits.view(-1, case.vocabulary), targets.view(-1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.get("autocast", False)):
+            logits, state = network(tokens, state)
+            state = _detached(state)
+            loss = functional.cross_entropy(logits.view(-1, case.vocabulary), targets.view(-1))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

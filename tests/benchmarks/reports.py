@@ -38,6 +38,7 @@ def make_results() -> dict[str, Any]:
             make_row(Case("train", "gru", 64, rows=32), pytorch=100.0),
             make_row(Case("train", "gru", 64, rows=32, vocabulary=256), pytorch=50.0),
         ],
+        "bf16": [make_row(lstm, pytorch_bf16=50.0, fp32=80.0)],
         "peak": [
             {
                 "label": "LSTM 64", "case": lstm.as_json(), "ours": FIGURES.as_json(),

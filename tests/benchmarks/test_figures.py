@@ -41,6 +41,7 @@ def test_summary() -> None:
     assert summarize(make_results()) == {
         "train_vs_pytorch_geomean": pytest.approx(2.0),
         "train_vs_pytorch_min": pytest.approx(1.0),
+        "train_bf16_vs_pytorch_bf16_min": pytest.approx(2.0),
         "rltools_task_vs_pytorch": pytest.approx(2.0),
         "peak_fraction_min": 0.5,
         "train_vs_numpy_min": pytest.approx(5.0),

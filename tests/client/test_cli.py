@@ -266,7 +266,8 @@ class TestTrain:
             "--validation-fraction 0 --cell gru --hidden-size 32 --layers 2 --embedding-size 0 "
             "--dropout 0.5 --batch-size 4 --window 8 --optimizer sgd --learning-rate 0.5 "
             "--schedule constant --warmup-steps 0 --beta1 0.8 --beta2 0.9 --weight-decay 0.1 "
-            "--clip-norm 0 --clip-value 5 --seed 9 --max-steps 10 --max-epochs 0.5 --train-for 3m "
+            "--clip-norm 0 --clip-value 5 --precision bf16 --seed 9 "
+            "--max-steps 10 --max-epochs 0.5 --train-for 3m "
             "--progress-interval 250ms --validation-interval 5 --sample-tokens 0"
         )
         out(server.address, "train", "-", "--model", "m", *words.split(), data=b"x")
@@ -294,6 +295,7 @@ class TestTrain:
                     weight_decay=0.1,
                     clip_norm=0,
                     clip_value=5,
+                    precision=v1.PRECISION_BF16,
                 ),
                 limits=v1.LimitsSpec(max_steps=10, max_epochs=0.5, max_time_s=180),
                 report=v1.ReportSpec(

@@ -1,15 +1,9 @@
-"""Packed products: against NumPy in float64, and bit for bit against one chain of fma an element.
-
-`fused` is the oracle of bits: a fused multiply-add in NumPy that rounds once, by rounding the
-float64 sum to odd before it is rounded to float32 (Boldo and Melquiond, "Emulation of FMA and
-correctly rounded sums", 2008).
-"""
-
-from collections.abc import Callable
+"""Packed products: against NumPy in float64, and bit for bit against one chain of fma."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from product_oracle import draw, fused, guarded
 from small_networks import relative_error, same_bytes
 
 from treadle.kernels import transposed
@@ -21,12 +15,6 @@ Floats = NDArray[np.float32]
 
 SIZES = [(1, 1, 1), (7, 33, 132), (13, 5, 65), (1, 9, 4 * PANEL + 5), (ROWS + 5, 3, PANEL)]
 """(M, K, N): less than a tile, all sizes of tile, four panels at once, no partial panel."""
-
-GUARD = np.float32(-77.25)
-
-
-def draw(seed: int, *shape: int) -> Floats:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def packed(matrix: Floats) -> Floats:
@@ -51,34 +39,12 @@ def add_matmul_transposed(A: Floats, B: Floats, C: Floats, panels: int = 2) -> N
     transposed.add_matmul_transposed(A, B, block, C)
 
 
-def fused(a: Floats, b: Floats, c: Floats) -> Floats:
-    """a * b + c in float32, rounded once."""
-    exact_product, wide_c = a.astype(np.float64) * b, c.astype(np.float64)
-    total = exact_product + wide_c
-    tail = total - exact_product
-    lost = (exact_product - (total - tail)) + (wide_c - tail)
-    odd = total.view(np.int64) & 1 == 1
-    toward = np.nextafter(total, np.where(lost > 0, np.inf, -np.inf))
-    rounded: Floats = np.where((lost == 0) | odd, total, toward).astype(np.float32)
-    return rounded
-
-
 def chain(A: Floats, B: Floats, C: Floats) -> Floats:
     """C + A B, every element one chain over ascending k."""
     total = C.copy()
     for k in range(A.shape[1]):
         total = fused(A[:, k : k + 1], B[k : k + 1], total)
     return total
-
-
-def guarded(C: Floats) -> tuple[Floats, Callable[[], bool]]:
-    """A copy of C between guards, and whether the guards are untouched."""
-    room = np.full(C.size + 4 * PANEL, GUARD, np.float32)
-    inside = slice(2 * PANEL, 2 * PANEL + C.size)
-    room[inside] = C.reshape(-1)
-    copy = room[inside].reshape(C.shape)
-    outside = np.delete(np.arange(room.size), np.arange(inside.start, inside.stop))
-    return copy, lambda: bool((room[outside] == GUARD).all())
 
 
 @pytest.mark.parametrize("columns", [1, PANEL - 1, PANEL, PANEL + 1, 3 * PANEL + 2])

@@ -8,6 +8,7 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.model import config as settings
+from treadle.model import precision
 from treadle.model.config import SamplingConfig, TrainConfig, UnknownPolicy
 from treadle.server import convert, records
 from treadle.server.errors import StatusError
@@ -30,6 +31,7 @@ def violations(error: StatusError) -> dict[str, str]:
         (pb.CorpusLayout, settings.CorpusLayout),
         (pb.Optimizer, settings.OptimizerKind),
         (pb.Schedule, settings.Schedule),
+        (pb.Precision, settings.Precision),
     ],
 )
 def test_both_sides_know_the_same_values(contract: Any, room: type[enum.StrEnum]) -> None:
@@ -46,9 +48,21 @@ def test_defaults_are_filled_in() -> None:
     assert spec.network.cell == pb.CELL_LSTM
     assert spec.optimizer.optimizer == pb.OPTIMIZER_ADAM
     assert spec.optimizer.learning_rate == 0.003
+    assert spec.optimizer.precision == pb.PRECISION_FP32
     assert spec.tokenizer.unknown_policy == pb.UNKNOWN_POLICY_ERROR
     assert spec.network.embedding_size == 64
     assert not spec.limits.HasField("max_steps")
+
+
+def test_a_precision_that_the_processor_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "BF16_MISSING", "this processor lacks AVX512_BF16")
+    spec = pb.TrainSpec(model="m", optimizer=pb.OptimizerSpec(precision=pb.PRECISION_BF16))
+    with pytest.raises(StatusError) as caught:
+        convert.training_order(spec)
+    assert violations(caught.value) == {
+        "spec.optimizer.precision": "spec.optimizer.precision cannot be bf16: this processor "
+        "lacks AVX512_BF16; set precision to fp32"
+    }
 
 
 def test_a_full_spec_comes_back_as_it_was() -> None:
@@ -75,6 +89,7 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
             weight_decay=0.125,
             clip_norm=0,
             clip_value=2,
+            precision=pb.PRECISION_FP32,
         ),
         limits=pb.LimitsSpec(max_steps=10, max_epochs=0.5, max_time_s=3),
         report=pb.ReportSpec(progress_interval_s=0.5, validation_interval_steps=4, sample_tokens=0),

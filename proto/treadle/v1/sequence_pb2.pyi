@@ -204,6 +204,36 @@ SCHEDULE_COSINE: Schedule.ValueType  # 2
 """Half a cosine wave from the full rate down to 0 at the end of the run."""
 Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
 
+class _Precision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRECISION_UNSPECIFIED: _Precision.ValueType  # 0
+    """Not set: the server takes PRECISION_FP32."""
+    PRECISION_FP32: _Precision.ValueType  # 1
+    """float32 (IEEE 754 binary32)."""
+    PRECISION_BF16: _Precision.ValueType  # 2
+    """bfloat16: float32 rounded to 8 significant bits. Faster, and less exact. Needs
+    a server whose processor has AVX512_BF16; others refuse it.
+    """
+
+class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
+    """The numbers of the matrix products of training. Sums, weights, states, gates,
+    losses and the optimizer are float32 whatever it is, and so is the model.
+    """
+
+PRECISION_UNSPECIFIED: Precision.ValueType  # 0
+"""Not set: the server takes PRECISION_FP32."""
+PRECISION_FP32: Precision.ValueType  # 1
+"""float32 (IEEE 754 binary32)."""
+PRECISION_BF16: Precision.ValueType  # 2
+"""bfloat16: float32 rounded to 8 significant bits. Faster, and less exact. Needs
+a server whose processor has AVX512_BF16; others refuse it.
+"""
+Global___Precision: _TypeAlias = Precision  # noqa: Y015
+
 class _StopReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -369,6 +399,7 @@ class OptimizerSpec(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     CLIP_NORM_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     optimizer: Global___Optimizer.ValueType
     """The update rule. Default: Adam."""
     learning_rate: _builtins.float
@@ -395,6 +426,10 @@ class OptimizerSpec(_message.Message):
     """Each element of the gradient is clipped to [-clip_value, clip_value], before
     the norm is taken. Default: 0, which clips nothing.
     """
+    precision: Global___Precision.ValueType
+    """What the matrix products of training multiply. Default: PRECISION_FP32.
+    INVALID_ARGUMENT where the server cannot.
+    """
     def __init__(
         self,
         *,
@@ -407,10 +442,11 @@ class OptimizerSpec(_message.Message):
         weight_decay: _builtins.float = ...,
         clip_norm: _builtins.float | None = ...,
         clip_value: _builtins.float = ...,
+        precision: Global___Precision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "_warmup_steps", b"_warmup_steps", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "learning_rate", b"learning_rate", "warmup_steps", b"warmup_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "_warmup_steps", b"_warmup_steps", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "learning_rate", b"learning_rate", "optimizer", b"optimizer", "schedule", b"schedule", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "_warmup_steps", b"_warmup_steps", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "learning_rate", b"learning_rate", "optimizer", b"optimizer", "precision", b"precision", "schedule", b"schedule", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
