@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 from treadle.kernels.dropout import keep_bytes
+from treadle.kernels.matmul import panel_count
+from treadle.kernels.tile import PANEL
 from treadle.kernels.transposed import ROW_BLOCK
 from treadle.model.config import Cell, OptimizerKind, TrainConfig
 from treadle.model.engine import SHARD_ROWS, rows_of_table
@@ -32,13 +34,24 @@ def training_bytes(
     parameters = shape.parameter_count
     table = rows_of_table(shape.V, rows * window) * G
     shards = math.ceil(rows / SHARD_ROWS)
-    # parameters, gradient, moments; both ways of packing; a copy that is validated or saved
-    once = parameters * (2 + _MOMENTS[kind] + 2 + 2) + table
+    # parameters, gradient, moments; a copy that is validated or saved
+    once = parameters * (2 + _MOMENTS[kind] + 2) + _packed_floats(shape) + table
     states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
     work = rows * window * (L * (G + states * H) + H + dropping)
     work += min(256, rows * window) * shards * shape.V
-    block = ROW_BLOCK * (max(H, shape.E) + G)
+    block = ROW_BLOCK * PANEL * (panel_count(max(H, shape.E)) + panel_count(G))
     return int(_FLOAT * (once + shards * (parameters + table + block) + work))
+
+
+def _packed_floats(shape: Shape) -> int:
+    """What the panels of all weights hold, both ways."""
+    H, G, V = shape.H, shape.G, shape.V
+
+    def panels(K: int, N: int) -> int:
+        return K * panel_count(N) * PANEL
+
+    layers = (2 * shape.L - 1) * (panels(H, G) + panels(G, H))
+    return panels(shape.E, G) + layers + panels(H, V) + panels(V, H)
 
 
 def check_memory(config: TrainConfig, vocabulary_size: int, limit_bytes: int) -> None:
