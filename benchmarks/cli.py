@@ -29,7 +29,7 @@ rounds, a ratio is one of medians, and 2.00x means twice the rival's speed.
 EPILOG = """\
 sections for --only:
   check     gradients by finite differences; kernels = reference; the same bits with 1, 2 and 3
-            threads and compiled for x86-64-v3
+            threads and compiled for haswell
   train     a training step against PyTorch's best of 8 settings
   bf16      the same with bfloat16 products, against PyTorch's autocast
   peak      useful multiply-adds of a step, of this processor's measured peak

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
@@ -132,4 +133,8 @@ MAKERS: dict[str, Maker] = {
 
 def load() -> tuple[str, Maker]:
     """Return the version and what makes cases."""
-    return "this checkout", lambda case, options: MAKERS[case.kind](case, options)
+    try:
+        ours = version("treadle")
+    except PackageNotFoundError:
+        ours = "a checkout that is not installed"
+    return ours, lambda case, options: MAKERS[case.kind](case, options)
