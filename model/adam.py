@@ -6,13 +6,12 @@ decay of AdamW (Loshchilov and Hutter, 2019): the loop that trains Treadle's net
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import optimizers
 from treadle.model.errors import LayerError
+from treadle.model.optimizer import AdamCorrections
 
 Array = npt.NDArray[np.float32]
 
@@ -53,10 +52,8 @@ class Adam:
         self._buffers = [buffer.reshape(-1) for buffer in buffers]
         self._shapes = [buffer.shape for buffer in buffers]
         self._moments = [(np.zeros_like(b), np.zeros_like(b)) for b in self._buffers]
-        self._betas = beta1, beta2
         self._decay = weight_decay
-        # Products rather than powers: a platform's pow would decide on their last bits.
-        self._power1 = self._power2 = 1.0
+        self._corrections = AdamCorrections(beta1, beta2)
 
     def step(self, *gradients: Array) -> None:
         """Take one step.
@@ -73,14 +70,7 @@ class Adam:
         given = [gradient.shape for gradient in gradients]
         if given != self._shapes:
             raise LayerError(f"the gradients have shapes {given}: give {self._shapes}")
-        self._power1, self._power2 = self._power1 * self._betas[0], self._power2 * self._betas[1]
-        settings = np.array(
-            [
-                1, self.rate, self._decay, *self._betas,
-                1 / (1 - self._power1), 1 / math.sqrt(1 - self._power2),
-            ],
-            np.float32,
-        )  # fmt: skip
+        settings = (*np.array([1, self.rate, self._decay], np.float32), *self._corrections.next())
         for buffer, gradient, moments in zip(self._buffers, gradients, self._moments, strict=True):
             flat = np.require(gradient, np.float32, ["C", "A", "W", "E"]).reshape(-1)
             optimizers.adam(buffer, flat, *moments, *settings)

@@ -51,6 +51,24 @@ def half_cosine(progress: float) -> float:
     return 0.5 * (1 + total)
 
 
+class AdamCorrections:
+    """What a step of Adam divides its running means by, step after step."""
+
+    def __init__(self, beta1: float, beta2: float) -> None:
+        """Begin at step 0, with the decays of both means."""
+        self._betas = beta1, beta2
+        # Products rather than powers: a platform's pow would decide on their last bits.
+        self._power1 = self._power2 = 1.0
+
+    def next(self) -> tuple[np.float32, ...]:
+        """Return both decays and both corrections of the next step, as the kernel wants them."""
+        beta1, beta2 = self._betas
+        self._power1 *= beta1
+        self._power2 *= beta2
+        corrections = 1 / (1 - self._power1), 1 / math.sqrt(1 - self._power2)
+        return tuple(np.float32(number) for number in (beta1, beta2, *corrections))
+
+
 class Optimizer:
     """Updates parameters in place: clips the gradient, then takes one step of the rule."""
 
@@ -68,8 +86,7 @@ class Optimizer:
         kind = config.kind
         self.means = Parameters(parameters.shape) if kind is OptimizerKind.ADAM else None
         self.squares = None if kind is OptimizerKind.SGD else Parameters(parameters.shape)
-        # Products rather than powers: a platform's pow would decide on their last bits.
-        self._power1 = self._power2 = 1.0
+        self._corrections = AdamCorrections(config.beta1, config.beta2)
 
     def step(self, gradient: Parameters, rate: float, pool: Pool | None = None) -> float:
         """Take one step.
@@ -122,22 +139,10 @@ class Optimizer:
         rule: Callable[..., None] = optimizers.sgd
         settings: tuple[np.float32, ...] = (scale, rate, decay)
         if self.means is not None:
-            rule, settings = optimizers.adam, (*settings, *self._adam_settings())
+            rule, settings = optimizers.adam, (*settings, *self._corrections.next())
         elif self.squares is not None:
             rule = optimizers.adagrad
         pool.map(
             lambda part: rule(weights[part], *(flat[part] for flat in buffers), *settings),
             self._parts,
-        )
-
-    def _adam_settings(self) -> tuple[np.float32, ...]:
-        """Adam's two decays and the corrections of its next step."""
-        config = self.config
-        self._power1 *= config.beta1
-        self._power2 *= config.beta2
-        return (
-            np.float32(config.beta1),
-            np.float32(config.beta2),
-            np.float32(1 / (1 - self._power1)),
-            np.float32(1 / math.sqrt(1 - self._power2)),
         )

@@ -119,7 +119,10 @@ def _facts(model: Model) -> list[tuple[str, str]]:
     if model.HasField("training"):
         record = model.training
         tokens = f"{record.steps:,} steps, {record.tokens_seen:,} tokens"
-        facts.append(("trained", f"{tokens}, {duration_text(record.elapsed_s)}"))
+        time = duration_text(record.elapsed_s)
+        optimizer = record.spec.optimizer
+        products = f", {field_word(optimizer, 'precision')} products" if optimizer.precision else ""
+        facts.append(("trained", f"{tokens}, {time}{products}"))
         facts.append(("train loss", f"{record.train_loss:.4f} nats"))
         if record.HasField("valid_loss"):
             facts.append(("validation loss", f"{record.valid_loss:.4f} nats"))
