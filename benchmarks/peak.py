@@ -26,6 +26,7 @@ from numba.extending import intrinsic
 from treadle.benchmarks.settings import Case
 from treadle.kernels.compile import PYTHON_MODE, TARGET, jit
 from treadle.kernels.reference import GATES
+from treadle.kernels.vectors import broadcast
 
 CHAINS = 24 if TARGET.rows == 8 else 12
 """Accumulators: they and two operands fill most of 32 or 16 vector registers."""
@@ -34,20 +35,13 @@ _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, TARGET.lanes)
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
-    blank = ir.Constant(_VECTOR, ir.Undefined)
-    first = builder.insert_element(blank, scalar, _INT32(0))
-    zeros = ir.Constant(ir.VectorType(_INT32, TARGET.lanes), [0] * TARGET.lanes)
-    return builder.shuffle_vector(first, blank, zeros)
-
-
 def _emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     """Emit acc = acc * factor + term for every chain, `steps` times, and return their sum."""
     steps, factor, term = arguments
     kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
     name = f"llvm.fma.v{TARGET.lanes}f32"
     fma = cgutils.get_or_insert_function(builder.module, kind, name)
-    factor, term = _splat(builder, factor), _splat(builder, term)
+    factor, term = (broadcast(builder, value, TARGET.lanes) for value in (factor, term))
     entry = builder.block
     body, done = builder.append_basic_block("peak"), builder.append_basic_block("peak_end")
     builder.branch(body)

@@ -255,9 +255,7 @@ def score_shard(
     """
     steps, B = tokens.shape
     N, H = steps * B, work.hs.shape[3]
-    load_state(state, fresh, work)
-    forward(cell, weights, work, tokens, steps)
-    store_state(work, steps, state)
+    read_shard(cell, weights, work, state, tokens, fresh)
     states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, H))
     flat_targets, flat_out = targets.reshape(N), out.reshape(N)
     for first in range(0, N, work.logits.shape[0]):

@@ -22,6 +22,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from treadle.kernels import vectors
 from treadle.kernels.compile import PYTHON_MODE, TARGET
 
 LANES = TARGET.lanes
@@ -59,38 +60,20 @@ class _Emitter:
 
     def masked(self, columns: Any, j: int) -> Any:
         """Which lanes of column vector j are below `columns`."""
-        builder, kind = self.builder, ir.VectorType(_INT32, LANES)
-        blank = ir.Constant(kind, ir.Undefined)
-        first = builder.insert_element(blank, builder.trunc(columns, _INT32), _INT32(0))
-        limit = builder.shuffle_vector(first, blank, ir.Constant(kind, [0] * LANES))
-        lanes = [j * LANES + lane for lane in range(LANES)]
-        return builder.icmp_signed("<", ir.Constant(kind, lanes), limit)
-
-    def _masked_function(self, name: str, result: Any, *kinds: Any) -> Any:
-        kind = ir.FunctionType(result, kinds)
-        full = f"llvm.masked.{name}.v{LANES}f32.p0"
-        return cgutils.get_or_insert_function(self.builder.module, kind, full)
+        limit = self.builder.trunc(columns, _INT32)
+        return vectors.lanes_below(self.builder, limit, j * LANES, LANES)
 
     def load_some(self, pointer: Any, mask: Any) -> Any:
         at = self.builder.bitcast(pointer, _VECTOR.as_pointer())
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
-        kinds = (at.type, _INT32, mask.type, _VECTOR)
-        return self.builder.call(
-            self._masked_function("load", _VECTOR, *kinds), [at, _INT32(4), mask, zero]
-        )
+        return vectors.masked_load(self.builder, at, mask, zero)
 
     def store_some(self, value: Any, pointer: Any, mask: Any) -> None:
         at = self.builder.bitcast(pointer, _VECTOR.as_pointer())
-        kinds = (_VECTOR, at.type, _INT32, mask.type)
-        self.builder.call(
-            self._masked_function("store", ir.VoidType(), *kinds), [value, at, _INT32(4), mask]
-        )
+        vectors.masked_store(self.builder, value, at, mask)
 
     def broadcast(self, scalar: Any) -> Any:
-        blank = ir.Constant(_VECTOR, ir.Undefined)
-        first = self.builder.insert_element(blank, scalar, _INT32(0))
-        zeros = ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
-        return self.builder.shuffle_vector(first, blank, zeros)
+        return vectors.broadcast(self.builder, scalar, LANES)
 
     def at(self, base: Any, *terms: Any) -> Any:
         offset = _INT64(0)

@@ -63,11 +63,35 @@ def is_number(kind: Any) -> bool:
     return is_vector(kind) or bool(kind == types.float32)
 
 
-def broadcast(builder: Any, scalar: Any) -> Any:
+def broadcast(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
     """Emit a vector of one value, a float or an int32."""
-    blank = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+    blank = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     first = builder.insert_element(blank, scalar, INT(0))
-    return builder.shuffle_vector(first, blank, ir.Constant(INTS, [0] * LANES))
+    zeros = ir.Constant(ir.VectorType(INT, lanes), [0] * lanes)
+    return builder.shuffle_vector(first, blank, zeros)
+
+
+def lanes_below(builder: Any, limit: Any, first: int = 0, lanes: int = LANES) -> Any:
+    """Emit the mask of the lanes whose number, counted from `first`, is below an int32."""
+    numbers = ir.Constant(ir.VectorType(INT, lanes), list(range(first, first + lanes)))
+    return builder.icmp_signed("<", numbers, broadcast(builder, limit, lanes))
+
+
+def masked_load(builder: Any, pointer: Any, mask: Any, others: Any) -> Any:
+    """Emit a load of the masked lanes of a vector of floats; `others` fills the rest."""
+    vector = others.type
+    kind = ir.FunctionType(vector, [pointer.type, INT, mask.type, vector])
+    name = f"llvm.masked.load.v{vector.count}f32.p0"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, [pointer, INT(4), mask, others])
+
+
+def masked_store(builder: Any, value: Any, pointer: Any, mask: Any) -> None:
+    """Emit a store of the masked lanes of a vector of floats."""
+    kind = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, INT, mask.type])
+    name = f"llvm.masked.store.v{value.type.count}f32.p0"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    builder.call(function, [value, pointer, INT(4), mask])
 
 
 def same(builder: Any, signature: Any, arguments: Any) -> list[Any]:
@@ -87,9 +111,6 @@ def call(builder: Any, name: str, *values: Any) -> Any:
     return builder.call(function, values)
 
 
-_MASK = ir.VectorType(ir.IntType(1), LANES)
-
-
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [offset]), VECTOR.as_pointer())
@@ -99,18 +120,14 @@ def _mask(builder: Any, left: Any) -> Any:
     """Lanes below `left`; folds away where that is the constant LANES."""
     top = ir.Constant(left.type, LANES)
     bounded = builder.select(builder.icmp_signed(">", left, top), top, left)
-    limit = broadcast(builder, builder.trunc(bounded, INT))
-    return builder.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), limit)
+    return lanes_below(builder, builder.trunc(bounded, INT))
 
 
 def _load_padded(typing_context: Any, array: Any, offset: Any, left: Any, fill: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1])
-        kind = ir.FunctionType(VECTOR, [pointer.type, INT, _MASK, VECTOR])
-        name = f"llvm.masked.load.v{LANES}f32.p0"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
         others = broadcast(builder, arguments[3])
-        return builder.call(function, [pointer, INT(4), _mask(builder, arguments[2]), others])
+        return masked_load(builder, pointer, _mask(builder, arguments[2]), others)
 
     return vector_type(array, types.intp, types.intp, types.float32), generate
 
@@ -118,10 +135,7 @@ def _load_padded(typing_context: Any, array: Any, offset: Any, left: Any, fill: 
 def _store(typing_context: Any, array: Any, offset: Any, left: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1])
-        kind = ir.FunctionType(ir.VoidType(), [VECTOR, pointer.type, INT, _MASK])
-        name = f"llvm.masked.store.v{LANES}f32.p0"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        builder.call(function, [arguments[3], pointer, INT(4), _mask(builder, arguments[2])])
+        masked_store(builder, arguments[3], pointer, _mask(builder, arguments[2]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, vector_type), generate
