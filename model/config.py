@@ -16,8 +16,10 @@ from treadle.model.ranges import (
     MAX_UINT64,
     Checked,
     choice,
+    flag,
     real,
     section,
+    text,
     texts,
     whole,
 )
@@ -37,6 +39,8 @@ class TokenizerKind(enum.StrEnum):
     CHARACTERS = "characters"
     BYTES = "bytes"
     WORDS = "words"
+    SUBWORDS = "subwords"
+    EVENTS = "events"
 
 
 class Cell(enum.StrEnum):
@@ -54,6 +58,30 @@ class CorpusLayout(enum.StrEnum):
     LINES = "lines"
 
 
+class CorpusFormat(enum.StrEnum):
+    """What the bytes of a corpus file are."""
+
+    PLAIN = "plain"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+class CorpusRole(enum.StrEnum):
+    """What a corpus file is for."""
+
+    TRAIN = "train"
+    VALID = "valid"
+    TEST = "test"
+
+
+class Split(enum.StrEnum):
+    """Where the tokens of a loss come from: a tail, items drawn by the seed, or own files."""
+
+    TAIL = "tail"
+    ITEMS = "items"
+    FILES = "files"
+
+
 class OptimizerKind(enum.StrEnum):
     """The rule by which gradients change weights."""
 
@@ -67,6 +95,7 @@ class Schedule(enum.StrEnum):
 
     CONSTANT = "constant"
     COSINE = "cosine"
+    PLATEAU = "plateau"
 
 
 class Precision(enum.StrEnum):
@@ -74,6 +103,19 @@ class Precision(enum.StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"
+
+
+class Preset(enum.StrEnum):
+    """Settings that are picked as a whole."""
+
+    AUTO = "auto"
+
+
+class Keep(enum.StrEnum):
+    """Which weights of a run become the model: the best by validation, or the last."""
+
+    BEST = "best"
+    LAST = "last"
 
 
 LEARNING_RATES = {OptimizerKind.ADAM: 0.003, OptimizerKind.ADAGRAD: 0.1, OptimizerKind.SGD: 0.5}
@@ -89,17 +131,21 @@ class TokenizerConfig(Checked):
     kind: TokenizerKind = field(default=TokenizerKind.CHARACTERS, metadata=choice(TokenizerKind))
     """What one token is."""
     max_vocabulary_size: int = field(default=10_000, metadata=whole(1, 1_000_000))
-    """Words only: this many of the most frequent words are kept, special tokens not counted."""
+    """Words, events, subwords: this many of the most frequent are kept, special ones apart."""
     unknown_policy: UnknownPolicy | None = field(default=None, metadata=choice(UnknownPolicy))
     """What to do with unknown symbols; None: see `policy`."""
+    min_frequency: int = field(default=1, metadata=whole(1, MAX_UINT32))
+    """Characters, words, events: those that the corpus holds fewer times are unknown."""
+    lower_case: bool = field(default=False, metadata=flag())
+    """Characters, words, subwords: read text in lower case."""
 
     @property
     def policy(self) -> UnknownPolicy:
-        """The policy that holds: UNKNOWN for words and ERROR for the others, if none is set."""
+        """The policy that holds: UNKNOWN for words and events, else ERROR, if none is set."""
         if self.unknown_policy is not None:
             return self.unknown_policy
-        words = self.kind is TokenizerKind.WORDS
-        return UnknownPolicy.UNKNOWN if words else UnknownPolicy.ERROR
+        open_ended = self.kind in (TokenizerKind.WORDS, TokenizerKind.EVENTS)
+        return UnknownPolicy.UNKNOWN if open_ended else UnknownPolicy.ERROR
 
 
 @dataclass(frozen=True)
@@ -118,6 +164,10 @@ class NetworkConfig(Checked):
     """Length of a token's embedding vector; 0 feeds tokens one-hot."""
     dropout: float = field(default=0.0, metadata=real(below=1))
     """Share of the units dropped between layers in training; 0 drops none."""
+    output_dropout: float = field(default=0.0, metadata=real(below=1))
+    """Share of the last layer's units dropped before the output layer in training."""
+    tied_weights: bool = field(default=False, metadata=flag())
+    """Whether the output layer's weights are the embedding's; needs equal sizes."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +184,14 @@ class DataConfig(Checked):
     """Sequences trained side by side; a corpus too small for it shrinks it."""
     window: int = field(default=64, metadata=whole(1, 4096))
     """Steps of backpropagation through time; a corpus too small for it shrinks it."""
+    test_fraction: float = field(default=0.0, metadata=real(below=1))
+    """Share kept for a test at the end, in the same way."""
+    format: CorpusFormat = field(default=CorpusFormat.PLAIN, metadata=choice(CorpusFormat))
+    """What the bytes of the files are; JSONL and CSV have the layout LINES."""
+    column: str = field(default="text", metadata=text(1, 256))
+    """JSONL and CSV: the field or column of the items."""
+    encoding: str = field(default="utf-8", metadata=text(1, 40))
+    """How files encode text; bytes tokenizers ignore it."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +220,12 @@ class OptimizerConfig(Checked):
     """Each element of the gradient is first clipped to [-clip_value, clip_value]; 0 clips none."""
     precision: Precision = field(default=Precision.FP32, metadata=choice(Precision))
     """What training multiplies; BF16 is faster, less exact, and needs AVX512_BF16 to run."""
+    accumulation_steps: int = field(default=1, metadata=whole(1, 4096))
+    """Batches whose gradients are added up for one step."""
+    plateau_factor: float = field(default=0.5, metadata=real(above=0, below=1))
+    """PLATEAU: what the rate is multiplied by."""
+    plateau_patience: int = field(default=2, metadata=whole(1, MAX_UINT32))
+    """PLATEAU: validations without a better loss before that."""
 
     @property
     def rate(self) -> float:
@@ -182,6 +246,14 @@ class LimitsConfig(Checked):
     """Passes over the training part; fractions are legal."""
     max_time_s: float | None = field(default=None, metadata=real(above=0))
     """Seconds of training, validation not counted."""
+    max_tokens: int | None = field(default=None, metadata=whole(1, MAX_UINT64))
+    """Tokens trained on, repeats counted."""
+    max_wall_time_s: float | None = field(default=None, metadata=real(above=0))
+    """Seconds by the clock in which the run ran, everything counted."""
+    early_stopping_patience: int = field(default=0, metadata=whole(0, MAX_UINT32))
+    """Validations without a better loss after which the run ends; 0: never."""
+    max_memory_bytes: int | None = field(default=None, metadata=whole(1, MAX_UINT64))
+    """Memory that the run's process may take; None: whatever there is."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +292,12 @@ class TrainConfig(Checked):
     """How often the run reports."""
     seed: int = field(default=0, metadata=whole(0, MAX_UINT64))
     """Seed of everything random in the run."""
+    preset: Preset | None = field(default=None, metadata=choice(Preset))
+    """Settings to pick as a whole, but for those named in `given`."""
+    given: tuple[str, ...] = field(default=(), metadata=texts(100, 100))
+    """Dotted names of the settings that a preset leaves alone, such as `network.cell`."""
+    keep: Keep = field(default=Keep.BEST, metadata=choice(Keep))
+    """Which weights become the model."""
 
 
 @dataclass(frozen=True)

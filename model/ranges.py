@@ -1,9 +1,9 @@
 """Checks for config fields: each range stands beside its field.
 
 A config is a frozen dataclass derived from `Checked`; a field's metadata, made by `whole`,
-`real`, `choice`, `texts` or `section`, says what is legal. A check takes any object and the
-field's dotted name, and returns the value in its proper type or raises `ConfigError`. So a
-config may be built from plain strings and numbers, and once built it is right.
+`real`, `choice`, `flag`, `text`, `texts` or `section`, says what is legal. A check takes any
+object and the field's dotted name, and returns the value in its proper type or raises
+`ConfigError`. So a config may be built from plain strings and numbers, and once built it is right.
 """
 
 from __future__ import annotations
@@ -102,6 +102,28 @@ def choice(kind: type[enum.StrEnum]) -> dict[str, Check]:
         if isinstance(value, str) and value in set(kind):
             return kind(value)
         raise _refuse(field, wanted, value)
+
+    return {"check": check}
+
+
+def flag() -> dict[str, Check]:
+    """Metadata of a truth value."""
+
+    def check(value: object, field: str) -> bool:
+        if isinstance(value, (bool, np.bool_)):
+            return bool(value)
+        raise _refuse(field, "true or false", value)
+
+    return {"check": check}
+
+
+def text(shortest: int, longest: int) -> dict[str, Check]:
+    """Metadata of a text of `shortest` to `longest` characters."""
+
+    def check(value: object, field: str) -> str:
+        if isinstance(value, str) and shortest <= len(value) <= longest:
+            return value
+        raise _refuse(field, f"a text of {shortest} to {longest} characters", value)
 
     return {"check": check}
 

@@ -76,6 +76,14 @@ class _TokenizerKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tokeniz
     """One byte, 0 to 255; any data is legal."""
     TOKENIZER_KIND_WORDS: _TokenizerKind.ValueType  # 3
     """One word or run of punctuation, with the blank before it."""
+    TOKENIZER_KIND_SUBWORDS: _TokenizerKind.ValueType  # 4
+    """A piece of a word, learned from the corpus (byte-level byte-pair encoding); any
+    text is legal. Needs a server that has the extra `bpe`.
+    """
+    TOKENIZER_KIND_EVENTS: _TokenizerKind.ValueType  # 5
+    """One event of a log: a run of anything but white space, such as a number or a
+    name. Text is events with one blank between them.
+    """
 
 class TokenizerKind(_TokenizerKind, metaclass=_TokenizerKindEnumTypeWrapper):
     """What one token is."""
@@ -88,6 +96,14 @@ TOKENIZER_KIND_BYTES: TokenizerKind.ValueType  # 2
 """One byte, 0 to 255; any data is legal."""
 TOKENIZER_KIND_WORDS: TokenizerKind.ValueType  # 3
 """One word or run of punctuation, with the blank before it."""
+TOKENIZER_KIND_SUBWORDS: TokenizerKind.ValueType  # 4
+"""A piece of a word, learned from the corpus (byte-level byte-pair encoding); any
+text is legal. Needs a server that has the extra `bpe`.
+"""
+TOKENIZER_KIND_EVENTS: TokenizerKind.ValueType  # 5
+"""One event of a log: a run of anything but white space, such as a number or a
+name. Text is events with one blank between them.
+"""
 Global___TokenizerKind: _TypeAlias = TokenizerKind  # noqa: Y015
 
 class _UnknownPolicy:
@@ -97,7 +113,7 @@ class _UnknownPolicy:
 class _UnknownPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnknownPolicy.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     UNKNOWN_POLICY_UNSPECIFIED: _UnknownPolicy.ValueType  # 0
-    """Not set: for training UNKNOWN_POLICY_ERROR (for words
+    """Not set: for training UNKNOWN_POLICY_ERROR (for words and events
     UNKNOWN_POLICY_UNKNOWN); elsewhere the policy that the model was trained with.
     """
     UNKNOWN_POLICY_ERROR: _UnknownPolicy.ValueType  # 1
@@ -113,7 +129,7 @@ class UnknownPolicy(_UnknownPolicy, metaclass=_UnknownPolicyEnumTypeWrapper):
     """
 
 UNKNOWN_POLICY_UNSPECIFIED: UnknownPolicy.ValueType  # 0
-"""Not set: for training UNKNOWN_POLICY_ERROR (for words
+"""Not set: for training UNKNOWN_POLICY_ERROR (for words and events
 UNKNOWN_POLICY_UNKNOWN); elsewhere the policy that the model was trained with.
 """
 UNKNOWN_POLICY_ERROR: UnknownPolicy.ValueType  # 1
@@ -147,6 +163,98 @@ CORPUS_LAYOUT_TEXT: CorpusLayout.ValueType  # 1
 CORPUS_LAYOUT_LINES: CorpusLayout.ValueType  # 2
 """One item a line, each on its own between a begin and an end token."""
 Global___CorpusLayout: _TypeAlias = CorpusLayout  # noqa: Y015
+
+class _CorpusFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CorpusFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CorpusFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CORPUS_FORMAT_UNSPECIFIED: _CorpusFormat.ValueType  # 0
+    """Not set: the server takes CORPUS_FORMAT_PLAIN."""
+    CORPUS_FORMAT_PLAIN: _CorpusFormat.ValueType  # 1
+    """The text itself."""
+    CORPUS_FORMAT_JSONL: _CorpusFormat.ValueType  # 2
+    """One JSON object a line, an item of each being taken from one field."""
+    CORPUS_FORMAT_CSV: _CorpusFormat.ValueType  # 3
+    """Comma-separated values (RFC 4180) with a header line, an item of each record
+    being taken from one column.
+    """
+
+class CorpusFormat(_CorpusFormat, metaclass=_CorpusFormatEnumTypeWrapper):
+    """What the bytes of a corpus file are."""
+
+CORPUS_FORMAT_UNSPECIFIED: CorpusFormat.ValueType  # 0
+"""Not set: the server takes CORPUS_FORMAT_PLAIN."""
+CORPUS_FORMAT_PLAIN: CorpusFormat.ValueType  # 1
+"""The text itself."""
+CORPUS_FORMAT_JSONL: CorpusFormat.ValueType  # 2
+"""One JSON object a line, an item of each being taken from one field."""
+CORPUS_FORMAT_CSV: CorpusFormat.ValueType  # 3
+"""Comma-separated values (RFC 4180) with a header line, an item of each record
+being taken from one column.
+"""
+Global___CorpusFormat: _TypeAlias = CorpusFormat  # noqa: Y015
+
+class _CorpusRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CorpusRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CorpusRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CORPUS_ROLE_UNSPECIFIED: _CorpusRole.ValueType  # 0
+    """Not set: the server takes CORPUS_ROLE_TRAIN."""
+    CORPUS_ROLE_TRAIN: _CorpusRole.ValueType  # 1
+    """Trained on; validation and test parts are split off from it where no file has
+    their role.
+    """
+    CORPUS_ROLE_VALID: _CorpusRole.ValueType  # 2
+    """For validation only."""
+    CORPUS_ROLE_TEST: _CorpusRole.ValueType  # 3
+    """For the test at the end only."""
+
+class CorpusRole(_CorpusRole, metaclass=_CorpusRoleEnumTypeWrapper):
+    """What a corpus file is for."""
+
+CORPUS_ROLE_UNSPECIFIED: CorpusRole.ValueType  # 0
+"""Not set: the server takes CORPUS_ROLE_TRAIN."""
+CORPUS_ROLE_TRAIN: CorpusRole.ValueType  # 1
+"""Trained on; validation and test parts are split off from it where no file has
+their role.
+"""
+CORPUS_ROLE_VALID: CorpusRole.ValueType  # 2
+"""For validation only."""
+CORPUS_ROLE_TEST: CorpusRole.ValueType  # 3
+"""For the test at the end only."""
+Global___CorpusRole: _TypeAlias = CorpusRole  # noqa: Y015
+
+class _Split:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SplitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Split.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPLIT_UNSPECIFIED: _Split.ValueType  # 0
+    """There is none."""
+    SPLIT_TAIL: _Split.ValueType  # 1
+    """The tail of each training file."""
+    SPLIT_ITEMS: _Split.ValueType  # 2
+    """Items of the training files, drawn by the seed."""
+    SPLIT_FILES: _Split.ValueType  # 3
+    """Files of their own."""
+
+class Split(_Split, metaclass=_SplitEnumTypeWrapper):
+    """Where the tokens of a loss come from."""
+
+SPLIT_UNSPECIFIED: Split.ValueType  # 0
+"""There is none."""
+SPLIT_TAIL: Split.ValueType  # 1
+"""The tail of each training file."""
+SPLIT_ITEMS: Split.ValueType  # 2
+"""Items of the training files, drawn by the seed."""
+SPLIT_FILES: Split.ValueType  # 3
+"""Files of their own."""
+Global___Split: _TypeAlias = Split  # noqa: Y015
 
 class _Optimizer:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -192,6 +300,10 @@ class _ScheduleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Schedule.Val
     """The same rate at every step after the warm-up."""
     SCHEDULE_COSINE: _Schedule.ValueType  # 2
     """Half a cosine wave from the full rate down to 0 at the end of the run."""
+    SCHEDULE_PLATEAU: _Schedule.ValueType  # 3
+    """The full rate, times plateau_factor whenever plateau_patience validations in a
+    row brought no better loss.
+    """
 
 class Schedule(_Schedule, metaclass=_ScheduleEnumTypeWrapper):
     """How the learning rate changes over a run."""
@@ -202,7 +314,129 @@ SCHEDULE_CONSTANT: Schedule.ValueType  # 1
 """The same rate at every step after the warm-up."""
 SCHEDULE_COSINE: Schedule.ValueType  # 2
 """Half a cosine wave from the full rate down to 0 at the end of the run."""
+SCHEDULE_PLATEAU: Schedule.ValueType  # 3
+"""The full rate, times plateau_factor whenever plateau_patience validations in a
+row brought no better loss.
+"""
 Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
+
+class _Preset:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PresetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Preset.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRESET_UNSPECIFIED: _Preset.ValueType  # 0
+    """Not set: every setting has its own default."""
+    PRESET_AUTO: _Preset.ValueType  # 1
+    """Network, data and optimizer settings are picked by the corpus, the time limit
+    and the processor; settings of the spec that are set win. `started.notices`
+    says what was picked and why.
+    """
+
+class Preset(_Preset, metaclass=_PresetEnumTypeWrapper):
+    """Settings that the server picks as a whole."""
+
+PRESET_UNSPECIFIED: Preset.ValueType  # 0
+"""Not set: every setting has its own default."""
+PRESET_AUTO: Preset.ValueType  # 1
+"""Network, data and optimizer settings are picked by the corpus, the time limit
+and the processor; settings of the spec that are set win. `started.notices`
+says what was picked and why.
+"""
+Global___Preset: _TypeAlias = Preset  # noqa: Y015
+
+class _Keep:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KeepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Keep.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KEEP_UNSPECIFIED: _Keep.ValueType  # 0
+    """Not set: the server takes KEEP_BEST."""
+    KEEP_BEST: _Keep.ValueType  # 1
+    """Those with the lowest validation loss; the last ones where nothing was
+    validated.
+    """
+    KEEP_LAST: _Keep.ValueType  # 2
+    """The last ones."""
+
+class Keep(_Keep, metaclass=_KeepEnumTypeWrapper):
+    """Which weights of a run become the stored version."""
+
+KEEP_UNSPECIFIED: Keep.ValueType  # 0
+"""Not set: the server takes KEEP_BEST."""
+KEEP_BEST: Keep.ValueType  # 1
+"""Those with the lowest validation loss; the last ones where nothing was
+validated.
+"""
+KEEP_LAST: Keep.ValueType  # 2
+"""The last ones."""
+Global___Keep: _TypeAlias = Keep  # noqa: Y015
+
+class _JobState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
+    """Never sent; in a filter: any."""
+    JOB_STATE_QUEUED: _JobState.ValueType  # 1
+    """It waits for a slot."""
+    JOB_STATE_RUNNING: _JobState.ValueType  # 2
+    """It trains."""
+    JOB_STATE_PAUSED: _JobState.ValueType  # 3
+    """It waits until ResumeJob; its state is on disk."""
+    JOB_STATE_SUCCEEDED: _JobState.ValueType  # 4
+    """It ended by a limit of its spec, and its model is stored."""
+    JOB_STATE_FAILED: _JobState.ValueType  # 5
+    """It cannot go on; the reason says why."""
+    JOB_STATE_CANCELLED: _JobState.ValueType  # 6
+    """CancelJob ended it; its model is stored if it had trained."""
+
+class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
+    """What a job is at."""
+
+JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
+"""Never sent; in a filter: any."""
+JOB_STATE_QUEUED: JobState.ValueType  # 1
+"""It waits for a slot."""
+JOB_STATE_RUNNING: JobState.ValueType  # 2
+"""It trains."""
+JOB_STATE_PAUSED: JobState.ValueType  # 3
+"""It waits until ResumeJob; its state is on disk."""
+JOB_STATE_SUCCEEDED: JobState.ValueType  # 4
+"""It ended by a limit of its spec, and its model is stored."""
+JOB_STATE_FAILED: JobState.ValueType  # 5
+"""It cannot go on; the reason says why."""
+JOB_STATE_CANCELLED: JobState.ValueType  # 6
+"""CancelJob ended it; its model is stored if it had trained."""
+Global___JobState: _TypeAlias = JobState  # noqa: Y015
+
+class _JobWeights:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobWeightsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobWeights.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOB_WEIGHTS_UNSPECIFIED: _JobWeights.ValueType  # 0
+    """Not set: the server takes JOB_WEIGHTS_LAST."""
+    JOB_WEIGHTS_LAST: _JobWeights.ValueType  # 1
+    """The newest that it published."""
+    JOB_WEIGHTS_BEST: _JobWeights.ValueType  # 2
+    """Those with the lowest validation loss so far."""
+
+class JobWeights(_JobWeights, metaclass=_JobWeightsEnumTypeWrapper):
+    """Which weights of a job to use."""
+
+JOB_WEIGHTS_UNSPECIFIED: JobWeights.ValueType  # 0
+"""Not set: the server takes JOB_WEIGHTS_LAST."""
+JOB_WEIGHTS_LAST: JobWeights.ValueType  # 1
+"""The newest that it published."""
+JOB_WEIGHTS_BEST: JobWeights.ValueType  # 2
+"""Those with the lowest validation loss so far."""
+Global___JobWeights: _TypeAlias = JobWeights  # noqa: Y015
 
 class _Precision:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -271,26 +505,37 @@ class TokenizerSpec(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     MAX_VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     UNKNOWN_POLICY_FIELD_NUMBER: _builtins.int
+    MIN_FREQUENCY_FIELD_NUMBER: _builtins.int
+    LOWER_CASE_FIELD_NUMBER: _builtins.int
     kind: Global___TokenizerKind.ValueType
     """What one token is. Default: characters."""
     max_vocabulary_size: _builtins.int
-    """Words only: the vocabulary keeps this many of the most frequent words, the
-    unknown token not counted. 1 to 1,000,000. Default: 10,000.
+    """Words, events and subwords: the vocabulary keeps this many of the most frequent
+    ones, special tokens not counted. 1 to 1,000,000 (subwords: at least 256, since
+    every byte is one). Default: 10,000.
     """
     unknown_policy: Global___UnknownPolicy.ValueType
-    """What training does with unknown symbols and with bytes that are not UTF-8,
+    """What training does with unknown symbols and with bytes that are not legal text,
     and what later requests do by default.
     """
+    min_frequency: _builtins.int
+    """Characters, words and events: those that the corpus holds fewer times are
+    unknown. Default: 1.
+    """
+    lower_case: _builtins.bool
+    """Characters, words and subwords: read text in lower case. Default: false."""
     def __init__(
         self,
         *,
         kind: Global___TokenizerKind.ValueType = ...,
         max_vocabulary_size: _builtins.int = ...,
         unknown_policy: Global___UnknownPolicy.ValueType = ...,
+        min_frequency: _builtins.int = ...,
+        lower_case: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "max_vocabulary_size", b"max_vocabulary_size", "unknown_policy", b"unknown_policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "lower_case", b"lower_case", "max_vocabulary_size", b"max_vocabulary_size", "min_frequency", b"min_frequency", "unknown_policy", b"unknown_policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,6 +552,8 @@ class NetworkSpec(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     EMBEDDING_SIZE_FIELD_NUMBER: _builtins.int
     DROPOUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_DROPOUT_FIELD_NUMBER: _builtins.int
+    TIED_WEIGHTS_FIELD_NUMBER: _builtins.int
     cell: Global___Cell.ValueType
     """The recurrent cell. Default: LSTM."""
     hidden_size: _builtins.int
@@ -323,6 +570,14 @@ class NetworkSpec(_message.Message):
     it (as in PyTorch's nn.LSTM), so a network of one layer has nothing to drop,
     and `started.notices` says so. Default: 0, none.
     """
+    output_dropout: _builtins.float
+    """The same between the last layer and the output layer, and for networks of any
+    depth. Default: 0, none.
+    """
+    tied_weights: _builtins.bool
+    """Whether the output layer's weights are the embedding's (Press and Wolf 2017).
+    Needs embedding_size = hidden_size. Default: false.
+    """
     def __init__(
         self,
         *,
@@ -331,10 +586,12 @@ class NetworkSpec(_message.Message):
         layers: _builtins.int = ...,
         embedding_size: _builtins.int | None = ...,
         dropout: _builtins.float = ...,
+        output_dropout: _builtins.float = ...,
+        tied_weights: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size", "embedding_size", b"embedding_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size", "cell", b"cell", "dropout", b"dropout", "embedding_size", b"embedding_size", "hidden_size", b"hidden_size", "layers", b"layers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size", "cell", b"cell", "dropout", b"dropout", "embedding_size", b"embedding_size", "hidden_size", b"hidden_size", "layers", b"layers", "output_dropout", b"output_dropout", "tied_weights", b"tied_weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__embedding_size: _TypeAlias = _typing.Literal["embedding_size"]  # noqa: Y015
     _WhichOneofArgType__embedding_size: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size"]  # noqa: Y015
@@ -352,6 +609,10 @@ class DataSpec(_message.Message):
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    TEST_FRACTION_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
     layout: Global___CorpusLayout.ValueType
     """How the corpus is cut into sequences. Default: one long text."""
     validation_fraction: _builtins.float
@@ -366,6 +627,23 @@ class DataSpec(_message.Message):
     """Steps of backpropagation through time. 1 to 4,096. Default: 64. Shrunk like
     batch_size.
     """
+    test_fraction: _builtins.float
+    """The share kept for a test of the model that is stored, in the same way, 0 up to
+    and without 1; together with validation_fraction below 1. Default: 0.
+    """
+    format: Global___CorpusFormat.ValueType
+    """What the bytes of the files are. Default: plain text. JSONL and CSV have the
+    layout CORPUS_LAYOUT_LINES, and their items may hold line ends.
+    """
+    column: _builtins.str
+    """JSONL and CSV: the field or column of the items; for JSONL, dots lead into
+    objects. A field that holds a list of numbers or strings gives them with a
+    blank between them. Default: `text`.
+    """
+    encoding: _builtins.str
+    """How plain, JSONL and CSV files encode text: `utf-8`, `latin-1`, `utf-16`, or any
+    other text encoding of Python's. Default: `utf-8`. Bytes tokenizers ignore it.
+    """
     def __init__(
         self,
         *,
@@ -373,10 +651,14 @@ class DataSpec(_message.Message):
         validation_fraction: _builtins.float | None = ...,
         batch_size: _builtins.int = ...,
         window: _builtins.int = ...,
+        test_fraction: _builtins.float = ...,
+        format: Global___CorpusFormat.ValueType = ...,
+        column: _builtins.str = ...,
+        encoding: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "batch_size", b"batch_size", "layout", b"layout", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "batch_size", b"batch_size", "column", b"column", "encoding", b"encoding", "format", b"format", "layout", b"layout", "test_fraction", b"test_fraction", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
@@ -400,6 +682,9 @@ class OptimizerSpec(_message.Message):
     CLIP_NORM_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
+    ACCUMULATION_STEPS_FIELD_NUMBER: _builtins.int
+    PLATEAU_FACTOR_FIELD_NUMBER: _builtins.int
+    PLATEAU_PATIENCE_FIELD_NUMBER: _builtins.int
     optimizer: Global___Optimizer.ValueType
     """The update rule. Default: Adam."""
     learning_rate: _builtins.float
@@ -430,6 +715,14 @@ class OptimizerSpec(_message.Message):
     """What the matrix products of training multiply. Default: PRECISION_FP32.
     INVALID_ARGUMENT where the server cannot.
     """
+    accumulation_steps: _builtins.int
+    """Batches whose gradients are added up for one step, 1 to 4,096. Default: 1."""
+    plateau_factor: _builtins.float
+    """SCHEDULE_PLATEAU: what the rate is multiplied by, above 0 and below 1.
+    Default: 0.5.
+    """
+    plateau_patience: _builtins.int
+    """SCHEDULE_PLATEAU: validations without a better loss before that. Default: 2."""
     def __init__(
         self,
         *,
@@ -443,10 +736,13 @@ class OptimizerSpec(_message.Message):
         clip_norm: _builtins.float | None = ...,
         clip_value: _builtins.float = ...,
         precision: Global___Precision.ValueType = ...,
+        accumulation_steps: _builtins.int = ...,
+        plateau_factor: _builtins.float | None = ...,
+        plateau_patience: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "_warmup_steps", b"_warmup_steps", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "learning_rate", b"learning_rate", "warmup_steps", b"warmup_steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "_plateau_factor", b"_plateau_factor", "_warmup_steps", b"_warmup_steps", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "learning_rate", b"learning_rate", "plateau_factor", b"plateau_factor", "warmup_steps", b"warmup_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "_warmup_steps", b"_warmup_steps", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "learning_rate", b"learning_rate", "optimizer", b"optimizer", "precision", b"precision", "schedule", b"schedule", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "_plateau_factor", b"_plateau_factor", "_warmup_steps", b"_warmup_steps", "accumulation_steps", b"accumulation_steps", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "learning_rate", b"learning_rate", "optimizer", b"optimizer", "plateau_factor", b"plateau_factor", "plateau_patience", b"plateau_patience", "precision", b"precision", "schedule", b"schedule", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
@@ -456,6 +752,8 @@ class OptimizerSpec(_message.Message):
     _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__plateau_factor: _TypeAlias = _typing.Literal["plateau_factor"]  # noqa: Y015
+    _WhichOneofArgType__plateau_factor: _TypeAlias = _typing.Literal["_plateau_factor", b"_plateau_factor"]  # noqa: Y015
     _WhichOneofReturnType__warmup_steps: _TypeAlias = _typing.Literal["warmup_steps"]  # noqa: Y015
     _WhichOneofArgType__warmup_steps: _TypeAlias = _typing.Literal["_warmup_steps", b"_warmup_steps"]  # noqa: Y015
     @_typing.overload
@@ -466,6 +764,8 @@ class OptimizerSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__plateau_factor) -> _WhichOneofReturnType__plateau_factor | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_steps) -> _WhichOneofReturnType__warmup_steps | None: ...
 
@@ -482,35 +782,69 @@ class LimitsSpec(_message.Message):
     MAX_STEPS_FIELD_NUMBER: _builtins.int
     MAX_EPOCHS_FIELD_NUMBER: _builtins.int
     MAX_TIME_S_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_WALL_TIME_S_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _builtins.int
+    MAX_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     max_steps: _builtins.int
     """Optimizer steps, above 0."""
     max_epochs: _builtins.float
     """Passes over the training part, above 0; fractions are legal."""
     max_time_s: _builtins.float
     """Seconds of training, validation not counted, above 0."""
+    max_tokens: _builtins.int
+    """Tokens trained on, repeats counted, above 0."""
+    max_wall_time_s: _builtins.float
+    """Seconds by the clock in which the job ran, everything counted but waiting and
+    pauses, above 0.
+    """
+    early_stopping_patience: _builtins.int
+    """Validations in a row without a better loss after which the run ends; 0: never.
+    It is no limit that spares the server from picking max_steps. Default: 0.
+    """
+    max_memory_bytes: _builtins.int
+    """Bytes of memory that the job's process may take, its corpus included. A job
+    that takes more fails, and says so. Default: what the server allows.
+    """
     def __init__(
         self,
         *,
         max_steps: _builtins.int | None = ...,
         max_epochs: _builtins.float | None = ...,
         max_time_s: _builtins.float | None = ...,
+        max_tokens: _builtins.int | None = ...,
+        max_wall_time_s: _builtins.float | None = ...,
+        early_stopping_patience: _builtins.int = ...,
+        max_memory_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_epochs", b"_max_epochs", "_max_steps", b"_max_steps", "_max_time_s", b"_max_time_s", "max_epochs", b"max_epochs", "max_steps", b"max_steps", "max_time_s", b"max_time_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_epochs", b"_max_epochs", "_max_memory_bytes", b"_max_memory_bytes", "_max_steps", b"_max_steps", "_max_time_s", b"_max_time_s", "_max_tokens", b"_max_tokens", "_max_wall_time_s", b"_max_wall_time_s", "max_epochs", b"max_epochs", "max_memory_bytes", b"max_memory_bytes", "max_steps", b"max_steps", "max_time_s", b"max_time_s", "max_tokens", b"max_tokens", "max_wall_time_s", b"max_wall_time_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_epochs", b"_max_epochs", "_max_steps", b"_max_steps", "_max_time_s", b"_max_time_s", "max_epochs", b"max_epochs", "max_steps", b"max_steps", "max_time_s", b"max_time_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_epochs", b"_max_epochs", "_max_memory_bytes", b"_max_memory_bytes", "_max_steps", b"_max_steps", "_max_time_s", b"_max_time_s", "_max_tokens", b"_max_tokens", "_max_wall_time_s", b"_max_wall_time_s", "early_stopping_patience", b"early_stopping_patience", "max_epochs", b"max_epochs", "max_memory_bytes", b"max_memory_bytes", "max_steps", b"max_steps", "max_time_s", b"max_time_s", "max_tokens", b"max_tokens", "max_wall_time_s", b"max_wall_time_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_epochs: _TypeAlias = _typing.Literal["max_epochs"]  # noqa: Y015
     _WhichOneofArgType__max_epochs: _TypeAlias = _typing.Literal["_max_epochs", b"_max_epochs"]  # noqa: Y015
+    _WhichOneofReturnType__max_memory_bytes: _TypeAlias = _typing.Literal["max_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_memory_bytes: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
     _WhichOneofReturnType__max_time_s: _TypeAlias = _typing.Literal["max_time_s"]  # noqa: Y015
     _WhichOneofArgType__max_time_s: _TypeAlias = _typing.Literal["_max_time_s", b"_max_time_s"]  # noqa: Y015
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__max_wall_time_s: _TypeAlias = _typing.Literal["max_wall_time_s"]  # noqa: Y015
+    _WhichOneofArgType__max_wall_time_s: _TypeAlias = _typing.Literal["_max_wall_time_s", b"_max_wall_time_s"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_epochs) -> _WhichOneofReturnType__max_epochs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_memory_bytes) -> _WhichOneofReturnType__max_memory_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_time_s) -> _WhichOneofReturnType__max_time_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_wall_time_s) -> _WhichOneofReturnType__max_wall_time_s | None: ...
 
 Global___LimitsSpec: _TypeAlias = LimitsSpec  # noqa: Y015
 
@@ -571,6 +905,11 @@ class TrainSpec(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    PRESET_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INIT_FROM_FIELD_NUMBER: _builtins.int
+    INIT_FROM_VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name: 1 to 100 letters, digits, `.`, `_` and `-`, the first a letter or
     digit. A name in use gets a new version; older versions stay.
@@ -579,6 +918,22 @@ class TrainSpec(_message.Message):
     """Seed of everything random in the run. The same spec, corpus and seed give the
     same weights, bit for bit, where no time limit ends the run. Default: 0.
     """
+    preset: Global___Preset.ValueType
+    """Settings to pick as a whole. Default: none."""
+    keep: Global___Keep.ValueType
+    """Which weights become the stored version. Default: the best ones."""
+    request_id: _builtins.str
+    """A text of the client's choice, up to 100 characters of ASCII. A second Train with the same
+    one follows the first one's job instead of starting another; what it uploads is
+    not read. Default: none.
+    """
+    init_from: _builtins.str
+    """The model to go on from: NAME or NAME@ALIAS. The job takes over its weights, its
+    tokenizer and its network, which the spec must not set to others, and begins
+    with a fresh optimizer. Default: none, random weights.
+    """
+    init_from_version: _builtins.int
+    """The version of init_from. Default: the newest."""
     @_builtins.property
     def tokenizer(self) -> Global___TokenizerSpec:
         """How text becomes tokens."""
@@ -614,10 +969,15 @@ class TrainSpec(_message.Message):
         limits: Global___LimitsSpec | None = ...,
         report: Global___ReportSpec | None = ...,
         seed: _builtins.int = ...,
+        preset: Global___Preset.ValueType = ...,
+        keep: Global___Keep.ValueType = ...,
+        request_id: _builtins.str = ...,
+        init_from: _builtins.str = ...,
+        init_from_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "limits", b"limits", "network", b"network", "optimizer", b"optimizer", "report", b"report", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "limits", b"limits", "model", b"model", "network", b"network", "optimizer", b"optimizer", "report", b"report", "seed", b"seed", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "init_from", b"init_from", "init_from_version", b"init_from_version", "keep", b"keep", "limits", b"limits", "model", b"model", "network", b"network", "optimizer", b"optimizer", "preset", b"preset", "report", b"report", "request_id", b"request_id", "seed", b"seed", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -632,6 +992,7 @@ class TrainRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     CORPUS_CHUNK_FIELD_NUMBER: _builtins.int
     CORPUS_END_FIELD_NUMBER: _builtins.int
+    CORPUS_FILE_FIELD_NUMBER: _builtins.int
     corpus_chunk: _builtins.bytes
     """The next bytes of the corpus, up to 1 MiB; characters may be cut between
     two chunks.
@@ -646,22 +1007,69 @@ class TrainRequest(_message.Message):
         a stream does not tell a whole corpus from an upload that broke off.
         """
 
+    @_builtins.property
+    def corpus_file(self) -> Global___CorpusFile:
+        """Begins a file; the chunks that follow are its bytes. A corpus of one file for
+        training may go without.
+        """
+
     def __init__(
         self,
         *,
         spec: Global___TrainSpec | None = ...,
         corpus_chunk: _builtins.bytes = ...,
         corpus_end: Global___CorpusEnd | None = ...,
+        corpus_file: Global___CorpusFile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["corpus_chunk", b"corpus_chunk", "corpus_end", b"corpus_end", "message", b"message", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["corpus_chunk", b"corpus_chunk", "corpus_end", b"corpus_end", "corpus_file", b"corpus_file", "message", b"message", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus_chunk", b"corpus_chunk", "corpus_end", b"corpus_end", "message", b"message", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus_chunk", b"corpus_chunk", "corpus_end", b"corpus_end", "corpus_file", b"corpus_file", "message", b"message", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["spec", "corpus_chunk", "corpus_end"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["spec", "corpus_chunk", "corpus_end", "corpus_file"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___TrainRequest: _TypeAlias = TrainRequest  # noqa: Y015
+
+@_typing.final
+class CorpusFile(_message.Message):
+    """A file of a corpus."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What to call it in messages. Default: `corpus`."""
+    role: Global___CorpusRole.ValueType
+    """What it is for. Default: training."""
+    weight: _builtins.float
+    """Training files: how often a pass reads it, above 0 to 100; 1.5 is the whole file
+    and then its first half (of lines: half of them, drawn by the seed). Default: 1.
+    """
+    sha256: _builtins.str
+    """SHA-256 of a corpus file that the server has stored already, in lower-case
+    hexadecimal; no chunks follow. NOT_FOUND where it has not.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        role: Global___CorpusRole.ValueType = ...,
+        weight: _builtins.float | None = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "name", b"name", "role", b"role", "sha256", b"sha256", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___CorpusFile: _TypeAlias = CorpusFile  # noqa: Y015
 
 @_typing.final
 class CorpusEnd(_message.Message):
@@ -671,7 +1079,7 @@ class CorpusEnd(_message.Message):
 
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
-    """Bytes of all chunks together; the server refuses a corpus of another size."""
+    """Bytes of all chunks of all files together; the server refuses a corpus of another size."""
     def __init__(
         self,
         *,
@@ -698,6 +1106,11 @@ class TrainingStarted(_message.Message):
     VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
+    TEST_TOKENS_FIELD_NUMBER: _builtins.int
+    VALID_SPLIT_FIELD_NUMBER: _builtins.int
+    TEST_SPLIT_FIELD_NUMBER: _builtins.int
+    BASELINE_LOSS_FIELD_NUMBER: _builtins.int
+    BASELINE_ORDER_FIELD_NUMBER: _builtins.int
     train_tokens: _builtins.int
     """Tokens trained on."""
     valid_tokens: _builtins.int
@@ -708,6 +1121,18 @@ class TrainingStarted(_message.Message):
     """Trained numbers in the network."""
     total_steps: _builtins.int
     """Optimizer steps planned; 0 where only time ends the run."""
+    test_tokens: _builtins.int
+    """Tokens kept for the test."""
+    valid_split: Global___Split.ValueType
+    """What valid_loss is measured on."""
+    test_split: Global___Split.ValueType
+    """What the test loss is measured on."""
+    baseline_loss: _builtins.float
+    """The validation loss of a Witten-Bell n-gram of the same training part, in nats a
+    token, for comparison; unset without a validation part.
+    """
+    baseline_order: _builtins.int
+    """The n of that n-gram."""
     @_builtins.property
     def spec(self) -> Global___TrainSpec:
         """The spec with every default filled in and every shrunk value as used."""
@@ -726,12 +1151,19 @@ class TrainingStarted(_message.Message):
         vocabulary_size: _builtins.int = ...,
         parameter_count: _builtins.int = ...,
         total_steps: _builtins.int = ...,
+        test_tokens: _builtins.int = ...,
+        valid_split: Global___Split.ValueType = ...,
+        test_split: Global___Split.ValueType = ...,
+        baseline_loss: _builtins.float | None = ...,
+        baseline_order: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss", "baseline_loss", b"baseline_loss", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["notices", b"notices", "parameter_count", b"parameter_count", "spec", b"spec", "total_steps", b"total_steps", "train_tokens", b"train_tokens", "valid_tokens", b"valid_tokens", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss", "baseline_loss", b"baseline_loss", "baseline_order", b"baseline_order", "notices", b"notices", "parameter_count", b"parameter_count", "spec", b"spec", "test_split", b"test_split", "test_tokens", b"test_tokens", "total_steps", b"total_steps", "train_tokens", b"train_tokens", "valid_split", b"valid_split", "valid_tokens", b"valid_tokens", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__baseline_loss: _TypeAlias = _typing.Literal["baseline_loss"]  # noqa: Y015
+    _WhichOneofArgType__baseline_loss: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_loss) -> _WhichOneofReturnType__baseline_loss | None: ...
 
 Global___TrainingStarted: _TypeAlias = TrainingStarted  # noqa: Y015
 
@@ -752,6 +1184,10 @@ class TrainingProgress(_message.Message):
     GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
+    VALID_PERPLEXITY_FIELD_NUMBER: _builtins.int
+    VALID_BITS_PER_CHARACTER_FIELD_NUMBER: _builtins.int
+    BEST_VALID_LOSS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     epoch: _builtins.float
@@ -774,6 +1210,14 @@ class TrainingProgress(_message.Message):
     """The learning rate of the last step."""
     sample: _builtins.str
     """Text drawn from the model as it is now; set after a validation."""
+    valid_perplexity: _builtins.float
+    """exp(valid_loss); set with it."""
+    valid_bits_per_character: _builtins.float
+    """Bits a code point of the validation part; set with valid_loss."""
+    best_valid_loss: _builtins.float
+    """The lowest valid_loss so far; unset before the first validation."""
+    memory_bytes: _builtins.int
+    """Bytes of memory that the training process takes."""
     def __init__(
         self,
         *,
@@ -788,25 +1232,67 @@ class TrainingProgress(_message.Message):
         gradient_norm: _builtins.float = ...,
         learning_rate: _builtins.float = ...,
         sample: _builtins.str | None = ...,
+        valid_perplexity: _builtins.float | None = ...,
+        valid_bits_per_character: _builtins.float | None = ...,
+        best_valid_loss: _builtins.float | None = ...,
+        memory_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_sample", b"_sample", "_time_left_s", b"_time_left_s", "_valid_loss", b"_valid_loss", "sample", b"sample", "time_left_s", b"time_left_s", "valid_loss", b"valid_loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss", "_sample", b"_sample", "_time_left_s", b"_time_left_s", "_valid_bits_per_character", b"_valid_bits_per_character", "_valid_loss", b"_valid_loss", "_valid_perplexity", b"_valid_perplexity", "best_valid_loss", b"best_valid_loss", "sample", b"sample", "time_left_s", b"time_left_s", "valid_bits_per_character", b"valid_bits_per_character", "valid_loss", b"valid_loss", "valid_perplexity", b"valid_perplexity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sample", b"_sample", "_time_left_s", b"_time_left_s", "_valid_loss", b"_valid_loss", "elapsed_s", b"elapsed_s", "epoch", b"epoch", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "sample", b"sample", "step", b"step", "time_left_s", b"time_left_s", "tokens_per_second", b"tokens_per_second", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_loss", b"valid_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss", "_sample", b"_sample", "_time_left_s", b"_time_left_s", "_valid_bits_per_character", b"_valid_bits_per_character", "_valid_loss", b"_valid_loss", "_valid_perplexity", b"_valid_perplexity", "best_valid_loss", b"best_valid_loss", "elapsed_s", b"elapsed_s", "epoch", b"epoch", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "memory_bytes", b"memory_bytes", "sample", b"sample", "step", b"step", "time_left_s", b"time_left_s", "tokens_per_second", b"tokens_per_second", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_bits_per_character", b"valid_bits_per_character", "valid_loss", b"valid_loss", "valid_perplexity", b"valid_perplexity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__best_valid_loss: _TypeAlias = _typing.Literal["best_valid_loss"]  # noqa: Y015
+    _WhichOneofArgType__best_valid_loss: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss"]  # noqa: Y015
     _WhichOneofReturnType__sample: _TypeAlias = _typing.Literal["sample"]  # noqa: Y015
     _WhichOneofArgType__sample: _TypeAlias = _typing.Literal["_sample", b"_sample"]  # noqa: Y015
     _WhichOneofReturnType__time_left_s: _TypeAlias = _typing.Literal["time_left_s"]  # noqa: Y015
     _WhichOneofArgType__time_left_s: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s"]  # noqa: Y015
+    _WhichOneofReturnType__valid_bits_per_character: _TypeAlias = _typing.Literal["valid_bits_per_character"]  # noqa: Y015
+    _WhichOneofArgType__valid_bits_per_character: _TypeAlias = _typing.Literal["_valid_bits_per_character", b"_valid_bits_per_character"]  # noqa: Y015
     _WhichOneofReturnType__valid_loss: _TypeAlias = _typing.Literal["valid_loss"]  # noqa: Y015
     _WhichOneofArgType__valid_loss: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss"]  # noqa: Y015
+    _WhichOneofReturnType__valid_perplexity: _TypeAlias = _typing.Literal["valid_perplexity"]  # noqa: Y015
+    _WhichOneofArgType__valid_perplexity: _TypeAlias = _typing.Literal["_valid_perplexity", b"_valid_perplexity"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_valid_loss) -> _WhichOneofReturnType__best_valid_loss | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sample) -> _WhichOneofReturnType__sample | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__time_left_s) -> _WhichOneofReturnType__time_left_s | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_bits_per_character) -> _WhichOneofReturnType__valid_bits_per_character | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_loss) -> _WhichOneofReturnType__valid_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_perplexity) -> _WhichOneofReturnType__valid_perplexity | None: ...
 
 Global___TrainingProgress: _TypeAlias = TrainingProgress  # noqa: Y015
+
+@_typing.final
+class JobStateChange(_message.Message):
+    """A job came into a state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    state: Global___JobState.ValueType
+    """The state."""
+    reason: _builtins.str
+    """Why, in a sentence; empty where there is nothing to say."""
+    def __init__(
+        self,
+        *,
+        state: Global___JobState.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobStateChange: _TypeAlias = JobStateChange  # noqa: Y015
 
 @_typing.final
 class TrainResponse(_message.Message):
@@ -819,8 +1305,12 @@ class TrainResponse(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Number of the event within its run, from 1, without gaps."""
+    job: _builtins.str
+    """The job's id."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When the event happened."""
@@ -837,6 +1327,10 @@ class TrainResponse(_message.Message):
     def completed(self) -> Global___Model:
         """The last event: the stored model."""
 
+    @_builtins.property
+    def state(self) -> Global___JobStateChange:
+        """The job came into a state."""
+
     def __init__(
         self,
         *,
@@ -845,16 +1339,449 @@ class TrainResponse(_message.Message):
         started: Global___TrainingStarted | None = ...,
         progress: Global___TrainingProgress | None = ...,
         completed: Global___Model | None = ...,
+        state: Global___JobStateChange | None = ...,
+        job: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "event_time", b"event_time", "progress", b"progress", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "event_time", b"event_time", "progress", b"progress", "started", b"started", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "event_time", b"event_time", "progress", b"progress", "sequence", b"sequence", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "event_time", b"event_time", "job", b"job", "progress", b"progress", "sequence", b"sequence", "started", b"started", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "progress", "completed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "progress", "completed", "state"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___TrainResponse: _TypeAlias = TrainResponse  # noqa: Y015
+
+@_typing.final
+class Job(_message.Message):
+    """One training job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ERROR_CODE_FIELD_NUMBER: _builtins.int
+    CORPUS_BYTES_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id, given by the server."""
+    model: _builtins.str
+    """The name of the model that it trains."""
+    state: Global___JobState.ValueType
+    """What it is at."""
+    reason: _builtins.str
+    """Why it is at that, in a sentence; empty where there is nothing to say."""
+    last_sequence: _builtins.int
+    """The number of its last event."""
+    restarts: _builtins.int
+    """How often it went on from a checkpoint after its process had died."""
+    version: _builtins.int
+    """The version that it stored; 0 while it has stored none."""
+    error_code: _builtins.int
+    """google.rpc.Code of what it failed with; 0 where it did not."""
+    corpus_bytes: _builtins.int
+    """Bytes of its corpus."""
+    queue_position: _builtins.int
+    """Jobs that are before it in the queue; 0 where it does not wait."""
+    @_builtins.property
+    def spec(self) -> Global___TrainSpec:
+        """Its spec: as asked for, and once it has started, as used."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was accepted."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it first ran; unset before."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it came into a state that it will not leave; unset before."""
+
+    @_builtins.property
+    def started(self) -> Global___TrainingStarted:
+        """What became of the spec and the corpus; unset before it started."""
+
+    @_builtins.property
+    def progress(self) -> Global___TrainingProgress:
+        """How far it has come; unset before its first progress."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        state: Global___JobState.ValueType = ...,
+        reason: _builtins.str = ...,
+        spec: Global___TrainSpec | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        last_sequence: _builtins.int = ...,
+        restarts: _builtins.int = ...,
+        started: Global___TrainingStarted | None = ...,
+        progress: Global___TrainingProgress | None = ...,
+        version: _builtins.int = ...,
+        error_code: _builtins.int = ...,
+        corpus_bytes: _builtins.int = ...,
+        queue_position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "started", b"started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus_bytes", b"corpus_bytes", "create_time", b"create_time", "end_time", b"end_time", "error_code", b"error_code", "id", b"id", "last_sequence", b"last_sequence", "model", b"model", "progress", b"progress", "queue_position", b"queue_position", "reason", b"reason", "restarts", b"restarts", "spec", b"spec", "start_time", b"start_time", "started", b"started", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class WatchJobRequest(_message.Message):
+    """Which job to watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job's id."""
+    after_sequence: _builtins.int
+    """The number of the last event already known; 0 for all events."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        after_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchJobRequest: _TypeAlias = WatchJobRequest  # noqa: Y015
+
+@_typing.final
+class WatchJobResponse(_message.Message):
+    """One event of a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___TrainResponse:
+        """The event, as Train sends it."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___TrainResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchJobResponse: _TypeAlias = WatchJobResponse  # noqa: Y015
+
+@_typing.final
+class GetJobRequest(_message.Message):
+    """Which job to describe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job's id."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetJobRequest: _TypeAlias = GetJobRequest  # noqa: Y015
+
+@_typing.final
+class GetJobResponse(_message.Message):
+    """The job described."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetJobResponse: _TypeAlias = GetJobResponse  # noqa: Y015
+
+@_typing.final
+class ListJobsRequest(_message.Message):
+    """Which jobs to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Jobs in one reply, up to 1,000. Default: 100."""
+    page_token: _builtins.str
+    """next_page_token of the reply before, or empty for the first page."""
+    model: _builtins.str
+    """Only jobs that train this model. Default: all."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
+        """Only jobs in one of these states. Default: all."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        states: _abc.Iterable[Global___JobState.ValueType] | None = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobsRequest: _TypeAlias = ListJobsRequest  # noqa: Y015
+
+@_typing.final
+class ListJobsResponse(_message.Message):
+    """One page of jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """To ask for the next page; empty on the last."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]:
+        """Jobs, newest first."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___Job] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobsResponse: _TypeAlias = ListJobsResponse  # noqa: Y015
+
+@_typing.final
+class CancelJobRequest(_message.Message):
+    """Which job to cancel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job's id."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
+
+@_typing.final
+class CancelJobResponse(_message.Message):
+    """The job is cancelled, or is about to be: its model takes a moment to be stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015
+
+@_typing.final
+class PauseJobRequest(_message.Message):
+    """Which job to pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job's id."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseJobRequest: _TypeAlias = PauseJobRequest  # noqa: Y015
+
+@_typing.final
+class PauseJobResponse(_message.Message):
+    """The job has paused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseJobResponse: _TypeAlias = PauseJobResponse  # noqa: Y015
+
+@_typing.final
+class ResumeJobRequest(_message.Message):
+    """Which job to resume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job's id."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobRequest: _TypeAlias = ResumeJobRequest  # noqa: Y015
+
+@_typing.final
+class ResumeJobResponse(_message.Message):
+    """The job is back in the queue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobResponse: _TypeAlias = ResumeJobResponse  # noqa: Y015
+
+@_typing.final
+class DeleteJobRequest(_message.Message):
+    """Which job to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job's id."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobRequest: _TypeAlias = DeleteJobRequest  # noqa: Y015
+
+@_typing.final
+class DeleteJobResponse(_message.Message):
+    """The job is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobResponse: _TypeAlias = DeleteJobResponse  # noqa: Y015
 
 @_typing.final
 class TrainingRecord(_message.Message):
@@ -869,6 +1796,11 @@ class TrainingRecord(_message.Message):
     VALID_LOSS_FIELD_NUMBER: _builtins.int
     ELAPSED_S_FIELD_NUMBER: _builtins.int
     ENDED_BY_FIELD_NUMBER: _builtins.int
+    WEIGHTS_STEP_FIELD_NUMBER: _builtins.int
+    VALID_SPLIT_FIELD_NUMBER: _builtins.int
+    TEST_LOSS_FIELD_NUMBER: _builtins.int
+    TEST_SPLIT_FIELD_NUMBER: _builtins.int
+    BASELINE_LOSS_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Optimizer steps done."""
     tokens_seen: _builtins.int
@@ -876,11 +1808,23 @@ class TrainingRecord(_message.Message):
     train_loss: _builtins.float
     """Mean nats a token over the last progress interval."""
     valid_loss: _builtins.float
-    """Mean nats a token of the validation part at the end; unset without one."""
+    """Mean nats a token of the validation part under these weights; unset without one."""
     elapsed_s: _builtins.float
     """Seconds of training, validation not counted."""
     ended_by: _builtins.str
     """What ended the run, in a sentence."""
+    weights_step: _builtins.int
+    """Optimizer steps behind these weights; fewer than `steps` where they are the best
+    ones and not the last.
+    """
+    valid_split: Global___Split.ValueType
+    """What valid_loss was measured on."""
+    test_loss: _builtins.float
+    """Mean nats a token of the test part under these weights; unset without one."""
+    test_split: Global___Split.ValueType
+    """What test_loss was measured on."""
+    baseline_loss: _builtins.float
+    """The n-gram's loss on the validation part; unset without one."""
     @_builtins.property
     def spec(self) -> Global___TrainSpec:
         """The spec as used, defaults filled in."""
@@ -895,13 +1839,27 @@ class TrainingRecord(_message.Message):
         valid_loss: _builtins.float | None = ...,
         elapsed_s: _builtins.float = ...,
         ended_by: _builtins.str = ...,
+        weights_step: _builtins.int = ...,
+        valid_split: Global___Split.ValueType = ...,
+        test_loss: _builtins.float | None = ...,
+        test_split: Global___Split.ValueType = ...,
+        baseline_loss: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss", "spec", b"spec", "valid_loss", b"valid_loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss", "_test_loss", b"_test_loss", "_valid_loss", b"_valid_loss", "baseline_loss", b"baseline_loss", "spec", b"spec", "test_loss", b"test_loss", "valid_loss", b"valid_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss", "elapsed_s", b"elapsed_s", "ended_by", b"ended_by", "spec", b"spec", "steps", b"steps", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_loss", b"valid_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss", "_test_loss", b"_test_loss", "_valid_loss", b"_valid_loss", "baseline_loss", b"baseline_loss", "elapsed_s", b"elapsed_s", "ended_by", b"ended_by", "spec", b"spec", "steps", b"steps", "test_loss", b"test_loss", "test_split", b"test_split", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_loss", b"valid_loss", "valid_split", b"valid_split", "weights_step", b"weights_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__baseline_loss: _TypeAlias = _typing.Literal["baseline_loss"]  # noqa: Y015
+    _WhichOneofArgType__baseline_loss: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss"]  # noqa: Y015
+    _WhichOneofReturnType__test_loss: _TypeAlias = _typing.Literal["test_loss"]  # noqa: Y015
+    _WhichOneofArgType__test_loss: _TypeAlias = _typing.Literal["_test_loss", b"_test_loss"]  # noqa: Y015
     _WhichOneofReturnType__valid_loss: _TypeAlias = _typing.Literal["valid_loss"]  # noqa: Y015
     _WhichOneofArgType__valid_loss: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_loss) -> _WhichOneofReturnType__baseline_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__test_loss) -> _WhichOneofReturnType__test_loss | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_loss) -> _WhichOneofReturnType__valid_loss | None: ...
 
 Global___TrainingRecord: _TypeAlias = TrainingRecord  # noqa: Y015
@@ -923,6 +1881,7 @@ class Model(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -953,6 +1912,10 @@ class Model(_message.Message):
     def training(self) -> Global___TrainingRecord:
         """How it was trained; unset where the model was imported."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names that lead to this version, beside `latest`."""
+
     def __init__(
         self,
         *,
@@ -967,10 +1930,11 @@ class Model(_message.Message):
         size_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
         training: Global___TrainingRecord | None = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "network", b"network", "tokenizer", b"tokenizer", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "layout", b"layout", "name", b"name", "network", b"network", "parameter_count", b"parameter_count", "sha256", b"sha256", "size_bytes", b"size_bytes", "tokenizer", b"tokenizer", "training", b"training", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "layout", b"layout", "name", b"name", "network", b"network", "parameter_count", b"parameter_count", "sha256", b"sha256", "size_bytes", b"size_bytes", "tokenizer", b"tokenizer", "training", b"training", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -994,8 +1958,10 @@ class GenerateRequest(_message.Message):
     LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     UNKNOWN_POLICY_FIELD_NUMBER: _builtins.int
     MIN_P_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    JOB_WEIGHTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The model's name."""
+    """The model's name, or NAME@ALIAS."""
     version: _builtins.int
     """Its version. Default: the newest."""
     prompt: _builtins.str
@@ -1029,6 +1995,12 @@ class GenerateRequest(_message.Message):
     the likeliest one's (min-p, Nguyen et al. 2024), of what top_k and top_p have
     left. 0 to 1. Default: 0, all of them.
     """
+    job: _builtins.str
+    """The id of a job whose weights to use, running or not, instead of a stored model;
+    `model` and `version` are then left unset.
+    """
+    job_weights: Global___JobWeights.ValueType
+    """Which weights of that job. Default: the last ones."""
     @_builtins.property
     def stop_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """End where one of these appears in the text; it is not part of the reply. At
@@ -1050,10 +2022,12 @@ class GenerateRequest(_message.Message):
         log_probabilities: _builtins.bool = ...,
         unknown_policy: Global___UnknownPolicy.ValueType = ...,
         min_p: _builtins.float = ...,
+        job: _builtins.str = ...,
+        job_weights: Global___JobWeights.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_new_tokens", b"max_new_tokens", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "min_p", b"min_p", "model", b"model", "prompt", b"prompt", "seed", b"seed", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "min_p", b"min_p", "model", b"model", "prompt", b"prompt", "seed", b"seed", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_new_tokens: _TypeAlias = _typing.Literal["max_new_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_new_tokens: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens"]  # noqa: Y015
@@ -1123,6 +2097,7 @@ class GenerateResult(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     NEW_TOKENS_FIELD_NUMBER: _builtins.int
     TOTAL_LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
+    JOB_STEP_FIELD_NUMBER: _builtins.int
     stop_reason: Global___StopReason.ValueType
     """Why it ended."""
     stop_sequence: _builtins.str
@@ -1137,6 +2112,8 @@ class GenerateResult(_message.Message):
     """Tokens drawn, an end token and those of a stop sequence included."""
     total_log_probability: _builtins.float
     """Sum of the drawn tokens' log-probabilities, in nats."""
+    job_step: _builtins.int
+    """Optimizer steps behind the weights used, where a job was named."""
     def __init__(
         self,
         *,
@@ -1147,10 +2124,11 @@ class GenerateResult(_message.Message):
         prompt_tokens: _builtins.int = ...,
         new_tokens: _builtins.int = ...,
         total_log_probability: _builtins.float = ...,
+        job_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_tokens", b"new_tokens", "prompt_tokens", b"prompt_tokens", "seed", b"seed", "stop_reason", b"stop_reason", "stop_sequence", b"stop_sequence", "total_log_probability", b"total_log_probability", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_step", b"job_step", "new_tokens", b"new_tokens", "prompt_tokens", b"prompt_tokens", "seed", b"seed", "stop_reason", b"stop_reason", "stop_sequence", b"stop_sequence", "total_log_probability", b"total_log_probability", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1206,8 +2184,10 @@ class ScoreRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     UNKNOWN_POLICY_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    JOB_WEIGHTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The model's name."""
+    """The model's name, or NAME@ALIAS."""
     version: _builtins.int
     """Its version. Default: the newest."""
     context: _builtins.str
@@ -1216,6 +2196,12 @@ class ScoreRequest(_message.Message):
     """Send each token with its log-probability."""
     unknown_policy: Global___UnknownPolicy.ValueType
     """What to do with symbols that the vocabulary lacks."""
+    job: _builtins.str
+    """The id of a job whose weights to use, running or not, instead of a stored model;
+    `model` and `version` are then left unset.
+    """
+    job_weights: Global___JobWeights.ValueType
+    """Which weights of that job. Default: the last ones."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts, each scored on its own."""
@@ -1229,10 +2215,12 @@ class ScoreRequest(_message.Message):
         context: _builtins.str = ...,
         log_probabilities: _builtins.bool = ...,
         unknown_policy: Global___UnknownPolicy.ValueType = ...,
+        job: _builtins.str = ...,
+        job_weights: Global___JobWeights.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "log_probabilities", b"log_probabilities", "model", b"model", "texts", b"texts", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "model", b"model", "texts", b"texts", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1308,8 +2296,11 @@ class ScoreResponse(_message.Message):
 
     SCORES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    JOB_STEP_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the model used."""
+    job_step: _builtins.int
+    """Optimizer steps behind the weights used, where a job was named."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextScore]:
         """One score a text, in the order of the request."""
@@ -1319,10 +2310,11 @@ class ScoreResponse(_message.Message):
         *,
         scores: _abc.Iterable[Global___TextScore] | None = ...,
         version: _builtins.int = ...,
+        job_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_step", b"job_step", "scores", b"scores", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1391,7 +2383,7 @@ class GetModelRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The model's name."""
+    """The model's name, or NAME@ALIAS."""
     version: _builtins.int
     """Its version. Default: the newest."""
     def __init__(
@@ -1487,6 +2479,105 @@ class DeleteModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteModelResponse: _TypeAlias = DeleteModelResponse  # noqa: Y015
+
+@_typing.final
+class SetAliasRequest(_message.Message):
+    """Which version to give a name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name."""
+    alias: _builtins.str
+    """The alias: written like a model's name; not `latest`, which always is the
+    newest version, and not a number.
+    """
+    version: _builtins.int
+    """The version. Default: the newest."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAliasRequest: _TypeAlias = SetAliasRequest  # noqa: Y015
+
+@_typing.final
+class SetAliasResponse(_message.Message):
+    """The version has the name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """The version."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAliasResponse: _TypeAlias = SetAliasResponse  # noqa: Y015
+
+@_typing.final
+class DeleteAliasRequest(_message.Message):
+    """Which name to take away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name."""
+    alias: _builtins.str
+    """The alias."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAliasRequest: _TypeAlias = DeleteAliasRequest  # noqa: Y015
+
+@_typing.final
+class DeleteAliasResponse(_message.Message):
+    """The name is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAliasResponse: _TypeAlias = DeleteAliasResponse  # noqa: Y015
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):

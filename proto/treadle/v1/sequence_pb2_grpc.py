@@ -41,6 +41,41 @@ class SequenceServiceStub:
                 request_serializer=treadle_dot_v1_dot_sequence__pb2.TrainRequest.SerializeToString,
                 response_deserializer=treadle_dot_v1_dot_sequence__pb2.TrainResponse.FromString,
                 _registered_method=True)
+        self.WatchJob = channel.unary_stream(
+                '/treadle.v1.SequenceService/WatchJob',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.WatchJobRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.WatchJobResponse.FromString,
+                _registered_method=True)
+        self.GetJob = channel.unary_unary(
+                '/treadle.v1.SequenceService/GetJob',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.GetJobResponse.FromString,
+                _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/treadle.v1.SequenceService/ListJobs',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
+        self.CancelJob = channel.unary_unary(
+                '/treadle.v1.SequenceService/CancelJob',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.CancelJobResponse.FromString,
+                _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/treadle.v1.SequenceService/PauseJob',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.PauseJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/treadle.v1.SequenceService/ResumeJob',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/treadle.v1.SequenceService/DeleteJob',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
         self.Generate = channel.unary_stream(
                 '/treadle.v1.SequenceService/Generate',
                 request_serializer=treadle_dot_v1_dot_sequence__pb2.GenerateRequest.SerializeToString,
@@ -66,6 +101,16 @@ class SequenceServiceStub:
                 request_serializer=treadle_dot_v1_dot_sequence__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=treadle_dot_v1_dot_sequence__pb2.DeleteModelResponse.FromString,
                 _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/treadle.v1.SequenceService/SetAlias',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/treadle.v1.SequenceService/DeleteAlias',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.DeleteAliasResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/treadle.v1.SequenceService/GetServerInfo',
                 request_serializer=treadle_dot_v1_dot_sequence__pb2.GetServerInfoRequest.SerializeToString,
@@ -79,10 +124,67 @@ class SequenceServiceServicer:
     """
 
     def Train(self, request_iterator, context):
-        """Trains one model. The first request carries the spec, every later one a
-        piece of the corpus, the last one its end. A stream that breaks off before
-        `corpus_end` trains nothing. The stream of responses is: one `started`, any
-        number of `progress`, one `completed`.
+        """Starts a job that trains one model, and streams its events. The first request
+        carries the spec, every later one a piece of the corpus, the last one its end.
+        A stream that breaks off before `corpus_end` trains nothing; from then on the
+        job is the server's own, and goes on whether or not its client stays. The
+        events are: one `state` (queued), any number of `state`, one `started`, any
+        number of `progress`, one `completed`. A job that fails, is paused or is
+        cancelled without a model ends the stream with a status.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJob(self, request, context):
+        """Streams the events of a job from any point on, those to come included, each
+        exactly once and in order; it ends as Train does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJob(self, request, context):
+        """Describes one job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobs(self, request, context):
+        """Lists jobs, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJob(self, request, context):
+        """Ends a job for good. A job that has trained stores its model, the best one by
+        validation, as a new version; a job that has not just ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseJob(self, request, context):
+        """Makes a queued or running job keep its whole state on disk and wait until it
+        is resumed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Puts a paused job back into the queue; it goes on bit for bit as if it had
+        never paused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Deletes a job that is over or paused: its events, its checkpoint and its own
+        copies of the weights. Stored versions of models stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +226,21 @@ class SequenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetAlias(self, request, context):
+        """Gives a version of a model a name, or moves the name to another version, in one
+        step; requests may then ask for NAME@ALIAS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Takes a name away from a version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Describes the server: versions, limits, threads and load.
         """
@@ -138,6 +255,41 @@ def add_SequenceServiceServicer_to_server(servicer, server):
                     servicer.Train,
                     request_deserializer=treadle_dot_v1_dot_sequence__pb2.TrainRequest.FromString,
                     response_serializer=treadle_dot_v1_dot_sequence__pb2.TrainResponse.SerializeToString,
+            ),
+            'WatchJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJob,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.WatchJobRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.WatchJobResponse.SerializeToString,
+            ),
+            'GetJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJob,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.GetJobRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.GetJobResponse.SerializeToString,
+            ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.ListJobsRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'CancelJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelJob,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.CancelJobRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.PauseJobRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.PauseJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.ResumeJobRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.DeleteJobRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.DeleteJobResponse.SerializeToString,
             ),
             'Generate': grpc.unary_stream_rpc_method_handler(
                     servicer.Generate,
@@ -163,6 +315,16 @@ def add_SequenceServiceServicer_to_server(servicer, server):
                     servicer.DeleteModel,
                     request_deserializer=treadle_dot_v1_dot_sequence__pb2.DeleteModelRequest.FromString,
                     response_serializer=treadle_dot_v1_dot_sequence__pb2.DeleteModelResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.SetAliasRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.DeleteAliasResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -199,6 +361,195 @@ class SequenceService:
             '/treadle.v1.SequenceService/Train',
             treadle_dot_v1_dot_sequence__pb2.TrainRequest.SerializeToString,
             treadle_dot_v1_dot_sequence__pb2.TrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/treadle.v1.SequenceService/WatchJob',
+            treadle_dot_v1_dot_sequence__pb2.WatchJobRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.WatchJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/GetJob',
+            treadle_dot_v1_dot_sequence__pb2.GetJobRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.GetJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/ListJobs',
+            treadle_dot_v1_dot_sequence__pb2.ListJobsRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/CancelJob',
+            treadle_dot_v1_dot_sequence__pb2.CancelJobRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/PauseJob',
+            treadle_dot_v1_dot_sequence__pb2.PauseJobRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.PauseJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/ResumeJob',
+            treadle_dot_v1_dot_sequence__pb2.ResumeJobRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/DeleteJob',
+            treadle_dot_v1_dot_sequence__pb2.DeleteJobRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -334,6 +685,60 @@ class SequenceService:
             '/treadle.v1.SequenceService/DeleteModel',
             treadle_dot_v1_dot_sequence__pb2.DeleteModelRequest.SerializeToString,
             treadle_dot_v1_dot_sequence__pb2.DeleteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/SetAlias',
+            treadle_dot_v1_dot_sequence__pb2.SetAliasRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/DeleteAlias',
+            treadle_dot_v1_dot_sequence__pb2.DeleteAliasRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.DeleteAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

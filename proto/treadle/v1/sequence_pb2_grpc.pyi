@@ -50,10 +50,37 @@ class SequenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SequenceServiceAsyncStub: ...
     Train: _grpc.StreamStreamMultiCallable[_sequence_pb2.TrainRequest, _sequence_pb2.TrainResponse]
-    """Trains one model. The first request carries the spec, every later one a
-    piece of the corpus, the last one its end. A stream that breaks off before
-    `corpus_end` trains nothing. The stream of responses is: one `started`, any
-    number of `progress`, one `completed`.
+    """Starts a job that trains one model, and streams its events. The first request
+    carries the spec, every later one a piece of the corpus, the last one its end.
+    A stream that breaks off before `corpus_end` trains nothing; from then on the
+    job is the server's own, and goes on whether or not its client stays. The
+    events are: one `state` (queued), any number of `state`, one `started`, any
+    number of `progress`, one `completed`. A job that fails, is paused or is
+    cancelled without a model ends the stream with a status.
+    """
+    WatchJob: _grpc.UnaryStreamMultiCallable[_sequence_pb2.WatchJobRequest, _sequence_pb2.WatchJobResponse]
+    """Streams the events of a job from any point on, those to come included, each
+    exactly once and in order; it ends as Train does.
+    """
+    GetJob: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.GetJobRequest, _sequence_pb2.GetJobResponse]
+    """Describes one job."""
+    ListJobs: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ListJobsRequest, _sequence_pb2.ListJobsResponse]
+    """Lists jobs, newest first."""
+    CancelJob: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.CancelJobRequest, _sequence_pb2.CancelJobResponse]
+    """Ends a job for good. A job that has trained stores its model, the best one by
+    validation, as a new version; a job that has not just ends.
+    """
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.PauseJobRequest, _sequence_pb2.PauseJobResponse]
+    """Makes a queued or running job keep its whole state on disk and wait until it
+    is resumed.
+    """
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ResumeJobRequest, _sequence_pb2.ResumeJobResponse]
+    """Puts a paused job back into the queue; it goes on bit for bit as if it had
+    never paused.
+    """
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.DeleteJobRequest, _sequence_pb2.DeleteJobResponse]
+    """Deletes a job that is over or paused: its events, its checkpoint and its own
+    copies of the weights. Stored versions of models stay.
     """
     Generate: _grpc.UnaryStreamMultiCallable[_sequence_pb2.GenerateRequest, _sequence_pb2.GenerateResponse]
     """Generates text from a prompt and streams it as it is made. The last
@@ -67,6 +94,12 @@ class SequenceServiceStub:
     """Describes one model."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.DeleteModelRequest, _sequence_pb2.DeleteModelResponse]
     """Deletes one version of a model, or all of them."""
+    SetAlias: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.SetAliasRequest, _sequence_pb2.SetAliasResponse]
+    """Gives a version of a model a name, or moves the name to another version, in one
+    step; requests may then ask for NAME@ALIAS.
+    """
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.DeleteAliasRequest, _sequence_pb2.DeleteAliasResponse]
+    """Takes a name away from a version."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.GetServerInfoRequest, _sequence_pb2.GetServerInfoResponse]
     """Describes the server: versions, limits, threads and load."""
 
@@ -78,10 +111,37 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Train: _aio.StreamStreamMultiCallable[_sequence_pb2.TrainRequest, _sequence_pb2.TrainResponse]  # type: ignore[assignment]
-    """Trains one model. The first request carries the spec, every later one a
-    piece of the corpus, the last one its end. A stream that breaks off before
-    `corpus_end` trains nothing. The stream of responses is: one `started`, any
-    number of `progress`, one `completed`.
+    """Starts a job that trains one model, and streams its events. The first request
+    carries the spec, every later one a piece of the corpus, the last one its end.
+    A stream that breaks off before `corpus_end` trains nothing; from then on the
+    job is the server's own, and goes on whether or not its client stays. The
+    events are: one `state` (queued), any number of `state`, one `started`, any
+    number of `progress`, one `completed`. A job that fails, is paused or is
+    cancelled without a model ends the stream with a status.
+    """
+    WatchJob: _aio.UnaryStreamMultiCallable[_sequence_pb2.WatchJobRequest, _sequence_pb2.WatchJobResponse]  # type: ignore[assignment]
+    """Streams the events of a job from any point on, those to come included, each
+    exactly once and in order; it ends as Train does.
+    """
+    GetJob: _aio.UnaryUnaryMultiCallable[_sequence_pb2.GetJobRequest, _sequence_pb2.GetJobResponse]  # type: ignore[assignment]
+    """Describes one job."""
+    ListJobs: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ListJobsRequest, _sequence_pb2.ListJobsResponse]  # type: ignore[assignment]
+    """Lists jobs, newest first."""
+    CancelJob: _aio.UnaryUnaryMultiCallable[_sequence_pb2.CancelJobRequest, _sequence_pb2.CancelJobResponse]  # type: ignore[assignment]
+    """Ends a job for good. A job that has trained stores its model, the best one by
+    validation, as a new version; a job that has not just ends.
+    """
+    PauseJob: _aio.UnaryUnaryMultiCallable[_sequence_pb2.PauseJobRequest, _sequence_pb2.PauseJobResponse]  # type: ignore[assignment]
+    """Makes a queued or running job keep its whole state on disk and wait until it
+    is resumed.
+    """
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ResumeJobRequest, _sequence_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    """Puts a paused job back into the queue; it goes on bit for bit as if it had
+    never paused.
+    """
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_sequence_pb2.DeleteJobRequest, _sequence_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    """Deletes a job that is over or paused: its events, its checkpoint and its own
+    copies of the weights. Stored versions of models stay.
     """
     Generate: _aio.UnaryStreamMultiCallable[_sequence_pb2.GenerateRequest, _sequence_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates text from a prompt and streams it as it is made. The last
@@ -95,6 +155,12 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     """Describes one model."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_sequence_pb2.DeleteModelRequest, _sequence_pb2.DeleteModelResponse]  # type: ignore[assignment]
     """Deletes one version of a model, or all of them."""
+    SetAlias: _aio.UnaryUnaryMultiCallable[_sequence_pb2.SetAliasRequest, _sequence_pb2.SetAliasResponse]  # type: ignore[assignment]
+    """Gives a version of a model a name, or moves the name to another version, in one
+    step; requests may then ask for NAME@ALIAS.
+    """
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_sequence_pb2.DeleteAliasRequest, _sequence_pb2.DeleteAliasResponse]  # type: ignore[assignment]
+    """Takes a name away from a version."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_sequence_pb2.GetServerInfoRequest, _sequence_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Describes the server: versions, limits, threads and load."""
 
@@ -109,10 +175,79 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_sequence_pb2.TrainRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_sequence_pb2.TrainResponse], _abc.AsyncIterator[_sequence_pb2.TrainResponse]]:
-        """Trains one model. The first request carries the spec, every later one a
-        piece of the corpus, the last one its end. A stream that breaks off before
-        `corpus_end` trains nothing. The stream of responses is: one `started`, any
-        number of `progress`, one `completed`.
+        """Starts a job that trains one model, and streams its events. The first request
+        carries the spec, every later one a piece of the corpus, the last one its end.
+        A stream that breaks off before `corpus_end` trains nothing; from then on the
+        job is the server's own, and goes on whether or not its client stays. The
+        events are: one `state` (queued), any number of `state`, one `started`, any
+        number of `progress`, one `completed`. A job that fails, is paused or is
+        cancelled without a model ends the stream with a status.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchJob(
+        self,
+        request: _sequence_pb2.WatchJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_sequence_pb2.WatchJobResponse], _abc.AsyncIterator[_sequence_pb2.WatchJobResponse]]:
+        """Streams the events of a job from any point on, those to come included, each
+        exactly once and in order; it ends as Train does.
+        """
+
+    @_abc_1.abstractmethod
+    def GetJob(
+        self,
+        request: _sequence_pb2.GetJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.GetJobResponse, _abc.Awaitable[_sequence_pb2.GetJobResponse]]:
+        """Describes one job."""
+
+    @_abc_1.abstractmethod
+    def ListJobs(
+        self,
+        request: _sequence_pb2.ListJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.ListJobsResponse, _abc.Awaitable[_sequence_pb2.ListJobsResponse]]:
+        """Lists jobs, newest first."""
+
+    @_abc_1.abstractmethod
+    def CancelJob(
+        self,
+        request: _sequence_pb2.CancelJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.CancelJobResponse, _abc.Awaitable[_sequence_pb2.CancelJobResponse]]:
+        """Ends a job for good. A job that has trained stores its model, the best one by
+        validation, as a new version; a job that has not just ends.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseJob(
+        self,
+        request: _sequence_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.PauseJobResponse, _abc.Awaitable[_sequence_pb2.PauseJobResponse]]:
+        """Makes a queued or running job keep its whole state on disk and wait until it
+        is resumed.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _sequence_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.ResumeJobResponse, _abc.Awaitable[_sequence_pb2.ResumeJobResponse]]:
+        """Puts a paused job back into the queue; it goes on bit for bit as if it had
+        never paused.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteJob(
+        self,
+        request: _sequence_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.DeleteJobResponse, _abc.Awaitable[_sequence_pb2.DeleteJobResponse]]:
+        """Deletes a job that is over or paused: its events, its checkpoint and its own
+        copies of the weights. Stored versions of models stay.
         """
 
     @_abc_1.abstractmethod
@@ -156,6 +291,24 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.DeleteModelResponse, _abc.Awaitable[_sequence_pb2.DeleteModelResponse]]:
         """Deletes one version of a model, or all of them."""
+
+    @_abc_1.abstractmethod
+    def SetAlias(
+        self,
+        request: _sequence_pb2.SetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.SetAliasResponse, _abc.Awaitable[_sequence_pb2.SetAliasResponse]]:
+        """Gives a version of a model a name, or moves the name to another version, in one
+        step; requests may then ask for NAME@ALIAS.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _sequence_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.DeleteAliasResponse, _abc.Awaitable[_sequence_pb2.DeleteAliasResponse]]:
+        """Takes a name away from a version."""
 
     @_abc_1.abstractmethod
     def GetServerInfo(
