@@ -1,0 +1,420 @@
+"""What the server knows of jobs, aliases and corpora: one SQLite file, `DATA_DIR/treadle.db`.
+
+Every change is one transaction, synced before its method returns, in a write-ahead log: after a
+crash or a loss of power it is there whole or not at all. The file is one server's, which its
+lock on the data directory sees to. Every method blocks on the disk and may be called from any
+thread.
+
+::
+
+    jobs      one row a training job; the fields of `JobRow`
+    events    what a job's watchers are told, numbered from 1 in each job
+    aliases   names of versions of models
+    corpora   files under corpora/, with the time when each was last wanted
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+"""The version of the tables; a server refuses a file of a newer one."""
+
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+class DatabaseError(Exception):
+    """The database cannot be used, or not for what was asked. The message is one sentence."""
+
+
+class NoSuchJobError(DatabaseError):
+    """There is no job of that id."""
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """One training job. Times are seconds since the epoch."""
+
+    id: str
+    """Its id."""
+    model: str
+    """The name of the model that it makes."""
+    state: str
+    """queued, running, paused, succeeded, failed or cancelled."""
+    reason: str
+    """Why it is in that state, as a sentence; may be empty."""
+    spec: bytes
+    """The serialized TrainSpec, as asked for."""
+    config: str
+    """The TrainConfig as JSON: as asked for, and once started as used."""
+    files: str
+    """JSON list of its corpora: {"sha256", "name", "role", "weight", "size"}."""
+    corpus_bytes: int
+    """Bytes of its corpora together."""
+    request_id: str
+    """What its client called the request, or empty; no two jobs have the same."""
+    init_from: str
+    """Path of the model file that it begins with, or empty."""
+    created_s: float
+    """When it was made."""
+    queued_s: float
+    """When it entered the queue the last time; the queue goes by it."""
+    started_s: float | None
+    """When it ran first."""
+    ended_s: float | None
+    """When it was over."""
+    last_sequence: int
+    """The number of its last event; 0 before the first."""
+    restarts: int
+    """How often its worker was started again after a crash."""
+    started: bytes
+    """The serialized `started` message, or empty."""
+    progress: bytes
+    """The newest serialized `progress` message, or empty."""
+    version: int
+    """The version stored; 0: none yet."""
+    claim: int
+    """The version that it is about to claim; 0: none."""
+    error_code: int
+    """The google.rpc.Code that it failed with, or 0."""
+    error: bytes
+    """The packed google.rpc.Status that it failed with, or empty."""
+    ran_s: float
+    """Seconds that it has run."""
+
+    def corpora(self) -> list[str]:
+        """Returns the hashes of its corpora.
+
+        Raises:
+            DatabaseError: `files` cannot be read.
+        """
+        try:
+            return [str(file["sha256"]) for file in json.loads(self.files)]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DatabaseError(
+                f"the corpora of job {self.id} cannot be read from the database: delete the job"
+            ) from error
+
+
+_TYPES = {
+    "str": "TEXT NOT NULL",
+    "bytes": "BLOB NOT NULL",
+    "int": "INTEGER NOT NULL",
+    "float": "REAL NOT NULL",
+    "float | None": "REAL",
+}
+
+# The one list of the columns: what `JobRow` has, in its order.
+_COLUMNS = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(JobRow)}
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
+_INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_FIXED = ("id", "last_sequence")
+
+_SCHEMA = (
+    f"CREATE TABLE jobs ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())}, "
+    "PRIMARY KEY (id))",
+    "CREATE UNIQUE INDEX jobs_request ON jobs (request_id) WHERE request_id != ''",
+    "CREATE INDEX jobs_created ON jobs (created_s, id)",
+    "CREATE INDEX jobs_queued ON jobs (state, queued_s, id)",
+    "CREATE TABLE events (job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, "
+    "sequence INTEGER NOT NULL, time_s REAL NOT NULL, payload BLOB NOT NULL, "
+    "PRIMARY KEY (job, sequence)) WITHOUT ROWID",
+    "CREATE TABLE aliases (model TEXT NOT NULL, alias TEXT NOT NULL, version INTEGER NOT NULL, "
+    "PRIMARY KEY (model, alias)) WITHOUT ROWID",
+    "CREATE TABLE corpora (sha256 TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL, "
+    "used_s REAL NOT NULL) WITHOUT ROWID",
+)
+
+
+class Database:
+    """The database of one data directory.
+
+    Args:
+        path: Its file; made, for its owner only, if it is missing.
+
+    Raises:
+        DatabaseError: It is damaged, of a newer Treadle, or cannot be opened.
+        OSError: The disk failed or is full.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        # Made here, since SQLite would let everybody read it; its log gets the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with self._translated():
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            with self._translated():
+                self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file; what is left of the log is moved into it."""
+        with self._lock:
+            self._connection.close()
+
+    def check(self) -> list[str]:
+        """Returns what SQLite finds damaged in the file, as sentences; none where all is well."""
+        with self._translated():
+            found = [
+                str(text) for (text,) in self._connection.execute("PRAGMA integrity_check(20)")
+            ]
+            if found == ["ok"]:
+                found = []
+            for table, row, *_ in self._connection.execute("PRAGMA foreign_key_check"):
+                found.append(f"row {row} of {table} belongs to no job")
+        return found
+
+    def add_job(self, row: JobRow) -> JobRow:
+        """Adds a job, unless there is one with the same request id.
+
+        Returns:
+            The row, or that of the earlier job with its non-empty request id.
+
+        Raises:
+            DatabaseError: There is a job with its id.
+        """
+        with self._transaction():
+            earlier = self.job_of_request(row.request_id)
+            if earlier is not None:
+                return earlier
+            self._connection.execute(_INSERT, [getattr(row, name) for name in _COLUMNS])
+        return row
+
+    def job(self, job: str, /) -> JobRow | None:
+        """Returns a job, or None where there is none of that id."""
+        return next(iter(self._jobs("WHERE id = ?", job)), None)
+
+    def job_of_request(self, request_id: str) -> JobRow | None:
+        """Returns the job of a request id; None for an empty one or where there is none."""
+        if not request_id:
+            return None
+        return next(iter(self._jobs("WHERE request_id = ? AND request_id != ''", request_id)), None)
+
+    def jobs(
+        self, states: Sequence[str] = (), model: str = "", after: str = "", limit: int = 100
+    ) -> list[JobRow]:
+        """Returns jobs, the newest first.
+
+        Args:
+            states: The states wanted; none: all.
+            model: The name of their model; empty: any.
+            after: The id of the last job of the page before; empty: from the first.
+            limit: The most jobs to return.
+
+        Raises:
+            NoSuchJobError: There is no job `after`, perhaps not any more.
+        """
+        terms, values = ["1"], list[object]()
+        if states:
+            terms.append(f"state IN ({', '.join('?' * len(states))})")
+            values += states
+        if model:
+            terms.append("model = ?")
+            values.append(model)
+        if after:
+            last = self._known(after)
+            terms.append("(created_s, id) < (?, ?)")
+            values += [last.created_s, last.id]
+        where = f"WHERE {' AND '.join(terms)} ORDER BY created_s DESC, id DESC LIMIT ?"
+        return self._jobs(where, *values, limit)
+
+    def queued(self) -> list[JobRow]:
+        """Returns the jobs that wait, the first in the queue first."""
+        return self._jobs("WHERE state = 'queued' ORDER BY queued_s, id")
+
+    def update_job(self, job: str, /, **changes: Any) -> None:
+        """Changes fields of a job.
+
+        Args:
+            job: Its id.
+            changes: New values by the names of `JobRow`'s fields, but for its id and
+                last_sequence.
+
+        Raises:
+            NoSuchJobError: There is no such job.
+            TypeError: There is no such field, or it may not be changed.
+        """
+        _check(changes)
+        with self._transaction():
+            self._change(self._known(job).id, changes)
+
+    def append_event(self, job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
+        """Adds an event to a job and changes fields of it, both or neither.
+
+        Args:
+            job: Its id.
+            payload: The event, serialized.
+            time_s: When it happened.
+            changes: As for `update_job`.
+
+        Returns:
+            The event's number, one above the last.
+
+        Raises:
+            NoSuchJobError: There is no such job.
+            TypeError: There is no such field, or it may not be changed.
+        """
+        _check(changes)
+        with self._transaction():
+            sequence = self._known(job).last_sequence + 1
+            event = (job, sequence, time_s, payload)
+            self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", event)
+            self._change(job, {**changes, "last_sequence": sequence})
+        return sequence
+
+    def events(self, job: str, after: int, limit: int = 500) -> list[tuple[int, float, bytes]]:
+        """Returns a job's events in order: number, time and payload.
+
+        Args:
+            job: Its id.
+            after: The number of the last event already known.
+            limit: The most events to return.
+        """
+        return self._rows(
+            "SELECT sequence, time_s, payload FROM events WHERE job = ? AND sequence > ? "
+            "ORDER BY sequence LIMIT ?",
+            *(job, after, limit),
+        )
+
+    def delete_job(self, job: str) -> None:
+        """Deletes a job and its events, if it is there."""
+        self._do("DELETE FROM jobs WHERE id = ?", job)
+
+    def set_alias(self, model: str, alias: str, version: int) -> None:
+        """Lets an alias name a version of a model, and no other any more."""
+        self._do("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?)", model, alias, version)
+
+    def delete_alias(self, model: str, alias: str) -> bool:
+        """Deletes an alias; returns whether it was there."""
+        return bool(self._do("DELETE FROM aliases WHERE model = ? AND alias = ?", model, alias))
+
+    def aliases(self, model: str) -> dict[str, int]:
+        """Returns the version that each of a model's aliases names, in their names' order."""
+        return dict(
+            self._rows("SELECT alias, version FROM aliases WHERE model = ? ORDER BY alias", model)
+        )
+
+    def all_aliases(self) -> list[tuple[str, str, int]]:
+        """Returns every alias: model, alias and version."""
+        return self._rows("SELECT model, alias, version FROM aliases ORDER BY model, alias")
+
+    def forget_aliases(self, model: str, versions: Sequence[int]) -> None:
+        """Deletes the aliases of versions of a model."""
+        with self._transaction():
+            for version in versions:
+                self._connection.execute(
+                    "DELETE FROM aliases WHERE model = ? AND version = ?", (model, version)
+                )
+
+    def touch_corpus(self, sha256: str, size: int, now_s: float) -> None:
+        """Notes that a corpus, of `size` bytes, is there and was wanted now."""
+        self._do("INSERT OR REPLACE INTO corpora VALUES (?, ?, ?)", sha256, size, now_s)
+
+    def corpora(self) -> list[tuple[str, int, float]]:
+        """Returns every corpus: hash, bytes and when it was last wanted."""
+        return self._rows("SELECT sha256, size, used_s FROM corpora ORDER BY sha256")
+
+    def forget_corpus(self, sha256: str) -> None:
+        """Forgets a corpus, if it is known."""
+        self._do("DELETE FROM corpora WHERE sha256 = ?", sha256)
+
+    def corpora_in_use(self) -> set[str]:
+        """Returns the hashes of the corpora of jobs that are queued, running or paused.
+
+        Raises:
+            DatabaseError: Those of a job cannot be read.
+        """
+        rows = self._jobs("WHERE state IN ('queued', 'running', 'paused')")
+        return {sha256 for row in rows for sha256 in row.corpora()}
+
+    def _prepare(self) -> None:
+        """Sets the connection up and makes the tables of a new file."""
+        # The version first: a newer Treadle's file is not to be touched.
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise DatabaseError(
+                f"the database {self._path} is of version {version} and this Treadle reads "
+                f"{SCHEMA_VERSION}: take a newer Treadle"
+            )
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            self._connection.execute(f"PRAGMA {pragma}")
+        if version == 0:
+            with self._transaction():
+                for statement in _SCHEMA:
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._connection.execute("SELECT 1 FROM jobs, events, aliases, corpora LIMIT 0")
+
+    def _known(self, job: str) -> JobRow:
+        row = self.job(job)
+        if row is None:
+            raise NoSuchJobError(f"there is no job {job!r}")
+        return row
+
+    def _change(self, job: str, changes: dict[str, Any]) -> None:
+        if not changes:
+            return
+        places = ", ".join(f"{name} = ?" for name in changes)
+        values = (*changes.values(), job)
+        self._connection.execute(f"UPDATE jobs SET {places} WHERE id = ?", values)
+
+    def _jobs(self, where: str, *values: object) -> list[JobRow]:
+        return [JobRow(*row) for row in self._rows(f"{_SELECT} {where}", *values)]
+
+    def _rows(self, statement: str, *values: Any) -> list[Any]:
+        with self._translated():
+            return self._connection.execute(statement, values).fetchall()
+
+    def _do(self, statement: str, *values: Any) -> int:
+        """Runs a statement in a transaction of its own; returns how many rows it changed."""
+        with self._transaction():
+            return self._connection.execute(statement, values).rowcount
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Does everything within, or nothing of it."""
+        with self._translated():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # SQLite has rolled back by itself where the disk is full.
+                with suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Holds the lock, and gives SQLite's errors as ours."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", None) in _FULL:
+                    text = os.strerror(errno.ENOSPC)
+                    raise OSError(errno.ENOSPC, text, str(self._path)) from error
+                raise DatabaseError(
+                    f"the database {self._path} cannot be used ({error}): stop the server and "
+                    "run treadle-server --fsck"
+                ) from error
+
+
+def _check(changes: dict[str, Any]) -> None:
+    for name in changes:
+        if name not in _COLUMNS or name in _FIXED:
+            raise TypeError(f"{name!r} is no field of a job that may be changed")
