@@ -65,10 +65,8 @@ def test_sigterm_ends_uploads_and_loses_no_job(start: Start) -> None:
     uploading = server.caller.train(pb.TrainSpec(), source=upload)
     wait_for(lambda: server.caller.info().training_queued == 2)
     server.process.send_signal(signal.SIGTERM)
-    for call, said in (
-        (waiting, "goes on when it has started"),
-        (uploading, "nothing was trained"),
-    ):
+    goes_on, lost = "goes on when it has started", "nothing was trained"
+    for call, said in ((waiting, goes_on), (uploading, lost)):
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
