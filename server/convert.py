@@ -70,7 +70,8 @@ def training_order(
     violations = _take_job_fields(values)
     if "optimizer" in values.get("optimizer", {}):
         values["optimizer"]["kind"] = values["optimizer"].pop("optimizer")
-    values["given"] = sorted(_dotted(values))
+    if "preset" in values:
+        values["given"] = sorted(_dotted(values))
     if base is not None:
         violations += _take_over(values, *base)
 
