@@ -1,6 +1,7 @@
 """What a large corpus costs: the speed of its upload and the memory of those who read it.
 
-    python benchmarks/large_corpus.py text.txt [--megabytes 200] [--layout text] [--tokenizer characters]
+    python benchmarks/large_corpus.py text.txt [--megabytes 200] [--layout lines]
+        [--tokenizer bytes]
 
 Repeats a text to so many megabytes, each copy under a line of its own number, sends it to a
 server of its own over loopback, lets the job make a few steps, and prints the megabytes a second

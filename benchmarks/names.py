@@ -14,6 +14,7 @@ import argparse
 import random
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from treadle.benchmarks.machine import describe
@@ -37,7 +38,7 @@ def split(path: Path, seed: int) -> tuple[list[str], list[CorpusFile]]:
     names = path.read_text().split()
     random.Random(seed).shuffle(names)
     cuts = (0, HELD_OUT, 2 * HELD_OUT, len(names))
-    test, valid, train = (names[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
+    test, valid, train = (names[a:b] for a, b in pairwise(cuts))
     parts = ((CorpusRole.TRAIN, train), (CorpusRole.VALID, valid), (CorpusRole.TEST, test))
     return train, [CorpusFile("\n".join(part).encode(), role.value, role) for role, part in parts]
 
