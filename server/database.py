@@ -4,136 +4,35 @@ Every change is one transaction, synced before its method returns, in a write-ah
 crash or a loss of power it is there whole or not at all. The file is one server's, which its
 lock on the data directory sees to. Every method blocks on the disk and may be called from any
 thread.
-
-::
-
-    jobs      one row a training job; the fields of `JobRow`
-    events    what a job's watchers are told, numbered from 1 in each job
-    aliases   names of versions of models
-    corpora   files under corpora/, with the time when each was last wanted
 """
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import json
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
-"""The version of the tables; a server refuses a file of a newer one."""
+from treadle.server.rows import (
+    COLUMNS,
+    FIXED,
+    INSERT,
+    SCHEMA,
+    SCHEMA_VERSION,
+    SELECT,
+    DatabaseError,
+    JobRow,
+    NewerDatabaseError,
+    NoSuchJobError,
+)
+
+__all__ = ["Database", "DatabaseError", "JobRow", "NewerDatabaseError", "NoSuchJobError"]
 
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
-
-
-class DatabaseError(Exception):
-    """The database cannot be used, or not for what was asked. The message is one sentence."""
-
-
-class NoSuchJobError(DatabaseError):
-    """There is no job of that id."""
-
-
-@dataclass(frozen=True)
-class JobRow:
-    """One training job. Times are seconds since the epoch."""
-
-    id: str
-    """Its id."""
-    model: str
-    """The name of the model that it makes."""
-    state: str
-    """queued, running, paused, succeeded, failed or cancelled."""
-    reason: str
-    """Why it is in that state, as a sentence; may be empty."""
-    spec: bytes
-    """The serialized TrainSpec, as asked for."""
-    config: str
-    """The TrainConfig as JSON: as asked for, and once started as used."""
-    files: str
-    """JSON list of its corpora: {"sha256", "name", "role", "weight", "size"}."""
-    corpus_bytes: int
-    """Bytes of its corpora together."""
-    request_id: str
-    """What its client called the request, or empty; no two jobs have the same."""
-    init_from: str
-    """Path of the model file that it begins with, or empty."""
-    created_s: float
-    """When it was made."""
-    queued_s: float
-    """When it entered the queue the last time; the queue goes by it."""
-    started_s: float | None
-    """When it ran first."""
-    ended_s: float | None
-    """When it was over."""
-    last_sequence: int
-    """The number of its last event; 0 before the first."""
-    restarts: int
-    """How often its worker was started again after a crash."""
-    started: bytes
-    """The serialized `started` message, or empty."""
-    progress: bytes
-    """The newest serialized `progress` message, or empty."""
-    version: int
-    """The version stored; 0: none yet."""
-    claim: int
-    """The version that it is about to claim; 0: none."""
-    error_code: int
-    """The google.rpc.Code that it failed with, or 0."""
-    error: bytes
-    """The packed google.rpc.Status that it failed with, or empty."""
-    ran_s: float
-    """Seconds that it has run."""
-
-    def corpora(self) -> list[str]:
-        """Returns the hashes of its corpora.
-
-        Raises:
-            DatabaseError: `files` cannot be read.
-        """
-        try:
-            return [str(file["sha256"]) for file in json.loads(self.files)]
-        except (ValueError, TypeError, KeyError) as error:
-            raise DatabaseError(
-                f"the corpora of job {self.id} cannot be read from the database: delete the job"
-            ) from error
-
-
-_TYPES = {
-    "str": "TEXT NOT NULL",
-    "bytes": "BLOB NOT NULL",
-    "int": "INTEGER NOT NULL",
-    "float": "REAL NOT NULL",
-    "float | None": "REAL",
-}
-
-# The one list of the columns: what `JobRow` has, in its order.
-_COLUMNS = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(JobRow)}
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
-_INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
-_FIXED = ("id", "last_sequence")
-
-_SCHEMA = (
-    f"CREATE TABLE jobs ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())}, "
-    "PRIMARY KEY (id))",
-    "CREATE UNIQUE INDEX jobs_request ON jobs (request_id) WHERE request_id != ''",
-    "CREATE INDEX jobs_created ON jobs (created_s, id)",
-    "CREATE INDEX jobs_queued ON jobs (state, queued_s, id)",
-    "CREATE TABLE events (job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, "
-    "sequence INTEGER NOT NULL, time_s REAL NOT NULL, payload BLOB NOT NULL, "
-    "PRIMARY KEY (job, sequence)) WITHOUT ROWID",
-    "CREATE TABLE aliases (model TEXT NOT NULL, alias TEXT NOT NULL, version INTEGER NOT NULL, "
-    "PRIMARY KEY (model, alias)) WITHOUT ROWID",
-    "CREATE TABLE corpora (sha256 TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL, "
-    "used_s REAL NOT NULL) WITHOUT ROWID",
-)
 
 
 class Database:
@@ -191,7 +90,7 @@ class Database:
             earlier = self.job_of_request(row.request_id)
             if earlier is not None:
                 return earlier
-            self._connection.execute(_INSERT, [getattr(row, name) for name in _COLUMNS])
+            self._connection.execute(INSERT, [getattr(row, name) for name in COLUMNS])
         return row
 
     def job(self, job: str, /) -> JobRow | None:
@@ -235,6 +134,15 @@ class Database:
     def queued(self) -> list[JobRow]:
         """Returns the jobs that wait, the first in the queue first."""
         return self._jobs("WHERE state = 'queued' ORDER BY queued_s, id")
+
+    def pending_claims(self, model: str) -> list[int]:
+        """Returns the versions of a model that unfinished jobs are about to claim."""
+        rows = self._rows(
+            "SELECT claim FROM jobs WHERE model = ? AND claim > 0 AND version = 0 "
+            "AND state IN ('queued', 'running', 'paused')",
+            model,
+        )
+        return [int(claim) for (claim,) in rows]
 
     def update_job(self, job: str, /, **changes: Any) -> None:
         """Changes fields of a job.
@@ -346,7 +254,7 @@ class Database:
         # The version first: a newer Treadle's file is not to be touched.
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
-            raise DatabaseError(
+            raise NewerDatabaseError(
                 f"the database {self._path} is of version {version} and this Treadle reads "
                 f"{SCHEMA_VERSION}: take a newer Treadle"
             )
@@ -354,7 +262,7 @@ class Database:
             self._connection.execute(f"PRAGMA {pragma}")
         if version == 0:
             with self._transaction():
-                for statement in _SCHEMA:
+                for statement in SCHEMA:
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._connection.execute("SELECT 1 FROM jobs, events, aliases, corpora LIMIT 0")
@@ -373,7 +281,7 @@ class Database:
         self._connection.execute(f"UPDATE jobs SET {places} WHERE id = ?", values)
 
     def _jobs(self, where: str, *values: object) -> list[JobRow]:
-        return [JobRow(*row) for row in self._rows(f"{_SELECT} {where}", *values)]
+        return [JobRow(*row) for row in self._rows(f"{SELECT} {where}", *values)]
 
     def _rows(self, statement: str, *values: Any) -> list[Any]:
         with self._translated():
@@ -416,5 +324,5 @@ class Database:
 
 def _check(changes: dict[str, Any]) -> None:
     for name in changes:
-        if name not in _COLUMNS or name in _FIXED:
+        if name not in COLUMNS or name in FIXED:
             raise TypeError(f"{name!r} is no field of a job that may be changed")

@@ -1,11 +1,14 @@
-"""Where models lie on disk.
+"""Where models, jobs and corpora lie on disk.
 
 ::
 
     DATA_DIR/
       lock                                  held by the one server that uses the directory
+      treadle.db                            jobs, events, aliases: see treadle.server.database
       models/NAME/VERSION/model.safetensors the model; it never changes
       models/NAME/VERSION/model.sha256      its hash, as `sha256sum --check` reads it
+      jobs/ID/                              a job's checkpoint and the models that it publishes
+      corpora/SHA256                        corpora, each once: see treadle.server.corpora
       tmp/                                  what is being made; emptied at every start
 
 A version is made under `tmp/`, synced, and claimed by renaming its directory: it is there
@@ -17,8 +20,7 @@ alone. All methods block on the disk: call them from threads.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
+import errno
 import logging
 import os
 import secrets
@@ -26,65 +28,29 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import grpc
 
 from treadle.model.checkpoint import read_header
-from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig
-from treadle.model.errors import CheckpointError
-from treadle.model.record import TrainingRecord
+from treadle.server import aliases, disk, versions
 from treadle.server.convert import NAME
-from treadle.server.errors import StatusError, damaged, not_found
+from treadle.server.corpora import Corpora
+from treadle.server.database import Database, DatabaseError
+from treadle.server.disk import StoreError
+from treadle.server.errors import StatusError, not_found
+from treadle.server.versions import HASH_FILE, MODEL_FILE, Description, StoredModel
+
+__all__ = ["HASH_FILE", "MODEL_FILE", "Description", "Store", "StoreError", "StoredModel"]
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE = "model.safetensors"
-HASH_FILE = "model.sha256"
+DATABASE_FILE = "treadle.db"
 
 _REMEMBERED = 4096
 
-
-class StoreError(Exception):
-    """The data directory cannot be used. The message is one sentence."""
-
-
-@dataclass(frozen=True)
-class StoredModel:
-    """One version of a model on disk."""
-
-    name: str
-    """The model's name."""
-    version: int
-    """Its version, from 1."""
-    path: Path
-    """Its file."""
-    created_s: float
-    """When it was written, in seconds since the epoch."""
-    size_bytes: int
-    """Bytes of its file."""
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a model's file says of it; little enough to remember of thousands."""
-
-    network: NetworkConfig
-    """The shape of its network."""
-    tokenizer: TokenizerConfig
-    """How it reads text."""
-    layout: CorpusLayout
-    """How its corpus was cut."""
-    vocabulary_size: int
-    """Tokens in its vocabulary, special ones included."""
-    parameter_count: int
-    """Trained numbers in it."""
-    training: TrainingRecord | None
-    """How it was trained; None where it was imported."""
-    sha256: str
-    """SHA-256 of its file, in lower-case hexadecimal."""
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
+"""How a file system says that it does not link files, or not these."""
 
 
 class Store:
@@ -99,22 +65,49 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self._models = root / "models"
+        self._jobs = root / "jobs"
         self._tmp = root / "tmp"
         # Names and versions change under this lock only.
         self._changing = threading.Lock()
         self._described: OrderedDict[StoredModel, Description] = OrderedDict()
-        try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)  # models hold memorised text
-            self._models.mkdir(exist_ok=True)
-            self._lock = _lock(root / "lock")
-            shutil.rmtree(self._tmp, ignore_errors=True)
-            self._tmp.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"the data directory {root} cannot be used: {error}") from error
+        with contextlib.ExitStack() as opened:
+            try:
+                root.mkdir(mode=0o700, parents=True, exist_ok=True)  # models hold memorised text
+                self._models.mkdir(exist_ok=True)
+                opened.enter_context(disk.lock(root))
+                self._jobs.mkdir(mode=0o700, exist_ok=True)
+                shutil.rmtree(self._tmp, ignore_errors=True)
+                self._tmp.mkdir(exist_ok=True)
+                self.database = Database(root / DATABASE_FILE)
+                opened.callback(self.database.close)
+                self.corpora = Corpora(root, self._tmp, self.database)
+            except OSError as error:
+                raise StoreError(f"the data directory {root} cannot be used: {error}") from error
+            except DatabaseError as error:
+                raise StoreError(str(error)) from error
+            self._opened = opened.pop_all()
 
     def close(self) -> None:
-        """Lets another server use the directory."""
-        self._lock.close()
+        """Closes the database and lets another server use the directory."""
+        self._opened.close()
+
+    @property
+    def jobs_root(self) -> Path:
+        """The directory of the jobs' directories."""
+        return self._jobs
+
+    def job_dir(self, job: str) -> Path:
+        """Returns a job's directory; made if it is missing, removed by `discard`.
+
+        Raises:
+            ValueError: No job can have that id.
+            OSError: The disk failed or is full.
+        """
+        if not NAME.fullmatch(job):
+            raise ValueError(f"{job[:80]!r} is no job's id")
+        path = self._jobs / job
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
 
     def new_file(self) -> Path:
         """Returns a new empty file under `tmp/`, for a corpus."""
@@ -129,17 +122,11 @@ class Store:
         return draft
 
     def discard(self, path: Path) -> None:
-        """Removes what `new_file` or `new_draft` returned, if it is still there.
+        """Removes what `new_file`, `new_draft` or `job_dir` returned, if it is still there.
 
-        What cannot be removed is logged and left for the next start.
+        What cannot be removed is logged and left: under `tmp/` until the next start.
         """
-        try:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            logger.warning("left under tmp/ until the next start: %s", error)
+        disk.remove(path)
 
     def check_free(self, name: str) -> None:
         """Checks that versions of `name` can be stored, before anybody trains one.
@@ -152,42 +139,90 @@ class Store:
             message = f"the server cannot store model {name!r}: a file has the name of its folder"
             raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
 
-    def claim(self, name: str, draft: Path) -> StoredModel:
-        """Makes the model in a draft the newest version of `name`.
+    def next_version(self, name: str) -> int:
+        """Returns the number that the next version of a model gets.
+
+        It is above every version there was, and above what unfinished jobs wrote down in `claim`:
+        write it down there before another job asks.
+
+        Raises:
+            DatabaseError: The database failed.
+        """
+        pending = self.database.pending_claims(name)
+        return max([*versions.numbers(self._models / name), *pending], default=0) + 1
+
+    def claim(self, name: str, draft: Path, version: int = 0) -> StoredModel:
+        """Makes the model in a draft a version of `name`.
+
+        With a version it may be repeated after a crash: a version that is there with the same
+        content, or whose draft is gone, is taken as claimed.
 
         Args:
             name: The model's name, already checked.
             draft: Directory of `new_draft` that holds MODEL_FILE; it is moved away.
+            version: What `next_version` returned; 0: a new one.
 
         Raises:
             CheckpointError: The draft's file is damaged.
+            StatusError: ABORTED: the version is there with other content.
             OSError: The disk failed or is full.
+            DatabaseError: The database failed.
         """
-        read_header(draft / MODEL_FILE)
-        _sync(draft)
-        with self._changing:
-            home = self._models / name
-            home.mkdir(exist_ok=True)
-            version = max(_numbers(home), default=0) + 1
-            os.rename(draft, home / str(version))
-            _sync(home)
-            _sync(self._models)
+        if version and self._is_claimed(name, draft / MODEL_FILE, version):
+            self.discard(draft)
+        else:
+            read_header(draft / MODEL_FILE)
+            disk.sync(draft)
+            with self._changing:
+                version = version or self.next_version(name)
+                self._move_in(name, draft, version)
         # Hashed in its place: a large model takes seconds, and is safe by now.
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-            _sha256(home / str(version))
+            versions.sha256(self._models / name / str(version))
         return self._stat(name, version)
+
+    def claim_file(self, name: str, path: Path, version: int) -> StoredModel:
+        """Makes a model's file a version of `name`, without moving it: it is linked or copied.
+
+        It may be repeated after a crash, as `claim`, also where the file is gone since.
+
+        Args:
+            name: The model's name, already checked.
+            path: The file; it must be replaced, never written to, from now on.
+            version: What `next_version` returned.
+
+        Raises:
+            As `claim`; FileNotFoundError where neither the file nor the version is there.
+        """
+        draft = self.new_draft()
+        try:
+            if not self._is_claimed(name, path, version):
+                _link(path, draft / MODEL_FILE)
+            return self.claim(name, draft, version)
+        finally:
+            self.discard(draft)
 
     def versions(self, name: str) -> list[int]:
         """Returns a model's versions, oldest first; none where there is no such model."""
         home = self._models / name
-        return [number for number in _numbers(home) if self._file(name, number).is_file()]
+        return [number for number in versions.numbers(home) if self._file(name, number).is_file()]
 
     def find(self, name: str, version: int = 0) -> StoredModel:
         """Returns one version of a model, by default the newest.
 
+        Args:
+            name: NAME or NAME@ALIAS.
+            version: Its version; 0: what the alias says, or the newest.
+
         Raises:
-            StatusError: NOT_FOUND.
+            StatusError: NOT_FOUND; INVALID_ARGUMENT for an alias and a version.
+            DatabaseError: The database failed.
         """
+        name, alias = aliases.split(name, version)
+        if alias and alias != aliases.LATEST:
+            version = self.database.aliases(name).get(alias, 0)
+            if not version:
+                raise aliases.unknown(name, alias) if self.versions(name) else not_found(name)
         if not version:
             version = max(self.versions(name), default=0)
             if not version:
@@ -197,6 +232,58 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             raise not_found(name, version) from None
 
+    def set_alias(self, name: str, alias: str, version: int = 0) -> StoredModel:
+        """Gives a version, by default the newest, a name, and takes it from any other.
+
+        Raises:
+            StatusError: NOT_FOUND; INVALID_ARGUMENT for what cannot be an alias.
+            OSError: The disk is full.
+            DatabaseError: The database failed.
+        """
+        aliases.check(alias)
+        with self._changing:
+            model = self.find(name, version)
+            self.database.set_alias(model.name, alias, model.version)
+        return model
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Takes a name away from the version that has it.
+
+        Raises:
+            StatusError: NOT_FOUND.
+            OSError: The disk is full.
+            DatabaseError: The database failed.
+        """
+        if not self.database.delete_alias(name, alias):
+            raise aliases.unknown(name, alias) if self.versions(name) else not_found(name)
+
+    def aliases_of(self, name: str, version: int) -> list[str]:
+        """Returns the names of a version in their order, without `latest`.
+
+        Raises:
+            DatabaseError: The database failed.
+        """
+        return [alias for alias, named in self.database.aliases(name).items() if named == version]
+
+    def verify(self, model: StoredModel) -> bool:
+        """Reads a version's whole file, and returns whether it still has the hash recorded.
+
+        Where none was recorded, it is now.
+
+        Raises:
+            StatusError: NOT_FOUND.
+            OSError: The file cannot be read.
+        """
+        try:
+            digest = versions.file_hash(model.path)
+        except FileNotFoundError:
+            raise not_found(model.name, model.version) from None
+        known = versions.recorded(model.path.parent)
+        if known is None:
+            with contextlib.suppress(OSError):
+                versions.record(model.path.parent, digest)
+        return known in (None, digest)
+
     def describe(self, model: StoredModel) -> Description:
         """Returns what a model's file says of it; remembered, since versions never change.
 
@@ -205,7 +292,7 @@ class Store:
         """
         description = self._described.get(model)
         if description is None:
-            description = self._described[model] = _describe(model)
+            description = self._described[model] = versions.describe(model)
             while len(self._described) > _REMEMBERED:
                 self._described.popitem(last=False)
         return description
@@ -251,12 +338,43 @@ class Store:
                 os.rename(home, trash)
             else:
                 os.rename(home / str(version), trash)
-                if version > max(_numbers(home)):
+                if version > max(versions.numbers(home)):
                     (home / str(version)).mkdir()
-                _sync(home)
-            _sync(self._models)
-        self.discard(trash)
+                disk.sync(home)
+            disk.sync(self._models)
+            # First the files, then their names: on a full disk that makes room for the change.
+            self.discard(trash)
+            self._forget_aliases(name, gone)
         return gone
+
+    def _forget_aliases(self, name: str, gone: list[int]) -> None:
+        try:
+            self.database.forget_aliases(name, gone)
+        except (OSError, DatabaseError) as error:
+            # They lead nowhere, which `find` says; `_move_in` keeps them from leading elsewhere.
+            logger.warning("aliases of deleted versions of %s are left: %s", name, error)
+
+    def _is_claimed(self, name: str, path: Path, version: int) -> bool:
+        """Returns whether a version is there already, as what the file at `path` is or was."""
+        stored = self._file(name, version)
+        if not stored.is_file():
+            return False
+        if not path.exists() or path.samefile(stored):
+            return True
+        if versions.file_hash(path) == versions.file_hash(stored):
+            return True
+        message = f"version {version} of model {name!r} is stored already, with other weights"
+        raise StatusError(grpc.StatusCode.ABORTED, message)
+
+    def _move_in(self, name: str, draft: Path, version: int) -> None:
+        """Makes a draft a version that is not there, or is an empty directory."""
+        if version in self.database.aliases(name).values():  # of an earlier model of this name
+            self.database.forget_aliases(name, [version])
+        home = self._models / name
+        home.mkdir(exist_ok=True)
+        os.rename(draft, home / str(version))
+        disk.sync(home)
+        disk.sync(self._models)
 
     def _readable(self, names: Iterator[str]) -> Iterator[StoredModel]:
         for name in names:
@@ -280,87 +398,12 @@ class Store:
         return StoredModel(name, version, path, stat.st_mtime, stat.st_size)
 
 
-def _lock(path: Path) -> IO[str]:
-    """Returns the lock file, held until it is closed or the process ends."""
-    file = path.open("a+")
+def _link(path: Path, place: Path) -> None:
+    """Makes `place` the same file as `path`, or a copy where the file system has no links."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise StoreError(
-            f"the data directory {path.parent} is in use by another server (process {holder}); "
-            "stop it, or name another --data-dir"
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def _numbers(home: Path) -> list[int]:
-    """Returns the version numbers under a model's directory, in order; empty ones too."""
-    try:
-        names = os.listdir(home)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(name) for name in names if _is_version(name))
-
-
-def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and name[0] != "0" and len(name) < 19
-
-
-def _describe(model: StoredModel) -> Description:
-    try:
-        header = read_header(model.path)
-        return Description(
-            network=header.network,
-            tokenizer=header.tokenizer.config,
-            layout=header.tokenizer.layout,
-            vocabulary_size=header.tokenizer.vocabulary_size,
-            parameter_count=header.shape.parameter_count,
-            training=header.training,
-            sha256=_sha256(model.path.parent),
-        )
-    except CheckpointError as error:
-        raise damaged(model.name, model.version, error) from error
-    except FileNotFoundError:
-        raise not_found(model.name, model.version) from None
-
-
-def _sha256(directory: Path) -> str:
-    """Returns the recorded hash of the model in a directory; hashes a model put there by hand."""
-    try:
-        recorded = (directory / HASH_FILE).read_text("ascii").split()[0]
-        if len(bytes.fromhex(recorded)) == hashlib.sha256().digest_size:
-            return recorded.lower()
-    except (OSError, ValueError, IndexError):
-        pass
-    digest = _hash(directory)
-    with contextlib.suppress(OSError):
-        _write_hash(directory, digest)
-    return digest
-
-
-def _hash(directory: Path) -> str:
-    with (directory / MODEL_FILE).open("rb") as model:
-        return hashlib.file_digest(model, "sha256").hexdigest()
-
-
-def _write_hash(directory: Path, digest: str) -> None:
-    with (directory / HASH_FILE).open("w", encoding="ascii") as file:
-        file.write(f"{digest}  {MODEL_FILE}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(directory)
-
-
-def _sync(directory: Path) -> None:
-    """Makes renames and new names in a directory last through a loss of power."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        os.link(path, place)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        shutil.copyfile(path, place)
+    disk.sync(place)

@@ -1,0 +1,167 @@
+"""What is kept, and for how long: old jobs and unwanted corpora are deleted, orphans taken in.
+
+A job is deleted, with its events and its directory, once it has been over for long enough; the
+models that it stored stay. A corpus is deleted once no job that is not over needs it and nobody
+has wanted it for long enough. A sweep may be cut off anywhere: the next one goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from treadle.server import disk
+from treadle.server.corpora import Corpora
+from treadle.server.database import Database
+from treadle.server.store import Store
+
+logger = logging.getLogger(__name__)
+
+OVER = ("succeeded", "failed", "cancelled")
+"""The states that a job does not leave."""
+
+ORPHAN_S = 3600.0
+"""Seconds for which a job's directory may be there before its row is: it is being made."""
+
+_PAGE = 200
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How long things are kept, in seconds; 0: for ever."""
+
+    job_retention_s: float
+    """Jobs, from when they are over."""
+    corpus_retention_s: float
+    """Corpora, from when they were last wanted."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What one sweep did."""
+
+    jobs: tuple[str, ...] = ()
+    """The jobs deleted."""
+    corpora: tuple[str, ...] = ()
+    """The corpora deleted, by hash."""
+    orphans: tuple[str, ...] = ()
+    """Directories of jobs that are not there; deleted."""
+    adopted: tuple[str, ...] = ()
+    """Corpora on disk that the database did not know; it does now."""
+    forgotten: tuple[str, ...] = ()
+    """Corpora that the database knew and the disk does not have."""
+
+
+async def keep_house(store: Store, rules: Rules, every_s: float = 600.0) -> None:
+    """Sweeps now and then until it is cancelled; a sweep that fails is logged.
+
+    Args:
+        store: The data directory.
+        rules: How long things are kept.
+        every_s: Seconds between two sweeps.
+    """
+    while True:
+        try:
+            arguments = (store.database, store.corpora, store.jobs_root, rules)
+            swept = await asyncio.to_thread(sweep, *arguments, time.time())
+            if swept != Swept():
+                logger.info("swept %s", swept)
+        except Exception as error:  # a full disk, say; there may be room the next time
+            logger.warning("old jobs and corpora could not be swept away: %s", error)
+        await asyncio.sleep(every_s)
+
+
+def sweep(
+    database: Database,
+    corpora: Corpora,
+    jobs_root: Path,
+    rules: Rules,
+    now_s: float,
+    keep: Set[str] = frozenset(),
+) -> Swept:
+    """Deletes what has been kept for long enough.
+
+    Args:
+        database: Where jobs and corpora are written down.
+        corpora: The corpora.
+        jobs_root: The directory of the jobs' directories.
+        rules: How long things are kept.
+        now_s: The time, in seconds since the epoch.
+        keep: Ids of jobs and hashes of corpora that are to stay whatever the rules say.
+
+    Raises:
+        OSError: The disk failed.
+        DatabaseError: The database failed.
+    """
+    jobs = tuple(_sweep_jobs(database, jobs_root, rules.job_retention_s, now_s, keep))
+    orphans = tuple(_sweep_orphans(database, jobs_root, now_s, keep))
+    known = {sha256 for sha256, _, _ in database.corpora()}
+    stored = dict(corpora.stored())
+    for sha256 in stored.keys() - known:
+        database.touch_corpus(sha256, stored[sha256], now_s)
+    missing = tuple(sorted(known - stored.keys()))
+    gone = [sha256 for sha256 in missing if not corpora.has(sha256)]  # not stored meanwhile
+    for sha256 in gone:
+        database.forget_corpus(sha256)
+    return Swept(
+        jobs=jobs,
+        corpora=tuple(_sweep_corpora(database, corpora, rules.corpus_retention_s, now_s, keep)),
+        orphans=orphans,
+        adopted=tuple(sorted(stored.keys() - known)),
+        forgotten=tuple(gone),
+    )
+
+
+def _sweep_jobs(
+    database: Database, jobs_root: Path, retention_s: float, now_s: float, keep: Set[str]
+) -> Iterator[str]:
+    if not retention_s:
+        return
+    old, after = list[str](), ""
+    while page := database.jobs(OVER, after=after, limit=_PAGE):
+        after = page[-1].id
+        for row in page:
+            ended_s = row.queued_s if row.ended_s is None else row.ended_s
+            if now_s - ended_s > retention_s and row.id not in keep:
+                old.append(row.id)
+    for job in old:
+        # The row first: a directory without one is an orphan, and goes with the next sweep.
+        database.delete_job(job)
+        disk.remove(jobs_root / job)
+        yield job
+
+
+def _sweep_orphans(
+    database: Database, jobs_root: Path, now_s: float, keep: Set[str]
+) -> Iterator[str]:
+    for place in sorted(jobs_root.iterdir()):
+        if not place.is_dir() or place.name in keep or database.job(place.name) is not None:
+            continue
+        try:
+            age_s = now_s - place.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        # Looked up again: the job may have been added since.
+        if age_s > ORPHAN_S and database.job(place.name) is None and disk.remove(place):
+            yield place.name
+
+
+def _sweep_corpora(
+    database: Database, corpora: Corpora, retention_s: float, now_s: float, keep: Set[str]
+) -> Iterator[str]:
+    if not retention_s:
+        return
+    in_use = database.corpora_in_use()
+    for sha256, size, used_s in database.corpora():
+        if sha256 in in_use:
+            database.touch_corpus(sha256, size, now_s)  # its time begins when nobody needs it
+        elif (
+            now_s - used_s > retention_s
+            and sha256 not in keep
+            and corpora.expire(sha256, now_s - retention_s)
+        ):
+            yield sha256

@@ -1,0 +1,125 @@
+"""The tables of the database: one dataclass is the list of a job's columns.
+
+::
+
+    jobs      one row a training job; the fields of `JobRow`
+    events    what a job's watchers are told, numbered from 1 in each job
+    aliases   names of versions of models
+    corpora   files under corpora/, with the time when each was last wanted
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+SCHEMA_VERSION = 1
+"""The version of the tables; a server refuses a file of a newer one."""
+
+
+class DatabaseError(Exception):
+    """The database cannot be used, or not for what was asked. The message is one sentence."""
+
+
+class NewerDatabaseError(DatabaseError):
+    """A newer Treadle made the database: it is whole, and not to be touched."""
+
+
+class NoSuchJobError(DatabaseError):
+    """There is no job of that id."""
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """One training job. Times are seconds since the epoch."""
+
+    id: str
+    """Its id."""
+    model: str
+    """The name of the model that it makes."""
+    state: str
+    """queued, running, paused, succeeded, failed or cancelled."""
+    reason: str
+    """Why it is in that state, as a sentence; may be empty."""
+    spec: bytes
+    """The serialized TrainSpec, as asked for."""
+    config: str
+    """The TrainConfig as JSON: as asked for, and once started as used."""
+    files: str
+    """JSON list of its corpora: {"sha256", "name", "role", "weight", "size"}."""
+    corpus_bytes: int
+    """Bytes of its corpora together."""
+    request_id: str
+    """What its client called the request, or empty; no two jobs have the same."""
+    init_from: str
+    """Path of the model file that it begins with, or empty."""
+    created_s: float
+    """When it was made."""
+    queued_s: float
+    """When it entered the queue the last time; the queue goes by it."""
+    started_s: float | None
+    """When it ran first."""
+    ended_s: float | None
+    """When it was over."""
+    last_sequence: int
+    """The number of its last event; 0 before the first."""
+    restarts: int
+    """How often its worker was started again after a crash."""
+    started: bytes
+    """The serialized `started` message, or empty."""
+    progress: bytes
+    """The newest serialized `progress` message, or empty."""
+    version: int
+    """The version stored; 0: none yet."""
+    claim: int
+    """The version that it is about to claim; 0: none."""
+    error_code: int
+    """The google.rpc.Code that it failed with, or 0."""
+    error: bytes
+    """The packed google.rpc.Status that it failed with, or empty."""
+    ran_s: float
+    """Seconds that it has run."""
+
+    def corpora(self) -> list[str]:
+        """Returns the hashes of its corpora.
+
+        Raises:
+            DatabaseError: `files` cannot be read.
+        """
+        try:
+            return [str(file["sha256"]) for file in json.loads(self.files)]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DatabaseError(
+                f"the corpora of job {self.id} cannot be read from the database: delete the job"
+            ) from error
+
+
+_TYPES = {
+    "str": "TEXT NOT NULL",
+    "bytes": "BLOB NOT NULL",
+    "int": "INTEGER NOT NULL",
+    "float": "REAL NOT NULL",
+    "float | None": "REAL",
+}
+
+# The one list of the columns: what `JobRow` has, in its order.
+COLUMNS = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(JobRow)}
+SELECT = f"SELECT {', '.join(COLUMNS)} FROM jobs"
+INSERT = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+FIXED = ("id", "last_sequence")
+
+SCHEMA = (
+    f"CREATE TABLE jobs ({', '.join(f'{name} {kind}' for name, kind in COLUMNS.items())}, "
+    "PRIMARY KEY (id))",
+    "CREATE UNIQUE INDEX jobs_request ON jobs (request_id) WHERE request_id != ''",
+    "CREATE INDEX jobs_created ON jobs (created_s, id)",
+    "CREATE INDEX jobs_queued ON jobs (state, queued_s, id)",
+    "CREATE TABLE events (job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, "
+    "sequence INTEGER NOT NULL, time_s REAL NOT NULL, payload BLOB NOT NULL, "
+    "PRIMARY KEY (job, sequence)) WITHOUT ROWID",
+    "CREATE TABLE aliases (model TEXT NOT NULL, alias TEXT NOT NULL, version INTEGER NOT NULL, "
+    "PRIMARY KEY (model, alias)) WITHOUT ROWID",
+    "CREATE TABLE corpora (sha256 TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL, "
+    "used_s REAL NOT NULL) WITHOUT ROWID",
+)
