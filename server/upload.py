@@ -6,10 +6,8 @@ At no time is more of the corpus in memory than one message and one buffer.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -94,23 +92,19 @@ class Upload:
                 says; NOT_FOUND for a file that should be stored already; DEADLINE_EXCEEDED for
                 a silent client; what `closing` holds.
         """
+        if await asyncio.to_thread(corpora.free) < self._limits.min_free_bytes:
+            least = f"less than {self._limits.min_free_bytes:,} bytes of disk are free"
+            raise exhausted(f"the server takes no corpus: {least}", _RETRY_S)
         receiver = _Receiver(corpora)
         try:
             async for message in self._messages():
                 if isinstance(message, bytes):
                     await receiver.write(message)
                 else:
-                    self._check_disk(corpora.root)
                     await receiver.begin(message)
             return await receiver.end()
         finally:
             await receiver.close()
-
-    def _check_disk(self, folder: Path) -> None:
-        free = shutil.disk_usage(folder).free
-        if free < self._limits.min_free_bytes:
-            least = f"less than {self._limits.min_free_bytes:,} bytes of disk are free"
-            raise exhausted(f"the server takes no corpus: {least}", _RETRY_S)
 
     async def _messages(self) -> AsyncIterator[pb.CorpusFile | bytes]:
         """Yields what begins files and their chunks, up to the message that ends the corpus."""
