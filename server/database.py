@@ -77,6 +77,12 @@ class Database:
                 found.append(f"row {row} of {table} belongs to no job")
         return found
 
+    def mend(self) -> None:
+        """Makes the indexes anew and deletes events of no job, where `check` found fault."""
+        with self._transaction():
+            self._connection.execute("REINDEX")
+            self._connection.execute("DELETE FROM events WHERE job NOT IN (SELECT id FROM jobs)")
+
     def add_job(self, row: JobRow) -> JobRow:
         """Adds a job, unless there is one with the same request id.
 

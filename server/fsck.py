@@ -1,0 +1,154 @@
+"""Checks a data directory after a crash, and repairs it where that is wanted.
+
+Nothing is deleted that could be worth a look: what is damaged is moved to `DATA_DIR/damaged/`.
+What is checked, in this order:
+
+- leftovers under `tmp/`;
+- every version's header, and its file against model.sha256; hashes that are missing; empty
+  directories of versions, but for a model's newest, which keeps its number from being reused;
+- every corpus against the hash that is its name;
+- the database's own structure; one that cannot be read is moved away, and models still work;
+- aliases of versions that are not there;
+- the corpora and checkpoints of jobs that are not over, and directories of jobs that are not
+  there.
+
+It may be cut off at any moment and run again.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from treadle.server import disk
+from treadle.server.database import Database, DatabaseError, NewerDatabaseError
+from treadle.server.disk import StoreError
+from treadle.server.findings import DAMAGED, Finding, Report, put_aside, remove_whole
+from treadle.server.fsck_jobs import check_jobs, put_jobs_aside
+from treadle.server.fsck_store import (
+    check_aliases,
+    check_corpora,
+    check_corpus_rows,
+    check_models,
+)
+from treadle.server.store import DATABASE_FILE
+
+__all__ = ["Finding", "Report", "check", "run"]
+
+
+def check(root: Path, repair: bool) -> Report:
+    """Checks a data directory that no server uses.
+
+    Args:
+        root: The directory.
+        repair: Whether to repair what is wrong, too.
+
+    Returns:
+        What was found.
+
+    Raises:
+        StoreError: It is not there, a server uses it, or it cannot be read or written.
+    """
+    if not root.is_dir():
+        raise StoreError(f"there is no data directory {root}; name another --data-dir")
+    try:
+        with disk.lock(root):
+            return _check(root, repair)
+    except OSError as error:
+        raise StoreError(f"the data directory {root} cannot be checked: {error}") from error
+    except DatabaseError as error:
+        raise StoreError(str(error)) from error
+
+
+def run(root: Path, repair: bool) -> int:
+    """Checks a data directory and prints what was found.
+
+    Returns:
+        The exit code: 0 where nothing was found, else 1; 2 where it cannot be checked.
+    """
+    try:
+        report = check(root, repair)
+    except StoreError as error:
+        print(f"treadle-server: {error}", file=sys.stderr)
+        return 2
+    for finding in report.findings:
+        print(finding)
+    count = len(report.findings)
+    print(f"{root}: {count} {'finding' if count == 1 else 'findings'}")
+    return 0 if report.clean else 1
+
+
+def _check(root: Path, repair: bool) -> Report:
+    report = Report(repair)
+    _check_tmp(root, report)
+    check_models(root, report)
+    corpora = check_corpora(root, report)
+    database = _open_database(root, report)
+    if database is None:
+        put_jobs_aside(root, report)
+        return report
+    try:
+        check_aliases(root, report, database)
+        check_corpus_rows(root, report, database)
+        check_jobs(root, report, database, corpora)
+    finally:
+        database.close()
+    return report
+
+
+def _check_tmp(root: Path, report: Report) -> None:
+    tmp = root / "tmp"
+    for path in sorted(tmp.iterdir()) if tmp.is_dir() else []:
+        what = "it was being made when the server died"
+        report.mend(what, path, "removed", partial(remove_whole, path))
+
+
+def _open_database(root: Path, report: Report) -> Database | None:
+    """Returns the database, whole; None where there is none, or none that may be used."""
+    path = root / DATABASE_FILE
+    if not path.exists():
+        return None
+    try:
+        database = Database(path)
+    except NewerDatabaseError as error:
+        raise StoreError(str(error)) from error
+    except DatabaseError as error:
+        found = str(error.__cause__ or error)
+    else:
+        found = _damage(database)
+        if not found or (report.repair and _mend(database)):
+            if found:
+                report.note(f"it was damaged ({found})", path, "its indexes were made anew")
+            return database
+        database.close()
+    report.mend(
+        f"the database is damaged ({found})",
+        path,
+        f"moved to {DAMAGED}/; models stay, and jobs and aliases are lost",
+        partial(_put_database_aside, root),
+    )
+    return None
+
+
+def _damage(database: Database) -> str:
+    """Returns what is wrong with a database, in a few words; empty where nothing is."""
+    try:
+        return "; ".join(database.check()[:1])
+    except DatabaseError as error:
+        return str(error.__cause__ or error)
+
+
+def _mend(database: Database) -> bool:
+    with suppress(DatabaseError):
+        database.mend()
+        return not _damage(database)
+    return False
+
+
+def _put_database_aside(root: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path = root / (DATABASE_FILE + suffix)
+        if path.exists():
+            put_aside(root, path, path.name)
