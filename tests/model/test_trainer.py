@@ -425,7 +425,7 @@ def test_a_run_validates_at_every_tenth_of_its_steps() -> None:
 
 
 def test_tenths_are_those_of_whole_numbers() -> None:
-    batches = hundred_batches()._batches
+    batches = hundred_batches()._state.batches
     for total in range(10, 400):
         plan = Plan(config_of(limits=LimitsConfig(max_steps=total)), batches)
         due = [step for step in range(1, total + 1) if plan.part(step, 0) > plan.part(step - 1, 0)]
@@ -717,7 +717,7 @@ def run_until(progress: Iterator[Progress]) -> None:
 @pytest.mark.jit
 def test_a_loss_that_is_no_number_ends_the_run_though_its_gradient_is_one() -> None:
     trainer = hundred_batches(limits=LimitsConfig(max_steps=3))
-    trainer._parameters.stacks.by[:] = 3e38, -3e38
+    trainer._state.parameters.stacks.by[:] = 3e38, -3e38
     before = weights_of(trainer.model)
     with pytest.raises(TrainingError, match="the loss became inf at step 1; lower the learning"):
         run(trainer)
