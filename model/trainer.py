@@ -103,6 +103,11 @@ class Trainer:
         return None
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps done."""
+        return self._state.optimizer.steps
+
+    @property
     def model(self) -> Model:
         """The model as it is now, with the record of the run so far. It shares no memory."""
         return self._state.last_model()
