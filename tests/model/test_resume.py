@@ -107,7 +107,6 @@ def test_a_run_left_and_gone_on_with_has_the_same_bits(
         {"kind": OptimizerKind.ADAGRAD},
         {"kind": OptimizerKind.ADAM, "weight_decay": 0.1, "clip_value": 0.01},
         {"accumulation_steps": 3},
-        {"schedule": Schedule.PLATEAU, "plateau_patience": 1, "learning_rate": 0.6},
         {"schedule": Schedule.CONSTANT, "warmup_steps": 20},
     ],
     ids=lambda settings: "-".join(map(str, settings)),
@@ -163,6 +162,23 @@ def test_saving_and_copying_do_not_change_a_bit(tmp_path: Path) -> None:
     seen = [(p.step, p.train_loss, p.valid_loss) for p in trainer.run(between=between)]
     assert len({weights_of(copy) for copy in copies}) == STEPS
     assert outcome(trainer, seen) == undisturbed(settings)
+
+
+def test_plateaus_count_on_over_a_stop(tmp_path: Path) -> None:
+    settings = config(schedule=Schedule.PLATEAU, learning_rate=2.0, warmup_steps=0)
+    settings = replace(settings, report=replace(QUIET, validation_interval_steps=1))
+    whole = Trainer(corpus_of(settings), settings)
+    lowered = [whole._state.selection.lowered for _ in whole.run()]
+    assert {1.0, 0.5, 0.25} <= set(lowered)
+    drop = lowered.index(0.5) + 1  # the step whose validation lowered the rate
+    again = []
+    for step in (drop - 1, drop, -1):
+        trainer = Trainer(corpus_of(settings), settings)
+        trainer.restore_state(tmp_path / "run")
+        again += list(trainer.run(between=leave_at(trainer, step, tmp_path / "run")))
+    assert [p.step for p in again] == list(range(1, STEPS + 1))
+    assert weights_of(trainer.model) == weights_of(whole.model)
+    assert trainer._state.selection.to_json().items() >= {"lowered": lowered[-1]}.items()
 
 
 def test_early_stopping_counts_on_over_a_stop(tmp_path: Path) -> None:
