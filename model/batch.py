@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from treadle.model.token_array import Tokens
+
 IGNORED = -1
 """The target of a step that is not trained on."""
 
@@ -48,7 +50,7 @@ class TextRows:
     `scored[b]` are read for their state only.
     """
 
-    data: NDArray[np.int32]
+    data: Tokens
     starts: Ints
     scored: Ints
     stops: Ints
@@ -58,16 +60,19 @@ class TextRows:
         places = self.starts + np.arange(first, last)[:, None]
         inside = places < self.stops
         places = np.minimum(places, len(self.data) - 2)
-        tokens = np.where(inside, self.data[places], 0)
-        targets = np.where(inside & (places >= self.scored), self.data[places + 1], IGNORED)
+        tokens = np.where(inside, self._at(places), 0)
+        targets = np.where(inside & (places >= self.scored), self._at(places + 1), IGNORED)
         return _padded(tokens, targets, first == 0, window)
+
+    def _at(self, places: Ints) -> NDArray[np.int32]:
+        return self.data[places].astype(np.int32)
 
 
 @dataclass(frozen=True)
 class ItemRows:
     """Items side by side, each between `begin` and `end`; rows beyond them stay empty."""
 
-    data: NDArray[np.int32]
+    data: Tokens
     starts: Ints
     lengths: Ints
     begin: int
@@ -82,11 +87,14 @@ class ItemRows:
         shape = (last - first, self.rows)
         tokens, targets = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
         filled = slice(0, len(self.starts))
-        item = np.where(step == 0, self.begin, self.data[before])
+        item = np.where(step == 0, self.begin, self._at(before))
         tokens[:, filled] = np.where(step <= self.lengths, item, 0)
-        item = np.where(step == self.lengths, self.end, self.data[here])
+        item = np.where(step == self.lengths, self.end, self._at(here))
         targets[:, filled] = np.where(step <= self.lengths, item, IGNORED)
         return _padded(tokens, targets, first == 0, window)
+
+    def _at(self, places: Ints) -> NDArray[np.int32]:
+        return self.data[places].astype(np.int32)
 
 
 def _padded(

@@ -1,65 +1,38 @@
-r"""From a file to tokens: decoding, vocabulary, lines, and the part kept for validation.
+r"""A corpus: read from files, turned to tokens, and cut into what is trained on and what is not.
 
-Text is strict UTF-8 with an optional byte order mark; the policy decides about bytes that are
-not. The bytes tokenizer takes any data as it is. The vocabulary is that of the whole corpus.
+Text is one sequence per file, whose last part is kept for validation, and the end of that for the
+test. Items (the layout LINES) are independent of each other; those for validation and the test are
+drawn by the seed, per file. Or files of their own validate and test. A line is what stands before
+"\n", without its end ("\n" or "\r\n"); empty lines are left out.
 
-In the layout TEXT nothing is changed, "\r\n" included. In the layout LINES an item is a line
-without its end ("\n" or "\r\n"); empty lines are left out.
+Files are read in blocks, and tokens are kept in the smallest type that holds the vocabulary, in a
+file where a folder for it is given: a corpus takes about its own size in memory, or less.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from treadle.model.config import (
+    CorpusFormat,
     CorpusLayout,
+    CorpusRole,
     DataConfig,
     Split,
     TokenizerConfig,
-    TokenizerKind,
     UnknownPolicy,
 )
-from treadle.model.errors import CorpusError, EncodingError
-from treadle.model.shuffle import Purpose, permutation
-from treadle.model.tokenizer import ByteTokenizer, Tokenizer, WordTokenizer, build_tokenizer
-from treadle.model.tokenizer_words import boundary
+from treadle.model.corpus_files import CorpusFile, check_encoding, check_not_empty
+from treadle.model.errors import ConfigError, CorpusError
+from treadle.model.reading import FileTokens, Reader
+from treadle.model.splits import MIN_HELD_OUT_TOKENS, Shares, Splitter, TokenData
+from treadle.model.token_array import blocks
+from treadle.model.tokenizer import Tokenizer
 
-MIN_VALIDATION_TOKENS = 32
-"""A smaller part says too little to be worth what training loses by it."""
-
-_BOM = b"\xef\xbb\xbf"
-_ON_BAD_BYTES = {
-    UnknownPolicy.ERROR: "strict",
-    UnknownPolicy.SKIP: "ignore",
-    UnknownPolicy.UNKNOWN: "replace",
-}
-
-
-@dataclass(frozen=True)
-class TokenData:
-    """One part of a corpus, as tokens."""
-
-    tokens: NDArray[np.int32]
-    """The tokens, (n,) int32; all items' one after the other, neither begin nor end among them."""
-    offsets: NDArray[np.int64] | None = None
-    """Where each item starts, (items + 1,) int64, the last entry n; None for the layout TEXT."""
-
-    @property
-    def items(self) -> int:
-        """How many items there are; 0 in the layout TEXT."""
-        return 0 if self.offsets is None else len(self.offsets) - 1
-
-    @property
-    def predicted(self) -> int:
-        """How many tokens one pass foretells: all but a text's first; in items, the end too."""
-        return (
-            max(len(self.tokens) - 1, 0) if self.offsets is None else len(self.tokens) + self.items
-        )
+__all__ = ["Corpus", "CorpusFile", "TokenData", "read_corpus"]
 
 
 @dataclass(frozen=True)
@@ -83,143 +56,161 @@ class Corpus:
     test_split: Split | None = None
     """Where the test part comes from; None without one."""
     valid_characters: int = 0
-    """Code points of the validation part; 0 without one."""
+    """Code points that the foretold tokens of the validation part stand for; 0 without one."""
     test_characters: int = 0
-    """Code points of the test part; 0 without one."""
+    """Code points that the foretold tokens of the test part stand for; 0 without one."""
 
 
 def read_corpus(
-    data: bytes | os.PathLike[str],
+    data: bytes | os.PathLike[str] | Sequence[CorpusFile],
     tokenizer: TokenizerConfig | None = None,
     data_config: DataConfig | None = None,
     seed: int = 0,
+    *,
+    fixed: Tokenizer | None = None,
+    folder: Path | None = None,
+    unknown_policy: UnknownPolicy | None = None,
 ) -> Corpus:
     """Reads a corpus.
 
     Args:
-        data: The corpus, or the file that holds it.
+        data: The corpus, the file that holds it, or several files.
         tokenizer: How text becomes tokens; None: the defaults.
-        data_config: How it is cut; None: the defaults.
-        seed: Draws the items kept for validation.
+        data_config: How it is read and cut; None: the defaults.
+        seed: Draws the items kept for validation and the test, and those of fractions of files.
+        fixed: The tokenizer to use, that of a model that is to learn from another corpus;
+            `tokenizer` and the layout are then not looked at.
+        folder: Where tokens are kept in nameless files; None: in memory.
+        unknown_policy: With `fixed`, what to do with symbols that it lacks; None: what it does.
 
     Raises:
-        CorpusError: It is empty, or too small to make one step of training.
-        EncodingError: It is not UTF-8, and the policy is ERROR.
-        UnknownSymbolError: The vocabulary has no room for a word, and the policy is ERROR.
-        OSError: The file cannot be read.
+        ConfigError: Settings contradict each other, or an encoding is unknown.
+        CorpusError: It is empty, too small to make one step of training, or malformed.
+        EncodingError: It is not of its encoding, and the policy is ERROR.
+        UnknownSymbolError: The vocabulary has no room for a symbol, and the policy is ERROR.
+        OSError: A file cannot be read, or the folder not be written.
     """
-    tokenizer = tokenizer or TokenizerConfig()
-    data_config = data_config or DataConfig()
-    raw = Path(data).read_bytes() if isinstance(data, os.PathLike) else bytes(data)
-    if not raw:
-        raise CorpusError("the corpus is empty: give it some text")
-    fraction = data_config.validation_fraction
-    if data_config.layout is CorpusLayout.LINES:
-        return _read_lines(raw, tokenizer, fraction, seed)
-    return _read_text(raw, tokenizer, fraction)
+    config, data_config = tokenizer or TokenizerConfig(), data_config or DataConfig()
+    files = [CorpusFile(data)] if isinstance(data, (bytes, os.PathLike)) else list(data)
+    layout = _check(data_config, fixed)
+    check_not_empty(files)
+    if fixed is not None:
+        config = fixed.config
+    reader = Reader(config, data_config, layout)
+    training = [file for file in files if file.role is CorpusRole.TRAIN]
+    made = reader.build_tokenizer(training) if fixed is None else fixed
+    read = {
+        role: [reader.read(f, made, unknown_policy, folder) for f in files if f.role is role]
+        for role in CorpusRole
+    }
+    splitter = Splitter(made.vocabulary_size, folder, seed)
+    _check_size(splitter.whole(read[CorpusRole.TRAIN]))
+    return _cut(made, read, [file.weight for file in training], data_config, splitter)
 
 
-def _decode(raw: bytes, config: TokenizerConfig) -> str:
-    start = len(_BOM) if raw.startswith(_BOM) else 0
-    try:
-        return str(memoryview(raw)[start:], "utf-8", _ON_BAD_BYTES[config.policy])
-    except UnicodeDecodeError as fault:
-        offset = start + fault.start
-        utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
-        guess = " (it looks like UTF-16)" if utf16 else ""
-        raise EncodingError(
-            f"the corpus is not UTF-8{guess}: byte 0x{raw[offset]:02X} at offset {offset}; convert "
-            "it, or set the tokenizer to 'bytes', or unknown_policy to 'skip'",
-            offset,
-        ) from None
+def _check(data: DataConfig, fixed: Tokenizer | None) -> CorpusLayout:
+    """Returns the layout of a corpus whose settings fit together."""
+    check_encoding(data.encoding)
+    if data.validation_fraction + data.test_fraction >= 1:
+        both = f"{data.validation_fraction:g} and {data.test_fraction:g}"
+        text = f"data.validation_fraction and data.test_fraction, {both}, leave nothing to train on"
+        raise ConfigError(text, "data.test_fraction")
+    plain = data.format is CorpusFormat.PLAIN
+    if fixed is None:
+        return data.layout if plain else CorpusLayout.LINES
+    if not plain and fixed.layout is CorpusLayout.TEXT:
+        text = "data.format must be 'plain': the model to go on from reads text, not items"
+        raise ConfigError(text, "data.format")
+    return fixed.layout
 
 
-def _read_text(raw: bytes, config: TokenizerConfig, fraction: float) -> Corpus:
-    if config.kind is TokenizerKind.BYTES:
-        tokenizer: Tokenizer = ByteTokenizer(config, CorpusLayout.TEXT)
-        tokens = np.frombuffer(raw, np.uint8).astype(np.int32)
-        cut = int(len(tokens) * (1 - fraction))
-    else:
-        text = _decode(raw, config)
-        tokenizer = build_tokenizer(config, [text])
-        tokens = tokenizer.encode(text)
-        cut = int(len(text) * (1 - fraction))
-        if isinstance(tokenizer, WordTokenizer):
-            # No word is cut in two; the second part's tokens tell where they begin.
-            cut = len(tokens) - len(tokenizer.encode(text[boundary(text, cut) :]))
-    _check_size(len(tokens), "tokens", 2)
-    train, valid = TokenData(tokens[:cut]), TokenData(tokens[cut:])
-    return _corpus(tokenizer, TokenData(tokens), train, valid, fraction)
-
-
-def _read_lines(raw: bytes, config: TokenizerConfig, fraction: float, seed: int) -> Corpus:
-    layout = CorpusLayout.LINES
-    if config.kind is TokenizerKind.BYTES:
-        byte_tokenizer = ByteTokenizer(config, layout)
-        raw = raw.replace(b"\r\n", b"\n").removesuffix(b"\r")
-        raw = raw if raw.endswith(b"\n") else raw + b"\n"
-        tokenizer: Tokenizer = byte_tokenizer
-        tokens, offsets = byte_tokenizer.encode_byte_items(raw)
-    else:
-        text = _decode(raw, config).replace("\r\n", "\n").removesuffix("\r")
-        text = text if text.endswith("\n") else text + "\n"
-        tokenizer = build_tokenizer(config, [text], layout)
-        tokens, offsets = tokenizer.encode_items(text)
-    # Two items that start at the same place: the first of them is empty.
-    filled = np.append(True, np.diff(offsets) > 0)
-    everything = TokenData(tokens, offsets[filled])
-    _check_size(everything.items, "lines with text", 1)
-    train, valid = _draw_items(everything, fraction, seed)
-    notices = _left_out(int(np.count_nonzero(~filled)), config)
-    return _corpus(tokenizer, everything, train, valid, fraction, notices)
-
-
-def _left_out(count: int, config: TokenizerConfig) -> tuple[str, ...]:
-    if not count:
-        return ()
-    skips_words = config.kind is TokenizerKind.WORDS and config.policy is UnknownPolicy.SKIP
-    reason = "empty or of unknown words only" if skips_words else "empty"
-    return (f"{count:,} {'line' if count == 1 else 'lines'} left out: {reason}",)
-
-
-def _check_size(size: int, unit: str, least: int) -> None:
+def _check_size(everything: TokenData) -> None:
+    lines = everything.offsets is not None
+    size, least = (everything.items, 1) if lines else (everything.tokens.size, 2)
+    unit = "lines with text" if lines else "tokens"
     if size < least:
         raise CorpusError(
             f"the corpus has {size} {unit}, and training needs {least} or more: give it more text"
         )
 
 
-def _draw_items(data: TokenData, fraction: float, seed: int) -> tuple[TokenData, TokenData]:
-    """Splits items by the seed; both parts keep the order of the corpus."""
-    order = permutation(data.items, seed, Purpose.VALIDATION_ITEMS)
-    kept = np.zeros(data.items, dtype=np.bool_)
-    kept[order[int(data.items * (1 - fraction)) :]] = True
-    return _take_items(data, ~kept), _take_items(data, kept)
-
-
-def _take_items(data: TokenData, chosen: NDArray[np.bool_]) -> TokenData:
-    assert data.offsets is not None
-    lengths = np.diff(data.offsets)
-    tokens = data.tokens[np.repeat(chosen, lengths)]
-    return TokenData(tokens, np.append(0, np.cumsum(lengths[chosen])).astype(np.int64))
-
-
-def _corpus(
+def _cut(
     tokenizer: Tokenizer,
-    everything: TokenData,
-    train: TokenData,
-    valid: TokenData,
-    fraction: float,
-    notices: tuple[str, ...] = (),
+    read: dict[CorpusRole, list[FileTokens]],
+    weights: Sequence[float],
+    data: DataConfig,
+    splitter: Splitter,
 ) -> Corpus:
-    """Decides whether the validation part is worth having."""
-    layout = tokenizer.layout
-    if fraction == 0:
-        return Corpus(tokenizer, layout, everything, None, notices)
-    if valid.predicted < MIN_VALIDATION_TOKENS or train.predicted < 1:
-        why = (
-            f"nothing kept for validation: it would leave {train.predicted:,} tokens to train on "
-            f"and {valid.predicted:,} to validate with"
-        )
-        return Corpus(tokenizer, layout, everything, None, (*notices, why))
-    return Corpus(tokenizer, layout, train, valid, notices)
+    """Decides which parts are worth having, and makes them."""
+    training = read[CorpusRole.TRAIN]
+    left_out = sum(file.left_out for files in read.values() for file in files)
+    notices = _left_out(left_out, tokenizer)
+    own = {
+        role: splitter.whole(read[role])
+        for role in (CorpusRole.VALID, CorpusRole.TEST)
+        if read[role]
+    }
+    shares = Shares(
+        0.0 if CorpusRole.VALID in own else data.validation_fraction,
+        0.0 if CorpusRole.TEST in own else data.test_fraction,
+    )
+    while True:
+        train, valid, test = splitter.split(training, shares, weights)
+        if shares.test and not _worth(test, train):
+            notices += (_not_worth("the test", train, test, "test"),)
+            shares = Shares(shares.valid, 0.0)
+        elif shares.valid and not _worth(valid, train):
+            notices += (_not_worth("validation", train, valid, "validate"),)
+            shares = Shares(0.0, shares.test)
+        else:
+            break
+    parts = []
+    for role, share, part in (
+        (CorpusRole.VALID, shares.valid, valid),
+        (CorpusRole.TEST, shares.test, test),
+    ):
+        kept, split = _held_out(own.get(role), part if share else None)
+        if role in own and kept is None:
+            notices += (f"the files of the role {role.value} hold nothing to foretell",)
+        parts.append((kept, split, 0 if kept is None else _characters(tokenizer, kept)))
+    (valid_part, valid_split, valid_size), (test_part, test_split, test_size) = parts
+    return Corpus(
+        tokenizer, tokenizer.layout, train, valid_part, notices, test_part, valid_split,
+        test_split, valid_size, test_size,
+    )  # fmt: skip
+
+
+def _held_out(
+    own: TokenData | None, part: TokenData | None
+) -> tuple[TokenData | None, Split | None]:
+    """Returns a part that is not trained on and where it comes from."""
+    if own is not None:
+        return (own, Split.FILES) if own.predicted else (None, None)
+    if part is None:
+        return None, None
+    return part, Split.TAIL if part.offsets is None else Split.ITEMS
+
+
+def _worth(part: TokenData, train: TokenData) -> bool:
+    return part.predicted >= MIN_HELD_OUT_TOKENS and train.predicted >= 1
+
+
+def _not_worth(purpose: str, train: TokenData, part: TokenData, verb: str) -> str:
+    return (
+        f"nothing kept for {purpose}: it would leave {train.predicted:,} tokens to train on "
+        f"and {part.predicted:,} to {verb} with"
+    )
+
+
+def _left_out(count: int, tokenizer: Tokenizer) -> tuple[str, ...]:
+    if not count:
+        return ()
+    skips = tokenizer.config.policy is UnknownPolicy.SKIP
+    reason = "empty or of unknown symbols only" if skips else "empty"
+    return (f"{count:,} {'line' if count == 1 else 'lines'} left out: {reason}",)
+
+
+def _characters(tokenizer: Tokenizer, data: TokenData) -> int:
+    """Returns the code points that the foretold tokens of a part stand for."""
+    foretold = data.tokens if data.offsets is not None else data.tokens[1:]
+    return sum(map(tokenizer.characters, blocks(foretold)))

@@ -19,6 +19,7 @@ class Purpose(enum.IntEnum):
     VALIDATION_ITEMS = 1
     TRAINING_ITEMS = 2
     TRAINING_GROUPS = 3
+    WEIGHTED_ITEMS = 4
 
 
 def permutation(count: int, seed: int, purpose: Purpose, round_: int = 0) -> NDArray[np.int64]:

@@ -1,0 +1,177 @@
+"""From the files of a corpus to tokens, a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import batched, chain
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.model.config import (
+    CorpusFormat,
+    CorpusLayout,
+    DataConfig,
+    TokenizerConfig,
+    TokenizerKind,
+    UnknownPolicy,
+)
+from treadle.model.corpus_files import (
+    CorpusFile,
+    anywhere,
+    at_blank,
+    byte_lines,
+    line_blocks,
+    text_blocks,
+)
+from treadle.model.errors import UnknownSymbolError
+from treadle.model.records import records
+from treadle.model.token_array import Tokens, TokenWriter
+from treadle.model.tokenizer import ByteTokenizer, Tokenizer, build_tokenizer
+
+_RECORDS = 10_000
+"""Items of JSON lines or CSV that are looked at together."""
+
+
+@dataclass(frozen=True)
+class FileTokens:
+    """One file as tokens."""
+
+    tokens: Tokens
+    """The tokens, (n,)."""
+    offsets: NDArray[np.int64] | None
+    """Where each item starts, (items + 1,), none of them empty; None for the layout TEXT."""
+    left_out: int = 0
+    """Items that were left out: they were empty, or of nothing but unknown words."""
+
+
+class Reader:
+    """Reads files of one corpus.
+
+    Args:
+        tokenizer: How text becomes tokens.
+        data: How files are read.
+        layout: How they are cut.
+    """
+
+    def __init__(self, tokenizer: TokenizerConfig, data: DataConfig, layout: CorpusLayout) -> None:
+        self._config = tokenizer
+        self._data = data
+        self._layout = layout
+        by_character = tokenizer.kind in (TokenizerKind.CHARACTERS, TokenizerKind.BYTES)
+        self._cut = anywhere if by_character and not tokenizer.lower_case else at_blank
+
+    def build_tokenizer(self, files: list[CorpusFile]) -> Tokenizer:
+        """Builds a tokenizer from the symbols of files.
+
+        Raises:
+            CorpusError, EncodingError, ConfigError: See `read_corpus`.
+            OSError: A file cannot be read.
+        """
+        records_hold_lines = self._data.format is not CorpusFormat.PLAIN
+        texts = chain.from_iterable(map(self._texts, files))
+        return build_tokenizer(self._config, texts, self._layout, records_hold_lines)
+
+    def read(
+        self,
+        file: CorpusFile,
+        tokenizer: Tokenizer,
+        policy: UnknownPolicy | None,
+        folder: Path | None,
+    ) -> FileTokens:
+        """Reads a file.
+
+        Args:
+            file: The file.
+            tokenizer: What makes the tokens.
+            policy: What to do with unknown symbols; None: what the tokenizer does.
+            folder: Where tokens are kept in files; None: in memory.
+
+        Raises:
+            UnknownSymbolError: A symbol is unknown, and the policy is ERROR.
+            CorpusError, EncodingError: See `read_corpus`.
+            OSError: The file cannot be read, or the folder not be written.
+        """
+        writer = TokenWriter(tokenizer.vocabulary_size, folder)
+        if self._layout is CorpusLayout.TEXT:
+            for tokens in self._encoded_texts(file, tokenizer, policy):
+                writer.write(tokens)
+            return FileTokens(writer.done(), None)
+        starts, left_out, size = [np.zeros(1, np.int64)], 0, 0
+        for tokens, offsets in self._encoded_items(file, tokenizer, policy):
+            ends = offsets[1:]
+            # An item that ends where the one before ends is empty.
+            filled = ends[np.diff(offsets) > 0]
+            left_out += ends.size - filled.size
+            starts.append(filled + size)
+            size += tokens.size
+            writer.write(tokens)
+        return FileTokens(writer.done(), np.concatenate(starts), left_out)
+
+    def _policy(self) -> UnknownPolicy:
+        return self._config.policy
+
+    def _texts(self, file: CorpusFile) -> Iterator[str]:
+        """Yields a file's text for its symbols to be counted."""
+        encoding, policy = self._data.encoding, self._policy()
+        if self._config.kind is TokenizerKind.BYTES:
+            return
+        if self._data.format is not CorpusFormat.PLAIN:
+            items = records(file, self._data.format, self._data.column, encoding, policy)
+            if self._config.kind is TokenizerKind.CHARACTERS:
+                yield from map("".join, batched(items, _RECORDS))
+            else:
+                yield from items
+        elif self._layout is CorpusLayout.LINES:
+            yield from line_blocks(file, encoding, policy)
+        else:
+            yield from text_blocks(file, encoding, policy, self._cut)
+
+    def _encoded_texts(
+        self, file: CorpusFile, tokenizer: Tokenizer, policy: UnknownPolicy | None
+    ) -> Iterator[NDArray[np.int32]]:
+        if isinstance(tokenizer, ByteTokenizer):
+            yield from map(tokenizer.encode_bytes, file.byte_blocks())
+            return
+        before = 0
+        for text in text_blocks(file, self._data.encoding, self._policy(), self._cut):
+            try:
+                yield tokenizer.encode(text, policy)
+            except UnknownSymbolError as fault:
+                raise _in_file(fault, file, before) from None
+            before += len(text)
+
+    def _encoded_items(
+        self, file: CorpusFile, tokenizer: Tokenizer, policy: UnknownPolicy | None
+    ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+        if self._data.format is not CorpusFormat.PLAIN:
+            yield from self._encoded_records(file, tokenizer, policy)
+            return
+        if isinstance(tokenizer, ByteTokenizer):
+            yield from map(tokenizer.encode_byte_items, byte_lines(file))
+            return
+        before = 0
+        for text in line_blocks(file, self._data.encoding, self._policy()):
+            try:
+                yield tokenizer.encode_items(text, policy)
+            except UnknownSymbolError as fault:
+                raise _in_file(fault, file, before) from None
+            before += len(text)
+
+    def _encoded_records(
+        self, file: CorpusFile, tokenizer: Tokenizer, policy: UnknownPolicy | None
+    ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+        data = self._data
+        items = records(file, data.format, data.column, data.encoding, self._policy())
+        for some in batched(items, _RECORDS):
+            yield tokenizer.encode_records(some, policy)
+
+
+def _in_file(fault: UnknownSymbolError, file: CorpusFile, before: int) -> UnknownSymbolError:
+    """Returns an error about a block as one about its file, `before` characters further on."""
+    position = before + fault.position
+    message = str(fault).replace(f"at position {fault.position} ", f"at position {position} ", 1)
+    where = "" if file.name == "corpus" else f"{file.title}: "
+    return UnknownSymbolError(where + message, fault.symbol, position)

@@ -1,0 +1,90 @@
+"""Token arrays that may be larger than one likes to have in memory."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int32]
+"""Tokens in the smallest type that holds the vocabulary, (n,)."""
+
+BLOCK = 1 << 22
+"""Tokens looked at together."""
+
+
+def token_type(vocabulary_size: int) -> type[np.uint8] | type[np.uint16] | type[np.int32]:
+    """Returns the smallest type that holds every token."""
+    if vocabulary_size <= 1 << 8:
+        return np.uint8
+    return np.uint16 if vocabulary_size <= 1 << 16 else np.int32
+
+
+class TokenWriter:
+    """Gathers tokens, in memory or in a file without a name, which goes with the process.
+
+    Args:
+        vocabulary_size: Decides on their type.
+        folder: Where the file is; None: in memory.
+    """
+
+    def __init__(self, vocabulary_size: int, folder: Path | None) -> None:
+        self._type = token_type(vocabulary_size)
+        self._parts: list[Tokens] = []
+        self._file = None if folder is None else tempfile.TemporaryFile(dir=folder)
+        self._size = 0
+
+    def write(self, tokens: NDArray[np.integer]) -> None:
+        """Adds tokens.
+
+        Raises:
+            OSError: The disk failed or is full.
+        """
+        part = tokens.astype(self._type)
+        self._size += part.size
+        if self._file is None:
+            self._parts.append(part)
+        else:
+            self._file.write(part.data)
+
+    def done(self) -> Tokens:
+        """Returns all of them, (n,); in a file, as a map of it."""
+        if self._file is None:
+            parts, self._parts = self._parts, []
+            return np.concatenate([np.zeros(0, self._type), *parts])
+        if not self._size:
+            return np.zeros(0, self._type)
+        self._file.flush()
+        tokens: Tokens = np.memmap(self._file, self._type, "r", shape=(self._size,))
+        return tokens
+
+
+def joined(parts: Sequence[Tokens], vocabulary_size: int, folder: Path | None) -> Tokens:
+    """Returns parts one after the other; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    writer = TokenWriter(vocabulary_size, folder)
+    for part in parts:
+        for block in blocks(part):
+            writer.write(block)
+    return writer.done()
+
+
+def blocks(tokens: Tokens) -> Iterator[Tokens]:
+    """Yields a token array in pieces, and lets go of the memory of those that were looked at."""
+    for start in range(0, tokens.size, BLOCK):
+        yield tokens[start : start + BLOCK]
+        let_go(tokens)
+
+
+def let_go(tokens: Tokens) -> None:
+    """Gives the memory of a mapped file back; its pages are read again when they are wanted."""
+    base: object = tokens
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
