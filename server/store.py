@@ -38,7 +38,7 @@ from treadle.server.convert import NAME
 from treadle.server.corpora import Corpora
 from treadle.server.database import Database, DatabaseError
 from treadle.server.disk import StoreError
-from treadle.server.errors import StatusError, not_found
+from treadle.server.errors import StatusError, not_found, shorten
 from treadle.server.versions import HASH_FILE, MODEL_FILE, Description, StoredModel
 
 __all__ = ["HASH_FILE", "MODEL_FILE", "Description", "Store", "StoreError", "StoredModel"]
@@ -219,6 +219,8 @@ class Store:
             DatabaseError: The database failed.
         """
         name, alias = aliases.split(name, version)
+        if alias and not NAME.fullmatch(name):  # the rest of NAME@ALIAS is not checked before
+            raise not_found(shorten(name, 100))
         if alias and alias != aliases.LATEST:
             version = self.database.aliases(name).get(alias, 0)
             if not version:
@@ -372,8 +374,12 @@ class Store:
             self.database.forget_aliases(name, [version])
         home = self._models / name
         home.mkdir(exist_ok=True)
+        newest = max(versions.numbers(home), default=0)
         os.rename(draft, home / str(version))
         disk.sync(home)
+        if newest < version:  # where it is an empty directory, it kept its number for long enough
+            with contextlib.suppress(OSError):
+                (home / str(newest)).rmdir()
         disk.sync(self._models)
 
     def _readable(self, names: Iterator[str]) -> Iterator[StoredModel]:

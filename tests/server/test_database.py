@@ -17,7 +17,7 @@ from treadle.server.database import (
     NoSuchJobError,
 )
 
-from .rows import job_row
+from .samples import job_row
 
 
 @pytest.fixture

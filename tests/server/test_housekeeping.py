@@ -10,7 +10,7 @@ import pytest
 from treadle.server.housekeeping import ORPHAN_S, Rules, Swept, keep_house, sweep
 from treadle.server.store import Store
 
-from .rows import job_row
+from .samples import job_row
 
 NOW = 1_000_000.0
 
