@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,14 +134,28 @@ def check_vocabulary(tokenizer: Tokenizer) -> None:
         )
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part."""
+def write_whole(
+    path: Path, data: bytes | Iterable[bytes | memoryview], previous: Path | None = None
+) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part.
+
+    Args:
+        path: where to; its folder exists.
+        data: the content, whole or in parts.
+        previous: what the old file is called from then on; None: it is replaced. A crash may
+            leave it under this name with no file at `path`.
+
+    Raises:
+        OSError: it could not be written; the old file is where it was.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from treadle.model.config import (
     CorpusLayout,
     DataConfig,
+    Split,
     TokenizerConfig,
     TokenizerKind,
     UnknownPolicy,
@@ -75,6 +76,16 @@ class Corpus:
     """What is kept for validation, if anything."""
     notices: tuple[str, ...] = ()
     """Sentences about what was left out or chosen for the user."""
+    test: TokenData | None = None
+    """What is kept for the test at the end, if anything."""
+    valid_split: Split | None = None
+    """Where the validation part comes from; None without one."""
+    test_split: Split | None = None
+    """Where the test part comes from; None without one."""
+    valid_characters: int = 0
+    """Code points of the validation part; 0 without one."""
+    test_characters: int = 0
+    """Code points of the test part; 0 without one."""
 
 
 def read_corpus(

@@ -170,6 +170,20 @@ class Engine:
         self._unfold(used)
         return loss, count
 
+    def carried(self) -> tuple[Array, Array]:
+        """Return copies of the states that the next batch goes on from, hs and cs, (L, B, H)."""
+        states = [shard.state for shard in self._shards]
+        return (
+            np.concatenate([state.h for state in states], axis=1),
+            np.concatenate([state.c for state in states], axis=1),
+        )
+
+    def carry(self, hs: Array, cs: Array) -> None:
+        """Let the next batch go on from what `carried` returned, (L, B, H) both."""
+        for shard in self._shards:
+            shard.state.h[...] = hs[:, shard.rows]
+            shard.state.c[...] = cs[:, shard.rows]
+
     def _unfold(self, used: Ints) -> None:
         """Turn the table's gradient into those of what it is made of."""
         stacks, first, out = self.parameters.stacks, self._shards[0], self.gradient.stacks

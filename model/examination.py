@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from treadle.model.batches import validation_batches
-from treadle.model.corpus import Corpus
+from treadle.model.corpus import Corpus, TokenData
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters
 from treadle.model.pool import Pool
@@ -40,10 +40,17 @@ class Examination:
 
     def loss(self, parameters: Parameters) -> float | None:
         """Return the mean nats a token of the validation part; None without one, or in haste."""
-        if self._corpus.valid is None:
+        return self._loss(self._corpus.valid, parameters)
+
+    def test_loss(self, parameters: Parameters) -> float | None:
+        """Return the mean nats a token of the test part; None without one, or in haste."""
+        return self._loss(self._corpus.test, parameters)
+
+    def _loss(self, data: TokenData | None, parameters: Parameters) -> float | None:
+        if data is None:
             return None
         batches = validation_batches(
-            self._corpus.valid, self._corpus.tokenizer, VALIDATION_STREAMS,
+            data, self._corpus.tokenizer, VALIDATION_STREAMS,
             VALIDATION_WINDOW, VALIDATION_CONTEXT,
         )  # fmt: skip
         weights = pack_for_inference(parameters)

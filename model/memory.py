@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 from treadle.kernels.dropout import keep_bytes
 from treadle.kernels.matmul import panel_count
@@ -10,7 +12,7 @@ from treadle.kernels.tile import PANEL
 from treadle.kernels.transposed import ROW_BLOCK
 from treadle.model.config import Cell, OptimizerKind, TrainConfig
 from treadle.model.engine import SHARD_ROWS, rows_of_table
-from treadle.model.errors import ConfigError
+from treadle.model.errors import ConfigError, TrainingError
 from treadle.model.parameters import Shape
 
 _FLOAT = 4
@@ -18,8 +20,9 @@ _MOMENTS = {OptimizerKind.SGD: 0, OptimizerKind.ADAGRAD: 1, OptimizerKind.ADAM: 
 
 
 def training_bytes(
-    shape: Shape, rows: int, window: int, kind: OptimizerKind, drops: bool = False
-) -> int:
+    shape: Shape, rows: int, window: int, kind: OptimizerKind, drops: bool = False,
+    accumulates: bool = False,
+) -> int:  # fmt: skip
     """Return what the arrays of a run take, in bytes, the corpus not counted.
 
     Args:
@@ -28,14 +31,16 @@ def training_bytes(
         window: steps of a batch.
         kind: the optimizer, which keeps moments beside the parameters.
         drops: whether units are dropped between layers.
+        accumulates: whether gradients of several batches are added up for a step.
     """
     H, L, G = shape.H, shape.L, shape.G
     dropping = H + (L - 1) * keep_bytes(H) / _FLOAT if drops and L > 1 else 0
     parameters = shape.parameter_count
     table = rows_of_table(shape.V, rows * window) * G
     shards = math.ceil(rows / SHARD_ROWS)
-    # parameters, gradient, moments; a copy that is validated or saved
-    once = parameters * (2 + _MOMENTS[kind] + 2) + _packed_floats(shape) + table
+    # parameters, gradient, moments; the best ones; a copy that is validated or saved
+    buffers = 2 + _MOMENTS[kind] + 1 + 2 + accumulates
+    once = parameters * buffers + _packed_floats(shape) + table
     states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
     work = rows * window * (L * (G + states * H) + H + dropping)
     work += min(256, rows * window) * shards * shape.V
@@ -68,7 +73,8 @@ def check_memory(config: TrainConfig, vocabulary_size: int, limit_bytes: int) ->
     shape = Shape.of(config.network, vocabulary_size)
     data = config.data
     kind, drops = config.optimizer.kind, config.network.dropout > 0
-    needed = training_bytes(shape, data.batch_size, data.window, kind, drops)
+    accumulates = config.optimizer.accumulation_steps > 1
+    needed = training_bytes(shape, data.batch_size, data.window, kind, drops, accumulates)
     if needed <= limit_bytes:
         return
     lone = training_bytes(shape, 1, 1, kind)
@@ -83,6 +89,32 @@ def check_memory(config: TrainConfig, vocabulary_size: int, limit_bytes: int) ->
         f"{_gibibytes(limit_bytes)}: {remedy}",
         field,
     )
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process takes now, in bytes; 0 where the system does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_bytes().split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_resident(taken: int, limit_bytes: int | None) -> None:
+    """End a run that has come to take more memory than it may.
+
+    Args:
+        taken: what `resident_bytes` returned.
+        limit_bytes: the most that the process may take; None: whatever there is.
+
+    Raises:
+        TrainingError: it takes more; says how much, and what to lower.
+    """
+    if limit_bytes is not None and taken > limit_bytes:
+        raise TrainingError(
+            f"training takes {_gibibytes(taken)} of memory and max_memory_bytes allows "
+            f"{_gibibytes(limit_bytes)}: lower batch_size, window or hidden_size"
+        )
 
 
 def _gibibytes(count: int) -> str:

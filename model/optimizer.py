@@ -17,7 +17,9 @@ from treadle.model.sums import in_order
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def learning_rate(config: OptimizerConfig, step: int, progress: float, warmup: int) -> float:
+def learning_rate(
+    config: OptimizerConfig, step: int, progress: float, warmup: int, lowered: float = 1.0
+) -> float:
     """Return the rate of one step.
 
     Args:
@@ -25,8 +27,9 @@ def learning_rate(config: OptimizerConfig, step: int, progress: float, warmup: i
         step: steps done before this one.
         progress: the share of the run that is done, 0 to 1.
         warmup: steps over which the rate rises.
+        lowered: what plateaus have multiplied the rate by so far.
     """
-    rate = config.rate
+    rate = config.rate * lowered
     if config.schedule is Schedule.COSINE:
         rate *= half_cosine(min(progress, 1.0))
     return rate * min(1.0, (step + 1) / (warmup + 1))
@@ -58,14 +61,15 @@ class AdamCorrections:
         """Begin at step 0, with the decays of both means."""
         self._betas = beta1, beta2
         # Products rather than powers: a platform's pow would decide on their last bits.
-        self._power1 = self._power2 = 1.0
+        self.powers = (1.0, 1.0)
+        """Both decays to the power of the steps done: all that there is to carry on."""
 
     def next(self) -> tuple[np.float32, ...]:
         """Return both decays and both corrections of the next step, as the kernel wants them."""
         beta1, beta2 = self._betas
-        self._power1 *= beta1
-        self._power2 *= beta2
-        corrections = 1 / (1 - self._power1), 1 / math.sqrt(1 - self._power2)
+        power1, power2 = self.powers[0] * beta1, self.powers[1] * beta2
+        self.powers = (power1, power2)
+        corrections = 1 / (1 - power1), 1 / math.sqrt(1 - power2)
         return tuple(np.float32(number) for number in (beta1, beta2, *corrections))
 
 
@@ -86,7 +90,7 @@ class Optimizer:
         kind = config.kind
         self.means = Parameters(parameters.shape) if kind is OptimizerKind.ADAM else None
         self.squares = None if kind is OptimizerKind.SGD else Parameters(parameters.shape)
-        self._corrections = AdamCorrections(config.beta1, config.beta2)
+        self.corrections = AdamCorrections(config.beta1, config.beta2)
 
     def step(self, gradient: Parameters, rate: float, pool: Pool | None = None) -> float:
         """Take one step.
@@ -106,15 +110,20 @@ class Optimizer:
         if self.config.clip_value:
             limit = _float32(self.config.clip_value)
             pool.map(lambda part: optimizers.clip_by_value(gradient.flat[part], limit), self._parts)
-        norm = self._norm(gradient, pool)
+        norm = self.norm(gradient, pool)
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient's norm became {norm} at step {self.steps + 1}; "
+                "lower the learning rate or set clip_norm"
+            )
         limit_norm = self.config.clip_norm
         scale = limit_norm / norm if limit_norm and norm > limit_norm else 1.0
         self.steps += 1
         self._update(gradient, np.float32(scale), _float32(rate), pool)
         return norm
 
-    def _norm(self, gradient: Parameters, pool: Pool) -> float:
-        """The global norm, summed block by block in order, whichever thread sums a block."""
+    def norm(self, gradient: Parameters, pool: Pool) -> float:
+        """Return the global norm, summed block by block in order, whichever thread sums one."""
         block = optimizers.BLOCK
         sums = np.zeros(-(-gradient.flat.size // block))
 
@@ -123,13 +132,7 @@ class Optimizer:
             optimizers.sums_of_squares(gradient.flat[part], own)
 
         pool.map(run, self._parts)
-        norm = math.sqrt(in_order(sums.tolist()))
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient's norm became {norm} at step {self.steps + 1}; "
-                "lower the learning rate or set clip_norm"
-            )
-        return norm
+        return math.sqrt(in_order(sums.tolist()))
 
     def _update(
         self, gradient: Parameters, scale: np.float32, rate: np.float32, pool: Pool
@@ -139,7 +142,7 @@ class Optimizer:
         rule: Callable[..., None] = optimizers.sgd
         settings: tuple[np.float32, ...] = (scale, rate, decay)
         if self.means is not None:
-            rule, settings = optimizers.adam, (*settings, *self._corrections.next())
+            rule, settings = optimizers.adam, (*settings, *self.corrections.next())
         elif self.squares is not None:
             rule = optimizers.adagrad
         pool.map(

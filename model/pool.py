@@ -80,13 +80,37 @@ class Pool:
             threads: how many items run at once, the caller's own among them, at least 1.
         """
         self._jobs: SimpleQueue[_Job[Any, Any] | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=_serve, args=(self._jobs,), name="treadle-pool", daemon=True)
-            for _ in range(threads - 1)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
         self._finalizer = weakref.finalize(self, _end, self._jobs, self._threads)
+        self._start(threads - 1)
+
+    @property
+    def threads(self) -> int:
+        """How many items run at once, the caller's own among them."""
+        return len(self._threads) + 1
+
+    def resize(self, threads: int) -> None:
+        """Go on with another number of threads.
+
+        Args:
+            threads: as for a new pool. No `map` may be under way.
+        """
+        self._stop()
+        self._start(threads - 1)
+
+    def _start(self, count: int) -> None:
+        for _ in range(count):
+            thread = threading.Thread(
+                target=_serve, args=(self._jobs,), name="treadle-pool", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def _stop(self) -> None:
+        _end(self._jobs, self._threads)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()  # the same list, which the finalizer has as well
 
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Return work(item) of every item, in order.
@@ -106,10 +130,7 @@ class Pool:
 
     def close(self) -> None:
         """End the threads, once they have done what they are at."""
-        self._finalizer()
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
+        self._stop()
 
 
 def parts(size: int) -> list[slice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from treadle.model.config import TrainConfig
+from treadle.model.config import Split, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,17 @@ class Started:
     parameter_count: int
     """Numbers trained."""
     total_steps: int
-    """Optimizer steps planned; 0 where only time ends the run."""
+    """Optimizer steps planned; 0 where no number of steps ends the run."""
+    test_tokens: int = 0
+    """Tokens kept for the test."""
+    valid_split: Split | None = None
+    """What valid_loss is measured on; None without a validation part."""
+    test_split: Split | None = None
+    """What the test loss is measured on; None without a test part."""
+    baseline_loss: float | None = None
+    """An n-gram's mean nats a token of the validation part; None without one."""
+    baseline_order: int = 0
+    """The n of that n-gram; 0 without one."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +63,11 @@ class Progress:
     """The learning rate of the last step."""
     sample: str | None
     """Text drawn from the model as it is now; None where none was."""
+    valid_perplexity: float | None = None
+    """exp(valid_loss); None without it."""
+    valid_bits_per_character: float | None = None
+    """Bits a code point of the validation part; None without valid_loss."""
+    best_valid_loss: float | None = None
+    """The lowest valid_loss so far; None before the first."""
+    memory_bytes: int = 0
+    """Bytes of memory that the process takes; 0 where that is not known."""

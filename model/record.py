@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from treadle.model.config import TrainConfig
+from treadle.model.config import Split, TrainConfig
 from treadle.model.errors import CheckpointError, ConfigError
 
 
@@ -22,13 +22,23 @@ class TrainingRecord:
     tokens_seen: int
     """Tokens trained on, repeats counted."""
     train_loss: float
-    """Mean nats a token over the last progress interval; NaN where there was none."""
+    """Mean nats a token over the progress interval before these weights; NaN without one."""
     valid_loss: float | None
-    """Mean nats a token of the validation part at the end; None without one."""
+    """Mean nats a token of the validation part under these weights; None without one."""
     elapsed_s: float
     """Seconds of training, validation not counted."""
     ended_by: str
     """What ended the run, in a sentence."""
+    weights_step: int = 0
+    """Optimizer steps behind these weights: fewer than `steps` where they are not the last."""
+    valid_split: Split | None = None
+    """What valid_loss was measured on; None where that is not known."""
+    test_loss: float | None = None
+    """Mean nats a token of the test part under these weights; None without one."""
+    test_split: Split | None = None
+    """What test_loss was measured on; None without a test part."""
+    baseline_loss: float | None = None
+    """An n-gram's mean nats a token of the validation part; None without one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values."""
@@ -46,14 +56,25 @@ class TrainingRecord:
             raise CheckpointError("the training record cannot be read: it is no mapping")
         try:
             loss, valid = data["train_loss"], data["valid_loss"]
+            splits = [data.get(name) for name in ("valid_split", "test_split")]
             return cls(
                 config=TrainConfig.from_json(data["config"]),
                 steps=int(data["steps"]),
                 tokens_seen=int(data["tokens_seen"]),
                 train_loss=math.nan if loss is None else float(loss),
-                valid_loss=None if valid is None else float(valid),
+                valid_loss=_float(valid),
                 elapsed_s=float(data["elapsed_s"]),
                 ended_by=str(data["ended_by"]),
+                # What older files lack: their weights are the last ones.
+                weights_step=int(data.get("weights_step", data["steps"])),
+                valid_split=None if splits[0] is None else Split(splits[0]),
+                test_loss=_float(data.get("test_loss")),
+                test_split=None if splits[1] is None else Split(splits[1]),
+                baseline_loss=_float(data.get("baseline_loss")),
             )
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as fault:
             raise CheckpointError(f"the training record cannot be read: {fault}") from fault
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None else float(value)

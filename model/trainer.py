@@ -9,41 +9,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from treadle.model import checkpoint
+from treadle.model import fine_tuning, run_state
+from treadle.model.accumulation import Accumulation
 from treadle.model.batches import make_batches
-from treadle.model.config import TrainConfig
-from treadle.model.corpus import Corpus, read_corpus
-from treadle.model.engine import SHARD_ROWS, Engine
+from treadle.model.config import Keep, TrainConfig
+from treadle.model.corpus import Corpus
+from treadle.model.engine import Engine
 from treadle.model.errors import TrainingError
 from treadle.model.examination import Examination
-from treadle.model.memory import check_memory
-from treadle.model.model import Model, default_context
-from treadle.model.optimizer import Optimizer, learning_rate
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.plan import Plan, fill_in
+from treadle.model.memory import check_resident, resident_bytes
+from treadle.model.model import Model
+from treadle.model.optimizer import learning_rate
+from treadle.model.plan import fill_in
 from treadle.model.pool import Pool
 from treadle.model.precision import check_precision
+from treadle.model.preparation import check_fits, initial, load_kernels, read, settle
 from treadle.model.progress import Progress, Started
-from treadle.model.record import TrainingRecord
+from treadle.model.run import LOWER, Run
 
 
 def never() -> bool:
     """The stop signal of a run that nobody stops."""
     return False
-
-
-class _Interval:
-    """Loss, tokens and time since the last progress."""
-
-    def __init__(self) -> None:
-        self.loss, self.tokens, self.seconds = 0.0, 0, 0.0
-
-    def add(self, loss: float, tokens: int, seconds: float) -> None:
-        self.loss += loss
-        self.tokens += tokens
-        self.seconds += seconds
 
 
 class Trainer:
@@ -55,6 +42,8 @@ class Trainer:
         config: TrainConfig | None = None,
         threads: int = 1,
         memory_limit_bytes: int | None = None,
+        *,
+        init_from: Model | None = None,
     ) -> None:
         """Read the corpus and prepare everything; `started` then tells what became of it.
 
@@ -63,173 +52,261 @@ class Trainer:
             config: all settings; None: the defaults.
             threads: threads that the kernels may use; they do not change the result.
             memory_limit_bytes: the most that the run's arrays may take, the corpus not counted;
-                None: whatever there is.
+                None: whatever there is. `limits.max_memory_bytes` holds as well.
+            init_from: a model whose tokenizer, network and weights the run begins from.
 
         Raises:
-            ConfigError: the run would take more memory than it may, or wants a precision that
-                this processor lacks.
+            ConfigError: the run would take more memory than it may, wants a precision that
+                this processor lacks, or does not fit the model that it is to begin from.
             CorpusError: the corpus is empty, too small, or not UTF-8, or its words are too long
                 together for a model file.
             UnknownSymbolError: a symbol has no token and the policy is ERROR.
         """
         config = config or TrainConfig()
         check_precision(config)
-        if not isinstance(corpus, Corpus):
-            corpus = read_corpus(corpus, config.tokenizer, config.data, config.seed)
-        self._corpus = corpus
-        self._batches = make_batches(corpus.train, config.data, corpus.tokenizer, config.seed)
-        config, chosen = fill_in(config, corpus, self._batches)
-        self._config = config
-        shape = Shape.of(config.network, corpus.tokenizer.vocabulary_size)
-        if memory_limit_bytes is not None:
-            check_memory(config, shape.V, memory_limit_bytes)
-        checkpoint.check_vocabulary(corpus.tokenizer)
-        self._parameters = Parameters.initial(shape, config.seed)
-        self._threads = threads
-        self._optimizer = Optimizer(config.optimizer, self._parameters)
-        self._plan = Plan(config, self._batches)
-        self.started = Started(
-            config=config,
-            notices=(*corpus.notices, *self._batches.notices, *chosen),
+        if init_from is not None:
+            config = fine_tuning.take_over(config, init_from)
+        corpus = read(corpus, config, init_from)
+        config, picked = settle(config, corpus, threads)
+        batches = make_batches(corpus.train, config.data, corpus.tokenizer, config.seed)
+        config, chosen = fill_in(config, corpus, batches)
+        parameters = initial(check_fits(corpus, config, memory_limit_bytes), config.seed, init_from)
+        self._state = Run(corpus, config, parameters, batches)
+        self._engine: Engine | None = None
+        self._clock = 0.0
+        self._whole = True
+        self.threads = threads
+        """Threads that the kernels may use; what is set here holds from the next step on."""
+        self.started = self._started((*corpus.notices, *picked, *batches.notices, *chosen))
+        self._state.baseline_loss = self.started.baseline_loss
+
+    def _started(self, notices: tuple[str, ...]) -> Started:
+        corpus, shape = self._state.corpus, self._state.parameters.shape
+        baseline = self._baseline() or (None, 0)
+        return Started(
+            config=self._state.config,
+            notices=notices,
             train_tokens=corpus.train.tokens.size,
             valid_tokens=0 if corpus.valid is None else corpus.valid.tokens.size,
             vocabulary_size=shape.V,
             parameter_count=shape.parameter_count,
-            total_steps=self._plan.total_steps or 0,
+            total_steps=self._state.plan.total_steps or 0,
+            test_tokens=0 if corpus.test is None else corpus.test.tokens.size,
+            valid_split=corpus.valid_split,
+            test_split=corpus.test_split,
+            baseline_loss=baseline[0],
+            baseline_order=baseline[1],
         )
-        self.ended_by = ""
-        self._last: Progress | None = None
-        self._valid_loss: float | None = None
-        self._elapsed = 0.0
-        self._tokens_seen = 0
+
+    def _baseline(self) -> tuple[float, int] | None:
+        """TO BE WIRED to `treadle.model.ngram.baseline`: an n-gram's validation loss, and n."""
+        return None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done."""
+        return self._state.optimizer.steps
 
     @property
     def model(self) -> Model:
         """The model as it is now, with the record of the run so far. It shares no memory."""
-        parameters = Parameters(self._parameters.shape)
-        parameters.flat[:] = self._parameters.flat
-        last = self._last
-        record = TrainingRecord(
-            config=self._config,
-            steps=self._optimizer.steps,
-            tokens_seen=self._tokens_seen,
-            train_loss=math.nan if last is None else last.train_loss,
-            valid_loss=self._valid_loss,
-            elapsed_s=self._elapsed,
-            ended_by=self.ended_by or "not ended yet",
-        )
-        context = default_context(self._corpus.tokenizer, int(self._corpus.train.tokens[0]))
-        return Model(self._config.network, self._corpus.tokenizer, parameters, record, context)
+        return self._state.last_model()
 
-    def run(self, stop: Callable[[], bool] = never) -> Iterator[Progress]:
-        """Train until a limit is met or `stop` says so.
+    @property
+    def best_model(self) -> Model | None:
+        """The model of the lowest validation loss so far; None before the first validation."""
+        return self._state.best_model()
+
+    @property
+    def ended_by(self) -> str:
+        """Why the run ended, in a sentence, for the record too; empty while it has not."""
+        return self._state.ended_by
+
+    @ended_by.setter
+    def ended_by(self, sentence: str) -> None:
+        self._state.ended_by = sentence
+
+    def finish(self, stop: Callable[[], bool] = never) -> Model:
+        """Return the model to store, by `config.keep`, with its loss on the test part.
+
+        Args:
+            stop: asked meanwhile: a run that is to stop does not test for longer than
+                STOP_PATIENCE_S, and leaves the test loss out.
+
+        Raises:
+            TrainingError: no weights of the run are finite numbers.
+        """
+        state, best = self._state, self.best_model
+        if best is not None and (state.config.keep is Keep.BEST or not state.sound()):
+            model = best
+        elif state.sound():
+            model = self.model
+        else:
+            raise TrainingError(f"the run left no finite weights to store; {LOWER}")
+        pool = Pool(self.threads)
+        try:
+            loss = Examination(state.corpus, pool, stop).test_loss(model.parameters)
+        finally:
+            pool.close()
+        assert model.training is not None
+        model.training = replace(model.training, test_loss=loss)
+        return model
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write everything that the rest of the run depends on, whole or not at all.
+
+        Between steps only: in `between`, where `run` yields, or while it does not run. The
+        state before is kept as `<name>.previous`.
+
+        Raises:
+            TrainingError: a weight is no finite number, or a step has failed midway; what was
+                written before stays as it is.
+            OSError: it could not be written; what was written before stays as it is.
+        """
+        if not self._whole:
+            raise TrainingError("a step failed midway: go on from the last state that was saved")
+        state = self._state
+        state.check_weights()
+        if self._engine is not None:
+            state.carried = self._engine.carried()
+        run_state.write(path, state.capture())
+
+    def restore_state(self, path: str | os.PathLike[str]) -> bool:
+        """Go on from a state that a run over the same corpus with the same settings saved.
+
+        Call it before `run`. A damaged file gives way to the one before it.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            CheckpointError: it is damaged, as is the one before it, or belongs to another corpus
+                or to other settings.
+            OSError: it cannot be read.
+        """
+        saved = run_state.read(path)
+        if saved is not None:
+            self._state.apply(saved)
+        return saved is not None
+
+    def run(
+        self, stop: Callable[[], bool] = never, between: Callable[[], bool | None] | None = None
+    ) -> Iterator[Progress]:
+        """Train until a limit is met or `stop` says so; or leave when `between` says so.
 
         Args:
             stop: asked between steps, and while the model is examined: a run that is to stop
                 does not validate for longer than STOP_PATIENCE_S more.
+            between: called after every step and what it led to, when `save_state` and `model` may
+                be used. If it returns True, the run is left at once as it is, neither examined
+                nor ended: another `run`, or one from its saved state, goes on with it.
 
         Yields:
             Progress every `progress_interval_s`, at every validation, and at the end.
 
         Raises:
-            TrainingError: the loss, the gradient or a weight is no finite number any more.
+            TrainingError: the loss, the gradient or a weight is no finite number any more, or
+                the process has come to take more memory than `limits.max_memory_bytes`.
         """
-        _load_kernels(self._config)
-        pool = Pool(self._threads)
+        state = self._state
+        self._clock = time.perf_counter() - state.tally.wall
+        load_kernels(state.config)
+        pool = Pool(self.threads)
         try:
-            config, batches = self._config, self._batches
+            config, batches = state.config, state.batches
             engine = Engine(
-                self._parameters, batches.batch_size, batches.window, pool,
+                state.parameters, batches.batch_size, batches.window, pool,
                 config.network.dropout, config.seed, config.optimizer.precision,
             )  # fmt: skip
-            yield from self._run(engine, Examination(self._corpus, pool, stop), stop)
+            if state.carried is not None:
+                engine.carry(*state.carried)
+            self._engine = engine
+            yield from self._run(engine, Examination(state.corpus, pool, stop), stop, between)
         finally:
+            if self._engine is not None:
+                state.carried, self._engine = self._engine.carried(), None
             pool.close()
 
     def _run(
-        self, engine: Engine, examination: Examination, stop: Callable[[], bool]
-    ) -> Iterator[Progress]:
-        interval, examined, done = _Interval(), True, 0
+        self, engine: Engine, examination: Examination, stop: Callable[[], bool],
+        between: Callable[[], bool | None] | None,
+    ) -> Iterator[Progress]:  # fmt: skip
+        state, tally, report = self._state, self._state.tally, self._state.config.report
+        together = state.config.optimizer.accumulation_steps
+        accumulation = Accumulation(engine, state.batches, together)
         while not self._ended(stop):
-            norm, rate = self._step(engine, interval)
-            part = self._plan.part(self._optimizer.steps, self._elapsed)
-            due = part > done or bool(self._plan.over(self._optimizer.steps, self._elapsed))
-            examined, done = due, part
-            if due or interval.seconds >= self._config.report.progress_interval_s:
-                yield self._report(interval, norm, rate, examination if due else None)
-                interval = _Interval()
-        if not examined:  # stopped between two validations
-            yield self._report(interval, norm, rate, examination)
+            if engine.pool.threads != (threads := self.threads):
+                engine.pool.resize(threads)
+            self._whole = False
+            self._step(accumulation, engine.pool)
+            done = state.done()
+            part = state.plan.part(*done)
+            due = part > tally.part or bool(state.plan.over(*done))
+            tally.examined, tally.part = due, part
+            if due or tally.interval_seconds >= report.progress_interval_s:
+                yield from self._report(examination if due else None)
+            self._whole = True
+            if between is not None and between():
+                return
+        if not tally.examined:  # stopped between two validations
+            tally.examined = True
+            yield from self._report(examination)
 
     def _ended(self, stop: Callable[[], bool]) -> bool:
-        self.ended_by = self._plan.over(self._optimizer.steps, self._elapsed) or (
-            "stopped on request" if stop() else ""
+        state = self._state
+        state.ended_by = (
+            state.plan.over(*state.done())
+            or state.selection.over(state.optimizer.steps)
+            or ("stopped on request" if stop() else "")
         )
-        return bool(self.ended_by)
+        return bool(state.ended_by)
 
-    def _step(self, engine: Engine, interval: _Interval) -> tuple[float, float]:
-        """One batch: loss, gradient, update. Returns the gradient's norm and the rate."""
+    def _step(self, accumulation: Accumulation, pool: Pool) -> None:
+        """One step: batches, loss, gradient, update."""
         begin = time.perf_counter()
-        batch = next(self._batches)
-        steps = self._optimizer.steps
-        share = self._plan.progress(steps, self._elapsed)
-        rate = learning_rate(self._config.optimizer, steps, share, self._plan.warmup_steps)
-        tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
-        loss, count = engine.loss_and_gradient(tokens, targets, batch.fresh, steps)
+        state, tally, optimizer = self._state, self._state.tally, self._state.optimizer
+        steps, share = optimizer.steps, state.plan.progress(*state.done())
+        warmup, lowered = state.plan.warmup_steps, state.selection.lowered
+        rate = learning_rate(optimizer.config, steps, share, warmup, lowered)
+        loss, count = accumulation.run(steps)
+        gradient = accumulation.gradient
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} at step {steps + 1}; lower the learning rate"
-            )
-        norm = self._optimizer.step(engine.gradient, rate, engine.pool)
-        seconds = time.perf_counter() - begin
-        interval.add(loss, count, seconds)
-        self._elapsed += seconds
-        self._tokens_seen += count
-        return norm, rate
+            sentence = f"the loss became {loss} at step {steps + 1}; {LOWER}"
+            raise state.fault(sentence, optimizer.norm(gradient, pool))
+        try:
+            tally.norm = optimizer.step(gradient, rate, pool)
+        except TrainingError as fault:
+            raise state.fault(str(fault), math.nan) from fault
+        now = time.perf_counter()
+        tally.rate, tally.wall = rate, now - self._clock
+        tally.add(loss, count, now - begin)
 
-    def _report(
-        self, interval: _Interval, norm: float, rate: float, examination: Examination | None
-    ) -> Progress:
-        """Make a progress; with an examination, validate and draw a sample first."""
-        steps = self._optimizer.steps
-        if not np.isfinite(self._parameters.flat).all():
-            raise TrainingError(
-                f"a weight became infinite by step {steps}; lower the learning rate"
-            )
+    def _report(self, examination: Examination | None) -> Iterator[Progress]:
+        """Yield a progress; with an examination, validate and draw a sample first."""
+        state, tally = self._state, self._state.tally
+        state.check_weights()
         valid_loss, sample = self._examine(examination) if examination else (None, None)
-        train_loss = interval.loss / max(interval.tokens, 1)
-        if self._last is not None and not interval.tokens:  # stopped right after a report
-            train_loss = self._last.train_loss
-        self._last = Progress(
-            step=steps,
-            epoch=self._tokens_seen / self._batches.tokens_per_epoch,
-            tokens_seen=self._tokens_seen,
-            train_loss=train_loss,
-            valid_loss=valid_loss,
-            tokens_per_second=interval.tokens / max(interval.seconds, 1e-9),
-            elapsed_s=self._elapsed,
-            time_left_s=self._plan.time_left(steps, self._elapsed),
-            gradient_norm=norm,
-            learning_rate=rate,
-            sample=sample,
-        )
-        return self._last
+        progress = state.progress(valid_loss, sample, resident_bytes())
+        if valid_loss is not None:
+            state.selection.offer(progress, state.parameters.flat)
+        tally.last = progress
+        tally.begin_interval()
+        self._whole = True
+        yield progress
+        check_resident(progress.memory_bytes, state.config.limits.max_memory_bytes)
 
     def _examine(self, examination: Examination) -> tuple[float | None, str | None]:
         """The validation loss and a sample of the model as it is now."""
-        self._valid_loss = examination.loss(self._parameters)
-        count = self._config.report.sample_tokens
-        return self._valid_loss, examination.sample(self.model, count, self._config.seed)
-
-
-def _load_kernels(config: TrainConfig) -> None:
-    """Compile or load what a step needs, on a network of nothing, before the clock starts."""
-    parameters = Parameters(Shape(config.network.cell, V=2, E=1, H=1, L=1))
-    rows = SHARD_ROWS + 1  # two shards, for what adds them
-    engine = Engine(parameters, rows, 1, Pool(1), precision=config.optimizer.precision)
-    nothing = np.zeros((1, rows), np.int32)
-    engine.loss_and_gradient(nothing, nothing, np.ones(rows, np.bool_))
-    Optimizer(replace(config.optimizer, clip_norm=1e-9), parameters).step(engine.gradient, 0.0)
+        state, tally, steps = self._state, self._state.tally, self._state.optimizer.steps
+        loss = examination.loss(state.parameters)
+        if loss is not None and not math.isfinite(loss):
+            sentence = f"the validation loss became {loss} after step {steps}; {LOWER}"
+            raise state.fault(sentence, tally.norm)
+        tally.valid_loss, tally.valid_step = loss, steps
+        report = state.config.report
+        sample = examination.sample(self.model, report.sample_tokens, state.config.seed)
+        tally.wall = time.perf_counter() - self._clock
+        return loss, sample
 
 
 def train(
@@ -249,7 +326,7 @@ def train(
         **limits: fields of `LimitsConfig` that win over the config's.
 
     Returns:
-        The trained model.
+        The trained model, by `config.keep` that of the best validation or the last.
 
     Raises:
         ModelError: see `Trainer` and `Trainer.run`.
@@ -262,4 +339,4 @@ def train(
     for progress in trainer.run():
         if on_progress is not None:
             on_progress(progress)
-    return trainer.model
+    return trainer.finish()

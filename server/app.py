@@ -1,8 +1,8 @@
 """Puts the server together, runs it, and ends it in good order.
 
-The order of an end: health says NOT_SERVING; no new call is taken; waiting jobs and uploads
-are told so, running jobs stop and store what they learnt, generations and scorings finish;
-when the grace is over, whatever still runs is ended with UNAVAILABLE.
+The order of an end: health says NOT_SERVING; no new call is taken; uploads are told so, running
+jobs keep their state for the next server to go on with, generations and scorings finish; when
+the grace is over, whatever still runs is ended with UNAVAILABLE.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from treadle.model import warm
+from treadle.server.attempt import RunLimits
 from treadle.server.boundary import Boundary
 from treadle.server.config import ServerConfig
 from treadle.server.errors import unavailable
+from treadle.server.housekeeping import Rules, keep_house
 from treadle.server.inference import InferenceRoom
-from treadle.server.jobs import JobRoom
+from treadle.server.intake import Intake
+from treadle.server.jobs import JobRoom, RoomLimits
 from treadle.server.loaded import LoadedModels
 from treadle.server.service import SERVICE, SequenceService
 from treadle.server.store import Store, StoreError
+from treadle.server.upload import Limits
 from treadle.server.workers import Workers
 from treadle.v1 import sequence_pb2_grpc
 
@@ -65,26 +69,36 @@ class App:
         self._jobs = JobRoom(
             self._store,
             self._workers,
-            slots=config.training_slots,
-            queue_limit=config.training_queue_limit,
-            threads=config.threads,
-            max_run_s=config.max_training_s,
-            max_run_bytes=training_bytes,
+            RoomLimits(
+                slots=config.training_slots,
+                queue=config.training_queue_limit,
+                uploads=config.upload_limit,
+                restarts=config.max_restarts,
+            ),
+            RunLimits(
+                threads=config.threads,
+                checkpoint_interval_s=config.checkpoint_interval_s,
+                min_free_bytes=config.min_free_bytes,
+                max_run_s=config.max_training_s,
+                max_run_bytes=training_bytes,
+            ),
         )
+        uploads = Limits(config.max_corpus_bytes, config.upload_idle_s, config.min_free_bytes)
+        intake = Intake(self._store, self._jobs, uploads, training_bytes)
         models = LoadedModels(self._store, config.model_cache_bytes)
         self._inference = InferenceRoom(
             models,
+            self._jobs.row,
             limit=config.inference_limit,
             threads=config.threads,
             max_new_tokens_limit=config.max_new_tokens_limit,
             max_message_bytes=config.max_message_bytes,
         )
+        self._house: asyncio.Task[None] | None = None
         self._boundary = Boundary(SERVICE)
         self._health = health.aio.HealthServicer()
         self._server = aio.server(interceptors=[self._boundary], options=_options(config))
-        service = SequenceService(
-            config, training_bytes, self._store, models, self._jobs, self._inference
-        )
+        service = SequenceService(config, self._store, models, intake, self._jobs, self._inference)
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -112,13 +126,18 @@ class App:
         # thread of its own, which an early end need not wait for.
         logger.info("loading the kernels; a first start compiles them, in about a minute")
         await asyncio.get_running_loop().run_in_executor(self._warming, warm)
+        await self._jobs.open()
         self._workers.refill()
+        rules = Rules(self._config.job_retention_s, self._config.corpus_retention_s)
+        self._house = asyncio.create_task(keep_house(self._store, rules))
         await self._set_health(_HEALTH.SERVING)
         return f"{address.rpartition(':')[0]}:{port}"
 
     async def stop(self) -> None:
         """Ends the server within its grace; see the module's docstring."""
         grace = self._config.grace_s
+        if self._house is not None:
+            self._house.cancel()
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._server.stop(grace + 10 * _GOODBYE_S))
         finishing = asyncio.gather(
@@ -128,7 +147,7 @@ class App:
             await asyncio.wait_for(finishing, grace)
         except TimeoutError:
             reason = f"the server shut down, and this did not end within {grace:g} seconds"
-            await self._jobs.kill(reason)
+            await self._jobs.kill()
             with suppress(TimeoutError):  # those whose job has just ended hear how
                 await asyncio.wait_for(self._boundary.wait_idle(), _GOODBYE_S)
             self._boundary.evict(unavailable(reason))

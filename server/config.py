@@ -83,18 +83,30 @@ class ServerConfig:
     data_dir: Path = field(default_factory=default_data_dir)
     """Directory of the models; made if it is missing. One server at a time may use it."""
     threads: int = field(default_factory=available_cpus, metadata=_range(1))
-    """Threads that one training run may use, and that generate and score."""
+    """Threads that training jobs share, and as many that generate and that score."""
     training_slots: int = field(default=1, metadata=_range(1))
-    """Training runs that may run at once; more of them wait."""
-    training_queue_limit: int = field(default=8, metadata=_range(0))
-    """Training runs that may wait for a slot; more of them are refused."""
+    """Training jobs that may run at once, sharing the threads; more of them wait."""
+    training_queue_limit: int = field(default=1000, metadata=_range(0))
+    """Training jobs that may wait for a slot, on disk; more of them are refused."""
+    upload_limit: int = field(default=16, metadata=_range(1))
+    """Corpora that may be on their way at once; more of them are refused."""
+    checkpoint_interval_s: float = field(default=10.0, metadata=_range(0))
+    """Seconds between two checkpoints of a training job, whose weights are published then."""
+    max_restarts: int = field(default=3, metadata=_range(0))
+    """How often in a row a job goes on after its process died without a new checkpoint."""
+    min_free_bytes: int = field(default=64 << 20, metadata=_range(0))
+    """Bytes to leave free on the data directory's disk: below, jobs pause and uploads end."""
+    job_retention_s: float = field(default=30 * 86_400.0, metadata=_range(0))
+    """Seconds that a job which is over is remembered, with its own weights; 0: for ever."""
+    corpus_retention_s: float = field(default=7 * 86_400.0, metadata=_range(0))
+    """Seconds that a corpus stays which no job needs any more; 0: for ever."""
     max_training_bytes: int = field(default=0, metadata=_range(0))
-    """The most memory that one training run may take, in bytes, its corpus not counted; 0: 80 %
+    """The most memory that one training job may take, in bytes, its corpus not counted; 0: 80 %
     of what the container or the machine has to give at start, divided by training_slots."""
     max_training_s: float = field(default=86_400.0, metadata=_range(0))
-    """Seconds after which a training run is stopped and its model stored; 0: never."""
+    """Seconds of running after which a training job is stopped and its model stored; 0: never."""
     standby_workers: int = field(default=1, metadata=_range(0))
-    """Training processes kept ready, so that a short run need not wait for Python to start."""
+    """Training processes kept ready, so that a short job need not wait for Python to start."""
     inference_limit: int = field(default=64, metadata=_range(1))
     """Generations and scorings that may run at once, waiting ones included."""
     max_new_tokens_limit: int = field(default=100_000, metadata=_range(1))

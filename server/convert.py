@@ -9,13 +9,19 @@ names become those of the request.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from treadle.model.config import SamplingConfig, TrainConfig, UnknownPolicy
+from treadle.model.config import (
+    NetworkConfig,
+    SamplingConfig,
+    TokenizerConfig,
+    TrainConfig,
+    UnknownPolicy,
+)
 from treadle.model.errors import ConfigError
 from treadle.model.memory import check_memory
 from treadle.model.precision import check_precision
@@ -40,25 +46,34 @@ _ENUM, _MESSAGE = FieldDescriptor.TYPE_ENUM, FieldDescriptor.TYPE_MESSAGE
 
 Config = TypeVar("Config")
 
+Base: TypeAlias = tuple[NetworkConfig, TokenizerConfig]
+"""What a job takes over from the model that it goes on from."""
+
 
 def training_order(
-    spec: pb.TrainSpec, max_training_bytes: int | None = None
-) -> tuple[str, TrainConfig]:
-    """Returns the model's name and the settings that a spec asks for.
+    spec: pb.TrainSpec,
+    max_training_bytes: int | None = None,
+    base: Base | None = None,
+) -> TrainConfig:
+    """Returns the settings that a spec asks for.
 
     Args:
         spec: The spec.
         max_training_bytes: The most memory that a run may take; what needs more whatever its
             corpus is refused. None: whatever there is.
+        base: Network and tokenizer of the model to go on from, where the spec names one.
 
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault.
     """
     values = to_json(spec)
-    name = values.pop("model", "")
-    violations = name_violations(name, f"{_SPEC}.model")
+    violations = _take_job_fields(values)
     if "optimizer" in values.get("optimizer", {}):
         values["optimizer"]["kind"] = values["optimizer"].pop("optimizer")
+    if "preset" in values:
+        values["given"] = sorted(_dotted(values))
+    if base is not None:
+        violations += _take_over(values, *base)
 
     def make() -> TrainConfig:
         config = TrainConfig.from_json(values)
@@ -67,7 +82,65 @@ def training_order(
             check_memory(config, vocabulary_size=1, limit_bytes=max_training_bytes)
         return config
 
-    return name, _build(make, violations, spec_field)
+    return _build(make, violations, spec_field)
+
+
+def _take_job_fields(values: dict[str, Any]) -> list[Violation]:
+    """Takes what is not for the model room out of a spec's values; returns what is wrong."""
+    violations = name_violations(values.pop("model", ""), f"{_SPEC}.model")
+    request_id = values.pop("request_id", "")
+    if len(request_id) > 100 or not request_id.isascii() or not request_id.isprintable():
+        text = "request_id must be up to 100 printable characters of ASCII"
+        violations.append((f"{_SPEC}.request_id", text))
+    version = values.pop("init_from_version", 0)
+    if version and "init_from" not in values:
+        text = "init_from_version needs init_from, the model whose version it is"
+        violations.append((f"{_SPEC}.init_from_version", text))
+    values.pop("init_from", "")
+    return violations
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the names of settings that have a value, such as `network.cell`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+_FREE = {"dropout", "output_dropout", "unknown_policy"}
+"""Settings of network and tokenizer that a model may be trained on with others."""
+
+
+def _take_over(
+    values: dict[str, Any], network: NetworkConfig, tokenizer: TokenizerConfig
+) -> list[Violation]:
+    """Fills in the settings of the model to go on from; returns those that are asked to differ."""
+    violations = []
+    for name, config in (("network", network.to_json()), ("tokenizer", tokenizer.to_json())):
+        asked = values.get(name, {})
+        for field, value in config.items():
+            if field not in _FREE and field in asked and asked[field] != value:
+                text = f"{name}.{field} is {value} in the model to go on from: leave it out"
+                violations.append((f"{_SPEC}.{name}.{field}", text))
+        values[name] = config | {key: value for key, value in asked.items() if key in _FREE}
+    return violations
+
+
+def model_reference(model: str, field: str = "model") -> tuple[str, str]:
+    """Returns the name and the alias, or "", of NAME or NAME@ALIAS.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: nothing can have that name.
+    """
+    name, mark, alias = model.partition("@")
+    violations = name_violations(name, field)
+    if mark and not violations:
+        violations = name_violations(alias, field)
+    if violations:
+        raise invalid(violations)
+    return name, alias
 
 
 def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> SamplingConfig:
@@ -86,7 +159,7 @@ def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> Sampling
     }  # fmt: skip
     settings = {name: value for name, value in values.items() if name in known}
     settings["stop_sequences"] = tuple(request.stop_sequences)
-    violations = name_violations(request.model, "model")
+    violations = source_violations(request)
     if request.max_new_tokens > max_new_tokens_limit:
         del settings["max_new_tokens"]
         text = f"max_new_tokens must be at most {max_new_tokens_limit:,} on this server"
@@ -102,13 +175,38 @@ def scoring_policy(request: pb.ScoreRequest) -> UnknownPolicy | None:
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
     """
-    violations = name_violations(request.model, "model")
+    violations = source_violations(request)
     if not 1 <= len(request.texts) <= MAX_TEXTS:
         wanted = f"texts must hold 1 to {MAX_TEXTS:,} texts, not {len(request.texts):,}"
         violations.append(("texts", wanted))
     values = {name: value for name, value in to_json(request).items() if name == "unknown_policy"}
     config = _build(lambda: SamplingConfig.from_json(values), violations, str)
     return config.unknown_policy
+
+
+def source_violations(request: pb.GenerateRequest | pb.ScoreRequest) -> list[Violation]:
+    """Returns what is wrong with how a request names its weights: a model, or a job."""
+    if not request.job:
+        name, mark, alias = request.model.partition("@")
+        found = name_violations(name, "model")
+        return found or (name_violations(alias, "model") if mark else [])
+    text = "a job is named: leave model and version out"
+    return [("model", text)] if request.model or request.version else []
+
+
+def page_of_jobs(request: pb.ListJobsRequest) -> tuple[int, list[str]]:
+    """Returns the size of the page asked for, and the states of the jobs on it; none for all.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: a state is none of the contract.
+    """
+    kind = pb.JobState.DESCRIPTOR
+    names = [_enum_name(kind, state) for state in request.states if state]
+    if not all(isinstance(name, str) for name in names):
+        raise invalid([("states", "states must be those of the contract")])
+    if request.model:
+        check_name(request.model)
+    return min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), [str(n) for n in names]
 
 
 def page(request: pb.ListModelsRequest) -> tuple[int, str]:
@@ -133,6 +231,20 @@ def check_name(name: str) -> None:
         StatusError: INVALID_ARGUMENT: no model can have that name.
     """
     violations = name_violations(name, "model")
+    if violations:
+        raise invalid(violations)
+
+
+def check_alias(model: str, alias: str) -> None:
+    """Checks the `model` and `alias` fields of a request.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: no model, or no alias, can have that name.
+    """
+    violations = name_violations(model, "model") + name_violations(alias, "alias")
+    if alias == "latest" or alias.isdecimal():
+        text = "alias must not be `latest`, which always is the newest version, nor a number"
+        violations.append(("alias", text))
     if violations:
         raise invalid(violations)
 

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -51,6 +52,10 @@ class Corpora:
             OSError: The disk failed or is full.
         """
         return CorpusWriter(self, self._tmp / f"corpus-{secrets.token_hex(8)}")
+
+    def free(self) -> int:
+        """Returns the bytes that are free on the disk of the corpora."""
+        return shutil.disk_usage(self._home).free
 
     def path(self, sha256: str) -> Path:
         """Returns where the corpus of a hash is, if it is stored.

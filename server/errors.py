@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import (  # type: ignore[import-untyped]
     code_pb2,
     error_details_pb2,
@@ -56,6 +56,8 @@ CODES: dict[type[ModelError], grpc.StatusCode] = {
 }
 """The status of every error of the model room."""
 
+JOB_RESOURCE = "treadle.v1.Job"
+CORPUS_RESOURCE = "treadle.v1.CorpusFile"
 MODEL_RESOURCE = "treadle.v1.Model"
 """The type of resource that ResourceInfo names."""
 
@@ -90,7 +92,10 @@ class StatusError(Exception):
         status = status_pb2.Status(code=code_pb2.Code.Value(self.code.name), message=self.message)
         for detail in self.details:
             packed = any_pb2.Any()
-            packed.Pack(detail)
+            if isinstance(detail, any_pb2.Any):
+                packed.CopyFrom(detail)
+            else:
+                packed.Pack(detail)
             status.details.append(packed)
         return bytes(status.SerializeToString())
 
@@ -127,6 +132,50 @@ def damaged(model: str, version: int, error: CheckpointError) -> StatusError:
     """Returns DATA_LOSS for a version whose file cannot be read."""
     message = f"version {version} of model {model!r} cannot be read: {error}"
     return StatusError(CODES[CheckpointError], message, _resource(model, version))
+
+
+def job_not_found(job: str) -> StatusError:
+    """Returns NOT_FOUND for a job."""
+    return _missing(f"there is no job {job!r}", JOB_RESOURCE, job)
+
+
+def corpus_not_found(sha256: str) -> StatusError:
+    """Returns NOT_FOUND for a corpus file that should be stored."""
+    message = f"no corpus file {sha256} is stored here: send its bytes"
+    return _missing(message, CORPUS_RESOURCE, sha256)
+
+
+def alias_not_found(model: str, alias: str) -> StatusError:
+    """Returns NOT_FOUND for an alias."""
+    message = f"model {model!r} has no alias {alias!r}"
+    return _missing(message, MODEL_RESOURCE, f"{model}@{alias}")
+
+
+def _missing(message: str, kind: str, name: str) -> StatusError:
+    resource = error_details_pb2.ResourceInfo(
+        resource_type=kind, resource_name=shorten(name, _MAX_FIELD_BYTES)
+    )
+    return StatusError(grpc.StatusCode.NOT_FOUND, message, resource)
+
+
+def precondition(message: str) -> StatusError:
+    """Returns FAILED_PRECONDITION: the request fits the contract, but not what is there."""
+    return StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+def from_packed(packed: bytes, message: str) -> StatusError:
+    """Returns the error that `StatusError.packed` packed.
+
+    Args:
+        packed: What it returned.
+        message: For a status that cannot be read.
+    """
+    try:
+        status = status_pb2.Status.FromString(packed)
+        code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    except (DecodeError, StopIteration):
+        return StatusError(grpc.StatusCode.UNKNOWN, message)
+    return StatusError(code, status.message, *status.details)
 
 
 def exhausted(message: str, retry_s: float) -> StatusError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +23,7 @@ from treadle.model.errors import ModelError
 from treadle.model.scorer import TextScore
 from treadle.server import convert, records
 from treadle.server.errors import exhausted, from_model, invalid
-from treadle.server.loaded import LoadedModels
+from treadle.server.loaded import LoadedModels, Source
 from treadle.v1 import sequence_pb2 as pb
 
 _MESSAGE_S = 0.02
@@ -45,6 +45,7 @@ class InferenceRoom:
 
     Args:
         models: Gives the models.
+        check_job: Raises NOT_FOUND where there is no job with an id.
         limit: Calls that may run at once.
         threads: Threads that generate, and as many that score: long scorings leave
             generations their share.
@@ -55,6 +56,7 @@ class InferenceRoom:
     def __init__(
         self,
         models: LoadedModels,
+        check_job: Callable[[str], Awaitable[object]],
         *,
         limit: int,
         threads: int,
@@ -62,6 +64,7 @@ class InferenceRoom:
         max_message_bytes: int,
     ) -> None:
         self._models = models
+        self._check_job = check_job
         self._limit = limit
         self._threads = threads
         self._max_new_tokens_limit = max_new_tokens_limit
@@ -84,13 +87,13 @@ class InferenceRoom:
         """
         sampling = convert.sampling(request, self._max_new_tokens_limit)
         with self._admitted():
-            version, model = await self._models.get(request.model, request.version)
+            source = await self._source(request)
             gone = threading.Event()
-            maker = _Maker(model, request.prompt, sampling, gone)
+            maker = _Maker(source.model, request.prompt, sampling, gone)
             try:
                 while True:
                     pieces = await _run(self._generating, partial(maker.make, self._turn_s()))
-                    reply, last = records.generated(pieces, version, request.log_probabilities)
+                    reply, last = records.generated(pieces, source, request.log_probabilities)
                     if last or reply.text or reply.tokens:
                         yield reply
                     if last:
@@ -108,16 +111,26 @@ class InferenceRoom:
         """
         policy = convert.scoring_policy(request)
         with self._admitted():
-            version, model = await self._models.get(request.model, request.version)
+            source = await self._source(request)
             gone = threading.Event()
-            scoring = _Scoring(model, request, policy, gone)
-            scoring.room = self._max_message_bytes - pb.ScoreResponse(version=version).ByteSize()
+            scoring = _Scoring(source.model, request, policy, gone)
+            reply = pb.ScoreResponse(version=source.version, job_step=source.job_step)
+            scoring.room = self._max_message_bytes - reply.ByteSize()
             try:
                 while not await _run(self._scoring, partial(scoring.go_on, self._turn_s())):
                     pass
             finally:
                 gone.set()
-            return pb.ScoreResponse(version=version, scores=scoring.scores)
+            reply.scores.extend(scoring.scores)
+            return reply
+
+    async def _source(self, request: pb.GenerateRequest | pb.ScoreRequest) -> Source:
+        """Returns the model that a request names, or the weights of a job."""
+        if not request.job:
+            return await self._models.get(request.model, request.version)
+        await self._check_job(request.job)
+        best = request.job_weights == pb.JOB_WEIGHTS_BEST
+        return await self._models.get_job(request.job, best)
 
     def _turn_s(self) -> float:
         return _MESSAGE_S if self.running <= self._threads else _TURN_S

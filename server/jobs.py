@@ -1,8 +1,15 @@
 """Training jobs: who may train, who waits, and what is told to whom.
 
-A job is a task of the server's own, not of the call that started it: it goes on when its
-client goes away. Its newest events are kept, so that any number of calls can follow it from any
-event.
+A job is the server's own from the moment its corpus is whole: it goes on when its client goes
+away, when its process dies and when the server starts again. `Job` holds one, `attempt` has one
+process train it, and here is decided what becomes of it.
+
+::
+
+    queued ---> running ---> succeeded
+      ^  |        |  |-----> failed
+      |  v        v  `-----> cancelled      (a queued or paused job may be cancelled, too)
+      paused <----+
 """
 
 from __future__ import annotations
@@ -10,147 +17,88 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import grpc
 
-from treadle.model.config import TrainConfig
-from treadle.server import records, wire
-from treadle.server.convert import spec_field
-from treadle.server.errors import StatusError, exhausted, from_exception, unavailable
-from treadle.server.store import MODEL_FILE, Store
-from treadle.server.workers import Worker, Workers
+from treadle.server.attempt import Attempt, Ending, RunLimits
+from treadle.server.database import JobRow
+from treadle.server.endings import Endings
+from treadle.server.errors import (
+    StatusError,
+    aborted,
+    exhausted,
+    from_exception,
+    from_packed,
+    invalid,
+    job_not_found,
+    precondition,
+    unavailable,
+)
+from treadle.server.job import (
+    CANCELLED,
+    CANCELLING,
+    FAILED,
+    OVER,
+    PAUSED,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+    Job,
+    outlast,
+    stored_events,
+)
+from treadle.server.store import Store
+from treadle.server.workers import Workers
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 5.0
 
-KEPT_PROGRESS = 1000
-"""Progress events of a run that are kept; a follower that is behind misses older ones."""
+_FULL_RETRY_S = 2.0
+"""Seconds between attempts to note a state on a full disk."""
 
-Result = TypeVar("Result")
-
-
-class Job:
-    """One training run.
-
-    Args:
-        name: What the model is to be called.
-        config: Its settings.
-        corpus: The file to train on.
-    """
-
-    def __init__(self, name: str, config: TrainConfig, corpus: Path) -> None:
-        self.name = name
-        self.config = config
-        self.corpus = corpus
-        self.worker: Worker | None = None
-        self._last = 0
-        self._events: dict[int, pb.TrainResponse] = {}
-        self._progress: deque[int] = deque()
-        """The numbers of the progress events kept: no gap between them and the last event."""
-        self._failure: StatusError | None = None
-        self._over = False
-        self._news = asyncio.Event()
-
-    async def watch(self, after: int = 0) -> AsyncIterator[pb.TrainResponse]:
-        """Yields the events, old ones first, until the job is over.
-
-        Of the progress events only the last KEPT_PROGRESS are there: who is behind misses some,
-        and sees so by their sequence numbers.
-
-        Args:
-            after: Sequence number of the last event already known.
-
-        Raises:
-            StatusError: What the job failed with, after its last event.
-        """
-        while event := await self._next(after):
-            yield event
-            after = event.sequence
-        if self._failure is not None:
-            raise self._failure
-
-    async def _next(self, after: int) -> pb.TrainResponse | None:
-        """Returns the event that follows number `after`; None where the job ended with it."""
-        while not self._over and self._last <= after:
-            await self._news.wait()
-        if self._last <= after:
-            return None
-        return self._events.get(after + 1) or self._events[self._progress[0]]
-
-    def publish(self, event: pb.TrainResponse) -> None:
-        """Numbers and dates an event and tells it to everybody who watches."""
-        self._last += 1
-        event.sequence = self._last
-        event.event_time.GetCurrentTime()
-        self._events[self._last] = event
-        if event.HasField("progress"):
-            self._progress.append(self._last)
-            if len(self._progress) > KEPT_PROGRESS:
-                del self._events[self._progress.popleft()]
-        self._tell()
-
-    def finish(self, failure: StatusError | None = None) -> None:
-        """Ends the job for everybody who watches."""
-        self._failure = failure
-        self._over = True
-        self._tell()
-
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+_PAUSED_BY_USER = "paused on request"
 
 
-class Place:
-    """A right to train, held from the spec on until the job is over."""
+@dataclass(frozen=True)
+class RoomLimits:
+    """How many jobs there may be."""
 
-    def __init__(self, release: Callable[[], None]) -> None:
-        self.release = release
-        self.taken = False
+    slots: int
+    """Jobs that may run at once."""
+    queue: int
+    """Jobs that may wait, those still uploading included."""
+    uploads: int
+    """Jobs that may upload at once."""
+    restarts: int
+    """How often in a row a job goes on after its process died without a new checkpoint."""
 
 
 class JobRoom:
     """Every training job of one server.
 
     Args:
-        store: Where models go.
-        workers: Who trains them.
-        slots: Jobs that may run at once.
-        queue_limit: Jobs that may wait, those still uploading included.
-        threads: Threads of one job.
-        max_run_s: Seconds after which a run is stopped; its model is stored. 0: never.
-        max_run_bytes: The most memory that a run's arrays may take; None: whatever there is.
+        store: Where jobs and models are kept.
+        workers: Who trains.
+        room: How many jobs there may be.
+        run: What holds for each of them.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        workers: Workers,
-        *,
-        slots: int,
-        queue_limit: int,
-        threads: int,
-        max_run_s: float = 0.0,
-        max_run_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, store: Store, workers: Workers, room: RoomLimits, run: RunLimits) -> None:
         self._store = store
-        self._workers = workers
-        self._limit = slots + queue_limit
-        self._threads = threads
-        self._max_run_s = max_run_s
-        self._max_run_bytes = max_run_bytes
-        self._slots = asyncio.Semaphore(slots)  # first come, first served
-        self._admitted = 0
-        self._running: set[Job] = set()
-        self._tasks: dict[Job, asyncio.Task[None]] = {}
-        self._stop_reason = ""
-        self._kill_reason = ""
+        self._database = store.database
+        self._room = room
+        self._attempt = Attempt(store, workers, run)
+        self._uploading = 0
+        self._open = False
+        self._jobs: dict[str, Job] = {}
+        """Jobs that are not over, in the order in which they came."""
+        self._running: dict[Job, asyncio.Task[None]] = {}
+        self._endings = Endings(store, lambda: self.closing.done())
         self.closing: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
         """Done when no job may come any more; holds what callers are told."""
 
@@ -162,185 +110,315 @@ class JobRoom:
     @property
     def queued(self) -> int:
         """Jobs that wait for a slot or for the rest of their corpus."""
-        return self._admitted - self.running
+        return self._uploading + len(self._waiting())
 
     @contextmanager
-    def admit(self) -> Iterator[Place]:
-        """Gives a place, and takes it back at the end unless a job took it over.
+    def admit(self) -> Iterator[None]:
+        """Holds a place in the queue while a corpus is on its way.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED: all are taken; UNAVAILABLE: the server is closing.
         """
         if self.closing.done():
             raise self.closing.result()
-        if self._admitted >= self._limit:
+        if self._uploading >= self._room.uploads:
+            raise exhausted(f"{self._uploading} corpora are on their way; no more fit", _RETRY_S)
+        if self.running + self.queued >= self._room.slots + self._room.queue:
             message = f"the training queue is full: {self.running} running, {self.queued} waiting"
             raise exhausted(message, _RETRY_S)
-        self._admitted += 1
-        place = Place(self._release)
+        self._uploading += 1
         try:
-            yield place
+            yield
         finally:
-            if not place.taken:
-                place.release()
+            self._uploading -= 1
 
-    def start(self, place: Place, job: Job) -> None:
-        """Begins a job, which takes over the place and the corpus file.
+    async def submit(self, row: JobRow) -> str:
+        """Puts a job into the queue.
 
-        Raises:
-            StatusError: UNAVAILABLE: the server is closing.
+        Returns:
+            Its id, or that of the earlier job with the same request id.
         """
-        if self.closing.done():
-            raise self.closing.result()
-        place.taken = True
-        self._tasks[job] = asyncio.create_task(self._run(job, place))
+        return await outlast(self._submit(row))
+
+    async def _submit(self, row: JobRow) -> str:
+        kept = await asyncio.to_thread(self._database.add_job, row)
+        if kept.id == row.id:
+            job = self._jobs[row.id] = Job(self._database, row)
+            await job.enter(QUEUED)
+            self._schedule()
+        else:
+            await asyncio.to_thread(self._store.discard, self._store.job_dir(row.id))
+        return kept.id
+
+    async def open(self) -> None:
+        """Takes up the jobs that an earlier server left, and begins to run them."""
+        for row in await asyncio.to_thread(self._left_over):
+            if row.id in self._jobs:
+                continue
+            job = self._jobs[row.id] = Job(self._database, row)
+            if row.state == RUNNING and not await self._endings.completed_before(job):
+                if job.cancelling:
+                    await self._endings.cancel(job)
+                else:
+                    await job.enter(QUEUED, "the server stopped; the job goes on")
+            self._let_go(job)
+        self._open = True
+        self._schedule()
 
     async def close(self, reason: str) -> None:
-        """Ends all jobs: running ones keep what they learnt, waiting ones fail.
+        """Makes all running jobs keep their state, to be gone on with by the next server.
 
         Args:
-            reason: Why, as a sentence; it ends up in the models' records.
+            reason: Why, as a sentence.
         """
-        self._stop_reason = reason
-        self._kill_reason = f"{reason}; nothing was trained"
         if not self.closing.done():
-            self.closing.set_result(unavailable(self._kill_reason))
-        await asyncio.sleep(0)  # a task cancelled before its first step would not clean up
-        for job, task in self._tasks.items():
-            if job.worker is not None:
-                job.worker.send({"stop": reason})
-            elif job not in self._running:
-                task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values())
+            self.closing.set_result(unavailable(reason))
+        self._attempt.leave(list(self._running), reason)
+        if self._running:
+            await asyncio.wait(self._running.values())
+        for job in self._jobs.values():
+            job.tell()
 
-    async def kill(self, reason: str) -> None:
-        """Ends all jobs at once; what they learnt is lost.
+    async def kill(self) -> None:
+        """Ends all running processes at once; the next server goes on from their checkpoints."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def watch(self, job: str, after: int = 0) -> AsyncIterator[pb.TrainResponse]:
+        """Yields the events of a job, old ones first, until it is over or paused.
 
         Args:
-            reason: What their clients are told.
+            job: Its id.
+            after: Number of the last event already known.
+
+        Raises:
+            StatusError: NOT_FOUND; what the job ended with; ABORTED where it is paused;
+                UNAVAILABLE where the server is closing.
         """
-        self._kill_reason = reason
-        for task in self._tasks.values():
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values())
-
-    def _release(self) -> None:
-        self._admitted -= 1
-
-    async def _run(self, job: Job, place: Place) -> None:
-        """Does a job from the queue to its end; never raises."""
-        failure: StatusError | None = None
-        try:
-            async with self._slots:
-                self._running.add(job)
-                try:
-                    await self._train(job)
-                finally:
-                    self._running.discard(job)
-        except asyncio.CancelledError:
-            failure = unavailable(self._kill_reason)
-        except Exception as error:
-            failure = from_exception(error, f"training {job.name}", "corpus_chunk", spec_field)
-        finally:
-            if failure is not None:
-                logger.info("training %s ended without a model: %s", job.name, failure)
-            place.release()
-            try:
-                await _outlast(asyncio.to_thread(self._store.discard, job.corpus))
-            finally:
-                del self._tasks[job]
-                job.finish(failure)
-
-    async def _train(self, job: Job) -> None:
-        draft = await asyncio.to_thread(self._store.new_draft)
-        began = time.monotonic()
-        try:
-            job.worker = await self._workers.take()
-            try:
-                await self._follow(job, job.worker, draft / MODEL_FILE)
-            except BaseException:
-                await self._workers.dismiss(job.worker)  # it may still be writing
-                raise
-            self._workers.dismiss(job.worker)
-            # What is learnt is not thrown away for an end that comes a moment too early.
-            model = await _outlast(self._claim(job, draft))
-        finally:
-            await _outlast(asyncio.to_thread(self._store.discard, draft))
-        taken = time.monotonic() - began
-        logger.info("trained %s version %d in %.1f s", model.name, model.version, taken)
-
-    async def _follow(self, job: Job, worker: Worker, path: Path) -> None:
-        """Gives the job to the worker and passes on what it says, until the model is saved."""
-        order = {
-            "corpus": str(job.corpus),
-            "model": str(path),
-            "config": job.config.to_json(),
-            "threads": self._threads,
-            "memory_limit_bytes": self._max_run_bytes,
-        }
-        worker.send({"job": order})
-        if self._stop_reason:
-            worker.send({"stop": self._stop_reason})
-        with self._limited(worker):
-            await self._listen(job, worker)
-
-    @contextmanager
-    def _limited(self, worker: Worker) -> Iterator[None]:
-        """Tells a worker to stop once it ran for as long as it may."""
-        if not self._max_run_s:
-            yield
-            return
-        stop = {"stop": self._limit_reason}
-        timer = asyncio.get_running_loop().call_later(self._max_run_s, worker.send, stop)
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    @property
-    def _limit_reason(self) -> str:
-        unit = "second" if self._max_run_s == 1 else "seconds"
-        return f"the server ends a run after {self._max_run_s:,.15g} {unit}, and did so"
-
-    async def _listen(self, job: Job, worker: Worker) -> None:
         while True:
-            message = await worker.receive()
-            match message.pop("event"):
-                case "started":
-                    job.publish(pb.TrainResponse(started=records.started(job.name, message)))
-                case "progress":
-                    job.publish(pb.TrainResponse(progress=records.progress(message)))
-                case "saved":
-                    return
-                case "stopped":
-                    raise self._stopped(message["reason"])
-                case "failed":
-                    raise wire.unpack_error(message["error"])
+            live = self._jobs.get(job)
+            news = None if live is None else live.news()
+            async for event in stored_events(self._database, job, after):
+                yield event
+                after = event.sequence
+            row = await self.row(job)
+            if row.last_sequence > after:
+                continue
+            _raise_end(row)
+            if row.state == SUCCEEDED or (row.state == CANCELLED and row.version):
+                return
+            if self.closing.done():
+                reason = self.closing.result().message
+                raise unavailable(f"{reason}; job {job} goes on when it has started again")
+            if news is not None:
+                await self._news_or_closing(news)
 
-    def _stopped(self, reason: str) -> StatusError:
-        """Returns what ends a run that was stopped before its first step."""
-        message = f"{reason}; nothing was trained"
-        if reason == self._limit_reason:
-            return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, message)
-        return unavailable(message)
+    async def _news_or_closing(self, news: asyncio.Event) -> None:
+        waiting = asyncio.ensure_future(news.wait())
+        try:
+            await asyncio.wait({waiting, self.closing}, return_when=asyncio.FIRST_COMPLETED)
+            if self.closing.done() and self._running:  # they have a moment for their last words
+                await asyncio.wait(self._running.values(), timeout=_RETRY_S)
+        finally:
+            waiting.cancel()
 
-    async def _claim(self, job: Job, draft: Path) -> pb.Model:
-        """Stores the model in a draft and tells everybody."""
-        model = await asyncio.to_thread(self._stored, job, draft)
-        job.publish(pb.TrainResponse(completed=model))
-        return model
+    async def row(self, job: str) -> JobRow:
+        """Returns a job's row.
 
-    def _stored(self, job: Job, draft: Path) -> pb.Model:
-        stored = self._store.claim(job.name, draft)
-        return records.model(stored, self._store.describe(stored))
+        Raises:
+            StatusError: NOT_FOUND.
+        """
+        if job in self._jobs:
+            return self._jobs[job].row
+        row = await asyncio.to_thread(self._database.job, job)
+        if row is None:
+            raise job_not_found(job)
+        return row
+
+    async def page(self, states: Sequence[str], model: str, after: str, limit: int) -> list[JobRow]:
+        """Returns rows of jobs, the newest first.
+
+        Args:
+            states: Only in these; none: in any.
+            model: Only of this model; empty: of any.
+            after: Id of the job after which the page begins, or empty.
+            limit: The most of them.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT: there is no job `after`.
+        """
+        if after and await asyncio.to_thread(self._database.job, after) is None:
+            raise invalid([("page_token", "page_token must be that of an earlier reply")])
+        rows = await asyncio.to_thread(self._database.jobs, states, model, after, limit)
+        return [self._jobs[row.id].row if row.id in self._jobs else row for row in rows]
+
+    async def earlier(self, request_id: str) -> str:
+        """Returns the job that has a request id; empty where none has."""
+        if not request_id:
+            return ""
+        row = await asyncio.to_thread(self._database.job_of_request, request_id)
+        return "" if row is None else row.id
+
+    async def unknown(self, job: str) -> bool:
+        """Tells whether there is no job with an id."""
+        return job not in self._jobs and await asyncio.to_thread(self._database.job, job) is None
+
+    def position(self, job: str) -> int:
+        """Returns how many jobs are before one in the queue; 0 where it does not wait."""
+        waiting = [other.id for other in self._waiting()]
+        return waiting.index(job) if job in waiting else 0
+
+    async def cancel(self, id: str) -> JobRow:  # noqa: A002
+        """Ends a job for good, keeping what it has learnt; nothing where it is over.
+
+        Raises:
+            StatusError: NOT_FOUND.
+        """
+        job = self._jobs.get(id)
+        if job is None:
+            return await self.row(id)
+        job.cancelling = True
+        if job in self._running:
+            self._attempt.stop(job, "cancelled")
+            await job.change(reason=CANCELLING)
+        else:
+            await outlast(self._end(job, self._endings.cancel(job)))
+        return job.row
+
+    async def pause(self, id: str) -> JobRow:  # noqa: A002
+        """Makes a job wait until it is resumed; returns once it does.
+
+        Raises:
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over.
+        """
+        job = self._live(id, "paused")
+        if job in self._running:
+            self._attempt.pause(job, _PAUSED_BY_USER)
+            await asyncio.wait([self._running[job]])
+        elif job.row.state == QUEUED:
+            await job.enter(PAUSED, _PAUSED_BY_USER)
+        if job.row.state in OVER:
+            raise precondition(f"job {id} is {job.row.state}: it ended before it could be paused")
+        return job.row
+
+    async def resume(self, id: str) -> JobRow:  # noqa: A002
+        """Puts a paused job back into the queue; nothing where it is there or runs.
+
+        Raises:
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over.
+        """
+        job = self._live(id, "resumed")
+        if job.row.state == PAUSED and job not in self._running:
+            job.pausing = ""
+            await job.enter(QUEUED, "resumed", queued_s=time.time())
+            self._jobs[id] = self._jobs.pop(id)  # behind those that wait already
+            self._schedule()
+        return job.row
+
+    async def delete(self, id: str) -> None:  # noqa: A002
+        """Deletes a job that is over or paused, with all that it kept.
+
+        Raises:
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: it waits or runs.
+        """
+        row = await self.row(id)
+        job = self._jobs.get(id)
+        if row.state in (QUEUED, RUNNING) or job in self._running:
+            raise precondition(f"job {id} is {row.state}: cancel or pause it before you delete it")
+        self._jobs.pop(id, None)
+        await asyncio.to_thread(self._database.delete_job, id)
+        await asyncio.to_thread(self._store.discard, self._store.job_dir(id))
+        if job is not None:
+            job.tell()
+
+    def _live(self, id: str, wish: str) -> Job:  # noqa: A002
+        job = self._jobs.get(id)
+        if job is None:
+            row = self._database.job(id)
+            if row is None:
+                raise job_not_found(id)
+            raise precondition(f"job {id} is {row.state} and cannot be {wish}")
+        return job
+
+    async def _end(self, job: Job, ending: Awaitable[None]) -> None:
+        """Ends a job that does not run."""
+        await ending
+        self._let_go(job)
+
+    def _let_go(self, job: Job) -> None:
+        """Forgets a job that is over, and wakes all who follow it."""
+        if job.row.state in OVER:
+            self._jobs.pop(job.id, None)
+        job.tell()
+
+    def _left_over(self) -> list[JobRow]:
+        rows: list[JobRow] = []
+        states = (QUEUED, RUNNING, PAUSED)
+        while page := self._database.jobs(states, after=rows[-1].id if rows else "", limit=500):
+            rows += page
+        return sorted(rows, key=lambda row: (row.queued_s, row.id))
+
+    def _waiting(self) -> list[Job]:
+        jobs = [job for job in self._jobs.values() if job not in self._running]
+        return [job for job in jobs if job.row.state == QUEUED and not job.cancelling]
+
+    def _schedule(self) -> None:
+        """Starts jobs, the oldest first, while there are slots."""
+        if not self._open or self.closing.done():
+            return
+        for job in self._waiting()[: max(0, self._room.slots - self.running)]:
+            self._running[job] = asyncio.create_task(self._run(job))
+        self._attempt.share_threads(list(self._running))
+
+    async def _run(self, job: Job) -> None:
+        """Does a job until it is over or has to wait; never raises."""
+        try:
+            await self._attempts(job)
+        except asyncio.CancelledError:
+            pass  # the server ends, and the next one goes on
+        except Exception as error:
+            failure = from_exception(error, f"job {job.id}")
+            try:
+                await self._endings.fail(job, failure)
+            except Exception:  # the next server finds it running, and goes on
+                logger.exception("job %s: its end cannot be noted", job.id)
+        finally:
+            del self._running[job]
+            self._let_go(job)
+            self._schedule()
+
+    async def _attempts(self, job: Job) -> None:
+        """Has processes train a job, one after the other where they die."""
+        reason = ""
+        while True:
+            await job.enter(RUNNING, reason, **_first_start(job))
+            outcome = await self._attempt.run(job)
+            if outcome.ending is not Ending.DIED:
+                await self._endings.settle(job, outcome)
+                return
+            job.crashes += 1
+            if job.crashes > self._room.restarts:
+                times = f"{job.crashes} times in a row without a new checkpoint between"
+                await self._endings.fail(job, aborted(f"{outcome.reason} ({times})"))
+                return
+            logger.warning("job %s goes on: %s", job.id, outcome.reason)
+            await job.change(restarts=job.row.restarts + 1)
+            reason = f"{outcome.reason}; the job goes on from its last checkpoint"
 
 
-async def _outlast(work: Coroutine[Any, Any, Result]) -> Result:
-    """Does a short piece of work to its end, even where the caller is cancelled meanwhile."""
-    task = asyncio.create_task(work)
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
-    return task.result()
+def _first_start(job: Job) -> dict[str, float]:
+    return {} if job.row.started_s else {"started_s": time.time()}
+
+
+def _raise_end(row: JobRow) -> None:
+    """Raises what a job that failed, was cancelled without a model or is paused ends with."""
+    if row.state == FAILED:
+        raise from_packed(row.error, row.reason)
+    if row.state == CANCELLED and not row.version:
+        message = f"job {row.id} was cancelled before it had trained"
+        raise StatusError(grpc.StatusCode.CANCELLED, message)
+    if row.state == PAUSED:
+        raise aborted(f"job {row.id} is paused: {row.reason}; resume it to go on")

@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
 
 from treadle.model import Model
 from treadle.model.errors import CheckpointError
-from treadle.server.errors import damaged, not_found
+from treadle.server.errors import damaged, not_found, precondition
+from treadle.server.job_files import BEST_FILE, LAST_FILE
 from treadle.server.store import Store, StoredModel
 
 _TIMES_ITS_FILE = 3
 """What a model takes in memory: packed weights and a table lie beside its parameters."""
+
+
+@dataclass(frozen=True)
+class JobWeights:
+    """The weights of a job as it published them at one time."""
+
+    job: str
+    """The job's id."""
+    path: Path
+    """Their file, which the next ones replace."""
+    created_ns: int
+    """When it was written."""
+    inode: int
+    """The file's number, which the next one does not have."""
+    size_bytes: int
+    """Bytes of the file."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded model and where it comes from."""
+
+    model: Model
+    """The model."""
+    version: int = 0
+    """Its version, where it is a stored one."""
+    job_step: int = 0
+    """Optimizer steps behind it, where it is a job's."""
 
 
 class LoadedModels:
@@ -28,41 +59,67 @@ class LoadedModels:
         self._store = store
         self._max_bytes = max_bytes
         # A whole StoredModel is the key, since a deleted model's name and number may come again.
-        self._models: OrderedDict[StoredModel, Model] = OrderedDict()
-        self._loading: dict[StoredModel, asyncio.Task[Model]] = {}
+        self._models: OrderedDict[StoredModel | JobWeights, Model] = OrderedDict()
+        self._loading: dict[StoredModel | JobWeights, asyncio.Task[Model]] = {}
 
-    async def get(self, name: str, version: int = 0) -> tuple[int, Model]:
-        """Returns a model and its version, by default the newest.
+    async def get(self, name: str, version: int = 0) -> Source:
+        """Returns a model by its NAME or NAME@ALIAS, by default its newest version.
 
         Raises:
             StatusError: NOT_FOUND, or DATA_LOSS for a damaged file.
         """
         stored = await asyncio.to_thread(self._store.find, name, version)
+        return Source(await self._get(stored), version=stored.version)
+
+    async def get_job(self, job: str, best: bool) -> Source:
+        """Returns the weights that a job has published last, or its best ones.
+
+        Raises:
+            StatusError: FAILED_PRECONDITION: it has published none.
+        """
+        path = self._store.job_dir(job) / (BEST_FILE if best else LAST_FILE)
+        try:
+            stat = await asyncio.to_thread(path.stat)
+        except FileNotFoundError:
+            what = "best weights: it has not validated" if best else "weights: it has just begun"
+            raise precondition(f"job {job} has published no {what}") from None
+        weights = JobWeights(job, path, stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        model = await self._get(weights)
+        for old in [key for key in self._models if _replaces(weights, key)]:
+            del self._models[old]
+        record = model.training
+        return Source(model, job_step=0 if record is None else record.weights_step)
+
+    def forget(self, name: str, versions: list[int]) -> None:
+        """Drops versions that were deleted."""
+        for stored in [*self._models, *self._loading]:
+            if isinstance(stored, JobWeights):
+                continue
+            if stored.name == name and stored.version in versions:
+                self._models.pop(stored, None)
+                self._loading.pop(stored, None)  # those who wait for it still get it
+
+    async def _get(self, stored: StoredModel | JobWeights) -> Model:
         if stored in self._models:
             self._models.move_to_end(stored)
-            return stored.version, self._models[stored]
+            return self._models[stored]
         if stored not in self._loading:
             loading = asyncio.create_task(self._load(stored))
             loading.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._loading[stored] = loading
         # Shielded: others may wait for the same model when this caller goes away.
-        return stored.version, await asyncio.shield(self._loading[stored])
+        return await asyncio.shield(self._loading[stored])
 
-    def forget(self, name: str, versions: list[int]) -> None:
-        """Drops versions that were deleted."""
-        for stored in list(self._models):
-            if stored.name == name and stored.version in versions:
-                del self._models[stored]
-        for stored in list(self._loading):
-            if stored.name == name and stored.version in versions:
-                del self._loading[stored]  # those who wait for it still get it
-
-    async def _load(self, stored: StoredModel) -> Model:
+    async def _load(self, stored: StoredModel | JobWeights) -> Model:
         try:
             model = await asyncio.to_thread(Model.load, stored.path)
         except CheckpointError as error:
+            if isinstance(stored, JobWeights):
+                raise precondition(f"the weights of job {stored.job} are damaged") from error
             raise damaged(stored.name, stored.version, error) from error
         except FileNotFoundError:
+            if isinstance(stored, JobWeights):
+                raise precondition(f"job {stored.job} was just deleted") from None
             raise not_found(stored.name, stored.version) from None
         finally:
             wanted = self._loading.pop(stored, None) is not None
@@ -75,3 +132,8 @@ class LoadedModels:
 
     def _size(self) -> int:
         return _TIMES_ITS_FILE * sum(stored.size_bytes for stored in self._models)
+
+
+def _replaces(weights: JobWeights, other: StoredModel | JobWeights) -> bool:
+    """Tells whether weights are newer ones of the same file."""
+    return isinstance(other, JobWeights) and other.path == weights.path and other != weights

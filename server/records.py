@@ -9,24 +9,36 @@ from treadle.model.config import TrainConfig
 from treadle.model.decoder import Piece
 from treadle.model.scorer import TextScore, TokenScore
 from treadle.server.convert import fill
+from treadle.server.database import JobRow
+from treadle.server.loaded import Source
 from treadle.server.store import Description, StoredModel
 from treadle.v1 import sequence_pb2 as pb
 
 
-def spec(name: str, config: TrainConfig) -> pb.TrainSpec:
-    """Returns the settings of a run as its spec, every default filled in."""
+def spec(name: str, config: TrainConfig, asked: pb.TrainSpec | None = None) -> pb.TrainSpec:
+    """Returns the settings of a run as its spec, every default filled in.
+
+    Args:
+        name: The model's name.
+        config: The settings.
+        asked: The spec as asked for, for what is no setting.
+    """
     values = config.to_json()
     values["tokenizer"]["unknown_policy"] = config.tokenizer.policy
     values["optimizer"]["optimizer"] = values["optimizer"].pop("kind")
     values["optimizer"]["learning_rate"] = config.optimizer.rate
     message = pb.TrainSpec(model=name)
+    if asked is not None:
+        message.request_id, message.init_from = asked.request_id, asked.init_from
+        message.init_from_version = asked.init_from_version
     fill(message, values)
     return message
 
 
-def started(name: str, values: Mapping[str, Any]) -> pb.TrainingStarted:
+def started(row: JobRow, values: Mapping[str, Any]) -> pb.TrainingStarted:
     """Returns a `started` event, from the fields of the model room's `Started` as JSON."""
-    message = pb.TrainingStarted(spec=spec(name, TrainConfig.from_json(values["config"])))
+    config, asked = TrainConfig.from_json(values["config"]), pb.TrainSpec.FromString(row.spec)
+    message = pb.TrainingStarted(spec=spec(row.model, config, asked))
     fill(message, {**values, "total_steps": values["total_steps"] or 0})
     return message
 
@@ -38,8 +50,40 @@ def progress(values: Mapping[str, Any]) -> pb.TrainingProgress:
     return message
 
 
-def model(stored: StoredModel, description: Description) -> pb.Model:
-    """Returns one version of a model."""
+def job(row: JobRow, position: int = 0) -> pb.Job:
+    """Returns one job.
+
+    Args:
+        row: The job.
+        position: How many jobs are before it in the queue.
+    """
+    message = pb.Job(
+        id=row.id,
+        model=row.model,
+        state=pb.JobState.Value(f"JOB_STATE_{row.state.upper()}"),
+        reason=row.reason,
+        spec=pb.TrainSpec.FromString(row.spec),
+        last_sequence=row.last_sequence,
+        restarts=row.restarts,
+        version=row.version,
+        error_code=row.error_code,
+        corpus_bytes=row.corpus_bytes,
+        queue_position=position,
+    )
+    times = {"create_time": row.created_s, "start_time": row.started_s, "end_time": row.ended_s}
+    for name, seconds in times.items():
+        if seconds is not None:
+            getattr(message, name).FromNanoseconds(round(seconds * 1e9))
+    if row.started:
+        message.started.ParseFromString(row.started)
+        message.spec.CopyFrom(message.started.spec)
+    if row.progress:
+        message.progress.ParseFromString(row.progress)
+    return message
+
+
+def model(stored: StoredModel, description: Description, aliases: Sequence[str]) -> pb.Model:
+    """Returns one version of a model, with the names that lead to it."""
     tokenizer = description.tokenizer
     message = pb.Model(
         name=stored.name,
@@ -48,6 +92,7 @@ def model(stored: StoredModel, description: Description) -> pb.Model:
         parameter_count=description.parameter_count,
         size_bytes=stored.size_bytes,
         sha256=description.sha256,
+        aliases=aliases,
     )
     message.create_time.FromNanoseconds(round(stored.created_s * 1e9))
     fill(
@@ -71,7 +116,7 @@ def token(score: TokenScore) -> pb.Token:
 
 
 def generated(
-    pieces: Sequence[Piece], version: int, log_probabilities: bool
+    pieces: Sequence[Piece], source: Source, log_probabilities: bool
 ) -> tuple[pb.GenerateResponse, bool]:
     """Returns the reply for consecutive pieces of one generation, and whether it is the last."""
     reply = pb.GenerateResponse(text="".join(piece.text for piece in pieces))
@@ -79,7 +124,8 @@ def generated(
         reply.tokens.extend(token(score) for piece in pieces for score in piece.tokens)
     result = pieces[-1].result
     if result is not None:
-        values = {**vars(result), "stop_reason": result.stop_reason.value, "version": version}
+        values = {**vars(result), "stop_reason": result.stop_reason.value}
+        values |= {"version": source.version, "job_step": source.job_step}
         fill(reply.result, values)
         reply.result.SetInParent()
     return reply, result is not None

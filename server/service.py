@@ -14,11 +14,12 @@ from treadle.model import compiled_for
 from treadle.server import convert, records
 from treadle.server.boundary import Context
 from treadle.server.config import ServerConfig
+from treadle.server.database import JobRow
 from treadle.server.inference import InferenceRoom
-from treadle.server.jobs import Job, JobRoom
+from treadle.server.intake import Intake
+from treadle.server.jobs import JobRoom
 from treadle.server.loaded import LoadedModels
 from treadle.server.store import Store, StoredModel
-from treadle.server.upload import Limits, Upload
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -30,9 +31,9 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
 
     Args:
         config: The server's settings.
-        training_bytes: The most memory that a training run may take; None: whatever there is.
         store: Models on disk.
         models: Models in memory.
+        intake: Takes orders to train.
         jobs: Training.
         inference: Generation and scoring.
     """
@@ -40,16 +41,16 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     def __init__(
         self,
         config: ServerConfig,
-        training_bytes: int | None,
         store: Store,
         models: LoadedModels,
+        intake: Intake,
         jobs: JobRoom,
         inference: InferenceRoom,
     ) -> None:
         self._config = config
-        self._training_bytes = training_bytes
         self._store = store
         self._models = models
+        self._intake = intake
         self._jobs = jobs
         self._inference = inference
         self._began = time.monotonic()
@@ -58,21 +59,56 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.TrainRequest], context: Context
     ) -> AsyncIterator[pb.TrainResponse]:
         """Takes the spec, then a place in the queue, then the corpus; follows the job."""
-        limits = Limits(self._config.max_corpus_bytes, self._config.upload_idle_s)
-        upload = Upload(request_iterator, limits, self._jobs.closing)
-        name, config = convert.training_order(await upload.spec(), self._training_bytes)
-        await asyncio.to_thread(self._store.check_free, name)
-        with self._jobs.admit() as place:
-            corpus = await asyncio.to_thread(self._store.new_file)
-            try:
-                await upload.save(corpus)
-                job = Job(name, config, corpus)
-                self._jobs.start(place, job)
-            finally:
-                if not place.taken:
-                    await asyncio.to_thread(self._store.discard, corpus)
-        async for event in job.watch():
+        async for event in self._jobs.watch(await self._intake.take(request_iterator)):
             yield event
+
+    async def WatchJob(  # noqa: N802
+        self, request: pb.WatchJobRequest, context: Context
+    ) -> AsyncIterator[pb.WatchJobResponse]:
+        """Streams the events of a job."""
+        async for event in self._jobs.watch(request.job, request.after_sequence):
+            yield pb.WatchJobResponse(event=event)
+
+    async def GetJob(  # noqa: N802
+        self, request: pb.GetJobRequest, context: Context
+    ) -> pb.GetJobResponse:
+        """Describes a job."""
+        return pb.GetJobResponse(job=self._job(await self._jobs.row(request.job)))
+
+    async def ListJobs(  # noqa: N802
+        self, request: pb.ListJobsRequest, context: Context
+    ) -> pb.ListJobsResponse:
+        """Lists one page of jobs."""
+        size, states = convert.page_of_jobs(request)
+        rows = await self._jobs.page(states, request.model, request.page_token, size + 1)
+        token = rows[size - 1].id if len(rows) > size else ""
+        jobs = [self._job(row) for row in rows[:size]]
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    async def CancelJob(  # noqa: N802
+        self, request: pb.CancelJobRequest, context: Context
+    ) -> pb.CancelJobResponse:
+        """Ends a job for good."""
+        return pb.CancelJobResponse(job=self._job(await self._jobs.cancel(request.job)))
+
+    async def PauseJob(  # noqa: N802
+        self, request: pb.PauseJobRequest, context: Context
+    ) -> pb.PauseJobResponse:
+        """Makes a job wait."""
+        return pb.PauseJobResponse(job=self._job(await self._jobs.pause(request.job)))
+
+    async def ResumeJob(  # noqa: N802
+        self, request: pb.ResumeJobRequest, context: Context
+    ) -> pb.ResumeJobResponse:
+        """Puts a paused job back into the queue."""
+        return pb.ResumeJobResponse(job=self._job(await self._jobs.resume(request.job)))
+
+    async def DeleteJob(  # noqa: N802
+        self, request: pb.DeleteJobRequest, context: Context
+    ) -> pb.DeleteJobResponse:
+        """Deletes a job."""
+        await self._jobs.delete(request.job)
+        return pb.DeleteJobResponse()
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
@@ -98,7 +134,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.GetModelRequest, context: Context
     ) -> pb.GetModelResponse:
         """Describes one version of a model."""
-        convert.check_name(request.model)
+        convert.model_reference(request.model)
         return await asyncio.to_thread(self._get, request.model, request.version)
 
     async def DeleteModel(  # noqa: N802
@@ -109,6 +145,23 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         gone = await asyncio.to_thread(self._store.delete, request.model, request.version)
         self._models.forget(request.model, gone)
         return pb.DeleteModelResponse(versions=gone)
+
+    async def SetAlias(  # noqa: N802
+        self, request: pb.SetAliasRequest, context: Context
+    ) -> pb.SetAliasResponse:
+        """Names a version, or moves the name there."""
+        convert.check_alias(request.model, request.alias)
+        set_alias = self._store.set_alias
+        stored = await asyncio.to_thread(set_alias, request.model, request.alias, request.version)
+        return pb.SetAliasResponse(model=await asyncio.to_thread(self._describe, stored))
+
+    async def DeleteAlias(  # noqa: N802
+        self, request: pb.DeleteAliasRequest, context: Context
+    ) -> pb.DeleteAliasResponse:
+        """Takes a name away."""
+        convert.check_alias(request.model, request.alias)
+        await asyncio.to_thread(self._store.delete_alias, request.model, request.alias)
+        return pb.DeleteAliasResponse()
 
     async def GetServerInfo(  # noqa: N802
         self, request: pb.GetServerInfoRequest, context: Context
@@ -138,8 +191,12 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     def _get(self, name: str, number: int) -> pb.GetModelResponse:
         stored = self._store.find(name, number)
         return pb.GetModelResponse(
-            model=self._describe(stored), versions=self._store.versions(name)
+            model=self._describe(stored), versions=self._store.versions(stored.name)
         )
 
+    def _job(self, row: JobRow) -> pb.Job:
+        return records.job(row, self._jobs.position(row.id))
+
     def _describe(self, stored: StoredModel) -> pb.Model:
-        return records.model(stored, self._store.describe(stored))
+        aliases = self._store.aliases_of(stored.name, stored.version)
+        return records.model(stored, self._store.describe(stored), aliases)

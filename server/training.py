@@ -1,40 +1,58 @@
-"""What a training process does: one job, with every step of it told to the server."""
+"""What a training process does: one job, or the rest of one, with every step told to the server.
+
+It keeps the files of `job_files` in the job's directory. Each is written under another name,
+synced and renamed, so that a process killed at any moment leaves the old one or the new one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import IO, Any
 
-from treadle.model import Trainer, warm
-from treadle.model.config import TrainConfig
-from treadle.model.errors import ModelError
+from treadle.model import Model, Trainer, warm
+from treadle.model.config import CorpusRole, TrainConfig
+from treadle.model.corpus import CorpusFile
+from treadle.model.errors import CheckpointError, ModelError
 from treadle.server import wire
+from treadle.server.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
 
 _MAX_SAMPLE = 10_000
 """Characters of a sample that are passed on; words may be of any length."""
 
+_TOLD_TO_END = "the training process was told to end"
 
-class Stop:
-    """A wish to end the run early; the trainer asks for it between steps."""
+
+class Wishes:
+    """What the server, or a signal, wants of the run; the trainer looks between steps."""
 
     def __init__(self) -> None:
-        self.reason = ""
+        self.stop_reason = ""
+        self.pause_reason = ""
+        self.threads = 0
+        """Threads to use from the next step on; 0: as they are."""
         self.heeded = False
-        """True once the trainer was told so; it may also have ended before."""
+        """True once the trainer was told to stop; it may also have ended before."""
 
-    def request(self, reason: str) -> None:
-        """Asks the run to end; the first reason stays."""
-        self.reason = self.reason or reason
+    def stop(self, reason: str) -> None:
+        """Asks the run to end for good; the first reason stays."""
+        self.stop_reason = self.stop_reason or reason
 
-    def requested(self) -> bool:
+    def pause(self, reason: str) -> None:
+        """Asks the run to keep its state and leave; the first reason stays."""
+        self.pause_reason = self.pause_reason or reason
+
+    def stopping(self) -> bool:
         """Tells the trainer whether the run should end."""
-        self.heeded = bool(self.reason)
+        self.heeded = bool(self.stop_reason)
         return self.heeded
 
 
@@ -55,12 +73,12 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     line = requests.readline()
     if not line:
         return 0
-    stop = Stop()
+    wishes = Wishes()
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(1))
-    signal.signal(signal.SIGTERM, lambda *_: stop.request("the training process was told to end"))
-    threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: wishes.pause(_TOLD_TO_END))
+    threading.Thread(target=_listen, args=(requests, wishes), daemon=True).start()
     try:
-        _work(wire.decode(line)["job"], replies, stop)
+        _work(wire.decode(line)["job"], replies, wishes)
     except Exception as error:
         if not isinstance(error, (ModelError, BrokenPipeError)):
             traceback.print_exc(file=sys.stderr)
@@ -69,32 +87,137 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     return 0
 
 
-def _work(job: wire.Message, replies: IO[bytes], stop: Stop) -> None:
-    config = TrainConfig.from_json(job["config"])
-    limit = job["memory_limit_bytes"]
-    trainer = Trainer(Path(job["corpus"]), config, job["threads"], limit)
+class _Keeper:
+    """Keeps a run's state and weights on disk as it goes.
+
+    Args:
+        trainer: The run.
+        order: The job as the server gave it.
+        wishes: What is wanted of it.
+        replies: Where the server hears of every checkpoint.
+    """
+
+    def __init__(
+        self, trainer: Trainer, order: wire.Message, wishes: Wishes, replies: IO[bytes]
+    ) -> None:
+        self._trainer = trainer
+        self._directory = Path(order["directory"])
+        self._interval = order["checkpoint_interval_s"]
+        self._min_free = order["min_free_bytes"]
+        self._wishes = wishes
+        self._replies = replies
+        # The first one comes soon, so that there is something to use and to lose nothing of.
+        self._due = time.monotonic() + min(1.0, self._interval)
+        self._best_step = -1
+        self.left = ""
+        """Why the run was left to be gone on with later; empty where it was not."""
+        self.full = False
+        """True where that was for want of disk space."""
+
+    def between(self) -> bool:
+        """Called between two steps: keeps what is due; returns True to leave the run here."""
+        wishes = self._wishes
+        if wishes.threads:
+            self._trainer.threads, wishes.threads = wishes.threads, 0
+        if not wishes.pause_reason and time.monotonic() < self._due:
+            return False
+        try:
+            self.keep()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.full = True
+            self.left = f"the disk is full: {error.strerror}"
+        else:
+            self.left = wishes.pause_reason
+        self._due = time.monotonic() + self._interval
+        return bool(self.left)
+
+    def keep(self) -> None:
+        """Writes the weights and then the state.
+
+        Raises:
+            OSError: The disk failed or is full; what was there before is still whole.
+        """
+        if shutil.disk_usage(self._directory).free < self._min_free:
+            raise OSError(errno.ENOSPC, f"less than {self._min_free:,} bytes are free")
+        self.publish()
+        self._trainer.save_state(self._directory / STATE_FILE)
+        _send(self._replies, event="checkpoint")
+
+    def publish(self) -> None:
+        """Writes the last weights, and the best ones where they are new."""
+        best = self._trainer.best_model
+        if best is not None and best.training is not None:
+            step = best.training.weights_step
+            if step != self._best_step:
+                best.save(self._directory / BEST_FILE)
+                self._best_step = step
+        self._trainer.model.save(self._directory / LAST_FILE)
+
+
+def _work(job: wire.Message, replies: IO[bytes], wishes: Wishes) -> None:
+    directory = Path(job["directory"])
+    trainer, steps = _prepare(job, directory)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     _send(replies, event="started", **started)
-    steps = 0
-    for progress in trainer.run(stop.requested):
+    keeper = _Keeper(trainer, job, wishes, replies)
+    for progress in trainer.run(wishes.stopping, keeper.between):
         steps = progress.step
         sample = progress.sample and progress.sample[:_MAX_SAMPLE]
         _send(replies, event="progress", **dataclasses.asdict(progress) | {"sample": sample})
-    if stop.heeded:
+    if keeper.left:
+        _send(replies, event="paused", reason=keeper.left, full=keeper.full)
+        return
+    if wishes.heeded:
         if not steps:
-            _send(replies, event="stopped", reason=stop.reason)
+            _send(replies, event="stopped", reason=wishes.stop_reason)
             return
-        trainer.ended_by = f"{stop.reason} after {steps} steps"
-    trainer.model.save(job["model"])
+        trainer.ended_by = f"{wishes.stop_reason} after {steps} steps"
+    keeper.publish()
+    trainer.finish().save(directory / FINAL_FILE)
     _send(replies, event="saved")
 
 
-def _listen(requests: IO[bytes], stop: Stop) -> None:
-    """Takes the server's wish to stop; ends the process when the server is gone."""
+def _prepare(job: wire.Message, directory: Path) -> tuple[Trainer, int]:
+    """Returns the run, gone on from its checkpoint where there is one, and its steps so far."""
+    files = [
+        CorpusFile(Path(file["path"]), file["name"], CorpusRole(file["role"]), file["weight"])
+        for file in job["files"]
+    ]
+    config = TrainConfig.from_json(job["config"])
+    init = directory / INIT_FILE
+
+    def make() -> Trainer:
+        return Trainer(
+            files,
+            config,
+            job["threads"],
+            job["memory_limit_bytes"],
+            init_from=Model.load(init) if init.exists() else None,
+            folder=directory,
+        )
+
+    trainer = make()
+    try:
+        trainer.restore_state(directory / STATE_FILE)
+    except CheckpointError as error:
+        # From its beginning it comes to the same weights; it only takes longer.
+        print(f"the checkpoint cannot be used, the run begins anew: {error}", file=sys.stderr)
+        trainer = make()
+    return trainer, trainer.steps
+
+
+def _listen(requests: IO[bytes], wishes: Wishes) -> None:
+    """Takes the server's wishes; ends the process when the server is gone."""
     for line in requests:
         message = wire.decode(line)
         if "stop" in message:
-            stop.request(message["stop"])
+            wishes.stop(message["stop"])
+        if "pause" in message:
+            wishes.pause(message["pause"])
+        if "threads" in message:
+            wishes.threads = message["threads"]
     os.kill(os.getpid(), signal.SIGHUP)  # the main thread ends, and tidies up
 
 

@@ -1,12 +1,20 @@
 """What the server and a training process say to each other: JSON, one message a line.
 
-Server to worker: `{"job": {...}}` once, then at most one `{"stop": "reason"}`; the end of the
-pipe means that the server is gone. Worker to server: `{"event": NAME, ...}` with the names
+Server to worker: `{"job": {...}}` once, then any number of
+
+- `{"stop": "reason"}`: end the run for good, examined and saved;
+- `{"pause": "reason"}`: keep the run's whole state and end the process;
+- `{"threads": n}`: use so many threads from now on.
+
+The end of the pipe means that the server is gone. Worker to server: `{"event": NAME, ...}` with
+the names
 
 - `ready`: kernels are compiled, a job may come;
-- `started`, `progress`: what `Trainer` reports;
+- `started`, `progress`: what `Trainer` reports, also of a run that goes on from a checkpoint;
+- `checkpoint`: the state is on disk, and weights are published;
+- `paused`: the state is on disk; `reason` says why, `full` whether for want of disk space;
 - `stopped`: it was told to stop before its first step, so there is no model; `reason` says why;
-- `saved`: the model lies at the path that the job named;
+- `saved`: the model lies in the job's directory;
 - `failed`: there is no model; `error` says why, in the form of `pack_error`.
 """
 

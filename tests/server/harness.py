@@ -53,6 +53,11 @@ def requests(spec: pb.TrainSpec, *chunks: bytes) -> Iterator[pb.TrainRequest]:
     yield pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=sum(map(len, chunks))))
 
 
+def first_progress(events: Iterator[pb.TrainResponse]) -> pb.TrainResponse:
+    """Reads until the run is under way."""
+    return next(event for event in events if event.HasField("progress"))
+
+
 def wait_for(condition: Callable[[], object]) -> None:
     """Waits until a condition holds."""
     end = time.monotonic() + PATIENCE_S
@@ -92,6 +97,26 @@ class Caller:
         """Begins a run and returns its events as they come."""
         stream = iter(requests(spec, *chunks) if source is None else source)
         return self.stub.Train(stream, timeout=PATIENCE_S)
+
+    def watch(self, job: str, after: int = 0) -> Iterator[pb.TrainResponse]:
+        """Follows a job from any event on."""
+        request = pb.WatchJobRequest(job=job, after_sequence=after)
+        return (reply.event for reply in self.stub.WatchJob(request, timeout=PATIENCE_S))
+
+    def job(self, job: str) -> pb.Job:
+        """Describes a job."""
+        return self.stub.GetJob(pb.GetJobRequest(job=job), timeout=PATIENCE_S).job
+
+    def jobs(self, **fields: object) -> Iterator[pb.Job]:
+        """Lists jobs, page after page."""
+        token = ""
+        while True:
+            request = pb.ListJobsRequest(page_token=token, **fields)  # type: ignore[arg-type]
+            page = self.stub.ListJobs(request, timeout=PATIENCE_S)
+            yield from page.jobs
+            token = page.next_page_token
+            if not token:
+                return
 
     def trained(self, spec: pb.TrainSpec, *chunks: bytes) -> pb.Model:
         """Trains to the end and returns the model."""

@@ -32,6 +32,11 @@ def violations(error: StatusError) -> dict[str, str]:
         (pb.Optimizer, settings.OptimizerKind),
         (pb.Schedule, settings.Schedule),
         (pb.Precision, settings.Precision),
+        (pb.CorpusFormat, settings.CorpusFormat),
+        (pb.CorpusRole, settings.CorpusRole),
+        (pb.Split, settings.Split),
+        (pb.Preset, settings.Preset),
+        (pb.Keep, settings.Keep),
     ],
 )
 def test_both_sides_know_the_same_values(contract: Any, room: type[enum.StrEnum]) -> None:
@@ -42,8 +47,8 @@ def test_both_sides_know_the_same_values(contract: Any, room: type[enum.StrEnum]
 
 
 def test_defaults_are_filled_in() -> None:
-    name, config = convert.training_order(pb.TrainSpec(model="m"), 1 << 30)
-    assert (name, config) == ("m", TrainConfig())
+    config = convert.training_order(pb.TrainSpec(model="m"), 1 << 30)
+    assert config == TrainConfig()
     spec = records.spec("m", config)
     assert spec.network.cell == pb.CELL_LSTM
     assert spec.optimizer.optimizer == pb.OPTIMIZER_ADAM
@@ -72,17 +77,35 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
             kind=pb.TOKENIZER_KIND_WORDS,
             max_vocabulary_size=7,
             unknown_policy=pb.UNKNOWN_POLICY_SKIP,
+            min_frequency=2,
+            lower_case=True,
         ),
         data=pb.DataSpec(
-            layout=pb.CORPUS_LAYOUT_LINES, validation_fraction=0, batch_size=3, window=5
+            layout=pb.CORPUS_LAYOUT_LINES,
+            validation_fraction=0,
+            batch_size=3,
+            window=5,
+            test_fraction=0.25,
+            format=pb.CORPUS_FORMAT_JSONL,
+            column="message",
+            encoding="latin-1",
         ),
         network=pb.NetworkSpec(
-            cell=pb.CELL_GRU, hidden_size=9, layers=2, embedding_size=0, dropout=0.25
+            cell=pb.CELL_GRU,
+            hidden_size=9,
+            layers=2,
+            embedding_size=9,
+            dropout=0.25,
+            output_dropout=0.5,
+            tied_weights=True,
         ),
         optimizer=pb.OptimizerSpec(
             optimizer=pb.OPTIMIZER_SGD,
             learning_rate=0.25,
-            schedule=pb.SCHEDULE_CONSTANT,
+            schedule=pb.SCHEDULE_PLATEAU,
+            accumulation_steps=3,
+            plateau_factor=0.25,
+            plateau_patience=4,
             warmup_steps=0,
             beta1=0,
             beta2=0.5,
@@ -91,12 +114,26 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
             clip_value=2,
             precision=pb.PRECISION_FP32,
         ),
-        limits=pb.LimitsSpec(max_steps=10, max_epochs=0.5, max_time_s=3),
+        limits=pb.LimitsSpec(
+            max_steps=10,
+            max_epochs=0.5,
+            max_time_s=3,
+            max_tokens=1000,
+            max_wall_time_s=9,
+            early_stopping_patience=5,
+            max_memory_bytes=1 << 40,
+        ),
         report=pb.ReportSpec(progress_interval_s=0.5, validation_interval_steps=4, sample_tokens=0),
         seed=2**64 - 1,
+        preset=pb.PRESET_AUTO,
+        keep=pb.KEEP_LAST,
+        request_id="again",
+        init_from="base",
+        init_from_version=3,
     )
-    name, config = convert.training_order(spec)
-    assert records.spec(name, config) == spec
+    config = convert.training_order(spec)
+    assert set(config.given) >= {"network.hidden_size", "limits.max_steps", "seed"}
+    assert records.spec("m", config, spec) == spec
     assert TrainConfig.from_json(config.to_json()) == config
 
 

@@ -1,10 +1,11 @@
-"""Jobs by themselves: events for everybody who follows, and an end in any order."""
+"""The job room by itself: an end at any moment, and nothing lost or done twice."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +15,11 @@ import pytest
 from treadle.model import train
 from treadle.model.config import NetworkConfig, TrainConfig
 from treadle.server import wire
+from treadle.server.attempt import RunLimits
 from treadle.server.errors import StatusError, aborted
-from treadle.server.jobs import KEPT_PROGRESS, Job, JobRoom
+from treadle.server.job_files import FINAL_FILE
+from treadle.server.jobs import JobRoom, RoomLimits
+from treadle.server.orders import UploadedFile, new_id, new_row
 from treadle.server.store import Store
 from treadle.server.workers import Worker, Workers
 from treadle.v1 import sequence_pb2 as pb
@@ -30,151 +34,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def progress(step: int) -> pb.TrainResponse:
-    return pb.TrainResponse(progress=pb.TrainingProgress(step=step))
-
-
-async def steps(job: Job, after: int = 0) -> list[int]:
-    """Follows a job to its end and returns the steps that its events tell."""
-    return [event.progress.step async for event in job.watch(after)]
-
-
-def test_every_follower_gets_every_event_once_whenever_it_comes() -> None:
-    async def run() -> None:
-        job = Job("m", TrainConfig(), Path())
-        early = asyncio.create_task(steps(job))
-        job.publish(progress(10))
-        job.publish(progress(20))
-        middle = asyncio.create_task(steps(job, after=1))
-        await asyncio.sleep(0)
-        job.publish(progress(30))
-        job.finish()
-        assert await early == [10, 20, 30]
-        assert await middle == [20, 30]
-        assert await steps(job, after=2) == [30]
-        assert await steps(job, after=3) == []
-
-    asyncio.run(run())
-
-
-def test_events_are_numbered_and_dated() -> None:
-    async def run() -> None:
-        job = Job("m", TrainConfig(), Path())
-        for step in range(3):
-            job.publish(progress(step))
-        job.finish()
-        events = [event async for event in job.watch()]
-        assert [event.sequence for event in events] == [1, 2, 3]
-        times = [event.event_time.ToNanoseconds() for event in events]
-        assert times == sorted(times)
-        assert times[0] > 0
-
-    asyncio.run(run())
-
-
-def test_a_failure_comes_after_the_last_event() -> None:
-    async def run() -> None:
-        job = Job("m", TrainConfig(), Path())
-        job.publish(progress(1))
-        job.finish(aborted("it broke"))
-        events = job.watch()
-        assert (await anext(events)).progress.step == 1
-        with pytest.raises(StatusError, match="it broke"):
-            await anext(events)
-
-    asyncio.run(run())
-
-
-def test_jobs_that_are_closed_as_soon_as_they_begin_end_and_leave_nothing(
-    store: Store, tmp_path: Path
-) -> None:
-    async def run() -> None:
-        workers = Workers(standby=0)
-        room = JobRoom(store, workers, slots=1, queue_limit=2, threads=1)
-        jobs = []
-        for name in ("a", "b", "c"):
-            corpus = store.new_file()
-            corpus.write_bytes(TEXT)
-            with room.admit() as place:
-                jobs.append(Job(name, TrainConfig(), corpus))
-                room.start(place, jobs[-1])
-        assert room.queued == 3
-        await room.close("the test ended")
-        for job in jobs:
-            with pytest.raises(StatusError, match="the test ended") as caught:
-                await steps(job)
-            assert caught.value.code is grpc.StatusCode.UNAVAILABLE
-        assert (room.running, room.queued) == (0, 0)
-        with pytest.raises(StatusError), room.admit():
-            pass
-        await workers.close()
-
-    asyncio.run(run())
-    assert not list((tmp_path / "tmp").iterdir())
-    assert not list((tmp_path / "models").iterdir())
-
-
-def test_only_the_last_progress_is_kept_and_who_is_behind_skips_the_rest() -> None:
-    async def run() -> None:
-        job = Job("m", TrainConfig(), Path())
-        job.publish(pb.TrainResponse(started=pb.TrainingStarted()))
-        behind = job.watch()
-        assert (await anext(behind)).sequence == 1
-        for step in range(2, KEPT_PROGRESS + 12):
-            job.publish(progress(step))
-        job.publish(pb.TrainResponse(completed=pb.Model()))
-        job.finish()
-        last = KEPT_PROGRESS + 12
-        assert [event.sequence async for event in behind] == list(range(12, last + 1))
-        late = [event async for event in job.watch()]
-        assert [event.sequence for event in late] == [1, *range(12, last + 1)]
-        assert late[0].HasField("started")
-        assert late[-1].HasField("completed")
-        assert [event.sequence async for event in job.watch(after=last - 2)] == [last - 1, last]
-
-    asyncio.run(run())
-
-
-class FakeWorker:
-    """Says what a test wants said, and saves the same model in every job."""
-
-    def __init__(self, model: bytes) -> None:
-        self.sent: list[wire.Message] = []
-        self._model = model
-        self._stop = asyncio.Event()
-
-    def send(self, message: wire.Message) -> None:
-        self.sent.append(message)
-        if "stop" in message:
-            self._stop.set()
-
-    async def receive(self) -> wire.Message:
-        Path(self.sent[0]["job"]["model"]).write_bytes(self._model)
-        return {"event": "saved"}
-
-
-class StubbornWorker(FakeWorker):
-    """Goes on until it is told to stop, without having made a step."""
-
-    async def receive(self) -> wire.Message:
-        await self._stop.wait()
-        return {"event": "stopped", "reason": self.sent[-1]["stop"]}
-
-
-class FakeWorkers(Workers):
-    """Gives out one worker."""
-
-    def __init__(self, worker: FakeWorker) -> None:
-        super().__init__(standby=0)
-        self._worker = worker
-
-    async def take(self) -> Worker:
-        return cast("Worker", self._worker)
-
-    def dismiss(self, worker: Worker) -> asyncio.Task[None]:
-        return asyncio.create_task(asyncio.sleep(0))
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("model") / "m"
@@ -183,28 +42,187 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def begin(room: JobRoom, store: Store) -> Job:
-    """Starts a job of the name `m`."""
-    corpus = store.new_file()
-    with room.admit() as place:
-        job = Job("m", TrainConfig(), corpus)
-        room.start(place, job)
+class FakeWorker:
+    """Saves the same model in every job, at once."""
+
+    pid = 0
+
+    def __init__(self, model: bytes = b"") -> None:
+        self.sent: list[wire.Message] = []
+        self._model = model
+        self.told = asyncio.Event()
+
+    def send(self, message: wire.Message) -> None:
+        self.sent.append(message)
+        if "stop" in message or "pause" in message:
+            self.told.set()
+
+    async def receive(self) -> wire.Message:
+        (Path(self.sent[0]["job"]["directory"]) / FINAL_FILE).write_bytes(self._model)
+        return {"event": "saved"}
+
+
+class StubbornWorker(FakeWorker):
+    """Goes on until it is told to stop, without having made a step."""
+
+    async def receive(self) -> wire.Message:
+        await self.told.wait()
+        last = self.sent[-1]
+        if "stop" in last:
+            return {"event": "stopped", "reason": last["stop"]}
+        return {"event": "paused", "reason": last["pause"], "full": False}
+
+
+class DyingWorker(FakeWorker):
+    """Dies, after a checkpoint if it is to have made one."""
+
+    def __init__(self, checkpoint: bool = False) -> None:
+        super().__init__()
+        self._checkpoint = checkpoint
+
+    async def receive(self) -> wire.Message:
+        if self._checkpoint:
+            self._checkpoint = False
+            return {"event": "checkpoint"}
+        raise aborted("it died")
+
+
+class TellingWorker(FakeWorker):
+    """Says what it was made to say, and then saves."""
+
+    def __init__(self, model: bytes, *messages: wire.Message) -> None:
+        super().__init__(model)
+        self._messages = list(messages)
+
+    async def receive(self) -> wire.Message:
+        return dict(self._messages.pop(0)) if self._messages else await super().receive()
+
+
+class FakeWorkers(Workers):
+    """Gives out workers as a test makes them."""
+
+    def __init__(self, make: Callable[[], FakeWorker]) -> None:
+        super().__init__(standby=0)
+        self._make = make
+        self.given = 0
+
+    async def take(self) -> Worker:
+        self.given += 1
+        return cast("Worker", self._make())
+
+    def dismiss(self, worker: Worker) -> asyncio.Task[None]:
+        return asyncio.create_task(asyncio.sleep(0))
+
+
+def make_room(store: Store, workers: Workers, max_run_s: float = 0.0, restarts: int = 2) -> JobRoom:
+    limits = RunLimits(1, checkpoint_interval_s=1.0, min_free_bytes=0, max_run_s=max_run_s)
+    return JobRoom(store, workers, RoomLimits(1, 2, 2, restarts), limits)
+
+
+async def submit(room: JobRoom, store: Store, name: str = "m") -> str:
+    """Queues a job on TEXT."""
+    writer = store.corpora.writer()
+    writer.write(TEXT)
+    sha256, size = writer.claim()
+    job = new_id()
+    store.job_dir(job)
+    file = UploadedFile(sha256, "corpus", "train", 1.0, size)
+    row = new_row(job, pb.TrainSpec(model=name), TrainConfig(), [file])
+    assert await room.submit(row) == job
     return job
 
 
-class Gate:
-    """Holds up a method of the store, in its thread, until the test lets it go."""
+async def follow(room: JobRoom, job: str, after: int = 0) -> list[pb.TrainResponse]:
+    async with asyncio.timeout(PATIENCE_S):
+        return [event async for event in room.watch(job, after)]
 
-    def __init__(self, store: Store, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def progress(step: int, **values: float) -> wire.Message:
+    return {"event": "progress", "step": step, "tokens_seen": step, **values}
+
+
+def test_every_follower_gets_every_event_once_whenever_it_comes(store: Store, model: bytes) -> None:
+    async def run() -> None:
+        told = [progress(1), progress(2), progress(3)]
+        room = make_room(store, FakeWorkers(lambda: TellingWorker(model, *told)))
+        job = await submit(room, store)
+        early = asyncio.create_task(follow(room, job))
+        await room.open()
+        everything = await early
+        assert [event.sequence for event in everything] == list(range(1, len(everything) + 1))
+        assert [e.progress.step for e in everything if e.HasField("progress")] == [1, 2, 3]
+        for after in range(len(everything) + 1):
+            assert await follow(room, job, after) == everything[after:]
+
+    asyncio.run(run())
+
+
+def test_what_is_made_again_after_a_crash_is_told_once(store: Store, model: bytes) -> None:
+    async def run() -> None:
+        first = [progress(2), progress(4), progress(4, valid_loss=1.0)]
+        again = [progress(3), progress(4), progress(4, valid_loss=1.0), progress(5)]
+
+        class Dying(TellingWorker):
+            async def receive(self) -> wire.Message:
+                if not self._messages:
+                    raise aborted("it died")
+                return await super().receive()
+
+        makers = iter([lambda: Dying(model, *first), lambda: TellingWorker(model, *again)])
+        room = make_room(store, FakeWorkers(lambda: next(makers)()))
+        job = await submit(room, store)
+        await room.open()
+        events = await follow(room, job)
+        seen = [
+            (event.progress.step, event.progress.HasField("valid_loss"))
+            for event in events
+            if event.HasField("progress")
+        ]
+        assert seen == [(2, False), (4, False), (4, True), (5, False)]
+        assert (await room.row(job)).restarts == 1
+
+    asyncio.run(run())
+
+
+def test_jobs_of_a_server_that_closes_wait_for_the_next(store: Store, model: bytes) -> None:
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(StubbornWorker))
+        jobs = [await submit(room, store, name) for name in ("a", "b", "c")]
+        await room.open()
+        await asyncio.sleep(0)
+        following = [asyncio.create_task(follow(room, job)) for job in jobs]
+        await asyncio.sleep(0.05)
+        assert (room.running, room.queued) == (1, 2)
+        await room.close("the test ended")
+        for task in following:
+            with pytest.raises(StatusError, match=r"the test ended; job .* goes on") as caught:
+                await task
+            assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(StatusError), room.admit():
+            pass
+        assert {(await room.row(job)).state for job in jobs} == {"queued"}
+        following_room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
+        await following_room.open()
+        for job in jobs:
+            assert (await follow(following_room, job))[-1].completed.version == 1
+
+    asyncio.run(run())
+    assert [len(store.versions(name)) for name in ("a", "b", "c")] == [1, 1, 1]
+
+
+class Gate:
+    """Holds up a method of an object, in its thread, until the test lets it go."""
+
+    def __init__(self, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self._entered, self._open = threading.Event(), threading.Event()
-        method = getattr(store, name)
+        method = getattr(owner, name)
 
         def held(*arguments: Any) -> Any:
             self._entered.set()
             assert self._open.wait(PATIENCE_S)
             return method(*arguments)
 
-        monkeypatch.setattr(store, name, held)
+        monkeypatch.setattr(owner, name, held)
 
     async def entered(self) -> None:
         assert await asyncio.to_thread(self._entered.wait, PATIENCE_S)
@@ -213,47 +231,166 @@ class Gate:
         self._open.set()
 
 
-@pytest.mark.parametrize("held", ["claim", "describe", "discard"])
+@pytest.mark.parametrize("held", ["next_version", "claim_file", "describe"])
 def test_a_finished_model_is_kept_whenever_the_job_is_killed(
-    store: Store, tmp_path: Path, model: bytes, held: str, monkeypatch: pytest.MonkeyPatch
+    store: Store, model: bytes, held: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
-        room = JobRoom(store, FakeWorkers(FakeWorker(model)), slots=1, queue_limit=1, threads=1)
+        room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
         gate = Gate(store, held, monkeypatch)
-        job = begin(room, store)
+        job = await submit(room, store)
+        await room.open()
         await gate.entered()
-        killing = asyncio.create_task(room.kill("the test ended"))
+        killing = asyncio.create_task(room.kill())
         for _ in range(3):
             await asyncio.sleep(0)
         gate.open()
         await killing
-        events = [event async for event in job.watch()]
-        assert events[-1].completed.version == 1
-        assert (room.running, room.queued) == (0, 0)
+        assert (await follow(room, job))[-1].completed.version == 1
+        assert room.running == 0
 
     asyncio.run(run())
     assert store.versions("m") == [1]
-    assert not list((tmp_path / "tmp").iterdir())
 
 
-def test_followers_hear_of_the_end_even_if_the_corpus_cannot_be_removed(
+@pytest.mark.parametrize("claimed", ["nothing", "number", "version"])
+def test_a_server_that_died_while_it_stored_a_model_stores_it_once(
+    store: Store, model: bytes, claimed: str
+) -> None:
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(StubbornWorker))
+        job = await submit(room, store)
+        store.database.update_job(job, state="running")
+        path = store.job_dir(job) / FINAL_FILE
+        path.write_bytes(model)
+        if claimed != "nothing":
+            store.database.update_job(job, claim=store.next_version("m"))
+        if claimed == "version":
+            store.claim_file("m", path, 1)
+        following = make_room(store, FakeWorkers(StubbornWorker))
+        await following.open()
+        assert (await follow(following, job))[-1].completed.version == 1
+
+    asyncio.run(run())
+    assert store.versions("m") == [1]
+
+
+def test_processes_that_die_without_a_checkpoint_end_a_job(store: Store) -> None:
+    async def run() -> None:
+        workers = FakeWorkers(DyingWorker)
+        room = make_room(store, workers, restarts=2)
+        job = await submit(room, store)
+        await room.open()
+        with pytest.raises(StatusError, match=r"it died .3 times in a row") as caught:
+            await follow(room, job)
+        assert caught.value.code is grpc.StatusCode.ABORTED
+        assert workers.given == 3
+        assert (await room.row(job)).state == "failed"
+
+    asyncio.run(run())
+
+
+def test_a_checkpoint_forgives_what_died_before(store: Store, model: bytes) -> None:
+    async def run() -> None:
+        made = [DyingWorker(), DyingWorker(checkpoint=True), DyingWorker(), FakeWorker(model)]
+        room = make_room(store, FakeWorkers(lambda: made.pop(0)), restarts=2)
+        job = await submit(room, store)
+        await room.open()
+        assert (await follow(room, job))[-1].completed.version == 1
+        assert (await room.row(job)).restarts == 3
+
+    asyncio.run(run())
+
+
+def test_a_full_disk_delays_the_note_of_an_end(
     store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(path: Path) -> None:
-        raise RuntimeError("the disk is on fire")
+    monkeypatch.setattr("treadle.server.endings._FULL_RETRY_S", 0.01)
+    append, failures = store.database.append_event, 3
+
+    def full(job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
+        nonlocal failures
+        if changes.get("state") == "succeeded" and failures:
+            failures -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return append(job, payload, time_s, **changes)
+
+    monkeypatch.setattr(store.database, "append_event", full)
 
     async def run() -> None:
-        room = JobRoom(store, FakeWorkers(FakeWorker(model)), slots=1, queue_limit=1, threads=1)
-        monkeypatch.setattr(store, "discard", broken)
-        job = begin(room, store)
-        (task,) = room._tasks.values()
-        async with asyncio.timeout(PATIENCE_S):
-            with pytest.raises(StatusError):
-                await steps(job)
-        with pytest.raises(RuntimeError):
-            await task
-        await room.close("no task is left to wait for")
-        assert not room._tasks
+        room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
+        job = await submit(room, store)
+        await room.open()
+        assert (await follow(room, job))[-1].completed.version == 1
+
+    asyncio.run(run())
+    assert failures == 0
+    assert store.versions("m") == [1]
+
+
+def test_a_progress_that_finds_the_disk_full_pauses_the_job(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = store.database.append_event
+
+    def full(job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
+        if "progress" in changes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return append(job, payload, time_s, **changes)
+
+    monkeypatch.setattr(store.database, "append_event", full)
+
+    class Reporting(StubbornWorker):
+        async def receive(self) -> wire.Message:
+            if len(self.sent) == 1:
+                return progress(1)
+            return await super().receive()
+
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(Reporting))
+        job = await submit(room, store)
+        await room.open()
+        with pytest.raises(StatusError, match="is paused: the disk is full: No space left"):
+            await follow(room, job)
+        assert (await room.row(job)).state == "paused"
+
+    asyncio.run(run())
+
+
+def test_a_run_that_takes_too_long_is_told_to_stop(store: Store) -> None:
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(StubbornWorker), max_run_s=0.01)
+        job = await submit(room, store)
+        await room.open()
+        with pytest.raises(StatusError, match=r"after 0\.01 seconds.*nothing was") as caught:
+            await follow(room, job)
+        assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    asyncio.run(run())
+
+
+def test_running_jobs_share_the_threads(store: Store) -> None:
+    async def run() -> None:
+        made: list[FakeWorker] = []
+
+        def make() -> FakeWorker:
+            made.append(StubbornWorker())
+            return made[-1]
+
+        limits = RunLimits(4, checkpoint_interval_s=1.0, min_free_bytes=0)
+        room = JobRoom(store, FakeWorkers(make), RoomLimits(2, 2, 2, 1), limits)
+        first = await submit(room, store)
+        await room.open()
+        await asyncio.sleep(0.2)
+        assert made[0].sent[0]["job"]["threads"] == 4
+        await submit(room, store)
+        await asyncio.sleep(0.2)
+        assert made[0].sent[-1] == {"threads": 2}
+        assert made[1].sent[0]["job"]["threads"] == 2
+        await room.pause(first)
+        await asyncio.sleep(0.2)
+        assert made[1].sent[-1] == {"threads": 4}
+        await room.close("the test ended")
 
     asyncio.run(run())
 
@@ -264,18 +401,6 @@ def test_what_cannot_be_removed_is_logged(
     def refuse(*_: object, **__: object) -> None:
         raise OSError("the disk is on fire")
 
-    monkeypatch.setattr(Path, "unlink", refuse)
-    store.discard(store.new_file())
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    store.discard(store.new_draft())
     assert "the disk is on fire" in caplog.text
-
-
-def test_a_run_that_takes_too_long_is_told_to_stop(store: Store, model: bytes) -> None:
-    async def run() -> None:
-        worker = StubbornWorker(model)
-        workers = FakeWorkers(worker)
-        room = JobRoom(store, workers, slots=1, queue_limit=1, threads=1, max_run_s=0.01)
-        with pytest.raises(StatusError, match=r"after 0\.01 seconds.*nothing was") as caught:
-            await steps(begin(room, store))
-        assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-
-    asyncio.run(run())

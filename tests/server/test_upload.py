@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from treadle.server.errors import StatusError, unavailable
+from treadle.server.store import Store
 from treadle.server.upload import Limits, Upload
 from treadle.v1 import sequence_pb2 as pb
 
@@ -32,33 +33,46 @@ async def stream(
 
 
 def upload(
-    path: Path,
+    folder: Path,
     *messages: pb.TrainRequest,
     limit: int = 1 << 30,
     idle_s: float = 60.0,
     silent: bool = False,
     closing: bool = False,
-) -> int:
-    """Reads a whole upload and returns the size of its corpus."""
+) -> list[bytes]:
+    """Reads a whole upload and returns the bytes of its files; nothing else may stay."""
 
-    async def run() -> int:
+    async def run(store: Store) -> list[bytes]:
         closed: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
         source = stream(*messages, silent=silent)
         reader = Upload(source, Limits(limit, idle_s), closed)
         await reader.spec()
         if closing:
             closed.set_result(unavailable("closing"))
-        return await reader.save(path)
+        files = await reader.save(store.corpora)
+        return [store.corpora.path(file.sha256).read_bytes() for file in files]
 
-    return asyncio.run(run())
+    store = Store(folder)
+    try:
+        return asyncio.run(run(store))
+    finally:
+        store.close()
+        assert not list((folder / "tmp").iterdir())
 
 
 @pytest.mark.parametrize("sizes", [(), (1, 2, 3), (5 << 20,), (1 << 20, 1), (1,) * 500])
 def test_a_corpus_arrives_whole(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     parts = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
-    path = tmp_path / "corpus"
-    assert upload(path, SPEC, *map(chunk, parts), end(sum(sizes))) == sum(sizes)
-    assert path.read_bytes() == b"".join(parts)
+    assert upload(tmp_path, SPEC, *map(chunk, parts), end(sum(sizes))) == [b"".join(parts)]
+
+
+def test_files_arrive_one_by_one(tmp_path: Path) -> None:
+    files = [b"first" * 300_000, b"", b"third"]
+    messages = []
+    for number, data in enumerate(files):
+        messages.append(pb.TrainRequest(corpus_file=pb.CorpusFile(name=str(number))))
+        messages += [chunk(data)] if data else []
+    assert upload(tmp_path, SPEC, *messages, end(sum(map(len, files)))) == files
 
 
 @pytest.mark.parametrize(
@@ -80,25 +94,25 @@ def test_a_corpus_arrives_whole(tmp_path: Path, sizes: tuple[int, ...]) -> None:
 )
 def test_what_is_no_upload(tmp_path: Path, messages: list[pb.TrainRequest], complaint: str) -> None:
     with pytest.raises(StatusError, match=complaint) as caught:
-        upload(tmp_path / "corpus", *messages, limit=10)
+        upload(tmp_path, *messages, limit=10)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_the_limit_itself_is_allowed(tmp_path: Path) -> None:
-    assert upload(tmp_path / "corpus", SPEC, chunk(b"1" * 10), end(10), limit=10) == 10
+    assert upload(tmp_path, SPEC, chunk(b"1" * 10), end(10), limit=10) == [b"1" * 10]
 
 
 def test_nothing_is_awaited_after_the_end(tmp_path: Path) -> None:
-    assert upload(tmp_path / "corpus", SPEC, chunk(b"1"), end(1), silent=True) == 1
+    assert upload(tmp_path, SPEC, chunk(b"1"), end(1), silent=True) == [b"1"]
 
 
 def test_a_silent_client_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(StatusError, match="no message for") as caught:
-        upload(tmp_path / "corpus", SPEC, chunk(b"x"), silent=True, idle_s=0.05)
+        upload(tmp_path, SPEC, chunk(b"x"), silent=True, idle_s=0.05)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_a_closing_server_ends_uploads(tmp_path: Path) -> None:
     with pytest.raises(StatusError, match="closing") as caught:
-        upload(tmp_path / "corpus", SPEC, chunk(b"x"), silent=True, closing=True)
+        upload(tmp_path, SPEC, chunk(b"x"), silent=True, closing=True)
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE

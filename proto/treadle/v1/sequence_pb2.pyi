@@ -1188,6 +1188,7 @@ class TrainingProgress(_message.Message):
     VALID_BITS_PER_CHARACTER_FIELD_NUMBER: _builtins.int
     BEST_VALID_LOSS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    SAMPLE_IS_NEW_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     epoch: _builtins.float
@@ -1218,6 +1219,10 @@ class TrainingProgress(_message.Message):
     """The lowest valid_loss so far; unset before the first validation."""
     memory_bytes: _builtins.int
     """Bytes of memory that the training process takes."""
+    sample_is_new: _builtins.bool
+    """Layout lines: whether the sample is unlike every item that is trained on; set
+    with `sample`, where that is a whole item.
+    """
     def __init__(
         self,
         *,
@@ -1236,15 +1241,18 @@ class TrainingProgress(_message.Message):
         valid_bits_per_character: _builtins.float | None = ...,
         best_valid_loss: _builtins.float | None = ...,
         memory_bytes: _builtins.int = ...,
+        sample_is_new: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss", "_sample", b"_sample", "_time_left_s", b"_time_left_s", "_valid_bits_per_character", b"_valid_bits_per_character", "_valid_loss", b"_valid_loss", "_valid_perplexity", b"_valid_perplexity", "best_valid_loss", b"best_valid_loss", "sample", b"sample", "time_left_s", b"time_left_s", "valid_bits_per_character", b"valid_bits_per_character", "valid_loss", b"valid_loss", "valid_perplexity", b"valid_perplexity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss", "_sample", b"_sample", "_sample_is_new", b"_sample_is_new", "_time_left_s", b"_time_left_s", "_valid_bits_per_character", b"_valid_bits_per_character", "_valid_loss", b"_valid_loss", "_valid_perplexity", b"_valid_perplexity", "best_valid_loss", b"best_valid_loss", "sample", b"sample", "sample_is_new", b"sample_is_new", "time_left_s", b"time_left_s", "valid_bits_per_character", b"valid_bits_per_character", "valid_loss", b"valid_loss", "valid_perplexity", b"valid_perplexity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss", "_sample", b"_sample", "_time_left_s", b"_time_left_s", "_valid_bits_per_character", b"_valid_bits_per_character", "_valid_loss", b"_valid_loss", "_valid_perplexity", b"_valid_perplexity", "best_valid_loss", b"best_valid_loss", "elapsed_s", b"elapsed_s", "epoch", b"epoch", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "memory_bytes", b"memory_bytes", "sample", b"sample", "step", b"step", "time_left_s", b"time_left_s", "tokens_per_second", b"tokens_per_second", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_bits_per_character", b"valid_bits_per_character", "valid_loss", b"valid_loss", "valid_perplexity", b"valid_perplexity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss", "_sample", b"_sample", "_sample_is_new", b"_sample_is_new", "_time_left_s", b"_time_left_s", "_valid_bits_per_character", b"_valid_bits_per_character", "_valid_loss", b"_valid_loss", "_valid_perplexity", b"_valid_perplexity", "best_valid_loss", b"best_valid_loss", "elapsed_s", b"elapsed_s", "epoch", b"epoch", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "memory_bytes", b"memory_bytes", "sample", b"sample", "sample_is_new", b"sample_is_new", "step", b"step", "time_left_s", b"time_left_s", "tokens_per_second", b"tokens_per_second", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_bits_per_character", b"valid_bits_per_character", "valid_loss", b"valid_loss", "valid_perplexity", b"valid_perplexity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_valid_loss: _TypeAlias = _typing.Literal["best_valid_loss"]  # noqa: Y015
     _WhichOneofArgType__best_valid_loss: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss"]  # noqa: Y015
     _WhichOneofReturnType__sample: _TypeAlias = _typing.Literal["sample"]  # noqa: Y015
     _WhichOneofArgType__sample: _TypeAlias = _typing.Literal["_sample", b"_sample"]  # noqa: Y015
+    _WhichOneofReturnType__sample_is_new: _TypeAlias = _typing.Literal["sample_is_new"]  # noqa: Y015
+    _WhichOneofArgType__sample_is_new: _TypeAlias = _typing.Literal["_sample_is_new", b"_sample_is_new"]  # noqa: Y015
     _WhichOneofReturnType__time_left_s: _TypeAlias = _typing.Literal["time_left_s"]  # noqa: Y015
     _WhichOneofArgType__time_left_s: _TypeAlias = _typing.Literal["_time_left_s", b"_time_left_s"]  # noqa: Y015
     _WhichOneofReturnType__valid_bits_per_character: _TypeAlias = _typing.Literal["valid_bits_per_character"]  # noqa: Y015
@@ -1257,6 +1265,8 @@ class TrainingProgress(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__best_valid_loss) -> _WhichOneofReturnType__best_valid_loss | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sample) -> _WhichOneofReturnType__sample | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample_is_new) -> _WhichOneofReturnType__sample_is_new | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__time_left_s) -> _WhichOneofReturnType__time_left_s | None: ...
     @_typing.overload

@@ -1,0 +1,213 @@
+"""A run between two steps: all that it consists of, and how it is stored and taken up again."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.model import run_state
+from treadle.model.batches import Batches
+from treadle.model.config import TrainConfig
+from treadle.model.corpus import Corpus
+from treadle.model.errors import CheckpointError, TrainingError
+from treadle.model.model import Model, default_context
+from treadle.model.optimizer import Optimizer
+from treadle.model.parameters import Parameters
+from treadle.model.plan import Plan
+from treadle.model.progress import Progress
+from treadle.model.record import TrainingRecord
+from treadle.model.selection import Selection
+from treadle.model.tally import Tally
+
+Array = npt.NDArray[np.float32]
+
+LOWER = "lower the learning rate"
+"""The remedy for numbers that are none any more."""
+
+
+class Run:
+    """The whole state of a run."""
+
+    def __init__(
+        self, corpus: Corpus, config: TrainConfig, parameters: Parameters, batches: Batches
+    ) -> None:
+        """Put a run together at its beginning.
+
+        Args:
+            corpus: what is trained on.
+            config: the settings as filled in.
+            parameters: the initial weights, changed in place.
+            batches: of the corpus, at their beginning.
+        """
+        self.corpus = corpus
+        self.config = config
+        self.parameters = parameters
+        self.batches = batches
+        self.optimizer = Optimizer(config.optimizer, parameters)
+        self.plan = Plan(config, batches)
+        self.selection = Selection(config)
+        self.tally = Tally()
+        self.carried: tuple[Array, Array] | None = None
+        """The states that the next batch goes on from, (L, B, H) both; None: zeros."""
+        self.baseline_loss: float | None = None
+        """An n-gram's validation loss, for the record."""
+        self.ended_by = ""
+        """Why the run ended, in a sentence; empty while it has not."""
+        self._fingerprint = ""
+
+    def last_model(self) -> Model:
+        """Return the model of the weights as they are now."""
+        tally, steps = self.tally, self.optimizer.steps
+        loss = math.nan if tally.last is None else tally.last.train_loss
+        valid_loss = tally.valid_loss if tally.valid_step == steps else None
+        return self._model(self.parameters.flat, steps, loss, valid_loss)
+
+    def best_model(self) -> Model | None:
+        """Return the model of the best weights; None before the first validation."""
+        best, weights = self.selection.best, self.selection.weights
+        if best is None or weights is None:
+            return None
+        return self._model(weights, best.step, best.train_loss, best.valid_loss)
+
+    def _model(
+        self, weights: Array, step: int, train_loss: float, valid_loss: float | None
+    ) -> Model:
+        """A model of a copy of the weights that the run had at a step."""
+        corpus = self.corpus
+        parameters = Parameters(self.parameters.shape)
+        parameters.flat[:] = weights
+        record = TrainingRecord(
+            config=self.config,
+            steps=self.optimizer.steps,
+            tokens_seen=self.tally.tokens,
+            train_loss=train_loss,
+            valid_loss=valid_loss,
+            elapsed_s=self.tally.elapsed,
+            ended_by=self.ended_by or "not ended yet",
+            weights_step=step,
+            valid_split=corpus.valid_split,
+            test_split=corpus.test_split,
+            baseline_loss=self.baseline_loss,
+        )
+        context = default_context(corpus.tokenizer, int(corpus.train.tokens[0]))
+        return Model(self.config.network, corpus.tokenizer, parameters, record, context)
+
+    def progress(self, valid_loss: float | None, sample: str | None, memory: int) -> Progress:
+        """Return how far the run has come.
+
+        Args:
+            valid_loss: of the validation that was done; None without one.
+            sample: the text that was drawn; None without one.
+            memory: bytes that the process takes.
+        """
+        tally = self.tally
+        train_loss = tally.loss / max(tally.interval_tokens, 1)
+        if tally.last is not None and not tally.interval_tokens:  # stopped right after a report
+            train_loss = tally.last.train_loss
+        return Progress(
+            step=self.optimizer.steps,
+            epoch=tally.tokens / self.batches.tokens_per_epoch,
+            tokens_seen=tally.tokens,
+            train_loss=train_loss,
+            valid_loss=valid_loss,
+            tokens_per_second=tally.interval_tokens / max(tally.interval_seconds, 1e-9),
+            elapsed_s=tally.elapsed,
+            time_left_s=self.plan.time_left(*self.done()),
+            gradient_norm=tally.norm,
+            learning_rate=tally.rate,
+            sample=sample,
+            valid_perplexity=None if valid_loss is None else math.exp(min(valid_loss, 700.0)),
+            valid_bits_per_character=self._bits(valid_loss),
+            best_valid_loss=self.selection.lowest(valid_loss),
+            memory_bytes=memory,
+        )
+
+    def done(self) -> tuple[int, float, int, float]:
+        """Return what the plan goes by: steps, seconds of training, tokens, wall seconds."""
+        tally = self.tally
+        return self.optimizer.steps, tally.elapsed, tally.tokens, tally.wall
+
+    def fault(self, sentence: str, norm: float) -> TrainingError:
+        """Return what ends a run whose numbers are none any more.
+
+        Args:
+            sentence: what happened.
+            norm: the norm of the gradient that led there.
+        """
+        good = self.optimizer.steps if self.sound() else self.tally.good_step
+        measured = "" if "norm" in sentence else f"gradient norm {norm:g}; "
+        return TrainingError(f"{sentence} ({measured}the last good state is that of step {good})")
+
+    def sound(self) -> bool:
+        """Return whether all weights are finite numbers."""
+        return bool(np.isfinite(self.parameters.flat).all())
+
+    def check_weights(self) -> None:
+        """Note that all weights are finite.
+
+        Raises:
+            TrainingError: one is not.
+        """
+        steps = self.optimizer.steps
+        if not self.sound():
+            raise self.fault(f"a weight became infinite by step {steps}; {LOWER}", self.tally.norm)
+        self.tally.good_step = steps
+
+    def _bits(self, loss: float | None) -> float | None:
+        """A validation loss in bits a code point; None where these are not counted."""
+        valid, characters = self.corpus.valid, self.corpus.valid_characters
+        if loss is None or valid is None or not characters:
+            return None
+        return loss * valid.predicted / characters / math.log(2)
+
+    def capture(self) -> run_state.RunState:
+        """Return everything that the rest of the run depends on; it shares memory with the run."""
+        optimizer, selection, carried = self.optimizer, self.selection, self.carried
+        tensors = {
+            "weights": self.parameters.flat,
+            "means": None if optimizer.means is None else optimizer.means.flat,
+            "squares": None if optimizer.squares is None else optimizer.squares.flat,
+            "best_weights": selection.weights,
+            "hs": carried and carried[0],
+            "cs": carried and carried[1],
+        }
+        content = {
+            "config": self.config.to_json(),
+            "corpus": self._corpus_fingerprint(),
+            "steps": optimizer.steps,
+            "powers": optimizer.corrections.powers,
+            "position": self.batches.position,
+            "tally": self.tally.to_json(),
+            "selection": selection.to_json(),
+        }
+        return run_state.RunState(content, {k: v for k, v in tensors.items() if v is not None})
+
+    def apply(self, state: run_state.RunState) -> None:
+        """Go on from what `capture` returned.
+
+        Raises:
+            CheckpointError: it belongs to another corpus or to other settings.
+        """
+        run_state.check_same(state, self.config, self._corpus_fingerprint())
+        content, tensors, optimizer = state.content, state.tensors, self.optimizer
+        buffers = {"weights": self.parameters, "means": optimizer.means}
+        buffers["squares"] = optimizer.squares
+        try:
+            self.tally = Tally.from_json(content["tally"])
+            self.batches.seek(content["position"])
+            self.selection.restore(content["selection"], tensors.get("best_weights"))
+            for name, buffer in buffers.items():
+                if buffer is not None:
+                    buffer.flat[:] = tensors[name]
+            self.carried = (tensors["hs"], tensors["cs"]) if "hs" in tensors else None
+            optimizer.steps = int(content["steps"])
+            power1, power2 = content["powers"]
+            optimizer.corrections.powers = (float(power1), float(power2))
+        except (KeyError, TypeError, ValueError) as fault:
+            raise CheckpointError(f"the training state is of another version: {fault}") from fault
+
+    def _corpus_fingerprint(self) -> str:
+        self._fingerprint = self._fingerprint or run_state.corpus_fingerprint(self.corpus)
+        return self._fingerprint

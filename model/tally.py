@@ -1,0 +1,65 @@
+"""The numbers of a run as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from treadle.model.progress import Progress
+
+
+@dataclass
+class Tally:
+    """What a run has counted so far, beside its weights and the optimizer's state."""
+
+    tokens: int = 0
+    """Tokens trained on, repeats counted."""
+    elapsed: float = 0.0
+    """Seconds of training, validation not counted."""
+    wall: float = 0.0
+    """Seconds in which the run ran, everything counted."""
+    loss: float = 0.0
+    """Nats of the interval since the last progress, of all its tokens together."""
+    interval_tokens: int = 0
+    """Tokens of that interval."""
+    interval_seconds: float = 0.0
+    """Seconds of that interval."""
+    part: int = 0
+    """The plan's parts that are done."""
+    examined: bool = True
+    """Whether the last step was followed by an examination."""
+    norm: float = 0.0
+    """The last step's gradient norm."""
+    rate: float = 0.0
+    """The last step's learning rate."""
+    valid_loss: float | None = None
+    """The last validation's loss."""
+    valid_step: int = -1
+    """The step after which that was; -1 before the first."""
+    good_step: int = 0
+    """The last step after which all weights were seen to be finite."""
+    last: Progress | None = None
+    """The last progress."""
+
+    def add(self, loss: float, tokens: int, seconds: float) -> None:
+        """Count one step."""
+        self.loss += loss
+        self.interval_tokens += tokens
+        self.interval_seconds += seconds
+        self.tokens += tokens
+        self.elapsed += seconds
+
+    def begin_interval(self) -> None:
+        """Count from zero until the next progress."""
+        self.loss, self.interval_tokens, self.interval_seconds = 0.0, 0, 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers as JSON values; a float's shortest decimals keep all its bits."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build them from what `to_json` returned."""
+        last = data["last"]
+        return cls(**{**data, "last": None if last is None else Progress(**last)})

@@ -1,0 +1,200 @@
+"""One process that trains one job: from the order to what it ended with."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from treadle.server import records, wire
+from treadle.server.errors import StatusError
+from treadle.server.job import Job
+from treadle.server.orders import order
+from treadle.server.store import Store
+from treadle.server.workers import Worker, Workers
+from treadle.v1 import sequence_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunLimits:
+    """What holds for each job that runs."""
+
+    threads: int
+    """Threads that all running jobs share."""
+    checkpoint_interval_s: float
+    """Seconds between two checkpoints."""
+    min_free_bytes: int
+    """Bytes of disk below which a job pauses."""
+    max_run_s: float = 0.0
+    """Seconds after which a job is stopped; its model is stored. 0: never."""
+    max_run_bytes: int | None = None
+    """The most memory that a job's arrays may take; None: whatever there is."""
+
+
+class Ending(enum.Enum):
+    """How a process left its job."""
+
+    SAVED = enum.auto()
+    """The model lies in the job's directory."""
+    PAUSED = enum.auto()
+    """The state lies in the job's directory."""
+    STOPPED = enum.auto()
+    """It was to end before its first step."""
+    FAILED = enum.auto()
+    """It cannot go on."""
+    DIED = enum.auto()
+    """The process ended without a word."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process left its job, and why."""
+
+    ending: Ending
+    reason: str = ""
+    full: bool = False
+    """True where it paused for want of disk space."""
+    error: Exception | None = None
+    """What it failed with."""
+
+
+class Attempt:
+    """Has processes train jobs.
+
+    Args:
+        store: Where jobs are kept.
+        workers: Gives the processes.
+        limits: What holds for each job.
+    """
+
+    def __init__(self, store: Store, workers: Workers, limits: RunLimits) -> None:
+        self._store = store
+        self._workers = workers
+        self._limits = limits
+        self._threads = limits.threads
+        self._leaving = ""
+
+    async def run(self, job: Job) -> Outcome:
+        """Has a new process train a job, from its checkpoint if it has one."""
+        try:
+            worker = await self._workers.take()
+        except StatusError as error:
+            return Outcome(Ending.DIED, error.message)
+        try:
+            with job.running():
+                outcome = await self._train(job, worker)
+        except BaseException:
+            await self._workers.dismiss(worker)  # it may still be writing
+            raise
+        finally:
+            job.worker = None
+        if outcome.ending is Ending.DIED:
+            await self._workers.dismiss(worker)
+        else:
+            self._workers.dismiss(worker)
+        return outcome
+
+    def stop(self, job: Job, reason: str) -> None:
+        """Asks a job to end with its model."""
+        if job.worker is not None:
+            job.worker.send({"stop": reason})
+
+    def pause(self, job: Job, reason: str) -> None:
+        """Asks a job to keep its state and end its process."""
+        job.pausing = reason
+        if job.worker is not None:
+            job.worker.send({"pause": reason})
+
+    def leave(self, jobs: Sequence[Job], reason: str) -> None:
+        """Asks all jobs, those that are about to begin included, to keep their state and end."""
+        self._leaving = reason
+        for job in jobs:
+            if job.worker is not None:
+                job.worker.send({"pause": reason})
+
+    def share_threads(self, jobs: Sequence[Job]) -> None:
+        """Gives all running jobs the same share of the threads; their results stay the same."""
+        self._threads = max(1, self._limits.threads // max(1, len(jobs)))
+        for job in jobs:
+            if job.worker is not None:
+                job.worker.send({"threads": self._threads})
+
+    async def _train(self, job: Job, worker: Worker) -> Outcome:
+        worker.send({"job": order(job.row, self._store, self._limits, self._threads)})
+        job.worker = worker
+        if job.pausing or self._leaving:
+            worker.send({"pause": job.pausing or self._leaving})
+        if job.cancelling:
+            worker.send({"stop": "cancelled"})
+        with self._limited(job, worker):
+            return await self._listen(job, worker)
+
+    @contextmanager
+    def _limited(self, job: Job, worker: Worker) -> Iterator[None]:
+        """Tells a process to stop once its job ran for as long as it may."""
+        most = self._limits.max_run_s
+        if not most:
+            yield
+            return
+        unit = "second" if most == 1 else "seconds"
+        reason = f"the server ends a run after {most:,.15g} {unit}, and did so"
+        left = max(0.0, most - job.ran_s)
+        timer = asyncio.get_running_loop().call_later(left, worker.send, {"stop": reason})
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    async def _listen(self, job: Job, worker: Worker) -> Outcome:
+        """Passes on what a process says until it is done."""
+        while True:
+            try:
+                message = await worker.receive()
+            except StatusError as error:
+                return Outcome(Ending.DIED, error.message)
+            match message.pop("event"):
+                case "started":
+                    await self._started(job, message)
+                case "progress":
+                    await self._progress(job, message)
+                case "checkpoint":
+                    job.crashes = 0
+                case "saved":
+                    return Outcome(Ending.SAVED)
+                case "paused":
+                    return Outcome(Ending.PAUSED, message["reason"], message["full"])
+                case "stopped":
+                    return Outcome(Ending.STOPPED, message["reason"])
+                case "failed":
+                    return Outcome(Ending.FAILED, error=wire.unpack_error(message["error"]))
+
+    async def _started(self, job: Job, message: wire.Message) -> None:
+        """Tells that a job started, once: a process that goes on says so again."""
+        if job.row.started:
+            return
+        started = records.started(job.row, message)
+        config = wire.encode(message["config"]).decode().strip()
+        event = pb.TrainResponse(started=started)
+        await self._tell(job, event, started=started.SerializeToString(), config=config)
+
+    async def _progress(self, job: Job, message: wire.Message) -> None:
+        """Tells of progress that nobody has heard of: after a crash some steps are made again."""
+        progress = records.progress(message)
+        last, validated = job.last_progress, progress.HasField("valid_loss")
+        news = validated and not last.HasField("valid_loss")
+        if progress.step > last.step or (progress.step == last.step and news):
+            event = pb.TrainResponse(progress=progress)
+            await self._tell(job, event, progress=progress.SerializeToString())
+
+    async def _tell(self, job: Job, event: pb.TrainResponse, **changes: object) -> None:
+        """Stores and tells an event; on a full disk the job pauses instead."""
+        try:
+            await job.publish(event, ran_s=job.ran_s, **changes)
+        except OSError as error:
+            logger.error("job %s pauses: %s", job.id, error)
+            self.pause(job, f"the disk is full: {error.strerror}")

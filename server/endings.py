@@ -1,0 +1,140 @@
+"""What becomes of a job whose process has left it: stored, failed, cancelled, or waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+
+from treadle.server import records
+from treadle.server.attempt import Ending, Outcome
+from treadle.server.convert import spec_field
+from treadle.server.errors import StatusError, from_exception
+from treadle.server.job import CANCELLED, FAILED, OVER, PAUSED, QUEUED, SUCCEEDED, Job, outlast
+from treadle.server.job_files import BEST_FILE, FINAL_FILE, LAST_FILE, STATE_FILE
+from treadle.server.store import Store
+from treadle.v1 import sequence_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+_FULL_RETRY_S = 2.0
+"""Seconds between attempts to note a state on a full disk."""
+
+_ON_REQUEST = "cancelled on request"
+
+
+class Endings:
+    """Brings jobs into the states that their processes have left them for.
+
+    Args:
+        store: Where jobs and models are kept.
+        closing: Whether the server is.
+    """
+
+    def __init__(self, store: Store, closing: Callable[[], bool]) -> None:
+        self._store = store
+        self._closing = closing
+        self._claiming = asyncio.Lock()
+
+    async def settle(self, job: Job, outcome: Outcome) -> None:
+        """Brings a job into a state; on a full disk, as soon as there is room.
+
+        Raises:
+            StatusError, OSError: Its model cannot be stored.
+        """
+        await self._note(lambda: self._settle(job, outcome))
+
+    async def fail(self, job: Job, error: StatusError) -> None:
+        """Ends a job without a model; on a full disk, as soon as there is room."""
+        await self._note(lambda: self._fail(job, error))
+
+    async def cancel(self, job: Job) -> None:
+        """Ends a job that does not run; what it has published becomes its model."""
+        directory = self._store.job_dir(job.id)
+        for name in (BEST_FILE, LAST_FILE):
+            if await asyncio.to_thread((directory / name).exists):
+                await self._complete(job, directory / name)
+                return
+        await job.enter(CANCELLED, _ON_REQUEST, ended_s=time.time())
+        self._tidy(job)
+
+    async def completed_before(self, job: Job) -> bool:
+        """Completes a job that the last server was about to complete; tells whether it was."""
+        final = self._store.job_dir(job.id) / FINAL_FILE
+        if not await asyncio.to_thread(final.exists):
+            return False
+        try:
+            await self._complete(job, final)
+        except Exception:  # it is trained to its end once more
+            logger.exception("job %s: its finished model cannot be stored", job.id)
+        return job.row.state in OVER
+
+    async def _settle(self, job: Job, outcome: Outcome) -> None:
+        match outcome.ending:
+            case Ending.SAVED:
+                await self._complete(job, self._store.job_dir(job.id) / FINAL_FILE)
+            case Ending.FAILED:
+                assert outcome.error is not None
+                name = f"training {job.row.model}"
+                error = from_exception(outcome.error, name, "corpus_chunk", spec_field)
+                await self._fail(job, error)
+            case _ if job.cancelling:
+                await self.cancel(job)
+            case Ending.STOPPED:
+                message = f"{outcome.reason}; nothing was trained"
+                await self._fail(job, StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, message))
+            case _ if outcome.full or job.pausing:
+                await job.enter(PAUSED, outcome.reason)
+            case _ if self._closing():
+                await job.enter(QUEUED, f"{outcome.reason}; the job goes on when it starts again")
+            case _:  # the process was told to end by somebody else
+                await job.enter(QUEUED, f"{outcome.reason}; the job goes on")
+
+    async def _note(self, settle: Callable[[], Awaitable[None]]) -> None:
+        """Notes an end on disk; where that is full, as soon as there is room."""
+        while True:
+            try:
+                await settle()
+                return
+            except OSError as error:
+                if error.errno != errno.ENOSPC or self._closing():
+                    raise
+                logger.warning("the disk is full; the end of a job is noted later")
+                await asyncio.sleep(_FULL_RETRY_S)
+
+    async def _complete(self, job: Job, path: Path) -> None:
+        """Stores a model of a job as a new version, which ends it."""
+        state, reason = (CANCELLED, _ON_REQUEST) if job.cancelling else (SUCCEEDED, "")
+        model = await outlast(self._claim(job, path))
+        changes = {"version": model.version, "ended_s": time.time()}
+        await job.publish(pb.TrainResponse(completed=model), state=state, reason=reason, **changes)
+        self._tidy(job)
+        logger.info("job %s stored %s version %d", job.id, model.name, model.version)
+
+    async def _claim(self, job: Job, path: Path) -> pb.Model:
+        """Stores a model file; repeated after a crash at any point, it still gives one version."""
+        name = job.row.model
+        async with self._claiming:
+            version = job.row.claim
+            if not version:
+                version = await asyncio.to_thread(self._store.next_version, name)
+                await job.change(claim=version)
+            stored = await asyncio.to_thread(self._store.claim_file, name, path, version)
+        describe = self._store.describe
+        return records.model(stored, await asyncio.to_thread(describe, stored), ())
+
+    async def _fail(self, job: Job, error: StatusError) -> None:
+        logger.info("job %s ended without a model: %s", job.id, error)
+        changes = {"error_code": error.code.value[0], "error": error.packed()}
+        await job.enter(FAILED, error.message, ended_s=time.time(), **changes)
+
+    def _tidy(self, job: Job) -> None:
+        """Removes what only a run needs; its last and best weights stay."""
+        directory = self._store.job_dir(job.id)
+        for path in (STATE_FILE, f"{STATE_FILE}.previous", FINAL_FILE):
+            self._store.discard(directory / path)

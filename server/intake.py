@@ -1,0 +1,110 @@
+"""From a Train call to a job in the queue: the spec, a place, the corpus, the row."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from treadle.server import convert
+from treadle.server.convert import name_violations
+from treadle.server.errors import StatusError, invalid
+from treadle.server.job_files import INIT_FILE
+from treadle.server.jobs import JobRoom
+from treadle.server.orders import UploadedFile, new_id, new_row
+from treadle.server.store import Store, StoredModel
+from treadle.server.upload import Limits, Upload
+from treadle.v1 import sequence_pb2 as pb
+
+
+class Intake:
+    """Takes orders to train.
+
+    Args:
+        store: Where corpora and models are.
+        jobs: Where jobs go.
+        limits: What an upload must keep to.
+        training_bytes: The most memory that a training run may take; None: whatever there is.
+    """
+
+    def __init__(
+        self, store: Store, jobs: JobRoom, limits: Limits, training_bytes: int | None
+    ) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._limits = limits
+        self._training_bytes = training_bytes
+
+    async def take(self, requests: AsyncIterator[pb.TrainRequest]) -> str:
+        """Reads an order to its end and queues its job.
+
+        Returns:
+            The job's id; that of an earlier one with the same request id, of which the rest of
+            the stream is not read.
+
+        Raises:
+            StatusError: Every way in which that can fail.
+        """
+        upload = Upload(requests, self._limits, self._jobs.closing)
+        spec = await upload.spec()
+        earlier = await self._jobs.earlier(spec.request_id)
+        if earlier:
+            return earlier
+        base, spec.init_from_version = await self._base(spec)
+        config = convert.training_order(spec, self._training_bytes, await self._settings(base))
+        await asyncio.to_thread(self._store.check_free, spec.model)
+        with self._jobs.admit():
+            files = await upload.save(self._store.corpora)
+            job = new_id()
+            await asyncio.to_thread(self._lay_out, job, files, base)
+            try:
+                return await self._jobs.submit(new_row(job, spec, config, files))
+            except BaseException:
+                if await self._jobs.unknown(job):
+                    await asyncio.to_thread(self._store.discard, self._store.job_dir(job))
+                raise
+
+    async def _base(self, spec: pb.TrainSpec) -> tuple[StoredModel | None, int]:
+        """Returns the model to go on from and its version; None and 0 where there is none."""
+        if not spec.init_from:
+            return None, spec.init_from_version
+        faults = name_violations(spec.init_from.partition("@")[0], "spec.init_from")
+        if faults:
+            raise invalid(faults)
+        base = await asyncio.to_thread(self._store.find, spec.init_from, spec.init_from_version)
+        return base, base.version
+
+    async def _settings(self, base: StoredModel | None) -> convert.Base | None:
+        if base is None:
+            return None
+        description = await asyncio.to_thread(self._store.describe, base)
+        return description.network, description.tokenizer
+
+    def _lay_out(self, job: str, files: list[UploadedFile], base: StoredModel | None) -> None:
+        """Makes a job's directory; what it needs is safe from deletion from here on."""
+        directory = self._store.job_dir(job)
+        for file in files:
+            self._store.database.touch_corpus(file.sha256, file.size, time.time())
+        if base is not None:
+            with suppress(FileNotFoundError):
+                _link(base.path, directory / INIT_FILE)
+            if not (directory / INIT_FILE).exists():
+                self._store.discard(directory)
+                raise _gone(base)
+
+
+def _link(source: os.PathLike[str], target: os.PathLike[str]) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
+def _gone(base: StoredModel) -> StatusError:
+    text = f"version {base.version} of model {base.name!r} was just deleted"
+    return invalid([("spec.init_from", text)])

@@ -1,0 +1,142 @@
+"""One training job that is not over: its row, its events, and who follows it.
+
+Everything about a job is on disk before anybody hears of it: an event has its number for good,
+whatever happens to the server, and a follower that comes back sees each of them once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from treadle.server.database import Database, JobRow
+from treadle.server.workers import Worker
+from treadle.v1 import sequence_pb2 as pb
+
+QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
+SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
+OVER = frozenset({SUCCEEDED, FAILED, CANCELLED})
+"""States that a job does not leave."""
+
+CANCELLING = "cancelled on request; its model is being stored"
+"""The reason that a running job's row gives from its cancellation on."""
+
+Result = TypeVar("Result")
+
+
+class Job:
+    """A job that waits, runs or is paused.
+
+    Args:
+        database: Where its row and its events are.
+        row: What it is at.
+    """
+
+    def __init__(self, database: Database, row: JobRow) -> None:
+        self.row = row
+        """The job's row as it is in the database."""
+        self.worker: Worker | None = None
+        """The process that trains it, while there is one."""
+        self.pausing = ""
+        """Why it is to pause, as soon as it can; empty where it is not."""
+        self.cancelling = row.reason == CANCELLING
+        """True once it was cancelled; also of a job that an earlier server was to cancel."""
+        self.crashes = 0
+        """Processes that died since the last checkpoint."""
+        self._running_since: float | None = None
+        self._ran_before_s = row.ran_s
+        self._database = database
+        self._writing = asyncio.Lock()
+        self._news = asyncio.Event()
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.row.id
+
+    @property
+    def last_progress(self) -> pb.TrainingProgress:
+        """What was told last of how far it has come."""
+        return pb.TrainingProgress.FromString(self.row.progress)
+
+    @property
+    def ran_s(self) -> float:
+        """How long it has run, all its processes together."""
+        since = self._running_since
+        return self._ran_before_s + (0.0 if since is None else time.monotonic() - since)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts the time as time in which the job ran."""
+        self._running_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._ran_before_s, self._running_since = self.ran_s, None
+
+    async def publish(self, event: pb.TrainResponse, **changes: Any) -> None:
+        """Stores an event with the next number, together with changes of the row; then tells.
+
+        Raises:
+            OSError: The disk is full; nothing was stored.
+        """
+        await outlast(self._publish(event, changes))
+
+    async def enter(self, state: str, reason: str = "", **changes: Any) -> None:
+        """Comes into a state, and tells so."""
+        number = pb.JobState.Value(f"JOB_STATE_{state.upper()}")
+        event = pb.TrainResponse(state=pb.JobStateChange(state=number, reason=reason))
+        await self.publish(event, state=state, reason=reason, **changes)
+
+    async def change(self, **changes: Any) -> None:
+        """Changes the row without an event."""
+        await outlast(self._change(changes))
+
+    def news(self) -> asyncio.Event:
+        """Returns what is set at the next event."""
+        return self._news
+
+    def tell(self) -> None:
+        """Wakes all who follow."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _publish(self, event: pb.TrainResponse, changes: dict[str, Any]) -> None:
+        async with self._writing:
+            now = time.time()
+            event.event_time.FromNanoseconds(round(now * 1e9))
+            data = event.SerializeToString()
+            write = self._database.append_event
+            number = await asyncio.to_thread(write, self.id, data, now, **changes)
+            self.row = replace(self.row, last_sequence=number, **changes)
+        self.tell()
+
+    async def _change(self, changes: dict[str, Any]) -> None:
+        async with self._writing:
+            await asyncio.to_thread(self._database.update_job, self.id, **changes)
+            self.row = replace(self.row, **changes)
+
+
+async def stored_events(
+    database: Database, job: str, after: int
+) -> AsyncIterator[pb.TrainResponse]:
+    """Yields the events of a job that are stored, from the one after number `after` on."""
+    while rows := await asyncio.to_thread(database.events, job, after):
+        for number, _, data in rows:
+            event = pb.TrainResponse.FromString(data)
+            event.sequence, event.job = number, job
+            yield event
+            after = number
+
+
+async def outlast(work: Coroutine[Any, Any, Result]) -> Result:
+    """Does a short piece of work to its end, even where the caller is cancelled meanwhile."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    return task.result()
