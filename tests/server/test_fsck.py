@@ -16,6 +16,7 @@ from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
 from treadle.server.database import Database
 from treadle.server.disk import StoreError
 from treadle.server.fsck import check, run
+from treadle.server.job_files import INIT_FILE
 from treadle.server.store import DATABASE_FILE, HASH_FILE, MODEL_FILE, Store
 from treadle.v1 import sequence_pb2 as pb
 
@@ -210,12 +211,26 @@ def test_jobs_whose_corpus_is_lost_are_marked_as_failed(root: Path, damaged: boo
     database.close()
 
 
-@pytest.mark.parametrize("change", [{"files": "{"}, {"files": "[1]"}, {"init_from": "/nowhere"}])
+@pytest.mark.parametrize("change", [{"files": "{"}, {"files": "[1]"}, {"init_from": "m@prod"}])
 def test_jobs_that_cannot_go_on_are_marked_as_failed(root: Path, change: dict[str, str]) -> None:
     database = Database(root / DATABASE_FILE)
     database.update_job("paused", **change)
     database.close()
     repaired(root, "job paused", "marked as failed")
+
+
+def test_a_job_that_has_its_first_model_goes_on(root: Path) -> None:
+    database = Database(root / DATABASE_FILE)
+    database.update_job("paused", init_from="m@prod")
+    database.close()
+    first = root / "jobs" / "paused" / INIT_FILE
+    tiny_model().save(first)
+    assert check(root, repair=True).clean
+    first.write_bytes(first.read_bytes()[:-1])
+    done = [str(finding) for finding in check(root, repair=True).findings]
+    assert len(done) == 2  # the job, and the file
+    assert "job paused cannot go on" in done[0]
+    assert check(root, repair=True).clean
 
 
 def test_directories_without_a_job_are_removed(root: Path) -> None:
