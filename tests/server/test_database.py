@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -273,3 +275,37 @@ def test_a_change_that_did_not_end_is_not_there(tmp_path: Path, database: Databa
     assert database.job("a") == replace(job_row("a"), state="running")
     assert after_a_kill.check() == []
     after_a_kill.close()
+
+
+_APPENDER = """
+import pathlib, sys
+from treadle.server.database import Database
+database = Database(pathlib.Path(sys.argv[1]))
+while True:
+    number = database.append_event("a", b"x" * 1000, 1.0)
+    sys.stdout.write(f"{number}\\n")
+    sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize("told", [1, 7, 40])
+def test_what_was_told_outlives_a_kill(tmp_path: Path, database: Database, told: int) -> None:
+    database.add_job(job_row("a"))
+    database.close()
+    command = [sys.executable, "-c", _APPENDER, str(tmp_path / "treadle.db")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        numbers = [int(process.stdout.readline()) for _ in range(told)]
+        process.kill()
+        numbers += [int(line) for line in process.stdout.read().splitlines()]
+    again = Database(tmp_path / "treadle.db")
+    events = [number for number, _, _ in again.events("a", 0)]
+    row = again.job("a")
+    assert row is not None
+    assert numbers == list(range(1, len(numbers) + 1))
+    # The one being told when the kill came may be there as well, whole.
+    assert len(numbers) <= len(events) <= len(numbers) + 1
+    assert events == list(range(1, row.last_sequence + 1))
+    assert again.check() == []
+    assert again.append_event("a", b"x", 2.0) == row.last_sequence + 1
+    again.close()
