@@ -2,6 +2,7 @@
 
 Every flag has an environment variable, which is read once; a flag wins over its variable.
 Exit codes: 0 after a clean end, 1 where the server cannot run, 2 for a wrong flag or variable.
+With --fsck: 0 where nothing is wrong, 1 where something is or was, 2 where it cannot be checked.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         config = read_config(flags, os.environ)
     except ValueError as error:
         parser.error(str(error))
+    if flags["repair"] and not flags["fsck"]:
+        parser.error("--repair goes with --fsck")
     # Before NumPy is imported: its BLAS would start a thread a processor, for nothing.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if flags["check_health"] is not None:
@@ -73,6 +76,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     if flags["warm"]:
         warm()
         return 0
+    if flags["fsck"]:
+        from treadle.server.fsck import run as check
+
+        return check(config.data_dir, flags["repair"])
     from treadle.server.app import run
 
     return run(config)
@@ -96,6 +103,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--warm", action="store_true", help="compile every kernel into the cache and exit"
+    )
+    parser.add_argument(
+        "--fsck",
+        action="store_true",
+        help="check the data directory of a server that does not run, and exit with 0 if nothing "
+        "is wrong, else 1",
+    )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="with --fsck: repair what is wrong; what is damaged is moved to damaged/ there",
     )
     texts = field_docs(ServerConfig)
     for item in dataclasses.fields(ServerConfig):

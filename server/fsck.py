@@ -87,7 +87,8 @@ def _check(root: Path, repair: bool) -> Report:
     corpora = check_corpora(root, report)
     database = _open_database(root, report)
     if database is None:
-        put_jobs_aside(root, report)
+        if not (root / DATABASE_FILE).exists():
+            put_jobs_aside(root, report)
         return report
     try:
         check_aliases(root, report, database)
@@ -120,13 +121,18 @@ def _open_database(root: Path, report: Report) -> Database | None:
         found = _damage(database)
         if not found or (report.repair and _mend(database)):
             if found:
-                report.note(f"it was damaged ({found})", path, "its indexes were made anew")
+                what = f"the database was damaged ({found})"
+                report.note(what, path, "its indexes were made anew")
             return database
         database.close()
+    if not report.repair:
+        advice = f"with --repair it is mended or, with its jobs, moved to {DAMAGED}/; models stay"
+        report.note(f"the database is damaged ({found})", path, advice)
+        return None
     report.mend(
         f"the database is damaged ({found})",
         path,
-        f"moved to {DAMAGED}/; models stay, and jobs and aliases are lost",
+        f"moved to {DAMAGED}/ with the jobs' directories; models stay, jobs and aliases are lost",
         partial(_put_database_aside, root),
     )
     return None

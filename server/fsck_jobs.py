@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from treadle.server.database import Database, DatabaseError, JobRow
 from treadle.server.errors import StatusError
 from treadle.server.findings import DAMAGED, Report, put_aside, remove_whole
+from treadle.server.job_files import INIT_FILE
 from treadle.server.store import DATABASE_FILE
 from treadle.v1 import sequence_pb2 as pb
 
@@ -39,7 +40,7 @@ def check_jobs(root: Path, report: Report, database: Database, corpora: Set[str]
     """
     for row in _unfinished(database):
         files = root / "jobs" / row.id
-        fault = _fault(row, corpora)
+        fault = _fault(row, files, corpora)
         if fault:
             what = f"job {row.id} cannot go on: {fault}"
             work = partial(_fail, database, row.id, fault)
@@ -80,7 +81,7 @@ def _unfinished(database: Database) -> list[JobRow]:
     return rows
 
 
-def _fault(row: JobRow, corpora: Set[str]) -> str:
+def _fault(row: JobRow, files: Path, corpora: Set[str]) -> str:
     """Returns why a job cannot go on, as a sentence; empty where it can."""
     try:
         missing = [sha256 for sha256 in row.corpora() if sha256 not in corpora]
@@ -88,8 +89,8 @@ def _fault(row: JobRow, corpora: Set[str]) -> str:
         return str(error)
     if missing:
         return f"its corpus {missing[0]} is missing or damaged: train again from the file"
-    if row.init_from and not _opens(Path(row.init_from)):
-        return f"the model that it goes on from, {row.init_from}, is missing or damaged"
+    if row.init_from and not _opens(files / INIT_FILE):
+        return f"its copy of the model that it goes on from, {row.init_from}, is missing or damaged"
     return ""
 
 

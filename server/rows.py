@@ -53,7 +53,7 @@ class JobRow:
     request_id: str
     """What its client called the request, or empty; no two jobs have the same."""
     init_from: str
-    """Path of the model file that it begins with, or empty."""
+    """The model that it goes on from, as asked for, or empty; its own copy of that is a file."""
     created_s: float
     """When it was made."""
     queued_s: float

@@ -25,20 +25,18 @@ import logging
 import os
 import secrets
 import shutil
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 
 from treadle.model.checkpoint import read_header
-from treadle.server import aliases, disk, versions
+from treadle.server import disk, versions
 from treadle.server.convert import NAME
 from treadle.server.corpora import Corpora
 from treadle.server.database import Database, DatabaseError
 from treadle.server.disk import StoreError
 from treadle.server.errors import StatusError, not_found
+from treadle.server.shelf import Shelf
 from treadle.server.versions import HASH_FILE, MODEL_FILE, Description, StoredModel
 
 __all__ = ["HASH_FILE", "MODEL_FILE", "Description", "Store", "StoreError", "StoredModel"]
@@ -47,14 +45,12 @@ logger = logging.getLogger(__name__)
 
 DATABASE_FILE = "treadle.db"
 
-_REMEMBERED = 4096
-
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
 """How a file system says that it does not link files, or not these."""
 
 
-class Store:
-    """The models under one data directory, which it locks against other servers.
+class Store(Shelf):
+    """What lies under one data directory, which it locks against other servers.
 
     Args:
         root: The data directory; made if it is missing.
@@ -64,23 +60,21 @@ class Store:
     """
 
     def __init__(self, root: Path) -> None:
-        self._models = root / "models"
         self._jobs = root / "jobs"
         self._tmp = root / "tmp"
-        # Names and versions change under this lock only.
-        self._changing = threading.Lock()
-        self._described: OrderedDict[StoredModel, Description] = OrderedDict()
         with contextlib.ExitStack() as opened:
             try:
                 root.mkdir(mode=0o700, parents=True, exist_ok=True)  # models hold memorised text
-                self._models.mkdir(exist_ok=True)
+                models = root / "models"
+                models.mkdir(exist_ok=True)
                 opened.enter_context(disk.lock(root))
                 self._jobs.mkdir(mode=0o700, exist_ok=True)
                 shutil.rmtree(self._tmp, ignore_errors=True)
                 self._tmp.mkdir(exist_ok=True)
-                self.database = Database(root / DATABASE_FILE)
-                opened.callback(self.database.close)
-                self.corpora = Corpora(root, self._tmp, self.database)
+                database = Database(root / DATABASE_FILE)
+                opened.callback(database.close)
+                super().__init__(models, database)
+                self.corpora = Corpora(root, self._tmp, database)
             except OSError as error:
                 raise StoreError(f"the data directory {root} cannot be used: {error}") from error
             except DatabaseError as error:
@@ -127,17 +121,6 @@ class Store:
         What cannot be removed is logged and left: under `tmp/` until the next start.
         """
         disk.remove(path)
-
-    def check_free(self, name: str) -> None:
-        """Checks that versions of `name` can be stored, before anybody trains one.
-
-        Raises:
-            StatusError: FAILED_PRECONDITION.
-        """
-        home = self._models / name
-        if home.exists() and not home.is_dir():
-            message = f"the server cannot store model {name!r}: a file has the name of its folder"
-            raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
 
     def next_version(self, name: str) -> int:
         """Returns the number that the next version of a model gets.
@@ -202,122 +185,6 @@ class Store:
         finally:
             self.discard(draft)
 
-    def versions(self, name: str) -> list[int]:
-        """Returns a model's versions, oldest first; none where there is no such model."""
-        home = self._models / name
-        return [number for number in versions.numbers(home) if self._file(name, number).is_file()]
-
-    def find(self, name: str, version: int = 0) -> StoredModel:
-        """Returns one version of a model, by default the newest.
-
-        Args:
-            name: NAME or NAME@ALIAS.
-            version: Its version; 0: what the alias says, or the newest.
-
-        Raises:
-            StatusError: NOT_FOUND; INVALID_ARGUMENT for an alias and a version.
-            DatabaseError: The database failed.
-        """
-        name, alias = aliases.split(name, version)
-        if alias and alias != aliases.LATEST:
-            version = self.database.aliases(name).get(alias, 0)
-            if not version:
-                raise aliases.unknown(name, alias) if self.versions(name) else not_found(name)
-        if not version:
-            version = max(self.versions(name), default=0)
-            if not version:
-                raise not_found(name)
-        try:
-            return self._stat(name, version)
-        except (FileNotFoundError, NotADirectoryError):
-            raise not_found(name, version) from None
-
-    def set_alias(self, name: str, alias: str, version: int = 0) -> StoredModel:
-        """Gives a version, by default the newest, a name, and takes it from any other.
-
-        Raises:
-            StatusError: NOT_FOUND; INVALID_ARGUMENT for what cannot be an alias.
-            OSError: The disk is full.
-            DatabaseError: The database failed.
-        """
-        aliases.check(alias)
-        with self._changing:
-            model = self.find(name, version)
-            self.database.set_alias(model.name, alias, model.version)
-        return model
-
-    def delete_alias(self, name: str, alias: str) -> None:
-        """Takes a name away from the version that has it.
-
-        Raises:
-            StatusError: NOT_FOUND.
-            OSError: The disk is full.
-            DatabaseError: The database failed.
-        """
-        if not self.database.delete_alias(name, alias):
-            raise aliases.unknown(name, alias) if self.versions(name) else not_found(name)
-
-    def aliases_of(self, name: str, version: int) -> list[str]:
-        """Returns the names of a version in their order, without `latest`.
-
-        Raises:
-            DatabaseError: The database failed.
-        """
-        return [alias for alias, named in self.database.aliases(name).items() if named == version]
-
-    def verify(self, model: StoredModel) -> bool:
-        """Reads a version's whole file, and returns whether it still has the hash recorded.
-
-        Where none was recorded, it is now.
-
-        Raises:
-            StatusError: NOT_FOUND.
-            OSError: The file cannot be read.
-        """
-        try:
-            digest = versions.file_hash(model.path)
-        except FileNotFoundError:
-            raise not_found(model.name, model.version) from None
-        known = versions.recorded(model.path.parent)
-        if known is None:
-            with contextlib.suppress(OSError):
-                versions.record(model.path.parent, digest)
-        return known in (None, digest)
-
-    def describe(self, model: StoredModel) -> Description:
-        """Returns what a model's file says of it; remembered, since versions never change.
-
-        Raises:
-            StatusError: DATA_LOSS where the file is damaged; NOT_FOUND where it is gone.
-        """
-        description = self._described.get(model)
-        if description is None:
-            description = self._described[model] = versions.describe(model)
-            while len(self._described) > _REMEMBERED:
-                self._described.popitem(last=False)
-        return description
-
-    def page(self, size: int, after: str = "") -> tuple[list[StoredModel], str]:
-        """Returns one page of the newest versions, by name.
-
-        Models that cannot be read are left out and logged.
-
-        Args:
-            size: The most models on the page.
-            after: Name after which the page begins.
-
-        Returns:
-            The models, and the name after which the next page begins; empty on the last.
-        """
-        names = sorted(name for name in os.listdir(self._models) if name > after)
-        found = self._readable(name for name in names if NAME.fullmatch(name))
-        models: list[StoredModel] = []
-        for model in found:
-            if len(models) == size:
-                return models, models[-1].name
-            models.append(model)
-        return models, ""
-
     def delete(self, name: str, version: int = 0) -> list[int]:
         """Deletes one version of a model, by default all of them.
 
@@ -372,30 +239,16 @@ class Store:
             self.database.forget_aliases(name, [version])
         home = self._models / name
         home.mkdir(exist_ok=True)
+        newest = max(versions.numbers(home), default=0)
         os.rename(draft, home / str(version))
         disk.sync(home)
+        if newest < version:  # where it is an empty directory, it kept its number for long enough
+            with contextlib.suppress(OSError):
+                (home / str(newest)).rmdir()
         disk.sync(self._models)
-
-    def _readable(self, names: Iterator[str]) -> Iterator[StoredModel]:
-        for name in names:
-            try:
-                model = self.find(name)
-                self.describe(model)
-            except Exception as error:
-                logger.warning("left out of the list: %s: %s", name, error)
-                continue
-            yield model
 
     def _tmp_name(self, kind: str) -> Path:
         return self._tmp / f"{kind}-{secrets.token_hex(8)}"
-
-    def _file(self, name: str, version: int) -> Path:
-        return self._models / name / str(version) / MODEL_FILE
-
-    def _stat(self, name: str, version: int) -> StoredModel:
-        path = self._file(name, version)
-        stat = path.stat()
-        return StoredModel(name, version, path, stat.st_mtime, stat.st_size)
 
 
 def _link(path: Path, place: Path) -> None:

@@ -1,39 +1,31 @@
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from treadle.model import Model, train
-from treadle.model.config import (
-    DataConfig,
-    LimitsConfig,
-    NetworkConfig,
-    ReportConfig,
-    TrainConfig,
-)
+from treadle.model import Model
 from treadle.model.errors import CheckpointError
 from treadle.server.errors import StatusError
 from treadle.server.store import HASH_FILE, MODEL_FILE, Store, StoredModel, StoreError
 
+from .samples import job_row, put_model, tiny_model
+
 
 @pytest.fixture(scope="module")
 def trained() -> Model:
-    config = TrainConfig(
-        network=NetworkConfig(hidden_size=4, embedding_size=2),
-        data=DataConfig(batch_size=1, window=4),
-        report=ReportConfig(sample_tokens=0),
-        limits=LimitsConfig(max_steps=1),
-    )
-    return train(b"abcabcabcabc", config)
+    return tiny_model()
 
 
 @pytest.fixture
@@ -252,3 +244,254 @@ def test_a_model_is_there_before_it_is_hashed(
     monkeypatch.setattr(hashlib, "file_digest", watched)
     put(store, "m", trained)
     assert found == [1]
+
+
+def test_a_version_is_found_by_its_alias(store: Store) -> None:
+    for _ in range(3):
+        put_model(store, "m")
+    assert store.set_alias("m", "prod", 1).version == 1
+    assert store.set_alias("m", "beta").version == 3
+    assert store.find("m@prod") == store.find("m", 1)
+    assert store.find("m@latest").version == 3
+    store.set_alias("m", "prod", 2)
+    assert store.find("m@prod").version == 2
+    store.set_alias("m", "alpha", 3)
+    assert store.aliases_of("m", 3) == ["alpha", "beta"]
+    assert store.aliases_of("m", 1) == []
+    store.delete_alias("m", "alpha")
+    assert store.aliases_of("m", 3) == ["beta"]
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "code", "words"),
+    [
+        ("m@prod", 0, "NOT_FOUND", "no alias 'prod' of model 'm'"),
+        ("n@prod", 0, "NOT_FOUND", "no model 'n'"),
+        ("n@latest", 0, "NOT_FOUND", "no model 'n'"),
+        ("../m@prod", 0, "NOT_FOUND", "no model"),
+        ("../models/m@latest", 0, "NOT_FOUND", "no model"),
+        ("m@a@b", 0, "NOT_FOUND", "no alias 'a@b'"),
+        ("m@latest", 1, "INVALID_ARGUMENT", "leave out version 1"),
+        ("m@", 0, "INVALID_ARGUMENT", "NAME or NAME@ALIAS"),
+    ],
+)
+def test_wrong_aliases_are_said(
+    store: Store, name: str, version: int, code: str, words: str
+) -> None:
+    put_model(store, "m")
+    with pytest.raises(StatusError, match=words) as caught:
+        store.find(name, version)
+    assert code_of(caught) is grpc.StatusCode[code]
+
+
+@pytest.mark.parametrize("alias", ["latest", "12", "", "a b", "-a", "a" * 101, "../x", "a@b"])
+def test_some_names_cannot_be_aliases(store: Store, alias: str) -> None:
+    put_model(store, "m")
+    with pytest.raises(StatusError) as caught:
+        store.set_alias("m", alias)
+    assert code_of(caught) is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(StatusError) as caught:
+        store.delete_alias("m", alias)
+    assert code_of(caught) is grpc.StatusCode.NOT_FOUND
+    with pytest.raises(StatusError) as caught:
+        store.set_alias("m", "a", 2)
+    assert code_of(caught) is grpc.StatusCode.NOT_FOUND
+
+
+def test_aliases_go_with_their_versions(store: Store) -> None:
+    for number in (1, 2, 3):
+        put_model(store, "m")
+        store.set_alias("m", f"v{number}", number)
+    store.delete("m", 2)
+    assert store.database.aliases("m") == {"v1": 1, "v3": 3}
+    store.delete("m")
+    assert store.database.aliases("m") == {}
+
+
+def test_an_alias_never_leads_to_a_later_model_of_the_same_number(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_model(store, "m")
+    store.set_alias("m", "prod")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.database, "forget_aliases", full)
+        assert store.delete("m") == [1]  # a full disk does not keep anybody from making room
+    assert "aliases of deleted versions of m are left" in caplog.text
+    assert store.database.aliases("m") == {"prod": 1}
+    with pytest.raises(StatusError) as caught:
+        store.find("m@prod")
+    assert code_of(caught) is grpc.StatusCode.NOT_FOUND
+    assert put_model(store, "m", seed=1).version == 1
+    with pytest.raises(StatusError, match="no alias 'prod'"):
+        store.find("m@prod")
+
+
+def test_a_claim_is_repeated_at_no_harm(store: Store, tmp_path: Path) -> None:
+    version = store.next_version("m")
+    assert version == 1
+    for _ in range(3):  # a new draft of the same content each time
+        draft = store.new_draft()
+        tiny_model().save(draft / MODEL_FILE)
+        assert store.claim("m", draft, version).version == 1
+    assert store.claim("m", draft, version).version == 1  # the draft is gone
+    assert store.versions("m") == [1]
+    assert not list((tmp_path / "tmp").iterdir())
+    draft = store.new_draft()
+    tiny_model(1).save(draft / MODEL_FILE)
+    with pytest.raises(StatusError, match="version 1 of model 'm' is stored already") as caught:
+        store.claim("m", draft, version)
+    assert code_of(caught) is grpc.StatusCode.ABORTED
+    assert store.claim("m", draft).version == 2
+
+
+class Killed(BaseException):
+    """Stands for a kill at a certain call."""
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_file_is_claimed_once_wherever_a_kill_comes(
+    tmp_path: Path, linked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = ["mkdir", "link", "fsync", "rename", "open"]
+    kills = 0
+    if not linked:
+        monkeypatch.setattr(os, "link", Raising(OSError(errno.EXDEV, "another disk")))
+        calls.remove("link")
+    for call in calls:
+        for after in range(12):
+            root = tmp_path / f"{call}{after}"
+            store = Store(root)
+            file = store.job_dir("j") / "final.safetensors"
+            tiny_model().save(file)
+            with monkeypatch.context() as patch, suppress(Killed):
+                patch.setattr(os, call, Dying(getattr(os, call), after))
+                store.claim_file("m", file, 1)
+                after = -1
+            kills += after >= 0
+            store.close()
+            store = Store(root)
+            assert store.next_version("m") in (1, 2)
+            stored = store.claim_file("m", file, 1)
+            assert store.versions("m") == [1]
+            assert stored.path.read_bytes() == file.read_bytes()
+            assert store.verify(stored)
+            store.discard(file.parent)
+            assert store.claim_file("m", file, 1) == stored  # the file is gone, the version there
+            store.close()
+            if after < 0:
+                break
+    assert kills >= 8
+
+
+class Raising:
+    """A function that fails."""
+
+    def __init__(self, error: OSError) -> None:
+        self._error = error
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise self._error
+
+
+class Dying:
+    """A function that kills at its n-th call, before or after it does its work."""
+
+    def __init__(self, call: Any, after: int) -> None:
+        self._call = call
+        self._left = after
+
+    def __call__(self, *arguments: Any, **names: Any) -> Any:
+        self._left -= 1
+        if self._left == -1:
+            raise Killed
+        done = self._call(*arguments, **names)
+        if self._left == 0 and self._call.__name__ in ("rename", "link", "mkdir"):
+            raise Killed
+        return done
+
+
+def test_a_file_that_is_nowhere_is_not_claimed(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.claim_file("m", tmp_path / "nothing.safetensors", 1)
+    (tmp_path / "bad").write_bytes(b"no model")
+    with pytest.raises(CheckpointError):
+        store.claim_file("m", tmp_path / "bad", 1)
+    assert store.versions("m") == []
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_numbers_that_unfinished_jobs_wrote_down_are_not_given_again(store: Store) -> None:
+    put_model(store, "m")
+    store.database.add_job(job_row("a", state="running", claim=2))
+    assert store.next_version("m") == 3
+    assert put_model(store, "m").version == 3
+    store.database.update_job("a", state="failed")
+    store.database.add_job(job_row("b", state="running", claim=9, model="n"))
+    assert store.next_version("m") == 4
+
+
+def test_a_full_disk_claims_nothing(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_model(store, "m")
+    file = store.job_dir("j") / "final.safetensors"
+    tiny_model().save(file)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for call in ("link", "rename"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, Raising(full))
+            with pytest.raises(OSError, match="No space left"):
+                store.claim_file("m", file, 2)
+        assert store.versions("m") == [1]
+        assert not list((tmp_path / "tmp").iterdir())
+    assert store.claim_file("m", file, 2).version == 2
+
+
+def test_what_a_file_became_is_seen(store: Store) -> None:
+    stored = put_model(store, "m")
+    assert store.verify(stored)
+    data = bytearray(stored.path.read_bytes())
+    data[-3] ^= 1  # a weight: the file still reads
+    stored.path.write_bytes(data)
+    store.describe(store.find("m"))
+    assert not store.verify(stored)
+    (stored.path.parent / HASH_FILE).unlink()
+    assert store.verify(stored)  # nothing to compare with, until now
+    assert store.verify(stored)
+    data[-3] ^= 1
+    stored.path.write_bytes(data)
+    assert not store.verify(stored)
+    store.delete("m")
+    with pytest.raises(StatusError) as caught:
+        store.verify(stored)
+    assert code_of(caught) is grpc.StatusCode.NOT_FOUND
+
+
+def test_jobs_have_directories_of_their_own(tmp_path: Path, store: Store) -> None:
+    place = store.job_dir("j-1")
+    assert place == tmp_path / "jobs" / "j-1"
+    (place / "state.safetensors").write_bytes(b"x")
+    assert store.job_dir("j-1") == place
+    store.close()
+    again = Store(tmp_path)  # a start keeps them
+    assert (place / "state.safetensors").exists()
+    again.discard(place)
+    again.discard(place)
+    assert not place.exists()
+    for wrong in ("", ".", "..", "../x", "a/b", "a" * 101):
+        with pytest.raises(ValueError, match="no job's id"):
+            again.job_dir(wrong)
+    again.close()
+
+
+def test_a_database_that_cannot_be_used_is_said_and_unlocks(tmp_path: Path) -> None:
+    (tmp_path / "treadle.db").write_bytes(b"no database" * 100)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="treadle-server --fsck"):
+            Store(tmp_path)
+    (tmp_path / "treadle.db").unlink()
+    Store(tmp_path).close()

@@ -1,0 +1,69 @@
+"""A model and rows of jobs for tests of the store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from treadle.model import Model, train
+from treadle.model.config import (
+    DataConfig,
+    LimitsConfig,
+    NetworkConfig,
+    ReportConfig,
+    TrainConfig,
+)
+from treadle.server.database import JobRow
+from treadle.server.store import MODEL_FILE, Store, StoredModel
+
+_PLAIN = JobRow(
+    id="",
+    model="m",
+    state="queued",
+    reason="",
+    spec=b"",
+    config="{}",
+    files="[]",
+    corpus_bytes=0,
+    request_id="",
+    init_from="",
+    created_s=1.0,
+    queued_s=1.0,
+    started_s=None,
+    ended_s=None,
+    last_sequence=0,
+    restarts=0,
+    started=b"",
+    progress=b"",
+    version=0,
+    claim=0,
+    error_code=0,
+    error=b"",
+    ran_s=0.0,
+)
+
+
+def job_row(job: str, **fields: Any) -> JobRow:
+    """Returns the row of a queued job without corpora, but for the fields given."""
+    return replace(_PLAIN, id=job, **fields)
+
+
+@cache
+def tiny_model(seed: int = 0) -> Model:
+    """Returns a model of a few weights, other ones for each seed."""
+    config = TrainConfig(
+        network=NetworkConfig(hidden_size=4, embedding_size=2),
+        data=DataConfig(batch_size=1, window=4),
+        report=ReportConfig(sample_tokens=0),
+        limits=LimitsConfig(max_steps=1),
+        seed=seed,
+    )
+    return train(b"abcabcabcabc", config)
+
+
+def put_model(store: Store, name: str, seed: int = 0) -> StoredModel:
+    """Stores a tiny model as the next version of `name`."""
+    draft = store.new_draft()
+    tiny_model(seed).save(draft / MODEL_FILE)
+    return store.claim(name, draft)
