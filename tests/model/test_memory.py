@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from treadle.model.config import (
@@ -18,8 +20,8 @@ from treadle.model.config import (
     TokenizerKind,
     TrainConfig,
 )
-from treadle.model.errors import ConfigError, CorpusError
-from treadle.model.memory import check_memory, training_bytes
+from treadle.model.errors import ConfigError, CorpusError, TrainingError
+from treadle.model.memory import check_memory, resident_bytes, training_bytes
 from treadle.model.parameters import Shape
 from treadle.model.trainer import Trainer
 from treadle.model.workspace import allocate_workspace
@@ -81,6 +83,39 @@ def test_a_trainer_refuses_before_it_allocates() -> None:
     with pytest.raises(ConfigError, match="training would take"):
         Trainer(CORPUS, TrainConfig(), memory_limit_bytes=100_000)
     Trainer(b"hello", TrainConfig(), memory_limit_bytes=8_000_000)  # the batch as shrunk counts
+
+
+def test_the_limit_of_the_settings_holds_as_well() -> None:
+    small = TrainConfig(limits=LimitsConfig(max_memory_bytes=100_000))
+    for limit in (None, 2**40):
+        with pytest.raises(ConfigError, match="training would take"):
+            Trainer(CORPUS, small, memory_limit_bytes=limit)
+    roomy = TrainConfig(limits=LimitsConfig(max_memory_bytes=2**40))
+    with pytest.raises(ConfigError, match="training would take"):
+        Trainer(CORPUS, roomy, memory_limit_bytes=100_000)
+
+
+def test_the_memory_of_a_process_is_told() -> None:
+    before = resident_bytes()
+    room = np.ones(2**23)  # 64 MiB
+    taken = resident_bytes() - before
+    assert 0.9 * room.nbytes < taken < 2 * room.nbytes
+
+
+def test_a_run_that_grows_too_large_ends_with_its_state_whole(tmp_path: Path) -> None:
+    network = NetworkConfig(Cell.RNN, hidden_size=4, embedding_size=0)
+    limits = LimitsConfig(max_steps=30, max_memory_bytes=2**24)  # Python alone takes more
+    config = TrainConfig(
+        network=network, limits=limits, data=DataConfig(batch_size=2, window=4),
+        report=ReportConfig(sample_tokens=0),
+    )  # fmt: skip
+    trainer = Trainer(CORPUS, config)
+    running = trainer.run()
+    assert next(running).memory_bytes > 2**24
+    with pytest.raises(TrainingError, match=r"GiB of memory .* lower batch_size, window or hid"):
+        next(running)
+    trainer.save_state(tmp_path / "run")
+    assert Trainer(CORPUS, config).restore_state(tmp_path / "run")
 
 
 def test_a_vocabulary_that_no_file_holds_is_refused_at_once() -> None:
