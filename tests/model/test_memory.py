@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from treadle.kernels import structures
+from treadle.kernels.dropout import keep_bytes
 from treadle.model.config import (
     Cell,
     DataConfig,
@@ -65,6 +67,22 @@ def test_dropout_takes_its_room() -> None:
         taken = [work.keep.nbytes + work.dropped.nbytes for work in rooms]
         assert taken[0] == 0
         assert told[1] - told[0] == taken[1] > 0
+
+
+def test_dropout_before_the_output_takes_its_room() -> None:
+    """A bit a unit and token, and a copy of the states behind each shard's block of logits."""
+    shape = Shape(Cell.GRU, V=26, E=8, H=64, L=2)
+    told = [
+        training_bytes(shape, 40, 32, OptimizerKind.SGD, drops_top=top) for top in (False, True)
+    ]
+    shards, logit_rows = 3, structures.LOGIT_ROWS
+    assert told[1] - told[0] == 40 * 32 * keep_bytes(64) + shards * logit_rows * 64 * 4
+    config = TrainConfig(network=NetworkConfig(output_dropout=0.5))
+    plain = Shape.of(config.network, 65)
+    limit = training_bytes(plain, config.data.batch_size, config.data.window, OptimizerKind.ADAM)
+    check_memory(TrainConfig(), 65, limit)
+    with pytest.raises(ConfigError, match="training would take"):
+        check_memory(config, 65, limit)
 
 
 def test_what_cannot_fit_is_refused_by_the_setting_to_lower() -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from small_runs import NAMES, QUIET, TEXT, config_of, weights_of
 
+from treadle.kernels.compile import BF16_MISSING
+from treadle.model import run_state
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -25,6 +27,7 @@ from treadle.model.config import (
     NetworkConfig,
     OptimizerConfig,
     OptimizerKind,
+    Precision,
     Schedule,
     TrainConfig,
 )
@@ -117,6 +120,13 @@ def test_a_run_left_and_gone_on_with_has_the_same_bits(
 def test_every_optimizer_and_schedule_goes_on(optimizer: dict[str, Any], tmp_path: Path) -> None:
     settings = config(**optimizer)
     assert interrupted(settings, tmp_path / "run") == undisturbed(settings)
+
+
+@pytest.mark.jit
+@pytest.mark.skipif(bool(BF16_MISSING), reason="needs AVX512_BF16")
+def test_a_run_of_bfloat16_products_goes_on(tmp_path: Path) -> None:
+    settings = config(precision=Precision.BF16)
+    assert interrupted(settings, tmp_path / "run", (1, 2)) == undisturbed(settings)
 
 
 def test_a_run_goes_on_with_other_threads(tmp_path: Path) -> None:
@@ -388,6 +398,32 @@ def test_a_state_of_other_settings_is_refused_by_name(
     with pytest.raises(CheckpointError, match=name):
         other.restore_state(tmp_path / "run")
     assert other.steps == 0
+
+
+def rewritten(path: Path, settings: dict[str, Any]) -> None:
+    """Writes the state there again with other settings in it."""
+    state = run_state.read(path)
+    assert state is not None
+    run_state.write(path, replace(state, content={**state.content, "config": settings}))
+
+
+def test_a_state_of_a_treadle_with_fewer_settings_goes_on(tmp_path: Path) -> None:
+    trainer = saved(tmp_path / "run", 4)
+    older = trainer.started.config.to_json()
+    del older["keep"], older["limits"]["max_wall_time_s"]
+    rewritten(tmp_path / "run", older)
+    again = Trainer(corpus_of(config()), config())
+    assert again.restore_state(tmp_path / "run")
+    list(again.run())
+    assert weights_of(again.model) == undisturbed(config())[0]
+
+
+def test_a_state_of_a_treadle_with_more_settings_is_refused(tmp_path: Path) -> None:
+    trainer = saved(tmp_path / "run", 4)
+    rewritten(tmp_path / "run", {**trainer.started.config.to_json(), "unheard_of": 1})
+    for attempt in (trainer.restore_state, saved_config):
+        with pytest.raises(CheckpointError, match=r"unheard_of .*; go on with the Treadle that w"):
+            attempt(tmp_path / "run")
 
 
 @pytest.mark.parametrize("corpus", [TEXT[:420].upper(), TEXT[1:421], TEXT[:419] + b"s"])
