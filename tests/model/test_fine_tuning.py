@@ -130,6 +130,9 @@ def test_another_vocabulary_is_refused(model: Model) -> None:
     with pytest.raises(ConfigError, match="read it with the model's tokenizer") as caught:
         Trainer(read_corpus(TEXT[:600] + b"!"), FREE, init_from=model)
     assert caught.value.field == "tokenizer"
+    unknown = TokenizerConfig(unknown_policy=UnknownPolicy.UNKNOWN)
+    with pytest.raises(ConfigError, match=r"a vocabulary of 29 tokens .* model, of 28"):
+        Trainer(read_corpus(TEXT[:600], unknown), FREE, init_from=model)
     for other in (
         read_corpus(TEXT[:600], TokenizerConfig(kind=TokenizerKind.BYTES)),
         read_corpus(NAMES, None, DataConfig(layout=CorpusLayout.LINES)),
