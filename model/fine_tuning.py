@@ -61,10 +61,11 @@ def check_vocabulary(corpus: Corpus, model: Model) -> None:
     _check_equal("data.layout", corpus.layout, model.layout)
     ours, theirs = corpus.tokenizer, model.tokenizer
     _check_equal("tokenizer.kind", ours.config.kind, theirs.config.kind)
-    if _vocabulary(ours) != _vocabulary(theirs):
+    sizes = ours.vocabulary_size, theirs.vocabulary_size  # a policy may have a token of its own
+    if sizes[0] != sizes[1] or _vocabulary(ours) != _vocabulary(theirs):
         raise ConfigError(
-            f"tokenizer: the corpus has a vocabulary of {ours.vocabulary_size} tokens that is not "
-            f"that of the model, of {theirs.vocabulary_size}: read it with the model's tokenizer",
+            f"tokenizer: the corpus has a vocabulary of {sizes[0]} tokens that is not "
+            f"that of the model, of {sizes[1]}: read it with the model's tokenizer",
             "tokenizer",
         )
 

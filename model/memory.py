@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 
+from treadle.kernels import structures
 from treadle.kernels.dropout import keep_bytes
 from treadle.kernels.matmul import panel_count
 from treadle.kernels.tile import PANEL
@@ -21,7 +22,7 @@ _MOMENTS = {OptimizerKind.SGD: 0, OptimizerKind.ADAGRAD: 1, OptimizerKind.ADAM: 
 
 def training_bytes(
     shape: Shape, rows: int, window: int, kind: OptimizerKind, drops: bool = False,
-    accumulates: bool = False,
+    accumulates: bool = False, drops_top: bool = False,
 ) -> int:  # fmt: skip
     """Return what the arrays of a run take, in bytes, the corpus not counted.
 
@@ -32,6 +33,7 @@ def training_bytes(
         kind: the optimizer, which keeps moments beside the parameters.
         drops: whether units are dropped between layers.
         accumulates: whether gradients of several batches are added up for a step.
+        drops_top: whether units are dropped before the output layer.
     """
     H, L, G = shape.H, shape.L, shape.G
     dropping = H + (L - 1) * keep_bytes(H) / _FLOAT if drops and L > 1 else 0
@@ -43,7 +45,10 @@ def training_bytes(
     once = parameters * buffers + _packed_floats(shape) + table
     states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
     work = rows * window * (L * (G + states * H) + H + dropping)
-    work += min(256, rows * window) * shards * shape.V
+    logit_rows = min(structures.LOGIT_ROWS, rows * window)
+    work += logit_rows * shards * shape.V
+    if drops_top:
+        work += rows * window * keep_bytes(H) / _FLOAT + logit_rows * shards * H
     block = ROW_BLOCK * PANEL * (panel_count(max(H, shape.E)) + panel_count(G))
     return int(_FLOAT * (once + shards * (parameters + table + block) + work))
 
@@ -74,7 +79,10 @@ def check_memory(config: TrainConfig, vocabulary_size: int, limit_bytes: int) ->
     data = config.data
     kind, drops = config.optimizer.kind, config.network.dropout > 0
     accumulates = config.optimizer.accumulation_steps > 1
-    needed = training_bytes(shape, data.batch_size, data.window, kind, drops, accumulates)
+    needed = training_bytes(
+        shape, data.batch_size, data.window, kind, drops, accumulates,
+        drops_top=config.network.output_dropout > 0,
+    )  # fmt: skip
     if needed <= limit_bytes:
         return
     lone = training_bytes(shape, 1, 1, kind)

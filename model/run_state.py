@@ -112,12 +112,7 @@ def saved_config(path: str | os.PathLike[str]) -> TrainConfig | None:
         OSError: a file cannot be read.
     """
     state = read(path)
-    if state is None:
-        return None
-    try:
-        return TrainConfig.from_json(state.content.get("config"))
-    except ConfigError as fault:
-        raise CheckpointError(f"the settings in {path} cannot be read: {fault}") from fault
+    return None if state is None else _config(state)
 
 
 def corpus_fingerprint(corpus: Corpus) -> str:
@@ -151,13 +146,24 @@ def check_same(state: RunState, config: TrainConfig, fingerprint: str) -> None:
             "the training state belongs to another corpus: go on with the one that it was "
             "begun with"
         )
-    theirs, ours = _flat(state.content.get("config")), _flat(config.to_json())
+    theirs, ours = _flat(_config(state).to_json()), _flat(config.to_json())
     odd = sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name))
     if odd:
         raise CheckpointError(
             f"the training state belongs to other settings (see {', '.join(odd)}): go on with "
             "those that it was begun with"
         )
+
+
+def _config(state: RunState) -> TrainConfig:
+    """The settings of a state; those that its Treadle did not know have their defaults."""
+    try:
+        return TrainConfig.from_json(state.content.get("config"))
+    except ConfigError as fault:
+        raise CheckpointError(
+            f"the training state's settings cannot be read: {fault}; go on with the Treadle that "
+            "wrote it"
+        ) from fault
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

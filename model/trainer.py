@@ -163,13 +163,18 @@ class Trainer:
                 written before stays as it is.
             OSError: it could not be written; what was written before stays as it is.
         """
-        if not self._whole:
-            raise TrainingError("a step failed midway: go on from the last state that was saved")
+        self._check_whole()
         state = self._state
         state.check_weights()
         if self._engine is not None:
             state.carried = self._engine.carried()
         run_state.write(path, state.capture())
+
+    def _check_whole(self) -> None:
+        if not self._whole:
+            raise TrainingError(
+                "a step failed midway: go on from the last state that was saved, in a new trainer"
+            )
 
     def restore_state(self, path: str | os.PathLike[str]) -> bool:
         """Go on from a state that a run over the same corpus with the same settings saved.
@@ -208,6 +213,7 @@ class Trainer:
             TrainingError: the loss, the gradient or a weight is no finite number any more, or
                 the process has come to take more memory than `limits.max_memory_bytes`.
         """
+        self._check_whole()
         state = self._state
         self._clock = time.perf_counter() - state.tally.wall
         load_kernels(state.config)

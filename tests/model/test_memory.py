@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from treadle.kernels import structures
+from treadle.kernels.dropout import keep_bytes
 from treadle.model.config import (
     Cell,
     DataConfig,
@@ -18,8 +22,8 @@ from treadle.model.config import (
     TokenizerKind,
     TrainConfig,
 )
-from treadle.model.errors import ConfigError, CorpusError
-from treadle.model.memory import check_memory, training_bytes
+from treadle.model.errors import ConfigError, CorpusError, TrainingError
+from treadle.model.memory import check_memory, resident_bytes, training_bytes
 from treadle.model.parameters import Shape
 from treadle.model.trainer import Trainer
 from treadle.model.workspace import allocate_workspace
@@ -65,6 +69,22 @@ def test_dropout_takes_its_room() -> None:
         assert told[1] - told[0] == taken[1] > 0
 
 
+def test_dropout_before_the_output_takes_its_room() -> None:
+    """A bit a unit and token, and a copy of the states behind each shard's block of logits."""
+    shape = Shape(Cell.GRU, V=26, E=8, H=64, L=2)
+    told = [
+        training_bytes(shape, 40, 32, OptimizerKind.SGD, drops_top=top) for top in (False, True)
+    ]
+    shards, logit_rows = 3, structures.LOGIT_ROWS
+    assert told[1] - told[0] == 40 * 32 * keep_bytes(64) + shards * logit_rows * 64 * 4
+    config = TrainConfig(network=NetworkConfig(output_dropout=0.5))
+    plain = Shape.of(config.network, 65)
+    limit = training_bytes(plain, config.data.batch_size, config.data.window, OptimizerKind.ADAM)
+    check_memory(TrainConfig(), 65, limit)
+    with pytest.raises(ConfigError, match="training would take"):
+        check_memory(config, 65, limit)
+
+
 def test_what_cannot_fit_is_refused_by_the_setting_to_lower() -> None:
     huge = TrainConfig(network=NetworkConfig(hidden_size=4096, layers=8))
     with pytest.raises(ConfigError, match="GiB") as caught:
@@ -81,6 +101,39 @@ def test_a_trainer_refuses_before_it_allocates() -> None:
     with pytest.raises(ConfigError, match="training would take"):
         Trainer(CORPUS, TrainConfig(), memory_limit_bytes=100_000)
     Trainer(b"hello", TrainConfig(), memory_limit_bytes=8_000_000)  # the batch as shrunk counts
+
+
+def test_the_limit_of_the_settings_holds_as_well() -> None:
+    small = TrainConfig(limits=LimitsConfig(max_memory_bytes=100_000))
+    for limit in (None, 2**40):
+        with pytest.raises(ConfigError, match="training would take"):
+            Trainer(CORPUS, small, memory_limit_bytes=limit)
+    roomy = TrainConfig(limits=LimitsConfig(max_memory_bytes=2**40))
+    with pytest.raises(ConfigError, match="training would take"):
+        Trainer(CORPUS, roomy, memory_limit_bytes=100_000)
+
+
+def test_the_memory_of_a_process_is_told() -> None:
+    before = resident_bytes()
+    room = np.ones(2**23)  # 64 MiB
+    taken = resident_bytes() - before
+    assert 0.9 * room.nbytes < taken < 2 * room.nbytes
+
+
+def test_a_run_that_grows_too_large_ends_with_its_state_whole(tmp_path: Path) -> None:
+    network = NetworkConfig(Cell.RNN, hidden_size=4, embedding_size=0)
+    limits = LimitsConfig(max_steps=30, max_memory_bytes=2**24)  # Python alone takes more
+    config = TrainConfig(
+        network=network, limits=limits, data=DataConfig(batch_size=2, window=4),
+        report=ReportConfig(sample_tokens=0),
+    )  # fmt: skip
+    trainer = Trainer(CORPUS, config)
+    running = trainer.run()
+    assert next(running).memory_bytes > 2**24
+    with pytest.raises(TrainingError, match=r"GiB of memory .* lower batch_size, window or hid"):
+        next(running)
+    trainer.save_state(tmp_path / "run")
+    assert Trainer(CORPUS, config).restore_state(tmp_path / "run")
 
 
 def test_a_vocabulary_that_no_file_holds_is_refused_at_once() -> None:

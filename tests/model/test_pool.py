@@ -64,9 +64,15 @@ def test_the_caller_waits_for_no_thread_that_has_not_begun() -> None:
     pool.close()
 
 
+def meet(pool: Pool, threads: int) -> None:
+    """Fails unless so many items run at once."""
+    together = threading.Barrier(threads, timeout=PATIENCE_S)
+    pool.map(lambda item: together.wait(), range(threads))
+
+
 def test_as_many_items_run_at_once_as_there_are_threads() -> None:
-    pool, together = Pool(3), threading.Barrier(3, timeout=PATIENCE_S)
-    pool.map(lambda item: together.wait(), range(3))
+    pool = Pool(3)
+    meet(pool, 3)
     pool.close()
 
 
@@ -84,6 +90,23 @@ def test_threads_end_when_the_pool_is_closed_or_dropped() -> None:
     del dropped
     gc.collect()
     thread.join(PATIENCE_S)
+    assert pool_threads() == before
+
+
+def test_a_pool_goes_on_with_another_number_of_threads() -> None:
+    before = pool_threads()
+    pool = Pool(1)
+    for threads in (3, 2, 5, 1, 1, 4):
+        pool.resize(threads)
+        assert pool.threads == threads
+        assert pool_threads() == before + threads - 1
+        meet(pool, threads)
+        assert pool.map(str, range(9)) == list("012345678")
+    threads_left = list(pool._threads)
+    del pool
+    gc.collect()
+    for thread in threads_left:
+        thread.join(PATIENCE_S)
     assert pool_threads() == before
 
 

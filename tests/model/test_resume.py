@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 from small_runs import NAMES, QUIET, TEXT, config_of, weights_of
 
+from treadle.kernels.compile import BF16_MISSING
+from treadle.model import run_state
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -24,6 +27,7 @@ from treadle.model.config import (
     NetworkConfig,
     OptimizerConfig,
     OptimizerKind,
+    Precision,
     Schedule,
     TrainConfig,
 )
@@ -32,6 +36,7 @@ from treadle.model.model import Model
 from treadle.model.run_state import saved_config
 from treadle.model.trainer import Trainer
 
+PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 STEPS = 24
 LEFT_AT = (1, 4, 9, 16, 17, STEPS)
 """In a pass and at its end, at a validation and between two, twice in a row, at the very end."""
@@ -100,6 +105,7 @@ def test_a_run_left_and_gone_on_with_has_the_same_bits(
     assert interrupted(settings, tmp_path / "run") == undisturbed(settings)
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -114,6 +120,13 @@ def test_a_run_left_and_gone_on_with_has_the_same_bits(
 def test_every_optimizer_and_schedule_goes_on(optimizer: dict[str, Any], tmp_path: Path) -> None:
     settings = config(**optimizer)
     assert interrupted(settings, tmp_path / "run") == undisturbed(settings)
+
+
+@pytest.mark.jit
+@pytest.mark.skipif(bool(BF16_MISSING), reason="needs AVX512_BF16")
+def test_a_run_of_bfloat16_products_goes_on(tmp_path: Path) -> None:
+    settings = config(precision=Precision.BF16)
+    assert interrupted(settings, tmp_path / "run", (1, 2)) == undisturbed(settings)
 
 
 def test_a_run_goes_on_with_other_threads(tmp_path: Path) -> None:
@@ -164,6 +177,7 @@ def test_saving_and_copying_do_not_change_a_bit(tmp_path: Path) -> None:
     assert outcome(trainer, seen) == undisturbed(settings)
 
 
+@pytest.mark.jit
 def test_plateaus_count_on_over_a_stop(tmp_path: Path) -> None:
     settings = config(schedule=Schedule.PLATEAU, learning_rate=2.0, warmup_steps=0)
     settings = replace(settings, report=replace(QUIET, validation_interval_steps=1))
@@ -181,6 +195,7 @@ def test_plateaus_count_on_over_a_stop(tmp_path: Path) -> None:
     assert trainer._state.selection.to_json().items() >= {"lowered": lowered[-1]}.items()
 
 
+@pytest.mark.jit
 def test_early_stopping_counts_on_over_a_stop(tmp_path: Path) -> None:
     settings = config(learning_rate=0.9, schedule=Schedule.CONSTANT)
     limits = LimitsConfig(max_steps=400, early_stopping_patience=3)
@@ -230,6 +245,23 @@ def test_the_settings_as_filled_in_are_in_the_state(tmp_path: Path) -> None:
     trainer.save_state(tmp_path / "run")
     assert saved_config(tmp_path / "run") == trainer.started.config != settings
     assert Trainer(corpus_of(settings), trainer.started.config).restore_state(tmp_path / "run")
+
+
+@pytest.mark.jit
+def test_the_page_about_training_shows_what_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    first, again = (block for block in blocks if "Trainer(" in block)
+    scope: dict[str, Any] = {}
+    exec(first, scope)
+    whole = weights_of(scope["trainer"].model)
+    for left in (200, 300):
+        exec(again, scope)
+        assert scope["trainer"].steps == left
+    assert weights_of(scope["trainer"].model) == whole
+    assert "300 " in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- a process that is killed
@@ -368,6 +400,32 @@ def test_a_state_of_other_settings_is_refused_by_name(
     assert other.steps == 0
 
 
+def rewritten(path: Path, settings: dict[str, Any]) -> None:
+    """Writes the state there again with other settings in it."""
+    state = run_state.read(path)
+    assert state is not None
+    run_state.write(path, replace(state, content={**state.content, "config": settings}))
+
+
+def test_a_state_of_a_treadle_with_fewer_settings_goes_on(tmp_path: Path) -> None:
+    trainer = saved(tmp_path / "run", 4)
+    older = trainer.started.config.to_json()
+    del older["keep"], older["limits"]["max_wall_time_s"]
+    rewritten(tmp_path / "run", older)
+    again = Trainer(corpus_of(config()), config())
+    assert again.restore_state(tmp_path / "run")
+    list(again.run())
+    assert weights_of(again.model) == undisturbed(config())[0]
+
+
+def test_a_state_of_a_treadle_with_more_settings_is_refused(tmp_path: Path) -> None:
+    trainer = saved(tmp_path / "run", 4)
+    rewritten(tmp_path / "run", {**trainer.started.config.to_json(), "unheard_of": 1})
+    for attempt in (trainer.restore_state, saved_config):
+        with pytest.raises(CheckpointError, match=r"unheard_of .*; go on with the Treadle that w"):
+            attempt(tmp_path / "run")
+
+
 @pytest.mark.parametrize("corpus", [TEXT[:420].upper(), TEXT[1:421], TEXT[:419] + b"s"])
 def test_a_state_of_another_corpus_is_refused(corpus: bytes, tmp_path: Path) -> None:
     saved(tmp_path / "run", 4)
@@ -429,6 +487,8 @@ def test_a_run_that_failed_midway_is_not_saved(tmp_path: Path) -> None:
         list(trainer.run())
     with pytest.raises(TrainingError, match="failed midway: go on from the last state"):
         trainer.save_state(path)
+    with pytest.raises(TrainingError, match="failed midway: go on from the last state"):
+        list(trainer.run())
     again = Trainer(corpus_of(config()), config())
     assert again.restore_state(path)
     list(again.run())

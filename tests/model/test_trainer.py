@@ -37,6 +37,7 @@ from treadle.model.config import (
 from treadle.model.corpus import read_corpus
 from treadle.model.errors import ConfigError, CorpusError, EncodingError
 from treadle.model.model import Model
+from treadle.model.optimizer import learning_rate
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.progress import Progress
 from treadle.model.tokenizer import CharacterTokenizer
@@ -187,6 +188,62 @@ def test_the_first_limit_met_ends_the_run_and_is_named(
 
 
 @pytest.mark.parametrize(
+    ("limits", "steps", "name"),
+    [
+        (LimitsConfig(max_tokens=9), 5, "max_tokens"),  # 2 a step
+        (LimitsConfig(max_tokens=10), 5, "max_tokens"),
+        (LimitsConfig(max_tokens=10, max_steps=4), 4, "max_steps"),
+        (LimitsConfig(max_tokens=8, max_steps=5), 4, "max_tokens"),
+        (LimitsConfig(max_tokens=1), 1, "max_tokens"),
+        (LimitsConfig(max_wall_time_s=1e-9), 1, "max_wall_time_s"),
+        (LimitsConfig(max_wall_time_s=1e-9, max_tokens=2), 1, "max_tokens"),
+    ],
+)
+def test_tokens_and_the_clock_end_a_run_too(limits: LimitsConfig, steps: int, name: str) -> None:
+    trainer = hundred_batches(limits=limits)
+    progress = run(trainer)
+    assert progress[-1].step == steps
+    assert progress[-1].time_left_s == 0
+    assert trainer.ended_by == f"{name} reached after {steps} steps"
+    assert trainer.started.total_steps == (limits.max_steps or 0)
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_clock_counts_what_training_does_not() -> None:
+    """A look at the clock takes a second: two a step, one a validation, one at the start."""
+    report = replace(QUIET, validation_interval_steps=2)
+    config = config_of(limits=LimitsConfig(max_wall_time_s=10), report=report)
+    trainer = Trainer(TEXT[:400], config)
+    assert [p.step for p in run(trainer)] == [2, 4]
+    assert trainer.ended_by == "max_wall_time_s reached after 4 steps"
+    record = trainer.model.training
+    assert record is not None
+    assert record.elapsed_s == 4
+    rare = replace(QUIET, validation_interval_steps=1000)
+    timed = hundred_batches(limits=LimitsConfig(max_wall_time_s=10), report=rare)
+    assert [p.elapsed_s for p in run(timed)] == [5]
+
+
+def test_a_schedule_ends_with_the_tokens() -> None:
+    optimizer = OptimizerConfig(learning_rate=0.01, warmup_steps=0)
+    report = replace(QUIET, validation_interval_steps=1)
+    limits = LimitsConfig(max_tokens=16)
+    trainer = hundred_batches(optimizer=optimizer, report=report, limits=limits)
+    wanted = [learning_rate(optimizer, step, step / 8, 0) for step in range(8)]
+    assert [p.learning_rate for p in run(trainer)] == wanted
+    assert hundred_batches(limits=LimitsConfig(max_tokens=180)).started.config.optimizer == replace(
+        OptimizerConfig(), learning_rate=0.003, warmup_steps=9
+    )
+
+
+def test_limits_that_end_no_run_leave_the_default_one() -> None:
+    limits = LimitsConfig(early_stopping_patience=5, max_memory_bytes=2**40)
+    trainer = hundred_batches(limits=limits)
+    assert trainer.started.config.limits == replace(limits, max_steps=1000)
+    assert "no limit given: training for 1,000 steps" in trainer.started.notices
+
+
+@pytest.mark.parametrize(
     ("epochs", "steps"), [(1, 100), (1.1, 110), (2.3, 230), (0.291, 30), (1e300, 2**53)]
 )
 def test_epochs_are_counted_in_steps(epochs: float, steps: int) -> None:
@@ -291,6 +348,49 @@ def test_a_run_that_fails_leaves_no_threads() -> None:
     with pytest.raises(KeyboardInterrupt):
         run(Trainer(TEXT, config_of(data=data), threads=2), stop)
     assert set(threading.enumerate()) == before
+
+
+# ---------------------------------------------------------------- leaving and threads
+
+
+def test_between_is_called_after_every_step_and_what_it_led_to() -> None:
+    report = replace(QUIET, validation_interval_steps=2)
+    trainer = Trainer(TEXT[:400], config_of(limits=LimitsConfig(max_steps=4), report=report))
+    seen: list[str] = []
+
+    def between() -> None:
+        seen.append(f"step {trainer.steps}")
+
+    seen.extend(f"progress {progress.step}" for progress in trainer.run(between=between))
+    assert seen == ["step 1", "progress 2", "step 2", "step 3", "progress 4", "step 4"]
+
+
+def test_a_run_that_is_left_is_neither_examined_nor_ended() -> None:
+    trainer = Trainer(TEXT[:400], config_of(limits=LimitsConfig(max_steps=30)))
+    before = set(threading.enumerate())
+    trainer.threads = 2
+    assert list(trainer.run(between=lambda: trainer.steps == 2)) == []
+    assert (trainer.steps, trainer.ended_by) == (2, "")
+    assert set(threading.enumerate()) == before
+    assert [p.step for p in trainer.run(stop_after(1))] == [3]
+    assert trainer.ended_by == "stopped on request"
+
+
+def test_threads_may_change_between_steps() -> None:
+    data = DataConfig(batch_size=40, window=5)
+    config = config_of(data=data, limits=LimitsConfig(max_steps=9))
+    alone = Trainer(TEXT, config)
+    run(alone)
+    trainer, counts = Trainer(TEXT, config, threads=2), []
+    others = len(threading.enumerate())
+
+    def between() -> None:
+        counts.append(len(threading.enumerate()) - others + 1)
+        trainer.threads = (2, 1, 3)[trainer.steps % 3]
+
+    list(trainer.run(between=between))
+    assert counts == [2, 1, 3] * 3
+    assert weights_of(trainer.model) == weights_of(alone.model)
 
 
 # ---------------------------------------------------------------- the notebook helper
