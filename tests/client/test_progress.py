@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treadle.client.progress import (
+    Setting,
     Style,
     bar,
     completed_line,
@@ -129,11 +130,11 @@ def test_the_share_done_follows_the_nearest_limit(
 
 
 def test_a_line_that_stays() -> None:
-    assert plain_line(TrainingProgress(step=7, epoch=0.25, train_loss=1.0), 0) == (
+    assert plain_line(TrainingProgress(step=7, epoch=0.25, train_loss=1.0), Setting()) == (
         "step 7  epoch 0.25  loss 1.000  0.0 s"
     )
     with_validation = TrainingProgress(step=7, train_loss=1.0, valid_loss=0.0, time_left_s=61)
-    assert plain_line(with_validation, 10) == (
+    assert plain_line(with_validation, Setting(10)) == (
         "step 7/10  epoch 0.00  loss 1.000  valid 0.000  1:01 left"
     )
 
