@@ -169,7 +169,9 @@ def started_lines(started: TrainingStarted) -> list[str]:
     tokens = f"{started.train_tokens:,} tokens to train on"
     tokens += f", {started.valid_tokens:,} to validate{valid}"
     if started.test_tokens:
-        tokens += f", {started.test_tokens:,} to test{_in_brackets(test_split(started.test_split, data))}"
+        tokens += (
+            f", {started.test_tokens:,} to test{_in_brackets(test_split(started.test_split, data))}"
+        )
     facts = [
         tokens,
         f"vocabulary {started.vocabulary_size:,}",

@@ -109,9 +109,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the name of a model and its version, or a job in their place."""
-    parser.add_argument(
-        "model", metavar="MODEL", nargs="?", help="the model's name, or NAME@ALIAS"
-    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="the model's name, or NAME@ALIAS")
     add_version(parser, "the model's version (default: the newest)")
     parser.add_argument(
         "--job",
