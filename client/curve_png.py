@@ -91,7 +91,7 @@ class _Drawing:
     def __init__(self, curve: Curve, width: int, height: int) -> None:
         self._curve = curve
         self._canvas = Canvas(width, height)
-        self._scale = scale = 2 if min(width, height) >= 360 else 1
+        self._scale = scale = 2 if width >= 720 and height >= 360 else 1
         self._left, self._top = 48 * scale, 34 * scale
         self._right, self._bottom = width - 12 * scale, height - 30 * scale
         self._steps = step_axis(curve, max(1, (self._right - self._left) // (60 * scale)))

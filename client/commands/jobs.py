@@ -153,10 +153,10 @@ def _facts(job: Job) -> list[tuple[str, str]]:
 
     started = started_lines(job.started) if job.HasField("started") else []
     times = [
-        (name, when_text(getattr(job, field)) if job.HasField(field) else "")
-        for name, field in (("accepted", "create_time"), ("began", "start_time"),
-                            ("ended", "end_time"))
-    ]  # fmt: skip
+        ("accepted", when_text(job.create_time)),
+        ("began", when_text(job.start_time) if job.HasField("start_time") else ""),
+        ("ended", when_text(job.end_time) if job.HasField("end_time") else ""),
+    ]
     left = ""
     if job.HasField("progress") and job.progress.HasField("time_left_s"):
         left = duration_text(job.progress.time_left_s)

@@ -15,7 +15,7 @@ OPTIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
                 "dest": "preset",
                 "action": "store_const",
                 "const": "auto",
-                "help": "let the server pick what is not set, and say why; the same as --preset auto",
+                "help": "let the server pick what is not set, and say why: --preset auto",
             },
         ),
         ("--preset", {"choices": ("auto",), "help": "settings picked as a whole (none)"}),

@@ -150,7 +150,7 @@ class TestTrain:
         self, client: Client, service: FakeService
     ) -> None:
         run = client.train("hello", model=STUCK)
-        next(run)
+        assert [next(run).sequence, next(run).sequence] == [1, 2]
         closer = threading.Timer(0.1, run.close)
         closer.start()
         assert list(run) == []

@@ -94,7 +94,7 @@ def test_a_dumb_terminal_gets_lines(server: FakeServer) -> None:
 def test_quiet_and_json_hold_on_a_terminal_too(server: FakeServer) -> None:
     words = ["train", __file__, "--model", "m"]
     assert watch(server.address, *words, "--quiet").startswith("m version 1: ")
-    assert len(watch(server.address, *words, "--json").splitlines()) == 4
+    assert len(watch(server.address, *words, "--json").splitlines()) == 5
 
 
 def test_generated_text_cannot_command_the_terminal(server: FakeServer) -> None:
@@ -119,7 +119,10 @@ def test_ctrl_c_takes_the_bar_away(server: FakeServer) -> None:
         while b"interrupted" not in seen or not seen.endswith(b"\n"):
             seen += os.read(ours, 4096)
     os.close(ours)
-    assert seen.endswith(b"treadle: interrupted; the server goes on training\r\n")
+    assert seen.endswith(
+        b"treadle: interrupted; the job goes on at the server: "
+        b"`treadle watch a1-job` comes back to it\r\n"
+    )
 
 
 @pytest.mark.parametrize(
