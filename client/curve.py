@@ -101,7 +101,10 @@ def loss_axis(curve: Curve, most: int) -> Axis:
     if curve.baseline is not None and math.isfinite(curve.baseline):
         losses.append(curve.baseline)
     low, high = min(losses, default=0.0), max(losses, default=1.0)
-    margin = 0.04 * (high - low) or 0.04 * abs(high) or 0.5
+    spread = high - low
+    if spread < 1e-6 * max(1.0, abs(high)):  # one value: there is no spread to go by
+        spread = max(1.0, abs(high))
+    margin = 0.04 * spread
     low, high = low - margin, high + margin
     step = tick_step(high - low, most)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))

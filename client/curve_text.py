@@ -79,7 +79,7 @@ def draw(curve: Curve, width: int, height: int, *, unicode: bool, color: bool) -
     """
     marks = UNICODE if unicode else ASCII
     rows = max(LEAST_ROWS, height - HEAD_AND_FOOT)
-    losses = loss_axis(curve, max(2, rows // 4))
+    losses = loss_axis(curve, max(3, rows // 3 + 1))
     label = max(map(len, losses.labels))
     columns = max(LEAST_COLUMNS, width - label - 2)
     steps = step_axis(curve, max(1, columns // 14))

@@ -120,6 +120,12 @@ class TestAxes:
         assert losses.low < 1 < losses.high
         assert 0 < losses.place(1.5) < losses.place(3.97) < 1
 
+    @pytest.mark.parametrize("loss", [0.0, 1.5, 1e-300, 1e300, -3.0])
+    def test_a_curve_of_one_value_lies_in_the_middle(self, loss: float) -> None:
+        axis = loss_axis(Curve("", (Point(1, loss), Point(2, loss)), ()), 4)
+        assert axis.place(loss) == pytest.approx(0.5)
+        assert all(len(label) < 310 for label in axis.labels)
+
     @given(curves, st.integers(1, 20))
     def test_every_point_has_its_place(self, curve: Curve, most: int) -> None:
         steps, losses = step_axis(curve, most), loss_axis(curve, most)

@@ -15,8 +15,9 @@ import threading
 import pytest
 
 from treadle.client.console import one_line, printable, table
+from treadle.v1 import sequence_pb2 as v1
 
-from .fake import STUCK, FakeServer
+from .fake import STUCK, FakeServer, FakeService
 from .shell import PATIENCE_S, command, environment
 
 CLEAR = "\r\x1b[K"
@@ -63,6 +64,38 @@ def test_training_draws_a_bar_and_what_stays_above_it(server: FakeServer) -> Non
     assert "valid" not in bars[0]
     assert "valid 0.750" in bars[1]
     assert all("\x1b[36m" in part and "\n" not in part for part in bars)
+
+
+def test_what_becomes_of_a_job_is_told(server: FakeServer, service: FakeService) -> None:
+    job = service.accept(v1.TrainSpec(model="m"))
+    queued, started, *rest = service.events[job]
+    queued.state.reason = "2 jobs are before it"
+    again = v1.JobStateChange(state=v1.JOB_STATE_RUNNING, reason="went on from step 50\x1b[31m")
+    fine = v1.JobStateChange(state=v1.JOB_STATE_RUNNING)
+    events = [queued, v1.TrainResponse(state=fine), started, v1.TrainResponse(state=again), *rest]
+    for number, event in enumerate(events, 1):
+        event.sequence = number
+    service.events[job] = events
+    drawn = watch(server.address, "watch", job).split(CLEAR)
+    assert drawn[2] == "queued: 2 jobs are before it"
+    stays = "".join(part for part in drawn if part.endswith("\n")).splitlines()
+    assert "running: went on from step 50\ufffd[31m" in stays
+    assert "running" not in stays
+    lines = watch(server.address, "watch", job, TERM="dumb").splitlines()
+    assert lines[0] == "queued: 2 jobs are before it"
+    narrow = watch(server.address, "watch", job, width=15).split(CLEAR)
+    assert narrow[2] == "queued: 2 jobs"
+
+
+def test_a_curve_in_color_and_in_ascii(server: FakeServer, service: FakeService) -> None:
+    job = service.accept(v1.TrainSpec(model="m"))
+    seen = watch(server.address, "curve", job, width=50)
+    assert "\x1b[33m●\x1b[0m" in seen
+    assert all(len(re.sub(r"\x1b\[\d*m", "", line)) < 50 for line in seen.splitlines()[:-1])
+    plain = watch(server.address, "curve", job, PYTHONIOENCODING="ascii", NO_COLOR="1")
+    assert plain.isascii()
+    assert "o" in plain
+    assert "\x1b" not in plain
 
 
 def test_a_narrow_terminal_has_short_lines(server: FakeServer) -> None:
