@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from treadle.client.console import CLEAR_LINE, Console, printable
+from treadle.client.console import CLEAR_LINE, Console, one_line, printable
+from treadle.client.errors import ServerError
 from treadle.client.json_lines import to_line
 from treadle.client.progress import (
     Setting,
@@ -29,6 +30,11 @@ PLAIN_INTERVAL_S = 10.0
 """Seconds of training between two plain lines, validations aside."""
 
 
+def break_line(trouble: ServerError) -> str:
+    """Says what broke, and that the job is no worse for it."""
+    return f"{trouble}; the job goes on, trying to come back to it ..."
+
+
 class Report:
     """Shows the events of one run, in a `with` block that tidies up behind them."""
 
@@ -49,6 +55,9 @@ class Report:
     def show(self, event: TrainResponse) -> None:
         """Shows one event."""
         raise NotImplementedError
+
+    def show_break(self, trouble: ServerError) -> None:
+        """Shows that the connection broke and will be tried again, if that is of interest."""
 
     def close(self) -> None:
         """Leaves the terminal as the next program expects it."""
@@ -101,6 +110,10 @@ class PlainReport(Report):
         if change.reason or change.state not in (JOB_STATE_QUEUED, JOB_STATE_RUNNING):
             self.print(printable(state_line(change)))
 
+    def show_break(self, trouble: ServerError) -> None:
+        """Prints why nothing comes for a while."""
+        self.print(printable(break_line(trouble)))
+
     def show_started(self, started: TrainingStarted) -> None:
         """Prints what the server made of the corpus."""
         self._setting = Setting.of(started)
@@ -136,10 +149,13 @@ class LiveReport(PlainReport):
     def show_state(self, change: JobStateChange) -> None:
         """Draws that the job waits, which passes; prints other changes."""
         if change.state == JOB_STATE_QUEUED:
-            line = printable(state_line(change)).replace("\n", " ")
-            self._draw(line[: self.console.width - 1])
+            self._draw_text(state_line(change))
         else:
             super().show_state(change)
+
+    def show_break(self, trouble: ServerError) -> None:
+        """Draws it in the bar's place until the next event."""
+        self._draw_text(break_line(trouble))
 
     def show_progress(self, progress: TrainingProgress) -> None:
         """Prints what stays, then draws the bar below it."""
@@ -159,6 +175,9 @@ class LiveReport(PlainReport):
     def close(self) -> None:
         """Takes the bar away."""
         self._clear()
+
+    def _draw_text(self, text: str) -> None:
+        self._draw(one_line(text, self.console.width - 1))
 
     def _draw(self, line: str) -> None:
         self._write(CLEAR_LINE + line)

@@ -85,6 +85,8 @@ class TrainingRun(Stream[TrainResponse]):
         self._reconnect_s = reconnect_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._woken = threading.Event()
+        self.on_break: Callable[[ServerError], None] = _nothing
+        """Is told of a broken connection before the run tries to come back, once each time."""
         self.job = job
         """The job's id; empty until the server has accepted it."""
         self.last_sequence = after
@@ -186,7 +188,9 @@ class TrainingRun(Stream[TrainResponse]):
                 if not error.broken or not self._may_return():
                     raise
                 trouble = error
-            pauses = pauses or self._pauses()
+            if pauses is None:
+                pauses = self._pauses()
+                self.on_break(trouble)
             self._return(trouble, pauses)
 
     def _may_return(self) -> bool:
@@ -214,3 +218,7 @@ class TrainingRun(Stream[TrainResponse]):
         )
         if self._closed:  # meanwhile, by another thread
             self._call.cancel()
+
+
+def _nothing(trouble: ServerError) -> None:
+    """Tells nobody."""

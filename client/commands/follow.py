@@ -35,6 +35,7 @@ def follow(training: TrainingRun, args: argparse.Namespace, console: Console) ->
     """
     report = make_report(args, console)
     console.interruption = lambda: interruption(training)
+    training.on_break = report.show_break
     try:
         with report:
             for event in training:

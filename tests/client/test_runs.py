@@ -47,8 +47,11 @@ class TestBrokenConnections:
     ) -> None:
         service.breaks = [(n, code, details) for n in (1, 2, 4)]
         run = client.train("hello", model="m")
+        told: list[Any] = []
+        run.on_break = told.append
         assert numbers(run) == [1, 2, 3, 4, 5]
         assert run.result().name == "m"
+        assert len(told) == 3
         watched = [r.after_sequence for r in service.requests if isinstance(r, v1.WatchJobRequest)]
         assert watched == [1, 2, 4]
         assert service.corpus == b"hello"

@@ -84,7 +84,21 @@ def test_what_becomes_of_a_job_is_told(server: FakeServer, service: FakeService)
     lines = watch(server.address, "watch", job, TERM="dumb").splitlines()
     assert lines[0] == "queued: 2 jobs are before it"
     narrow = watch(server.address, "watch", job, width=15).split(CLEAR)
-    assert narrow[2] == "queued: 2 jobs"
+    assert narrow[2] == "queued: 2 j..."
+
+
+def test_a_broken_connection_is_told_until_it_is_mended(
+    server: FakeServer, service: FakeService
+) -> None:
+    job = service.accept(v1.TrainSpec(model="m"))
+    why = "the server restarts; the job goes on, trying to come back to it ..."
+    service.breaks = [(3, 14, "the server restarts")]
+    drawn = watch(server.address, "watch", job).split(CLEAR)
+    assert why in drawn
+    service.breaks = [(3, 14, "the server restarts")]
+    assert why in watch(server.address, "watch", job, TERM="dumb").splitlines()
+    service.breaks = [(3, 14, "the server restarts")]
+    assert why not in watch(server.address, "watch", job, "--quiet")
 
 
 def test_a_curve_in_color_and_in_ascii(server: FakeServer, service: FakeService) -> None:
