@@ -32,12 +32,15 @@ from treadle.client.errors import (
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
+    from treadle.client.corpus import CorpusFile
     from treadle.client.options import GenerateOptions, ScoreOptions, TrainOptions
-    from treadle.client.streams import Generation, TrainingRun
+    from treadle.client.runs import TrainingRun
+    from treadle.client.streams import Generation
 
 __all__ = [
     "CancelledError",
     "Client",
+    "CorpusFile",
     "DeadlineExceededError",
     "FailedPreconditionError",
     "GenerateOptions",
@@ -61,11 +64,12 @@ __all__ = [
 # These load gRPC, and the command line prints its help without it.
 _LATE = {
     "Client": "treadle.client.client",
+    "CorpusFile": "treadle.client.corpus",
     "Generation": "treadle.client.streams",
     "GenerateOptions": "treadle.client.options",
     "ScoreOptions": "treadle.client.options",
     "TrainOptions": "treadle.client.options",
-    "TrainingRun": "treadle.client.streams",
+    "TrainingRun": "treadle.client.runs",
 }
 
 

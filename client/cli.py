@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from treadle.client.commands import generate, models, score, server, train
+from treadle.client.commands import curve, generate, jobs, models, score, server, train, watch
 from treadle.client.commands.common import Parser, Version, add_connection
 from treadle.client.console import CLEAR_LINE, Console, printable
 from treadle.client.errors import ServerError, TreadleError
@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=Version, help="print the version and exit")
     add_connection(parser)
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
-    for command in (train, generate, score, models, server):
+    for command in (train, jobs, watch, curve, generate, score, models, server):
         command.add_parsers(commands)
     return parser
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from treadle.client.errors import InputError
 
@@ -24,6 +24,43 @@ class Readable(Protocol):
 
 Corpus = str | bytes | bytearray | memoryview | os.PathLike[str] | Readable | Iterable[bytes | str]
 """What can be trained on. A `str` is the text itself; the name of a file is a `Path`."""
+
+
+@dataclass(frozen=True)
+class CorpusFile:
+    """One of several files of a corpus."""
+
+    data: Corpus
+    """Its text or bytes, or where they are read from; see `open_corpus`."""
+    name: str = ""
+    """What to call it in messages. Default: a path's own name, else the server's choice."""
+    role: Literal["train", "valid", "test"] = "train"
+    """What it is for: training, validation only, or the test at the end only."""
+    weight: float = 1.0
+    """Training files: how often a pass reads it, above 0 to 100."""
+
+
+Corpora = Corpus | CorpusFile | Sequence[CorpusFile]
+"""What `Client.train` takes: one corpus, or the files that make it up."""
+
+
+def corpus_files(corpora: Corpora) -> list[CorpusFile] | None:
+    """Tells a corpus of several files from a plain one.
+
+    Returns:
+        The files, at least one; None where the corpus is a plain one.
+
+    Raises:
+        InputError: A list holds files and something else.
+    """
+    if isinstance(corpora, CorpusFile):
+        return [corpora]
+    if not isinstance(corpora, list | tuple):
+        return None
+    files = [each for each in corpora if isinstance(each, CorpusFile)]
+    if files and len(files) < len(corpora):
+        raise InputError("a corpus of several files is a list of CorpusFile and of nothing else")
+    return files or None
 
 
 @dataclass(frozen=True)

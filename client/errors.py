@@ -4,12 +4,12 @@
     ├── InputError                   the caller's own arguments or files; nothing was sent
     └── ServerError                  a call failed; `.code` is the gRPC status
         ├── InvalidArgumentError     the request is at fault; `.violations` names the fields
-        ├── NotFoundError            no such model or version
+        ├── NotFoundError            no such model, version or job
         ├── FailedPreconditionError  not in this state, or something changed meanwhile
         ├── PermissionDeniedError    whatever stands before the server refused the caller
         ├── ResourceExhaustedError   full or too large; `.retry_delay_s` says when to come back
         ├── DeadlineExceededError    the call took longer than `timeout_s`
-        ├── CancelledError           the call was cancelled
+        ├── CancelledError           the call, or the job that it followed, was cancelled
         ├── UnimplementedError       the server does not offer this call
         ├── InternalError            the server failed
         └── UnavailableError         there is no server at the address, or it went away
@@ -59,6 +59,7 @@ class ServerError(TreadleError):
         code: The gRPC status' name, such as `NOT_FOUND`.
         violations: The request's fields at fault, where the server named them.
         retry_delay_s: Seconds to wait before another try, where the server said so.
+        broken: Whether the connection failed rather than what was asked for.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class ServerError(TreadleError):
         code: str = "UNKNOWN",
         violations: tuple[Violation, ...] = (),
         retry_delay_s: float | None = None,
+        broken: bool = False,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.violations = violations
         self.retry_delay_s = retry_delay_s
+        self.broken = broken
 
 
 class InvalidArgumentError(ServerError):
@@ -80,7 +83,7 @@ class InvalidArgumentError(ServerError):
 
 
 class NotFoundError(ServerError):
-    """There is no such model or version."""
+    """There is no such model, version or job."""
 
 
 class FailedPreconditionError(ServerError):
@@ -100,7 +103,7 @@ class DeadlineExceededError(ServerError):
 
 
 class CancelledError(ServerError):
-    """The call was cancelled, here or by the server."""
+    """The call was cancelled, here or by the server, or its job was."""
 
 
 class UnimplementedError(ServerError):
@@ -153,6 +156,12 @@ _CONNECTION_TROUBLE = (
     (r"failed to connect|connections to all backends failing", "the connection failed"),
 )
 
+_BREAK = re.compile(
+    r"rst_stream|socket closed|connection reset|broken pipe|goaway|stream removed|transport",
+    re.IGNORECASE,
+)
+"""What gRPC says of a stream whose connection broke, under whatever status."""
+
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> ServerError:
     """Turns gRPC's error into this module's.
@@ -166,13 +175,26 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ServerError:
     """
     call = cast("grpc.Call", error)
     code = call.code().name
+    details = call.details() or ""
     violations, retry_delay_s = _read_details(call)
     return ERRORS.get(code, InternalError)(
-        _sentence(code, call.details() or "", address),
+        _sentence(code, details, address),
         code=code,
         violations=violations,
         retry_delay_s=retry_delay_s,
+        broken=_is_break(code, details),
     )
+
+
+def _is_break(code: str, details: str) -> bool:
+    """Tells a broken connection from an answer.
+
+    A server that goes away ends what it streams as UNAVAILABLE or, saying nothing, as CANCELLED.
+    """
+    if code == "UNAVAILABLE" or (code == "CANCELLED" and details in ("", "CANCELLED")):
+        return True
+    by_grpc = code in ("ABORTED", "CANCELLED", "INTERNAL", "UNKNOWN")
+    return by_grpc and _BREAK.search(details) is not None
 
 
 def _sentence(code: str, details: str, address: str) -> str:

@@ -16,6 +16,9 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 UnknownPolicy: TypeAlias = Literal["error", "skip", "unknown"] | int
 """A word, or the number of a `treadle.v1.UnknownPolicy`."""
 
+JobWeights: TypeAlias = Literal["last", "best"] | int
+"""A word, or the number of a `treadle.v1.JobWeights`."""
+
 
 class TrainOptions(TypedDict, total=False):
     """Everything of a TrainSpec but the model's name, in one flat list.
@@ -24,11 +27,18 @@ class TrainOptions(TypedDict, total=False):
     `tokenizer` stands for TokenizerSpec's `kind`. Enums are given as words, such as "lstm".
     """
 
-    tokenizer: Literal["characters", "bytes", "words"] | int
+    preset: Literal["auto"] | int
+    tokenizer: Literal["characters", "bytes", "words", "subwords", "events"] | int
     max_vocabulary_size: int
     unknown_policy: UnknownPolicy
+    min_frequency: int
+    lower_case: bool
     layout: Literal["text", "lines"] | int
+    format: Literal["plain", "jsonl", "csv"] | int
+    column: str
+    encoding: str
     validation_fraction: float
+    test_fraction: float
     batch_size: int
     window: int
     cell: Literal["rnn", "gru", "lstm"] | int
@@ -36,9 +46,13 @@ class TrainOptions(TypedDict, total=False):
     layers: int
     embedding_size: int
     dropout: float
+    output_dropout: float
+    tied_weights: bool
     optimizer: Literal["sgd", "adagrad", "adam"] | int
     learning_rate: float
-    schedule: Literal["constant", "cosine"] | int
+    schedule: Literal["constant", "cosine", "plateau"] | int
+    plateau_factor: float
+    plateau_patience: int
     warmup_steps: int
     beta1: float
     beta2: float
@@ -46,13 +60,22 @@ class TrainOptions(TypedDict, total=False):
     clip_norm: float
     clip_value: float
     precision: Literal["fp32", "bf16"] | int
+    accumulation_steps: int
     max_steps: int
     max_epochs: float
     max_time_s: float
+    max_wall_time_s: float
+    max_tokens: int
+    max_memory_bytes: int
+    early_stopping_patience: int
+    keep: Literal["best", "last"] | int
     progress_interval_s: float
     validation_interval_steps: int
     sample_tokens: int
     seed: int
+    request_id: str
+    init_from: str
+    init_from_version: int
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -68,6 +91,8 @@ class GenerateOptions(TypedDict, total=False):
     stop_sequences: Sequence[str]
     log_probabilities: bool
     unknown_policy: UnknownPolicy
+    job: str
+    job_weights: JobWeights
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -77,6 +102,8 @@ class ScoreOptions(TypedDict, total=False):
     context: str
     log_probabilities: bool
     unknown_policy: UnknownPolicy
+    job: str
+    job_weights: JobWeights
 
 
 def make_spec(model: str, spec: TrainSpec | None, options: TrainOptions) -> TrainSpec:
@@ -144,8 +171,8 @@ def set_field(message: Message, name: str, value: Any) -> None:
     field = cast(Any, message.DESCRIPTOR.fields_by_name.get(name))
     if field is None:
         raise InputError(f"{message.DESCRIPTOR.name} has no field {name!r}")
-    if field.enum_type is not None and isinstance(value, str):
-        value = enum_number(field.enum_type, value, name)
+    if field.enum_type is not None:
+        value = _numbers(field, value)
     try:
         if field.is_repeated:
             getattr(message, name).extend([value] if isinstance(value, str) else value)
@@ -155,6 +182,16 @@ def set_field(message: Message, name: str, value: Any) -> None:
         raise InputError(f"{name} is not text: it holds bytes that are not UTF-8") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} cannot be {value!r}") from error
+
+
+def _numbers(field: Any, value: Any) -> Any:
+    """Turns an enum's words, one or several, into numbers; what is none is left as it is."""
+    if field.is_repeated:
+        return [
+            enum_number(field.enum_type, each, field.name) if isinstance(each, str) else each
+            for each in ([value] if isinstance(value, str) else value)
+        ]
+    return enum_number(field.enum_type, value, field.name) if isinstance(value, str) else value
 
 
 def enum_words(enum: EnumDescriptor) -> Sequence[str]:

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from treadle.client.options import field_word
+from treadle.client.splits import test_split, valid_split
 
 if TYPE_CHECKING:
-    from treadle.v1.sequence_pb2 import Model, NetworkSpec, TrainingProgress, TrainingStarted
+    from treadle.v1.sequence_pb2 import (
+        JobStateChange,
+        Model,
+        NetworkSpec,
+        TrainingProgress,
+        TrainingStarted,
+    )
 
 BAR_COLUMNS = (30, 20, 10)
 """Lengths of the bar: the longest that fits. Few, so that it does not jump about."""
@@ -26,6 +33,32 @@ class Style:
     """Whether to color the bar."""
     unicode: bool = True
     """Whether to draw with more than ASCII."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the lines of a run refer to: how long it is, and what its losses are of."""
+
+    total_steps: int = 0
+    """Steps planned, 0 where only time ends the run."""
+    valid_part: str = ""
+    """What is validated on, in words."""
+    baseline: str = ""
+    """The n-gram's loss there: "5-gram 1.669"; empty without one."""
+
+    @classmethod
+    def of(cls, started: TrainingStarted) -> Setting:
+        """Takes it from the run's first report."""
+        part = valid_split(started.valid_split, started.spec.data)
+        return cls(started.total_steps, part, baseline_text(started))
+
+
+def baseline_text(started: TrainingStarted) -> str:
+    """Names the n-gram and its loss: "5-gram 1.669"; empty without one."""
+    if not started.HasField("baseline_loss"):
+        return ""
+    order = f"{started.baseline_order}-gram" if started.baseline_order else "n-gram"
+    return f"{order} {started.baseline_loss:.3f}"
 
 
 def progress_line(
@@ -95,40 +128,87 @@ def fraction_done(progress: TrainingProgress, total_steps: int) -> float | None:
     return min(1.0, progress.step / total_steps) if total_steps else None
 
 
-def plain_line(progress: TrainingProgress, total_steps: int) -> str:
+def plain_line(progress: TrainingProgress, setting: Setting) -> str:
     """Describes an event on a line that stays: in a log, or above the bar."""
-    total = f"/{total_steps:,}" if total_steps else ""
+    total = f"/{setting.total_steps:,}" if setting.total_steps else ""
     parts = [
         f"step {progress.step:,}{total}",
         f"epoch {progress.epoch:.2f}",
         f"loss {progress.train_loss:.3f}",
+        *_validation(progress, setting),
+        speed_text(progress.tokens_per_second),
+        size_text(progress.memory_bytes) if progress.memory_bytes else "",
+        time_text(progress),
     ]
-    if progress.HasField("valid_loss"):
-        parts.append(f"valid {progress.valid_loss:.3f}")
-    parts += [speed_text(progress.tokens_per_second), time_text(progress)]
     return GAP.join(part for part in parts if part)
+
+
+def _validation(progress: TrainingProgress, setting: Setting) -> list[str]:
+    """Tells what a validation brought, and what there is to compare it with."""
+    if not progress.HasField("valid_loss"):
+        return []
+    parts = [valid_text(progress.valid_loss, setting.valid_part)]
+    if progress.HasField("valid_perplexity"):
+        parts.append(f"perplexity {progress.valid_perplexity:.4g}")
+    if progress.HasField("valid_bits_per_character"):
+        parts.append(f"{progress.valid_bits_per_character:.3f} bits/char")
+    if progress.HasField("best_valid_loss") and progress.best_valid_loss < progress.valid_loss:
+        parts.append(f"best {progress.best_valid_loss:.3f}")
+    return [*parts, setting.baseline]
+
+
+def valid_text(loss: float, part: str) -> str:
+    """Writes a validation loss: "valid (the last 10 %) 1.512"."""
+    return f"valid ({part}) {loss:.3f}" if part else f"valid {loss:.3f}"
 
 
 def started_lines(started: TrainingStarted) -> list[str]:
     """Describes what the server made of the spec and the corpus."""
-    network = started.spec.network
+    network, data = started.spec.network, started.spec.data
+    valid = _in_brackets(valid_split(started.valid_split, data))
+    tokens = f"{started.train_tokens:,} tokens to train on"
+    tokens += f", {started.valid_tokens:,} to validate{valid}"
+    if started.test_tokens:
+        tokens += (
+            f", {started.test_tokens:,} to test{_in_brackets(test_split(started.test_split, data))}"
+        )
     facts = [
-        f"{started.train_tokens:,} tokens to train on, {started.valid_tokens:,} to validate",
+        tokens,
         f"vocabulary {started.vocabulary_size:,}",
         f"{network_text(network)}, {started.parameter_count:,} parameters",
     ]
     if started.total_steps:
         facts.append(f"{started.total_steps:,} steps")
+    if baseline := baseline_text(started):
+        facts.append(f"to beat: {baseline}")
     return ["; ".join(facts), *(f"note: {notice}" for notice in started.notices)]
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def state_line(change: JobStateChange) -> str:
+    """Describes a change of a job's state: "paused: the disk is full"."""
+    word = field_word(change, "state")
+    return f"{word}: {change.reason}" if change.reason else word
 
 
 def completed_line(model: Model) -> str:
     """Describes the model that came out."""
     record = model.training
+    data = record.spec.data
     parts = [f"{record.steps:,} steps in {duration_text(record.elapsed_s)}"]
     parts.append(f"loss {record.train_loss:.3f}")
     if record.HasField("valid_loss"):
-        parts.append(f"valid {record.valid_loss:.3f}")
+        parts.append(valid_text(record.valid_loss, valid_split(record.valid_split, data)))
+    if record.HasField("baseline_loss"):
+        parts.append(f"n-gram {record.baseline_loss:.3f}")
+    if record.HasField("test_loss"):
+        part = _in_brackets(test_split(record.test_split, data))
+        parts.append(f"test{part} {record.test_loss:.3f}")
+    if 0 < record.weights_step < record.steps:
+        parts.append(f"best weights of step {record.weights_step:,}")
     return f"{model.name} version {model.version}: {', '.join(parts)}"
 
 
@@ -163,3 +243,12 @@ def duration_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size_text(count: float) -> str:
+    """Writes a number of bytes with three digits: "21.3 MB"."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

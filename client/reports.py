@@ -5,19 +5,34 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from treadle.client.console import CLEAR_LINE, Console, printable
+from treadle.client.console import CLEAR_LINE, Console, one_line, printable
+from treadle.client.errors import ServerError
 from treadle.client.json_lines import to_line
 from treadle.client.progress import (
+    Setting,
     Style,
     completed_line,
     plain_line,
     progress_line,
     started_lines,
+    state_line,
 )
-from treadle.v1.sequence_pb2 import TrainingProgress, TrainingStarted, TrainResponse
+from treadle.v1.sequence_pb2 import (
+    JOB_STATE_QUEUED,
+    JOB_STATE_RUNNING,
+    JobStateChange,
+    TrainingProgress,
+    TrainingStarted,
+    TrainResponse,
+)
 
 PLAIN_INTERVAL_S = 10.0
 """Seconds of training between two plain lines, validations aside."""
+
+
+def break_line(trouble: ServerError) -> str:
+    """Says what broke, and that the job is no worse for it."""
+    return f"{trouble}; the job goes on, trying to come back to it ..."
 
 
 class Report:
@@ -40,6 +55,9 @@ class Report:
     def show(self, event: TrainResponse) -> None:
         """Shows one event."""
         raise NotImplementedError
+
+    def show_break(self, trouble: ServerError) -> None:
+        """Shows that the connection broke and will be tried again, if that is of interest."""
 
     def close(self) -> None:
         """Leaves the terminal as the next program expects it."""
@@ -72,12 +90,14 @@ class PlainReport(Report):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._total_steps = 0
+        self._setting = Setting()
         self._shown_s = 0.0
 
     def show(self, event: TrainResponse) -> None:
         """Prints what is worth a line."""
         match event.WhichOneof("event"):
+            case "state":
+                self.show_state(event.state)
             case "started":
                 self.show_started(event.started)
             case "progress":
@@ -85,9 +105,18 @@ class PlainReport(Report):
             case "completed":
                 self.print(completed_line(event.completed))
 
+    def show_state(self, change: JobStateChange) -> None:
+        """Prints a change of state, but not that all is well."""
+        if change.reason or change.state not in (JOB_STATE_QUEUED, JOB_STATE_RUNNING):
+            self.print(printable(state_line(change)))
+
+    def show_break(self, trouble: ServerError) -> None:
+        """Prints why nothing comes for a while."""
+        self.print(printable(break_line(trouble)))
+
     def show_started(self, started: TrainingStarted) -> None:
         """Prints what the server made of the corpus."""
-        self._total_steps = started.total_steps
+        self._setting = Setting.of(started)
         for line in started_lines(started):
             self.print(line)
 
@@ -96,7 +125,7 @@ class PlainReport(Report):
         due = progress.elapsed_s - self._shown_s >= PLAIN_INTERVAL_S
         if due or progress.HasField("valid_loss") or progress.HasField("sample"):
             self._shown_s = progress.elapsed_s
-            self.print(plain_line(progress, self._total_steps))
+            self.print(plain_line(progress, self._setting))
         if progress.sample:
             for line in printable(progress.sample).strip("\n").split("\n"):
                 self.print("    " + line)
@@ -117,6 +146,17 @@ class LiveReport(PlainReport):
         self._draw("waiting for the server to begin ...")
         return self
 
+    def show_state(self, change: JobStateChange) -> None:
+        """Draws that the job waits, which passes; prints other changes."""
+        if change.state == JOB_STATE_QUEUED:
+            self._draw_text(state_line(change))
+        else:
+            super().show_state(change)
+
+    def show_break(self, trouble: ServerError) -> None:
+        """Draws it in the bar's place until the next event."""
+        self._draw_text(break_line(trouble))
+
     def show_progress(self, progress: TrainingProgress) -> None:
         """Prints what stays, then draws the bar below it."""
         if progress.HasField("valid_loss"):
@@ -125,7 +165,7 @@ class LiveReport(PlainReport):
             super().show_progress(progress)
         console = self.console
         style = Style(width=console.width, color=console.color, unicode=console.unicode)
-        self._draw(progress_line(progress, self._total_steps, self._valid_loss, style))
+        self._draw(progress_line(progress, self._setting.total_steps, self._valid_loss, style))
 
     def print(self, line: str) -> None:
         """Prints a line in the bar's place; the bar comes back below it."""
@@ -135,6 +175,9 @@ class LiveReport(PlainReport):
     def close(self) -> None:
         """Takes the bar away."""
         self._clear()
+
+    def _draw_text(self, text: str) -> None:
+        self._draw(one_line(text, self.console.width - 1))
 
     def _draw(self, line: str) -> None:
         self._write(CLEAR_LINE + line)

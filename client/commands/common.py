@@ -15,13 +15,22 @@ from treadle.client.errors import InputError
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
-    from treadle.v1.sequence_pb2 import Token
+    from treadle.v1.sequence_pb2 import Job, Token
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `add_subparsers` returns."""
 
 UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 """Seconds in each unit of a duration."""
+
+SIZES = {"": 1, "b": 1, "k": 1e3, "m": 1e6, "g": 1e9, "kb": 1e3, "mb": 1e6, "gb": 1e9,
+         "kib": 2**10, "mib": 2**20, "gib": 2**30}  # fmt: skip
+"""Bytes in each unit of a size."""
+
+LATEST = "latest"
+"""Stands for the newest job."""
+
+JOB_HELP = "the job's id, the beginning of it, or `latest`"
 
 UNKNOWN_POLICIES = ("error", "skip", "unknown")
 
@@ -35,14 +44,17 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parses, and finds an optional FILE behind options as well.
+        """Parses, and finds an optional MODEL and FILE behind options as well.
 
-        Python 3.11's argparse looks for it only right behind MODEL (python/cpython#59317).
+        Python 3.11's argparse looks for them only before the first option, or right behind the
+        words before them (python/cpython#59317).
         """
         parsed, rest = super().parse_known_args(args, namespace)
-        behind = len(rest) == 1 and (rest[0] == "-" or not rest[0].startswith("-"))
-        if behind and getattr(parsed, "file", "") is None:
-            parsed.file = rest.pop()
+        open_ = [name for name in ("model", "file") if getattr(parsed, name, "") is None]
+        words = all(word == "-" or not word.startswith("-") for word in rest)
+        if words and len(rest) <= len(open_):
+            for name in open_[: len(rest)]:
+                setattr(parsed, name, rest.pop(0))
         return parsed, rest
 
     def error(self, message: str) -> NoReturn:
@@ -96,9 +108,75 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the name of a model and its version."""
-    parser.add_argument("model", metavar="MODEL", help="the model's name")
+    """Adds the name of a model and its version, or a job in their place."""
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="the model's name, or NAME@ALIAS")
     add_version(parser, "the model's version (default: the newest)")
+    parser.add_argument(
+        "--job",
+        metavar="JOB",
+        default=argparse.SUPPRESS,
+        help="use the weights of a job, running or not, in place of a MODEL; " + JOB_HELP,
+    )
+    parser.add_argument(
+        "--best",
+        dest="job_weights",
+        action="store_const",
+        const="best",
+        default=argparse.SUPPRESS,
+        help="with --job: its best weights by validation (its last ones)",
+    )
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """Checks that the command line names either a model or a job.
+
+    Raises:
+        InputError: It names both or neither, or asks for a job's best weights without a job.
+    """
+    job = getattr(args, "job", "")
+    if bool(args.model) == bool(job):
+        raise InputError("give either a MODEL or --job JOB")
+    if not job and "job_weights" in vars(args):
+        raise InputError("--best chooses among the weights of a job: give --job JOB as well")
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """Adds the id of a job."""
+    parser.add_argument("job", metavar="JOB", help=JOB_HELP)
+
+
+def find_job(client: Client, job: str) -> Job:
+    """Finds a job by its id, the beginning of it, or `latest`.
+
+    Raises:
+        InputError: Several ids begin like that.
+        ServerError: There is no such job, or a call failed.
+    """
+    from treadle.client.errors import InvalidArgumentError, NotFoundError
+
+    if job == LATEST:
+        newest = next(client.jobs(page_size=1), None)
+        if newest is None:
+            raise InputError("there is no latest job: the server keeps none")
+        return newest
+    try:
+        return client.get_job(job)
+    except (InvalidArgumentError, NotFoundError):
+        found = [each for each in client.jobs(page_size=1000) if each.id.startswith(job)]
+        if not job or not found:
+            raise
+    if len(found) > 1:
+        ids = ", ".join(each.id for each in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise InputError(f"{len(found)} jobs begin with {job!r}: {ids}; give more of the id")
+    return found[0]
+
+
+def weights_of(args: argparse.Namespace, client: Client, options: type) -> Any:
+    """Picks a TypedDict's options, with a job's id in full."""
+    picked = chosen(args, options)
+    if "job" in picked:
+        picked["job"] = find_job(client, picked["job"]).id
+    return picked
 
 
 def add_version(parser: argparse.ArgumentParser, text: str) -> None:
@@ -131,6 +209,21 @@ def duration(text: str) -> float:
     if match is None or match[2] not in UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 90s, 3m or 1h")
     return float(match[1]) * UNITS[match[2]]
+
+
+def size(text: str) -> int:
+    """Reads a size: "500MB", "2g", "1.5GiB", or plain bytes.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in SIZES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 2GB")
+    return round(float(match[1]) * SIZES[match[2]])
 
 
 def chosen(args: argparse.Namespace, options: type) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from treadle.client.commands.common import (
     add_json,
     add_model,
     add_unknown,
-    chosen,
+    check_model,
     connect,
     read_text,
     token_table,
+    weights_of,
 )
 from treadle.client.console import Console
 
@@ -95,10 +96,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """Generates, printing each piece as it comes."""
     from treadle.client.options import GenerateOptions
 
+    check_model(args)
     prompt = args.prompt if args.prompt_file is None else read_text(args.prompt_file)
     with connect(args) as client:
-        options = chosen(args, GenerateOptions)
-        with client.generate(args.model, prompt, **options) as generation:
+        options = weights_of(args, client, GenerateOptions)
+        with client.generate(args.model or "", prompt, **options) as generation:
             if getattr(args, "json", False):
                 _print_json(generation, console)
                 return
@@ -125,8 +127,9 @@ def _summary(generation: Generation) -> list[str]:
 
     result = generation.result()
     reason = field_word(result, "stop_reason").replace("_", " ")
+    weights = f"step {result.job_step:,}" if result.job_step else f"version {result.version}"
     return [
         *token_table(generation.tokens),
         f"{result.new_tokens} tokens, {result.total_log_probability:.3f} nats, "
-        f"ended by {reason}; seed {result.seed}, version {result.version}",
+        f"ended by {reason}; seed {result.seed}, {weights}",
     ]

@@ -1,4 +1,4 @@
-"""`treadle models`: list, show and delete what the server keeps."""
+"""`treadle models`: list, show, name and delete what the server keeps."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from treadle.client.commands.common import (
 from treadle.client.console import Console
 
 if TYPE_CHECKING:
-    from treadle.v1.sequence_pb2 import Model
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from treadle.v1.sequence_pb2 import Model, TrainingRecord
 
 
 def add_parsers(commands: Commands) -> None:
     """Adds `treadle models` and what can be done to them."""
     parser = commands.add_parser(
         "models",
-        help="list, show or delete models",
-        description="List the newest version of every model, or show or delete one.",
+        help="list, show, name or delete models",
+        description="List the newest version of every model, or show, name or delete one.",
     )
     parser.set_defaults(run=run_list)
     actions = parser.add_subparsers(title="actions", dest="action")
@@ -38,9 +40,29 @@ def add_parsers(commands: Commands) -> None:
     delete.add_argument("model", metavar="NAME")
     add_version(delete, "the version to delete (default: all of them)")
     delete.set_defaults(run=run_delete)
-    for each in (parser, listing, show, delete):
+    alias, unalias = _add_aliases(actions)
+    for each in (parser, listing, show, delete, alias, unalias):
         add_json(each)
         add_connection(each)
+
+
+def _add_aliases(actions: Commands) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Adds what gives names to versions and takes them away."""
+    alias = actions.add_parser(
+        "alias",
+        help="give a version a name, or move the name there",
+        description="Give a version of a model a name, or move the name there, in one step. "
+        "MODEL in other commands may then be NAME@ALIAS.",
+    )
+    alias.add_argument("model", metavar="NAME", help="the model's name")
+    alias.add_argument("alias", metavar="ALIAS", help="the alias, such as stable")
+    add_version(alias, "the version (default: the newest)")
+    alias.set_defaults(run=run_alias)
+    unalias = actions.add_parser("unalias", help="take a name away from a version")
+    unalias.add_argument("model", metavar="NAME", help="the model's name")
+    unalias.add_argument("alias", metavar="ALIAS", help="the alias")
+    unalias.set_defaults(run=run_unalias)
+    return alias, unalias
 
 
 def run_list(args: argparse.Namespace, console: Console) -> None:
@@ -63,7 +85,7 @@ def run_list(args: argparse.Namespace, console: Console) -> None:
 def _row(model: Model) -> tuple[str, ...]:
     """Describes a model in a row of the list."""
     from treadle.client.options import field_word
-    from treadle.client.progress import network_text
+    from treadle.client.progress import network_text, size_text
 
     valid = model.training.valid_loss if model.training.HasField("valid_loss") else None
     return (
@@ -81,7 +103,12 @@ def _row(model: Model) -> tuple[str, ...]:
 
 def _time(model: Model) -> str:
     """Writes when a model was stored, to the second, in UTC."""
-    return model.create_time.ToDatetime().isoformat(" ", "seconds") + " UTC"
+    return when_text(model.create_time)
+
+
+def when_text(time: Timestamp) -> str:
+    """Writes a time to the second, in UTC."""
+    return time.ToDatetime().isoformat(" ", "seconds") + " UTC"
 
 
 def run_show(args: argparse.Namespace, console: Console) -> None:
@@ -99,7 +126,7 @@ def run_show(args: argparse.Namespace, console: Console) -> None:
 def _facts(model: Model) -> list[tuple[str, str]]:
     """Describes a model at length."""
     from treadle.client.options import field_word
-    from treadle.client.progress import duration_text, network_text
+    from treadle.client.progress import duration_text, network_text, size_text
 
     dropout = f", dropout {model.network.dropout!r}" if model.network.dropout else ""
     facts = [
@@ -123,11 +150,34 @@ def _facts(model: Model) -> list[tuple[str, str]]:
         optimizer = record.spec.optimizer
         products = f", {field_word(optimizer, 'precision')} products" if optimizer.precision else ""
         facts.append(("trained", f"{tokens}, {time}{products}"))
-        facts.append(("train loss", f"{record.train_loss:.4f} nats"))
-        if record.HasField("valid_loss"):
-            facts.append(("validation loss", f"{record.valid_loss:.4f} nats"))
+        facts += _losses(record)
         facts.append(("ended by", record.ended_by))
+    if model.aliases:
+        facts.append(("aliases", ", ".join(model.aliases)))
     return facts
+
+
+def _losses(record: TrainingRecord) -> list[tuple[str, str]]:
+    """Tells a record's losses, and what each was measured on."""
+    from treadle.client.splits import test_split, valid_split
+
+    facts = [("train loss", f"{record.train_loss:.4f} nats")]
+    if record.HasField("valid_loss"):
+        where = valid_split(record.valid_split, record.spec.data)
+        facts.append(("validation loss", f"{record.valid_loss:.4f} nats{_on(where)}"))
+    if record.HasField("test_loss"):
+        where = test_split(record.test_split, record.spec.data)
+        facts.append(("test loss", f"{record.test_loss:.4f} nats{_on(where)}"))
+    if record.HasField("baseline_loss"):
+        facts.append(("n-gram's loss", f"{record.baseline_loss:.4f} nats"))
+    if 0 < record.weights_step < record.steps:
+        facts.append(("weights", f"the best ones, of step {record.weights_step:,}"))
+    return facts
+
+
+def _on(where: str) -> str:
+    """Says what a loss was measured on."""
+    return f" on {where}" if where else ""
 
 
 def run_delete(args: argparse.Namespace, console: Console) -> None:
@@ -143,6 +193,30 @@ def run_delete(args: argparse.Namespace, console: Console) -> None:
     console.line(f"deleted {args.model} version{plural} {_numbers(reply.versions)}")
 
 
+def run_alias(args: argparse.Namespace, console: Console) -> None:
+    """Gives a version a name."""
+    from treadle.client.json_lines import to_line
+
+    with connect(args) as client:
+        model = client.set_alias(args.model, args.alias, version=args.version)
+    if getattr(args, "json", False):
+        console.line(to_line(model))
+        return
+    console.line(f"{args.model}@{args.alias} is version {model.version}")
+
+
+def run_unalias(args: argparse.Namespace, console: Console) -> None:
+    """Takes a name away from a version."""
+    from treadle.client.json_lines import to_line
+
+    with connect(args) as client:
+        client.delete_alias(args.model, args.alias)
+    if getattr(args, "json", False):
+        console.line(to_line({}))
+        return
+    console.line(f"{args.model} has no alias {args.alias} any more")
+
+
 def _numbers(versions: Iterable[int]) -> str:
     """Lists version numbers."""
     return ", ".join(map(str, versions))
@@ -153,12 +227,3 @@ def print_facts(facts: list[tuple[str, str]], console: Console) -> None:
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         console.line(f"{name.ljust(width)}  {value}".rstrip())
-
-
-def size_text(count: float) -> str:
-    """Writes a number of bytes with three digits: "21.3 MB"."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

@@ -14,12 +14,13 @@ from treadle.client.commands.common import (
     add_json,
     add_model,
     add_unknown,
-    chosen,
+    check_model,
     connect,
     named,
     open_input,
     read_text,
     token_table,
+    weights_of,
 )
 from treadle.client.console import Console, one_line
 from treadle.client.errors import InputError
@@ -84,12 +85,14 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """Scores, printing each text's score as it comes."""
     from treadle.client.options import ScoreOptions
 
+    if "job" in vars(args) and args.file is None:
+        args.model, args.file = None, args.model  # with --job, the one word is the FILE
+    check_model(args)
     # tee keeps what is sent until its score is there, and no longer.
     labels, texts = tee(_find_texts(args))
     with connect(args) as client:
-        scores = client.score(
-            args.model, (each.text for each in texts), **chosen(args, ScoreOptions)
-        )
+        options = weights_of(args, client, ScoreOptions)
+        scores = client.score(args.model or "", (each.text for each in texts), **options)
         pairs = zip(labels, scores, strict=True)
         if getattr(args, "json", False):
             _print_json(pairs, console)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from treadle.client.commands.common import Commands, add_connection, add_json, connect, duration
-from treadle.client.commands.models import print_facts, size_text
+from treadle.client.commands.models import print_facts
 from treadle.client.console import Console
 from treadle.client.errors import ServerError
 
@@ -32,7 +32,7 @@ def add_parsers(commands: Commands) -> None:
 def run_info(args: argparse.Namespace, console: Console) -> None:
     """Describes the server."""
     from treadle.client.json_lines import to_line
-    from treadle.client.progress import duration_text
+    from treadle.client.progress import duration_text, size_text
 
     with connect(args) as client:
         info = client.server_info()

@@ -6,7 +6,9 @@ import argparse
 import os
 import stat
 import time
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from treadle.client.commands.common import (
     Commands,
@@ -15,166 +17,164 @@ from treadle.client.commands.common import (
     add_unknown,
     chosen,
     connect,
-    duration,
+    named,
     open_input,
 )
+from treadle.client.commands.follow import add_follow, follow, interruption
+from treadle.client.commands.train_options import OPTIONS
 from treadle.client.console import Console
+from treadle.client.errors import InputError
 
 if TYPE_CHECKING:
-    from treadle.client.reports import Report
-    from treadle.client.streams import TrainingRun
+    from treadle.client.corpus import Corpora, CorpusFile
+    from treadle.client.runs import TrainingRun
+
+Role = Literal["train", "valid", "test"]
 
 _INTERRUPTION_S = 0.1
 """How much later than the end of a pipe a Ctrl-C may come that ended the program feeding it."""
-
-# The defaults are the server's; they are told here for the reader of --help.
-OPTIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
-    "text": (
-        (
-            "--tokenizer",
-            {"choices": ("characters", "bytes", "words"), "help": "what one token is (characters)"},
-        ),
-        (
-            "--max-vocabulary-size",
-            {"type": int, "metavar": "N", "help": "words: keep the N most frequent (10,000)"},
-        ),
-        (
-            "--layout",
-            {"choices": ("text", "lines"), "help": "one long text, or one item a line (text)"},
-        ),
-        (
-            "--validation-fraction",
-            {"type": float, "metavar": "F", "help": "share kept for validation (0.1)"},
-        ),
-    ),
-    "network": (
-        ("--cell", {"choices": ("rnn", "gru", "lstm"), "help": "the recurrent cell (lstm)"}),
-        ("--hidden-size", {"type": int, "metavar": "N", "help": "units in each layer (128)"}),
-        ("--layers", {"type": int, "metavar": "N", "help": "recurrent layers (1)"}),
-        (
-            "--embedding-size",
-            {"type": int, "metavar": "N", "help": "length of an embedding; 0 is one-hot (64)"},
-        ),
-        (
-            "--dropout",
-            {"type": float, "metavar": "F", "help": "share of units dropped between layers (0)"},
-        ),
-    ),
-    "learning": (
-        ("--batch-size", {"type": int, "metavar": "N", "help": "sequences side by side (32)"}),
-        ("--window", {"type": int, "metavar": "N", "help": "steps of BPTT (64)"}),
-        ("--optimizer", {"choices": ("sgd", "adagrad", "adam"), "help": "update rule (adam)"}),
-        (
-            "--learning-rate",
-            {"type": float, "metavar": "F", "help": "(adam 0.003, adagrad 0.1, sgd 0.5)"},
-        ),
-        ("--schedule", {"choices": ("constant", "cosine"), "help": "of the rate (cosine)"}),
-        (
-            "--warmup-steps",
-            {"type": int, "metavar": "N", "help": "the rate rises over N steps (100)"},
-        ),
-        ("--beta1", {"type": float, "metavar": "F", "help": "adam's decay of the mean (0.9)"}),
-        ("--beta2", {"type": float, "metavar": "F", "help": "adam's decay of squares (0.99)"}),
-        ("--weight-decay", {"type": float, "metavar": "F", "help": "decoupled decay (0)"}),
-        ("--clip-norm", {"type": float, "metavar": "F", "help": "0 clips no norm (1)"}),
-        ("--clip-value", {"type": float, "metavar": "F", "help": "0 clips no element (0)"}),
-        (
-            "--precision",
-            {
-                "choices": ("fp32", "bf16"),
-                "help": "of the products; bf16 is faster where the server has AVX512_BF16 (fp32)",
-            },
-        ),
-        ("--seed", {"type": int, "metavar": "N", "help": "of everything random (0)"}),
-    ),
-    "end (at the first limit met; with none, the server picks the steps)": (
-        ("--max-steps", {"type": int, "metavar": "N", "help": "optimizer steps"}),
-        ("--max-epochs", {"type": float, "metavar": "F", "help": "passes over the corpus"}),
-        (
-            "--train-for",
-            {
-                "dest": "max_time_s",
-                "type": duration,
-                "metavar": "TIME",
-                "help": "time of training, such as 90s, 3m or 1h",
-            },
-        ),
-    ),
-    "reports": (
-        (
-            "--progress-interval",
-            {
-                "dest": "progress_interval_s",
-                "type": duration,
-                "metavar": "TIME",
-                "help": "time between progress events (1s)",
-            },
-        ),
-        (
-            "--validation-interval",
-            {
-                "dest": "validation_interval_steps",
-                "type": int,
-                "metavar": "N",
-                "help": "steps between validations (a tenth of the run)",
-            },
-        ),
-        (
-            "--sample-tokens",
-            {"type": int, "metavar": "N", "help": "length of a sample; 0 sends none (80)"},
-        ),
-    ),
-}
 
 
 def add_parsers(commands: Commands) -> None:
     """Adds `treadle train`."""
     parser = commands.add_parser(
         "train",
-        help="train a model on a file",
-        description="Train a model on a file. A terminal shows a live progress bar; piped, or "
-        "with --json, each event is one JSON object a line.",
+        help="train a model on a file, or on several",
+        description="Train a model on a file, or on several. A terminal shows a live progress "
+        "bar; piped, or with --json, each event is one JSON object a line. In parentheses stand "
+        "the defaults.",
     )
-    parser.add_argument("file", metavar="FILE", help="the corpus; - reads standard input")
+    _add_files(parser)
     parser.add_argument("--model", metavar="NAME", required=True, help="the model's name")
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="leave once the server has accepted the job, and print the job's id "
+        "(with --json: the first event)",
+    )
+    parser.add_argument(
+        "--request-id",
+        metavar="TEXT",
+        default=argparse.SUPPRESS,
+        help="a text of your own; repeating the command with it follows the same job",
+    )
     add_json(parser)
-    parser.add_argument("--quiet", action="store_true", help="print only the finished model")
+    add_follow(parser)
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
         for flag, settings in options:
             group.add_argument(flag, default=argparse.SUPPRESS, **settings)
         if title == "text":
-            add_unknown(group, "what to do with unknown symbols (error; words: unknown)")
+            add_unknown(group, "what to do with unknown symbols (error; words, events: unknown)")
     add_connection(parser)
     parser.set_defaults(run=run)
 
 
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """Adds the files of the corpus."""
+    parser.add_argument(
+        "file", metavar="FILE", nargs="+", help="the corpus; - reads standard input"
+    )
+    for role, use in (("valid", "validate on"), ("test", "test the stored model on")):
+        parser.add_argument(
+            f"--{role}",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help=f"a file of its own to {use}; may be repeated (a share of the corpus)",
+        )
+    parser.add_argument(
+        "--weight",
+        metavar="FILE=W",
+        dest="weights",
+        action="append",
+        type=weight,
+        default=[],
+        help="a pass reads FILE so many times, above 0 to 100; may be repeated (1)",
+    )
+
+
+def weight(text: str) -> tuple[str, float]:
+    """Reads "FILE=W".
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    path, _, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = 0.0
+    if not path or not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no FILE=W with W above 0, up to 100")
+    return path, value
+
+
 def run(args: argparse.Namespace, console: Console) -> None:
-    """Trains, reporting each event as it comes."""
+    """Trains, reporting each event as it comes, or only starts to."""
     from treadle.client.options import TrainOptions
 
-    report = _make_report(args, console)
-    timeout_s = getattr(args, "timeout", None)
-    options = chosen(args, TrainOptions)
     with (
         connect(args) as client,
-        open_input(args.file) as corpus,
-        client.train(Input(corpus), model=args.model, timeout_s=timeout_s, **options) as training,
+        ExitStack() as files,
+        client.train(
+            open_corpora(args, files),
+            model=args.model,
+            timeout_s=getattr(args, "timeout", None),
+            reconnect_s=args.reconnect_s,
+            **chosen(args, TrainOptions),
+        ) as training,
     ):
-        console.interruption = lambda: _what_goes_on(training)
-        with report:
-            for event in training:
-                report.show(event)
-        training.result()
+        if args.detach:
+            _detach(training, args, console)
+        else:
+            follow(training, args, console)
 
 
-def _what_goes_on(training: TrainingRun) -> str:
-    """What to say of a run that Ctrl-C left."""
-    if training.started is not None:
-        return "interrupted; the server goes on training"
-    if training.sent:
-        return "interrupted; if the whole corpus has arrived, the server goes on training"
-    return "interrupted"
+def _detach(training: TrainingRun, args: argparse.Namespace, console: Console) -> None:
+    """Leaves the job as soon as it is one, and says how to come back."""
+    from treadle.client.json_lines import to_line
+
+    console.interruption = lambda: interruption(training)
+    first = next(training, None)
+    job = training.detach()
+    if getattr(args, "json", False) and first is not None:
+        console.line(to_line(first))
+    else:
+        console.line(job)
+
+
+def open_corpora(args: argparse.Namespace, files: ExitStack) -> Corpora:
+    """Opens the files of the corpus; one plain file is a plain corpus.
+
+    Raises:
+        InputError: One cannot be opened, or a weight is for none of them.
+    """
+    roles: list[tuple[Role, Sequence[str]]] = [
+        ("train", args.file),
+        ("valid", args.valid),
+        ("test", args.test),
+    ]
+    weights = dict(args.weights)
+    for path in weights:
+        if path not in args.file:
+            raise InputError(f"--weight is for a FILE that is trained on, and {path!r} is none")
+    if sum(paths.count("-") for _, paths in roles) > 1:
+        raise InputError("standard input can be read only once: give - for one FILE")
+    opened = [
+        _corpus_file(path, role, weights.get(path, 1.0) if role == "train" else 1.0, files)
+        for role, paths in roles
+        for path in paths
+    ]
+    return opened[0].data if len(opened) == 1 and not weights else opened
+
+
+def _corpus_file(path: str, role: Role, weight: float, files: ExitStack) -> CorpusFile:
+    """Opens one file of the corpus."""
+    from treadle.client.corpus import CorpusFile
+
+    data: Any = Input(files.enter_context(open_input(path)))
+    return CorpusFile(data, name=named(path), role=role, weight=weight)
 
 
 class Input:
@@ -193,14 +193,3 @@ class Input:
         if not data and stat.S_ISFIFO(os.fstat(self._file.fileno()).st_mode):
             time.sleep(_INTERRUPTION_S)
         return data
-
-
-def _make_report(args: argparse.Namespace, console: Console) -> Report:
-    """Chooses how to show the run."""
-    from treadle.client.reports import JsonReport, LiveReport, PlainReport, QuietReport
-
-    if getattr(args, "json", False) or not console.is_terminal:
-        return JsonReport(console, only_completed=args.quiet)
-    if args.quiet:
-        return QuietReport(console)
-    return LiveReport(console) if console.moves else PlainReport(console)

@@ -22,7 +22,7 @@ const definition = protoLoader.loadSync('treadle/v1/sequence.proto', {
   longs: Number, // exact up to 2^53, which is plenty for counts
   enums: String,
   defaults: true, // unset fields are there, with their zero
-  oneofs: true, // event.event is "started", "progress" or "completed"
+  oneofs: true, // event.event is "state", "started", "progress" or "completed"
 });
 const { SequenceService } = grpc.loadPackageDefinition(definition).treadle.v1;
 

@@ -22,6 +22,11 @@ from treadle.v1.sequence_pb2_grpc import (
 STUCK = "stuck"
 """A model whose calls never end by themselves."""
 
+PAUSED = "paused"
+"""A model whose jobs pause after their second event."""
+
+STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
 
 def a_model(name: str = "hello", version: int = 1) -> v1.Model:
     model = v1.Model(
@@ -61,6 +66,60 @@ def a_score(text: str, tokens: bool) -> v1.TextScore:
     return score
 
 
+def events_of(job: str, spec: v1.TrainSpec, corpus_bytes: int) -> list[v1.TrainResponse]:
+    """The events of a job: five, unless its model is a special one."""
+    started = v1.TrainingStarted(
+        spec=spec,
+        notices=["the batch was shrunk to 1"],
+        train_tokens=corpus_bytes,
+        vocabulary_size=4,
+        parameter_count=12345,
+        total_steps=200,
+    )
+    half = v1.TrainingProgress(
+        step=100, epoch=1.5, train_loss=1.25, tokens_per_second=12_345, time_left_s=2.0
+    )
+    end = v1.TrainingProgress(
+        step=200, train_loss=0.5, valid_loss=0.75, sample="hello\x1b[31m\nhell"
+    )
+    paused = v1.JobStateChange(state=v1.JOB_STATE_PAUSED, reason="the disk is full")
+    events = [
+        v1.TrainResponse(state=v1.JobStateChange(state=v1.JOB_STATE_QUEUED)),
+        v1.TrainResponse(started=started),
+        v1.TrainResponse(progress=half),
+        v1.TrainResponse(progress=end),
+        v1.TrainResponse(completed=a_model(spec.model)),
+    ]
+    if spec.model == STUCK:
+        events = events[:2]
+    if spec.model == PAUSED:
+        events[2:] = [v1.TrainResponse(state=paused)]
+    for number, event in enumerate(events, 1):
+        event.sequence, event.job = number, job
+    return events
+
+
+def an_accepted_job(job: str, spec: v1.TrainSpec, corpus_bytes: int) -> v1.Job:
+    events = events_of(job, spec, corpus_bytes)
+    state = {STUCK: v1.JOB_STATE_RUNNING, PAUSED: v1.JOB_STATE_PAUSED}.get(
+        spec.model, v1.JOB_STATE_SUCCEEDED
+    )
+    made = v1.Job(
+        id=job,
+        model=spec.model,
+        state=state,
+        spec=spec,
+        last_sequence=len(events),
+        started=events[1].started,
+        corpus_bytes=corpus_bytes,
+        version=int(state == v1.JOB_STATE_SUCCEEDED),
+    )
+    if state == v1.JOB_STATE_SUCCEEDED:
+        made.progress.CopyFrom(events[3].progress)
+    made.create_time.FromSeconds(1_700_000_000)
+    return made
+
+
 class FakeService(SequenceServiceServicer):
     def __init__(self) -> None:
         self.requests: list[Any] = []
@@ -75,6 +134,14 @@ class FakeService(SequenceServiceServicer):
         self.trained = False
         """Whether a corpus arrived whole, with its end."""
         self.pages = 1
+        self.files: list[v1.CorpusFile] = []
+        """What was said of each file of a corpus."""
+        self.jobs: dict[str, v1.Job] = {}
+        self.events: dict[str, list[v1.TrainResponse]] = {}
+        self.requested: dict[str, str] = {}
+        """The jobs of request ids."""
+        self.breaks: list[tuple[int, int, str]] = []
+        """Event numbers, each with a code and details that the stream breaks with behind it."""
 
     def _begin(self, request: Any, context: Any) -> None:
         self.requests.append(request)
@@ -100,6 +167,8 @@ class FakeService(SequenceServiceServicer):
                 if request.HasField("corpus_end"):
                     self.trained = request.corpus_end.size_bytes == size
                     break
+                if request.HasField("corpus_file"):
+                    self.files.append(request.corpus_file)
                 size += len(request.corpus_chunk)
                 self.corpus += request.corpus_chunk
                 self.chunks.append(len(request.corpus_chunk))
@@ -107,33 +176,93 @@ class FakeService(SequenceServiceServicer):
             return
         if not self.trained:
             return
-        yield v1.TrainResponse(
-            sequence=1,
-            started=v1.TrainingStarted(
-                spec=spec,
-                notices=["the batch was shrunk to 1"],
-                train_tokens=len(self.corpus),
-                vocabulary_size=4,
-                parameter_count=12345,
-                total_steps=200,
-            ),
-        )
-        if spec.model == STUCK:
+        job = self.accept(spec, len(self.corpus))
+        yield from self._events(job, 0, context)
+
+    def accept(self, spec: v1.TrainSpec, corpus_bytes: int = 5) -> str:
+        """Makes a job whose corpus has arrived, and returns its id."""
+        if spec.request_id in self.requested:
+            return self.requested[spec.request_id]
+        job = f"{len(self.jobs) + 0xA1:x}-job"
+        self.jobs[job] = an_accepted_job(job, spec, corpus_bytes)
+        self.events[job] = events_of(job, spec, corpus_bytes)
+        if spec.request_id:
+            self.requested[spec.request_id] = job
+        return job
+
+    def _events(self, job: str, after: int, context: Any) -> Iterator[v1.TrainResponse]:
+        """Yields a job's events as they stand, and ends as the job does."""
+        for event in self.events[job][after:]:
+            yield event
+            if self.breaks and event.sequence == self.breaks[0][0]:
+                _, code, details = self.breaks.pop(0)
+                context.abort(STATUS_CODES[code], details)
+        model = self.jobs[job].model
+        if model == STUCK:
             self._stick(context)
-            return
-        yield v1.TrainResponse(
-            sequence=2,
-            progress=v1.TrainingProgress(
-                step=100, epoch=1.5, train_loss=1.25, tokens_per_second=12_345, time_left_s=2.0
-            ),
+        elif model == PAUSED:
+            context.abort(grpc.StatusCode.ABORTED, f"job {job} is paused: the disk is full")
+
+    def _job(self, request: Any, context: Any) -> v1.Job:
+        self._begin(request, context)
+        if request.job not in self.jobs:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no job '{request.job}'")
+        return self.jobs[request.job]
+
+    def WatchJob(  # noqa: N802
+        self, request: v1.WatchJobRequest, context: Any
+    ) -> Iterator[v1.WatchJobResponse]:
+        job = self._job(request, context)
+        for event in self._events(job.id, request.after_sequence, context):
+            yield v1.WatchJobResponse(event=event)
+
+    def GetJob(self, request: v1.GetJobRequest, context: Any) -> v1.GetJobResponse:  # noqa: N802
+        return v1.GetJobResponse(job=self._job(request, context))
+
+    def ListJobs(self, request: v1.ListJobsRequest, context: Any) -> v1.ListJobsResponse:  # noqa: N802
+        self._begin(request, context)
+        found = [
+            job
+            for job in reversed(self.jobs.values())
+            if (not request.states or job.state in request.states)
+            and (not request.model or job.model == request.model)
+        ]
+        start = int(request.page_token or "0")
+        end = start + (request.page_size or 2)
+        return v1.ListJobsResponse(
+            jobs=found[start:end], next_page_token=str(end) if end < len(found) else ""
         )
-        yield v1.TrainResponse(
-            sequence=3,
-            progress=v1.TrainingProgress(
-                step=200, train_loss=0.5, valid_loss=0.75, sample="hello\x1b[31m\nhell"
-            ),
-        )
-        yield v1.TrainResponse(sequence=4, completed=a_model(spec.model))
+
+    def CancelJob(self, request: v1.CancelJobRequest, context: Any) -> v1.CancelJobResponse:  # noqa: N802
+        job = self._job(request, context)
+        job.state, job.reason = v1.JOB_STATE_CANCELLED, "its client asked for it"
+        return v1.CancelJobResponse(job=job)
+
+    def PauseJob(self, request: v1.PauseJobRequest, context: Any) -> v1.PauseJobResponse:  # noqa: N802
+        job = self._job(request, context)
+        job.state = v1.JOB_STATE_PAUSED
+        return v1.PauseJobResponse(job=job)
+
+    def ResumeJob(self, request: v1.ResumeJobRequest, context: Any) -> v1.ResumeJobResponse:  # noqa: N802
+        job = self._job(request, context)
+        job.state = v1.JOB_STATE_QUEUED
+        return v1.ResumeJobResponse(job=job)
+
+    def DeleteJob(self, request: v1.DeleteJobRequest, context: Any) -> v1.DeleteJobResponse:  # noqa: N802
+        del self.jobs[self._job(request, context).id]
+        return v1.DeleteJobResponse()
+
+    def SetAlias(self, request: v1.SetAliasRequest, context: Any) -> v1.SetAliasResponse:  # noqa: N802
+        self._begin(request, context)
+        model = a_model(request.model, request.version or 2)
+        model.aliases.append(request.alias)
+        return v1.SetAliasResponse(model=model)
+
+    def DeleteAlias(  # noqa: N802
+        self, request: v1.DeleteAliasRequest, context: Any
+    ) -> v1.DeleteAliasResponse:
+        self._begin(request, context)
+        return v1.DeleteAliasResponse()
 
     def Generate(  # noqa: N802
         self, request: v1.GenerateRequest, context: Any
@@ -194,8 +323,8 @@ class FakeService(SequenceServiceServicer):
 class FakeServer:
     """The service, listening on this machine, on a free port unless told otherwise."""
 
-    def __init__(self, address: str = "127.0.0.1:0") -> None:
-        self.service = FakeService()
+    def __init__(self, address: str = "127.0.0.1:0", service: FakeService | None = None) -> None:
+        self.service = service or FakeService()
         self.health = HealthServicer()
         self._pool = ThreadPoolExecutor(8)
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])

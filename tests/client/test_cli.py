@@ -166,7 +166,11 @@ class TestTrouble:
         ("words", "sentence"),
         [
             (["generate", STUCK], "interrupted"),
-            (["train", __file__, "--model", STUCK], "interrupted; the server goes on training"),
+            (
+                ["train", __file__, "--model", STUCK],
+                "interrupted; the job goes on at the server: "
+                "`treadle watch a1-job` comes back to it",
+            ),
             (["train", "-", "--model", "m"], "interrupted"),
         ],
         ids=["generate", "train", "upload"],
@@ -208,19 +212,21 @@ class TestTrouble:
 class TestTrain:
     def test_events_are_json_lines_where_nobody_watches(self, server: FakeServer) -> None:
         events = objects(out(server.address, "train", "-", "--model", "hello", data=b"hello"))
-        assert [event["sequence"] for event in events] == [1, 2, 3, 4]
-        assert events[0]["started"]["train_tokens"] == 5
-        assert events[0]["started"]["notices"] == ["the batch was shrunk to 1"]
-        assert events[1]["progress"]["train_loss"] == 1.25
-        assert "valid_loss" not in events[1]["progress"]
-        assert events[2]["progress"]["valid_loss"] == 0.75
-        assert events[3]["completed"]["name"] == "hello"
-        assert events[3]["completed"]["network"]["cell"] == "lstm"
-        assert events[3]["completed"]["create_time"] == "2023-11-14T22:13:20Z"
+        assert [event["sequence"] for event in events] == [1, 2, 3, 4, 5]
+        assert {event["job"] for event in events} == {"a1-job"}
+        assert events[0]["state"] == {"state": "queued", "reason": ""}
+        assert events[1]["started"]["train_tokens"] == 5
+        assert events[1]["started"]["notices"] == ["the batch was shrunk to 1"]
+        assert events[2]["progress"]["train_loss"] == 1.25
+        assert "valid_loss" not in events[2]["progress"]
+        assert events[3]["progress"]["valid_loss"] == 0.75
+        assert events[4]["completed"]["name"] == "hello"
+        assert events[4]["completed"]["network"]["cell"] == "lstm"
+        assert events[4]["completed"]["create_time"] == "2023-11-14T22:13:20Z"
 
     def test_quiet_tells_only_the_model(self, server: FakeServer) -> None:
         text = out(server.address, "train", "-", "--model", "m", "--quiet", data=b"hello")
-        assert [list(event) for event in objects(text)] == [["sequence", "completed"]]
+        assert [list(event) for event in objects(text)] == [["sequence", "completed", "job"]]
 
     def test_bytes_arrive_as_they_are(
         self, server: FakeServer, service: FakeService, tmp_path: Path

@@ -20,7 +20,7 @@ from treadle.client import (
     TreadleError,
     UnavailableError,
 )
-from treadle.client.client import _channel_options
+from treadle.client.connection import channel_options
 from treadle.client.corpus import CHUNK_BYTES
 from treadle.v1 import sequence_pb2 as v1
 
@@ -33,7 +33,8 @@ class TestTrain:
     def test_events_come_one_by_one_and_the_model_last(self, client: Client) -> None:
         with client.train("hello", model="hello") as run:
             kinds = [event.WhichOneof("event") for event in run]
-            assert kinds == ["started", "progress", "progress", "completed"]
+            assert kinds == ["state", "started", "progress", "progress", "completed"]
+            assert run.job == "a1-job"
             assert run.started is not None
             assert run.started.train_tokens == 5
             assert run.progress is not None
@@ -149,7 +150,7 @@ class TestTrain:
         self, client: Client, service: FakeService
     ) -> None:
         run = client.train("hello", model=STUCK)
-        next(run)
+        assert [next(run).sequence, next(run).sequence] == [1, 2]
         closer = threading.Timer(0.1, run.close)
         closer.start()
         assert list(run) == []
@@ -389,7 +390,7 @@ class TestHealth:
     ],
 )
 def test_no_proxy_stands_before_this_machine(address: str, direct: bool) -> None:
-    assert (("grpc.enable_http_proxy", 0) in _channel_options(address)) is direct
+    assert (("grpc.enable_http_proxy", 0) in channel_options(address)) is direct
 
 
 def test_a_proxy_in_the_environment_does_not_matter(

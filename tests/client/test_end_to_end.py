@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,12 +26,20 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def started(events: list[Any]) -> Any:
+    """What the server made of the spec and the corpus."""
+    return next(event["started"] for event in events if "started" in event)
+
+
 @pytest.fixture(scope="module")
 def hello(real_server: str) -> str:
     """A server that knows "hello"; its address."""
     events = objects(out(real_server, "train", "-", "--model", "hello", data=b"hello"))
-    assert [list(events[i])[2] for i in (0, 1, -1)] == ["started", "progress", "completed"]
-    notices = " ".join(events[0]["started"]["notices"])
+    kinds = [list(event)[2] for event in events]
+    assert kinds[0] == "state"
+    assert [kind for kind in kinds if kind != "state"][:2] == ["started", "progress"]
+    assert kinds[-1] == "completed"
+    notices = " ".join(started(events)["notices"])
     assert "batch" in notices
     assert "window" in notices
     return real_server
@@ -83,7 +92,7 @@ def test_unknown_symbols_may_be_skipped(hello: str) -> None:
     kept = objects(
         out(hello, "train", "-", "--model", "skipped", "--unknown", "skip", data=b"h\xffello")
     )
-    assert kept[0]["started"]["vocabulary_size"] == 4
+    assert started(kept)["vocabulary_size"] == 4
 
 
 def test_names_end_by_themselves(real_server: str) -> None:
@@ -132,8 +141,14 @@ def test_an_interrupted_run_goes_on(real_server: str) -> None:
         while b'"progress"' not in process.stdout.readline():
             pass
         process.send_signal(signal.SIGINT)
-        assert process.stderr.read() == b"treadle: interrupted; the server goes on training\n"
+        said = process.stderr.read().decode()
+        assert said.startswith("treadle: interrupted; the job goes on at the server: ")
+        job = said.split("`")[1].split()[-1]
         assert process.wait(PATIENCE_S) == 130
+    # Whoever comes back sees every event, and the end.
+    events = objects(out(real_server, "watch", job))
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["completed"]["name"] == "later"
     # The next run gets its place behind it, or beside it.
     out(real_server, "train", "-", "--model", "next", "--max-steps", "1", data=b"abc")
     with Client(real_server) as client:
@@ -152,19 +167,54 @@ def test_an_interrupted_upload_leaves_nothing(real_server: str) -> None:
         assert process.stderr is not None
         process.stdin.write(b"half of it")
         process.stdin.flush()
-        with Client(real_server) as client:
-            until(lambda: client.server_info().training_queued == 1)
-            process.send_signal(signal.SIGINT)
-            assert process.stderr.read() == b"treadle: interrupted\n"
-            assert process.wait(PATIENCE_S) == 130
-            until(lambda: client.server_info().training_queued == 0)
-            assert "never" not in {model.name for model in client.models()}
+        time.sleep(1)  # by then the server has the first half
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == b"treadle: interrupted\n"
+        assert process.wait(PATIENCE_S) == 130
+    with Client(real_server) as client:
+        until(lambda: client.server_info().training_queued == 0)
+        assert list(client.jobs(model="never")) == []
+        assert "never" not in {model.name for model in client.models()}
+
+
+def test_a_detached_job_is_watched_listed_used_and_drawn(real_server: str, tmp_path: Path) -> None:
+    words = ["train", str(DATA / "names.txt"), "--model", "detached", "--layout", "lines"]
+    limits = ["--hidden-size", "16", "--max-steps", "60", "--progress-interval", "50ms"]
+    job = out(real_server, *words, *limits, "--validation-interval", "20", "--detach").strip()
+    events = objects(out(real_server, "watch", job))
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    assert {event["job"] for event in events} == {job}
+    assert events[-1]["completed"]["name"] == "detached"
+    assert objects(out(real_server, "watch", job, "--after", "2")) == events[2:]
+    listed = objects(out(real_server, "jobs", "--model", "detached", "--json"))
+    assert [(each["id"], each["state"]) for each in listed] == [(job, "succeeded")]
+    assert out(real_server, "jobs", "show", "latest").split()[1] == job
+    greedy = ["--greedy", "--max-new-tokens", "5"]
+    assert out(real_server, "generate", "--job", job, "--best", *greedy) == out(
+        real_server, "generate", "detached", *greedy
+    )
+    assert "train" in out(real_server, "curve", job)
+    out(real_server, "curve", job, "--out", str(tmp_path / "loss.png"))
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert out(real_server, "jobs", "delete", job) == f"deleted job {job}\n"
+    assert job in complaint(run(real_server, "watch", job), 1)
+
+
+def test_an_alias_leads_to_its_version(real_server: str) -> None:
+    with Client(real_server) as client:
+        for version in (1, 2):
+            assert client.train(b"abcabc", model="named", max_steps=2).result().version == version
+        assert list(client.set_alias("named", "first", version=1).aliases) == ["first"]
+        assert client.get_model("named@first").model.version == 1
+        client.delete_alias("named", "first")
+        with pytest.raises(NotFoundError):
+            client.get_model("named@first")
 
 
 def test_bytes_of_any_kind_are_a_corpus(real_server: str) -> None:
     data = bytes(range(256)) * 4
     words = ["train", "-", "--model", "bytes", "--tokenizer", "bytes", "--max-steps", "2"]
-    assert objects(out(real_server, *words, data=data))[0]["started"]["vocabulary_size"] == 256
+    assert started(objects(out(real_server, *words, data=data)))["vocabulary_size"] == 256
 
 
 def test_the_server_describes_itself(real_server: str) -> None:

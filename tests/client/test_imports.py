@@ -38,7 +38,9 @@ def python(code: str, *words: str) -> str:
     return done.stdout.decode()
 
 
-@pytest.mark.parametrize("name", ["Client", "Generation", "TrainingRun", "TrainOptions"])
+@pytest.mark.parametrize(
+    "name", ["Client", "Generation", "TrainingRun", "TrainOptions", "CorpusFile"]
+)
 def test_the_library_loads_nothing_heavy(name: str) -> None:
     code = f"from treadle.client import {name}, errors; import treadle.v1.sequence_pb2"
     assert python(code + LIST_HEAVY) == "[]\n"
@@ -62,6 +64,9 @@ def test_everything_works_without_the_servers_packages(server: FakeServer) -> No
     assert "bits/char" in python(code, address, "score", "m", "--text", "t", "--tokens")
     assert "model-1" in python(code, address, "models")
     assert "lstm" in python(code, address, "models", "show", "m")
+    assert "succeeded" in python(code, address, "jobs", "show", "latest")
+    assert '"completed"' in python(code, address, "watch", "latest")
+    assert "train" in python(code, address, "curve", "latest")
     assert "threads" in python(code, address, "info")
     assert python(code, address, "health") == "serving\n"
 

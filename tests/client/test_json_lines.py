@@ -26,6 +26,7 @@ def test_scalars_are_always_there_and_what_is_unset_is_not() -> None:
         "elapsed_s": 0.0,
         "gradient_norm": 0.0,
         "learning_rate": 0.0,
+        "memory_bytes": 0,
     }
     assert as_json(v1.TrainingProgress(valid_loss=0.0, sample=""))["valid_loss"] == 0.0
     assert as_json(v1.TrainingProgress(sample=""))["sample"] == ""
@@ -40,6 +41,8 @@ def test_nested_messages_enums_and_times() -> None:
     assert model["network"] == {"cell": "lstm", "hidden_size": 128, "layers": 2} | {
         "embedding_size": 64,
         "dropout": 0.2,
+        "output_dropout": 0.0,
+        "tied_weights": False,
     }
     assert model["layout"] == "text"
     assert model["create_time"] == "2023-11-14T22:13:20Z"

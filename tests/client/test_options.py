@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from treadle.client.cli import make_parser
-from treadle.client.commands.common import duration
+from treadle.client.commands.common import duration, size
 from treadle.client.options import (
     GenerateOptions,
     ScoreOptions,
@@ -111,6 +111,20 @@ def test_every_option_is_explained(parser: argparse.ArgumentParser) -> None:
 )
 def test_durations(text: str, seconds: float) -> None:
     assert duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1500", 1500), ("500MB", 500_000_000), ("1.5g", 1_500_000_000), ("2 GiB", 2**31)],
+)
+def test_sizes(text: str, count: int) -> None:
+    assert size(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1.5X", "1e6"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="such as 500MB"):
+        size(text)
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1w", "1h30m", "nan", "1e3", "1,5s"])

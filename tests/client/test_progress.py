@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from treadle.client import splits
 from treadle.client.progress import (
+    Setting,
     Style,
     bar,
     completed_line,
@@ -18,8 +20,22 @@ from treadle.client.progress import (
     progress_line,
     speed_text,
     started_lines,
+    state_line,
 )
-from treadle.v1.sequence_pb2 import Model, TrainingProgress, TrainingStarted
+from treadle.v1.sequence_pb2 import (
+    JOB_STATE_PAUSED,
+    JOB_STATE_RUNNING,
+    SPLIT_FILES,
+    SPLIT_ITEMS,
+    SPLIT_TAIL,
+    SPLIT_UNSPECIFIED,
+    DataSpec,
+    JobStateChange,
+    Model,
+    TrainingProgress,
+    TrainingStarted,
+    TrainSpec,
+)
 
 from .fake import a_model
 
@@ -129,11 +145,11 @@ def test_the_share_done_follows_the_nearest_limit(
 
 
 def test_a_line_that_stays() -> None:
-    assert plain_line(TrainingProgress(step=7, epoch=0.25, train_loss=1.0), 0) == (
+    assert plain_line(TrainingProgress(step=7, epoch=0.25, train_loss=1.0), Setting()) == (
         "step 7  epoch 0.25  loss 1.000  0.0 s"
     )
     with_validation = TrainingProgress(step=7, train_loss=1.0, valid_loss=0.0, time_left_s=61)
-    assert plain_line(with_validation, 10) == (
+    assert plain_line(with_validation, Setting(10)) == (
         "step 7/10  epoch 0.00  loss 1.000  valid 0.000  1:01 left"
     )
 
@@ -148,6 +164,80 @@ def test_what_the_server_made_of_it() -> None:
         "note: one",
         "note: two",
     ]
+
+
+DATA = TrainSpec(data=DataSpec(validation_fraction=0.05, test_fraction=0.125))
+
+
+def test_losses_are_named_by_what_they_are_of() -> None:
+    started = TrainingStarted(
+        spec=DATA,
+        train_tokens=80,
+        valid_tokens=5,
+        test_tokens=12,
+        valid_split=SPLIT_ITEMS,
+        test_split=SPLIT_FILES,
+        baseline_loss=1.6694,
+        baseline_order=5,
+    )
+    (line,) = started_lines(started)
+    assert line.startswith(
+        "80 tokens to train on, 5 to validate (5 % of the items), 12 to test (files of its own); "
+    )
+    assert line.endswith("; to beat: 5-gram 1.669")
+    setting = Setting.of(started)
+    assert setting == Setting(0, "5 % of the items", "5-gram 1.669")
+    progress = TrainingProgress(
+        step=7,
+        train_loss=1.0,
+        valid_loss=1.5,
+        valid_perplexity=4.4817,
+        valid_bits_per_character=2.164,
+        best_valid_loss=1.25,
+        memory_bytes=123_456_789,
+        elapsed_s=5,
+    )
+    assert plain_line(progress, setting) == (
+        "step 7  epoch 0.00  loss 1.000  valid (5 % of the items) 1.500  perplexity 4.482  "
+        "2.164 bits/char  best 1.250  5-gram 1.669  123 MB  5.0 s"
+    )
+    progress.best_valid_loss = 1.5
+    assert "best" not in plain_line(progress, setting)
+    progress.ClearField("valid_loss")
+    assert "5-gram" not in plain_line(progress, setting)
+
+
+@pytest.mark.parametrize(
+    ("split", "data", "valid", "test"),
+    [
+        (SPLIT_UNSPECIFIED, DataSpec(), "", ""),
+        (SPLIT_TAIL, DataSpec(), "the last 10 %", "a tail of 0 %"),
+        (SPLIT_TAIL, DATA.data, "a tail of 5 %", "a tail of 12.5 %"),
+        (SPLIT_ITEMS, DATA.data, "5 % of the items", "12.5 % of the items"),
+        (SPLIT_FILES, DATA.data, "files of its own", "files of its own"),
+    ],
+)
+def test_parts_of_a_corpus_in_words(split: int, data: DataSpec, valid: str, test: str) -> None:
+    assert (splits.valid_split(split, data), splits.test_split(split, data)) == (valid, test)
+
+
+def test_changes_of_state() -> None:
+    assert state_line(JobStateChange(state=JOB_STATE_RUNNING)) == "running"
+    assert state_line(JobStateChange(state=JOB_STATE_PAUSED, reason="the disk is full")) == (
+        "paused: the disk is full"
+    )
+
+
+def test_the_test_loss_comes_last() -> None:
+    model = a_model()
+    record = model.training
+    record.spec.CopyFrom(DATA)
+    record.valid_split, record.test_split = SPLIT_TAIL, SPLIT_ITEMS
+    record.test_loss, record.baseline_loss, record.weights_step = 1.9876, 2.0524, 150
+    assert completed_line(model) == (
+        "hello version 1: 200 steps in 0.0 s, loss 0.500, valid (a tail of 5 %) 0.750, "
+        "n-gram 2.052, test (12.5 % of the items) 1.988, best weights of step 150"
+    )
 
 
 def test_what_came_out() -> None:

@@ -15,8 +15,9 @@ import threading
 import pytest
 
 from treadle.client.console import one_line, printable, table
+from treadle.v1 import sequence_pb2 as v1
 
-from .fake import STUCK, FakeServer
+from .fake import STUCK, FakeServer, FakeService
 from .shell import PATIENCE_S, command, environment
 
 CLEAR = "\r\x1b[K"
@@ -65,6 +66,52 @@ def test_training_draws_a_bar_and_what_stays_above_it(server: FakeServer) -> Non
     assert all("\x1b[36m" in part and "\n" not in part for part in bars)
 
 
+def test_what_becomes_of_a_job_is_told(server: FakeServer, service: FakeService) -> None:
+    job = service.accept(v1.TrainSpec(model="m"))
+    queued, started, *rest = service.events[job]
+    queued.state.reason = "2 jobs are before it"
+    again = v1.JobStateChange(state=v1.JOB_STATE_RUNNING, reason="went on from step 50\x1b[31m")
+    fine = v1.JobStateChange(state=v1.JOB_STATE_RUNNING)
+    events = [queued, v1.TrainResponse(state=fine), started, v1.TrainResponse(state=again), *rest]
+    for number, event in enumerate(events, 1):
+        event.sequence = number
+    service.events[job] = events
+    drawn = watch(server.address, "watch", job).split(CLEAR)
+    assert drawn[2] == "queued: 2 jobs are before it"
+    stays = "".join(part for part in drawn if part.endswith("\n")).splitlines()
+    assert "running: went on from step 50\ufffd[31m" in stays
+    assert "running" not in stays
+    lines = watch(server.address, "watch", job, TERM="dumb").splitlines()
+    assert lines[0] == "queued: 2 jobs are before it"
+    narrow = watch(server.address, "watch", job, width=15).split(CLEAR)
+    assert narrow[2] == "queued: 2 j..."
+
+
+def test_a_broken_connection_is_told_until_it_is_mended(
+    server: FakeServer, service: FakeService
+) -> None:
+    job = service.accept(v1.TrainSpec(model="m"))
+    why = "the server restarts; the job goes on, trying to come back to it ..."
+    service.breaks = [(3, 14, "the server restarts")]
+    drawn = watch(server.address, "watch", job).split(CLEAR)
+    assert why in drawn
+    service.breaks = [(3, 14, "the server restarts")]
+    assert why in watch(server.address, "watch", job, TERM="dumb").splitlines()
+    service.breaks = [(3, 14, "the server restarts")]
+    assert why not in watch(server.address, "watch", job, "--quiet")
+
+
+def test_a_curve_in_color_and_in_ascii(server: FakeServer, service: FakeService) -> None:
+    job = service.accept(v1.TrainSpec(model="m"))
+    seen = watch(server.address, "curve", job, width=50)
+    assert "\x1b[33m●\x1b[0m" in seen
+    assert all(len(re.sub(r"\x1b\[\d*m", "", line)) < 50 for line in seen.splitlines()[:-1])
+    plain = watch(server.address, "curve", job, PYTHONIOENCODING="ascii", NO_COLOR="1")
+    assert plain.isascii()
+    assert "o" in plain
+    assert "\x1b" not in plain
+
+
 def test_a_narrow_terminal_has_short_lines(server: FakeServer) -> None:
     seen = watch(server.address, "train", __file__, "--model", "m", width=40, NO_COLOR="1")
     drawn = [part for part in seen.split(CLEAR) if "%" in part]
@@ -94,7 +141,7 @@ def test_a_dumb_terminal_gets_lines(server: FakeServer) -> None:
 def test_quiet_and_json_hold_on_a_terminal_too(server: FakeServer) -> None:
     words = ["train", __file__, "--model", "m"]
     assert watch(server.address, *words, "--quiet").startswith("m version 1: ")
-    assert len(watch(server.address, *words, "--json").splitlines()) == 4
+    assert len(watch(server.address, *words, "--json").splitlines()) == 5
 
 
 def test_generated_text_cannot_command_the_terminal(server: FakeServer) -> None:
@@ -119,7 +166,10 @@ def test_ctrl_c_takes_the_bar_away(server: FakeServer) -> None:
         while b"interrupted" not in seen or not seen.endswith(b"\n"):
             seen += os.read(ours, 4096)
     os.close(ours)
-    assert seen.endswith(b"treadle: interrupted; the server goes on training\r\n")
+    assert seen.endswith(
+        b"treadle: interrupted; the job goes on at the server: "
+        b"`treadle watch a1-job` comes back to it\r\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treadle.client.client import SERVING
+from treadle.client.connection import SERVING
 from treadle.client.wire import Field, fields, integer, submessages
 
 

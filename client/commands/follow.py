@@ -1,0 +1,78 @@
+"""What `treadle train` and `treadle watch` share: showing a run, and leaving it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from treadle.client.commands.common import duration
+from treadle.client.console import Console
+from treadle.client.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from treadle.client.reports import Report
+    from treadle.client.runs import TrainingRun
+
+
+def add_follow(parser: argparse.ArgumentParser) -> None:
+    """Adds how a run is shown, and how long to come back to it."""
+    parser.add_argument("--quiet", action="store_true", help="print only the finished model")
+    parser.add_argument(
+        "--reconnect",
+        dest="reconnect_s",
+        metavar="TIME",
+        type=duration,
+        default=60.0,
+        help="where the connection breaks, try so long to come back; 0 never tries (60s)",
+    )
+
+
+def follow(training: TrainingRun, args: argparse.Namespace, console: Console) -> None:
+    """Shows each event as it comes, up to the end of the job.
+
+    Raises:
+        ServerError: The job failed, was paused or cancelled, or is out of reach.
+    """
+    report = make_report(args, console)
+    console.interruption = lambda: interruption(training)
+    training.on_break = report.show_break
+    try:
+        with report:
+            for event in training:
+                report.show(event)
+        training.result()
+    except UnavailableError as error:
+        if not training.job:
+            raise
+        # Whoever watched needs the id to come back.
+        raise UnavailableError(
+            f"{error}; once it is back, `treadle watch {training.job}` goes on watching",
+            code=error.code,
+            broken=True,
+        ) from error
+
+
+def interruption(training: TrainingRun) -> str:
+    """What to say of a run that Ctrl-C left."""
+    if training.model is not None:
+        return "interrupted"
+    if training.job:
+        back = f"`treadle watch {training.job}` comes back to it"
+        return f"interrupted; the job goes on at the server: {back}"
+    if training.sent:
+        return (
+            "interrupted; if the whole corpus has arrived, the server goes on training: "
+            "`treadle jobs` tells"
+        )
+    return "interrupted"
+
+
+def make_report(args: argparse.Namespace, console: Console) -> Report:
+    """Chooses how to show the run."""
+    from treadle.client.reports import JsonReport, LiveReport, PlainReport, QuietReport
+
+    if getattr(args, "json", False) or not console.is_terminal:
+        return JsonReport(console, only_completed=args.quiet)
+    if args.quiet:
+        return QuietReport(console)
+    return LiveReport(console) if console.moves else PlainReport(console)

@@ -1,0 +1,209 @@
+"""The options of `treadle train`: the fields of a TrainSpec, by groups of its help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from treadle.client.commands.common import duration, size
+
+# The defaults are the server's; they are told here for the reader of --help.
+OPTIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
+    "recipe": (
+        (
+            "--auto",
+            {
+                "dest": "preset",
+                "action": "store_const",
+                "const": "auto",
+                "help": "let the server pick what is not set, and say why: --preset auto",
+            },
+        ),
+        ("--preset", {"choices": ("auto",), "help": "settings picked as a whole (none)"}),
+    ),
+    "text": (
+        (
+            "--tokenizer",
+            {
+                "choices": ("characters", "bytes", "words", "subwords", "events"),
+                "help": "what one token is (characters)",
+            },
+        ),
+        (
+            "--max-vocabulary-size",
+            {
+                "type": int,
+                "metavar": "N",
+                "help": "words, subwords, events: keep the N most frequent (10,000)",
+            },
+        ),
+        (
+            "--min-frequency",
+            {"type": int, "metavar": "N", "help": "tokens seen fewer times are unknown (1)"},
+        ),
+        (
+            "--lower-case",
+            {"action": "store_true", "help": "read text in lower case (as it stands)"},
+        ),
+    ),
+    "data": (
+        (
+            "--layout",
+            {"choices": ("text", "lines"), "help": "one long text, or one item a line (text)"},
+        ),
+        (
+            "--format",
+            {"choices": ("plain", "jsonl", "csv"), "help": "what the files are (plain)"},
+        ),
+        (
+            "--column",
+            {"metavar": "NAME", "help": "jsonl, csv: the field that holds the items (text)"},
+        ),
+        (
+            "--encoding",
+            {"metavar": "NAME", "help": "of the files' text, such as latin-1 (utf-8)"},
+        ),
+        (
+            "--validation-fraction",
+            {"type": float, "metavar": "F", "help": "share kept for validation (0.1)"},
+        ),
+        (
+            "--test-fraction",
+            {"type": float, "metavar": "F", "help": "share kept for a test at the end (0)"},
+        ),
+    ),
+    "network": (
+        ("--cell", {"choices": ("rnn", "gru", "lstm"), "help": "the recurrent cell (lstm)"}),
+        ("--hidden-size", {"type": int, "metavar": "N", "help": "units in each layer (128)"}),
+        ("--layers", {"type": int, "metavar": "N", "help": "recurrent layers (1)"}),
+        (
+            "--embedding-size",
+            {"type": int, "metavar": "N", "help": "length of an embedding; 0 is one-hot (64)"},
+        ),
+        (
+            "--dropout",
+            {"type": float, "metavar": "F", "help": "share of units dropped between layers (0)"},
+        ),
+        (
+            "--output-dropout",
+            {"type": float, "metavar": "F", "help": "share dropped before the output layer (0)"},
+        ),
+        (
+            "--tied-weights",
+            {"action": "store_true", "help": "the output's weights are the embedding's (not)"},
+        ),
+        (
+            "--init-from",
+            {"metavar": "MODEL", "help": "go on from MODEL or MODEL@ALIAS (random weights)"},
+        ),
+        (
+            "--init-from-version",
+            {"type": int, "metavar": "N", "help": "the version of --init-from (the newest)"},
+        ),
+    ),
+    "learning": (
+        ("--batch-size", {"type": int, "metavar": "N", "help": "sequences side by side (32)"}),
+        ("--window", {"type": int, "metavar": "N", "help": "steps of BPTT (64)"}),
+        ("--optimizer", {"choices": ("sgd", "adagrad", "adam"), "help": "update rule (adam)"}),
+        (
+            "--learning-rate",
+            {"type": float, "metavar": "F", "help": "(adam 0.003, adagrad 0.1, sgd 0.5)"},
+        ),
+        (
+            "--schedule",
+            {"choices": ("constant", "cosine", "plateau"), "help": "of the rate (cosine)"},
+        ),
+        (
+            "--plateau-factor",
+            {"type": float, "metavar": "F", "help": "plateau: the rate is times F then (0.5)"},
+        ),
+        (
+            "--plateau-patience",
+            {"type": int, "metavar": "N", "help": "plateau: after N validations no better (2)"},
+        ),
+        (
+            "--warmup-steps",
+            {"type": int, "metavar": "N", "help": "the rate rises over N steps (100)"},
+        ),
+        ("--beta1", {"type": float, "metavar": "F", "help": "adam's decay of the mean (0.9)"}),
+        ("--beta2", {"type": float, "metavar": "F", "help": "adam's decay of squares (0.99)"}),
+        ("--weight-decay", {"type": float, "metavar": "F", "help": "decoupled decay (0)"}),
+        ("--clip-norm", {"type": float, "metavar": "F", "help": "0 clips no norm (1)"}),
+        ("--clip-value", {"type": float, "metavar": "F", "help": "0 clips no element (0)"}),
+        (
+            "--precision",
+            {
+                "choices": ("fp32", "bf16"),
+                "help": "of the products; bf16 is faster where the server has AVX512_BF16 (fp32)",
+            },
+        ),
+        (
+            "--accumulation-steps",
+            {"type": int, "metavar": "N", "help": "batches added up for one step (1)"},
+        ),
+        ("--seed", {"type": int, "metavar": "N", "help": "of everything random (0)"}),
+    ),
+    "end (at the first limit met; with none, the server picks the steps)": (
+        ("--max-steps", {"type": int, "metavar": "N", "help": "optimizer steps"}),
+        ("--max-epochs", {"type": float, "metavar": "F", "help": "passes over the corpus"}),
+        (
+            "--train-for",
+            {
+                "dest": "max_time_s",
+                "type": duration,
+                "metavar": "TIME",
+                "help": "time of training, such as 90s, 3m or 1h",
+            },
+        ),
+        (
+            "--max-wall-time",
+            {
+                "dest": "max_wall_time_s",
+                "type": duration,
+                "metavar": "TIME",
+                "help": "time by the clock, validation included, waiting not",
+            },
+        ),
+        ("--max-tokens", {"type": int, "metavar": "N", "help": "tokens trained on"}),
+        (
+            "--early-stopping-patience",
+            {"type": int, "metavar": "N", "help": "N validations no better; 0 is never (0)"},
+        ),
+        (
+            "--max-memory",
+            {
+                "dest": "max_memory_bytes",
+                "type": size,
+                "metavar": "SIZE",
+                "help": "fail beyond it, such as 500MB or 2GB (what the server allows)",
+            },
+        ),
+        (
+            "--keep",
+            {"choices": ("best", "last"), "help": "the weights that are stored (best)"},
+        ),
+    ),
+    "reports": (
+        (
+            "--progress-interval",
+            {
+                "dest": "progress_interval_s",
+                "type": duration,
+                "metavar": "TIME",
+                "help": "time between progress events (1s)",
+            },
+        ),
+        (
+            "--validation-interval",
+            {
+                "dest": "validation_interval_steps",
+                "type": int,
+                "metavar": "N",
+                "help": "steps between validations (a tenth of the run)",
+            },
+        ),
+        (
+            "--sample-tokens",
+            {"type": int, "metavar": "N", "help": "length of a sample; 0 sends none (80)"},
+        ),
+    ),
+}

@@ -1,0 +1,135 @@
+"""The connection to one server: its channel, its health, and calls of one reply."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from treadle.client.errors import DeadlineExceededError, UnavailableError, from_rpc_error
+from treadle.client.wire import integer
+from treadle.v1.sequence_pb2_grpc import SequenceServiceStub
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+SERVING = 1
+"""grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING"""
+
+POLL_S = 0.1
+"""Seconds between two health checks of a server that is up but not ready."""
+
+MAX_REPLY_BYTES = 64 * 1024 * 1024
+"""The largest reply taken: the tokens of a scored text weigh about twenty times the text."""
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+
+class Connection:
+    """A connection to one Treadle server, made when the first call needs it.
+
+    Args:
+        address: `HOST:PORT`, or any other target that gRPC knows, such as `unix:PATH`.
+        timeout_s: The longest that a call may take. None waits as long as it takes.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float | None = None) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(address, channel_options(address))
+        self._stub = SequenceServiceStub(self._channel)
+        self._health: Callable[..., bytes] = self._channel.unary_unary(HEALTH_CHECK)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; calls under way are cancelled."""
+        self._channel.close()
+
+    def health(self) -> bool:
+        """Asks the standard health service whether the server serves.
+
+        Raises:
+            ServerError: The call failed.
+        """
+        return self._check_health(self._timeout_s, wait=False)
+
+    def wait_ready(self, timeout_s: float = 30.0) -> None:
+        """Waits until the server is up and serves.
+
+        Args:
+            timeout_s: The longest to wait.
+
+        Raises:
+            UnavailableError: It is not serving by then.
+            ServerError: The server has no health service, or refuses the call.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                if self._check_health(left, wait=True):
+                    return
+            except (DeadlineExceededError, UnavailableError):
+                pass
+            time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+        raise UnavailableError(
+            f"no Treadle server was ready at {self.address} within {timeout_s:g} s",
+            code="UNAVAILABLE",
+        )
+
+    def _check_health(self, timeout_s: float | None, *, wait: bool) -> bool:
+        """Calls Health.Check for the server as a whole: an empty request."""
+        try:
+            reply = self._health(b"", timeout=timeout_s, wait_for_ready=wait)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.address) from error
+        return integer(reply, 1) == SERVING
+
+    def _call(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Reply], request: Request
+    ) -> Reply:
+        """Makes a call of one request and one reply."""
+        try:
+            return method(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.address) from error
+
+
+def channel_options(address: str) -> list[tuple[str, int]]:
+    """Chooses gRPC's settings for one server."""
+    options = [
+        ("grpc.max_receive_message_length", MAX_REPLY_BYTES),
+        # gRPC's own pauses between tries grow from 1 s to 2 minutes: too long for someone
+        # who waits for a server that starts.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+    ]
+    if _is_local(address):
+        # gRPC obeys $http_proxy even for this machine, where no proxy can help.
+        options.append(("grpc.enable_http_proxy", 0))
+    return options
+
+
+def _is_local(address: str) -> bool:
+    """Tells whether an address is this machine by its form."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost" or address.startswith("unix:"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,224 @@
+"""A training run as an iterator over its events that outlives its connection."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Self
+
+from treadle.client.errors import InternalError, ServerError
+from treadle.client.streams import Call, Stream
+from treadle.client.upload import Upload
+from treadle.v1.sequence_pb2 import (
+    JOB_STATE_QUEUED,
+    JOB_STATE_RUNNING,
+    JOB_STATE_UNSPECIFIED,
+    Model,
+    TrainingProgress,
+    TrainingStarted,
+    TrainResponse,
+    WatchJobResponse,
+)
+
+RECONNECT_S = 60.0
+"""How long a run tries to come back to its job, unless told otherwise."""
+
+FIRST_PAUSE_S = 0.1
+LAST_PAUSE_S = 5.0
+"""The pauses between two tries double from the one to the other."""
+
+UNDER_WAY = (JOB_STATE_UNSPECIFIED, JOB_STATE_QUEUED, JOB_STATE_RUNNING)
+"""States in which a job has more events to come by itself."""
+
+Watch = Callable[[str, int, float | None], Call[WatchJobResponse]]
+"""Calls WatchJob with a job, the last event known and a timeout in seconds."""
+
+
+class Events:
+    """The events of a WatchJob call, as Train sends them."""
+
+    def __init__(self, call: Call[WatchJobResponse]) -> None:
+        self._call = call
+
+    def __next__(self) -> TrainResponse:
+        return next(self._call).event
+
+    def cancel(self) -> object:
+        """Ends the call."""
+        return self._call.cancel()
+
+
+class TrainingRun(Stream[TrainResponse]):
+    """A training run under way: iterate over its events, or wait for `result()`.
+
+    Leaving it early, by `close()` or by the end of its `with` block, drops an upload under way.
+    A job that was accepted goes on at the server, whether or not anybody watches. Where the
+    connection to it breaks, the run comes back to it by itself, and yields each event once.
+
+    Args:
+        call: The call under way.
+        address: The server's address, for messages.
+        watch: How to come back.
+        upload: What Train sends; None where an earlier job is watched.
+        job: The job's id, where it is known already.
+        after: The number of the last event known already.
+        reconnect_s: How long to try to come back; 0 never tries.
+        timeout_s: The longest that all calls together may take; None: no limit.
+    """
+
+    def __init__(
+        self,
+        call: Call[TrainResponse],
+        address: str,
+        watch: Watch,
+        *,
+        upload: Upload | None = None,
+        job: str = "",
+        after: int = 0,
+        reconnect_s: float = RECONNECT_S,
+        timeout_s: float | None = None,
+    ) -> None:
+        super().__init__(call, address)
+        self._watch = watch
+        self._upload = upload
+        self._reconnect_s = reconnect_s
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._woken = threading.Event()
+        self.on_break: Callable[[ServerError], None] = _nothing
+        """Is told of a broken connection before the run tries to come back, once each time."""
+        self.job = job
+        """The job's id; empty until the server has accepted it."""
+        self.last_sequence = after
+        """The number of the newest event."""
+        self.state = JOB_STATE_UNSPECIFIED
+        """The newest state of the job, a `treadle.v1.JobState`."""
+        self.started: TrainingStarted | None = None
+        """What the server made of the spec and the corpus, once it said so."""
+        self.progress: TrainingProgress | None = None
+        """The newest progress event."""
+        self.model: Model | None = None
+        """The stored model, once the run has completed."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> TrainResponse:
+        while True:
+            event = self._next_event()
+            if event.sequence > self.last_sequence:
+                break
+        if self.last_sequence and event.sequence > self.last_sequence + 1:
+            raise InternalError(
+                f"the server left out events {self.last_sequence + 1} to {event.sequence - 1} "
+                f"of job {self.job}"
+            )
+        self._keep(event)
+        return event
+
+    def close(self) -> None:
+        """Ends the watching unless it has ended; nothing more is yielded."""
+        super().close()
+        self._woken.set()
+
+    @property
+    def sent(self) -> bool:
+        """Whether the whole corpus has been handed over.
+
+        The server surely has it, and goes on by itself, once `job` is set; between the two,
+        closing the run may still overtake it.
+        """
+        return self._upload is None or self._upload.sent
+
+    def detach(self) -> str:
+        """Waits until the server has accepted the job, and leaves it alone.
+
+        Returns:
+            The job's id, for `Client.watch`.
+
+        Raises:
+            ServerError: The server refused it, or the run was closed before.
+        """
+        while not self.job:
+            if next(self, None) is None:
+                raise InternalError("the training run ended before the server accepted it")
+        self.close()
+        return self.job
+
+    def result(self) -> Model:
+        """Waits for the end of the run and returns the stored model.
+
+        Raises:
+            ServerError: The run failed, was paused or cancelled, or was closed before its end.
+        """
+        for _ in self:
+            pass
+        if self.model is None:
+            raise InternalError("the training run ended without a model")
+        return self.model
+
+    def _keep(self, event: TrainResponse) -> None:
+        """Keeps what an event tells."""
+        self.last_sequence = event.sequence
+        self.job = event.job or self.job
+        match event.WhichOneof("event"):
+            case "state":
+                self.state = event.state.state
+            case "started":
+                self.started = event.started
+            case "progress":
+                self.progress = event.progress
+            case "completed":
+                self.model = event.completed
+
+    def _next_event(self) -> TrainResponse:
+        """Waits for the next event, coming back to the job where the connection broke."""
+        pauses: Iterator[float] | None = None
+        while True:
+            try:
+                return self._receive()
+            except StopIteration:
+                # A server that goes away in good order may end the stream without a status.
+                if self._closed or self.model is not None or not self._may_return():
+                    raise
+                trouble: ServerError = InternalError("the training run ended without a model")
+            except ServerError as error:
+                if self._upload is not None and self._upload.error is not None:
+                    raise self._upload.error from None
+                if not error.broken or not self._may_return():
+                    raise
+                trouble = error
+            if pauses is None:
+                pauses = self._pauses()
+                self.on_break(trouble)
+            self._return(trouble, pauses)
+
+    def _may_return(self) -> bool:
+        """Tells whether there is a job to come back to."""
+        return bool(self.job) and self.state in UNDER_WAY and self._reconnect_s > 0
+
+    def _pauses(self) -> Iterator[float]:
+        """Yields how long to wait before each try, as long as there is time for one more."""
+        end = time.monotonic() + self._reconnect_s
+        pause = FIRST_PAUSE_S
+        while (left := end - time.monotonic()) > 0:
+            yield min(pause, left)
+            pause = min(2 * pause, LAST_PAUSE_S)
+
+    def _return(self, trouble: ServerError, pauses: Iterator[float]) -> None:
+        """Waits a moment and asks for the events after the last one known."""
+        pause = next(pauses, None)
+        left = None if self._deadline is None else self._deadline - time.monotonic()
+        if pause is None or (left is not None and left <= pause):
+            raise trouble
+        if self._woken.wait(pause):
+            raise StopIteration
+        self._call = Events(
+            self._watch(self.job, self.last_sequence, None if left is None else left - pause)
+        )
+        if self._closed:  # meanwhile, by another thread
+            self._call.cancel()
+
+
+def _nothing(trouble: ServerError) -> None:
+    """Tells nobody."""
