@@ -11,7 +11,7 @@ The file reads from top to bottom as one training step does:
     small random weights             initialize
     forward pass                     rnn_forward, lstm_forward, gru_forward, output_forward
     cross-entropy                    softmax_cross_entropy
-    dropout between layers           dropout_masks
+    dropout above layers             dropout_masks
     backpropagation through time     rnn_backward, lstm_backward, gru_backward, output_backward
     all of these together            network_loss_and_gradients
     clipping                         clip_by_value, clip_by_global_norm
@@ -596,7 +596,7 @@ def dropout_masks(
     rng: np.random.Generator,
     dtype: DTypeLike = np.float64,
 ) -> Array:
-    """Draws what every layer but the last multiplies its states with before it hands them on.
+    """Draws what layers multiply their states with before they hand them on.
 
     Srivastava et al. (2014): while it learns, a network should not rely on any single unit. A unit
     is dropped with probability p, the others are scaled so that what is expected of each stays as
@@ -605,7 +605,7 @@ def dropout_masks(
 
     Args:
         p: share of the units to drop, in [0, 1).
-        shape: (L-1, T, B, H).
+        shape: (L-1, T, B, H), or (L, T, B, H) for what the last layer hands to the output, too.
         rng: where chance comes from.
         dtype: of the result.
 
@@ -638,7 +638,7 @@ def network_forward(
         cell: "rnn", "gru" or "lstm".
         tokens: ids, (T, B).
         states: of all layers, before the first token.
-        masks: of dropout_masks, (L-1, T, B, H); None drops nothing.
+        masks: of dropout_masks, (L-1, T, B, H) or (L, T, B, H); None drops nothing.
 
     Returns:
         logits, (T, B, V); the states after the last token; one tape a layer.
@@ -660,9 +660,18 @@ def network_forward(
         xs = hs[1:]
         if masks is not None and layer < len(masks):
             xs = xs * masks[layer]
-    logits = output_forward(tapes[-1].hs, parameters["Wy"], parameters["by"])
+    logits = output_forward(_read_by_output(tapes, masks), parameters["Wy"], parameters["by"])
     final_hs = np.stack([tape.hs[-1] for tape in tapes])
     return logits, (final_hs, np.stack(final_cs) if final_cs else None), tapes
+
+
+def _read_by_output(tapes: list[LayerTape], masks: Array | None) -> Array:
+    """Returns what output_forward is given, (T+1, B, H): row 0, which it does not read, is kept."""
+    hs = tapes[-1].hs
+    if masks is None or len(masks) < len(tapes):
+        return hs
+    read: Array = np.concatenate((hs[:1], hs[1:] * masks[-1]))
+    return read
 
 
 _BACKWARD: dict[str, Callable[..., RnnGradients | GruGradients | LstmGradients]] = {
@@ -691,7 +700,7 @@ def network_loss_and_gradients(
         tokens: ids, (T, B).
         targets: the token after each, (T, B); a negative one is not counted.
         states: of all layers, before the first token.
-        masks: of dropout_masks, (L-1, T, B, H); None drops nothing.
+        masks: of dropout_masks, (L-1, T, B, H) or (L, T, B, H); None drops nothing.
 
     Returns:
         loss_sum in nats; count, the number of tokens in it; the gradients of the mean loss,
@@ -701,7 +710,10 @@ def network_loss_and_gradients(
     loss_sum, count, dlogits = softmax_cross_entropy(logits, targets)
 
     gradients: Parameters = {}
-    dhs, gradients["Wy"], gradients["by"] = output_backward(dlogits, tapes[-1].hs, parameters["Wy"])
+    read = _read_by_output(tapes, masks)
+    dhs, gradients["Wy"], gradients["by"] = output_backward(dlogits, read, parameters["Wy"])
+    if masks is not None and len(masks) == len(tapes):
+        dhs = dhs * masks[-1]
     for layer, (xs, hs, rest) in reversed(list(enumerate(tapes))):
         Wx, Wh = parameters[f"Wx{layer}"], parameters[f"Wh{layer}"]
         layer_gradients = _BACKWARD[cell](dhs, xs, hs, *rest, Wx, Wh)._asdict()

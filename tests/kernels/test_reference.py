@@ -252,9 +252,9 @@ def test_network_gradients_equal_finite_differences(cell: str, L: int, E: int) -
     gradcheck.assert_gradients(mean_loss, parameters, gradients)
 
 
-@pytest.mark.parametrize("L", [2, 3])
+@pytest.mark.parametrize(("L", "masked"), [(2, 1), (3, 2), (1, 1), (2, 2)])
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_with_dropout_equal_finite_differences(cell: str, L: int) -> None:
+def test_gradients_with_dropout_equal_finite_differences(cell: str, L: int, masked: int) -> None:
     T, B, V, E, H = 3, 2, 5, 3, 4
     rng = np.random.default_rng(15)
     parameters = {
@@ -263,7 +263,7 @@ def test_gradients_with_dropout_equal_finite_differences(cell: str, L: int) -> N
     tokens, targets = rng.integers(V, size=(T, B)), rng.integers(V, size=(T, B))
     hs, cs = draw(rng, hs=(L, B, H), cs=(L, B, H)).values()
     states = (hs, cs if cell == "lstm" else None)
-    masks = reference.dropout_masks(0.4, (L - 1, T, B, H), rng)
+    masks = reference.dropout_masks(0.4, (masked, T, B, H), rng)
     assert set(np.unique(masks)) == {0, 1 / 0.6}
 
     def mean_loss() -> float:
@@ -276,6 +276,8 @@ def test_gradients_with_dropout_equal_finite_differences(cell: str, L: int) -> N
     _, _, gradients, _ = reference.network_loss_and_gradients(*arguments, masks)
     _, _, without, _ = reference.network_loss_and_gradients(*arguments)
     assert not np.allclose(gradients["Wx0"], without["Wx0"])
+    if masked == L:
+        assert not np.allclose(gradients["Wy"], without["Wy"])
     gradcheck.assert_gradients(mean_loss, parameters, gradients)
 
 
