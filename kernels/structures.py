@@ -42,7 +42,7 @@ class Parameters(NamedTuple):
     Wh: Array
     """(L, H, G), recurrent weights."""
     Wy: Array
-    """(H, V), output weights."""
+    """(H, V), output weights; (0, 0) where they are the embedding's transpose."""
     by: Array
     """(V,)."""
 

@@ -74,15 +74,25 @@ class _Shard:
             shape, window, count, True, drops[0], pairs, drops_top=drops[1]
         )
         self.state = allocate_state(shape, count)
-        stacks = {name: size for name, size in shape.stacks.items() if name in TAIL}
-        shapes = {"table": (table_rows, shape.G), **stacks}
-        self.flat: Array = np.zeros(room(shapes), np.float32)
-        self.tail: Array = self.flat[room({"table": shapes["table"]}) :]
-        self.gradients = structures.Gradients(**carve(self.flat, shapes))
+        own, tail = _gradient_shapes(shape, table_rows)
+        self.flat: Array = np.zeros(room(own | tail), np.float32)
+        self.tail: Array = self.flat[room(own) :]
+        self.gradients = structures.Gradients(**carve(self.flat, own | tail))
 
 
 TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by")
 """Stacks that shard gradients and parameter gradients share, at the end of either buffer."""
+
+
+def _gradient_shapes(
+    shape: Shape, table_rows: int
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """The arrays of a shard's gradients: those of its own, and those at the end of either."""
+    own: dict[str, tuple[int, ...]] = {"table": (table_rows, shape.G)}
+    if shape.tied:  # the parameters have no such array: it is added to the embedding's gradient
+        own["Wy"] = (shape.H, shape.V)
+    stacks = shape.stacks
+    return own, {name: stacks[name] for name in TAIL if name not in own}
 
 
 class Engine:

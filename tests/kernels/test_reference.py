@@ -252,6 +252,33 @@ def test_network_gradients_equal_finite_differences(cell: str, L: int, E: int) -
     gradcheck.assert_gradients(mean_loss, parameters, gradients)
 
 
+@pytest.mark.parametrize("L", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_tied_weights_equal_finite_differences(cell: str, L: int) -> None:
+    T, B, V, H = 3, 2, 5, 3
+    rng = np.random.default_rng(25)
+    parameters = reference.initialize(cell, V, H, H, L, rng, tied=True)
+    assert "Wy" not in parameters
+    tokens, targets = rng.integers(V, size=(T, B)), rng.integers(V, size=(T, B))
+    targets[1, 0] = -1
+    states = reference.zero_states(parameters, cell, B)
+    assert states[0].shape == (L, B, H)
+
+    def mean_loss() -> float:
+        loss_sum, count, _, _ = reference.network_loss_and_gradients(
+            parameters, cell, tokens, targets, states
+        )
+        return loss_sum / count
+
+    arguments = cell, tokens, targets, states
+    loss, _, gradients, _ = reference.network_loss_and_gradients(parameters, *arguments)
+    gradcheck.assert_gradients(mean_loss, parameters, gradients)
+    untied = {**parameters, "Wy": parameters["embedding"].T.copy()}
+    same_loss, _, parts, _ = reference.network_loss_and_gradients(untied, *arguments)
+    assert same_loss == loss
+    np.testing.assert_array_equal(parts["embedding"] + parts["Wy"].T, gradients["embedding"])
+
+
 @pytest.mark.parametrize(("L", "masked"), [(2, 1), (3, 2), (1, 1), (2, 2)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_with_dropout_equal_finite_differences(cell: str, L: int, masked: int) -> None:
