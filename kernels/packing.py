@@ -29,7 +29,7 @@ _LINE = 16
 @jit_inline
 def _tied(parameters: Parameters) -> bool:
     """True where the output weights are the embedding's transpose."""
-    return parameters.Wy.shape[0] == 0
+    return bool(parameters.Wy.shape[0] == 0)
 
 
 @jit
