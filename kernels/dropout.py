@@ -1,8 +1,9 @@
-"""Dropout between layers (Srivastava et al. 2014), with PyTorch's inverted scaling.
+"""Dropout above a layer (Srivastava et al. 2014), with PyTorch's inverted scaling.
 
-What a layer hands to the one above it, h, becomes h / (1 - p) where a unit is kept and 0 where it
-is dropped; backward, the gradient goes the same way. The recurrence inside a layer is untouched
-(Zaremba, Sutskever and Vinyals, "Recurrent neural network regularization", 2014).
+What a layer hands to the one above it, or the topmost to the output layer, h, becomes h / (1 - p)
+where a unit is kept and 0 where it is dropped; backward, the gradient goes the same way. The
+recurrence inside a layer is untouched (Zaremba, Sutskever and Vinyals, "Recurrent neural network
+regularization", 2014).
 
 Whether a unit is kept is one bit of `keep`, drawn before the forward pass and read by both. A
 block of Philox gives eight numbers of 16 bits, and so one byte k for eight units of one row,
@@ -86,20 +87,21 @@ def _draw_row(
 
 
 @jit
-def draw_keep(dropout: Dropout, keep: Bits, steps: int) -> None:
-    """Draw which units each layer but the last hands on.
+def draw_keep(dropout: Dropout, keep: Bits, steps: int, lowest: int) -> None:
+    """Draw which units some layers hand on.
 
     Args:
         dropout: whose bits; one kept unit in LEVELS at least.
-        keep: (L-1, T, B, ceil(H / UNITS)), its first `steps` steps written: bit i of byte k is
-            set where unit i ceil(H / UNITS) + k is kept.
+        keep: (layers, T, B, ceil(H / UNITS)), its first `steps` steps written: bit i of byte k
+            is set where unit i ceil(H / UNITS) + k is kept.
         steps: at most T.
+        lowest: the number of the first of the layers.
     """
     stream = STREAMS + dropout.step
     for layer in range(keep.shape[0]):
         for t in range(steps):
             for row in range(keep.shape[2]):
-                first = np.uint64(layer) << _LAYER
+                first = np.uint64(lowest + layer) << _LAYER
                 first |= np.uint64(dropout.first_row + row) << _ROW
                 first |= np.uint64(t) << _STEP
                 _draw_row(dropout.seed, stream, first, dropout.kept, keep[layer, t, row])

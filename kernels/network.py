@@ -148,6 +148,25 @@ def output_logits(weights: Weights, states: Array, logits: Array) -> None:
 
 
 @jit
+def _drop_top(work: Workspace, first: int, rows: Array, out: Array) -> None:
+    """Drop units of the topmost states, or of their gradient: `rows` (n, H) from row `first` on."""
+    _, T, B, K = work.top_keep.shape
+    keep = work.top_keep.reshape((T * B, K))[first : first + rows.shape[0]]
+    drop(rows, keep, work.scale[1], out)
+
+
+@jit
+def _draw_dropped(work: Workspace, dropout: Dropout, top: Dropout, steps: int) -> None:
+    """Draw what a step drops between layers and before the output layer, where there is room."""
+    if work.keep.shape[1]:
+        work.scale[0] = keep_scale(dropout)
+        draw_keep(dropout, work.keep, steps, 0)
+    if work.top_keep.shape[1]:
+        work.scale[1] = keep_scale(top)
+        draw_keep(top, work.top_keep, steps, work.hs.shape[0] - 1)
+
+
+@jit
 def _loss_and_output_gradients(
     weights: Weights, work: Workspace, gradients: Gradients, targets: Ints, scale: np.float32
 ) -> float:
@@ -156,16 +175,21 @@ def _loss_and_output_gradients(
     N = steps * B
     states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, H))
     dhs = work.dhs[:steps].reshape((N, H))
-    flat_targets = targets.reshape(N)
+    flat_targets, drops = targets.reshape(N), work.top.shape[0] > 0
     loss = 0.0
     for first in range(0, N, work.logits.shape[0]):
         last = min(N, first + work.logits.shape[0])
-        logits = work.logits[: last - first]
-        output_logits(weights, states[first:last], logits)
+        logits, read, dread = work.logits[: last - first], states[first:last], dhs[first:last]
+        if drops:
+            read = work.top[: last - first]
+            _drop_top(work, first, states[first:last], read)
+        output_logits(weights, read, logits)
         loss += cross_entropy(logits, flat_targets[first:last], scale)
-        matmul(logits, weights.WyT, dhs[first:last], False)
-        add_matmul_transposed(states[first:last], logits, work.block, gradients.Wy)
+        matmul(logits, weights.WyT, dread, False)
+        add_matmul_transposed(read, logits, work.block, gradients.Wy)
         add_rows(logits, gradients.by)
+        if drops:
+            _drop_top(work, first, dread, dread)
     return loss
 
 
@@ -205,7 +229,7 @@ def _backward(
 @jit
 def train_shard(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, state: State,
-    tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32, dropout: Dropout,
+    tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32, dropout: Dropout, top: Dropout,
 ) -> float:  # fmt: skip
     """Forward pass, loss and backpropagation through time for one shard and window.
 
@@ -220,15 +244,14 @@ def train_shard(
         fresh: (B,), rows that begin from zeros instead of `state`.
         scale: 1 / the counted targets of the whole batch.
         dropout: what is dropped between layers, where `work` has room for it.
+        top: what is dropped before the output layer, where `work` has room for it.
 
     Returns:
         The sum of -log p(target), in nats.
     """
     steps = tokens.shape[0]
     load_state(state, fresh, work)
-    if work.keep.shape[1]:
-        work.scale[0] = keep_scale(dropout)
-        draw_keep(dropout, work.keep, steps)
+    _draw_dropped(work, dropout, top, steps)
     forward(cell, weights, work, tokens, steps)
     store_state(work, steps, state)
     loss = _loss_and_output_gradients(weights, work, gradients, targets, scale)

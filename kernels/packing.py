@@ -4,6 +4,10 @@ The input is folded through the vocabulary: row u of the table is b + E[v] Wx0 f
 what layer 0 gets for token v. Looking it up is the same function, and its gradient the same
 gradient, as an embedding followed by a product, at len(used) / (T B) of the cost. Backward,
 with dX the table's gradient: dE[v] = dX[u] Wx0^T, dWx0 = E[used]^T dX, db = the sum of dX's rows.
+
+Tied output weights, Wy = E^T (Press and Wolf, "Using the output embedding to improve language
+models", 2017), have no array of their own: both packed forms are made of the embedding, whose
+gradient is that of the input's use and then, added to it, that of the output's, dWy^T.
 """
 
 from __future__ import annotations
@@ -11,12 +15,31 @@ from __future__ import annotations
 import numpy as np
 
 from treadle.kernels.activations import ZERO
-from treadle.kernels.compile import jit
+from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.matmul import add_rows
 from treadle.kernels.products import add_matmul_transposed, matmul, pack, pack_transposed
 from treadle.kernels.structures import Array, Gradients, Ints, Parameters, Weights
 from treadle.kernels.tile import PANEL
 from treadle.kernels.transposed import Block
+
+_LINE = 16
+"""Floats in a cache line."""
+
+
+@jit_inline
+def _tied(parameters: Parameters) -> bool:
+    """True where the output weights are the embedding's transpose."""
+    return bool(parameters.Wy.shape[0] == 0)
+
+
+@jit
+def _add_transposed(matrix: Array, total: Array) -> None:
+    """total (N, M) += matrix^T, a matrix (M, N)."""
+    M, N = matrix.shape
+    for start in range(0, M, _LINE):  # whole lines of the total, while the cache holds its rows
+        for n in range(N):
+            for m in range(start, min(M, start + _LINE)):
+                total[n, m] += matrix[m, n]
 
 
 @jit
@@ -60,7 +83,10 @@ def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
         pack(parameters.Wx0, weights.Wx0)
     if weights.table.shape[0]:
         _fold_input(parameters, weights, used)
-    pack(parameters.Wy, weights.Wy)
+    if _tied(parameters):
+        pack_transposed(parameters.embedding, weights.Wy)
+    else:
+        pack(parameters.Wy, weights.Wy)
     for layer in range(parameters.Wh.shape[0]):
         pack(parameters.Wh[layer], weights.Wh[layer])
         if layer:
@@ -70,7 +96,10 @@ def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
 @jit
 def pack_transposes(parameters: Parameters, weights: Weights) -> None:
     """Pack what the backward pass reads besides: the transposes of `weights` are written."""
-    pack_transposed(parameters.Wy, weights.WyT)
+    if _tied(parameters):
+        pack(parameters.embedding, weights.WyT)
+    else:
+        pack_transposed(parameters.Wy, weights.WyT)
     for layer in range(parameters.Wh.shape[0]):
         pack_transposed(parameters.Wh[layer], weights.WhT[layer])
         if layer:
@@ -104,7 +133,7 @@ def unfold_input_weights(
 def unfold_embedding(
     parameters: Parameters, gradients: Gradients, used: Ints, out: Parameters
 ) -> None:
-    """Turn the table's gradient into that of the embedding, if there is one.
+    """Turn the table's gradient, and of tied weights the output's, into the embedding's, if any.
 
     Args:
         parameters: as at the step's beginning.
@@ -122,3 +151,5 @@ def unfold_embedding(
     out.embedding[:] = ZERO
     for u in range(U):
         out.embedding[used[u]] = d_rows[u]
+    if _tied(parameters):
+        _add_transposed(gradients.Wy, out.embedding)

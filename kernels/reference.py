@@ -11,7 +11,7 @@ The file reads from top to bottom as one training step does:
     small random weights             initialize
     forward pass                     rnn_forward, lstm_forward, gru_forward, output_forward
     cross-entropy                    softmax_cross_entropy
-    dropout between layers           dropout_masks
+    dropout above layers             dropout_masks
     backpropagation through time     rnn_backward, lstm_backward, gru_backward, output_backward
     all of these together            network_loss_and_gradients
     clipping                         clip_by_value, clip_by_global_norm
@@ -41,7 +41,8 @@ of the vocabulary, E embedding size, L layers. One step is singular (h), a seque
 sequence of states has T+1 rows, row 0 the initial state. The gradient of X is dX, in X's shape.
 Parameters are a dict: "embedding" (V, E), unless the input is one-hot; then for each layer l from 0
 "Wx{l}" (D, G*H), "Wh{l}" (H, G*H), "b{l}" (G*H,) and for the GRU "bh{l}" (H,), with G gates: one
-for the RNN, r z n for the GRU, i f g o for the LSTM; then "Wy" (H, V) and "by" (V,).
+for the RNN, r z n for the GRU, i f g o for the LSTM; then "Wy" (H, V), unless the weights are tied,
+and "by" (V,). Tied weights (Press & Wolf 2017) use the embedding twice: Wy = embedding.T, E = H.
 
 Papers: Elman (1990), Finding structure in time; Werbos (1990), Backpropagation through time; those
 of the other cells, optimizers and sampling rules stand with their functions. `docs/rnn.md`,
@@ -130,6 +131,7 @@ def initialize(
     L: int,
     rng: np.random.Generator,
     dtype: DTypeLike = np.float64,
+    tied: bool = False,
 ) -> Parameters:
     """Draws small random weights from the distributions that PyTorch's modules start with.
 
@@ -144,6 +146,7 @@ def initialize(
         L: layers.
         rng: where the numbers come from.
         dtype: of the weights.
+        tied: leaves out "Wy": the output weights are the embedding's, and E = H.
 
     Returns:
         Parameters by name, as the module's docstring lists them.
@@ -156,7 +159,7 @@ def initialize(
         shapes[f"b{layer}"] = (GATES[cell] * H,)
         if cell == "gru":
             shapes[f"bh{layer}"] = (H,)
-    shapes |= {"Wy": (H, V), "by": (V,)}
+    shapes |= {"by": (V,)} if tied else {"Wy": (H, V), "by": (V,)}
 
     parameters: Parameters = {"embedding": rng.standard_normal((V, E)).astype(dtype)} if E else {}
     for name, shape in shapes.items():
@@ -567,9 +570,14 @@ def zero_states(parameters: Parameters, cell: str, B: int) -> States:
     Returns:
         Hidden states (L, B, H) of zeros, and for the LSTM cell states alike.
     """
-    Wy = parameters["Wy"]
+    Wy = _output_weights(parameters)
     hs = np.zeros((_layers(parameters), B, len(Wy)), Wy.dtype)
     return hs, np.zeros_like(hs) if cell == "lstm" else None
+
+
+def _output_weights(parameters: Parameters) -> Array:
+    """Takes the output weights, (H, V): tied ones are the embedding, transposed."""
+    return parameters["Wy"] if "Wy" in parameters else parameters["embedding"].T
 
 
 def _layers(parameters: Parameters) -> int:
@@ -596,7 +604,7 @@ def dropout_masks(
     rng: np.random.Generator,
     dtype: DTypeLike = np.float64,
 ) -> Array:
-    """Draws what every layer but the last multiplies its states with before it hands them on.
+    """Draws what layers multiply their states with before they hand them on.
 
     Srivastava et al. (2014): while it learns, a network should not rely on any single unit. A unit
     is dropped with probability p, the others are scaled so that what is expected of each stays as
@@ -605,7 +613,7 @@ def dropout_masks(
 
     Args:
         p: share of the units to drop, in [0, 1).
-        shape: (L-1, T, B, H).
+        shape: (L-1, T, B, H), or (L, T, B, H) for what the last layer hands to the output, too.
         rng: where chance comes from.
         dtype: of the result.
 
@@ -638,7 +646,7 @@ def network_forward(
         cell: "rnn", "gru" or "lstm".
         tokens: ids, (T, B).
         states: of all layers, before the first token.
-        masks: of dropout_masks, (L-1, T, B, H); None drops nothing.
+        masks: of dropout_masks, (L-1, T, B, H) or (L, T, B, H); None drops nothing.
 
     Returns:
         logits, (T, B, V); the states after the last token; one tape a layer.
@@ -660,9 +668,19 @@ def network_forward(
         xs = hs[1:]
         if masks is not None and layer < len(masks):
             xs = xs * masks[layer]
-    logits = output_forward(tapes[-1].hs, parameters["Wy"], parameters["by"])
+    read, Wy = _read_by_output(tapes, masks), _output_weights(parameters)
+    logits = output_forward(read, Wy, parameters["by"])
     final_hs = np.stack([tape.hs[-1] for tape in tapes])
     return logits, (final_hs, np.stack(final_cs) if final_cs else None), tapes
+
+
+def _read_by_output(tapes: list[LayerTape], masks: Array | None) -> Array:
+    """Returns what output_forward is given, (T+1, B, H): row 0, which it does not read, is kept."""
+    hs = tapes[-1].hs
+    if masks is None or len(masks) < len(tapes):
+        return hs
+    read: Array = np.concatenate((hs[:1], hs[1:] * masks[-1]))
+    return read
 
 
 _BACKWARD: dict[str, Callable[..., RnnGradients | GruGradients | LstmGradients]] = {
@@ -691,7 +709,7 @@ def network_loss_and_gradients(
         tokens: ids, (T, B).
         targets: the token after each, (T, B); a negative one is not counted.
         states: of all layers, before the first token.
-        masks: of dropout_masks, (L-1, T, B, H); None drops nothing.
+        masks: of dropout_masks, (L-1, T, B, H) or (L, T, B, H); None drops nothing.
 
     Returns:
         loss_sum in nats; count, the number of tokens in it; the gradients of the mean loss,
@@ -701,7 +719,10 @@ def network_loss_and_gradients(
     loss_sum, count, dlogits = softmax_cross_entropy(logits, targets)
 
     gradients: Parameters = {}
-    dhs, gradients["Wy"], gradients["by"] = output_backward(dlogits, tapes[-1].hs, parameters["Wy"])
+    read, Wy = _read_by_output(tapes, masks), _output_weights(parameters)
+    dhs, dWy, gradients["by"] = output_backward(dlogits, read, Wy)
+    if masks is not None and len(masks) == len(tapes):
+        dhs = dhs * masks[-1]
     for layer, (xs, hs, rest) in reversed(list(enumerate(tapes))):
         Wx, Wh = parameters[f"Wx{layer}"], parameters[f"Wh{layer}"]
         layer_gradients = _BACKWARD[cell](dhs, xs, hs, *rest, Wx, Wh)._asdict()
@@ -712,6 +733,10 @@ def network_loss_and_gradients(
             gradients[f"{name}{layer}"] = layer_gradients[f"d{name}"]
     if "embedding" in parameters:
         gradients["embedding"] = embedding_backward(dhs, tokens, parameters["embedding"])
+    if "Wy" in parameters:
+        gradients["Wy"] = dWy
+    else:  # one array, used twice: the gradients of both uses add up
+        gradients["embedding"] += dWy.T
     return loss_sum, count, gradients, final_states
 
 

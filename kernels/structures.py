@@ -42,7 +42,7 @@ class Parameters(NamedTuple):
     Wh: Array
     """(L, H, G), recurrent weights."""
     Wy: Array
-    """(H, V), output weights."""
+    """(H, V), output weights; (0, 0) where they are the embedding's transpose."""
     by: Array
     """(V,)."""
 
@@ -97,7 +97,12 @@ class Workspace(NamedTuple):
     dropped: Array
     """(T, B, H), what the layer at hand gets from below; (0, B, H) where nothing is dropped."""
     scale: Array
-    """(1,), what units that are handed on are multiplied with."""
+    """(2,), what units are multiplied with that are handed on: between layers, to the output."""
+    top_keep: Bits
+    """(1, T, B, ceil(H / 8)), one bit a unit that the output layer reads; (1, 0, B, ...) where
+    nothing is dropped before it."""
+    top: Array
+    """(LOGIT_ROWS, H), what the output layer reads; (0, H) where nothing is dropped before it."""
     block: Block
     """Room for gathering rows of states and gate gradients; none where nothing goes backward."""
 

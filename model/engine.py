@@ -65,21 +65,34 @@ class _Shard:
     """A fixed slice of the batch's rows with all the room that it needs."""
 
     def __init__(
-        self, shape: Shape, rows: slice, window: int, table_rows: int, drops: bool, pairs: bool
-    ) -> None:
+        self, shape: Shape, rows: slice, window: int, table_rows: int, drops: tuple[bool, bool],
+        pairs: bool,
+    ) -> None:  # fmt: skip
         count = rows.stop - rows.start
         self.rows = rows
-        self.work = allocate_workspace(shape, window, count, True, drops, pairs)
+        self.work = allocate_workspace(
+            shape, window, count, True, drops[0], pairs, drops_top=drops[1]
+        )
         self.state = allocate_state(shape, count)
-        stacks = {name: size for name, size in shape.stacks.items() if name in TAIL}
-        shapes = {"table": (table_rows, shape.G), **stacks}
-        self.flat: Array = np.zeros(room(shapes), np.float32)
-        self.tail: Array = self.flat[room({"table": shapes["table"]}) :]
-        self.gradients = structures.Gradients(**carve(self.flat, shapes))
+        own, tail = _gradient_shapes(shape, table_rows)
+        self.flat: Array = np.zeros(room(own | tail), np.float32)
+        self.tail: Array = self.flat[room(own) :]
+        self.gradients = structures.Gradients(**carve(self.flat, own | tail))
 
 
 TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by")
 """Stacks that shard gradients and parameter gradients share, at the end of either buffer."""
+
+
+def _gradient_shapes(
+    shape: Shape, table_rows: int
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """The arrays of a shard's gradients: those of its own, and those at the end of either."""
+    own: dict[str, tuple[int, ...]] = {"table": (table_rows, shape.G)}
+    if shape.tied:  # the parameters have no such array: it is added to the embedding's gradient
+        own["Wy"] = (shape.H, shape.V)
+    stacks = shape.stacks
+    return own, {name: stacks[name] for name in TAIL if name not in own}
 
 
 class Engine:
@@ -88,6 +101,7 @@ class Engine:
     def __init__(
         self, parameters: Parameters, rows: int, window: int, pool: Pool,
         dropout: float = 0.0, seed: int = 0, precision: Precision = Precision.FP32,
+        output_dropout: float = 0.0,
     ) -> None:  # fmt: skip
         """Allocate everything that a run needs.
 
@@ -99,6 +113,7 @@ class Engine:
             dropout: share of the units dropped between layers, 0 up to and without 1.
             seed: decides, with a batch's step, which they are.
             precision: what the passes multiply; see `precision.check_precision`.
+            output_dropout: share of the last layer's units dropped before the output layer.
         """
         pairs = precision is Precision.BF16
         self.parameters = parameters
@@ -110,10 +125,11 @@ class Engine:
         self._all = np.arange(self.shape.V, dtype=np.int32)
         table_rows = rows_of_table(self.shape.V, rows * window)
         self._weights = allocate_weights(self.shape, table_rows, True, pairs)
-        self._seed, self._kept = np.uint64(seed), np.uint64(kept_levels(dropout))
+        self._seed, shares = np.uint64(seed), (dropout, output_dropout)
+        self._kept = [np.uint64(kept_levels(share)) for share in shares]
+        drops = dropout > 0, output_dropout > 0
         self._shards = [
-            _Shard(self.shape, cut, window, table_rows, dropout > 0, pairs)
-            for cut in shard_slices(rows)
+            _Shard(self.shape, cut, window, table_rows, drops, pairs) for cut in shard_slices(rows)
         ]
         # The embedding's gradient is one small product a step, and stays a float32 one.
         block = self._shards[0].work.block
@@ -157,10 +173,12 @@ class Engine:
 
         def run(shard: _Shard) -> float:
             shard.flat[:] = 0
-            dropout = Dropout(self._seed, np.uint64(step), shard.rows.start, self._kept)
+            dropout, top = (
+                Dropout(self._seed, np.uint64(step), shard.rows.start, kept) for kept in self._kept
+            )
             return network.train_shard(
                 self.cell, self._weights, shard.work, shard.gradients, shard.state,
-                *cut_rows(shard.rows, folded, targets, fresh), scale, dropout,
+                *cut_rows(shard.rows, folded, targets, fresh), scale, dropout, top,
             )  # fmt: skip
 
         loss = in_order(self.pool.map(run, self._shards))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import CheckpointError, ConfigError
 from treadle.model.model import Model, default_context
-from treadle.model.parameters import Parameters, Shape
+from treadle.model.parameters import Parameters, Shape, check_network
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.torch_names import from_torch, network_of
 
 
-def import_state_dict(state_dict: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
+def import_state_dict(
+    state_dict: Mapping[str, Any], tokenizer: Tokenizer, tied_weights: bool = False
+) -> Model:
     """Make a model of the weights of a PyTorch module (docs/pytorch.md shows which).
 
     Cell, layers and sizes are told from names and shapes. To read a file, use
@@ -21,14 +24,16 @@ def import_state_dict(state_dict: Mapping[str, Any], tokenizer: Tokenizer) -> Mo
     Args:
         state_dict: tensor by name; anything that `numpy.asarray` reads, detached and on the CPU.
         tokenizer: how the network read text; its tokens must have the network's ids.
+        tied_weights: whether the output layer's weights are the embedding's, and stay so where
+            the model is trained on; False keeps two arrays, equal or not.
 
     Returns:
         The model, without a training record.
 
     Raises:
         CheckpointError: names or shapes are not those of such a module, a number is not finite,
-            the network is larger than Treadle's are, or the vocabulary has another size than
-            the output layer.
+            the network is larger than Treadle's are, the vocabulary has another size than the
+            output layer, or weights that are to be tied are not equal.
     """
     cell, named = from_torch(state_dict)
     vocabulary = named["by"].shape[0]
@@ -37,6 +42,10 @@ def import_state_dict(state_dict: Mapping[str, Any], tokenizer: Tokenizer) -> Mo
             f"the network knows {vocabulary} tokens and the tokenizer {tokenizer.vocabulary_size}: "
             "give the tokenizer that it was trained with"
         )
-    network = network_of(cell, named)
+    network = replace(network_of(cell, named), tied_weights=tied_weights)
+    try:
+        check_network(network)
+    except ConfigError as fault:
+        raise CheckpointError(str(fault)) from fault
     parameters = Parameters.from_named(Shape.of(network, vocabulary), named)
     return Model(network, tokenizer, parameters, None, default_context(tokenizer, fallback=0))

@@ -17,10 +17,11 @@ import numpy.typing as npt
 from treadle.kernels import structures
 from treadle.kernels.random import fill_uniform
 from treadle.model.config import Cell, NetworkConfig
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import CheckpointError, ConfigError
 from treadle.model.torch_names import GATES
 
 Array = npt.NDArray[np.float32]
+Named = Mapping[str, npt.NDArray[np.generic]]
 
 CELL_CODES = {Cell.RNN: structures.RNN, Cell.GRU: structures.GRU, Cell.LSTM: structures.LSTM}
 
@@ -43,13 +44,20 @@ class Shape:
     """Hidden units a layer."""
     L: int
     """Layers."""
+    tied: bool = False
+    """Whether the output weights are the embedding's transpose; E = H then."""
 
     @classmethod
     def of(cls, network: NetworkConfig, vocabulary_size: int) -> Shape:
-        """Return the sizes that a config means for a vocabulary."""
+        """Return the sizes that a config means for a vocabulary.
+
+        Raises:
+            ConfigError: see `check_network`.
+        """
+        check_network(network)
         return cls(
             network.cell, vocabulary_size, network.embedding_size, network.hidden_size,
-            network.layers,
+            network.layers, network.tied_weights,
         )  # fmt: skip
 
     @property
@@ -68,7 +76,7 @@ class Shape:
             "bh": (L, H),
             "Wx": (L - 1, H, G),
             "Wh": (L, H, G),
-            "Wy": (H, V),
+            "Wy": (0, 0) if self.tied else (H, V),
             "by": (V,),
         }
 
@@ -82,12 +90,31 @@ class Shape:
             shapes[f"b{layer}"] = (self.G,)
             if self.cell is Cell.GRU:
                 shapes[f"bh{layer}"] = (self.H,)
-        return {**shapes, "Wy": (self.H, self.V), "by": (self.V,)}
+        if not self.tied:
+            shapes["Wy"] = (self.H, self.V)
+        return {**shapes, "by": (self.V,)}
 
     @property
     def parameter_count(self) -> int:
         """How many numbers are trained."""
         return sum(math.prod(shape) for shape in self.named.values())
+
+
+def check_network(config: NetworkConfig) -> None:
+    """Refuse settings of a network that contradict one another.
+
+    Args:
+        config: the network's settings.
+
+    Raises:
+        ConfigError: weights are to be tied, and embedding and hidden states differ in size.
+    """
+    if config.tied_weights and config.embedding_size != config.hidden_size:
+        raise ConfigError(
+            f"network.tied_weights needs embedding_size {config.hidden_size}, the hidden_size, "
+            f"and it is {config.embedding_size}: set them to the same, or untie the weights",
+            "network.tied_weights",
+        )
 
 
 def carve(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -123,7 +150,8 @@ class Parameters:
         """Draw small random parameters, as PyTorch does by default.
 
         Weights and biases are uniform in +-1/sqrt(H); embeddings have unit variance, uniform
-        rather than normal so that no library's logarithm decides on their bits.
+        rather than normal so that no library's logarithm decides on their bits. One that is the
+        output weights, too, begins as those do: logits would be large from the start otherwise.
 
         Args:
             shape: the network's sizes.
@@ -133,7 +161,8 @@ class Parameters:
         for number, (name, stack) in enumerate(parameters.stacks._asdict().items()):
             if name == "bh" and shape.cell is not Cell.GRU:
                 continue
-            limit = math.sqrt(3.0) if name == "embedding" else 1 / math.sqrt(shape.H)
+            wide = name == "embedding" and not shape.tied
+            limit = math.sqrt(3.0) if wide else 1 / math.sqrt(shape.H)
             stream = np.uint64(FIRST_STREAM + number)
             fill_uniform(np.uint64(seed), stream, np.float32(limit), stack.reshape(-1))
         return parameters
@@ -150,16 +179,19 @@ class Parameters:
         return views
 
     @classmethod
-    def from_named(cls, shape: Shape, arrays: Mapping[str, npt.NDArray[np.generic]]) -> Parameters:
+    def from_named(cls, shape: Shape, arrays: Named) -> Parameters:
         """Copy arrays under their names into one buffer.
 
         Args:
             shape: the network's sizes.
-            arrays: one array a name of `shape.named`, in its shape.
+            arrays: one array a name of `shape.named`, in its shape. Of tied weights `Wy` may be
+                there, too, and must then be the embedding's transpose.
 
         Raises:
-            CheckpointError: a name is missing or unknown, or a shape is another.
+            CheckpointError: a name is missing or unknown, a shape is another, or tied weights
+                differ.
         """
+        arrays = _without_tied(arrays) if shape.tied else arrays
         if set(arrays) != set(shape.named):
             odd = sorted(set(arrays) ^ set(shape.named))
             raise CheckpointError(f"the parameters do not fit the network: see {', '.join(odd)}")
@@ -172,3 +204,15 @@ class Parameters:
         for name, view in parameters.named().items():
             view[...] = arrays[name]
         return parameters
+
+
+def _without_tied(arrays: Named) -> Named:
+    """Leave out the output weights, which have to be the embedding's transpose bit for bit."""
+    if "Wy" not in arrays or "embedding" not in arrays:
+        return arrays
+    ours, theirs = arrays["embedding"], arrays["Wy"].T
+    if ours.shape != theirs.shape or ours.tobytes() != theirs.tobytes():
+        raise CheckpointError(
+            "the output weights are not the embedding's: load them without tied_weights"
+        )
+    return {name: array for name, array in arrays.items() if name != "Wy"}

@@ -40,8 +40,8 @@ def to_torch(parameters: Mapping[str, Array], cell: Cell, layers: int) -> dict[s
 
     Args:
         parameters: `embedding` (V, E) if there is one; for each layer l `Wx{l}` (D, G H),
-            `Wh{l}` (H, G H), `b{l}` (G H,) and, for the GRU, `bh{l}` (H,); `Wy` (H, V) and
-            `by` (V,); all float32.
+            `Wh{l}` (H, G H), `b{l}` (G H,) and, for the GRU, `bh{l}` (H,); `Wy` (H, V), unless it
+            is the embedding's transpose, and `by` (V,); all float32.
         cell: The recurrent cell.
         layers: Recurrent layers.
 
@@ -61,7 +61,9 @@ def to_torch(parameters: Mapping[str, Array], cell: Cell, layers: int) -> dict[s
         named[f"rnn.weight_hh_l{layer}"] = parameters[f"Wh{layer}"].T
         named[f"rnn.bias_ih_l{layer}"] = bias
         named[f"rnn.bias_hh_l{layer}"] = hidden_bias
-    named["output.weight"], named["output.bias"] = parameters["Wy"].T, parameters["by"]
+    # Tied weights are written twice, so that a module loads them that knows nothing of it.
+    output = parameters["Wy"].T if "Wy" in parameters else parameters["embedding"]
+    named["output.weight"], named["output.bias"] = output, parameters["by"]
     return {name: np.array(array, np.float32, order="C") for name, array in named.items()}
 
 

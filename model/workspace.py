@@ -60,8 +60,9 @@ def allocate_weights(
 
 
 def allocate_workspace(
-    shape: Shape, steps: int, rows: int, backward: bool, drops: bool = False, pairs: bool = False
-) -> structures.Workspace:
+    shape: Shape, steps: int, rows: int, backward: bool, drops: bool = False, pairs: bool = False,
+    drops_top: bool = False,
+) -> structures.Workspace:  # fmt: skip
     """Return room for windows of up to `steps` steps and exactly `rows` rows.
 
     Args:
@@ -71,10 +72,12 @@ def allocate_workspace(
         backward: whether a gradient is wanted.
         drops: whether units are dropped between layers.
         pairs: whether gradients of weights are made of bfloat16 numbers.
+        drops_top: whether units are dropped before the output layer.
     """
     gather = allocate_pair_block if pairs else allocate_block
     H, L = shape.H, shape.L
-    dropping = steps if drops and L > 1 else 0
+    dropping, top = steps if drops and L > 1 else 0, steps if drops_top else 0
+    logit_rows = min(structures.LOGIT_ROWS, steps * rows)
     is_gru, is_lstm = shape.cell is Cell.GRU, shape.cell is Cell.LSTM
     return structures.Workspace(
         gates=np.zeros((L, steps, rows, shape.G), np.float32),
@@ -82,10 +85,12 @@ def allocate_workspace(
         hs=np.zeros((L, steps + 1, rows, H), np.float32),
         cs=np.zeros((L, steps + 1 if is_lstm else 0, rows, H), np.float32),
         dhs=np.zeros((steps if backward else 0, rows, H), np.float32),
-        logits=np.zeros((min(structures.LOGIT_ROWS, steps * rows), shape.V), np.float32),
+        logits=np.zeros((logit_rows, shape.V), np.float32),
         keep=np.zeros((L - 1, dropping, rows, keep_bytes(H)), np.uint8),
         dropped=np.zeros((dropping, rows, H), np.float32),
-        scale=np.ones(1, np.float32),
+        scale=np.ones(2, np.float32),
+        top_keep=np.zeros((1, top, rows, keep_bytes(H)), np.uint8),
+        top=np.zeros((logit_rows if drops_top else 0, H), np.float32),
         block=gather(max(H, shape.E), shape.G) if backward else gather(0, 0),
     )
 

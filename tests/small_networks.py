@@ -82,12 +82,12 @@ def unit_flags(keep: NDArray[np.uint8], H: int) -> NDArray[np.bool_]:
 
 
 def dropout_masks(
-    p: float, seed: int, step: int, shape: tuple[int, int, int, int]
+    p: float, seed: int, step: int, shape: tuple[int, int, int, int], lowest: int = 0
 ) -> NDArray[np.float64]:
-    """The reference's masks (L-1, T, B, H), of the bits that an engine draws for a batch."""
+    """The reference's masks (layers, T, B, H), of the bits that an engine draws for a batch."""
     dropout = Dropout(np.uint64(seed), np.uint64(step), 0, np.uint64(kept_levels(p)))
     keep = np.zeros((*shape[:3], keep_bytes(shape[3])), np.uint8)
-    draw_keep(dropout, keep, shape[1])
+    draw_keep(dropout, keep, shape[1], lowest)
     return np.where(unit_flags(keep, shape[3]), np.float64(keep_scale(dropout)), 0.0)
 
 

@@ -17,7 +17,7 @@ from small_networks import (
 )
 
 from treadle.kernels import reference
-from treadle.kernels.compile import PYTHON_MODE
+from treadle.kernels.compile import BF16_MISSING, PYTHON_MODE
 from treadle.kernels.dropout import (
     LEVELS,
     STREAMS,
@@ -29,6 +29,7 @@ from treadle.kernels.dropout import (
     kept_levels,
 )
 from treadle.kernels.random import philox_block
+from treadle.model.config import Precision
 from treadle.model.engine import SHARD_ROWS, Engine
 from treadle.model.pool import Pool
 
@@ -42,7 +43,7 @@ def settings(p: float = 0.3, seed: int = 5, step: int = 0, first_row: int = 0) -
 def drawn(dropout: Dropout, shape: tuple[int, int, int, int], steps: int | None = None) -> Bits:
     """The bytes of (L-1, T, B, H)."""
     keep = np.full((*shape[:3], keep_bytes(shape[3])), 0xAA, np.uint8)
-    draw_keep(dropout, keep, shape[1] if steps is None else steps)
+    draw_keep(dropout, keep, shape[1] if steps is None else steps, 0)
     return keep
 
 
@@ -207,3 +208,89 @@ def test_a_row_drops_the_same_in_any_shard() -> None:
     )
     assert loss == pytest.approx(expected[0], rel=1e-5)
     assert_close(engine.gradient.named(), expected[2])
+
+
+# ---------------------------------------------------------------- before the output layer
+
+
+def all_masks(p: float, top: float, step: int, shape: tuple[int, int, int, int]) -> NDArray[Any]:
+    """The reference's masks (L, T, B, H): between the layers, and before the output layer."""
+    L, *rest = shape
+    T, B, H = rest
+    between = dropout_masks(p, 3, step, (L - 1, T, B, H))
+    return np.concatenate((between, dropout_masks(top, 3, step, (1, T, B, H), lowest=L - 1)))
+
+
+TOP_SIZES = [
+    # T, B, V, E, H, L, between layers
+    (3, 2, 7, 2, 9, 1, 0.0),
+    (3, 2, 7, 0, 9, 2, 0.0),
+    (3, 2, 7, 2, 9, 2, 0.4),
+    pytest.param(19, 37, 65, 5, 33, 1, 0.0, marks=pytest.mark.jit),  # logits of several blocks
+    pytest.param(19, 37, 65, 5, 33, 2, 0.4, marks=pytest.mark.jit),
+]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("T", "B", "V", "E", "H", "L", "p"), TOP_SIZES)
+def test_output_dropout_is_that_of_the_reference(
+    cell: str, T: int, B: int, V: int, E: int, H: int, L: int, p: float
+) -> None:
+    network, fresh, top = make_network(cell, V, E, H, L), np.ones(B, np.bool_), 0.3
+    engine = Engine(network.parameters, B, T + 2, Pool(1), p, seed=3, output_dropout=top)
+    for step in (0, 11):
+        tokens, targets = make_batch(V, T, B, seed=step)
+        loss, count = engine.loss_and_gradient(tokens, targets, fresh, step)
+        states = reference.zero_states(network.reference, cell, B)
+        masks = all_masks(p, top, step, (L, T, B, H))
+        expected = reference.network_loss_and_gradients(
+            network.reference, cell, tokens, targets, states, masks
+        )
+        assert loss == pytest.approx(expected[0], rel=1e-5)
+        assert count == expected[1]
+        assert_close(engine.gradient.named(), expected[2])
+
+
+@pytest.mark.jit
+@pytest.mark.skipif(bool(BF16_MISSING), reason=BF16_MISSING)
+def test_output_dropout_of_pairs_is_that_of_the_reference() -> None:
+    T, B, V, E, H, L = 19, 37, 65, 5, 34, 2
+    network = make_network("lstm", V, E, H, L)
+    engine = Engine(network.parameters, B, T, Pool(1), 0.4, 3, Precision.BF16, output_dropout=0.3)
+    tokens, targets = make_batch(V, T, B)
+    loss, _ = engine.loss_and_gradient(tokens, targets, np.ones(B, np.bool_), 2)
+    states = reference.zero_states(network.reference, "lstm", B)
+    masks = all_masks(0.4, 0.3, 2, (L, T, B, H))
+    expected = reference.network_loss_and_gradients(
+        network.reference, "lstm", tokens, targets, states, masks
+    )
+    assert loss == pytest.approx(expected[0], rel=5e-3)
+    assert_close(engine.gradient.named(), expected[2], rtol=3e-2)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_output_dropout_has_the_same_bits_with_any_threads(layers: int) -> None:
+    rows = 2 * SHARD_ROWS + 3
+    network = make_network("lstm", V=7, E=2, H=9, L=layers)
+    batch, fresh = make_batch(7, 3, rows), np.ones(rows, np.bool_)
+    made = []
+    for threads in (1, 2, 3):
+        pool = Pool(threads)
+        engine = Engine(network.parameters, rows, 3, pool, seed=3, output_dropout=0.5)
+        losses = [engine.loss_and_gradient(*batch, fresh, step) for step in range(3)]
+        made.append((losses, engine.gradient.flat.tobytes()))
+        pool.close()
+    assert made[0] == made[1] == made[2]
+    assert len(set(made[0][0])) == 3, "every step drops other units"
+
+
+def test_output_dropout_of_nothing_changes_no_bit() -> None:
+    network = make_network("gru", V=7, E=2, H=9, L=1)
+    batch, fresh = make_batch(7, 4, 3), np.ones(3, np.bool_)
+    made = []
+    for top in (0.0, 1e-9):  # none computed, and computed with all units kept
+        engine = Engine(network.parameters, 3, 4, Pool(1), output_dropout=top)
+        assert bool(engine._shards[0].work.top.size) == (top > 0)
+        loss, _ = engine.loss_and_gradient(*batch, fresh)
+        made.append((loss, engine.gradient.flat.tobytes()))
+    assert made[0] == made[1]

@@ -252,9 +252,36 @@ def test_network_gradients_equal_finite_differences(cell: str, L: int, E: int) -
     gradcheck.assert_gradients(mean_loss, parameters, gradients)
 
 
-@pytest.mark.parametrize("L", [2, 3])
+@pytest.mark.parametrize("L", [1, 2])
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_with_dropout_equal_finite_differences(cell: str, L: int) -> None:
+def test_gradients_of_tied_weights_equal_finite_differences(cell: str, L: int) -> None:
+    T, B, V, H = 3, 2, 5, 3
+    rng = np.random.default_rng(25)
+    parameters = reference.initialize(cell, V, H, H, L, rng, tied=True)
+    assert "Wy" not in parameters
+    tokens, targets = rng.integers(V, size=(T, B)), rng.integers(V, size=(T, B))
+    targets[1, 0] = -1
+    states = reference.zero_states(parameters, cell, B)
+    assert states[0].shape == (L, B, H)
+
+    def mean_loss() -> float:
+        loss_sum, count, _, _ = reference.network_loss_and_gradients(
+            parameters, cell, tokens, targets, states
+        )
+        return loss_sum / count
+
+    arguments = cell, tokens, targets, states
+    loss, _, gradients, _ = reference.network_loss_and_gradients(parameters, *arguments)
+    gradcheck.assert_gradients(mean_loss, parameters, gradients)
+    untied = {**parameters, "Wy": parameters["embedding"].T.copy()}
+    same_loss, _, parts, _ = reference.network_loss_and_gradients(untied, *arguments)
+    assert same_loss == loss
+    np.testing.assert_array_equal(parts["embedding"] + parts["Wy"].T, gradients["embedding"])
+
+
+@pytest.mark.parametrize(("L", "masked"), [(2, 1), (3, 2), (1, 1), (2, 2)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_with_dropout_equal_finite_differences(cell: str, L: int, masked: int) -> None:
     T, B, V, E, H = 3, 2, 5, 3, 4
     rng = np.random.default_rng(15)
     parameters = {
@@ -263,7 +290,7 @@ def test_gradients_with_dropout_equal_finite_differences(cell: str, L: int) -> N
     tokens, targets = rng.integers(V, size=(T, B)), rng.integers(V, size=(T, B))
     hs, cs = draw(rng, hs=(L, B, H), cs=(L, B, H)).values()
     states = (hs, cs if cell == "lstm" else None)
-    masks = reference.dropout_masks(0.4, (L - 1, T, B, H), rng)
+    masks = reference.dropout_masks(0.4, (masked, T, B, H), rng)
     assert set(np.unique(masks)) == {0, 1 / 0.6}
 
     def mean_loss() -> float:
@@ -276,6 +303,8 @@ def test_gradients_with_dropout_equal_finite_differences(cell: str, L: int) -> N
     _, _, gradients, _ = reference.network_loss_and_gradients(*arguments, masks)
     _, _, without, _ = reference.network_loss_and_gradients(*arguments)
     assert not np.allclose(gradients["Wx0"], without["Wx0"])
+    if masked == L:
+        assert not np.allclose(gradients["Wy"], without["Wy"])
     gradcheck.assert_gradients(mean_loss, parameters, gradients)
 
 

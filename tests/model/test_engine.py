@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ from golden_files import GOLDEN_NAMES, load_golden
 from numpy.typing import NDArray
 
 from treadle.kernels import reference
-from treadle.model.config import Cell
+from treadle.kernels.compile import BF16_MISSING
+from treadle.model.config import Cell, Precision
 from treadle.model.engine import SHARD_ROWS, SMALL_VOCABULARY, Engine, shard_slices
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
@@ -155,6 +157,71 @@ def test_a_vocabulary_larger_than_the_batch_is_folded_to_the_same_gradient(
         absent = np.setdiff1d(np.arange(V), window[0])
         inputs = folded.gradient.stacks.embedding if embedding else folded.gradient.stacks.Wx0
         assert not inputs[absent].any(), "a token that was not read has no gradient"
+
+
+TIED = [
+    # V, H, L, T, B
+    (5, 3, 1, 3, 2),
+    (5, 3, 2, 4, 3),
+    (SMALL_VOCABULARY + 40, 3, 1, 3, 2),  # folded: most tokens have the output's gradient alone
+    pytest.param(37, 33, 2, 19, 2 * SHARD_ROWS + 3, marks=pytest.mark.jit),
+]
+
+
+@pytest.mark.parametrize("cell", Cell)
+@pytest.mark.parametrize(("V", "H", "L", "T", "B"), TIED)
+def test_tied_networks_agree_with_the_reference(
+    cell: Cell, V: int, H: int, L: int, T: int, B: int
+) -> None:
+    check_against_reference(Shape(cell, V, E=H, H=H, L=L, tied=True), T, B)
+
+
+def test_a_tied_gradient_is_the_sum_of_both_uses() -> None:
+    tied = Shape(Cell.GRU, V=23, E=5, H=5, L=1, tied=True)
+    engine = engine_of(tied, 4, 3)
+    twin = Parameters(replace(tied, tied=False))
+    for name, view in twin.named().items():
+        view[:] = (
+            engine.parameters.stacks.embedding.T
+            if name == "Wy"
+            else engine.parameters.named()[name]
+        )
+    untied = Engine(twin, 3, 4, Pool(1))
+    (window,) = windows_of(tied, T=4, B=3, count=1)
+    assert engine.loss_and_gradient(*window) == untied.loss_and_gradient(*window)
+    parts, named = untied.gradient.named(), engine.gradient.named()
+    whole = parts["embedding"] + parts["Wy"].T
+    assert named["embedding"].tobytes() == whole.tobytes(), "in this order, and no other rounding"
+    for name in named.keys() - {"embedding"}:
+        assert named[name].tobytes() == parts[name].tobytes(), name
+
+
+def test_threads_do_not_change_a_bit_of_tied_weights() -> None:
+    shape = Shape(Cell.LSTM, V=23, E=5, H=5, L=2, tied=True)
+    T, B = 3, 2 * SHARD_ROWS + 5
+    results = []
+    for threads in (1, 2, 3):
+        engine = engine_of(shape, T, B, threads)
+        losses = [engine.loss_and_gradient(*window) for window in windows_of(shape, T, B, count=3)]
+        results.append((losses, engine.gradient.flat.tobytes()))
+        engine.pool.close()
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.jit
+@pytest.mark.skipif(bool(BF16_MISSING), reason=BF16_MISSING)
+def test_tied_weights_of_pairs_are_near_those_of_singles() -> None:
+    shape = Shape(Cell.LSTM, V=37, E=34, H=34, L=1, tied=True)
+    (window,) = windows_of(shape, T=9, B=SHARD_ROWS + 3, count=1)
+    wanted, ours = (
+        Engine(Parameters.initial(shape, 5), SHARD_ROWS + 3, 9, Pool(1), precision=precision)
+        for precision in Precision
+    )
+    assert ours.loss_and_gradient(*window)[0] == pytest.approx(
+        wanted.loss_and_gradient(*window)[0], rel=5e-3
+    )
+    found, expected = ours.gradient.stacks.embedding, wanted.gradient.stacks.embedding
+    assert float(np.abs(found - expected).max()) < 3e-2 * float(np.abs(expected).max())
 
 
 def test_two_windows_have_the_loss_of_one() -> None:

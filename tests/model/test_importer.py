@@ -10,13 +10,15 @@ from golden_files import GOLDEN_NAMES, Golden, load_golden
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind
+from treadle.model.config import Cell, CorpusLayout, TokenizerConfig, TokenizerKind
 from treadle.model.engine import Engine
 from treadle.model.errors import CheckpointError
 from treadle.model.importer import import_state_dict
 from treadle.model.model import Model
+from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
+from treadle.model.torch_names import to_torch
 
 
 def letters(count: int) -> Tokenizer:
@@ -159,3 +161,47 @@ def test_text_without_a_prompt_begins_on_a_new_line_if_there_is_one() -> None:
     assert import_state_dict(state_dict, letters(3)).default_context == 0
     lines = build_tokenizer(TokenizerConfig(), ["a"], CorpusLayout.LINES)
     assert import_state_dict(state_dict, lines).default_context == lines.begin
+
+
+def tied_state(equal: bool = True, embedding: int = 3) -> dict[str, NDArray[Any]]:
+    """What a module trained with one array under two names saves."""
+    shape = Shape(Cell.GRU, V=5, E=embedding, H=3, L=1)
+    arrays = dict(Parameters.initial(shape, seed=1).named())
+    if equal:
+        arrays["Wy"] = np.ascontiguousarray(arrays["embedding"].T)
+    return dict(to_torch(arrays, Cell.GRU, 1))
+
+
+def test_equal_arrays_are_tied_only_where_told() -> None:
+    untied = import_state_dict(tied_state(), letters(5))
+    tied = import_state_dict(tied_state(), letters(5), tied_weights=True)
+    assert (untied.network.tied_weights, tied.network.tied_weights) == (False, True)
+    assert untied.parameters.shape.parameter_count - 15 == tied.parameters.shape.parameter_count
+    assert tied.score("abcde", "a") == untied.score("abcde", "a")
+    texts = {model.generate("a", max_new_tokens=20, seed=4) for model in (tied, untied)}
+    assert len(texts) == 1
+
+
+def test_tied_weights_are_written_under_both_names(tmp_path: Path) -> None:
+    model = import_state_dict(tied_state(), letters(5), tied_weights=True)
+    path = tmp_path / "tied.safetensors"
+    model.save(path)
+    tensors = load_file(path)
+    assert tensors["output.weight"].tobytes() == tensors["embedding.weight"].tobytes()
+    assert tensors.keys() == tied_state().keys()
+    again = Model.load(path)
+    assert again.network.tied_weights
+    assert again.parameters.flat.tobytes() == model.parameters.flat.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (tied_state(equal=False), "the output weights are not the embedding's"),
+        (tied_state(equal=False, embedding=2), "tied_weights needs embedding_size 3"),
+        (tied_state(equal=False, embedding=0), "tied_weights needs embedding_size 3"),
+    ],
+)
+def test_weights_that_differ_cannot_be_tied(state: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        import_state_dict(state, letters(5), tied_weights=True)

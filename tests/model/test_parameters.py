@@ -8,19 +8,21 @@ import pytest
 
 from treadle.kernels import reference
 from treadle.model.config import Cell, NetworkConfig
-from treadle.model.errors import CheckpointError
-from treadle.model.parameters import Parameters, Shape, carve, room
+from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.parameters import Parameters, Shape, carve, check_network, room
 
 SHAPES = [
     Shape(cell, V=5, E=embedding, H=3, L=layers)
     for cell, embedding, layers in itertools.product(Cell, (0, 2), (1, 3))
 ]
+TIED = [Shape(cell, V=5, E=3, H=3, L=layers, tied=True) for cell in Cell for layers in (1, 3)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + TIED, ids=str)
 def test_names_and_shapes_are_those_of_the_reference(shape: Shape) -> None:
     rng = np.random.default_rng(0)
-    wanted = reference.initialize(shape.cell, shape.V, shape.E, shape.H, shape.L, rng)
+    sizes = shape.V, shape.E, shape.H, shape.L
+    wanted = reference.initialize(shape.cell, *sizes, rng, tied=shape.tied)
     assert shape.named == {name: array.shape for name, array in wanted.items()}
     assert shape.parameter_count == sum(array.size for array in wanted.values())
 
@@ -31,7 +33,7 @@ def test_the_parameters_of_an_lstm_are_counted_by_hand() -> None:
     assert shape.parameter_count == 5 * 2 + layers + 3 * 5 + 5
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + TIED, ids=str)
 def test_every_number_has_one_place_in_the_buffer(shape: Shape) -> None:
     parameters = Parameters(shape)
     for place, view in enumerate(parameters.named().values(), start=1):
@@ -56,11 +58,12 @@ def test_views_begin_on_cache_lines_and_touch_nobody() -> None:
     assert np.sum(flat) == 15 + 17 + 16
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + TIED, ids=str)
 def test_initial_weights_fill_their_range(shape: Shape) -> None:
     named = Parameters.initial(shape, seed=1).named()
     for name, array in named.items():
-        limit = math.sqrt(3) if name == "embedding" else 1 / math.sqrt(shape.H)
+        wide = name == "embedding" and not shape.tied
+        limit = math.sqrt(3) if wide else 1 / math.sqrt(shape.H)
         assert np.all(np.abs(array) <= np.float32(limit)), name
         assert len(np.unique(array)) > 1, f"{name} was not drawn"
 
@@ -120,3 +123,26 @@ def test_a_false_claim_of_size_is_refused_before_it_costs_memory() -> None:
     small = dict(Parameters(Shape(Cell.LSTM, V=2, E=0, H=1, L=8)).named())
     with pytest.raises(CheckpointError, match="has shape"):
         Parameters.from_named(Shape(Cell.LSTM, V=10**9, E=0, H=10**9, L=8), small)
+
+
+@pytest.mark.parametrize("shape", TIED, ids=str)
+def test_tied_weights_come_in_with_their_second_name_or_without(shape: Shape) -> None:
+    parameters = Parameters.initial(shape, seed=3)
+    named = dict(parameters.named())
+    assert "Wy" not in named
+    twice = {**named, "Wy": named["embedding"].T.copy()}
+    for arrays in (named, twice):
+        assert Parameters.from_named(shape, arrays).flat.tobytes() == parameters.flat.tobytes()
+    twice["Wy"][1, 2] += 1
+    with pytest.raises(CheckpointError, match="are not the embedding's: load them without tied"):
+        Parameters.from_named(shape, twice)
+
+
+@pytest.mark.parametrize("embedding", [0, 2])
+def test_tied_weights_need_equal_sizes(embedding: int) -> None:
+    config = NetworkConfig(hidden_size=3, embedding_size=embedding, tied_weights=True)
+    for refusing in (check_network, lambda network: Shape.of(network, 5)):
+        with pytest.raises(ConfigError, match="needs embedding_size 3") as caught:
+            refusing(config)
+        assert caught.value.field == "network.tied_weights"
+    assert Shape.of(NetworkConfig(hidden_size=3, embedding_size=3, tied_weights=True), 5).tied
