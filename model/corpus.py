@@ -104,7 +104,7 @@ def read_corpus(
         for role in CorpusRole
     }
     splitter = Splitter(made.vocabulary_size, folder, seed)
-    _check_size(splitter.whole(read[CorpusRole.TRAIN]))
+    _check_size(read[CorpusRole.TRAIN])
     return _cut(made, read, [file.weight for file in training], data_config, splitter)
 
 
@@ -124,11 +124,13 @@ def _check(data: DataConfig, fixed: Tokenizer | None) -> CorpusLayout:
     return fixed.layout
 
 
-def _check_size(everything: TokenData) -> None:
-    lines = everything.offsets is not None
-    size, least = (everything.items, 1) if lines else (everything.tokens.size, 2)
-    unit = "lines with text" if lines else "tokens"
+def _check_size(files: Sequence[FileTokens]) -> None:
+    if files[0].offsets is None:
+        size, unit, least = sum(file.tokens.size for file in files), "token", 2
+    else:
+        size, unit, least = sum(file.items for file in files), "line with text", 1
     if size < least:
+        unit = unit if size == 1 else unit.replace("line", "lines").replace("token", "tokens")
         raise CorpusError(
             f"the corpus has {size} {unit}, and training needs {least} or more: give it more text"
         )
@@ -145,11 +147,8 @@ def _cut(
     training = read[CorpusRole.TRAIN]
     left_out = sum(file.left_out for files in read.values() for file in files)
     notices = _left_out(left_out, tokenizer)
-    own = {
-        role: splitter.whole(read[role])
-        for role in (CorpusRole.VALID, CorpusRole.TEST)
-        if read[role]
-    }
+    held_out = (CorpusRole.VALID, CorpusRole.TEST)
+    own = {role: splitter.whole(read[role]) for role in held_out if read[role]}
     shares = Shares(
         0.0 if CorpusRole.VALID in own else data.validation_fraction,
         0.0 if CorpusRole.TEST in own else data.test_fraction,
@@ -164,12 +163,10 @@ def _cut(
             shares = Shares(0.0, shares.test)
         else:
             break
+    split_off = (valid if shares.valid else None, test if shares.test else None)
     parts = []
-    for role, share, part in (
-        (CorpusRole.VALID, shares.valid, valid),
-        (CorpusRole.TEST, shares.test, test),
-    ):
-        kept, split = _held_out(own.get(role), part if share else None)
+    for role, part in zip(held_out, split_off, strict=True):
+        kept, split = _held_out(own.get(role), part)
         if role in own and kept is None:
             notices += (f"the files of the role {role.value} hold nothing to foretell",)
         parts.append((kept, split, 0 if kept is None else _characters(tokenizer, kept)))

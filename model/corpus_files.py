@@ -63,12 +63,13 @@ class CorpusFile:
     @property
     def size(self) -> int:
         """Its bytes."""
-        return Path(self.data).stat().st_size if _is_path(self.data) else len(self.data)  # type: ignore[arg-type]
+        data = self.data
+        return Path(data).stat().st_size if isinstance(data, os.PathLike) else len(data)
 
     def open(self) -> BinaryIO:
         """Opens it for reading."""
         if isinstance(self.data, os.PathLike):
-            return Path(self.data).open("rb", buffering=0)  # type: ignore[return-value]
+            return Path(self.data).open("rb", buffering=0)
         return io.BytesIO(self.data)
 
     def byte_blocks(self) -> Iterator[bytes]:
@@ -76,10 +77,6 @@ class CorpusFile:
         with self.open() as file:
             while block := file.read(BLOCK):
                 yield block
-
-
-def _is_path(data: object) -> bool:
-    return isinstance(data, os.PathLike)
 
 
 def check_encoding(encoding: str) -> None:
@@ -146,9 +143,9 @@ def text_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut
 def line_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
     r"""Yields whole lines of a file, each ended by "\n", whether it was by "\n" or "\r\n"."""
     for text in text_blocks(file, encoding, policy, at_line):
+        lines = text.replace("\r\n", "\n")
         # Only the last block may lack its end.
-        whole = text if text.endswith("\n") else text.removesuffix("\r") + "\n"
-        yield whole.replace("\r\n", "\n")
+        yield lines if lines.endswith("\n") else lines.removesuffix("\r") + "\n"
 
 
 def byte_lines(file: CorpusFile) -> Iterator[bytes]:

@@ -49,6 +49,8 @@ def training_bytes(
     work += logit_rows * shards * shape.V
     if drops_top:
         work += rows * window * keep_bytes(H) / _FLOAT + logit_rows * shards * H
+    if shape.tied:  # the gradient of the embedding's use as output weights stands by itself
+        work += shards * H * shape.V
     block = ROW_BLOCK * PANEL * (panel_count(max(H, shape.E)) + panel_count(G))
     return int(_FLOAT * (once + shards * (parameters + table + block) + work))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from treadle.model import checkpoint, fine_tuning
 from treadle.model.config import TrainConfig
-from treadle.model.corpus import Corpus, read_corpus
+from treadle.model.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.engine import SHARD_ROWS, Engine
 from treadle.model.memory import check_memory
 from treadle.model.model import Model
@@ -17,33 +19,27 @@ from treadle.model.optimizer import Optimizer
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
 
+Source = bytes | os.PathLike[str] | Sequence[CorpusFile] | Corpus
+"""What a run may be given to train on: data, a file, several files, or a corpus already read."""
+
 
 def read(
-    corpus: bytes | os.PathLike[str] | Corpus, config: TrainConfig, init_from: Model | None
+    source: Source, config: TrainConfig, init_from: Model | None, folder: Path | None
 ) -> Corpus:
     """Return the corpus, in the tokens of the model to begin from."""
     if init_from is None:
-        if isinstance(corpus, Corpus):
-            return corpus
-        return read_corpus(corpus, config.tokenizer, config.data, config.seed)
-    if not isinstance(corpus, Corpus):
+        if isinstance(source, Corpus):
+            return source
+        return read_corpus(source, config.tokenizer, config.data, config.seed, folder=folder)
+    if isinstance(source, Corpus):
+        corpus = source
+    else:
         corpus = read_corpus(
-            corpus, config.tokenizer, config.data, config.seed,
-            fixed=init_from.tokenizer,  # type: ignore[call-arg]
+            source, data_config=config.data, seed=config.seed, folder=folder,
+            fixed=init_from.tokenizer, unknown_policy=config.tokenizer.unknown_policy,
         )  # fmt: skip
     fine_tuning.check_vocabulary(corpus, init_from)
     return corpus
-
-
-def settle(
-    config: TrainConfig, corpus: Corpus, threads: int
-) -> tuple[TrainConfig, tuple[str, ...]]:  # fmt: skip
-    """Return the settings with the preset's picks in them, which then are settings like any other.
-
-    TO BE WIRED to `treadle.model.auto.pick`: its config must come back with preset None, since
-    what was picked by today's speed has to hold when the run goes on tomorrow.
-    """
-    return config, ()
 
 
 def check_fits(corpus: Corpus, config: TrainConfig, limit_bytes: int | None) -> Shape:

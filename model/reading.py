@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import batched, chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,11 @@ class FileTokens:
     """Where each item starts, (items + 1,), none of them empty; None for the layout TEXT."""
     left_out: int = 0
     """Items that were left out: they were empty, or of nothing but unknown words."""
+
+    @property
+    def items(self) -> int:
+        """How many items there are; 0 for the layout TEXT."""
+        return 0 if self.offsets is None else self.offsets.size - 1
 
 
 class Reader:
@@ -94,11 +99,20 @@ class Reader:
             CorpusError, EncodingError: See `read_corpus`.
             OSError: The file cannot be read, or the folder not be written.
         """
-        writer = TokenWriter(tokenizer.vocabulary_size, folder)
-        if self._layout is CorpusLayout.TEXT:
+        with TokenWriter(tokenizer.vocabulary_size, folder) as writer:
+            if self._layout is CorpusLayout.LINES:
+                return self._read_items(file, tokenizer, policy, writer)
             for tokens in self._encoded_texts(file, tokenizer, policy):
                 writer.write(tokens)
             return FileTokens(writer.done(), None)
+
+    def _read_items(
+        self,
+        file: CorpusFile,
+        tokenizer: Tokenizer,
+        policy: UnknownPolicy | None,
+        writer: TokenWriter,
+    ) -> FileTokens:
         starts, left_out, size = [np.zeros(1, np.int64)], 0, 0
         for tokens, offsets in self._encoded_items(file, tokenizer, policy):
             ends = offsets[1:]
@@ -121,7 +135,7 @@ class Reader:
         if self._data.format is not CorpusFormat.PLAIN:
             items = records(file, self._data.format, self._data.column, encoding, policy)
             if self._config.kind is TokenizerKind.CHARACTERS:
-                yield from map("".join, batched(items, _RECORDS))
+                yield from map("".join, _batched(items))
             else:
                 yield from items
         elif self._layout is CorpusLayout.LINES:
@@ -165,8 +179,13 @@ class Reader:
     ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
         data = self._data
         items = records(file, data.format, data.column, data.encoding, self._policy())
-        for some in batched(items, _RECORDS):
+        for some in _batched(items):
             yield tokenizer.encode_records(some, policy)
+
+
+def _batched(items: Iterator[str]) -> Iterator[list[str]]:
+    while some := list(islice(items, _RECORDS)):
+        yield some
 
 
 def _in_file(fault: UnknownSymbolError, file: CorpusFile, before: int) -> UnknownSymbolError:

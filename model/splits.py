@@ -99,7 +99,7 @@ class Splitter:
         if file.offsets is None:
             cuts = _cuts(file.tokens.size, shares)
             return [TokenData(file.tokens[cuts[i] : cuts[i + 1]]) for i in range(3)]
-        items = file.offsets.size - 1
+        items = file.items
         order = permutation(items, self._seed, Purpose.VALIDATION_ITEMS, number)
         part = np.zeros(items, np.uint8)
         cuts = _cuts(items, shares)
@@ -126,14 +126,15 @@ class Splitter:
     def _take(self, data: TokenData, chosen: NDArray[np.bool_]) -> TokenData:
         """Returns some items, in the order of the corpus."""
         assert data.offsets is not None
-        writer = TokenWriter(self._size, self._folder)
-        for first in range(0, data.items, _ITEMS):
-            offsets = data.offsets[first : first + _ITEMS + 1]
-            wanted = np.repeat(chosen[first : first + _ITEMS], np.diff(offsets))
-            writer.write(data.tokens[offsets[0] : offsets[-1]][wanted])
+        with TokenWriter(self._size, self._folder) as writer:
+            for first in range(0, data.items, _ITEMS):
+                offsets = data.offsets[first : first + _ITEMS + 1]
+                wanted = np.repeat(chosen[first : first + _ITEMS], np.diff(offsets))
+                writer.write(data.tokens[offsets[0] : offsets[-1]][wanted])
+            tokens = writer.done()
         let_go(data.tokens)
         lengths = np.diff(data.offsets)[chosen]
-        return TokenData(writer.done(), np.append(0, np.cumsum(lengths)).astype(np.int64))
+        return TokenData(tokens, np.append(0, np.cumsum(lengths)).astype(np.int64))
 
     def _joined(self, parts: Sequence[TokenData]) -> TokenData:
         tokens = joined([part.tokens for part in parts], self._size, self._folder)
@@ -150,6 +151,6 @@ class Splitter:
 
 
 def _cuts(count: int, shares: Shares) -> tuple[int, int, int, int]:
-    """Returns where to cut `count` things into those to train on, to validate with, to test with."""
+    """Returns where to cut `count` things into those to train, to validate and to test with."""
     last = int(count * (1 - shares.test))
     return 0, min(int(count * shares.kept), last), last, count

@@ -6,18 +6,19 @@ import mmap
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-Tokens = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int32]
+Tokens = NDArray[np.integer[Any]]
 """Tokens in the smallest type that holds the vocabulary, (n,)."""
 
 BLOCK = 1 << 22
 """Tokens looked at together."""
 
 
-def token_type(vocabulary_size: int) -> type[np.uint8] | type[np.uint16] | type[np.int32]:
+def token_type(vocabulary_size: int) -> type[np.integer[Any]]:
     """Returns the smallest type that holds every token."""
     if vocabulary_size <= 1 << 8:
         return np.uint8
@@ -25,7 +26,9 @@ def token_type(vocabulary_size: int) -> type[np.uint8] | type[np.uint16] | type[
 
 
 class TokenWriter:
-    """Gathers tokens, in memory or in a file without a name, which goes with the process.
+    """Gathers tokens, in memory or in a file without a name, which goes with its last map.
+
+    Use it in a `with` block.
 
     Args:
         vocabulary_size: Decides on their type.
@@ -35,10 +38,17 @@ class TokenWriter:
     def __init__(self, vocabulary_size: int, folder: Path | None) -> None:
         self._type = token_type(vocabulary_size)
         self._parts: list[Tokens] = []
-        self._file = None if folder is None else tempfile.TemporaryFile(dir=folder)
+        self._file = None if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._size = 0
 
-    def write(self, tokens: NDArray[np.integer]) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()  # a map of it stays
+
+    def write(self, tokens: Tokens) -> None:
         """Adds tokens.
 
         Raises:
@@ -67,11 +77,11 @@ def joined(parts: Sequence[Tokens], vocabulary_size: int, folder: Path | None) -
     """Returns parts one after the other; a single one as it is."""
     if len(parts) == 1:
         return parts[0]
-    writer = TokenWriter(vocabulary_size, folder)
-    for part in parts:
-        for block in blocks(part):
-            writer.write(block)
-    return writer.done()
+    with TokenWriter(vocabulary_size, folder) as writer:
+        for part in parts:
+            for block in blocks(part):
+                writer.write(block)
+        return writer.done()
 
 
 def blocks(tokens: Tokens) -> Iterator[Tokens]:

@@ -1,4 +1,4 @@
-"""Tokenizers: characters, bytes or words.
+"""Tokenizers: characters, bytes, words, subwords or events.
 
 `build_tokenizer` makes one for a corpus, `tokenizer_from_json` one that was stored.
 """
@@ -7,16 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind
+from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
 from treadle.model.errors import CheckpointError, ConfigError
-from treadle.model.tokenizer_base import SURROGATE, Tokenizer, Tokens, TokenStream
+from treadle.model.tokenizer_base import (
+    REPLACEMENT,
+    SURROGATE,
+    Tokenizer,
+    Tokens,
+    TokenStream,
+)
 from treadle.model.tokenizer_bytes import ByteTokenizer
 from treadle.model.tokenizer_characters import CharacterTokenizer
+from treadle.model.tokenizer_events import EventTokenizer
+from treadle.model.tokenizer_subwords import SubwordTokenizer
 from treadle.model.tokenizer_words import WordTokenizer
 
 __all__ = [
     "ByteTokenizer",
     "CharacterTokenizer",
+    "EventTokenizer",
+    "SubwordTokenizer",
     "TokenStream",
     "Tokenizer",
     "Tokens",
@@ -30,6 +40,7 @@ def build_tokenizer(
     config: TokenizerConfig,
     texts: Iterable[str] = (),
     layout: CorpusLayout = CorpusLayout.TEXT,
+    newline: bool = False,
 ) -> Tokenizer:
     r"""Builds the tokenizer of a corpus.
 
@@ -37,15 +48,30 @@ def build_tokenizer(
         config: How text becomes tokens.
         texts: The corpus, whole or in parts; a part ends where a symbol ends. Bytes need none.
         layout: How the corpus is cut. LINES adds `begin` and `end`, and knows no "\n".
+        newline: LINES: whether items may hold "\n", which then is a symbol like others.
 
     Raises:
         CorpusError: A text holds half of a surrogate pair.
+        ConfigError: Subwords: the package `tokenizers` is not installed, or the vocabulary is to
+            be smaller than all bytes.
     """
     if config.kind is TokenizerKind.BYTES:
         return ByteTokenizer(config, layout)
-    if config.kind is TokenizerKind.WORDS:
-        return WordTokenizer.build(config, layout, texts)
-    return CharacterTokenizer.build(config, layout, texts)
+    if config.lower_case:
+        texts = (text.lower() for text in texts)
+    if config.kind is TokenizerKind.SUBWORDS:
+        return SubwordTokenizer.build(config, layout, texts)
+    without = "\n" if layout is CorpusLayout.LINES and not newline else ""
+    without += REPLACEMENT if config.policy is UnknownPolicy.UNKNOWN else ""
+    return _KINDS[config.kind].build(config, layout, texts, without)
+
+
+_KINDS: dict[TokenizerKind, type[CharacterTokenizer] | type[WordTokenizer] | type[EventTokenizer]]
+_KINDS = {
+    TokenizerKind.CHARACTERS: CharacterTokenizer,
+    TokenizerKind.WORDS: WordTokenizer,
+    TokenizerKind.EVENTS: EventTokenizer,
+}
 
 
 def tokenizer_from_json(data: object) -> Tokenizer:
@@ -63,8 +89,15 @@ def tokenizer_from_json(data: object) -> Tokenizer:
         raise _damaged(str(fault)) from fault
     if config.kind is TokenizerKind.BYTES:
         return ByteTokenizer(config, layout)
+    if config.kind is TokenizerKind.SUBWORDS:
+        try:
+            return SubwordTokenizer(config, layout, str(data.get("subwords")))
+        except (ValueError, ConfigError) as fault:
+            raise _damaged(str(fault)) from fault
     if config.kind is TokenizerKind.WORDS:
         return WordTokenizer(config, layout, _symbols(data.get("words"), list))
+    if config.kind is TokenizerKind.EVENTS:
+        return EventTokenizer(config, layout, _symbols(data.get("words"), list))
     return CharacterTokenizer(config, layout, "".join(_symbols(data.get("symbols"), str)))
 
 

@@ -108,13 +108,17 @@ class Tokenizer(ABC):
             UnknownSymbolError: A symbol is unknown and the policy is ERROR.
             ConfigError: The policy is UNKNOWN and there is no unknown token.
         """
+        text = self._normal(text)
         return self._resolve(self._look_up(text, items=False), text, policy)
 
-    def encode_items(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        r"""Returns the tokens of items, each of them ended by "\n", by the tokenizer's own policy.
+    def encode_items(
+        self, text: str, policy: UnknownPolicy | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        r"""Returns the tokens of items, each of them ended by "\n".
 
         Args:
             text: The items; empty ones are legal.
+            policy: What to do with unknown symbols; None: the tokenizer's own.
 
         Returns:
             All items' tokens one after the other, (n,) int32, and where each item starts,
@@ -123,7 +127,28 @@ class Tokenizer(ABC):
         Raises:
             UnknownSymbolError: A symbol is unknown and the policy is ERROR.
         """
-        return self._cut(self._resolve(self._look_up(text, items=True), text, None))
+        text = self._normal(text)
+        return self._cut(self._resolve(self._look_up(text, items=True), text, policy))
+
+    def encode_records(
+        self, texts: Sequence[str], policy: UnknownPolicy | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        r"""Returns the tokens of items given one by one, which may hold "\n".
+
+        Args:
+            texts: The items; empty ones are legal.
+            policy: What to do with unknown symbols; None: the tokenizer's own.
+
+        Returns:
+            As `encode_items`.
+
+        Raises:
+            UnknownSymbolError: A symbol is unknown and the policy is ERROR.
+        """
+        parts = [self.encode(text, policy) for text in texts]
+        ends = np.cumsum([part.size for part in parts], dtype=np.int64)
+        tokens = np.concatenate([np.empty(0, np.int32), *parts])
+        return tokens, np.concatenate(([0], ends)).astype(np.int64)
 
     @staticmethod
     def _cut(marked: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -168,13 +193,18 @@ class Tokenizer(ABC):
         shown = repr(symbol) if len(symbol) <= 40 else repr(symbol[:40]) + "..."
         code = f" (U+{ord(symbol):04X})" if len(symbol) == 1 else ""
         remedy = "'skip'" if self.unknown is None else "'skip' or 'unknown'"
+        rare = ", or lower min_frequency" if self.config.min_frequency > 1 else ""
         return UnknownSymbolError(
             f"{shown}{code} at position {position} (counted from 0) is not among the "
             f"{self.ordinary:,} {self.config.kind} of the vocabulary: "
-            f"take it out, or set unknown_policy to {remedy}",
+            f"take it out{rare}, or set unknown_policy to {remedy}",
             symbol,
             position,
         )
+
+    def _normal(self, text: str) -> str:
+        """Returns a text as it is looked up: in lower case, where that is asked for."""
+        return text.lower() if self.config.lower_case else text
 
     @abstractmethod
     def _look_up(self, text: str, *, items: bool) -> NDArray[np.int32]:

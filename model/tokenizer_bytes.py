@@ -7,12 +7,13 @@ browsers' decoders do.
 from __future__ import annotations
 
 import codecs
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treadle.model.config import CorpusLayout, TokenizerConfig, UnknownPolicy
+from treadle.model.errors import UnknownSymbolError
 from treadle.model.tokenizer_base import (
     NEWLINE_MARK,
     REPLACEMENT,
@@ -42,12 +43,7 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str, policy: UnknownPolicy | None = None) -> NDArray[np.int32]:
         """See `Tokenizer.encode`; UNKNOWN is legal here, as nothing needs an unknown token."""
         policy = self.check_policy(policy)
-        stranger = SURROGATE.search(text)
-        if stranger is not None and policy is UnknownPolicy.ERROR:
-            raise self._unknown_symbol(text, np.empty(0, np.int32))
-        if stranger is not None:
-            text = SURROGATE.sub("" if policy is UnknownPolicy.SKIP else REPLACEMENT, text)
-        return self.encode_bytes(text.encode())
+        return self.encode_bytes(readable(text, policy).encode())
 
     def encode_bytes(self, data: bytes) -> NDArray[np.int32]:
         """Returns the tokens of bytes, (n,) int32."""
@@ -70,9 +66,7 @@ class ByteTokenizer(Tokenizer):
         return marked
 
     def _first_unknown(self, text: str, marked: NDArray[np.int32]) -> tuple[str, int]:
-        stranger = SURROGATE.search(text)
-        assert stranger is not None
-        return stranger.group(), stranger.start()
+        raise AssertionError("nothing is unknown to bytes")
 
     def decode(self, tokens: Tokens) -> str:
         """See `Tokenizer.decode`; bytes that are not UTF-8 give U+FFFD."""
@@ -100,6 +94,33 @@ class ByteTokenizer(Tokenizer):
         return {}
 
 
+def readable(text: str, policy: UnknownPolicy) -> str:
+    """Returns a text that has bytes: one without lone surrogates.
+
+    Raises:
+        UnknownSymbolError: There is one, and the policy is ERROR.
+    """
+    stranger = SURROGATE.search(text)
+    if stranger is None:
+        return text
+    if policy is UnknownPolicy.ERROR:
+        code, position = ord(stranger.group()), stranger.start()
+        raise UnknownSymbolError(
+            f"a lone surrogate (U+{code:04X}) at position {position} (counted from 0) is no "
+            "character: take it out, or set unknown_policy to 'skip' or 'unknown'",
+            stranger.group(),
+            position,
+        )
+    return SURROGATE.sub("" if policy is UnknownPolicy.SKIP else REPLACEMENT, text)
+
+
+class HasBytes(Protocol):
+    """A tokenizer whose tokens are bytes, one or several."""
+
+    def decode_bytes(self, tokens: Tokens) -> bytes:
+        """Returns the bytes of tokens; special tokens have none."""
+
+
 class ByteStream(TokenStream):
     """A stream from bytes to text.
 
@@ -107,7 +128,7 @@ class ByteStream(TokenStream):
         tokenizer: Whose tokens they are.
     """
 
-    def __init__(self, tokenizer: ByteTokenizer) -> None:
+    def __init__(self, tokenizer: HasBytes) -> None:
         self._bytes = tokenizer.decode_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 

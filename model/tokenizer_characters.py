@@ -39,20 +39,26 @@ def _blocks(text: str) -> Iterator[tuple[slice, NDArray[np.uint32]]]:
         yield block, code_points(text[block])
 
 
-def symbols_of(texts: Iterable[str], without: str) -> str:
+def symbols_of(texts: Iterable[str], without: str, least: int = 1) -> str:
     """Returns the distinct characters of texts in code point order, but those in `without`.
+
+    Args:
+        texts: Where to look.
+        without: Characters to leave out.
+        least: How often a character must be there.
 
     Raises:
         CorpusError: A text holds half of a surrogate pair, which no file could hold.
     """
-    seen = np.zeros(CODE_POINTS, dtype=np.bool_)
+    counts = np.zeros(CODE_POINTS, dtype=np.int64)
     for text in texts:
         for _, codes in _blocks(text):
-            seen[codes] = True
-    if seen[0xD800:0xE000].any():
+            found = np.bincount(codes)
+            counts[: found.size] += found
+    if counts[0xD800:0xE000].any():
         raise CorpusError("a text holds a lone surrogate, which is no character: take it out")
-    seen[code_points(without)] = False
-    return "".join(map(chr, np.flatnonzero(seen).tolist()))
+    counts[code_points(without)] = 0
+    return "".join(map(chr, np.flatnonzero(counts >= least).tolist()))
 
 
 class CharacterTokenizer(Tokenizer):
@@ -80,12 +86,20 @@ class CharacterTokenizer(Tokenizer):
 
     @classmethod
     def build(
-        cls, config: TokenizerConfig, layout: CorpusLayout, texts: Iterable[str]
+        cls, config: TokenizerConfig, layout: CorpusLayout, texts: Iterable[str], without: str
     ) -> CharacterTokenizer:
-        """Returns a tokenizer whose vocabulary is the characters of `texts`, in order."""
-        without = "\n" if layout is CorpusLayout.LINES else ""
-        without += REPLACEMENT if config.policy is UnknownPolicy.UNKNOWN else ""
-        return cls(config, layout, symbols_of(texts, without))
+        """Returns a tokenizer whose vocabulary is the characters of `texts`, in order.
+
+        Args:
+            config: How text becomes tokens.
+            layout: How the corpus is cut.
+            texts: The corpus, in parts.
+            without: Characters that are to be unknown.
+
+        Raises:
+            CorpusError: A text holds half of a surrogate pair.
+        """
+        return cls(config, layout, symbols_of(texts, without, config.min_frequency))
 
     def _look_up(self, text: str, *, items: bool) -> NDArray[np.int32]:
         table = self._item_table if items else self._table

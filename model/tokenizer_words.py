@@ -19,9 +19,10 @@ import functools
 import itertools
 import re
 import unicodedata
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,29 +74,33 @@ def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
         start = stop
 
 
-def frequent_words(texts: Iterable[str], most: int, without: str) -> list[str]:
+def frequent(pieces: Iterable[list[str]], most: int, without: str, least: int = 1) -> list[str]:
     """Returns the most frequent pieces, ties in code point order.
 
     Args:
-        texts: Where to count.
+        pieces: The pieces of the corpus, in parts.
         most: How many to return at most.
         without: Pieces that hold one of these characters are not counted.
+        least: How often a piece must be there.
 
     Raises:
-        CorpusError: A text holds half of a surrogate pair, which no file could hold.
+        CorpusError: A piece holds half of a surrogate pair, which no file could hold.
     """
     counts: Counter[str] = Counter()
-    for text in texts:
-        if SURROGATE.search(text):
-            raise CorpusError("a text holds a lone surrogate, which is no character: take it out")
-        for _, pieces in _blocks(text):
-            counts.update(pieces)
-    legal = (word for word in counts if not any(symbol in word for symbol in without))
+    for some in pieces:
+        counts.update(some)
+    if any(map(SURROGATE.search, counts)):
+        raise CorpusError("a text holds a lone surrogate, which is no character: take it out")
+    legal = (
+        word
+        for word, count in counts.items()
+        if count >= least and not any(symbol in word for symbol in without)
+    )
     return sorted(legal, key=lambda word: (-counts[word], word))[:most]
 
 
-class WordTokenizer(Tokenizer):
-    """One token a word, a run of punctuation or a white space character.
+class PieceTokenizer(Tokenizer):
+    """A tokenizer whose vocabulary is a list of pieces of text.
 
     Args:
         config: How text becomes tokens.
@@ -109,7 +114,6 @@ class WordTokenizer(Tokenizer):
         )
         self.words = tuple(words)
         self._table = {word: token for token, word in enumerate(self.words)}
-        self._item_table = self._table | {"\n": NEWLINE_MARK}
         self._texts = [*self.words, *[""] * (self.vocabulary_size - self.ordinary)]
         if self.unknown is not None:
             self._texts[self.unknown] = REPLACEMENT
@@ -117,21 +121,56 @@ class WordTokenizer(Tokenizer):
 
     @classmethod
     def build(
-        cls, config: TokenizerConfig, layout: CorpusLayout, texts: Iterable[str]
-    ) -> WordTokenizer:
-        """Returns a tokenizer whose vocabulary is the most frequent pieces of `texts`."""
-        without = "\n" if layout is CorpusLayout.LINES else ""
-        without += REPLACEMENT if config.policy is UnknownPolicy.UNKNOWN else ""
-        words = frequent_words(texts, config.max_vocabulary_size, without)
-        return cls(config, layout, words)
+        cls, config: TokenizerConfig, layout: CorpusLayout, texts: Iterable[str], without: str
+    ) -> Self:
+        """Returns a tokenizer whose vocabulary is the most frequent pieces of `texts`.
+
+        Args:
+            config: How text becomes tokens.
+            layout: How the corpus is cut.
+            texts: The corpus, in parts.
+            without: Characters whose pieces are to be unknown.
+
+        Raises:
+            CorpusError: A text holds half of a surrogate pair.
+        """
+        pieces = itertools.chain.from_iterable(map(cls._pieces, texts))
+        most, least = config.max_vocabulary_size, config.min_frequency
+        return cls(config, layout, frequent(pieces, most, without, least))
+
+    @staticmethod
+    @abstractmethod
+    def _pieces(text: str) -> Iterator[list[str]]:
+        """Yields the pieces of a text, some at a time."""
+
+    def _find(self, pieces: Sequence[str]) -> NDArray[np.int32]:
+        """Returns the tokens of pieces, or marks."""
+        found = map(self._table.get, pieces, itertools.repeat(UNKNOWN_MARK))
+        return np.fromiter(found, np.int32, len(pieces))
+
+    def token_text(self, token: int) -> str:
+        """See `Tokenizer.token_text`."""
+        return self.words[token] if 0 <= token < self.ordinary else ""
+
+    def _vocabulary_json(self) -> dict[str, Any]:
+        return {"words": list(self.words)}
+
+
+class WordTokenizer(PieceTokenizer):
+    """One token a word, a run of punctuation or a white space character."""
+
+    @staticmethod
+    def _pieces(text: str) -> Iterator[list[str]]:
+        return (pieces for _, pieces in _blocks(text))
 
     def _look_up(self, text: str, *, items: bool) -> NDArray[np.int32]:
-        find = (self._item_table if items else self._table).get
-        found = [
-            np.fromiter(map(find, pieces, itertools.repeat(UNKNOWN_MARK)), np.int32, len(pieces))
-            for _, pieces in _blocks(text)
-        ]
-        return np.concatenate(found) if found else np.empty(0, np.int32)
+        found = [np.empty(0, np.int32)]
+        for _, pieces in _blocks(text):
+            marked = self._find(pieces)
+            if items:
+                marked[np.fromiter((p == "\n" for p in pieces), np.bool_)] = NEWLINE_MARK
+            found.append(marked)
+        return np.concatenate(found)
 
     def _first_unknown(self, text: str, marked: NDArray[np.int32]) -> tuple[str, int]:
         first = int(np.argmax(marked == UNKNOWN_MARK))
@@ -145,13 +184,6 @@ class WordTokenizer(Tokenizer):
         """See `Tokenizer.decode`."""
         return "".join([self._texts[token] for token in self._ids(tokens).tolist()])
 
-    def token_text(self, token: int) -> str:
-        """See `Tokenizer.token_text`."""
-        return self.words[token] if 0 <= token < self.ordinary else ""
-
     def characters(self, tokens: Tokens) -> int:
         """See `Tokenizer.characters`."""
         return int(self._lengths[self._ids(tokens)].sum())
-
-    def _vocabulary_json(self) -> dict[str, Any]:
-        return {"words": list(self.words)}

@@ -7,9 +7,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from treadle.model import fine_tuning, run_state
+from treadle.model import auto, fine_tuning, run_state
 from treadle.model.accumulation import Accumulation
 from treadle.model.batches import make_batches
 from treadle.model.config import Keep, TrainConfig
@@ -19,11 +20,12 @@ from treadle.model.errors import TrainingError
 from treadle.model.examination import Examination
 from treadle.model.memory import check_resident, resident_bytes
 from treadle.model.model import Model
+from treadle.model.ngram import baseline
 from treadle.model.optimizer import learning_rate
 from treadle.model.plan import fill_in
 from treadle.model.pool import Pool
 from treadle.model.precision import check_precision
-from treadle.model.preparation import check_fits, initial, load_kernels, read, settle
+from treadle.model.preparation import Source, check_fits, initial, load_kernels, read
 from treadle.model.progress import Progress, Started
 from treadle.model.run import LOWER, Run
 
@@ -38,22 +40,24 @@ class Trainer:
 
     def __init__(
         self,
-        corpus: bytes | os.PathLike[str] | Corpus,
+        corpus: Source,
         config: TrainConfig | None = None,
         threads: int = 1,
         memory_limit_bytes: int | None = None,
         *,
         init_from: Model | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Read the corpus and prepare everything; `started` then tells what became of it.
 
         Args:
-            corpus: the data, a file of it, or a corpus already read.
+            corpus: the data, a file of it, several files, or a corpus already read.
             config: all settings; None: the defaults.
             threads: threads that the kernels may use; they do not change the result.
             memory_limit_bytes: the most that the run's arrays may take, the corpus not counted;
                 None: whatever there is. `limits.max_memory_bytes` holds as well.
             init_from: a model whose tokenizer, network and weights the run begins from.
+            folder: where the corpus' tokens are kept in nameless files; None: in memory.
 
         Raises:
             ConfigError: the run would take more memory than it may, wants a precision that
@@ -66,8 +70,8 @@ class Trainer:
         check_precision(config)
         if init_from is not None:
             config = fine_tuning.take_over(config, init_from)
-        corpus = read(corpus, config, init_from)
-        config, picked = settle(config, corpus, threads)
+        corpus = read(corpus, config, init_from, folder)
+        config, picked = auto.pick(config, corpus, threads)
         batches = make_batches(corpus.train, config.data, corpus.tokenizer, config.seed)
         config, chosen = fill_in(config, corpus, batches)
         parameters = initial(check_fits(corpus, config, memory_limit_bytes), config.seed, init_from)
@@ -82,7 +86,7 @@ class Trainer:
 
     def _started(self, notices: tuple[str, ...]) -> Started:
         corpus, shape = self._state.corpus, self._state.parameters.shape
-        baseline = self._baseline() or (None, 0)
+        counted = baseline(corpus)
         return Started(
             config=self._state.config,
             notices=notices,
@@ -94,13 +98,9 @@ class Trainer:
             test_tokens=0 if corpus.test is None else corpus.test.tokens.size,
             valid_split=corpus.valid_split,
             test_split=corpus.test_split,
-            baseline_loss=baseline[0],
-            baseline_order=baseline[1],
+            baseline_loss=None if counted is None else counted.loss,
+            baseline_order=0 if counted is None else counted.order,
         )
-
-    def _baseline(self) -> tuple[float, int] | None:
-        """TO BE WIRED to `treadle.model.ngram.baseline`: an n-gram's validation loss, and n."""
-        return None
 
     @property
     def steps(self) -> int:
@@ -223,6 +223,7 @@ class Trainer:
             engine = Engine(
                 state.parameters, batches.batch_size, batches.window, pool,
                 config.network.dropout, config.seed, config.optimizer.precision,
+                config.network.output_dropout,
             )  # fmt: skip
             if state.carried is not None:
                 engine.carry(*state.carried)

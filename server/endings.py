@@ -126,6 +126,7 @@ class Endings:
                 await job.change(claim=version)
             stored = await asyncio.to_thread(self._store.claim_file, name, path, version)
         describe = self._store.describe
+        # A version is new here, and nothing leads to it yet.
         return records.model(stored, await asyncio.to_thread(describe, stored), ())
 
     async def _fail(self, job: Job, error: StatusError) -> None:

@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -219,7 +220,8 @@ class JobRoom:
     async def _news_or_closing(self, news: asyncio.Event) -> None:
         waiting = asyncio.ensure_future(news.wait())
         try:
-            await asyncio.wait({waiting, self.closing}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {waiting, self.closing}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if self.closing.done() and self._running:  # they have a moment for their last words
                 await asyncio.wait(self._running.values(), timeout=_RETRY_S)
         finally:

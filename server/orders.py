@@ -80,6 +80,7 @@ def order(row: JobRow, store: Store, limits: RunLimits, threads: int) -> wire.Me
     return {
         "files": [file | {"path": str(store.corpora.path(file["sha256"]))} for file in files],
         "directory": str(store.job_dir(row.id)),
+        "init_from": bool(row.init_from),
         "config": json.loads(row.config),
         "threads": threads,
         "memory_limit_bytes": limits.max_run_bytes,

@@ -30,7 +30,7 @@ def spec(name: str, config: TrainConfig, asked: pb.TrainSpec | None = None) -> p
     message = pb.TrainSpec(model=name)
     if asked is not None:
         message.request_id, message.init_from = asked.request_id, asked.init_from
-        message.init_from_version = asked.init_from_version
+        message.init_from_version, message.preset = asked.init_from_version, asked.preset
     fill(message, values)
     return message
 

@@ -186,7 +186,7 @@ def _prepare(job: wire.Message, directory: Path) -> tuple[Trainer, int]:
         for file in job["files"]
     ]
     config = TrainConfig.from_json(job["config"])
-    init = directory / INIT_FILE
+    init = directory / INIT_FILE if job["init_from"] else None
 
     def make() -> Trainer:
         return Trainer(
@@ -194,7 +194,7 @@ def _prepare(job: wire.Message, directory: Path) -> tuple[Trainer, int]:
             config,
             job["threads"],
             job["memory_limit_bytes"],
-            init_from=Model.load(init) if init.exists() else None,
+            init_from=None if init is None else Model.load(init),
             folder=directory,
         )
 

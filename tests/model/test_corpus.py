@@ -15,14 +15,16 @@ from treadle.model.config import (
     TokenizerKind,
     UnknownPolicy,
 )
-from treadle.model.corpus import MIN_VALIDATION_TOKENS, Corpus, TokenData, read_corpus
+from treadle.model.corpus import Corpus, TokenData, read_corpus
 from treadle.model.errors import CorpusError, EncodingError, UnknownSymbolError
 from treadle.model.shuffle import Purpose, permutation
+from treadle.model.splits import MIN_HELD_OUT_TOKENS
 
-CHARACTERS, BYTES, WORDS = TokenizerKind
+CHARACTERS, BYTES, WORDS = TokenizerKind.CHARACTERS, TokenizerKind.BYTES, TokenizerKind.WORDS
+KINDS = (CHARACTERS, BYTES, WORDS)
 TEXT, LINES = CorpusLayout
 JAPANESE = "すべての人間は、生れながらにして自由であり、\n" * 8
-any_kind = pytest.mark.parametrize("kind", list(TokenizerKind))
+any_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def read(
@@ -95,7 +97,7 @@ def test_the_vocabulary_is_that_of_the_whole() -> None:
     assert corpus.tokenizer.vocabulary_size == 2
 
 
-@pytest.mark.parametrize(("size", "kept"), [(10 * MIN_VALIDATION_TOKENS, False), (1000, True)])
+@pytest.mark.parametrize(("size", "kept"), [(10 * MIN_HELD_OUT_TOKENS, False), (1000, True)])
 def test_a_small_validation_part_is_not_worth_it(size: int, kept: bool) -> None:
     corpus = read(b"ab" * (size // 2), fraction=0.1)
     assert (corpus.valid is not None) == kept
@@ -220,7 +222,7 @@ def test_lines_of_skipped_words_only_are_left_out() -> None:
     tokenizer = TokenizerConfig(WORDS, 1, UnknownPolicy.SKIP)
     corpus = read_corpus(b"a\nb\na b\n", tokenizer, DataConfig(LINES, 0.0))
     assert items_of(corpus, corpus.train) == ["a", "a"]
-    assert corpus.notices == ("1 line left out: empty or of unknown words only",)
+    assert corpus.notices == ("1 line left out: empty or of unknown symbols only",)
 
 
 @any_kind

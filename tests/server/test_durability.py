@@ -198,7 +198,7 @@ def test_a_running_job_can_be_used_and_is_not_disturbed(start: Start) -> None:
     running = caller.train(tiny_spec("used", max_steps=6000), TEXT)
     job = first_progress(running).job
     wait_for(lambda: (server.data_dir / "jobs" / job / LAST_FILE).exists())
-    steps = []
+    steps: list[int] = []
     while state_of(caller, job) == pb.JOB_STATE_RUNNING and len(steps) < 200:
         replies = caller.generate("", job=job, max_new_tokens=5)
         steps.append(replies[-1].result.job_step)

@@ -168,8 +168,8 @@ def test_what_is_made_again_after_a_crash_is_told_once(store: Store, model: byte
                     raise aborted("it died")
                 return await super().receive()
 
-        makers = iter([lambda: Dying(model, *first), lambda: TellingWorker(model, *again)])
-        room = make_room(store, FakeWorkers(lambda: next(makers)()))
+        made = [TellingWorker(model, *again), Dying(model, *first)]
+        room = make_room(store, FakeWorkers(made.pop))
         job = await submit(room, store)
         await room.open()
         events = await follow(room, job)

@@ -1,0 +1,378 @@
+"""Corpora of several files, formats and encodings, and odd ones; blocks that change nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from treadle.model import corpus_files, reading, token_array
+from treadle.model.config import (
+    CorpusFormat,
+    CorpusLayout,
+    CorpusRole,
+    DataConfig,
+    Split,
+    TokenizerConfig,
+    TokenizerKind,
+    UnknownPolicy,
+)
+from treadle.model.corpus import Corpus, CorpusFile, TokenData, read_corpus
+from treadle.model.errors import ConfigError, CorpusError, EncodingError, UnknownSymbolError
+from treadle.model.trainer import Trainer
+
+TEXT, LINES = CorpusLayout
+KINDS = list(TokenizerKind)
+WORDS, EVENTS = TokenizerKind.WORDS, TokenizerKind.EVENTS
+ODD = {
+    "five characters": "hello",
+    "one repeated character": "a" * 3000,
+    "japanese": "すべての人間は、生れながらにして自由であり、平等である。\n" * 9,
+    "arabic": "يولد جميع الناس أحرارًا متساوين في الكرامة والحقوق.\n" * 9,
+    "thai": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ\n" * 9,
+    "emoji and controls": "👩‍👩‍👧 \x00\x01 a\u0301\r\n" * 40,
+    "no line end": "x" * 500 + "y" * 500,
+}
+
+
+def texts_of(corpus: Corpus, data: TokenData) -> list[str]:
+    """Returns the items of a part."""
+    assert data.offsets is not None
+    decode = corpus.tokenizer.decode
+    return [decode(data.tokens[a:b]) for a, b in itertools.pairwise(data.offsets.tolist())]
+
+
+def same(one: TokenData | None, other: TokenData | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    equal = one.tokens.dtype == other.tokens.dtype and np.array_equal(one.tokens, other.tokens)
+    if one.offsets is None or other.offsets is None:
+        return equal and one.offsets is other.offsets
+    return equal and np.array_equal(one.offsets, other.offsets)
+
+
+@pytest.mark.parametrize("layout", list(CorpusLayout))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", list(ODD))
+def test_blocks_and_folders_change_nothing(
+    name: str,
+    kind: TokenizerKind,
+    layout: CorpusLayout,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = TokenizerConfig(kind, max_vocabulary_size=300)
+    data = DataConfig(layout, 0.2, test_fraction=0.2)
+    raw = ODD[name].encode()
+    if layout is TEXT and len(raw.split()) == 1 and kind in (WORDS, EVENTS):
+        with pytest.raises(CorpusError, match="1 token, and"):
+            read_corpus(raw, tokenizer, data)
+        return
+    whole = read_corpus(raw, tokenizer, data, 3)
+    monkeypatch.setattr(corpus_files, "BLOCK", 7)
+    monkeypatch.setattr(token_array, "BLOCK", 5)
+    monkeypatch.setattr(reading, "_RECORDS", 2)
+    pieces = read_corpus(raw, tokenizer, data, 3, folder=tmp_path)
+    assert whole.tokenizer.to_json() == pieces.tokenizer.to_json()
+    for part in ("train", "valid", "test"):
+        assert same(getattr(whole, part), getattr(pieces, part)), part
+    assert (whole.notices, whole.valid_characters) == (pieces.notices, pieces.valid_characters)
+    assert not list(tmp_path.iterdir())  # the files have no names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", list(ODD))
+def test_odd_corpora_train(name: str, kind: TokenizerKind) -> None:
+    from treadle.model.config import LimitsConfig, NetworkConfig, TrainConfig
+
+    config = TrainConfig(
+        tokenizer=TokenizerConfig(kind, max_vocabulary_size=300),
+        network=NetworkConfig(hidden_size=4, embedding_size=3),
+        data=DataConfig(TEXT if len(ODD[name].split()) > 1 else LINES, batch_size=2, window=8),
+        limits=LimitsConfig(max_steps=2),
+    )
+    trainer = Trainer(ODD[name].encode(), config)
+    losses = [progress.train_loss for progress in trainer.run()]
+    assert all(map(np.isfinite, losses))
+    assert isinstance(trainer.finish().generate(seed=1, max_new_tokens=5), str)
+
+
+def test_the_split_of_one_text_is_that_of_others() -> None:
+    corpus = read_corpus(b"ab" * 557_697, data_config=DataConfig(TEXT, 0.1))
+    assert corpus.train.tokens.size == 1_003_854
+    assert corpus.train.tokens.dtype == np.uint8
+    assert corpus.valid_split is Split.TAIL
+    assert corpus.test_split is None
+
+
+def test_the_test_comes_last() -> None:
+    text = "".join(chr(97 + n // 40) for n in range(1000))
+    corpus = read_corpus(text.encode(), data_config=DataConfig(TEXT, 0.2, test_fraction=0.1))
+    decode = corpus.tokenizer.decode
+    assert corpus.valid is not None
+    assert corpus.test is not None
+    parts = [decode(part.tokens) for part in (corpus.train, corpus.valid, corpus.test)]
+    assert "".join(parts) == text
+    assert [len(part) for part in parts] == [700, 200, 100]
+    assert (corpus.valid_split, corpus.test_split) == (Split.TAIL, Split.TAIL)
+    assert (corpus.valid_characters, corpus.test_characters) == (199, 99)
+
+
+def test_items_are_in_one_part_each() -> None:
+    names = [f"name{n}" for n in range(500)]
+    data = DataConfig(LINES, 0.2, test_fraction=0.1)
+    corpus = read_corpus("\n".join(names).encode(), data_config=data, seed=4)
+    assert corpus.valid is not None
+    assert corpus.test is not None
+    parts = [texts_of(corpus, part) for part in (corpus.train, corpus.valid, corpus.test)]
+    assert [len(part) for part in parts] == [350, 100, 50]
+    assert sorted(itertools.chain(*parts)) == sorted(names)
+    assert corpus.test_split is Split.ITEMS
+
+
+def test_shares_that_leave_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="leave nothing") as caught:
+        read_corpus(b"abc" * 99, data_config=DataConfig(TEXT, 0.5, test_fraction=0.5))
+    assert caught.value.field == "data.test_fraction"
+
+
+def test_a_test_that_is_too_small_is_given_back() -> None:
+    corpus = read_corpus(b"ab" * 300, data_config=DataConfig(TEXT, 0.2, test_fraction=0.01))
+    assert corpus.test is None
+    assert corpus.valid is not None
+    assert corpus.train.tokens.size + corpus.valid.tokens.size == 600
+    assert "nothing kept for the test" in corpus.notices[0]
+
+
+def test_files_with_weights_follow_one_another() -> None:
+    files = [
+        CorpusFile(b"abcdefghij" * 10, "a", weight=2.5),
+        CorpusFile(b"klmnopqrst" * 10, "b"),
+        CorpusFile(b"0123456789" * 10, "c", weight=0.2),
+    ]
+    corpus = read_corpus(files, data_config=DataConfig(TEXT, 0.0))
+    expected = "abcdefghij" * 25 + "klmnopqrst" * 10 + "0123456789" * 2
+    assert corpus.tokenizer.decode(corpus.train.tokens) == expected
+
+
+def test_a_file_is_split_before_it_is_repeated() -> None:
+    file = CorpusFile(b"a" * 900 + b"b" * 100, weight=3)
+    corpus = read_corpus([file], data_config=DataConfig(TEXT, 0.1))
+    assert corpus.tokenizer.decode(corpus.train.tokens) == "a" * 2700
+    assert corpus.valid is not None
+    assert corpus.tokenizer.decode(corpus.valid.tokens) == "b" * 100
+
+
+def test_lines_with_weights() -> None:
+    first, second = [f"a{n}" for n in range(100)], [f"b{n}" for n in range(10)]
+    files = [
+        CorpusFile("\n".join(first).encode(), "a", weight=1.5),
+        CorpusFile("\n".join(second).encode(), "b", weight=3),
+    ]
+    corpus = read_corpus(files, data_config=DataConfig(LINES, 0.0), seed=1)
+    items = texts_of(corpus, corpus.train)
+    assert items[:100] == first
+    half = items[100:150]
+    assert half == [name for name in first if name in set(half)]
+    assert half != first[:50]
+    assert items[150:] == second * 3
+
+
+def test_files_of_their_own_roles() -> None:
+    files = [
+        CorpusFile(b"training text " * 50),
+        CorpusFile(b"a text " * 5, "v", CorpusRole.VALID),
+        CorpusFile(b"rain " * 5, "t", CorpusRole.TEST),
+    ]
+    corpus = read_corpus(files)
+    assert corpus.valid is not None
+    assert corpus.test is not None
+    decode = corpus.tokenizer.decode
+    assert decode(corpus.train.tokens) == "training text " * 50
+    assert decode(corpus.valid.tokens) == "a text " * 5
+    assert decode(corpus.test.tokens) == "rain " * 5
+    assert (corpus.valid_split, corpus.test_split) == (Split.FILES, Split.FILES)
+
+
+def test_what_validates_may_hold_what_training_has_not_seen() -> None:
+    files = [CorpusFile(b"aaab" * 99), CorpusFile("b\u00e9b".encode(), "odd.txt", CorpusRole.VALID)]
+    with pytest.raises(
+        UnknownSymbolError, match=r"the file 'odd.txt': 'é' .*position 1 "
+    ) as caught:
+        read_corpus(files)
+    assert caught.value.position == 1
+    skipping = TokenizerConfig(unknown_policy=UnknownPolicy.SKIP)
+    corpus = read_corpus(files, skipping)
+    assert corpus.valid is not None
+    assert corpus.tokenizer.decode(corpus.valid.tokens) == "bb"
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, 101, float("nan"), float("inf")])
+def test_weights_that_cannot_be(weight: float) -> None:
+    with pytest.raises(ConfigError, match="weight"):
+        CorpusFile(b"x", weight=weight)
+
+
+def test_nothing_to_train_on() -> None:
+    with pytest.raises(CorpusError, match="role train"):
+        read_corpus([CorpusFile(b"abc", role=CorpusRole.TEST)])
+    with pytest.raises(CorpusError, match="empty"):
+        read_corpus([CorpusFile(b""), CorpusFile(b"", "b")])
+
+
+def jsonl(*values: object) -> bytes:
+    return "\n".join(json.dumps(value) for value in values).encode()
+
+
+def test_json_lines() -> None:
+    data = jsonl(
+        {"text": "first", "n": 1}, {"text": "two\nlines"}, {"text": ""}, {"text": "ünïcode\u2028x"}
+    )
+    config = DataConfig(TEXT, 0.0, format=CorpusFormat.JSONL)
+    for kind in KINDS:
+        tokenizer = TokenizerConfig(kind, max_vocabulary_size=300)
+        corpus = read_corpus(data + b"\n\n", tokenizer, config)
+        assert corpus.layout is LINES
+        wanted = ["first", "two\nlines", "ünïcode\u2028x"]
+        if kind is TokenizerKind.EVENTS:
+            wanted = [" ".join(text.split()) for text in wanted]
+        assert texts_of(corpus, corpus.train) == wanted
+        assert corpus.notices == ("1 line left out: empty",)
+
+
+def test_fields_of_objects_and_lists() -> None:
+    data = jsonl(
+        {"a": {"b": [1, 2, "x y"]}}, {"a": {"b": 7.5}}, {"a.b": "literal"}, {"a": {"b": [22, 5]}}
+    )
+    tokenizer = TokenizerConfig(TokenizerKind.EVENTS)
+    config = DataConfig(LINES, 0.0, format=CorpusFormat.JSONL, column="a.b")
+    corpus = read_corpus(data, tokenizer, config)
+    assert texts_of(corpus, corpus.train) == ["1 2 x y", "7.5", "literal", "22 5"]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b"{", "line 2: it is no JSON"),
+        (b"[1]", "line 2: there is no field 'text'; it has no fields"),
+        (b'{"txt": 1}', "line 2: there is no field 'text'; it has 'txt'"),
+        (b'{"text": null}', "line 2: the field 'text' holds null"),
+        (b'{"text": true}', "line 2: the field 'text' holds bool"),
+        (b'{"text": [{}]}', "line 2: the field 'text' holds dict"),
+        (b"[" * 100_000, "line 2: it is no JSON"),
+    ],
+)
+def test_lines_that_are_no_records(line: bytes, complaint: str) -> None:
+    file = CorpusFile(jsonl({"text": "ok"}) + b"\n" + line, "log.jsonl")
+    with pytest.raises(CorpusError, match=complaint) as caught:
+        read_corpus([file], data_config=DataConfig(LINES, format=CorpusFormat.JSONL))
+    assert "'log.jsonl'" in str(caught.value)
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_comma_separated_values(separator: str) -> None:
+    rows = ["id,text", '1,"a, ""quoted"" one\nover lines"', "2,plain", "3,", "", "4,ünï"]
+    data = "\r\n".join(rows).replace(",", separator).encode()
+    config = DataConfig(LINES, 0.0, format=CorpusFormat.CSV)
+    corpus = read_corpus(data, data_config=config)
+    first = 'a, "quoted" one\nover lines'.replace(",", separator)
+    assert texts_of(corpus, corpus.train) == [first, "plain", "ünï"]
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"id,message\n1,x\n", "no column 'text'; it has 'id', 'message'"),
+        (b"", "empty"),
+        (b"id,text\n1\n", "line 3: it has 1 columns, and 'text' is number 2|line 2: it has 1"),
+        (b'id,text\n1,"open\n', "unexpected end of data"),
+    ],
+)
+def test_tables_that_are_none(data: bytes, complaint: str) -> None:
+    with pytest.raises(CorpusError, match=complaint):
+        read_corpus(data, data_config=DataConfig(LINES, format=CorpusFormat.CSV))
+
+
+def test_encodings() -> None:
+    text = "Im Anfang schuf Gott Himmel und Erde. Und die Erde war wüst und öde. " * 9
+    with pytest.raises(EncodingError, match=r"looks like Latin-1.*set encoding to 'latin-1'"):
+        read_corpus(text.encode("latin-1"))
+    for encoding in ("latin-1", "utf-16", "cp1252", "UTF-8"):
+        data = DataConfig(TEXT, 0.0, encoding=encoding)
+        corpus = read_corpus(text.encode(encoding), data_config=data)
+        assert corpus.tokenizer.decode(corpus.train.tokens) == text
+    as_bytes = read_corpus(text.encode("latin-1"), TokenizerConfig(TokenizerKind.BYTES))
+    assert as_bytes.train.tokens.dtype == np.uint8
+
+
+@pytest.mark.parametrize("encoding", ["nothing", "base64", "hex", "zlib", "rot13", "\0"])
+def test_what_is_no_encoding(encoding: str) -> None:
+    with pytest.raises(ConfigError, match="text encoding") as caught:
+        read_corpus(b"abc", data_config=DataConfig(TEXT, encoding=encoding))
+    assert caught.value.field == "data.encoding"
+
+
+def test_bad_bytes_far_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_files, "BLOCK", 10)
+    data = "é".encode() * 37 + b"\xff" + b"abc" * 10
+    with pytest.raises(EncodingError) as caught:
+        read_corpus(data)
+    assert caught.value.offset == 74
+    data = "é".encode() * 37 + b"\xc3"
+    with pytest.raises(EncodingError) as caught:
+        read_corpus(data)
+    assert caught.value.offset == 74
+
+
+def test_the_tokenizer_of_a_model_reads_another_corpus() -> None:
+    first = read_corpus(b"abc" * 50)
+    corpus = read_corpus(b"cab" * 50, fixed=first.tokenizer)
+    assert corpus.tokenizer is first.tokenizer
+    assert corpus.train.tokens[:3].tolist() == [2, 0, 1]
+    with pytest.raises(UnknownSymbolError, match="'d'"):
+        read_corpus(b"abcd" * 50, fixed=first.tokenizer)
+    policy = UnknownPolicy.SKIP
+    skipped = read_corpus(b"abcd" * 50, fixed=first.tokenizer, unknown_policy=policy)
+    assert skipped.tokenizer.decode(skipped.train.tokens).startswith("abcabc")
+    jsonl_data = DataConfig(format=CorpusFormat.JSONL)
+    with pytest.raises(ConfigError, match="reads text, not items"):
+        read_corpus(jsonl({"text": "a"}), data_config=jsonl_data, fixed=first.tokenizer)
+
+
+def test_tokens_take_the_least_room() -> None:
+    def kind(symbols: int) -> object:
+        text = "".join(chr(0x4E00 + n) for n in range(symbols))
+        return read_corpus(text.encode()).train.tokens.dtype
+
+    assert [kind(n) for n in (200, 256, 257)] == [np.uint8, np.uint8, np.uint16]
+
+
+_PEAK = """
+import resource, sys
+from pathlib import Path
+from treadle.model.config import CorpusLayout, DataConfig, TokenizerConfig
+from treadle.model.corpus import read_corpus
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+data = DataConfig(CorpusLayout(sys.argv[2]))
+corpus = read_corpus(Path(sys.argv[1]), TokenizerConfig(), data, folder=Path(sys.argv[3]))
+assert corpus.train.predicted > 1000
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("layout", ["text", "lines"])
+def test_a_corpus_takes_less_memory_than_twice_its_size(layout: str, tmp_path: Path) -> None:
+    draw = random.Random(1)
+    line = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz ,.", k=79)) + "\n"
+    path, size = tmp_path / "corpus", 32_000_000
+    path.write_text(line * (size // len(line)))
+    command = [sys.executable, "-c", _PEAK, str(path), layout, str(tmp_path)]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert grown < 2 * size
