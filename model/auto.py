@@ -41,7 +41,8 @@ WALL_SHARE = 0.85
 TOKENS_PER_WEIGHT = 6.0
 """Tokens that a network has to be able to read for each of its weights.
 
-On tiny Shakespeare an LSTM of 512 units that read 7.4 for each reached 1.465 nats undropped."""
+On tiny Shakespeare an LSTM of 512 units reached 1.465 nats by 7.4 for each and nothing dropped, and
+1.441 by 5.1 for each and 0.3 dropped."""
 WEIGHTS_PER_TOKEN = 2.0
 """Weights that a token of the corpus can keep busy, some units being dropped."""
 
