@@ -29,7 +29,7 @@ SMALL_VOCABULARY = 256
 MAX_TRAIN_TOKENS, MAX_VALID_TOKENS = 5_000_000, 500_000
 """Tokens of the training part that are counted, and of the validation part that are foretold."""
 MAX_NODES = 1 << 22
-"""Different n-grams that are kept, in 112 MB; counting ends before the token that has no room."""
+"""Different n-grams that are kept, in 117 MB; counting ends before the token that has no room."""
 
 
 @dataclass(frozen=True)
