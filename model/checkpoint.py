@@ -24,7 +24,7 @@ from safetensors.numpy import save
 
 from treadle.model.config import NetworkConfig
 from treadle.model.errors import CheckpointError, ConfigError, CorpusError
-from treadle.model.parameters import Shape
+from treadle.model.parameters import Shape, check_network
 from treadle.model.record import TrainingRecord
 from treadle.model.tokenizer import Tokenizer, tokenizer_from_json
 from treadle.model.torch_names import from_torch, to_torch
@@ -96,6 +96,7 @@ class ModelHeader:
                 None if training is None else TrainingRecord.from_json(training),
                 int(content["default_context"]),
             )
+            check_network(header.network)
         except (*_UNREADABLE, ConfigError) as fault:
             raise CheckpointError(f"the file's header cannot be read: {fault}") from fault
         if not 0 <= header.default_context < header.tokenizer.vocabulary_size:
