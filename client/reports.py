@@ -127,12 +127,20 @@ class PlainReport(Report):
             self._shown_s = progress.elapsed_s
             self.print(plain_line(progress, self._setting))
         if progress.sample:
-            for line in printable(progress.sample).strip("\n").split("\n"):
+            for line in sample_lines(progress):
                 self.print("    " + line)
 
     def print(self, line: str) -> None:
         """Prints a line that stays."""
         self.console.line(line)
+
+
+def sample_lines(progress: TrainingProgress) -> list[str]:
+    """Lays out a sample; a whole item says whether training has seen it."""
+    lines = printable(progress.sample).strip("\n").split("\n")
+    if progress.HasField("sample_is_new"):
+        lines[-1] += "   (new)" if progress.sample_is_new else "   (an item of the corpus)"
+    return lines
 
 
 class LiveReport(PlainReport):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from treadle.model.batches import validation_batches
 from treadle.model.corpus import Corpus, TokenData
+from treadle.model.decoder import StopReason
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters
 from treadle.model.pool import Pool
@@ -20,6 +22,16 @@ VALIDATION_CONTEXT = 64
 
 STOP_PATIENCE_S = 2.0
 """How long a run that is to stop goes on with an examination; whoever stops it is waiting."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text drawn from a model."""
+
+    text: str
+    """The text."""
+    is_new: bool | None
+    """Whether no item trained on equals it; None where it is no whole item."""
 
 
 class Examination:
@@ -56,16 +68,20 @@ class Examination:
         weights = pack_for_inference(parameters)
         return mean_loss(parameters.shape, weights, batches, self._pool, self._in_haste)
 
-    def sample(self, model: Model, tokens: int, seed: int) -> str | None:
+    def sample(self, model: Model, tokens: int, seed: int) -> Sample | None:
         """Return a text of so many tokens; None for none, or in haste."""
         if not tokens:
             return None
-        text = ""
+        text, ids, whole = "", list[int](), False
         for piece in model.stream(max_new_tokens=tokens, seed=seed):
             if self._in_haste():
                 return None
             text += piece.text
-        return text
+            ids += [token.id for token in piece.tokens]
+            result = piece.result
+            whole = result is not None and result.stop_reason is StopReason.END_TOKEN
+        # The end token is none of the item's own.
+        return Sample(text, not self._corpus.train.has_item(ids[:-1]) if whole else None)
 
     def _in_haste(self) -> bool:
         if not self._stop():

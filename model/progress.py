@@ -71,3 +71,5 @@ class Progress:
     """The lowest valid_loss so far; None before the first."""
     memory_bytes: int = 0
     """Bytes of memory that the process takes; 0 where that is not known."""
+    sample_is_new: bool | None = None
+    """Whether no item trained on equals the sample; None where that is no whole item."""

@@ -12,6 +12,7 @@ from treadle.model.batches import Batches
 from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus
 from treadle.model.errors import CheckpointError, TrainingError
+from treadle.model.examination import Sample
 from treadle.model.model import Model, default_context
 from treadle.model.optimizer import Optimizer
 from treadle.model.parameters import Parameters
@@ -94,7 +95,7 @@ class Run:
         context = default_context(corpus.tokenizer, int(corpus.train.tokens[0]))
         return Model(self.config.network, corpus.tokenizer, parameters, record, context)
 
-    def progress(self, valid_loss: float | None, sample: str | None, memory: int) -> Progress:
+    def progress(self, valid_loss: float | None, sample: Sample | None, memory: int) -> Progress:
         """Return how far the run has come.
 
         Args:
@@ -117,7 +118,8 @@ class Run:
             time_left_s=self.plan.time_left(*self.done()),
             gradient_norm=tally.norm,
             learning_rate=tally.rate,
-            sample=sample,
+            sample=None if sample is None else sample.text,
+            sample_is_new=None if sample is None else sample.is_new,
             valid_perplexity=None if valid_loss is None else math.exp(min(valid_loss, 700.0)),
             valid_bits_per_character=self._bits(valid_loss),
             best_valid_loss=self.selection.lowest(valid_loss),

@@ -42,6 +42,19 @@ class TokenData:
             max(len(self.tokens) - 1, 0) if self.offsets is None else len(self.tokens) + self.items
         )
 
+    def has_item(self, tokens: Sequence[int]) -> bool:
+        """Tells whether an item equals these tokens."""
+        if self.offsets is None:
+            return False
+        wanted = np.array(tokens, np.int64)
+        alike = np.flatnonzero(np.diff(self.offsets) == wanted.size)
+        for first in range(0, alike.size, _ITEMS):
+            starts = self.offsets[alike[first : first + _ITEMS]]
+            items = self.tokens[starts[:, None] + np.arange(wanted.size)]
+            if (items == wanted).all(axis=1).any():
+                return True
+        return False
+
 
 @dataclass(frozen=True)
 class Shares:

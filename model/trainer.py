@@ -17,7 +17,7 @@ from treadle.model.config import Keep, TrainConfig
 from treadle.model.corpus import Corpus
 from treadle.model.engine import Engine
 from treadle.model.errors import TrainingError
-from treadle.model.examination import Examination
+from treadle.model.examination import Examination, Sample
 from treadle.model.memory import check_resident, resident_bytes
 from treadle.model.model import Model
 from treadle.model.ngram import baseline
@@ -302,7 +302,7 @@ class Trainer:
         yield progress
         check_resident(progress.memory_bytes, state.config.limits.max_memory_bytes)
 
-    def _examine(self, examination: Examination) -> tuple[float | None, str | None]:
+    def _examine(self, examination: Examination) -> tuple[float | None, Sample | None]:
         """The validation loss and a sample of the model as it is now."""
         state, tally, steps = self._state, self._state.tally, self._state.optimizer.steps
         loss = examination.loss(state.parameters)

@@ -376,3 +376,18 @@ def test_a_corpus_takes_less_memory_than_twice_its_size(layout: str, tmp_path: P
     command = [sys.executable, "-c", _PEAK, str(path), layout, str(tmp_path)]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert grown < 2 * size
+
+
+def test_a_part_knows_its_items() -> None:
+    corpus = read_corpus(b"emma\nolivia\nava\n", data_config=DataConfig(LINES, 0.0))
+    encode = corpus.tokenizer.encode
+    for item, there in (
+        ("emma", True),
+        ("ava", True),
+        ("emm", False),
+        ("amme", False),
+        ("", False),
+    ):
+        assert corpus.train.has_item(encode(item, UnknownPolicy.SKIP).tolist()) == there
+    text = read_corpus(b"emma " * 20)
+    assert not text.train.has_item([0])
