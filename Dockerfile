@@ -17,7 +17,10 @@ COPY pyproject.toml ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
         print(*project['dependencies'], *project['optional-dependencies']['server'], sep='\n')" \
         > requirements.txt \
-    && /opt/treadle/bin/pip install -r requirements.txt
+    && /opt/treadle/bin/pip install -r requirements.txt \
+    # Learned subwords, without what that package only needs to download models.
+    && /opt/treadle/bin/pip install --no-deps $(python -c "import tomllib; print(*tomllib.load( \
+        open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bpe'])" | tr -d ' ')
 
 COPY README.md LICENSE ./
 COPY kernels kernels
