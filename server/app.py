@@ -88,7 +88,7 @@ class App:
         models = LoadedModels(self._store, config.model_cache_bytes)
         self._inference = InferenceRoom(
             models,
-            self._jobs.row,
+            self._jobs.book.row,
             limit=config.inference_limit,
             threads=config.threads,
             max_new_tokens_limit=config.max_new_tokens_limit,

@@ -50,7 +50,7 @@ class Intake:
         """
         upload = Upload(requests, self._limits, self._jobs.closing)
         spec = await upload.spec()
-        earlier = await self._jobs.earlier(spec.request_id)
+        earlier = await self._jobs.book.earlier(spec.request_id)
         if earlier:
             return earlier
         base, spec.init_from_version = await self._base(spec)
@@ -63,7 +63,7 @@ class Intake:
             try:
                 return await self._jobs.submit(new_row(job, spec, config, files))
             except BaseException:
-                if await self._jobs.unknown(job):
+                if await self._jobs.book.unknown(job):
                     await asyncio.to_thread(self._store.discard, self._store.job_dir(job))
                 raise
 

@@ -45,6 +45,8 @@ class Job:
         """Why it is to pause, as soon as it can; empty where it is not."""
         self.cancelling = row.reason == CANCELLING
         """True once it was cancelled; also of a job that an earlier server was to cancel."""
+        self.deciding = asyncio.Lock()
+        """Held while somebody decides what becomes of it."""
         self.crashes = 0
         """Processes that died since the last checkpoint."""
         self._running_since: float | None = None

@@ -17,12 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import grpc
 
 from treadle.server.attempt import Attempt, Ending, RunLimits
 from treadle.server.database import JobRow
@@ -32,35 +29,25 @@ from treadle.server.errors import (
     aborted,
     exhausted,
     from_exception,
-    from_packed,
-    invalid,
-    job_not_found,
     precondition,
     unavailable,
 )
 from treadle.server.job import (
-    CANCELLED,
     CANCELLING,
-    FAILED,
     OVER,
     PAUSED,
     QUEUED,
     RUNNING,
-    SUCCEEDED,
     Job,
     outlast,
-    stored_events,
 )
+from treadle.server.job_book import JobBook
 from treadle.server.store import Store
 from treadle.server.workers import Workers
-from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 5.0
-
-_FULL_RETRY_S = 2.0
-"""Seconds between attempts to note a state on a full disk."""
 
 _PAUSED_BY_USER = "paused on request"
 
@@ -96,12 +83,13 @@ class JobRoom:
         self._attempt = Attempt(store, workers, run)
         self._uploading = 0
         self._open = False
-        self._jobs: dict[str, Job] = {}
-        """Jobs that are not over, in the order in which they came."""
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._endings = Endings(store, lambda: self.closing.done())
         self.closing: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
         """Done when no job may come any more; holds what callers are told."""
+        self.book = JobBook(store.database, self.closing, self._running.values)
+        """What is known of jobs."""
+        self._jobs = self.book.live
 
     @property
     def running(self) -> int:
@@ -188,167 +176,96 @@ class JobRoom:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def watch(self, job: str, after: int = 0) -> AsyncIterator[pb.TrainResponse]:
-        """Yields the events of a job, old ones first, until it is over or paused.
-
-        Args:
-            job: Its id.
-            after: Number of the last event already known.
-
-        Raises:
-            StatusError: NOT_FOUND; what the job ended with; ABORTED where it is paused;
-                UNAVAILABLE where the server is closing.
-        """
-        while True:
-            live = self._jobs.get(job)
-            news = None if live is None else live.news()
-            async for event in stored_events(self._database, job, after):
-                yield event
-                after = event.sequence
-            row = await self.row(job)
-            if row.last_sequence > after:
-                continue
-            _raise_end(row)
-            if row.state == SUCCEEDED or (row.state == CANCELLED and row.version):
-                return
-            if self.closing.done():
-                reason = self.closing.result().message
-                raise unavailable(f"{reason}; job {job} goes on when it has started again")
-            if news is not None:
-                await self._news_or_closing(news)
-
-    async def _news_or_closing(self, news: asyncio.Event) -> None:
-        waiting = asyncio.ensure_future(news.wait())
-        try:
-            either: set[asyncio.Future[Any]] = {waiting, self.closing}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if self.closing.done() and self._running:  # they have a moment for their last words
-                await asyncio.wait(self._running.values(), timeout=_RETRY_S)
-        finally:
-            waiting.cancel()
-
-    async def row(self, job: str) -> JobRow:
-        """Returns a job's row.
-
-        Raises:
-            StatusError: NOT_FOUND.
-        """
-        if job in self._jobs:
-            return self._jobs[job].row
-        row = await asyncio.to_thread(self._database.job, job)
-        if row is None:
-            raise job_not_found(job)
-        return row
-
-    async def page(self, states: Sequence[str], model: str, after: str, limit: int) -> list[JobRow]:
-        """Returns rows of jobs, the newest first.
-
-        Args:
-            states: Only in these; none: in any.
-            model: Only of this model; empty: of any.
-            after: Id of the job after which the page begins, or empty.
-            limit: The most of them.
-
-        Raises:
-            StatusError: INVALID_ARGUMENT: there is no job `after`.
-        """
-        if after and await asyncio.to_thread(self._database.job, after) is None:
-            raise invalid([("page_token", "page_token must be that of an earlier reply")])
-        rows = await asyncio.to_thread(self._database.jobs, states, model, after, limit)
-        return [self._jobs[row.id].row if row.id in self._jobs else row for row in rows]
-
-    async def earlier(self, request_id: str) -> str:
-        """Returns the job that has a request id; empty where none has."""
-        if not request_id:
-            return ""
-        row = await asyncio.to_thread(self._database.job_of_request, request_id)
-        return "" if row is None else row.id
-
-    async def unknown(self, job: str) -> bool:
-        """Tells whether there is no job with an id."""
-        return job not in self._jobs and await asyncio.to_thread(self._database.job, job) is None
-
     def position(self, job: str) -> int:
         """Returns how many jobs are before one in the queue; 0 where it does not wait."""
         waiting = [other.id for other in self._waiting()]
         return waiting.index(job) if job in waiting else 0
 
-    async def cancel(self, id: str) -> JobRow:  # noqa: A002
+    async def cancel(self, job: str) -> JobRow:
         """Ends a job for good, keeping what it has learnt; nothing where it is over.
 
         Raises:
             StatusError: NOT_FOUND.
         """
-        job = self._jobs.get(id)
-        if job is None:
-            return await self.row(id)
-        job.cancelling = True
-        if job in self._running:
-            self._attempt.stop(job, "cancelled")
-            await job.change(reason=CANCELLING)
-        else:
-            await outlast(self._end(job, self._endings.cancel(job)))
+        if job not in self._jobs:
+            return await self.book.row(job)
+        return await outlast(self._cancel(self._jobs[job]))
+
+    async def _cancel(self, job: Job) -> JobRow:
+        async with self._deciding(job):
+            job.cancelling = True
+            if job in self._running:
+                self._attempt.stop(job, "cancelled")
+                if job.row.state == RUNNING:
+                    await job.change(reason=CANCELLING)
+            elif job.row.state not in OVER:
+                await self._endings.cancel(job)
         return job.row
 
-    async def pause(self, id: str) -> JobRow:  # noqa: A002
+    async def pause(self, job: str) -> JobRow:
         """Makes a job wait until it is resumed; returns once it does.
 
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over.
         """
-        job = self._live(id, "paused")
-        if job in self._running:
-            self._attempt.pause(job, _PAUSED_BY_USER)
-            await asyncio.wait([self._running[job]])
-        elif job.row.state == QUEUED:
-            await job.enter(PAUSED, _PAUSED_BY_USER)
+        return await outlast(self._pause(await self.book.find(job, "paused")))
+
+    async def _pause(self, job: Job) -> JobRow:
+        async with self._deciding(job):
+            if job in self._running:
+                self._attempt.pause(job, _PAUSED_BY_USER)
+                await asyncio.wait([self._running[job]])
+            elif job.row.state == QUEUED:
+                await job.enter(PAUSED, _PAUSED_BY_USER)
         if job.row.state in OVER:
-            raise precondition(f"job {id} is {job.row.state}: it ended before it could be paused")
+            state = job.row.state
+            raise precondition(f"job {job.id} is {state}: it ended before it could be paused")
         return job.row
 
-    async def resume(self, id: str) -> JobRow:  # noqa: A002
+    async def resume(self, job: str) -> JobRow:
         """Puts a paused job back into the queue; nothing where it is there or runs.
 
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over.
         """
-        job = self._live(id, "resumed")
-        if job.row.state == PAUSED and job not in self._running:
-            job.pausing = ""
-            await job.enter(QUEUED, "resumed", queued_s=time.time())
-            self._jobs[id] = self._jobs.pop(id)  # behind those that wait already
-            self._schedule()
+        return await outlast(self._resume(await self.book.find(job, "resumed")))
+
+    async def _resume(self, job: Job) -> JobRow:
+        async with self._deciding(job):
+            if job.row.state == PAUSED and job not in self._running:
+                job.pausing = ""
+                await job.enter(QUEUED, "resumed", queued_s=time.time())
+                self._jobs[job.id] = self._jobs.pop(job.id)  # behind those that wait already
         return job.row
 
-    async def delete(self, id: str) -> None:  # noqa: A002
+    async def delete(self, job: str) -> None:
         """Deletes a job that is over or paused, with all that it kept.
 
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it waits or runs.
         """
-        row = await self.row(id)
-        job = self._jobs.get(id)
-        if row.state in (QUEUED, RUNNING) or job in self._running:
-            raise precondition(f"job {id} is {row.state}: cancel or pause it before you delete it")
-        self._jobs.pop(id, None)
-        await asyncio.to_thread(self._database.delete_job, id)
-        await asyncio.to_thread(self._store.discard, self._store.job_dir(id))
-        if job is not None:
-            job.tell()
+        if job in self._jobs:
+            live = self._jobs[job]
+            async with self._deciding(live):
+                await outlast(self._delete(live.row))
+        else:
+            await outlast(self._delete(await self.book.row(job)))
 
-    def _live(self, id: str, wish: str) -> Job:  # noqa: A002
-        job = self._jobs.get(id)
-        if job is None:
-            row = self._database.job(id)
-            if row is None:
-                raise job_not_found(id)
-            raise precondition(f"job {id} is {row.state} and cannot be {wish}")
-        return job
+    async def _delete(self, row: JobRow) -> None:
+        if row.state in (QUEUED, RUNNING):
+            message = f"job {row.id} is {row.state}: cancel or pause it before you delete it"
+            raise precondition(message)
+        self._jobs.pop(row.id, None)
+        await asyncio.to_thread(self._database.delete_job, row.id)
+        await asyncio.to_thread(self._store.discard, self._store.job_dir(row.id))
 
-    async def _end(self, job: Job, ending: Awaitable[None]) -> None:
-        """Ends a job that does not run."""
-        await ending
+    @asynccontextmanager
+    async def _deciding(self, job: Job) -> AsyncIterator[None]:
+        """Lets one caller at a time decide about a job, which is not started meanwhile."""
+        async with job.deciding:
+            yield
         self._let_go(job)
+        self._schedule()
 
     def _let_go(self, job: Job) -> None:
         """Forgets a job that is over, and wakes all who follow it."""
@@ -365,7 +282,8 @@ class JobRoom:
 
     def _waiting(self) -> list[Job]:
         jobs = [job for job in self._jobs.values() if job not in self._running]
-        return [job for job in jobs if job.row.state == QUEUED and not job.cancelling]
+        free = [job for job in jobs if not (job.cancelling or job.deciding.locked())]
+        return [job for job in free if job.row.state == QUEUED]
 
     def _schedule(self) -> None:
         """Starts jobs, the oldest first, while there are slots."""
@@ -413,14 +331,3 @@ class JobRoom:
 
 def _first_start(job: Job) -> dict[str, float]:
     return {} if job.row.started_s else {"started_s": time.time()}
-
-
-def _raise_end(row: JobRow) -> None:
-    """Raises what a job that failed, was cancelled without a model or is paused ends with."""
-    if row.state == FAILED:
-        raise from_packed(row.error, row.reason)
-    if row.state == CANCELLED and not row.version:
-        message = f"job {row.id} was cancelled before it had trained"
-        raise StatusError(grpc.StatusCode.CANCELLED, message)
-    if row.state == PAUSED:
-        raise aborted(f"job {row.id} is paused: {row.reason}; resume it to go on")

@@ -59,28 +59,28 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.TrainRequest], context: Context
     ) -> AsyncIterator[pb.TrainResponse]:
         """Takes the spec, then a place in the queue, then the corpus; follows the job."""
-        async for event in self._jobs.watch(await self._intake.take(request_iterator)):
+        async for event in self._jobs.book.watch(await self._intake.take(request_iterator)):
             yield event
 
     async def WatchJob(  # noqa: N802
         self, request: pb.WatchJobRequest, context: Context
     ) -> AsyncIterator[pb.WatchJobResponse]:
         """Streams the events of a job."""
-        async for event in self._jobs.watch(request.job, request.after_sequence):
+        async for event in self._jobs.book.watch(request.job, request.after_sequence):
             yield pb.WatchJobResponse(event=event)
 
     async def GetJob(  # noqa: N802
         self, request: pb.GetJobRequest, context: Context
     ) -> pb.GetJobResponse:
         """Describes a job."""
-        return pb.GetJobResponse(job=self._job(await self._jobs.row(request.job)))
+        return pb.GetJobResponse(job=self._job(await self._jobs.book.row(request.job)))
 
     async def ListJobs(  # noqa: N802
         self, request: pb.ListJobsRequest, context: Context
     ) -> pb.ListJobsResponse:
         """Lists one page of jobs."""
         size, states = convert.page_of_jobs(request)
-        rows = await self._jobs.page(states, request.model, request.page_token, size + 1)
+        rows = await self._jobs.book.page(states, request.model, request.page_token, size + 1)
         token = rows[size - 1].id if len(rows) > size else ""
         jobs = [self._job(row) for row in rows[:size]]
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)

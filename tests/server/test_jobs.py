@@ -134,7 +134,7 @@ async def submit(room: JobRoom, store: Store, name: str = "m") -> str:
 
 async def follow(room: JobRoom, job: str, after: int = 0) -> list[pb.TrainResponse]:
     async with asyncio.timeout(PATIENCE_S):
-        return [event async for event in room.watch(job, after)]
+        return [event async for event in room.book.watch(job, after)]
 
 
 def progress(step: int, **values: float) -> wire.Message:
@@ -179,7 +179,7 @@ def test_what_is_made_again_after_a_crash_is_told_once(store: Store, model: byte
             if event.HasField("progress")
         ]
         assert seen == [(2, False), (4, False), (4, True), (5, False)]
-        assert (await room.row(job)).restarts == 1
+        assert (await room.book.row(job)).restarts == 1
 
     asyncio.run(run())
 
@@ -200,7 +200,7 @@ def test_jobs_of_a_server_that_closes_wait_for_the_next(store: Store, model: byt
             assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(StatusError), room.admit():
             pass
-        assert {(await room.row(job)).state for job in jobs} == {"queued"}
+        assert {(await room.book.row(job)).state for job in jobs} == {"queued"}
         following_room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
         await following_room.open()
         for job in jobs:
@@ -285,7 +285,7 @@ def test_processes_that_die_without_a_checkpoint_end_a_job(store: Store) -> None
             await follow(room, job)
         assert caught.value.code is grpc.StatusCode.ABORTED
         assert workers.given == 3
-        assert (await room.row(job)).state == "failed"
+        assert (await room.book.row(job)).state == "failed"
 
     asyncio.run(run())
 
@@ -297,7 +297,7 @@ def test_a_checkpoint_forgives_what_died_before(store: Store, model: bytes) -> N
         job = await submit(room, store)
         await room.open()
         assert (await follow(room, job))[-1].completed.version == 1
-        assert (await room.row(job)).restarts == 3
+        assert (await room.book.row(job)).restarts == 3
 
     asyncio.run(run())
 
@@ -352,7 +352,7 @@ def test_a_progress_that_finds_the_disk_full_pauses_the_job(
         await room.open()
         with pytest.raises(StatusError, match="is paused: the disk is full: No space left"):
             await follow(room, job)
-        assert (await room.row(job)).state == "paused"
+        assert (await room.book.row(job)).state == "paused"
 
     asyncio.run(run())
 

@@ -1,0 +1,153 @@
+"""What is known of jobs: those that are not over in memory, all of them on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from typing import Any
+
+import grpc
+
+from treadle.server.database import Database, JobRow
+from treadle.server.errors import (
+    StatusError,
+    aborted,
+    from_packed,
+    invalid,
+    job_not_found,
+    precondition,
+    unavailable,
+)
+from treadle.server.job import CANCELLED, FAILED, PAUSED, SUCCEEDED, Job, stored_events
+from treadle.v1 import sequence_pb2 as pb
+
+_LAST_WORDS_S = 5.0
+"""How long a watcher of a closing server waits for what running jobs have yet to say."""
+
+
+class JobBook:
+    """Every job of one server, to be looked up, listed and watched.
+
+    Args:
+        database: Where jobs are kept.
+        closing: Done when the server is; holds what callers are told.
+        tasks: Gives the tasks of the jobs that run.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        closing: asyncio.Future[StatusError],
+        tasks: Callable[[], Collection[asyncio.Task[None]]],
+    ) -> None:
+        self._database = database
+        self._closing = closing
+        self._tasks = tasks
+        self.live: dict[str, Job] = {}
+        """Jobs that are not over, in the order of the queue."""
+
+    async def find(self, job: str, wish: str) -> Job:
+        """Returns a job that is not over.
+
+        Args:
+            job: Its id.
+            wish: What it is to be, such as "paused".
+
+        Raises:
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over.
+        """
+        if job not in self.live:
+            row = await self.row(job)
+            raise precondition(f"job {job} is {row.state} and cannot be {wish}")
+        return self.live[job]
+
+    async def watch(self, job: str, after: int = 0) -> AsyncIterator[pb.TrainResponse]:
+        """Yields the events of a job, old ones first, until it is over or paused.
+
+        Args:
+            job: Its id.
+            after: Number of the last event already known.
+
+        Raises:
+            StatusError: NOT_FOUND; what the job ended with; ABORTED where it is paused;
+                UNAVAILABLE where the server is closing.
+        """
+        while True:
+            live = self.live.get(job)
+            news = None if live is None else live.news()
+            async for event in stored_events(self._database, job, after):
+                yield event
+                after = event.sequence
+            row = await self.row(job)
+            if row.last_sequence > after:
+                continue
+            _raise_end(row)
+            if row.state == SUCCEEDED or (row.state == CANCELLED and row.version):
+                return
+            if self._closing.done():
+                reason = self._closing.result().message
+                raise unavailable(f"{reason}; job {job} goes on when it has started again")
+            if news is not None:
+                await self._news_or_closing(news)
+
+    async def _news_or_closing(self, news: asyncio.Event) -> None:
+        waiting = asyncio.ensure_future(news.wait())
+        try:
+            either: set[asyncio.Future[Any]] = {waiting, self._closing}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if self._closing.done() and self._tasks():  # they have a moment for their last words
+                await asyncio.wait(self._tasks(), timeout=_LAST_WORDS_S)
+        finally:
+            waiting.cancel()
+
+    async def row(self, job: str) -> JobRow:
+        """Returns a job's row.
+
+        Raises:
+            StatusError: NOT_FOUND.
+        """
+        if job in self.live:
+            return self.live[job].row
+        row = await asyncio.to_thread(self._database.job, job)
+        if row is None:
+            raise job_not_found(job)
+        return row
+
+    async def page(self, states: Sequence[str], model: str, after: str, limit: int) -> list[JobRow]:
+        """Returns rows of jobs, the newest first.
+
+        Args:
+            states: Only in these; none: in any.
+            model: Only of this model; empty: of any.
+            after: Id of the job after which the page begins, or empty.
+            limit: The most of them.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT: there is no job `after`.
+        """
+        if after and await asyncio.to_thread(self._database.job, after) is None:
+            raise invalid([("page_token", "page_token must be that of an earlier reply")])
+        rows = await asyncio.to_thread(self._database.jobs, states, model, after, limit)
+        return [self.live[row.id].row if row.id in self.live else row for row in rows]
+
+    async def earlier(self, request_id: str) -> str:
+        """Returns the job that has a request id; empty where none has."""
+        if not request_id:
+            return ""
+        row = await asyncio.to_thread(self._database.job_of_request, request_id)
+        return "" if row is None else row.id
+
+    async def unknown(self, job: str) -> bool:
+        """Tells whether there is no job with an id."""
+        return job not in self.live and await asyncio.to_thread(self._database.job, job) is None
+
+
+def _raise_end(row: JobRow) -> None:
+    """Raises what a job that failed, was cancelled without a model or is paused ends with."""
+    if row.state == FAILED:
+        raise from_packed(row.error, row.reason)
+    if row.state == CANCELLED and not row.version:
+        message = f"job {row.id} was cancelled before it had trained"
+        raise StatusError(grpc.StatusCode.CANCELLED, message)
+    if row.state == PAUSED:
+        raise aborted(f"job {row.id} is paused: {row.reason}; resume it to go on")
