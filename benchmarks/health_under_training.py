@@ -3,8 +3,9 @@
     python benchmarks/health_under_training.py [--seconds 20] [--hidden-size 256] [--jobs 1]
 
 Starts a server of its own, asks it for its health every few milliseconds from this process,
-first idle and then while it trains (an LSTM on random words, as many threads as the server may
-use), and prints the median, the 99th percentile and the longest answer, in milliseconds.
+first idle and then while it trains (LSTMs on random words, which share the threads that the server
+may use), and prints the median, the 99th percentile and the longest answer, in milliseconds, and
+how fast each job trained meanwhile.
 Whatever else the machine does counts too, so the load average stands below.
 """
 
@@ -58,14 +59,21 @@ def measure(channel: grpc.Channel, options: argparse.Namespace) -> None:
     report("idle", ask(channel, options.seconds))
     stub = sequence_pb2_grpc.SequenceServiceStub(channel)
     runs = [stub.Train(long_upload(f"m{job}", options.hidden_size)) for job in range(options.jobs)]
-    for run in runs:
-        next(event for event in run if event.HasField("progress"))
+    jobs = [next(event.job for event in run if event.HasField("progress")) for run in runs]
+    before = [tokens_seen(stub, job) for job in jobs]
     report("training", ask(channel, options.seconds))
-    speeds = [next(event for event in run if event.HasField("progress")) for run in runs]
-    total = sum(event.progress.tokens_per_second for event in speeds)
-    print(f"trained meanwhile at {total:,.0f} tokens/s; load {os.getloadavg()[0]:.1f}")
+    made = [tokens_seen(stub, job) - begun for job, begun in zip(jobs, before, strict=True)]
+    speeds = ", ".join(f"{tokens / options.seconds:,.0f}" for tokens in made)
+    print(f"trained meanwhile at {speeds} tokens/s; load {os.getloadavg()[0]:.1f}")
+    if len(made) > 1:
+        print(f"the slowest job made {min(made) / max(made):.0%} of what the fastest made")
     for run in runs:
         run.cancel()
+
+
+def tokens_seen(stub: sequence_pb2_grpc.SequenceServiceStub, job: str) -> int:
+    """Returns the tokens that a job has trained on."""
+    return stub.GetJob(pb.GetJobRequest(job=job)).job.progress.tokens_seen
 
 
 def ask(channel: grpc.Channel, seconds: float) -> list[float]:

@@ -48,9 +48,9 @@ class EventTokenizer(PieceTokenizer):
         return [text for token in self._ids(tokens).tolist() if (text := self._texts[token])]
 
     def characters(self, tokens: Tokens) -> int:
-        """Returns the code points of events, and one for the blank after each."""
+        """Returns the code points of events and of the blanks between them."""
         lengths = self._lengths[self._ids(tokens)]
-        return int((lengths + (lengths > 0)).sum())
+        return int(lengths.sum()) + max(int(np.count_nonzero(lengths)) - 1, 0)
 
     def stream(self) -> TokenStream:
         """See `Tokenizer.stream`; an event brings the blank before it."""

@@ -24,7 +24,7 @@ def warm() -> None:
         network=NetworkConfig(hidden_size=2, layers=2, embedding_size=2),
         limits=LimitsConfig(max_steps=1),
     )
-    corpus = b"warm " * 16
+    corpus = b"warm " * 20  # enough for a validation part
     for kind, cell in zip(OptimizerKind, Cell, strict=True):
         # clip_value and a tiny clip_norm call the clipping kernels as well
         optimizer = OptimizerConfig(kind=kind, clip_value=1.0, clip_norm=1e-6)

@@ -350,7 +350,7 @@ def test_without_a_prompt_a_line_begins_after_its_begin(kind: TokenizerKind) -> 
     order = [tokenizer.begin, *tokenizer.encode(" a").tolist(), tokenizer.end]
     model = chain_of(tokenizer, [token for token in order if token is not None])
     pieces = list(model.stream())
-    assert text_of(pieces) == " a"
+    assert text_of(pieces) == tokenizer.decode(tokenizer.encode(" a"))
     assert result_of(pieces).prompt_tokens == 0
     assert result_of(pieces).stop_reason is StopReason.END_TOKEN
 
@@ -358,11 +358,12 @@ def test_without_a_prompt_a_line_begins_after_its_begin(kind: TokenizerKind) -> 
 @pytest.mark.parametrize("kind", TokenizerKind)
 def test_without_a_prompt_a_text_begins_after_the_default_context(kind: TokenizerKind) -> None:
     tokenizer = build_tokenizer(TokenizerConfig(kind), ["\n !"])
-    order = tokenizer.encode("\n !").tolist()
+    order = tokenizer.encode("\n !").tolist() or [0]  # of events there is but one
+    assert kind is TokenizerKind.EVENTS or len(order) > 1
     model = chain_of(tokenizer, order)
     model.default_context = order[0]
     pieces = list(model.stream(max_new_tokens=len(order) - 1))
-    assert text_of(pieces) == " !"
+    assert text_of(pieces) == tokenizer.decode(order[1:])
     assert result_of(pieces).prompt_tokens == 0
 
 
