@@ -1,0 +1,221 @@
+"""Events, learned subwords, rare symbols, lower case, and items that hold line ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
+from treadle.model.errors import CheckpointError, ConfigError, CorpusError, UnknownSymbolError
+from treadle.model.model import default_context
+from treadle.model.tokenizer import (
+    EventTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+    build_tokenizer,
+    tokenizer_from_json,
+)
+
+CHARACTERS, BYTES, WORDS, SUBWORDS, EVENTS = TokenizerKind
+TEXT, LINES = CorpusLayout
+ERROR, SKIP, UNKNOWN = UnknownPolicy
+SAMPLE = "すべての人間は、 سلام عليكم \x00 สวัสดี 👩‍👩‍👧 naïve\n the the quick quick quick\r\n"
+
+
+def build(
+    kind: TokenizerKind, text: str, layout: CorpusLayout = TEXT, *, newline: bool = False,
+    policy: UnknownPolicy | None = None, size: int = 400, least: int = 1, lower: bool = False,
+) -> Tokenizer:  # fmt: skip
+    config = TokenizerConfig(kind, size, policy, least, lower)
+    return build_tokenizer(config, [text], layout, newline)
+
+
+@pytest.mark.parametrize("layout", list(CorpusLayout))
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("newline", [False, True])
+@pytest.mark.parametrize("kind", list(TokenizerKind))
+def test_every_kind_survives_its_file(
+    kind: TokenizerKind, newline: bool, lower: bool, layout: CorpusLayout
+) -> None:
+    tokenizer = build(kind, SAMPLE, layout, newline=newline, policy=SKIP, lower=lower)
+    stored = json.loads(json.dumps(tokenizer.to_json()))
+    again = tokenizer_from_json(stored)
+    assert again.to_json() == tokenizer.to_json()
+    for text in (SAMPLE, SAMPLE.upper(), "", "\n", "the quick"):
+        assert again.encode(text).tobytes() == tokenizer.encode(text).tobytes()
+    every = list(range(tokenizer.vocabulary_size))
+    assert again.decode(every) == tokenizer.decode(every)
+    assert 0 <= default_context(again, 0) < again.vocabulary_size
+
+
+# Events
+
+
+def test_events_are_runs_of_anything_but_white_space() -> None:
+    tokenizer = build(EVENTS, "22 5 5 5\t11  disk-full\n5 22")
+    assert isinstance(tokenizer, EventTokenizer)
+    assert tokenizer.words == ("5", "22", "11", "disk-full")
+    tokens = tokenizer.encode("22 5  11\n")
+    assert tokens.tolist() == [1, 0, 2]
+    assert tokenizer.decode(tokens) == "22 5 11"
+    assert tokenizer.characters(tokens) == len("22 5 11")
+    assert tokenizer.token_text(3) == "disk-full"
+
+
+def test_an_unknown_event_has_a_token_of_its_own() -> None:
+    tokenizer = build(EVENTS, "1 2 2", LINES)
+    unknown = tokenizer.unknown
+    assert unknown == 4
+    assert tokenizer.encode("2 99 1").tolist() == [0, unknown, 1]
+    assert tokenizer.decode([0, unknown, 1, tokenizer.end or 0]) == "2 \ufffd 1"
+    with pytest.raises(UnknownSymbolError, match="'99' at position 2") as caught:
+        tokenizer.encode("2 99 1", ERROR)
+    assert caught.value.position == 2
+
+
+def test_sessions_are_lines() -> None:
+    tokenizer = build(EVENTS, "5 22\n11\n", LINES)
+    tokens, offsets = tokenizer.encode_items("5 22 5\n\n11\n")
+    assert offsets.tolist() == [0, 3, 3, 4]
+    assert tokenizer.decode(tokens[:3]) == "5 22 5"
+
+
+@settings(deadline=None, max_examples=50)
+@given(sizes=st.lists(st.integers(0, 4)), seed=st.integers(0, 100))
+def test_pieces_of_events_join_to_the_whole(sizes: list[int], seed: int) -> None:
+    tokenizer = build(EVENTS, "a bb ccc", LINES)
+    draw = np.random.default_rng(seed)
+    tokens = draw.integers(0, tokenizer.vocabulary_size, sum(sizes)).tolist()
+    stream, text, first = tokenizer.stream(), "", 0
+    for size in sizes:
+        text += stream.push(tokens[first : first + size])
+        first += size
+    assert text + stream.flush() == tokenizer.decode(tokens)
+
+
+# Subwords
+
+
+def test_subwords_are_learned_and_lossless() -> None:
+    corpus = "the quick brown fox, the quicker foxes. " * 50
+    tokenizer = build(SUBWORDS, corpus, size=300)
+    assert isinstance(tokenizer, SubwordTokenizer)
+    assert 256 < tokenizer.vocabulary_size <= 300
+    assert tokenizer.encode(corpus).size < len(corpus) / 2
+    for text in (corpus, SAMPLE, "", " ", "\n\n  x", "𐍈"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.characters(tokenizer.encode(text)) == len(text)
+
+
+def test_the_same_text_teaches_the_same_subwords() -> None:
+    corpus = "".join(chr(97 + n * n % 26) + " " * (n % 5 == 0) for n in range(20_000))
+    first, second = (build(SUBWORDS, corpus, size=350).to_json() for _ in range(2))
+    assert json.dumps(first) == json.dumps(second)
+
+
+@settings(deadline=None, max_examples=50)
+@given(text=st.text(), cut=st.integers(1, 4))
+def test_a_stream_of_subwords_never_cuts_a_character(text: str, cut: int) -> None:
+    tokenizer = build(SUBWORDS, SAMPLE, size=270)
+    tokens = tokenizer.encode(text).tolist()
+    stream = tokenizer.stream()
+    parts = [stream.push(tokens[n : n + cut]) for n in range(0, len(tokens), cut)]
+    assert "".join(parts) + stream.flush() == text
+    assert all("\ufffd" not in part for part in parts) or "\ufffd" in text
+
+
+def test_too_few_subwords_are_refused() -> None:
+    with pytest.raises(ConfigError, match="256 or more") as caught:
+        build(SUBWORDS, "abc", size=255)
+    assert caught.value.field == "tokenizer.max_vocabulary_size"
+    assert build(SUBWORDS, "abc", size=256).vocabulary_size == 256
+
+
+def test_without_the_package_subwords_say_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = build(SUBWORDS, "abc").to_json()
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ConfigError, match=r"pip install 'treadle\[bpe\]'") as caught:
+        build(SUBWORDS, "abc")
+    assert caught.value.field == "tokenizer.kind"
+    with pytest.raises(CheckpointError, match="treadle"):
+        tokenizer_from_json(stored)
+
+
+@pytest.mark.parametrize("damage", [None, "", "{}", '{"model": 1}'])
+def test_damaged_subwords_are_told(damage: object) -> None:
+    stored = build(SUBWORDS, "abc").to_json() | {"subwords": damage}
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        tokenizer_from_json(stored)
+
+
+@pytest.mark.parametrize("kind", [SUBWORDS, BYTES])
+def test_lone_surrogates_follow_the_policy(kind: TokenizerKind) -> None:
+    tokenizer = build(kind, "abc")
+    with pytest.raises(UnknownSymbolError, match=r"U\+D800.* at position 1 "):
+        tokenizer.encode("a\ud800b", ERROR)
+    assert tokenizer.decode(tokenizer.encode("a\ud800b", SKIP)) == "ab"
+    assert tokenizer.decode(tokenizer.encode("a\ud800b", UNKNOWN)) == "a\ufffdb"
+
+
+# Rare symbols and lower case
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "kept"),
+    [
+        (CHARACTERS, "aaabbc", "ab"),
+        (WORDS, " one one two", " one"),
+        (EVENTS, "7 7 8 8 9", "7 8"),
+    ],
+)
+def test_rare_symbols_are_unknown(kind: TokenizerKind, text: str, kept: str) -> None:
+    tokenizer = build(kind, text, policy=UNKNOWN, least=2)
+    assert tokenizer.decode(range(tokenizer.ordinary)) == kept
+    assert tokenizer.unknown in tokenizer.encode(text).tolist()
+    strict = build(kind, text, policy=ERROR, least=2)
+    with pytest.raises(UnknownSymbolError, match="or lower min_frequency"):
+        strict.encode(text)
+
+
+@pytest.mark.parametrize("kind", [CHARACTERS, WORDS, SUBWORDS])
+def test_lower_case(kind: TokenizerKind) -> None:
+    text = "The Straße İstanbul ΑΣ, the END"
+    tokenizer = build(kind, text, lower=True, policy=SKIP)
+    assert tokenizer.decode(tokenizer.encode(text)) == text.lower()
+    assert tokenizer.encode(text.upper()[:7]).tolist() == tokenizer.encode("the str").tolist()
+    tokens, _ = tokenizer.encode_records([text, text.lower()])
+    half = tokens.size // 2
+    assert tokens[:half].tolist() == tokens[half:].tolist()
+
+
+# Items one by one
+
+
+@pytest.mark.parametrize("kind", list(TokenizerKind))
+def test_records_are_items_given_one_by_one(kind: TokenizerKind) -> None:
+    texts = ["one two", "", "three\nfour", "one"]
+    joined = "\n".join(texts)
+    tokenizer = build(kind, joined, LINES, newline=True)
+    tokens, offsets = tokenizer.encode_records(texts)
+    assert offsets.size == len(texts) + 1
+    for text, first, last in zip(texts, offsets, offsets[1:], strict=False):
+        assert tokens[first:last].tolist() == tokenizer.encode(text).tolist()
+    assert tokenizer.encode_records([])[1].tolist() == [0]
+    if kind is not EVENTS:
+        assert tokenizer.decode(tokenizer.encode("three\nfour")) == "three\nfour"
+    plain = [text for text in texts if "\n" not in text]
+    lines = tokenizer.encode_items("".join(text + "\n" for text in plain))
+    again = tokenizer.encode_records(plain)
+    assert all(np.array_equal(one, other) for one, other in zip(lines, again, strict=True))
+
+
+def test_a_surrogate_in_a_corpus_of_events_is_refused() -> None:
+    with pytest.raises(CorpusError, match="lone surrogate"):
+        build(EVENTS, "a \ud800 b")
