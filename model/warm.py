@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from treadle.kernels.compile import TARGET
+from treadle.kernels.compile import BF16_MISSING, TARGET
 from treadle.model.config import (
     Cell,
     DataConfig,
@@ -12,6 +12,7 @@ from treadle.model.config import (
     NetworkConfig,
     OptimizerConfig,
     OptimizerKind,
+    Precision,
     TrainConfig,
 )
 from treadle.model.trainer import train
@@ -32,6 +33,8 @@ def warm() -> None:
         model = train(corpus, replace(config, network=network, optimizer=optimizer))
         model.generate("warm", max_new_tokens=2, top_p=0.5)
         model.score("warm")
+    if not BF16_MISSING:
+        train(corpus, replace(config, optimizer=OptimizerConfig(precision=Precision.BF16)))
 
 
 def compiled_for() -> str:

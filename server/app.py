@@ -124,7 +124,7 @@ class App:
         await self._server.start()
         # Every kernel is there before health says so: compiling would hold up requests. In a
         # thread of its own, which an early end need not wait for.
-        logger.info("loading the kernels; a first start compiles them, in about a minute")
+        logger.info("loading the kernels; a first start compiles them, in a minute or two")
         await asyncio.get_running_loop().run_in_executor(self._warming, warm)
         await self._jobs.open()
         self._workers.refill()

@@ -201,9 +201,9 @@ def run_action(args: argparse.Namespace, console: Console) -> None:
 
 def _outcome(action: str, job: Job) -> str:
     """Says what became of a job; to store the model of a cancelled one takes a moment."""
-    from treadle.v1.sequence_pb2 import JOB_STATE_CANCELLED
+    from treadle.v1.sequence_pb2 import JOB_STATE_RUNNING
 
-    if action == "cancel" and job.state != JOB_STATE_CANCELLED:
+    if action == "cancel" and job.state == JOB_STATE_RUNNING:
         return f"job {job.id} is being cancelled"
     return f"job {job.id} is {state_text(job)}"
 
