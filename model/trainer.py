@@ -14,7 +14,6 @@ from treadle.model import auto, fine_tuning, run_state
 from treadle.model.accumulation import Accumulation
 from treadle.model.batches import make_batches
 from treadle.model.config import Keep, TrainConfig
-from treadle.model.corpus import Corpus
 from treadle.model.engine import Engine
 from treadle.model.errors import TrainingError
 from treadle.model.examination import Examination, Sample
@@ -317,7 +316,7 @@ class Trainer:
 
 
 def train(
-    corpus: bytes | str | os.PathLike[str] | Corpus,
+    corpus: Source | str,
     config: TrainConfig | None = None,
     threads: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
@@ -326,7 +325,8 @@ def train(
     """Train a model in one call, for notebooks and scripts.
 
     Args:
-        corpus: the text itself (str or bytes), a file's path (os.PathLike), or a corpus read.
+        corpus: the text itself (str or bytes), a file's path (os.PathLike), several files, or a
+            corpus read.
         config: all settings; None: the defaults.
         threads: threads that the kernels may use.
         on_progress: called with every progress.

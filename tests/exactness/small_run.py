@@ -24,6 +24,7 @@ from treadle.model import (
     Progress,
     ReportConfig,
     SamplingConfig,
+    Schedule,
     TrainConfig,
     train,
 )
@@ -50,6 +51,12 @@ CONFIGS = {
 for _name, _layers, _dropout in (("gru", 2, 0.2), ("lstm", 3, 0.35)):
     _network = replace(CONFIGS[_name].network, layers=_layers, dropout=_dropout)
     CONFIGS[f"{_name} dropped"] = replace(CONFIGS[_name], network=_network)
+CONFIGS["lstm tied"] = TrainConfig(
+    network=NetworkConfig(
+        cell=Cell.LSTM, hidden_size=21, embedding_size=21, output_dropout=0.3, tied_weights=True
+    ),
+    optimizer=OptimizerConfig(schedule=Schedule.PLATEAU, plateau_patience=1, accumulation_steps=2),
+)
 CONFIGS = {
     name: replace(
         config,
