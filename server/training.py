@@ -28,6 +28,9 @@ from treadle.server.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE
 _MAX_SAMPLE = 10_000
 """Characters of a sample that are passed on; words may be of any length."""
 
+_AT_MOST = 9.0
+"""A run trains this many times as long as it keeps its state, however large that is."""
+
 _TOLD_TO_END = "the training process was told to end"
 
 
@@ -119,7 +122,8 @@ class _Keeper:
         wishes = self._wishes
         if wishes.threads:
             self._trainer.threads, wishes.threads = wishes.threads, 0
-        if not wishes.pause_reason and time.monotonic() < self._due:
+        began = time.monotonic()
+        if not wishes.pause_reason and began < self._due:
             return False
         try:
             self.keep()
@@ -130,7 +134,8 @@ class _Keeper:
             self.left = f"the disk is full: {error.strerror}"
         else:
             self.left = wishes.pause_reason
-        self._due = time.monotonic() + self._interval
+        ended = time.monotonic()
+        self._due = ended + max(self._interval, _AT_MOST * (ended - began))
         return bool(self.left)
 
     def keep(self) -> None:

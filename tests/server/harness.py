@@ -103,6 +103,11 @@ class Caller:
         request = pb.WatchJobRequest(job=job, after_sequence=after)
         return (reply.event for reply in self.stub.WatchJob(request, timeout=PATIENCE_S))
 
+    def watch_now(self, job: str) -> list[pb.TrainResponse]:
+        """Returns the events that a job has had so far."""
+        last = self.job(job).last_sequence
+        return [event for event, _ in zip(self.watch(job), range(last), strict=False)]
+
     def job(self, job: str) -> pb.Job:
         """Describes a job."""
         return self.stub.GetJob(pb.GetJobRequest(job=job), timeout=PATIENCE_S).job

@@ -210,6 +210,31 @@ def test_a_running_job_can_be_used_and_is_not_disturbed(start: Start) -> None:
     assert weights(server, "used") == weights(server, "calm")
 
 
+@pytest.mark.parametrize("kind", ["picked by AUTO", "gone on from a model"])
+def test_what_was_settled_at_the_start_holds_after_a_kill(start: Start, kind: str) -> None:
+    server = start(*FAST)
+    spec = long_spec("killed")
+    if kind == "picked by AUTO":
+        spec = pb.TrainSpec(model="killed", preset=pb.PRESET_AUTO, report=spec.report)
+        spec.limits.max_time_s = 3600
+    else:
+        server.caller.trained(tiny_spec("base"))
+        spec.init_from = "base"
+        spec.ClearField("network")
+    running = server.caller.train(spec, TEXT * 20)
+    job = first_progress(running).job
+    wait_for(lambda: (server.data_dir / "jobs" / job / STATE_FILE).exists())
+    started = server.caller.job(job).started
+    os.kill(server.workers()[0], signal.SIGKILL)
+    wait_for(lambda: server.caller.job(job).restarts == 1)
+    step = server.caller.job(job).progress.step
+    wait_for(lambda: server.caller.job(job).progress.step > step)
+    assert server.caller.job(job).started == started
+    assert "begins anew" not in server.log
+    assert [event.HasField("started") for event in server.caller.watch_now(job)].count(True) == 1
+    server.caller.stub.CancelJob(pb.CancelJobRequest(job=job), timeout=PATIENCE_S)
+
+
 def test_a_full_disk_pauses_a_job_and_corrupts_nothing(start: Start) -> None:
     enough = str(1 << 60)  # no disk has as much free
     first = start(*FAST)
