@@ -107,6 +107,11 @@ class Trainer:
         return self._state.optimizer.steps
 
     @property
+    def last_progress(self) -> Progress | None:
+        """What was told last, also by the run that this one goes on from; None before."""
+        return self._state.tally.last
+
+    @property
     def model(self) -> Model:
         """The model as it is now, with the record of the run so far. It shares no memory."""
         return self._state.last_model()

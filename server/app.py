@@ -121,12 +121,13 @@ class App:
             raise AddressError(
                 f"cannot listen on {address}: it is in use, or is no address of this machine"
             ) from None
+        await self._jobs.recover()  # callers may ask for them from now on
         await self._server.start()
         # Every kernel is there before health says so: compiling would hold up requests. In a
         # thread of its own, which an early end need not wait for.
         logger.info("loading the kernels; a first start compiles them, in a minute or two")
         await asyncio.get_running_loop().run_in_executor(self._warming, warm)
-        await self._jobs.open()
+        self._jobs.open()
         self._workers.refill()
         rules = Rules(self._config.job_retention_s, self._config.corpus_retention_s)
         self._house = asyncio.create_task(keep_house(self._store, rules))

@@ -83,8 +83,8 @@ class Attempt:
         """Has a new process train a job, from its checkpoint if it has one."""
         try:
             worker = await self._workers.take()
-        except StatusError as error:
-            return Outcome(Ending.DIED, error.message)
+        except (StatusError, OSError) as error:  # the latter: too many processes, say
+            return Outcome(Ending.DIED, f"no training process could be started: {error}")
         try:
             with job.running():
                 outcome = await self._train(job, worker)

@@ -71,6 +71,19 @@ class Corpora:
         """Returns whether the corpus of a hash is stored; False for what is no hash."""
         return _HASH.fullmatch(sha256) is not None and (self._home / sha256).is_file()
 
+    def want(self, sha256: str) -> int | None:
+        """Notes that a corpus is wanted now, so that it stays; returns its bytes.
+
+        Returns:
+            None where it is not stored.
+        """
+        with self._changing:
+            if not self.has(sha256):
+                return None
+            size = self.path(sha256).stat().st_size
+            self._database.touch_corpus(sha256, size, time.time())
+            return size
+
     def stored(self) -> Iterator[tuple[str, int]]:
         """Yields hash and bytes of every corpus on disk; other files are left out."""
         with os.scandir(self._home) as entries:

@@ -8,6 +8,7 @@ thread.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import sqlite3
@@ -83,11 +84,15 @@ class Database:
             self._connection.execute("REINDEX")
             self._connection.execute("DELETE FROM events WHERE job NOT IN (SELECT id FROM jobs)")
 
-    def add_job(self, row: JobRow) -> JobRow:
+    def add_job(self, row: JobRow, first: bytes = b"") -> JobRow:
         """Adds a job, unless there is one with the same request id.
 
+        Args:
+            row: The job.
+            first: Its first event, serialized; stored with it or not at all. Empty: none.
+
         Returns:
-            The row, or that of the earlier job with its non-empty request id.
+            The row as it is stored, or that of the earlier job with its non-empty request id.
 
         Raises:
             DatabaseError: There is a job with its id.
@@ -96,7 +101,11 @@ class Database:
             earlier = self.job_of_request(row.request_id)
             if earlier is not None:
                 return earlier
+            row = dataclasses.replace(row, last_sequence=1) if first else row
             self._connection.execute(INSERT, [getattr(row, name) for name in COLUMNS])
+            if first:
+                event = (row.id, 1, row.created_s, first)
+                self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", event)
         return row
 
     def job(self, job: str, /) -> JobRow | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 
+from treadle.model import Keep, Model, TrainConfig
 from treadle.server import records
 from treadle.server.attempt import Ending, Outcome
 from treadle.server.convert import spec_field
@@ -55,13 +58,12 @@ class Endings:
 
     async def cancel(self, job: Job) -> None:
         """Ends a job that does not run; what it has published becomes its model."""
-        directory = self._store.job_dir(job.id)
-        for name in (BEST_FILE, LAST_FILE):
-            if await asyncio.to_thread((directory / name).exists):
-                await self._complete(job, directory / name)
-                return
+        path = await asyncio.to_thread(self._published, job)
+        if path is not None:
+            await self._complete(job, path)
+            return
         await job.enter(CANCELLED, _ON_REQUEST, ended_s=time.time())
-        self._tidy(job)
+        await asyncio.to_thread(self._tidy, job.id)
 
     async def completed_before(self, job: Job) -> bool:
         """Completes a job that the last server was about to complete; tells whether it was."""
@@ -102,7 +104,7 @@ class Endings:
                 await settle()
                 return
             except OSError as error:
-                if error.errno != errno.ENOSPC or self._closing():
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self._closing():
                     raise
                 logger.warning("the disk is full; the end of a job is noted later")
                 await asyncio.sleep(_FULL_RETRY_S)
@@ -113,7 +115,7 @@ class Endings:
         model = await outlast(self._claim(job, path))
         changes = {"version": model.version, "ended_s": time.time()}
         await job.publish(pb.TrainResponse(completed=model), state=state, reason=reason, **changes)
-        self._tidy(job)
+        await asyncio.to_thread(self._tidy, job.id)
         logger.info("job %s stored %s version %d", job.id, model.name, model.version)
 
     async def _claim(self, job: Job, path: Path) -> pb.Model:
@@ -124,7 +126,12 @@ class Endings:
             if not version:
                 version = await asyncio.to_thread(self._store.next_version, name)
                 await job.change(claim=version)
-            stored = await asyncio.to_thread(self._store.claim_file, name, path, version)
+            try:
+                stored = await asyncio.to_thread(self._store.claim_file, name, path, version)
+            except StatusError:  # somebody has put another model there by hand
+                version = await asyncio.to_thread(self._store.next_version, name)
+                await job.change(claim=version)
+                stored = await asyncio.to_thread(self._store.claim_file, name, path, version)
         describe = self._store.describe
         # A version is new here, and nothing leads to it yet.
         return records.model(stored, await asyncio.to_thread(describe, stored), ())
@@ -134,8 +141,24 @@ class Endings:
         changes = {"error_code": error.code.value[0], "error": error.packed()}
         await job.enter(FAILED, error.message, ended_s=time.time(), **changes)
 
-    def _tidy(self, job: Job) -> None:
-        """Removes what only a run needs; its last and best weights stay."""
+    def _published(self, job: Job) -> Path | None:
+        """Returns the model of a job that does not run, made of what it has published, if any."""
         directory = self._store.job_dir(job.id)
+        keep = TrainConfig.from_json(json.loads(job.row.config)).keep
+        names = (LAST_FILE,) if keep is Keep.LAST else (BEST_FILE, LAST_FILE)
+        for name in names:
+            if (directory / name).exists():
+                model = Model.load(directory / name)
+                if model.training is not None:
+                    steps = model.training.steps
+                    why = f"{_ON_REQUEST} after {steps} steps"
+                    model.training = replace(model.training, ended_by=why)
+                model.save(directory / FINAL_FILE)
+                return directory / FINAL_FILE
+        return None
+
+    def _tidy(self, job: str) -> None:
+        """Removes what only a run needs; its last and best weights stay."""
+        directory = self._store.job_dir(job)
         for path in (STATE_FILE, f"{STATE_FILE}.previous", FINAL_FILE):
             self._store.discard(directory / path)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from treadle.server import convert
 from treadle.server.convert import name_violations
-from treadle.server.errors import StatusError, invalid
+from treadle.server.errors import StatusError, corpus_not_found, invalid
 from treadle.server.job_files import INIT_FILE
 from treadle.server.jobs import JobRoom
 from treadle.server.orders import UploadedFile, new_id, new_row
@@ -87,7 +86,9 @@ class Intake:
         """Makes a job's directory; what it needs is safe from deletion from here on."""
         directory = self._store.job_dir(job)
         for file in files:
-            self._store.database.touch_corpus(file.sha256, file.size, time.time())
+            if self._store.corpora.want(file.sha256) is None:  # swept away since it was named
+                self._store.discard(directory)
+                raise corpus_not_found(file.sha256)
         if base is not None:
             with suppress(FileNotFoundError):
                 _link(base.path, directory / INIT_FILE)

@@ -92,7 +92,7 @@ class Job:
         """Comes into a state, and tells so."""
         number = pb.JobState.Value(f"JOB_STATE_{state.upper()}")
         event = pb.TrainResponse(state=pb.JobStateChange(state=number, reason=reason))
-        await self.publish(event, state=state, reason=reason, **changes)
+        await self.publish(event, state=state, reason=reason, ran_s=self.ran_s, **changes)
 
     async def change(self, **changes: Any) -> None:
         """Changes the row without an event."""
@@ -121,6 +121,13 @@ class Job:
         async with self._writing:
             await asyncio.to_thread(self._database.update_job, self.id, **changes)
             self.row = replace(self.row, **changes)
+
+
+def queued_event(time_s: float) -> pb.TrainResponse:
+    """Returns the first event of a job, which is stored together with its row."""
+    event = pb.TrainResponse(state=pb.JobStateChange(state=pb.JOB_STATE_QUEUED))
+    event.event_time.FromNanoseconds(round(time_s * 1e9))
+    return event
 
 
 async def stored_events(

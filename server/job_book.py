@@ -21,6 +21,8 @@ from treadle.server.errors import (
 from treadle.server.job import CANCELLED, FAILED, PAUSED, SUCCEEDED, Job, stored_events
 from treadle.v1 import sequence_pb2 as pb
 
+_MOMENT_S = 0.02
+
 _LAST_WORDS_S = 5.0
 """How long a watcher of a closing server waits for what running jobs have yet to say."""
 
@@ -87,7 +89,9 @@ class JobBook:
             if self._closing.done():
                 reason = self._closing.result().message
                 raise unavailable(f"{reason}; job {job} goes on when it has started again")
-            if news is not None:
+            if news is None:  # it is just being added, or let go
+                await asyncio.sleep(_MOMENT_S)
+            else:
                 await self._news_or_closing(news)
 
     async def _news_or_closing(self, news: asyncio.Event) -> None:

@@ -22,13 +22,14 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from treadle.server.attempt import Attempt, Ending, RunLimits
-from treadle.server.database import JobRow
+from treadle.server.database import DatabaseError, JobRow
 from treadle.server.endings import Endings
 from treadle.server.errors import (
     StatusError,
     aborted,
     exhausted,
     from_exception,
+    job_not_found,
     precondition,
     unavailable,
 )
@@ -40,6 +41,7 @@ from treadle.server.job import (
     RUNNING,
     Job,
     outlast,
+    queued_event,
 )
 from treadle.server.job_book import JobBook
 from treadle.server.store import Store
@@ -48,6 +50,8 @@ from treadle.server.workers import Workers
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 5.0
+
+_BACKOFF_S = 0.1
 
 _PAUSED_BY_USER = "paused on request"
 
@@ -130,27 +134,35 @@ class JobRoom:
         return await outlast(self._submit(row))
 
     async def _submit(self, row: JobRow) -> str:
-        kept = await asyncio.to_thread(self._database.add_job, row)
+        first = queued_event(row.created_s).SerializeToString()
+        kept = await asyncio.to_thread(self._database.add_job, row, first)
         if kept.id == row.id:
-            job = self._jobs[row.id] = Job(self._database, row)
-            await job.enter(QUEUED)
+            self._jobs[row.id] = Job(self._database, kept)
             self._schedule()
         else:
             await asyncio.to_thread(self._store.discard, self._store.job_dir(row.id))
         return kept.id
 
-    async def open(self) -> None:
-        """Takes up the jobs that an earlier server left, and begins to run them."""
+    async def recover(self) -> None:
+        """Takes up the jobs that an earlier server left; before any call comes."""
         for row in await asyncio.to_thread(self._left_over):
-            if row.id in self._jobs:
-                continue
             job = self._jobs[row.id] = Job(self._database, row)
-            if row.state == RUNNING and not await self._endings.completed_before(job):
-                if job.cancelling:
-                    await self._endings.cancel(job)
-                else:
-                    await job.enter(QUEUED, "the server stopped; the job goes on")
+            try:
+                await self._recover(job)
+            except Exception:  # one job must not keep the server from starting
+                logger.exception("job %s cannot be taken up as it is; it waits", job.id)
             self._let_go(job)
+
+    async def _recover(self, job: Job) -> None:
+        if job.row.state == RUNNING and await self._endings.completed_before(job):
+            return
+        if job.cancelling:
+            await self._endings.cancel(job)
+        elif job.row.state == RUNNING:
+            await job.enter(QUEUED, "the server stopped; the job goes on")
+
+    def open(self) -> None:
+        """Begins to run jobs."""
         self._open = True
         self._schedule()
 
@@ -196,7 +208,7 @@ class JobRoom:
             job.cancelling = True
             if job in self._running:
                 self._attempt.stop(job, "cancelled")
-                if job.row.state == RUNNING:
+                if job.row.state not in OVER:
                     await job.change(reason=CANCELLING)
             elif job.row.state not in OVER:
                 await self._endings.cancel(job)
@@ -263,6 +275,8 @@ class JobRoom:
     async def _deciding(self, job: Job) -> AsyncIterator[None]:
         """Lets one caller at a time decide about a job, which is not started meanwhile."""
         async with job.deciding:
+            if job.id not in self._jobs and job.row.state not in OVER:
+                raise job_not_found(job.id)  # deleted while this one waited
             yield
         self._let_go(job)
         self._schedule()
@@ -283,7 +297,8 @@ class JobRoom:
     def _waiting(self) -> list[Job]:
         jobs = [job for job in self._jobs.values() if job not in self._running]
         free = [job for job in jobs if not (job.cancelling or job.deciding.locked())]
-        return [job for job in free if job.row.state == QUEUED]
+        # One whose row says running does not: an earlier server left it so.
+        return [job for job in free if job.row.state in (QUEUED, RUNNING)]
 
     def _schedule(self) -> None:
         """Starts jobs, the oldest first, while there are slots."""
@@ -299,22 +314,32 @@ class JobRoom:
             await self._attempts(job)
         except asyncio.CancelledError:
             pass  # the server ends, and the next one goes on
+        except (OSError, DatabaseError) as error:
+            if self.closing.done():  # its row says running, and the next server goes on
+                logger.error("job %s: its end cannot be noted: %s", job.id, error)
+            else:
+                await self._give_up(job, error)
         except Exception as error:
-            failure = from_exception(error, f"job {job.id}")
-            try:
-                await self._endings.fail(job, failure)
-            except Exception:  # the next server finds it running, and goes on
-                logger.exception("job %s: its end cannot be noted", job.id)
+            await self._give_up(job, error)
         finally:
             del self._running[job]
             self._let_go(job)
             self._schedule()
 
+    async def _give_up(self, job: Job, error: Exception) -> None:
+        """Ends a job that an error of ours keeps from going on; never raises."""
+        failure = from_exception(error, f"job {job.id}")
+        try:
+            await self._endings.fail(job, failure)
+        except Exception:  # the next server finds it running, and goes on
+            logger.exception("job %s: its end cannot be noted", job.id)
+
     async def _attempts(self, job: Job) -> None:
         """Has processes train a job, one after the other where they die."""
         reason = ""
         while True:
-            await job.enter(RUNNING, reason, **_first_start(job))
+            why = CANCELLING if job.cancelling else reason
+            await job.enter(RUNNING, why, **_first_start(job))
             outcome = await self._attempt.run(job)
             if outcome.ending is not Ending.DIED:
                 await self._endings.settle(job, outcome)
@@ -327,6 +352,8 @@ class JobRoom:
             logger.warning("job %s goes on: %s", job.id, outcome.reason)
             await job.change(restarts=job.row.restarts + 1)
             reason = f"{outcome.reason}; the job goes on from its last checkpoint"
+            if job.crashes > 1:  # what made it die may pass
+                await asyncio.sleep(min(_BACKOFF_S * 2**job.crashes, _RETRY_S))
 
 
 def _first_start(job: Job) -> dict[str, float]:

@@ -15,13 +15,15 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from treadle.model import Model, Trainer, warm
+from treadle.model import Model, Progress, Trainer, warm
 from treadle.model.config import CorpusRole, TrainConfig
 from treadle.model.corpus import CorpusFile
 from treadle.model.errors import CheckpointError, ModelError
+from treadle.model.run_state import saved_config
 from treadle.server import wire
 from treadle.server.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
 
@@ -83,9 +85,12 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     try:
         _work(wire.decode(line)["job"], replies, wishes)
     except Exception as error:
-        if not isinstance(error, (ModelError, BrokenPipeError)):
-            traceback.print_exc(file=sys.stderr)
-        _send(replies, event="failed", error=wire.pack_error(error))
+        if _is_full(error):  # what was kept last is whole, and the rest is made again
+            _send(replies, event="paused", reason=_full(error), full=True)
+        else:
+            if not isinstance(error, (ModelError, BrokenPipeError)):
+                traceback.print_exc(file=sys.stderr)
+            _send(replies, event="failed", error=wire.pack_error(error))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the end has begun anyway
     return 0
 
@@ -128,10 +133,10 @@ class _Keeper:
         try:
             self.keep()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not _is_full(error):
                 raise
             self.full = True
-            self.left = f"the disk is full: {error.strerror}"
+            self.left = _full(error)
         else:
             self.left = wishes.pause_reason
         ended = time.monotonic()
@@ -139,15 +144,16 @@ class _Keeper:
         return bool(self.left)
 
     def keep(self) -> None:
-        """Writes the weights and then the state.
+        """Writes the state, and then the weights: bad ones are refused before any are lost.
 
         Raises:
             OSError: The disk failed or is full; what was there before is still whole.
+            TrainingError: A weight is no finite number.
         """
         if shutil.disk_usage(self._directory).free < self._min_free:
             raise OSError(errno.ENOSPC, f"less than {self._min_free:,} bytes are free")
-        self.publish()
         self._trainer.save_state(self._directory / STATE_FILE)
+        self.publish()
         _send(self._replies, event="checkpoint")
 
     def publish(self) -> None:
@@ -161,16 +167,25 @@ class _Keeper:
         self._trainer.model.save(self._directory / LAST_FILE)
 
 
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _full(error: BaseException) -> str:
+    return f"the disk is full: {getattr(error, 'strerror', None) or error}"
+
+
 def _work(job: wire.Message, replies: IO[bytes], wishes: Wishes) -> None:
     directory = Path(job["directory"])
     trainer, steps = _prepare(job, directory)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     _send(replies, event="started", **started)
     keeper = _Keeper(trainer, job, wishes, replies)
+    if trainer.last_progress is not None:  # the server may have died before it noted that
+        _send_progress(replies, trainer.last_progress)
     for progress in trainer.run(wishes.stopping, keeper.between):
         steps = progress.step
-        sample = progress.sample and progress.sample[:_MAX_SAMPLE]
-        _send(replies, event="progress", **dataclasses.asdict(progress) | {"sample": sample})
+        _send_progress(replies, progress)
     if keeper.left:
         _send(replies, event="paused", reason=keeper.left, full=keeper.full)
         return
@@ -190,7 +205,7 @@ def _prepare(job: wire.Message, directory: Path) -> tuple[Trainer, int]:
         CorpusFile(Path(file["path"]), file["name"], CorpusRole(file["role"]), file["weight"])
         for file in job["files"]
     ]
-    config = TrainConfig.from_json(job["config"])
+    config = _config(job, directory / STATE_FILE)
     init = directory / INIT_FILE if job["init_from"] else None
 
     def make() -> Trainer:
@@ -211,6 +226,20 @@ def _prepare(job: wire.Message, directory: Path) -> tuple[Trainer, int]:
         print(f"the checkpoint cannot be used, the run begins anew: {error}", file=sys.stderr)
         trainer = make()
     return trainer, trainer.steps
+
+
+def _config(job: wire.Message, state: Path) -> TrainConfig:
+    """Returns the settings, as they were settled where the run began before."""
+    with suppress(CheckpointError):  # told when the state is restored
+        saved = saved_config(state)
+        if saved is not None:
+            return saved
+    return TrainConfig.from_json(job["config"])
+
+
+def _send_progress(replies: IO[bytes], progress: Progress) -> None:
+    sample = progress.sample and progress.sample[:_MAX_SAMPLE]
+    _send(replies, event="progress", **dataclasses.asdict(progress) | {"sample": sample})
 
 
 def _listen(requests: IO[bytes], wishes: Wishes) -> None:

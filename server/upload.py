@@ -171,9 +171,9 @@ class _Receiver:
         _check(about, len(self._files))
         self._about = about
         if about.sha256:
-            if not await asyncio.to_thread(self._corpora.has, about.sha256):
+            size = await asyncio.to_thread(self._corpora.want, about.sha256)
+            if size is None:
                 raise corpus_not_found(about.sha256)
-            size = (await asyncio.to_thread(self._corpora.path(about.sha256).stat)).st_size
             self._add(about.sha256, size)
         else:
             self._writer = await asyncio.to_thread(self._corpora.writer)

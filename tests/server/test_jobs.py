@@ -147,7 +147,7 @@ def test_every_follower_gets_every_event_once_whenever_it_comes(store: Store, mo
         room = make_room(store, FakeWorkers(lambda: TellingWorker(model, *told)))
         job = await submit(room, store)
         early = asyncio.create_task(follow(room, job))
-        await room.open()
+        room.open()
         everything = await early
         assert [event.sequence for event in everything] == list(range(1, len(everything) + 1))
         assert [e.progress.step for e in everything if e.HasField("progress")] == [1, 2, 3]
@@ -171,7 +171,7 @@ def test_what_is_made_again_after_a_crash_is_told_once(store: Store, model: byte
         made = [TellingWorker(model, *again), Dying(model, *first)]
         room = make_room(store, FakeWorkers(made.pop))
         job = await submit(room, store)
-        await room.open()
+        room.open()
         events = await follow(room, job)
         seen = [
             (event.progress.step, event.progress.HasField("valid_loss"))
@@ -188,7 +188,7 @@ def test_jobs_of_a_server_that_closes_wait_for_the_next(store: Store, model: byt
     async def run() -> None:
         room = make_room(store, FakeWorkers(StubbornWorker))
         jobs = [await submit(room, store, name) for name in ("a", "b", "c")]
-        await room.open()
+        room.open()
         await asyncio.sleep(0)
         following = [asyncio.create_task(follow(room, job)) for job in jobs]
         await asyncio.sleep(0.05)
@@ -202,7 +202,8 @@ def test_jobs_of_a_server_that_closes_wait_for_the_next(store: Store, model: byt
             pass
         assert {(await room.book.row(job)).state for job in jobs} == {"queued"}
         following_room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
-        await following_room.open()
+        await following_room.recover()
+        following_room.open()
         for job in jobs:
             assert (await follow(following_room, job))[-1].completed.version == 1
 
@@ -239,7 +240,7 @@ def test_a_finished_model_is_kept_whenever_the_job_is_killed(
         room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
         gate = Gate(store, held, monkeypatch)
         job = await submit(room, store)
-        await room.open()
+        room.open()
         await gate.entered()
         killing = asyncio.create_task(room.kill())
         for _ in range(3):
@@ -268,7 +269,8 @@ def test_a_server_that_died_while_it_stored_a_model_stores_it_once(
         if claimed == "version":
             store.claim_file("m", path, 1)
         following = make_room(store, FakeWorkers(StubbornWorker))
-        await following.open()
+        await following.recover()
+        following.open()
         assert (await follow(following, job))[-1].completed.version == 1
 
     asyncio.run(run())
@@ -280,7 +282,7 @@ def test_processes_that_die_without_a_checkpoint_end_a_job(store: Store) -> None
         workers = FakeWorkers(DyingWorker)
         room = make_room(store, workers, restarts=2)
         job = await submit(room, store)
-        await room.open()
+        room.open()
         with pytest.raises(StatusError, match=r"it died .3 times in a row") as caught:
             await follow(room, job)
         assert caught.value.code is grpc.StatusCode.ABORTED
@@ -295,7 +297,7 @@ def test_a_checkpoint_forgives_what_died_before(store: Store, model: bytes) -> N
         made = [DyingWorker(), DyingWorker(checkpoint=True), DyingWorker(), FakeWorker(model)]
         room = make_room(store, FakeWorkers(lambda: made.pop(0)), restarts=2)
         job = await submit(room, store)
-        await room.open()
+        room.open()
         assert (await follow(room, job))[-1].completed.version == 1
         assert (await room.book.row(job)).restarts == 3
 
@@ -320,7 +322,7 @@ def test_a_full_disk_delays_the_note_of_an_end(
     async def run() -> None:
         room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
         job = await submit(room, store)
-        await room.open()
+        room.open()
         assert (await follow(room, job))[-1].completed.version == 1
 
     asyncio.run(run())
@@ -349,7 +351,7 @@ def test_a_progress_that_finds_the_disk_full_pauses_the_job(
     async def run() -> None:
         room = make_room(store, FakeWorkers(Reporting))
         job = await submit(room, store)
-        await room.open()
+        room.open()
         with pytest.raises(StatusError, match="is paused: the disk is full: No space left"):
             await follow(room, job)
         assert (await room.book.row(job)).state == "paused"
@@ -361,7 +363,7 @@ def test_a_run_that_takes_too_long_is_told_to_stop(store: Store) -> None:
     async def run() -> None:
         room = make_room(store, FakeWorkers(StubbornWorker), max_run_s=0.01)
         job = await submit(room, store)
-        await room.open()
+        room.open()
         with pytest.raises(StatusError, match=r"after 0\.01 seconds.*nothing was") as caught:
             await follow(room, job)
         assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -380,7 +382,7 @@ def test_running_jobs_share_the_threads(store: Store) -> None:
         limits = RunLimits(4, checkpoint_interval_s=1.0, min_free_bytes=0)
         room = JobRoom(store, FakeWorkers(make), RoomLimits(2, 2, 2, 1), limits)
         first = await submit(room, store)
-        await room.open()
+        room.open()
         await asyncio.sleep(0.2)
         assert made[0].sent[0]["job"]["threads"] == 4
         await submit(room, store)
