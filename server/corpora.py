@@ -161,6 +161,9 @@ class CorpusWriter:
         self._path = path
         self._hash = hashlib.sha256()
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # A cancelled call cannot take its write back from a thread: it must not meet a handle
+        # that was closed under it and given to another file.
+        self._using = threading.Lock()
         self.size = 0
         """Bytes written so far."""
 
@@ -170,7 +173,7 @@ class CorpusWriter:
         Raises:
             OSError: The disk failed or is full; then only `discard` may follow.
         """
-        with memoryview(data) as view:
+        with self._using, memoryview(data) as view:
             self._hash.update(view)
             done = 0
             while done < len(view):  # a nearly full disk takes a part
@@ -187,10 +190,11 @@ class CorpusWriter:
             OSError: The disk failed or is full; then only `discard` may follow.
             DatabaseError: The database failed.
         """
-        os.fsync(self._handle)
-        self._close()
-        sha256 = self._hash.hexdigest()
-        self._corpora.claim(self._path, sha256, self.size)
+        with self._using:
+            os.fsync(self._handle)
+            self._close()
+            sha256 = self._hash.hexdigest()
+            self._corpora.claim(self._path, sha256, self.size)
         return sha256, self.size
 
     def discard(self) -> None:
@@ -199,8 +203,9 @@ class CorpusWriter:
         Raises:
             OSError: The disk failed.
         """
-        self._close()
-        self._path.unlink(missing_ok=True)
+        with self._using:
+            self._close()
+            self._path.unlink(missing_ok=True)
 
     def _close(self) -> None:
         if self._handle >= 0:

@@ -176,3 +176,14 @@ def test_a_sync_that_fails_stores_nothing(store: Store, monkeypatch: pytest.Monk
     writer.discard()
     assert not store.corpora.has(SHA256)
     assert store.database.corpora() == []
+
+
+def test_a_write_that_comes_too_late_reaches_no_other_file(store: Store, tmp_path: Path) -> None:
+    writer = store.corpora.writer()
+    writer.write(b"some")
+    writer.discard()
+    # The next file gets the handle that was closed.
+    with (tmp_path / "other").open("wb") as other:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            writer.write(b"late")
+        assert os.fstat(other.fileno()).st_size == 0
