@@ -174,6 +174,9 @@ def _decoded(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator
             text = decoder.decode(data)
         except UnicodeDecodeError as fault:
             raise _not_text(file, encoding, fault, offset - waiting, block) from None
+        except UnicodeError as fault:  # UTF-16 without its byte order mark, for one
+            text = f"{file.title} is not {encoding}: {fault}; set encoding to what it is"
+            raise EncodingError(text, offset) from None
         offset += len(data)
         if text:
             yield text

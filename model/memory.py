@@ -128,4 +128,4 @@ def check_resident(taken: int, limit_bytes: int | None) -> None:
 
 
 def _gibibytes(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB"
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:,.1f} MiB"

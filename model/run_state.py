@@ -189,6 +189,15 @@ def _digest(content: str, tensors: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is a training state whose content has the hash that it names."""
+    try:
+        _read(Path(path))
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
 def _read(path: Path) -> RunState:
     with path.open("rb"):  # a missing or unreadable file is an OSError, not a damaged one
         pass
@@ -213,5 +222,5 @@ def _read(path: Path) -> RunState:
 
 def _damaged(path: Path, why: str) -> _DamagedError:
     return _DamagedError(
-        f"the training state {path} is damaged{why}; remove it to begin the run anew"
+        f"the training state {path} is damaged{why}, and so is the one before it, if there was one"
     )

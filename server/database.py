@@ -332,8 +332,8 @@ class Database:
                     text = os.strerror(errno.ENOSPC)
                     raise OSError(errno.ENOSPC, text, str(self._path)) from error
                 raise DatabaseError(
-                    f"the database {self._path} cannot be used ({error}): stop the server and "
-                    "run treadle-server --fsck"
+                    f"the database {self._path} cannot be used ({error}): with no server running, "
+                    f"try treadle-server --fsck --repair --data-dir {self._path.parent}"
                 ) from error
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import grpc
 from safetensors import SafetensorError, safe_open
 
+from treadle.model.run_state import is_whole
 from treadle.server.database import Database, DatabaseError, JobRow
 from treadle.server.errors import StatusError
 from treadle.server.findings import DAMAGED, Report, put_aside, remove_whole
-from treadle.server.job_files import INIT_FILE
+from treadle.server.job_files import INIT_FILE, STATE_FILE
 from treadle.server.store import DATABASE_FILE
 from treadle.v1 import sequence_pb2 as pb
 
@@ -135,7 +136,9 @@ def _check_file(root: Path, report: Report, path: Path) -> None:
 
 
 def _opens(path: Path) -> bool:
-    """Returns whether a file is a whole safetensors file."""
+    """Returns whether a file is a whole safetensors file; of a state, whether its hash is right."""
+    if path.name.startswith(STATE_FILE):
+        return is_whole(path)
     try:
         with safe_open(os.fspath(path), framework="numpy"):
             return True

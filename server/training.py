@@ -177,7 +177,7 @@ def _full(error: BaseException) -> str:
 
 def _work(job: wire.Message, replies: IO[bytes], wishes: Wishes) -> None:
     directory = Path(job["directory"])
-    trainer, steps = _prepare(job, directory)
+    trainer, steps = _prepare(job, directory, replies)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     _send(replies, event="started", **started)
     keeper = _Keeper(trainer, job, wishes, replies)
@@ -199,7 +199,7 @@ def _work(job: wire.Message, replies: IO[bytes], wishes: Wishes) -> None:
     _send(replies, event="saved")
 
 
-def _prepare(job: wire.Message, directory: Path) -> tuple[Trainer, int]:
+def _prepare(job: wire.Message, directory: Path, replies: IO[bytes]) -> tuple[Trainer, int]:
     """Returns the run, gone on from its checkpoint where there is one, and its steps so far."""
     files = [
         CorpusFile(Path(file["path"]), file["name"], CorpusRole(file["role"]), file["weight"])
@@ -223,7 +223,8 @@ def _prepare(job: wire.Message, directory: Path) -> tuple[Trainer, int]:
         trainer.restore_state(directory / STATE_FILE)
     except CheckpointError as error:
         # From its beginning it comes to the same weights; it only takes longer.
-        print(f"the checkpoint cannot be used, the run begins anew: {error}", file=sys.stderr)
+        print(f"the run begins anew, without its checkpoint: {error}", file=sys.stderr)
+        _send(replies, event="anew", reason=f"the job begins anew: {error}")
         trainer = make()
     return trainer, trainer.steps
 

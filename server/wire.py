@@ -11,6 +11,7 @@ the names
 
 - `ready`: kernels are compiled, a job may come;
 - `started`, `progress`: what `Trainer` reports, also of a run that goes on from a checkpoint;
+- `anew`: there is a checkpoint that cannot be used, and the run begins at its beginning;
 - `checkpoint`: the state is on disk, and weights are published;
 - `paused`: the state is on disk; `reason` says why, `full` whether for want of disk space;
 - `stopped`: it was told to stop before its first step, so there is no model; `reason` says why;

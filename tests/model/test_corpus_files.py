@@ -393,3 +393,8 @@ def test_a_part_knows_its_items() -> None:
         assert corpus.train.has_item(encode(item, UnknownPolicy.SKIP).tolist()) == there
     text = read_corpus(b"emma " * 20)
     assert not text.train.has_item([0])
+
+
+def test_utf16_that_is_none() -> None:
+    with pytest.raises(EncodingError, match="is not utf-16"):
+        read_corpus("すべて".encode() * 20, data_config=DataConfig(TEXT, encoding="utf-16"))

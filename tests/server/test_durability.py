@@ -232,7 +232,7 @@ def test_what_was_settled_at_the_start_holds_after_a_kill(start: Start, kind: st
     step = server.caller.job(job).progress.step
     wait_for(lambda: server.caller.job(job).progress.step > step)
     assert server.caller.job(job).started == started
-    assert "begins anew" not in server.log
+    assert "begins anew" not in server.log  # its checkpoint was of use
     assert [event.HasField("started") for event in server.caller.watch_now(job)].count(True) == 1
     server.caller.stub.CancelJob(pb.CancelJobRequest(job=job), timeout=PATIENCE_S)
 

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
 
+from treadle.model import run_state
 from treadle.server.database import Database
 from treadle.server.disk import StoreError
 from treadle.server.fsck import check, run
@@ -38,7 +40,9 @@ def root(tmp_path: Path) -> Path:
     for state in ("queued", "running", "paused", "succeeded", "failed", "cancelled"):
         files = f'[{{"sha256": "{corpus}"}}]'
         store.database.add_job(job_row(state, state=state, files=files))
-        tiny_model().save(store.job_dir(state) / "state.safetensors")
+        weights = {"weights": np.arange(9, dtype=np.float32)}
+        kept = run_state.RunState({"steps": 3}, weights)
+        run_state.write(store.job_dir(state) / "state.safetensors", kept)
     store.close()
     return root
 
@@ -399,3 +403,13 @@ def test_the_command_checks_and_repairs(root: Path) -> None:
     wrong = ended("--repair")
     assert wrong.returncode == 2
     assert "--repair goes with --fsck" in wrong.stderr
+
+
+def test_a_state_whose_numbers_changed_is_found(root: Path) -> None:
+    path = root / "jobs" / "paused" / "state.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1  # one bit of one number
+    path.write_bytes(data)
+    (finding,) = check(root, repair=False).findings
+    assert finding.where == path
+    assert "checkpoint of job paused is damaged" in finding.what

@@ -95,3 +95,13 @@ def test_what_fails_at_once_is_told(tmp_path: Path) -> None:
     said = serve(SERVE, job)
     assert [message["event"] for message in said] == ["ready", "failed"]
     assert said[-1]["error"]["type"] == "CorpusError"
+
+
+def test_a_job_whose_checkpoints_are_damaged_says_that_it_begins_anew(tmp_path: Path) -> None:
+    serve(FULL_AT_THE_END + SERVE, order(tmp_path))
+    for path in tmp_path.glob(f"{STATE_FILE}*"):
+        path.write_bytes(b"damaged")
+    said = serve(SERVE, order(tmp_path))
+    assert [message["event"] for message in said[:3]] == ["ready", "anew", "started"]
+    assert "begins anew" in said[1]["reason"]
+    assert said[-1]["event"] == "saved"
