@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from treadle.server import records, wire
 from treadle.server.errors import StatusError
-from treadle.server.job import RUNNING, Job
+from treadle.server.job import CANCELLING, RUNNING, Job
 from treadle.server.orders import order
 from treadle.server.store import Store
 from treadle.server.workers import Worker, Workers
@@ -163,7 +163,7 @@ class Attempt:
                 case "progress":
                     await self._progress(job, message)
                 case "anew":
-                    await job.enter(RUNNING, message["reason"])
+                    await job.enter(RUNNING, CANCELLING if job.cancelling else message["reason"])
                 case "checkpoint":
                     job.crashes = 0
                 case "saved":

@@ -206,10 +206,10 @@ class JobRoom:
     async def _cancel(self, job: Job) -> JobRow:
         async with self._deciding(job):
             job.cancelling = True
+            if job.row.state not in OVER:
+                await job.change(reason=CANCELLING)  # the next server would go on with that
             if job in self._running:
                 self._attempt.stop(job, "cancelled")
-                if job.row.state not in OVER:
-                    await job.change(reason=CANCELLING)
             elif job.row.state not in OVER:
                 await self._endings.cancel(job)
         return job.row

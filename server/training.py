@@ -177,6 +177,8 @@ def _full(error: BaseException) -> str:
 
 def _work(job: wire.Message, replies: IO[bytes], wishes: Wishes) -> None:
     directory = Path(job["directory"])
+    # One that is left is of an end that was not to be, and must not pass for this run's.
+    (directory / FINAL_FILE).unlink(missing_ok=True)
     trainer, steps = _prepare(job, directory, replies)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     _send(replies, event="started", **started)

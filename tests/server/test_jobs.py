@@ -17,7 +17,7 @@ from treadle.model.config import NetworkConfig, TrainConfig
 from treadle.server import wire
 from treadle.server.attempt import RunLimits
 from treadle.server.errors import StatusError, aborted
-from treadle.server.job_files import FINAL_FILE
+from treadle.server.job_files import FINAL_FILE, LAST_FILE
 from treadle.server.jobs import JobRoom, RoomLimits
 from treadle.server.orders import UploadedFile, new_id, new_row
 from treadle.server.store import Store
@@ -406,3 +406,31 @@ def test_what_cannot_be_removed_is_logged(
     monkeypatch.setattr("shutil.rmtree", refuse)
     store.discard(store.new_draft())
     assert "the disk is on fire" in caplog.text
+
+
+@pytest.mark.parametrize("state", ["queued", "paused"])
+def test_a_cancel_that_a_crash_cut_short_is_done_by_the_next_server(
+    store: Store, model: bytes, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(StubbornWorker))
+        job = await submit(room, store)
+        if state == "paused":
+            await room.pause(job)
+        (store.job_dir(job) / LAST_FILE).write_bytes(model)
+
+        def die(*_: object) -> None:
+            raise RuntimeError("the server dies here")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "next_version", die)
+            with pytest.raises(RuntimeError):
+                await room.cancel(job)
+        following = make_room(store, FakeWorkers(StubbornWorker))
+        await following.recover()
+        events = await follow(following, job)
+        assert events[-1].completed.version == 1
+        assert (await following.book.row(job)).state == "cancelled"
+
+    asyncio.run(run())
+    assert store.versions("m") == [1]

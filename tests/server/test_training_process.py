@@ -105,3 +105,10 @@ def test_a_job_whose_checkpoints_are_damaged_says_that_it_begins_anew(tmp_path: 
     assert [message["event"] for message in said[:3]] == ["ready", "anew", "started"]
     assert "begins anew" in said[1]["reason"]
     assert said[-1]["event"] == "saved"
+
+
+def test_a_model_that_was_left_does_not_pass_for_this_runs(tmp_path: Path) -> None:
+    (tmp_path / FINAL_FILE).write_bytes(b"of an end that was not to be")
+    said = serve(FULL_AT_THE_END + SERVE, order(tmp_path))
+    assert said[-1]["event"] == "paused"
+    assert not (tmp_path / FINAL_FILE).exists()
