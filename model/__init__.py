@@ -49,8 +49,9 @@ from treadle.model.layer import RecurrentLayer
 from treadle.model.model import Model
 from treadle.model.progress import Progress, Started
 from treadle.model.record import TrainingRecord
-from treadle.model.scorer import TextScore, TokenScore
+from treadle.model.scorer import TextScore
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
+from treadle.model.tokens import TokenScore
 from treadle.model.trainer import Trainer, train
 from treadle.model.warm import compiled_for, warm
 

@@ -15,8 +15,10 @@ from treadle.model.ranges import (
     MAX_UINT32,
     MAX_UINT64,
     Checked,
+    biases,
     choice,
     flag,
+    numbers,
     real,
     section,
     text,
@@ -192,6 +194,8 @@ class DataConfig(Checked):
     """JSONL and CSV: the field or column of the items."""
     encoding: str = field(default="utf-8", metadata=text(1, 40))
     """How files encode text; bytes tokenizers ignore it."""
+    novelty_index: bool = field(default=False, metadata=flag())
+    """Whether the model gets an index of the training part, to tell what is new by."""
 
 
 @dataclass(frozen=True)
@@ -320,3 +324,29 @@ class SamplingConfig(Checked):
     """End where one of these appears in the text; it is not part of the result."""
     unknown_policy: UnknownPolicy | None = field(default=None, metadata=choice(UnknownPolicy))
     """What to do with unknown symbols of the prompt; None: the model's own policy."""
+    typical_p: float = field(default=1.0, metadata=real(above=0, most=1))
+    """Draw among the tokens of nearest to expected surprisal that hold this much probability."""
+    repetition_penalty: float = field(default=1.0, metadata=real(least=0.01, most=100))
+    """Divides positive logits, and multiplies negative ones, of tokens that were there before."""
+    presence_penalty: float = field(default=0.0, metadata=real(least=-100, most=100))
+    """Taken from the logit of every token that the new text holds."""
+    frequency_penalty: float = field(default=0.0, metadata=real(least=-100, most=100))
+    """Taken from a token's logit once for every time that the new text holds it."""
+    token_biases: tuple[tuple[int, float], ...] = field(default=(), metadata=biases(1024))
+    """Tokens and what is added to their logits, each -100 to 100."""
+    banned_tokens: tuple[int, ...] = field(default=(), metadata=numbers(1024))
+    """Tokens never to draw."""
+    forced_tokens: tuple[int, ...] = field(default=(), metadata=numbers(1024))
+    """The first tokens of the new text, whatever the model makes of them."""
+    min_new_tokens: int = field(default=0, metadata=whole(0, MAX_UINT32))
+    """No end token and no stop sequence ends the text before this many tokens."""
+    max_time_s: float | None = field(default=None, metadata=real(above=0))
+    """End after this many seconds."""
+    ranks: bool = field(default=False, metadata=flag())
+    """Give each token's rank."""
+    top_log_probabilities: int = field(default=0, metadata=whole(0, 20))
+    """Give so many of the likeliest tokens in each one's place."""
+    regex: str = field(default="", metadata=text(0, 4096))
+    """What the whole new text must match; empty: anything."""
+    best_of: int = field(default=0, metadata=whole(0, 64))
+    """Width of a beam search for the likeliest text; 0: draw."""

@@ -18,8 +18,9 @@ from treadle.kernels import network, structures
 from treadle.kernels.decode import Sessions, decode
 from treadle.model.config import SamplingConfig
 from treadle.model.parameters import CELL_CODES, Shape
-from treadle.model.scorer import WINDOW, TokenScore
+from treadle.model.scorer import WINDOW
 from treadle.model.tokenizer import Tokenizer
+from treadle.model.tokens import TokenScore
 from treadle.model.workspace import allocate_state, allocate_workspace
 
 Ints = npt.NDArray[np.int32]

@@ -9,6 +9,8 @@
     ├── UnknownSymbolError        a symbol that the vocabulary lacks
     ├── CheckpointError           a model file or state dict that cannot be used
     ├── LayerError                an array that a layer cannot take
+    ├── StateError                a session's state that is damaged or not authentic
+    │   └── ForeignStateError     one that another model has made
     └── TrainingError             a run that cannot go on
 
 Every message is one sentence for the person at the keyboard: it names the thing and the remedy.
@@ -85,3 +87,11 @@ class LayerError(ModelError):
 
 class TrainingError(ModelError):
     """A run cannot go on, for instance because its loss is no longer a number."""
+
+
+class StateError(ModelError):
+    """The bytes of a session's state are damaged, or not authentic."""
+
+
+class ForeignStateError(StateError):
+    """The state of a session belongs to another model."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from treadle.model.parameters import Parameters
 from treadle.model.pool import Pool
 from treadle.model.record import TrainingRecord
 from treadle.model.scorer import WINDOW, Scorer, TextScore, score_tokens, summarize
+from treadle.model.state import SessionState
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.workspace import pack_for_inference
 
@@ -56,6 +59,7 @@ class Model:
         self.default_context = default_context
         self._packing = threading.Lock()
         self._packed: structures.Weights | None = None
+        self._hash = b""
 
     @property
     def layout(self) -> CorpusLayout:
@@ -71,6 +75,49 @@ class Model:
     def parameter_count(self) -> int:
         """How many numbers were trained."""
         return self.parameters.shape.parameter_count
+
+    @property
+    def content_hash(self) -> bytes:
+        """SHA-256 of what decides on its results: the network, the tokenizer and the numbers."""
+        if not self._hash:
+            settings = {
+                "network": self.network.to_json(),
+                "tokenizer": self.tokenizer.to_json(),
+                "default_context": self.default_context,
+            }
+            text = json.dumps(settings, sort_keys=True).encode()
+            self._hash = hashlib.sha256(text + self.parameters.flat.tobytes()).digest()
+        return self._hash
+
+    def beginning(self, state: SessionState | None = None) -> SessionState:
+        """Return where a text begins: at a state, or at a new item or text.
+
+        A new text of layout TEXT begins with no token at all (-1): a prompt's first token is
+        then read as it is.
+        """
+        begin = -1 if self.tokenizer.begin is None else self.tokenizer.begin
+        return state or SessionState.fresh(self.parameters.shape, begin)
+
+    def state_bytes(self, state: SessionState, key: bytes = b"") -> bytes:
+        """Return a state as bytes; see `SessionState.to_bytes`."""
+        return state.to_bytes(self.parameters.shape, self.content_hash, key)
+
+    def read_state(self, data: bytes, key: bytes = b"") -> SessionState:
+        """Read a state that this model has made; see `SessionState.from_bytes`.
+
+        Raises:
+            StateError: the bytes are damaged, or were made without this key.
+            ForeignStateError: another model made them.
+        """
+        return SessionState.from_bytes(data, self.parameters.shape, self.content_hash, key)
+
+    @property
+    def weights(self) -> structures.Weights:
+        """The weights as kernels read them, packed once; never written to."""
+        with self._packing:
+            if self._packed is None:
+                self._packed = pack_for_inference(self.parameters)
+            return self._packed
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -122,7 +169,7 @@ class Model:
         sampling = replace(sampling or SamplingConfig(), **settings)
         prompt_tokens = self.tokenizer.encode(prompt, sampling.unknown_policy)
         end = -1 if self.tokenizer.end is None else self.tokenizer.end
-        decoder = Decoder(self.parameters.shape, self._weights(), end)
+        decoder = Decoder(self.parameters.shape, self.weights, end)
         context = self._context(prompt_tokens)
         return Generation(decoder, self.tokenizer, sampling, context, prompt_tokens.size).pieces()
 
@@ -168,20 +215,13 @@ class Model:
         ids = tokenizer.encode(text, unknown_policy)
         if tokenizer.end is not None:
             ids = np.append(ids, np.int32(tokenizer.end))
-        scorer = Scorer(self.parameters.shape, self._weights(), 1, WINDOW, Pool(1))
+        scorer = Scorer(self.parameters.shape, self.weights, 1, WINDOW, Pool(1))
         sequence = np.concatenate((before, ids)).astype(np.int32)
         parts = [np.zeros(0, np.float32)]
         for part in score_tokens(scorer, sequence, max(before.size, 1)):
             parts.append(part)
             yield None
         yield summarize(tokenizer, ids, np.concatenate(parts))
-
-    def _weights(self) -> structures.Weights:
-        """The packed weights, made once."""
-        with self._packing:
-            if self._packed is None:
-                self._packed = pack_for_inference(self.parameters)
-            return self._packed
 
     def _context(self, prompt: Ints) -> Ints:
         """The tokens that a generation goes on from: never empty."""

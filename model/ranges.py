@@ -12,7 +12,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -141,6 +141,39 @@ def texts(most: int, longest: int) -> dict[str, Check]:
         raise _refuse(field, f"a list of at most {most} texts", value)
 
     return {"check": check}
+
+
+def numbers(most: int) -> dict[str, Check]:
+    """Metadata of a tuple of up to `most` whole numbers of 32 bits."""
+
+    def check(value: object, field: str) -> tuple[int, ...]:
+        if isinstance(value, (list, tuple)) and len(value) <= most:
+            return tuple(_token(number, f"{field}[{index}]") for index, number in enumerate(value))
+        raise _refuse(field, f"a list of at most {most} whole numbers", value)
+
+    return {"check": check}
+
+
+def _token(value: object, field: str) -> int:
+    return cast(int, whole(0, MAX_UINT32)["check"](value, field))
+
+
+def biases(most: int) -> dict[str, Check]:
+    """Metadata of a tuple of up to `most` pairs: a token, and a number from -100 to 100."""
+
+    def check(value: object, field: str) -> tuple[tuple[int, float], ...]:
+        if isinstance(value, (list, tuple)) and len(value) <= most:
+            return tuple(_pair(pair, f"{field}[{index}]") for index, pair in enumerate(value))
+        raise _refuse(field, f"a list of at most {most} pairs", value)
+
+    return {"check": check}
+
+
+def _pair(value: object, field: str) -> tuple[int, float]:
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        check = real(least=-100, most=100)["check"]
+        return _token(value[0], field), cast(float, check(value[1], field))
+    raise _refuse(field, "a pair of a token and a number", value)
 
 
 def section(kind: type[Checked]) -> dict[str, Check]:

@@ -20,6 +20,7 @@ from treadle.model.parameters import CELL_CODES, Shape
 from treadle.model.pool import Pool
 from treadle.model.sums import in_order
 from treadle.model.tokenizer import Tokenizer
+from treadle.model.tokens import TokenScore
 from treadle.model.workspace import allocate_state, allocate_workspace
 
 Array = npt.NDArray[np.float32]
@@ -107,18 +108,6 @@ def mean_loss(
         total = in_order(scores.reshape(-1).tolist(), total)
         count += int(np.count_nonzero(targets >= 0))
     return -total / count
-
-
-@dataclass(frozen=True)
-class TokenScore:
-    """One token as scored or drawn."""
-
-    id: int
-    """Its number in the vocabulary."""
-    text: str
-    """Its text; empty for special tokens and for parts of a character."""
-    log_probability: float | None
-    """log p in nats under the model itself; None for a first token without context."""
 
 
 @dataclass(frozen=True)

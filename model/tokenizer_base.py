@@ -55,6 +55,11 @@ class TokenStream:
         """Ends the stream; returns what was held back."""
         return ""
 
+    @property
+    def held(self) -> bytes:
+        """What a stream that goes on from here has to know, up to 7 bytes."""
+        return b""
+
 
 class Tokenizer(ABC):
     """Text to tokens and back.
@@ -234,8 +239,12 @@ class Tokenizer(ABC):
     def _vocabulary_json(self) -> dict[str, Any]:
         """Returns what `to_json` holds beside the config and the layout."""
 
-    def stream(self) -> TokenStream:
-        """Returns a new stream from tokens to text."""
+    def stream(self, held: bytes = b"") -> TokenStream:
+        """Returns a stream from tokens to text.
+
+        Args:
+            held: What `TokenStream.held` was where the text so far ends; empty: it begins.
+        """
         return TokenStream(self)
 
     def to_json(self) -> dict[str, Any]:

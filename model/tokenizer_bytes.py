@@ -86,9 +86,9 @@ class ByteTokenizer(Tokenizer):
         ids = self._ids(tokens)
         return int(np.count_nonzero((ids < BYTE_VALUES) & (ids & 0xC0 != 0x80)))
 
-    def stream(self) -> TokenStream:
+    def stream(self, held: bytes = b"") -> TokenStream:
         """See `Tokenizer.stream`; the bytes of a character are held back until it is whole."""
-        return ByteStream(self)
+        return ByteStream(self, held)
 
     def _vocabulary_json(self) -> dict[str, Any]:
         return {}
@@ -126,11 +126,13 @@ class ByteStream(TokenStream):
 
     Args:
         tokenizer: Whose tokens they are.
+        held: The bytes of the character that the text so far ends in the middle of.
     """
 
-    def __init__(self, tokenizer: HasBytes) -> None:
+    def __init__(self, tokenizer: HasBytes, held: bytes = b"") -> None:
         self._bytes = tokenizer.decode_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.setstate((held, 0))
 
     def push(self, tokens: Tokens) -> str:
         """See `TokenStream.push`."""
@@ -141,3 +143,8 @@ class ByteStream(TokenStream):
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
+
+    @property
+    def held(self) -> bytes:
+        """See `TokenStream.held`: the bytes of a character that is not whole."""
+        return self._decoder.getstate()[0]

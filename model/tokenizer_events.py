@@ -52,9 +52,9 @@ class EventTokenizer(PieceTokenizer):
         lengths = self._lengths[self._ids(tokens)]
         return int(lengths.sum()) + max(int(np.count_nonzero(lengths)) - 1, 0)
 
-    def stream(self) -> TokenStream:
+    def stream(self, held: bytes = b"") -> TokenStream:
         """See `Tokenizer.stream`; an event brings the blank before it."""
-        return EventStream(self)
+        return EventStream(self, bool(held))
 
 
 class EventStream(TokenStream):
@@ -62,11 +62,12 @@ class EventStream(TokenStream):
 
     Args:
         tokenizer: Whose tokens they are.
+        begun: Whether events came before.
     """
 
-    def __init__(self, tokenizer: EventTokenizer) -> None:
+    def __init__(self, tokenizer: EventTokenizer, begun: bool = False) -> None:
         super().__init__(tokenizer)
-        self._begun = False
+        self._begun = begun
 
     def push(self, tokens: Tokens) -> str:
         """See `TokenStream.push`."""
@@ -74,3 +75,8 @@ class EventStream(TokenStream):
         before = " " if self._begun and text else ""
         self._begun = self._begun or bool(text)
         return before + text
+
+    @property
+    def held(self) -> bytes:
+        """See `TokenStream.held`: whether events came before."""
+        return b"\1" if self._begun else b""

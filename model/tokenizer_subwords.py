@@ -138,9 +138,9 @@ class SubwordTokenizer(Tokenizer):
         """Returns the characters that begin in tokens."""
         return int(self._starts[self._ids(tokens)].sum())
 
-    def stream(self) -> TokenStream:
+    def stream(self, held: bytes = b"") -> TokenStream:
         """See `Tokenizer.stream`; the bytes of a character are held back until it is whole."""
-        return ByteStream(self)
+        return ByteStream(self, held)
 
     def _vocabulary_json(self) -> dict[str, Any]:
         # Read and written again: the package's own order of keys is no promise.

@@ -23,16 +23,21 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from treadle.model import warm
+from treadle.server.admission import Admission, Load
 from treadle.server.attempt import RunLimits
 from treadle.server.boundary import Boundary
 from treadle.server.config import ServerConfig
 from treadle.server.errors import unavailable
+from treadle.server.generating import GeneratingRoom
 from treadle.server.housekeeping import Rules, keep_house
-from treadle.server.inference import InferenceRoom
 from treadle.server.intake import Intake
 from treadle.server.jobs import JobRoom, RoomLimits
+from treadle.server.learning import LearningRoom
 from treadle.server.loaded import LoadedModels
+from treadle.server.scheduler import Scheduler
+from treadle.server.scoring import ScoringRoom
 from treadle.server.service import SERVICE, SequenceService
+from treadle.server.sources import Sources
 from treadle.server.store import Store, StoreError
 from treadle.server.upload import Limits
 from treadle.server.workers import Workers
@@ -86,19 +91,43 @@ class App:
         uploads = Limits(config.max_corpus_bytes, config.upload_idle_s, config.min_free_bytes)
         intake = Intake(self._store, self._jobs, uploads, training_bytes)
         models = LoadedModels(self._store, config.model_cache_bytes)
-        self._inference = InferenceRoom(
-            models,
-            self._jobs.book.row,
-            limit=config.inference_limit,
-            threads=config.threads,
+        self._scheduler = Scheduler(config.threads)
+        load = Load(
+            calls=Admission(config.inference_limit, "generations and scorings"),
+            sessions=Admission(config.session_limit, "texts being generated"),
+            learners=Admission(config.learning_limit, "learning streams"),
+        )
+        sources = Sources(models, self._jobs.book.row)
+        key = config.state_key_bytes()
+        generating = GeneratingRoom(
+            sources,
+            load.calls,
+            load.sessions,
+            self._scheduler,
             max_new_tokens_limit=config.max_new_tokens_limit,
+            state_key=key,
+        )
+        scoring = ScoringRoom(
+            sources,
+            load.calls,
+            self._scheduler,
+            max_message_bytes=config.max_message_bytes,
+            state_key=key,
+        )
+        learning = LearningRoom(
+            sources,
+            self._store,
+            load.learners,
+            self._scheduler,
             max_message_bytes=config.max_message_bytes,
         )
         self._house: asyncio.Task[None] | None = None
         self._boundary = Boundary(SERVICE)
         self._health = health.aio.HealthServicer()
         self._server = aio.server(interceptors=[self._boundary], options=_options(config))
-        service = SequenceService(config, self._store, models, intake, self._jobs, self._inference)
+        service = SequenceService(
+            config, self._store, models, intake, self._jobs, generating, scoring, learning, load
+        )
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -157,7 +186,7 @@ class App:
         await self._server.stop(None)
         await stopping
         await self._workers.close()
-        self._inference.close()
+        self._scheduler.close()
         self._warming.shutdown(wait=False)
         self._store.close()
 

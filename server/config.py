@@ -66,6 +66,9 @@ def default_data_dir() -> Path:
     return Path(base) / "treadle"
 
 
+_MIN_KEY_BYTES = 16
+
+
 def _range(least: float, most: float = float("inf")) -> dict[str, Any]:
     return {"least": least, "most": most}
 
@@ -107,8 +110,14 @@ class ServerConfig:
     """Seconds of running after which a training job is stopped and its model stored; 0: never."""
     standby_workers: int = field(default=1, metadata=_range(0))
     """Training processes kept ready, so that a short job need not wait for Python to start."""
-    inference_limit: int = field(default=64, metadata=_range(1))
-    """Generations and scorings that may run at once, waiting ones included."""
+    inference_limit: int = field(default=512, metadata=_range(1))
+    """Generations, scorings and embeddings that may run at once, waiting ones included."""
+    session_limit: int = field(default=1024, metadata=_range(1))
+    """Texts that may be generated at once, waiting ones included: a generation may ask for many."""
+    learning_limit: int = field(default=16, metadata=_range(0))
+    """Streams that may be learnt from at once, each with its own copy of a model."""
+    state_key_file: str = ""
+    """File with a secret of 16 bytes or more; states that were not made with it are refused."""
     max_new_tokens_limit: int = field(default=100_000, metadata=_range(1))
     """The largest max_new_tokens that one generation may ask for."""
     max_corpus_bytes: int = field(default=1 << 30, metadata=_range(1))
@@ -123,6 +132,23 @@ class ServerConfig:
     """Seconds that running requests get to finish after SIGTERM."""
     log_level: str = "info"
     """How much is logged to standard error: debug, info, warning or error."""
+
+    def state_key_bytes(self) -> bytes:
+        """Returns the secret by which states are authenticated; empty where there is none.
+
+        Raises:
+            ValueError: The file cannot be read, or holds too little.
+        """
+        if not self.state_key_file:
+            return b""
+        try:
+            key = Path(self.state_key_file).read_bytes().strip()
+        except OSError as error:
+            raise ValueError(f"state_key_file cannot be read: {error}") from error
+        if len(key) < _MIN_KEY_BYTES:
+            wanted = f"{_MIN_KEY_BYTES} bytes or more"
+            raise ValueError(f"state_key_file must hold {wanted}, not {len(key)}")
+        return key
 
     def training_bytes(self) -> int | None:
         """Returns the memory that one run may take, as it is now; None: whatever there is."""

@@ -128,6 +128,10 @@ def _take_over(
     return violations
 
 
+SourceRequest = pb.GenerateRequest | pb.ScoreRequest | pb.ScoreStreamSpec | pb.EmbedRequest
+"""A request that names a model and version, or a job."""
+
+
 def model_reference(model: str, field: str = "model") -> tuple[str, str]:
     """Returns the name and the alias, or "", of NAME or NAME@ALIAS.
 
@@ -184,7 +188,7 @@ def scoring_policy(request: pb.ScoreRequest) -> UnknownPolicy | None:
     return config.unknown_policy
 
 
-def source_violations(request: pb.GenerateRequest | pb.ScoreRequest) -> list[Violation]:
+def source_violations(request: SourceRequest) -> list[Violation]:
     """Returns what is wrong with how a request names its weights: a model, or a job."""
     if not request.job:
         name, mark, alias = request.model.partition("@")

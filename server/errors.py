@@ -33,8 +33,10 @@ from treadle.model.errors import (
     ConfigError,
     CorpusError,
     EncodingError,
+    ForeignStateError,
     LayerError,
     ModelError,
+    StateError,
     TrainingError,
     UnknownSymbolError,
 )
@@ -53,6 +55,8 @@ CODES: dict[type[ModelError], grpc.StatusCode] = {
     LayerError: grpc.StatusCode.FAILED_PRECONDITION,
     # The same spec would fail again: nothing to retry, but nothing malformed either.
     TrainingError: grpc.StatusCode.FAILED_PRECONDITION,
+    StateError: grpc.StatusCode.INVALID_ARGUMENT,
+    ForeignStateError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 """The status of every error of the model room."""
 

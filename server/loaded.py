@@ -126,11 +126,18 @@ class LoadedModels:
         if not wanted:
             return model
         self._models[stored] = model
-        while len(self._models) > 1 and self._size() > self._max_bytes:
+        while len(self._models) > 1 and self.size_bytes > self._max_bytes:
             self._models.popitem(last=False)
         return model
 
-    def _size(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many models are loaded."""
+        return len(self._models)
+
+    @property
+    def size_bytes(self) -> int:
+        """What they take in memory, about."""
         return _TIMES_ITS_FILE * sum(stored.size_bytes for stored in self._models)
 
 

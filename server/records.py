@@ -7,7 +7,8 @@ from typing import Any
 
 from treadle.model.config import TrainConfig
 from treadle.model.decoder import Piece
-from treadle.model.scorer import TextScore, TokenScore
+from treadle.model.scorer import TextScore
+from treadle.model.tokens import TokenScore
 from treadle.server.convert import fill
 from treadle.server.database import JobRow
 from treadle.server.loaded import Source
@@ -112,7 +113,14 @@ def model(stored: StoredModel, description: Description, aliases: Sequence[str])
 
 def token(score: TokenScore) -> pb.Token:
     """Returns one token as generated or scored."""
-    return pb.Token(id=score.id, text=score.text, log_probability=score.log_probability)
+    message = pb.Token(
+        id=score.id, text=score.text, log_probability=score.log_probability, rank=score.rank
+    )
+    for other in score.alternatives:
+        message.alternatives.add(
+            id=other.id, text=other.text, log_probability=other.log_probability
+        )
+    return message
 
 
 def generated(

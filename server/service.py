@@ -12,13 +12,16 @@ from importlib.metadata import version
 
 from treadle.model import compiled_for
 from treadle.server import convert, records
+from treadle.server.admission import Load
 from treadle.server.boundary import Context
 from treadle.server.config import ServerConfig
 from treadle.server.database import JobRow
-from treadle.server.inference import InferenceRoom
+from treadle.server.generating import GeneratingRoom
 from treadle.server.intake import Intake
 from treadle.server.jobs import JobRoom
+from treadle.server.learning import LearningRoom
 from treadle.server.loaded import LoadedModels
+from treadle.server.scoring import ScoringRoom
 from treadle.server.store import Store, StoredModel
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
@@ -35,7 +38,10 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         models: Models in memory.
         intake: Takes orders to train.
         jobs: Training.
-        inference: Generation and scoring.
+        generating: Generation.
+        scoring: Scoring and embedding.
+        learning: Learning from streams.
+        load: How many calls and sessions run.
     """
 
     def __init__(
@@ -45,14 +51,20 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         models: LoadedModels,
         intake: Intake,
         jobs: JobRoom,
-        inference: InferenceRoom,
+        generating: GeneratingRoom,
+        scoring: ScoringRoom,
+        learning: LearningRoom,
+        load: Load,
     ) -> None:
         self._config = config
         self._store = store
         self._models = models
         self._intake = intake
         self._jobs = jobs
-        self._inference = inference
+        self._generating = generating
+        self._scoring = scoring
+        self._learning = learning
+        self._load = load
         self._began = time.monotonic()
 
     async def Train(  # noqa: N802
@@ -114,14 +126,34 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Streams text as it is made."""
-        async for reply in self._inference.generate(request):
+        async for reply in self._generating.generate(request):
             yield reply
 
     async def Score(  # noqa: N802
         self, request: pb.ScoreRequest, context: Context
     ) -> pb.ScoreResponse:
         """Scores texts."""
-        return await self._inference.score(request)
+        return await self._scoring.score(request)
+
+    async def ScoreStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
+    ) -> AsyncIterator[pb.ScoreStreamResponse]:
+        """Scores a stream as it comes."""
+        async for reply in self._scoring.score_stream(request_iterator):
+            yield reply
+
+    async def LearnStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.LearnStreamRequest], context: Context
+    ) -> AsyncIterator[pb.LearnStreamResponse]:
+        """Scores a stream and learns from it."""
+        async for reply in self._learning.learn_stream(request_iterator):
+            yield reply
+
+    async def Embed(  # noqa: N802
+        self, request: pb.EmbedRequest, context: Context
+    ) -> pb.EmbedResponse:
+        """Gives the vectors of texts."""
+        return await self._scoring.embed(request)
 
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: Context
@@ -177,10 +209,16 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             training_queued=self._jobs.queued,
             training_queue_limit=self._config.training_queue_limit,
             inference_limit=self._config.inference_limit,
-            inference_running=self._inference.running,
+            inference_running=self._load.calls.running,
             max_new_tokens_limit=self._config.max_new_tokens_limit,
             max_corpus_bytes=self._config.max_corpus_bytes,
             max_message_bytes=self._config.max_message_bytes,
+            sessions_running=self._load.sessions.running,
+            session_limit=self._config.session_limit,
+            learning_running=self._load.learners.running,
+            learning_limit=self._config.learning_limit,
+            models_loaded=self._models.count,
+            models_loaded_bytes=self._models.size_bytes,
         )
 
     def _list(self, size: int, after: str) -> pb.ListModelsResponse:

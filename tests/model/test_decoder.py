@@ -30,8 +30,9 @@ from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
-from treadle.model.scorer import WINDOW, Scorer, TokenScore, score_tokens
+from treadle.model.scorer import WINDOW, Scorer, score_tokens
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
+from treadle.model.tokens import TokenScore
 
 TEXT = "abc cab bca, a cab abc!\nab ca bc, bb aa\n"
 
@@ -297,7 +298,7 @@ def rescore(model: Model, prompt: str, drawn: list[int]) -> NDArray[np.float32]:
     if model.tokenizer.begin is not None:
         before = [model.tokenizer.begin, *before]
     before = before or [model.default_context]
-    scorer = Scorer(model.parameters.shape, model._weights(), 1, WINDOW, Pool(1))
+    scorer = Scorer(model.parameters.shape, model.weights, 1, WINDOW, Pool(1))
     sequence = np.array([*before, *drawn], np.int32)
     return np.concatenate(list(score_tokens(scorer, sequence, len(before))))
 
@@ -338,7 +339,7 @@ def test_a_vocabulary_too_large_for_a_table_does_not_change_a_bit(
     monkeypatch.setattr(workspace_module, "TABLE_LIMIT", 0)
     model = model_of(cell=cell, layers=2)
     assert list(model.stream("ab", seed=1, max_new_tokens=30)) == wanted
-    assert model._weights().table.shape[0] == 0
+    assert model.weights.table.shape[0] == 0
 
 
 # ---------------------------------------------------------------- where it begins

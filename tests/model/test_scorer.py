@@ -260,7 +260,7 @@ def test_a_vocabulary_too_large_for_a_table_does_not_change_a_bit(
     monkeypatch.setattr(workspace_module, "TABLE_LIMIT", 0)
     model = model_of(cell=cell, layers=2)
     assert model.score(TEXT) == wanted
-    assert model._weights().table.shape[0] == 0
+    assert model.weights.table.shape[0] == 0
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -31,8 +31,9 @@ from treadle.model.config import (
     TrainConfig,
 )
 from treadle.server.errors import StatusError
-from treadle.server.inference import _Maker, _Scoring
+from treadle.server.generating import _Maker
 from treadle.server.loaded import LoadedModels
+from treadle.server.scoring import _Scoring
 from treadle.server.store import MODEL_FILE, Store
 from treadle.v1 import sequence_pb2 as pb
 

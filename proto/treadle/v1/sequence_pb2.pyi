@@ -482,6 +482,10 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     """A stop sequence appeared; the text ends before it."""
     STOP_REASON_END_TOKEN: _StopReason.ValueType  # 3
     """The model drew its end token (models of CORPUS_LAYOUT_LINES only)."""
+    STOP_REASON_TIME_LIMIT: _StopReason.ValueType  # 4
+    """max_time_s had passed."""
+    STOP_REASON_REGEX_COMPLETE: _StopReason.ValueType  # 5
+    """The text matches the regular expression, and nothing more could follow."""
 
 class StopReason(_StopReason, metaclass=_StopReasonEnumTypeWrapper):
     """Why a generation ended."""
@@ -494,6 +498,10 @@ STOP_REASON_STOP_SEQUENCE: StopReason.ValueType  # 2
 """A stop sequence appeared; the text ends before it."""
 STOP_REASON_END_TOKEN: StopReason.ValueType  # 3
 """The model drew its end token (models of CORPUS_LAYOUT_LINES only)."""
+STOP_REASON_TIME_LIMIT: StopReason.ValueType  # 4
+"""max_time_s had passed."""
+STOP_REASON_REGEX_COMPLETE: StopReason.ValueType  # 5
+"""The text matches the regular expression, and nothing more could follow."""
 Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
 
 @_typing.final
@@ -613,6 +621,7 @@ class DataSpec(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     COLUMN_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
+    NOVELTY_INDEX_FIELD_NUMBER: _builtins.int
     layout: Global___CorpusLayout.ValueType
     """How the corpus is cut into sequences. Default: one long text."""
     validation_fraction: _builtins.float
@@ -644,6 +653,11 @@ class DataSpec(_message.Message):
     """How plain, JSONL and CSV files encode text: `utf-8`, `latin-1`, `utf-16`, or any
     other text encoding of Python's. Default: `utf-8`. Bytes tokenizers ignore it.
     """
+    novelty_index: _builtins.bool
+    """Store an index of the training part with the model, by which Generate can tell
+    how much of a text is new. The model's file then holds the training part itself,
+    readable to whoever has the file, and grows by 5 to 8 bytes a token. Default: false.
+    """
     def __init__(
         self,
         *,
@@ -655,10 +669,11 @@ class DataSpec(_message.Message):
         format: Global___CorpusFormat.ValueType = ...,
         column: _builtins.str = ...,
         encoding: _builtins.str = ...,
+        novelty_index: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "batch_size", b"batch_size", "column", b"column", "encoding", b"encoding", "format", b"format", "layout", b"layout", "test_fraction", b"test_fraction", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "batch_size", b"batch_size", "column", b"column", "encoding", b"encoding", "format", b"format", "layout", b"layout", "novelty_index", b"novelty_index", "test_fraction", b"test_fraction", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
@@ -1892,6 +1907,7 @@ class Model(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    NOVELTY_INDEX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -1906,6 +1922,8 @@ class Model(_message.Message):
     """Bytes of its file."""
     sha256: _builtins.str
     """SHA-256 of its file, in lower-case hexadecimal."""
+    novelty_index: _builtins.bool
+    """Whether it has a novelty index; see DataSpec."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was stored."""
@@ -1941,14 +1959,75 @@ class Model(_message.Message):
         sha256: _builtins.str = ...,
         training: Global___TrainingRecord | None = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        novelty_index: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "network", b"network", "tokenizer", b"tokenizer", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "layout", b"layout", "name", b"name", "network", b"network", "parameter_count", b"parameter_count", "sha256", b"sha256", "size_bytes", b"size_bytes", "tokenizer", b"tokenizer", "training", b"training", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "layout", b"layout", "name", b"name", "network", b"network", "novelty_index", b"novelty_index", "parameter_count", b"parameter_count", "sha256", b"sha256", "size_bytes", b"size_bytes", "tokenizer", b"tokenizer", "training", b"training", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class TokenReference(_message.Message):
+    """A token of a model's vocabulary, named by one of the two."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """By its number in the vocabulary, special ones included."""
+    text: _builtins.str
+    """By its text, which must be one token of the vocabulary."""
+    end: _builtins.bool
+    """The token that ends an item (models of CORPUS_LAYOUT_LINES only)."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        text: _builtins.str = ...,
+        end: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "id", b"id", "text", b"text", "token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "id", b"id", "text", b"text", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_token: _TypeAlias = _typing.Literal["id", "text", "end"]  # noqa: Y015
+    _WhichOneofArgType_token: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_token) -> _WhichOneofReturnType_token | None: ...
+
+Global___TokenReference: _TypeAlias = TokenReference  # noqa: Y015
+
+@_typing.final
+class TokenBias(_message.Message):
+    """A number added to a token's score."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    BIAS_FIELD_NUMBER: _builtins.int
+    bias: _builtins.float
+    """What to add to its logit before anything else, -100 to 100."""
+    @_builtins.property
+    def token(self) -> Global___TokenReference:
+        """The token."""
+
+    def __init__(
+        self,
+        *,
+        token: Global___TokenReference | None = ...,
+        bias: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bias", b"bias", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenBias: _TypeAlias = TokenBias  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
@@ -1970,13 +2049,32 @@ class GenerateRequest(_message.Message):
     MIN_P_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     JOB_WEIGHTS_FIELD_NUMBER: _builtins.int
+    TYPICAL_P_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    TOKEN_BIASES_FIELD_NUMBER: _builtins.int
+    BANNED_TOKENS_FIELD_NUMBER: _builtins.int
+    FORCED_TOKENS_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    MIN_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_TIME_S_FIELD_NUMBER: _builtins.int
+    ECHO_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    BEST_OF_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RETURN_STATE_FIELD_NUMBER: _builtins.int
+    NOVELTY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, or NAME@ALIAS."""
     version: _builtins.int
     """Its version. Default: the newest."""
     prompt: _builtins.str
-    """The text to go on from; it is not repeated in the reply. Empty: the model
-    begins as its corpus layout tells (a new item, or a new line of text).
+    """The text to go on from; it is repeated in the reply only where `echo` asks for it.
+    Empty: the model goes on from `state`, or begins as its corpus layout tells (a new
+    item, or a new line of text).
     """
     temperature: _builtins.float
     """Divides the scores before the draw, 0 to 100: below 1 is bolder, above 1 more
@@ -2011,10 +2109,83 @@ class GenerateRequest(_message.Message):
     """
     job_weights: Global___JobWeights.ValueType
     """Which weights of that job. Default: the last ones."""
+    typical_p: _builtins.float
+    """Draw among the tokens whose surprisal is nearest to the expected one, as few as
+    hold this much probability (locally typical sampling, Meister et al. 2023), of
+    what min_p has left. Above 0 to 1. Default: 1, all of them.
+    """
+    repetition_penalty: _builtins.float
+    """Divides the positive scores, and multiplies the negative ones, of tokens that
+    the prompt or the text so far holds (Keskar et al. 2019). 0.01 to 100: above 1
+    is against repetition. Default: 1.
+    """
+    presence_penalty: _builtins.float
+    """Taken from the score of every token that the new text holds already. -100 to
+    100. Default: 0.
+    """
+    frequency_penalty: _builtins.float
+    """Taken from a token's score once for every time that the new text holds it. -100
+    to 100. Default: 0.
+    """
+    n: _builtins.int
+    """Texts to generate, each drawn on its own: text i of n is what it would be
+    if more or fewer were asked for. 1 to 256. Default: 1.
+    """
+    min_new_tokens: _builtins.int
+    """Do not end by an end token or a stop sequence before this many tokens.
+    Default: 0.
+    """
+    max_time_s: _builtins.float
+    """End after this many seconds, above 0, counted from when the call is taken in.
+    Where the time ends a text is no part of the promise of equal texts.
+    """
+    echo: _builtins.bool
+    """Begin the reply with the prompt, its tokens included where tokens are asked for."""
+    ranks: _builtins.bool
+    """Send each token with its rank."""
+    top_log_probabilities: _builtins.int
+    """Send with each token this many of the likeliest ones in its place. At most 20."""
+    regex: _builtins.str
+    """A regular expression (the syntax of Rust's crate `regex`, without look-around) that
+    the whole new text must match; tokens that lead away from it are never drawn.
+    At most 4,096 characters.
+    """
+    best_of: _builtins.int
+    """Look for the likeliest text by a beam search of this width, 1 to 64, instead of
+    drawing, and give the `n` likeliest that it finds; n is at most best_of. Settings
+    of the draw (temperature to typical_p, penalties, seed) must be unset. Default: 0, draw.
+    """
+    state: _builtins.bytes
+    """A state that this model has returned, to go on from exactly where it was taken:
+    the prompt follows what came before, and where no seed is given the draw goes on
+    as well. INVALID_ARGUMENT where it is damaged, FAILED_PRECONDITION where it is
+    another model's.
+    """
+    return_state: _builtins.bool
+    """Return the state after the text, to go on from later."""
+    novelty: _builtins.bool
+    """Say how much of each text is new; see Novelty. Needs a model with a novelty index."""
     @_builtins.property
     def stop_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """End where one of these appears in the text; it is not part of the reply. At
         most 16, each 1 to 256 characters long.
+        """
+
+    @_builtins.property
+    def token_biases(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenBias]:
+        """Numbers added to the scores of tokens. At most 1,024."""
+
+    @_builtins.property
+    def banned_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenReference]:
+        """Tokens never to draw. At most 1,024. A model's begin and unknown tokens never
+        are drawn unless token_biases names them.
+        """
+
+    @_builtins.property
+    def forced_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenReference]:
+        """The first tokens of the new text, one after the other, whatever the model makes
+        of them; their log-probabilities are its own. A text here may be several tokens.
+        At most 1,024.
         """
 
     def __init__(
@@ -2034,29 +2205,119 @@ class GenerateRequest(_message.Message):
         min_p: _builtins.float = ...,
         job: _builtins.str = ...,
         job_weights: Global___JobWeights.ValueType = ...,
+        typical_p: _builtins.float | None = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        presence_penalty: _builtins.float = ...,
+        frequency_penalty: _builtins.float = ...,
+        token_biases: _abc.Iterable[Global___TokenBias] | None = ...,
+        banned_tokens: _abc.Iterable[Global___TokenReference] | None = ...,
+        forced_tokens: _abc.Iterable[Global___TokenReference] | None = ...,
+        n: _builtins.int = ...,
+        min_new_tokens: _builtins.int = ...,
+        max_time_s: _builtins.float | None = ...,
+        echo: _builtins.bool = ...,
+        ranks: _builtins.bool = ...,
+        top_log_probabilities: _builtins.int = ...,
+        regex: _builtins.str = ...,
+        best_of: _builtins.int = ...,
+        state: _builtins.bytes = ...,
+        return_state: _builtins.bool = ...,
+        novelty: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_new_tokens", b"max_new_tokens", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "min_p", b"min_p", "model", b"model", "prompt", b"prompt", "seed", b"seed", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "banned_tokens", b"banned_tokens", "best_of", b"best_of", "echo", b"echo", "forced_tokens", b"forced_tokens", "frequency_penalty", b"frequency_penalty", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "min_new_tokens", b"min_new_tokens", "min_p", b"min_p", "model", b"model", "n", b"n", "novelty", b"novelty", "presence_penalty", b"presence_penalty", "prompt", b"prompt", "ranks", b"ranks", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "return_state", b"return_state", "seed", b"seed", "state", b"state", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "token_biases", b"token_biases", "top_k", b"top_k", "top_log_probabilities", b"top_log_probabilities", "top_p", b"top_p", "typical_p", b"typical_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_new_tokens: _TypeAlias = _typing.Literal["max_new_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_new_tokens: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__max_time_s: _TypeAlias = _typing.Literal["max_time_s"]  # noqa: Y015
+    _WhichOneofArgType__max_time_s: _TypeAlias = _typing.Literal["_max_time_s", b"_max_time_s"]  # noqa: Y015
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    _WhichOneofReturnType__typical_p: _TypeAlias = _typing.Literal["typical_p"]  # noqa: Y015
+    _WhichOneofArgType__typical_p: _TypeAlias = _typing.Literal["_typical_p", b"_typical_p"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_new_tokens) -> _WhichOneofReturnType__max_new_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_time_s) -> _WhichOneofReturnType__max_time_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__typical_p) -> _WhichOneofReturnType__typical_p | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class Alternative(_message.Message):
+    """A token that might have been."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Its number in the vocabulary."""
+    text: _builtins.str
+    """Its text, as Token's."""
+    log_probability: _builtins.float
+    """Its natural-log probability under the model itself."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        text: _builtins.str = ...,
+        log_probability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "log_probability", b"log_probability", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alternative: _TypeAlias = Alternative  # noqa: Y015
+
+@_typing.final
+class Novelty(_message.Message):
+    """How much of a text the training part of the corpus holds already."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LONGEST_OVERLAP_FIELD_NUMBER: _builtins.int
+    IS_NEW_FIELD_NUMBER: _builtins.int
+    longest_overlap: _builtins.int
+    """Code points of the longest piece of the text that stands in the training part
+    word for word, whole tokens counted.
+    """
+    is_new: _builtins.bool
+    """Whether the text is no item of the training part (CORPUS_LAYOUT_LINES), or does
+    not stand in it as a whole (CORPUS_LAYOUT_TEXT).
+    """
+    def __init__(
+        self,
+        *,
+        longest_overlap: _builtins.int = ...,
+        is_new: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_new", b"is_new", "longest_overlap", b"longest_overlap"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Novelty: _TypeAlias = Novelty  # noqa: Y015
 
 @_typing.final
 class Token(_message.Message):
@@ -2067,6 +2328,8 @@ class Token(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    ALTERNATIVES_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Its number in the vocabulary."""
     text: _builtins.str
@@ -2077,16 +2340,27 @@ class Token(_message.Message):
     """Its natural-log probability under the model itself (temperature 1, nothing
     cut off). Unset for the first token of a text that has no context.
     """
+    rank: _builtins.int
+    """Its place among all tokens by probability, 1 for the likeliest, equals in the
+    order of their numbers; 0 where ranks were not asked for, or with no
+    log_probability.
+    """
+    @_builtins.property
+    def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alternative]:
+        """The likeliest tokens in its place, likeliest first, where they were asked for."""
+
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         text: _builtins.str = ...,
         log_probability: _builtins.float | None = ...,
+        rank: _builtins.int = ...,
+        alternatives: _abc.Iterable[Global___Alternative] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_log_probability", b"_log_probability", "log_probability", b"log_probability"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_log_probability", b"_log_probability", "id", b"id", "log_probability", b"log_probability", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_log_probability", b"_log_probability", "alternatives", b"alternatives", "id", b"id", "log_probability", b"log_probability", "rank", b"rank", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__log_probability: _TypeAlias = _typing.Literal["log_probability"]  # noqa: Y015
     _WhichOneofArgType__log_probability: _TypeAlias = _typing.Literal["_log_probability", b"_log_probability"]  # noqa: Y015
@@ -2108,6 +2382,9 @@ class GenerateResult(_message.Message):
     NEW_TOKENS_FIELD_NUMBER: _builtins.int
     TOTAL_LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
     JOB_STEP_FIELD_NUMBER: _builtins.int
+    REGEX_COMPLETE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NOVELTY_FIELD_NUMBER: _builtins.int
     stop_reason: Global___StopReason.ValueType
     """Why it ended."""
     stop_sequence: _builtins.str
@@ -2124,6 +2401,17 @@ class GenerateResult(_message.Message):
     """Sum of the drawn tokens' log-probabilities, in nats."""
     job_step: _builtins.int
     """Optimizer steps behind the weights used, where a job was named."""
+    regex_complete: _builtins.bool
+    """Where a regular expression was given: whether the text matches it as a whole."""
+    state: _builtins.bytes
+    """The state after the text, where asked for: that before the end token, and before
+    the first token that has a part of the stop sequence. A few kilobytes, the same
+    for any length of text. It goes with this model's weights, whatever server has them.
+    """
+    @_builtins.property
+    def novelty(self) -> Global___Novelty:
+        """How much of the text is new, where asked for."""
+
     def __init__(
         self,
         *,
@@ -2135,12 +2423,17 @@ class GenerateResult(_message.Message):
         new_tokens: _builtins.int = ...,
         total_log_probability: _builtins.float = ...,
         job_step: _builtins.int = ...,
+        regex_complete: _builtins.bool | None = ...,
+        state: _builtins.bytes = ...,
+        novelty: Global___Novelty | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_regex_complete", b"_regex_complete", "novelty", b"novelty", "regex_complete", b"regex_complete"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_step", b"job_step", "new_tokens", b"new_tokens", "prompt_tokens", b"prompt_tokens", "seed", b"seed", "stop_reason", b"stop_reason", "stop_sequence", b"stop_sequence", "total_log_probability", b"total_log_probability", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_regex_complete", b"_regex_complete", "job_step", b"job_step", "new_tokens", b"new_tokens", "novelty", b"novelty", "prompt_tokens", b"prompt_tokens", "regex_complete", b"regex_complete", "seed", b"seed", "state", b"state", "stop_reason", b"stop_reason", "stop_sequence", b"stop_sequence", "total_log_probability", b"total_log_probability", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__regex_complete: _TypeAlias = _typing.Literal["regex_complete"]  # noqa: Y015
+    _WhichOneofArgType__regex_complete: _TypeAlias = _typing.Literal["_regex_complete", b"_regex_complete"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__regex_complete) -> _WhichOneofReturnType__regex_complete | None: ...
 
 Global___GenerateResult: _TypeAlias = GenerateResult  # noqa: Y015
 
@@ -2153,10 +2446,13 @@ class GenerateResponse(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The next piece of text; never half a character. Text that may be the beginning
     of a stop sequence is held back until it is known not to be.
     """
+    index: _builtins.int
+    """Which of the n texts this is a piece of, from 0."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """The tokens drawn since the last response, where asked for. They may run ahead of the
@@ -2165,7 +2461,7 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___GenerateResult:
-        """Set in the last response only."""
+        """Set in the last response of each text."""
 
     def __init__(
         self,
@@ -2173,10 +2469,11 @@ class GenerateResponse(_message.Message):
         text: _builtins.str = ...,
         tokens: _abc.Iterable[Global___Token] | None = ...,
         result: Global___GenerateResult | None = ...,
+        index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "result", b"result", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2196,6 +2493,10 @@ class ScoreRequest(_message.Message):
     UNKNOWN_POLICY_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     JOB_WEIGHTS_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RETURN_STATES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, or NAME@ALIAS."""
     version: _builtins.int
@@ -2212,6 +2513,14 @@ class ScoreRequest(_message.Message):
     """
     job_weights: Global___JobWeights.ValueType
     """Which weights of that job. Default: the last ones."""
+    ranks: _builtins.bool
+    """Send each token with its rank."""
+    top_log_probabilities: _builtins.int
+    """Send with each token this many of the likeliest ones in its place. At most 20."""
+    state: _builtins.bytes
+    """A state that this model has returned; the context, or each text, follows it."""
+    return_states: _builtins.bool
+    """Return the state after each text."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts, each scored on its own."""
@@ -2227,10 +2536,14 @@ class ScoreRequest(_message.Message):
         unknown_policy: Global___UnknownPolicy.ValueType = ...,
         job: _builtins.str = ...,
         job_weights: Global___JobWeights.ValueType = ...,
+        ranks: _builtins.bool = ...,
+        top_log_probabilities: _builtins.int = ...,
+        state: _builtins.bytes = ...,
+        return_states: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "model", b"model", "texts", b"texts", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "model", b"model", "ranks", b"ranks", "return_states", b"return_states", "state", b"state", "texts", b"texts", "top_log_probabilities", b"top_log_probabilities", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2252,6 +2565,7 @@ class TextScore(_message.Message):
     PERPLEXITY_FIELD_NUMBER: _builtins.int
     BITS_PER_CHARACTER_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     total_log_probability: _builtins.float
     """Sum of the scored tokens' log-probabilities, in nats."""
     token_count: _builtins.int
@@ -2264,6 +2578,8 @@ class TextScore(_message.Message):
     """exp(mean_nats); unset where no token was scored."""
     bits_per_character: _builtins.float
     """-total_log_probability / ln 2 / character_count; unset where character_count is 0."""
+    state: _builtins.bytes
+    """The state after the text, where asked for; see GenerateResult."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """Every token, where asked for."""
@@ -2278,10 +2594,11 @@ class TextScore(_message.Message):
         perplexity: _builtins.float | None = ...,
         bits_per_character: _builtins.float | None = ...,
         tokens: _abc.Iterable[Global___Token] | None = ...,
+        state: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character", "_mean_nats", b"_mean_nats", "_perplexity", b"_perplexity", "bits_per_character", b"bits_per_character", "mean_nats", b"mean_nats", "perplexity", b"perplexity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character", "_mean_nats", b"_mean_nats", "_perplexity", b"_perplexity", "bits_per_character", b"bits_per_character", "character_count", b"character_count", "mean_nats", b"mean_nats", "perplexity", b"perplexity", "token_count", b"token_count", "tokens", b"tokens", "total_log_probability", b"total_log_probability"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character", "_mean_nats", b"_mean_nats", "_perplexity", b"_perplexity", "bits_per_character", b"bits_per_character", "character_count", b"character_count", "mean_nats", b"mean_nats", "perplexity", b"perplexity", "state", b"state", "token_count", b"token_count", "tokens", b"tokens", "total_log_probability", b"total_log_probability"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bits_per_character: _TypeAlias = _typing.Literal["bits_per_character"]  # noqa: Y015
     _WhichOneofArgType__bits_per_character: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character"]  # noqa: Y015
@@ -2329,6 +2646,593 @@ class ScoreResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
+class ScoreStreamSpec(_message.Message):
+    """How to score a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    JOB_WEIGHTS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    UNKNOWN_POLICY_FIELD_NUMBER: _builtins.int
+    LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    RETURN_STATE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name, or NAME@ALIAS."""
+    version: _builtins.int
+    """Its version. Default: the newest. The stream stays with the version it began with."""
+    job: _builtins.str
+    """The id of a job whose weights to use instead; `model` and `version` are then
+    left unset. The stream stays with the weights it began with.
+    """
+    job_weights: Global___JobWeights.ValueType
+    """Which weights of that job. Default: the last ones."""
+    context: _builtins.str
+    """Text that the stream follows; it is read but not scored."""
+    state: _builtins.bytes
+    """A state that this model has returned; the context, or the stream, follows it."""
+    unknown_policy: Global___UnknownPolicy.ValueType
+    """What to do with symbols that the vocabulary lacks."""
+    log_probabilities: _builtins.bool
+    """Send each token with its log-probability."""
+    ranks: _builtins.bool
+    """Send each token with its rank."""
+    top_log_probabilities: _builtins.int
+    """Send with each token this many of the likeliest ones in its place. At most 20."""
+    return_state: _builtins.bool
+    """Return the state at the end of the stream."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        job: _builtins.str = ...,
+        job_weights: Global___JobWeights.ValueType = ...,
+        context: _builtins.str = ...,
+        state: _builtins.bytes = ...,
+        unknown_policy: Global___UnknownPolicy.ValueType = ...,
+        log_probabilities: _builtins.bool = ...,
+        ranks: _builtins.bool = ...,
+        top_log_probabilities: _builtins.int = ...,
+        return_state: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "model", b"model", "ranks", b"ranks", "return_state", b"return_state", "state", b"state", "top_log_probabilities", b"top_log_probabilities", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreStreamSpec: _TypeAlias = ScoreStreamSpec  # noqa: Y015
+
+@_typing.final
+class TextPiece(_message.Message):
+    """A piece of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The next text, of any length, empty included. It may be cut anywhere between two
+    code points; what cannot be made tokens before more is known waits.
+    """
+    end: _builtins.bool
+    """Whether the text or item ends here: everything that waits is scored, with models
+    of CORPUS_LAYOUT_LINES the end token as well, and what follows begins anew.
+    """
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        end: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextPiece: _TypeAlias = TextPiece  # noqa: Y015
+
+@_typing.final
+class ScoreStreamRequest(_message.Message):
+    """One message of ScoreStream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    PIECE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> Global___ScoreStreamSpec:
+        """The first message, and only that one."""
+
+    @_builtins.property
+    def piece(self) -> Global___TextPiece:
+        """The next text."""
+
+    def __init__(
+        self,
+        *,
+        spec: Global___ScoreStreamSpec | None = ...,
+        piece: Global___TextPiece | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "piece", b"piece", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "piece", b"piece", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["spec", "piece"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___ScoreStreamRequest: _TypeAlias = ScoreStreamRequest  # noqa: Y015
+
+@_typing.final
+class PieceScore(_message.Message):
+    """What a piece scored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    total_log_probability: _builtins.float
+    """Sum of the log-probabilities of the tokens scored since the last response, in nats."""
+    token_count: _builtins.int
+    """How many they are."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """Those tokens, where log-probabilities, ranks or alternatives were asked for."""
+
+    @_builtins.property
+    def whole(self) -> Global___TextScore:
+        """What the whole text or item scored, without its tokens; set where a piece has ended it."""
+
+    def __init__(
+        self,
+        *,
+        total_log_probability: _builtins.float = ...,
+        token_count: _builtins.int = ...,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
+        whole: Global___TextScore | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["whole", b"whole"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_count", b"token_count", "tokens", b"tokens", "total_log_probability", b"total_log_probability", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PieceScore: _TypeAlias = PieceScore  # noqa: Y015
+
+@_typing.final
+class ScoreStreamResult(_message.Message):
+    """What a stream scored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    JOB_STEP_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    item_count: _builtins.int
+    """Texts or items that were ended."""
+    version: _builtins.int
+    """The version of the model used."""
+    job_step: _builtins.int
+    """Optimizer steps behind the weights used, where a job was named."""
+    state: _builtins.bytes
+    """The state at the end, where asked for; see GenerateResult. What waited to be made
+    a token has been read.
+    """
+    @_builtins.property
+    def total(self) -> Global___TextScore:
+        """All of its tokens together, without them. Its total is the sum over them one after
+        the other, which for a stream of one text is what Score gives.
+        """
+
+    def __init__(
+        self,
+        *,
+        total: Global___TextScore | None = ...,
+        item_count: _builtins.int = ...,
+        version: _builtins.int = ...,
+        job_step: _builtins.int = ...,
+        state: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_count", b"item_count", "job_step", b"job_step", "state", b"state", "total", b"total", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreStreamResult: _TypeAlias = ScoreStreamResult  # noqa: Y015
+
+@_typing.final
+class ScoreStreamResponse(_message.Message):
+    """One response of ScoreStream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIECE_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def piece(self) -> Global___PieceScore:
+        """The answer to a piece."""
+
+    @_builtins.property
+    def result(self) -> Global___ScoreStreamResult:
+        """The last response."""
+
+    def __init__(
+        self,
+        *,
+        piece: Global___PieceScore | None = ...,
+        result: Global___ScoreStreamResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "piece", b"piece", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "piece", b"piece", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["piece", "result"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___ScoreStreamResponse: _TypeAlias = ScoreStreamResponse  # noqa: Y015
+
+@_typing.final
+class LearnStreamSpec(_message.Message):
+    """How to learn from a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    UNKNOWN_POLICY_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model to begin with: NAME or NAME@ALIAS."""
+    version: _builtins.int
+    """Its version. Default: the newest."""
+    unknown_policy: Global___UnknownPolicy.ValueType
+    """What to do with symbols that the vocabulary lacks; it never grows."""
+    optimizer: Global___Optimizer.ValueType
+    """The update rule: OPTIMIZER_SGD or OPTIMIZER_ADAM. Default: OPTIMIZER_SGD."""
+    learning_rate: _builtins.float
+    """The learning rate, 0 or more; 0 learns nothing. Default: 0.05 for SGD, 0.0005 for Adam."""
+    clip_norm: _builtins.float
+    """The gradient's global norm is scaled down to this; 0 leaves it. Default: 1."""
+    window: _builtins.int
+    """The most tokens that one update learns from, and steps of backpropagation through
+    time, 1 to 4,096: longer pieces are several updates. Default: 64.
+    """
+    log_probabilities: _builtins.bool
+    """Send each token with its log-probability."""
+    ranks: _builtins.bool
+    """Send each token with its rank."""
+    top_log_probabilities: _builtins.int
+    """Send with each token this many of the likeliest ones in its place. At most 20."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        unknown_policy: Global___UnknownPolicy.ValueType = ...,
+        optimizer: Global___Optimizer.ValueType = ...,
+        learning_rate: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        window: _builtins.int = ...,
+        log_probabilities: _builtins.bool = ...,
+        ranks: _builtins.bool = ...,
+        top_log_probabilities: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "clip_norm", b"clip_norm", "learning_rate", b"learning_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "clip_norm", b"clip_norm", "learning_rate", b"learning_rate", "log_probabilities", b"log_probabilities", "model", b"model", "optimizer", b"optimizer", "ranks", b"ranks", "top_log_probabilities", b"top_log_probabilities", "unknown_policy", b"unknown_policy", "version", b"version", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+
+Global___LearnStreamSpec: _TypeAlias = LearnStreamSpec  # noqa: Y015
+
+@_typing.final
+class Snapshot(_message.Message):
+    """Keeps the weights and everything else of the session as it is now, in place of
+    the last snapshot.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class RollBack(_message.Message):
+    """Goes back to the last snapshot, or to the beginning where there is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBack: _TypeAlias = RollBack  # noqa: Y015
+
+@_typing.final
+class Publish(_message.Message):
+    """Stores the weights as they are now as a new version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name. Default: that of the model which the session began with."""
+    alias: _builtins.str
+    """An alias to give to the new version. Default: none."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Publish: _TypeAlias = Publish  # noqa: Y015
+
+@_typing.final
+class LearnStreamRequest(_message.Message):
+    """One message of LearnStream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    LEARN_FIELD_NUMBER: _builtins.int
+    PREDICT_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    ROLL_BACK_FIELD_NUMBER: _builtins.int
+    PUBLISH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> Global___LearnStreamSpec:
+        """The first message, and only that one."""
+
+    @_builtins.property
+    def learn(self) -> Global___TextPiece:
+        """Text to predict, and then to learn from."""
+
+    @_builtins.property
+    def predict(self) -> Global___TextPiece:
+        """Text to predict only; what comes later follows it all the same."""
+
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot:
+        """Keep how things are."""
+
+    @_builtins.property
+    def roll_back(self) -> Global___RollBack:
+        """Go back to how they were kept."""
+
+    @_builtins.property
+    def publish(self) -> Global___Publish:
+        """Store the model."""
+
+    def __init__(
+        self,
+        *,
+        spec: Global___LearnStreamSpec | None = ...,
+        learn: Global___TextPiece | None = ...,
+        predict: Global___TextPiece | None = ...,
+        snapshot: Global___Snapshot | None = ...,
+        roll_back: Global___RollBack | None = ...,
+        publish: Global___Publish | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["learn", b"learn", "message", b"message", "predict", b"predict", "publish", b"publish", "roll_back", b"roll_back", "snapshot", b"snapshot", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learn", b"learn", "message", b"message", "predict", b"predict", "publish", b"publish", "roll_back", b"roll_back", "snapshot", b"snapshot", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["spec", "learn", "predict", "snapshot", "roll_back", "publish"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___LearnStreamRequest: _TypeAlias = LearnStreamRequest  # noqa: Y015
+
+@_typing.final
+class LearnStreamResponse(_message.Message):
+    """One response of LearnStream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIECE_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    ROLL_BACK_FIELD_NUMBER: _builtins.int
+    PUBLISHED_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    updates: _builtins.int
+    """Updates of the weights so far; rolling back takes it back as well."""
+    @_builtins.property
+    def piece(self) -> Global___PieceScore:
+        """What a piece scored, before anything was learnt from it."""
+
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot:
+        """The snapshot is taken."""
+
+    @_builtins.property
+    def roll_back(self) -> Global___RollBack:
+        """The session is as it was kept."""
+
+    @_builtins.property
+    def published(self) -> Global___Model:
+        """The new version."""
+
+    def __init__(
+        self,
+        *,
+        piece: Global___PieceScore | None = ...,
+        snapshot: Global___Snapshot | None = ...,
+        roll_back: Global___RollBack | None = ...,
+        published: Global___Model | None = ...,
+        updates: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "piece", b"piece", "published", b"published", "roll_back", b"roll_back", "snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "piece", b"piece", "published", b"published", "roll_back", b"roll_back", "snapshot", b"snapshot", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["piece", "snapshot", "roll_back", "published"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___LearnStreamResponse: _TypeAlias = LearnStreamResponse  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    """Texts to give vectors for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    JOB_WEIGHTS_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    UNKNOWN_POLICY_FIELD_NUMBER: _builtins.int
+    ALL_LAYERS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name, or NAME@ALIAS."""
+    version: _builtins.int
+    """Its version. Default: the newest."""
+    job: _builtins.str
+    """The id of a job whose weights to use instead; `model` and `version` are then
+    left unset.
+    """
+    job_weights: Global___JobWeights.ValueType
+    """Which weights of that job. Default: the last ones."""
+    unknown_policy: Global___UnknownPolicy.ValueType
+    """What to do with symbols that the vocabulary lacks."""
+    all_layers: _builtins.bool
+    """Give the states of all layers, lowest first, one after the other. Default: the
+    last layer's only.
+    """
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts. 1 to 1,000."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        job: _builtins.str = ...,
+        job_weights: Global___JobWeights.ValueType = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        unknown_policy: Global___UnknownPolicy.ValueType = ...,
+        all_layers: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_layers", b"all_layers", "job", b"job", "job_weights", b"job_weights", "model", b"model", "texts", b"texts", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class Embedding(_message.Message):
+    """The vector of one text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    token_count: _builtins.int
+    """Tokens read."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The hidden state after the text's last token, hidden_size numbers a layer, each
+        between -1 and 1.
+        """
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_count", b"token_count", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
+
+@_typing.final
+class EmbedResponse(_message.Message):
+    """The vectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    JOB_STEP_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the model used."""
+    job_step: _builtins.int
+    """Optimizer steps behind the weights used, where a job was named."""
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
+        """One a text, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        embeddings: _abc.Iterable[Global___Embedding] | None = ...,
+        version: _builtins.int = ...,
+        job_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "job_step", b"job_step", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
@@ -2625,6 +3529,12 @@ class GetServerInfoResponse(_message.Message):
     MAX_NEW_TOKENS_LIMIT_FIELD_NUMBER: _builtins.int
     MAX_CORPUS_BYTES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    SESSIONS_RUNNING_FIELD_NUMBER: _builtins.int
+    SESSION_LIMIT_FIELD_NUMBER: _builtins.int
+    LEARNING_RUNNING_FIELD_NUMBER: _builtins.int
+    LEARNING_LIMIT_FIELD_NUMBER: _builtins.int
+    MODELS_LOADED_FIELD_NUMBER: _builtins.int
+    MODELS_LOADED_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Treadle's version."""
     cpu_target: _builtins.str
@@ -2642,15 +3552,27 @@ class GetServerInfoResponse(_message.Message):
     training_queue_limit: _builtins.int
     """The most training runs that may wait."""
     inference_limit: _builtins.int
-    """Generations and scorings that may run at once, waiting ones included."""
+    """Calls to generate, score and embed that may run at once, waiting ones included."""
     inference_running: _builtins.int
-    """Generations and scorings now running or waiting."""
+    """Calls to generate, score and embed now running or waiting."""
     max_new_tokens_limit: _builtins.int
     """The largest max_new_tokens allowed."""
     max_corpus_bytes: _builtins.int
     """The largest corpus allowed, in bytes."""
     max_message_bytes: _builtins.int
     """The largest request message allowed, in bytes."""
+    sessions_running: _builtins.int
+    """Texts now being generated or waiting to be."""
+    session_limit: _builtins.int
+    """Texts that may be generated at once, waiting ones included."""
+    learning_running: _builtins.int
+    """LearnStream calls now running."""
+    learning_limit: _builtins.int
+    """LearnStream calls that may run at once."""
+    models_loaded: _builtins.int
+    """Models in memory."""
+    models_loaded_bytes: _builtins.int
+    """Memory that they take, in bytes."""
     def __init__(
         self,
         *,
@@ -2667,10 +3589,16 @@ class GetServerInfoResponse(_message.Message):
         max_new_tokens_limit: _builtins.int = ...,
         max_corpus_bytes: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        sessions_running: _builtins.int = ...,
+        session_limit: _builtins.int = ...,
+        learning_running: _builtins.int = ...,
+        learning_limit: _builtins.int = ...,
+        models_loaded: _builtins.int = ...,
+        models_loaded_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,6 +86,21 @@ class SequenceServiceStub:
                 request_serializer=treadle_dot_v1_dot_sequence__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=treadle_dot_v1_dot_sequence__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.ScoreStream = channel.stream_stream(
+                '/treadle.v1.SequenceService/ScoreStream',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.ScoreStreamRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.ScoreStreamResponse.FromString,
+                _registered_method=True)
+        self.LearnStream = channel.stream_stream(
+                '/treadle.v1.SequenceService/LearnStream',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.LearnStreamRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.LearnStreamResponse.FromString,
+                _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/treadle.v1.SequenceService/Embed',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/treadle.v1.SequenceService/ListModels',
                 request_serializer=treadle_dot_v1_dot_sequence__pb2.ListModelsRequest.SerializeToString,
@@ -205,6 +220,33 @@ class SequenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScoreStream(self, request_iterator, context):
+        """Scores a text or a stream of items as it comes, in constant memory. The first
+        request carries the spec, every later one a piece of text, each of which is
+        answered by one response; when the client has closed its side, a last response
+        carries the result. However a text is cut, its tokens score the same, bit for
+        bit, and so does their sum: what Score gives.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LearnStream(self, request_iterator, context):
+        """Scores a stream and learns from it, on a copy of the model that belongs to the
+        call: every piece is predicted first, and only then learnt. The first request
+        carries the spec; each later one is answered by one response.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """Gives the hidden state after a text, as a vector.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the newest version of every model, by name.
         """
@@ -300,6 +342,21 @@ def add_SequenceServiceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=treadle_dot_v1_dot_sequence__pb2.ScoreRequest.FromString,
                     response_serializer=treadle_dot_v1_dot_sequence__pb2.ScoreResponse.SerializeToString,
+            ),
+            'ScoreStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ScoreStream,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.ScoreStreamRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.ScoreStreamResponse.SerializeToString,
+            ),
+            'LearnStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.LearnStream,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.LearnStreamRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.LearnStreamResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.EmbedRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.EmbedResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -604,6 +661,87 @@ class SequenceService:
             '/treadle.v1.SequenceService/Score',
             treadle_dot_v1_dot_sequence__pb2.ScoreRequest.SerializeToString,
             treadle_dot_v1_dot_sequence__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/treadle.v1.SequenceService/ScoreStream',
+            treadle_dot_v1_dot_sequence__pb2.ScoreStreamRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.ScoreStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LearnStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/treadle.v1.SequenceService/LearnStream',
+            treadle_dot_v1_dot_sequence__pb2.LearnStreamRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.LearnStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/Embed',
+            treadle_dot_v1_dot_sequence__pb2.EmbedRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -88,6 +88,20 @@ class SequenceServiceStub:
     """
     Score: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ScoreRequest, _sequence_pb2.ScoreResponse]
     """Scores texts: the log-probability that a model gives to each of them."""
+    ScoreStream: _grpc.StreamStreamMultiCallable[_sequence_pb2.ScoreStreamRequest, _sequence_pb2.ScoreStreamResponse]
+    """Scores a text or a stream of items as it comes, in constant memory. The first
+    request carries the spec, every later one a piece of text, each of which is
+    answered by one response; when the client has closed its side, a last response
+    carries the result. However a text is cut, its tokens score the same, bit for
+    bit, and so does their sum: what Score gives.
+    """
+    LearnStream: _grpc.StreamStreamMultiCallable[_sequence_pb2.LearnStreamRequest, _sequence_pb2.LearnStreamResponse]
+    """Scores a stream and learns from it, on a copy of the model that belongs to the
+    call: every piece is predicted first, and only then learnt. The first request
+    carries the spec; each later one is answered by one response.
+    """
+    Embed: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.EmbedRequest, _sequence_pb2.EmbedResponse]
+    """Gives the hidden state after a text, as a vector."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ListModelsRequest, _sequence_pb2.ListModelsResponse]
     """Lists the newest version of every model, by name."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.GetModelRequest, _sequence_pb2.GetModelResponse]
@@ -149,6 +163,20 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     """
     Score: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ScoreRequest, _sequence_pb2.ScoreResponse]  # type: ignore[assignment]
     """Scores texts: the log-probability that a model gives to each of them."""
+    ScoreStream: _aio.StreamStreamMultiCallable[_sequence_pb2.ScoreStreamRequest, _sequence_pb2.ScoreStreamResponse]  # type: ignore[assignment]
+    """Scores a text or a stream of items as it comes, in constant memory. The first
+    request carries the spec, every later one a piece of text, each of which is
+    answered by one response; when the client has closed its side, a last response
+    carries the result. However a text is cut, its tokens score the same, bit for
+    bit, and so does their sum: what Score gives.
+    """
+    LearnStream: _aio.StreamStreamMultiCallable[_sequence_pb2.LearnStreamRequest, _sequence_pb2.LearnStreamResponse]  # type: ignore[assignment]
+    """Scores a stream and learns from it, on a copy of the model that belongs to the
+    call: every piece is predicted first, and only then learnt. The first request
+    carries the spec; each later one is answered by one response.
+    """
+    Embed: _aio.UnaryUnaryMultiCallable[_sequence_pb2.EmbedRequest, _sequence_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Gives the hidden state after a text, as a vector."""
     ListModels: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ListModelsRequest, _sequence_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the newest version of every model, by name."""
     GetModel: _aio.UnaryUnaryMultiCallable[_sequence_pb2.GetModelRequest, _sequence_pb2.GetModelResponse]  # type: ignore[assignment]
@@ -267,6 +295,38 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.ScoreResponse, _abc.Awaitable[_sequence_pb2.ScoreResponse]]:
         """Scores texts: the log-probability that a model gives to each of them."""
+
+    @_abc_1.abstractmethod
+    def ScoreStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_sequence_pb2.ScoreStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_sequence_pb2.ScoreStreamResponse], _abc.AsyncIterator[_sequence_pb2.ScoreStreamResponse]]:
+        """Scores a text or a stream of items as it comes, in constant memory. The first
+        request carries the spec, every later one a piece of text, each of which is
+        answered by one response; when the client has closed its side, a last response
+        carries the result. However a text is cut, its tokens score the same, bit for
+        bit, and so does their sum: what Score gives.
+        """
+
+    @_abc_1.abstractmethod
+    def LearnStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_sequence_pb2.LearnStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_sequence_pb2.LearnStreamResponse], _abc.AsyncIterator[_sequence_pb2.LearnStreamResponse]]:
+        """Scores a stream and learns from it, on a copy of the model that belongs to the
+        call: every piece is predicted first, and only then learnt. The first request
+        carries the spec; each later one is answered by one response.
+        """
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _sequence_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.EmbedResponse, _abc.Awaitable[_sequence_pb2.EmbedResponse]]:
+        """Gives the hidden state after a text, as a vector."""
 
     @_abc_1.abstractmethod
     def ListModels(

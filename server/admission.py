@@ -1,0 +1,54 @@
+"""How many calls the server takes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from treadle.server.errors import exhausted
+
+_RETRY_S = 1.0
+
+
+class Admission:
+    """Counts what is running, and refuses what does not fit.
+
+    Args:
+        limit: How much may run at once.
+        what: What it is, in the plural, as the refusal says it.
+    """
+
+    def __init__(self, limit: int, what: str) -> None:
+        self.limit = limit
+        self._what = what
+        self.running = 0
+        """What was admitted and is not over yet."""
+
+    @contextmanager
+    def admit(self, count: int = 1) -> Iterator[None]:
+        """Holds places for as long as it is entered.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: there are not that many.
+        """
+        if self.running + count > self.limit:
+            message = f"{self.running} {self._what} are running; {count} more do not fit"
+            raise exhausted(message, _RETRY_S)
+        self.running += count
+        try:
+            yield
+        finally:
+            self.running -= count
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the server counts."""
+
+    calls: Admission
+    """Calls that generate, score and embed."""
+    sessions: Admission
+    """Texts being generated."""
+    learners: Admission
+    """Calls that learn."""
