@@ -16,11 +16,12 @@ import numpy.typing as npt
 from treadle.kernels import structures
 from treadle.model import checkpoint
 from treadle.model.config import CorpusLayout, NetworkConfig, SamplingConfig, UnknownPolicy
-from treadle.model.decoder import Decoder, Generation, Piece
+from treadle.model.generation import Preparation, pieces
 from treadle.model.parameters import Parameters
 from treadle.model.pool import Pool
 from treadle.model.record import TrainingRecord
 from treadle.model.scorer import WINDOW, Scorer, TextScore, score_tokens, summarize
+from treadle.model.session import TOKENS, Piece, Wanted
 from treadle.model.state import SessionState
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.workspace import pack_for_inference
@@ -149,13 +150,23 @@ class Model:
         checkpoint.write(path, header, self.parameters.named())
 
     def stream(
-        self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any
+        self,
+        prompt: str = "",
+        sampling: SamplingConfig | None = None,
+        *,
+        state: SessionState | None = None,
+        index: int = 0,
+        wanted: Wanted = TOKENS,
+        **settings: Any,
     ) -> Iterator[Piece]:
         """Generate text piece by piece.
 
         Args:
             prompt: the text to go on from; empty: a new item, or a new line of text.
             sampling: how to draw and when to stop; None: the defaults.
+            state: what came before the prompt; None: nothing.
+            index: which of the texts of a seed: each is drawn on its own.
+            wanted: what to tell beside the text.
             **settings: fields of `SamplingConfig` that win over `sampling`.
 
         Returns:
@@ -167,11 +178,7 @@ class Model:
             UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
         """
         sampling = replace(sampling or SamplingConfig(), **settings)
-        prompt_tokens = self.tokenizer.encode(prompt, sampling.unknown_policy)
-        end = -1 if self.tokenizer.end is None else self.tokenizer.end
-        decoder = Decoder(self.parameters.shape, self.weights, end)
-        context = self._context(prompt_tokens)
-        return Generation(decoder, self.tokenizer, sampling, context, prompt_tokens.size).pieces()
+        return pieces(self, Preparation(self, prompt, sampling, state), index, wanted)
 
     def generate(
         self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any
@@ -222,12 +229,6 @@ class Model:
             parts.append(part)
             yield None
         yield summarize(tokenizer, ids, np.concatenate(parts))
-
-    def _context(self, prompt: Ints) -> Ints:
-        """The tokens that a generation goes on from: never empty."""
-        if self.tokenizer.begin is not None:
-            return np.concatenate(([self.tokenizer.begin], prompt)).astype(np.int32)
-        return prompt if prompt.size else np.array([self.default_context], np.int32)
 
 
 def default_context(tokenizer: Tokenizer, fallback: int) -> int:

@@ -13,7 +13,9 @@ from small_networks import CELLS, Network, make_network, same_bytes
 
 from treadle.kernels import network, reference, structures
 from treadle.kernels.compile import PYTHON_MODE
-from treadle.kernels.decode import DRAW_STREAM, Sessions, decode, draw, likeliest
+from treadle.kernels.decode import DRAW_STREAM, Drawn, Sessions, decode
+from treadle.kernels.draw import Cuts, draw, likeliest
+from treadle.kernels.edits import Edits
 from treadle.kernels.loss import exponentials, largest
 from treadle.kernels.random import uniform
 from treadle.model import workspace
@@ -41,8 +43,8 @@ def ours(
     row = np.asarray(logits, np.float32)
     weights, largest_logit = np.full(row.size, np.nan, np.float32), np.float32(largest(row))
     exponentials(row, largest_logit, weights)
-    numbers = np.float32(top_p), np.float32(min_p), np.float32(u)
-    return int(draw(row, largest_logit, np.float32(temperature), top_k, *numbers, weights))
+    cuts = Cuts(top_k, np.float32(top_p), np.float32(min_p), np.float32(1))
+    return int(draw(row, largest_logit, np.float32(temperature), cuts, np.float32(u), weights))
 
 
 def possible(
@@ -298,6 +300,24 @@ class Decoded:
         return tuple(np.ascontiguousarray(array).tobytes() for array in arrays)
 
 
+def no_edits(M: int, V: int) -> Edits:
+    """Of sessions that leave logits as they are."""
+    return Edits(
+        bias=np.full(M, -1, np.int32),
+        biases=np.zeros((0, V), np.float32),
+        counted=np.full(M, -1, np.int32),
+        counts=np.zeros((0, 2, V), np.int32),
+        repetition=np.ones(M, np.float32),
+        presence=np.zeros(M, np.float32),
+        frequency=np.zeros(M, np.float32),
+        made=np.zeros(M, np.int32),
+        least=np.zeros(M, np.int32),
+        rule=np.full(M, -1, np.int32),
+        rules=np.zeros((0, V), np.int32),
+        forced=np.zeros((M, 0), np.int32),
+    )
+
+
 def run(
     made: Network, requests: list[Request], chunk: int = TOKENS, count: int = TOKENS
 ) -> Decoded:
@@ -312,15 +332,22 @@ def run(
         top_k=np.array([r.top_k for r in requests], np.int32),
         top_p=np.array([r.top_p for r in requests], np.float32),
         min_p=np.array([r.min_p for r in requests], np.float32),
+        typical_p=np.ones(M, np.float32),
         seed=np.array([r.seed for r in requests], np.uint64),
         position=np.zeros(M, np.uint64),
     )
     tokens = np.full((count, M), 99, np.int32)
     log_probabilities = np.full((count, M), np.nan, np.float32)
+    edits = no_edits(M, made.shape.V)
     for n in range(0, count, chunk):
         part = slice(n, n + chunk)
         cell = CELL_CODES[made.shape.cell]
-        decode(cell, weights, work, state, sessions, tokens[part], log_probabilities[part])
+        none = np.zeros((tokens[part].shape[0], M, 0), np.int32)
+        drawn = Drawn(
+            tokens[part], log_probabilities[part], np.zeros((0, M), np.int32), none,
+            none.astype(np.float32),
+        )  # fmt: skip
+        decode(cell, weights, work, state, sessions, edits, drawn)
     return Decoded(tokens, log_probabilities, state, sessions)
 
 
