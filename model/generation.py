@@ -74,11 +74,11 @@ class Preparation:
         """Where the prompt begins."""
         if self.before.token < 0 and not self.prompt.size:
             self.before = replace(self.before, token=model.default_context)
-        goes_on = state is not None and state.position > 0
-        self._position = 0
-        self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        if sampling.seed is None and goes_on:
+        self._seed, self._position = sampling.seed, 0
+        if self._seed is None:
             self._seed, self._position = self.before.seed, self.before.position
+        if self._seed is None:
+            self._seed = secrets.randbits(64)
         self.after = self.before
         """Where it ends, once it is read."""
 
