@@ -182,4 +182,3 @@ def _unreadable(expression: str, bare: str, reason: str) -> ConfigError:
         "without look-around",
         "regex",
     )
-

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from treadle.model.automaton import Automaton, compile_automaton
 from treadle.model.config import TokenizerKind
 from treadle.model.errors import ConfigError
-from treadle.model.tokenizer import ByteTokenizer, SubwordTokenizer, Tokenizer
 from treadle.model.token_tree import TokenTree
+from treadle.model.tokenizer import ByteTokenizer, SubwordTokenizer, Tokenizer
 
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
