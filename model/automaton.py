@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.model.errors import ConfigError
-from treadle.model.regex_worker import BYTES, CANNOT_READ, TOO_LARGE
+from treadle.model.regex_worker import BYTES, CANNOT_READ, END_MARK, TOO_LARGE
 from treadle.model.tokenizer_base import SURROGATE
 
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
-MAX_STATES = 1 << 14
-"""States of an automaton over bytes."""
+MAX_STATES = 1 << 15
+"""States of an automaton over bytes; two of them go to each place where a text may end."""
 
 _MAX_SIZE = 1 << 15
 """States that a glance at the expression may expect; what passes may still prove too large."""
@@ -35,11 +36,10 @@ _CPU_S, _WAIT_S, _MEMORY = 3, 20.0, 1 << 30
 _ONE_AT_A_TIME = threading.Lock()
 """So that many large expressions at once take one processor from the others, not all."""
 
-_LOOK_AROUND = re.compile(r"\(\?<?[=!]|\\[bBAz<>]|[\^$]")
-_ESCAPED = re.compile(r"\\[^bBAz<>]|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
-"""What only looks like an anchor: characters escaped, and those in classes."""
+_LOOK_AROUND = re.compile(r"\\[bBAzG<>]|[\^$]|\(\?<?[=!]")
 _REPEAT = re.compile(r"\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}")
-_ATOM = re.compile(r"\\[pPxuU]\{[^}]*\}|\\.|.", re.DOTALL)
+_ATOM = re.compile(r"\\[pPxuU]\{[^}]*\}|\\.|\(\?<?[=!]|.", re.DOTALL)
+"""One symbol of an expression, or the first of a class."""
 
 _UNICODE_CLASS = re.compile(r"\\[wWpPDS]")
 _UNICODE_SIZE, _CLASS_SIZE = 310, 8
@@ -69,19 +69,34 @@ def compile_automaton(expression: str) -> Automaton:
     """
     bare = _without_anchors(expression)
     if SURROGATE.search(bare):
-        raise _unreadable(expression, bare, "")
+        raise _unreadable(expression, "is malformed")
+    if any(_LOOK_AROUND.fullmatch(symbol) for symbol in _symbols(bare)):
+        raise _unreadable(
+            expression, "has look-around, anchors within it or word boundaries: take them out"
+        )
     if _expected_size(bare) > _MAX_SIZE:
         raise _too_large(expression)
     done = _run(bare)
     if done is None or done.returncode < 0 or done.returncode == TOO_LARGE:
         raise _too_large(expression)
     if done.returncode == CANNOT_READ:
-        raise _unreadable(expression, bare, done.stderr.decode(errors="replace"))
+        raise _unreadable(expression, "is malformed")
     if done.returncode:
         raise RuntimeError(f"the worker failed: {done.stderr.decode(errors='replace')}")
-    count = int(np.frombuffer(done.stdout, np.int32, 1)[0])
-    moves = np.frombuffer(done.stdout, np.int32, count * BYTES, offset=4).reshape(count, BYTES)
-    complete = np.frombuffer(done.stdout, np.bool_, count, offset=4 + moves.nbytes)
+    return _without_end_mark(done.stdout)
+
+
+def _without_end_mark(data: bytes) -> Automaton:
+    """Read what the worker wrote: a state is complete where the mark leads to a match."""
+    count = int(np.frombuffer(data, np.int32, 1)[0])
+    moves = np.frombuffer(data, np.int32, count * BYTES, offset=4).reshape(count, BYTES).copy()
+    marked = np.frombuffer(data, np.bool_, count, offset=4 + moves.nbytes)
+    after = np.arange(count)
+    for byte in END_MARK.encode():
+        after = np.where(after >= 0, moves[after, byte], -1)
+    complete = (after >= 0) & marked[after]
+    # Nothing but the mark leads to a match; what is left of its way there leads nowhere.
+    moves[(moves >= 0) & marked[moves]] = -1
     return Automaton(moves, complete)
 
 
@@ -128,26 +143,33 @@ def _class_end(expression: str, start: int) -> int:
     return len(expression)
 
 
+def _symbols(expression: str) -> Iterator[str]:
+    """Cut an expression into characters, escapes, classes and repeats."""
+    at = 0
+    while at < len(expression):
+        found = _REPEAT.match(expression, at) or _ATOM.match(expression, at)
+        assert found is not None
+        end = _class_end(expression, at) if found[0] == "[" else found.end()
+        yield expression[at:end]
+        at = end
+
+
 def _expected_size(expression: str) -> int:
     """About how many states an expression stands for, where repeats only multiply."""
-    sums, last, at = [0], 0, 0
-    while at < len(expression):
-        repeat = _REPEAT.match(expression, at)
+    sums, last = [0], 0
+    for symbol in _symbols(expression):
+        repeat = _REPEAT.fullmatch(symbol)
         if repeat is not None:
             factor = max(int(repeat[1]), int(repeat[2] or 0), 1)
             sums[-1] += last * (factor - 1)
-            last, at = last * factor, repeat.end()
-            continue
-        begins, atom = at, _ATOM.match(expression, at)
-        assert atom is not None
-        at = _class_end(expression, at) if atom[0] == "[" else atom.end()
-        if atom[0] == "(":
+            last *= factor
+        elif symbol == "(":
             sums.append(0)
-        elif atom[0] not in "|*+?)":
-            last = _atom_size(expression[begins:at])
-            sums[-1] += last
-        elif atom[0] == ")" and len(sums) > 1:
+        elif symbol == ")" and len(sums) > 1:
             last = sums.pop()
+            sums[-1] += last
+        elif symbol not in "|*+?)":
+            last = _atom_size(symbol)
             sums[-1] += last
     return sum(sums)
 
@@ -171,14 +193,9 @@ def _too_large(expression: str) -> ConfigError:
     )
 
 
-def _unreadable(expression: str, bare: str, reason: str) -> ConfigError:
-    # What the package says of the first kind is no more than "error building NFA".
-    if _LOOK_AROUND.search(_ESCAPED.sub("", bare)) or "look" in reason or "boundar" in reason:
-        fault = "has look-around, anchors within it or word boundaries, which are not supported"
-    else:
-        fault = "is malformed"
+def _unreadable(expression: str, fault: str) -> ConfigError:
     return ConfigError(
-        f"regex {_shown(expression)} {fault}: write it in the syntax of Rust's crate regex, "
-        "without look-around",
+        f"regex {_shown(expression)} {fault}; its syntax is that of Rust's crate regex, without "
+        "look-around",
         "regex",
     )

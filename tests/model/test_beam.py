@@ -29,8 +29,7 @@ from treadle.model.prompt import read_tokens
 from treadle.model.session import StopReason
 from treadle.model.state import SessionState
 from treadle.model.sums import in_order
-from treadle.model.tokenizer import Tokenizer, build_tokenizer
-from treadle.model.tokens import TokenScore
+from treadle.model.tokenizer import build_tokenizer
 
 LINES, TEXT = CorpusLayout.LINES, CorpusLayout.TEXT
 
@@ -234,20 +233,22 @@ def test_biases_change_the_choice_but_not_what_is_told() -> None:
     biases = ((0, 5.0), (model.tokenizer.end or 0, -6.0))
     found = search(model, 5, best_of=16, max_new_tokens=3, token_biases=biases)
     ranking = []
-    for one in found:
-        ended = one.stop_reason is StopReason.END_TOKEN
-        scores = model.score(one.text).log_probabilities
-        assert scores_of(one) == (scores if ended else scores[:-1]).tobytes()
-        ranking.append(one.total_log_probability + 5 * one.text.count("a") - 6 * ended)
-    assert ranking == pytest.approx(sorted(ranking, reverse=True))
-    assert found[0].text == "aaa"
+    for text, ended in texts_of_lines("ab", 3):
+        scores = model.score(text).log_probabilities
+        own = scores if ended else scores[:-1]
+        rank = in_order(own.tolist()) + 5 * text.count("a") - 6 * ended
+        ranking.append((rank, text, own.tobytes()))
+    ranking.sort(reverse=True)
+    assert [(one.text, scores_of(one)) for one in found] == [entry[1:] for entry in ranking[:5]]
+    unbiased = search(model, 5, best_of=16, max_new_tokens=3)
+    assert [one.text for one in found] != [one.text for one in unbiased]
 
 
 @pytest.mark.parametrize("ranked", [False, True])
 def test_ranks_and_alternatives_are_those_of_the_model(ranked: bool) -> None:
     model = make_model("abc\n")
     found = search(
-        model, 4, best_of=4, max_new_tokens=4, ranks=ranked, top_log_probabilities=99,
+        model, 4, best_of=4, max_new_tokens=4, ranks=ranked, top_log_probabilities=20,
         banned_tokens=(0,),
     )  # fmt: skip
     for one in found:
@@ -267,6 +268,7 @@ def test_regular_expressions_hold_for_all_that_is_found() -> None:
     assert {one.text for one in found} == {"ab", "acc", "abb", "abcc", "accb", "acccc"}
     for one in found:
         assert one.regex_complete
+    assert [one.stop_reason for one in found].count(StopReason.REGEX_COMPLETE) == 4
     cut = search(model, 8, best_of=8, max_new_tokens=2, regex="a(b|cc){1,2}")
     assert {(one.text, one.regex_complete) for one in cut} == {("ab", True), ("ac", False)}
 
