@@ -4,7 +4,8 @@ Tensors stand under PyTorch's names and in its layout, so that the module in doc
 loads the file as it is. The header's metadata holds one JSON object under the key `treadle`, with
 `format`, `network`, `tokenizer`, `training` and `default_context` (one key, since safetensors
 writes several in a random order, and equal models are to be equal files). A novelty index, where
-there is one, is two more tensors (see `treadle.model.novelty`). Nothing is pickled. A file is written under a temporary name, synced and renamed, and so is whole or not there.
+there is one, is two more tensors (see `treadle.model.novelty`). Nothing is pickled. A file is
+written under a temporary name, synced and renamed, and so is whole or not there.
 """
 
 from __future__ import annotations
