@@ -1,34 +1,18 @@
-"""Suffix arrays: all suffixes of a text in order, and the longest piece of a query in the text.
+"""Suffix arrays: where all suffixes of a text start, in their order.
 
 The array is made by induced sorting (Nong, Zhang and Chan, "Linear suffix array construction by
 almost pure induced-sorting", 2009), in time and memory linear in n whatever the text is. A suffix
 is S where it is smaller than the one after it, else L; one that is S after an L is leftmost (LMS).
 Those in order put all others in order in two passes, and they are put in order by the same means:
 their pieces, up to the next one, become the tokens of a text of half the size at most.
-
-A piece is looked up by bisection. How much it shares with the suffixes at both ends of what is
-left is known and not compared again (Manber and Myers, "Suffix arrays", 1993), so one look-up
-takes about its length and log n steps.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from treadle.kernels.compile import jit, jit_inline
+from treadle.kernels.compile import jit
 from treadle.kernels.structures import Bits, Ints
-
-Text = npt.NDArray[np.integer[Any]]
-Longs = npt.NDArray[np.int64]
-
-_BLOCK = 32
-"""Tokens compared at once, which the compiler makes a few instructions of."""
-
-_PROBE = 16
-"""Tokens of the end of a piece that are looked up first: mostly they are not there already."""
 
 
 def suffix_array(text: Ints, V: int) -> Ints:
@@ -162,92 +146,3 @@ def _name(text: Ints, lms: Ints, suffixes: Ints, place: Ints, order: Ints, names
                 name += 1
         names[at], left, before = name, right, lms[at]
     return name + 1
-
-
-@jit_inline
-def _shared(text: Text, start: int, query: Ints, first: int, last: int) -> int:
-    """Return how many tokens from text[start] on equal those of query[first:last]."""
-    size = min(text.size - start, last - first)
-    ours, theirs = text[start : start + size], query[first : first + size]
-    k = 0
-    while k + _BLOCK <= size:
-        # Slices of their own, or the compiler looks for indices below 0 and compares one by one.
-        some, others, different = ours[k : k + _BLOCK], theirs[k : k + _BLOCK], 0
-        for j in range(_BLOCK):
-            different |= np.int32(some[j]) ^ others[j]
-        if different != 0:
-            break
-        k += _BLOCK
-    while k < size and ours[k] == theirs[k]:
-        k += 1
-    return k
-
-
-@jit
-def longest_prefix(text: Text, suffixes: Ints, query: Ints, first: int, last: int) -> int:
-    """Return how many of the first tokens of a piece stand in the text, one after the other.
-
-    Args:
-        text: (n,), each token from 0 on.
-        suffixes: (n,), as `suffix_array` returned them; all from 0 to n - 1.
-        query: (m,); a token below 0 stands nowhere.
-        first: where the piece begins in the query.
-        last: where it ends.
-
-    Returns:
-        The length, from 0 to last - first.
-    """
-    size = last - first
-    low, high = -1, suffixes.size  # the piece belongs between these two
-    below, above = 0, 0  # tokens that it shares with them
-    while high - low > 1:
-        middle = (low + high) // 2
-        start = int(suffixes[middle])
-        # What it shares with both, it shares with all between; a damaged array may be in no order.
-        shared = min(below, above, text.size - start)
-        shared += _shared(text, start + shared, query, first + shared, last)
-        if shared == size:
-            return size
-        if start + shared == text.size or text[start + shared] < query[first + shared]:
-            low, below = middle, shared
-        else:
-            high, above = middle, shared
-    return max(below, above)
-
-
-@jit
-def longest_match(text: Text, suffixes: Ints, query: Ints, ends: Longs) -> tuple[int, int]:
-    """Find the longest piece of a query that stands in a text.
-
-    Where pieces are looked up that begin one after the other, a longer one than the longest so
-    far ends further right each time. Where its last tokens are not in the text, neither is any
-    other piece that holds these, and all of them are passed over. In the worst case, a query that
-    repeats itself in a text that does so too, m**2 / 4 tokens are compared, a block at once.
-
-    Args:
-        text: (n,), each token from 0 on.
-        suffixes: (n,), as `suffix_array` returned them; all from 0 to n - 1.
-        query: (m,); a token below 0 stands nowhere.
-        ends: (m + 1,) int64, not falling: how far each token is from the query's beginning, in
-            the measure of length; the last entry is where the query ends.
-
-    Returns:
-        Where the piece starts in the query, and its tokens; of several equally long ones, the
-        first. (0, 0) where there is none.
-    """
-    m, i, end = query.size, 0, 0
-    start, length, longest = 0, 0, np.int64(0)
-    while i < m:
-        while end <= m and ends[end] - ends[i] <= longest:
-            end += 1
-        if end > m:
-            break
-        probe = max(i, end - _PROBE)
-        if probe > i and longest_prefix(text, suffixes, query, probe, end) < end - probe:
-            i = probe + 1
-            continue
-        count = longest_prefix(text, suffixes, query, i, m)
-        if ends[i + count] - ends[i] > longest:
-            start, length, longest = i, count, ends[i + count] - ends[i]
-        i += 1
-    return start, length

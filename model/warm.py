@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from treadle.kernels.compile import BF16_MISSING, TARGET
+from treadle.kernels.matches import match_by_ranks
 from treadle.model.config import (
     Cell,
     DataConfig,
@@ -36,8 +37,10 @@ def warm() -> None:
         model = train(corpus, replace(config, network=network, optimizer=optimizer))
         model.generate("warm", max_new_tokens=2, top_p=0.5)
         model.score("warm")
-    for tokens in (np.zeros(1, np.uint8), np.zeros(1, np.uint16), np.zeros(1, np.int32)):
-        NoveltyIndex(tokens, np.zeros(1, np.int32)).novelty([0], model.tokenizer)
+    some, ends = np.zeros(2, np.int32), np.arange(3)
+    for text in (some.astype(np.uint8), some.astype(np.uint16), some):
+        NoveltyIndex(text, some).novelty([0], model.tokenizer)
+        match_by_ranks(text, some, some, ends)
     if not BF16_MISSING:
         train(corpus, replace(config, optimizer=OptimizerConfig(precision=Precision.BF16)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,7 +57,7 @@ def overlap(text: str, held: Sequence[str]) -> int:
 @pytest.mark.parametrize("kind", [TokenizerKind.CHARACTERS, TokenizerKind.BYTES])
 def test_items_are_told_from_new_ones(kind: TokenizerKind) -> None:
     rng = np.random.default_rng(1)
-    items = ["".join(rng.choice(list("abé"), rng.integers(9))) for _ in range(60)]
+    items = ["".join(rng.choice(list("abé"), rng.integers(1, 9))) for _ in range(60)]
     corpus = read("\n".join([*items, *items[:20], ""]), LINES, kind)
     index = index_of(corpus)
     asked = ["".join(rng.choice(list("abé"), rng.integers(12))) for _ in range(150)]
@@ -91,7 +92,9 @@ def test_no_overlap_crosses_two_items() -> None:
     assert tell(corpus, "ann") == Novelty(3, True)
     assert tell(corpus, "anna") == Novelty(4, False)
     assert tell(corpus, "") == Novelty(0, True)
-    assert tell(read("anna\n\nbert\n", LINES), "") == Novelty(0, False)
+    with_empty = NoveltyIndex.build(np.array([0, 1]), np.array([0, 1, 1, 2]), corpus.tokenizer)
+    assert with_empty.novelty([], corpus.tokenizer) == Novelty(0, False)
+    assert with_empty.novelty([0, 1], corpus.tokenizer) == Novelty(1, True)
     begin, end = corpus.tokenizer.begin, corpus.tokenizer.end
     assert begin is not None
     assert end is not None
@@ -106,8 +109,8 @@ def test_no_overlap_crosses_two_items() -> None:
 @pytest.mark.parametrize(
     ("kind", "held", "asked", "wanted"),
     [
-        # The longest piece in code points: one long word outweighs three short ones.
-        (TokenizerKind.WORDS, "a b c. incomprehensible", "b c ,incomprehensible", 16),
+        # The longest in code points: one long word, with its blank, outweighs two short ones.
+        (TokenizerKind.WORDS, "a b c. incomprehensible", "b c ,incomprehensible", 17),
         # With the blanks between events.
         (TokenizerKind.EVENTS, "open read close", "read close open", 10),
     ],
@@ -181,7 +184,7 @@ def test_a_run_makes_it_of_its_training_part_alone(tmp_path: Path) -> None:
     assert corpus.valid is not None
     offsets, tokens = corpus.valid.offsets, corpus.valid.tokens
     assert offsets is not None
-    held_out = {corpus.tokenizer.decode(tokens[a:b]) for a, b in zip(offsets, offsets[1:])}
+    held_out = {corpus.tokenizer.decode(tokens[a:b]) for a, b in itertools.pairwise(offsets)}
     assert 0 < len(held_out) < len(items)
     for text in items:
         told = model.novelty.novelty(model.tokenizer.encode(text), model.tokenizer)
