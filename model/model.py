@@ -17,6 +17,7 @@ from treadle.kernels import structures
 from treadle.model import checkpoint
 from treadle.model.config import CorpusLayout, NetworkConfig, SamplingConfig, UnknownPolicy
 from treadle.model.generation import Preparation, pieces
+from treadle.model.novelty import NoveltyIndex
 from treadle.model.parameters import Parameters
 from treadle.model.pool import Pool
 from treadle.model.record import TrainingRecord
@@ -43,6 +44,7 @@ class Model:
         parameters: Parameters,
         training: TrainingRecord | None = None,
         default_context: int = 0,
+        novelty: NoveltyIndex | None = None,
     ) -> None:
         """Put a model together.
 
@@ -52,12 +54,14 @@ class Model:
             parameters: its numbers.
             training: how it was trained; None where it was imported.
             default_context: the token it goes on from where there is no prompt (layout TEXT).
+            novelty: tells what of a text is new; None where it was trained without.
         """
         self.network = network
         self.tokenizer = tokenizer
         self.parameters = parameters
         self.training = training
         self.default_context = default_context
+        self.novelty = novelty
         self._packing = threading.Lock()
         self._packed: structures.Weights | None = None
         self._hash = b""
@@ -128,7 +132,7 @@ class Model:
             CheckpointError: it is no model file of this format, or it is damaged.
             OSError: it cannot be read.
         """
-        header, named = checkpoint.read(path)
+        header, named, novelty = checkpoint.read(path)
         shape = header.shape
         return cls(
             header.network,
@@ -136,6 +140,7 @@ class Model:
             Parameters.from_named(shape, named),
             header.training,
             header.default_context,
+            novelty,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -147,7 +152,7 @@ class Model:
         header = checkpoint.ModelHeader(
             self.network, self.tokenizer, self.training, self.default_context
         )
-        checkpoint.write(path, header, self.parameters.named())
+        checkpoint.write(path, header, self.parameters.named(), self.novelty)
 
     def stream(
         self,
