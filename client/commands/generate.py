@@ -21,7 +21,7 @@ from treadle.client.commands.common import (
 from treadle.client.console import Console
 
 if TYPE_CHECKING:
-    from treadle.client.streams import Generation
+    from treadle.client.texts import Generation
 
 
 def add_parsers(commands: Commands) -> None:
