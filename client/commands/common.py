@@ -280,11 +280,34 @@ def named(path: str) -> str:
 
 
 def token_table(tokens: Iterable[Token]) -> list[str]:
-    """Lays out tokens with their log-probabilities; a dash where there is none."""
+    """Lays out tokens with their log-probabilities, and ranks and alternatives where there are any.
+
+    A dash stands for what has no value.
+    """
+    tokens = list(tokens)
+    ranks = any(token.rank for token in tokens)
+    top = any(token.alternatives for token in tokens)
     rows = []
     for token in tokens:
-        values = ("-", "-")
+        row = [one_line(token.text) or f"({token.id})", "-", "-"]
         if token.HasField("log_probability"):
-            values = (f"{token.log_probability:.3f}", f"{math.exp(token.log_probability):.1%}")
-        rows.append((one_line(token.text) or f"({token.id})", *values))
-    return table(("token", "nats", "probability"), rows)
+            row[1:] = _nats_and_share(token.log_probability)
+        row += [str(token.rank or "-")] if ranks else []
+        row += [_alternatives(token)] if top else []
+        rows.append(row)
+    heads = ["token", "nats", "probability"] + ["rank"] * ranks + ["likeliest"] * top
+    return table(heads, rows)
+
+
+def _nats_and_share(log_probability: float) -> list[str]:
+    """Writes a log-probability in nats, and the probability."""
+    return [f"{log_probability:.3f}", f"{math.exp(log_probability):.1%}"]
+
+
+def _alternatives(token: Token) -> str:
+    """Lists the likeliest tokens in the place of one."""
+    shown = (
+        f"{one_line(each.text) or f'({each.id})'} {math.exp(each.log_probability):.1%}"
+        for each in token.alternatives
+    )
+    return ", ".join(shown)
