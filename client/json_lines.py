@@ -2,7 +2,8 @@
 
 Names are those of `sequence.proto`. Unlike protobuf's own JSON, 64-bit integers are numbers
 and enums are the words that the command line takes ("lstm", not "CELL_LSTM"); both are what
-`jq` and a reader expect. Numbers that JSON lacks are strings and bytes are base64, as in protobuf's JSON.
+`jq` and a reader expect. Numbers that JSON lacks are strings, and bytes are base64, as in
+protobuf's JSON.
 """
 
 from __future__ import annotations

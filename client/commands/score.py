@@ -137,7 +137,7 @@ def _find_texts(args: argparse.Namespace) -> Iterator[Text]:
     if args.text is not None:
         return (Text(text, {"text": text}) for text in args.text)
     if args.per_line:
-        return _lines(args.file)
+        return read_lines(args.file)
     return iter([Text(read_text(args.file), {"file": args.file})])
 
 
@@ -149,7 +149,7 @@ def _saved(pairs: Iterable[tuple[Text, TextScore]], path: str) -> Iterator[tuple
         yield text, score
 
 
-def _lines(path: str) -> Iterator[Text]:
+def read_lines(path: str) -> Iterator[Text]:
     """Reads the lines of a file one by one, without their ends; empty ones are left out."""
     import io
 

@@ -184,6 +184,10 @@ class FakeService(SequenceServiceServicer):
         """The jobs of request ids."""
         self.breaks: list[tuple[int, int, str]] = []
         """Event numbers, each with a code and details that the stream breaks with behind it."""
+        self.refusals: dict[str, Any] = {}
+        """Prompts, each with the google.rpc.Status that they are refused with."""
+        self.novelty_index = False
+        """Of every model."""
         self.novel: dict[str, bool] = {}
         """The texts that several generations draw from, each with whether it is new."""
         self.layout = v1.CORPUS_LAYOUT_TEXT
@@ -318,10 +322,13 @@ class FakeService(SequenceServiceServicer):
         self, request: v1.GenerateRequest, context: Any
     ) -> Iterator[v1.GenerateResponse]:
         self._begin(request, context)
+        if request.prompt in self.refusals:
+            context.abort_with_status(rpc_status.to_status(self.refusals[request.prompt]))
         if self.novel or request.n > 1:
             yield from self._several(request)
             return
-        pieces = ("el", "", "lo") if request.max_new_tokens or not request.state else ()
+        none = request.HasField("max_new_tokens") and not request.max_new_tokens
+        pieces = () if none else ("el", "", "lo")
         for piece in pieces:
             tokens = [a_token(c, request) for c in piece] if tells_tokens(request) else []
             yield v1.GenerateResponse(text=piece, tokens=tokens)
@@ -437,7 +444,7 @@ class FakeService(SequenceServiceServicer):
     def GetModel(self, request: v1.GetModelRequest, context: Any) -> v1.GetModelResponse:  # noqa: N802
         self._begin(request, context)
         model = a_model(request.model, 2)
-        model.layout = self.layout
+        model.layout, model.novelty_index = self.layout, self.novelty_index
         return v1.GetModelResponse(model=model, versions=[1, 2])
 
     def DeleteModel(  # noqa: N802

@@ -72,7 +72,14 @@ def test_other_options_are_the_requests_fields(
 
 @pytest.mark.parametrize(
     ("command", "options"),
-    [("train", TrainOptions), ("generate", GenerateOptions), ("score", ScoreOptions)],
+    [
+        ("train", TrainOptions),
+        ("generate", GenerateOptions),
+        ("score", ScoreOptions),
+        ("score-stream", ScoreStreamOptions),
+        ("score-stream", LearnStreamOptions),
+        ("embed", EmbedOptions),
+    ],
 )
 def test_the_command_line_has_every_option(command: str, options: Any) -> None:
     assert set(options.__annotations__) <= set(flags(command))
