@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parses, and finds an optional MODEL and FILE behind options as well.
+        """Parses, and finds an optional MODEL and FILE, and TEXTs, behind options as well.
 
         Python 3.11's argparse looks for them only before the first option, or right behind the
         words before them (python/cpython#59317).
@@ -52,9 +52,12 @@ class Parser(argparse.ArgumentParser):
         parsed, rest = super().parse_known_args(args, namespace)
         open_ = [name for name in ("model", "file") if getattr(parsed, name, "") is None]
         words = all(word == "-" or not word.startswith("-") for word in rest)
-        if words and len(rest) <= len(open_):
+        if words and (len(rest) <= len(open_) or "texts" in parsed):
             for name in open_[: len(rest)]:
                 setattr(parsed, name, rest.pop(0))
+        if words and "texts" in parsed:
+            parsed.texts += rest
+            rest = []
         return parsed, rest
 
     def error(self, message: str) -> NoReturn:

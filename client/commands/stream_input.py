@@ -28,7 +28,9 @@ class Input:
     """Bytes of a file or pipe as they come; `stop` ends it from a signal or another thread."""
 
     def __init__(self, file: Any) -> None:
-        self._file = file
+        # A descriptor of its own, left open to the end of the process: a thread may wait in it.
+        with file:
+            self._descriptor = os.dup(file.fileno())
         self._waking, self._wake = os.pipe()
         self.stopped = False
         """Whether it was told to stop."""
@@ -40,12 +42,11 @@ class Input:
 
     def chunks(self) -> Iterator[bytes]:
         """Yields what there is as soon as there is anything."""
-        descriptor = self._file.fileno()
         while True:
-            ready, _, _ = select.select([descriptor, self._waking], [], [])
+            ready, _, _ = select.select([self._descriptor, self._waking], [], [])
             if self._waking in ready:
                 return
-            data = os.read(descriptor, READ_BYTES)
+            data = os.read(self._descriptor, READ_BYTES)
             if not data:
                 return
             yield data

@@ -17,41 +17,12 @@ def test_options_become_the_request(
 ) -> None:
     state = tmp_path / "state"
     state.write_bytes(b"\x00\xff kept")
-    words = [
-        "m",
-        "--typical-p",
-        "0.9",
-        "--repetition-penalty",
-        "1.2",
-        "--presence-penalty",
-        "0.5",
-        "--frequency-penalty",
-        "-1",
-        "--ban",
-        "e",
-        "--ban",
-        "id:7",
-        "--ban",
-        "id:end",
-        "--bias",
-        "a=-2",
-        "--bias",
-        "id:3=0.5",
-        "--force",
-        "Ro",
-        "--min-tokens",
-        "3",
-        "--max-time",
-        "5s",
-        "--echo",
-        "--ranks",
-        "--top",
-        "2",
-        "--novelty",
-        "--regex",
-        "[a-z]+",
-    ]
-    run(server.address, "generate", *words, "--state", str(state))
+    words = (
+        "m --typical-p 0.9 --repetition-penalty 1.2 --presence-penalty 0.5 --frequency-penalty -1 "
+        "--ban e --ban id:7 --ban id:end --bias a=-2 --bias id:3=0.5 --force Ro --min-tokens 3 "
+        "--max-time 5s --echo --ranks --top 2 --novelty --regex [a-z]+ --state"
+    )
+    run(server.address, "generate", *words.split(), str(state))
     run(server.address, "generate", "m", "--best-of", "8")
     assert service.requests == [
         v1.GenerateRequest(
