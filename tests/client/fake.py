@@ -324,7 +324,7 @@ class FakeService(SequenceServiceServicer):
         self._begin(request, context)
         if request.prompt in self.refusals:
             context.abort_with_status(rpc_status.to_status(self.refusals[request.prompt]))
-        if self.novel or request.n > 1:
+        if request.n:
             yield from self._several(request)
             return
         none = request.HasField("max_new_tokens") and not request.max_new_tokens
