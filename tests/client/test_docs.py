@@ -52,9 +52,9 @@ def test_there_are_commands() -> None:
     }
 
 
-def run_example(mark: str, address: str) -> None:
-    """Runs the one Python example of the page that has a mark."""
-    (code,) = [text for kind, text in BLOCKS if kind == "python" and mark in text]
+def run_example(mark: str, address: str, blocks: list[tuple[str, str]] = BLOCKS) -> None:
+    """Runs the one Python example of a page that has a mark."""
+    (code,) = [text for kind, text in blocks if kind == "python" and mark in text]
     exec(compile(code.replace("127.0.0.1:50051", address), "client.md", "exec"), {})
 
 
@@ -67,6 +67,16 @@ def test_the_example_of_many_texts_runs(
     assert [one, first, twin, again] == ["ello"] * 4
     assert len({item.rpartition(" -")[0] for item in items}) == len(items) == 20
     assert re.fullmatch(r"0 of 20 were not found in \d+ tries", found)
+
+
+def test_the_readmes_example_of_a_memory_runs(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_example(".session(", server.address, BLOCK.findall((ROOT / "README.md").read_text()))
+    assert capsys.readouterr().out == "ello\nello\n"
+    first, second = server.service.requests
+    assert second.state == b"ROMEO:\nWhat say you to ello"
+    assert (first.version, second.version) == (0, 1)
 
 
 def test_the_example_of_streams_runs(
