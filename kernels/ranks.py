@@ -6,6 +6,8 @@ DeepLog (Du et al. 2017) takes an event for normal where its rank is at most g.
 
 from __future__ import annotations
 
+import numpy as np
+
 from treadle.kernels.activations import ZERO
 from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.loss import exponentials, largest, log_probability
@@ -49,7 +51,7 @@ def likeliest_ids(logits: Array, ids: Ints) -> None:
 @jit_inline
 def _score_row(
     row: Array, target: int, rank: Ints, ids: Ints, log_probabilities: Array
-) -> float:  # fmt: skip
+) -> np.float32:  # fmt: skip
     """Return log p(target), and write its rank (1,) or (0,) and the alternatives (A,).
 
     `row` (V,) holds the logits, and is overwritten.
