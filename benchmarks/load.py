@@ -100,7 +100,7 @@ async def train(stub: Stub, hidden_size: int, model: str = _MODEL, steps: int = 
             return
 
 
-async def upload(spec: pb.TrainSpec, corpus: bytes):  # type: ignore[no-untyped-def]  # noqa: ANN201
+async def upload(spec: pb.TrainSpec, corpus: bytes):  # type: ignore[no-untyped-def]
     """Yields the requests of a Train call."""
     yield pb.TrainRequest(spec=spec)
     yield pb.TrainRequest(corpus_chunk=corpus)
