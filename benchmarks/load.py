@@ -71,7 +71,7 @@ def main() -> None:
 async def run(address: str, pid: int, options: argparse.Namespace) -> None:
     """Goes through the parts."""
     async with aio.insecure_channel(address) as channel:
-        stub: Stub = sequence_pb2_grpc.SequenceServiceStub(channel)  # type: ignore[assignment]
+        stub: Stub = sequence_pb2_grpc.SequenceServiceStub(channel)
         await train(stub, options.hidden_size)
         await generate(stub, 200, 0)  # loads the model
         parts = options.only.split(",")

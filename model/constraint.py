@@ -52,7 +52,8 @@ class Constraint:
         follows = self.table >= 0
         if self.end >= 0:
             follows[:, self.end] = False
-        return ~follows.any(axis=1)
+        nothing: Bools = np.logical_not(np.any(follows, axis=1))
+        return nothing
 
     def ended(self, state: int) -> bool:
         """Whether nothing but an end token can follow the text that led to a state."""

@@ -74,11 +74,10 @@ class Preparation:
         """Where the prompt begins."""
         if self.before.token < 0 and not self.prompt.size:
             self.before = replace(self.before, token=model.default_context)
-        self._seed, self._position = sampling.seed, 0
-        if self._seed is None:
-            self._seed, self._position = self.before.seed, self.before.position
-        if self._seed is None:
-            self._seed = secrets.randbits(64)
+        seed, self._position = sampling.seed, 0
+        if seed is None:
+            seed, self._position = self.before.seed, self.before.position
+        self._seed = secrets.randbits(64) if seed is None else seed
         self.after = self.before
         """Where it ends, once it is read."""
 

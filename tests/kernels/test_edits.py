@@ -22,10 +22,11 @@ def edits_of(**fields: Any) -> Edits:
         "forced": np.zeros((1, 0), np.int32),
     }  # fmt: skip
     whole = {"bias", "counted", "counts", "made", "least", "rule", "rules", "forced"}
-    return Edits(**{
+    arrays: dict[str, Any] = {
         name: np.asarray(value, np.int32 if name in whole else np.float32)
         for name, value in (plain | fields).items()
-    })  # fmt: skip
+    }
+    return Edits(**arrays)
 
 
 def naive(logits: Floats, edits: Edits) -> list[float]:

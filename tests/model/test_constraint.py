@@ -200,6 +200,8 @@ def test_special_tokens_are_never_allowed_but_the_end() -> None:
     tokenizer = characters("ab", LINES, unknown_policy=UnknownPolicy.UNKNOWN)
     constraint = compile_constraint(".*", tokenizer)
     assert tokenizer.end is not None
+    assert tokenizer.begin is not None
+    assert tokenizer.unknown is not None
     assert (constraint.table[:, [tokenizer.begin, tokenizer.unknown]] == -1).all()
     assert constraint.complete.all()
     assert (constraint.table[:, tokenizer.end] == np.arange(len(constraint.table))).all()

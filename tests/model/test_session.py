@@ -94,9 +94,10 @@ def test_forced_tokens_come_first_and_are_scored_as_the_model_does() -> None:
 
 def test_what_is_named_must_be_in_the_vocabulary() -> None:
     model = letters()
-    for name, value in [
+    named: list[tuple[str, Any]] = [
         ("banned_tokens", (10,)), ("forced_tokens", (3, 10)), ("token_biases", ((11, 1.0),)),
-    ]:  # fmt: skip
+    ]  # fmt: skip
+    for name, value in named:
         with pytest.raises(ConfigError, match=r"must be a token, 0 to 9") as caught:
             model.stream("a", **{name: value})
         assert caught.value.field.startswith(f"{name}[")

@@ -102,9 +102,12 @@ def test_work_of_a_cancelled_call_is_not_begun() -> None:
     async def run() -> None:
         with scheduler_of(1) as scheduler:
             free = threading.Event()
-            first = asyncio.create_task(
-                scheduler.caller().run(lambda _: free.wait(PATIENCE_S) and begun.append("first"))
-            )
+
+            def wait(_: float) -> None:
+                free.wait(PATIENCE_S)
+                begun.append("first")
+
+            first = asyncio.create_task(scheduler.caller().run(wait))
             await asyncio.sleep(0.05)
             second = asyncio.create_task(scheduler.caller().run(lambda _: begun.append("second")))
             await asyncio.sleep(0.05)
