@@ -129,3 +129,9 @@ def followers(
     likeliest = int(np.argmax(logits))
     scores = (best - logits[likeliest]) + log_probabilities[likeliest]
     return Followers(tokens, best, scores, own)
+
+
+def rank_of(logits: Array, token: int) -> int:
+    """Return a token's place by its logit among all (V,), 1 for the likeliest, equals by id."""
+    equals: Places = np.flatnonzero(logits[:token] == logits[token])
+    return 1 + int(np.count_nonzero(logits > logits[token])) + equals.size

@@ -33,7 +33,7 @@ _BLOCK = 1 << 20
 """Elements worked on at once, more or less."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Constraint:
     """Which tokens may follow a text, and when it is complete. Its arrays are never written to."""
 
@@ -52,7 +52,7 @@ class Constraint:
         follows = self.table >= 0
         if self.end >= 0:
             follows[:, self.end] = False
-        return ~follows.any(axis=1)
+        return np.asarray(~follows.any(axis=1), np.bool_)
 
     def ended(self, state: int) -> bool:
         """Whether nothing but an end token can follow the text that led to a state."""
@@ -148,7 +148,9 @@ def _compile(regex: str, tokenizer: Tokenizer) -> Constraint:
         table[:, end] = np.where(complete, np.arange(complete.size, dtype=np.int32), -1)
     table.setflags(write=False)
     complete.setflags(write=False)
-    return Constraint(table, complete, end)
+    constraint = Constraint(table, complete, end)
+    constraint.ends.setflags(write=False)  # made here, not in the middle of a text
+    return constraint
 
 
 def _texts(tokenizer: Tokenizer) -> list[bytes]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import treadle.model.beam as beam_module
 from treadle.model.beam import BeamSearch, Hypothesis
 from treadle.model.beam_rows import best_first
 from treadle.model.config import (
@@ -201,7 +200,7 @@ def test_a_beam_of_one_is_greedy(settings: dict[str, Any], layout: CorpusLayout)
 
 @pytest.mark.parametrize("kind", list(TokenizerKind))
 def test_every_kind_of_token(kind: TokenizerKind) -> None:
-    more = {"max_vocabulary_size": 270} if kind is TokenizerKind.SUBWORDS else {}
+    more: dict[str, Any] = {"max_vocabulary_size": 270} if kind is TokenizerKind.SUBWORDS else {}
     model = make_model("aé bé ab é. " * 9 + "\n", LINES, kind, **more)
     pieces = list(model.stream("ab", temperature=0, max_new_tokens=20, stop_sequences=("é é",)))
     (one,) = search(model, 1, "ab", best_of=1, max_new_tokens=20, stop_sequences=("é é",))
@@ -289,7 +288,7 @@ def test_settings_that_leave_nothing_are_refused() -> None:
 
 def test_time_ends_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     model, now = make_model("ab", TEXT), [0.0]
-    monkeypatch.setattr(beam_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("treadle.model.beam.time.monotonic", lambda: now[0])
     sampling = SamplingConfig(best_of=3, max_new_tokens=1000, max_time_s=5)
     beam = BeamSearch(model, sampling, after(model), 2)
     for step, _ in enumerate(beam.steps()):

@@ -200,7 +200,8 @@ def test_special_tokens_are_never_allowed_but_the_end() -> None:
     tokenizer = characters("ab", LINES, unknown_policy=UnknownPolicy.UNKNOWN)
     constraint = compile_constraint(".*", tokenizer)
     assert tokenizer.end is not None
-    assert (constraint.table[:, [tokenizer.begin, tokenizer.unknown]] == -1).all()
+    for token in (tokenizer.begin, tokenizer.unknown):
+        assert (constraint.table[:, token] == -1).all()
     assert constraint.complete.all()
     assert (constraint.table[:, tokenizer.end] == np.arange(len(constraint.table))).all()
 
@@ -307,6 +308,19 @@ def test_tables_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compile_constraint("a{9}", characters("abcde")).table.size == 50
     with pytest.raises(ConfigError, match=r"more than 10 states, with the 5 tokens"):
         compile_constraint("a{10}", characters("abcde"))
+
+
+def test_brackets_leave_most_expressions_as_they_are() -> None:
+    for regex, whole in [
+        ("(a)(b)", True),
+        (r"[)]\(", True),
+        (r"\\\\", True),
+        ("a)(b", False),
+        ("(", False),
+        ("a\\", False),
+        ("(?x)a # )", False),
+    ]:
+        assert automaton_module._stays_whole(regex) == whole, regex
 
 
 def test_expected_sizes_are_about_right() -> None:
