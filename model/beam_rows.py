@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 
 _MOST_ROWS = 16
-_MOST_PRODUCTS = 1 << 23
+_MOST_PRODUCTS = 1 << 25
 _MOST_ELEMENTS = 1 << 18
 """What one kernel call, and the look at its results, may come to: a few milliseconds."""
 

@@ -187,8 +187,9 @@ def _table(
         count = 1 if done == 0 else max(1, _BLOCK // max(tree.size, 1))
         states = np.array(reached[done : done + count], np.int32)
         targets = tree.read(automaton.moves, states, V)
-        found = np.unique(targets)
-        new = found[(found >= 0) & (row_of[found] < 0)]
+        found = np.zeros(row_of.size + 1, np.bool_)
+        found[targets] = True  # -1 is the last of them
+        new = np.flatnonzero(found[:-1] & (row_of < 0))
         row_of[new] = np.arange(len(reached), len(reached) + new.size)
         reached += new.tolist()
         if len(reached) > most:
@@ -217,14 +218,16 @@ def _can_complete(table: Ints, complete: Bools) -> Bools:
 
 def _edges(table: Ints) -> tuple[Ints, Ints]:
     """Each pair of states that some token joins, once."""
-    S, V = table.shape
-    keys, rows = [np.empty(0, np.int64)], max(1, _BLOCK // V)
+    S = table.shape[0]
+    sources, targets, rows = [], [], max(1, _BLOCK // S)
     for start in range(0, S, rows):
-        part = table[start : start + rows].astype(np.int64)
-        numbered = part + np.arange(start, start + part.shape[0])[:, None] * S
-        keys.append(np.unique(numbered[part >= 0]))
-    pairs = np.concatenate(keys)
-    return (pairs // S).astype(np.int32), (pairs % S).astype(np.int32)
+        part = table[start : start + rows]
+        joined = np.zeros((part.shape[0], S + 1), np.bool_)
+        joined[np.arange(part.shape[0])[:, None], part] = True  # -1 is the last of them
+        source, target = np.nonzero(joined[:, :S])
+        sources.append((source + start).astype(np.int32))
+        targets.append(target.astype(np.int32))
+    return np.concatenate(sources), np.concatenate(targets)
 
 
 def _take(table: Ints, complete: Bools, alive: Bools) -> tuple[Ints, Bools]:
