@@ -80,7 +80,7 @@ class _Cache:
 
     def __init__(self, most_elements: int, most_entries: int) -> None:
         self._most_elements, self._most_entries = most_elements, most_entries
-        self._lock = threading.Lock()
+        self._lock, self._compiling = threading.Lock(), threading.Lock()
         self._entries: OrderedDict[
             tuple[str, int], tuple[weakref.ref[Tokenizer], Constraint | ConfigError]
         ] = OrderedDict()
@@ -88,21 +88,38 @@ class _Cache:
     def get(self, regex: str, tokenizer: Tokenizer) -> Constraint:
         """Return what is kept, or compile and keep it; raise again what was refused."""
         key = regex, id(tokenizer)
+        kept = self._kept(key, tokenizer)
+        if kept is None:
+            with self._compiling:  # whoever asks for the same meanwhile waits for it
+                kept = self._kept(key, tokenizer)
+                if kept is None:
+                    kept = self._make(key, tokenizer)
+        if isinstance(kept, ConfigError):
+            raise ConfigError(str(kept), kept.field)
+        return kept
+
+    def _kept(self, key: tuple[str, int], tokenizer: Tokenizer) -> Constraint | ConfigError | None:
+        """Return what is kept, if anything is."""
         with self._lock:
-            kept = self._entries.get(key)
+            owner, made = self._entries.get(key, (None, None))
             # A tokenizer that is gone may have left its id to another.
-            if kept is not None and kept[0]() is tokenizer:
-                self._entries.move_to_end(key)
-                return _given(kept[1])
+            if owner is None or owner() is not tokenizer:
+                return None
+            self._entries.move_to_end(key)
+            return made
+
+    def _make(self, key: tuple[str, int], tokenizer: Tokenizer) -> Constraint | ConfigError:
+        """Compile and keep what comes of it."""
+        made: Constraint | ConfigError
         try:
-            made: Constraint | ConfigError = _compile(regex, tokenizer)
+            made = _compile(key[0], tokenizer)
         except ConfigError as refused:
-            made = refused
+            made = refused.with_traceback(None)  # which would keep whoever asked alive
         with self._lock:
             self._entries[key] = weakref.ref(tokenizer), made
             self._entries.move_to_end(key)
             self._shrink()
-        return _given(made)
+        return made
 
     def _shrink(self) -> None:
         """Drop what is gone, and then the least recently used, down to the limits; not the last."""
@@ -121,12 +138,6 @@ _CACHE = _Cache(MAX_TABLE, 64)
 
 def _elements(made: Constraint | ConfigError) -> int:
     return made.table.size if isinstance(made, Constraint) else 0
-
-
-def _given(made: Constraint | ConfigError) -> Constraint:
-    if isinstance(made, Constraint):
-        return made
-    raise ConfigError(str(made), made.field)
 
 
 def _compile(regex: str, tokenizer: Tokenizer) -> Constraint:

@@ -378,13 +378,24 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(cache._entries) == 1
 
 
-def test_threads_share_one_cache() -> None:
+def test_threads_that_ask_for_the_same_wait_for_one_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def compiling(regex: str) -> Any:
+        calls.append(regex)
+        time.sleep(0.05)
+        return compile_automaton(regex)
+
+    monkeypatch.setattr(constraint_module, "compile_automaton", compiling)
     tokenizer, gate = characters("abc"), threading.Barrier(4)
 
-    def compile_all(_: int) -> list[bytes]:
+    def compile_all(_: int) -> list[Constraint]:
         gate.wait()
-        return [compile_constraint(f"[ab]{{{n}}}", tokenizer).table.tobytes() for n in (1, 2, 3)]
+        return [compile_constraint(f"[ab]{{{n}}}", tokenizer) for n in (1, 2, 3)]
 
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(compile_all, range(4))
     assert others == [first] * 3
+    assert len(calls) == 3
