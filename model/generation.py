@@ -22,7 +22,6 @@ from treadle.model.session import (
     GenerateResult,
     Piece,
     Session,
-    StopReason,
     Wanted,
 )
 from treadle.model.state import SessionState
@@ -63,7 +62,8 @@ class Preparation:
             UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
             ConfigError: a setting does not fit the model.
         """
-        self._began_s = time.monotonic()
+        limit = sampling.max_time_s
+        self._deadline_s = None if limit is None else time.monotonic() + limit
         self.model = model
         """Whose text it is."""
         self.choices = make_choices(sampling, model.tokenizer)
@@ -74,11 +74,11 @@ class Preparation:
         """Where the prompt begins."""
         if self.before.token < 0 and not self.prompt.size:
             self.before = replace(self.before, token=model.default_context)
-        goes_on = state is not None and state.position > 0
-        self._position = 0
-        self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        if sampling.seed is None and goes_on:
+        self._seed, self._position = sampling.seed, 0
+        if self._seed is None:
             self._seed, self._position = self.before.seed, self.before.position
+        if self._seed is None:
+            self._seed = secrets.randbits(64)
         self.after = self.before
         """Where it ends, once it is read."""
 
@@ -114,24 +114,24 @@ class Preparation:
             index: from 0; the same text however many there are.
             wanted: what it is to tell beside its text.
         """
-        limit = self.choices.sampling.max_time_s
-        deadline_s = None if limit is None else self._began_s + limit
         reread = partial(_after, self.model)
         return Session(
             self.model.tokenizer, self.choices, self.begun(index), self.prompt, wanted, reread,
-            deadline_s,
+            self._deadline_s,
         )  # fmt: skip
 
-    def search(self, count: int) -> BeamSearch:
+    def search(self, count: int, wanted: Wanted) -> BeamSearch:
         """Return a beam search for the `count` likeliest texts after the prompt."""
-        return BeamSearch(self.model, self.choices.sampling, self.begun(0), count)
+        return BeamSearch(
+            self.model, self.choices.sampling, self.begun(0), count, wanted.state, self._deadline_s
+        )
 
     def found(self, hypothesis: Hypothesis, wanted: Wanted) -> Piece:
         """Return what a beam search has found as the only piece of a text."""
         result = GenerateResult(
-            stop_reason=StopReason(hypothesis.stop_reason),
+            stop_reason=hypothesis.stop_reason,
             stop_sequence=hypothesis.stop_sequence,
-            seed=0,
+            seed=self._seed,
             prompt_tokens=int(self.prompt.size),
             new_tokens=hypothesis.new_tokens,
             total_log_probability=hypothesis.total_log_probability,

@@ -199,7 +199,7 @@ def _sessions(seats: Sequence[Seat]) -> Sessions:
         top_p=np.array([sampling.top_p for sampling in asked], np.float32),
         min_p=np.array([sampling.min_p for sampling in asked], np.float32),
         typical_p=np.array([sampling.typical_p for sampling in asked], np.float32),
-        seed=np.array([seat.state.seed for seat in seats], np.uint64),
+        seed=np.array([seat.state.seed or 0 for seat in seats], np.uint64),
         position=np.array([seat.state.position for seat in seats], np.uint64),
     )
 

@@ -17,10 +17,11 @@ from treadle.kernels import structures
 from treadle.model import checkpoint
 from treadle.model.config import CorpusLayout, NetworkConfig, SamplingConfig, UnknownPolicy
 from treadle.model.generation import Preparation, pieces
+from treadle.model.novelty import NoveltyIndex
 from treadle.model.parameters import Parameters
-from treadle.model.pool import Pool
 from treadle.model.record import TrainingRecord
-from treadle.model.scorer import WINDOW, Scorer, TextScore, score_tokens, summarize
+from treadle.model.scores import PLAIN, Details, Scores, TextScore, summarize
+from treadle.model.sequence_scorer import SequenceScorer
 from treadle.model.session import TOKENS, Piece, Wanted
 from treadle.model.state import SessionState
 from treadle.model.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ class Model:
         parameters: Parameters,
         training: TrainingRecord | None = None,
         default_context: int = 0,
+        novelty: NoveltyIndex | None = None,
     ) -> None:
         """Put a model together.
 
@@ -52,12 +54,14 @@ class Model:
             parameters: its numbers.
             training: how it was trained; None where it was imported.
             default_context: the token it goes on from where there is no prompt (layout TEXT).
+            novelty: tells what of a text is new; None where it was trained without.
         """
         self.network = network
         self.tokenizer = tokenizer
         self.parameters = parameters
         self.training = training
         self.default_context = default_context
+        self.novelty = novelty
         self._packing = threading.Lock()
         self._packed: structures.Weights | None = None
         self._hash = b""
@@ -128,7 +132,7 @@ class Model:
             CheckpointError: it is no model file of this format, or it is damaged.
             OSError: it cannot be read.
         """
-        header, named = checkpoint.read(path)
+        header, named, novelty = checkpoint.read(path)
         shape = header.shape
         return cls(
             header.network,
@@ -136,6 +140,7 @@ class Model:
             Parameters.from_named(shape, named),
             header.training,
             header.default_context,
+            novelty,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -147,7 +152,7 @@ class Model:
         header = checkpoint.ModelHeader(
             self.network, self.tokenizer, self.training, self.default_context
         )
-        checkpoint.write(path, header, self.parameters.named())
+        checkpoint.write(path, header, self.parameters.named(), self.novelty)
 
     def stream(
         self,
@@ -187,7 +192,13 @@ class Model:
         return "".join(piece.text for piece in self.stream(prompt, sampling, **settings))
 
     def score(
-        self, text: str, context: str = "", unknown_policy: UnknownPolicy | None = None
+        self,
+        text: str,
+        context: str = "",
+        unknown_policy: UnknownPolicy | None = None,
+        *,
+        details: Details = PLAIN,
+        state: SessionState | None = None,
     ) -> TextScore:
         """Score a text: the log-probability of each of its tokens.
 
@@ -196,17 +207,25 @@ class Model:
             context: what it follows; read, not scored. Without one, layout TEXT cannot score
                 the first token.
             unknown_policy: what to do with unknown symbols; None: the model's own policy.
+            details: what is wanted beside log-probabilities.
+            state: what the context, or the text, follows; None: a new item or text.
 
         Raises:
             UnknownSymbolError: a symbol is not in the vocabulary.
             ConfigError: the policy needs an unknown token and the model has none.
         """
-        *_, score = self.scoring(text, context, unknown_policy)
+        *_, score = self.scoring(text, context, unknown_policy, details=details, state=state)
         assert score is not None
         return score
 
     def scoring(
-        self, text: str, context: str = "", unknown_policy: UnknownPolicy | None = None
+        self,
+        text: str,
+        context: str = "",
+        unknown_policy: UnknownPolicy | None = None,
+        *,
+        details: Details = PLAIN,
+        state: SessionState | None = None,
     ) -> Iterator[TextScore | None]:
         """Score a text in short steps, so that a long one can be dropped or take turns.
 
@@ -215,20 +234,21 @@ class Model:
         Yields:
             None after every window, and the score at the end.
         """
-        tokenizer = self.tokenizer
+        tokenizer, begun = self.tokenizer, self.beginning(state)
         before = tokenizer.encode(context, unknown_policy)
-        if tokenizer.begin is not None:
-            before = np.concatenate(([tokenizer.begin], before)).astype(np.int32)
         ids = tokenizer.encode(text, unknown_policy)
         if tokenizer.end is not None:
-            ids = np.append(ids, np.int32(tokenizer.end))
-        scorer = Scorer(self.parameters.shape, self.weights, 1, WINDOW, Pool(1))
-        sequence = np.concatenate((before, ids)).astype(np.int32)
-        parts = [np.zeros(0, np.float32)]
-        for part in score_tokens(scorer, sequence, max(before.size, 1)):
+            ids = np.append(ids, np.int32(tokenizer.end)).astype(np.int32)
+        shape = self.parameters.shape
+        sequence = SequenceScorer(shape, self.weights, tokenizer, begun, details)
+        yield from sequence.read(before)
+        parts = []
+        for part in sequence.score(ids):
             parts.append(part)
             yield None
-        yield summarize(tokenizer, ids, np.concatenate(parts))
+        scores = Scores.joined(parts) if parts else Scores.plain(np.zeros(0, np.float32))
+        after = sequence.state if tokenizer.end is None else sequence.state_before_last
+        yield summarize(tokenizer, ids, scores, after)
 
 
 def default_context(tokenizer: Tokenizer, fallback: int) -> int:

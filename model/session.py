@@ -134,11 +134,15 @@ class Session:
         self._deadline_s = deadline_s
         self._filter = StopFilter(self._sampling.stop_sequences)
         self._stream = tokenizer.stream(begun.held)
+        self._seed = begun.seed or 0
         self._drawn = 0
         self._total = 0.0
         self._ids: list[int] = []
         self._rule = 0
         self._stretch = _Stretch(begun, 0, [])
+        # Nothing will be asked that needs to know where a stretch begins.
+        told = wanted.state or wanted.ids
+        self._plain = not (told or self._constraint or self._sampling.stop_sequences)
 
     @property
     def left(self) -> int:
@@ -244,6 +248,9 @@ class Session:
 
     def _begin_stretch(self, state_now: Callable[[], SessionState]) -> None:
         """Begin a new stretch after a chunk, with nothing held back."""
+        if self._plain:
+            self._stretch.ids.clear()
+            return
         if self._wanted.ids:
             self._ids += self._stretch.ids
         begun = state_now() if self._wanted.state else self._stretch.begun
@@ -266,7 +273,7 @@ class Session:
         return GenerateResult(
             stop_reason=reason,
             stop_sequence=self._filter.found,
-            seed=self.seat.state.seed,
+            seed=self._seed,
             prompt_tokens=int(self.seat.prompt.size),
             new_tokens=self._drawn,
             total_log_probability=self._total,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from treadle.kernels.compile import BF16_MISSING, TARGET
+from treadle.kernels.matches import match_by_ranks
 from treadle.model.config import (
     Cell,
     DataConfig,
@@ -15,13 +18,14 @@ from treadle.model.config import (
     Precision,
     TrainConfig,
 )
+from treadle.model.novelty import NoveltyIndex
 from treadle.model.trainer import train
 
 
 def warm() -> None:
     """Train, score and generate with tiny models, so that every kernel is compiled and loaded."""
     config = TrainConfig(
-        data=DataConfig(validation_fraction=0.4),
+        data=DataConfig(validation_fraction=0.4, novelty_index=True),
         network=NetworkConfig(hidden_size=2, layers=2, embedding_size=2),
         limits=LimitsConfig(max_steps=1),
     )
@@ -33,6 +37,10 @@ def warm() -> None:
         model = train(corpus, replace(config, network=network, optimizer=optimizer))
         model.generate("warm", max_new_tokens=2, top_p=0.5)
         model.score("warm")
+    some, ends = np.zeros(2, np.int32), np.arange(3)
+    for text in (some.astype(np.uint8), some.astype(np.uint16), some):
+        NoveltyIndex(text, some).novelty([0], model.tokenizer)
+        match_by_ranks(text, some, some, ends)
     if not BF16_MISSING:
         train(corpus, replace(config, optimizer=OptimizerConfig(precision=Precision.BF16)))
 

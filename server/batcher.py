@@ -18,6 +18,12 @@ from treadle.server.scheduler import Scheduler, Taker
 _MESSAGE_S = 0.02
 """What was made in this time goes out as one message: a message costs the same at any size."""
 
+_LONG_MESSAGE_S = 0.05
+"""The same where many texts are drawn together."""
+
+_FEW = 16
+"""Texts drawn together that are not many."""
+
 _CHUNK_S = 0.004
 """About as long as a chunk of tokens takes to draw."""
 
@@ -77,11 +83,12 @@ class Outlet:
 
     def pause(self, member: _Member) -> bool:
         """Notes a text that should go on once this is read; returns whether it has to wait."""
+        if len(self._batches) < _MOST_UNREAD:
+            return False
         with self._lock:
-            if len(self._batches) < _MOST_UNREAD:
-                return False
             self._paused.append(member)
-            return True
+        self._loop.call_soon_threadsafe(self.wake)  # lest it was all read just now
+        return True
 
     def _resume(self) -> None:
         with self._lock:
@@ -103,12 +110,12 @@ class _Member:
         self.over = False
         """Whether it has a result or an error, or nobody reads it."""
 
-    def add(self, piece: Piece, now_s: float) -> bool:
+    def add(self, piece: Piece, now_s: float, message_s: float) -> bool:
         """Takes a piece; returns whether there is something for the reader now."""
         if piece.text or piece.tokens or piece.result:
             self._pieces.append(piece)
         self.over = piece.result is not None
-        if not self._pieces or not (self.over or now_s - self._sent_s >= _MESSAGE_S):
+        if not self._pieces or not (self.over or now_s - self._sent_s >= message_s):
             return False
         self.outlet.put((self._index, self._pieces))
         self._pieces, self._sent_s = [], now_s
@@ -190,11 +197,12 @@ class _Runner(Taker):
         drawn = self._group.decode(self._chunk())
         now_s = time.monotonic()
         self._step_s += 0.2 * ((now_s - began_s) / len(drawn.tokens) - self._step_s)
+        message_s = _MESSAGE_S if len(self._members) <= _FEW else _LONG_MESSAGE_S
         filled = set()
         for m, member in enumerate(self._members):
             try:
                 piece = member.session.take(drawn, m, partial(self._group.state_of, m))
-                if member.add(piece, now_s):
+                if member.add(piece, now_s, message_s):
                     filled.add(member.outlet)
             except Exception as error:  # of this text alone
                 member.fail(error)

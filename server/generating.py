@@ -150,7 +150,7 @@ class _Call:
 
     async def search(self) -> AsyncIterator[pb.GenerateResponse]:
         """Yields the likeliest texts that a beam search finds, best first."""
-        search = self._preparation.search(max(self._request.n, 1))
+        search = self._preparation.search(max(self._request.n, 1), self._wanted)
         await self._in_turns(search.steps())
         for index, found in enumerate(search.results()):
             yield await self.reply(index, [self._preparation.found(found, self._wanted)])

@@ -94,6 +94,7 @@ def model(stored: StoredModel, description: Description, aliases: Sequence[str])
         size_bytes=stored.size_bytes,
         sha256=description.sha256,
         aliases=aliases,
+        novelty_index=description.novelty_index,
     )
     message.create_time.FromNanoseconds(round(stored.created_s * 1e9))
     fill(

@@ -89,6 +89,7 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
             format=pb.CORPUS_FORMAT_JSONL,
             column="message",
             encoding="latin-1",
+            novelty_index=True,
         ),
         network=pb.NetworkSpec(
             cell=pb.CELL_GRU,
