@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from treadle.model.beam_rows import Array, Followers, Places, Rows, best_first, followers
+from treadle.model.beam_rows import Array, Followers, Rows, best_first, followers, rank_of
 from treadle.model.choices import make_choices
 from treadle.model.config import SamplingConfig
 from treadle.model.errors import ConfigError
@@ -202,7 +202,7 @@ class BeamSearch:
         for place in order.tolist():
             beam, token = int(beams[place]), int(tokens[place])
             logits, others = seen[beam]
-            rank = _rank(logits, token) if logits.size else 0
+            rank = rank_of(logits, token) if logits.size else 0
             score, log_probability = float(totals[place]), float(own[place])
             node = self._child(self._live[beam], token, score, log_probability, rank, others)
             reason = self._reason(node)
@@ -299,12 +299,6 @@ class BeamSearch:
     def _told(self, node: _Node) -> TokenScore:
         text = self._model.tokenizer.token_text(node.token)
         return TokenScore(node.token, text, node.log_probability, node.rank, node.alternatives)
-
-
-def _rank(logits: Array, token: int) -> int:
-    """A token's place by its logit among all (V,), 1 for the likeliest, equals by id."""
-    equals: Places = np.flatnonzero(logits[:token] == logits[token])
-    return 1 + int(np.count_nonzero(logits > logits[token])) + equals.size
 
 
 _NOTHING_LEFT = (

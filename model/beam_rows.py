@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 
 _MOST_ROWS = 16
-_MOST_PRODUCTS = 1 << 23
+_MOST_PRODUCTS = 1 << 25
 _MOST_ELEMENTS = 1 << 18
 """What one kernel call, and the look at its results, may come to: a few milliseconds."""
 
@@ -129,3 +129,9 @@ def followers(
     likeliest = int(np.argmax(logits))
     scores = (best - logits[likeliest]) + log_probabilities[likeliest]
     return Followers(tokens, best, scores, own)
+
+
+def rank_of(logits: Array, token: int) -> int:
+    """Return a token's place by its logit among all (V,), 1 for the likeliest, equals by id."""
+    equals: Places = np.flatnonzero(logits[:token] == logits[token])
+    return 1 + int(np.count_nonzero(logits > logits[token])) + equals.size

@@ -33,7 +33,7 @@ _BLOCK = 1 << 20
 """Elements worked on at once, more or less."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Constraint:
     """Which tokens may follow a text, and when it is complete. Its arrays are never written to."""
 
@@ -52,8 +52,7 @@ class Constraint:
         follows = self.table >= 0
         if self.end >= 0:
             follows[:, self.end] = False
-        nothing: Bools = np.logical_not(np.any(follows, axis=1))
-        return nothing
+        return np.asarray(~follows.any(axis=1), np.bool_)
 
     def ended(self, state: int) -> bool:
         """Whether nothing but an end token can follow the text that led to a state."""
@@ -81,7 +80,7 @@ class _Cache:
 
     def __init__(self, most_elements: int, most_entries: int) -> None:
         self._most_elements, self._most_entries = most_elements, most_entries
-        self._lock = threading.Lock()
+        self._lock, self._compiling = threading.Lock(), threading.Lock()
         self._entries: OrderedDict[
             tuple[str, int], tuple[weakref.ref[Tokenizer], Constraint | ConfigError]
         ] = OrderedDict()
@@ -89,21 +88,38 @@ class _Cache:
     def get(self, regex: str, tokenizer: Tokenizer) -> Constraint:
         """Return what is kept, or compile and keep it; raise again what was refused."""
         key = regex, id(tokenizer)
+        kept = self._kept(key, tokenizer)
+        if kept is None:
+            with self._compiling:  # whoever asks for the same meanwhile waits for it
+                kept = self._kept(key, tokenizer)
+                if kept is None:
+                    kept = self._make(key, tokenizer)
+        if isinstance(kept, ConfigError):
+            raise ConfigError(str(kept), kept.field)
+        return kept
+
+    def _kept(self, key: tuple[str, int], tokenizer: Tokenizer) -> Constraint | ConfigError | None:
+        """Return what is kept, if anything is."""
         with self._lock:
-            kept = self._entries.get(key)
+            owner, made = self._entries.get(key, (None, None))
             # A tokenizer that is gone may have left its id to another.
-            if kept is not None and kept[0]() is tokenizer:
-                self._entries.move_to_end(key)
-                return _given(kept[1])
+            if owner is None or owner() is not tokenizer:
+                return None
+            self._entries.move_to_end(key)
+            return made
+
+    def _make(self, key: tuple[str, int], tokenizer: Tokenizer) -> Constraint | ConfigError:
+        """Compile and keep what comes of it."""
+        made: Constraint | ConfigError
         try:
-            made: Constraint | ConfigError = _compile(regex, tokenizer)
+            made = _compile(key[0], tokenizer)
         except ConfigError as refused:
-            made = refused
+            made = refused.with_traceback(None)  # which would keep whoever asked alive
         with self._lock:
             self._entries[key] = weakref.ref(tokenizer), made
             self._entries.move_to_end(key)
             self._shrink()
-        return _given(made)
+        return made
 
     def _shrink(self) -> None:
         """Drop what is gone, and then the least recently used, down to the limits; not the last."""
@@ -122,12 +138,6 @@ _CACHE = _Cache(MAX_TABLE, 64)
 
 def _elements(made: Constraint | ConfigError) -> int:
     return made.table.size if isinstance(made, Constraint) else 0
-
-
-def _given(made: Constraint | ConfigError) -> Constraint:
-    if isinstance(made, Constraint):
-        return made
-    raise ConfigError(str(made), made.field)
 
 
 def _compile(regex: str, tokenizer: Tokenizer) -> Constraint:
@@ -149,7 +159,9 @@ def _compile(regex: str, tokenizer: Tokenizer) -> Constraint:
         table[:, end] = np.where(complete, np.arange(complete.size, dtype=np.int32), -1)
     table.setflags(write=False)
     complete.setflags(write=False)
-    return Constraint(table, complete, end)
+    constraint = Constraint(table, complete, end)
+    constraint.ends.setflags(write=False)  # made here, not in the middle of a text
+    return constraint
 
 
 def _texts(tokenizer: Tokenizer) -> list[bytes]:
@@ -186,8 +198,9 @@ def _table(
         count = 1 if done == 0 else max(1, _BLOCK // max(tree.size, 1))
         states = np.array(reached[done : done + count], np.int32)
         targets = tree.read(automaton.moves, states, V)
-        found = np.unique(targets)
-        new = found[(found >= 0) & (row_of[found] < 0)]
+        found = np.zeros(row_of.size + 1, np.bool_)
+        found[targets] = True  # -1 is the last of them
+        new = np.flatnonzero(found[:-1] & (row_of < 0))
         row_of[new] = np.arange(len(reached), len(reached) + new.size)
         reached += new.tolist()
         if len(reached) > most:
@@ -216,14 +229,16 @@ def _can_complete(table: Ints, complete: Bools) -> Bools:
 
 def _edges(table: Ints) -> tuple[Ints, Ints]:
     """Each pair of states that some token joins, once."""
-    S, V = table.shape
-    keys, rows = [np.empty(0, np.int64)], max(1, _BLOCK // V)
+    S = table.shape[0]
+    sources, targets, rows = [], [], max(1, _BLOCK // S)
     for start in range(0, S, rows):
-        part = table[start : start + rows].astype(np.int64)
-        numbered = part + np.arange(start, start + part.shape[0])[:, None] * S
-        keys.append(np.unique(numbered[part >= 0]))
-    pairs = np.concatenate(keys)
-    return (pairs // S).astype(np.int32), (pairs % S).astype(np.int32)
+        part = table[start : start + rows]
+        joined = np.zeros((part.shape[0], S + 1), np.bool_)
+        joined[np.arange(part.shape[0])[:, None], part] = True  # -1 is the last of them
+        source, target = np.nonzero(joined[:, :S])
+        sources.append((source + start).astype(np.int32))
+        targets.append(target.astype(np.int32))
+    return np.concatenate(sources), np.concatenate(targets)
 
 
 def _take(table: Ints, complete: Bools, alive: Bools) -> tuple[Ints, Bools]:

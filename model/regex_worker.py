@@ -9,7 +9,7 @@ stdin: the expression in UTF-8. stdout: where the automaton has `count` states, 
 `count` and then `count` x 256 next states (-1: none), all int32, then `count` bytes, 1 where the
 bytes read so far match as a whole and are followed by END_MARK. Exit status 2: the expression
 cannot be read; stderr says why. Exit status 3: the automaton has more states than the first
-argument. The others are processor seconds and bytes of memory.
+argument. The others are processor seconds, bytes of memory, and whether to `check` by itself.
 """
 
 from __future__ import annotations
@@ -36,36 +36,46 @@ def limit_resources(cpu_s: int, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 
-def build(expression: str) -> Any:
+def build(expression: str, check: bool) -> Any:
     """Return the index of an expression, the end mark after it, over single bytes.
 
     Without the mark the package would leave out what follows a text that matches already: it takes
     the first of alternatives, the fewest of lazy repeats, and no text that goes on from a match
     to what is none itself. Before the mark nothing has matched yet.
 
+    Args:
+        expression: what to read.
+        check: whether it may be one that changes between brackets, as `a)(b` does.
+
     Raises:
         ValueError: the expression cannot be read.
     """
-    from outlines_core import Index, Vocabulary
+    from outlines_core import Index, Vocabulary  # type: ignore[import-untyped]
 
-    try:  # by itself, since a(b in brackets would be another expression
+    every_byte = Vocabulary(BYTES, {bytes([byte]): [byte] for byte in range(BYTES)})
+    if not check:
+        return Index(f"(?:{expression}){END_MARK}", every_byte)
+    try:  # by itself first
         Index(expression, Vocabulary(BYTES, {b"\0": [0]}))
     except ValueError as fault:
         if "incompatible" not in str(fault):  # that is the vocabulary's fault
             raise
-    every_byte = Vocabulary(BYTES, {bytes([byte]): [byte] for byte in range(BYTES)})
-    try:
-        return Index(f"(?:{expression}){END_MARK}", every_byte)
-    except ValueError:  # it ends with a comment of verbose mode
-        return Index(f"(?:{expression}\n){END_MARK}", every_byte)
+    # The line's end is for the comments of verbose mode, and a blank there.
+    for wrapped in (f"(?:{expression}){END_MARK}", f"(?:{expression}\n){END_MARK}"):
+        try:
+            return Index(wrapped, every_byte)
+        except ValueError as fault:
+            last = fault
+    raise last
 
 
 def main() -> int:
     """Read the expression, write the automaton and return the exit status."""
     most_states, cpu_s, memory = (int(text) for text in sys.argv[1:4])
+    check = sys.argv[4] == "check"
     limit_resources(cpu_s, memory)
     try:
-        index = build(sys.stdin.buffer.read().decode())
+        index = build(sys.stdin.buffer.read().decode(), check)
     except ValueError as fault:
         sys.stderr.write(str(fault))
         return CANNOT_READ

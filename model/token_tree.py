@@ -70,10 +70,16 @@ class TokenTree:
             (N, V), the state after each token; -1 for none.
         """
         out = np.full((V, states.size), -1, np.int32)
-        by_byte = np.concatenate((moves, np.full((1, moves.shape[1]), -1, np.int32)))
-        here = states[None, :]
+        width = moves.shape[1]
+        # State -1, which leads nowhere, is the row before the first: it needs no case of its own.
+        flat = np.concatenate((np.full(width, -1, np.int32), moves.reshape(-1)))
+        here = states[None, :].astype(np.int64)
         for level in self._levels:
-            # State -1 is the last row, which leads nowhere.
-            here = by_byte[here[level.parents], level.bytes[:, None]]
-            out[level.tokens] = here[level.places]
+            places = here[level.parents]
+            places += 1
+            places *= width
+            places += level.bytes[:, None]
+            reached = flat.take(places)
+            out[level.tokens] = reached[level.places]
+            here = reached.astype(np.int64)
         return np.ascontiguousarray(out.T)

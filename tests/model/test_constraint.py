@@ -200,9 +200,8 @@ def test_special_tokens_are_never_allowed_but_the_end() -> None:
     tokenizer = characters("ab", LINES, unknown_policy=UnknownPolicy.UNKNOWN)
     constraint = compile_constraint(".*", tokenizer)
     assert tokenizer.end is not None
-    assert tokenizer.begin is not None
-    assert tokenizer.unknown is not None
-    assert (constraint.table[:, [tokenizer.begin, tokenizer.unknown]] == -1).all()
+    for token in (tokenizer.begin, tokenizer.unknown):
+        assert (constraint.table[:, token] == -1).all()
     assert constraint.complete.all()
     assert (constraint.table[:, tokenizer.end] == np.arange(len(constraint.table))).all()
 
@@ -311,6 +310,19 @@ def test_tables_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         compile_constraint("a{10}", characters("abcde"))
 
 
+def test_brackets_leave_most_expressions_as_they_are() -> None:
+    for regex, whole in [
+        ("(a)(b)", True),
+        (r"[)]\(", True),
+        (r"\\\\", True),
+        ("a)(b", False),
+        ("(", False),
+        ("a\\", False),
+        ("(?x)a # )", False),
+    ]:
+        assert automaton_module._stays_whole(regex) == whole, regex
+
+
 def test_expected_sizes_are_about_right() -> None:
     for regex, low, high in [
         ("a{20}", 20, 20),
@@ -366,13 +378,24 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(cache._entries) == 1
 
 
-def test_threads_share_one_cache() -> None:
+def test_threads_that_ask_for_the_same_wait_for_one_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def compiling(regex: str) -> Any:
+        calls.append(regex)
+        time.sleep(0.05)
+        return compile_automaton(regex)
+
+    monkeypatch.setattr(constraint_module, "compile_automaton", compiling)
     tokenizer, gate = characters("abc"), threading.Barrier(4)
 
-    def compile_all(_: int) -> list[bytes]:
+    def compile_all(_: int) -> list[Constraint]:
         gate.wait()
-        return [compile_constraint(f"[ab]{{{n}}}", tokenizer).table.tobytes() for n in (1, 2, 3)]
+        return [compile_constraint(f"[ab]{{{n}}}", tokenizer) for n in (1, 2, 3)]
 
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(compile_all, range(4))
     assert others == [first] * 3
+    assert len(calls) == 3
