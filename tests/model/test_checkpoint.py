@@ -446,7 +446,8 @@ def with_index(path: Path, **changes: object) -> Path:
     """A file in which parts of the index are others, or left out where they are None."""
     indexed().save(path)
     named = {"tokens": TOKENS, "suffixes": SUFFIXES}
-    tensors = tensors_of(path) | {named[name]: changes[name] for name in changes}
+    tensors: dict[str, Any] = {**tensors_of(path)}
+    tensors |= {named[name]: changes[name] for name in changes}
     kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     rewrite(path, metadata_of(path)["treadle"], kept)
     return path
