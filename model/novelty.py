@@ -108,7 +108,7 @@ class NoveltyIndex:
         let_go(tokens)
         if offsets is not None:
             text = _separated(text, offsets, tokenizer)
-        return cls(text, suffix_array(text.astype(np.int32), V))
+        return cls(text, suffix_array(text.astype(np.int32, copy=False), V))
 
     def novelty(self, ids: Ids, tokenizer: Tokenizer) -> Novelty:
         """Tell how much of a text is new.

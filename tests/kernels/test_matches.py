@@ -99,6 +99,23 @@ def test_the_longest_beginning_is_found() -> None:
 
 
 @WAYS
+def test_no_piece_is_passed_over(look_up: LookUp) -> None:
+    """Pieces beside each other: the longest one may begin wherever others end."""
+    rng = np.random.default_rng(11)
+    text = rng.integers(4, size=3000, dtype=np.int32)
+    suffixes = suffix_array(text, 4)
+    for first in range(1, 60):
+        sizes = np.array([first, 60, *rng.integers(1, 60, size=4)])
+        starts = rng.integers(text.size - 60, size=sizes.size)
+        pieces = [np.append(text[a : a + n], -1) for a, n in zip(starts, sizes, strict=True)]
+        query = np.concatenate(pieces).astype(np.int32)
+        longest = int(sizes.argmax())
+        place = int(sizes[:longest].sum()) + longest
+        found = look_up(text, suffixes, query, lengths_of(query))
+        assert found == (place, sizes[longest])
+
+
+@WAYS
 def test_what_is_empty_holds_nothing(look_up: LookUp) -> None:
     nothing, some = np.zeros(0, np.int32), np.zeros(5, np.int32)
     none = suffix_array(nothing, 3)

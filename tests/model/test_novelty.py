@@ -32,6 +32,7 @@ from treadle.model.parameters import Shape
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
 from treadle.model.trainer import Trainer
 
+PAGE = Path(__file__).parents[2] / "docs" / "novelty.md"
 LINES, PLAIN = CorpusLayout.LINES, CorpusLayout.TEXT
 
 
@@ -236,6 +237,12 @@ def test_too_large_a_part_gets_none_and_says_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(novelty, "MAX_TOKENS", 9)
     with pytest.raises(ValueError, match="the training part has 495 tokens"):
         index_of(corpus)
+
+
+def test_the_pages_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    example = PAGE.read_text().partition("```python\n")[2].partition("```")[0]
+    exec(example, {})
+    assert "# " + capsys.readouterr().out.strip() in example
 
 
 # ---------------------------------------------------------------- memory
