@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from treadle.model.config import SamplingConfig, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.scores import Details
-from treadle.server.convert import MAX_TEXTS, source_violations, to_json
+from treadle.server.convert import source_violations, to_json
 from treadle.server.errors import Violation, invalid
 from treadle.v1 import sequence_pb2 as pb
+
+MAX_TEXTS = 10_000
+"""Texts of one Score call."""
 
 MAX_EMBEDDED = 1_000
 """Texts of one Embed call."""
 
 MAX_ALTERNATIVES = 20
+"""The most tokens that are sent beside a token."""
 
 _Request = pb.ScoreRequest | pb.ScoreStreamSpec | pb.EmbedRequest
 
@@ -29,6 +33,12 @@ class Scoring:
     """What is wanted of every token."""
     tokens: bool
     """Whether tokens are sent at all."""
+
+    @property
+    def token_bytes(self) -> int:
+        """What a token in a reply takes at least."""
+        # Tag, length and log-probability; of alternatives tag and length.
+        return 7 + 2 * self.details.alternatives
 
 
 def scoring(request: pb.ScoreRequest) -> Scoring:

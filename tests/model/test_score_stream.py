@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from collections.abc import Iterable
 from itertools import pairwise
@@ -116,7 +117,7 @@ def test_a_stream_goes_on_in_another(layout: CorpusLayout, kind: TokenizerKind, 
     model = model_of(kind, layout, cell)
     text = "abc cab a bb " * 12
     wanted = model.score(text, details=DETAILS)
-    for cut in (0, 4, 66, 104):  # where no event is cut in two
+    for cut in (0, 4, 65, 104):  # where no event is cut in two
         first = stream_of(model)
         tokens = list(feed(first, text[:cut]).tokens)
         list(first.finish())
@@ -144,7 +145,7 @@ def test_finishing_scores_what_waits() -> None:
 def test_an_unknown_symbol_is_named_by_its_place_in_the_whole_text() -> None:
     stream = stream_of(MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT])
     feed(stream, "abc")
-    with pytest.raises(UnknownSymbolError, match="'x' .* at position 5 "):
+    with pytest.raises(UnknownSymbolError, match=r"'x' .* at position 5 "):
         list(stream.feed("abxc"))
     model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
     with pytest.raises(UnknownSymbolError, match="'x'"):
@@ -165,10 +166,12 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one() -> None:
     stream = stream_of(model, keep_tokens=False)
     text = (TEXT * 250)[:10_000]
     feed(stream, text)
+    gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     for _ in range(19):
         feed(stream, text)
+    gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert stream.total.token_count == 2 * 10**5 - 1

@@ -287,13 +287,15 @@ def test_a_state_goes_on_where_its_text_ends(layout: CorpusLayout, cell: Cell) -
         state = model.read_state(model.state_bytes(before))
         rest = model.score(text[cut:], state=state)
         count = rest.token_count
-        assert rest.log_probabilities.tobytes() == whole.log_probabilities[-count:].tobytes()
+        assert (
+            rest.log_probabilities.tobytes()
+            == whole.log_probabilities[whole.token_count - count :].tobytes()
+        )
         assert count >= len(text) - max(cut, 1)
         there = model.score(text[cut:], text[:cut]).state
         assert there is not None
         assert rest.state is not None
-        ends = {model.state_bytes(state) for state in (there, rest.state, whole.state)}
-        assert len(ends) == 1
+        assert model.state_bytes(rest.state) == model.state_bytes(there)
 
 
 def test_a_state_tells_generation_what_text_is_before_it() -> None:
