@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from treadle.model.errors import ModelError
+from treadle.model import Model
+from treadle.model.errors import ModelError, StateError
 from treadle.model.score_stream import StreamScorer
 from treadle.model.state import SessionState
 from treadle.server import records
@@ -23,7 +24,6 @@ class Stream:
         source: What scores.
         spec: How to score.
         asked: The same, checked.
-        state: Where the stream begins; None: at a new text.
         max_message_bytes: The largest reply.
         key: Authenticates states.
     """
@@ -33,14 +33,12 @@ class Stream:
         source: Source,
         spec: pb.ScoreStreamSpec,
         asked: Scoring,
-        state: SessionState | None,
         max_message_bytes: int,
         key: bytes,
     ) -> None:
         self._source = source
         self._spec = spec
         self._asked = asked
-        self._begun = source.model.beginning(state)
         self._max_message_bytes = max_message_bytes
         self._key = key
         self._scorer: StreamScorer | None = None
@@ -48,19 +46,21 @@ class Stream:
         """The answer to the last piece, and after `finish` the result."""
 
     def begin(self) -> Iterator[None]:
-        """Makes room, and makes tokens of the context.
+        """Makes room, reads the state and makes tokens of the context.
 
         Raises:
-            StatusError: The model cannot read the context.
+            StatusError: The model cannot go on from the state, or cannot read the context.
         """
+        model, asked = self._source.model, self._asked
+        begun = model.beginning(given_state(model, self._spec.state, "spec.state", self._key))
+        yield
         try:
             self._scorer = StreamScorer(
-                self._source.model, self._asked.details, self._asked.policy, self._begun,
-                self._spec.context, keep_tokens=self._asked.tokens,
+                model, asked.details, asked.policy, begun, self._spec.context,
+                keep_tokens=asked.tokens,
             )  # fmt: skip
         except ModelError as error:
             raise from_model(error, "spec.context", "spec.{}".format) from error
-        yield
 
     def feed(self, piece: pb.TextPiece) -> Iterator[None]:
         """Scores a piece.
@@ -103,6 +103,26 @@ class Stream:
         if self._spec.return_state:
             result.state = self._source.model.state_bytes(scorer.state, self._key)
         self.reply = pb.ScoreStreamResponse(result=result)
+
+
+def given_state(model: Model, data: bytes, field: str, key: bytes) -> SessionState | None:
+    """Returns the state that a request brings, or None where it brings none.
+
+    The first call for a model takes long: it reads all of its weights.
+
+    Args:
+        model: What is to go on from it.
+        data: The state's bytes.
+        field: The field of the request that has them.
+        key: Authenticates states.
+
+    Raises:
+        StatusError: The state is damaged, or another model's.
+    """
+    try:
+        return model.read_state(data, key) if data else None
+    except StateError as error:
+        raise from_model(error, field) from error
 
 
 def _too_large() -> StatusError:

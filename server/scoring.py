@@ -6,16 +6,15 @@ from collections.abc import AsyncIterator, Iterator
 
 from treadle.model import Model
 from treadle.model.embedding import Embedder
-from treadle.model.errors import ModelError, StateError
+from treadle.model.errors import ModelError
 from treadle.model.scores import TextScore
-from treadle.model.state import SessionState
 from treadle.server import convert_scoring, records
 from treadle.server.admission import Admission
 from treadle.server.convert_scoring import Scoring
 from treadle.server.errors import from_model, invalid
 from treadle.server.loaded import Source
 from treadle.server.scheduler import Scheduler
-from treadle.server.score_streaming import Stream
+from treadle.server.score_streaming import Stream, given_state
 from treadle.server.sources import Sources
 from treadle.server.turns import run_steps
 from treadle.v1 import sequence_pb2 as pb
@@ -58,10 +57,9 @@ class ScoringRoom:
         asked = convert_scoring.scoring(request)
         with self._admission.admit():
             source = await self._sources.find(request)
-            state = self._state(source.model, request.state, "state")
             reply = pb.ScoreResponse(version=source.version, job_step=source.job_step)
             room = self._max_message_bytes - reply.ByteSize()
-            work = _Texts(source.model, request, asked, state, room, self._state_key)
+            work = _Texts(source.model, request, asked, room, self._state_key)
             await run_steps(self._scheduler.caller(), work.steps())
             reply.scores.extend(work.scores)
             return reply
@@ -80,8 +78,7 @@ class ScoringRoom:
             spec = await _spec_of(requests)
             asked = convert_scoring.stream_scoring(spec)
             source = await self._sources.find(spec)
-            state = self._state(source.model, spec.state, "spec.state")
-            stream = Stream(source, spec, asked, state, self._max_message_bytes, self._state_key)
+            stream = Stream(source, spec, asked, self._max_message_bytes, self._state_key)
             caller = self._scheduler.caller()
             await run_steps(caller, stream.begin())
             async for message in requests:
@@ -101,8 +98,8 @@ class ScoringRoom:
             source = await self._sources.find(request)
             reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
             self._check_size(source, request)
-            embedder = Embedder(source.model, policy)
-            await run_steps(self._scheduler.caller(), _embed(embedder, request, reply))
+            steps = _embed(source.model, request, policy, reply)
+            await run_steps(self._scheduler.caller(), steps)
             return reply
 
     def _check_size(self, source: Source, request: pb.EmbedRequest) -> None:
@@ -112,15 +109,6 @@ class ScoringRoom:
         size = len(request.texts) * (4 * numbers + _EMBEDDING_BYTES) + _EMBEDDING_BYTES
         if size > self._max_message_bytes:
             raise invalid([("texts", _TOO_LARGE + "ask for fewer texts at once")])
-
-    def _state(self, model: Model, data: bytes, field: str) -> SessionState | None:
-        """Returns the state that a request brings, or None where it brings none."""
-        if not data:
-            return None
-        try:
-            return model.read_state(data, self._state_key)
-        except StateError as error:
-            raise from_model(error, field) from error
 
 
 _EMBEDDING_BYTES = 32
@@ -165,14 +153,12 @@ class _Texts:
         model: Model,
         request: pb.ScoreRequest,
         asked: Scoring,
-        state: SessionState | None,
         room: int,
         key: bytes,
     ) -> None:
         self._model = model
         self._request = request
         self._asked = asked
-        self._state = state
         self._room = room
         self._key = key
         self.scores: list[pb.TextScore] = []
@@ -181,14 +167,16 @@ class _Texts:
         """Scores all texts, in short steps.
 
         Raises:
-            StatusError: A text or the context cannot be scored, or the reply gets too large.
+            StatusError: The state, the context or a text cannot be used, or the reply gets too
+                large.
         """
         asked, context = self._asked, self._request.context
+        state = given_state(self._model, self._request.state, "state", self._key)
         for index, text in enumerate(self._request.texts):
             try:
                 self._check_room(text)
                 scoring = self._model.scoring(
-                    text, context, asked.policy, details=asked.details, state=self._state
+                    text, context, asked.policy, details=asked.details, state=state
                 )
                 for scored in scoring:
                     if scored is not None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import grpc
-import numpy as np
 import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
@@ -18,8 +17,6 @@ from treadle.model import (
     Model,
     Piece,
     StopReason,
-    TextScore,
-    Tokenizer,
     TokenScore,
     train,
 )
@@ -33,7 +30,6 @@ from treadle.model.config import (
 from treadle.server.errors import StatusError
 from treadle.server.generating import _Maker
 from treadle.server.loaded import LoadedModels
-from treadle.server.scoring import _Scoring
 from treadle.server.store import MODEL_FILE, Store
 from treadle.v1 import sequence_pb2 as pb
 
@@ -142,13 +138,6 @@ class Slow:
         self.steps = 0
         self.gone = threading.Event()
 
-    def scoring(self, *_: object) -> Iterator[TextScore | None]:
-        for _window in range(self.windows):
-            self.steps += 1
-            yield None
-        nothing = np.zeros(0, np.float32)
-        yield TextScore(0.0, 0, 0, nothing.astype(np.int32), nothing, cast("Tokenizer", None))
-
     def stream(self, *_: object) -> Iterator[Piece]:
         for _window in range(self.windows):
             self.steps += 1
@@ -158,36 +147,8 @@ class Slow:
         yield Piece("", (), GenerateResult(StopReason.MAX_NEW_TOKENS, "", 1, 1, 4, -4.0))
 
 
-def scoring_of(model: Slow, *texts: str) -> _Scoring:
-    request = pb.ScoreRequest(model="m", texts=texts)
-    scoring = _Scoring(cast("Model", model), request, None, model.gone)
-    scoring.room = 1000
-    return scoring
-
-
 def maker_of(model: Slow) -> _Maker:
     return _Maker(cast("Model", model), "prompt", SamplingConfig(), model.gone)
-
-
-def test_a_scoring_takes_turns() -> None:
-    model = Slow(windows=3)
-    scoring = scoring_of(model, "a", "b")
-    turns = [scoring.go_on(turn_s=0.0) for _ in range(9)]
-    assert turns == [False] * 8 + [True]
-    assert (model.steps, len(scoring.scores)) == (6, 2)
-
-
-def test_a_turn_holds_many_texts() -> None:
-    scoring = scoring_of(Slow(windows=1), *"abc")
-    assert scoring.go_on(turn_s=PATIENCE_S)
-    assert len(scoring.scores) == 3
-
-
-def test_a_scoring_that_nobody_waits_for_ends_at_once() -> None:
-    model = Slow(windows=1000)
-    model.gone.set()
-    assert not scoring_of(model, "a").go_on(turn_s=PATIENCE_S)
-    assert model.steps == 0
 
 
 def test_a_prompt_is_read_in_turns_and_the_first_token_is_told_at_once() -> None:
