@@ -133,8 +133,11 @@ def _piece_of(message: pb.ScoreStreamRequest) -> pb.TextPiece:
     return message.piece
 
 
-def _embed(embedder: Embedder, request: pb.EmbedRequest, reply: pb.EmbedResponse) -> Iterator[None]:
+def _embed(
+    model: Model, request: pb.EmbedRequest, policy: UnknownPolicy | None, reply: pb.EmbedResponse
+) -> Iterator[None]:
     """Adds the vectors of all texts to the reply, in short steps."""
+    embedder = Embedder(model, policy)
     for index, text in enumerate(request.texts):
         try:
             for made in embedder.embedding(text):

@@ -22,10 +22,16 @@ ITEMS = [WIDE[start : start + 90] for start in (0, 7, 100)]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with room for three calls and small messages; models `text`, `lines`, `events`."""
+    """A server with room for three calls and small messages.
+
+    Its models are `text`, `deep` of two layers, `lines` and `events`.
+    """
     flags = ("--inference-limit", "3", "--max-message-bytes", "65536")
     server = Server(tmp_path_factory.mktemp("scoring") / "data", *flags)
     server.caller.trained(tiny_spec("text"))
+    deep = tiny_spec("deep")
+    deep.network.layers = 2
+    server.caller.trained(deep)
     lines = tiny_spec("lines")
     lines.data.layout = pb.CORPUS_LAYOUT_LINES
     server.caller.trained(lines, TEXT.replace(b". ", b".\n"))
@@ -296,9 +302,6 @@ def test_texts_become_vectors(server: Server) -> None:
 
 
 def test_all_layers_are_the_lowest_first(server: Server) -> None:
-    spec = tiny_spec("deep")
-    spec.network.layers = 2
-    server.caller.trained(spec)
     both = embed(server, "deep", ["the"], all_layers=True).embeddings[0].values
     assert len(both) == 16
     assert list(embed(server, "deep", ["the"]).embeddings[0].values) == list(both[8:])
@@ -312,7 +315,7 @@ def test_all_layers_are_the_lowest_first(server: Server) -> None:
         (lambda: {"texts": ["the", "ÿ"]}, "texts[1]"),
         (lambda: {"texts": ["the"], "unknown_policy": 3}, "unknown_policy"),
         (lambda: {"texts": ["the"], "model": "-"}, "model"),
-        (lambda: {"texts": [""] * 1000}, "texts"),
+        (lambda: {"texts": [""] * 1000, "model": "deep", "all_layers": True}, "texts"),
     ],
 )
 def test_what_is_wrong_with_an_embedding_is_named(
