@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 from treadle.model import Model
+from treadle.model.config import UnknownPolicy
 from treadle.model.embedding import Embedder
 from treadle.model.errors import ModelError
 from treadle.model.scores import TextScore
