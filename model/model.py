@@ -242,13 +242,12 @@ class Model:
         shape = self.parameters.shape
         sequence = SequenceScorer(shape, self.weights, tokenizer, begun, details)
         yield from sequence.read(before)
-        parts = []
-        for part in sequence.score(ids):
-            parts.append(part)
+        parts: list[Scores] = []
+        for _, scores in sequence.score(ids):
+            parts.append(scores)
             yield None
-        scores = Scores.joined(parts) if parts else Scores.plain(np.zeros(0, np.float32))
         after = sequence.state if tokenizer.end is None else sequence.state_before_last
-        yield summarize(tokenizer, ids, scores, after)
+        yield summarize(tokenizer, ids, Scores.joined(parts), after)
 
 
 def default_context(tokenizer: Tokenizer, fallback: int) -> int:

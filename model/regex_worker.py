@@ -50,7 +50,7 @@ def build(expression: str, check: bool) -> Any:
     Raises:
         ValueError: the expression cannot be read.
     """
-    from outlines_core import Index, Vocabulary  # type: ignore[import-untyped]
+    from outlines_core import Index, Vocabulary
 
     every_byte = Vocabulary(BYTES, {bytes([byte]): [byte] for byte in range(BYTES)})
     if not check:

@@ -7,7 +7,7 @@ sums are added up in the order of the tokens, so that they are those of the whol
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ from treadle.model.sequence_scorer import SequenceScorer
 from treadle.model.state import SessionState
 from treadle.model.sums import in_order
 from treadle.model.text_reader import TextReader
-from treadle.model.tokenizer import Tokenizer
 from treadle.model.tokens import TokenScore
 
 Ints = npt.NDArray[np.int32]
@@ -63,8 +62,9 @@ class StreamScorer:
             model.parameters.shape, model.weights, model.tokenizer, begun, details
         )
         self._keep_tokens = keep_tokens
-        self._item, self._total = _Tally(), _Tally()
-        self._piece = _Piece()
+        self._item, self._total, self._piece = _Tally(), _Tally(), _Tally()
+        self._piece_tokens: list[TokenScore] = []
+        self._shown: list[int] = []
         self.item_count = 0
         """Texts or items that were ended."""
 
@@ -76,7 +76,7 @@ class StreamScorer:
     @property
     def piece_token_count(self) -> int:
         """Tokens scored so far of the piece that is being fed."""
-        return self._piece.tally.tokens
+        return self._piece.tokens
 
     @property
     def state(self) -> SessionState:
@@ -99,7 +99,6 @@ class StreamScorer:
                 in the whole text. The stream cannot go on.
             ConfigError: too many characters would wait; see `TextReader`.
         """
-        self._piece = _Piece()
         yield from self._begin()
         for start in range(0, len(text), _SLICE):
             yield from self._score(self._reader.push(text[start : start + _SLICE]))
@@ -109,8 +108,7 @@ class StreamScorer:
             if self._tokenizer.end is not None:
                 yield from self._score(np.array([self._tokenizer.end], np.int32))
             whole = self._end_item()
-        tally, tokens = self._piece.tally, tuple(self._piece.kept)
-        yield PieceScore(tally.nats, tally.tokens, tokens, whole)
+        yield PieceScore(self._piece.nats, self._piece.tokens, tuple(self._piece_tokens), whole)
 
     def finish(self) -> Iterator[None]:
         """End the stream without an end of its text: score what waits, in short steps.
@@ -118,11 +116,12 @@ class StreamScorer:
         Raises:
             UnknownSymbolError: as for `feed`.
         """
-        self._piece = _Piece()
         yield from self._begin()
         yield from self._score(self._reader.end())
 
     def _begin(self) -> Iterator[None]:
+        """Begin a piece; the first one reads the context."""
+        self._piece, self._piece_tokens = _Tally(), []
         if self._context is not None:
             yield from self._sequence.read(self._context)
             self._context = None
@@ -130,34 +129,34 @@ class StreamScorer:
     def _end_item(self) -> Summary:
         self.item_count += 1
         whole, self._item = self._item.summary, _Tally()
-        self._total.last = None  # items do not stand beside each other in one text
+        self._shown = []
         self._sequence.begin(self._model.beginning())
         return whole
 
     def _score(self, tokens: Ints) -> Iterator[None]:
         """Score tokens (N,), a window a step."""
-        done = 0
-        for scores in self._sequence.score(tokens):
-            count = scores.log_probabilities.size
-            # The first window may begin with a token that nothing foretells.
-            first = done if done else self._unscored(tokens, count)
-            part = tokens[done : first + count]
+        for part, scores in self._sequence.score(tokens):
             self._add(part, scores)
-            done = first + count
             yield
-        if done < tokens.size:
-            self._add(tokens[done:], Scores.plain(np.zeros(0, np.float32)))
-
-    def _unscored(self, tokens: Ints, count: int) -> int:
-        raise NotImplementedError
 
     def _add(self, part: Ints, scores: Scores) -> None:
         scored = part[part.size - scores.log_probabilities.size :]
-        values = scores.log_probabilities.tolist()
-        for tally in (self._item, self._total, self._piece.tally):
-            tally.add(self._tokenizer, scored, values)
+        values, characters = scores.log_probabilities.tolist(), self._characters(scored)
+        for tally in (self._item, self._total, self._piece):
+            tally.add(values, characters)
         if self._keep_tokens:
-            self._piece.kept += token_scores(self._tokenizer, part, scores)
+            self._piece_tokens += token_scores(self._tokenizer, part, scores)
+
+    def _characters(self, scored: Ints) -> int:
+        """Return the code points that more of the item's scored tokens (n,) stand for."""
+        # Counted together with the last token that showed: events have blanks between them.
+        before, tokens = self._shown, scored.tolist()
+        count = self._tokenizer.characters
+        for token in reversed(tokens):
+            if count([token]):
+                self._shown = [token]
+                break
+        return count([*before, *tokens]) - count(before)
 
 
 @dataclass
@@ -167,31 +166,14 @@ class _Tally:
     nats: float = 0.0
     tokens: int = 0
     characters: int = 0
-    last: int | None = None
-    """The last token that stands for a character, where another may bring a blank before it."""
 
-    def add(self, tokenizer: Tokenizer, scored: Ints, values: list[float]) -> None:
-        """Count tokens (n,) that were scored, with their log-probabilities."""
+    def add(self, values: list[float], characters: int) -> None:
+        """Count more tokens, by their log-probabilities."""
         self.nats = in_order(values, self.nats)
         self.tokens += len(values)
-        # Counted together with the last token before: events have blanks between them.
-        before = [] if self.last is None else [self.last]
-        characters = tokenizer.characters([*before, *scored.tolist()])
-        self.characters += characters - tokenizer.characters(before)
-        for token in reversed(scored.tolist()):
-            if tokenizer.characters([token]):
-                self.last = token
-                break
+        self.characters += characters
 
     @property
     def summary(self) -> Summary:
         """The sums so far."""
         return Summary(self.nats, self.tokens, self.characters)
-
-
-@dataclass
-class _Piece:
-    """What the piece at hand has scored so far."""
-
-    tally: _Tally = field(default_factory=_Tally)
-    kept: list[TokenScore] = field(default_factory=list)

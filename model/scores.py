@@ -62,20 +62,17 @@ class Scores:
         """Return scores without details."""
         return cls(log_probabilities, NO_INTS, NO_INTS, NO_FLOATS)
 
-    def text(self, first: int) -> Self:
-        """Return one text's scores (N,), from those of its window (T, 1), from step `first` on."""
-
-        def cut(values: npt.NDArray[Any]) -> Any:
-            return values[first:, 0] if values.ndim > 1 else values
-
-        return type(self)(
-            cut(self.log_probabilities), cut(self.ranks), cut(self.alternative_ids),
-            cut(self.alternative_log_probabilities),
-        )  # fmt: skip
+    def text(self) -> Self:
+        """Return one text's scores (N,), from those of its window (T, 1)."""
+        parts = (getattr(self, field.name) for field in fields(self))
+        return type(self)(*(part[:, 0] if part.ndim > 1 else part for part in parts))
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Return the scores of one text, from those of its parts; at least one."""
+        """Return the scores of one text, from those of its parts."""
+        parts = [part for part in parts if part.log_probabilities.size]
+        if not parts:
+            return cls.plain(NO_FLOATS)
 
         def join(name: str) -> Any:
             return np.concatenate([getattr(part, name) for part in parts])

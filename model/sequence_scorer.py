@@ -63,18 +63,21 @@ class SequenceScorer:
                 self._scorer.read(window[:-1].reshape(-1, 1), _GOES_ON)
             yield
 
-    def score(self, tokens: Ints) -> Iterator[Scores]:
+    def score(self, tokens: Ints) -> Iterator[tuple[Ints, Scores]]:
         """Score tokens (N,), a window a step.
 
         Yields:
-            Scores of the next tokens, (n,). Nothing foretells a token that has none before it:
-            the first window is then one shorter.
+            The next tokens (n,) and their scores (n,). Nothing foretells a token that has none
+            before it: the first scores are then one fewer than the tokens.
         """
         for window in self._windows(tokens):
+            lead = int(self._last >= 0)
             if window.size > 1:
                 column = window.reshape(-1, 1)
-                inputs, targets = column[:-1], column[1:]
-                yield self._scorer.scores(inputs, targets, _GOES_ON, self._details).text(0)
+                scores = self._scorer.scores(column[:-1], column[1:], _GOES_ON, self._details)
+                yield window[lead:], scores.text()
+            else:
+                yield window, Scores.plain(np.zeros(0, np.float32))
 
     def _windows(self, tokens: Ints) -> Iterator[Ints]:
         """Yield the tokens of each window, the last one before it first where there is one."""

@@ -17,10 +17,8 @@ from google.protobuf.message import Message
 
 from treadle.model.config import (
     NetworkConfig,
-    SamplingConfig,
     TokenizerConfig,
     TrainConfig,
-    UnknownPolicy,
 )
 from treadle.model.errors import ConfigError
 from treadle.model.memory import check_memory
@@ -33,9 +31,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-
-MAX_TEXTS = 10_000
-"""Texts of one Score call."""
 
 _SPEC = "spec"
 _RENAMED = {"optimizer.kind": "optimizer.optimizer"}
@@ -145,21 +140,6 @@ def model_reference(model: str, field: str = "model") -> tuple[str, str]:
     if violations:
         raise invalid(violations)
     return name, alias
-
-
-def scoring_policy(request: pb.ScoreRequest) -> UnknownPolicy | None:
-    """Returns what to do with unknown symbols of texts to score; None: what the model does.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
-    """
-    violations = source_violations(request)
-    if not 1 <= len(request.texts) <= MAX_TEXTS:
-        wanted = f"texts must hold 1 to {MAX_TEXTS:,} texts, not {len(request.texts):,}"
-        violations.append(("texts", wanted))
-    values = {name: value for name, value in to_json(request).items() if name == "unknown_policy"}
-    config = build(lambda: SamplingConfig.from_json(values), violations, str)
-    return config.unknown_policy
 
 
 def source_violations(request: SourceRequest) -> list[Violation]:

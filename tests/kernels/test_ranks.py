@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -12,6 +13,8 @@ from treadle.model.config import Cell, NetworkConfig
 from treadle.model.parameters import CELL_CODES, Parameters, Shape
 from treadle.model.workspace import allocate_state, allocate_workspace, pack_for_inference
 
+Array = npt.NDArray[np.float32]
+
 LOGITS = arrays.arrays(
     np.float32,
     st.integers(1, 40),
@@ -19,16 +22,16 @@ LOGITS = arrays.arrays(
 )
 
 
+@settings(deadline=None)
 @given(LOGITS)
-def test_a_rank_is_the_place_in_a_stable_sort(logits: np.ndarray) -> None:
+def test_a_rank_is_the_place_in_a_stable_sort(logits: Array) -> None:
     order = np.argsort(-logits, kind="stable").tolist()
     assert [rank_of(logits, token) for token in order] == list(range(1, logits.size + 1))
 
 
+@settings(deadline=None)
 @given(LOGITS, st.data())
-def test_the_likeliest_are_the_first_of_a_stable_sort(
-    logits: np.ndarray, data: st.DataObject
-) -> None:
+def test_the_likeliest_are_the_first_of_a_stable_sort(logits: Array, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, logits.size))
     ids = np.full(count, -7, np.int32)
     likeliest_ids(logits, ids)

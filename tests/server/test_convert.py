@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.model import config as settings
 from treadle.model import precision
-from treadle.model.config import TrainConfig, UnknownPolicy
+from treadle.model.config import TrainConfig
 from treadle.server import convert, records
 from treadle.server.errors import StatusError
 from treadle.v1 import sequence_pb2 as pb
@@ -180,16 +180,6 @@ def test_bad_names(name: str) -> None:
     with pytest.raises(StatusError) as caught:
         convert.check_name(name)
     assert set(violations(caught.value)) == {"model"}
-
-
-def test_scoring_policy() -> None:
-    request = pb.ScoreRequest(model="m", texts=["t"])
-    assert convert.scoring_policy(request) is None
-    request.unknown_policy = pb.UNKNOWN_POLICY_SKIP
-    assert convert.scoring_policy(request) is UnknownPolicy.SKIP
-    with pytest.raises(StatusError) as caught:
-        convert.scoring_policy(pb.ScoreRequest(unknown_policy=8))  # type: ignore[arg-type]
-    assert set(violations(caught.value)) == {"model", "texts", "unknown_policy"}
 
 
 def test_pages() -> None:

@@ -6,17 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.model import (
     Model,
-    TextScore,
-    Tokenizer,
     train,
 )
 from treadle.model.config import (
@@ -27,7 +24,6 @@ from treadle.model.config import (
 )
 from treadle.server.errors import StatusError
 from treadle.server.loaded import LoadedModels
-from treadle.server.scoring import _Scoring
 from treadle.server.store import MODEL_FILE, Store
 from treadle.v1 import sequence_pb2 as pb
 
@@ -123,53 +119,6 @@ def test_a_message_holds_more_than_a_piece(busy: Server) -> None:
     assert 1 <= len(replies[0].tokens) <= 8
     assert sum(len(reply.tokens) for reply in replies) == 20_000
     assert len(replies) < 20_000 / 16
-
-
-# Turns
-
-
-class Slow:
-    """A model of a test's own: each step of its work waits for nothing and is counted."""
-
-    def __init__(self, windows: int) -> None:
-        self.windows = windows
-        self.steps = 0
-        self.gone = threading.Event()
-
-    def scoring(self, *_: object) -> Iterator[TextScore | None]:
-        for _window in range(self.windows):
-            self.steps += 1
-            yield None
-        nothing = np.zeros(0, np.float32)
-        yield TextScore(0.0, 0, 0, nothing.astype(np.int32), nothing, cast("Tokenizer", None))
-
-
-def scoring_of(model: Slow, *texts: str) -> _Scoring:
-    request = pb.ScoreRequest(model="m", texts=texts)
-    scoring = _Scoring(cast("Model", model), request, None, model.gone)
-    scoring.room = 1000
-    return scoring
-
-
-def test_a_scoring_takes_turns() -> None:
-    model = Slow(windows=3)
-    scoring = scoring_of(model, "a", "b")
-    turns = [scoring.go_on(turn_s=0.0) for _ in range(9)]
-    assert turns == [False] * 8 + [True]
-    assert (model.steps, len(scoring.scores)) == (6, 2)
-
-
-def test_a_turn_holds_many_texts() -> None:
-    scoring = scoring_of(Slow(windows=1), *"abc")
-    assert scoring.go_on(turn_s=PATIENCE_S)
-    assert len(scoring.scores) == 3
-
-
-def test_a_scoring_that_nobody_waits_for_ends_at_once() -> None:
-    model = Slow(windows=1000)
-    model.gone.set()
-    assert not scoring_of(model, "a").go_on(turn_s=PATIENCE_S)
-    assert model.steps == 0
 
 
 def test_a_long_prompt_and_a_long_text_give_what_they_gave(busy: Server) -> None:

@@ -1,0 +1,69 @@
+"""Long work in turns."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from treadle.server.scheduler import Scheduler
+from treadle.server.turns import run_steps
+
+
+class Steps:
+    """Steps that are counted; the one at `gate` waits until it is let go."""
+
+    def __init__(self, count: int, gate: int = -1) -> None:
+        self.taken = 0
+        self.threads: set[str] = set()
+        self.waits, self.go = threading.Event(), threading.Event()
+        self._count, self._gate = count, gate
+
+    def __iter__(self) -> Iterator[None]:
+        for number in range(self._count):
+            self.taken += 1
+            self.threads.add(threading.current_thread().name)
+            if number == self._gate:
+                self.waits.set()
+                assert self.go.wait(60)
+            yield
+
+
+def test_all_steps_are_taken_away_from_the_event_loop() -> None:
+    scheduler, steps = Scheduler(1), Steps(1000)
+    asyncio.run(run_steps(scheduler.caller(), iter(steps)))
+    scheduler.close()
+    assert steps.taken == 1000
+    assert threading.current_thread().name not in steps.threads
+
+
+def test_an_error_of_a_step_ends_the_work() -> None:
+    def fail() -> Iterator[None]:
+        yield
+        raise ValueError("no")
+
+    scheduler = Scheduler(1)
+    with pytest.raises(ValueError, match="no"):
+        asyncio.run(run_steps(scheduler.caller(), fail()))
+    scheduler.close()
+
+
+def test_work_that_nobody_waits_for_ends_with_its_step() -> None:
+    scheduler, steps = Scheduler(1), Steps(1000, gate=3)
+
+    async def leave() -> None:
+        task = asyncio.create_task(run_steps(scheduler.caller(), iter(steps)))
+        await asyncio.to_thread(steps.waits.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        steps.go.set()
+
+    asyncio.run(leave())
+    scheduler.close()
+    done = [thread for thread in threading.enumerate() if thread.name.startswith("turn")]
+    for thread in done:
+        thread.join(60)
+    assert steps.taken == 4
