@@ -151,6 +151,8 @@ class Session:
 
     def nothing_to_draw(self) -> Piece | None:
         """Return the only piece of a session that may not draw any token; None for others."""
+        if self._constraint is not None and self.seat.end < 0 and self._constraint.ended(0):
+            return Piece("", (), self._result(StopReason.REGEX_COMPLETE, 0))
         if self.left > 0:
             return None
         return Piece("", (), self._result(StopReason.MAX_NEW_TOKENS, 0))
@@ -185,7 +187,7 @@ class Session:
         tokens = self._told(drawn, m, count) if self._wanted.tokens else ()
         if reason is not None:
             return Piece(text, tokens, self._result(reason, kept))
-        if not self._filter.holds:
+        if not (self._filter.holds or self._stream.cuts_character):
             self._begin_stretch(state_now)
         return Piece(text, tokens, None)
 
@@ -229,8 +231,11 @@ class Session:
     def _locate_stop(self) -> tuple[int, int]:
         """Tokens of the stretch until the stop is complete, and those before its first part."""
         stream = self._tokenizer.stream(self._stretch.begun.held)
-        texts = [stream.push([token]) for token in self._stretch.ids]
-        exempt, ids = self._stretch.exempt, self._stretch.ids
+        exempt, texts, whole = self._stretch.exempt, [], [0]
+        for number, token in enumerate(self._stretch.ids, 1):
+            texts.append(stream.push([token]))
+            if not stream.cuts_character:  # else the state would stand within one
+                whole.append(number)
         texts[-1] += stream.flush()
         certain = len(StopFilter(self._sampling.stop_sequences).push("".join(texts[exempt:])))
         place = sum(map(len, texts[:exempt])) + certain
@@ -238,13 +243,7 @@ class Session:
         while reach < place + len(self._filter.found):
             reach += len(texts[until])
             until += 1
-        kept, reach = 0, 0
-        while kept < len(ids) and reach + len(texts[kept]) <= place:
-            reach += len(texts[kept])
-            kept += 1
-        while kept > exempt and not texts[kept - 1]:  # a byte of the stop's own first character
-            kept -= 1
-        return until, kept
+        return until, max(kept for kept in whole if sum(map(len, texts[:kept])) <= place)
 
     def _begin_stretch(self, state_now: Callable[[], SessionState]) -> None:
         """Begin a new stretch after a chunk, with nothing held back."""

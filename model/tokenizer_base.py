@@ -60,6 +60,11 @@ class TokenStream:
         """What a stream that goes on from here has to know, up to 7 bytes."""
         return b""
 
+    @property
+    def cuts_character(self) -> bool:
+        """Whether the tokens so far end in the middle of a character."""
+        return False
+
 
 class TableStream(TokenStream):
     """A stream of tokens each of which has one text, whatever comes before it.

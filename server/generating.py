@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
 import numpy as np
 
 from treadle.model.config import SamplingConfig
+from treadle.model.constraint import compile_constraint
 from treadle.model.errors import ModelError
 from treadle.model.generation import Preparation, echo
 from treadle.model.novelty import Novelty
@@ -23,6 +26,9 @@ from treadle.server.loaded import Source
 from treadle.server.scheduler import Caller, Scheduler
 from treadle.server.sources import Sources
 from treadle.v1 import sequence_pb2 as pb
+
+_COMPILING = ThreadPoolExecutor(2, "regex")
+"""Makes automata of regular expressions, which are kept for who asks next."""
 
 
 class GeneratingRoom:
@@ -111,6 +117,12 @@ class _Call:
             StatusError: A state or a token cannot be used.
             ModelError: The prompt cannot be read.
         """
+        if self._request.regex:
+            # Not in a turn: an expression may take seconds, which others need not wait for.
+            loop, tokenizer = asyncio.get_running_loop(), self._source.model.tokenizer
+            await loop.run_in_executor(
+                _COMPILING, compile_constraint, self._request.regex, tokenizer
+            )
         await self._caller.run(lambda _: self._begin())
         await self._in_turns(self._preparation.read())
         wanted = self._wanted

@@ -333,3 +333,27 @@ def test_a_key_keeps_out_states_that_were_not_made_with_it() -> None:
     for made, key in ((data, b""), (data, b"another"), (model.state_bytes(state), b"another")):
         with pytest.raises(StateError):
             model.read_state(made, key)
+
+
+def test_a_state_never_stands_within_the_first_character_of_a_stop() -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.SUBWORDS), ["xé xé xé xé"])
+    half = bytes_of("xé").tokenizer.encode("é").tolist()[0]
+    marks = {tokenizer.decode_bytes([t]): t for t in range(tokenizer.ordinary)}  # type: ignore[attr-defined]
+    order = [marks[b"x"], marks[bytes([half])], marks["é".encode()[1:]]]
+    model = chain_of(tokenizer, order)
+    for chunk in (1, 2, 16):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generation, "CHUNK", chunk)
+            begun = replace(SessionState.fresh(model.parameters.shape, order[-1]), seed=1)
+            stopped = stream(model, state=begun, stop_sequences=("é",))
+            assert text_of(stopped) == "x"
+            assert result_of(stopped).ids == (order[0],)
+            assert (state_of(stopped).token, state_of(stopped).held) == (order[0], b"")
+
+
+def test_an_expression_of_the_empty_text_alone_is_complete_at_once() -> None:
+    for model in (letters(), lines()):
+        pieces = stream(model, regex="a{0}")
+        assert text_of(pieces) == ""
+        assert result_of(pieces).regex_complete
+    assert result_of(stream(letters(), regex="a{0}")).new_tokens == 0
