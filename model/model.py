@@ -18,9 +18,9 @@ from treadle.model import checkpoint
 from treadle.model.config import CorpusLayout, NetworkConfig, SamplingConfig, UnknownPolicy
 from treadle.model.decoder import Decoder, Generation, Piece
 from treadle.model.parameters import Parameters
-from treadle.model.pool import Pool
 from treadle.model.record import TrainingRecord
-from treadle.model.scorer import WINDOW, Scorer, TextScore, score_tokens, summarize
+from treadle.model.scores import PLAIN, Details, Scores, TextScore, summarize
+from treadle.model.sequence_scorer import SequenceScorer
 from treadle.model.state import SessionState
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.workspace import pack_for_inference
@@ -180,7 +180,13 @@ class Model:
         return "".join(piece.text for piece in self.stream(prompt, sampling, **settings))
 
     def score(
-        self, text: str, context: str = "", unknown_policy: UnknownPolicy | None = None
+        self,
+        text: str,
+        context: str = "",
+        unknown_policy: UnknownPolicy | None = None,
+        *,
+        details: Details = PLAIN,
+        state: SessionState | None = None,
     ) -> TextScore:
         """Score a text: the log-probability of each of its tokens.
 
@@ -189,17 +195,25 @@ class Model:
             context: what it follows; read, not scored. Without one, layout TEXT cannot score
                 the first token.
             unknown_policy: what to do with unknown symbols; None: the model's own policy.
+            details: what is wanted beside log-probabilities.
+            state: what the context, or the text, follows; None: a new item or text.
 
         Raises:
             UnknownSymbolError: a symbol is not in the vocabulary.
             ConfigError: the policy needs an unknown token and the model has none.
         """
-        *_, score = self.scoring(text, context, unknown_policy)
+        *_, score = self.scoring(text, context, unknown_policy, details=details, state=state)
         assert score is not None
         return score
 
     def scoring(
-        self, text: str, context: str = "", unknown_policy: UnknownPolicy | None = None
+        self,
+        text: str,
+        context: str = "",
+        unknown_policy: UnknownPolicy | None = None,
+        *,
+        details: Details = PLAIN,
+        state: SessionState | None = None,
     ) -> Iterator[TextScore | None]:
         """Score a text in short steps, so that a long one can be dropped or take turns.
 
@@ -208,20 +222,20 @@ class Model:
         Yields:
             None after every window, and the score at the end.
         """
-        tokenizer = self.tokenizer
+        tokenizer, begun = self.tokenizer, self.beginning(state)
         before = tokenizer.encode(context, unknown_policy)
-        if tokenizer.begin is not None:
-            before = np.concatenate(([tokenizer.begin], before)).astype(np.int32)
         ids = tokenizer.encode(text, unknown_policy)
         if tokenizer.end is not None:
-            ids = np.append(ids, np.int32(tokenizer.end))
-        scorer = Scorer(self.parameters.shape, self.weights, 1, WINDOW, Pool(1))
-        sequence = np.concatenate((before, ids)).astype(np.int32)
-        parts = [np.zeros(0, np.float32)]
-        for part in score_tokens(scorer, sequence, max(before.size, 1)):
-            parts.append(part)
+            ids = np.append(ids, np.int32(tokenizer.end)).astype(np.int32)
+        shape = self.parameters.shape
+        sequence = SequenceScorer(shape, self.weights, tokenizer, begun, details)
+        yield from sequence.read(before)
+        parts: list[Scores] = []
+        for _, scores in sequence.score(ids):
+            parts.append(scores)
             yield None
-        yield summarize(tokenizer, ids, np.concatenate(parts))
+        after = sequence.state if tokenizer.end is None else sequence.state_before_last
+        yield summarize(tokenizer, ids, Scores.joined(parts), after)
 
     def _context(self, prompt: Ints) -> Ints:
         """The tokens that a generation goes on from: never empty."""

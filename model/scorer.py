@@ -1,31 +1,30 @@
-"""Scoring: the log-probability that a network gives to every token.
+"""Scoring: the log-probability that a network gives to every token, and on request its rank.
 
 One function serves a text and a validation pass: a row scores the same, bit for bit, alone or
-beside others.
+beside others. What a text scored is put together in `scores`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import network, structures
+from treadle.kernels import network, ranks, structures
 from treadle.model.batches import Batch
 from treadle.model.engine import cut_rows, shard_slices
 from treadle.model.parameters import CELL_CODES, Shape
 from treadle.model.pool import Pool
+from treadle.model.scores import NO_FLOATS, NO_INTS, Details, Scores, TextScore
 from treadle.model.sums import in_order
-from treadle.model.tokenizer import Tokenizer
-from treadle.model.tokens import TokenScore
 from treadle.model.workspace import allocate_state, allocate_workspace
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
+
+__all__ = ["WINDOW", "Scorer", "TextScore", "mean_loss", "score_tokens"]
 
 WINDOW = 64
 """Steps scored in one kernel call."""
@@ -53,6 +52,7 @@ class Scorer:
         counts = [cut.stop - cut.start for cut in self._slices]
         self._works = [allocate_workspace(shape, window, count, backward=False) for count in counts]
         self._states = [allocate_state(shape, count) for count in counts]
+        self._steps = 0
 
     def log_probabilities(self, tokens: Ints, targets: Ints, fresh: Bools) -> Array:
         """Score one window.
@@ -66,6 +66,7 @@ class Scorer:
             log p(target) in nats, (T, B); 0 where there is no target.
         """
         out = np.zeros(tokens.shape, np.float32)
+        self._steps = tokens.shape[0]
 
         def run(number: int) -> None:
             rows = self._slices[number]
@@ -78,6 +79,87 @@ class Scorer:
 
         self._pool.map(run, range(len(self._slices)))
         return out
+
+    def scores(self, tokens: Ints, targets: Ints, fresh: Bools, details: Details) -> Scores:
+        """Score one window in detail.
+
+        Args:
+            tokens: as for `log_probabilities`, and so are `targets` and `fresh`.
+            targets: (T, B).
+            fresh: (B,).
+            details: what is wanted.
+
+        Returns:
+            The scores, (T, B); log-probabilities are bit for bit those of `log_probabilities`.
+        """
+        if not details.ranks and not details.alternatives:
+            return Scores.plain(self.log_probabilities(tokens, targets, fresh))
+        A = min(details.alternatives, self._weights.by.size)
+        out = np.zeros(tokens.shape, np.float32)
+        places = np.zeros((*tokens.shape, int(details.ranks)), np.int32)
+        ids = np.zeros((*tokens.shape, A), np.int32)
+        others = np.zeros((*tokens.shape, A), np.float32)
+        whole = (out, places, ids, others)
+        self._steps = tokens.shape[0]
+
+        def run(number: int) -> None:
+            rows = self._slices[number]
+            parts = tuple(np.ascontiguousarray(array[:, rows]) for array in whole)
+            ranks.score_shard_in_detail(
+                self._cell, self._weights, self._works[number], self._states[number],
+                *cut_rows(rows, tokens, targets, fresh), *parts,
+            )  # fmt: skip
+            for array, part in zip(whole, parts, strict=True):
+                array[:, rows] = part
+
+        self._pool.map(run, range(len(self._slices)))
+        return Scores(
+            out,
+            places[:, :, 0] if details.ranks else NO_INTS,
+            ids if A else NO_INTS,
+            others if A else NO_FLOATS,
+        )
+
+    def read(self, tokens: Ints, fresh: Bools) -> None:
+        """Read one window without a score, for the states after it.
+
+        Args:
+            tokens: (T, B).
+            fresh: (B,), rows that begin from zeros instead of where the last window ended.
+        """
+        self._steps = tokens.shape[0]
+
+        def run(number: int) -> None:
+            rows, state = self._slices[number], self._states[number]
+            part, _, begins = cut_rows(rows, tokens, tokens, fresh)
+            network.read_shard(
+                self._cell, self._weights, self._works[number], state, part, begins
+            )  # fmt: skip
+
+        self._pool.map(run, range(len(self._slices)))
+
+    def begin(self, hs: Array, cs: Array) -> None:
+        """Go on from given states; for a scorer of one row.
+
+        Args:
+            hs: (L, H), the hidden states.
+            cs: (L, H), the LSTM's cell states; zeros elsewhere.
+        """
+        self._states[0].h[:, 0] = hs
+        self._states[0].c[:, 0] = cs
+
+    def states(self, back: int = 0) -> tuple[Array, Array]:
+        """Return the states hs, cs (L, H), for a scorer of one row; copies.
+
+        Args:
+            back: 0 for those after the last window; 1 for those before that window's last step.
+        """
+        state, work = self._states[0], self._works[0]
+        if not back:
+            return state.h[:, 0].copy(), state.c[:, 0].copy()
+        step = self._steps - back
+        cs = work.cs[:, step, 0] if work.cs.shape[1] else state.c[:, 0]
+        return work.hs[:, step, 0].copy(), cs.copy()
 
 
 def mean_loss(
@@ -110,54 +192,6 @@ def mean_loss(
     return -total / count
 
 
-@dataclass(frozen=True)
-class TextScore:
-    """What one text scored."""
-
-    total_log_probability: float
-    """Sum over the scored tokens, in nats."""
-    token_count: int
-    """Tokens scored."""
-    character_count: int
-    """Code points of the text that the scored tokens stand for."""
-    ids: Ints = field(compare=False, repr=False)
-    """The text's tokens, (N,), an end token included where one is scored."""
-    log_probabilities: Array = field(compare=False, repr=False)
-    """log p of the last token_count of them, in nats."""
-    tokenizer: Tokenizer = field(compare=False, repr=False)
-    """What made the tokens."""
-
-    @property
-    def tokens(self) -> tuple[TokenScore, ...]:
-        """Every token of the text, made anew at each call."""
-        values: list[float | None] = [None] * (self.ids.size - self.token_count)
-        values += self.log_probabilities.tolist()
-        return tuple(
-            TokenScore(token, self.tokenizer.token_text(token), value)
-            for token, value in zip(self.ids.tolist(), values, strict=True)
-        )
-
-    @property
-    def mean_nats(self) -> float | None:
-        """-log p a token, in nats; None where no token was scored."""
-        return -self.total_log_probability / self.token_count if self.token_count else None
-
-    @property
-    def perplexity(self) -> float | None:
-        """exp(mean_nats), infinite where that exceeds a float; None where none was scored."""
-        mean = self.mean_nats
-        if mean is None:
-            return None
-        return math.exp(mean) if mean < 700 else math.inf
-
-    @property
-    def bits_per_character(self) -> float | None:
-        """-log2 p a code point; None where the scored tokens stand for none."""
-        if not self.character_count:
-            return None
-        return -self.total_log_probability / math.log(2) / self.character_count
-
-
 def score_tokens(scorer: Scorer, tokens: Ints, scored_from: int) -> Iterator[Array]:
     """Score one sequence from the zero state, window by window.
 
@@ -177,22 +211,3 @@ def score_tokens(scorer: Scorer, tokens: Ints, scored_from: int) -> Iterator[Arr
         targets[:context] = -1
         scores = scorer.log_probabilities(window[:-1], targets, np.array([start == 0]))
         yield scores[context:, 0]
-
-
-def summarize(tokenizer: Tokenizer, ids: Ints, scores: Array) -> TextScore:
-    """Put scores and tokens together.
-
-    Args:
-        tokenizer: of the model.
-        ids: (N,), the text's tokens, an end token included where one is scored.
-        scores: log-probabilities in nats of all of them, or of all but the first.
-    """
-    scored = ids[ids.size - scores.size :]
-    return TextScore(
-        total_log_probability=in_order(scores.tolist()),
-        token_count=scores.size,
-        character_count=tokenizer.characters(scored),
-        ids=ids,
-        log_probabilities=scores,
-        tokenizer=tokenizer,
-    )

@@ -20,7 +20,6 @@ from treadle.model.config import (
     SamplingConfig,
     TokenizerConfig,
     TrainConfig,
-    UnknownPolicy,
 )
 from treadle.model.errors import ConfigError
 from treadle.model.memory import check_memory
@@ -33,9 +32,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-
-MAX_TEXTS = 10_000
-"""Texts of one Score call."""
 
 _SPEC = "spec"
 _RENAMED = {"optimizer.kind": "optimizer.optimizer"}
@@ -171,21 +167,6 @@ def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> Sampling
     elif not request.HasField("max_new_tokens"):
         settings["max_new_tokens"] = min(SamplingConfig().max_new_tokens, max_new_tokens_limit)
     return _build(lambda: SamplingConfig.from_json(settings), violations, str)
-
-
-def scoring_policy(request: pb.ScoreRequest) -> UnknownPolicy | None:
-    """Returns what to do with unknown symbols of texts to score; None: what the model does.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
-    """
-    violations = source_violations(request)
-    if not 1 <= len(request.texts) <= MAX_TEXTS:
-        wanted = f"texts must hold 1 to {MAX_TEXTS:,} texts, not {len(request.texts):,}"
-        violations.append(("texts", wanted))
-    values = {name: value for name, value in to_json(request).items() if name == "unknown_policy"}
-    config = _build(lambda: SamplingConfig.from_json(values), violations, str)
-    return config.unknown_policy
 
 
 def source_violations(request: SourceRequest) -> list[Violation]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from treadle.model.config import TrainConfig
 from treadle.model.decoder import Piece
-from treadle.model.scorer import TextScore
+from treadle.model.embedding import Embedding
+from treadle.model.scores import PieceScore, Summary, TextScore
 from treadle.model.tokens import TokenScore
 from treadle.server.convert import fill
 from treadle.server.database import JobRow
@@ -139,9 +140,24 @@ def generated(
     return reply, result is not None
 
 
-def text_score(score: TextScore, log_probabilities: bool) -> pb.TextScore:
-    """Returns what one text scored, its tokens only where they were asked for."""
-    message = pb.TextScore(
+def text_score(score: TextScore, tokens: bool, state: bytes = b"") -> pb.TextScore:
+    """Returns what one text scored.
+
+    Args:
+        score: What it scored.
+        tokens: Whether its tokens are sent.
+        state: The state after it, where that is sent.
+    """
+    message = summary(score)
+    message.state = state
+    if tokens:
+        message.tokens.extend(map(token, score.tokens))
+    return message
+
+
+def summary(score: Summary) -> pb.TextScore:
+    """Returns what tokens scored together, without them."""
+    return pb.TextScore(
         total_log_probability=score.total_log_probability,
         token_count=score.token_count,
         character_count=score.character_count,
@@ -149,6 +165,19 @@ def text_score(score: TextScore, log_probabilities: bool) -> pb.TextScore:
         perplexity=score.perplexity,
         bits_per_character=score.bits_per_character,
     )
-    if log_probabilities:
-        message.tokens.extend(map(token, score.tokens))
-    return message
+
+
+def piece_score(score: PieceScore) -> pb.PieceScore:
+    """Returns what a piece of a stream scored."""
+    return pb.PieceScore(
+        total_log_probability=score.total_log_probability,
+        token_count=score.token_count,
+        tokens=map(token, score.tokens),
+        whole=None if score.whole is None else summary(score.whole),
+    )
+
+
+def embedding(made: Embedding, all_layers: bool) -> pb.Embedding:
+    """Returns the vector of a text: the last layer's state, or those of all layers."""
+    states = made.states if all_layers else made.states[-1]
+    return pb.Embedding(values=states.reshape(-1).tolist(), token_count=made.token_count)

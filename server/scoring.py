@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 
-import grpc
-
 from treadle.model import Model
-from treadle.model.config import UnknownPolicy
-from treadle.model.errors import ModelError
-from treadle.model.scorer import TextScore
-from treadle.server import convert, records
+from treadle.model.embedding import Embedder
+from treadle.model.errors import ModelError, StateError
+from treadle.model.scores import TextScore
+from treadle.model.state import SessionState
+from treadle.server import convert_scoring, records
 from treadle.server.admission import Admission
-from treadle.server.errors import StatusError, from_model, invalid
+from treadle.server.convert_scoring import Scoring
+from treadle.server.errors import from_model, invalid
+from treadle.server.loaded import Source
 from treadle.server.scheduler import Scheduler
+from treadle.server.score_streaming import Stream
 from treadle.server.sources import Sources
+from treadle.server.turns import run_steps
 from treadle.v1 import sequence_pb2 as pb
 
-_MIN_TOKEN_BYTES = 7
-"""A Token in a reply takes no less: its tag, its length and its log-probability."""
+_TOO_LARGE = "the reply would be larger than a message may be; "
 
 
 class ScoringRoom:
@@ -55,104 +55,178 @@ class ScoringRoom:
         Raises:
             StatusError: Every way in which that can fail.
         """
-        policy = convert.scoring_policy(request)
+        asked = convert_scoring.scoring(request)
         with self._admission.admit():
             source = await self._sources.find(request)
-            gone = threading.Event()
-            scoring = _Scoring(source.model, request, policy, gone)
+            state = self._state(source.model, request.state, "state")
             reply = pb.ScoreResponse(version=source.version, job_step=source.job_step)
-            scoring.room = self._max_message_bytes - reply.ByteSize()
-            caller = self._scheduler.caller()
-            try:
-                while not await caller.run(scoring.go_on):
-                    pass
-            finally:
-                gone.set()
-            reply.scores.extend(scoring.scores)
+            room = self._max_message_bytes - reply.ByteSize()
+            work = _Texts(source.model, request, asked, state, room, self._state_key)
+            await run_steps(self._scheduler.caller(), work.steps())
+            reply.scores.extend(work.scores)
             return reply
 
     async def score_stream(
         self, requests: AsyncIterator[pb.ScoreStreamRequest]
     ) -> AsyncIterator[pb.ScoreStreamResponse]:
-        """Yields the score of each piece of a stream, and then the result."""
-        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "not yet")
-        yield
+        """Yields the score of each piece of a stream, and then the result.
+
+        Between two pieces a stream holds its place among the calls and its state, and no thread.
+
+        Raises:
+            StatusError: Every way in which that can fail.
+        """
+        with self._admission.admit():
+            spec = await _spec_of(requests)
+            asked = convert_scoring.stream_scoring(spec)
+            source = await self._sources.find(spec)
+            state = self._state(source.model, spec.state, "spec.state")
+            stream = Stream(source, spec, asked, state, self._max_message_bytes, self._state_key)
+            caller = self._scheduler.caller()
+            await run_steps(caller, stream.begin())
+            async for message in requests:
+                await run_steps(caller, stream.feed(_piece_of(message)))
+                yield stream.reply
+            await run_steps(caller, stream.finish())
+            yield stream.reply
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        """Returns the vectors of a request's texts."""
-        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "not yet")
+        """Returns the vectors of a request's texts.
+
+        Raises:
+            StatusError: Every way in which that can fail.
+        """
+        policy = convert_scoring.embedding_policy(request)
+        with self._admission.admit():
+            source = await self._sources.find(request)
+            reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
+            self._check_size(source, request)
+            embedder = Embedder(source.model, policy)
+            await run_steps(self._scheduler.caller(), _embed(embedder, request, reply))
+            return reply
+
+    def _check_size(self, source: Source, request: pb.EmbedRequest) -> None:
+        """Refuses texts whose vectors do not fit in a reply, before any is made."""
+        shape = source.model.parameters.shape
+        numbers = shape.H * (shape.L if request.all_layers else 1)
+        size = len(request.texts) * (4 * numbers + _EMBEDDING_BYTES) + _EMBEDDING_BYTES
+        if size > self._max_message_bytes:
+            raise invalid([("texts", _TOO_LARGE + "ask for fewer texts at once")])
+
+    def _state(self, model: Model, data: bytes, field: str) -> SessionState | None:
+        """Returns the state that a request brings, or None where it brings none."""
+        if not data:
+            return None
+        try:
+            return model.read_state(data, self._state_key)
+        except StateError as error:
+            raise from_model(error, field) from error
 
 
-class _Scoring:
-    """Scores the texts of one request, a turn at a time, in any thread."""
+_EMBEDDING_BYTES = 32
+"""What an Embedding has beside its numbers, and the reply beside its embeddings, at most."""
+
+
+async def _spec_of(requests: AsyncIterator[pb.ScoreStreamRequest]) -> pb.ScoreStreamSpec:
+    """Returns the spec of a stream, which is its first message."""
+    async for message in requests:
+        if message.HasField("spec"):
+            return message.spec
+        break
+    raise invalid([("spec", "the first message must be the spec")])
+
+
+def _piece_of(message: pb.ScoreStreamRequest) -> pb.TextPiece:
+    """Returns the piece that a later message is."""
+    if message.HasField("spec"):
+        raise invalid([("spec", "spec must come once, as the first message")])
+    if not message.HasField("piece"):
+        raise invalid([("piece", "every message after the spec must be a piece")])
+    return message.piece
+
+
+def _embed(embedder: Embedder, request: pb.EmbedRequest, reply: pb.EmbedResponse) -> Iterator[None]:
+    """Adds the vectors of all texts to the reply, in short steps."""
+    for index, text in enumerate(request.texts):
+        try:
+            for made in embedder.embedding(text):
+                if made is not None:
+                    reply.embeddings.append(records.embedding(made, request.all_layers))
+                yield
+        except ModelError as error:
+            raise from_model(error, f"texts[{index}]") from error
+
+
+class _Texts:
+    """Scores the texts of one request."""
 
     def __init__(
         self,
         model: Model,
         request: pb.ScoreRequest,
-        policy: UnknownPolicy | None,
-        gone: threading.Event,
+        asked: Scoring,
+        state: SessionState | None,
+        room: int,
+        key: bytes,
     ) -> None:
         self._model = model
         self._request = request
-        self._policy = policy
-        self._gone = gone
-        self._steps = self._work()
+        self._asked = asked
+        self._state = state
+        self._room = room
+        self._key = key
         self.scores: list[pb.TextScore] = []
-        self.room = 0
-        """What the reply may still grow by, in bytes."""
 
-    def go_on(self, turn_s: float) -> bool:
-        """Scores for a turn; returns True once every text is scored.
+    def steps(self) -> Iterator[None]:
+        """Scores all texts, in short steps.
 
         Raises:
             StatusError: A text or the context cannot be scored, or the reply gets too large.
         """
-        until = time.monotonic() + turn_s
-        while not self._gone.is_set():
-            if next(self._steps, self) is self:
-                return True
-            if time.monotonic() >= until:
-                break
-        return False
-
-    def _work(self) -> Iterator[None]:
-        """Scores all texts, in short steps."""
+        asked, context = self._asked, self._request.context
         for index, text in enumerate(self._request.texts):
             try:
-                for scored in self._model.scoring(text, self._request.context, self._policy):
+                self._check_room(text)
+                scoring = self._model.scoring(
+                    text, context, asked.policy, details=asked.details, state=self._state
+                )
+                for scored in scoring:
                     if scored is not None:
                         self._add(scored)
                     yield
             except ModelError as error:
-                culprit = _culprit(self._model, self._request, index, self._policy)
-                raise from_model(error, culprit) from error
+                raise from_model(error, self._culprit(index)) from error
+
+    def _check_room(self, text: str) -> None:
+        """Refuses a text whose tokens cannot fit, before their details take memory."""
+        if self._asked.tokens:
+            count = self._model.tokenizer.encode(text, self._asked.policy).size
+            if count * self._asked.token_bytes > self._room:
+                raise self._too_large()
 
     def _add(self, scored: TextScore) -> None:
-        detailed = self._request.log_probabilities
-        least = scored.token_count * _MIN_TOKEN_BYTES if detailed else 0
-        score = records.text_score(scored, detailed and least <= self.room)
-        size = _framed(score)
-        if max(least, size) > self.room:
-            text = "the reply would be larger than a message may be; ask for fewer texts at once"
-            if not detailed:
-                raise invalid([("texts", text)])
-            raise invalid([("log_probabilities", text + ", or leave out log_probabilities")])
-        self.room -= size
+        state = b""
+        if self._request.return_states and scored.state is not None:
+            state = self._model.state_bytes(scored.state, self._key)
+        score = records.text_score(scored, self._asked.tokens, state)
+        size = score.ByteSize() + 6  # with room for its tag and length
+        if size > self._room:
+            raise self._too_large()
+        self._room -= size
         self.scores.append(score)
 
+    def _too_large(self) -> Exception:
+        text = _TOO_LARGE + "ask for fewer texts at once"
+        if not self._asked.tokens:
+            return invalid([("texts", text)])
+        names = ("log_probabilities", "ranks", "top_log_probabilities")
+        field = next(name for name in names if getattr(self._request, name))
+        return invalid([(field, f"{text}, or leave out {field}")])
 
-def _culprit(
-    model: Model, request: pb.ScoreRequest, index: int, policy: UnknownPolicy | None
-) -> str:
-    """Returns which field a text could not be scored for."""
-    try:
-        model.tokenizer.encode(request.context, policy)
-    except ModelError:
-        return "context"
-    return f"texts[{index}]"
-
-
-def _framed(score: pb.TextScore) -> int:
-    """Returns the bytes that a score adds to its reply, with room for its tag and length."""
-    return score.ByteSize() + 6
+    def _culprit(self, index: int) -> str:
+        """Returns which field a text could not be scored for."""
+        try:
+            self._model.tokenizer.encode(self._request.context, self._asked.policy)
+        except ModelError:
+            return "context"
+        return f"texts[{index}]"

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import treadle.model.model as model_module
 import treadle.model.scorer as scorer_module
+import treadle.model.sequence_scorer as sequence_module
 import treadle.model.workspace as workspace_module
 from treadle.kernels import reference
 from treadle.model.batches import Batch, validation_batches
@@ -30,6 +30,7 @@ from treadle.model.model import Model
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
 from treadle.model.scorer import Scorer, TextScore, mean_loss
+from treadle.model.scores import Details
 from treadle.model.tokenizer import build_tokenizer
 from treadle.model.workspace import pack_for_inference
 
@@ -239,9 +240,70 @@ def test_the_window_does_not_change_a_bit(cell: Cell, monkeypatch: pytest.Monkey
     assert len(text) > 2 * scorer_module.WINDOW
     wanted = model.score(text, "a")
     for window in (1, 7, 63, 1000):
-        monkeypatch.setattr(scorer_module, "WINDOW", window)
-        monkeypatch.setattr(model_module, "WINDOW", window)
+        monkeypatch.setattr(sequence_module, "WINDOW", window)
         assert model.score(text, "a") == wanted
+
+
+def text_of_details(score: TextScore) -> list[tuple[int, list[int]]]:
+    return [(token.rank, [other.id for other in token.alternatives]) for token in score.tokens]
+
+
+@pytest.mark.parametrize("kind", [TokenizerKind.CHARACTERS, TokenizerKind.EVENTS])
+@pytest.mark.parametrize("layout", CorpusLayout)
+def test_details_tell_of_every_scored_token(layout: CorpusLayout, kind: TokenizerKind) -> None:
+    model = model_of(kind, layout, layers=2)
+    text, V = "abc cab " * 20 + "a", model.vocabulary_size
+    plain = model.score(text)
+    assert text_of_details(plain) == [(0, [])] * plain.ids.size
+    for details in (Details(True), Details(alternatives=2), Details(True, V + 9)):
+        score = model.score(text, details=details)
+        assert score == plain
+        assert score.log_probabilities.tobytes() == plain.log_probabilities.tobytes()
+        first = score.ids.size - score.token_count
+        assert text_of_details(score)[:first] == [(0, [])] * first
+        for token in score.tokens[first:]:
+            assert len(token.alternatives) == min(details.alternatives, V)
+            if details.ranks:
+                assert 1 <= token.rank <= V
+    # The last details have all tokens in the order of their ranks.
+    for token in score.tokens[first:]:
+        values = [other.log_probability for other in token.alternatives]
+        assert values == sorted(values, reverse=True)
+        own = token.alternatives[token.rank - 1]
+        assert (own.id, own.text, own.log_probability) == (
+            token.id, token.text, token.log_probability,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", Cell)
+@pytest.mark.parametrize("layout", CorpusLayout)
+def test_a_state_goes_on_where_its_text_ends(layout: CorpusLayout, cell: Cell) -> None:
+    model = model_of(cell=cell, layers=2, layout=layout)
+    text = "abc cab bca, a cab abc!" * 6
+    whole = model.score(text)
+    for cut in (0, 1, 2, 63, 64, 65, 100, len(text)):
+        before = model.score(text[:cut]).state
+        assert before is not None
+        state = model.read_state(model.state_bytes(before))
+        rest = model.score(text[cut:], state=state)
+        count = rest.token_count
+        assert (
+            rest.log_probabilities.tobytes()
+            == whole.log_probabilities[whole.token_count - count :].tobytes()
+        )
+        assert count >= len(text) - max(cut, 1)
+        there = model.score(text[cut:], text[:cut]).state
+        assert there is not None
+        assert rest.state is not None
+        assert model.state_bytes(rest.state) == model.state_bytes(there)
+
+
+def test_a_state_tells_generation_what_text_is_before_it() -> None:
+    model = model_of(TokenizerKind.EVENTS, CorpusLayout.LINES)
+    beginning, begun = model.score("").state, model.score("abc cab").state
+    assert beginning is not None
+    assert begun is not None
+    assert (beginning.held, begun.held) == (b"", b"\1")
 
 
 def test_where_text_is_cut_from_its_context_does_not_change_a_bit() -> None:

@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.model import config as settings
 from treadle.model import precision
-from treadle.model.config import SamplingConfig, TrainConfig, UnknownPolicy
+from treadle.model.config import SamplingConfig, TrainConfig
 from treadle.server import convert, records
 from treadle.server.errors import StatusError
 from treadle.v1 import sequence_pb2 as pb
@@ -210,16 +210,6 @@ def test_all_faults_of_a_generate_request_are_told_at_once() -> None:
         "stop_sequences[1]",
         "unknown_policy",
     }
-
-
-def test_scoring_policy() -> None:
-    request = pb.ScoreRequest(model="m", texts=["t"])
-    assert convert.scoring_policy(request) is None
-    request.unknown_policy = pb.UNKNOWN_POLICY_SKIP
-    assert convert.scoring_policy(request) is UnknownPolicy.SKIP
-    with pytest.raises(StatusError) as caught:
-        convert.scoring_policy(pb.ScoreRequest(unknown_policy=8))  # type: ignore[arg-type]
-    assert set(violations(caught.value)) == {"model", "texts", "unknown_policy"}
 
 
 def test_pages() -> None:

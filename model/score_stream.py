@@ -1,0 +1,179 @@
+"""Scoring a stream as it comes, in memory that does not grow with it.
+
+Pieces may be cut anywhere: every token scores bit for bit what it does in the whole text, and the
+sums are added up in the order of the tokens, so that they are those of the whole as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.model.config import UnknownPolicy
+from treadle.model.model import Model
+from treadle.model.scores import Details, PieceScore, Scores, Summary, token_scores
+from treadle.model.sequence_scorer import SequenceScorer
+from treadle.model.state import SessionState
+from treadle.model.sums import in_order
+from treadle.model.text_reader import TextReader
+from treadle.model.tokens import TokenScore
+
+Ints = npt.NDArray[np.int32]
+
+_SLICE = 2048
+"""Characters made tokens in one step."""
+
+
+class StreamScorer:
+    """Scores texts or items that come in pieces, one after the other."""
+
+    def __init__(
+        self,
+        model: Model,
+        details: Details,
+        policy: UnknownPolicy | None,
+        begun: SessionState,
+        context: str = "",
+        *,
+        keep_tokens: bool = True,
+    ) -> None:
+        """Begin a stream.
+
+        Args:
+            model: what scores.
+            details: what is wanted of every scored token.
+            policy: what to do with unknown symbols; None: the model's own policy.
+            begun: where the first text begins; see `Model.beginning`. Later ones begin anew.
+            context: what the first text follows; read with its first piece, not scored.
+            keep_tokens: whether a PieceScore holds its tokens.
+
+        Raises:
+            UnknownSymbolError: a symbol of the context is unknown and the policy is ERROR.
+            ConfigError: the policy is UNKNOWN and there is no unknown token.
+        """
+        self._model = model
+        self._tokenizer = model.tokenizer
+        self._reader = TextReader(model.tokenizer, policy)
+        self._context: Ints | None = model.tokenizer.encode(context, policy)
+        self._sequence = SequenceScorer(
+            model.parameters.shape, model.weights, model.tokenizer, begun, details
+        )
+        self._keep_tokens = keep_tokens
+        self._item, self._total, self._piece = _Tally(), _Tally(), _Tally()
+        self._piece_tokens: list[TokenScore] = []
+        self._shown: list[int] = []
+        self.item_count = 0
+        """Texts or items that were ended."""
+
+    @property
+    def total(self) -> Summary:
+        """What all tokens so far scored."""
+        return self._total.summary
+
+    @property
+    def piece_token_count(self) -> int:
+        """Tokens scored so far of the piece that is being fed."""
+        return self._piece.tokens
+
+    @property
+    def state(self) -> SessionState:
+        """The state after all tokens so far; what waits to be made a token is not among them."""
+        return self._sequence.state
+
+    def feed(self, text: str, end: bool = False) -> Iterator[PieceScore | None]:
+        """Score the next piece, in short steps.
+
+        Args:
+            text: the next text, of any length.
+            end: whether the text or item ends here: what waits is scored, of layout LINES the end
+                token too, and what follows begins anew, after nothing.
+
+        Yields:
+            None after every step, and at last the score.
+
+        Raises:
+            UnknownSymbolError: a symbol is unknown and the policy is ERROR; its position is that
+                in the whole text. The stream cannot go on.
+            ConfigError: too many characters would wait; see `TextReader`.
+        """
+        yield from self._begin()
+        for start in range(0, len(text), _SLICE):
+            yield from self._score(self._reader.push(text[start : start + _SLICE]))
+        whole = None
+        if end:
+            yield from self._score(self._reader.end())
+            if self._tokenizer.end is not None:
+                yield from self._score(np.array([self._tokenizer.end], np.int32))
+            whole = self._end_item()
+        yield PieceScore(self._piece.nats, self._piece.tokens, tuple(self._piece_tokens), whole)
+
+    def finish(self) -> Iterator[None]:
+        """End the stream without an end of its text: score what waits, in short steps.
+
+        Raises:
+            UnknownSymbolError: as for `feed`.
+        """
+        yield from self._begin()
+        yield from self._score(self._reader.end())
+
+    def _begin(self) -> Iterator[None]:
+        """Begin a piece; the first one reads the context."""
+        self._piece, self._piece_tokens = _Tally(), []
+        if self._context is not None:
+            yield from self._sequence.read(self._context)
+            self._context = None
+
+    def _end_item(self) -> Summary:
+        self.item_count += 1
+        whole, self._item = self._item.summary, _Tally()
+        self._shown = []
+        self._sequence.begin(self._model.beginning())
+        return whole
+
+    def _score(self, tokens: Ints) -> Iterator[None]:
+        """Score tokens (N,), a window a step."""
+        for part, scores in self._sequence.score(tokens):
+            self._add(part, scores)
+            yield
+
+    def _add(self, part: Ints, scores: Scores) -> None:
+        scored = part[part.size - scores.log_probabilities.size :]
+        values, characters = scores.log_probabilities.tolist(), self._characters(scored)
+        for tally in (self._item, self._total, self._piece):
+            tally.add(values, characters)
+        if self._keep_tokens:
+            self._piece_tokens += token_scores(self._tokenizer, part, scores)
+
+    def _characters(self, scored: Ints) -> int:
+        """Return the code points that more of the item's scored tokens (n,) stand for."""
+        # Counted together with the last token that showed: events have blanks between them.
+        before, tokens = self._shown, scored.tolist()
+        count = self._tokenizer.characters
+        for token in reversed(tokens):
+            if count([token]):
+                self._shown = [token]
+                break
+        return count([*before, *tokens]) - count(before)
+
+
+@dataclass
+class _Tally:
+    """Running sums over tokens."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    characters: int = 0
+
+    def add(self, values: list[float], characters: int) -> None:
+        """Count more tokens, by their log-probabilities."""
+        self.nats = in_order(values, self.nats)
+        self.tokens += len(values)
+        self.characters += characters
+
+    @property
+    def summary(self) -> Summary:
+        """The sums so far."""
+        return Summary(self.nats, self.tokens, self.characters)

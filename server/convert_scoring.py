@@ -1,0 +1,104 @@
+"""What requests to score and to embed ask for, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from treadle.model.config import SamplingConfig, UnknownPolicy
+from treadle.model.errors import ConfigError
+from treadle.model.scores import Details
+from treadle.server.convert import source_violations, to_json
+from treadle.server.errors import Violation, invalid
+from treadle.v1 import sequence_pb2 as pb
+
+MAX_TEXTS = 10_000
+"""Texts of one Score call."""
+
+MAX_EMBEDDED = 1_000
+"""Texts of one Embed call."""
+
+MAX_ALTERNATIVES = 20
+"""The most tokens that are sent beside a token."""
+
+_Request = pb.ScoreRequest | pb.ScoreStreamSpec | pb.EmbedRequest
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a request wants texts scored."""
+
+    policy: UnknownPolicy | None
+    """What to do with unknown symbols; None: what the model does."""
+    details: Details
+    """What is wanted of every token."""
+    tokens: bool
+    """Whether tokens are sent at all."""
+
+    @property
+    def token_bytes(self) -> int:
+        """What a token in a reply takes at least."""
+        # Tag, length and log-probability; of alternatives tag and length.
+        return 7 + 2 * self.details.alternatives
+
+
+def scoring(request: pb.ScoreRequest) -> Scoring:
+    """Returns how a request wants its texts scored.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
+    """
+    violations = _count_violations(len(request.texts), MAX_TEXTS)
+    return _scoring(request, violations, "")
+
+
+def stream_scoring(spec: pb.ScoreStreamSpec) -> Scoring:
+    """Returns how a spec wants its stream scored.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault, such as `spec.model`.
+    """
+    return _scoring(spec, [], "spec.")
+
+
+def embedding_policy(request: pb.EmbedRequest) -> UnknownPolicy | None:
+    """Returns what to do with unknown symbols of texts to embed; None: what the model does.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
+    """
+    violations = _count_violations(len(request.texts), MAX_EMBEDDED)
+    policy = _policy(request, violations)
+    if violations:
+        raise invalid(violations)
+    return policy
+
+
+def _scoring(
+    request: pb.ScoreRequest | pb.ScoreStreamSpec, violations: list[Violation], prefix: str
+) -> Scoring:
+    policy = _policy(request, violations)
+    count = request.top_log_probabilities
+    if count > MAX_ALTERNATIVES:
+        text = f"top_log_probabilities must be at most {MAX_ALTERNATIVES}, not {count:,}"
+        violations.append(("top_log_probabilities", text))
+    if violations:
+        raise invalid((prefix + field, prefix + text) for field, text in violations)
+    details = Details(request.ranks, count)
+    return Scoring(policy, details, bool(request.log_probabilities or request.ranks or count))
+
+
+def _policy(request: _Request, violations: list[Violation]) -> UnknownPolicy | None:
+    """Returns a request's policy; adds what is wrong with it and with how it names its weights."""
+    violations[:0] = source_violations(request)
+    values = {name: value for name, value in to_json(request).items() if name == "unknown_policy"}
+    try:
+        return SamplingConfig.from_json(values).unknown_policy
+    except ConfigError as error:
+        violations += [(fault.field, str(fault)) for fault in error.faults]
+        return None
+
+
+def _count_violations(count: int, most: int) -> list[Violation]:
+    if 1 <= count <= most:
+        return []
+    return [("texts", f"texts must hold 1 to {most:,} texts, not {count:,}")]

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
+from treadle.model.errors import ConfigError, UnknownSymbolError
+from treadle.model.text_reader import MAX_HELD, TextReader
+from treadle.model.tokenizer import Tokenizer, build_tokenizer
+
+CORPUS = (
+    "the cat's hat_box isn't new: it's 12 years old!! \tand\n\nOΣΑΣ ΣΑΣ. İstanbul é €\n"
+    "naïve  two   blanks हिन्दी में 'Σ' e5 e22 e5\r\n\u2028x\u00a0y \x1c z"
+)
+LETTERS = "abe'. _\n\t!ΣΑσİ\u0307\u0301é€हि\u00ad:12\ud800\u2028\x1cǅʰ\U0001f600"
+TEXTS = st.one_of(
+    st.text(st.sampled_from(LETTERS), max_size=40),
+    st.text(max_size=20),
+    st.lists(st.sampled_from(["the", " cat's", " ", "  ", "_", "Σ", "!!", "\n", " e5"])).map(
+        "".join
+    ),
+)
+
+
+def build(kind: TokenizerKind, lower_case: bool) -> Tokenizer:
+    size = 300 if kind is TokenizerKind.SUBWORDS else 10_000
+    known = kind not in (TokenizerKind.BYTES, TokenizerKind.SUBWORDS)
+    policy = UnknownPolicy.UNKNOWN if known else None
+    config = TokenizerConfig(
+        kind, lower_case=lower_case, max_vocabulary_size=size, unknown_policy=policy
+    )
+    return build_tokenizer(config, [CORPUS], CorpusLayout.TEXT)
+
+
+TOKENIZERS = {
+    (kind, lower): build(kind, lower)
+    for kind in TokenizerKind
+    for lower in (False, True)
+    if not (lower and kind is TokenizerKind.BYTES)
+}
+
+
+def read(reader: TextReader, pieces: list[str]) -> list[int]:
+    found = [*map(reader.push, pieces), reader.end()]
+    assert all(tokens.dtype == np.int32 for tokens in found)
+    return [int(token) for tokens in found for token in tokens]
+
+
+def cut(text: str, cuts: list[int]) -> list[str]:
+    edges = [0, *sorted(place % (len(text) + 1) for place in cuts), len(text)]
+    return [text[a:b] for a, b in pairwise(edges)]
+
+
+@pytest.mark.parametrize("case", TOKENIZERS, ids=str)
+@settings(max_examples=120, deadline=None)
+@given(
+    text=TEXTS,
+    cuts=st.lists(st.integers(0, 60), max_size=8),
+    policy=st.sampled_from([UnknownPolicy.SKIP, UnknownPolicy.UNKNOWN]),
+)
+@example("aΣ''b", [2, 3, 4], UnknownPolicy.SKIP)
+@example("aΣ''", [2, 3, 4], UnknownPolicy.SKIP)
+@example("ΑΣΣ Σ.Σ", [1, 2, 3, 4, 5, 6], UnknownPolicy.SKIP)
+@example("x\ud800 y", [1, 2, 3], UnknownPolicy.SKIP)
+@example("isn't  it 's", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], UnknownPolicy.SKIP)
+def test_however_a_text_is_cut_its_tokens_are_those_of_the_whole(
+    case: tuple[TokenizerKind, bool], text: str, cuts: list[int], policy: UnknownPolicy
+) -> None:
+    tokenizer = TOKENIZERS[case]
+    reader = TextReader(tokenizer, policy)
+    wanted = tokenizer.encode(text, policy).tolist()
+    assert read(reader, list(text)) == wanted
+    assert read(reader, cut(text, cuts)) == wanted  # the same reader takes another text
+
+
+@pytest.mark.parametrize("case", TOKENIZERS, ids=str)
+@settings(max_examples=60, deadline=None)
+@given(text=TEXTS, cuts=st.lists(st.integers(0, 60), max_size=8))
+def test_what_is_unknown_is_named_as_in_the_whole_text(
+    case: tuple[TokenizerKind, bool], text: str, cuts: list[int]
+) -> None:
+    tokenizer = TOKENIZERS[case]
+    reader = TextReader(tokenizer, UnknownPolicy.ERROR)
+    wanted = outcome(lambda: tokenizer.encode(text, UnknownPolicy.ERROR).tolist())
+    assert outcome(lambda: read(reader, cut(text, cuts))) == wanted
+
+
+def outcome(encode: Callable[[], list[int]]) -> object:
+    """What encoding gives, or everything that its error says."""
+    try:
+        return encode()
+    except UnknownSymbolError as error:
+        return str(error), error.symbol, error.position
+
+
+def test_tokens_come_as_soon_as_they_are_certain() -> None:
+    def given_at_once(kind: TokenizerKind, text: str) -> list[str]:
+        tokenizer = TOKENIZERS[kind, False]
+        tokens = TextReader(tokenizer).push(text)
+        return [tokenizer.token_text(token) for token in tokens.tolist()]
+
+    assert given_at_once(TokenizerKind.CHARACTERS, "ca") == ["c", "a"]
+    assert given_at_once(TokenizerKind.WORDS, "the cat") == ["the"]
+    assert given_at_once(TokenizerKind.WORDS, "the cat\n") == ["the", " cat", "\n"]
+    assert given_at_once(TokenizerKind.EVENTS, "e5 e22") == ["e5"]
+    assert given_at_once(TokenizerKind.EVENTS, "e5 e22 ") == ["e5", "e22"]
+    assert "".join(given_at_once(TokenizerKind.SUBWORDS, "the cat is new")) == "the cat is"
+
+
+@pytest.mark.parametrize(
+    "kind", [TokenizerKind.WORDS, TokenizerKind.EVENTS, TokenizerKind.SUBWORDS]
+)
+def test_a_reader_holds_so_much_and_no_more(kind: TokenizerKind) -> None:
+    reader = TextReader(TOKENIZERS[kind, False], UnknownPolicy.SKIP)
+    assert reader.push("x" * MAX_HELD).size == 0
+    with pytest.raises(ConfigError, match=rf"65,536 characters .* {kind}"):
+        reader.push("x")
+
+
+def test_a_sigma_waits_so_long_and_no_longer() -> None:
+    reader = TextReader(TOKENIZERS[TokenizerKind.CHARACTERS, True], UnknownPolicy.SKIP)
+    reader.push("Σ" + "'" * (MAX_HELD - 1))
+    assert reader.push("a").size == MAX_HELD + 1
+    reader.push("Σ" + "'" * (MAX_HELD - 1))
+    with pytest.raises(ConfigError, match="65,536 characters"):
+        reader.push("'")
+
+
+def test_a_policy_that_the_tokenizer_lacks_is_refused_at_once() -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(), ["abc"])
+    with pytest.raises(ConfigError, match="no unknown token"):
+        TextReader(tokenizer, UnknownPolicy.UNKNOWN)
+
+
+def test_lower_case_is_final() -> None:
+    """The reader lowers a text, and the tokenizer lowers it once more."""
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    assert every.lower().lower() == every.lower()
+    assert re.sub("\u03a3", "", every).lower() == "".join(
+        character.lower() for character in every if character != "\u03a3"
+    )
