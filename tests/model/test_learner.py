@@ -29,6 +29,7 @@ from treadle.model.parameters import Parameters, Shape
 from treadle.model.record import TrainingRecord
 from treadle.model.scores import Details, PieceScore
 from treadle.model.tokenizer import build_tokenizer
+from treadle.model.tokens import TokenScore
 
 TEXT = "abc cab bca, a cab abc! ab ca bc, bb aa ca é"
 DETAILS = Details(ranks=True, alternatives=2)
@@ -98,7 +99,7 @@ def test_every_window_is_scored_by_what_has_learnt_the_ones_before() -> None:
     learner = learner_of(LINES, window=8, learning_rate=0.5)
     piece = feed(learner, TEXT)
     stepwise = learner_of(LINES, window=8, learning_rate=0.5)
-    tokens = []
+    tokens: list[TokenScore] = []
     for start in range(0, len(TEXT), 8):
         frozen = stepwise.publish()
         state = stepwise._sequence.state
