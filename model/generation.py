@@ -156,6 +156,12 @@ def pieces(model: Model, preparation: Preparation, index: int, wanted: Wanted) -
     """
     for _ in preparation.read():
         yield Piece("", (), None)
+    if preparation.choices.sampling.best_of:
+        search = preparation.search(index + 1, wanted)
+        for _ in search.steps():
+            yield Piece("", (), None)
+        yield preparation.found(search.results()[index], wanted)
+        return
     session = preparation.session(index, wanted)
     piece = session.nothing_to_draw()
     if piece is not None:
