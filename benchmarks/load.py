@@ -7,7 +7,7 @@ Tiny Shakespeare), and calls it from this process over gRPC on the same machine.
 
 - one: a single stream; how long until the first text, and tokens a second until the end;
 - many: 64 streams of 500 tokens at once: tokens a second in all, and the slowest stream's share;
-- training: 256 streams while a job trains, and a health check every few milliseconds;
+- training: 256 streams at any time while a job trains, and a health check every few milliseconds;
 - mixed: for some minutes generations, scores, cancellations at random, deadlines and garbage;
   which errors came, and the server's memory from the end of the first minute on.
 
@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import random
+import select
 import statistics
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from treadle.v1.sequence_pb2_grpc import SequenceServiceAsyncStub as Stub
 
 _MODEL, _LETTERS = "load", "".join(map(chr, range(33, 97))) + "\n"
-_PAUSE_S = 0.005
+_PAUSE_S, _TRAINING_S = 0.005, 20.0
 _PARTS = ("one", "many", "training", "mixed")
 
 
@@ -53,7 +56,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of the parts one and many")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the part mixed")
     parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--health", help=argparse.SUPPRESS)  # what a process of its own does
     options = parser.parse_args()
+    if options.health:
+        ask_health(options.health)
+        return
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "treadle.server", "--address", "127.0.0.1:0"]
         command += ["--data-dir", folder, "--log-level", "warning"]
@@ -80,7 +87,7 @@ async def run(address: str, pid: int, options: argparse.Namespace) -> None:
         if "many" in parts:
             await many(stub, options.rounds)
         if "training" in parts:
-            await under_training(channel, stub)
+            await under_training(address, stub)
         if "mixed" in parts:
             await mixed(stub, pid, options.minutes * 60)
 
@@ -147,21 +154,44 @@ async def many(stub: Stub, rounds: int, streams: int = 64, tokens: int = 500) ->
     print(f"many: the slowest stream has {min(shares):.2f} of the mean's speed", flush=True)
 
 
-async def under_training(channel: aio.Channel, stub: Stub, streams: int = 256) -> None:
+def ask_health(address: str) -> None:
+    """Checks the health every few milliseconds until its input ends; prints the milliseconds."""
+    times: list[float] = []
+    print(flush=True)
+    with grpc.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            asked = time.perf_counter()
+            health.Check(health_pb2.HealthCheckRequest())
+            times.append((time.perf_counter() - asked) * 1e3)
+            time.sleep(_PAUSE_S)
+    print(json.dumps(times))
+
+
+async def under_training(address: str, stub: Stub, streams: int = 256) -> None:
     """Many more streams while a job trains, and health checks."""
     await train(stub, 256, "background", 10**12)
     job = (await stub.ListJobs(pb.ListJobsRequest())).jobs[0].id
-    health, times = health_pb2_grpc.HealthStub(channel), []
-    calls = asyncio.gather(*(generate(stub, 500, seed) for seed in range(streams)))
+    # Checked from another process: this one is busy reading streams.
+    command = [sys.executable, __file__, "--health", address]
+    checks = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert checks.stdout is not None
+    await checks.stdout.readline()  # it has begun
     began = time.perf_counter()
-    while not calls.done():
-        asked = time.perf_counter()
-        await health.Check(health_pb2.HealthCheckRequest())
-        times.append((time.perf_counter() - asked) * 1e3)
-        await asyncio.sleep(_PAUSE_S)
-    made = sum(tokens for *_, tokens in await calls)
+    until = began + _TRAINING_S
+
+    async def keep_calling(seed: int) -> int:
+        made, draw = 0, random.Random(seed)
+        while time.perf_counter() < until:
+            made += (await generate(stub, draw.randint(100, 900), seed))[2]
+        return made
+
+    made = sum(await asyncio.gather(*(keep_calling(seed) for seed in range(streams))))
     seconds = time.perf_counter() - began
-    times.sort()
+    told, _ = await checks.communicate(b"enough\n")
+    times = sorted(json.loads(told))
     print(
         f"training: {streams} streams, none failed, {made / seconds:,.0f} tokens/s; "
         f"health p50 {statistics.median(times):.2f} ms, "

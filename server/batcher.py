@@ -110,12 +110,20 @@ class _Member:
         self.over = False
         """Whether it has a result or an error, or nobody reads it."""
 
-    def add(self, piece: Piece, now_s: float, message_s: float) -> bool:
-        """Takes a piece; returns whether there is something for the reader now."""
+    def add(self, piece: Piece, now_s: float, message_s: float, room: bool) -> bool:
+        """Takes a piece; returns whether there is something for the reader now.
+
+        Args:
+            piece: The piece.
+            now_s: When it was made.
+            message_s: What was made in this time goes out together.
+            room: Whether a message may go out now that is neither the first nor the last.
+        """
         if piece.text or piece.tokens or piece.result:
             self._pieces.append(piece)
         self.over = piece.result is not None
-        if not self._pieces or not (self.over or now_s - self._sent_s >= message_s):
+        due = room and now_s - self._sent_s >= message_s
+        if not self._pieces or not (self.over or due or not self._sent_s):
             return False
         self.outlet.put((self._index, self._pieces))
         self._pieces, self._sent_s = [], now_s
@@ -144,6 +152,7 @@ class _Runner(Taker):
         self._active = False
         self._lock = threading.Lock()
         self._joined = False
+        self._drawn_s = 0.0
         self._step_s = _CHUNK_S / _FIRST_CHUNK
 
     @property
@@ -198,12 +207,16 @@ class _Runner(Taker):
         now_s = time.monotonic()
         self._step_s += 0.2 * ((now_s - began_s) / len(drawn.tokens) - self._step_s)
         message_s = _MESSAGE_S if len(self._members) <= _FEW else _LONG_MESSAGE_S
+        # Due messages leave a few a turn: all at once would hold up whoever else needs the loop.
+        due = 1 + round(len(self._members) * (now_s - self._drawn_s) / message_s)
+        self._drawn_s = now_s
         filled = set()
         for m, member in enumerate(self._members):
             try:
                 piece = member.session.take(drawn, m, partial(self._group.state_of, m))
-                if member.add(piece, now_s, message_s):
+                if member.add(piece, now_s, message_s, due > 0):
                     filled.add(member.outlet)
+                    due -= 1
             except Exception as error:  # of this text alone
                 member.fail(error)
                 filled.add(member.outlet)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -41,6 +42,9 @@ class Boundary(aio.ServerInterceptor):
         self._prefix = f"/{service}/"
         self._calls: set[asyncio.Task[Any]] = set()
         self._eviction: StatusError | None = None
+        self._writing: dict[asyncio.Task[Any], float] = {}
+        self._stuck: set[asyncio.Task[Any]] = set()
+        self._watched = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -98,29 +102,49 @@ class Boundary(aio.ServerInterceptor):
         # garbage collector.
         async def call(request: Any, context: Context) -> None:
             guard = self._guard(context, name)
-            async with guard, aclosing(method(read(request), context)) as replies:
+            async with guard as task, aclosing(method(read(request), context)) as replies:
                 async for reply in replies:
-                    await self._write(context, reply)
+                    await self._write(context, reply, task)
 
         return call
 
-    async def _write(self, context: Context, reply: Any) -> None:
+    async def _write(self, context: Context, reply: Any, task: asyncio.Task[Any]) -> None:
         """Writes a reply; who does not read must not hold a place for ever."""
+        # One watch for all writes: a timeout for each would cost a fifth of what writing costs.
+        self._writing[task] = time.monotonic()
+        if not self._watched:
+            self._watch()
         try:
-            async with asyncio.timeout(self._write_s):
-                await context.write(reply)
-        except TimeoutError:
+            await context.write(reply)
+        except asyncio.CancelledError:
+            if task not in self._stuck:
+                raise
+            task.uncancel()
             text = f"no reply was read for {self._write_s:g} seconds; the call was given up"
             raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
+        finally:
+            del self._writing[task]
+            self._stuck.discard(task)
+
+    def _watch(self) -> None:
+        """Gives up calls that have been writing one reply for too long, and looks again later."""
+        late = time.monotonic() - self._write_s
+        for task, began in self._writing.items():
+            if began <= late and task not in self._stuck:
+                self._stuck.add(task)
+                task.cancel()
+        self._watched = bool(self._writing)
+        if self._watched:
+            asyncio.get_running_loop().call_later(self._write_s / 20, self._watch)
 
     @asynccontextmanager
-    async def _guard(self, context: Context, name: str) -> AsyncIterator[None]:
+    async def _guard(self, context: Context, name: str) -> AsyncIterator[asyncio.Task[Any]]:
         task = asyncio.current_task()
         assert task is not None
         self._calls.add(task)
         self._idle.clear()
         try:
-            yield
+            yield task
         except asyncio.CancelledError:
             if self._eviction is None:
                 raise  # the client went away or its deadline passed

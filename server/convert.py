@@ -228,10 +228,8 @@ def to_json(message: Message) -> dict[str, Any]:
     contract does not know stays a number, for the config to refuse.
     """
     values: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        unset = not message.HasField(field.name) if field.has_presence else not value
-        if unset or (field.type == _ENUM and value == 0):
+    for field, value in message.ListFields():
+        if field.type == _ENUM and value == 0:
             continue
         if field.is_repeated:
             values[field.name] = list(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -25,6 +24,7 @@ from treadle.server.errors import from_model, precondition
 from treadle.server.loaded import Source
 from treadle.server.scheduler import Caller, Scheduler
 from treadle.server.sources import Sources
+from treadle.server.turns import run_steps
 from treadle.v1 import sequence_pb2 as pb
 
 _COMPILING = ThreadPoolExecutor(2, "regex")
@@ -123,12 +123,16 @@ class _Call:
             await loop.run_in_executor(
                 _COMPILING, compile_constraint, self._request.regex, tokenizer
             )
-        await self._caller.run(lambda _: self._begin())
-        await self._in_turns(self._preparation.read())
+        await run_steps(self._caller, self._steps())
         wanted = self._wanted
         self.sessions = [
             self._preparation.session(index, wanted) for index in range(max(self._request.n, 1))
         ]
+
+    def _steps(self) -> Iterator[None]:
+        self._begin()
+        yield
+        yield from self._preparation.read()
 
     def _begin(self) -> None:
         """Makes prompt and settings ready; finds out whether they fit the model."""
@@ -154,7 +158,7 @@ class _Call:
             return
         tokens: list[TokenScore] = []
         if self._wanted.tokens:
-            await self._in_turns(echo(self._preparation, tokens))
+            await run_steps(self._caller, echo(self._preparation, tokens))
         text = self._preparation.shown
         for index in range(max(self._request.n, 1)):
             pieces = [Piece(text, tuple(tokens), None)]
@@ -163,7 +167,7 @@ class _Call:
     async def search(self) -> AsyncIterator[pb.GenerateResponse]:
         """Yields the likeliest texts that a beam search finds, best first."""
         search = self._preparation.search(max(self._request.n, 1), self._wanted)
-        await self._in_turns(search.steps())
+        await run_steps(self._caller, search.steps())
         for index, found in enumerate(search.results()):
             yield await self.reply(index, [self._preparation.found(found, self._wanted)])
 
@@ -188,13 +192,3 @@ class _Call:
         before = self._preparation.prompt if model.tokenizer.begin is not None else ()
         item = np.array([*before, *ids], np.int32)
         return model.novelty.novelty(item, model.tokenizer)
-
-    async def _in_turns(self, steps: Iterator[object]) -> None:
-        """Goes through short steps, a turn of them at a time."""
-
-        def go_on(turn_s: float) -> bool:
-            until = time.monotonic() + turn_s
-            return all(time.monotonic() < until for _ in steps)
-
-        while not await self._caller.run(go_on):
-            pass
