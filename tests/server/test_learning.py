@@ -133,11 +133,12 @@ def test_what_is_published_is_taken_by_later_calls_and_by_nobody_before(learning
     assert other.predict(TEXT).piece == first.piece
     learnt = session.predict(TEXT, end=True).piece
     assert learnt.total_log_probability > first.piece.total_log_probability
+    session.close()
+    other.close()
     # The very weights of the session were stored.
     again = Session(learning, model="m@online", learning_rate=0)
     assert again.learn(TEXT, end=True).piece == learnt
-    for each in (session, other, again):
-        each.close()
+    again.close()
 
 
 def test_other_names_and_no_update_at_all(learning: Server) -> None:
@@ -180,7 +181,7 @@ def test_snapshots_are_gone_back_to(learning: Server) -> None:
         ({"clip_norm": float("inf")}, ["spec.clip_norm"]),
         ({"window": 4097, "top_log_probabilities": 21},
          ["spec.window", "spec.top_log_probabilities"]),
-        ({"unknown_policy": pb.UNKNOWN_POLICY_UNKNOWN}, ["spec"]),
+        ({"unknown_policy": pb.UNKNOWN_POLICY_UNKNOWN}, ["spec.unknown_policy"]),
     ],
 )  # fmt: skip
 def test_a_spec_out_of_range_is_refused_by_field(
