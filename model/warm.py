@@ -15,6 +15,7 @@ from treadle.model.config import (
     Precision,
     TrainConfig,
 )
+from treadle.model.scores import Details
 from treadle.model.trainer import train
 
 
@@ -33,6 +34,7 @@ def warm() -> None:
         model = train(corpus, replace(config, network=network, optimizer=optimizer))
         model.generate("warm", max_new_tokens=2, top_p=0.5)
         model.score("warm")
+        model.score("warm", "warm", details=Details(ranks=True, alternatives=2))
     if not BF16_MISSING:
         train(corpus, replace(config, optimizer=OptimizerConfig(precision=Precision.BF16)))
 
