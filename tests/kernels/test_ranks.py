@@ -31,9 +31,7 @@ def test_a_rank_is_the_place_in_a_stable_sort(logits: Array) -> None:
 
 @settings(deadline=None)
 @given(LOGITS, st.data())
-def test_the_likeliest_are_the_first_of_a_stable_sort(
-    logits: Array, data: st.DataObject
-) -> None:
+def test_the_likeliest_are_the_first_of_a_stable_sort(logits: Array, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, logits.size))
     ids = np.full(count, -7, np.int32)
     likeliest_ids(logits, ids)
