@@ -82,7 +82,10 @@ def _scoring(
         text = f"top_log_probabilities must be at most {MAX_ALTERNATIVES}, not {count:,}"
         violations.append(("top_log_probabilities", text))
     if violations:
-        raise invalid((prefix + field, prefix + text) for field, text in violations)
+        raise invalid(
+            (prefix + field, prefix + text if text.startswith(field) else text)
+            for field, text in violations
+        )
     details = Details(request.ranks, count)
     return Scoring(policy, details, bool(request.log_probabilities or request.ranks or count))
 

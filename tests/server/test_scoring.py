@@ -213,10 +213,14 @@ class Talk:
         self._queue.put(spec)
         messages = iter(self._queue.get, None)
         self.call = server.caller.stub.ScoreStream(messages, timeout=timeout)
+        self.waits = False
 
     def say(self, message: pb.ScoreStreamRequest) -> pb.ScoreStreamResponse:
         self._queue.put(message)
-        return next(self.call)
+        self.waits = True
+        reply = next(self.call)
+        self.waits = False
+        return reply
 
     def close(self) -> list[pb.ScoreStreamResponse]:
         self._queue.put(None)
@@ -257,9 +261,20 @@ def test_a_deadline_ends_a_stream(server: Server) -> None:
 def test_a_cancelled_stream_stops_in_the_middle_of_a_piece(server: Server) -> None:
     talk = Talk(server, begin(model="text"), PATIENCE_S)
     talk.say(piece("the "))
-    thread = threading.Thread(target=talk.say, args=(piece("the fox " * 8000),), daemon=True)
+    ends: list[object] = []
+
+    def say() -> None:
+        try:
+            ends.append(talk.say(piece("the fox " * 8000)))
+        except grpc.RpcError as error:
+            ends.append(error.code())
+
+    thread = threading.Thread(target=say)
     thread.start()
+    wait_for(lambda: talk.waits)
     talk.drop()
+    thread.join(PATIENCE_S)
+    assert ends == [grpc.StatusCode.CANCELLED]
     wait_for(lambda: server.caller.info().inference_running == 0)
 
 
