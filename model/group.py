@@ -49,6 +49,18 @@ class Seat:
     """(2, V), how often the new text and the prompt hold each token, once it is known."""
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """What N steps of M sessions gave; lists, since these are read one by one."""
+
+    tokens: list[list[int]]
+    """[M][N]; -1 after a session's end."""
+    log_probabilities: list[list[float]]
+    """[M][N], of each token under the model itself, in nats."""
+    drawn: Drawn
+    """The same as arrays (N, M), and what else was asked for."""
+
+
 class Group:
     """Some sessions of one model."""
 
@@ -105,12 +117,11 @@ class Group:
         if edits.counted[m] >= 0:
             seat.counts = edits.counts[edits.counted[m]]
 
-    def decode(self, count: int) -> Drawn:
+    def decode(self, count: int) -> Chunk:
         """Draw up to `count` tokens for every session.
 
         Returns:
-            (N, M) tokens and what else was asked for, rows in the order of `seats`; -1 after a
-            session's end.
+            What each drew and what else was asked for, in the order of `seats`.
         """
         M = len(self.seats)
         asked = [seat.choices.sampling for seat in self.seats]
@@ -132,7 +143,7 @@ class Group:
             self._cell, self._weights, self._works[M], self._state, self._sessions, self._edits,
             drawn,
         )  # fmt: skip
-        return drawn
+        return Chunk(drawn.tokens.T.tolist(), drawn.log_probabilities.T.tolist(), drawn)
 
     def state_of(self, m: int) -> SessionState:
         """Return a copy of where a session stands after the last chunk.

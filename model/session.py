@@ -17,7 +17,7 @@ import numpy.typing as npt
 from treadle.kernels.decode import Drawn
 from treadle.model.choices import Choices
 from treadle.model.errors import ConfigError
-from treadle.model.group import Seat
+from treadle.model.group import Chunk, Seat
 from treadle.model.state import SessionState
 from treadle.model.stops import StopFilter
 from treadle.model.sums import in_order
@@ -157,11 +157,11 @@ class Session:
             return None
         return Piece("", (), self._result(StopReason.MAX_NEW_TOKENS, 0))
 
-    def take(self, drawn: Drawn, m: int, state_now: Callable[[], SessionState]) -> Piece:
+    def take(self, chunk: Chunk, m: int, state_now: Callable[[], SessionState]) -> Piece:
         """Take what a group has drawn.
 
         Args:
-            drawn: a chunk.
+            chunk: of all its sessions.
             m: the session's row in it.
             state_now: gives the state after the chunk; asked only while the session goes on.
 
@@ -171,7 +171,7 @@ class Session:
         Raises:
             ConfigError: the settings leave no token to draw.
         """
-        ids = drawn.tokens[:, m].tolist()
+        ids = chunk.tokens[m]
         count, reason = self._extent(ids)
         shown = ids[: count - (reason is StopReason.END_TOKEN)]
         text = self._push(shown)
@@ -183,8 +183,8 @@ class Session:
             complete, kept = self._locate_stop()
             count += complete - len(self._stretch.ids)
         self._drawn += count
-        self._total = in_order(drawn.log_probabilities[:count, m].tolist(), self._total)
-        tokens = self._told(drawn, m, count) if self._wanted.tokens else ()
+        self._total = in_order(chunk.log_probabilities[m][:count], self._total)
+        tokens = self._told(chunk.drawn, m, count) if self._wanted.tokens else ()
         if reason is not None:
             return Piece(text, tokens, self._result(reason, kept))
         if not (self._filter.holds or self._stream.cuts_character):

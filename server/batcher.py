@@ -18,18 +18,16 @@ from treadle.server.scheduler import Scheduler, Taker
 _MESSAGE_S = 0.02
 """What was made in this time goes out as one message: a message costs the same at any size."""
 
-_LONG_MESSAGE_S = 0.05
-"""The same where many texts are drawn together."""
+_MESSAGE_S_A_TEXT, _LONGEST_MESSAGE_S = 0.00125, 0.2
+"""The same for each text on the server, where that is more, so that messages do not take the
+time that tokens and other calls need; and the most that it comes to."""
 
-_FEW = 16
-"""Texts drawn together that are not many."""
-
-_CHUNK_S = 0.004
+_CHUNK_S = 0.006
 """About as long as a chunk of tokens takes to draw."""
 
 _LEAST_CHUNK, _MOST_CHUNK = 4, 64
 
-_FIRST_CHUNK = 8
+_FIRST_CHUNK = 16
 """Tokens drawn at most when somebody has just joined, who waits for a first text."""
 
 _MOST_UNREAD = 64
@@ -142,9 +140,16 @@ class _Member:
 class _Runner(Taker):
     """Some texts of one model, drawn together."""
 
-    def __init__(self, model: Model, scheduler: Scheduler, left: Callable[[_Runner], None]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        texts: Callable[[], int],
+        left: Callable[[_Runner], None],
+    ) -> None:
         self.model = model
         self._scheduler = scheduler
+        self._texts = texts
         self._left = left
         self._group = Group(model.parameters.shape, model.weights)
         self._members: list[_Member] = []
@@ -203,17 +208,17 @@ class _Runner(Taker):
     def _draw(self) -> None:
         """Draws a chunk, and hands out what is due."""
         began_s = time.monotonic()
-        drawn = self._group.decode(self._chunk())
+        chunk = self._group.decode(self._chunk())
         now_s = time.monotonic()
-        self._step_s += 0.2 * ((now_s - began_s) / len(drawn.tokens) - self._step_s)
-        message_s = _MESSAGE_S if len(self._members) <= _FEW else _LONG_MESSAGE_S
+        self._step_s += 0.2 * ((now_s - began_s) / len(chunk.tokens[0]) - self._step_s)
+        message_s = min(max(_MESSAGE_S, _MESSAGE_S_A_TEXT * self._texts()), _LONGEST_MESSAGE_S)
         # Due messages leave a few a turn: all at once would hold up whoever else needs the loop.
         due = 1 + round(len(self._members) * (now_s - self._drawn_s) / message_s)
         self._drawn_s = now_s
         filled = set()
         for m, member in enumerate(self._members):
             try:
-                piece = member.session.take(drawn, m, partial(self._group.state_of, m))
+                piece = member.session.take(chunk, m, partial(self._group.state_of, m))
                 if member.add(piece, now_s, message_s, due > 0):
                     filled.add(member.outlet)
                     due -= 1
@@ -277,9 +282,13 @@ class Batcher:
         if least is not None and least.size == 0:
             return least
         if least is None or len(runners) < self._scheduler.threads or least.size >= MOST_ROWS:
-            least = _Runner(model, self._scheduler, self._forget)
+            least = _Runner(model, self._scheduler, self._texts, self._forget)
             runners.append(least)
         return least
+
+    def _texts(self) -> int:
+        """Returns how many texts are being drawn."""
+        return sum(runner.size for runners in [*self._runners.values()] for runner in [*runners])
 
     def _forget(self, runner: _Runner) -> None:
         """Drops a runner that has nobody left, and with it its hold on the model."""

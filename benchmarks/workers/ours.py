@@ -71,7 +71,7 @@ def make_decode(case: Case, options: Options) -> Step:
     group.change((), seats)
 
     def step() -> float:
-        return group.decode(case.steps).tokens.size
+        return sum(map(len, group.decode(case.steps).tokens))
 
     return step
 

@@ -23,7 +23,7 @@ from small_models import (
 import treadle.model.generation as generation_module
 import treadle.model.workspace as workspace_module
 from treadle.kernels import reference
-from treadle.kernels.decode import DRAW_STREAM, Drawn
+from treadle.kernels.decode import DRAW_STREAM
 from treadle.kernels.random import uniform
 from treadle.model.config import (
     Cell,
@@ -36,7 +36,7 @@ from treadle.model.config import (
 )
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.generation import CHUNK
-from treadle.model.group import Group
+from treadle.model.group import Chunk, Group
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
@@ -562,7 +562,7 @@ def test_a_stream_draws_only_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
     drawn: list[int] = []
     decode = Group.decode
 
-    def counted(self: Group, count: int) -> Drawn:
+    def counted(self: Group, count: int) -> Chunk:
         drawn.append(count)
         return decode(self, count)
 
