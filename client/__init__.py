@@ -33,26 +33,51 @@ from treadle.client.errors import (
 if TYPE_CHECKING:
     from treadle.client.client import Client
     from treadle.client.corpus import CorpusFile
-    from treadle.client.options import GenerateOptions, ScoreOptions, TrainOptions
+    from treadle.client.items import Items
+    from treadle.client.learn_streams import LearnStream, LearntPieces
+    from treadle.client.options import (
+        EmbedOptions,
+        GenerateOptions,
+        LearnStreamOptions,
+        ScoreOptions,
+        ScoreStreamOptions,
+        TrainOptions,
+    )
+    from treadle.client.pieces import Piece
     from treadle.client.runs import TrainingRun
-    from treadle.client.streams import Generation
+    from treadle.client.score_streams import ScoredPieces, ScoreStream
+    from treadle.client.session import Session
+    from treadle.client.texts import Generation, Text
+    from treadle.client.tokens import END
 
 __all__ = [
+    "END",
     "CancelledError",
     "Client",
     "CorpusFile",
     "DeadlineExceededError",
+    "EmbedOptions",
     "FailedPreconditionError",
     "GenerateOptions",
     "Generation",
     "InputError",
     "InternalError",
     "InvalidArgumentError",
+    "Items",
+    "LearnStream",
+    "LearnStreamOptions",
+    "LearntPieces",
     "NotFoundError",
     "PermissionDeniedError",
+    "Piece",
     "ResourceExhaustedError",
     "ScoreOptions",
+    "ScoreStream",
+    "ScoreStreamOptions",
+    "ScoredPieces",
     "ServerError",
+    "Session",
+    "Text",
     "TrainOptions",
     "TrainingRun",
     "TreadleError",
@@ -65,9 +90,21 @@ __all__ = [
 _LATE = {
     "Client": "treadle.client.client",
     "CorpusFile": "treadle.client.corpus",
-    "Generation": "treadle.client.streams",
+    "END": "treadle.client.tokens",
+    "EmbedOptions": "treadle.client.options",
     "GenerateOptions": "treadle.client.options",
+    "Generation": "treadle.client.texts",
+    "Items": "treadle.client.items",
+    "LearnStream": "treadle.client.learn_streams",
+    "LearnStreamOptions": "treadle.client.options",
+    "LearntPieces": "treadle.client.learn_streams",
+    "Piece": "treadle.client.pieces",
     "ScoreOptions": "treadle.client.options",
+    "ScoreStream": "treadle.client.score_streams",
+    "ScoreStreamOptions": "treadle.client.options",
+    "ScoredPieces": "treadle.client.score_streams",
+    "Session": "treadle.client.session",
+    "Text": "treadle.client.texts",
     "TrainOptions": "treadle.client.options",
     "TrainingRun": "treadle.client.runs",
 }

@@ -12,11 +12,12 @@ MAX_CHARACTERS = 64 * 1024
 told, the reply is some twenty times as large."""
 
 
-def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def batches(texts: Iterable[str], max_texts: int = MAX_TEXTS) -> Iterator[list[str]]:
     """Gathers texts into batches, in order, reading no further than the batch at hand.
 
     Args:
         texts: Any number of texts.
+        max_texts: The most texts in a batch.
 
     Yields:
         Lists that are never empty.
@@ -24,7 +25,7 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     characters = 0
     for text in texts:
-        if batch and (len(batch) == MAX_TEXTS or characters + len(text) > MAX_CHARACTERS):
+        if batch and (len(batch) == max_texts or characters + len(text) > MAX_CHARACTERS):
             yield batch
             batch, characters = [], 0
         batch.append(text)

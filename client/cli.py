@@ -15,7 +15,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from treadle.client.commands import curve, generate, jobs, models, score, server, train, watch
+from treadle.client.commands import (
+    chat,
+    curve,
+    embed,
+    generate,
+    jobs,
+    models,
+    score,
+    score_stream,
+    server,
+    train,
+    watch,
+)
 from treadle.client.commands.common import Parser, Version, add_connection
 from treadle.client.console import CLEAR_LINE, Console, printable
 from treadle.client.errors import ServerError, TreadleError
@@ -40,7 +52,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=Version, help="print the version and exit")
     add_connection(parser)
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
-    for command in (train, jobs, watch, curve, generate, score, models, server):
+    rooms = (
+        train, jobs, watch, curve, generate, chat, score, score_stream, embed, models, server,
+    )  # fmt: skip
+    for command in rooms:
         command.add_parsers(commands)
     return parser
 
@@ -106,8 +121,7 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
         parsed = make_parser().parse_args(arguments)
     except SystemExit as end:  # --help, --version and wrong usage
         return end.code if isinstance(end.code, int) else 2
-    parsed.run(parsed, console)
-    return 0
+    return parsed.run(parsed, console) or 0
 
 
 def _sentence(error: TreadleError) -> str:

@@ -2,11 +2,13 @@
 
 Names are those of `sequence.proto`. Unlike protobuf's own JSON, 64-bit integers are numbers
 and enums are the words that the command line takes ("lstm", not "CELL_LSTM"); both are what
-`jq` and a reader expect. Numbers that JSON lacks are strings, as in protobuf's JSON.
+`jq` and a reader expect. Numbers that JSON lacks are strings, and bytes are base64, as in
+protobuf's JSON.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import struct
@@ -53,6 +55,8 @@ def _plain(field: Any, value: Any) -> Any:
         return as_json(value)
     if field.enum_type is not None:
         return word_of(field.enum_type, value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if not isinstance(value, float):
         return value
     if not math.isfinite(value):

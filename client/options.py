@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast
 
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from treadle.client.errors import InputError
+from treadle.client.tokens import AnyToken, token_biases, token_references
 from treadle.v1.sequence_pb2 import TrainSpec
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -37,6 +38,7 @@ class TrainOptions(TypedDict, total=False):
     format: Literal["plain", "jsonl", "csv"] | int
     column: str
     encoding: str
+    novelty_index: bool
     validation_fraction: float
     test_fraction: float
     batch_size: int
@@ -79,17 +81,37 @@ class TrainOptions(TypedDict, total=False):
 
 
 class GenerateOptions(TypedDict, total=False):
-    """The fields of a GenerateRequest but the model's name and the prompt."""
+    """The fields of a GenerateRequest but the model's name, the prompt and `n`.
+
+    A token is its number, its text, or `treadle.client.END`.
+    """
 
     version: int
     temperature: float
     top_k: int
     top_p: float
     min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    token_biases: Mapping[AnyToken, float]
+    banned_tokens: Sequence[AnyToken]
+    forced_tokens: Sequence[AnyToken]
     seed: int
     max_new_tokens: int
+    min_new_tokens: int
+    max_time_s: float
     stop_sequences: Sequence[str]
+    regex: str
+    best_of: int
+    echo: bool
     log_probabilities: bool
+    ranks: bool
+    top_log_probabilities: int
+    novelty: bool
+    state: bytes
+    return_state: bool
     unknown_policy: UnknownPolicy
     job: str
     job_weights: JobWeights
@@ -101,6 +123,49 @@ class ScoreOptions(TypedDict, total=False):
     version: int
     context: str
     log_probabilities: bool
+    ranks: bool
+    top_log_probabilities: int
+    state: bytes
+    return_states: bool
+    unknown_policy: UnknownPolicy
+    job: str
+    job_weights: JobWeights
+
+
+class ScoreStreamOptions(TypedDict, total=False):
+    """The fields of a ScoreStreamSpec but the model's name."""
+
+    version: int
+    context: str
+    log_probabilities: bool
+    ranks: bool
+    top_log_probabilities: int
+    state: bytes
+    return_state: bool
+    unknown_policy: UnknownPolicy
+    job: str
+    job_weights: JobWeights
+
+
+class LearnStreamOptions(TypedDict, total=False):
+    """The fields of a LearnStreamSpec but the model's name."""
+
+    version: int
+    optimizer: Literal["sgd", "adam"] | int
+    learning_rate: float
+    clip_norm: float
+    window: int
+    log_probabilities: bool
+    ranks: bool
+    top_log_probabilities: int
+    unknown_policy: UnknownPolicy
+
+
+class EmbedOptions(TypedDict, total=False):
+    """The fields of an EmbedRequest but the model's name and the texts."""
+
+    version: int
+    all_layers: bool
     unknown_policy: UnknownPolicy
     job: str
     job_weights: JobWeights
@@ -129,6 +194,21 @@ def make_spec(model: str, spec: TrainSpec | None, options: TrainOptions) -> Trai
         group, field = option_home(name)
         set_field(getattr(made, group) if group else made, field, value)
     return made
+
+
+def check_one(model: str, job: str) -> None:
+    """Checks that it is told whose weights to use.
+
+    Raises:
+        InputError: Neither a model nor a job is named, or both.
+    """
+    if bool(model) == bool(job):
+        raise InputError("name either a model or a job=, whose weights are to be used")
+
+
+def pinned(model: str) -> str:
+    """Names a model for calls that give a version: an alias and a version exclude each other."""
+    return model.partition("@")[0]
 
 
 def option_home(option: str) -> tuple[str, str]:
@@ -163,7 +243,7 @@ def make_request(kind: type[AnyMessage], **values: Any) -> AnyMessage:
 
 
 def set_field(message: Message, name: str, value: Any) -> None:
-    """Sets one scalar, enum or repeated field.
+    """Sets one scalar, enum or repeated field, those of tokens among them.
 
     Raises:
         InputError: There is no such field, or the value is of the wrong type or out of range.
@@ -174,7 +254,9 @@ def set_field(message: Message, name: str, value: Any) -> None:
     if field.enum_type is not None:
         value = _numbers(field, value)
     try:
-        if field.is_repeated:
+        if field.message_type is not None:
+            getattr(message, name).extend(_tokens(field, value))
+        elif field.is_repeated:
             getattr(message, name).extend([value] if isinstance(value, str) else value)
         else:
             setattr(message, name, value)
@@ -182,6 +264,13 @@ def set_field(message: Message, name: str, value: Any) -> None:
         raise InputError(f"{name} is not text: it holds bytes that are not UTF-8") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} cannot be {value!r}") from error
+
+
+def _tokens(field: Any, value: Any) -> Any:
+    """Turns tokens, or a mapping from tokens to biases, into what the contract has for them."""
+    if field.message_type.name == "TokenBias":
+        return token_biases(value, field.name)
+    return token_references(value, field.name)
 
 
 def _numbers(field: Any, value: Any) -> Any:

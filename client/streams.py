@@ -1,15 +1,13 @@
-"""Streaming calls as Python iterators that can be left at any time, and generation as one."""
+"""Streaming calls as Python iterators that can be left at any time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 import grpc
 
-from treadle.client.errors import InternalError, from_rpc_error
-from treadle.v1.sequence_pb2 import GenerateResponse, GenerateResult, Token
+from treadle.client.errors import from_rpc_error
 
 Response = TypeVar("Response")
 Received = TypeVar("Received", covariant=True)
@@ -64,46 +62,3 @@ class Stream(Generic[Response]):
             if self._closed:  # by another thread, while this one waited
                 raise StopIteration from None
             raise from_rpc_error(error, self._address) from error
-
-
-class Generation(Stream[GenerateResponse]):
-    """Text in the making: iterate over its pieces, then ask for `result()`."""
-
-    def __init__(self, call: Call[GenerateResponse], address: str) -> None:
-        super().__init__(call, address)
-        self.text = ""
-        """The text so far."""
-        self.tokens: list[Token] = []
-        """The tokens so far, where `log_probabilities` were asked for."""
-        self._result: GenerateResult | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        """Yields pieces of text as they are made; none is empty."""
-        for response in self.responses():
-            if response.text:
-                yield response.text
-
-    def responses(self) -> Iterator[GenerateResponse]:
-        """Yields the server's messages as they are: text, tokens and, last, the result."""
-        while True:
-            try:
-                response = self._receive()
-            except StopIteration:
-                return
-            self.text += response.text
-            self.tokens.extend(response.tokens)
-            if response.HasField("result"):
-                self._result = response.result
-            yield response
-
-    def result(self) -> GenerateResult:
-        """Waits for the end and returns why it ended, the seed used and the counts.
-
-        Raises:
-            ServerError: The call failed, or was closed before its end.
-        """
-        for _ in self.responses():
-            pass
-        if self._result is None:
-            raise InternalError("the generation ended without a result")
-        return self._result

@@ -853,14 +853,17 @@ def sample(
     top_p: float = 1.0,
     min_p: float = 0.0,
     u: float = 0.0,
+    typical_p: float = 1.0,
 ) -> int:
     """Draws a token from softmax(logits / temperature), cut to its likeliest part.
 
     First the top_k likeliest tokens are kept (Fan et al. 2018), equals by lower id; then of these
     the fewest likeliest whose probabilities, renormalized among what top_k kept, reach top_p
     (Holtzman et al. 2020); then of these the ones at least min_p times as likely as the likeliest
-    (Nguyen et al. 2024). Then the kept tokens are walked through in ascending id, adding up their
-    probabilities: the first where the sum exceeds u times their total is drawn.
+    (Nguyen et al. 2024); then of these, renormalized, the fewest that reach typical_p, taken in the
+    order of how near -log p is to the entropy, equals by lower id (Meister et al. 2023). Then the
+    kept tokens are walked through in ascending id, adding up their probabilities: the first where
+    the sum exceeds u times their total is drawn.
 
     Args:
         logits: scores of the vocabulary, (V,).
@@ -870,6 +873,7 @@ def sample(
         top_p: how much probability to keep, in (0, 1]; 1 keeps all.
         min_p: least probability to keep, in [0, 1], in units of the likeliest token's.
         u: a uniform random number in [0, 1); all the chance there is.
+        typical_p: how much probability to keep of typical tokens, in (0, 1]; 1 keeps all.
 
     Returns:
         The token's id.
@@ -885,6 +889,12 @@ def sample(
         kept = kept[: 1 + int(np.argmax(reached >= top_p * reached[-1]))]
     kept = kept[weights[kept] >= min_p * weights[kept[0]]]
     kept = np.sort(kept)
+    if typical_p < 1:
+        p = weights[kept] / weights[kept].sum()
+        surprisal = -np.log(np.maximum(p, np.finfo(p.dtype).tiny))
+        order = np.argsort(np.abs(surprisal - (p * surprisal).sum()), kind="stable")
+        reached = np.cumsum(p[order])
+        kept = np.sort(kept[order[: 1 + int(np.argmax(reached >= typical_p * reached[-1]))]])
     running = np.cumsum(weights[kept])
     beyond = np.flatnonzero(running > u * running[-1])
     # u times the total can round up to the total; then the last kept token is meant.

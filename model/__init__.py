@@ -33,7 +33,6 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.corpus import Corpus, CorpusFile, read_corpus
-from treadle.model.decoder import GenerateResult, Piece, StopReason
 from treadle.model.errors import (
     CheckpointError,
     ConfigError,
@@ -50,6 +49,7 @@ from treadle.model.model import Model
 from treadle.model.progress import Progress, Started
 from treadle.model.record import TrainingRecord
 from treadle.model.scorer import TextScore
+from treadle.model.session import GenerateResult, Piece, StopReason
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
 from treadle.model.tokens import TokenScore
 from treadle.model.trainer import Trainer, train

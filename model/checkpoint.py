@@ -3,8 +3,9 @@
 Tensors stand under PyTorch's names and in its layout, so that the module in docs/pytorch.md
 loads the file as it is. The header's metadata holds one JSON object under the key `treadle`, with
 `format`, `network`, `tokenizer`, `training` and `default_context` (one key, since safetensors
-writes several in a random order, and equal models are to be equal files). Nothing is pickled. A
-file is written under a temporary name, synced and renamed, and so is whole or not there.
+writes several in a random order, and equal models are to be equal files). A novelty index, where
+there is one, is two more tensors (see `treadle.model.novelty`). Nothing is pickled. A file is
+written under a temporary name, synced and renamed, and so is whole or not there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors.numpy import save
 
 from treadle.model.config import NetworkConfig
 from treadle.model.errors import CheckpointError, ConfigError, CorpusError
+from treadle.model.novelty import NAMES, NoveltyIndex
 from treadle.model.parameters import Shape, check_network
 from treadle.model.record import TrainingRecord
 from treadle.model.tokenizer import Tokenizer, tokenizer_from_json
@@ -53,6 +55,8 @@ class ModelHeader:
     """How it was trained; None where it was imported."""
     default_context: int
     """The token it goes on from where there is no prompt."""
+    novelty_index: bool = False
+    """Whether the file holds a novelty index; told by its tensors, not by the metadata."""
 
     @property
     def shape(self) -> Shape:
@@ -104,16 +108,24 @@ class ModelHeader:
         return header
 
 
-def write(path: str | os.PathLike[str], header: ModelHeader, named: Mapping[str, Array]) -> None:
+def write(
+    path: str | os.PathLike[str],
+    header: ModelHeader,
+    named: Mapping[str, Array],
+    novelty: NoveltyIndex | None = None,
+) -> None:
     """Write a model file, whole or not at all.
 
     Args:
         path: where to; an existing file is replaced.
         header: everything but the tensors.
         named: the parameters under the names of `Shape.named`.
+        novelty: the index of what the model was trained on; None without one.
     """
     network = header.network
-    tensors = to_torch(named, network.cell, network.layers)
+    tensors: dict[str, npt.NDArray[Any]] = {**to_torch(named, network.cell, network.layers)}
+    if novelty is not None:
+        tensors |= novelty.tensors()
     data = save(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
         metadata=header.to_metadata(),
@@ -176,32 +188,42 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
         OSError: it cannot be read.
     """
     with _opened(path) as file:
-        return ModelHeader.from_metadata(file.metadata() or {})
+        return _header(file)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[ModelHeader, dict[str, Array]]:
+def _header(file: Any) -> ModelHeader:
+    indexed = not set(NAMES).isdisjoint(file.keys())
+    return replace(ModelHeader.from_metadata(file.metadata() or {}), novelty_index=indexed)
+
+
+def read(
+    path: str | os.PathLike[str],
+) -> tuple[ModelHeader, dict[str, Array], NoveltyIndex | None]:
     """Read a model file.
 
     Returns:
-        The header, and the parameters under the names of `Shape.named`.
+        The header, the parameters under the names of `Shape.named`, and the novelty index, if
+        there is one.
 
     Raises:
         CheckpointError: it is no model file of this format, or it is damaged.
         OSError: it cannot be read.
     """
     with _opened(path) as file:
-        header = ModelHeader.from_metadata(file.metadata() or {})
+        header = _header(file)
         try:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (TypeError, SafetensorError) as fault:  # a type that NumPy lacks, such as bfloat16
             raise CheckpointError(f"the file's tensors cannot be read: {fault}") from fault
+    index = {name: tensors.pop(name) for name in NAMES if name in tensors}
     cell, named = from_torch(tensors)
     if cell is not header.network.cell:
         raise CheckpointError(
             f"the file's tensors are those of a {cell} network, its header says "
             f"{header.network.cell}"
         )
-    return header, named
+    novelty = NoveltyIndex.from_tensors(index, header.tokenizer) if index else None
+    return header, named, novelty
 
 
 def _opened(path: str | os.PathLike[str]) -> Any:

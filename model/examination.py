@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from treadle.model.batches import validation_batches
 from treadle.model.corpus import Corpus, TokenData
-from treadle.model.decoder import StopReason
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters
 from treadle.model.pool import Pool
 from treadle.model.scorer import mean_loss
+from treadle.model.session import StopReason
 from treadle.model.workspace import pack_for_inference
 
 VALIDATION_STREAMS = 32

@@ -66,13 +66,16 @@ def _packed_floats(shape: Shape) -> int:
     return panels(shape.E, G) + layers + panels(H, V) + panels(V, H)
 
 
-def check_memory(config: TrainConfig, vocabulary_size: int, limit_bytes: int) -> None:
+def check_memory(
+    config: TrainConfig, vocabulary_size: int, limit_bytes: int, indexing: int = 0
+) -> None:
     """Refuse a run that will not fit.
 
     Args:
         config: the run's settings.
         vocabulary_size: tokens in the vocabulary; 1 where it is not known yet.
         limit_bytes: the most that its arrays may take.
+        indexing: bytes that its novelty index takes while it is made, at the end of the run.
 
     Raises:
         ConfigError: it takes more; names what to lower.
@@ -85,8 +88,15 @@ def check_memory(config: TrainConfig, vocabulary_size: int, limit_bytes: int) ->
         shape, data.batch_size, data.window, kind, drops, accumulates,
         drops_top=config.network.output_dropout > 0,
     )  # fmt: skip
-    if needed <= limit_bytes:
+    if needed + indexing <= limit_bytes:
         return
+    if needed <= limit_bytes:
+        raise ConfigError(
+            f"training would take {_gibibytes(needed)} of memory, and {_gibibytes(indexing)} more "
+            f"to make the novelty index, and may take {_gibibytes(limit_bytes)}: leave "
+            "novelty_index out, or give less data",
+            "data.novelty_index",
+        )
     lone = training_bytes(shape, 1, 1, kind)
     field = "network.hidden_size" if lone > limit_bytes / 2 else "data.batch_size"
     remedy = (

@@ -16,11 +16,13 @@ import numpy.typing as npt
 from treadle.kernels import structures
 from treadle.model import checkpoint
 from treadle.model.config import CorpusLayout, NetworkConfig, SamplingConfig, UnknownPolicy
-from treadle.model.decoder import Decoder, Generation, Piece
+from treadle.model.generation import Preparation, pieces
+from treadle.model.novelty import NoveltyIndex
 from treadle.model.parameters import Parameters
 from treadle.model.record import TrainingRecord
 from treadle.model.scores import PLAIN, Details, Scores, TextScore, summarize
 from treadle.model.sequence_scorer import SequenceScorer
+from treadle.model.session import TOKENS, Piece, Wanted
 from treadle.model.state import SessionState
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.workspace import pack_for_inference
@@ -42,6 +44,7 @@ class Model:
         parameters: Parameters,
         training: TrainingRecord | None = None,
         default_context: int = 0,
+        novelty: NoveltyIndex | None = None,
     ) -> None:
         """Put a model together.
 
@@ -51,12 +54,14 @@ class Model:
             parameters: its numbers.
             training: how it was trained; None where it was imported.
             default_context: the token it goes on from where there is no prompt (layout TEXT).
+            novelty: tells what of a text is new; None where it was trained without.
         """
         self.network = network
         self.tokenizer = tokenizer
         self.parameters = parameters
         self.training = training
         self.default_context = default_context
+        self.novelty = novelty
         self._packing = threading.Lock()
         self._packed: structures.Weights | None = None
         self._hash = b""
@@ -127,7 +132,7 @@ class Model:
             CheckpointError: it is no model file of this format, or it is damaged.
             OSError: it cannot be read.
         """
-        header, named = checkpoint.read(path)
+        header, named, novelty = checkpoint.read(path)
         shape = header.shape
         return cls(
             header.network,
@@ -135,6 +140,7 @@ class Model:
             Parameters.from_named(shape, named),
             header.training,
             header.default_context,
+            novelty,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -146,16 +152,26 @@ class Model:
         header = checkpoint.ModelHeader(
             self.network, self.tokenizer, self.training, self.default_context
         )
-        checkpoint.write(path, header, self.parameters.named())
+        checkpoint.write(path, header, self.parameters.named(), self.novelty)
 
     def stream(
-        self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any
+        self,
+        prompt: str = "",
+        sampling: SamplingConfig | None = None,
+        *,
+        state: SessionState | None = None,
+        index: int = 0,
+        wanted: Wanted = TOKENS,
+        **settings: Any,
     ) -> Iterator[Piece]:
         """Generate text piece by piece.
 
         Args:
             prompt: the text to go on from; empty: a new item, or a new line of text.
             sampling: how to draw and when to stop; None: the defaults.
+            state: what came before the prompt; None: nothing.
+            index: which of the texts of a seed: each is drawn on its own.
+            wanted: what to tell beside the text.
             **settings: fields of `SamplingConfig` that win over `sampling`.
 
         Returns:
@@ -167,11 +183,7 @@ class Model:
             UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
         """
         sampling = replace(sampling or SamplingConfig(), **settings)
-        prompt_tokens = self.tokenizer.encode(prompt, sampling.unknown_policy)
-        end = -1 if self.tokenizer.end is None else self.tokenizer.end
-        decoder = Decoder(self.parameters.shape, self.weights, end)
-        context = self._context(prompt_tokens)
-        return Generation(decoder, self.tokenizer, sampling, context, prompt_tokens.size).pieces()
+        return pieces(self, Preparation(self, prompt, sampling, state), index, wanted)
 
     def generate(
         self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any
@@ -236,12 +248,6 @@ class Model:
             yield None
         after = sequence.state if tokenizer.end is None else sequence.state_before_last
         yield summarize(tokenizer, ids, Scores.joined(parts), after)
-
-    def _context(self, prompt: Ints) -> Ints:
-        """The tokens that a generation goes on from: never empty."""
-        if self.tokenizer.begin is not None:
-            return np.concatenate(([self.tokenizer.begin], prompt)).astype(np.int32)
-        return prompt if prompt.size else np.array([self.default_context], np.int32)
 
 
 def default_context(tokenizer: Tokenizer, fallback: int) -> int:

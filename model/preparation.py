@@ -15,6 +15,7 @@ from treadle.model.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.engine import SHARD_ROWS, Engine
 from treadle.model.memory import check_memory
 from treadle.model.model import Model
+from treadle.model.novelty import indexed_tokens, indexing_bytes
 from treadle.model.optimizer import Optimizer
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
@@ -58,9 +59,16 @@ def check_fits(corpus: Corpus, config: TrainConfig, limit_bytes: int | None) -> 
     limits = (limit_bytes, config.limits.max_memory_bytes)
     limit = min((known for known in limits if known is not None), default=None)
     if limit is not None:
-        check_memory(config, shape.V, limit)
+        check_memory(config, shape.V, limit, _indexing(corpus, config))
     checkpoint.check_vocabulary(corpus.tokenizer)
     return shape
+
+
+def _indexing(corpus: Corpus, config: TrainConfig) -> int:
+    """Return what making the novelty index takes, in bytes; 0 where none is made."""
+    if not config.data.novelty_index:
+        return 0
+    return indexing_bytes(indexed_tokens(corpus.train.tokens, corpus.train.offsets))
 
 
 def initial(shape: Shape, seed: int, init_from: Model | None) -> Parameters:

@@ -14,6 +14,7 @@ from treadle.model.corpus import Corpus
 from treadle.model.errors import CheckpointError, TrainingError
 from treadle.model.examination import Sample
 from treadle.model.model import Model, default_context
+from treadle.model.novelty import NoveltyIndex, indexed_tokens, too_large
 from treadle.model.optimizer import Optimizer
 from treadle.model.parameters import Parameters
 from treadle.model.plan import Plan
@@ -94,6 +95,22 @@ class Run:
         )
         context = default_context(corpus.tokenizer, int(corpus.train.tokens[0]))
         return Model(self.config.network, corpus.tokenizer, parameters, record, context)
+
+    def novelty_notices(self) -> tuple[str, ...]:
+        """Return why there will be no novelty index though one was asked for, if so."""
+        train = self.corpus.train
+        reason = too_large(indexed_tokens(train.tokens, train.offsets))
+        return (reason,) if reason and self.config.data.novelty_index else ()
+
+    def novelty_index(self) -> NoveltyIndex | None:
+        """Return the index of the training part; None where none was asked for, or none can be.
+
+        It depends on the corpus alone: a run that goes on from its state makes the same one.
+        """
+        if not self.config.data.novelty_index or self.novelty_notices():
+            return None
+        train = self.corpus.train
+        return NoveltyIndex.build(train.tokens, train.offsets, self.corpus.tokenizer)
 
     def progress(self, valid_loss: float | None, sample: Sample | None, memory: int) -> Progress:
         """Return how far the run has come.

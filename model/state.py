@@ -4,11 +4,11 @@ A recurrent network remembers a text of any length in a few kilobytes of constan
 bytes they are the caller's to keep: to store, to copy, to hand to another process that has the
 same model.
 
-Format, little-endian: `TRS`, a byte of the version (1), 16 bytes of the model's content hash, the
-seed and the position of the random stream (8 bytes each), the last token, which is not read yet (4
-bytes, -1 for none), what the text stream holds back (a byte of length and 7 bytes), hs and of LSTMs
-cs in float32, and 16 bytes by which damage is told: of SHA-256, or with a key of HMAC-SHA256 (RFC
-2104), by which forgery is as well.
+Format, little-endian: `TRS`, a byte of the version (1), 16 bytes of the model's content hash, a
+byte that is 1 where there is a seed, the seed and the draws of it so far (8 bytes each), the last
+token, which is not read yet (4 bytes, -1 for none), what the text stream holds back (a byte of
+length and 7 bytes), hs and of LSTMs cs in float32, and 16 bytes by which damage is told: of
+SHA-256, or with a key of HMAC-SHA256 (RFC 2104), by which forgery is as well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAGIC = b"TRS\x01"
 _HASH_BYTES = 16
 _TAG_BYTES = 16
 _HELD_BYTES = 7
-_HEAD = struct.Struct(f"<4s{_HASH_BYTES}sQQiB{_HELD_BYTES}s")
+_HEAD = struct.Struct(f"<4s{_HASH_BYTES}s?QQiB{_HELD_BYTES}s")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class SessionState:
     """(L, H), the LSTM's cell states; zeros elsewhere."""
     token: int
     """The last token, which the states have not read yet; -1 where there is none."""
-    seed: int = 0
-    """Seed of the draw, 64 bits."""
+    seed: int | None = None
+    """Seed of the draw, 64 bits; None where nothing draws."""
     position: int = 0
     """Draws of that seed so far."""
     held: bytes = b""
@@ -72,8 +72,8 @@ class SessionState:
         """
         held = self.held.ljust(_HELD_BYTES, b"\0")
         head = _HEAD.pack(
-            _MAGIC, content_hash[:_HASH_BYTES], self.seed, self.position, self.token,
-            len(self.held), held,
+            _MAGIC, content_hash[:_HASH_BYTES], self.seed is not None, self.seed or 0,
+            self.position, self.token, len(self.held), held,
         )  # fmt: skip
         arrays = (self.hs, self.cs) if shape.cell is Cell.LSTM else (self.hs,)
         body = head + b"".join(array.astype("<f4").tobytes() for array in arrays)
@@ -99,7 +99,8 @@ class SessionState:
         if not hmac.compare_digest(tag, _tag(body, key)) or len(body) < _HEAD.size:
             made = " or was not made by this server" if key else ""
             raise StateError(f"state is damaged{made}: begin without one")
-        magic, made_by, seed, position, token, held, padded = _HEAD.unpack(body[: _HEAD.size])
+        head = _HEAD.unpack(body[: _HEAD.size])
+        magic, made_by, draws, seed, position, token, held, padded = head
         if magic != _MAGIC:
             raise StateError("state is of another version of Treadle: begin without one")
         if made_by != content_hash[:_HASH_BYTES]:
@@ -113,7 +114,7 @@ class SessionState:
             raise StateError("state does not fit the model: begin without one")
         arrays = numbers.reshape(count, *size)
         cs = arrays[1] if count == 2 else np.zeros(size, np.float32)
-        return cls(arrays[0], cs, token, seed, position, padded[:held])
+        return cls(arrays[0], cs, token, seed if draws else None, position, padded[:held])
 
 
 def _tag(body: bytes, key: bytes) -> bytes:

@@ -60,6 +60,29 @@ class TokenStream:
         """What a stream that goes on from here has to know, up to 7 bytes."""
         return b""
 
+    @property
+    def cuts_character(self) -> bool:
+        """Whether the tokens so far end in the middle of a character."""
+        return False
+
+
+class TableStream(TokenStream):
+    """A stream of tokens each of which has one text, whatever comes before it.
+
+    Args:
+        tokenizer: Whose tokens they are.
+        texts: The text of every token, by id.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+        super().__init__(tokenizer)
+        self._texts = texts
+
+    def push(self, tokens: Tokens) -> str:
+        """See `TokenStream.push`."""
+        texts = self._texts
+        return "".join([texts[token] for token in tokens])
+
 
 class Tokenizer(ABC):
     """Text to tokens and back.

@@ -148,3 +148,8 @@ class ByteStream(TokenStream):
     def held(self) -> bytes:
         """See `TokenStream.held`: the bytes of a character that is not whole."""
         return self._decoder.getstate()[0]
+
+    @property
+    def cuts_character(self) -> bool:
+        """See `TokenStream.cuts_character`."""
+        return bool(self.held)

@@ -18,8 +18,10 @@ from treadle.model.tokenizer_base import (
     NEWLINE_MARK,
     REPLACEMENT,
     UNKNOWN_MARK,
+    TableStream,
     Tokenizer,
     Tokens,
+    TokenStream,
 )
 
 BLOCK = 1 << 20
@@ -83,6 +85,7 @@ class CharacterTokenizer(Tokenizer):
         self._item_table[ord("\n")] = NEWLINE_MARK
         self._codes = np.full(self.vocabulary_size, ord(REPLACEMENT), "<u4")
         self._codes[: self.ordinary] = codes
+        self._texts = [self.decode([token]) for token in range(self.vocabulary_size)]
 
     @classmethod
     def build(
@@ -122,6 +125,10 @@ class CharacterTokenizer(Tokenizer):
         if self.begin is None or self.end is None:
             return ids
         return ids[np.flatnonzero((ids != self.begin) & (ids != self.end))]
+
+    def stream(self, held: bytes = b"") -> TokenStream:
+        """See `Tokenizer.stream`."""
+        return TableStream(self, self._texts)
 
     def token_text(self, token: int) -> str:
         """See `Tokenizer.token_text`."""

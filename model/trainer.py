@@ -80,7 +80,8 @@ class Trainer:
         self._whole = True
         self.threads = threads
         """Threads that the kernels may use; what is set here holds from the next step on."""
-        self.started = self._started((*corpus.notices, *picked, *batches.notices, *chosen))
+        notices = (*corpus.notices, *picked, *batches.notices, *chosen)
+        self.started = self._started((*notices, *self._state.novelty_notices()))
         self._state.baseline_loss = self.started.baseline_loss
 
     def _started(self, notices: tuple[str, ...]) -> Started:
@@ -133,6 +134,8 @@ class Trainer:
     def finish(self, stop: Callable[[], bool] = never) -> Model:
         """Return the model to store, by `config.keep`, with its loss on the test part.
 
+        It alone gets a novelty index, where `config.data` asks for one.
+
         Args:
             stop: asked meanwhile: a run that is to stop does not test for longer than
                 STOP_PATIENCE_S, and leaves the test loss out.
@@ -154,6 +157,7 @@ class Trainer:
             pool.close()
         assert model.training is not None
         model.training = replace(model.training, test_loss=loss)
+        model.novelty = state.novelty_index()
         return model
 
     def save_state(self, path: str | os.PathLike[str]) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from treadle.kernels.compile import BF16_MISSING, TARGET
+from treadle.kernels.matches import match_by_ranks
 from treadle.model.config import (
     Cell,
     DataConfig,
@@ -15,6 +19,9 @@ from treadle.model.config import (
     Precision,
     TrainConfig,
 )
+from treadle.model.learner import Learner
+from treadle.model.model import Model
+from treadle.model.novelty import NoveltyIndex
 from treadle.model.scores import Details
 from treadle.model.trainer import train
 
@@ -22,7 +29,7 @@ from treadle.model.trainer import train
 def warm() -> None:
     """Train, score and generate with tiny models, so that every kernel is compiled and loaded."""
     config = TrainConfig(
-        data=DataConfig(validation_fraction=0.4),
+        data=DataConfig(validation_fraction=0.4, novelty_index=True),
         network=NetworkConfig(hidden_size=2, layers=2, embedding_size=2),
         limits=LimitsConfig(max_steps=1),
     )
@@ -32,11 +39,24 @@ def warm() -> None:
         optimizer = OptimizerConfig(kind=kind, clip_value=1.0, clip_norm=1e-6)
         network = replace(config.network, cell=cell, embedding_size=2 * (cell is not Cell.RNN))
         model = train(corpus, replace(config, network=network, optimizer=optimizer))
-        model.generate("warm", max_new_tokens=2, top_p=0.5)
-        model.score("warm")
-        model.score("warm", "warm", details=Details(ranks=True, alternatives=2))
+        _warm_inference(model)
+    some, ends = np.zeros(2, np.int32), np.arange(3)
+    for text in (some.astype(np.uint8), some.astype(np.uint16), some):
+        NoveltyIndex(text, some).novelty([0], model.tokenizer)
+        match_by_ranks(text, some, some, ends)
     if not BF16_MISSING:
         train(corpus, replace(config, optimizer=OptimizerConfig(precision=Precision.BF16)))
+
+
+def _warm_inference(model: Model) -> None:
+    """Generate and score in every way that has kernels of its own."""
+    told: dict[str, Any] = {"ranks": True, "top_log_probabilities": 2, "max_new_tokens": 2}
+    changed: dict[str, Any] = {"repetition_penalty": 2, "min_p": 0.1, "typical_p": 0.5}
+    model.generate("warm", top_p=0.5, **told, **changed, forced_tokens=(0,))
+    model.generate("warm", best_of=2, **told)
+    model.score("warm", details=Details(ranks=True, alternatives=2))
+    for _ in Learner(model).feed("warm", end=True, learn=True):
+        pass
 
 
 def compiled_for() -> str:

@@ -101,8 +101,7 @@ class App:
         key = config.state_key_bytes()
         generating = GeneratingRoom(
             sources,
-            load.calls,
-            load.sessions,
+            load,
             self._scheduler,
             max_new_tokens_limit=config.max_new_tokens_limit,
             state_key=key,

@@ -17,7 +17,6 @@ from google.protobuf.message import Message
 
 from treadle.model.config import (
     NetworkConfig,
-    SamplingConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -78,7 +77,7 @@ def training_order(
             check_memory(config, vocabulary_size=1, limit_bytes=max_training_bytes)
         return config
 
-    return _build(make, violations, spec_field)
+    return build(make, violations, spec_field)
 
 
 def _take_job_fields(values: dict[str, Any]) -> list[Violation]:
@@ -141,32 +140,6 @@ def model_reference(model: str, field: str = "model") -> tuple[str, str]:
     if violations:
         raise invalid(violations)
     return name, alias
-
-
-def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> SamplingConfig:
-    """Returns the settings that a request to generate asks for.
-
-    Args:
-        request: The request.
-        max_new_tokens_limit: The most tokens that the server makes in one call.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
-    """
-    values = to_json(request)
-    known = {
-        "temperature", "top_k", "top_p", "min_p", "seed", "max_new_tokens", "unknown_policy",
-    }  # fmt: skip
-    settings = {name: value for name, value in values.items() if name in known}
-    settings["stop_sequences"] = tuple(request.stop_sequences)
-    violations = source_violations(request)
-    if request.max_new_tokens > max_new_tokens_limit:
-        del settings["max_new_tokens"]
-        text = f"max_new_tokens must be at most {max_new_tokens_limit:,} on this server"
-        violations.append(("max_new_tokens", text))
-    elif not request.HasField("max_new_tokens"):
-        settings["max_new_tokens"] = min(SamplingConfig().max_new_tokens, max_new_tokens_limit)
-    return _build(lambda: SamplingConfig.from_json(settings), violations, str)
 
 
 def source_violations(request: SourceRequest) -> list[Violation]:
@@ -294,7 +267,7 @@ def fill(message: Message, values: Mapping[str, Any]) -> None:
             setattr(message, field.name, value)
 
 
-def _build(
+def build(
     make: Callable[[], Config], violations: list[Violation], rename: Callable[[str], str]
 ) -> Config:
     """Returns what `make` builds, or raises its faults together with the earlier ones."""

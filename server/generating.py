@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 
-from treadle.model import Model
+import numpy as np
+
 from treadle.model.config import SamplingConfig
-from treadle.model.decoder import Piece
+from treadle.model.constraint import compile_constraint
 from treadle.model.errors import ModelError
-from treadle.server import convert, records
-from treadle.server.admission import Admission
-from treadle.server.errors import from_model
-from treadle.server.scheduler import Scheduler
+from treadle.model.generation import Preparation, echo
+from treadle.model.novelty import Novelty
+from treadle.model.session import Piece, Session, Wanted
+from treadle.model.tokens import TokenScore
+from treadle.server import convert_generation, records
+from treadle.server.admission import Load
+from treadle.server.batcher import Batcher, Outlet
+from treadle.server.convert_generation import with_tokens
+from treadle.server.errors import from_model, precondition
+from treadle.server.loaded import Source
+from treadle.server.scheduler import Caller, Scheduler
 from treadle.server.sources import Sources
 from treadle.v1 import sequence_pb2 as pb
+
+_COMPILING = ThreadPoolExecutor(2, "regex")
+"""Makes automata of regular expressions, which are kept for who asks next."""
 
 
 class GeneratingRoom:
@@ -24,8 +36,7 @@ class GeneratingRoom:
 
     Args:
         sources: Finds the models.
-        admission: Counts the calls.
-        sessions: Counts the texts.
+        load: Counts calls and texts.
         scheduler: Gives the turns.
         max_new_tokens_limit: The most tokens of one generation.
         state_key: Authenticates states; empty: they are not.
@@ -34,17 +45,16 @@ class GeneratingRoom:
     def __init__(
         self,
         sources: Sources,
-        admission: Admission,
-        sessions: Admission,
+        load: Load,
         scheduler: Scheduler,
         *,
         max_new_tokens_limit: int,
         state_key: bytes,
     ) -> None:
         self._sources = sources
-        self._admission = admission
-        self._sessions = sessions
+        self._load = load
         self._scheduler = scheduler
+        self._batcher = Batcher(scheduler)
         self._max_new_tokens_limit = max_new_tokens_limit
         self._state_key = state_key
 
@@ -54,53 +64,137 @@ class GeneratingRoom:
         Raises:
             StatusError: Every way in which that can fail.
         """
-        sampling = convert.sampling(request, self._max_new_tokens_limit)
-        with self._admission.admit():
+        sampling = convert_generation.sampling(request, self._max_new_tokens_limit)
+        texts = max(request.n, 1)
+        with self._load.calls.admit(), self._load.sessions.admit(texts):
             source = await self._sources.find(request)
-            gone = threading.Event()
-            maker = _Maker(source.model, request.prompt, sampling, gone)
-            caller = self._scheduler.caller()
+            call = _Call(request, sampling, source, self._state_key, self._scheduler.caller())
+            outlet = Outlet()
             try:
-                while True:
-                    pieces = await caller.run(maker.make)
-                    reply, last = records.generated(pieces, source, request.log_probabilities)
-                    if last or reply.text or reply.tokens:
+                await call.prepare()
+                async for reply in call.echo():
+                    yield reply
+                if request.best_of:
+                    async for reply in call.search():
                         yield reply
-                    if last:
-                        return
+                    return
+                self._batcher.begin(source.model, call.sessions, outlet)
+                async with aclosing(outlet.read(len(call.sessions))) as batches:
+                    async for index, pieces in batches:
+                        yield await call.reply(index, pieces)
             except ModelError as error:
                 raise from_model(error, field="prompt") from error
             finally:
-                gone.set()
+                outlet.gone = True
 
 
-class _Maker:
-    """Makes the pieces of one generation, a message's worth at a time, in any thread."""
+class _Call:
+    """One call: its prompt, its texts, and what they are told with."""
 
     def __init__(
-        self, model: Model, prompt: str, sampling: SamplingConfig, gone: threading.Event
+        self,
+        request: pb.GenerateRequest,
+        sampling: SamplingConfig,
+        source: Source,
+        key: bytes,
+        caller: Caller,
     ) -> None:
-        self._begin = partial(model.stream, prompt, sampling)
-        self._stream: Iterator[Piece] | None = None
-        self._drawn = False
-        self._gone = gone
+        self._request = request
+        self._sampling = sampling
+        self._source = source
+        self._key = key
+        self._caller = caller
+        tokens = request.log_probabilities or request.ranks or request.top_log_probabilities > 0
+        self._wanted = Wanted(tokens, request.return_state, request.novelty)
+        self._preparation: Preparation
+        self.sessions: list[Session] = []
+        """The texts to draw."""
 
-    def make(self, turn_s: float) -> list[Piece]:
-        """Returns the next pieces; after the one with the result there are no more.
+    async def prepare(self) -> None:
+        """Reads the state and the prompt, in turns.
 
-        While a long prompt is read, pieces are empty.
-
-        Args:
-            turn_s: Seconds to go on making; the first token is returned at once.
+        Raises:
+            StatusError: A state or a token cannot be used.
+            ModelError: The prompt cannot be read.
         """
-        until = time.monotonic() + turn_s
-        if self._stream is None:
-            self._stream = self._begin()
-        pieces = []
-        for piece in self._stream:
-            pieces.append(piece)
-            first = bool(piece.tokens) and not self._drawn
-            self._drawn = self._drawn or first
-            if first or piece.result or time.monotonic() >= until or self._gone.is_set():
-                break
-        return pieces
+        if self._request.regex:
+            # Not in a turn: an expression may take seconds, which others need not wait for.
+            loop, tokenizer = asyncio.get_running_loop(), self._source.model.tokenizer
+            await loop.run_in_executor(
+                _COMPILING, compile_constraint, self._request.regex, tokenizer
+            )
+        await self._caller.run(lambda _: self._begin())
+        await self._in_turns(self._preparation.read())
+        wanted = self._wanted
+        self.sessions = [
+            self._preparation.session(index, wanted) for index in range(max(self._request.n, 1))
+        ]
+
+    def _begin(self) -> None:
+        """Makes prompt and settings ready; finds out whether they fit the model."""
+        request, model = self._request, self._source.model
+        if request.novelty and model.novelty is None:
+            raise precondition(
+                "the model has no novelty index: train it with novelty_index, or leave novelty out"
+            )
+        state = None
+        if request.state:
+            try:
+                state = model.read_state(request.state, self._key)
+            except ModelError as error:
+                raise from_model(error, field="state") from error
+        sampling = with_tokens(self._sampling, request, model.tokenizer)
+        self._preparation = Preparation(model, request.prompt, sampling, state)
+        if request.return_state:
+            _ = model.content_hash  # of a large model it takes a while, and not on the event loop
+
+    async def echo(self) -> AsyncIterator[pb.GenerateResponse]:
+        """Yields the prompt as the beginning of every text, where that is asked for."""
+        if not self._request.echo:
+            return
+        tokens: list[TokenScore] = []
+        if self._wanted.tokens:
+            await self._in_turns(echo(self._preparation, tokens))
+        text = self._preparation.shown
+        for index in range(max(self._request.n, 1)):
+            pieces = [Piece(text, tuple(tokens), None)]
+            yield records.generated(pieces, self._source, index)
+
+    async def search(self) -> AsyncIterator[pb.GenerateResponse]:
+        """Yields the likeliest texts that a beam search finds, best first."""
+        search = self._preparation.search(max(self._request.n, 1), self._wanted)
+        await self._in_turns(search.steps())
+        for index, found in enumerate(search.results()):
+            yield await self.reply(index, [self._preparation.found(found, self._wanted)])
+
+    async def reply(self, index: int, pieces: list[Piece]) -> pb.GenerateResponse:
+        """Returns the reply for consecutive pieces of a text."""
+        reply, result = records.generated(pieces, self._source, index), pieces[-1].result
+        if result is None:
+            return reply
+        model = self._source.model
+        if result.state is not None:
+            reply.result.state = model.state_bytes(result.state, self._key)
+        if self._request.novelty:
+            found = await self._caller.run(lambda _: self._novelty(result.ids))
+            reply.result.novelty.longest_overlap = found.longest_overlap
+            reply.result.novelty.is_new = found.is_new
+        return reply
+
+    def _novelty(self, ids: tuple[int, ...]) -> Novelty:
+        """Returns how much of a text is new; a prompt is part of an item, not of a text."""
+        model = self._source.model
+        assert model.novelty is not None
+        before = self._preparation.prompt if model.tokenizer.begin is not None else ()
+        item = np.array([*before, *ids], np.int32)
+        return model.novelty.novelty(item, model.tokenizer)
+
+    async def _in_turns(self, steps: Iterator[object]) -> None:
+        """Goes through short steps, a turn of them at a time."""
+
+        def go_on(turn_s: float) -> bool:
+            until = time.monotonic() + turn_s
+            return all(time.monotonic() < until for _ in steps)
+
+        while not await self._caller.run(go_on):
+            pass

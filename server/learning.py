@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 
-import grpc
-
+from treadle.model import Model
+from treadle.server import convert_learning, records
 from treadle.server.admission import Admission
-from treadle.server.errors import StatusError
+from treadle.server.convert_learning import Publication
+from treadle.server.learning_session import LearningSession
 from treadle.server.scheduler import Scheduler
 from treadle.server.sources import Sources
-from treadle.server.store import Store
+from treadle.server.store import MODEL_FILE, Store, StoredModel
+from treadle.server.turns import run_steps
 from treadle.v1 import sequence_pb2 as pb
+
+logger = logging.getLogger(__name__)
 
 
 class LearningRoom:
@@ -43,6 +49,52 @@ class LearningRoom:
     async def learn_stream(
         self, requests: AsyncIterator[pb.LearnStreamRequest]
     ) -> AsyncIterator[pb.LearnStreamResponse]:
-        """Yields the answer to each request of a stream."""
-        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "not yet")
-        yield
+        """Yields the answer to each request of a stream.
+
+        Between two requests a stream holds its place among those that learn and its copy of the
+        model, and no thread.
+
+        Raises:
+            StatusError: Every way in which that can fail; it ends the session.
+        """
+        with self._admission.admit():
+            spec = convert_learning.first_message(await anext(requests, None))
+            asked = convert_learning.learning(spec)
+            source = await self._sources.models.get(spec.model, spec.version)
+            session = LearningSession(source.model, asked, self._max_message_bytes)
+            caller = self._scheduler.caller()
+            await run_steps(caller, session.begin())
+            async for message in requests:
+                if convert_learning.check_later(message) == "publish":
+                    names = convert_learning.publication(message.publish, asked.name)
+                    session.published(await self._publish(session, names))
+                else:
+                    await run_steps(caller, session.answer(message))
+                yield session.reply
+
+    async def _publish(self, session: LearningSession, names: Publication) -> pb.Model:
+        """Stores the model of a session as it is now, whole or not at all."""
+        # The thread goes on to its end where the call is cancelled meanwhile: the model is its own.
+        return await asyncio.to_thread(self._store_model, session, names)
+
+    def _store_model(self, session: LearningSession, names: Publication) -> pb.Model:
+        """Stores a model as a new version, and gives it its alias."""
+        self._store.check_free(names.name)
+        model = session.learner.publish()
+        stored = self._claim(names.name, model)
+        if names.alias:
+            self._store.set_alias(names.name, names.alias, stored.version)
+        logger.info(
+            "a session that learns stored %s version %d after %d updates",
+            stored.name, stored.version, session.learner.updates,
+        )  # fmt: skip
+        aliases = self._store.aliases_of(stored.name, stored.version)
+        return records.model(stored, self._store.describe(stored), aliases)
+
+    def _claim(self, name: str, model: Model) -> StoredModel:
+        draft = self._store.new_draft()
+        try:
+            model.save(draft / MODEL_FILE)
+            return self._store.claim(name, draft)
+        finally:
+            self._store.discard(draft)

@@ -76,12 +76,15 @@ def order(row: JobRow, store: Store, limits: RunLimits, threads: int) -> wire.Me
         limits: What holds for every job.
         threads: Threads that it may use.
     """
-    files = json.loads(row.files)
+    files, config = json.loads(row.files), json.loads(row.config)
+    if not pb.TrainSpec.FromString(row.spec).tokenizer.unknown_policy:
+        # Settled at the first start; a model's tokenizer says what was asked for, killed or not.
+        config["tokenizer"]["unknown_policy"] = None
     return {
         "files": [file | {"path": str(store.corpora.path(file["sha256"]))} for file in files],
         "directory": str(store.job_dir(row.id)),
         "init_from": bool(row.init_from),
-        "config": json.loads(row.config),
+        "config": config,
         "threads": threads,
         "memory_limit_bytes": limits.max_run_bytes,
         "checkpoint_interval_s": limits.checkpoint_interval_s,

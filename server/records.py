@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from treadle.model.config import TrainConfig
-from treadle.model.decoder import Piece
 from treadle.model.embedding import Embedding
 from treadle.model.scores import PieceScore, Summary, TextScore
+from treadle.model.session import Piece
 from treadle.model.tokens import TokenScore
 from treadle.server.convert import fill
 from treadle.server.database import JobRow
@@ -95,6 +95,7 @@ def model(stored: StoredModel, description: Description, aliases: Sequence[str])
         size_bytes=stored.size_bytes,
         sha256=description.sha256,
         aliases=aliases,
+        novelty_index=description.novelty_index,
     )
     message.create_time.FromNanoseconds(round(stored.created_s * 1e9))
     fill(
@@ -124,20 +125,17 @@ def token(score: TokenScore) -> pb.Token:
     return message
 
 
-def generated(
-    pieces: Sequence[Piece], source: Source, log_probabilities: bool
-) -> tuple[pb.GenerateResponse, bool]:
-    """Returns the reply for consecutive pieces of one generation, and whether it is the last."""
-    reply = pb.GenerateResponse(text="".join(piece.text for piece in pieces))
-    if log_probabilities:
-        reply.tokens.extend(token(score) for piece in pieces for score in piece.tokens)
+def generated(pieces: Sequence[Piece], source: Source, index: int) -> pb.GenerateResponse:
+    """Returns the reply for consecutive pieces of text `index`; its state is not in it."""
+    reply = pb.GenerateResponse(text="".join(piece.text for piece in pieces), index=index)
+    reply.tokens.extend(token(score) for piece in pieces for score in piece.tokens)
     result = pieces[-1].result
     if result is not None:
-        values = {**vars(result), "stop_reason": result.stop_reason.value}
+        values = {**vars(result), "stop_reason": result.stop_reason.value, "state": None}
         values |= {"version": source.version, "job_step": source.job_step}
         fill(reply.result, values)
         reply.result.SetInParent()
-    return reply, result is not None
+    return reply
 
 
 def text_score(score: TextScore, tokens: bool, state: bytes = b"") -> pb.TextScore:

@@ -233,11 +233,15 @@ def _prepare(job: wire.Message, directory: Path, replies: IO[bytes]) -> tuple[Tr
 
 def _config(job: wire.Message, state: Path) -> TrainConfig:
     """Returns the settings, as they were settled where the run began before."""
+    asked = TrainConfig.from_json(job["config"])
     with suppress(CheckpointError):  # told when the state is restored
         saved = saved_config(state)
         if saved is not None:
-            return saved
-    return TrainConfig.from_json(job["config"])
+            # The tokenizer goes into the model as it was asked for, killed or not.
+            policy = asked.tokenizer.unknown_policy
+            tokenizer = dataclasses.replace(saved.tokenizer, unknown_policy=policy)
+            return dataclasses.replace(saved, tokenizer=tokenizer)
+    return asked
 
 
 def _send_progress(replies: IO[bytes], progress: Progress) -> None:

@@ -59,6 +59,8 @@ class Description:
     """How it was trained; None where it was imported."""
     sha256: str
     """SHA-256 of its file, in lower-case hexadecimal."""
+    novelty_index: bool
+    """Whether it holds a novelty index."""
 
 
 def numbers(home: Path) -> list[int]:
@@ -90,6 +92,7 @@ def describe(model: StoredModel) -> Description:
             parameter_count=header.shape.parameter_count,
             training=header.training,
             sha256=sha256(model.path.parent),
+            novelty_index=header.novelty_index,
         )
     except CheckpointError as error:
         raise damaged(model.name, model.version, error) from error

@@ -44,7 +44,7 @@ PEER_WORKERS = {"pytorch.py", "jax_scan.py", "onnx_runtime.py"}
 # that: it is the room where the parts meet.
 MAY_IMPORT_PACKAGES = {
     "kernels": {"numpy", "numba", "llvmlite"},
-    "model": {"numpy", "safetensors", "tokenizers"},
+    "model": {"numpy", "outlines_core", "safetensors", "tokenizers"},
     "client": {"grpc", "google.protobuf"},
     "v1": {"grpc", "google.protobuf"},
     "benchmarks": {"numpy", "numba", "llvmlite", "grpc", "grpc_health", *PEERS},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -10,19 +11,19 @@ import numpy as np
 from treadle.benchmarks.peak import multiply_adds
 from treadle.benchmarks.settings import Case
 from treadle.benchmarks.workers.serve import Maker, Options, Step
-from treadle.kernels import structures
-from treadle.kernels.decode import Sessions, decode
 from treadle.model import Cell, OptimizerConfig, Precision, SamplingConfig, TrainConfig
 from treadle.model.batches import TextBatches
+from treadle.model.choices import Choices
 from treadle.model.corpus import TokenData
-from treadle.model.decoder import Decoder
 from treadle.model.engine import Engine
+from treadle.model.group import Group, Seat
 from treadle.model.optimizer import Optimizer, learning_rate
-from treadle.model.parameters import CELL_CODES, Parameters, Shape
+from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
 from treadle.model.precision import check_precision
 from treadle.model.scorer import Scorer
-from treadle.model.workspace import allocate_state, allocate_workspace, pack_for_inference
+from treadle.model.state import SessionState
+from treadle.model.workspace import pack_for_inference
 
 TOTAL_STEPS = 10_000
 """Where the learning rate's schedule thinks that the run ends."""
@@ -64,36 +65,13 @@ def make_decode(case: Case, options: Options) -> Step:
     """Draw a chunk of tokens, temperature 1; beside others where there are rows."""
     shape = shape_of(case)
     weights = pack_for_inference(Parameters.initial(shape, seed=0))
-    if case.rows > 1:
-        return _decode_together(case, shape, weights)
-    decoder = Decoder(shape, weights, end=-1)
-    for _ in decoder.read(np.zeros(1, np.int32), SamplingConfig(), seed=1):
-        pass
+    begun, choices = SessionState.fresh(shape, token=0), Choices(SamplingConfig())
+    seats = [Seat(choices, replace(begun, seed=row), end=-1) for row in range(case.rows)]
+    group = Group(shape, weights)
+    group.change((), seats)
 
     def step() -> float:
-        return len(decoder.draw(case.steps)[0])
-
-    return step
-
-
-def _decode_together(case: Case, shape: Shape, weights: structures.Weights) -> Step:
-    M = case.rows
-    work, state = allocate_workspace(shape, 1, M, backward=False), allocate_state(shape, M)
-    sessions = Sessions(
-        token=np.zeros(M, np.int32),
-        end=np.full(M, -1, np.int32),
-        temperature=np.ones(M, np.float32),
-        top_k=np.zeros(M, np.int32),
-        top_p=np.ones(M, np.float32),
-        min_p=np.zeros(M, np.float32),
-        seed=np.arange(M, dtype=np.uint64),
-        position=np.zeros(M, np.uint64),
-    )
-    tokens, scores = np.empty((case.steps, M), np.int32), np.empty((case.steps, M), np.float32)
-
-    def step() -> float:
-        decode(CELL_CODES[shape.cell], weights, work, state, sessions, tokens, scores)
-        return tokens.size
+        return group.decode(case.steps).tokens.size
 
     return step
 

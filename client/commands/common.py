@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parses, and finds an optional MODEL and FILE behind options as well.
+        """Parses, and finds an optional MODEL and FILE, and TEXTs, behind options as well.
 
         Python 3.11's argparse looks for them only before the first option, or right behind the
         words before them (python/cpython#59317).
@@ -52,9 +52,12 @@ class Parser(argparse.ArgumentParser):
         parsed, rest = super().parse_known_args(args, namespace)
         open_ = [name for name in ("model", "file") if getattr(parsed, name, "") is None]
         words = all(word == "-" or not word.startswith("-") for word in rest)
-        if words and len(rest) <= len(open_):
+        if words and (len(rest) <= len(open_) or "texts" in parsed):
             for name in open_[: len(rest)]:
                 setattr(parsed, name, rest.pop(0))
+        if words and "texts" in parsed:
+            parsed.texts += rest
+            rest = []
         return parsed, rest
 
     def error(self, message: str) -> NoReturn:
@@ -280,11 +283,34 @@ def named(path: str) -> str:
 
 
 def token_table(tokens: Iterable[Token]) -> list[str]:
-    """Lays out tokens with their log-probabilities; a dash where there is none."""
+    """Lays out tokens with their log-probabilities, and ranks and alternatives where there are any.
+
+    A dash stands for what has no value.
+    """
+    tokens = list(tokens)
+    ranks = any(token.rank for token in tokens)
+    top = any(token.alternatives for token in tokens)
     rows = []
     for token in tokens:
-        values = ("-", "-")
+        row = [one_line(token.text) or f"({token.id})", "-", "-"]
         if token.HasField("log_probability"):
-            values = (f"{token.log_probability:.3f}", f"{math.exp(token.log_probability):.1%}")
-        rows.append((one_line(token.text) or f"({token.id})", *values))
-    return table(("token", "nats", "probability"), rows)
+            row[1:] = _nats_and_share(token.log_probability)
+        row += [str(token.rank or "-")] if ranks else []
+        row += [_alternatives(token)] if top else []
+        rows.append(row)
+    heads = ["token", "nats", "probability"] + ["rank"] * ranks + ["likeliest"] * top
+    return table(heads, rows)
+
+
+def _nats_and_share(log_probability: float) -> list[str]:
+    """Writes a log-probability in nats, and the probability."""
+    return [f"{log_probability:.3f}", f"{math.exp(log_probability):.1%}"]
+
+
+def _alternatives(token: Token) -> str:
+    """Lists the likeliest tokens in the place of one."""
+    shown = (
+        f"{one_line(each.text) or f'({each.id})'} {math.exp(each.log_probability):.1%}"
+        for each in token.alternatives
+    )
+    return ", ".join(shown)

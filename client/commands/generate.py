@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from treadle.client.commands.common import (
     Commands,
@@ -18,10 +18,18 @@ from treadle.client.commands.common import (
     token_table,
     weights_of,
 )
+from treadle.client.commands.draw_options import add_draw
+from treadle.client.commands.generate_items import add_items, print_items, wants_items
+from treadle.client.commands.states import add_state, save_path, write_state
 from treadle.client.console import Console
+from treadle.client.errors import InputError
 
 if TYPE_CHECKING:
-    from treadle.client.streams import Generation
+    from treadle.client.client import Client
+    from treadle.client.texts import Generation
+    from treadle.v1.sequence_pb2 import GenerateResult
+
+SAVED = "return_state"
 
 
 def add_parsers(commands: Commands) -> None:
@@ -30,19 +38,15 @@ def add_parsers(commands: Commands) -> None:
         "generate",
         help="generate text from a model",
         description="Generate text and print it as it is made, without the prompt, and a "
-        "newline at the end.",
+        "newline at the end. With -n, generate several texts at once and print one a line.",
     )
     add_model(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", default="", help="the text to go on from")
     prompt.add_argument("--prompt-file", metavar="FILE", help="read it from a file, or - for stdin")
-    _add_draw(parser)
-    parser.add_argument(
-        "--log-probabilities",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="tell each token's log-probability: in --json, else on standard error",
-    )
+    add_items(parser)
+    add_draw(parser)
+    add_state(parser, SAVED, "the text")
     parser.add_argument("--no-newline", action="store_true", help="print the bare text")
     add_unknown(parser, "what to do with unknown symbols of the prompt (the model's)")
     add_json(parser)
@@ -50,66 +54,51 @@ def add_parsers(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
-def _add_draw(parser: argparse.ArgumentParser) -> None:
-    """Adds how tokens are drawn, and when that ends."""
-    unset = argparse.SUPPRESS
-    group = parser.add_argument_group("draw")
-    heat = group.add_mutually_exclusive_group()
-    heat.add_argument(
-        "--temperature", type=float, metavar="F", default=unset, help="0 to 100; 0 is greedy (1)"
-    )
-    heat.add_argument(
-        "--greedy",
-        dest="temperature",
-        action="store_const",
-        const=0.0,
-        default=unset,
-        help="always take the likeliest token",
-    )
-    group.add_argument(
-        "--top-k", type=int, metavar="N", default=unset, help="among the N likeliest tokens (all)"
-    )
-    group.add_argument(
-        "--top-p", type=float, metavar="F", default=unset, help="among those that hold F (1)"
-    )
-    group.add_argument(
-        "--min-p", type=float, metavar="F", default=unset,
-        help="among those at least F times as likely as the likeliest (0)",
-    )  # fmt: skip
-    group.add_argument(
-        "--seed", type=int, metavar="N", default=unset, help="same seed, same text (random)"
-    )
-    group.add_argument(
-        "--max-new-tokens", type=int, metavar="N", default=unset, help="end after N tokens (256)"
-    )
-    group.add_argument(
-        "--stop",
-        dest="stop_sequences",
-        action="append",
-        metavar="TEXT",
-        default=unset,
-        help="end where TEXT appears; may be repeated; a newline is $'\\n' in most shells",
-    )
-
-
 def run(args: argparse.Namespace, console: Console) -> None:
-    """Generates, printing each piece as it comes."""
+    """Generates one text or several.
+
+    Raises:
+        InputError: The options do not go together.
+    """
     from treadle.client.options import GenerateOptions
 
     check_model(args)
+    several = wants_items(args)
+    if several and SAVED in vars(args):
+        raise InputError("--save-state keeps the state of one text: leave -n and its kin out")
     prompt = args.prompt if args.prompt_file is None else read_text(args.prompt_file)
     with connect(args) as client:
         options = weights_of(args, client, GenerateOptions)
-        with client.generate(args.model or "", prompt, **options) as generation:
-            if getattr(args, "json", False):
-                _print_json(generation, console)
-                return
+        if several:
+            print_items(client, args, prompt, options, console)
+        else:
+            _print_one(client, args, prompt, options, console)
+
+
+def _print_one(
+    client: Client, args: argparse.Namespace, prompt: str, options: dict[str, Any], console: Console
+) -> None:
+    """Generates one text, printing each piece as it comes."""
+    path = save_path(options, SAVED)
+    with client.generate(args.model or "", prompt, **options) as generation:
+        if getattr(args, "json", False):
+            _print_json(generation, console)
+        else:
             for piece in generation:
                 console.text(piece)
             if not args.no_newline:
                 console.text("\n")
-            if "log_probabilities" in options:
-                print(*_summary(generation), sep="\n", file=sys.stderr)
+        result = generation.result()
+        if path is not None:
+            write_state(path, result.state)
+    if not getattr(args, "json", False) and _is_told(options):
+        print(*_summary(generation, result), sep="\n", file=sys.stderr)
+
+
+def _is_told(options: dict[str, Any]) -> bool:
+    """Tells whether anything but the text was asked for."""
+    told = ("log_probabilities", "ranks", "top_log_probabilities", "novelty")
+    return any(name in options for name in told)
 
 
 def _print_json(generation: Generation, console: Console) -> None:
@@ -118,18 +107,20 @@ def _print_json(generation: Generation, console: Console) -> None:
 
     for response in generation.responses():
         console.line(to_line(response))
-    generation.result()
 
 
-def _summary(generation: Generation) -> list[str]:
+def _summary(generation: Generation, result: GenerateResult) -> list[str]:
     """Tells each token's log-probability, and what the generation came to."""
     from treadle.client.options import field_word
 
-    result = generation.result()
     reason = field_word(result, "stop_reason").replace("_", " ")
     weights = f"step {result.job_step:,}" if result.job_step else f"version {result.version}"
-    return [
-        *token_table(generation.tokens),
+    lines = token_table(generation.tokens) if generation.tokens else []
+    lines.append(
         f"{result.new_tokens} tokens, {result.total_log_probability:.3f} nats, "
-        f"ended by {reason}; seed {result.seed}, {weights}",
-    ]
+        f"ended by {reason}; seed {result.seed}, {weights}"
+    )
+    if result.HasField("novelty"):
+        new = "new" if result.novelty.is_new else "not new"
+        lines.append(f"{new}; longest overlap {result.novelty.longest_overlap} characters")
+    return lines

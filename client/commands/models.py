@@ -140,6 +140,7 @@ def _facts(model: Model) -> list[tuple[str, str]]:
         ("tokens", f"{field_word(model.tokenizer, 'kind')}, {model.vocabulary_size:,} of them"),
         ("unknown symbols", field_word(model.tokenizer, "unknown_policy")),
         ("layout", field_word(model, "layout")),
+        ("novelty index", "yes" if model.novelty_index else "no"),
         ("parameters", f"{model.parameter_count:,}"),
         ("file", f"{size_text(model.size_bytes)}, SHA-256 {model.sha256}"),
     ]

@@ -22,6 +22,7 @@ from treadle.client.commands.common import (
     token_table,
     weights_of,
 )
+from treadle.client.commands.states import add_state, save_path, write_state
 from treadle.client.console import Console, one_line
 from treadle.client.errors import InputError
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 ROW = "{:>6}  {:>7}  {:>11}  {:>7}  {:>10}  {:>9}  {}"
 """Fixed columns: the rows are printed as the scores come."""
 HEAD = ROW.format("text", "tokens", "nats", "mean", "perplexity", "bits/char", "")
+SAVED = "return_states"
 INDENT = " " * 8
 
 
@@ -75,6 +77,21 @@ def add_parsers(commands: Commands) -> None:
         default=argparse.SUPPRESS,
         help="tell each token's log-probability",
     )
+    parser.add_argument(
+        "--ranks",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="and its rank, 1 for the likeliest of all tokens",
+    )
+    parser.add_argument(
+        "--top",
+        dest="top_log_probabilities",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="and the N likeliest tokens in its place",
+    )
+    add_state(parser, SAVED, "the context, or each text,")
     add_unknown(parser, "what to do with unknown symbols (the model's)")
     add_json(parser)
     add_connection(parser)
@@ -82,18 +99,27 @@ def add_parsers(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    """Scores, printing each text's score as it comes."""
+    """Scores, printing each text's score as it comes.
+
+    Raises:
+        InputError: The options do not go together.
+    """
     from treadle.client.options import ScoreOptions
 
     if "job" in vars(args) and args.file is None:
         args.model, args.file = None, args.model  # with --job, the one word is the FILE
     check_model(args)
+    if SAVED in vars(args) and (args.per_line or len(args.text or ()) > 1):
+        raise InputError("--save-state keeps the state after one text: give one")
     # tee keeps what is sent until its score is there, and no longer.
     labels, texts = tee(_find_texts(args))
     with connect(args) as client:
         options = weights_of(args, client, ScoreOptions)
+        path = save_path(options, SAVED)
         scores = client.score(args.model or "", (each.text for each in texts), **options)
-        pairs = zip(labels, scores, strict=True)
+        pairs: Iterable[tuple[Text, TextScore]] = zip(labels, scores, strict=True)
+        if path is not None:
+            pairs = _saved(pairs, path)
         if getattr(args, "json", False):
             _print_json(pairs, console)
         else:
@@ -111,11 +137,19 @@ def _find_texts(args: argparse.Namespace) -> Iterator[Text]:
     if args.text is not None:
         return (Text(text, {"text": text}) for text in args.text)
     if args.per_line:
-        return _lines(args.file)
+        return read_lines(args.file)
     return iter([Text(read_text(args.file), {"file": args.file})])
 
 
-def _lines(path: str) -> Iterator[Text]:
+def _saved(pairs: Iterable[tuple[Text, TextScore]], path: str) -> Iterator[tuple[Text, TextScore]]:
+    """Passes on the score of the only text, and writes the state after it."""
+    for text, score in pairs:
+        write_state(path, score.state)
+        score.ClearField("state")
+        yield text, score
+
+
+def read_lines(path: str) -> Iterator[Text]:
     """Reads the lines of a file one by one, without their ends; empty ones are left out."""
     import io
 

@@ -63,6 +63,14 @@ OPTIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
             {"metavar": "NAME", "help": "of the files' text, such as latin-1 (utf-8)"},
         ),
         (
+            "--novelty-index",
+            {
+                "action": "store_true",
+                "help": "store the training part with the model, so that `generate --novel` knows "
+                "what is new (not)",
+            },
+        ),
+        (
             "--validation-fraction",
             {"type": float, "metavar": "F", "help": "share kept for validation (0.1)"},
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,9 @@ STUCK = "stuck"
 
 PAUSED = "paused"
 """A model whose jobs pause after their second event."""
+
+FAULT = "?"
+"""A piece that a stream cannot read."""
 
 STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -51,7 +55,35 @@ def a_model(name: str = "hello", version: int = 1) -> v1.Model:
     return model
 
 
-def a_score(text: str, tokens: bool) -> v1.TextScore:
+def a_token(text: str, request: Any, first: bool = False, index: int = 1) -> v1.Token:
+    """A token with what a request asks to be told of it; the first of a text has no value."""
+    token = v1.Token(id=index, text=text)
+    if first:
+        return token
+    token.log_probability = -0.5 if isinstance(request, v1.GenerateRequest) else -1.0
+    if request.ranks:
+        token.rank = ord(text) % 16
+    for place in range(request.top_log_probabilities):
+        token.alternatives.add(id=place, text="abc"[place % 3], log_probability=-0.25 * (place + 1))
+    return token
+
+
+def tells_tokens(request: Any) -> bool:
+    return bool(request.log_probabilities or request.ranks or request.top_log_probabilities)
+
+
+def a_result(request: v1.GenerateRequest, stop: str) -> v1.GenerateResult:
+    return v1.GenerateResult(
+        stop_reason=v1.STOP_REASON_STOP_SEQUENCE if stop else v1.STOP_REASON_MAX_NEW_TOKENS,
+        stop_sequence=stop,
+        seed=request.seed if request.HasField("seed") else 2**63,
+        version=request.version or 1,
+        new_tokens=4,
+        total_log_probability=-2.0,
+    )
+
+
+def a_score(text: str, request: Any = None) -> v1.TextScore:
     score = v1.TextScore(
         total_log_probability=-float(len(text)),
         token_count=len(text),
@@ -59,10 +91,20 @@ def a_score(text: str, tokens: bool) -> v1.TextScore:
     )
     if text:
         score.mean_nats, score.perplexity, score.bits_per_character = 1.0, 2.71828, 1.4427
-    if tokens:
-        score.tokens.extend(
-            v1.Token(id=i, text=c, log_probability=-1.0 if i else None) for i, c in enumerate(text)
-        )
+    if request is not None and tells_tokens(request):
+        score.tokens.extend(a_token(c, request, i == 0, i) for i, c in enumerate(text))
+    return score
+
+
+def a_piece_score(piece: v1.TextPiece, whole: str, spec: Any) -> v1.PieceScore:
+    """A nat a character."""
+    score = v1.PieceScore(
+        total_log_probability=-float(len(piece.text)), token_count=len(piece.text)
+    )
+    if tells_tokens(spec):
+        score.tokens.extend(a_token(c, spec) for c in piece.text)
+    if piece.end:
+        score.whole.CopyFrom(a_score(whole))
     return score
 
 
@@ -142,6 +184,18 @@ class FakeService(SequenceServiceServicer):
         """The jobs of request ids."""
         self.breaks: list[tuple[int, int, str]] = []
         """Event numbers, each with a code and details that the stream breaks with behind it."""
+        self.refusals: dict[str, Any] = {}
+        """Prompts, each with the google.rpc.Status that they are refused with."""
+        self.novelty_index = False
+        """Of every model."""
+        self.novel: dict[str, bool] = {}
+        """The texts that several generations draw from, each with whether it is new."""
+        self.layout = v1.CORPUS_LAYOUT_TEXT
+        """Of every model."""
+        self.pieces: list[v1.TextPiece] = []
+        """What came in ScoreStream calls."""
+        self.steps: list[v1.LearnStreamRequest] = []
+        """What came in LearnStream calls behind the spec."""
 
     def _begin(self, request: Any, context: Any) -> None:
         self.requests.append(request)
@@ -268,30 +322,114 @@ class FakeService(SequenceServiceServicer):
         self, request: v1.GenerateRequest, context: Any
     ) -> Iterator[v1.GenerateResponse]:
         self._begin(request, context)
-        for piece in ("el", "", "lo"):
-            tokens = [v1.Token(id=1, text=c, log_probability=-0.5) for c in piece]
-            yield v1.GenerateResponse(
-                text=piece, tokens=tokens if request.log_probabilities else []
-            )
+        if request.prompt in self.refusals:
+            context.abort_with_status(rpc_status.to_status(self.refusals[request.prompt]))
+        if request.n:
+            yield from self._several(request)
+            return
+        none = request.HasField("max_new_tokens") and not request.max_new_tokens
+        pieces = () if none else ("el", "", "lo")
+        for piece in pieces:
+            tokens = [a_token(c, request) for c in piece] if tells_tokens(request) else []
+            yield v1.GenerateResponse(text=piece, tokens=tokens)
         while request.model == "endless" and context.is_active():
             yield v1.GenerateResponse(text="more and more and more\n")
         if request.model == STUCK:
             self._stick(context)
             return
-        yield v1.GenerateResponse(
-            result=v1.GenerateResult(
-                stop_reason=v1.STOP_REASON_MAX_NEW_TOKENS,
-                seed=request.seed if request.HasField("seed") else 2**63,
-                version=1,
-                new_tokens=4,
-                total_log_probability=-2.0,
+        stop = request.stop_sequences[0] if request.stop_sequences else ""
+        result = a_result(request, stop)
+        if request.return_state:
+            result.state = (
+                request.state
+                + request.prompt.encode()
+                + b"".join(piece.encode() for piece in pieces)
             )
-        )
+        yield v1.GenerateResponse(result=result)
+
+    def _several(self, request: v1.GenerateRequest) -> Iterator[v1.GenerateResponse]:
+        """Texts drawn from `self.novel`, the last one ending first; pieces of all in turns."""
+        texts = [self._item(request, index) for index in range(request.n)]
+        for index, text in enumerate(texts):
+            yield v1.GenerateResponse(text=text[:1], index=index)
+        for index in reversed(range(request.n)):
+            result = a_result(request, "")
+            result.stop_reason = v1.STOP_REASON_END_TOKEN
+            result.total_log_probability = -float(len(texts[index]))
+            if request.novelty:
+                result.novelty.is_new = self.novel.get(texts[index], True)
+                result.novelty.longest_overlap = 2
+            yield v1.GenerateResponse(text=texts[index][1:], index=index, result=result)
+
+    def _item(self, request: v1.GenerateRequest, index: int) -> str:
+        """The text that a seed draws at a place: the same one each time."""
+        names = list(self.novel) or ["amy"]
+        drawn = hashlib.sha256(f"{request.seed} {index}".encode()).digest()
+        return names[drawn[0] % len(names)]
 
     def Score(self, request: v1.ScoreRequest, context: Any) -> v1.ScoreResponse:  # noqa: N802
         self._begin(request, context)
-        scores = [a_score(text, request.log_probabilities) for text in request.texts]
+        scores = [a_score(text, request) for text in request.texts]
+        for text, score in zip(request.texts, scores, strict=True):
+            if request.return_states:
+                score.state = request.state + request.context.encode() + text.encode()
         return v1.ScoreResponse(scores=scores, version=7)
+
+    def ScoreStream(  # noqa: N802
+        self, requests: Iterator[v1.ScoreStreamRequest], context: Any
+    ) -> Iterator[v1.ScoreStreamResponse]:
+        spec = next(requests).spec
+        self._begin(spec, context)
+        whole, every, items = "", "", 0
+        for request in requests:
+            piece = request.piece
+            self.pieces.append(piece)
+            if piece.text == FAULT:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no '?'")
+            whole, every, items = whole + piece.text, every + piece.text, items + piece.end
+            yield v1.ScoreStreamResponse(piece=a_piece_score(piece, whole, spec))
+            whole = "" if piece.end else whole
+        result = v1.ScoreStreamResult(total=a_score(every), item_count=items, version=7)
+        if spec.return_state:
+            result.state = spec.state + whole.encode()
+        yield v1.ScoreStreamResponse(result=result)
+
+    def LearnStream(  # noqa: N802
+        self, requests: Iterator[v1.LearnStreamRequest], context: Any
+    ) -> Iterator[v1.LearnStreamResponse]:
+        spec = next(requests).spec
+        self._begin(spec, context)
+        updates, kept, version = 0, 0, spec.version or 1
+        for request in requests:
+            self.steps.append(request)
+            kind = request.WhichOneof("message")
+            response = v1.LearnStreamResponse()
+            if kind in ("learn", "predict"):
+                piece = request.learn if kind == "learn" else request.predict
+                updates += kind == "learn"
+                response.piece.CopyFrom(a_piece_score(piece, piece.text, spec))
+            elif kind == "snapshot":
+                kept = updates
+                response.snapshot.SetInParent()
+            elif kind == "roll_back":
+                updates = kept
+                response.roll_back.SetInParent()
+            else:
+                version += 1
+                response.published.CopyFrom(a_model(request.publish.model or spec.model, version))
+            response.updates = updates
+            yield response
+
+    def Embed(self, request: v1.EmbedRequest, context: Any) -> v1.EmbedResponse:  # noqa: N802
+        self._begin(request, context)
+        layers = 2 if request.all_layers else 1
+        return v1.EmbedResponse(
+            embeddings=[
+                v1.Embedding(values=[0.5, -0.25] * layers, token_count=len(text))
+                for text in request.texts
+            ],
+            version=7,
+        )
 
     def ListModels(  # noqa: N802
         self, request: v1.ListModelsRequest, context: Any
@@ -305,7 +443,9 @@ class FakeService(SequenceServiceServicer):
 
     def GetModel(self, request: v1.GetModelRequest, context: Any) -> v1.GetModelResponse:  # noqa: N802
         self._begin(request, context)
-        return v1.GetModelResponse(model=a_model(request.model, 2), versions=[1, 2])
+        model = a_model(request.model, 2)
+        model.layout, model.novelty_index = self.layout, self.novelty_index
+        return v1.GetModelResponse(model=model, versions=[1, 2])
 
     def DeleteModel(  # noqa: N802
         self, request: v1.DeleteModelRequest, context: Any
@@ -317,7 +457,17 @@ class FakeService(SequenceServiceServicer):
         self, request: v1.GetServerInfoRequest, context: Any
     ) -> v1.GetServerInfoResponse:
         self._begin(request, context)
-        return v1.GetServerInfoResponse(version="0.1.0", threads=2, max_corpus_bytes=2**31)
+        return v1.GetServerInfoResponse(
+            version="0.1.0",
+            threads=2,
+            max_corpus_bytes=2**31,
+            sessions_running=3,
+            session_limit=512,
+            learning_running=1,
+            learning_limit=4,
+            models_loaded=2,
+            models_loaded_bytes=5_000_000,
+        )
 
 
 class FakeServer:

@@ -31,7 +31,10 @@ class TestUsage:
             [],
             ["train"],
             ["generate"],
+            ["chat"],
             ["score"],
+            ["score-stream"],
+            ["embed"],
             ["models"],
             ["models", "list"],
             ["models", "show"],
@@ -61,6 +64,19 @@ class TestUsage:
             (["train", "x", "--model", "m", "--train-for", "soon"], "no duration such as"),
             (["generate", "m", "--greedy", "--temperature", "1"], "not allowed with"),
             (["generate", "m", "--temp", "1"], "unrecognized arguments: --temp 1"),
+            (["generate", "m", "--bias", "e"], "'e' is no bias such as"),
+            (["generate", "m", "--ban", "id:e"], "'id:e' is no token"),
+            (["generate", "m", "--state", "no/such"], "cannot read no/such: No such file"),
+            (["generate", "m", "-n", "2", "--save-state", "f"], "--save-state keeps the state of"),
+            (
+                ["score", "m", "f", "--per-line", "--save-state", "f"],
+                "--save-state keeps the state",
+            ),
+            (["score-stream", "m", "--publish"], "--publish is about learning: give --learn"),
+            (["score-stream", "m", "--learn", "--context", "x"], "--context does not go with"),
+            (["score-stream", "m", "--only-flagged"], "give --top-g as well"),
+            (["embed", "m"], "give either texts or --per-line FILE"),
+            (["embed", "m", "t", "--per-line", "f"], "give either texts or --per-line FILE"),
             (["score", "m"], "give either a FILE"),
             (["score", "m", "file", "--text", "t"], "give either a FILE"),
         ],
@@ -87,7 +103,10 @@ class TestTrouble:
         [
             ["train", "-", "--model", "m"],
             ["generate", "m"],
+            ["chat", "m"],
             ["score", "m", "--text", "t"],
+            ["score-stream", "m"],
+            ["embed", "m", "t"],
             ["models"],
             ["models", "delete", "m"],
             ["info"],
@@ -353,7 +372,12 @@ class TestGenerate:
     def test_json_is_what_the_server_sent(self, server: FakeServer) -> None:
         lines = objects(out(server.address, "generate", "m", "--json", "--log-probabilities"))
         assert [line["text"] for line in lines] == ["el", "", "lo", ""]
-        assert lines[0]["tokens"][0] == {"id": 1, "text": "e", "log_probability": -0.5}
+        assert lines[0]["tokens"][0] == {
+            "id": 1,
+            "text": "e",
+            "log_probability": -0.5,
+            "rank": 0,
+        }
         assert lines[-1]["result"]["stop_reason"] == "max_new_tokens"
         assert lines[-1]["result"]["seed"] == 2**63
 
@@ -459,7 +483,11 @@ class TestModels:
 
 class TestServer:
     def test_info(self, server: FakeServer) -> None:
-        assert "corpus        up to 2.15 GB\n" in out(server.address, "info")
+        text = out(server.address, "info")
+        assert "corpus         up to 2.15 GB\n" in text
+        assert "sessions       3 of 512\n" in text
+        assert "learners       1 of 4\n" in text
+        assert "models loaded  2, 5 MB\n" in text
         assert objects(out(server.address, "info", "--json"))[0]["threads"] == 2
 
     def test_health(self, server: FakeServer) -> None:

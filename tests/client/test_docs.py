@@ -13,8 +13,9 @@ from treadle.v1 import sequence_pb2 as v1
 
 from .fake import FakeServer
 
-PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+BLOCKS = BLOCK.findall((ROOT / "docs" / "client.md").read_text())
 
 
 def commands() -> list[str]:
@@ -24,8 +25,20 @@ def commands() -> list[str]:
     return [line for line in found if not re.search(r"\S {2,}[a-z]|JOB|MODEL|NAME|\|$", line)]
 
 
-@pytest.mark.parametrize("line", commands())
-def test_every_command_is_one(line: str) -> None:
+def commands_of_readme() -> list[str]:
+    """Every command of the README, those behind a pipe included."""
+    shell = [text for kind, text in BLOCK.findall((ROOT / "README.md").read_text()) if kind == "sh"]
+    lines = "\n".join(shell).replace("\\\n", " ").splitlines()
+    parts = [part.strip() for line in lines for part in re.split(r" \| | && ", line)]
+    return [part for part in parts if part.startswith("treadle ")]
+
+
+@pytest.mark.parametrize("line", commands() + commands_of_readme())
+def test_every_command_is_one(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for state in re.findall(r"--state (\S+)", line):  # read with the command line itself
+        Path(state).write_bytes(b"state")
+    line = line.partition(" > ")[0]
     words = shlex.split(line.replace("$'\\n'", "'\n'").partition("<")[0], comments=True)
     parsed = make_parser().parse_args(words[1:])
     assert callable(parsed.run)
@@ -33,7 +46,55 @@ def test_every_command_is_one(line: str) -> None:
 
 def test_there_are_commands() -> None:
     kinds = {line.split()[1] for line in commands()}
-    assert kinds >= {"train", "jobs", "watch", "curve", "generate", "score", "models"}
+    assert kinds >= {
+        *("train", "jobs", "watch", "curve", "models", "generate", "chat"),
+        *("score", "score-stream", "embed"),
+    }
+
+
+def run_example(mark: str, address: str, blocks: list[tuple[str, str]] = BLOCKS) -> None:
+    """Runs the one Python example of a page that has a mark."""
+    (code,) = [text for kind, text in blocks if kind == "python" and mark in text]
+    exec(compile(code.replace("127.0.0.1:50051", address), "client.md", "exec"), {})
+
+
+def test_the_example_of_many_texts_runs(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.service.novel = {f"name {i}": i > 5 for i in range(60)}
+    run_example("generate_many(", server.address)
+    *items, found, one, first, twin, again = capsys.readouterr().out.splitlines()
+    assert [one, first, twin, again] == ["ello"] * 4
+    assert len({item.rpartition(" -")[0] for item in items}) == len(items) == 20
+    assert re.fullmatch(r"0 of 20 were not found in \d+ tries", found)
+
+
+def test_the_readmes_example_of_a_memory_runs(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_example(".session(", server.address, BLOCK.findall((ROOT / "README.md").read_text()))
+    assert capsys.readouterr().out == "ello\nello\n"
+    first, second = server.service.requests
+    assert second.state == b"ROMEO:\nWhat say you to ello"
+    assert (first.version, second.version) == (0, 1)
+
+
+def test_the_example_of_streams_runs(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_example("open_learn_stream(", server.address)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        "-2.0 [13, 1]",
+        "-3.0 [2, 9, 1]",
+        "1.4427",
+        "2.71828",
+        "1",
+        "-3.0",
+        "-3.0",
+        "2",
+        "4",
+    ]
 
 
 def test_the_example_of_jobs_runs(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:

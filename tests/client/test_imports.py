@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +53,9 @@ def test_help_loads_nothing_heavy_and_no_grpc() -> None:
     assert python(code).endswith("[]\nFalse False\n")
 
 
-def test_everything_works_without_the_servers_packages(server: FakeServer) -> None:
+def test_everything_works_without_the_servers_packages(server: FakeServer, tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.write_text("abc\n")
     code = BLOCK + (
         "from treadle.client.cli import main\n"
         "address, *words = sys.argv[1:]\n"
@@ -61,6 +64,9 @@ def test_everything_works_without_the_servers_packages(server: FakeServer) -> No
     address = server.address
     assert '"completed"' in python(code, address, "train", __file__, "--model", "m")
     assert python(code, address, "generate", "m") == "ello\n"
+    assert python(code, address, "generate", "m", "-n", "2") == "amy\namy\n"
+    assert python(code, address, "embed", "m", "t").startswith('{"text": "t", "values"')
+    assert "4.000  abc" in python(code, address, "score-stream", "m", str(lines))
     assert "bits/char" in python(code, address, "score", "m", "--text", "t", "--tokens")
     assert "model-1" in python(code, address, "models")
     assert "lstm" in python(code, address, "models", "show", "m")

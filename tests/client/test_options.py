@@ -11,8 +11,11 @@ import pytest
 from treadle.client.cli import make_parser
 from treadle.client.commands.common import duration, size
 from treadle.client.options import (
+    EmbedOptions,
     GenerateOptions,
+    LearnStreamOptions,
     ScoreOptions,
+    ScoreStreamOptions,
     TrainOptions,
     enum_words,
     option_home,
@@ -54,8 +57,11 @@ def test_training_options_are_the_specs_fields() -> None:
 @pytest.mark.parametrize(
     ("options", "request_type", "own"),
     [
-        (GenerateOptions, v1.GenerateRequest, {"model", "prompt"}),
+        (GenerateOptions, v1.GenerateRequest, {"model", "prompt", "n"}),
         (ScoreOptions, v1.ScoreRequest, {"model", "texts"}),
+        (ScoreStreamOptions, v1.ScoreStreamSpec, {"model"}),
+        (LearnStreamOptions, v1.LearnStreamSpec, {"model"}),
+        (EmbedOptions, v1.EmbedRequest, {"model", "texts"}),
     ],
 )
 def test_other_options_are_the_requests_fields(
@@ -66,7 +72,14 @@ def test_other_options_are_the_requests_fields(
 
 @pytest.mark.parametrize(
     ("command", "options"),
-    [("train", TrainOptions), ("generate", GenerateOptions), ("score", ScoreOptions)],
+    [
+        ("train", TrainOptions),
+        ("generate", GenerateOptions),
+        ("score", ScoreOptions),
+        ("score-stream", ScoreStreamOptions),
+        ("score-stream", LearnStreamOptions),
+        ("embed", EmbedOptions),
+    ],
 )
 def test_the_command_line_has_every_option(command: str, options: Any) -> None:
     assert set(options.__annotations__) <= set(flags(command))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,27 @@ def test_surprise(real_server: str) -> None:
         assert odd in surprising
 
 
+def test_completion(real_server: str, tmp_path: Path) -> None:
+    done = example(real_server, "completion.py", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    told = [line for line in done.stdout.splitlines() if "remember it" in line]
+    assert [line.split()[0] for line in told] == ["anna", "ben", "anna"]
+    sizes = {line.split(";")[1] for line in told}
+    assert len(sizes) == 1, "a memory does not grow with what it remembers"
+    states = [(tmp_path / f"{user}.state").read_bytes() for user in ("anna", "ben")]
+    assert states[0] != states[1]
+    assert done.stdout.count("    ... ") == 9
+
+
+def test_watch_log(real_server: str) -> None:
+    done = example(real_server, "watch_log.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    flagged = re.findall(r"s\d{4}", done.stdout)
+    assert {"s0412", "s0425", "s0441", "s0457"} <= set(flagged)
+    assert len(flagged) < 12
+    assert "stored as sessions version 2" in done.stdout
+
+
 def test_forecast() -> None:
     done = example("127.0.0.1:1", "forecast.py", "150")  # asks no server
     assert (done.returncode, done.stderr) == (0, "")
@@ -50,7 +72,7 @@ def test_forecast() -> None:
     assert errors["noise alone"] < errors["test error"] < errors["last value"] / 4
 
 
-@pytest.mark.parametrize("name", ["names.py", "surprise.py"])
+@pytest.mark.parametrize("name", ["names.py", "surprise.py", "completion.py", "watch_log.py"])
 def test_trouble_is_one_sentence(name: str) -> None:
     done = example("127.0.0.1:1", name)
     assert done.returncode == 1

@@ -23,8 +23,8 @@ from .shell import PATIENCE_S, command, environment
 CLEAR = "\r\x1b[K"
 
 
-def watch(address: str, *words: str, width: int = 80, **changes: str) -> str:
-    """Runs a command on a terminal and returns all that it wrote there."""
+def watch(address: str, *words: str, width: int = 80, typed: bytes = b"", **changes: str) -> str:
+    """Runs a command on a terminal and returns all that it wrote there, what is typed included."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     env = environment(**{"TERM": "xterm", "PYTHONIOENCODING": "utf-8", **changes})
@@ -35,6 +35,7 @@ def watch(address: str, *words: str, width: int = 80, **changes: str) -> str:
         killer = threading.Timer(PATIENCE_S, process.kill)
         killer.start()
         written = b""
+        os.write(ours, typed)
         try:
             while piece := os.read(ours, 4096):
                 written += piece
@@ -199,3 +200,25 @@ def test_tables_line_up() -> None:
         "a      10  x",
         "bcdef   9",
     ]
+
+
+def test_a_chat_asks_and_answers(server: FakeServer, service: FakeService) -> None:
+    seen = watch(server.address, "chat", "m", typed=b"h\n/sing\n/quit\n")
+    assert "/help lists the commands, Ctrl-D ends." in seen
+    answers = re.sub(r"\x1b\[\?\d+[hl]", "", seen)  # what readline tells the terminal
+    assert "> " in answers
+    assert "ello\n" in answers
+    assert "there is no /sing" in answers
+    assert service.requests[1].prompt == "h\n"
+
+
+def test_items_stand_in_columns(server: FakeServer, service: FakeService) -> None:
+    service.novel = {"ann": True}
+    seen = watch(server.address, "generate", "m", "-n", "1", "--with-likelihood", "--novelty")
+    assert seen == "ann" + " " * 21 + "      -3.000  new".rjust(17) + "\n"
+
+
+def test_long_lines_of_a_stream_are_cut(server: FakeServer) -> None:
+    seen = watch(server.address, "score-stream", "m", width=30, typed=b"x" * 50 + b"\n\x04")
+    assert "treadle: reading from the terminal; Ctrl-D ends it\n" in seen
+    assert "    51.000  " + "x" * 14 + "...\n" in seen

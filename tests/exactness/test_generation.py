@@ -7,11 +7,13 @@ import pytest
 from small_networks import CELLS, same_bytes
 
 from treadle.model import Cell, DataConfig, Model, NetworkConfig, SamplingConfig, TokenizerConfig
-from treadle.model import decoder as decoding
+from treadle.model import generation as generating
+from treadle.model import prompt as reading
 from treadle.model.corpus import read_corpus
-from treadle.model.decoder import Decoder
 from treadle.model.parameters import Parameters, Shape
-from treadle.model.workspace import pack_for_inference
+from treadle.model.prompt import read_tokens
+from treadle.model.session import Wanted
+from treadle.model.state import SessionState
 
 pytestmark = pytest.mark.jit
 
@@ -36,7 +38,7 @@ def generate(model: Model, prompt: str) -> tuple[str, list[Any]]:
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_chunks_do_not_matter(model: Model, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = generate(model, TEXT[:70])
-    monkeypatch.setattr(decoding, "CHUNK", chunk)
+    monkeypatch.setattr(generating, "CHUNK", chunk)
     assert generate(model, TEXT[:70]) == expected
 
 
@@ -45,7 +47,7 @@ def test_how_a_prompt_is_read_does_not_matter(
     model: Model, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = generate(model, TEXT)
-    monkeypatch.setattr(decoding, "WINDOW", window)
+    monkeypatch.setattr(reading, "WINDOW", window)
     assert generate(model, TEXT) == expected
 
 
@@ -56,15 +58,15 @@ def test_what_was_generated_scores_the_same(model: Model) -> None:
 
 
 def test_reading_leaves_the_state_that_drawing_leaves(model: Model) -> None:
-    tokens = model.tokenizer.encode(TEXT[:30])
-    drawing, reading = (
-        Decoder(model.parameters.shape, pack_for_inference(model.parameters), end=-1)
-        for _ in range(2)
-    )
-    greedy = SamplingConfig(temperature=0)
-    list(drawing.read(tokens, greedy, seed=0))
-    drawn, _ = drawing.draw(25)
-    list(reading.read(np.concatenate((tokens, np.array(drawn, np.int32))), greedy, seed=0))
-    assert drawing.draw(10) == reading.draw(10)
-    assert same_bytes(drawing._state.h, reading._state.h)
-    assert same_bytes(drawing._state.c, reading._state.c)
+    """A state returned after a text is the one that the text leaves when it is read."""
+    drawn = list(model.stream(TEXT[:30], SAMPLING, wanted=Wanted(tokens=True, state=True)))
+    result = drawn[-1].result
+    assert result is not None
+    assert result.state is not None
+    ids = [token.id for piece in drawn for token in piece.tokens]
+    tokens = np.concatenate((model.tokenizer.encode(TEXT[:30]), np.array(ids, np.int32)))
+    begun = SessionState.fresh(model.parameters.shape)
+    *_, read = read_tokens(model.parameters.shape, model.weights, begun, tokens)
+    assert same_bytes(result.state.hs, read.hs)
+    assert same_bytes(result.state.cs, read.cs)
+    assert (result.state.token, result.state.position) == (ids[-1], len(ids))

@@ -5,8 +5,11 @@ import pytest
 from golden_files import GOLDEN_NAMES, load_golden
 from small_networks import as_network, assert_close, make_engine
 
+from treadle.model.choices import Choices
 from treadle.model.config import SamplingConfig
-from treadle.model.decoder import Decoder
+from treadle.model.group import Group, Seat
+from treadle.model.prompt import read_tokens
+from treadle.model.state import SessionState
 from treadle.model.workspace import pack_for_inference
 
 
@@ -33,8 +36,10 @@ def test_loss_gradients_and_states_equal_pytorch(name: str) -> None:
 def test_greedy_generation_equals_pytorch(name: str) -> None:
     golden = load_golden(name)
     network = as_network(golden.cell, golden.parameters)
-    decoder = Decoder(network.shape, pack_for_inference(network.parameters), end=-1)
-    list(decoder.read(golden.greedy_prompt, SamplingConfig(temperature=0), seed=0))
-    tokens, _ = decoder.draw(len(golden.greedy_tokens))
+    weights, begun = pack_for_inference(network.parameters), SessionState.fresh(network.shape)
+    *_, state = read_tokens(network.shape, weights, begun, golden.greedy_prompt)
+    group = Group(network.shape, weights)
+    group.change((), [Seat(Choices(SamplingConfig(temperature=0)), state, end=-1)])
+    tokens = group.decode(len(golden.greedy_tokens)).tokens[:, 0]
     assert len(tokens) == 60
-    assert tokens == golden.greedy_tokens.tolist()
+    assert tokens.tolist() == golden.greedy_tokens.tolist()

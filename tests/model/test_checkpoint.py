@@ -29,6 +29,7 @@ from treadle.model.config import (
 )
 from treadle.model.errors import CheckpointError
 from treadle.model.model import Model
+from treadle.model.novelty import SUFFIXES, TOKENS, Novelty, NoveltyIndex
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.record import TrainingRecord
 from treadle.model.tokenizer import build_tokenizer
@@ -407,6 +408,83 @@ def test_a_type_that_numpy_lacks_is_refused(stored: Path) -> None:
     text = json.dumps(header).encode()
     stored.write_bytes(struct.pack("<Q", len(text)) + text + bytes(start))
     assert "the file's tensors cannot be read" in refusal(stored)
+
+
+# ---------------------------------------------------------------- with a novelty index
+
+
+def indexed(layout: CorpusLayout = CorpusLayout.LINES) -> Model:
+    model = model_of(layout=layout)
+    tokens = np.array([0, 1, 2, 1, 0, 1])
+    offsets = np.array([0, 3, 6]) if layout is CorpusLayout.LINES else None
+    model.novelty = NoveltyIndex.build(tokens, offsets, model.tokenizer)
+    return model
+
+
+@pytest.mark.parametrize("layout", CorpusLayout)
+def test_an_index_comes_back_and_changes_nothing_else(layout: CorpusLayout, tmp_path: Path) -> None:
+    model, plain = indexed(layout), model_of(layout=layout)
+    model.save(tmp_path / "model")
+    plain.save(tmp_path / "plain")
+    assert read_header(tmp_path / "model").novelty_index
+    assert not read_header(tmp_path / "plain").novelty_index
+    assert metadata_of(tmp_path / "model") == metadata_of(tmp_path / "plain")
+    again = Model.load(tmp_path / "model")
+    assert Model.load(tmp_path / "plain").novelty is None
+    assert again.novelty is not None
+    assert again.novelty.novelty([0, 1, 2], again.tokenizer) == Novelty(3, False)
+    assert again.novelty.novelty([1, 2, 0, 0], again.tokenizer) == Novelty(2, True)
+    assert again.content_hash == plain.content_hash
+    again.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "model").read_bytes()
+    again.novelty = None
+    again.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
+def with_index(path: Path, **changes: object) -> Path:
+    """A file in which parts of the index are others, or left out where they are None."""
+    indexed().save(path)
+    named = {"tokens": TOKENS, "suffixes": SUFFIXES}
+    tensors: dict[str, Any] = {**tensors_of(path)}
+    tensors |= {named[name]: changes[name] for name in changes}
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    rewrite(path, metadata_of(path)["treadle"], kept)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"tokens": None}, "novelty.tokens is missing"),
+        ({"suffixes": None}, "novelty.suffixes is missing"),
+        ({"tokens": np.zeros(9, np.uint16)}, "novelty.tokens is not of one axis and of type uint8"),
+        ({"tokens": np.zeros(9, np.float32)}, "novelty.tokens is not"),
+        ({"tokens": np.zeros((3, 3), np.uint8)}, "novelty.tokens is not"),
+        ({"suffixes": np.zeros(9, np.int64)}, "novelty.suffixes is not"),
+        ({"tokens": np.zeros(8, np.uint8)}, "it has 8 tokens and 9 suffixes"),
+        (
+            {"tokens": np.zeros(0, np.uint8), "suffixes": np.zeros(0, np.int32)},
+            "it has 0 tokens and 0 suffixes",
+        ),
+        ({"tokens": np.full(9, 99, np.uint8)}, "a token is not in the vocabulary"),
+        ({"suffixes": np.full(9, 9, np.int32)}, "a suffix begins outside of the tokens"),
+        ({"suffixes": np.full(9, -1, np.int32)}, "a suffix begins outside of the tokens"),
+    ],
+)
+def test_a_damaged_index_is_refused(
+    changes: dict[str, object], wanted: str, tmp_path: Path
+) -> None:
+    path = with_index(tmp_path / "model", **changes)
+    assert "the file's novelty index cannot be read: " + wanted in refusal(path)
+
+
+def test_an_index_is_the_items_and_the_order_of_their_suffixes(tmp_path: Path) -> None:
+    tensors = tensors_of(with_index(tmp_path / "model"))
+    begin = model_of(layout=CorpusLayout.LINES).tokenizer.begin
+    tokens, suffixes = tensors[TOKENS].tolist(), tensors[SUFFIXES].tolist()
+    assert tokens == [begin, 0, 1, 2, begin, 1, 0, 1, begin]
+    assert suffixes == sorted(range(9), key=lambda start: tokens[start:])
 
 
 # ---------------------------------------------------------------- writing

@@ -79,6 +79,14 @@ EDGES: list[tuple[type[Checked], str, list[Any], list[Any]]] = [
     (SamplingConfig, "min_p", [0.0, 1.0], [-0.001, 1.001]),
     (SamplingConfig, "seed", [0, 2**64 - 1], [-1, 2**64]),
     (SamplingConfig, "max_new_tokens", [0, 2**32 - 1], [-1, 2**32]),
+    (SamplingConfig, "typical_p", [0.001, 1.0], [0.0, 1.001]),
+    (SamplingConfig, "repetition_penalty", [0.01, 100.0], [0.0, 0.009, 100.1]),
+    (SamplingConfig, "presence_penalty", [-100.0, 0.0, 100.0], [-100.1, 100.1]),
+    (SamplingConfig, "frequency_penalty", [-100.0, 0.0, 100.0], [-100.1, 100.1]),
+    (SamplingConfig, "min_new_tokens", [0, 2**32 - 1], [-1, 2**32]),
+    (SamplingConfig, "max_time_s", [0.001, 1e6], [0.0, -1.0]),
+    (SamplingConfig, "top_log_probabilities", [0, 20], [-1, 21]),
+    (SamplingConfig, "best_of", [0, 64], [-1, 65]),
 ]
 
 
@@ -88,6 +96,7 @@ def bounded_fields() -> set[tuple[type[Checked], str]]:
         for kind in SECTIONS
         for field in dataclasses.fields(kind)
         if any(name in str(field.type) for name in ("int", "float"))
+        and "tuple" not in str(field.type)
     }
 
 
@@ -122,7 +131,14 @@ def test_json_round_trip_of_other_values() -> None:
         seed=2**64 - 1,
     )
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
-    sampling = SamplingConfig(stop_sequences=("a", "\n"), unknown_policy=UnknownPolicy.SKIP)
+    sampling = SamplingConfig(
+        stop_sequences=("a", "\n"),
+        unknown_policy=UnknownPolicy.SKIP,
+        token_biases=((3, -1.5), (4, 100.0)),
+        banned_tokens=(1, 2**32 - 1),
+        forced_tokens=(0,),
+        regex="a+",
+    )
     assert SamplingConfig.from_json(json.loads(json.dumps(sampling.to_json()))) == sampling
 
 
@@ -199,3 +215,25 @@ def test_errors_survive_pickling() -> None:
     for error in errors:
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "place"),
+    [
+        ("token_biases", [(1, 2.0)] * 1025, "token_biases"),
+        ("token_biases", [(1, 2.0), (2, 100.5)], "token_biases[1]"),
+        ("token_biases", [(-1, 2.0)], "token_biases[0]"),
+        ("token_biases", [3], "token_biases[0]"),
+        ("token_biases", {1: 2.0}, "token_biases"),
+        ("banned_tokens", [0] * 1025, "banned_tokens"),
+        ("banned_tokens", [0, 2**32], "banned_tokens[1]"),
+        ("banned_tokens", "abc", "banned_tokens"),
+        ("forced_tokens", [1.5], "forced_tokens[0]"),
+        ("forced_tokens", 7, "forced_tokens"),
+        ("regex", "a" * 4097, "regex"),
+    ],
+)
+def test_lists_of_tokens(name: str, bad: Any, place: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        SamplingConfig(**{name: bad})
+    assert caught.value.field == place

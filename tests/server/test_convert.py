@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.model import config as settings
 from treadle.model import precision
-from treadle.model.config import SamplingConfig, TrainConfig
+from treadle.model.config import TrainConfig
 from treadle.server import convert, records
 from treadle.server.errors import StatusError
 from treadle.v1 import sequence_pb2 as pb
@@ -89,6 +89,7 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
             format=pb.CORPUS_FORMAT_JSONL,
             column="message",
             encoding="latin-1",
+            novelty_index=True,
         ),
         network=pb.NetworkSpec(
             cell=pb.CELL_GRU,
@@ -179,37 +180,6 @@ def test_bad_names(name: str) -> None:
     with pytest.raises(StatusError) as caught:
         convert.check_name(name)
     assert set(violations(caught.value)) == {"model"}
-
-
-def test_sampling_defaults_and_explicit_zeros() -> None:
-    assert convert.sampling(pb.GenerateRequest(model="m"), 10**6) == SamplingConfig()
-    assert convert.sampling(pb.GenerateRequest(model="m"), 100).max_new_tokens == 100
-    request = pb.GenerateRequest(model="m", temperature=0, max_new_tokens=0, seed=0)
-    sampling = convert.sampling(request, 100)
-    assert (sampling.temperature, sampling.max_new_tokens, sampling.seed) == (0, 0, 0)
-    assert convert.sampling(pb.GenerateRequest(model="m", min_p=0.25), 100).min_p == 0.25
-
-
-def test_all_faults_of_a_generate_request_are_told_at_once() -> None:
-    request = pb.GenerateRequest(
-        temperature=-1,
-        top_p=0,
-        min_p=1.5,
-        max_new_tokens=101,
-        stop_sequences=["a", ""],
-        unknown_policy=8,  # type: ignore[arg-type]
-    )
-    with pytest.raises(StatusError) as caught:
-        convert.sampling(request, 100)
-    assert set(violations(caught.value)) == {
-        "model",
-        "temperature",
-        "top_p",
-        "min_p",
-        "max_new_tokens",
-        "stop_sequences[1]",
-        "unknown_policy",
-    }
 
 
 def test_pages() -> None:

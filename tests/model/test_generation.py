@@ -10,11 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from small_models import (
+    bytes_of,
+    chain_of,
+    letters,
+    model_of,
+    result_of,
+    text_of,
+    tokens_of,
+)
 
-import treadle.model.decoder as decoder_module
+import treadle.model.generation as generation_module
 import treadle.model.workspace as workspace_module
 from treadle.kernels import reference
-from treadle.kernels.decode import DRAW_STREAM
+from treadle.kernels.decode import DRAW_STREAM, Drawn
 from treadle.kernels.random import uniform
 from treadle.model.config import (
     Cell,
@@ -25,74 +34,16 @@ from treadle.model.config import (
     TokenizerKind,
     UnknownPolicy,
 )
-from treadle.model.decoder import CHUNK, GenerateResult, Piece, StopFilter, StopReason
 from treadle.model.errors import ConfigError, UnknownSymbolError
+from treadle.model.generation import CHUNK
+from treadle.model.group import Group
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
 from treadle.model.scorer import WINDOW, Scorer, score_tokens
-from treadle.model.tokenizer import Tokenizer, build_tokenizer
-from treadle.model.tokens import TokenScore
-
-TEXT = "abc cab bca, a cab abc!\nab ca bc, bb aa\n"
-
-
-def model_of(
-    kind: TokenizerKind = TokenizerKind.CHARACTERS,
-    layout: CorpusLayout = CorpusLayout.TEXT,
-    policy: UnknownPolicy | None = None,
-    **network: Any,
-) -> Model:
-    """A model of random weights, three times as large as they begin, so that it has opinions."""
-    sizes = {"cell": Cell.LSTM, "hidden_size": 5, "embedding_size": 3, **network}
-    tokenizer = build_tokenizer(TokenizerConfig(kind, unknown_policy=policy), [TEXT], layout)
-    config = NetworkConfig(**sizes)
-    parameters = Parameters.initial(Shape.of(config, tokenizer.vocabulary_size), seed=1)
-    parameters.flat *= 3
-    return Model(config, tokenizer, parameters)
-
-
-def chain_of(tokenizer: Tokenizer, tokens: list[int]) -> Model:
-    """A model that knows for sure: after each of these tokens comes the next, and then the first.
-
-    One hidden unit a token says which was read last.
-    """
-    assert len(set(tokens)) == len(tokens)
-    config = NetworkConfig(Cell.RNN, hidden_size=len(tokens), layers=1, embedding_size=0)
-    parameters = Parameters(Shape.of(config, tokenizer.vocabulary_size))
-    for unit, token in enumerate(tokens):
-        parameters.stacks.Wx0[token, unit] = 10
-        parameters.stacks.Wy[unit - 1, token] = 100
-    return Model(config, tokenizer, parameters, default_context=tokens[-1])
-
-
-def letters(text: str = "abcdefghij") -> Model:
-    """Goes on in a round from letter to letter."""
-    tokenizer = build_tokenizer(TokenizerConfig(), [text])
-    return chain_of(tokenizer, tokenizer.encode(text).tolist())
-
-
-def bytes_of(text: str) -> Model:
-    """Goes on in a round from byte to byte."""
-    tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.BYTES))
-    return chain_of(tokenizer, list(text.encode()))
-
-
-def result_of(pieces: list[Piece]) -> GenerateResult:
-    """The result of a whole generation, which only the last piece has."""
-    assert [piece.result is None for piece in pieces] == [True] * (len(pieces) - 1) + [False]
-    result = pieces[-1].result
-    assert result is not None
-    return result
-
-
-def tokens_of(pieces: list[Piece]) -> list[TokenScore]:
-    return [token for piece in pieces for token in piece.tokens]
-
-
-def text_of(pieces: list[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)
-
+from treadle.model.session import Piece, StopReason
+from treadle.model.stops import StopFilter
+from treadle.model.tokenizer import build_tokenizer
 
 # ---------------------------------------------------------------- pieces and their number
 
@@ -189,7 +140,7 @@ def test_the_chunk_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> Non
     stops = ("a, b", "cc")
     wanted = list(model_of().stream("ab", seed=3, max_new_tokens=60, stop_sequences=stops))
     for chunk in (1, 2, 64):
-        monkeypatch.setattr(decoder_module, "CHUNK", chunk)
+        monkeypatch.setattr(generation_module, "CHUNK", chunk)
         found = list(model_of().stream("ab", seed=3, max_new_tokens=60, stop_sequences=stops))
         assert tokens_of(found) == tokens_of(wanted)
         assert text_of(found) == text_of(wanted)
@@ -447,14 +398,14 @@ def test_a_stop_that_was_just_completed_wins_over_the_limit() -> None:
     assert text_of(pieces) == "bc", "what was held back is let go at the end"
 
 
-def test_of_stops_that_one_token_completes_the_earliest_and_then_the_longest_counts() -> None:
+def test_of_stops_that_one_token_completes_the_first_complete_and_then_the_longest_counts() -> None:
     tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.WORDS), [" one two"])
     model = chain_of(tokenizer, tokenizer.encode(" one two").tolist())
     for stops, text, found in [
-        ((" t", " tw", "w"), "", " tw"),
+        ((" t", " tw", "w"), "", " t"),
         (("wo", "o", "two"), " ", "two"),
         (("o",), " tw", "o"),
-        (("o o", "o one"), " tw", "o one"),
+        (("o o", "o one"), " tw", "o o"),
     ]:
         pieces = list(model.stream(" one", max_new_tokens=5, stop_sequences=stops))
         assert text_of(pieces) == text
@@ -466,9 +417,9 @@ def naive_stop(pieces: list[str], stops: tuple[str, ...]) -> tuple[str, str]:
     text = ""
     for piece in pieces:
         text += piece
-        hits = [(text.index(stop), -len(stop), stop) for stop in stops if stop in text]
+        hits = [(text.index(s) + len(s), text.index(s), s) for s in stops if s in text]
         if hits:
-            place, _, found = min(hits)
+            _, place, found = min(hits)
             return text[:place], found
     return text, ""
 
@@ -509,7 +460,7 @@ def test_no_piece_holds_half_a_character(text: str, monkeypatch: pytest.MonkeyPa
     model = bytes_of(text)
     size = len(text.encode())
     for chunk in (1, 2, CHUNK):
-        monkeypatch.setattr(decoder_module, "CHUNK", chunk)
+        monkeypatch.setattr(generation_module, "CHUNK", chunk)
         pieces = list(model.stream(text, max_new_tokens=size * 5))
         assert all(whole(piece.text) for piece in pieces)
         assert text_of(pieces) == text * 5
@@ -609,13 +560,13 @@ def test_a_stream_may_be_dropped_at_any_time() -> None:
 
 def test_a_stream_draws_only_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    draw = decoder_module.Decoder.draw
+    decode = Group.decode
 
-    def counted(self: decoder_module.Decoder, count: int) -> tuple[list[int], list[float]]:
+    def counted(self: Group, count: int) -> Drawn:
         drawn.append(count)
-        return draw(self, count)
+        return decode(self, count)
 
-    monkeypatch.setattr(decoder_module.Decoder, "draw", counted)
+    monkeypatch.setattr(Group, "decode", counted)
     stream = letters().stream("a", max_new_tokens=40)
     assert drawn == []
     next(stream)

@@ -1,0 +1,276 @@
+"""What a server bears: streams one at a time, 64 and 256 at once, and everything mixed.
+
+    python benchmarks/load.py [--only one,many,training,mixed] [--rounds 5] [--minutes 10]
+
+Starts a server of its own with an LSTM of one layer of 256 units over characters (65 of them, as in
+Tiny Shakespeare), and calls it from this process over gRPC on the same machine.
+
+- one: a single stream; how long until the first text, and tokens a second until the end;
+- many: 64 streams of 500 tokens at once: tokens a second in all, and the slowest stream's share;
+- training: 256 streams while a job trains, and a health check every few milliseconds;
+- mixed: for some minutes generations, scores, cancellations at random, deadlines and garbage;
+  which errors came, and the server's memory from the end of the first minute on.
+
+Medians over the rounds; the spread beside them. Whatever else the machine does counts too, so the
+load average stands below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+from treadle.v1 import sequence_pb2 as pb
+from treadle.v1 import sequence_pb2_grpc
+
+if TYPE_CHECKING:
+    from treadle.v1.sequence_pb2_grpc import SequenceServiceAsyncStub as Stub
+
+_MODEL, _LETTERS = "load", "".join(map(chr, range(33, 97))) + "\n"
+_PAUSE_S = 0.005
+_PARTS = ("one", "many", "training", "mixed")
+
+
+def main() -> None:
+    """Runs the parts asked for and prints what they gave."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--only", default=",".join(_PARTS), help="parts, with commas")
+    parser.add_argument("--rounds", type=int, default=5, help="of the parts one and many")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of the part mixed")
+    parser.add_argument("--hidden-size", type=int, default=256)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "treadle.server", "--address", "127.0.0.1:0"]
+        command += ["--data-dir", folder, "--log-level", "warning"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[-1]
+            asyncio.run(run(address, server.pid, options))
+        finally:
+            server.terminate()
+            server.wait()
+    print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors")
+
+
+async def run(address: str, pid: int, options: argparse.Namespace) -> None:
+    """Goes through the parts."""
+    async with aio.insecure_channel(address) as channel:
+        stub: Stub = sequence_pb2_grpc.SequenceServiceStub(channel)
+        await train(stub, options.hidden_size)
+        await generate(stub, 200, 0)  # loads the model
+        parts = options.only.split(",")
+        if "one" in parts:
+            await one(stub, options.rounds)
+        if "many" in parts:
+            await many(stub, options.rounds)
+        if "training" in parts:
+            await under_training(channel, stub)
+        if "mixed" in parts:
+            await mixed(stub, pid, options.minutes * 60)
+
+
+async def train(stub: Stub, hidden_size: int, model: str = _MODEL, steps: int = 3) -> None:
+    """Trains a model of random characters."""
+    spec = pb.TrainSpec(
+        model=model,
+        network=pb.NetworkSpec(hidden_size=hidden_size),
+        limits=pb.LimitsSpec(max_steps=steps),
+    )
+    draw = random.Random(0)
+    corpus = (_LETTERS + "".join(draw.choices(_LETTERS, k=100_000))).encode()
+    call = stub.Train(upload(spec, corpus))
+    async for event in call:
+        if steps > 10**6 and event.HasField("progress"):
+            return
+
+
+async def upload(spec: pb.TrainSpec, corpus: bytes):  # type: ignore[no-untyped-def]
+    """Yields the requests of a Train call."""
+    yield pb.TrainRequest(spec=spec)
+    yield pb.TrainRequest(corpus_chunk=corpus)
+    yield pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=len(corpus)))
+
+
+async def generate(stub: Stub, tokens: int, seed: int) -> tuple[float, float, int]:
+    """Returns the seconds until the first text and until the end, and the tokens made."""
+    began, first, made = time.perf_counter(), 0.0, 0
+    request = pb.GenerateRequest(model=_MODEL, max_new_tokens=tokens, seed=seed, prompt="A")
+    async for reply in stub.Generate(request):
+        if reply.text and not first:
+            first = time.perf_counter() - began
+        if reply.HasField("result"):
+            made = reply.result.new_tokens
+    return first, time.perf_counter() - began, made
+
+
+async def one(stub: Stub, rounds: int) -> None:
+    """A single stream."""
+    firsts = sorted([(await generate(stub, 20, seed))[0] * 1e3 for seed in range(40 * rounds)])
+    print(
+        f"one: first text p50 {statistics.median(firsts):.2f} ms, "
+        f"p99 {firsts[int(0.99 * len(firsts))]:.2f} ms over {len(firsts)} calls"
+    )
+    speeds = []
+    for seed in range(rounds):
+        _, seconds, made = await generate(stub, 30_000, seed)
+        speeds.append(made / seconds)
+    print(f"one: {spread(speeds)} tokens/s end to end, 30,000 tokens a call", flush=True)
+
+
+async def many(stub: Stub, rounds: int, streams: int = 64, tokens: int = 500) -> None:
+    """Many streams at once."""
+    speeds, shares = [], []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        calls = [generate(stub, tokens, seed) for seed in range(streams)]
+        done = await asyncio.gather(*calls)
+        speeds.append(sum(made for *_, made in done) / (time.perf_counter() - began))
+        each = [made / seconds for _, seconds, made in done]
+        shares.append(min(each) / statistics.mean(each))
+    print(f"many: {streams} streams of {tokens}: {spread(speeds)} tokens/s in all")
+    print(f"many: the slowest stream has {min(shares):.2f} of the mean's speed", flush=True)
+
+
+async def under_training(channel: aio.Channel, stub: Stub, streams: int = 256) -> None:
+    """Many more streams while a job trains, and health checks."""
+    await train(stub, 256, "background", 10**12)
+    job = (await stub.ListJobs(pb.ListJobsRequest())).jobs[0].id
+    health, times = health_pb2_grpc.HealthStub(channel), []
+    calls = asyncio.gather(*(generate(stub, 500, seed) for seed in range(streams)))
+    began = time.perf_counter()
+    while not calls.done():
+        asked = time.perf_counter()
+        await health.Check(health_pb2.HealthCheckRequest())
+        times.append((time.perf_counter() - asked) * 1e3)
+        await asyncio.sleep(_PAUSE_S)
+    made = sum(tokens for *_, tokens in await calls)
+    seconds = time.perf_counter() - began
+    times.sort()
+    print(
+        f"training: {streams} streams, none failed, {made / seconds:,.0f} tokens/s; "
+        f"health p50 {statistics.median(times):.2f} ms, "
+        f"p99 {times[int(0.99 * len(times))]:.2f} ms, max {times[-1]:.2f} ms ({len(times)} checks)",
+        flush=True,
+    )
+    await stub.CancelJob(pb.CancelJobRequest(job=job))
+
+
+async def mixed(stub: Stub, pid: int, seconds: float, workers: int = 24) -> None:
+    """Everything at once for a while."""
+    outcomes: Counter[str] = Counter()
+    until = time.perf_counter() + seconds
+    tasks = [asyncio.create_task(abuse(stub, seed, until, outcomes)) for seed in range(workers)]
+    memory: list[tuple[float, int]] = []
+    while time.perf_counter() < until:
+        await asyncio.sleep(min(5.0, seconds / 20))
+        memory.append((until - time.perf_counter(), resident_bytes(pid)))
+    await asyncio.gather(*tasks)
+    await asyncio.sleep(1.0)
+    info = await stub.GetServerInfo(pb.GetServerInfoRequest())
+    warm = [size for left, size in memory if left <= seconds - min(60.0, seconds / 5)]
+    print(f"mixed: {dict(sorted(outcomes.items()))}")
+    print(
+        f"mixed: {info.inference_running} calls and {info.sessions_running} texts left; memory "
+        f"{warm[0] / 2**20:.0f} MiB at first, {warm[-1] / 2**20:.0f} at the end, "
+        f"{max(warm) / warm[0] - 1:+.1%} at most",
+        flush=True,
+    )
+
+
+async def abuse(stub: Stub, seed: int, until: float, outcomes: Counter[str]) -> None:
+    """One caller of the part `mixed`."""
+    draw = random.Random(seed)
+    while time.perf_counter() < until:
+        kind = draw.choice(list(_KINDS))
+        try:
+            outcome = await _KINDS[kind](stub, draw)
+        except aio.AioRpcError as error:
+            outcome = error.code().name
+        outcomes[f"{kind}: {outcome}"] += 1
+
+
+async def _generate(stub: Stub, draw: random.Random) -> str:
+    await generate(stub, draw.randint(1, 2000), draw.randint(0, 2**63))
+    return "ok"
+
+
+async def _several(stub: Stub, draw: random.Random) -> str:
+    request = pb.GenerateRequest(
+        model=_MODEL, n=draw.randint(2, 8), max_new_tokens=100, stop_sequences=["ab", "Q"],
+        return_state=True, temperature=draw.uniform(0, 2), repetition_penalty=1.2,
+    )  # fmt: skip
+    results = [reply.result async for reply in stub.Generate(request) if reply.HasField("result")]
+    return "ok" if len(results) == request.n else "lost a text"
+
+
+async def _score(stub: Stub, draw: random.Random) -> str:
+    texts = ["".join(draw.choices(_LETTERS, k=draw.randint(1, 3000))) for _ in range(3)]
+    await stub.Score(pb.ScoreRequest(model=_MODEL, texts=texts))
+    return "ok"
+
+
+async def _cancel(stub: Stub, draw: random.Random) -> str:
+    call = stub.Generate(pb.GenerateRequest(model=_MODEL, max_new_tokens=50_000))
+    await asyncio.sleep(draw.uniform(0, 0.05))
+    call.cancel()
+    return "ok"
+
+
+async def _deadline(stub: Stub, draw: random.Random) -> str:
+    request = pb.GenerateRequest(model=_MODEL, max_new_tokens=100_000)
+    async for _ in stub.Generate(request, timeout=draw.uniform(0.001, 0.05)):
+        pass
+    return "ended before its deadline"
+
+
+async def _garbage(stub: Stub, draw: random.Random) -> str:
+    requests = [
+        pb.GenerateRequest(model=_MODEL, prompt="é"),
+        pb.GenerateRequest(model=_MODEL, temperature=-1),
+        pb.GenerateRequest(model=_MODEL, state=draw.randbytes(draw.randint(1, 3000))),
+        pb.GenerateRequest(model=_MODEL, regex="("),
+    ]
+    async for _ in stub.Generate(draw.choice(requests)):
+        pass
+    return "was taken"
+
+
+_KINDS = {
+    "generate": _generate,
+    "several": _several,
+    "score": _score,
+    "cancel": _cancel,
+    "deadline": _deadline,
+    "garbage": _garbage,
+}
+
+
+def resident_bytes(pid: int) -> int:
+    """Returns the resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def spread(values: list[float]) -> str:
+    """Returns the median with the least and the most."""
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):,.0f} ({low:,.0f} to {high:,.0f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What learning from a stream brings where its nature changes, and what it costs.
+
+    python benchmarks/online.py examples/data/tinyshakespeare.txt [--change permuted]
+        [--train-for 60] [--characters 100000] [--learning-rate 0.05] [--optimizer sgd]
+        [--window 64]
+
+Trains a model on the first 200,000 characters of the file in a server of its own. Then it sends
+twice the given number of characters through LearnStream: the file's next ones, and after them a
+text of another kind: the ones after those with all letters permuted (`permuted`), or upside down
+(`reversed`). One session predicts and learns, another with the same weights only predicts. Printed
+are the mean nats a character in every 10,000, and how long either took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import string
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+
+from treadle.benchmarks.machine import describe
+from treadle.v1 import sequence_pb2 as pb
+from treadle.v1 import sequence_pb2_grpc
+
+TRAINED_ON = 200_000
+"""Characters to train on."""
+INTERVAL = 10_000
+"""Characters of one mean."""
+PIECE = 1_000
+"""Characters of one request."""
+
+Stub = sequence_pb2_grpc.SequenceServiceStub
+
+
+def permuted(text: str, seed: int = 0) -> str:
+    """Returns a text whose letters stand for others: spelt anew, built as before."""
+    letters = list(string.ascii_lowercase)
+    random.Random(seed).shuffle(letters)
+    new = "".join(letters)
+    return text.translate(str.maketrans(string.ascii_letters, new + new.upper()))
+
+
+CHANGES: dict[str, Callable[[str], str]] = {
+    "permuted": permuted,
+    "reversed": lambda text: text[::-1],
+}
+
+
+@contextmanager
+def server() -> Iterator[Stub]:
+    """Runs a server on a port and in a directory of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "treadle.server", "--address", "127.0.0.1:0"]
+        process = subprocess.Popen(
+            [*command, "--data-dir", folder, "--standby-workers", "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            with grpc.insecure_channel(process.stdout.readline().split()[-1]) as channel:
+                yield Stub(channel)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def train(stub: Stub, text: str, seconds: float) -> pb.Model:
+    """Trains a model of one layer of 128 units."""
+    spec = pb.TrainSpec(
+        model="online",
+        network=pb.NetworkSpec(hidden_size=128, embedding_size=32),
+        limits=pb.LimitsSpec(max_time_s=seconds),
+    )
+    data = text.encode()
+    requests = [pb.TrainRequest(spec=spec)]
+    requests += [
+        pb.TrainRequest(corpus_chunk=data[i : i + (1 << 20)]) for i in range(0, len(data), 1 << 20)
+    ]
+    requests.append(pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=len(data))))
+    last = list(stub.Train(iter(requests)))[-1]
+    if not last.HasField("completed"):
+        raise SystemExit(f"the training failed: {last}")
+    return last.completed
+
+
+def session(
+    stub: Stub, text: str, spec: pb.LearnStreamSpec, learn: bool
+) -> tuple[list[float], float]:
+    """Sends a text; returns the mean nats of every interval, and the seconds that it took."""
+    kind = "learn" if learn else "predict"
+
+    def requests() -> Iterator[pb.LearnStreamRequest]:
+        yield pb.LearnStreamRequest(spec=spec)
+        for start in range(0, len(text), PIECE):
+            piece = pb.TextPiece(text=text[start : start + PIECE])
+            yield pb.LearnStreamRequest(**{kind: piece})  # type: ignore[arg-type]
+
+    means, nats, count = [], 0.0, 0
+    begin = time.perf_counter()
+    for number, reply in enumerate(stub.LearnStream(requests()), 1):
+        nats -= reply.piece.total_log_probability
+        count += reply.piece.token_count
+        if number * PIECE % INTERVAL == 0:
+            means.append(nats / count)
+            nats, count = 0.0, 0
+    return means, time.perf_counter() - begin
+
+
+def stream_of(corpus: str, characters: int, change: str) -> str:
+    """Returns so many characters as the model knows them, and as many of another kind."""
+    half = characters // INTERVAL * INTERVAL
+    known = corpus[TRAINED_ON : TRAINED_ON + half]
+    other = CHANGES[change](corpus[TRAINED_ON + half : TRAINED_ON + 2 * half])
+    if not half or len(known + other) < 2 * half:
+        raise SystemExit(f"give {INTERVAL} --characters or more, and a file with enough of them")
+    return known + other
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains, streams twice and prints a table."""
+    parser = argparse.ArgumentParser(description="what learning from a stream brings")
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--change", choices=CHANGES, default="permuted")
+    parser.add_argument("--train-for", type=float, default=60.0, metavar="SECONDS")
+    parser.add_argument("--characters", type=int, default=100_000, metavar="OF_EACH_HALF")
+    parser.add_argument("--learning-rate", type=float, default=None)
+    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
+    parser.add_argument("--window", type=int, default=0)
+    given = parser.parse_args(arguments)
+    corpus = given.corpus.read_text(encoding="utf-8")
+    stream = stream_of(corpus, given.characters, given.change)
+    spec = pb.LearnStreamSpec(
+        model="online",
+        optimizer=pb.Optimizer.Value(f"OPTIMIZER_{given.optimizer.upper()}"),
+        learning_rate=given.learning_rate,
+        window=given.window,
+        unknown_policy=pb.UNKNOWN_POLICY_SKIP,
+    )
+    print(describe())
+    with server() as stub:
+        model = train(stub, corpus[:TRAINED_ON], given.train_for)
+        print(f"{model.parameter_count:,} parameters; {model.training.ended_by}")
+        still, still_s = session(stub, stream, spec, learn=False)
+        learnt, learnt_s = session(stub, stream, spec, learn=True)
+    print("characters        predicted only   learnt")
+    for number, (one, other) in enumerate(zip(still, learnt, strict=True)):
+        mark = given.change if number >= len(still) // 2 else ""
+        end = (number + 1) * INTERVAL
+        print(f"to {end:9,d}          {one:8.4f} {other:8.4f}   {mark}")
+    for name, seconds in (("predicted only", still_s), ("learnt", learnt_s)):
+        print(f"{name}: {seconds:.2f} s, {len(stream) / seconds:,.0f} characters a second")
+    print(f"learning takes {learnt_s / still_s:.1f} times as long as predicting")
+
+
+if __name__ == "__main__":
+    main()

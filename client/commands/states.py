@@ -1,0 +1,77 @@
+"""Files of states, which the commands read and write as raw bytes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from treadle.client.errors import InputError
+
+
+def add_state(parser: argparse.ArgumentParser, field: str, text: str) -> None:
+    """Adds --state and --save-state.
+
+    Args:
+        parser: The command's parser.
+        field: The request's field that asks for the state back.
+        text: What goes on from the state.
+    """
+    group = parser.add_argument_group("state")
+    group.add_argument(
+        "--state",
+        metavar="FILE",
+        type=read_state,
+        default=argparse.SUPPRESS,
+        help=f"{text} goes on from this state of the same model",
+    )
+    group.add_argument(
+        "--save-state",
+        dest=field,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="write the state at the end into this file",
+    )
+
+
+def read_state(path: str) -> bytes:
+    """Reads a state file.
+
+    Raises:
+        argparse.ArgumentTypeError: It cannot be read, or is empty.
+    """
+    try:
+        with open(path, "rb") as file:
+            state = file.read()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {path}: {error.strerror}") from error
+    if not state:
+        raise argparse.ArgumentTypeError(f"{path} is empty, and no state")
+    return state
+
+
+def save_path(options: dict[str, Any], field: str) -> str | None:
+    """Turns the file of --save-state among the options into the request's field.
+
+    Returns:
+        The file's path; None where no state is to be kept.
+    """
+    if field not in options:
+        return None
+    path, options[field] = options[field], True
+    return str(path)
+
+
+def write_state(path: str, state: bytes) -> None:
+    """Writes a state file whole: a reader sees the old one or the new one.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    import os
+
+    try:
+        with open(f"{path}.part", "wb") as file:
+            file.write(state)
+        os.replace(f"{path}.part", path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error

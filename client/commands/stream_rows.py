@@ -1,0 +1,87 @@
+"""The output of `treadle score-stream`: a row for each line, event or chunk, flushed at once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING, Any
+
+from treadle.client.commands.common import token_table
+from treadle.client.console import Console, one_line
+
+if TYPE_CHECKING:
+    from treadle.client.commands.stream_input import Unit
+    from treadle.v1.sequence_pb2 import PieceScore, TextScore
+
+INDENT = " " * 12
+
+
+class Rows:
+    """Prints what units scored, or those of them that were asked for.
+
+    Args:
+        args: The command line.
+        console: Where to print.
+    """
+
+    def __init__(self, args: argparse.Namespace, console: Console) -> None:
+        self._console = console
+        self._threshold = -math.inf if args.threshold is None else args.threshold
+        self._top_g: int | None = args.top_g
+        self._only_flagged: bool = args.only_flagged
+        self._json: bool = getattr(args, "json", False)
+        self._tokens: bool = bool(
+            getattr(args, "log_probabilities", False)
+            or getattr(args, "ranks", False)
+            or getattr(args, "top_log_probabilities", 0)
+        )
+
+    def print(self, unit: Unit, score: PieceScore) -> None:
+        """Prints the row of a unit, unless it is below the threshold or not flagged."""
+        nats = -score.total_log_probability + 0.0  # no -0
+        worst = max((token.rank for token in score.tokens), default=0)
+        flagged = self._top_g is not None and worst > self._top_g
+        if not nats > self._threshold or (self._only_flagged and not flagged):
+            return
+        if self._json:
+            self._print_json(unit, score, nats, worst, flagged)
+            return
+        cells = [f"{nats:10.3f}"]
+        if self._top_g is not None:
+            cells.append(f"{worst or '-':>6} {'!' if flagged else ' '}")
+        row = "  ".join([*cells, ""])
+        room = max(0, self._console.width - 1 - len(row)) if self._console.is_terminal else None
+        self._console.line((row + one_line(unit.text, room)).rstrip())
+        if self._tokens:
+            for line in token_table(score.tokens):
+                self._console.line(INDENT + line)
+
+    def _print_json(
+        self, unit: Unit, score: PieceScore, nats: float, worst: int, flagged: bool
+    ) -> None:
+        """Prints a unit as an object; tokens are in it where they were asked for."""
+        from treadle.client.json_lines import as_json, to_line
+
+        made: dict[str, Any] = {"line": unit.number, "text": unit.text, "nats": nats}
+        if self._top_g is not None:
+            made |= {"worst_rank": worst, "flagged": flagged}
+        told = as_json(score)
+        if not self._tokens:
+            told.pop("tokens", None)
+        self._console.line(to_line(made | told))
+
+    def print_total(self, total: TextScore, items: int) -> None:
+        """Prints, as JSON only, what the whole stream scored."""
+        from treadle.client.json_lines import as_json, to_line
+
+        if self._json:
+            self._console.line(to_line({"total": as_json(total), "item_count": items}))
+
+
+def add_up(whole: PieceScore, part: PieceScore) -> None:
+    """Adds the score of a unit's next piece to those before it."""
+    whole.total_log_probability += part.total_log_probability
+    whole.token_count += part.token_count
+    whole.tokens.extend(part.tokens)
+    if part.HasField("whole"):
+        whole.whole.CopyFrom(part.whole)

@@ -1,0 +1,159 @@
+"""Many texts of one model, in as many calls as it takes, each of them once if that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from treadle.client.errors import InputError
+from treadle.client.options import pinned
+from treadle.client.texts import Text, Texts
+
+MAX_N = 256
+"""Texts in one call."""
+
+TRIES = 10
+"""Texts made for each one wanted, at most, unless told otherwise."""
+
+CallTexts = Callable[[int, int, dict[str, Any]], Texts]
+"""Calls Generate for so many texts, with the number of the first one and the options."""
+
+
+class Items:
+    """Texts in the making: iterate over them once, or leave them by `close()` or a `with` block.
+
+    Where each is to be different or new, they come in the order of their numbers, so that a seed
+    gives the same ones every time; elsewhere as they end.
+
+    Args:
+        call: Calls Generate.
+        n: How many texts are wanted.
+        unique: Leave out a text that was there before.
+        novel: Leave out a text that the training part of the corpus holds.
+        max_tries: The most texts to make.
+        options: The options of each call.
+
+    Raises:
+        InputError: A number is out of range, or the options do not go together.
+    """
+
+    def __init__(
+        self,
+        call: CallTexts,
+        n: int,
+        *,
+        unique: bool,
+        novel: bool,
+        max_tries: int | None,
+        options: dict[str, Any],
+    ) -> None:
+        if n < 1:
+            raise InputError(f"n cannot be {n!r}: ask for at least one text")
+        if n > MAX_N and options.get("best_of"):
+            raise InputError(f"n cannot be {n!r} with best_of: a beam search gives at most {MAX_N}")
+        self._call = call
+        self._wanted = n
+        self._unique, self._novel = unique, novel
+        self._max_tries = max(n, n * TRIES if max_tries is None else max_tries)
+        self._options = options | ({"novelty": True} if novel else {})
+        self._again = _draws(options) if unique or novel else n > MAX_N
+        self._stack = ExitStack()
+        self._seen: set[str] = set()
+        self.tries = 0
+        """Texts made so far."""
+        self.given = 0
+        """Texts yielded so far."""
+        self.seed: int | None = options.get("seed")
+        """The seed of the first call, the server's where none was given, once it is known."""
+
+    @property
+    def missing(self) -> int:
+        """How many texts are still to come, or at the end: how many could not be found."""
+        return self._wanted - self.given
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancels the call under way; nothing more is yielded."""
+        self._stack.close()
+        self._max_tries = 0
+
+    def __iter__(self) -> Iterator[Text]:
+        """Yields whole texts; fewer than were asked for where the tries were not enough.
+
+        Raises:
+            ServerError: A call failed.
+        """
+        number = 0
+        while self.missing and self.tries < self._max_tries and (self._again or not number):
+            for text in self._round(number):
+                if self.missing and self._takes(text):
+                    self.given += 1
+                    yield text
+            number += 1
+
+    def _round(self, number: int) -> Iterator[Text]:
+        """Makes the next call, for no more texts than may be needed."""
+        selective = self._unique or self._novel
+        count = min(self.missing * (2 if selective and number else 1), MAX_N)
+        count = min(count, self._max_tries - self.tries)
+        options = dict(self._options)
+        if number and self.seed is not None:
+            options["seed"] = later_seed(self.seed, number)
+        texts = self._stack.enter_context(self._call(count, self.tries, options))
+        self.tries += count
+        made = iter(texts) if not selective else iter(sorted(texts, key=lambda text: text.index))
+        for text in made:
+            self._pin(text)
+            yield text
+        self._stack.pop_all().close()
+
+    def _pin(self, text: Text) -> None:
+        """Keeps later calls to the version and the seed of the first one."""
+        if self.seed is None and not self._options.get("best_of"):
+            self.seed = text.result.seed
+        if "job" not in self._options and not self._options.get("version"):
+            self._options["model"] = pinned(self._options["model"])
+            self._options["version"] = text.result.version
+
+    def _takes(self, text: Text) -> bool:
+        """Tells whether a text is one of those that are wanted."""
+        if self._novel and not text.result.novelty.is_new:
+            return False
+        if self._unique and text.text in self._seen:
+            return False
+        self._seen.add(text.text)
+        return True
+
+
+def _draws(options: dict[str, Any]) -> bool:
+    """Tells whether a further call can give other texts: a search and greed give the same."""
+    return not options.get("best_of") and options.get("temperature") != 0
+
+
+def later_seed(seed: int, number: int) -> int:
+    """Derives the seed of a later call from the first one's (SplitMix64, Steele et al. 2014).
+
+    Args:
+        seed: The seed of the first call.
+        number: The number of the call, the first one being 0.
+
+    Returns:
+        A seed below 2**64.
+    """
+    mask = 2**64 - 1
+    mixed = (seed + number * 0x9E3779B97F4A7C15) & mask
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+    return mixed ^ (mixed >> 31)

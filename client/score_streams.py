@@ -1,0 +1,94 @@
+"""ScoreStream in two forms: pieces as they come from an iterable, or sent one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from treadle.client.errors import InternalError
+from treadle.client.pieces import AnyPiece, Conversation, Flow, text_piece
+from treadle.v1.sequence_pb2 import (
+    PieceScore,
+    ScoreStreamRequest,
+    ScoreStreamResponse,
+    ScoreStreamResult,
+    ScoreStreamSpec,
+)
+
+
+def score_requests(
+    spec: ScoreStreamSpec, pieces: Iterable[AnyPiece]
+) -> Iterator[ScoreStreamRequest]:
+    """Yields the requests of a whole ScoreStream call."""
+    yield ScoreStreamRequest(spec=spec)
+    for piece in pieces:
+        yield ScoreStreamRequest(piece=text_piece(piece))
+
+
+class ScoredPieces(Flow[ScoreStreamRequest, ScoreStreamResponse]):
+    """The scores of a stream: iterate over them, one a piece, then ask for `result()`."""
+
+    _result: ScoreStreamResult | None = None
+
+    def __iter__(self) -> Iterator[PieceScore]:
+        """Yields what each piece scored, in their order.
+
+        Raises:
+            ServerError: The call failed.
+            Exception: What the iterable of the pieces raised.
+        """
+        while True:
+            try:
+                response = self._receive()
+            except StopIteration:
+                return
+            if response.HasField("piece"):
+                yield response.piece
+            else:
+                self._result = response.result
+
+    def result(self) -> ScoreStreamResult:
+        """Waits for the end and returns what the whole stream scored, and its state if asked for.
+
+        Raises:
+            ServerError: The call failed, or was closed before its end.
+        """
+        for _ in self:
+            pass
+        if self._result is None:
+            raise InternalError("the stream ended without a result")
+        return self._result
+
+
+class ScoreStream(Conversation[ScoreStreamRequest, ScoreStreamResponse]):
+    """A stream that is scored piece by piece, each answered before the next is sent."""
+
+    def send(self, text: str, end: bool = False) -> PieceScore:
+        """Scores the next piece.
+
+        Args:
+            text: The next text, of any length. What cannot be made tokens before more is known
+                waits, and is scored with a later piece.
+            end: Whether the text or item ends here; what follows then begins anew.
+
+        Returns:
+            What was scored since the last piece; where the text has ended, `whole` as well.
+
+        Raises:
+            InputError: The text cannot be sent, or the stream was closed.
+            ServerError: The call failed.
+        """
+        return self._ask(ScoreStreamRequest(piece=text_piece((text, end)))).piece
+
+    def finish(self) -> ScoreStreamResult:
+        """Ends the stream and returns what it scored as a whole, and its state if asked for.
+
+        Raises:
+            ServerError: The call failed, or was closed before.
+        """
+        self._mailbox.close()
+        try:
+            return self._receive().result
+        except StopIteration:
+            raise InternalError("the stream ended without a result") from None
+        finally:
+            self.close()

@@ -1,0 +1,42 @@
+"""One step of a beam search: what follows each of several texts, of all tokens.
+
+The state and the log-probabilities come from the functions that scoring calls, in their order, so
+they are bit for bit what scoring each text alone gives.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from treadle.kernels.activations import log
+from treadle.kernels.compile import jit
+from treadle.kernels.loss import exponentials, largest
+from treadle.kernels.network import output_logits, read_shard
+from treadle.kernels.structures import Array, Ints, State, Weights, Workspace
+
+
+@jit
+def step_log_probabilities(
+    cell: int, weights: Weights, work: Workspace, state: State, tokens: Ints, out: Array
+) -> None:
+    """Read a token in each of B texts and tell log p of every token after it.
+
+    Args:
+        cell: RNN, GRU or LSTM.
+        weights: packed.
+        work: for T = 1 step and exactly B rows, B at most LOGIT_ROWS; its logits (B, V) are
+            left as they come from the network.
+        state: in: the state before the tokens; out: after them.
+        tokens: (B,), below V.
+        out: (B, V), written: log-probabilities in nats.
+    """
+    B = tokens.size
+    read_shard(cell, weights, work, state, tokens.reshape((1, B)), np.zeros(B, np.bool_))
+    logits = work.logits[:B]
+    output_logits(weights, work.hs[work.hs.shape[0] - 1, 1], logits)
+    for row in range(B):
+        m = largest(logits[row])
+        log_whole = log(exponentials(logits[row], m, out[row]))
+        for v in range(out.shape[1]):
+            # As in `loss.log_probability`, whose logarithm is the same for the whole row.
+            out[row, v] = (logits[row, v] - m) - log_whole

@@ -1,0 +1,103 @@
+"""A program: reads a regular expression, writes its automaton over bytes, within limits.
+
+An expression of a few characters can stand for an automaton of any size, and what makes it (the
+Rust package outlines-core) has no limits of its own. So it is made in a process of its own, which
+the operating system ends when it takes too much. `automaton` runs this file by its path; it imports
+nothing of Treadle, so that it starts within 40 ms.
+
+stdin: the expression in UTF-8. stdout: where the automaton has `count` states, state 0 the start,
+`count` and then `count` x 256 next states (-1: none), all int32, then `count` bytes, 1 where the
+bytes read so far match as a whole and are followed by END_MARK. Exit status 2: the expression
+cannot be read; stderr says why. Exit status 3: the automaton has more states than the first
+argument. The others are processor seconds, bytes of memory, and whether to `check` by itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from typing import Any
+
+CANNOT_READ, TOO_LARGE = 2, 3
+BYTES = 256
+
+END_MARK = "\ufdd0"
+"""One of the code points that Unicode keeps for a program's own use, and which no text holds."""
+
+
+def limit_resources(cpu_s: int, memory: int) -> None:
+    """Have the system end this process at so many seconds of a processor or bytes of memory."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows, where the caller's own patience is the limit
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+
+def build(expression: str, check: bool) -> Any:
+    """Return the index of an expression, the end mark after it, over single bytes.
+
+    Without the mark the package would leave out what follows a text that matches already: it takes
+    the first of alternatives, the fewest of lazy repeats, and no text that goes on from a match
+    to what is none itself. Before the mark nothing has matched yet.
+
+    Args:
+        expression: what to read.
+        check: whether it may be one that changes between brackets, as `a)(b` does.
+
+    Raises:
+        ValueError: the expression cannot be read.
+    """
+    from outlines_core import Index, Vocabulary
+
+    every_byte = Vocabulary(BYTES, {bytes([byte]): [byte] for byte in range(BYTES)})
+    if not check:
+        return Index(f"(?:{expression}){END_MARK}", every_byte)
+    try:  # by itself first
+        Index(expression, Vocabulary(BYTES, {b"\0": [0]}))
+    except ValueError as fault:
+        if "incompatible" not in str(fault):  # that is the vocabulary's fault
+            raise
+    # The line's end is for the comments of verbose mode, and a blank there.
+    for wrapped in (f"(?:{expression}){END_MARK}", f"(?:{expression}\n){END_MARK}"):
+        try:
+            return Index(wrapped, every_byte)
+        except ValueError as fault:
+            last = fault
+    raise last
+
+
+def main() -> int:
+    """Read the expression, write the automaton and return the exit status."""
+    most_states, cpu_s, memory = (int(text) for text in sys.argv[1:4])
+    check = sys.argv[4] == "check"
+    limit_resources(cpu_s, memory)
+    try:
+        index = build(sys.stdin.buffer.read().decode(), check)
+    except ValueError as fault:
+        sys.stderr.write(str(fault))
+        return CANNOT_READ
+    start, final = index.get_initial_state(), index.get_final_states()
+    transitions = index.get_transitions()
+    others = sorted((set(transitions) | set(final)) - {start})
+    if len(others) >= most_states:
+        return TOO_LARGE
+    number = {state: place for place, state in enumerate([start, *others])}
+    sys.stdout.buffer.write(array("i", [len(number)]).tobytes())
+    for state in number:
+        row = array("i", [-1]) * BYTES
+        for byte, target in transitions.get(state, {}).items():
+            if byte < BYTES:
+                row[byte] = number[target]
+        sys.stdout.buffer.write(row.tobytes())
+    sys.stdout.buffer.write(bytes(state in final for state in number))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except MemoryError:
+        sys.exit(TOO_LARGE)

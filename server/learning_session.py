@@ -1,0 +1,99 @@
+"""One LearnStream call: its requests in, their answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from treadle.model import Model
+from treadle.model.errors import ModelError
+from treadle.model.learner import Learner
+from treadle.server import records
+from treadle.server.convert_learning import Learning
+from treadle.server.errors import StatusError, from_model, invalid
+from treadle.v1 import sequence_pb2 as pb
+
+
+class LearningSession:
+    """Learns from one stream; methods that return an iterator take a short step each time.
+
+    It holds on to the weights that it began with, whatever becomes of the model meanwhile.
+
+    Args:
+        model: What to begin with.
+        asked: How to learn.
+        max_message_bytes: The largest reply.
+    """
+
+    def __init__(self, model: Model, asked: Learning, max_message_bytes: int) -> None:
+        self._model = model
+        self._asked = asked
+        self._max_message_bytes = max_message_bytes
+        self._learner: Learner | None = None
+        self.reply = pb.LearnStreamResponse()
+        """The answer to the last request."""
+
+    @property
+    def learner(self) -> Learner:
+        """What learns; there is one once `begin` is over."""
+        assert self._learner is not None
+        return self._learner
+
+    def begin(self) -> Iterator[None]:
+        """Copies the model.
+
+        Raises:
+            StatusError: It cannot do what the spec asks for.
+        """
+        asked = self._asked
+        try:
+            self._learner = Learner(
+                self._model, asked.config, asked.details, keep_tokens=asked.tokens
+            )
+        except ModelError as error:
+            raise from_model(error, "spec", "spec.{}".format) from error
+        yield
+
+    def answer(self, request: pb.LearnStreamRequest) -> Iterator[None]:
+        """Does what a request asks for, but for `publish`; `reply` is then its answer.
+
+        Raises:
+            StatusError: It cannot be done, or its reply would be too large.
+        """
+        self.reply = pb.LearnStreamResponse()
+        match request.WhichOneof("message"):
+            case "learn":
+                yield from self._feed(request.learn, True)
+            case "predict":
+                yield from self._feed(request.predict, False)
+            case "snapshot":
+                self.learner.snapshot()
+                self.reply.snapshot.SetInParent()
+            case "roll_back":
+                self.learner.roll_back()
+                self.reply.roll_back.SetInParent()
+        self.reply.updates = self.learner.updates
+        yield
+
+    def published(self, model: pb.Model) -> None:
+        """Makes a stored model the answer."""
+        self.reply = pb.LearnStreamResponse(published=model, updates=self.learner.updates)
+
+    def _feed(self, piece: pb.TextPiece, learn: bool) -> Iterator[None]:
+        field = "learn.text" if learn else "predict.text"
+        least = self._asked.token_bytes if self._asked.tokens else 0
+        try:
+            for scored in self.learner.feed(piece.text, piece.end, learn):
+                if self.learner.piece_token_count * least > self._max_message_bytes:
+                    raise _too_large(field)
+                if scored is not None:
+                    self.reply.piece.CopyFrom(records.piece_score(scored))
+                yield
+        except ModelError as error:
+            raise from_model(error, field) from error
+        if self.reply.ByteSize() > self._max_message_bytes:
+            raise _too_large(field)
+
+
+def _too_large(field: str) -> StatusError:
+    text = "the reply would be larger than a message may be; send smaller pieces"
+    return invalid([(field, text)])

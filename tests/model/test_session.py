@@ -1,0 +1,359 @@
+"""Settings of the draw beyond temperature, and states, from which a text goes on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from small_models import bytes_of, chain_of, letters, model_of, result_of, text_of, tokens_of
+
+from treadle.model import generation
+from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
+from treadle.model.errors import ConfigError, ForeignStateError, StateError
+from treadle.model.generation import Preparation, echo, seed_of
+from treadle.model.model import Model
+from treadle.model.session import Piece, StopReason, Wanted
+from treadle.model.state import SessionState
+from treadle.model.tokenizer import build_tokenizer
+
+EVERYTHING = Wanted(tokens=True, state=True, ids=True)
+
+
+def stream(model: Model, prompt: str = "", **settings: Any) -> list[Piece]:
+    return list(model.stream(prompt, wanted=EVERYTHING, **settings))
+
+
+def ids_of(pieces: list[Piece]) -> list[int]:
+    return [token.id for token in tokens_of(pieces)]
+
+
+def state_of(pieces: list[Piece]) -> SessionState:
+    state = result_of(pieces).state
+    assert state is not None
+    return state
+
+
+def lines(text: str = "abcdefgh") -> Model:
+    """Says a line and ends."""
+    tokenizer = build_tokenizer(TokenizerConfig(), [text], CorpusLayout.LINES)
+    assert tokenizer.begin is not None
+    assert tokenizer.end is not None
+    return chain_of(tokenizer, [tokenizer.begin, *tokenizer.encode(text).tolist(), tokenizer.end])
+
+
+# ---------------------------------------------------------------- what may be drawn
+
+
+def test_banned_tokens_are_never_drawn() -> None:
+    model = model_of()
+    banned = tuple(model.tokenizer.encode("ab ").tolist())
+    for settings in ({}, {"temperature": 0}, {"temperature": 5, "top_p": 0.9}):
+        drawn = ids_of(stream(model, "ab", seed=1, banned_tokens=banned, **settings))
+        assert len(drawn) == 256
+        assert not set(drawn) & set(banned)
+
+
+def test_begin_and_unknown_tokens_are_drawn_only_where_they_are_named() -> None:
+    model = model_of(layout=CorpusLayout.LINES, policy=UnknownPolicy.UNKNOWN)
+    tokenizer = model.tokenizer
+    assert tokenizer.begin is not None
+    assert tokenizer.unknown is not None
+    strange = {tokenizer.begin, tokenizer.unknown}
+    drawn = [ids_of(stream(model, seed=seed, temperature=100)) for seed in range(30)]
+    assert not strange & {token for ids in drawn for token in ids}
+    named = tuple((token, 1.0) for token in sorted(strange))
+    drawn = [ids_of(stream(model, seed=seed, temperature=100, token_biases=named))
+             for seed in range(30)]  # fmt: skip
+    assert strange <= {token for ids in drawn for token in ids}
+
+
+def test_a_bias_is_added_and_the_log_probability_stays_the_models_own() -> None:
+    model = model_of()
+    token = int(model.tokenizer.encode("c")[0])
+    pieces = stream(model, "ab", seed=1, token_biases=((token, 100.0),), max_new_tokens=20)
+    assert ids_of(pieces) == [token] * 20
+    assert tokens_of(pieces) == list(model.score("c" * 20, "ab").tokens)
+    never = ids_of(stream(model, "ab", seed=1, token_biases=((token, -100.0),)))
+    assert token not in never
+
+
+def test_forced_tokens_come_first_and_are_scored_as_the_model_does() -> None:
+    model = model_of()
+    forced = tuple(model.tokenizer.encode("cab!").tolist())
+    pieces = stream(model, "ab", seed=1, forced_tokens=forced, max_new_tokens=40)
+    assert text_of(pieces).startswith("cab!")
+    assert tokens_of(pieces) == list(model.score(text_of(pieces), "ab").tokens)
+    # What follows is what follows the same text as a prompt, at the same draws.
+    state = replace(state_of(stream(model, "abcab!", max_new_tokens=0)), seed=1, position=4)
+    rest = stream(model, "", state=state, max_new_tokens=36)
+    assert text_of(pieces) == "cab!" + text_of(rest)
+
+
+def test_what_is_named_must_be_in_the_vocabulary() -> None:
+    model = letters()
+    named: list[tuple[str, Any]] = [
+        ("banned_tokens", (10,)), ("forced_tokens", (3, 10)), ("token_biases", ((11, 1.0),)),
+    ]  # fmt: skip
+    for name, value in named:
+        with pytest.raises(ConfigError, match=r"must be a token, 0 to 9") as caught:
+            model.stream("a", **{name: value})
+        assert caught.value.field.startswith(f"{name}[")
+    with pytest.raises(ConfigError, match="no token to draw"):
+        model.stream("a", banned_tokens=tuple(range(10)))
+
+
+def test_settings_that_leave_nothing_together_say_so() -> None:
+    model = lines()
+    others = tuple(range(model.tokenizer.ordinary))
+    with pytest.raises(ConfigError, match="no token is left to draw"):
+        stream(model, banned_tokens=others, min_new_tokens=2)
+
+
+def test_a_repetition_penalty_is_against_what_was_there() -> None:
+    model = model_of()
+    plain, against = (
+        ids_of(stream(model, "ab", seed=3, max_new_tokens=60, repetition_penalty=penalty))
+        for penalty in (1.0, 100.0)
+    )
+    assert plain != against
+    # With all that was there all but excluded, everything comes before anything comes again.
+    V = model.vocabulary_size
+    seen = set(model.tokenizer.encode("ab").tolist())
+    first = ids_of(
+        stream(model, "ab", temperature=0, max_new_tokens=V - len(seen), repetition_penalty=100)
+    )
+    logits_all_positive_or_not = set(first) & seen
+    assert len(set(first)) >= len(first) - len(logits_all_positive_or_not) - 2
+
+
+def test_penalties_count_the_new_text_only() -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(), ["abcz"])
+    model = chain_of(tokenizer, tokenizer.encode("abc").tolist())  # each 100 ahead of all others
+    assert text_of(stream(model, "abc", temperature=0, max_new_tokens=5)) == "abcab"
+    # Each may come once, and is then a little behind what never came.
+    once = {"presence_penalty": 100, "frequency_penalty": 1}
+    assert text_of(stream(model, "a", temperature=0, max_new_tokens=4, **once)) == "bcaz"
+    # At three times 40 it is behind.
+    thrice = text_of(stream(model, "a", temperature=0, max_new_tokens=10, frequency_penalty=40))
+    assert thrice == "bcabcabcaz"
+
+
+def test_the_end_comes_no_earlier_than_asked() -> None:
+    model = lines("ab")
+    assert text_of(stream(model)) == "ab"
+    pieces = stream(model, min_new_tokens=7)
+    assert len(ids_of(pieces)) >= 7
+    assert model.tokenizer.end not in ids_of(pieces)[:7]
+
+
+def test_stops_are_not_looked_for_before_the_least_tokens() -> None:
+    for chunk in (1, 3, 16):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generation, "CHUNK", chunk)
+            found = stream(letters(), "a", stop_sequences=("de",), min_new_tokens=4)
+            assert text_of(found) == "bcdefghijabc"
+            assert result_of(found).new_tokens == 14
+            within = stream(letters(), "a", stop_sequences=("de",), min_new_tokens=3)
+            assert text_of(within) == "bcdefghijabc"
+
+
+def test_a_time_limit_ends_a_text() -> None:
+    began = time.monotonic()
+    pieces = stream(letters(), "a", max_new_tokens=10**7, max_time_s=0.05)
+    assert time.monotonic() - began < 30
+    assert result_of(pieces).stop_reason is StopReason.TIME_LIMIT
+    assert len(ids_of(pieces)) == result_of(pieces).new_tokens > 0
+    assert state_of(pieces).position == result_of(pieces).new_tokens
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def test_ranks_and_alternatives_are_those_of_the_models_own_probabilities() -> None:
+    model = model_of()
+    asked: dict[str, Any] = {"seed": 5, "max_new_tokens": 30, "temperature": 2}
+    plain = tokens_of(stream(model, "ab", **asked))
+    told = tokens_of(stream(model, "ab", **asked, ranks=True, top_log_probabilities=20))
+    assert [replace(token, rank=0, alternatives=()) for token in told] == plain
+    for token in told:
+        every = token.alternatives
+        assert len(every) == model.vocabulary_size
+        order = sorted(every, key=lambda other: (-other.log_probability, other.id))
+        assert list(every) == order
+        assert [other.id for other in every][token.rank - 1] == token.id
+        assert every[token.rank - 1].log_probability == token.log_probability
+        assert sum(np.exp(other.log_probability) for other in every) == pytest.approx(1)
+    few = tokens_of(stream(model, "ab", **asked, top_log_probabilities=3))
+    assert [token.alternatives for token in few] == [token.alternatives[:3] for token in told]
+
+
+def test_a_prompt_is_echoed_as_it_scores() -> None:
+    model = model_of()
+    settings = {"ranks": True, "top_log_probabilities": 2}
+    preparation = Preparation(model, "cab abc", _sampling(**settings), None)
+    echoed: list[Any] = []
+    list(echo(preparation, echoed))
+    assert preparation.shown == "cab abc"
+    scored = model.score("cab abc").tokens
+    assert [(t.id, t.log_probability) for t in echoed] == [
+        (t.id, t.log_probability) for t in scored
+    ]
+    assert echoed[0].log_probability is None
+    assert all(token.rank and len(token.alternatives) == 2 for token in echoed[1:])
+
+
+def _sampling(**settings: Any) -> Any:
+    from treadle.model.config import SamplingConfig
+
+    return SamplingConfig(**settings)
+
+
+def test_seeds_of_many_texts_are_far_apart_and_the_first_is_the_given_one() -> None:
+    assert seed_of(7, 0) == 7
+    assert len({seed_of(7, index) for index in range(1000)}) == 1000
+    model = model_of()
+    texts = [text_of(list(model.stream("ab", seed=7, index=index))) for index in range(5)]
+    assert len(set(texts)) == 5
+    again = result_of(list(model.stream("ab", seed=7, index=3))).seed
+    assert text_of(list(model.stream("ab", seed=again))) == texts[3]
+
+
+# ---------------------------------------------------------------- states
+
+
+@pytest.mark.parametrize("kind", TokenizerKind)
+@pytest.mark.parametrize("layout", CorpusLayout)
+def test_a_text_in_two_halves_is_the_text(kind: TokenizerKind, layout: CorpusLayout) -> None:
+    model = model_of(kind, layout, layers=2)
+    whole = stream(model, "cab", seed=9, max_new_tokens=40)
+    for cut in (0, 1, 13, 16, 17, 39):
+        first = stream(model, "cab", seed=9, max_new_tokens=cut)
+        if result_of(first).stop_reason is StopReason.END_TOKEN:
+            continue
+        data = model.state_bytes(state_of(first))
+        rest = stream(model, state=model.read_state(data), max_new_tokens=40 - cut)
+        assert tokens_of(first) + tokens_of(rest) == tokens_of(whole)
+        assert text_of(first) + text_of(rest) == text_of(whole)
+        assert result_of(rest).seed == 9
+        assert same_state(state_of(rest), state_of(whole))
+
+
+def same_state(one: SessionState, other: SessionState) -> bool:
+    arrays = one.hs.tobytes() == other.hs.tobytes(), one.cs.tobytes() == other.cs.tobytes()
+    return all(arrays) and (one.token, one.seed, one.position, one.held) == (
+        other.token, other.seed, other.position, other.held,
+    )  # fmt: skip
+
+
+def test_half_a_character_is_left_to_whoever_goes_on() -> None:
+    model = bytes_of("a€")
+    first = stream(model, "a€", max_new_tokens=3)
+    assert text_of(first) == "a"
+    rest = stream(model, state=state_of(first), max_new_tokens=4)
+    assert text_of(rest) == "€a"
+    assert list(model.stream("a€", max_new_tokens=3))[-1].text.endswith("\ufffd")
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 16])
+@pytest.mark.parametrize(
+    ("stops", "kept"), [(("de",), 2), (("j",), 8), (("hijab",), 6), (("b",), 0), (("bx", "cd"), 1)]
+)
+def test_the_state_at_a_stop_is_that_of_the_text_before_it(
+    stops: tuple[str, ...], kept: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "CHUNK", chunk)
+    model = letters()
+    stopped = stream(model, "a", seed=3, stop_sequences=stops, max_new_tokens=60)
+    shorter = stream(model, "a", seed=3, max_new_tokens=kept)
+    assert result_of(stopped).stop_reason is StopReason.STOP_SEQUENCE
+    assert text_of(stopped) == text_of(shorter)
+    assert same_state(state_of(stopped), state_of(shorter))
+    assert result_of(stopped).ids == result_of(shorter).ids
+    on = stream(model, stops[-1] if kept == 1 else stops[0], state=state_of(stopped), seed=1,
+                max_new_tokens=3)  # fmt: skip
+    assert text_of(on)[0] == "abcdefghija"[("abcdefghij".index(result_of(stopped).stop_sequence[-1])
+                                            + 1) % 10]  # fmt: skip
+
+
+def test_the_state_at_a_stop_within_a_token_is_that_before_the_token() -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.WORDS), [" one two"])
+    model = chain_of(tokenizer, tokenizer.encode(" one two").tolist())
+    stopped = stream(model, " one", seed=3, stop_sequences=("wo",))
+    assert text_of(stopped) == " t"
+    assert result_of(stopped).ids == ()
+    nothing = stream(model, " one", seed=3, max_new_tokens=0)
+    assert same_state(state_of(stopped), state_of(nothing))
+
+
+def test_the_state_at_the_end_is_that_before_the_end_token() -> None:
+    model = lines()
+    ended = stream(model, "ab", seed=3)
+    assert result_of(ended).stop_reason is StopReason.END_TOKEN
+    shorter = stream(model, "ab", seed=3, max_new_tokens=len(text_of(ended)))
+    assert same_state(state_of(ended), state_of(shorter))
+    assert model.tokenizer.end not in result_of(ended).ids
+
+
+def test_a_prompt_follows_a_state() -> None:
+    model = model_of(layers=2)
+    first = stream(model, "cab", seed=1, max_new_tokens=10)
+    text = "cab" + text_of(first)
+    after = stream(model, " abc", state=state_of(first), seed=5, max_new_tokens=20)
+    whole = stream(model, text + " abc", seed=5, max_new_tokens=20)
+    assert tokens_of(after) == tokens_of(whole)
+    assert result_of(after).prompt_tokens == 4
+
+
+def test_a_state_is_small_and_says_what_is_wrong_with_it() -> None:
+    model = model_of(layers=2, hidden_size=128, embedding_size=3)
+    data = model.state_bytes(state_of(stream(model, "ab", max_new_tokens=3)))
+    assert 2048 < len(data) <= 2048 + 80
+    for bad in (b"", data[:-1], data[:100], bytes([data[0] ^ 1]) + data[1:], data + b"x"):
+        with pytest.raises(StateError, match="damaged"):
+            model.read_state(bad)
+    flipped = bytearray(data)
+    flipped[200] ^= 4
+    with pytest.raises(StateError, match="damaged"):
+        model.read_state(bytes(flipped))
+    other = model_of(layers=2, hidden_size=128, embedding_size=3)
+    assert other.read_state(data).token == model.read_state(data).token  # the same weights
+    other = model_of(layers=2, hidden_size=128, embedding_size=4)
+    with pytest.raises(ForeignStateError, match="other weights"):
+        other.read_state(data)
+
+
+def test_a_key_keeps_out_states_that_were_not_made_with_it() -> None:
+    model = model_of()
+    state = state_of(stream(model, "ab", max_new_tokens=3))
+    data = model.state_bytes(state, b"a secret of the server")
+    assert same_state(model.read_state(data, b"a secret of the server"), state)
+    for made, key in ((data, b""), (data, b"another"), (model.state_bytes(state), b"another")):
+        with pytest.raises(StateError):
+            model.read_state(made, key)
+
+
+def test_a_state_never_stands_within_the_first_character_of_a_stop() -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.SUBWORDS), ["xé xé xé xé"])
+    half = bytes_of("xé").tokenizer.encode("é").tolist()[0]
+    marks = {tokenizer.decode_bytes([t]): t for t in range(tokenizer.ordinary)}  # type: ignore[attr-defined]
+    order = [marks[b"x"], marks[bytes([half])], marks["é".encode()[1:]]]
+    model = chain_of(tokenizer, order)
+    for chunk in (1, 2, 16):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generation, "CHUNK", chunk)
+            begun = replace(SessionState.fresh(model.parameters.shape, order[-1]), seed=1)
+            stopped = stream(model, state=begun, stop_sequences=("é",))
+            assert text_of(stopped) == "x"
+            assert result_of(stopped).ids == (order[0],)
+            assert (state_of(stopped).token, state_of(stopped).held) == (order[0], b"")
+
+
+def test_an_expression_of_the_empty_text_alone_is_complete_at_once() -> None:
+    for model in (letters(), lines()):
+        pieces = stream(model, regex="a{0}")
+        assert text_of(pieces) == ""
+        assert result_of(pieces).regex_complete
+    assert result_of(stream(letters(), regex="a{0}")).new_tokens == 0

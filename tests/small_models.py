@@ -1,0 +1,78 @@
+"""Models of a few units: some with random weights, some that know for sure what comes next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from treadle.model.config import (
+    Cell,
+    CorpusLayout,
+    NetworkConfig,
+    TokenizerConfig,
+    TokenizerKind,
+    UnknownPolicy,
+)
+from treadle.model.model import Model
+from treadle.model.parameters import Parameters, Shape
+from treadle.model.session import GenerateResult, Piece
+from treadle.model.tokenizer import Tokenizer, build_tokenizer
+from treadle.model.tokens import TokenScore
+
+TEXT = "abc cab bca, a cab abc!\nab ca bc, bb aa\n"
+
+
+def model_of(
+    kind: TokenizerKind = TokenizerKind.CHARACTERS,
+    layout: CorpusLayout = CorpusLayout.TEXT,
+    policy: UnknownPolicy | None = None,
+    **network: Any,
+) -> Model:
+    """A model of random weights, three times as large as they begin, so that it has opinions."""
+    sizes = {"cell": Cell.LSTM, "hidden_size": 5, "embedding_size": 3, **network}
+    tokenizer = build_tokenizer(TokenizerConfig(kind, unknown_policy=policy), [TEXT], layout)
+    config = NetworkConfig(**sizes)
+    parameters = Parameters.initial(Shape.of(config, tokenizer.vocabulary_size), seed=1)
+    parameters.flat *= 3
+    return Model(config, tokenizer, parameters)
+
+
+def chain_of(tokenizer: Tokenizer, tokens: list[int]) -> Model:
+    """A model that knows for sure: after each of these tokens comes the next, and then the first.
+
+    One hidden unit a token says which was read last.
+    """
+    assert len(set(tokens)) == len(tokens)
+    config = NetworkConfig(Cell.RNN, hidden_size=len(tokens), layers=1, embedding_size=0)
+    parameters = Parameters(Shape.of(config, tokenizer.vocabulary_size))
+    for unit, token in enumerate(tokens):
+        parameters.stacks.Wx0[token, unit] = 10
+        parameters.stacks.Wy[unit - 1, token] = 100
+    return Model(config, tokenizer, parameters, default_context=tokens[-1])
+
+
+def letters(text: str = "abcdefghij") -> Model:
+    """Goes on in a round from letter to letter."""
+    tokenizer = build_tokenizer(TokenizerConfig(), [text])
+    return chain_of(tokenizer, tokenizer.encode(text).tolist())
+
+
+def bytes_of(text: str) -> Model:
+    """Goes on in a round from byte to byte."""
+    tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.BYTES))
+    return chain_of(tokenizer, list(text.encode()))
+
+
+def result_of(pieces: list[Piece]) -> GenerateResult:
+    """The result of a whole generation, which only the last piece has."""
+    assert [piece.result is None for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+    result = pieces[-1].result
+    assert result is not None
+    return result
+
+
+def tokens_of(pieces: list[Piece]) -> list[TokenScore]:
+    return [token for piece in pieces for token in piece.tokens]
+
+
+def text_of(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
