@@ -92,6 +92,27 @@ def test_a_stream_scores_what_its_text_does_in_one_call(
     assert stream.item_count == 1
 
 
+def test_tokens_may_be_taken_as_they_are_scored() -> None:
+    model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
+    wanted = feed(stream_of(model), TEXT * 8)
+    stream, taken, left = stream_of(model), [], ()
+    for scored in stream.feed(TEXT * 8):
+        some = stream.take_tokens()
+        assert len(some) <= 65
+        taken += some
+        left = scored.tokens if scored is not None else ()
+    assert (tuple(taken), left) == (wanted.tokens, ())
+    assert feed(stream, "a").token_count == 1  # and the next piece has its own
+
+
+def test_a_context_may_be_read_before_anything_follows_it() -> None:
+    model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
+    stream = stream_of(model, TEXT)
+    assert len([*stream.read_context()]) > 0
+    assert [*stream.read_context()] == []
+    assert feed(stream, "abc").tokens == model.score("abc", TEXT, details=DETAILS).tokens
+
+
 @pytest.mark.parametrize("case", MODELS, ids=str)
 def test_what_follows_an_end_begins_anew(case: tuple[TokenizerKind, CorpusLayout]) -> None:
     model = MODELS[case]
