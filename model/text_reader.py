@@ -92,8 +92,8 @@ class TextReader:
         waiting = len(self._held) + (0 if self._lower is None else self._lower.waiting)
         if self._max_held is not None and waiting > self._max_held:
             raise ConfigError(
-                f"more than {self._max_held:,} characters without a place where {self._kind} may be "
-                "cut: put white space between them, or score the text in one call"
+                f"more than {self._max_held:,} characters without a place where {self._kind} may "
+                "be cut: put white space between them, or score the text in one call"
             )
         return tokens
 

@@ -24,6 +24,7 @@ from treadle.model.parameters import Parameters, Shape
 from treadle.model.score_stream import StreamScorer
 from treadle.model.scores import Details, PieceScore, Summary
 from treadle.model.tokenizer import build_tokenizer
+from treadle.model.tokens import TokenScore
 
 TEXT = "abc cab bca, a cab abc! ab ca bc, bb aa ca é"
 DETAILS = Details(ranks=True, alternatives=2)
@@ -95,7 +96,9 @@ def test_a_stream_scores_what_its_text_does_in_one_call(
 def test_tokens_may_be_taken_as_they_are_scored() -> None:
     model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
     wanted = feed(stream_of(model), TEXT * 8)
-    stream, taken, left = stream_of(model), [], ()
+    stream = stream_of(model)
+    taken: list[TokenScore] = []
+    left: tuple[TokenScore, ...] = ()
     for scored in stream.feed(TEXT * 8):
         some = stream.take_tokens()
         assert len(some) <= 65

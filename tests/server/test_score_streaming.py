@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from treadle.server.convert_scoring import stream_scoring
@@ -25,7 +27,7 @@ def test_a_reply_is_written_as_its_tokens_are_scored() -> None:
     stream = stream_of(ranks=True, top_log_probabilities=2)
     list(stream.begin())
     sizes = [len(stream.reply.piece.tokens) for _ in stream.feed(pb.TextPiece(text=TEXT))]
-    assert max(b - a for a, b in zip(sizes, sizes[1:], strict=False)) <= 64
+    assert max(b - a for a, b in pairwise(sizes)) <= 64
     score = tiny_model().score(TEXT)
     assert sizes[-1] == len(score.tokens) == stream.reply.piece.token_count + 1
     found = [token.log_probability for token in stream.reply.piece.tokens]
