@@ -12,6 +12,7 @@ from treadle.model.config import UnknownPolicy
 from treadle.model.model import Model
 from treadle.model.pool import Pool
 from treadle.model.scorer import WINDOW, Scorer
+from treadle.model.text_reader import encode_in_steps
 
 Array = npt.NDArray[np.float32]
 
@@ -51,13 +52,13 @@ class Embedder:
         there is nothing to read the states are zeros.
 
         Yields:
-            None after every window, and at last the embedding.
+            None after every step, and at last the embedding.
 
         Raises:
             UnknownSymbolError: a symbol is not in the vocabulary and the policy is ERROR.
             ConfigError: the policy is UNKNOWN and there is no unknown token.
         """
-        tokens = self._tokenizer.encode(text, self._policy)
+        tokens = yield from encode_in_steps(self._tokenizer, text, self._policy)
         begin = [] if self._tokenizer.begin is None else [self._tokenizer.begin]
         read = np.concatenate((np.array(begin, np.int32), tokens))
         self._scorer.begin(self._zeros, self._zeros)

@@ -24,6 +24,7 @@ from treadle.model.scores import PLAIN, Details, Scores, TextScore, summarize
 from treadle.model.sequence_scorer import SequenceScorer
 from treadle.model.session import TOKENS, Piece, Wanted
 from treadle.model.state import SessionState
+from treadle.model.text_reader import encode_in_steps
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.workspace import pack_for_inference
 
@@ -232,11 +233,11 @@ class Model:
         Arguments and errors are those of `score`.
 
         Yields:
-            None after every window, and the score at the end.
+            None after every step, and the score at the end.
         """
         tokenizer, begun = self.tokenizer, self.beginning(state)
-        before = tokenizer.encode(context, unknown_policy)
-        ids = tokenizer.encode(text, unknown_policy)
+        before = yield from encode_in_steps(tokenizer, context, unknown_policy)
+        ids = yield from encode_in_steps(tokenizer, text, unknown_policy)
         if tokenizer.end is not None:
             ids = np.append(ids, np.int32(tokenizer.end)).astype(np.int32)
         shape = self.parameters.shape

@@ -18,7 +18,7 @@ from treadle.model.scores import Details, PieceScore, Scores, Summary, token_sco
 from treadle.model.sequence_scorer import SequenceScorer
 from treadle.model.state import SessionState
 from treadle.model.sums import in_order
-from treadle.model.text_reader import TextReader
+from treadle.model.text_reader import TextReader, encode_in_steps
 from treadle.model.tokens import TokenScore
 
 Ints = npt.NDArray[np.int32]
@@ -47,17 +47,17 @@ class StreamScorer:
             details: what is wanted of every scored token.
             policy: what to do with unknown symbols; None: the model's own policy.
             begun: where the first text begins; see `Model.beginning`. Later ones begin anew.
-            context: what the first text follows; read with its first piece, not scored.
+            context: what the first text follows; read by `read_context`, or else with the first
+                piece, and not scored.
             keep_tokens: whether a PieceScore holds its tokens.
 
         Raises:
-            UnknownSymbolError: a symbol of the context is unknown and the policy is ERROR.
             ConfigError: the policy is UNKNOWN and there is no unknown token.
         """
         self._model = model
         self._tokenizer = model.tokenizer
         self._reader = TextReader(model.tokenizer, policy)
-        self._context: Ints | None = model.tokenizer.encode(context, policy)
+        self._context, self._policy = context, policy
         self._sequence = SequenceScorer(
             model.parameters.shape, model.weights, model.tokenizer, begun, details
         )
@@ -82,6 +82,25 @@ class StreamScorer:
     def state(self) -> SessionState:
         """The state after all tokens so far; what waits to be made a token is not among them."""
         return self._sequence.state
+
+    def take_tokens(self) -> tuple[TokenScore, ...]:
+        """Return the tokens of the piece that is being fed which are scored by now.
+
+        They are handed over: neither the next call nor the piece's score has them again.
+        """
+        taken, self._piece_tokens = tuple(self._piece_tokens), []
+        return taken
+
+    def read_context(self) -> Iterator[None]:
+        """Read the context, in short steps, if that is not done yet.
+
+        Raises:
+            UnknownSymbolError: a symbol of it is unknown and the policy is ERROR.
+        """
+        if self._context:
+            context, self._context = self._context, ""
+            tokens = yield from encode_in_steps(self._tokenizer, context, self._policy)
+            yield from self._sequence.read(tokens)
 
     def feed(self, text: str, end: bool = False) -> Iterator[PieceScore | None]:
         """Score the next piece, in short steps.
@@ -120,11 +139,9 @@ class StreamScorer:
         yield from self._score(self._reader.end())
 
     def _begin(self) -> Iterator[None]:
-        """Begin a piece; the first one reads the context."""
+        """Begin a piece."""
         self._piece, self._piece_tokens = _Tally(), []
-        if self._context is not None:
-            yield from self._sequence.read(self._context)
-            self._context = None
+        yield from self.read_context()
 
     def _end_item(self) -> Summary:
         self.item_count += 1

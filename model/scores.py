@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -78,6 +78,14 @@ class Scores:
             return np.concatenate([getattr(part, name) for part in parts])
 
         return cls(*(join(field.name) for field in fields(cls)))
+
+    def part(self, start: int, stop: int) -> Self:
+        """Return the scores of some tokens, from those of a text."""
+        return type(self)(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+
+
+_BLOCK = 64
+"""Tokens given their texts together."""
 
 
 def token_scores(tokenizer: Tokenizer, ids: Ints, scores: Scores) -> tuple[TokenScore, ...]:
@@ -161,11 +169,20 @@ class TextScore(Summary):
     @property
     def tokens(self) -> tuple[TokenScore, ...]:
         """Every token of the text, made anew at each call."""
+        return tuple(self.each_token())
+
+    def each_token(self) -> Iterator[TokenScore]:
+        """Yield every token of the text; those of a long one are many times its size."""
         scores = Scores(
             self.log_probabilities, self.ranks, self.alternative_ids,
             self.alternative_log_probabilities,
         )  # fmt: skip
-        return token_scores(self.tokenizer, self.ids, scores)
+        unscored = self.ids.size - self.token_count
+        yield from token_scores(self.tokenizer, self.ids[:unscored], scores.part(0, 0))
+        for start in range(0, self.token_count, _BLOCK):
+            stop = start + _BLOCK
+            ids = self.ids[unscored + start : unscored + stop]
+            yield from token_scores(self.tokenizer, ids, scores.part(start, stop))
 
 
 @dataclass(frozen=True)

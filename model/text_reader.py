@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Generator
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,9 @@ _CUTS = {
     TokenizerKind.EVENTS: re.compile(r"\s"),
     TokenizerKind.SUBWORDS: re.compile(r"(?<=\S)(?= \S)"),
 }
+_SLICE = 2048
+"""Characters made tokens in one step."""
+
 _SEEN = 2
 """Characters before the new ones that a pattern has to see again."""
 
@@ -49,18 +53,25 @@ class TextReader:
     The tokens of all pushes and of the end, joined, are `tokenizer.encode` of the whole text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, policy: UnknownPolicy | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        policy: UnknownPolicy | None = None,
+        max_held: int | None = MAX_HELD,
+    ) -> None:
         """Begin a text.
 
         Args:
             tokenizer: makes the tokens.
             policy: what to do with unknown symbols; None: the tokenizer's own policy.
+            max_held: the most characters that are held back; None: any number.
 
         Raises:
             ConfigError: the policy is UNKNOWN and there is no unknown token.
         """
         self._tokenizer = tokenizer
         self._policy = tokenizer.check_policy(policy)
+        self._max_held = max_held
         self._cut = _CUTS.get(tokenizer.config.kind)
         self._lower = _LowerCase() if tokenizer.config.lower_case else None
         self._held = ""
@@ -75,14 +86,14 @@ class TextReader:
         Raises:
             UnknownSymbolError: a symbol is unknown and the policy is ERROR; its position is that
                 in the whole text. The text cannot go on.
-            ConfigError: more than MAX_HELD characters would be held back. It cannot go on.
+            ConfigError: more than `max_held` characters would be held back. It cannot go on.
         """
         tokens = self._take(text if self._lower is None else self._lower.push(text))
         waiting = len(self._held) + (0 if self._lower is None else self._lower.waiting)
-        if waiting > MAX_HELD:
+        if self._max_held is not None and waiting > self._max_held:
             raise ConfigError(
-                f"more than {MAX_HELD:,} characters without a place where {self._kind} may be cut: "
-                "put white space between them, or score the text in one call"
+                f"more than {self._max_held:,} characters without a place where {self._kind} may "
+                "be cut: put white space between them, or score the text in one call"
             )
         return tokens
 
@@ -133,6 +144,35 @@ class TextReader:
             tokens = self._tokenizer.encode(text, self._policy)
         self._position += len(text)
         return tokens
+
+
+def encode_in_steps(
+    tokenizer: Tokenizer, text: str, policy: UnknownPolicy | None = None
+) -> Generator[None, None, Ints]:
+    """Make tokens of a whole text in short steps, so that a long one can be dropped.
+
+    Args:
+        tokenizer: makes the tokens.
+        text: of any length.
+        policy: what to do with unknown symbols; None: the tokenizer's own policy.
+
+    Yields:
+        None between two steps.
+
+    Returns:
+        What `tokenizer.encode` does, (n,).
+
+    Raises:
+        UnknownSymbolError, ConfigError: as `Tokenizer.encode`.
+    """
+    if len(text) <= _SLICE:
+        return tokenizer.encode(text, policy)
+    reader = TextReader(tokenizer, policy, max_held=None)
+    parts = []
+    for start in range(0, len(text), _SLICE):
+        parts.append(reader.push(text[start : start + _SLICE]))
+        yield
+    return np.concatenate((*parts, reader.end()))
 
 
 class _Moved:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from treadle.model.config import TrainConfig
 from treadle.model.embedding import Embedding
-from treadle.model.scores import PieceScore, Summary, TextScore
+from treadle.model.scores import PieceScore, Summary
 from treadle.model.session import Piece
 from treadle.model.tokens import TokenScore
 from treadle.server.convert import fill
@@ -138,19 +138,14 @@ def generated(pieces: Sequence[Piece], source: Source, index: int) -> pb.Generat
     return reply
 
 
-def text_score(score: TextScore, tokens: bool, state: bytes = b"") -> pb.TextScore:
-    """Returns what one text scored.
-
-    Args:
-        score: What it scored.
-        tokens: Whether its tokens are sent.
-        state: The state after it, where that is sent.
-    """
-    message = summary(score)
-    message.state = state
-    if tokens:
-        message.tokens.extend(map(token, score.tokens))
-    return message
+def add_tokens(message: pb.TextScore | pb.PieceScore, tokens: Iterable[TokenScore]) -> int:
+    """Adds tokens to a message; returns the bytes that it has grown by, or a few less."""
+    grown = 0
+    for score in tokens:
+        added = message.tokens.add()
+        added.MergeFrom(token(score))
+        grown += added.ByteSize() + 2  # with its tag and length
+    return grown
 
 
 def summary(score: Summary) -> pb.TextScore:

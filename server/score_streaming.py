@@ -46,7 +46,7 @@ class Stream:
         """The answer to the last piece, and after `finish` the result."""
 
     def begin(self) -> Iterator[None]:
-        """Makes room, reads the state and makes tokens of the context.
+        """Makes room, and reads the state and the context.
 
         Raises:
             StatusError: The model cannot go on from the state, or cannot read the context.
@@ -59,6 +59,7 @@ class Stream:
                 model, asked.details, asked.policy, begun, self._spec.context,
                 keep_tokens=asked.tokens,
             )  # fmt: skip
+            yield from self._scorer.read_context()
         except ModelError as error:
             raise from_model(error, "spec.context", "spec.{}".format) from error
 
@@ -69,13 +70,15 @@ class Stream:
             StatusError: The piece cannot be scored, or its reply would be too large.
         """
         assert self._scorer is not None
-        least = self._asked.token_bytes if self._asked.tokens else 0
+        self.reply, grown = pb.ScoreStreamResponse(piece=pb.PieceScore()), 0
         try:
             for scored in self._scorer.feed(piece.text, piece.end):
-                if self._scorer.piece_token_count * least > self._max_message_bytes:
+                # Written as they come: a reply that is too large is never made as a whole.
+                grown += records.add_tokens(self.reply.piece, self._scorer.take_tokens())
+                if grown > self._max_message_bytes:
                     raise _too_large()
                 if scored is not None:
-                    self.reply = pb.ScoreStreamResponse(piece=records.piece_score(scored))
+                    self.reply.piece.MergeFrom(records.piece_score(scored))
                 yield
         except ModelError as error:
             raise from_model(error, "piece.text") from error

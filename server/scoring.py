@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from itertools import islice
 
 from treadle.model import Model
 from treadle.model.config import UnknownPolicy
 from treadle.model.embedding import Embedder
 from treadle.model.errors import ModelError
 from treadle.model.scores import TextScore
+from treadle.model.text_reader import encode_in_steps
 from treadle.server import convert_scoring, records
 from treadle.server.admission import Admission
 from treadle.server.convert_scoring import Scoring
@@ -60,9 +62,8 @@ class ScoringRoom:
             source = await self._sources.find(request)
             reply = pb.ScoreResponse(version=source.version, job_step=source.job_step)
             room = self._max_message_bytes - reply.ByteSize()
-            work = _Texts(source.model, request, asked, room, self._state_key)
+            work = _Texts(source.model, request, asked, reply, room, self._state_key)
             await run_steps(self._scheduler.caller(), work.steps())
-            reply.scores.extend(work.scores)
             return reply
 
     async def score_stream(
@@ -149,23 +150,28 @@ def _embed(
             raise from_model(error, f"texts[{index}]") from error
 
 
+_TOKENS = 64
+"""Tokens written to a reply in one step."""
+
+
 class _Texts:
-    """Scores the texts of one request."""
+    """Scores the texts of one request, into its reply."""
 
     def __init__(
         self,
         model: Model,
         request: pb.ScoreRequest,
         asked: Scoring,
+        reply: pb.ScoreResponse,
         room: int,
         key: bytes,
     ) -> None:
+        self._reply = reply
         self._model = model
         self._request = request
         self._asked = asked
         self._room = room
         self._key = key
-        self.scores: list[pb.TextScore] = []
 
     def steps(self) -> Iterator[None]:
         """Scores all texts, in short steps.
@@ -178,34 +184,42 @@ class _Texts:
         state = given_state(self._model, self._request.state, "state", self._key)
         for index, text in enumerate(self._request.texts):
             try:
-                self._check_room(text)
+                yield from self._check_room(text)
                 scoring = self._model.scoring(
                     text, context, asked.policy, details=asked.details, state=state
                 )
                 for scored in scoring:
                     if scored is not None:
-                        self._add(scored)
+                        yield from self._add(scored)
                     yield
             except ModelError as error:
                 raise from_model(error, self._culprit(index)) from error
 
-    def _check_room(self, text: str) -> None:
+    def _check_room(self, text: str) -> Iterator[None]:
         """Refuses a text whose tokens cannot fit, before their details take memory."""
         if self._asked.tokens:
-            count = self._model.tokenizer.encode(text, self._asked.policy).size
-            if count * self._asked.token_bytes > self._room:
+            tokenizer = self._model.tokenizer
+            tokens = yield from encode_in_steps(tokenizer, text, self._asked.policy)
+            if tokens.size * self._asked.token_bytes > self._room:
                 raise self._too_large()
 
-    def _add(self, scored: TextScore) -> None:
-        state = b""
+    def _add(self, scored: TextScore) -> Iterator[None]:
+        """Adds a score to the reply, in short steps."""
+        message = self._reply.scores.add()
+        message.MergeFrom(records.summary(scored))
         if self._request.return_states and scored.state is not None:
-            state = self._model.state_bytes(scored.state, self._key)
-        score = records.text_score(scored, self._asked.tokens, state)
-        size = score.ByteSize() + 6  # with room for its tag and length
+            message.state = self._model.state_bytes(scored.state, self._key)
+        tokens = scored.each_token() if self._asked.tokens else iter(())
+        grown = 0
+        while some := tuple(islice(tokens, _TOKENS)):
+            grown += records.add_tokens(message, some)
+            if grown > self._room:
+                raise self._too_large()
+            yield
+        size = message.ByteSize() + 6  # with room for its tag and length
         if size > self._room:
             raise self._too_large()
         self._room -= size
-        self.scores.append(score)
 
     def _too_large(self) -> Exception:
         text = _TOO_LARGE + "ask for fewer texts at once"

@@ -24,6 +24,7 @@ from treadle.model.parameters import Parameters, Shape
 from treadle.model.score_stream import StreamScorer
 from treadle.model.scores import Details, PieceScore, Summary
 from treadle.model.tokenizer import build_tokenizer
+from treadle.model.tokens import TokenScore
 
 TEXT = "abc cab bca, a cab abc! ab ca bc, bb aa ca é"
 DETAILS = Details(ranks=True, alternatives=2)
@@ -90,6 +91,29 @@ def test_a_stream_scores_what_its_text_does_in_one_call(
     assert all(piece.whole is None for piece in found[:-1])
     assert totals(whole) == totals(wanted) == totals(stream.total)
     assert stream.item_count == 1
+
+
+def test_tokens_may_be_taken_as_they_are_scored() -> None:
+    model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
+    wanted = feed(stream_of(model), TEXT * 8)
+    stream = stream_of(model)
+    taken: list[TokenScore] = []
+    left: tuple[TokenScore, ...] = ()
+    for scored in stream.feed(TEXT * 8):
+        some = stream.take_tokens()
+        assert len(some) <= 65
+        taken += some
+        left = scored.tokens if scored is not None else ()
+    assert (tuple(taken), left) == (wanted.tokens, ())
+    assert feed(stream, "a").token_count == 1  # and the next piece has its own
+
+
+def test_a_context_may_be_read_before_anything_follows_it() -> None:
+    model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
+    stream = stream_of(model, TEXT)
+    assert len([*stream.read_context()]) > 0
+    assert [*stream.read_context()] == []
+    assert feed(stream, "abc").tokens == model.score("abc", TEXT, details=DETAILS).tokens
 
 
 @pytest.mark.parametrize("case", MODELS, ids=str)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
-from treadle.model.text_reader import MAX_HELD, TextReader
-from treadle.model.tokenizer import Tokenizer, build_tokenizer
+from treadle.model.text_reader import MAX_HELD, TextReader, encode_in_steps
+from treadle.model.tokenizer import Tokenizer, Tokens, build_tokenizer
 
 CORPUS = (
     "the cat's hat_box isn't new: it's 12 years old!! \tand\n\nOΣΑΣ ΣΑΣ. İstanbul é €\n"
@@ -98,6 +98,35 @@ def outcome(encode: Callable[[], list[int]]) -> object:
         return encode()
     except UnknownSymbolError as error:
         return str(error), error.symbol, error.position
+
+
+def in_steps(tokenizer: Tokenizer, text: str, policy: UnknownPolicy) -> tuple[int, Tokens]:
+    """How many steps a text took, and its tokens."""
+    encoding, steps = encode_in_steps(tokenizer, text, policy), 0
+    while True:
+        try:
+            next(encoding)
+        except StopIteration as stop:
+            return steps, stop.value
+        steps += 1
+
+
+@pytest.mark.parametrize("case", TOKENIZERS, ids=str)
+def test_a_long_text_is_encoded_in_short_steps(case: tuple[TokenizerKind, bool]) -> None:
+    tokenizer, policy = TOKENIZERS[case], UnknownPolicy.SKIP
+    for text in ("", CORPUS, CORPUS * 100, "x" * (MAX_HELD + 9), "Σ" + "'" * MAX_HELD):
+        steps, tokens = in_steps(tokenizer, text, policy)
+        assert steps == (-(-len(text) // 2048) if len(text) > 2048 else 0)
+        assert np.asarray(tokens).tobytes() == tokenizer.encode(text, policy).tobytes()
+
+
+@pytest.mark.parametrize("before", [0, 5000])
+def test_what_is_unknown_to_a_long_text_is_named_by_its_place(before: int) -> None:
+    tokenizer = TOKENIZERS[TokenizerKind.WORDS, False]
+    with pytest.raises(UnknownSymbolError) as caught:
+        in_steps(tokenizer, "\t" * before + "strange", UnknownPolicy.ERROR)
+    assert (caught.value.symbol, caught.value.position) == ("strange", before)
+    assert f"at position {before} " in str(caught.value)
 
 
 def test_tokens_come_as_soon_as_they_are_certain() -> None:

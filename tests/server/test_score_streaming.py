@@ -1,0 +1,59 @@
+"""What one ScoreStream call does in a step, without a server around it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from treadle.server.convert_scoring import stream_scoring
+from treadle.server.errors import StatusError
+from treadle.server.loaded import Source
+from treadle.server.score_streaming import Stream
+from treadle.v1 import sequence_pb2 as pb
+
+from .samples import tiny_model
+
+TEXT = "abc" * 3000
+
+
+def stream_of(max_message_bytes: int = 1 << 20, **fields: object) -> Stream:
+    spec = pb.ScoreStreamSpec(model="m", **fields)  # type: ignore[arg-type]
+    asked = stream_scoring(spec)
+    return Stream(Source(tiny_model()), spec, asked, max_message_bytes, b"")
+
+
+def test_a_reply_is_written_as_its_tokens_are_scored() -> None:
+    stream = stream_of(ranks=True, top_log_probabilities=2)
+    list(stream.begin())
+    sizes = [len(stream.reply.piece.tokens) for _ in stream.feed(pb.TextPiece(text=TEXT))]
+    assert max(b - a for a, b in pairwise(sizes)) <= 64
+    score = tiny_model().score(TEXT)
+    assert sizes[-1] == len(score.tokens) == stream.reply.piece.token_count + 1
+    found = [token.log_probability for token in stream.reply.piece.tokens]
+    assert found[1:] == [token.log_probability for token in score.tokens[1:]]
+
+
+def test_a_reply_too_large_is_given_up_before_it_is_whole() -> None:
+    stream = stream_of(5000, ranks=True, top_log_probabilities=2)
+    list(stream.begin())
+    with pytest.raises(StatusError) as caught:
+        list(stream.feed(pb.TextPiece(text=TEXT)))
+    assert "smaller pieces" in caught.value.message
+    assert len(stream.reply.piece.tokens) < 5000 / 7 + 64
+
+
+def test_a_piece_without_tokens_is_answered_all_the_same() -> None:
+    stream = stream_of()
+    list(stream.begin())
+    list(stream.feed(pb.TextPiece()))
+    assert stream.reply.WhichOneof("event") == "piece"
+
+
+def test_a_long_context_is_read_in_steps_before_any_piece() -> None:
+    stream = stream_of(context=TEXT)
+    assert len(list(stream.begin())) > len(TEXT) / 64
+    steps = list(stream.feed(pb.TextPiece(text="abc", end=True)))
+    assert len(steps) < 5
+    total = tiny_model().score("abc", TEXT).total_log_probability
+    assert stream.reply.piece.whole.total_log_probability == total
