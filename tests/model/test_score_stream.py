@@ -173,7 +173,7 @@ def test_an_unknown_symbol_is_named_by_its_place_in_the_whole_text() -> None:
         list(stream.feed("abxc"))
     model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
     with pytest.raises(UnknownSymbolError, match="'x'"):
-        stream_of(model, "x")
+        list(stream_of(model, "x").read_context())
     skipping = StreamScorer(model, Details(), UnknownPolicy.SKIP, model.beginning())
     assert feed(skipping, "axb").token_count == 1
 
