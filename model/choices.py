@@ -43,16 +43,19 @@ class Choices:
         )
 
 
-def make_choices(sampling: SamplingConfig, tokenizer: Tokenizer) -> Choices:
+def make_choices(
+    sampling: SamplingConfig, tokenizer: Tokenizer, constraint: Constraint | None = None
+) -> Choices:
     """Make a request's settings ready for one model.
 
     Args:
         sampling: the settings.
         tokenizer: of the model.
+        constraint: the regular expression's, where it was made already.
 
     Raises:
-        ConfigError: a token is not in the vocabulary, all of them are banned, a forced one is
-            banned, or the regular expression cannot be used.
+        ConfigError: a token is not in the vocabulary, all of them are banned, a forced one leads
+            away from the regular expression, or that cannot be used.
     """
     V = tokenizer.vocabulary_size
     for name in ("token_biases", "banned_tokens", "forced_tokens"):
@@ -66,7 +69,8 @@ def make_choices(sampling: SamplingConfig, tokenizer: Tokenizer) -> Choices:
         raise ConfigError(
             "banned_tokens leaves no token to draw: ban fewer of them", "banned_tokens"
         )
-    constraint = compile_constraint(sampling.regex, tokenizer) if sampling.regex else None
+    if constraint is None and sampling.regex:
+        constraint = compile_constraint(sampling.regex, tokenizer)
     forced = np.array(sampling.forced_tokens, np.int32)
     _check_forced(forced, constraint)
     return Choices(sampling, bias, forced, constraint)

@@ -157,7 +157,7 @@ def _compile(regex: str, tokenizer: Tokenizer) -> Constraint:
     if tokenizer.end is not None:
         end = tokenizer.end
         table[:, end] = np.where(complete, np.arange(complete.size, dtype=np.int32), -1)
-    table.setflags(write=False)
+    # The table stays writable: kernels take read-only arrays for others and are compiled anew.
     complete.setflags(write=False)
     constraint = Constraint(table, complete, end)
     constraint.ends.setflags(write=False)  # made here, not in the middle of a text

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from treadle.model.beam import BeamSearch, Hypothesis
 from treadle.model.choices import Choices, make_choices
 from treadle.model.config import SamplingConfig
+from treadle.model.constraint import Constraint
 from treadle.model.group import Group
 from treadle.model.prompt import read_tokens
 from treadle.model.session import (
@@ -48,8 +49,9 @@ class Preparation:
     """A prompt that is read once, for one text after it or for many."""
 
     def __init__(
-        self, model: Model, prompt: str, sampling: SamplingConfig, state: SessionState | None
-    ) -> None:
+        self, model: Model, prompt: str, sampling: SamplingConfig, state: SessionState | None,
+        constraint: Constraint | None = None,
+    ) -> None:  # fmt: skip
         """Turn a prompt into tokens; nothing is read yet.
 
         Args:
@@ -57,6 +59,7 @@ class Preparation:
             prompt: the text to go on from.
             sampling: how to go on.
             state: what came before it; None: nothing.
+            constraint: the regular expression's, where it was made already.
 
         Raises:
             UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
@@ -66,7 +69,7 @@ class Preparation:
         self._deadline_s = None if limit is None else time.monotonic() + limit
         self.model = model
         """Whose text it is."""
-        self.choices = make_choices(sampling, model.tokenizer)
+        self.choices = make_choices(sampling, model.tokenizer, constraint)
         """How to go on."""
         self.prompt = model.tokenizer.encode(prompt, sampling.unknown_policy)
         """(N,), the prompt's tokens."""
@@ -80,6 +83,11 @@ class Preparation:
         self._seed = secrets.randbits(64) if seed is None else seed
         self.after = self.before
         """Where it ends, once it is read."""
+        self._held = self.before.held
+        if self.prompt.size:  # text goes on after the prompt, not after what came before
+            stream = model.tokenizer.stream(self._held)
+            stream.push(self.prompt)
+            self._held = stream.held
 
     def read(self) -> Iterator[None]:
         """Read the prompt; yields between two windows."""
@@ -98,13 +106,8 @@ class Preparation:
 
     def begun(self, index: int) -> SessionState:
         """Return where text `index` begins: after the prompt, with its own draws."""
-        held = self.before.held
-        if self.prompt.size:  # text goes on after the prompt, not after what came before
-            stream = self.model.tokenizer.stream(held)
-            stream.push(self.prompt)
-            held = stream.held
         seed = seed_of(self._seed, index)
-        return replace(self.after, seed=seed, position=self._position, held=held)
+        return replace(self.after, seed=seed, position=self._position, held=self._held)
 
     def session(self, index: int, wanted: Wanted) -> Session:
         """Return the session of text `index`.

@@ -88,8 +88,9 @@ class Group:
 
         Args:
             leaving: seats; one that has not ended may join again later, here or elsewhere.
-            joining: seats.
+            joining: seats; with those that stay, at most MOST_ROWS.
         """
+        assert len(self.seats) - len(leaving) + len(joining) <= MOST_ROWS
         keep = []
         for m, seat in enumerate(self.seats):
             self._note(m, seat)
@@ -101,7 +102,10 @@ class Group:
         self._rules = self._rules.of([seat.choices.constraint for seat in (*stay, *joining)])
         self._state = structures.State(
             *(
-                np.concatenate((array[:, keep], _stacked(joining, name, array)), axis=1)
+                # Contiguous whatever was picked: kernels are compiled for nothing else.
+                np.ascontiguousarray(
+                    np.concatenate((array[:, keep], _stacked(joining, name, array)), axis=1)
+                )
                 for name, array in (("hs", self._state.h), ("cs", self._state.c))
             )
         )

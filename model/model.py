@@ -16,6 +16,7 @@ import numpy.typing as npt
 from treadle.kernels import structures
 from treadle.model import checkpoint
 from treadle.model.config import CorpusLayout, NetworkConfig, SamplingConfig, UnknownPolicy
+from treadle.model.errors import StateError
 from treadle.model.generation import Preparation, pieces
 from treadle.model.novelty import NoveltyIndex
 from treadle.model.parameters import Parameters
@@ -29,6 +30,10 @@ from treadle.model.tokenizer import Tokenizer
 from treadle.model.workspace import pack_for_inference
 
 Ints = npt.NDArray[np.int32]
+
+
+_MOST_DRAWS = 1 << 63
+"""No text is longer; a state that says so was made by hand."""
 
 
 class Model:
@@ -115,7 +120,11 @@ class Model:
             StateError: the bytes are damaged, or were made without this key.
             ForeignStateError: another model made them.
         """
-        return SessionState.from_bytes(data, self.parameters.shape, self.content_hash, key)
+        state = SessionState.from_bytes(data, self.parameters.shape, self.content_hash, key)
+        begins_late = state.token < 0 and self.tokenizer.begin is not None
+        if begins_late or state.token == self.tokenizer.end or state.position >= _MOST_DRAWS:
+            raise StateError("state is none that this model has made: begin without one")
+        return state
 
     @property
     def weights(self) -> structures.Weights:

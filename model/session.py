@@ -10,6 +10,7 @@ import enum
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -178,6 +179,8 @@ class Session:
         if reason is not None and not self._filter.found:
             text += self._flush(reason)
         kept = len(self._stretch.ids)
+        if reason is None and count < len(ids) and not self._filter.found:
+            raise ConfigError(_NOTHING_LEFT, "banned_tokens")
         if self._filter.found:
             reason = StopReason.STOP_SEQUENCE
             complete, kept = self._locate_stop()
@@ -199,8 +202,8 @@ class Session:
                 return ids.index(end) + 1, StopReason.END_TOKEN
         else:
             for index, token in enumerate(ids[:count]):
-                if token < 0:
-                    raise ConfigError(_NOTHING_LEFT, "banned_tokens")
+                if token < 0:  # no token was left, unless a stop came before
+                    return index, None
                 if self._constraint is not None:
                     self._rule = int(self._constraint.table[self._rule, token])
                 if token == end:
@@ -243,7 +246,8 @@ class Session:
         while reach < place + len(self._filter.found):
             reach += len(texts[until])
             until += 1
-        return until, max(kept for kept in whole if sum(map(len, texts[:kept])) <= place)
+        reached = [0, *accumulate(map(len, texts))]
+        return until, max(kept for kept in whole if reached[kept] <= place)
 
     def _begin_stretch(self, state_now: Callable[[], SessionState]) -> None:
         """Begin a new stretch after a chunk, with nothing held back."""

@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 
 from treadle.model import Model
+from treadle.model.constraint import Constraint
 from treadle.model.group import MOST_ROWS, Group
 from treadle.model.session import Piece, Session
 from treadle.server.scheduler import Scheduler, Taker
@@ -29,6 +30,9 @@ _LEAST_CHUNK, _MOST_CHUNK = 4, 64
 
 _FIRST_CHUNK = 16
 """Tokens drawn at most when somebody has just joined, who waits for a first text."""
+
+_LARGE_TABLE = 1 << 18
+"""Elements of an automaton's table from which it is large."""
 
 _MOST_UNREAD = 64
 """Messages that may wait for a client that reads slowly, before its texts pause."""
@@ -144,16 +148,21 @@ class _Runner(Taker):
         self,
         model: Model,
         scheduler: Scheduler,
+        key: tuple[int, int],
         texts: Callable[[], int],
         left: Callable[[_Runner], None],
     ) -> None:
         self.model = model
+        self.key = key
+        """What its texts have in common."""
         self._scheduler = scheduler
         self._texts = texts
         self._left = left
         self._group = Group(model.parameters.shape, model.weights)
         self._members: list[_Member] = []
         self._arrivals: list[_Member] = []
+        self._joining = 0
+        self._entering: list[_Member] = []
         self._active = False
         self._lock = threading.Lock()
         self._joined = False
@@ -163,7 +172,8 @@ class _Runner(Taker):
     @property
     def size(self) -> int:
         """Texts that are or will be in it."""
-        return len(self._members) + len(self._arrivals)
+        with self._lock:
+            return len(self._members) + self._joining + len(self._arrivals)
 
     def join(self, members: Sequence[_Member]) -> None:
         """Takes texts in from the next turn on."""
@@ -181,28 +191,41 @@ class _Runner(Taker):
             if self._members:
                 self._draw()
         except Exception as error:  # nobody else would tell those who wait
-            for member in self._members:
-                member.fail(error)
-            self._wake({member.outlet for member in self._members})
+            self._give_up(error)
         with self._lock:
-            self._active = bool(self._members or self._arrivals)
-        if not self._active:
+            # Kept: from when the lock is free, somebody may join and wake this runner anew.
+            again = self._active = bool(self._members or self._arrivals)
+        if not again:
             self._left(self)
-        return self._active
+        return again
+
+    def _give_up(self, error: Exception) -> None:
+        """Ends all texts with an error, and begins anew: the group may have stopped halfway."""
+        with self._lock:
+            lost = self._members + self._entering + self._arrivals
+            self._members, self._entering, self._arrivals, self._joining = [], [], [], 0
+        for member in lost:
+            member.fail(error)
+        self._group = Group(self.model.parameters.shape, self.model.weights)
+        self._wake({member.outlet for member in lost})
 
     def _change(self) -> None:
         """Lets out who is over, gone or has to wait, and lets in who came."""
-        with self._lock:
-            arrivals, self._arrivals = self._arrivals, []
         leaving = [m for m in self._members if m.over or m.outlet.gone or m.outlet.pause(m)]
-        arrivals = [member for member in arrivals if not member.outlet.gone]
+        with self._lock:
+            waiting = [member for member in self._arrivals if not member.outlet.gone]
+            room = MOST_ROWS - (len(self._members) - len(leaving))  # who paused may come back
+            arrivals, self._arrivals = waiting[:room], waiting[room:]
+            self._entering, self._joining = arrivals, len(arrivals)
         self._joined = bool(arrivals)
         if leaving or arrivals:
             self._group.change(
                 {member.session.seat for member in leaving},
                 [member.session.seat for member in arrivals],
             )
-            self._members = [m for m in self._members if m not in leaving] + arrivals
+            with self._lock:
+                self._members = [m for m in self._members if m not in leaving] + arrivals
+                self._entering, self._joining = [], 0
             self.weight = max(1, len(self._members))
 
     def _draw(self) -> None:
@@ -254,7 +277,7 @@ class Batcher:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._runners: dict[int, list[_Runner]] = {}
+        self._runners: dict[tuple[int, int], list[_Runner]] = {}
         self._lock = threading.Lock()
 
     def begin(self, model: Model, sessions: Sequence[Session], outlet: Outlet) -> None:
@@ -272,17 +295,20 @@ class Batcher:
                 outlet.wake()
                 continue
             with self._lock:
-                runner = self._roomiest(model)
+                runner = self._roomiest(model, session.seat.choices.constraint)
                 runner.join([_Member(session, outlet, index, runner)])
 
-    def _roomiest(self, model: Model) -> _Runner:
+    def _roomiest(self, model: Model, constraint: Constraint | None) -> _Runner:
         """Returns a runner with room: a new one while threads would idle, or all are full."""
-        runners = self._runners.setdefault(id(model), [])
+        # A group lays its texts' automata one below the other; a large one has a group of its own.
+        large = constraint is not None and constraint.table.size > _LARGE_TABLE
+        key = id(model), id(constraint) if large else 0
+        runners = self._runners.setdefault(key, [])
         least = min(runners, key=lambda runner: runner.size, default=None)
         if least is not None and least.size == 0:
             return least
         if least is None or len(runners) < self._scheduler.threads or least.size >= MOST_ROWS:
-            least = _Runner(model, self._scheduler, self._texts, self._forget)
+            least = _Runner(model, self._scheduler, key, self._texts, self._forget)
             runners.append(least)
         return least
 
@@ -293,8 +319,8 @@ class Batcher:
     def _forget(self, runner: _Runner) -> None:
         """Drops a runner that has nobody left, and with it its hold on the model."""
         with self._lock:
-            runners = self._runners.get(id(runner.model), [])
+            runners = self._runners.get(runner.key, [])
             if runner.size == 0 and runner in runners:
                 runners.remove(runner)
             if not runners:
-                self._runners.pop(id(runner.model), None)
+                self._runners.pop(runner.key, None)

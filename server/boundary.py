@@ -122,6 +122,10 @@ class Boundary(aio.ServerInterceptor):
             task.uncancel()
             text = f"no reply was read for {self._write_s:g} seconds; the call was given up"
             raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
+        except Exception as error:
+            # The client has just gone, and gRPC has not said so yet; there is nobody to tell.
+            logger.debug("a reply could not be sent: %s", error)
+            raise asyncio.CancelledError from error
         finally:
             del self._writing[task]
             self._stuck.discard(task)

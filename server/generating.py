@@ -10,7 +10,7 @@ from contextlib import aclosing
 import numpy as np
 
 from treadle.model.config import SamplingConfig
-from treadle.model.constraint import compile_constraint
+from treadle.model.constraint import Constraint, compile_constraint
 from treadle.model.errors import ModelError
 from treadle.model.generation import Preparation, echo
 from treadle.model.novelty import Novelty
@@ -29,6 +29,10 @@ from treadle.v1 import sequence_pb2 as pb
 
 _COMPILING = ThreadPoolExecutor(2, "regex")
 """Makes automata of regular expressions, which are kept for who asks next."""
+
+
+_ECHO_TOKENS = 1000
+"""Tokens of a prompt in one message."""
 
 
 class GeneratingRoom:
@@ -107,6 +111,9 @@ class _Call:
         tokens = request.log_probabilities or request.ranks or request.top_log_probabilities > 0
         self._wanted = Wanted(tokens, request.return_state, request.novelty)
         self._preparation: Preparation
+        self._constraint: Constraint | None = None
+        self._shown = ""
+        self._echoed: list[TokenScore] = []
         self.sessions: list[Session] = []
         """The texts to draw."""
 
@@ -120,19 +127,22 @@ class _Call:
         if self._request.regex:
             # Not in a turn: an expression may take seconds, which others need not wait for.
             loop, tokenizer = asyncio.get_running_loop(), self._source.model.tokenizer
-            await loop.run_in_executor(
+            self._constraint = await loop.run_in_executor(
                 _COMPILING, compile_constraint, self._request.regex, tokenizer
             )
         await run_steps(self._caller, self._steps())
-        wanted = self._wanted
-        self.sessions = [
-            self._preparation.session(index, wanted) for index in range(max(self._request.n, 1))
-        ]
 
     def _steps(self) -> Iterator[None]:
         self._begin()
         yield
         yield from self._preparation.read()
+        wanted = self._wanted
+        for index in range(max(self._request.n, 1)):
+            self.sessions.append(self._preparation.session(index, wanted))
+        if self._request.echo:
+            self._shown = self._preparation.shown
+            if wanted.tokens:
+                yield from echo(self._preparation, self._echoed)
 
     def _begin(self) -> None:
         """Makes prompt and settings ready; finds out whether they fit the model."""
@@ -148,7 +158,7 @@ class _Call:
             except ModelError as error:
                 raise from_model(error, field="state") from error
         sampling = with_tokens(self._sampling, request, model.tokenizer)
-        self._preparation = Preparation(model, request.prompt, sampling, state)
+        self._preparation = Preparation(model, request.prompt, sampling, state, self._constraint)
         if request.return_state:
             _ = model.content_hash  # of a large model it takes a while, and not on the event loop
 
@@ -156,13 +166,12 @@ class _Call:
         """Yields the prompt as the beginning of every text, where that is asked for."""
         if not self._request.echo:
             return
-        tokens: list[TokenScore] = []
-        if self._wanted.tokens:
-            await run_steps(self._caller, echo(self._preparation, tokens))
-        text = self._preparation.shown
-        for index in range(max(self._request.n, 1)):
-            pieces = [Piece(text, tuple(tokens), None)]
-            yield records.generated(pieces, self._source, index)
+        for index in range(len(self.sessions)):
+            text = self._shown
+            for first in range(0, max(len(self._echoed), 1), _ECHO_TOKENS):
+                tokens = tuple(self._echoed[first : first + _ECHO_TOKENS])
+                yield records.generated([Piece(text, tokens, None)], self._source, index)
+                text = ""
 
     async def search(self) -> AsyncIterator[pb.GenerateResponse]:
         """Yields the likeliest texts that a beam search finds, best first."""

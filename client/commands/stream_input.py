@@ -34,6 +34,8 @@ class Input:
         self._waking, self._wake = os.pipe()
         self.stopped = False
         """Whether it was told to stop."""
+        self.ended = True
+        """Whether the line that was yielded last had an end: the last one of all may have none."""
 
     def stop(self) -> None:
         """Ends the input where it stands, also while it is waited for."""
@@ -63,6 +65,7 @@ class Input:
             if rest:
                 parts.append(rest)
         if parts and not self.stopped:  # half a line is none
+            self.ended = False
             yield _decoded(parts)
 
     def texts(self) -> Iterator[str]:
@@ -116,7 +119,7 @@ def units(
         text = line if extract is None else extract(line, number)
         if items and not text.strip():
             continue
-        sent = text if items else text + "\n"
+        sent = text if items or not source.ended else text + "\n"
         if per == "line":
             yield _unit(number, text, sent, end=items)
             continue

@@ -33,7 +33,7 @@ def main(lines: Iterable[str]) -> None:
             max_steps=300,
         ).result()
         print(f"trained: {model.training.valid_loss:.3f} nats an event\n\nworst  nats  session")
-        with client.open_learn_stream("sessions", ranks=True, learning_rate=0.1) as stream:
+        with client.open_learn_stream("sessions", ranks=True, learning_rate=0.3) as stream:
             for line in lines:
                 session = json.loads(line)
                 score = stream.learn(" ".join(session["events"]), end=True)

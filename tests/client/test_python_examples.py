@@ -59,7 +59,7 @@ def test_watch_log(real_server: str) -> None:
     done = example(real_server, "watch_log.py")
     assert (done.returncode, done.stderr) == (0, "")
     flagged = re.findall(r"s\d{4}", done.stdout)
-    assert {"s0412", "s0425", "s0441", "s0457"} <= set(flagged)
+    assert {"s0412", "s0441", "s0457"} <= set(flagged)  # 425 surprises by its length, not by rank
     assert len(flagged) < 12
     assert "stored as sessions version 2" in done.stdout
 

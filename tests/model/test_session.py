@@ -357,3 +357,29 @@ def test_an_expression_of_the_empty_text_alone_is_complete_at_once() -> None:
         assert text_of(pieces) == ""
         assert result_of(pieces).regex_complete
     assert result_of(stream(letters(), regex="a{0}")).new_tokens == 0
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 64])
+def test_a_stop_before_nothing_is_left_ends_the_text(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "CHUNK", chunk)
+    model = letters("abc")
+    banned = tuple(model.tokenizer.encode("c").tolist())
+    pieces = stream(model, regex="abc", stop_sequences=("b",), banned_tokens=banned)
+    assert text_of(pieces) == "a"
+    assert result_of(pieces).stop_reason is StopReason.STOP_SEQUENCE
+    with pytest.raises(ConfigError, match="no token is left"):
+        stream(model, regex="abc", banned_tokens=banned)
+
+
+def test_a_state_made_by_hand_is_refused() -> None:
+    model, text = lines(), model_of()
+    for state in (
+        SessionState.fresh(model.parameters.shape, -1),
+        SessionState.fresh(model.parameters.shape, model.tokenizer.end or 0),
+        replace(SessionState.fresh(model.parameters.shape, 0), seed=1, position=2**64 - 1),
+    ):
+        with pytest.raises(StateError, match="none that this model has made"):
+            model.read_state(model.state_bytes(state))
+    assert text.read_state(text.state_bytes(SessionState.fresh(text.parameters.shape))).token == -1

@@ -12,9 +12,12 @@ SCRIPT = """
 import importlib, itertools, pkgutil
 import treadle.kernels
 from treadle.model import *
+from treadle.model.choices import Choices
+from treadle.model.group import Group, Seat
 from treadle.model.learner import Learner
 from treadle.model.learning_config import ONLINE_RATES, LearningConfig
 from treadle.model.scorer import Details
+from treadle.model.state import SessionState
 
 def compiled():
     modules = [importlib.import_module(f"treadle.kernels.{m.name}")
@@ -42,6 +45,15 @@ for number, (cell, embedding, layers, kind, layout) in enumerate(choices):
     told = {"ranks": number % 2 > 0, "top_log_probabilities": number % 3}
     model.generate("a", forced_tokens=(0, 1), min_new_tokens=4, max_new_tokens=9, **told)
     model.generate("a", best_of=2, max_new_tokens=5, **told)
+    if kind is TokenizerKind.CHARACTERS:
+        model.generate("a", regex="[a-z ]{3,9}", max_new_tokens=9)
+        group = Group(model.parameters.shape, model.weights)
+        for seed in range(3):
+            begun = SessionState.fresh(model.parameters.shape, 0)
+            group.change((), [Seat(Choices(SamplingConfig()), begun, end=-1)])
+            group.decode(2)
+        group.change(group.seats[1:2], ())
+        group.decode(2)
     model.score("a text", "of ")
     model.score("a text", "of ", details=Details(told["ranks"], number % 3))
     learner = Learner(model, LearningConfig(list(ONLINE_RATES)[number % 2], clip_norm=1e-3))

@@ -124,7 +124,8 @@ def test_pause_and_resume_change_nothing(start: Start) -> None:
     events = list(caller.watch(job))
     assert events[-1].HasField("completed")
     assert weights(server, "paused") == weights(server, "calm")
-    assert not (server.data_dir / "jobs" / job / STATE_FILE).exists()
+    state = server.data_dir / "jobs" / job / STATE_FILE
+    wait_for(lambda: not state.exists())  # after the last event
 
 
 def test_a_paused_job_stays_paused_over_a_restart(start: Start) -> None:

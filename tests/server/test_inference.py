@@ -116,7 +116,7 @@ def test_a_new_version_does_not_change_a_stream_that_began_before(busy: Server) 
 
 def test_a_message_holds_more_than_a_piece(busy: Server) -> None:
     replies = busy.caller.generate("m", max_new_tokens=20_000, log_probabilities=True)
-    assert 1 <= len(replies[0].tokens) <= 8
+    assert 1 <= len(replies[0].tokens) <= 16
     assert sum(len(reply.tokens) for reply in replies) == 20_000
     assert len(replies) < 20_000 / 16
 

@@ -1,0 +1,121 @@
+"""Texts in runners, under threads that are let loose on each other."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from small_models import model_of
+
+from treadle.model import Model, Piece
+from treadle.model.config import SamplingConfig
+from treadle.model.generation import Preparation
+from treadle.model.group import MOST_ROWS, Group
+from treadle.model.session import TOKENS, Session
+from treadle.server.batcher import Batcher, Outlet
+from treadle.server.scheduler import Scheduler
+
+
+@pytest.fixture
+def scheduler() -> Iterator[Scheduler]:
+    scheduler = Scheduler(2)
+    yield scheduler
+    scheduler.close()
+
+
+def sessions_of(model: Model, count: int, **settings: Any) -> list[Session]:
+    preparation = Preparation(model, "ab", SamplingConfig(**{"seed": 1, **settings}), None)
+    list(preparation.read())
+    return [preparation.session(index, TOKENS) for index in range(count)]
+
+
+async def texts_of(batcher: Batcher, model: Model, count: int, **settings: Any) -> list[str]:
+    outlet, texts = Outlet(), [""] * count
+    batcher.begin(model, sessions_of(model, count, **settings), outlet)
+    async for index, pieces in outlet.read(count):
+        texts[index] += "".join(piece.text for piece in pieces)
+    return texts
+
+
+def test_calls_that_come_as_others_end_give_what_they_gave(scheduler: Scheduler) -> None:
+    """Threads change places as often as they can, so that what can go wrong between two does."""
+    model = model_of()
+    wanted = "".join(p.text for p in model.stream("ab", seed=1, max_new_tokens=6))
+    batcher = Batcher(scheduler)
+
+    async def caller() -> None:
+        for _ in range(40):
+            assert await texts_of(batcher, model, 1, max_new_tokens=6) == [wanted]
+
+    async def run() -> None:
+        async with asyncio.timeout(120):
+            await asyncio.gather(*(caller() for _ in range(6)))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        asyncio.run(run())
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_no_group_is_larger_than_its_kernels_allow(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, decode = [], Group.decode
+
+    def watched(self: Group, count: int) -> Any:
+        sizes.append(len(self.seats))
+        return decode(self, count)
+
+    monkeypatch.setattr(Group, "decode", watched)
+
+    async def run() -> None:
+        batcher, model = Batcher(scheduler), model_of()
+        calls = [texts_of(batcher, model, 60, max_new_tokens=40) for _ in range(5)]
+        found = await asyncio.gather(*calls)
+        assert all(texts == found[0] for texts in found)
+
+    asyncio.run(run())
+    assert 1 < max(sizes) <= MOST_ROWS
+
+
+def test_a_group_that_fails_tells_everybody_and_the_next_call_works(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, broken = Group.change, [True]
+
+    def failing(self: Group, *args: Any) -> None:
+        if broken[0]:
+            raise MemoryError
+        change(self, *args)
+
+    monkeypatch.setattr(Group, "change", failing)
+
+    async def run() -> None:
+        batcher, model = Batcher(scheduler), model_of()
+        for _ in range(2):
+            with pytest.raises(MemoryError):
+                async with asyncio.timeout(60):
+                    await texts_of(batcher, model, 3, max_new_tokens=5)
+        broken[0] = False
+        assert len(set(await texts_of(batcher, model, 3, max_new_tokens=5))) > 1
+
+    asyncio.run(run())
+
+
+def test_the_pieces_of_one_text_are_its_own(scheduler: Scheduler) -> None:
+    async def run() -> list[tuple[int, list[Piece]]]:
+        batcher, model, outlet = Batcher(scheduler), model_of(), Outlet()
+        batcher.begin(model, sessions_of(model, 9, max_new_tokens=30), outlet)
+        return [batch async for batch in outlet.read(9)]
+
+    batches = asyncio.run(run())
+    for index in range(9):
+        mine = [piece for place, pieces in batches if place == index for piece in pieces]
+        assert [piece.result is not None for piece in mine] == [False] * (len(mine) - 1) + [True]
+        alone = list(model_of().stream("ab", seed=1, max_new_tokens=30, index=index))
+        assert [t for p in mine for t in p.tokens] == [t for p in alone for t in p.tokens]
