@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from small_models import TEXT, model_of
 
 import treadle.model.scorer as scorer_module
 import treadle.model.sequence_scorer as sequence_module
@@ -18,8 +18,6 @@ from treadle.model.batches import Batch, validation_batches
 from treadle.model.config import (
     Cell,
     CorpusLayout,
-    NetworkConfig,
-    TokenizerConfig,
     TokenizerKind,
     UnknownPolicy,
 )
@@ -27,30 +25,12 @@ from treadle.model.corpus import TokenData
 from treadle.model.engine import SHARD_ROWS
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
-from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
 from treadle.model.scorer import Scorer, TextScore, mean_loss
 from treadle.model.scores import Details
-from treadle.model.tokenizer import build_tokenizer
 from treadle.model.workspace import pack_for_inference
 
 Ints = NDArray[np.int32]
-TEXT = "abc cab bca, a cab abc!\nab ca bc, bb aa\n"
-
-
-def model_of(
-    kind: TokenizerKind = TokenizerKind.CHARACTERS,
-    layout: CorpusLayout = CorpusLayout.TEXT,
-    policy: UnknownPolicy | None = None,
-    **network: Any,
-) -> Model:
-    """A model of random weights, three times as large as they begin, so that it has opinions."""
-    sizes = {"cell": Cell.LSTM, "hidden_size": 5, "embedding_size": 3, **network}
-    tokenizer = build_tokenizer(TokenizerConfig(kind, unknown_policy=policy), [TEXT], layout)
-    config = NetworkConfig(**sizes)
-    parameters = Parameters.initial(Shape.of(config, tokenizer.vocabulary_size), seed=1)
-    parameters.flat *= 3
-    return Model(config, tokenizer, parameters)
 
 
 def reference_scores(model: Model, tokens: Ints) -> NDArray[np.float64]:
