@@ -52,8 +52,9 @@ class TestRows:
 
     def test_running_text(self, server: FakeServer, service: FakeService) -> None:
         rows = out(server.address, "score-stream", "m", data="one\r\n\nzwölf\ttwo".encode())
-        assert rows.splitlines() == ["     4.000  one", "     1.000", r"    10.000  zwölf\ttwo"]
-        assert sent(service) == [("one\n", False), ("\n", False), ("zwölf\ttwo\n", False)]
+        assert rows.splitlines() == ["     4.000  one", "     1.000", r"     9.000  zwölf\ttwo"]
+        # The last line has no end, and gets none: the stream scores what the file does.
+        assert sent(service) == [("one\n", False), ("\n", False), ("zwölf\ttwo", False)]
 
     def test_items(self, server: FakeServer, service: FakeService, tmp_path: Path) -> None:
         service.layout = v1.CORPUS_LAYOUT_LINES
@@ -126,7 +127,7 @@ class TestAlarms:
         assert lines[-1]["total"]["token_count"] == 4
 
     def test_tokens(self, server: FakeServer) -> None:
-        rows = out(server.address, "score-stream", "m", "--tokens", data=b"a").splitlines()
+        rows = out(server.address, "score-stream", "m", "--tokens", data=b"a\n").splitlines()
         assert [row.split() for row in rows[1:]] == [
             ["token", "nats", "probability"],
             ["a", "-1.000", "36.8%"],
