@@ -45,7 +45,8 @@ def add_items(parser: argparse.ArgumentParser) -> None:
 
 def wants_items(args: argparse.Namespace) -> bool:
     """Tells whether several texts, or one in the form of several, are asked for."""
-    return any(vars(args).get(flag) not in (None, False) for flag in FLAGS)
+    given = (vars(args).get(flag) for flag in FLAGS)
+    return any(value is not None and value is not False for value in given)  # -n 0 is refused
 
 
 def print_items(

@@ -111,6 +111,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     check_model(args)
     if SAVED in vars(args) and (args.per_line or len(args.text or ()) > 1):
         raise InputError("--save-state keeps the state after one text: give one")
+    if args.per_line and args.text:
+        raise InputError("--per-line scores the lines of a file: leave --text out")
     # tee keeps what is sent until its score is there, and no longer.
     labels, texts = tee(_find_texts(args))
     with connect(args) as client:

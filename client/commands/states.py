@@ -54,11 +54,18 @@ def save_path(options: dict[str, Any], field: str) -> str | None:
 
     Returns:
         The file's path; None where no state is to be kept.
+
+    Raises:
+        InputError: It cannot be written.
     """
     if field not in options:
         return None
-    path, options[field] = options[field], True
-    return str(path)
+    import os
+
+    path, options[field] = str(options[field]), True
+    if not os.access(os.path.dirname(path) or ".", os.W_OK):  # said before it takes time
+        raise InputError(f"cannot write {path}: its folder is missing or not yours to write")
+    return path
 
 
 def write_state(path: str, state: bytes) -> None:

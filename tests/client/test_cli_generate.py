@@ -75,7 +75,7 @@ def test_a_state_goes_from_call_to_call(
     assert list(tmp_path.iterdir()) == [state]
     wrong = str(tmp_path / "no" / "such")
     done = run(server.address, "generate", "m", "--save-state", wrong)
-    assert f"cannot write {wrong}: No such file" in complaint(done, 2)
+    assert f"cannot write {wrong}: its folder is missing" in complaint(done, 2)
 
 
 def test_the_state_after_a_scored_text(
@@ -152,3 +152,9 @@ def test_vectors(server: FakeServer, service: FakeService, tmp_path: Path) -> No
     service.accept(v1.TrainSpec(model="m"))
     out(server.address, "embed", "--job", "a1-job", "x", "y")
     assert service.requests[-1] == v1.EmbedRequest(job="a1-job", texts=["x", "y"])
+
+
+def test_no_text_at_all_is_refused(server: FakeServer) -> None:
+    assert "ask for at least one text" in complaint(
+        run(server.address, "generate", "m", "-n", "0"), 2
+    )

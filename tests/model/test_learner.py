@@ -31,6 +31,8 @@ from treadle.model.scores import Details, PieceScore
 from treadle.model.tokenizer import build_tokenizer
 from treadle.model.tokens import TokenScore
 
+pytestmark = pytest.mark.jit  # it trains, which takes minutes uncompiled
+
 TEXT = "abc cab bca, a cab abc! ab ca bc, bb aa ca é"
 DETAILS = Details(ranks=True, alternatives=2)
 
