@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import grpc
 
+from treadle.client.closing import Closing
 from treadle.client.errors import DeadlineExceededError, UnavailableError, from_rpc_error
 from treadle.client.wire import integer
 from treadle.v1.sequence_pb2_grpc import SequenceServiceStub
@@ -30,7 +30,7 @@ Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
 
-class Connection:
+class Connection(Closing):
     """A connection to one Treadle server, made when the first call needs it.
 
     Args:
@@ -44,17 +44,6 @@ class Connection:
         self._channel = grpc.insecure_channel(address, channel_options(address))
         self._stub = SequenceServiceStub(self._channel)
         self._health: Callable[..., bytes] = self._channel.unary_unary(HEALTH_CHECK)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the connection; calls under way are cancelled."""

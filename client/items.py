@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from treadle.client.closing import Closing
 from treadle.client.errors import InputError
 from treadle.client.options import pinned
 from treadle.client.texts import Text, Texts
@@ -21,7 +21,7 @@ CallTexts = Callable[[int, int, dict[str, Any]], Texts]
 """Calls Generate for so many texts, with the number of the first one and the options."""
 
 
-class Items:
+class Items(Closing):
     """Texts in the making: iterate over them once, or leave them by `close()` or a `with` block.
 
     Where each is to be different or new, they come in the order of their numbers, so that a seed
@@ -72,17 +72,6 @@ class Items:
     def missing(self) -> int:
         """How many texts are still to come, or at the end: how many could not be found."""
         return self._wanted - self.given
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Cancels the call under way; nothing more is yielded."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from abc import abstractmethod
 from typing import Self
 
+from treadle.client.closing import Closing
 from treadle.client.console import CLEAR_LINE, Console, one_line, printable
 from treadle.client.errors import ServerError
 from treadle.client.json_lines import to_line
@@ -35,26 +36,15 @@ def break_line(trouble: ServerError) -> str:
     return f"{trouble}; the job goes on, trying to come back to it ..."
 
 
-class Report:
+class Report(Closing):
     """Shows the events of one run, in a `with` block that tidies up behind them."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
+    @abstractmethod
     def show(self, event: TrainResponse) -> None:
         """Shows one event."""
-        raise NotImplementedError
 
     def show_break(self, trouble: ServerError) -> None:
         """Shows that the connection broke and will be tried again, if that is of interest."""

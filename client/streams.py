@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import grpc
 
+from treadle.client.closing import Closing
 from treadle.client.errors import from_rpc_error
 
 Response = TypeVar("Response")
@@ -23,24 +23,13 @@ class Call(Protocol[Received]):
         """Ends the call."""
 
 
-class Stream(Generic[Response]):
+class Stream(Closing, Generic[Response]):
     """A stream of responses. Closing it, or leaving its `with` block, cancels the call."""
 
     def __init__(self, call: Call[Response], address: str) -> None:
         self._call = call
         self._address = address
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Cancels the call unless it has ended; nothing more is yielded."""

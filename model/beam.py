@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from treadle.model.beam_rows import Array, Followers, Rows, best_first, followers, rank_of
-from treadle.model.choices import make_choices
-from treadle.model.config import SamplingConfig
+from treadle.model.choices import Choices
 from treadle.model.errors import ConfigError
 from treadle.model.prompt import read_tokens
 from treadle.model.session import StopReason
@@ -98,25 +97,23 @@ class BeamSearch:
     """The search for the likeliest texts after a state."""
 
     def __init__(
-        self, model: Model, sampling: SamplingConfig, begun: SessionState, count: int,
+        self, model: Model, choices: Choices, begun: SessionState, count: int,
         goes_on: bool = False, deadline_s: float | None = None,
     ) -> None:  # fmt: skip
         """Begin; nothing is computed yet.
 
         Args:
             model: whose texts to find.
-            sampling: what they may be; `best_of` is the beam's width. Settings of the draw
-                (temperature, penalties and the like) are not looked at.
+            choices: what they may be; `best_of` of the settings is the beam's width. Settings of
+                the draw (temperature, penalties and the like) are not looked at.
             begun: the state after the prompt, with a token to go on from.
             count: how many texts to find, at most `best_of`.
             goes_on: whether states are asked for: half a character at the end of a text is then
                 left to whoever goes on.
             deadline_s: when to end by `time.monotonic`; None: `max_time_s` from now on, if it is
                 set.
-
-        Raises:
-            ConfigError: a setting does not fit the model.
         """
+        sampling = choices.sampling
         assert begun.token >= 0
         assert 1 <= count <= sampling.best_of
         self._model, self._sampling, self._begun = model, sampling, begun
@@ -124,7 +121,7 @@ class BeamSearch:
         if deadline_s is None and sampling.max_time_s is not None:
             deadline_s = time.monotonic() + sampling.max_time_s
         self._deadline_s = deadline_s
-        self._choices = make_choices(sampling, model.tokenizer)
+        self._choices = choices
         self._end = -1 if model.tokenizer.end is None else model.tokenizer.end
         bias = self._choices.bias
         self._most_bias = 0.0 if bias is None else max(0.0, float(bias.max()))

@@ -125,7 +125,7 @@ class Preparation:
     def search(self, count: int, wanted: Wanted) -> BeamSearch:
         """Return a beam search for the `count` likeliest texts after the prompt."""
         return BeamSearch(
-            self.model, self.choices.sampling, self.begun(0), count, wanted.state, self._deadline_s
+            self.model, self.choices, self.begun(0), count, wanted.state, self._deadline_s
         )
 
     def found(self, hypothesis: Hypothesis, wanted: Wanted) -> Piece:

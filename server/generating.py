@@ -24,12 +24,12 @@ from treadle.server.errors import from_model, precondition
 from treadle.server.loaded import Source
 from treadle.server.scheduler import Caller, Scheduler
 from treadle.server.sources import Sources
+from treadle.server.states import given_state
 from treadle.server.turns import run_steps
 from treadle.v1 import sequence_pb2 as pb
 
 _COMPILING = ThreadPoolExecutor(2, "regex")
 """Makes automata of regular expressions, which are kept for who asks next."""
-
 
 _ECHO_TOKENS = 1000
 """Tokens of a prompt in one message."""
@@ -136,12 +136,11 @@ class _Call:
         self._begin()
         yield
         yield from self._preparation.read()
-        wanted = self._wanted
         for index in range(max(self._request.n, 1)):
-            self.sessions.append(self._preparation.session(index, wanted))
+            self.sessions.append(self._preparation.session(index, self._wanted))
         if self._request.echo:
             self._shown = self._preparation.shown
-            if wanted.tokens:
+            if self._wanted.tokens:
                 yield from echo(self._preparation, self._echoed)
 
     def _begin(self) -> None:
@@ -151,12 +150,7 @@ class _Call:
             raise precondition(
                 "the model has no novelty index: train it with novelty_index, or leave novelty out"
             )
-        state = None
-        if request.state:
-            try:
-                state = model.read_state(request.state, self._key)
-            except ModelError as error:
-                raise from_model(error, field="state") from error
+        state = given_state(model, request.state, "state", self._key)
         sampling = with_tokens(self._sampling, request, model.tokenizer)
         self._preparation = Preparation(model, request.prompt, sampling, state, self._constraint)
         if request.return_state:
@@ -175,10 +169,16 @@ class _Call:
 
     async def search(self) -> AsyncIterator[pb.GenerateResponse]:
         """Yields the likeliest texts that a beam search finds, best first."""
+        found: list[Piece] = []
+        await run_steps(self._caller, self._search(found))
+        for index, piece in enumerate(found):
+            yield await self.reply(index, [piece])
+
+    def _search(self, found: list[Piece]) -> Iterator[None]:
+        """Searches in short steps; puts what it finds into `found`."""
         search = self._preparation.search(max(self._request.n, 1), self._wanted)
-        await run_steps(self._caller, search.steps())
-        for index, found in enumerate(search.results()):
-            yield await self.reply(index, [self._preparation.found(found, self._wanted)])
+        yield from search.steps()
+        found += [self._preparation.found(one, self._wanted) for one in search.results()]
 
     async def reply(self, index: int, pieces: list[Piece]) -> pb.GenerateResponse:
         """Returns the reply for consecutive pieces of a text."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from treadle.model import Model
-from treadle.model.errors import ModelError, StateError
+from treadle.model.errors import ModelError
 from treadle.model.score_stream import StreamScorer
-from treadle.model.state import SessionState
 from treadle.server import records
 from treadle.server.convert_scoring import Scoring
 from treadle.server.errors import StatusError, from_model, invalid
 from treadle.server.loaded import Source
+from treadle.server.states import given_state
 from treadle.v1 import sequence_pb2 as pb
 
 
@@ -106,26 +105,6 @@ class Stream:
         if self._spec.return_state:
             result.state = self._source.model.state_bytes(scorer.state, self._key)
         self.reply = pb.ScoreStreamResponse(result=result)
-
-
-def given_state(model: Model, data: bytes, field: str, key: bytes) -> SessionState | None:
-    """Returns the state that a request brings, or None where it brings none.
-
-    The first call for a model takes long: it reads all of its weights.
-
-    Args:
-        model: What is to go on from it.
-        data: The state's bytes.
-        field: The field of the request that has them.
-        key: Authenticates states.
-
-    Raises:
-        StatusError: The state is damaged, or another model's.
-    """
-    try:
-        return model.read_state(data, key) if data else None
-    except StateError as error:
-        raise from_model(error, field) from error
 
 
 def _too_large() -> StatusError:

@@ -17,8 +17,9 @@ from treadle.server.convert_scoring import Scoring
 from treadle.server.errors import from_model, invalid
 from treadle.server.loaded import Source
 from treadle.server.scheduler import Scheduler
-from treadle.server.score_streaming import Stream, given_state
+from treadle.server.score_streaming import Stream
 from treadle.server.sources import Sources
+from treadle.server.states import given_state
 from treadle.server.turns import run_steps
 from treadle.v1 import sequence_pb2 as pb
 

@@ -12,6 +12,7 @@ import pytest
 
 from treadle.model.beam import BeamSearch, Hypothesis
 from treadle.model.beam_rows import best_first
+from treadle.model.choices import make_choices
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -67,7 +68,8 @@ def search(
 ) -> list[Hypothesis]:  # fmt: skip
     """Everything that a search finds."""
     begun = begun or after(model, prompt)
-    beam = BeamSearch(model, SamplingConfig(**settings), begun, count, goes_on)
+    choices = make_choices(SamplingConfig(**settings), model.tokenizer)
+    beam = BeamSearch(model, choices, begun, count, goes_on)
     for _ in beam.steps():
         pass
     return beam.results()
@@ -158,7 +160,9 @@ def test_narrow_beams_keep_the_best_of_each_length(width: int) -> None:
 
 def test_the_search_ends_when_nothing_can_pass_what_was_found() -> None:
     model = make_model()
-    beam = BeamSearch(model, SamplingConfig(best_of=4, max_new_tokens=10_000), after(model), 2)
+    sampling = SamplingConfig(best_of=4, max_new_tokens=10_000)
+    choices = make_choices(sampling, model.tokenizer)
+    beam = BeamSearch(model, choices, after(model), 2)
     steps = sum(1 for _ in beam.steps())
     assert steps < 1000
     short = search(model, 2, best_of=4, max_new_tokens=steps)
@@ -290,7 +294,7 @@ def test_time_ends_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     model, now = make_model("ab", TEXT), [0.0]
     monkeypatch.setattr("treadle.model.beam.time.monotonic", lambda: now[0])
     sampling = SamplingConfig(best_of=3, max_new_tokens=1000, max_time_s=5)
-    beam = BeamSearch(model, sampling, after(model), 2)
+    beam = BeamSearch(model, make_choices(sampling, model.tokenizer), after(model), 2)
     for step, _ in enumerate(beam.steps()):
         now[0] = 6.0 if step >= 6 else 0.0
     found = beam.results()
