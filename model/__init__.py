@@ -38,18 +38,23 @@ from treadle.model.errors import (
     ConfigError,
     CorpusError,
     EncodingError,
+    ForeignStateError,
     LayerError,
     ModelError,
+    StateError,
     TrainingError,
     UnknownSymbolError,
 )
 from treadle.model.importer import import_state_dict
 from treadle.model.layer import RecurrentLayer
+from treadle.model.learner import Learner
+from treadle.model.learning_config import LearningConfig
 from treadle.model.model import Model
 from treadle.model.progress import Progress, Started
 from treadle.model.record import TrainingRecord
-from treadle.model.scorer import TextScore
-from treadle.model.session import GenerateResult, Piece, StopReason
+from treadle.model.scores import Details, TextScore
+from treadle.model.session import GenerateResult, Piece, StopReason, Wanted
+from treadle.model.state import SessionState
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
 from treadle.model.tokens import TokenScore
 from treadle.model.trainer import Trainer, train
@@ -67,10 +72,14 @@ __all__ = [
     "CorpusLayout",
     "CorpusRole",
     "DataConfig",
+    "Details",
     "EncodingError",
+    "ForeignStateError",
     "GenerateResult",
     "Keep",
     "LayerError",
+    "Learner",
+    "LearningConfig",
     "LimitsConfig",
     "Model",
     "ModelError",
@@ -85,8 +94,10 @@ __all__ = [
     "ReportConfig",
     "SamplingConfig",
     "Schedule",
+    "SessionState",
     "Split",
     "Started",
+    "StateError",
     "StopReason",
     "TextScore",
     "TokenScore",
@@ -99,6 +110,7 @@ __all__ = [
     "TrainingRecord",
     "UnknownPolicy",
     "UnknownSymbolError",
+    "Wanted",
     "build_tokenizer",
     "compiled_for",
     "import_state_dict",

@@ -6,7 +6,7 @@ beside others. What a text scored is put together in `scores`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,13 @@ from treadle.model.batches import Batch
 from treadle.model.engine import cut_rows, shard_slices
 from treadle.model.parameters import CELL_CODES, Shape
 from treadle.model.pool import Pool
-from treadle.model.scores import NO_FLOATS, NO_INTS, Details, Scores, TextScore
+from treadle.model.scores import NO_FLOATS, NO_INTS, Details, Scores
 from treadle.model.sums import in_order
 from treadle.model.workspace import allocate_state, allocate_workspace
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
-
-__all__ = ["WINDOW", "Scorer", "TextScore", "mean_loss", "score_tokens"]
 
 WINDOW = 64
 """Steps scored in one kernel call."""
@@ -190,24 +188,3 @@ def mean_loss(
         total = in_order(scores.reshape(-1).tolist(), total)
         count += int(np.count_nonzero(targets >= 0))
     return -total / count
-
-
-def score_tokens(scorer: Scorer, tokens: Ints, scored_from: int) -> Iterator[Array]:
-    """Score one sequence from the zero state, window by window.
-
-    Args:
-        scorer: for one row.
-        tokens: (N,).
-        scored_from: the first token to score, at least 1: nothing foretells token 0.
-
-    Yields:
-        log p of the next tokens in nats, all of tokens[scored_from:] together; an empty array
-        for a window of context.
-    """
-    for start in range(0, tokens.size - 1, WINDOW):
-        window = tokens[start : start + WINDOW + 1].reshape(-1, 1)
-        targets = window[1:].copy()
-        context = max(0, min(scored_from - 1 - start, targets.size))
-        targets[:context] = -1
-        scores = scorer.log_probabilities(window[:-1], targets, np.array([start == 0]))
-        yield scores[context:, 0]

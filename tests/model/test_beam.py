@@ -31,6 +31,8 @@ from treadle.model.state import SessionState
 from treadle.model.sums import in_order
 from treadle.model.tokenizer import build_tokenizer
 
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+
 LINES, TEXT = CorpusLayout.LINES, CorpusLayout.TEXT
 
 

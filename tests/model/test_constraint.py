@@ -29,6 +29,8 @@ from treadle.model.tokenizer import (
     build_tokenizer,
 )
 
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+
 LINES, TEXT = CorpusLayout.LINES, CorpusLayout.TEXT
 KIND = TokenizerKind
 

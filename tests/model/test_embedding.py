@@ -19,6 +19,8 @@ from treadle.model.model import Model
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.tokenizer import build_tokenizer
 
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+
 TEXT = "abc cab bca, a cab abc! "
 
 

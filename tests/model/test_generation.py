@@ -40,7 +40,7 @@ from treadle.model.group import Chunk, Group
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
-from treadle.model.scorer import WINDOW, Scorer, score_tokens
+from treadle.model.scorer import Scorer
 from treadle.model.session import Piece, StopReason
 from treadle.model.stops import StopFilter
 from treadle.model.tokenizer import build_tokenizer
@@ -249,9 +249,10 @@ def rescore(model: Model, prompt: str, drawn: list[int]) -> NDArray[np.float32]:
     if model.tokenizer.begin is not None:
         before = [model.tokenizer.begin, *before]
     before = before or [model.default_context]
-    scorer = Scorer(model.parameters.shape, model.weights, 1, WINDOW, Pool(1))
-    sequence = np.array([*before, *drawn], np.int32)
-    return np.concatenate(list(score_tokens(scorer, sequence, len(before))))
+    sequence = np.array([*before, *drawn], np.int32).reshape(-1, 1)
+    scorer = Scorer(model.parameters.shape, model.weights, 1, len(sequence), Pool(1))
+    scores = scorer.log_probabilities(sequence[:-1], sequence[1:], np.ones(1, np.bool_))
+    return scores[len(before) - 1 :, 0]
 
 
 @pytest.mark.parametrize("cell", Cell)

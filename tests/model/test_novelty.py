@@ -32,6 +32,8 @@ from treadle.model.parameters import Shape
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
 from treadle.model.trainer import Trainer
 
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+
 PAGE = Path(__file__).parents[2] / "docs" / "novelty.md"
 LINES, PLAIN = CorpusLayout.LINES, CorpusLayout.TEXT
 

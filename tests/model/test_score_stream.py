@@ -26,6 +26,8 @@ from treadle.model.scores import Details, PieceScore, Summary
 from treadle.model.tokenizer import build_tokenizer
 from treadle.model.tokens import TokenScore
 
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+
 TEXT = "abc cab bca, a cab abc! ab ca bc, bb aa ca é"
 DETAILS = Details(ranks=True, alternatives=2)
 

@@ -26,8 +26,8 @@ from treadle.model.engine import SHARD_ROWS
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
 from treadle.model.pool import Pool
-from treadle.model.scorer import Scorer, TextScore, mean_loss
-from treadle.model.scores import Details
+from treadle.model.scorer import Scorer, mean_loss
+from treadle.model.scores import Details, TextScore
 from treadle.model.workspace import pack_for_inference
 
 Ints = NDArray[np.int32]

@@ -19,6 +19,8 @@ from treadle.model.session import Piece, StopReason, Wanted
 from treadle.model.state import SessionState
 from treadle.model.tokenizer import build_tokenizer
 
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+
 EVERYTHING = Wanted(tokens=True, state=True, ids=True)
 
 

@@ -15,6 +15,8 @@ from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.text_reader import MAX_HELD, TextReader, encode_in_steps
 from treadle.model.tokenizer import Tokenizer, Tokens, build_tokenizer
 
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+
 CORPUS = (
     "the cat's hat_box isn't new: it's 12 years old!! \tand\n\nOΣΑΣ ΣΑΣ. İstanbul é €\n"
     "naïve  two   blanks हिन्दी में 'Σ' e5 e22 e5\r\n\u2028x\u00a0y \x1c z"
