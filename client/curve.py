@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from treadle.client.progress import Setting
 
 if TYPE_CHECKING:
-    from treadle.v1.sequence_pb2 import TrainResponse
+    from treadle.v1.sequence_pb2 import JobEvent
 
 
 class Point(NamedTuple):
@@ -45,7 +45,7 @@ class Curve:
         return self.train + self.valid
 
 
-def gather(events: Iterable[TrainResponse], title: str) -> Curve:
+def gather(events: Iterable[JobEvent], title: str) -> Curve:
     """Gathers a curve from the events of a job; losses that are no number are left out."""
     train: list[Point] = []
     valid: list[Point] = []

@@ -21,10 +21,10 @@ from treadle.client.progress import (
 from treadle.v1.sequence_pb2 import (
     JOB_STATE_QUEUED,
     JOB_STATE_RUNNING,
+    JobEvent,
     JobStateChange,
     TrainingProgress,
     TrainingStarted,
-    TrainResponse,
 )
 
 PLAIN_INTERVAL_S = 10.0
@@ -43,7 +43,7 @@ class Report(Closing):
         self.console = console
 
     @abstractmethod
-    def show(self, event: TrainResponse) -> None:
+    def show(self, event: JobEvent) -> None:
         """Shows one event."""
 
     def show_break(self, trouble: ServerError) -> None:
@@ -60,7 +60,7 @@ class JsonReport(Report):
         super().__init__(console)
         self._only_completed = only_completed
 
-    def show(self, event: TrainResponse) -> None:
+    def show(self, event: JobEvent) -> None:
         """Prints the event as it came."""
         if event.HasField("completed") or not self._only_completed:
             self.console.line(to_line(event))
@@ -69,7 +69,7 @@ class JsonReport(Report):
 class QuietReport(Report):
     """Only the finished model."""
 
-    def show(self, event: TrainResponse) -> None:
+    def show(self, event: JobEvent) -> None:
         """Prints the last event."""
         if event.HasField("completed"):
             self.console.line(completed_line(event.completed))
@@ -83,7 +83,7 @@ class PlainReport(Report):
         self._setting = Setting()
         self._shown_s = 0.0
 
-    def show(self, event: TrainResponse) -> None:
+    def show(self, event: JobEvent) -> None:
         """Prints what is worth a line."""
         match event.WhichOneof("event"):
             case "state":

@@ -14,10 +14,10 @@ from treadle.v1.sequence_pb2 import (
     JOB_STATE_QUEUED,
     JOB_STATE_RUNNING,
     JOB_STATE_UNSPECIFIED,
+    JobEvent,
     Model,
     TrainingProgress,
     TrainingStarted,
-    TrainResponse,
     WatchJobResponse,
 )
 
@@ -41,7 +41,7 @@ class Events:
     def __init__(self, call: Call[WatchJobResponse]) -> None:
         self._call = call
 
-    def __next__(self) -> TrainResponse:
+    def __next__(self) -> JobEvent:
         return next(self._call).event
 
     def cancel(self) -> object:
@@ -49,7 +49,7 @@ class Events:
         return self._call.cancel()
 
 
-class TrainingRun(Stream[TrainResponse]):
+class TrainingRun(Stream[JobEvent]):
     """A training run under way: iterate over its events, or wait for `result()`.
 
     Leaving it early, by `close()` or by the end of its `with` block, drops an upload under way.
@@ -69,7 +69,7 @@ class TrainingRun(Stream[TrainResponse]):
 
     def __init__(
         self,
-        call: Call[TrainResponse],
+        call: Call[JobEvent],
         address: str,
         watch: Watch,
         *,
@@ -103,7 +103,7 @@ class TrainingRun(Stream[TrainResponse]):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> TrainResponse:
+    def __next__(self) -> JobEvent:
         while True:
             event = self._next_event()
             if event.sequence > self.last_sequence:
@@ -157,7 +157,7 @@ class TrainingRun(Stream[TrainResponse]):
             raise InternalError("the training run ended without a model")
         return self.model
 
-    def _keep(self, event: TrainResponse) -> None:
+    def _keep(self, event: JobEvent) -> None:
         """Keeps what an event tells."""
         self.last_sequence = event.sequence
         self.job = event.job or self.job
@@ -171,7 +171,7 @@ class TrainingRun(Stream[TrainResponse]):
             case "completed":
                 self.model = event.completed
 
-    def _next_event(self) -> TrainResponse:
+    def _next_event(self) -> JobEvent:
         """Waits for the next event, coming back to the job where the connection broke."""
         pauses: Iterator[float] | None = None
         while True:

@@ -18,7 +18,7 @@ from treadle.client.corpus import (
 from treadle.client.errors import InputError
 from treadle.client.options import set_field
 from treadle.client.streams import Call
-from treadle.v1.sequence_pb2 import CorpusEnd, TrainRequest, TrainResponse, TrainSpec
+from treadle.v1.sequence_pb2 import CorpusEnd, JobEvent, TrainRequest, TrainSpec
 from treadle.v1.sequence_pb2 import CorpusFile as FileHead
 
 
@@ -80,14 +80,14 @@ class Upload:
     def __init__(self, spec: TrainSpec, parts: Sequence[Part]) -> None:
         self._spec = spec
         self._parts = parts
-        self._call: Call[TrainResponse] | None = None
+        self._call: Call[JobEvent] | None = None
         self._called = threading.Event()
         self.error: Exception | None = None
         """What reading the corpus raised."""
         self.sent = False
         """Whether gRPC has taken the whole corpus; a cancellation may still overtake it."""
 
-    def attach(self, call: Call[TrainResponse]) -> None:
+    def attach(self, call: Call[JobEvent]) -> None:
         """Tells which call the requests belong to."""
         self._call = call
         self._called.set()

@@ -181,7 +181,7 @@ class Attempt:
             return
         started = records.started(job.row, message)
         config = wire.encode(message["config"]).decode().strip()
-        event = pb.TrainResponse(started=started)
+        event = pb.JobEvent(started=started)
         await self._tell(job, event, started=started.SerializeToString(), config=config)
 
     async def _progress(self, job: Job, message: wire.Message) -> None:
@@ -190,10 +190,10 @@ class Attempt:
         last, validated = job.last_progress, progress.HasField("valid_loss")
         news = validated and not last.HasField("valid_loss")
         if progress.step > last.step or (progress.step == last.step and news):
-            event = pb.TrainResponse(progress=progress)
+            event = pb.JobEvent(progress=progress)
             await self._tell(job, event, progress=progress.SerializeToString())
 
-    async def _tell(self, job: Job, event: pb.TrainResponse, **changes: object) -> None:
+    async def _tell(self, job: Job, event: pb.JobEvent, **changes: object) -> None:
         """Stores and tells an event; on a full disk the job pauses instead."""
         try:
             await job.publish(event, ran_s=job.ran_s, **changes)

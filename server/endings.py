@@ -114,7 +114,7 @@ class Endings:
         state, reason = (CANCELLED, _ON_REQUEST) if job.cancelling else (SUCCEEDED, "")
         model = await outlast(self._claim(job, path))
         changes = {"version": model.version, "ended_s": time.time()}
-        await job.publish(pb.TrainResponse(completed=model), state=state, reason=reason, **changes)
+        await job.publish(pb.JobEvent(completed=model), state=state, reason=reason, **changes)
         await asyncio.to_thread(self._tidy, job.id)
         logger.info("job %s stored %s version %d", job.id, model.name, model.version)
 

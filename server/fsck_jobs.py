@@ -100,7 +100,7 @@ def _fail(database: Database, job: str, fault: str) -> None:
     now_s = time.time()
     error = StatusError(grpc.StatusCode.DATA_LOSS, fault)
     change = pb.JobStateChange(state=pb.JOB_STATE_FAILED, reason=error.message)
-    event = pb.TrainResponse(state=change)
+    event = pb.JobEvent(state=change)
     event.event_time.FromNanoseconds(round(now_s * 1e9))
     database.append_event(
         job,

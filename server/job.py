@@ -80,7 +80,7 @@ class Job:
         finally:
             self._ran_before_s, self._running_since = self.ran_s, None
 
-    async def publish(self, event: pb.TrainResponse, **changes: Any) -> None:
+    async def publish(self, event: pb.JobEvent, **changes: Any) -> None:
         """Stores an event with the next number, together with changes of the row; then tells.
 
         Raises:
@@ -91,7 +91,7 @@ class Job:
     async def enter(self, state: str, reason: str = "", **changes: Any) -> None:
         """Comes into a state, and tells so."""
         number = pb.JobState.Value(f"JOB_STATE_{state.upper()}")
-        event = pb.TrainResponse(state=pb.JobStateChange(state=number, reason=reason))
+        event = pb.JobEvent(state=pb.JobStateChange(state=number, reason=reason))
         await self.publish(event, state=state, reason=reason, ran_s=self.ran_s, **changes)
 
     async def change(self, **changes: Any) -> None:
@@ -107,7 +107,7 @@ class Job:
         self._news.set()
         self._news = asyncio.Event()
 
-    async def _publish(self, event: pb.TrainResponse, changes: dict[str, Any]) -> None:
+    async def _publish(self, event: pb.JobEvent, changes: dict[str, Any]) -> None:
         async with self._writing:
             now = time.time()
             event.event_time.FromNanoseconds(round(now * 1e9))
@@ -123,20 +123,18 @@ class Job:
             self.row = replace(self.row, **changes)
 
 
-def queued_event(time_s: float) -> pb.TrainResponse:
+def queued_event(time_s: float) -> pb.JobEvent:
     """Returns the first event of a job, which is stored together with its row."""
-    event = pb.TrainResponse(state=pb.JobStateChange(state=pb.JOB_STATE_QUEUED))
+    event = pb.JobEvent(state=pb.JobStateChange(state=pb.JOB_STATE_QUEUED))
     event.event_time.FromNanoseconds(round(time_s * 1e9))
     return event
 
 
-async def stored_events(
-    database: Database, job: str, after: int
-) -> AsyncIterator[pb.TrainResponse]:
+async def stored_events(database: Database, job: str, after: int) -> AsyncIterator[pb.JobEvent]:
     """Yields the events of a job that are stored, from the one after number `after` on."""
     while rows := await asyncio.to_thread(database.events, job, after):
         for number, _, data in rows:
-            event = pb.TrainResponse.FromString(data)
+            event = pb.JobEvent.FromString(data)
             event.sequence, event.job = number, job
             yield event
             after = number

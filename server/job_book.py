@@ -63,7 +63,7 @@ class JobBook:
             raise precondition(f"job {job} is {row.state} and cannot be {wish}")
         return self.live[job]
 
-    async def watch(self, job: str, after: int = 0) -> AsyncIterator[pb.TrainResponse]:
+    async def watch(self, job: str, after: int = 0) -> AsyncIterator[pb.JobEvent]:
         """Yields the events of a job, old ones first, until it is over or paused.
 
         Args:

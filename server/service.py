@@ -69,7 +69,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
 
     async def Train(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.TrainRequest], context: Context
-    ) -> AsyncIterator[pb.TrainResponse]:
+    ) -> AsyncIterator[pb.JobEvent]:
         """Takes the spec, then a place in the queue, then the corpus; follows the job."""
         async for event in self._jobs.book.watch(await self._intake.take(request_iterator)):
             yield event

@@ -14,7 +14,7 @@ from treadle.client.errors import InputError, TreadleError
 if TYPE_CHECKING:
     from treadle.client.client import Client
     from treadle.client.curve import Curve
-    from treadle.v1.sequence_pb2 import Job, TrainResponse
+    from treadle.v1.sequence_pb2 import Job, JobEvent
 
 LINES = 20
 """Lines of a drawing in the terminal."""
@@ -89,7 +89,7 @@ def load(client: Client, job: Job) -> Curve:
     return gather(_events(client, job), f"{job.model}, job {job.id}")
 
 
-def _events(client: Client, job: Job) -> Iterator[TrainResponse]:
+def _events(client: Client, job: Job) -> Iterator[JobEvent]:
     """Yields the events that a job has now, and does not wait for those to come."""
     if not job.last_sequence:
         return

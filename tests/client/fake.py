@@ -108,7 +108,7 @@ def a_piece_score(piece: v1.TextPiece, whole: str, spec: Any) -> v1.PieceScore:
     return score
 
 
-def events_of(job: str, spec: v1.TrainSpec, corpus_bytes: int) -> list[v1.TrainResponse]:
+def events_of(job: str, spec: v1.TrainSpec, corpus_bytes: int) -> list[v1.JobEvent]:
     """The events of a job: five, unless its model is a special one."""
     started = v1.TrainingStarted(
         spec=spec,
@@ -126,16 +126,16 @@ def events_of(job: str, spec: v1.TrainSpec, corpus_bytes: int) -> list[v1.TrainR
     )
     paused = v1.JobStateChange(state=v1.JOB_STATE_PAUSED, reason="the disk is full")
     events = [
-        v1.TrainResponse(state=v1.JobStateChange(state=v1.JOB_STATE_QUEUED)),
-        v1.TrainResponse(started=started),
-        v1.TrainResponse(progress=half),
-        v1.TrainResponse(progress=end),
-        v1.TrainResponse(completed=a_model(spec.model)),
+        v1.JobEvent(state=v1.JobStateChange(state=v1.JOB_STATE_QUEUED)),
+        v1.JobEvent(started=started),
+        v1.JobEvent(progress=half),
+        v1.JobEvent(progress=end),
+        v1.JobEvent(completed=a_model(spec.model)),
     ]
     if spec.model == STUCK:
         events = events[:2]
     if spec.model == PAUSED:
-        events[2:] = [v1.TrainResponse(state=paused)]
+        events[2:] = [v1.JobEvent(state=paused)]
     for number, event in enumerate(events, 1):
         event.sequence, event.job = number, job
     return events
@@ -179,7 +179,7 @@ class FakeService(SequenceServiceServicer):
         self.files: list[v1.CorpusFile] = []
         """What was said of each file of a corpus."""
         self.jobs: dict[str, v1.Job] = {}
-        self.events: dict[str, list[v1.TrainResponse]] = {}
+        self.events: dict[str, list[v1.JobEvent]] = {}
         self.requested: dict[str, str] = {}
         """The jobs of request ids."""
         self.breaks: list[tuple[int, int, str]] = []
@@ -212,7 +212,7 @@ class FakeService(SequenceServiceServicer):
 
     def Train(  # noqa: N802
         self, requests: Iterator[v1.TrainRequest], context: Any
-    ) -> Iterator[v1.TrainResponse]:
+    ) -> Iterator[v1.JobEvent]:
         spec = next(requests).spec
         self._begin(spec, context)
         size = 0
@@ -244,7 +244,7 @@ class FakeService(SequenceServiceServicer):
             self.requested[spec.request_id] = job
         return job
 
-    def _events(self, job: str, after: int, context: Any) -> Iterator[v1.TrainResponse]:
+    def _events(self, job: str, after: int, context: Any) -> Iterator[v1.JobEvent]:
         """Yields a job's events as they stand, and ends as the job does."""
         for event in self.events[job][after:]:
             yield event

@@ -339,7 +339,7 @@ class TestCurve:
         sentence = complaint(run(server.address, "curve", job), 1)
         assert sentence == f"treadle: job {job} has no losses yet: there is nothing to draw"
         progress = v1.TrainingProgress(step=7, train_loss=1.5)
-        service.events[job].append(v1.TrainResponse(sequence=3, job=job, progress=progress))
+        service.events[job].append(v1.JobEvent(sequence=3, job=job, progress=progress))
         service.jobs[job].last_sequence = 3
         drawn = out(server.address, "curve", job)
         assert "⠒⠒ train" in drawn

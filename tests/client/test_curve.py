@@ -93,8 +93,8 @@ class TestGather:
         assert (curve.baseline, curve.baseline_name) == (1.669, "5-gram 1.669")
 
     def test_steps_that_come_again_count_once_and_what_is_no_number_not_at_all(self) -> None:
-        def progress(step: int, loss: float) -> v1.TrainResponse:
-            return v1.TrainResponse(progress=v1.TrainingProgress(step=step, train_loss=loss))
+        def progress(step: int, loss: float) -> v1.JobEvent:
+            return v1.JobEvent(progress=v1.TrainingProgress(step=step, train_loss=loss))
 
         events = [progress(1, 3), progress(2, 2), progress(3, 9), progress(2, 1)]
         assert gather(events, "").train == (Point(1, 3), Point(2, 1))

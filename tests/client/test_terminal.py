@@ -73,7 +73,7 @@ def test_what_becomes_of_a_job_is_told(server: FakeServer, service: FakeService)
     queued.state.reason = "2 jobs are before it"
     again = v1.JobStateChange(state=v1.JOB_STATE_RUNNING, reason="went on from step 50\x1b[31m")
     fine = v1.JobStateChange(state=v1.JOB_STATE_RUNNING)
-    events = [queued, v1.TrainResponse(state=fine), started, v1.TrainResponse(state=again), *rest]
+    events = [queued, v1.JobEvent(state=fine), started, v1.JobEvent(state=again), *rest]
     for number, event in enumerate(events, 1):
         event.sequence = number
     service.events[job] = events

@@ -53,7 +53,7 @@ def requests(spec: pb.TrainSpec, *chunks: bytes) -> Iterator[pb.TrainRequest]:
     yield pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=sum(map(len, chunks))))
 
 
-def first_progress(events: Iterator[pb.TrainResponse]) -> pb.TrainResponse:
+def first_progress(events: Iterator[pb.JobEvent]) -> pb.JobEvent:
     """Reads until the run is under way."""
     return next(event for event in events if event.HasField("progress"))
 
@@ -93,17 +93,17 @@ class Caller:
 
     def train(
         self, spec: pb.TrainSpec, *chunks: bytes, source: Iterable[pb.TrainRequest] | None = None
-    ) -> Iterator[pb.TrainResponse]:
+    ) -> Iterator[pb.JobEvent]:
         """Begins a run and returns its events as they come."""
         stream = iter(requests(spec, *chunks) if source is None else source)
         return self.stub.Train(stream, timeout=PATIENCE_S)
 
-    def watch(self, job: str, after: int = 0) -> Iterator[pb.TrainResponse]:
+    def watch(self, job: str, after: int = 0) -> Iterator[pb.JobEvent]:
         """Follows a job from any event on."""
         request = pb.WatchJobRequest(job=job, after_sequence=after)
         return (reply.event for reply in self.stub.WatchJob(request, timeout=PATIENCE_S))
 
-    def watch_now(self, job: str) -> list[pb.TrainResponse]:
+    def watch_now(self, job: str) -> list[pb.JobEvent]:
         """Returns the events that a job has had so far."""
         last = self.job(job).last_sequence
         return [event for event, _ in zip(self.watch(job), range(last), strict=False)]

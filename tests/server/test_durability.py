@@ -40,7 +40,7 @@ def state_of(caller: Caller, job: str) -> int:
     return caller.job(job).state
 
 
-def states(events: list[pb.TrainResponse]) -> list[str]:
+def states(events: list[pb.JobEvent]) -> list[str]:
     """Returns the states that a job came into, in order."""
     changes = [event.state for event in events if event.HasField("state")]
     return [pb.JobState.Name(change.state).removeprefix("JOB_STATE_") for change in changes]

@@ -205,7 +205,7 @@ def test_jobs_whose_corpus_is_lost_are_marked_as_failed(root: Path, damaged: boo
         assert status_pb2.Status.FromString(row.error).message == row.reason
         assert row.ended_s is not None
         ((number, _, data),) = database.events(state, 0)
-        event = pb.TrainResponse.FromString(data)
+        event = pb.JobEvent.FromString(data)
         assert (number, event.state.state) == (1, pb.JOB_STATE_FAILED)
         assert event.state.reason == row.reason
     for state in ("succeeded", "cancelled"):

@@ -16,7 +16,7 @@ Start = Callable[..., Server]
 
 
 @pytest.fixture(scope="module")
-def done(server: Server) -> list[pb.TrainResponse]:
+def done(server: Server) -> list[pb.JobEvent]:
     """The events of a job that is over."""
     spec = tiny_spec("job-calls", max_steps=40)
     spec.report.validation_interval_steps = 10
@@ -29,7 +29,7 @@ def code_of(call: Callable[[], object]) -> grpc.StatusCode:
     return caught.value.code()
 
 
-def test_the_events_of_a_job_tell_its_whole_life(done: list[pb.TrainResponse]) -> None:
+def test_the_events_of_a_job_tell_its_whole_life(done: list[pb.JobEvent]) -> None:
     kinds = [event.WhichOneof("event") for event in done]
     assert kinds[:3] == ["state", "state", "started"]
     assert kinds[-1] == "completed"
@@ -40,14 +40,12 @@ def test_the_events_of_a_job_tell_its_whole_life(done: list[pb.TrainResponse]) -
     assert times == sorted(times)
 
 
-def test_watching_from_any_event_gives_the_rest(
-    caller: Caller, done: list[pb.TrainResponse]
-) -> None:
+def test_watching_from_any_event_gives_the_rest(caller: Caller, done: list[pb.JobEvent]) -> None:
     for after in (0, 1, len(done) - 1, len(done)):
         assert list(caller.watch(done[0].job, after)) == done[after:]
 
 
-def test_a_job_is_described(caller: Caller, done: list[pb.TrainResponse]) -> None:
+def test_a_job_is_described(caller: Caller, done: list[pb.JobEvent]) -> None:
     job = caller.job(done[0].job)
     assert (job.model, job.state, job.version) == ("job-calls", pb.JOB_STATE_SUCCEEDED, 1)
     assert job.last_sequence == len(done)
@@ -61,7 +59,7 @@ def test_a_job_is_described(caller: Caller, done: list[pb.TrainResponse]) -> Non
     assert times[0] > 0
 
 
-def test_progress_carries_what_users_look_for(done: list[pb.TrainResponse]) -> None:
+def test_progress_carries_what_users_look_for(done: list[pb.JobEvent]) -> None:
     started = next(event.started for event in done if event.HasField("started"))
     assert started.valid_split == pb.SPLIT_TAIL
     assert started.baseline_loss > 0
@@ -87,7 +85,7 @@ def test_a_job_that_is_not_there(caller: Caller, method: str) -> None:
     assert code_of(generate) is grpc.StatusCode.NOT_FOUND
 
 
-def test_a_job_that_is_over_cannot_pause(caller: Caller, done: list[pb.TrainResponse]) -> None:
+def test_a_job_that_is_over_cannot_pause(caller: Caller, done: list[pb.JobEvent]) -> None:
     job = done[0].job
     wrong = grpc.StatusCode.FAILED_PRECONDITION
     pause, resume = pb.PauseJobRequest(job=job), pb.ResumeJobRequest(job=job)
@@ -97,7 +95,7 @@ def test_a_job_that_is_over_cannot_pause(caller: Caller, done: list[pb.TrainResp
     assert cancelled.state == pb.JOB_STATE_SUCCEEDED
 
 
-def test_jobs_are_listed_by_state_and_model(caller: Caller, done: list[pb.TrainResponse]) -> None:
+def test_jobs_are_listed_by_state_and_model(caller: Caller, done: list[pb.JobEvent]) -> None:
     mine = [job.id for job in caller.jobs(model="job-calls")]
     assert mine == [done[0].job]
     assert mine[0] in [job.id for job in caller.jobs(states=[pb.JOB_STATE_SUCCEEDED])]

@@ -132,7 +132,7 @@ async def submit(room: JobRoom, store: Store, name: str = "m") -> str:
     return job
 
 
-async def follow(room: JobRoom, job: str, after: int = 0) -> list[pb.TrainResponse]:
+async def follow(room: JobRoom, job: str, after: int = 0) -> list[pb.JobEvent]:
     async with asyncio.timeout(PATIENCE_S):
         return [event async for event in room.book.watch(job, after)]
 

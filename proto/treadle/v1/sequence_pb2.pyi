@@ -938,9 +938,11 @@ class TrainSpec(_message.Message):
     keep: Global___Keep.ValueType
     """Which weights become the stored version. Default: the best ones."""
     request_id: _builtins.str
-    """A text of the client's choice, up to 100 characters of ASCII. A second Train with the same
-    one follows the first one's job instead of starting another; what it uploads is
-    not read. Default: none.
+    """A text of the client's choice, up to 100 characters of ASCII. A second Train with
+    the same one, the same spec and the same corpus follows the first one's job instead
+    of starting another. Its corpus is compared as far as it is sent: a client that
+    only comes back may end its side of the stream after the spec. ALREADY_EXISTS,
+    naming the job, where spec or corpus are others. Default: none.
     """
     init_from: _builtins.str
     """The model to go on from: NAME or NAME@ALIAS. The job takes over its weights, its
@@ -1094,7 +1096,7 @@ class CorpusEnd(_message.Message):
 
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
-    """Bytes of all chunks of all files together; the server refuses a corpus of another size."""
+    """Bytes of all chunks of all files together; INVALID_ARGUMENT where others arrived."""
     def __init__(
         self,
         *,
@@ -1320,8 +1322,8 @@ class JobStateChange(_message.Message):
 Global___JobStateChange: _TypeAlias = JobStateChange  # noqa: Y015
 
 @_typing.final
-class TrainResponse(_message.Message):
-    """One event of a training run."""
+class JobEvent(_message.Message):
+    """One event of a training job, as Train and WatchJob send it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1333,7 +1335,7 @@ class TrainResponse(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Number of the event within its run, from 1, without gaps."""
+    """Number of the event within its job, from 1, without gaps."""
     job: _builtins.str
     """The job's id."""
     @_builtins.property
@@ -1342,7 +1344,7 @@ class TrainResponse(_message.Message):
 
     @_builtins.property
     def started(self) -> Global___TrainingStarted:
-        """The first event."""
+        """The run has begun."""
 
     @_builtins.property
     def progress(self) -> Global___TrainingProgress:
@@ -1375,7 +1377,7 @@ class TrainResponse(_message.Message):
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
-Global___TrainResponse: _TypeAlias = TrainResponse  # noqa: Y015
+Global___JobEvent: _TypeAlias = JobEvent  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
@@ -1499,19 +1501,19 @@ Global___WatchJobRequest: _TypeAlias = WatchJobRequest  # noqa: Y015
 
 @_typing.final
 class WatchJobResponse(_message.Message):
-    """One event of a job."""
+    """The next event of the watched job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def event(self) -> Global___TrainResponse:
+    def event(self) -> Global___JobEvent:
         """The event, as Train sends it."""
 
     def __init__(
         self,
         *,
-        event: Global___TrainResponse | None = ...,
+        event: Global___JobEvent | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -2129,7 +2131,9 @@ class GenerateRequest(_message.Message):
     """
     n: _builtins.int
     """Texts to generate, each drawn on its own: text i of n is what it would be
-    if more or fewer were asked for. 1 to 256. Default: 1.
+    if more or fewer were asked for. They are made at the same time, so their
+    responses interleave, in an order that varies from call to call; `index` says
+    which text each belongs to. 1 to 256. Default: 1.
     """
     min_new_tokens: _builtins.int
     """Do not end by an end token or a stop sequence before this many tokens.
@@ -2452,7 +2456,9 @@ class GenerateResponse(_message.Message):
     of a stop sequence is held back until it is known not to be.
     """
     index: _builtins.int
-    """Which of the n texts this is a piece of, from 0."""
+    """Which of the n texts this is a piece of, from 0. The pieces of one text come in
+    order; those of several interleave.
+    """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """The tokens drawn since the last response, where asked for. They may run ahead of the
@@ -3346,25 +3352,38 @@ Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
 
 @_typing.final
 class DeleteModelRequest(_message.Message):
-    """Which model to delete."""
+    """Which versions of a model to delete."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    ALL_VERSIONS_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The model's name."""
+    """The model's name, without an alias."""
     version: _builtins.int
-    """The version to delete. Default: all of them."""
+    """The version to delete. It has no default: INVALID_ARGUMENT where it is 0 and
+    `all_versions` is not set.
+    """
+    all_versions: _builtins.bool
+    """Delete all versions; `version` is then left unset. Default: false."""
+    force: _builtins.bool
+    """Delete a version even if an alias names it, and its aliases with it. Default: false;
+    where an alias names one of the versions, the reply is FAILED_PRECONDITION and
+    nothing is deleted.
+    """
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         version: _builtins.int = ...,
+        all_versions: _builtins.bool = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_versions", b"all_versions", "force", b"force", "model", b"model", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3372,7 +3391,7 @@ Global___DeleteModelRequest: _TypeAlias = DeleteModelRequest  # noqa: Y015
 
 @_typing.final
 class DeleteModelResponse(_message.Message):
-    """The model is gone."""
+    """The versions are gone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

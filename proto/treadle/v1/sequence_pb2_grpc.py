@@ -39,7 +39,7 @@ class SequenceServiceStub:
         self.Train = channel.stream_stream(
                 '/treadle.v1.SequenceService/Train',
                 request_serializer=treadle_dot_v1_dot_sequence__pb2.TrainRequest.SerializeToString,
-                response_deserializer=treadle_dot_v1_dot_sequence__pb2.TrainResponse.FromString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.JobEvent.FromString,
                 _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/treadle.v1.SequenceService/WatchJob',
@@ -146,6 +146,7 @@ class SequenceServiceServicer:
         events are: one `state` (queued), any number of `state`, one `started`, any
         number of `progress`, one `completed`. A job that fails, is paused or is
         cancelled without a model ends the stream with a status.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,8 +207,8 @@ class SequenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Generates text from a prompt and streams it as it is made. The last
-        response carries the result.
+        """Generates text from a prompt and streams it as it is made. The last response of
+        each text carries its result; the responses of several texts interleave.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -262,7 +263,7 @@ class SequenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes one version of a model, or all of them.
+        """Deletes one version of a model, or all of them where that is asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -296,7 +297,7 @@ def add_SequenceServiceServicer_to_server(servicer, server):
             'Train': grpc.stream_stream_rpc_method_handler(
                     servicer.Train,
                     request_deserializer=treadle_dot_v1_dot_sequence__pb2.TrainRequest.FromString,
-                    response_serializer=treadle_dot_v1_dot_sequence__pb2.TrainResponse.SerializeToString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.JobEvent.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -417,7 +418,7 @@ class SequenceService:
             target,
             '/treadle.v1.SequenceService/Train',
             treadle_dot_v1_dot_sequence__pb2.TrainRequest.SerializeToString,
-            treadle_dot_v1_dot_sequence__pb2.TrainResponse.FromString,
+            treadle_dot_v1_dot_sequence__pb2.JobEvent.FromString,
             options,
             channel_credentials,
             insecure,

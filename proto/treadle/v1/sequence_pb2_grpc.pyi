@@ -49,7 +49,7 @@ class SequenceServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SequenceServiceAsyncStub: ...
-    Train: _grpc.StreamStreamMultiCallable[_sequence_pb2.TrainRequest, _sequence_pb2.TrainResponse]
+    Train: _grpc.StreamStreamMultiCallable[_sequence_pb2.TrainRequest, _sequence_pb2.JobEvent]
     """Starts a job that trains one model, and streams its events. The first request
     carries the spec, every later one a piece of the corpus, the last one its end.
     A stream that breaks off before `corpus_end` trains nothing; from then on the
@@ -57,6 +57,7 @@ class SequenceServiceStub:
     events are: one `state` (queued), any number of `state`, one `started`, any
     number of `progress`, one `completed`. A job that fails, is paused or is
     cancelled without a model ends the stream with a status.
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_sequence_pb2.WatchJobRequest, _sequence_pb2.WatchJobResponse]
     """Streams the events of a job from any point on, those to come included, each
@@ -83,8 +84,8 @@ class SequenceServiceStub:
     copies of the weights. Stored versions of models stay.
     """
     Generate: _grpc.UnaryStreamMultiCallable[_sequence_pb2.GenerateRequest, _sequence_pb2.GenerateResponse]
-    """Generates text from a prompt and streams it as it is made. The last
-    response carries the result.
+    """Generates text from a prompt and streams it as it is made. The last response of
+    each text carries its result; the responses of several texts interleave.
     """
     Score: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ScoreRequest, _sequence_pb2.ScoreResponse]
     """Scores texts: the log-probability that a model gives to each of them."""
@@ -107,7 +108,7 @@ class SequenceServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.GetModelRequest, _sequence_pb2.GetModelResponse]
     """Describes one model."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.DeleteModelRequest, _sequence_pb2.DeleteModelResponse]
-    """Deletes one version of a model, or all of them."""
+    """Deletes one version of a model, or all of them where that is asked for."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.SetAliasRequest, _sequence_pb2.SetAliasResponse]
     """Gives a version of a model a name, or moves the name to another version, in one
     step; requests may then ask for NAME@ALIAS.
@@ -124,7 +125,7 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Train: _aio.StreamStreamMultiCallable[_sequence_pb2.TrainRequest, _sequence_pb2.TrainResponse]  # type: ignore[assignment]
+    Train: _aio.StreamStreamMultiCallable[_sequence_pb2.TrainRequest, _sequence_pb2.JobEvent]  # type: ignore[assignment]
     """Starts a job that trains one model, and streams its events. The first request
     carries the spec, every later one a piece of the corpus, the last one its end.
     A stream that breaks off before `corpus_end` trains nothing; from then on the
@@ -132,6 +133,7 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     events are: one `state` (queued), any number of `state`, one `started`, any
     number of `progress`, one `completed`. A job that fails, is paused or is
     cancelled without a model ends the stream with a status.
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_sequence_pb2.WatchJobRequest, _sequence_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Streams the events of a job from any point on, those to come included, each
@@ -158,8 +160,8 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     copies of the weights. Stored versions of models stay.
     """
     Generate: _aio.UnaryStreamMultiCallable[_sequence_pb2.GenerateRequest, _sequence_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generates text from a prompt and streams it as it is made. The last
-    response carries the result.
+    """Generates text from a prompt and streams it as it is made. The last response of
+    each text carries its result; the responses of several texts interleave.
     """
     Score: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ScoreRequest, _sequence_pb2.ScoreResponse]  # type: ignore[assignment]
     """Scores texts: the log-probability that a model gives to each of them."""
@@ -182,7 +184,7 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_sequence_pb2.GetModelRequest, _sequence_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_sequence_pb2.DeleteModelRequest, _sequence_pb2.DeleteModelResponse]  # type: ignore[assignment]
-    """Deletes one version of a model, or all of them."""
+    """Deletes one version of a model, or all of them where that is asked for."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_sequence_pb2.SetAliasRequest, _sequence_pb2.SetAliasResponse]  # type: ignore[assignment]
     """Gives a version of a model a name, or moves the name to another version, in one
     step; requests may then ask for NAME@ALIAS.
@@ -202,7 +204,7 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[_sequence_pb2.TrainRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_sequence_pb2.TrainResponse], _abc.AsyncIterator[_sequence_pb2.TrainResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_sequence_pb2.JobEvent], _abc.AsyncIterator[_sequence_pb2.JobEvent]]:
         """Starts a job that trains one model, and streams its events. The first request
         carries the spec, every later one a piece of the corpus, the last one its end.
         A stream that breaks off before `corpus_end` trains nothing; from then on the
@@ -210,6 +212,7 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         events are: one `state` (queued), any number of `state`, one `started`, any
         number of `progress`, one `completed`. A job that fails, is paused or is
         cancelled without a model ends the stream with a status.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
 
     @_abc_1.abstractmethod
@@ -284,8 +287,8 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sequence_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_sequence_pb2.GenerateResponse], _abc.AsyncIterator[_sequence_pb2.GenerateResponse]]:
-        """Generates text from a prompt and streams it as it is made. The last
-        response carries the result.
+        """Generates text from a prompt and streams it as it is made. The last response of
+        each text carries its result; the responses of several texts interleave.
         """
 
     @_abc_1.abstractmethod
@@ -350,7 +353,7 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sequence_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.DeleteModelResponse, _abc.Awaitable[_sequence_pb2.DeleteModelResponse]]:
-        """Deletes one version of a model, or all of them."""
+        """Deletes one version of a model, or all of them where that is asked for."""
 
     @_abc_1.abstractmethod
     def SetAlias(
