@@ -9,9 +9,7 @@ scored, then learnt from in one update: truncated backpropagation through time (
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from typing import Self
 
 from treadle.kernels import structures
 from treadle.model.config import DataConfig, OptimizerConfig, Schedule, TrainConfig
@@ -22,9 +20,8 @@ from treadle.model.learnt_weights import LearntWeights
 from treadle.model.model import Model
 from treadle.model.pool import Pool
 from treadle.model.record import TrainingRecord
-from treadle.model.score_stream import StreamScorer
+from treadle.model.score_stream import StreamMark, StreamScorer
 from treadle.model.scores import Details, PieceScore
-from treadle.model.state import SessionState
 
 
 class Learner:
@@ -32,7 +29,7 @@ class Learner:
 
     The model itself is only ever read. Scores and weights are the same bits for the same model,
     pieces and settings, whatever else runs. An error in `feed` leaves the session halfway:
-    `roll_back` is then all that it does.
+    `roll_back` and `take_back` are then all that it does.
     """
 
     def __init__(
@@ -66,6 +63,7 @@ class Learner:
         )
         self._stream = _Stream(session, self._config, details, self._sequence, keep_tokens)
         self._kept = self._mark()
+        self._unit = self._kept
         self._halfway = False
 
     @property
@@ -77,6 +75,11 @@ class Learner:
     def learnt(self) -> Learnt:
         """What the weights have learnt since the model."""
         return self._sequence.learnt
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a text or item has begun that is not ended yet."""
+        return self._stream.is_open
 
     @property
     def piece_token_count(self) -> int:
@@ -131,11 +134,29 @@ class Learner:
         stays to be gone back to again.
         """
         self._weights.roll_back()
-        stream, state, self._sequence.learnt = self._kept
-        self._stream = stream.copied()
-        self._sequence.forget()
-        self._sequence.begin(state)
-        self._halfway = False
+        self._restore(self._kept)
+
+    def begin_unit(self) -> None:
+        """Make `take_back` come back to here.
+
+        Raises:
+            TrainingError: a piece was left halfway.
+        """
+        self._check_whole()
+        self._weights.guard()
+        self._unit = self._mark()
+
+    def take_back(self, error: Exception | None = None) -> None:
+        """Go back to where `begin_unit` was called last; the snapshot stays what it is.
+
+        What follows is scored and learned bit for bit as if nothing had come since. Text that
+        waited then is dropped where it is at fault: it would fail again.
+
+        Args:
+            error: what failed since.
+        """
+        self._weights.undo()
+        self._restore(self._unit, error)
 
     def publish(self) -> Model:
         """Return a model with the weights as they are now, which shares nothing with the session.
@@ -150,9 +171,16 @@ class Learner:
             model.default_context,
         )  # fmt: skip
 
-    def _mark(self) -> tuple[_Stream, SessionState, Learnt]:
-        """What a snapshot holds beside the weights."""
-        return self._stream.copied(), self._sequence.state, self._sequence.learnt
+    def _mark(self) -> tuple[StreamMark, Learnt]:
+        """What a snapshot holds next to the weights."""
+        return self._stream.mark(), self._sequence.learnt
+
+    def _restore(self, mark: tuple[StreamMark, Learnt], error: Exception | None = None) -> None:
+        stream, learnt = mark
+        self._sequence.forget()
+        self._stream.restore(stream, error)
+        self._sequence.learnt = learnt
+        self._halfway = False
 
     def _check_whole(self) -> None:
         if self._halfway:
@@ -207,7 +235,7 @@ class _Session(Model):
 
 
 class _Stream(StreamScorer):
-    """A stream that scores with a sequence of the session's, and can be copied where it stands."""
+    """A stream that scores with a sequence of the session's."""
 
     def __init__(
         self,
@@ -220,9 +248,3 @@ class _Stream(StreamScorer):
         policy, begun = config.unknown_policy, model.beginning()
         super().__init__(model, details, policy, begun, keep_tokens=keep_tokens)
         self._sequence = sequence
-
-    def copied(self) -> Self:
-        """Return a copy between two pieces, which shares model, tokenizer and sequence with it."""
-        self._piece_tokens = []  # they are handed over, and would be copied one by one
-        shared = (self._model, self._tokenizer, self._sequence)
-        return copy.deepcopy(self, {id(thing): thing for thing in shared})

@@ -60,6 +60,8 @@ class LearntWeights:
         """The same as scoring reads them, packed in place after every change."""
         self._folded = np.arange(shape.V if whole else 0, dtype=np.int32)
         self._kept: _Kept | None = None
+        self._undo: _Kept | None = None
+        self._guarded = self._changed = False
         self.roll_back()
 
     @property
@@ -88,6 +90,9 @@ class LearntWeights:
         loss, _ = self._engine.loss_and_gradient(*batch, _GOES_ON, self.updates)
         if not math.isfinite(loss):
             raise self.fault("the loss")
+        if self._guarded and not self._changed:
+            self._undo = self._copied_into(self._undo)
+            self._changed = True
         try:
             self._optimizer.step(self._engine.gradient, self._config.rate, self._pool)
         except TrainingError as error:
@@ -110,32 +115,53 @@ class LearntWeights:
 
     def snapshot(self) -> None:
         """Keep everything as it is now, in place of the last snapshot."""
-        if self._kept is None:
-            self._kept = _Kept([np.empty_like(flat) for flat in self._buffers()], 0, (1.0, 1.0))
-        for copy, flat in zip(self._kept.buffers, self._buffers(), strict=True):
-            copy[:] = flat
-        self._kept.steps = self._optimizer.steps
-        self._kept.powers = self._optimizer.corrections.powers
+        self._kept = self._copied_into(self._kept)
 
     def roll_back(self) -> None:
         """Go back to the last snapshot, which stays, or to the beginning."""
-        buffers, kept = self._buffers(), self._kept
-        if kept is None:
-            buffers[0][:] = self._beginning.flat
-            for moments in buffers[1:]:
-                moments[:] = 0
-        else:
-            for flat, copy in zip(buffers, kept.buffers, strict=True):
-                flat[:] = copy
-        self._optimizer.steps = kept.steps if kept else 0
-        self._optimizer.corrections.powers = kept.powers if kept else (1.0, 1.0)
+        if self._kept is not None:
+            self._restore(self._kept)
+            return
+        weights, *others = self._buffers()
+        weights[:] = self._beginning.flat
+        for moments in others:
+            moments[:] = 0
+        self._optimizer.steps = 0
+        self._optimizer.corrections.powers = (1.0, 1.0)
         self._pack()
+
+    def guard(self) -> None:
+        """Make `undo` come back to here; nothing is copied before an update is made."""
+        self._guarded, self._changed = True, False
+
+    def undo(self) -> None:
+        """Go back to where `guard` was called last; the snapshot stays what it is."""
+        if self._changed and self._undo is not None:
+            self._restore(self._undo)
+        self._changed = False
 
     def copied(self) -> Parameters:
         """Return a copy of the weights as they are now."""
         parameters = Parameters(self.parameters.shape)
         parameters.flat[:] = self.parameters.flat
         return parameters
+
+    def _copied_into(self, kept: _Kept | None) -> _Kept:
+        """Copy everything as it is now, into the memory of a copy that is needed no more."""
+        if kept is None:
+            kept = _Kept([np.empty_like(flat) for flat in self._buffers()], 0, (1.0, 1.0))
+        for copy, flat in zip(kept.buffers, self._buffers(), strict=True):
+            copy[:] = flat
+        kept.steps = self._optimizer.steps
+        kept.powers = self._optimizer.corrections.powers
+        return kept
+
+    def _restore(self, kept: _Kept) -> None:
+        for flat, copy in zip(self._buffers(), kept.buffers, strict=True):
+            flat[:] = copy
+        self._optimizer.steps = kept.steps
+        self._optimizer.corrections.powers = kept.powers
+        self._pack()
 
     def _buffers(self) -> list[Array]:
         """The weights and the optimizer's moments."""

@@ -7,12 +7,13 @@ sums are added up in the order of the tokens, so that they are those of the whol
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from treadle.model.config import UnknownPolicy
+from treadle.model.errors import UnknownSymbolError
 from treadle.model.model import Model
 from treadle.model.scores import Details, PieceScore, Scores, Summary, token_scores
 from treadle.model.sequence_scorer import SequenceScorer
@@ -67,6 +68,8 @@ class StreamScorer:
         self._shown: list[int] = []
         self.item_count = 0
         """Texts or items that were ended."""
+        self.is_open = False
+        """Whether a text or item has begun that is not ended yet."""
 
     @property
     def total(self) -> Summary:
@@ -115,10 +118,11 @@ class StreamScorer:
 
         Raises:
             UnknownSymbolError: a symbol is unknown and the policy is ERROR; its position is that
-                in the whole text. The stream cannot go on.
+                in the whole text. The stream cannot go on, unless it is restored.
             ConfigError: too many characters would wait; see `TextReader`.
         """
         yield from self._begin()
+        self.is_open = self.is_open or bool(text)
         for start in range(0, len(text), _SLICE):
             yield from self._score(self._reader.push(text[start : start + _SLICE]))
         whole = None
@@ -138,6 +142,36 @@ class StreamScorer:
         yield from self._begin()
         yield from self._score(self._reader.end())
 
+    def mark(self) -> StreamMark:
+        """Return where the stream stands between two pieces."""
+        return StreamMark(
+            self._reader.copied(), self._context, self._sequence.state, replace(self._item),
+            replace(self._total), tuple(self._shown), self.item_count, self.is_open,
+        )  # fmt: skip
+
+    def restore(self, mark: StreamMark, error: Exception | None = None) -> None:
+        """Go back to where the stream stood, as often as one likes.
+
+        What follows scores bit for bit what it did then. Text that waited then is dropped where
+        it is at fault: it would fail again.
+
+        Args:
+            mark: where it stood.
+            error: what failed since.
+        """
+        at_fault = (
+            isinstance(error, UnknownSymbolError)
+            and error.position < mark.reader.position
+            and self.item_count == mark.item_count  # else the position is that in a later item
+        )
+        self._reader, self._context = mark.reader.copied(), mark.context
+        if at_fault:
+            self._reader.drop()
+        self._sequence.begin(mark.state)
+        self._item, self._total = replace(mark.item), replace(mark.total)
+        self._shown = list(mark.shown)
+        self.item_count, self.is_open = mark.item_count, mark.is_open
+
     def _begin(self) -> Iterator[None]:
         """Begin a piece."""
         self._piece, self._piece_tokens = _Tally(), []
@@ -145,6 +179,7 @@ class StreamScorer:
 
     def _end_item(self) -> Summary:
         self.item_count += 1
+        self.is_open = False
         whole, self._item = self._item.summary, _Tally()
         self._shown = []
         self._sequence.begin(self._model.beginning())
@@ -194,3 +229,17 @@ class _Tally:
     def summary(self) -> Summary:
         """The sums so far."""
         return Summary(self.nats, self.tokens, self.characters)
+
+
+@dataclass(frozen=True)
+class StreamMark:
+    """Where a `StreamScorer` stood between two pieces."""
+
+    reader: TextReader
+    context: str
+    state: SessionState
+    item: _Tally
+    total: _Tally
+    shown: tuple[int, ...]
+    item_count: int
+    is_open: bool

@@ -14,9 +14,11 @@ What cannot be made tokens before more is known is held back:
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Generator
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -89,8 +91,7 @@ class TextReader:
             ConfigError: more than `max_held` characters would be held back. It cannot go on.
         """
         tokens = self._take(text if self._lower is None else self._lower.push(text))
-        waiting = len(self._held) + (0 if self._lower is None else self._lower.waiting)
-        if self._max_held is not None and waiting > self._max_held:
+        if self._max_held is not None and self._waiting > self._max_held:
             raise ConfigError(
                 f"more than {self._max_held:,} characters without a place where {self._kind} may "
                 "be cut: put white space between them, or score the text in one call"
@@ -111,6 +112,28 @@ class TextReader:
         tokens = np.concatenate((before, self._encode(held)))
         self._position = 0
         return tokens
+
+    @property
+    def position(self) -> int:
+        """Where the next push begins in the whole text, in code points."""
+        return self._position + self._waiting
+
+    def copied(self) -> Self:
+        """Return a reader that stands where this one does and goes its own way."""
+        twin = copy.copy(self)
+        twin._lower = copy.copy(self._lower)
+        return twin
+
+    def drop(self) -> None:
+        """Drop what is held back."""
+        self._position = self.position
+        self._held = ""
+        if self._lower is not None:
+            self._lower.end()
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._held) + (0 if self._lower is None else self._lower.waiting)
 
     @property
     def _kind(self) -> str:

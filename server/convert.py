@@ -152,6 +152,14 @@ def source_violations(request: SourceRequest) -> list[Violation]:
     return [("model", text)] if request.model or request.version else []
 
 
+def on_error_violations(spec: pb.ScoreStreamSpec | pb.LearnStreamSpec) -> list[Violation]:
+    """Returns what is wrong with what a stream is to do about errors."""
+    if spec.on_error in pb.OnError.values():
+        return []
+    text = "on_error must be ON_ERROR_STOP, ON_ERROR_SKIP or unset"
+    return [("on_error", f"{text}, not {spec.on_error}")]
+
+
 def page_of_jobs(request: pb.ListJobsRequest) -> tuple[int, list[str]]:
     """Returns the size of the page asked for, and the states of the jobs on it; none for all.
 

@@ -8,7 +8,7 @@ from treadle.model.errors import ConfigError
 from treadle.model.learning_config import LearningConfig
 from treadle.model.scores import Details
 from treadle.server import aliases
-from treadle.server.convert import name_violations, to_json
+from treadle.server.convert import name_violations, on_error_violations, to_json
 from treadle.server.errors import Violation, invalid
 from treadle.v1 import sequence_pb2 as pb
 
@@ -29,6 +29,8 @@ class Learning:
     """What is wanted of every token."""
     tokens: bool
     """Whether tokens are sent at all."""
+    on_error: int = pb.ON_ERROR_UNSPECIFIED
+    """What to do about a piece that cannot be read, an `OnError`."""
 
     @property
     def token_bytes(self) -> int:
@@ -63,11 +65,12 @@ def learning(spec: pb.LearnStreamSpec) -> Learning:
         config = LearningConfig.from_json(values)
     except ConfigError as error:
         violations += [(fault.field, str(fault)) for fault in error.faults]
+    violations += on_error_violations(spec)
     if violations:
         raise invalid((f"spec.{field}", f"spec.{text}") for field, text in violations)
     count = spec.top_log_probabilities
     wanted = bool(spec.log_probabilities or spec.ranks or count)
-    return Learning(name, config, Details(spec.ranks, count), wanted)
+    return Learning(name, config, Details(spec.ranks, count), wanted, spec.on_error)
 
 
 def publication(request: pb.Publish, name: str) -> Publication:

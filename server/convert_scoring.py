@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from treadle.model.config import SamplingConfig, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.scores import Details
-from treadle.server.convert import source_violations, to_json
+from treadle.server.convert import on_error_violations, source_violations, to_json
 from treadle.server.errors import Violation, invalid
 from treadle.v1 import sequence_pb2 as pb
 
@@ -57,7 +57,7 @@ def stream_scoring(spec: pb.ScoreStreamSpec) -> Scoring:
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, such as `spec.model`.
     """
-    return _scoring(spec, [], "spec.")
+    return _scoring(spec, on_error_violations(spec), "spec.")
 
 
 def embedding_policy(request: pb.EmbedRequest) -> UnknownPolicy | None:

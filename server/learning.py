@@ -66,11 +66,24 @@ class LearningRoom:
             await run_steps(caller, session.begin())
             async for message in requests:
                 if convert_learning.check_later(message) == "publish":
-                    names = convert_learning.publication(message.publish, asked.name)
-                    session.published(await self._publish(session, names))
+                    await self._answer_publish(session, message.publish, asked.name)
                 else:
                     await run_steps(caller, session.answer(message))
                 yield session.reply
+
+    async def _answer_publish(
+        self, session: LearningSession, request: pb.Publish, default_name: str
+    ) -> None:
+        """Stores the model of a session, or only checks its names, and makes that the answer."""
+        try:
+            names = convert_learning.publication(request, default_name)
+            if request.validate_only:
+                await asyncio.to_thread(self._store.check_free, names.name)
+                session.published(pb.Model(name=names.name))
+                return
+            session.published(await self._publish(session, names))
+        except Exception as error:
+            session.not_published(error)
 
     async def _publish(self, session: LearningSession, names: Publication) -> pb.Model:
         """Stores the model of a session as it is now, whole or not at all."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from treadle.model import Model
 from treadle.model.errors import ModelError
 from treadle.model.learner import Learner
 from treadle.server import records
 from treadle.server.convert_learning import Learning
-from treadle.server.errors import StatusError, from_model, invalid
+from treadle.server.errors import StatusError, from_exception, from_model, invalid
+from treadle.server.stream_units import Units, stream_error
 from treadle.v1 import sequence_pb2 as pb
 
 
@@ -29,6 +31,7 @@ class LearningSession:
         self._asked = asked
         self._max_message_bytes = max_message_bytes
         self._learner: Learner | None = None
+        self._units = Units(asked.on_error)
         self.reply = pb.LearnStreamResponse()
         """The answer to the last request."""
 
@@ -57,7 +60,7 @@ class LearningSession:
         """Does what a request asks for, but for `publish`; `reply` is then its answer.
 
         Raises:
-            StatusError: It cannot be done, or its reply would be too large.
+            StatusError: It cannot be done, or its reply would be too large, and that ends the call.
         """
         self.reply = pb.LearnStreamResponse()
         match request.WhichOneof("message"):
@@ -70,6 +73,7 @@ class LearningSession:
                 self.reply.snapshot.SetInParent()
             case "roll_back":
                 self.learner.roll_back()
+                self._units.restart()
                 self.reply.roll_back.SetInParent()
         self.reply.updates = self.learner.updates
         yield
@@ -78,11 +82,27 @@ class LearningSession:
         """Makes a stored model the answer."""
         self.reply = pb.LearnStreamResponse(published=model, updates=self.learner.updates)
 
+    def not_published(self, error: BaseException) -> None:
+        """Makes the reason why no model was stored the answer.
+
+        Raises:
+            StatusError: It ends the call.
+        """
+        fault = from_exception(error, "publishing what a session learned", "publish.model")
+        if not self._units.keeps_going:
+            raise fault from error
+        self.reply = pb.LearnStreamResponse(error=stream_error(fault), updates=self.learner.updates)
+
     def _feed(self, piece: pb.TextPiece, learn: bool) -> Iterator[None]:
+        error = yield from self._units.feed(self.learner, piece, partial(self._read, learn))
+        if error is not None:
+            self.reply.piece.error.CopyFrom(error)
+
+    def _read(self, learn: bool, text: str, end: bool) -> Iterator[None]:
         field = "learn.text" if learn else "predict.text"
         least = self._asked.token_bytes if self._asked.tokens else 0
         try:
-            for scored in self.learner.feed(piece.text, piece.end, learn):
+            for scored in self.learner.feed(text, end, learn):
                 if self.learner.piece_token_count * least > self._max_message_bytes:
                     raise _too_large(field)
                 if scored is not None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from treadle.model.errors import ModelError
-from treadle.model.score_stream import StreamScorer
+from treadle.model.score_stream import StreamMark, StreamScorer
 from treadle.server import records
 from treadle.server.convert_scoring import Scoring
 from treadle.server.errors import StatusError, from_model, invalid
 from treadle.server.loaded import Source
 from treadle.server.states import given_state
+from treadle.server.stream_units import Units, stream_error
 from treadle.v1 import sequence_pb2 as pb
 
 
@@ -41,6 +42,8 @@ class Stream:
         self._max_message_bytes = max_message_bytes
         self._key = key
         self._scorer: StreamScorer | None = None
+        self._units = Units(spec.on_error)
+        self._mark: StreamMark | None = None
         self.reply = pb.ScoreStreamResponse()
         """The answer to the last piece, and after `finish` the result."""
 
@@ -62,16 +65,38 @@ class Stream:
         except ModelError as error:
             raise from_model(error, "spec.context", "spec.{}".format) from error
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a text or item has begun that is not ended yet."""
+        return self._scorer is not None and self._scorer.is_open
+
+    def begin_unit(self) -> None:
+        """Makes `take_back` come back to here."""
+        assert self._scorer is not None
+        self._mark = self._scorer.mark()
+
+    def take_back(self, error: Exception | None = None) -> None:
+        """Goes back to where the unit began; drops what waited then if it is at fault."""
+        assert self._scorer is not None
+        assert self._mark is not None
+        self._scorer.restore(self._mark, error)
+
     def feed(self, piece: pb.TextPiece) -> Iterator[None]:
         """Scores a piece.
 
         Raises:
-            StatusError: The piece cannot be scored, or its reply would be too large.
+            StatusError: The piece cannot be scored, or its reply would be too large, and that ends
+                the call.
         """
+        error = yield from self._units.feed(self, piece, self._read)
+        if error is not None:
+            self.reply.piece.error.CopyFrom(error)
+
+    def _read(self, text: str, end: bool) -> Iterator[None]:
         assert self._scorer is not None
         self.reply, grown = pb.ScoreStreamResponse(piece=pb.PieceScore()), 0
         try:
-            for scored in self._scorer.feed(piece.text, piece.end):
+            for scored in self._scorer.feed(text, end):
                 # Written as they come: a reply that is too large is never made as a whole.
                 grown += records.add_tokens(self.reply.piece, self._scorer.take_tokens())
                 if grown > self._max_message_bytes:
@@ -88,19 +113,26 @@ class Stream:
         """Scores what waits, and sums up.
 
         Raises:
-            StatusError: What waits cannot be scored.
+            StatusError: What waits cannot be scored, and that ends the call.
         """
         scorer = self._scorer
         assert scorer is not None
+        self.begin_unit()
+        dropped: pb.StreamError | None = None
         try:
             yield from scorer.finish()
         except ModelError as error:
-            raise from_model(error, "piece.text") from error
+            fault = from_model(error, "piece.text")
+            if not self._units.keeps_going:
+                raise fault from error
+            self.take_back(error)
+            dropped = stream_error(fault)
         result = pb.ScoreStreamResult(
             total=records.summary(scorer.total),
             item_count=scorer.item_count,
             version=self._source.version,
             job_step=self._source.job_step,
+            error=dropped,
         )
         if self._spec.return_state:
             result.state = self._source.model.state_bytes(scorer.state, self._key)

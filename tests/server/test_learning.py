@@ -68,7 +68,7 @@ class Session:
     def predict(self, text: str, end: bool = False) -> pb.LearnStreamResponse:
         return self.ask(predict=pb.TextPiece(text=text, end=end))
 
-    def publish(self, **fields: str) -> pb.Model:
+    def publish(self, **fields: Any) -> pb.Model:
         return self.ask(publish=pb.Publish(**fields)).published
 
     def close(self) -> None:
@@ -276,6 +276,21 @@ def test_a_name_that_cannot_be_stored_is_told(learning: Server) -> None:
     error = session.fail()
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "'taken'" in str(error.details())
+
+
+def test_a_publication_that_fails_leaves_a_session_that_skips_errors(learning: Server) -> None:
+    session = Session(learning, version=1, on_error=pb.ON_ERROR_STOP, learning_rate=0.5)
+    assert session.publish(model="kept", alias="a", validate_only=True) == pb.Model(name="kept")
+    first = session.learn(TEXT)
+    for wrong in ({"model": "../x"}, {"model": "kept", "alias": "7"}):
+        for check in (True, False):
+            reply = session.ask(publish=pb.Publish(validate_only=check, **wrong))
+            assert (reply.WhichOneof("event"), reply.updates) == (None, first.updates)
+            assert reply.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+            assert "publish." in reply.error.message
+    assert session.learn("#").piece.error.message
+    assert session.publish(model="kept").version == 1
+    session.close()
 
 
 @pytest.mark.parametrize("fails", ["save", "claim"])

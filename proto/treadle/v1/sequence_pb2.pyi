@@ -504,6 +504,45 @@ STOP_REASON_REGEX_COMPLETE: StopReason.ValueType  # 5
 """The text matches the regular expression, and nothing more could follow."""
 Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
 
+class _OnError:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnErrorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnError.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_ERROR_UNSPECIFIED: _OnError.ValueType  # 0
+    """The call ends with the error, and everything that was not published or returned
+    is lost.
+    """
+    ON_ERROR_STOP: _OnError.ValueType  # 1
+    """The unit is skipped, and so is every piece after it: `PieceScore.error` says so.
+    Whatever else the call offers goes on, such as Publish and the result.
+    """
+    ON_ERROR_SKIP: _OnError.ValueType  # 2
+    """The unit is skipped, `PieceScore.error` says why, and the stream goes on."""
+
+class OnError(_OnError, metaclass=_OnErrorEnumTypeWrapper):
+    """What a stream does about a piece that cannot be read: it holds a symbol that the
+    vocabulary lacks under UNKNOWN_POLICY_ERROR, too many characters without a place to
+    cut them, or more than a reply can tell. What is skipped is a unit: a piece, or several
+    that `TextPiece.more` joins. It leaves no trace: weights, states and sums are, bit for
+    bit, what they would be had the unit never been sent. Two things are more than that: an
+    item that began before the unit still ends where the unit has its end, and text that
+    waited from before is dropped with the unit where the unknown symbol began in it.
+    """
+
+ON_ERROR_UNSPECIFIED: OnError.ValueType  # 0
+"""The call ends with the error, and everything that was not published or returned
+is lost.
+"""
+ON_ERROR_STOP: OnError.ValueType  # 1
+"""The unit is skipped, and so is every piece after it: `PieceScore.error` says so.
+Whatever else the call offers goes on, such as Publish and the result.
+"""
+ON_ERROR_SKIP: OnError.ValueType  # 2
+"""The unit is skipped, `PieceScore.error` says why, and the stream goes on."""
+Global___OnError: _TypeAlias = OnError  # noqa: Y015
+
 @_typing.final
 class TokenizerSpec(_message.Message):
     """How text becomes tokens."""
@@ -2670,6 +2709,7 @@ class ScoreStreamSpec(_message.Message):
     RANKS_FIELD_NUMBER: _builtins.int
     TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     RETURN_STATE_FIELD_NUMBER: _builtins.int
+    ON_ERROR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, or NAME@ALIAS."""
     version: _builtins.int
@@ -2694,6 +2734,8 @@ class ScoreStreamSpec(_message.Message):
     """Send with each token this many of the likeliest ones in its place. At most 20."""
     return_state: _builtins.bool
     """Return the state at the end of the stream."""
+    on_error: Global___OnError.ValueType
+    """What a piece that cannot be read does to the stream. Default: it ends the call."""
     def __init__(
         self,
         *,
@@ -2708,10 +2750,11 @@ class ScoreStreamSpec(_message.Message):
         ranks: _builtins.bool = ...,
         top_log_probabilities: _builtins.int = ...,
         return_state: _builtins.bool = ...,
+        on_error: Global___OnError.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "model", b"model", "ranks", b"ranks", "return_state", b"return_state", "state", b"state", "top_log_probabilities", b"top_log_probabilities", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "model", b"model", "on_error", b"on_error", "ranks", b"ranks", "return_state", b"return_state", "state", b"state", "top_log_probabilities", b"top_log_probabilities", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2725,6 +2768,7 @@ class TextPiece(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The next text, of any length, empty included. It may be cut anywhere between two
     code points; what cannot be made tokens before more is known waits.
@@ -2733,15 +2777,20 @@ class TextPiece(_message.Message):
     """Whether the text or item ends here: everything that waits is scored, with models
     of CORPUS_LAYOUT_LINES the end token as well, and what follows begins anew.
     """
+    more: _builtins.bool
+    """Whether the next piece belongs to the same unit, such as one long line: OnError skips
+    both or neither. Default: the unit ends with this piece.
+    """
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         end: _builtins.bool = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "more", b"more", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2789,6 +2838,7 @@ class PieceScore(_message.Message):
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     total_log_probability: _builtins.float
     """Sum of the log-probabilities of the tokens scored since the last response, in nats."""
     token_count: _builtins.int
@@ -2801,6 +2851,12 @@ class PieceScore(_message.Message):
     def whole(self) -> Global___TextScore:
         """What the whole text or item scored, without its tokens; set where a piece has ended it."""
 
+    @_builtins.property
+    def error(self) -> Global___StreamError:
+        """Set where `on_error` had the piece skipped: nothing of it was scored or learned. The
+        fields above then tell only what the end of an item scored that began before it.
+        """
+
     def __init__(
         self,
         *,
@@ -2808,14 +2864,41 @@ class PieceScore(_message.Message):
         token_count: _builtins.int = ...,
         tokens: _abc.Iterable[Global___Token] | None = ...,
         whole: Global___TextScore | None = ...,
+        error: Global___StreamError | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["whole", b"whole"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_count", b"token_count", "tokens", b"tokens", "total_log_probability", b"total_log_probability", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "token_count", b"token_count", "tokens", b"tokens", "total_log_probability", b"total_log_probability", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PieceScore: _TypeAlias = PieceScore  # noqa: Y015
+
+@_typing.final
+class StreamError(_message.Message):
+    """What went wrong in a stream that goes on all the same."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """The google.rpc.Code that the call would have ended with, such as 3, INVALID_ARGUMENT."""
+    message: _builtins.str
+    """A sentence."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamError: _TypeAlias = StreamError  # noqa: Y015
 
 @_typing.final
 class ScoreStreamResult(_message.Message):
@@ -2828,6 +2911,7 @@ class ScoreStreamResult(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     JOB_STEP_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     item_count: _builtins.int
     """Texts or items that were ended."""
     version: _builtins.int
@@ -2844,6 +2928,12 @@ class ScoreStreamResult(_message.Message):
         the other, which for a stream of one text is what Score gives.
         """
 
+    @_builtins.property
+    def error(self) -> Global___StreamError:
+        """Set where what waited to be made a token could not be read at the end, and `on_error`
+        had it dropped.
+        """
+
     def __init__(
         self,
         *,
@@ -2852,10 +2942,11 @@ class ScoreStreamResult(_message.Message):
         version: _builtins.int = ...,
         job_step: _builtins.int = ...,
         state: _builtins.bytes = ...,
+        error: Global___StreamError | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_count", b"item_count", "job_step", b"job_step", "state", b"state", "total", b"total", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "item_count", b"item_count", "job_step", b"job_step", "state", b"state", "total", b"total", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2909,6 +3000,7 @@ class LearnStreamSpec(_message.Message):
     LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
     TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    ON_ERROR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model to begin with: NAME or NAME@ALIAS."""
     version: _builtins.int
@@ -2931,6 +3023,11 @@ class LearnStreamSpec(_message.Message):
     """Send each token with its rank."""
     top_log_probabilities: _builtins.int
     """Send with each token this many of the likeliest ones in its place. At most 20."""
+    on_error: Global___OnError.ValueType
+    """What a piece that cannot be read, or a Publish that fails, does to the session.
+    Default: it ends the call. A piece that cannot be learned, because a loss, gradient,
+    weight or score is not a finite number, counts as one that cannot be read.
+    """
     def __init__(
         self,
         *,
@@ -2944,10 +3041,11 @@ class LearnStreamSpec(_message.Message):
         log_probabilities: _builtins.bool = ...,
         ranks: _builtins.bool = ...,
         top_log_probabilities: _builtins.int = ...,
+        on_error: Global___OnError.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "clip_norm", b"clip_norm", "learning_rate", b"learning_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "clip_norm", b"clip_norm", "learning_rate", b"learning_rate", "log_probabilities", b"log_probabilities", "model", b"model", "optimizer", b"optimizer", "ranks", b"ranks", "top_log_probabilities", b"top_log_probabilities", "unknown_policy", b"unknown_policy", "version", b"version", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "clip_norm", b"clip_norm", "learning_rate", b"learning_rate", "log_probabilities", b"log_probabilities", "model", b"model", "on_error", b"on_error", "optimizer", b"optimizer", "ranks", b"ranks", "top_log_probabilities", b"top_log_probabilities", "unknown_policy", b"unknown_policy", "version", b"version", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
@@ -3004,19 +3102,25 @@ class Publish(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. Default: that of the model which the session began with."""
     alias: _builtins.str
     """An alias to give to the new version. Default: none."""
+    validate_only: _builtins.bool
+    """Only check that the model can be stored under these names; the answer is a Model with
+    its name alone. Default: false.
+    """
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         alias: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model", b"model", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3089,6 +3193,7 @@ class LearnStreamResponse(_message.Message):
     ROLL_BACK_FIELD_NUMBER: _builtins.int
     PUBLISHED_FIELD_NUMBER: _builtins.int
     UPDATES_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     updates: _builtins.int
     """Updates of the weights so far; rolling back takes it back as well."""
     @_builtins.property
@@ -3107,6 +3212,12 @@ class LearnStreamResponse(_message.Message):
     def published(self) -> Global___Model:
         """The new version."""
 
+    @_builtins.property
+    def error(self) -> Global___StreamError:
+        """Set, and no event, where a Publish failed and `on_error` keeps the session alive:
+        nothing was stored, unless the message says so, and it may be tried again.
+        """
+
     def __init__(
         self,
         *,
@@ -3115,10 +3226,11 @@ class LearnStreamResponse(_message.Message):
         roll_back: Global___RollBack | None = ...,
         published: Global___Model | None = ...,
         updates: _builtins.int = ...,
+        error: Global___StreamError | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "piece", b"piece", "published", b"published", "roll_back", b"roll_back", "snapshot", b"snapshot"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "piece", b"piece", "published", b"published", "roll_back", b"roll_back", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "piece", b"piece", "published", b"published", "roll_back", b"roll_back", "snapshot", b"snapshot", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "piece", b"piece", "published", b"published", "roll_back", b"roll_back", "snapshot", b"snapshot", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["piece", "snapshot", "roll_back", "published"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
