@@ -38,6 +38,7 @@ class TrainOptions(TypedDict, total=False):
     format: Literal["plain", "jsonl", "csv"] | int
     column: str
     encoding: str
+    missing: Literal["error", "skip"] | int
     novelty_index: bool
     validation_fraction: float
     test_fraction: float

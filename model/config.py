@@ -68,6 +68,13 @@ class CorpusFormat(enum.StrEnum):
     CSV = "csv"
 
 
+class MissingPolicy(enum.StrEnum):
+    """What to do with a row of JSON lines or CSV that has no text."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
+
 class CorpusRole(enum.StrEnum):
     """What a corpus file is for."""
 
@@ -196,6 +203,8 @@ class DataConfig(Checked):
     """How files encode text; bytes tokenizers ignore it."""
     novelty_index: bool = field(default=False, metadata=flag())
     """Whether the model gets an index of the training part, to tell what is new by."""
+    missing: MissingPolicy = field(default=MissingPolicy.ERROR, metadata=choice(MissingPolicy))
+    """JSONL and CSV: what to do with rows whose field is null or not there."""
 
 
 @dataclass(frozen=True)

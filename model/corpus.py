@@ -11,6 +11,7 @@ file where a folder for it is given: a corpus takes about its own size in memory
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,8 +146,10 @@ def _cut(
 ) -> Corpus:
     """Decides which parts are worth having, and makes them."""
     training = read[CorpusRole.TRAIN]
-    left_out = sum(file.left_out for files in read.values() for file in files)
-    notices = _left_out(left_out, tokenizer)
+    every = [file for files in read.values() for file in files]
+    notices = tuple(itertools.chain.from_iterable(file.notices for file in every))
+    notices += _missing(sum(file.missing for file in every), data.column)
+    notices += _left_out(sum(file.left_out for file in every), tokenizer)
     held_out = (CorpusRole.VALID, CorpusRole.TEST)
     own = {role: splitter.whole(read[role]) for role in held_out if read[role]}
     shares = Shares(
@@ -197,6 +200,12 @@ def _not_worth(purpose: str, train: TokenData, part: TokenData, verb: str) -> st
         f"nothing kept for {purpose}: it would leave {train.predicted:,} tokens to train on "
         f"and {part.predicted:,} to {verb} with"
     )
+
+
+def _missing(count: int, column: str) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (f"{count:,} {'row' if count == 1 else 'rows'} left out: no text in {column!r}",)
 
 
 def _left_out(count: int, tokenizer: Tokenizer) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,12 +18,29 @@ from pathlib import Path
 from typing import BinaryIO
 
 from treadle.model.config import CorpusRole, UnknownPolicy
-from treadle.model.errors import ConfigError, CorpusError, EncodingError
+from treadle.model.errors import ConfigError, CorpusError, EncodingError, UnknownSymbolError
+from treadle.model.tokenizer_bytes import readable
 
 BLOCK = 1 << 20
 """Bytes read together."""
 
-_BOM = codecs.BOM_UTF8
+_HEAD = 4096
+"""Bytes at the beginning of a file by which its encoding is guessed."""
+
+_BOM = "\ufeff"
+_BOM_ENCODINGS = {"utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"}
+"""Encodings whose decoder leaves a byte order mark in the text; that of `utf-16` takes it out."""
+
+_FOREIGN_BOMS = (
+    # UTF-32 first: its mark begins with that of UTF-16.
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+_NOT_OF_FILES = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
+"""Text encodings of Python's that are for names and source code."""
+
 _ON_BAD_BYTES = {
     UnknownPolicy.ERROR: "strict",
     UnknownPolicy.SKIP: "ignore",
@@ -72,6 +90,11 @@ class CorpusFile:
             return Path(self.data).open("rb", buffering=0)
         return io.BytesIO(self.data)
 
+    def head(self) -> bytes:
+        """Returns its first bytes."""
+        with self.open() as file:
+            return file.read(_HEAD)
+
     def byte_blocks(self) -> Iterator[bytes]:
         """Yields its bytes."""
         with self.open() as file:
@@ -89,7 +112,8 @@ def check_encoding(encoding: str) -> None:
         known = codecs.lookup(encoding)
     except (LookupError, ValueError):
         known = None
-    if known is None or not getattr(known, "_is_text_encoding", True):
+    text = getattr(known, "_is_text_encoding", True)
+    if known is None or not text or known.name in _NOT_OF_FILES:
         text = (
             f"data.encoding must be a text encoding such as 'utf-8' or 'latin-1', not {encoding!r}"
         )
@@ -114,17 +138,24 @@ def at_line(text: str) -> int:
     return text.rfind("\n") + 1
 
 
+def at_any_line(text: str) -> int:
+    r"""A `Cut`: up to and with the last line's end, "\n", "\r\n" or a bare "\r"."""
+    # A "\r" at the very end may be the first half of "\r\n".
+    return max(text.rfind("\n"), text.rfind("\r", 0, len(text) - 1)) + 1
+
+
 def text_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut) -> Iterator[str]:
     """Yields the text of a file.
 
     Args:
         file: The file.
-        encoding: How it encodes text; a byte order mark of UTF-8 is left out.
+        encoding: How it encodes text; one byte order mark at the beginning is left out.
         policy: What to do with bytes that are no text.
         cut: Where a block may end.
 
     Raises:
-        EncodingError: It is not of that encoding, and the policy is ERROR.
+        EncodingError: It is not of that encoding, and the policy is ERROR; or it begins with a
+            byte order mark of UTF-16 or UTF-32 where UTF-8 is expected.
         OSError: It cannot be read.
     """
     held: list[str] = []
@@ -161,40 +192,114 @@ def byte_lines(file: CorpusFile) -> Iterator[bytes]:
         yield held.removesuffix(b"\r") + b"\n"
 
 
+def any_line_texts(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
+    r"""Yields the lines of a file with their ends, each "\n" or a bare "\r"."""
+    for text in text_blocks(file, encoding, policy, at_any_line):
+        yield from io.StringIO(text.replace("\r\n", "\n"), newline="")
+
+
+def encoding_notices(file: CorpusFile, encoding: str, by_line: bool) -> tuple[str, ...]:
+    """Returns what a reader should know who reads a file by an encoding that may be wrong.
+
+    Args:
+        file: The file.
+        encoding: How it is read.
+        by_line: Whether an item is a line.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+        return ()
+    head, notices = file.head(), []
+    wide = _wide_encoding(head)
+    if wide:
+        notices.append(
+            f"{file.title} looks like {wide.upper()[:6]}, since its letters have bytes of 0 "
+            f"between them, and is read as {encoding}: set encoding to {wide!r} if it is"
+        )
+    elif by_line and b"\n" not in head and head.rstrip(b"\r").count(b"\r"):
+        notices.append(
+            f"{file.title} begins with more than one carriage return and no line feed, and a "
+            "carriage return does not end a line: convert its line ends if they are that"
+        )
+    return tuple(notices)
+
+
+_MANY, _FEW = 0.7, 0.3
+"""Shares of zeros by which bytes that a wide encoding fills up are told from those of letters."""
+
+
+def _wide_encoding(head: bytes) -> str:
+    """Returns the encoding whose pattern of zeros bytes have; "" where they have none."""
+    if len(head) < 8:
+        return ""
+    shares = [head[place::4].count(0) / len(head[place::4]) for place in range(4)]
+    many = [share >= _MANY for share in shares]
+    few = [share <= _FEW for share in shares]
+    if many[2] and many[3] and few[0]:
+        return "utf-32-le"
+    if many[0] and many[1] and few[3]:
+        return "utf-32-be"
+    if many[1] and many[3] and few[0] and few[2]:
+        return "utf-16-le"
+    if many[0] and many[2] and few[1] and few[3]:
+        return "utf-16-be"
+    return ""
+
+
 def _decoded(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
+    name = codecs.lookup(encoding).name
+    if name == "utf-8":
+        _check_mark(file)
     decoder = codecs.getincrementaldecoder(encoding)(_ON_BAD_BYTES[policy])
-    utf8 = codecs.lookup(encoding).name == "utf-8"
-    offset = 0
-    for block in file.byte_blocks():
-        data = block
-        if utf8 and not offset and block.startswith(_BOM):
-            data, offset = block[len(_BOM) :], len(_BOM)
+    offset, begun = 0, name not in _BOM_ENCODINGS
+    for block in itertools.chain(file.byte_blocks(), [b""]):
+        waiting = len(decoder.getstate()[0])
         try:
-            waiting = len(decoder.getstate()[0])
-            text = decoder.decode(data)
+            text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as fault:
-            raise _not_text(file, encoding, fault, offset - waiting, block) from None
+            raise _not_text(file, encoding, fault, offset - waiting) from None
         except UnicodeError as fault:  # UTF-16 without its byte order mark, for one
             text = f"{file.title} is not {encoding}: {fault}; set encoding to what it is"
             raise EncodingError(text, offset) from None
-        offset += len(data)
+        offset += len(block)
+        if text and not begun:
+            begun = True
+            text = text.removeprefix(_BOM)
+        if name == "utf-7":  # the one encoding of files that may hold half of a surrogate pair
+            text = _whole_characters(text, file, policy)
         if text:
             yield text
+
+
+def _check_mark(file: CorpusFile) -> None:
+    """Refuses a file that begins with the byte order mark of another encoding than UTF-8."""
+    head = file.head()[:4]
+    for mark, name in _FOREIGN_BOMS:
+        if head.startswith(mark):
+            raise EncodingError(
+                f"{file.title} is not UTF-8 (it begins with the byte order mark of {name}): set "
+                f"encoding to {name.lower()!r}, or set the tokenizer to 'bytes'"
+            )
+
+
+def _whole_characters(text: str, file: CorpusFile, policy: UnknownPolicy) -> str:
     try:
-        waiting = len(decoder.getstate()[0])
-        rest = decoder.decode(b"", final=True)
-    except UnicodeDecodeError as fault:
-        raise _not_text(file, encoding, fault, offset - waiting, b"") from None
-    if rest:
-        yield rest
+        return readable(text, policy)
+    except UnknownSymbolError:
+        raise EncodingError(
+            f"{file.title} holds half of a surrogate pair: set encoding to what it is, or set "
+            "unknown_policy to 'skip'"
+        ) from None
 
 
 def _not_text(
-    file: CorpusFile, encoding: str, fault: UnicodeDecodeError, base: int, block: bytes
+    file: CorpusFile, encoding: str, fault: UnicodeDecodeError, base: int
 ) -> EncodingError:
     offset = base + fault.start
     shown = "UTF-8" if codecs.lookup(encoding).name == "utf-8" else encoding
-    guess, remedy = _guess(fault.object if offset else block)
+    guess, remedy = _guess(fault.object)
     return EncodingError(
         f"{file.title} is not {shown}{guess}: byte 0x{fault.object[fault.start]:02X} at offset "
         f"{offset}; {remedy}, or set the tokenizer to 'bytes', or unknown_policy to 'skip'",
@@ -207,8 +312,6 @@ _ALONE = re.compile(rb"(?<=[A-Za-z ])[\xa0-\xff](?=[A-Za-z ,.])")
 
 def _guess(data: bytes) -> tuple[str, str]:
     """Returns what bytes look like that are no UTF-8, and what to do about it."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return " (it looks like UTF-16)", "set encoding to 'utf-16'"
     if len(_ALONE.findall(data)) > 0:
         return " (it looks like Latin-1)", "set encoding to 'latin-1'"
     return "", "convert it, or set encoding to what it is"

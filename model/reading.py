@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from treadle.model.corpus_files import (
     anywhere,
     at_blank,
     byte_lines,
+    encoding_notices,
     line_blocks,
     text_blocks,
 )
 from treadle.model.errors import UnknownSymbolError
-from treadle.model.records import records
+from treadle.model.records import RecordReader
 from treadle.model.token_array import Tokens, TokenWriter
 from treadle.model.tokenizer import ByteTokenizer, Tokenizer, build_tokenizer
 
@@ -45,6 +46,10 @@ class FileTokens:
     """Where each item starts, (items + 1,), none of them empty; None for the layout TEXT."""
     left_out: int = 0
     """Items that were left out: they were empty, or of nothing but unknown words."""
+    missing: int = 0
+    """Rows of JSON lines or CSV that were left out: they have no text."""
+    notices: tuple[str, ...] = ()
+    """Sentences about how the file was read."""
 
     @property
     def items(self) -> int:
@@ -99,12 +104,20 @@ class Reader:
             CorpusError, EncodingError: See `read_corpus`.
             OSError: The file cannot be read, or the folder not be written.
         """
+        notices = self._notices(file)
         with TokenWriter(tokenizer.vocabulary_size, folder) as writer:
             if self._layout is CorpusLayout.LINES:
-                return self._read_items(file, tokenizer, policy, writer)
+                return replace(self._read_items(file, tokenizer, policy, writer), notices=notices)
             for tokens in self._encoded_texts(file, tokenizer, policy):
                 writer.write(tokens)
-            return FileTokens(writer.done(), None)
+            return FileTokens(writer.done(), None, notices=notices)
+
+    def _notices(self, file: CorpusFile) -> tuple[str, ...]:
+        if self._config.kind is TokenizerKind.BYTES:
+            return ()
+        plain = self._data.format is CorpusFormat.PLAIN
+        by_line = plain and self._layout is CorpusLayout.LINES
+        return encoding_notices(file, self._data.encoding, by_line)
 
     def _read_items(
         self,
@@ -114,7 +127,13 @@ class Reader:
         writer: TokenWriter,
     ) -> FileTokens:
         starts, left_out, size = [np.zeros(1, np.int64)], 0, 0
-        for tokens, offsets in self._encoded_items(file, tokenizer, policy):
+        records = RecordReader(self._data, self._text_policy(policy))
+        if self._data.format is CorpusFormat.PLAIN:
+            encoded = self._encoded_items(file, tokenizer, policy)
+        else:
+            batches = _batched(records.items(file))
+            encoded = (tokenizer.encode_records(some, policy) for some in batches)
+        for tokens, offsets in encoded:
             ends = offsets[1:]
             # An item that ends where the one before ends is empty.
             filled = ends[np.diff(offsets) > 0]
@@ -122,18 +141,32 @@ class Reader:
             starts.append(filled + size)
             size += tokens.size
             writer.write(tokens)
-        return FileTokens(writer.done(), np.concatenate(starts), left_out)
+        return FileTokens(writer.done(), np.concatenate(starts), left_out, records.missing)
 
-    def _policy(self) -> UnknownPolicy:
-        return self._config.policy
+    def _text_policy(self, policy: UnknownPolicy | None = None) -> UnknownPolicy:
+        """Returns what to do with bytes that are not text: the same as with unknown symbols."""
+        return self._config.policy if policy is None else policy
+
+    def _as_bytes(self, policy: UnknownPolicy | None) -> bool:
+        """Returns whether a plain file is read byte by byte, whatever is in it.
+
+        A tokenizer of bytes does so, unless it was said what to do with bytes that are not text.
+        """
+        chosen = self._config.unknown_policy if policy is None else policy
+        return self._config.kind is TokenizerKind.BYTES and chosen is None
+
+    @property
+    def _encoding(self) -> str:
+        """How plain files encode text; a tokenizer of bytes knows UTF-8 alone."""
+        return "utf-8" if self._config.kind is TokenizerKind.BYTES else self._data.encoding
 
     def _texts(self, file: CorpusFile) -> Iterator[str]:
         """Yields a file's text for its symbols to be counted."""
-        encoding, policy = self._data.encoding, self._policy()
+        encoding, policy = self._data.encoding, self._text_policy()
         if self._config.kind is TokenizerKind.BYTES:
             return
         if self._data.format is not CorpusFormat.PLAIN:
-            items = records(file, self._data.format, self._data.column, encoding, policy)
+            items = RecordReader(self._data, policy).items(file)
             if self._config.kind is TokenizerKind.CHARACTERS:
                 yield from map("".join, _batched(items))
             else:
@@ -146,11 +179,11 @@ class Reader:
     def _encoded_texts(
         self, file: CorpusFile, tokenizer: Tokenizer, policy: UnknownPolicy | None
     ) -> Iterator[NDArray[np.int32]]:
-        if isinstance(tokenizer, ByteTokenizer):
+        if isinstance(tokenizer, ByteTokenizer) and self._as_bytes(policy):
             yield from map(tokenizer.encode_bytes, file.byte_blocks())
             return
         before = 0
-        for text in text_blocks(file, self._data.encoding, self._policy(), self._cut):
+        for text in text_blocks(file, self._encoding, self._text_policy(policy), self._cut):
             try:
                 yield tokenizer.encode(text, policy)
             except UnknownSymbolError as fault:
@@ -160,27 +193,16 @@ class Reader:
     def _encoded_items(
         self, file: CorpusFile, tokenizer: Tokenizer, policy: UnknownPolicy | None
     ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-        if self._data.format is not CorpusFormat.PLAIN:
-            yield from self._encoded_records(file, tokenizer, policy)
-            return
-        if isinstance(tokenizer, ByteTokenizer):
+        if isinstance(tokenizer, ByteTokenizer) and self._as_bytes(policy):
             yield from map(tokenizer.encode_byte_items, byte_lines(file))
             return
         before = 0
-        for text in line_blocks(file, self._data.encoding, self._policy()):
+        for text in line_blocks(file, self._encoding, self._text_policy(policy)):
             try:
                 yield tokenizer.encode_items(text, policy)
             except UnknownSymbolError as fault:
                 raise _in_file(fault, file, before) from None
             before += len(text)
-
-    def _encoded_records(
-        self, file: CorpusFile, tokenizer: Tokenizer, policy: UnknownPolicy | None
-    ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-        data = self._data
-        items = records(file, data.format, data.column, data.encoding, self._policy())
-        for some in _batched(items):
-            yield tokenizer.encode_records(some, policy)
 
 
 def _batched(items: Iterator[str]) -> Iterator[list[str]]:

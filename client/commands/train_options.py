@@ -63,6 +63,13 @@ OPTIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
             {"metavar": "NAME", "help": "of the files' text, such as latin-1 (utf-8)"},
         ),
         (
+            "--missing",
+            {
+                "choices": ("error", "skip"),
+                "help": "jsonl, csv: what to do with rows without text, such as null (error)",
+            },
+        ),
+        (
             "--novelty-index",
             {
                 "action": "store_true",

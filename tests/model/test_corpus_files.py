@@ -8,9 +8,11 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from vectors import name_of, text_inputs
 
 from treadle.model import corpus_files, reading, token_array
 from treadle.model.config import (
@@ -258,25 +260,6 @@ def test_fields_of_objects_and_lists() -> None:
     assert texts_of(corpus, corpus.train) == ["1 2 x y", "7.5", "literal", "22 5"]
 
 
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [
-        (b"{", "line 2: it is no JSON"),
-        (b"[1]", "line 2: there is no field 'text'; it has no fields"),
-        (b'{"txt": 1}', "line 2: there is no field 'text'; it has 'txt'"),
-        (b'{"text": null}', "line 2: the field 'text' holds null"),
-        (b'{"text": true}', "line 2: the field 'text' holds bool"),
-        (b'{"text": [{}]}', "line 2: the field 'text' holds dict"),
-        (b"[" * 100_000, "line 2: it is no JSON"),
-    ],
-)
-def test_lines_that_are_no_records(line: bytes, complaint: str) -> None:
-    file = CorpusFile(jsonl({"text": "ok"}) + b"\n" + line, "log.jsonl")
-    with pytest.raises(CorpusError, match=complaint) as caught:
-        read_corpus([file], data_config=DataConfig(LINES, format=CorpusFormat.JSONL))
-    assert "'log.jsonl'" in str(caught.value)
-
-
 @pytest.mark.parametrize("separator", [",", "\t", ";"])
 def test_comma_separated_values(separator: str) -> None:
     rows = ["id,text", '1,"a, ""quoted"" one\nover lines"', "2,plain", "3,", "", "4,ünï"]
@@ -285,20 +268,6 @@ def test_comma_separated_values(separator: str) -> None:
     corpus = read_corpus(data, data_config=config)
     first = 'a, "quoted" one\nover lines'.replace(",", separator)
     assert texts_of(corpus, corpus.train) == [first, "plain", "ünï"]
-
-
-@pytest.mark.parametrize(
-    ("data", "complaint"),
-    [
-        (b"id,message\n1,x\n", "no column 'text'; it has 'id', 'message'"),
-        (b"", "empty"),
-        (b"id,text\n1\n", "line 3: it has 1 columns, and 'text' is number 2|line 2: it has 1"),
-        (b'id,text\n1,"open\n', "unexpected end of data"),
-    ],
-)
-def test_tables_that_are_none(data: bytes, complaint: str) -> None:
-    with pytest.raises(CorpusError, match=complaint):
-        read_corpus(data, data_config=DataConfig(LINES, format=CorpusFormat.CSV))
 
 
 def test_encodings() -> None:
@@ -313,7 +282,13 @@ def test_encodings() -> None:
     assert as_bytes.train.tokens.dtype == np.uint8
 
 
-@pytest.mark.parametrize("encoding", ["nothing", "base64", "hex", "zlib", "rot13", "\0"])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "nothing", "base64", "hex", "zlib", "rot13", "\0", "idna", "punycode", "undefined",
+        "unicode_escape", "raw-unicode-escape", "mbcs", "..", "aliases",
+    ],
+)  # fmt: skip
 def test_what_is_no_encoding(encoding: str) -> None:
     with pytest.raises(ConfigError, match="text encoding") as caught:
         read_corpus(b"abc", data_config=DataConfig(TEXT, encoding=encoding))
@@ -358,6 +333,7 @@ def test_tokens_take_the_least_room() -> None:
 _PEAK = """
 import resource, sys
 from pathlib import Path
+from typing import Any
 from treadle.model.config import CorpusLayout, DataConfig, TokenizerConfig
 from treadle.model.corpus import read_corpus
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -393,6 +369,62 @@ def test_a_part_knows_its_items() -> None:
         assert corpus.train.has_item(encode(item, UnknownPolicy.SKIP).tolist()) == there
     text = read_corpus(b"emma " * 20)
     assert not text.train.has_item([0])
+
+
+@pytest.mark.parametrize("case", text_inputs(), ids=name_of)
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_text_is_what_the_vectors_say(
+    case: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_files, "BLOCK", block)
+    file, encoding = CorpusFile(case["bytes"], "notes.txt"), case["encoding"]
+
+    def text(policy: UnknownPolicy) -> str:
+        blocks = corpus_files.text_blocks(file, encoding, policy, corpus_files.anywhere)
+        return "".join(blocks)
+
+    refused = case.get("refused_at_every_policy", case.get("error") in ("utf16", "utf32"))
+    for policy in UnknownPolicy:
+        if refused or ("error" in case and policy is UnknownPolicy.ERROR):
+            with pytest.raises(EncodingError, match=r"'notes.txt' is not .*set encoding to") as hit:
+                text(policy)
+            if case["error"] != "not_encoding":
+                assert f"'{case['error'][:3]}-{case['error'][3:]}'" in str(hit.value)
+        else:
+            assert text(policy) == case.get(f"text_at_{policy}", case.get("text"))
+    if "items" in case:
+        blocks = corpus_files.line_blocks(file, encoding, UnknownPolicy.ERROR)
+        assert list(filter(None, "".join(blocks).split("\n"))) == case["items"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["hello world\nhello again\n", "a, b\n" * 99])
+def test_text_of_two_or_four_bytes_a_letter_is_noticed(encoding: str, text: str) -> None:
+    file = CorpusFile(text.encode(encoding), "notes.txt")
+    for layout in CorpusLayout:
+        (notice,) = read_corpus([file], data_config=DataConfig(layout, 0.0)).notices
+        assert f"the file 'notes.txt' looks like {encoding.upper()[:6]}" in notice
+        assert f"set encoding to '{encoding}'" in notice
+        right = read_corpus([file], data_config=DataConfig(layout, 0.0, encoding=encoding))
+        assert right.notices == ()
+    as_bytes = TokenizerConfig(TokenizerKind.BYTES)
+    assert read_corpus([file], as_bytes, DataConfig(TEXT, 0.0)).notices == ()
+
+
+@pytest.mark.parametrize(
+    "data", [b"a\0b\0\0c\n" * 9, b"hello \0 world\n" * 9, b"\0" * 90, "æøå\n".encode() * 9]
+)
+def test_some_zeros_are_no_wide_encoding(data: bytes) -> None:
+    assert read_corpus(data, data_config=DataConfig(TEXT, 0.0)).notices == ()
+
+
+def test_lines_that_end_in_bare_carriage_returns_are_noticed() -> None:
+    for kind in (TokenizerKind.CHARACTERS, WORDS):
+        config = TokenizerConfig(kind)
+        (notice,) = read_corpus(b"emma\rava\rmia\r", config, DataConfig(LINES, 0.0)).notices
+        assert "carriage return does not end a line" in notice
+    assert read_corpus(b"emma\rava\rmia\r", data_config=DataConfig(TEXT, 0.0)).notices == ()
+    assert read_corpus(b"emma\r\nava\r\n", data_config=DataConfig(LINES, 0.0)).notices == ()
 
 
 def test_utf16_that_is_none() -> None:

@@ -90,6 +90,7 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
             column="message",
             encoding="latin-1",
             novelty_index=True,
+            missing=pb.MISSING_POLICY_SKIP,
         ),
         network=pb.NetworkSpec(
             cell=pb.CELL_GRU,

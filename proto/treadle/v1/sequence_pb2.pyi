@@ -124,8 +124,8 @@ class _UnknownPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Unknown
     """Read it as the unknown token. Needs a model that was trained with this policy."""
 
 class UnknownPolicy(_UnknownPolicy, metaclass=_UnknownPolicyEnumTypeWrapper):
-    """What to do with a symbol that the vocabulary lacks, and with bytes that are
-    not UTF-8.
+    """What to do with a symbol that the vocabulary lacks, and with bytes of a corpus that
+    are not text in its encoding.
     """
 
 UNKNOWN_POLICY_UNSPECIFIED: UnknownPolicy.ValueType  # 0
@@ -175,10 +175,14 @@ class _CorpusFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CorpusFo
     CORPUS_FORMAT_PLAIN: _CorpusFormat.ValueType  # 1
     """The text itself."""
     CORPUS_FORMAT_JSONL: _CorpusFormat.ValueType  # 2
-    """One JSON object a line, an item of each being taken from one field."""
+    """One JSON object a line, an item of each being taken from one field. Numbers are
+    taken as they are written; of a field that stands twice, the last one counts.
+    """
     CORPUS_FORMAT_CSV: _CorpusFormat.ValueType  # 3
-    """Comma-separated values (RFC 4180) with a header line, an item of each record
-    being taken from one column.
+    """Comma-separated values (RFC 4180) with a header, an item of each record being
+    taken from one column. What separates is the first of comma, tab, semicolon and
+    `|` by which the header has that column, or what a first line such as `sep=;`
+    names. A record ends with LF, CR LF or a bare CR.
     """
 
 class CorpusFormat(_CorpusFormat, metaclass=_CorpusFormatEnumTypeWrapper):
@@ -189,12 +193,43 @@ CORPUS_FORMAT_UNSPECIFIED: CorpusFormat.ValueType  # 0
 CORPUS_FORMAT_PLAIN: CorpusFormat.ValueType  # 1
 """The text itself."""
 CORPUS_FORMAT_JSONL: CorpusFormat.ValueType  # 2
-"""One JSON object a line, an item of each being taken from one field."""
+"""One JSON object a line, an item of each being taken from one field. Numbers are
+taken as they are written; of a field that stands twice, the last one counts.
+"""
 CORPUS_FORMAT_CSV: CorpusFormat.ValueType  # 3
-"""Comma-separated values (RFC 4180) with a header line, an item of each record
-being taken from one column.
+"""Comma-separated values (RFC 4180) with a header, an item of each record being
+taken from one column. What separates is the first of comma, tab, semicolon and
+`|` by which the header has that column, or what a first line such as `sep=;`
+names. A record ends with LF, CR LF or a bare CR.
 """
 Global___CorpusFormat: _TypeAlias = CorpusFormat  # noqa: Y015
+
+class _MissingPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MissingPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissingPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MISSING_POLICY_UNSPECIFIED: _MissingPolicy.ValueType  # 0
+    """Not set: the server takes MISSING_POLICY_ERROR."""
+    MISSING_POLICY_ERROR: _MissingPolicy.ValueType  # 1
+    """The job fails, and the message names the row."""
+    MISSING_POLICY_SKIP: _MissingPolicy.ValueType  # 2
+    """Leave the row out; `started.notices` says how many there were."""
+
+class MissingPolicy(_MissingPolicy, metaclass=_MissingPolicyEnumTypeWrapper):
+    """What training does with a row of JSON lines or CSV that has no text: its field is
+    null or not there, or its record ends before the column. A text that is empty is
+    an empty item, which is left out under either policy.
+    """
+
+MISSING_POLICY_UNSPECIFIED: MissingPolicy.ValueType  # 0
+"""Not set: the server takes MISSING_POLICY_ERROR."""
+MISSING_POLICY_ERROR: MissingPolicy.ValueType  # 1
+"""The job fails, and the message names the row."""
+MISSING_POLICY_SKIP: MissingPolicy.ValueType  # 2
+"""Leave the row out; `started.notices` says how many there were."""
+Global___MissingPolicy: _TypeAlias = MissingPolicy  # noqa: Y015
 
 class _CorpusRole:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -563,7 +598,8 @@ class TokenizerSpec(_message.Message):
     """
     unknown_policy: Global___UnknownPolicy.ValueType
     """What training does with unknown symbols and with bytes that are not legal text,
-    and what later requests do by default.
+    and what later requests do by default. Bytes tokenizers read a plain file as it
+    is, legal or not, where this is not set.
     """
     min_frequency: _builtins.int
     """Characters, words and events: those that the corpus holds fewer times are
@@ -661,6 +697,7 @@ class DataSpec(_message.Message):
     COLUMN_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
     NOVELTY_INDEX_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     layout: Global___CorpusLayout.ValueType
     """How the corpus is cut into sequences. Default: one long text."""
     validation_fraction: _builtins.float
@@ -697,6 +734,8 @@ class DataSpec(_message.Message):
     how much of a text is new. The model's file then holds the training part itself,
     readable to whoever has the file, and grows by 5 to 8 bytes a token. Default: false.
     """
+    missing: Global___MissingPolicy.ValueType
+    """JSONL and CSV: what becomes of rows without text. Default: the job fails."""
     def __init__(
         self,
         *,
@@ -709,10 +748,11 @@ class DataSpec(_message.Message):
         column: _builtins.str = ...,
         encoding: _builtins.str = ...,
         novelty_index: _builtins.bool = ...,
+        missing: Global___MissingPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "batch_size", b"batch_size", "column", b"column", "encoding", b"encoding", "format", b"format", "layout", b"layout", "novelty_index", b"novelty_index", "test_fraction", b"test_fraction", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "batch_size", b"batch_size", "column", b"column", "encoding", b"encoding", "format", b"format", "layout", b"layout", "missing", b"missing", "novelty_index", b"novelty_index", "test_fraction", b"test_fraction", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
