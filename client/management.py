@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from treadle.client.connection import Connection
+from treadle.client.errors import InputError
 from treadle.client.options import make_request
 from treadle.v1.sequence_pb2 import (
     CancelJobRequest,
@@ -54,9 +55,41 @@ class Management(Connection):
         request = make_request(GetModelRequest, model=model, version=version)
         return self._call(self._stub.GetModel, request)
 
-    def delete_model(self, model: str, *, version: int = 0) -> DeleteModelResponse:
-        """Deletes one version of a model, or all of them where `version` is 0."""
-        request = make_request(DeleteModelRequest, model=model, version=version)
+    def delete_model(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        all_versions: bool = False,
+        force: bool = False,
+    ) -> DeleteModelResponse:
+        """Deletes one version of a model, or all of them.
+
+        Args:
+            model: The model's name, without an alias.
+            version: The version to delete, from 1.
+            all_versions: Delete all versions, in place of one.
+            force: Delete versions that aliases name as well, and these aliases.
+
+        Returns:
+            The versions deleted.
+
+        Raises:
+            InputError: Neither `version` nor `all_versions` is given, or both, or the version
+                is less than 1.
+            FailedPreconditionError: An alias names one of the versions; nothing was deleted.
+        """
+        if (version is None) == (not all_versions):
+            raise InputError("give either the version to delete, or all_versions=True")
+        if version is not None and not (isinstance(version, int) and version >= 1):
+            raise InputError(f"version cannot be {version!r}: versions count from 1")
+        request = make_request(
+            DeleteModelRequest,
+            model=model,
+            version=version or 0,
+            all_versions=all_versions,
+            force=force,
+        )
         return self._call(self._stub.DeleteModel, request)
 
     def server_info(self) -> GetServerInfoResponse:

@@ -160,11 +160,12 @@ def on_error_violations(spec: pb.ScoreStreamSpec | pb.LearnStreamSpec) -> list[V
     return [("on_error", f"{text}, not {spec.on_error}")]
 
 
-def page_of_jobs(request: pb.ListJobsRequest) -> tuple[int, list[str]]:
-    """Returns the size of the page asked for, and the states of the jobs on it; none for all.
+def job_states(request: pb.ListJobsRequest) -> list[str]:
+    """Returns the states of the jobs to list, sorted; none for all.
 
     Raises:
-        StatusError: INVALID_ARGUMENT: a state is none of the contract.
+        StatusError: INVALID_ARGUMENT: a state is none of the contract, or no model can have
+            that name.
     """
     kind = pb.JobState.DESCRIPTOR
     names = [_enum_name(kind, state) for state in request.states if state]
@@ -172,22 +173,31 @@ def page_of_jobs(request: pb.ListJobsRequest) -> tuple[int, list[str]]:
         raise invalid([("states", "states must be those of the contract")])
     if request.model:
         check_name(request.model)
-    return min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), [str(n) for n in names]
+    return sorted({str(name) for name in names})
 
 
-def page(request: pb.ListModelsRequest) -> tuple[int, str]:
-    """Returns the size of the page asked for and the name after which it begins.
+def page_size(request: pb.ListModelsRequest | pb.ListJobsRequest) -> int:
+    """Returns the size of the page asked for; a size above the largest is taken as the largest."""
+    return min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
-    A size above the largest is taken as the largest.
+
+def deletion(request: pb.DeleteModelRequest) -> int | None:
+    """Returns the version of a model to delete, or None for all of them.
 
     Raises:
-        StatusError: INVALID_ARGUMENT: the token is none that the server gave.
+        StatusError: INVALID_ARGUMENT: no model can have that name, or it is not said which
+            versions are meant.
     """
-    token = request.page_token
-    if token and not NAME.fullmatch(token):
-        text = "page_token must be a next_page_token of an earlier reply"
-        raise invalid([("page_token", text)])
-    return min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), token
+    violations = name_violations(request.model, "model")
+    if request.version and request.all_versions:
+        text = "version and all_versions exclude each other: set one of them"
+        violations.append(("all_versions", text))
+    elif not request.version and not request.all_versions:
+        text = "version must be the version to delete, from 1; all_versions deletes all of them"
+        violations.append(("version", text))
+    if violations:
+        raise invalid(violations)
+    return None if request.all_versions else request.version
 
 
 def check_name(name: str) -> None:

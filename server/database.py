@@ -119,18 +119,20 @@ class Database:
         return next(iter(self._jobs("WHERE request_id = ? AND request_id != ''", request_id)), None)
 
     def jobs(
-        self, states: Sequence[str] = (), model: str = "", after: str = "", limit: int = 100
+        self,
+        states: Sequence[str] = (),
+        model: str = "",
+        after: tuple[float, str] | None = None,
+        limit: int = 100,
     ) -> list[JobRow]:
         """Returns jobs, the newest first.
 
         Args:
             states: The states wanted; none: all.
             model: The name of their model; empty: any.
-            after: The id of the last job of the page before; empty: from the first.
+            after: The place of the last job of the page before, which may be deleted by now;
+                None: from the first.
             limit: The most jobs to return.
-
-        Raises:
-            NoSuchJobError: There is no job `after`, perhaps not any more.
         """
         terms, values = ["1"], list[object]()
         if states:
@@ -139,10 +141,9 @@ class Database:
         if model:
             terms.append("model = ?")
             values.append(model)
-        if after:
-            last = self._known(after)
+        if after is not None:
             terms.append("(created_s, id) < (?, ?)")
-            values += [last.created_s, last.id]
+            values += after
         where = f"WHERE {' AND '.join(terms)} ORDER BY created_s DESC, id DESC LIMIT ?"
         return self._jobs(where, *values, limit)
 

@@ -77,7 +77,7 @@ def _directories(root: Path) -> list[Path]:
 
 def _unfinished(database: Database) -> list[JobRow]:
     rows = list[JobRow]()
-    while page := database.jobs(UNFINISHED, after=rows[-1].id if rows else "", limit=_PAGE):
+    while page := database.jobs(UNFINISHED, after=rows[-1].place if rows else None, limit=_PAGE):
         rows += page
     return rows
 

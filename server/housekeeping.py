@@ -121,9 +121,10 @@ def _sweep_jobs(
 ) -> Iterator[str]:
     if not retention_s:
         return
-    old, after = list[str](), ""
+    old: list[str] = []
+    after: tuple[float, str] | None = None
     while page := database.jobs(OVER, after=after, limit=_PAGE):
-        after = page[-1].id
+        after = page[-1].place
         for row in page:
             ended_s = row.queued_s if row.ended_s is None else row.ended_s
             if now_s - ended_s > retention_s and row.id not in keep:

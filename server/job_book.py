@@ -13,7 +13,6 @@ from treadle.server.errors import (
     StatusError,
     aborted,
     from_packed,
-    invalid,
     job_not_found,
     precondition,
     unavailable,
@@ -117,20 +116,17 @@ class JobBook:
             raise job_not_found(job)
         return row
 
-    async def page(self, states: Sequence[str], model: str, after: str, limit: int) -> list[JobRow]:
+    async def page(
+        self, states: Sequence[str], model: str, after: tuple[float, str] | None, limit: int
+    ) -> list[JobRow]:
         """Returns rows of jobs, the newest first.
 
         Args:
             states: Only in these; none: in any.
             model: Only of this model; empty: of any.
-            after: Id of the job after which the page begins, or empty.
+            after: The place of the job after which the page begins, or None.
             limit: The most of them.
-
-        Raises:
-            StatusError: INVALID_ARGUMENT: there is no job `after`.
         """
-        if after and await asyncio.to_thread(self._database.job, after) is None:
-            raise invalid([("page_token", "page_token must be that of an earlier reply")])
         rows = await asyncio.to_thread(self._database.jobs, states, model, after, limit)
         return [self.live[row.id].row if row.id in self.live else row for row in rows]
 

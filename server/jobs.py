@@ -290,7 +290,9 @@ class JobRoom:
     def _left_over(self) -> list[JobRow]:
         rows: list[JobRow] = []
         states = (QUEUED, RUNNING, PAUSED)
-        while page := self._database.jobs(states, after=rows[-1].id if rows else "", limit=500):
+        after: tuple[float, str] | None = None
+        while page := self._database.jobs(states, after=after, limit=500):
+            after = page[-1].place
             rows += page
         return sorted(rows, key=lambda row: (row.queued_s, row.id))
 

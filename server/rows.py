@@ -81,6 +81,11 @@ class JobRow:
     ran_s: float
     """Seconds that it has run."""
 
+    @property
+    def place(self) -> tuple[float, str]:
+        """Its place in a list of jobs: when it was made, and its id."""
+        return self.created_s, self.id
+
     def corpora(self) -> list[str]:
         """Returns the hashes of its corpora.
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 
 from treadle.model import compiled_for
-from treadle.server import convert, records
+from treadle.server import convert, page_tokens, records
 from treadle.server.admission import Load
 from treadle.server.boundary import Context
 from treadle.server.config import ServerConfig
@@ -91,9 +91,13 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.ListJobsRequest, context: Context
     ) -> pb.ListJobsResponse:
         """Lists one page of jobs."""
-        size, states = convert.page_of_jobs(request)
-        rows = await self._jobs.book.page(states, request.model, request.page_token, size + 1)
-        token = rows[size - 1].id if len(rows) > size else ""
+        size, states = convert.page_size(request), convert.job_states(request)
+        filters = (*states, f"model={request.model}")
+        place = page_tokens.read(request.page_token, "jobs", filters)
+        after = (place[0], place[1]) if place else None
+        rows = await self._jobs.book.page(states, request.model, after, size + 1)
+        more = len(rows) > size
+        token = page_tokens.make("jobs", filters, rows[size - 1].place) if more else ""
         jobs = [self._job(row) for row in rows[:size]]
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
@@ -159,8 +163,9 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
         """Lists one page of models."""
-        size, after = convert.page(request)
-        return await asyncio.to_thread(self._list, size, after)
+        place = page_tokens.read(request.page_token, "models", ())
+        after = place[0] if place else ""
+        return await asyncio.to_thread(self._list, convert.page_size(request), after)
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: Context
@@ -173,8 +178,9 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.DeleteModelRequest, context: Context
     ) -> pb.DeleteModelResponse:
         """Deletes versions of a model."""
-        convert.check_name(request.model)
-        gone = await asyncio.to_thread(self._store.delete, request.model, request.version)
+        version = convert.deletion(request)
+        delete = self._store.delete
+        gone = await asyncio.to_thread(delete, request.model, version, force=request.force)
         self._models.forget(request.model, gone)
         return pb.DeleteModelResponse(versions=gone)
 
@@ -224,7 +230,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     def _list(self, size: int, after: str) -> pb.ListModelsResponse:
         stored, following = self._store.page(size, after)
         models = [self._describe(model) for model in stored]
-        return pb.ListModelsResponse(models=models, next_page_token=following)
+        token = page_tokens.make("models", (), [following]) if following else ""
+        return pb.ListModelsResponse(models=models, next_page_token=token)
 
     def _get(self, name: str, number: int) -> pb.GetModelResponse:
         stored = self._store.find(name, number)

@@ -35,7 +35,7 @@ from treadle.server.convert import NAME
 from treadle.server.corpora import Corpora
 from treadle.server.database import Database, DatabaseError
 from treadle.server.disk import StoreError
-from treadle.server.errors import StatusError, not_found
+from treadle.server.errors import StatusError, not_found, precondition
 from treadle.server.shelf import Shelf
 from treadle.server.versions import HASH_FILE, MODEL_FILE, Description, StoredModel
 
@@ -185,34 +185,58 @@ class Store(Shelf):
         finally:
             self.discard(draft)
 
-    def delete(self, name: str, version: int = 0) -> list[int]:
-        """Deletes one version of a model, by default all of them.
+    def delete(self, name: str, version: int | None, *, force: bool = False) -> list[int]:
+        """Deletes one version of a model, or all of them.
+
+        Args:
+            name: The model's name.
+            version: The version; None: all of them.
+            force: Delete versions that aliases name as well, and these aliases.
 
         Returns:
             The versions deleted, oldest first.
 
         Raises:
-            StatusError: NOT_FOUND.
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: an alias names one of the versions.
+            DatabaseError: The database failed.
         """
         home = self._models / name
         with self._changing:
             present = self.versions(name)
-            gone = [number for number in present if version in (0, number)]
+            gone = [number for number in present if version in (None, number)]
             if not gone:
-                raise not_found(name, version)
+                raise not_found(name, version or 0)
+            if not force:
+                self._check_unnamed(name, gone)
             trash = self._tmp_name("deleted")
             if gone == present:
                 os.rename(home, trash)
             else:
-                os.rename(home / str(version), trash)
-                if version > max(versions.numbers(home)):
-                    (home / str(version)).mkdir()
+                [number] = gone
+                os.rename(home / str(number), trash)
+                if number > max(versions.numbers(home)):
+                    (home / str(number)).mkdir()
                 disk.sync(home)
             disk.sync(self._models)
             # First the files, then their names: on a full disk that makes room for the change.
             self.discard(trash)
             self._forget_aliases(name, gone)
         return gone
+
+    def _check_unnamed(self, name: str, gone: list[int]) -> None:
+        """Refuses to delete versions that aliases name."""
+        named = [
+            f"{alias} (version {version})"
+            for alias, version in self.database.aliases(name).items()
+            if version in gone
+        ]
+        if named:
+            shown = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
+            which = f"the alias {shown} leads" if len(named) == 1 else f"the aliases {shown} lead"
+            raise precondition(
+                f"{which} to what is to be deleted of model {name!r}: move or delete "
+                f"{'it' if len(named) == 1 else 'them'} first, or force the deletion"
+            )
 
     def _forget_aliases(self, name: str, gone: list[int]) -> None:
         try:

@@ -184,7 +184,18 @@ def weights_of(args: argparse.Namespace, client: Client, options: type) -> Any:
 
 def add_version(parser: argparse.ArgumentParser, text: str) -> None:
     """Adds a model's version."""
-    parser.add_argument("--version", metavar="N", type=int, default=0, help=text)
+    parser.add_argument("--version", metavar="N", type=version_number, default=0, help=text)
+
+
+def version_number(text: str) -> int:
+    """Reads a model's version.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none: versions count from 1.
+    """
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is no version: versions count from 1")
+    return int(text)
 
 
 def add_unknown(parser: argparse._ActionsContainer, text: str) -> None:

@@ -12,6 +12,7 @@ from treadle.client.commands.common import (
     add_json,
     add_version,
     connect,
+    version_number,
 )
 from treadle.client.console import Console
 
@@ -36,14 +37,31 @@ def add_parsers(commands: Commands) -> None:
     show.add_argument("model", metavar="NAME")
     add_version(show, "the model's version (default: the newest)")
     show.set_defaults(run=run_show)
-    delete = actions.add_parser("delete", help="delete a model")
-    delete.add_argument("model", metavar="NAME")
-    add_version(delete, "the version to delete (default: all of them)")
-    delete.set_defaults(run=run_delete)
+    delete = _add_delete(actions)
     alias, unalias = _add_aliases(actions)
     for each in (parser, listing, show, delete, alias, unalias):
         add_json(each)
         add_connection(each)
+
+
+def _add_delete(actions: Commands) -> argparse.ArgumentParser:
+    """Adds what deletes versions; which of them has no default."""
+    delete = actions.add_parser(
+        "delete",
+        help="delete one version of a model, or all of them",
+        description="Delete one version of a model, or all of them. There is no way back.",
+    )
+    delete.add_argument("model", metavar="NAME", help="the model's name")
+    which = delete.add_mutually_exclusive_group(required=True)
+    which.add_argument("--version", metavar="N", type=version_number, help="the version to delete")
+    which.add_argument("--all", action="store_true", help="delete all versions")
+    delete.add_argument(
+        "--force",
+        action="store_true",
+        help="delete versions that aliases name as well, and these aliases",
+    )
+    delete.set_defaults(run=run_delete)
+    return delete
 
 
 def _add_aliases(actions: Commands) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
@@ -186,7 +204,9 @@ def run_delete(args: argparse.Namespace, console: Console) -> None:
     from treadle.client.json_lines import to_line
 
     with connect(args) as client:
-        reply = client.delete_model(args.model, version=args.version)
+        reply = client.delete_model(
+            args.model, version=args.version, all_versions=args.all, force=args.force
+        )
     if getattr(args, "json", False):
         console.line(to_line(reply))
         return

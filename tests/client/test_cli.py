@@ -108,7 +108,7 @@ class TestTrouble:
             ["score-stream", "m"],
             ["embed", "m", "t"],
             ["models"],
-            ["models", "delete", "m"],
+            ["models", "delete", "m", "--all"],
             ["info"],
             ["health"],
             ["health", "--wait", "200ms"],
@@ -475,10 +475,48 @@ class TestModels:
         assert shown["versions"] == [1, 2]
 
     def test_delete(self, server: FakeServer) -> None:
-        assert out(server.address, "models", "delete", "m") == "deleted m versions 1, 2\n"
-        words = ["models", "delete", "m", "--version", "2"]
+        words = ["models", "delete", "m"]
+        assert out(server.address, *words, "--all") == "deleted m versions 1, 2\n"
+        words += ["--version", "2"]
         assert out(server.address, *words) == "deleted m version 2\n"
         assert objects(out(server.address, *words, "--json")) == [{"versions": [2]}]
+
+    def test_delete_sends_what_it_was_told(self, server: FakeServer, service: FakeService) -> None:
+        out(server.address, "models", "delete", "m", "--all", "--force")
+        out(server.address, "models", "delete", "m", "--version", "3")
+        assert service.requests == [
+            v1.DeleteModelRequest(model="m", all_versions=True, force=True),
+            v1.DeleteModelRequest(model="m", version=3),
+        ]
+
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            ([], "one of the arguments --version --all is required"),
+            (["--version", "0"], "'0' is no version: versions count from 1"),
+            (["--version", ""], "'' is no version"),
+            (["--version", "-1"], "version"),
+            (["--version=-1"], "'-1' is no version"),
+            (["--version", "1.0"], "'1.0' is no version"),
+            (["--version", "2", "--all"], "--all: not allowed with argument --version"),
+        ],
+    )
+    def test_a_deletion_that_does_not_say_what_it_means_is_refused(
+        self, server: FakeServer, service: FakeService, words: list[str], expected: str
+    ) -> None:
+        done = run(server.address, "models", "delete", "m", *words)
+        assert expected in complaint(done, 2)
+        assert service.requests == []
+
+    @pytest.mark.parametrize(
+        "words",
+        [["models", "show", "m"], ["models", "alias", "m", "a"], ["generate", "m"], ["chat", "m"]],
+    )
+    def test_no_command_takes_version_0_for_a_version_that_is_not_given(
+        self, server: FakeServer, service: FakeService, words: list[str]
+    ) -> None:
+        assert "'0' is no version" in complaint(run(server.address, *words, "--version", "0"), 2)
+        assert service.requests == []
 
 
 class TestServer:

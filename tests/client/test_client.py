@@ -329,9 +329,30 @@ class TestModels:
 
     def test_get_and_delete(self, client: Client, service: FakeService) -> None:
         assert list(client.get_model("m", version=2).versions) == [1, 2]
-        assert list(client.delete_model("m").versions) == [1, 2]
+        assert list(client.delete_model("m", all_versions=True).versions) == [1, 2]
         assert list(client.delete_model("m", version=2).versions) == [2]
         assert service.requests[0] == v1.GetModelRequest(model="m", version=2)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {},
+            {"version": None},
+            {"version": 0},
+            {"version": -1},
+            {"version": ""},
+            {"version": 1.0},
+            {"version": 0, "all_versions": True},
+            {"version": 2, "all_versions": True},
+            {"all_versions": False},
+        ],
+    )
+    def test_a_deletion_says_what_it_means(
+        self, client: Client, service: FakeService, arguments: dict[str, Any]
+    ) -> None:
+        with pytest.raises(InputError, match="version"):
+            client.delete_model("m", **arguments)
+        assert service.requests == []
 
     def test_server_info(self, client: Client) -> None:
         assert client.server_info().version == "0.1.0"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from treadle.client import Client, InvalidArgumentError, NotFoundError
+from treadle.client import Client, FailedPreconditionError, InvalidArgumentError, NotFoundError
 
 from .shell import PATIENCE_S, command, complaint, environment, objects, out, run
 
@@ -77,7 +77,7 @@ def test_scores_tell_hello_from_olleh(hello: str) -> None:
         (["generate", "nobody"], b"", "nobody"),
         (["score", "hello", "--text", "xyz"], b"", "'x'"),
         (["models", "show", "hello", "--version", "9"], b"", "9"),
-        (["models", "delete", "nobody"], b"", "nobody"),
+        (["models", "delete", "nobody", "--all"], b"", "nobody"),
     ],
 )
 def test_refusals_are_one_sentence(
@@ -117,13 +117,18 @@ def test_names_end_by_themselves(real_server: str) -> None:
 def test_versions_come_and_go(real_server: str) -> None:
     with Client(real_server) as client:
         for version in (1, 2):
-            run = client.train(b"abcabc", model="twice", max_steps=2)
-            assert run.result().version == version
+            training = client.train(b"abcabc", model="twice", max_steps=2)
+            assert training.result().version == version
         assert list(client.get_model("twice").versions) == [1, 2]
         assert [m.version for m in client.models(page_size=1) if m.name == "twice"] == [2]
         assert list(client.delete_model("twice", version=2).versions) == [2]
         assert client.get_model("twice").model.version == 1
-    assert out(real_server, "models", "delete", "twice") == "deleted twice version 1\n"
+        client.set_alias("twice", "prod")
+        with pytest.raises(FailedPreconditionError, match=r"alias prod \(version 1\)"):
+            client.delete_model("twice", version=1)
+    words = ["models", "delete", "twice", "--all"]
+    assert "or force the deletion" in complaint(run(real_server, *words), 1)
+    assert out(real_server, *words, "--force") == "deleted twice version 1\n"
     with Client(real_server) as client, pytest.raises(NotFoundError):
         client.get_model("twice")
 

@@ -98,7 +98,7 @@ def test_a_deleted_model_is_used_to_the_end(busy: Server) -> None:
     request = pb.GenerateRequest(model="gone", max_new_tokens=20_000)
     call = busy.caller.stub.Generate(request, timeout=PATIENCE_S)
     replies = [next(call)]
-    busy.caller.stub.DeleteModel(pb.DeleteModelRequest(model="gone"))
+    busy.caller.stub.DeleteModel(pb.DeleteModelRequest(model="gone", all_versions=True))
     replies += list(call)
     assert replies[-1].result.new_tokens == 20_000
 
@@ -249,7 +249,7 @@ def test_a_model_deleted_while_it_is_loaded_is_not_kept(
         monkeypatch.setattr(Model, "load", held)
         waiting = asyncio.create_task(models.get("a"))
         assert await asyncio.to_thread(entered.wait, PATIENCE_S)
-        models.forget("a", store.delete("a"))
+        models.forget("a", store.delete("a", None))
         free.set()
         assert (await waiting).version == 1  # who asked before still gets it
         assert not models._models

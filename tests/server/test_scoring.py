@@ -284,7 +284,9 @@ def test_a_model_that_goes_does_not_disturb_its_stream(server: Server) -> None:
     talk = Talk(server, begin(model="gone"), PATIENCE_S)
     talk.say(piece(WIDE[:50]))
     server.caller.trained(tiny_spec("gone", max_steps=9))
-    server.caller.stub.DeleteModel(pb.DeleteModelRequest(model="gone"), timeout=PATIENCE_S)
+    server.caller.stub.DeleteModel(
+        pb.DeleteModelRequest(model="gone", version=1), timeout=PATIENCE_S
+    )
     talk.say(piece(WIDE[50:]))
     [last] = talk.close()
     total = last.result.total.total_log_probability

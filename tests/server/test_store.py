@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_what_is_not_there_is_not_found(store: Store, trained: Model) -> None:
             store.find(name, version)
         assert code_of(caught) is grpc.StatusCode.NOT_FOUND
         with pytest.raises(StatusError) as caught:
-            store.delete(name, version)
+            store.delete(name, version or None)
         assert code_of(caught) is grpc.StatusCode.NOT_FOUND
 
 
@@ -94,7 +95,7 @@ def test_a_deleted_versions_number_does_not_come_again(store: Store, trained: Mo
     assert put(store, "m", trained).version == 4
     assert store.delete("m", 1) == [1]
     assert put(store, "m", trained).version == 5
-    assert store.delete("m") == [2, 4, 5]
+    assert store.delete("m", None) == [2, 4, 5]
     assert store.versions("m") == []
     assert put(store, "m", trained).version == 1
 
@@ -302,10 +303,47 @@ def test_aliases_go_with_their_versions(store: Store) -> None:
     for number in (1, 2, 3):
         put_model(store, "m")
         store.set_alias("m", f"v{number}", number)
-    store.delete("m", 2)
+    store.delete("m", 2, force=True)
     assert store.database.aliases("m") == {"v1": 1, "v3": 3}
-    store.delete("m")
+    store.delete("m", None, force=True)
     assert store.database.aliases("m") == {}
+
+
+def test_a_version_that_an_alias_names_is_not_deleted(store: Store) -> None:
+    for _ in range(3):
+        put_model(store, "m")
+    store.set_alias("m", "prod", 2)
+    store.set_alias("m", "old", 1)
+    for version, named in (
+        (2, r"alias prod \(version 2\)"),
+        (None, "aliases old .* and|old .*prod"),
+    ):
+        with pytest.raises(StatusError, match=named) as caught:
+            store.delete("m", version)
+        assert code_of(caught) is grpc.StatusCode.FAILED_PRECONDITION
+        assert store.versions("m") == [1, 2, 3]
+    assert store.delete("m", 3) == [3]
+    store.set_alias("m", "prod", 1)
+    assert store.delete("m", 2) == [2]
+    store.delete_alias("m", "prod")
+    store.delete_alias("m", "old")
+    assert store.delete("m", None) == [1]
+
+
+def test_aliasing_and_deleting_at_once_leaves_no_alias_of_nothing(store: Store) -> None:
+    for _ in range(20):
+        version = put_model(store, "m").version
+        with ThreadPoolExecutor(2) as threads:
+            alias = threads.submit(store.set_alias, "m", "prod", version)
+            deletion = threads.submit(store.delete, "m", version)
+            errors = [alias.exception(), deletion.exception()]
+        assert [error is None for error in errors].count(True) == 1, errors
+        if errors[0] is None:
+            assert store.find("m@prod").version == version
+            store.delete_alias("m", "prod")
+            store.delete("m", version)
+        else:
+            assert store.database.aliases("m") == {}
 
 
 def test_an_alias_never_leads_to_a_later_model_of_the_same_number(
@@ -319,7 +357,9 @@ def test_an_alias_never_leads_to_a_later_model_of_the_same_number(
 
     with monkeypatch.context() as patch:
         patch.setattr(store.database, "forget_aliases", full)
-        assert store.delete("m") == [1]  # a full disk does not keep anybody from making room
+        assert store.delete("m", None, force=True) == [
+            1
+        ]  # a full disk does not keep anybody from making room
     assert "aliases of deleted versions of m are left" in caplog.text
     assert store.database.aliases("m") == {"prod": 1}
     with pytest.raises(StatusError) as caught:
@@ -465,7 +505,7 @@ def test_what_a_file_became_is_seen(store: Store) -> None:
     data[-3] ^= 1
     stored.path.write_bytes(data)
     assert not store.verify(stored)
-    store.delete("m")
+    store.delete("m", None)
     with pytest.raises(StatusError) as caught:
         store.verify(stored)
     assert code_of(caught) is grpc.StatusCode.NOT_FOUND

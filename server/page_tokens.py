@@ -1,0 +1,73 @@
+"""Tokens of the pages of a list: where the next page begins, and of which list it is.
+
+A token is text for the caller to give back as it is. It holds the list, a digest of the list's
+filter and the place of the last entry of the page before, and a checksum tells whether it is
+whole. It holds no secret: it leads nowhere that the list itself does not.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from treadle.server.errors import invalid
+
+_CHECKSUM_BYTES = 8
+
+Place = Sequence[str | float]
+"""Where a page ends: the keys that the list is sorted by, of its last entry."""
+
+
+def make(listing: str, filters: Sequence[str], place: Place) -> str:
+    """Returns the token of the page that begins after `place`.
+
+    Args:
+        listing: The name of the list, such as "models".
+        filters: What the list is narrowed by, in a fixed order.
+        place: The place of the last entry of this page.
+    """
+    payload = json.dumps([listing, _digest(filters), list(place)], separators=(",", ":")).encode()
+    return _spelled(_checksum(payload) + payload)
+
+
+def read(token: str, listing: str, filters: Sequence[str]) -> list[Any]:
+    """Returns the place after which the page of a token begins; empty for an empty token.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: the token is none that `make` made for this list and
+            these filters.
+    """
+    if not token:
+        return []
+    try:
+        data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        data = b""
+    payload = data[_CHECKSUM_BYTES:]
+    if data[:_CHECKSUM_BYTES] != _checksum(payload) or _spelled(data) != token:
+        raise _refused("page_token must be a next_page_token of an earlier reply")
+    made_for, digest, place = json.loads(payload)
+    if made_for != listing:
+        raise _refused(f"page_token is that of a list of {made_for}, not of {listing}")
+    if digest != _digest(filters):
+        raise _refused("page_token is that of a list with another filter: begin without it")
+    return list(place)
+
+
+def _refused(text: str) -> Exception:
+    return invalid([("page_token", text)])
+
+
+def _spelled(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _checksum(payload: bytes) -> bytes:
+    return hashlib.sha256(payload).digest()[:_CHECKSUM_BYTES]
+
+
+def _digest(filters: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(filters)).encode()).hexdigest()[:16]
