@@ -12,6 +12,10 @@ STAMP := $(VENV)/.installed
 # Compiled kernels go where `make clean` finds them.
 export NUMBA_CACHE_DIR ?= $(abspath $(VENV))/kernels
 
+# Test processes side by side. A file's tests stay in one of them, with what they share.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo bench test lint type test-jit test-nojit proto breaking format image image-test clean
 
@@ -42,12 +46,14 @@ lint: $(STAMP) ## Check style and formatting.
 type: $(STAMP) ## Check types, strictly.
 	$(BIN)/mypy
 
-test-jit: $(STAMP) ## Run every test, kernels compiled.
-	$(BIN)/python -m pytest
+# The kernels first: each test process would compile them for itself.
+test-jit: $(STAMP) ## Run every test, kernels compiled: WORKERS=4
+	$(BIN)/treadle-server --warm
+	$(PYTEST)
 
 # Compiled code cannot be traced, so coverage comes from running kernels as plain Python.
 test-nojit: $(STAMP) ## Run the kernels' and the model's tests uncompiled and measure coverage.
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "not jit" --cov --cov-report=term \
+	NUMBA_DISABLE_JIT=1 $(PYTEST) -m "not jit" --cov --cov-report=term \
 	    tests/kernels tests/model
 
 proto: $(STAMP) ## Generate the Python code beside the .proto files.
