@@ -25,6 +25,7 @@ from treadle.server.rows import (
     SCHEMA,
     SCHEMA_VERSION,
     SELECT,
+    UPGRADES,
     DatabaseError,
     JobRow,
     NewerDatabaseError,
@@ -280,6 +281,11 @@ class Database:
             with self._transaction():
                 for statement in SCHEMA:
                     self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version < SCHEMA_VERSION:
+            with self._transaction():
+                for older in range(version, SCHEMA_VERSION):
+                    self._connection.execute(UPGRADES[older])
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._connection.execute("SELECT 1 FROM jobs, events, aliases, corpora LIMIT 0")
 

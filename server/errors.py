@@ -8,7 +8,7 @@
     MemoryError                     ABORTED
     anything else                   INTERNAL with an id that the log has too; never a traceback
 
-INVALID_ARGUMENT carries BadRequest, NOT_FOUND and DATA_LOSS carry ResourceInfo,
+INVALID_ARGUMENT carries BadRequest; NOT_FOUND, ALREADY_EXISTS and DATA_LOSS carry ResourceInfo;
 RESOURCE_EXHAUSTED and UNAVAILABLE carry RetryInfo.
 """
 
@@ -141,6 +141,12 @@ def damaged(model: str, version: int, error: CheckpointError) -> StatusError:
 def job_not_found(job: str) -> StatusError:
     """Returns NOT_FOUND for a job."""
     return _missing(f"there is no job {job!r}", JOB_RESOURCE, job)
+
+
+def already_exists(message: str, job: str) -> StatusError:
+    """Returns ALREADY_EXISTS: a job has what was to be a new one's."""
+    resource = error_details_pb2.ResourceInfo(resource_type=JOB_RESOURCE, resource_name=job)
+    return StatusError(grpc.StatusCode.ALREADY_EXISTS, message, resource)
 
 
 def corpus_not_found(sha256: str) -> StatusError:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from treadle.server import convert
+from treadle.server import convert, repeats
 from treadle.server.convert import name_violations
 from treadle.server.errors import StatusError, corpus_not_found, invalid
 from treadle.server.job_files import INIT_FILE
@@ -41,17 +41,21 @@ class Intake:
         """Reads an order to its end and queues its job.
 
         Returns:
-            The job's id; that of an earlier one with the same request id, of which the rest of
-            the stream is not read.
+            The job's id; that of the earlier one where this is the same order once more.
 
         Raises:
             StatusError: Every way in which that can fail.
         """
         upload = Upload(requests, self._limits, self._jobs.closing)
-        spec = await upload.spec()
-        earlier = await self._jobs.book.earlier(spec.request_id)
-        if earlier:
-            return earlier
+        asked = await upload.spec()
+        earlier = await self._jobs.book.earlier(asked.request_id)
+        if earlier is not None:
+            repeats.check_spec(earlier, asked)
+            if not await upload.ends_with_spec():
+                repeats.check_corpus(earlier, await upload.receive(repeats.ComparedCorpora()))
+            return earlier.id
+        spec = pb.TrainSpec()
+        spec.CopyFrom(asked)
         base, spec.init_from_version = await self._base(spec)
         config = convert.training_order(spec, self._training_bytes, await self._settings(base))
         await asyncio.to_thread(self._store.check_free, spec.model)
@@ -59,12 +63,17 @@ class Intake:
             files = await upload.save(self._store.corpora)
             job = new_id()
             await asyncio.to_thread(self._lay_out, job, files, base)
+            row = new_row(job, spec, config, files, asked.init_from_version)
             try:
-                return await self._jobs.submit(new_row(job, spec, config, files))
+                kept = await self._jobs.submit(row)
             except BaseException:
                 if await self._jobs.book.unknown(job):
                     await asyncio.to_thread(self._store.discard, self._store.job_dir(job))
                 raise
+        if kept.id != job:  # of a call that came at the same time
+            repeats.check_spec(kept, asked)
+            repeats.check_corpus(kept, files)
+        return kept.id
 
     async def _base(self, spec: pb.TrainSpec) -> tuple[StoredModel | None, int]:
         """Returns the model to go on from and its version; None and 0 where there is none."""

@@ -130,12 +130,11 @@ class JobBook:
         rows = await asyncio.to_thread(self._database.jobs, states, model, after, limit)
         return [self.live[row.id].row if row.id in self.live else row for row in rows]
 
-    async def earlier(self, request_id: str) -> str:
-        """Returns the job that has a request id; empty where none has."""
+    async def earlier(self, request_id: str) -> JobRow | None:
+        """Returns the job that has a request id; None where none has, or the id is empty."""
         if not request_id:
-            return ""
-        row = await asyncio.to_thread(self._database.job_of_request, request_id)
-        return "" if row is None else row.id
+            return None
+        return await asyncio.to_thread(self._database.job_of_request, request_id)
 
     async def unknown(self, job: str) -> bool:
         """Tells whether there is no job with an id."""

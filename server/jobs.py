@@ -125,15 +125,16 @@ class JobRoom:
         finally:
             self._uploading -= 1
 
-    async def submit(self, row: JobRow) -> str:
+    async def submit(self, row: JobRow) -> JobRow:
         """Puts a job into the queue.
 
         Returns:
-            Its id, or that of the earlier job with the same request id.
+            The job, or the earlier one with the same request id; the row's own directory is then
+            removed.
         """
         return await outlast(self._submit(row))
 
-    async def _submit(self, row: JobRow) -> str:
+    async def _submit(self, row: JobRow) -> JobRow:
         first = queued_event(row.created_s).SerializeToString()
         kept = await asyncio.to_thread(self._database.add_job, row, first)
         if kept.id == row.id:
@@ -141,7 +142,7 @@ class JobRoom:
             self._schedule()
         else:
             await asyncio.to_thread(self._store.discard, self._store.job_dir(row.id))
-        return kept.id
+        return kept
 
     async def recover(self) -> None:
         """Takes up the jobs that an earlier server left; before any call comes."""

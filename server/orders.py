@@ -45,14 +45,16 @@ def new_row(
     spec: pb.TrainSpec,
     config: TrainConfig,
     files: Sequence[UploadedFile],
+    init_from_version: int = 0,
 ) -> JobRow:
     """Returns the row of a job that is to be queued.
 
     Args:
         id: Its id.
-        spec: What was asked for.
+        spec: What was asked for, with the version of `init_from` that was taken.
         config: The same as settings.
         files: Its corpus.
+        init_from_version: The version of `init_from` as asked for; 0: the newest.
     """
     now = time.time()
     return JobRow(
@@ -64,6 +66,7 @@ def new_row(
         created_s=now, queued_s=now, started_s=None, ended_s=None,
         last_sequence=0, restarts=0, started=b"", progress=b"",
         version=0, claim=0, error_code=0, error=b"", ran_s=0.0,
+        init_from_version=init_from_version,
     )  # fmt: skip
 
 

@@ -14,8 +14,11 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The version of the tables; a server refuses a file of a newer one."""
+
+UNKNOWN_VERSION = -1
+"""The `init_from_version` of a job that was stored before it was noted."""
 
 
 class DatabaseError(Exception):
@@ -80,6 +83,8 @@ class JobRow:
     """The packed google.rpc.Status that it failed with, or empty."""
     ran_s: float
     """Seconds that it has run."""
+    init_from_version: int
+    """The version of `init_from` as asked for, 0 for the newest; the spec has the one taken."""
 
     @property
     def place(self) -> tuple[float, str]:
@@ -113,6 +118,11 @@ COLUMNS = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(J
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM jobs"
 INSERT = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 FIXED = ("id", "last_sequence")
+
+UPGRADES = {
+    1: f"ALTER TABLE jobs ADD init_from_version INTEGER NOT NULL DEFAULT {UNKNOWN_VERSION}",
+}
+"""What makes the tables of a version those of the next one."""
 
 SCHEMA = (
     f"CREATE TABLE jobs ({', '.join(f'{name} {kind}' for name, kind in COLUMNS.items())}, "

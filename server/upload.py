@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
-from treadle.server.corpora import Corpora, CorpusWriter
+from treadle.server.corpora import Corpora
 from treadle.server.errors import (
     StatusError,
     corpus_not_found,
@@ -44,6 +44,29 @@ class Limits:
     """Bytes of disk to leave free."""
 
 
+class FileTaker(Protocol):
+    """Takes the bytes of one file; see `CorpusWriter`."""
+
+    def write(self, data: bytes) -> None:
+        """Takes the next bytes."""
+
+    def claim(self) -> tuple[str, int]:
+        """Ends the file; returns its hash and its bytes."""
+
+    def discard(self) -> None:
+        """Drops what was not ended."""
+
+
+class CorpusTaker(Protocol):
+    """Takes the files of a corpus; see `Corpora`."""
+
+    def want(self, sha256: str) -> int | None:
+        """Returns the bytes of a file that is stored already; None where it is not."""
+
+    def writer(self) -> FileTaker:
+        """Returns what takes a new file."""
+
+
 class Upload:
     """One stream of TrainRequest messages.
 
@@ -63,6 +86,7 @@ class Upload:
         self._requests = aiter(requests)
         self._limits = limits
         self._closing = closing
+        self._ahead: list[pb.TrainRequest] = []
 
     async def spec(self) -> pb.TrainSpec:
         """Returns the first message.
@@ -77,11 +101,25 @@ class Upload:
             raise invalid([("spec", "the first message must be the spec")])
         return request.spec
 
+    async def ends_with_spec(self) -> bool:
+        """Tells whether the stream ends here, before any of the corpus; after `spec`."""
+        request = await self._next()
+        if request is not None:
+            self._ahead.append(request)
+        return request is None
+
     async def save(self, corpora: Corpora) -> list[UploadedFile]:
-        """Stores the files of the corpus.
+        """Stores the files of the corpus, if there is room on the disk; see `receive`."""
+        if await asyncio.to_thread(corpora.free) < self._limits.min_free_bytes:
+            least = f"less than {self._limits.min_free_bytes:,} bytes of disk are free"
+            raise exhausted(f"the server takes no corpus: {least}", _RETRY_S)
+        return await self.receive(corpora)
+
+    async def receive(self, corpora: CorpusTaker) -> list[UploadedFile]:
+        """Reads the files of the corpus.
 
         Args:
-            corpora: Where to.
+            corpora: What takes them.
 
         Returns:
             The files, in the order of the stream.
@@ -92,9 +130,6 @@ class Upload:
                 says; NOT_FOUND for a file that should be stored already; DEADLINE_EXCEEDED for
                 a silent client; what `closing` holds.
         """
-        if await asyncio.to_thread(corpora.free) < self._limits.min_free_bytes:
-            least = f"less than {self._limits.min_free_bytes:,} bytes of disk are free"
-            raise exhausted(f"the server takes no corpus: {least}", _RETRY_S)
         receiver = _Receiver(corpora)
         try:
             async for message in self._messages():
@@ -136,6 +171,8 @@ class Upload:
 
     async def _next(self) -> pb.TrainRequest | None:
         """Returns the next message, or None at the end of the stream."""
+        if self._ahead:
+            return self._ahead.pop()
         reading = asyncio.ensure_future(anext(self._requests, None))
         try:
             waiting: set[asyncio.Future[Any]] = {reading, self._closing}
@@ -158,11 +195,11 @@ class Upload:
 class _Receiver:
     """Takes the files of one upload, one after the other."""
 
-    def __init__(self, corpora: Corpora) -> None:
+    def __init__(self, corpora: CorpusTaker) -> None:
         self._corpora = corpora
         self._files: list[UploadedFile] = []
         self._about: pb.CorpusFile | None = None
-        self._writer: CorpusWriter | None = None
+        self._writer: FileTaker | None = None
         self._buffer = bytearray()
 
     async def begin(self, about: pb.CorpusFile) -> None:

@@ -41,6 +41,7 @@ _PLAIN = JobRow(
     error_code=0,
     error=b"",
     ran_s=0.0,
+    init_from_version=0,
 )
 
 

@@ -18,6 +18,7 @@ from treadle.server.database import (
     NewerDatabaseError,
     NoSuchJobError,
 )
+from treadle.server.rows import COLUMNS, SCHEMA, SCHEMA_VERSION, UNKNOWN_VERSION
 
 from .samples import job_row
 
@@ -54,6 +55,7 @@ def test_a_row_comes_back_as_it_went_in(tmp_path: Path, database: Database) -> N
         error_code=15,
         error=b"\x01",
         ran_s=1 / 3,
+        init_from_version=2,
     )
     assert database.add_job(full) == full
     assert database.job("a") == full
@@ -234,6 +236,27 @@ def test_a_newer_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(NewerDatabaseError, match=r"version 99.*take a newer Treadle"):
         Database(path)
     assert path.read_bytes() == before
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "treadle.db"
+    old = [name for name in COLUMNS if name != "init_from_version"]
+    with sqlite3.connect(path) as older:
+        for statement in SCHEMA:
+            older.execute(statement)
+        older.execute("ALTER TABLE jobs DROP COLUMN init_from_version")
+        row = job_row("a", request_id="r", init_from="m")
+        places = ", ".join("?" * len(old))
+        values = [getattr(row, name) for name in old]
+        older.execute(f"INSERT INTO jobs ({', '.join(old)}) VALUES ({places})", values)
+        older.execute("PRAGMA user_version = 1")
+    older.close()
+    for _ in range(2):
+        database = Database(path)
+        assert database.job("a") == replace(row, init_from_version=UNKNOWN_VERSION)
+        assert database._rows("PRAGMA user_version") == [(SCHEMA_VERSION,)]
+        assert database.check() == []
+        database.close()
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\x00"])

@@ -10,7 +10,7 @@ import pytest
 
 from treadle.v1 import sequence_pb2 as pb
 
-from .harness import PATIENCE_S, TEXT, Caller, Server, fields_of, requests, tiny_spec
+from .harness import PATIENCE_S, TEXT, Caller, Server, fields_of, tiny_spec
 
 Start = Callable[..., Server]
 
@@ -118,22 +118,6 @@ def test_deleting_a_job_keeps_its_model(start: Start) -> None:
     assert code_of(lambda: caller.job(job)) is grpc.StatusCode.NOT_FOUND
     assert not (server.data_dir / "jobs" / job).exists()
     assert caller.text("m", max_new_tokens=3)
-
-
-def test_a_request_id_is_worth_one_job(start: Start) -> None:
-    caller = start().caller
-    spec = tiny_spec("once")
-    spec.request_id = "order 66"
-    first = list(caller.train(spec, TEXT))
-    second = list(caller.train(spec, b"another corpus, which nobody reads"))
-    assert second == first
-    assert [model.name for model in caller.stub.ListModels(pb.ListModelsRequest()).models] == [
-        "once"
-    ]
-    spec.request_id = "é"
-    with pytest.raises(grpc.RpcError) as caught:
-        list(caller.train(spec, TEXT))
-    assert fields_of(caught.value) == ["spec.request_id"]
 
 
 def test_fine_tuning_goes_on_from_a_model(start: Start) -> None:
@@ -284,14 +268,3 @@ def test_auto_says_what_it_picked(start: Start) -> None:
     assert started.spec.preset == pb.PRESET_AUTO
     assert any("hidden size" in notice for notice in started.notices)
     assert events[-1].completed.training.weights_step > 0
-
-
-def test_an_upload_that_goes_on_after_a_known_request_id_is_not_read(start: Start) -> None:
-    caller = start().caller
-    spec = tiny_spec("once")
-    spec.request_id = "again"
-    caller.trained(spec)
-    # Its end is wrong, and nobody minds.
-    *upload, _ = requests(spec, TEXT)
-    upload.append(pb.TrainRequest(corpus_end=pb.CorpusEnd()))
-    assert list(caller.train(spec, source=upload))[-1].completed.version == 1

@@ -128,7 +128,7 @@ async def submit(room: JobRoom, store: Store, name: str = "m") -> str:
     store.job_dir(job)
     file = UploadedFile(sha256, "corpus", "train", 1.0, size)
     row = new_row(job, pb.TrainSpec(model=name), TrainConfig(), [file])
-    assert await room.submit(row) == job
+    assert (await room.submit(row)).id == job
     return job
 
 
