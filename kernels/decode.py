@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from treadle.kernels.activations import ZERO
 from treadle.kernels.compile import jit, jit_inline
-from treadle.kernels.draw import Cuts, draw
+from treadle.kernels.draw import Cuts, DrawScratch, draw, draw_scratch, sorts
 from treadle.kernels.edits import (
     NOTHING_LEFT,
     Edits,
@@ -82,10 +82,24 @@ def _is_over(sessions: Sessions, edits: Edits, m: int) -> bool:
     return bool(ended or edits.rule[m] == NOTHING_LEFT)
 
 
+@jit_inline
+def _cuts(sessions: Sessions, m: int) -> Cuts:
+    return Cuts(sessions.top_k[m], sessions.top_p[m], sessions.min_p[m], sessions.typical_p[m])
+
+
+@jit
+def _any_sorts(sessions: Sessions) -> bool:
+    """Tell whether any session's draws sort."""
+    found = False
+    for m in range(sessions.token.size):
+        found = found or sorts(_cuts(sessions, m))
+    return found
+
+
 @jit
 def _draw_one(
     sessions: Sessions, edits: Edits, m: int, logits: Array, largest_logit: np.float32,
-    weights: Array, edited: Array,
+    weights: Array, edited: Array, scratch: DrawScratch,
 ) -> int:  # fmt: skip
     """Draw session m's next token.
 
@@ -97,23 +111,24 @@ def _draw_one(
         largest_logit: the largest of them.
         weights: (V,); in: their exponentials; overwritten.
         edited: (V,), written.
+        scratch: what `draw` works in.
 
     Returns:
         The token; -1 where none is left to draw.
     """
     u = uniform(sessions.seed[m], DRAW_STREAM, sessions.position[m])
-    cuts = Cuts(sessions.top_k[m], sessions.top_p[m], sessions.min_p[m], sessions.typical_p[m])
+    cuts = _cuts(sessions, m)
     made, temperature = edits.made[m], sessions.temperature[m]
     if made < edits.forced.shape[1] and edits.forced[m, made] >= 0:
         return int(edits.forced[m, made])
     if not edits_logits(edits, m):
-        return draw(logits, largest_logit, temperature, cuts, u, weights)
+        return draw(logits, largest_logit, temperature, cuts, u, weights, scratch)
     edit_logits(edits, m, sessions.end[m], logits, edited)
     most = largest(edited)
     if most == _NEVER:
         return -1
     exponentials(edited, most, weights)
-    return draw(edited, most, temperature, cuts, u, weights)
+    return draw(edited, most, temperature, cuts, u, weights, scratch)
 
 
 @jit
@@ -128,8 +143,9 @@ def _tell_alternatives(
 
 @jit_inline
 def _draw_all(
-    sessions: Sessions, edits: Edits, logits: Array, scratch: Array, drawn: Drawn, n: int
-) -> bool:
+    sessions: Sessions, edits: Edits, logits: Array, rows: Array, scratch: DrawScratch,
+    drawn: Drawn, n: int,
+) -> bool:  # fmt: skip
     """Draw each session's next token from logits (M, V); return whether any session goes on."""
     alive = False
     for m in range(logits.shape[0]):
@@ -137,8 +153,8 @@ def _draw_all(
             continue
         row = logits[m]
         m_logit = largest(row)
-        whole = exponentials(row, m_logit, scratch[0])
-        token = _draw_one(sessions, edits, m, row, m_logit, scratch[0], scratch[1])
+        whole = exponentials(row, m_logit, rows[0])
+        token = _draw_one(sessions, edits, m, row, m_logit, rows[0], rows[1], scratch)
         if token < 0:
             edits.rule[m] = NOTHING_LEFT
             continue
@@ -174,7 +190,8 @@ def decode(
         drawn: what they get, N steps of it.
     """
     L, M = state.h.shape[0], state.h.shape[1]
-    scratch, size = np.empty((2, weights.by.size), np.float32), M * state.h.shape[2]
+    V, size = weights.by.size, M * state.h.shape[2]
+    rows, scratch = np.empty((2, V), np.float32), draw_scratch(V if _any_sorts(sessions) else 0)
     logits = work.logits[:M]
     drawn.tokens[:] = -1
     drawn.log_probabilities[:] = ZERO
@@ -196,6 +213,6 @@ def decode(
         if L > 1:
             upper_layers(cell, weights, work, 1)
         output_logits(weights, top, logits)
-        if not _draw_all(sessions, edits, logits, scratch, drawn, n):
+        if not _draw_all(sessions, edits, logits, rows, scratch, drawn, n):
             break
     store_state(work, 1, state)

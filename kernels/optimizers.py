@@ -1,8 +1,10 @@
 """Clipping and update rules over flat parameter and gradient buffers.
 
-SGD; Adagrad (Duchi, Hazan and Singer 2011); Adam (Kingma and Ba 2015) with decoupled weight
-decay (AdamW, Loshchilov and Hutter 2019), each in PyTorch's form. Every element is on its own,
-so any split over threads gives the same bits; only the norm is a sum, and it has a fixed shape.
+SGD; Adagrad (Duchi, Hazan and Singer 2011), whose weight decay is added to the gradient; Adam
+(Kingma and Ba 2015) with decoupled weight decay (AdamW, Loshchilov and Hutter 2019): each is
+PyTorch's `SGD`, `Adagrad` and `AdamW`. For SGD both kinds of weight decay are the same. Every
+element is on its own, so any split over threads gives the same bits; only the norm is a sum, and
+it has a fixed shape.
 """
 
 from __future__ import annotations
@@ -81,23 +83,22 @@ def adagrad(
     weights: Array, gradient: Array, squares: Array, scale: np.float32,
     rate: np.float32, decay: np.float32,
 ) -> None:  # fmt: skip
-    """One step of Adagrad: s <- s + g^2; w <- w (1 - rate decay) - rate g / (sqrt(s) + 1e-10).
+    """One step of Adagrad: s <- s + g^2; w <- w - rate g / (sqrt(s) + 1e-10).
 
-    g is scale * gradient.
+    g is scale * gradient + decay * w.
     """
-    keep = ONE - rate * decay
     for n in range(weights.size):
-        g = scale * gradient[n]
+        g = fma(decay, weights[n], scale * gradient[n])
         s = fma(g, g, squares[n])
         squares[n] = s
-        weights[n] = weights[n] * keep - rate * g / (np.sqrt(s) + ADAGRAD_EPSILON)
+        weights[n] -= rate * g / (np.sqrt(s) + ADAGRAD_EPSILON)
 
 
 @jit
 def adam(
     weights: Array, gradient: Array, means: Array, squares: Array, scale: np.float32,
     rate: np.float32, decay: np.float32, beta1: np.float32, beta2: np.float32,
-    correction1: np.float32, correction2: np.float32,
+    rest1: np.float32, rest2: np.float32, correction1: np.float32, correction2: np.float32,
 ) -> None:  # fmt: skip
     """One step of Adam with decoupled weight decay.
 
@@ -111,11 +112,12 @@ def adam(
         decay: the weight decay; 0 for plain Adam.
         beta1: decay of `means`.
         beta2: decay of `squares`.
+        rest1: 1 - beta1, taken in float64: a beta near 1 rounds to 1 in float32.
+        rest2: 1 - beta2, likewise.
         correction1: 1 / (1 - beta1^t) at step t, from 1.
         correction2: 1 / sqrt(1 - beta2^t).
     """
     keep, step = ONE - rate * decay, rate * correction1
-    rest1, rest2 = ONE - beta1, ONE - beta2
     for n in range(weights.size):
         g = scale * gradient[n]
         m = fma(beta1, means[n], rest1 * g)

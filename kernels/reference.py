@@ -785,11 +785,16 @@ def sgd_step(w: Array, g: Array, lr: float) -> None:
     w -= lr * g
 
 
-def adagrad_step(w: Array, g: Array, G: Array, lr: float, eps: float = 1e-10) -> None:
+def adagrad_step(
+    w: Array, g: Array, G: Array, lr: float, eps: float = 1e-10, weight_decay: float = 0.0
+) -> None:
     """Steps less far where gradients have been large so far (Duchi et al. 2011), in place.
 
-    G += g^2
-    w -= lr g / (sqrt(G) + eps)
+    With weight decay it is PyTorch's Adagrad:
+
+    g' = g + weight_decay w
+    G += g'^2
+    w -= lr g' / (sqrt(G) + eps)
 
     Args:
         w: weights; changed.
@@ -797,7 +802,9 @@ def adagrad_step(w: Array, g: Array, G: Array, lr: float, eps: float = 1e-10) ->
         G: sum of the squares of all gradients so far, zeros at the start; changed.
         lr: learning rate.
         eps: keeps the division defined while G is zero.
+        weight_decay: share of w added to its gradient.
     """
+    g = g + weight_decay * w
     G += g**2
     w -= lr * g / (np.sqrt(G) + eps)
 

@@ -65,12 +65,17 @@ class AdamCorrections:
         """Both decays to the power of the steps done: all that there is to carry on."""
 
     def next(self) -> tuple[np.float32, ...]:
-        """Return both decays and both corrections of the next step, as the kernel wants them."""
+        """Return the next step's decays, what each leaves of 1, and corrections, for the kernel.
+
+        What is left, and with it the corrections, is taken before rounding to float32, in which a
+        decay such as 0.99999999 is 1.
+        """
         beta1, beta2 = self._betas
         power1, power2 = self.powers[0] * beta1, self.powers[1] * beta2
         self.powers = (power1, power2)
         corrections = 1 / (1 - power1), 1 / math.sqrt(1 - power2)
-        return tuple(np.float32(number) for number in (beta1, beta2, *corrections))
+        settings = (beta1, beta2, 1 - beta1, 1 - beta2, *corrections)
+        return tuple(np.float32(number) for number in settings)
 
 
 class Optimizer:

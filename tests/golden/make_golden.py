@@ -15,9 +15,12 @@ generation is never in doubt, and for one window of random tokens, a few of its 
     float64/...                  the same of the same weights, computed in float64
     greedy/prompt, greedy/tokens, greedy/margin    from states of zero; the margin is the smallest
                                  distance between the best and the second-best logit
+
+optimizers.json holds what PyTorch's optimizers make of some weights and gradients in float64.
 """
 
 import copy
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -165,8 +168,43 @@ def check_the_pages_load(model: Any, page: dict[str, Any]) -> None:
     assert torch.equal(loaded(tokens)[0], model(tokens)[0])
 
 
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sgd": (torch.optim.SGD, {"lr": 0.5}),
+    "sgd, decay": (torch.optim.SGD, {"lr": 0.5, "weight_decay": 0.1}),
+    "adagrad": (torch.optim.Adagrad, {"lr": 0.1}),
+    "adagrad, decay": (torch.optim.Adagrad, {"lr": 0.1, "weight_decay": 0.1}),
+    "adam": (torch.optim.AdamW, {"lr": 0.003, "betas": (0.9, 0.99), "weight_decay": 0.0}),
+    "adam, decay": (torch.optim.AdamW, {"lr": 0.003, "betas": (0.9, 0.999), "weight_decay": 0.1}),
+    "adam, beta2 near 1": (
+        torch.optim.AdamW, {"lr": 0.01, "betas": (0.9, 0.99999999), "weight_decay": 0.0},
+    ),
+    "adam, beta1 near 1": (
+        torch.optim.AdamW, {"lr": 0.01, "betas": (0.99999999, 0.999), "weight_decay": 0.0},
+    ),
+}  # fmt: skip
+OPTIMIZER_STEPS = 40
+
+
+def make_optimizers() -> None:
+    """Writes what the optimizers make of five weights and OPTIMIZER_STEPS gradients."""
+    rng = np.random.default_rng(11)
+    start = rng.standard_normal(5).astype(np.float32).astype(np.float64)
+    gradients = rng.standard_normal((OPTIMIZER_STEPS, 5)).astype(np.float32).astype(np.float64)
+    results = {}
+    for name, (make_one, settings) in OPTIMIZERS.items():
+        weights = torch.nn.Parameter(torch.tensor(start))
+        optimizer = make_one([weights], **settings)
+        for gradient in gradients:
+            weights.grad = torch.tensor(gradient)
+            optimizer.step()
+        results[name] = {"settings": settings, "weights": weights.tolist()}
+    content = {"start": start.tolist(), "gradients": gradients.tolist(), "results": results}
+    (GOLDEN / "optimizers.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
 def main() -> None:
     """Writes all golden files."""
+    make_optimizers()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     page = definitions_of_the_page()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from treadle.kernels import reference
 from treadle.kernels.compile import PYTHON_MODE
-from treadle.kernels.draw import Cuts, draw, likeliest
+from treadle.kernels.draw import Cuts, draw, draw_scratch, likeliest
 from treadle.kernels.loss import exponentials, largest
 
 Floats = NDArray[np.float32]
@@ -33,7 +33,9 @@ def ours(
     weights, largest_logit = np.full(row.size, np.nan, np.float32), np.float32(largest(row))
     exponentials(row, largest_logit, weights)
     cuts = Cuts(top_k, np.float32(top_p), np.float32(min_p), np.float32(typical_p))
-    return int(draw(row, largest_logit, np.float32(temperature), cuts, np.float32(u), weights))
+    scratch = draw_scratch(row.size)
+    heat = np.float32(temperature)
+    return int(draw(row, largest_logit, heat, cuts, np.float32(u), weights, scratch))
 
 
 def test_draws_are_those_of_the_reference() -> None:

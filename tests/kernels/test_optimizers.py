@@ -42,13 +42,13 @@ class Run:
         else:
             optimizers.adam(
                 weights, gradient[part], means, squares, *settings,
-                np.float32(BETA1), np.float32(BETA2),
+                np.float32(BETA1), np.float32(BETA2), np.float32(1 - BETA1), np.float32(1 - BETA2),
                 np.float32(1 / (1 - BETA1**number)), np.float32(1 / math.sqrt(1 - BETA2**number)),
             )  # fmt: skip
 
 
 class ReferenceRun(Run):
-    """The same by the reference in float64; decay is decoupled in every rule."""
+    """The same by the reference in float64."""
 
     def __init__(self, kind: str, decay: float) -> None:
         super().__init__(kind, decay)
@@ -61,11 +61,10 @@ class ReferenceRun(Run):
             decay = self.decay
             reference.adam_step(self.wide, g, m, v, number, RATE, BETA1, BETA2, weight_decay=decay)
             return
-        self.wide *= 1 - RATE * self.decay
         if self.kind == "sgd":
-            reference.sgd_step(self.wide, g, RATE)
+            reference.sgd_step(self.wide, g + self.decay * self.wide, RATE)
         else:
-            reference.adagrad_step(self.wide, g, v, RATE)
+            reference.adagrad_step(self.wide, g, v, RATE, weight_decay=self.decay)
 
 
 @pytest.mark.parametrize("decay", [0.0, DECAY])

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import numpy as np
 import pytest
+from golden_files import FOLDER as GOLDEN_FOLDER
 from numpy.typing import NDArray
 
 from treadle.kernels import reference
@@ -83,12 +85,11 @@ def take_reference_step(
                 weight, g, state["m"][name], state["v"][name], step, lr,
                 config.beta1, config.beta2, weight_decay=config.weight_decay,
             )  # fmt: skip
-            continue
-        weight *= 1 - lr * config.weight_decay
-        if config.kind is OptimizerKind.ADAGRAD:
-            reference.adagrad_step(weight, g, state["v"][name], lr)
+        elif config.kind is OptimizerKind.ADAGRAD:
+            decay = config.weight_decay
+            reference.adagrad_step(weight, g, state["v"][name], lr, weight_decay=decay)
         else:
-            reference.sgd_step(weight, g, lr)
+            reference.sgd_step(weight, g + config.weight_decay * weight, lr)
 
 
 @pytest.mark.parametrize("clipping", [{"clip_norm": 0}, {"clip_norm": 2.5, "clip_value": 1.25}])
@@ -112,6 +113,31 @@ def test_steps_are_those_of_the_reference(
         assert optimizer.steps == step
         for name, array in parameters.named().items():
             np.testing.assert_allclose(array, weights[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+PYTORCH = json.loads((GOLDEN_FOLDER / "optimizers.json").read_text())
+
+
+@pytest.mark.parametrize("name", PYTORCH["results"])
+def test_steps_are_those_of_pytorch(name: str) -> None:
+    """Also where 1 - beta is far below what float32 keeps of 1."""
+    settings = PYTORCH["results"][name]["settings"]
+    beta1, beta2 = settings.get("betas", (0.9, 0.99))
+    config = constant(
+        kind=name.partition(",")[0], learning_rate=settings["lr"], beta1=beta1, beta2=beta2,
+        weight_decay=settings.get("weight_decay", 0.0), clip_norm=0,
+    )  # fmt: skip
+    parameters, gradient = Parameters(SHAPE), Parameters(SHAPE)
+    weights, size = parameters.flat, len(PYTORCH["start"])
+    weights[:size] = PYTORCH["start"]
+    optimizer = Optimizer(config, parameters)
+    for each in PYTORCH["gradients"]:
+        gradient.flat[:size] = each
+        optimizer.step(gradient, config.rate)
+    np.testing.assert_allclose(
+        weights[:size], PYTORCH["results"][name]["weights"], rtol=2e-5, atol=2e-6
+    )
+    assert not np.allclose(weights[:size], PYTORCH["start"], rtol=0.01)
 
 
 def test_the_rate_given_is_the_one_used() -> None:
