@@ -29,7 +29,7 @@ class TrainOptions(TypedDict, total=False):
     """
 
     preset: Literal["auto"] | int
-    tokenizer: Literal["characters", "bytes", "words", "subwords", "events"] | int
+    tokenizer: Literal["characters", "bytes", "words", "subwords", "events", "whitespace"] | int
     max_vocabulary_size: int
     unknown_policy: UnknownPolicy
     min_frequency: int

@@ -43,6 +43,12 @@ class TokenizerKind(enum.StrEnum):
     WORDS = "words"
     SUBWORDS = "subwords"
     EVENTS = "events"
+    WHITESPACE = "whitespace"
+
+    @property
+    def plural(self) -> str:
+        """What sentences call several tokens."""
+        return "words" if self is TokenizerKind.WHITESPACE else self.value
 
 
 class Cell(enum.StrEnum):
@@ -140,20 +146,24 @@ class TokenizerConfig(Checked):
     kind: TokenizerKind = field(default=TokenizerKind.CHARACTERS, metadata=choice(TokenizerKind))
     """What one token is."""
     max_vocabulary_size: int = field(default=10_000, metadata=whole(1, 1_000_000))
-    """Words, events, subwords: this many of the most frequent are kept, special ones apart."""
+    """All but characters and bytes: this many of the most frequent are kept, special ones apart."""
     unknown_policy: UnknownPolicy | None = field(default=None, metadata=choice(UnknownPolicy))
     """What to do with unknown symbols; None: see `policy`."""
     min_frequency: int = field(default=1, metadata=whole(1, MAX_UINT32))
-    """Characters, words, events: those that the corpus holds fewer times are unknown."""
+    """All but bytes and subwords: those that the corpus holds fewer times are unknown."""
     lower_case: bool = field(default=False, metadata=flag())
-    """Characters, words, subwords: read text in lower case."""
+    """All but bytes: read text in lower case."""
 
     @property
     def policy(self) -> UnknownPolicy:
-        """The policy that holds: UNKNOWN for words and events, else ERROR, if none is set."""
+        """The policy that holds: where none is set, UNKNOWN for kinds of words, else ERROR."""
         if self.unknown_policy is not None:
             return self.unknown_policy
-        open_ended = self.kind in (TokenizerKind.WORDS, TokenizerKind.EVENTS)
+        open_ended = self.kind in (
+            TokenizerKind.WORDS,
+            TokenizerKind.EVENTS,
+            TokenizerKind.WHITESPACE,
+        )
         return UnknownPolicy.UNKNOWN if open_ended else UnknownPolicy.ERROR
 
 

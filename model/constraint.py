@@ -18,16 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.model.automaton import Automaton, compile_automaton
-from treadle.model.config import TokenizerKind
 from treadle.model.errors import ConfigError
 from treadle.model.token_tree import TokenTree
-from treadle.model.tokenizer import ByteTokenizer, SubwordTokenizer, Tokenizer
+from treadle.model.tokenizer import (
+    ByteTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+    WhitespaceTokenizer,
+)
 
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
 MAX_TABLE = 1 << 24
 """Elements of a table; four bytes each."""
+
+_NEWLINE = b"\n"
 
 _BLOCK = 1 << 20
 """Elements worked on at once, more or less."""
@@ -143,10 +149,9 @@ def _elements(made: Constraint | ConfigError) -> int:
 def _compile(regex: str, tokenizer: Tokenizer) -> Constraint:
     automaton = compile_automaton(regex)
     texts = _texts(tokenizer)
-    if tokenizer.config.kind is TokenizerKind.EVENTS:
-        following = [b" " + text for text in texts]
-    else:
-        following = texts
+    following = texts
+    if isinstance(tokenizer, WhitespaceTokenizer):
+        following = [text if text == _NEWLINE else b" " + text for text in texts]
     table, reached = _table(automaton, texts, following, tokenizer.vocabulary_size, regex)
     complete = automaton.complete[reached]
     alive = _can_complete(table, complete)
@@ -179,7 +184,7 @@ def _table(
 
     Args:
         automaton: over bytes.
-        first: the tokens' bytes where a text begins.
+        first: the tokens' bytes where a text begins or, if `following` differs, a line.
         following: the tokens' bytes elsewhere.
         V: the vocabulary's size, special tokens included.
         regex: to name in errors.
@@ -188,16 +193,25 @@ def _table(
         The table (S, V), and the automaton's state (S,) that each of its rows stands for.
     """
     most = MAX_TABLE // V
-    same = first is following
-    row_of = np.full(automaton.complete.size, -1, np.int32)
-    if same:
-        row_of[0] = 0
-    tree = TokenTree(first)
-    reached, parts, done = [0], [], 0
+    A = automaton.complete.size
+    trees = [TokenTree(following)]
+    start, opens = 0, np.zeros(V, np.bool_)
+    if first is not following:
+        # The automaton's state n is node n within a line, and node A + n where one begins.
+        trees.append(TokenTree(first))
+        start = A
+        opens[: len(first)] = [text == _NEWLINE for text in first]
+    row_of = np.full(A * len(trees), -1, np.int32)
+    row_of[start] = 0
+    reached, parts, done = [start], [], 0
     while done < len(reached):
-        count = 1 if done == 0 else max(1, _BLOCK // max(tree.size, 1))
-        states = np.array(reached[done : done + count], np.int32)
-        targets = tree.read(automaton.moves, states, V)
+        nodes = np.array(reached[done : done + max(1, _BLOCK // max(trees[0].size, 1))], np.int32)
+        targets = np.empty((nodes.size, V), np.int32)
+        for number, tree in enumerate(trees):
+            rows = np.flatnonzero(nodes // A == number)
+            if rows.size:
+                targets[rows] = tree.read(automaton.moves, nodes[rows] % A, V)
+        targets[(targets >= 0) & opens] += A
         found = np.zeros(row_of.size + 1, np.bool_)
         found[targets] = True  # -1 is the last of them
         new = np.flatnonzero(found[:-1] & (row_of < 0))
@@ -206,11 +220,10 @@ def _table(
         if len(reached) > most:
             raise _too_wide(regex, V, most)
         parts.append(targets)
-        if done == 0 and not same:
-            tree = TokenTree(following)
-        done += states.size
+        done += nodes.size
     table = np.concatenate(parts)
-    return np.where(table >= 0, row_of[table], np.int32(-1)), np.array(reached, np.int32)
+    states = np.array(reached, np.int32) % np.int32(A)
+    return np.where(table >= 0, row_of[table], np.int32(-1)), states
 
 
 def _can_complete(table: Ints, complete: Bools) -> Bools:

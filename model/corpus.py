@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from treadle.model.config import (
     CorpusFormat,
     CorpusLayout,
@@ -219,4 +221,10 @@ def _left_out(count: int, tokenizer: Tokenizer) -> tuple[str, ...]:
 def _characters(tokenizer: Tokenizer, data: TokenData) -> int:
     """Returns the code points that the foretold tokens of a part stand for."""
     foretold = data.tokens if data.offsets is not None else data.tokens[1:]
-    return sum(map(tokenizer.characters, blocks(foretold)))
+    count = 0
+    before = foretold[:0]
+    for block in blocks(foretold):
+        # Counted together with the token before, since there may be a blank between them.
+        count += tokenizer.characters(np.append(before, block)) - tokenizer.characters(before)
+        before = block[-1:]
+    return count

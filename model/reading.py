@@ -117,7 +117,10 @@ class Reader:
             return ()
         plain = self._data.format is CorpusFormat.PLAIN
         by_line = plain and self._layout is CorpusLayout.LINES
-        return encoding_notices(file, self._data.encoding, by_line)
+        notices = encoding_notices(file, self._data.encoding, by_line)
+        if self._config.kind is TokenizerKind.EVENTS and not by_line and plain:
+            notices += _lost_line_ends(file)
+        return notices
 
     def _read_items(
         self,
@@ -203,6 +206,15 @@ class Reader:
             except UnknownSymbolError as fault:
                 raise _in_file(fault, file, before) from None
             before += len(text)
+
+
+def _lost_line_ends(file: CorpusFile) -> tuple[str, ...]:
+    if b"\n" not in file.head().rstrip():
+        return ()
+    return (
+        f"{file.title} has several lines, and events know no ends of lines: set layout to 'lines' "
+        "if a line is a sequence, or the tokenizer to 'whitespace' if its end is a token",
+    )
 
 
 def _batched(items: Iterator[str]) -> Iterator[list[str]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from treadle.model.config import SamplingConfig, TokenizerKind
+from treadle.model.config import SamplingConfig
 from treadle.model.stops import StopFilter
-from treadle.model.tokenizer import Tokenizer
+from treadle.model.tokenizer import Tokenizer, WhitespaceTokenizer
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def spell(
     while kept < len(ids) and reach + len(texts[kept]) <= len(text):
         reach += len(texts[kept])
         kept += 1
-    # What events hold back is no part of a character.
-    if tokenizer.config.kind is not TokenizerKind.EVENTS:
+    # What is held back before a blank is not a part of a character.
+    if not isinstance(tokenizer, WhitespaceTokenizer):
         while kept > exempt and helds[kept] and reach == len(text):
             kept -= 1
             reach -= len(texts[kept])

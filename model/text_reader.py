@@ -4,7 +4,7 @@ What cannot be made tokens before more is known is held back:
 
 - words: the last word, or run of punctuation, since it may go on. Every white space character and
   `_` begins a piece, and all but the blank are one by themselves;
-- events: the last one, until there is white space;
+- events, and what stands between white space: the last one, until there is white space;
 - subwords: all from the last blank on that stands between two characters which are no white space:
   what is learned never reaches across it;
 - in lower case: a capital sigma, until it is known whether it ends its word. It is the one letter
@@ -40,6 +40,7 @@ _SIGMA = "\u03a3"
 _CUTS = {
     TokenizerKind.WORDS: re.compile(r"[^\S ]|_|(?= )"),
     TokenizerKind.EVENTS: re.compile(r"\s"),
+    TokenizerKind.WHITESPACE: re.compile(r"\s"),
     TokenizerKind.SUBWORDS: re.compile(r"(?<=\S)(?= \S)"),
 }
 _SLICE = 2048
@@ -137,7 +138,7 @@ class TextReader:
 
     @property
     def _kind(self) -> str:
-        return self._tokenizer.config.kind.value
+        return self._tokenizer.config.kind.plural
 
     def _take(self, text: str) -> Ints:
         """Take text in its final case; return the tokens that are now certain."""

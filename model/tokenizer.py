@@ -1,4 +1,4 @@
-"""Tokenizers: characters, bytes, words, subwords or events.
+"""Tokenizers: characters, bytes, words, subwords, events or what stands between white space.
 
 `build_tokenizer` makes one for a corpus, `tokenizer_from_json` one that was stored.
 """
@@ -20,7 +20,8 @@ from treadle.model.tokenizer_bytes import ByteTokenizer
 from treadle.model.tokenizer_characters import CharacterTokenizer
 from treadle.model.tokenizer_events import EventTokenizer
 from treadle.model.tokenizer_subwords import SubwordTokenizer
-from treadle.model.tokenizer_words import WordTokenizer
+from treadle.model.tokenizer_whitespace import WhitespaceTokenizer
+from treadle.model.tokenizer_words import PieceTokenizer, WordTokenizer
 
 __all__ = [
     "ByteTokenizer",
@@ -30,6 +31,7 @@ __all__ = [
     "TokenStream",
     "Tokenizer",
     "Tokens",
+    "WhitespaceTokenizer",
     "WordTokenizer",
     "build_tokenizer",
     "tokenizer_from_json",
@@ -63,14 +65,15 @@ def build_tokenizer(
         return SubwordTokenizer.build(config, layout, texts)
     without = "\n" if layout is CorpusLayout.LINES and not newline else ""
     without += REPLACEMENT if config.policy is UnknownPolicy.UNKNOWN else ""
-    return _KINDS[config.kind].build(config, layout, texts, without)
+    if config.kind is TokenizerKind.CHARACTERS:
+        return CharacterTokenizer.build(config, layout, texts, without)
+    return _PIECES[config.kind].build(config, layout, texts, without)
 
 
-_KINDS: dict[TokenizerKind, type[CharacterTokenizer] | type[WordTokenizer] | type[EventTokenizer]]
-_KINDS = {
-    TokenizerKind.CHARACTERS: CharacterTokenizer,
+_PIECES: dict[TokenizerKind, type[PieceTokenizer]] = {
     TokenizerKind.WORDS: WordTokenizer,
     TokenizerKind.EVENTS: EventTokenizer,
+    TokenizerKind.WHITESPACE: WhitespaceTokenizer,
 }
 
 
@@ -94,10 +97,8 @@ def tokenizer_from_json(data: object) -> Tokenizer:
             return SubwordTokenizer(config, layout, str(data.get("subwords")))
         except (ValueError, ConfigError) as fault:
             raise _damaged(str(fault)) from fault
-    if config.kind is TokenizerKind.WORDS:
-        return WordTokenizer(config, layout, _symbols(data.get("words"), list))
-    if config.kind is TokenizerKind.EVENTS:
-        return EventTokenizer(config, layout, _symbols(data.get("words"), list))
+    if config.kind in _PIECES:
+        return _PIECES[config.kind](config, layout, _symbols(data.get("words"), list))
     return CharacterTokenizer(config, layout, "".join(_symbols(data.get("symbols"), str)))
 
 

@@ -224,7 +224,7 @@ class Tokenizer(ABC):
         rare = ", or lower min_frequency" if self.config.min_frequency > 1 else ""
         return UnknownSymbolError(
             f"{shown}{code} at position {position} (counted from 0) is not among the "
-            f"{self.ordinary:,} {self.config.kind} of the vocabulary: "
+            f"{self.ordinary:,} {self.config.kind.plural} of the vocabulary: "
             f"take it out{rare}, or set unknown_policy to {remedy}",
             symbol,
             position,

@@ -65,7 +65,9 @@ def add_parsers(commands: Commands) -> None:
         for flag, settings in options:
             group.add_argument(flag, default=argparse.SUPPRESS, **settings)
         if title == "text":
-            add_unknown(group, "what to do with unknown symbols (error; words, events: unknown)")
+            add_unknown(
+                group, "what to do with unknown symbols (error; words, events, whitespace: unknown)"
+            )
     add_connection(parser)
     parser.set_defaults(run=run)
 

@@ -24,8 +24,9 @@ OPTIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
         (
             "--tokenizer",
             {
-                "choices": ("characters", "bytes", "words", "subwords", "events"),
-                "help": "what one token is (characters)",
+                "choices": ("characters", "bytes", "words", "subwords", "events", "whitespace"),
+                "help": "what one token is; whitespace: what stands between white space, and "
+                "line ends (characters)",
             },
         ),
         (
@@ -33,7 +34,7 @@ OPTIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
             {
                 "type": int,
                 "metavar": "N",
-                "help": "words, subwords, events: keep the N most frequent (10,000)",
+                "help": "not characters, bytes: keep the N most frequent (10,000)",
             },
         ),
         (

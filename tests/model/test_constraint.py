@@ -25,6 +25,7 @@ from treadle.model.tokenizer import (
     CharacterTokenizer,
     EventTokenizer,
     Tokenizer,
+    WhitespaceTokenizer,
     WordTokenizer,
     build_tokenizer,
 )
@@ -45,6 +46,10 @@ def words(*texts: str, layout: CorpusLayout = TEXT) -> WordTokenizer:
 
 def events(*texts: str, layout: CorpusLayout = TEXT) -> EventTokenizer:
     return EventTokenizer(TokenizerConfig(KIND.EVENTS), layout, texts)
+
+
+def spaced(*texts: str, layout: CorpusLayout = TEXT) -> WhitespaceTokenizer:
+    return WhitespaceTokenizer(TokenizerConfig(KIND.WHITESPACE), layout, texts)
 
 
 def raw_bytes(layout: CorpusLayout = TEXT) -> ByteTokenizer:
@@ -145,6 +150,12 @@ def test_random_expressions_allow_what_re_matches(regex: str, which: int) -> Non
         ("( x)+", events("x", "y")),
         ("xy x", events("x", "y", "xy", layout=LINES)),
         ("a?(b a)*", events("a", "b", "ba", layout=LINES)),
+        ("(x y\n)*", spaced("x", "y", "\n")),
+        ("(x( y)?\n)+z", spaced("x", "y", "\n", "z")),
+        ("\n*(x|x y|y)", spaced("x", "y", "\n", layout=LINES)),
+        ("x ?\n ?y", spaced("x", "y", "\n")),
+        (r"\s*x\s+x", spaced("\n", "x", layout=LINES)),
+        ("(x y|x) z?", spaced("x", "y", "z", layout=LINES)),
         ("[ab]*c|é", characters("abcé")),
         ("é|a", characters("ab")),
         ("a*", words("aa", "aaa", layout=LINES)),

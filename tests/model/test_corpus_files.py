@@ -32,6 +32,7 @@ from treadle.model.trainer import Trainer
 TEXT, LINES = CorpusLayout
 KINDS = list(TokenizerKind)
 WORDS, EVENTS = TokenizerKind.WORDS, TokenizerKind.EVENTS
+WHITESPACE = TokenizerKind.WHITESPACE
 ODD = {
     "five characters": "hello",
     "one repeated character": "a" * 3000,
@@ -72,7 +73,7 @@ def test_blocks_and_folders_change_nothing(
     tokenizer = TokenizerConfig(kind, max_vocabulary_size=300)
     data = DataConfig(layout, 0.2, test_fraction=0.2)
     raw = ODD[name].encode()
-    if layout is TEXT and len(raw.split()) == 1 and kind in (WORDS, EVENTS):
+    if layout is TEXT and len(raw.split()) == 1 and kind in (WORDS, EVENTS, WHITESPACE):
         with pytest.raises(CorpusError, match="1 token, and"):
             read_corpus(raw, tokenizer, data)
         return
@@ -85,8 +86,7 @@ def test_blocks_and_folders_change_nothing(
     for part in ("train", "valid", "test"):
         assert same(getattr(whole, part), getattr(pieces, part)), part
     assert whole.notices == pieces.notices
-    # Of events, the blank between two blocks is not counted.
-    assert kind is EVENTS or whole.valid_characters == pieces.valid_characters
+    assert whole.valid_characters == pieces.valid_characters
     assert not list(tmp_path.iterdir())  # the files have no names
 
 
@@ -244,8 +244,10 @@ def test_json_lines() -> None:
         corpus = read_corpus(data + b"\n\n", tokenizer, config)
         assert corpus.layout is LINES
         wanted = ["first", "two\nlines", "ünïcode\u2028x"]
-        if kind is TokenizerKind.EVENTS:
+        if kind is EVENTS:
             wanted = [" ".join(text.split()) for text in wanted]
+        if kind is WHITESPACE:
+            wanted[2] = " ".join(wanted[2].split())  # U+2028 is white space, and ends no line
         assert texts_of(corpus, corpus.train) == wanted
         assert corpus.notices == ("1 line left out: empty",)
 
@@ -425,6 +427,15 @@ def test_lines_that_end_in_bare_carriage_returns_are_noticed() -> None:
         assert "carriage return does not end a line" in notice
     assert read_corpus(b"emma\rava\rmia\r", data_config=DataConfig(TEXT, 0.0)).notices == ()
     assert read_corpus(b"emma\r\nava\r\n", data_config=DataConfig(LINES, 0.0)).notices == ()
+
+
+def test_events_that_lose_the_ends_of_lines_are_noticed() -> None:
+    events, data = TokenizerConfig(EVENTS), DataConfig(TEXT, 0.0)
+    (notice,) = read_corpus(b"1 2\n3 4\n", events, data).notices
+    assert "events know no ends of lines" in notice
+    assert read_corpus(b"1 2 3 4\n", events, data).notices == ()
+    assert read_corpus(b"1 2\n3 4\n", events, DataConfig(LINES, 0.0)).notices == ()
+    assert read_corpus(b"1 2\n3 4\n", TokenizerConfig(WHITESPACE), data).notices == ()
 
 
 def test_utf16_that_is_none() -> None:

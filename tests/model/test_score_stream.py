@@ -137,7 +137,9 @@ def test_what_follows_an_end_begins_anew(case: tuple[TokenizerKind, CorpusLayout
 
 
 @pytest.mark.parametrize("cell", Cell)
-@pytest.mark.parametrize("kind", [TokenizerKind.CHARACTERS, TokenizerKind.EVENTS])
+@pytest.mark.parametrize(
+    "kind", [TokenizerKind.CHARACTERS, TokenizerKind.EVENTS, TokenizerKind.WHITESPACE]
+)
 @pytest.mark.parametrize("layout", CorpusLayout)
 def test_a_stream_goes_on_in_another(layout: CorpusLayout, kind: TokenizerKind, cell: Cell) -> None:
     model = model_of(kind, layout, cell)

@@ -18,6 +18,8 @@ from treadle.model.batches import Batch, validation_batches
 from treadle.model.config import (
     Cell,
     CorpusLayout,
+    NetworkConfig,
+    TokenizerConfig,
     TokenizerKind,
     UnknownPolicy,
 )
@@ -25,9 +27,11 @@ from treadle.model.corpus import TokenData
 from treadle.model.engine import SHARD_ROWS
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
+from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
 from treadle.model.scorer import Scorer, mean_loss
 from treadle.model.scores import Details, TextScore
+from treadle.model.tokenizer import build_tokenizer
 from treadle.model.workspace import pack_for_inference
 
 Ints = NDArray[np.int32]
@@ -83,6 +87,21 @@ def test_a_text_scores_what_the_reference_gives_it(cell: Cell, embedding: int, l
     assert score.character_count == 19
     assert score.bits_per_character == pytest.approx(
         -score.total_log_probability / math.log(2) / 19
+    )
+
+
+def test_words_and_ends_of_lines_are_the_targets_of_a_published_perplexity() -> None:
+    text = " no it was n't <unk> monday \n but while the <unk> did n't fall \n\n apart N \n"
+    words, lines = len(text.split()), text.count("\n")
+    tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.WHITESPACE), [text])
+    config = NetworkConfig(hidden_size=5, embedding_size=3)
+    shape = Shape.of(config, tokenizer.vocabulary_size)
+    model = Model(config, tokenizer, Parameters.initial(shape, seed=1))
+    assert model.score(text).token_count == words + lines - 1  # the first is read, not scored
+    whole = model.score(text, "\n")
+    assert whole.token_count == words + lines
+    assert whole.perplexity == pytest.approx(
+        math.exp(-whole.total_log_probability / (words + lines))
     )
 
 

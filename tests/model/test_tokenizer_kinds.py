@@ -17,11 +17,12 @@ from treadle.model.tokenizer import (
     EventTokenizer,
     SubwordTokenizer,
     Tokenizer,
+    WhitespaceTokenizer,
     build_tokenizer,
     tokenizer_from_json,
 )
 
-CHARACTERS, BYTES, WORDS, SUBWORDS, EVENTS = TokenizerKind
+CHARACTERS, BYTES, WORDS, SUBWORDS, EVENTS, WHITESPACE = TokenizerKind
 TEXT, LINES = CorpusLayout
 ERROR, SKIP, UNKNOWN = UnknownPolicy
 SAMPLE = "すべての人間は、 سلام عليكم \x00 สวัสดี 👩‍👩‍👧 naïve\n the the quick quick quick\r\n"
@@ -85,10 +86,11 @@ def test_sessions_are_lines() -> None:
     assert tokenizer.decode(tokens[:3]) == "5 22 5"
 
 
+@pytest.mark.parametrize("kind", [EVENTS, WHITESPACE])
 @settings(deadline=None, max_examples=50)
 @given(sizes=st.lists(st.integers(0, 4)), seed=st.integers(0, 100))
-def test_pieces_of_events_join_to_the_whole(sizes: list[int], seed: int) -> None:
-    tokenizer = build(EVENTS, "a bb ccc", LINES)
+def test_pieces_join_to_the_whole(kind: TokenizerKind, sizes: list[int], seed: int) -> None:
+    tokenizer = build(kind, "a bb\nccc", LINES, newline=True)
     draw = np.random.default_rng(seed)
     tokens = draw.integers(0, tokenizer.vocabulary_size, sum(sizes)).tolist()
     stream, text, first = tokenizer.stream(), "", 0
@@ -96,6 +98,73 @@ def test_pieces_of_events_join_to_the_whole(sizes: list[int], seed: int) -> None
         text += stream.push(tokens[first : first + size])
         first += size
     assert text + stream.flush() == tokenizer.decode(tokens)
+
+
+# What stands between white space
+
+TREEBANK = """ no it was n't black monday\x20
+ but while the new york stock exchange did n't fall apart friday as the <unk> <unk> plunged N
+ some circuit\tbreakers \r
+
+ <unk> <unk>
+"""
+
+
+def test_tokens_of_white_space_are_words_and_ends_of_lines() -> None:
+    tokenizer = build(WHITESPACE, TREEBANK)
+    assert isinstance(tokenizer, WhitespaceTokenizer)
+    tokens = tokenizer.encode(TREEBANK)
+    lines = TREEBANK.split("\n")[:-1]
+    assert tokens.size == sum(len(line.split()) for line in lines) + len(lines)
+    assert tokenizer.token_text(int(tokens[-2])) == "<unk>"
+    assert tokenizer.token_text(int(tokens[-1])) == "\n"
+    shown = "".join(" ".join(line.split()) + "\n" for line in lines)
+    assert tokenizer.decode(tokens) == shown
+    assert tokenizer.characters(tokens) == len(shown)
+    assert tokenizer.encode(shown).tolist() == tokens.tolist()
+    assert tokenizer.decode(tokenizer.encode("friday\n\nplunged N")) == "friday\n\nplunged N"
+
+
+def test_words_cut_what_white_space_keeps_whole() -> None:
+    text = "the <unk> plunged\n"
+    assert build(WHITESPACE, text).encode(text).size == 4
+    assert build(WORDS, text).encode(text).size == 6
+    assert build(EVENTS, text).encode(text).size == 3
+
+
+def test_a_vocabulary_of_white_space_holds_the_end_of_a_line() -> None:
+    assert build(WHITESPACE, "a b\na\n", policy=ERROR).vocabulary_size == 3
+    assert build(WHITESPACE, "a b\na\n").vocabulary_size == 4  # and the unknown token
+    tokenizer = build(WHITESPACE, "a b\na\n", LINES)
+    assert "\n" not in tokenizer.to_json()["words"]
+    tokens, offsets = tokenizer.encode_items("a b\n\nb\n")
+    assert offsets.tolist() == [0, 2, 2, 3]
+    assert tokenizer.decode(tokens[:2]) == "a b"
+    with pytest.raises(UnknownSymbolError, match=r"'c' .* at position 5 ") as caught:
+        tokenizer.encode_items("a b\n\tc\n", ERROR)
+    assert caught.value.position == 5
+    text = build(WHITESPACE, "a b\n", policy=ERROR)
+    with pytest.raises(UnknownSymbolError, match=r"'c' .* at position 4 "):
+        text.encode("a b\nc")
+
+
+@settings(deadline=None, max_examples=100)
+@given(text=st.text(alphabet="ab \n\t\r\u2028\u00a0<>"))
+def test_white_space_reads_what_it_shows(text: str) -> None:
+    tokenizer = build(WHITESPACE, text + "\na", policy=ERROR)
+    tokens = tokenizer.encode(text)
+    lines = text.split("\n")
+    assert tokens.size == sum(len(line.split()) for line in lines) + len(lines) - 1
+    shown = "\n".join(" ".join(line.split()) for line in lines)
+    assert tokenizer.decode(tokens) == shown
+    assert tokenizer.characters(tokens) == len(shown)
+    assert tokenizer.encode(shown).tolist() == tokens.tolist()
+    held, pieces = b"", []
+    for token in tokens.tolist():  # each in a stream of its own, as generation goes on from states
+        stream = tokenizer.stream(held)
+        pieces.append(stream.push([token]) + stream.flush())
+        held = stream.held
+    assert "".join(pieces) == shown
 
 
 # Subwords
@@ -173,6 +242,7 @@ def test_lone_surrogates_follow_the_policy(kind: TokenizerKind) -> None:
         (CHARACTERS, "aaabbc", "ab"),
         (WORDS, " one one two", " one"),
         (EVENTS, "7 7 8 8 9", "7 8"),
+        (WHITESPACE, "7 7\n8 8\n9", "\n7 8"),
     ],
 )
 def test_rare_symbols_are_unknown(kind: TokenizerKind, text: str, kept: str) -> None:
@@ -184,7 +254,7 @@ def test_rare_symbols_are_unknown(kind: TokenizerKind, text: str, kept: str) -> 
         strict.encode(text)
 
 
-@pytest.mark.parametrize("kind", [CHARACTERS, WORDS, SUBWORDS])
+@pytest.mark.parametrize("kind", [CHARACTERS, WORDS, SUBWORDS, EVENTS, WHITESPACE])
 def test_lower_case(kind: TokenizerKind) -> None:
     text = "The Straße İstanbul ΑΣ, the END"
     tokenizer = build(kind, text, lower=True, policy=SKIP)

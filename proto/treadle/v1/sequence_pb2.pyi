@@ -75,14 +75,20 @@ class _TokenizerKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tokeniz
     TOKENIZER_KIND_BYTES: _TokenizerKind.ValueType  # 2
     """One byte, 0 to 255; any data is legal."""
     TOKENIZER_KIND_WORDS: _TokenizerKind.ValueType  # 3
-    """One word or run of punctuation, with the blank before it."""
+    """One word or run of punctuation, with the blank before it; `<unk>` is three."""
     TOKENIZER_KIND_SUBWORDS: _TokenizerKind.ValueType  # 4
     """A piece of a word, learned from the corpus (byte-level byte-pair encoding); any
     text is legal. Needs a server that has the extra `bpe`.
     """
     TOKENIZER_KIND_EVENTS: _TokenizerKind.ValueType  # 5
     """One event of a log: a run of anything but white space, such as a number or a
-    name. Text is events with one blank between them.
+    name. Text is events with one blank between them; the ends of lines are white
+    space like any other, and lost.
+    """
+    TOKENIZER_KIND_WHITESPACE: _TokenizerKind.ValueType  # 6
+    """A run of anything but white space, or the end of a line. Text is such tokens with
+    one blank between those of a line. `<unk>` is one token, and a line of n words
+    has n + 1, as published word perplexities are counted.
     """
 
 class TokenizerKind(_TokenizerKind, metaclass=_TokenizerKindEnumTypeWrapper):
@@ -95,14 +101,20 @@ TOKENIZER_KIND_CHARACTERS: TokenizerKind.ValueType  # 1
 TOKENIZER_KIND_BYTES: TokenizerKind.ValueType  # 2
 """One byte, 0 to 255; any data is legal."""
 TOKENIZER_KIND_WORDS: TokenizerKind.ValueType  # 3
-"""One word or run of punctuation, with the blank before it."""
+"""One word or run of punctuation, with the blank before it; `<unk>` is three."""
 TOKENIZER_KIND_SUBWORDS: TokenizerKind.ValueType  # 4
 """A piece of a word, learned from the corpus (byte-level byte-pair encoding); any
 text is legal. Needs a server that has the extra `bpe`.
 """
 TOKENIZER_KIND_EVENTS: TokenizerKind.ValueType  # 5
 """One event of a log: a run of anything but white space, such as a number or a
-name. Text is events with one blank between them.
+name. Text is events with one blank between them; the ends of lines are white
+space like any other, and lost.
+"""
+TOKENIZER_KIND_WHITESPACE: TokenizerKind.ValueType  # 6
+"""A run of anything but white space, or the end of a line. Text is such tokens with
+one blank between those of a line. `<unk>` is one token, and a line of n words
+has n + 1, as published word perplexities are counted.
 """
 Global___TokenizerKind: _TypeAlias = TokenizerKind  # noqa: Y015
 
@@ -113,7 +125,7 @@ class _UnknownPolicy:
 class _UnknownPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnknownPolicy.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     UNKNOWN_POLICY_UNSPECIFIED: _UnknownPolicy.ValueType  # 0
-    """Not set: for training UNKNOWN_POLICY_ERROR (for words and events
+    """Not set: for training UNKNOWN_POLICY_ERROR (for words, events and white space
     UNKNOWN_POLICY_UNKNOWN); elsewhere the policy that the model was trained with.
     """
     UNKNOWN_POLICY_ERROR: _UnknownPolicy.ValueType  # 1
@@ -129,7 +141,7 @@ class UnknownPolicy(_UnknownPolicy, metaclass=_UnknownPolicyEnumTypeWrapper):
     """
 
 UNKNOWN_POLICY_UNSPECIFIED: UnknownPolicy.ValueType  # 0
-"""Not set: for training UNKNOWN_POLICY_ERROR (for words and events
+"""Not set: for training UNKNOWN_POLICY_ERROR (for words, events and white space
 UNKNOWN_POLICY_UNKNOWN); elsewhere the policy that the model was trained with.
 """
 UNKNOWN_POLICY_ERROR: UnknownPolicy.ValueType  # 1
@@ -592,7 +604,7 @@ class TokenizerSpec(_message.Message):
     kind: Global___TokenizerKind.ValueType
     """What one token is. Default: characters."""
     max_vocabulary_size: _builtins.int
-    """Words, events and subwords: the vocabulary keeps this many of the most frequent
+    """All but characters and bytes: the vocabulary keeps this many of the most frequent
     ones, special tokens not counted. 1 to 1,000,000 (subwords: at least 256, since
     every byte is one). Default: 10,000.
     """
@@ -602,11 +614,11 @@ class TokenizerSpec(_message.Message):
     is, legal or not, where this is not set.
     """
     min_frequency: _builtins.int
-    """Characters, words and events: those that the corpus holds fewer times are
+    """All but bytes and subwords: those that the corpus holds fewer times are
     unknown. Default: 1.
     """
     lower_case: _builtins.bool
-    """Characters, words and subwords: read text in lower case. Default: false."""
+    """All but bytes: read text in lower case. Default: false."""
     def __init__(
         self,
         *,
