@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from treadle.client.runs import TrainingRun
     from treadle.client.score_streams import ScoredPieces, ScoreStream
     from treadle.client.session import Session
+    from treadle.client.text_input import read_lines, read_text
     from treadle.client.texts import Generation, Text
     from treadle.client.tokens import END
 
@@ -84,6 +85,8 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "Violation",
+    "read_lines",
+    "read_text",
 ]
 
 # These load gRPC, and the command line prints its help without it.
@@ -107,6 +110,8 @@ _LATE = {
     "Text": "treadle.client.texts",
     "TrainOptions": "treadle.client.options",
     "TrainingRun": "treadle.client.runs",
+    "read_lines": "treadle.client.text_input",
+    "read_text": "treadle.client.text_input",
 }
 
 
