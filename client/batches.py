@@ -20,11 +20,20 @@ def batches(texts: Iterable[str], max_texts: int = MAX_TEXTS) -> Iterator[list[s
         max_texts: The most texts in a batch.
 
     Yields:
-        Lists that are never empty.
+        Lists that are never empty. What came before an error is yielded before it is raised.
     """
     batch: list[str] = []
     characters = 0
-    for text in texts:
+    found = iter(texts)
+    while True:
+        try:
+            text = next(found)
+        except StopIteration:
+            break
+        except Exception:
+            if batch:
+                yield batch
+            raise
         if batch and (len(batch) == max_texts or characters + len(text) > MAX_CHARACTERS):
             yield batch
             batch, characters = [], 0

@@ -51,6 +51,14 @@ class Console:
         return cls(sys.stdout, dict(os.environ))
 
     @property
+    def descriptor(self) -> int | None:
+        """The descriptor that is written to; None where there is none."""
+        try:
+            return self.out.fileno()
+        except (OSError, ValueError):
+            return None
+
+    @property
     def width(self) -> int:
         """Columns of the terminal, as they are now."""
         return shutil.get_terminal_size((FALLBACK_WIDTH, 24)).columns

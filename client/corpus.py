@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from treadle.client.errors import InputError
+from treadle.client.text_input import shown_path
 
 CHUNK_BYTES = 256 * 1024
 """Bytes in one message of an upload; the contract allows four times as many."""
@@ -109,7 +110,7 @@ def open_file(path: str | os.PathLike[str]) -> io.FileIO:
         file = open(path, "rb", buffering=0)  # noqa: SIM115 (the upload closes it)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot read {os.fspath(path)}: {reason}") from error
+        raise InputError(f"cannot read {shown_path(path)}: {reason}") from error
     return file
 
 

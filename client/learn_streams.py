@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 from treadle.client.options import make_request
-from treadle.client.pieces import AnyPiece, Conversation, Flow, text_piece
+from treadle.client.pieces import AnyPiece, Conversation, Flow, Piece, stream_error, text_piece
 from treadle.v1.sequence_pb2 import (
     LearnStreamRequest,
     LearnStreamResponse,
@@ -61,6 +61,8 @@ class LearntPieces(Flow[LearnStreamRequest, LearnStreamResponse]):
     def __iter__(self) -> Iterator[PieceScore]:
         """Yields what each piece scored before anything was learnt from it, in their order.
 
+        With `on_error="skip"` or `"stop"`, a piece that was skipped has an `error`.
+
         Raises:
             ServerError: The call failed.
             Exception: What the iterable of the pieces raised.
@@ -77,7 +79,7 @@ class LearntPieces(Flow[LearnStreamRequest, LearnStreamResponse]):
             except StopIteration:
                 return
             self.updates = response.updates
-            if response.HasField("published"):
+            if response.HasField("published") and response.published.version:
                 self.published = (*self.published, response.published)
             yield response
 
@@ -91,25 +93,27 @@ class LearnStream(Conversation[LearnStreamRequest, LearnStreamResponse]):
     updates: int = 0
     """Updates of the weights so far."""
 
-    def learn(self, text: str, end: bool = False) -> PieceScore:
+    def learn(self, text: str, end: bool = False, more: bool = False) -> PieceScore:
         """Predicts the next piece, and then learns from it.
 
         Args:
             text: The next text, of any length.
             end: Whether the text or item ends here; what follows then begins anew.
+            more: Whether the next piece belongs to the same unit; see `Piece`.
 
         Returns:
-            What the piece scored before anything was learnt from it.
+            What the piece scored before anything was learnt from it. With `on_error="skip"` or
+            `"stop"`, a piece that was skipped has an `error`.
 
         Raises:
             InputError: The text cannot be sent, or the stream was closed.
             ServerError: The call failed.
         """
-        return self._do(LearnStreamRequest(learn=text_piece((text, end)))).piece
+        return self._do(LearnStreamRequest(learn=text_piece(Piece(text, end, more)))).piece
 
-    def predict(self, text: str, end: bool = False) -> PieceScore:
+    def predict(self, text: str, end: bool = False, more: bool = False) -> PieceScore:
         """Predicts the next piece and learns nothing from it; arguments as for `learn`."""
-        return self._do(LearnStreamRequest(predict=text_piece((text, end)))).piece
+        return self._do(LearnStreamRequest(predict=text_piece(Piece(text, end, more)))).piece
 
     def snapshot(self) -> None:
         """Keeps the weights and everything else as they are, in place of the last snapshot."""
@@ -119,21 +123,26 @@ class LearnStream(Conversation[LearnStreamRequest, LearnStreamResponse]):
         """Goes back to the last snapshot, or to the beginning where there is none."""
         self._do(LearnStreamRequest(roll_back=RollBack()))
 
-    def publish(self, model: str = "", alias: str = "") -> Model:
+    def publish(self, model: str = "", alias: str = "", *, validate_only: bool = False) -> Model:
         """Stores the weights as they are now as a new version.
 
         Args:
             model: The name; empty takes that of the model which the stream began with.
             alias: An alias to give to the new version.
+            validate_only: Only check these names, so that trouble comes before the work.
 
         Returns:
-            The new version.
+            The new version; with `validate_only`, a Model with its name alone.
 
         Raises:
-            ServerError: The call failed.
+            ServerError: It was not stored. With `on_error="skip"` or `"stop"` the stream goes on
+                all the same, and this may be tried again; else the call has failed.
         """
-        made = make_request(Publish, model=model, alias=alias)
-        return self._do(LearnStreamRequest(publish=made)).published
+        made = make_request(Publish, model=model, alias=alias, validate_only=validate_only)
+        response = self._do(LearnStreamRequest(publish=made))
+        if response.HasField("error"):
+            raise stream_error(response.error)
+        return response.published
 
     def _do(self, request: LearnStreamRequest) -> LearnStreamResponse:
         """Takes one step, and counts the updates."""

@@ -32,6 +32,9 @@ class Learning(Connection):
                 the contract may stand between them.
             timeout_s: The longest that the call may take.
             **options: The other fields of LearnStreamSpec: `learning_rate=0.1, ranks=True, ...`.
+                `on_error="skip"` continues after a piece that cannot be read, which is answered
+                with an `error`, as if it had not been sent; `"stop"` reads nothing more and can
+                still publish; by default the call ends, and what was learned is lost.
 
         Returns:
             The scores: iterate over them, one a piece.

@@ -17,6 +17,9 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 UnknownPolicy: TypeAlias = Literal["error", "skip", "unknown"] | int
 """A word, or the number of a `treadle.v1.UnknownPolicy`."""
 
+OnError: TypeAlias = Literal["stop", "skip"] | int
+"""A word, or the number of a `treadle.v1.OnError`."""
+
 JobWeights: TypeAlias = Literal["last", "best"] | int
 """A word, or the number of a `treadle.v1.JobWeights`."""
 
@@ -144,6 +147,7 @@ class ScoreStreamOptions(TypedDict, total=False):
     state: bytes
     return_state: bool
     unknown_policy: UnknownPolicy
+    on_error: OnError
     job: str
     job_weights: JobWeights
 
@@ -160,6 +164,7 @@ class LearnStreamOptions(TypedDict, total=False):
     ranks: bool
     top_log_probabilities: int
     unknown_policy: UnknownPolicy
+    on_error: OnError
 
 
 class EmbedOptions(TypedDict, total=False):

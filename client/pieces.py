@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from treadle.client.errors import InputError, InternalError
+import grpc
+
+from treadle.client.errors import ERRORS, InputError, InternalError, ServerError
 from treadle.client.streams import Call, Stream
-from treadle.v1.sequence_pb2 import TextPiece
+from treadle.v1.sequence_pb2 import StreamError, TextPiece
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -22,6 +24,9 @@ class Piece(NamedTuple):
     """The next text, of any length, empty included."""
     end: bool = False
     """Whether the text or item ends here; what follows then begins anew."""
+    more: bool = False
+    """Whether the next piece belongs to the same unit, such as a long line: what `on_error` skips
+    is a unit."""
 
 
 AnyPiece: TypeAlias = str | Piece | tuple[str, bool]
@@ -37,12 +42,19 @@ def text_piece(piece: AnyPiece) -> TextPiece:
     try:
         if isinstance(piece, str):
             return TextPiece(text=piece)
-        text, end = piece
-        return TextPiece(text=text, end=end)
+        text, end, more = piece if isinstance(piece, Piece) else (*piece, False)
+        return TextPiece(text=text, end=end, more=more)
     except UnicodeEncodeError as error:
         raise InputError("a piece is not text: it holds bytes that are not UTF-8") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"a piece cannot be {piece!r}: it is a text, or (text, end)") from error
+
+
+def stream_error(error: StreamError) -> ServerError:
+    """Makes the error of what went wrong in a stream that goes on all the same."""
+    names = [code.name for code in grpc.StatusCode if code.value[0] == error.code]
+    code = names[0] if names else "UNKNOWN"
+    return ERRORS[code](error.message, code=code)
 
 
 class Mailbox(Generic[Request]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from treadle.client.errors import InternalError
-from treadle.client.pieces import AnyPiece, Conversation, Flow, text_piece
+from treadle.client.pieces import AnyPiece, Conversation, Flow, Piece, text_piece
 from treadle.v1.sequence_pb2 import (
     PieceScore,
     ScoreStreamRequest,
@@ -31,6 +31,8 @@ class ScoredPieces(Flow[ScoreStreamRequest, ScoreStreamResponse]):
 
     def __iter__(self) -> Iterator[PieceScore]:
         """Yields what each piece scored, in their order.
+
+        With `on_error="skip"` or `"stop"`, a piece that was skipped has an `error`.
 
         Raises:
             ServerError: The call failed.
@@ -62,22 +64,24 @@ class ScoredPieces(Flow[ScoreStreamRequest, ScoreStreamResponse]):
 class ScoreStream(Conversation[ScoreStreamRequest, ScoreStreamResponse]):
     """A stream that is scored piece by piece, each answered before the next is sent."""
 
-    def send(self, text: str, end: bool = False) -> PieceScore:
+    def send(self, text: str, end: bool = False, more: bool = False) -> PieceScore:
         """Scores the next piece.
 
         Args:
             text: The next text, of any length. What cannot be made tokens before more is known
                 waits, and is scored with a later piece.
             end: Whether the text or item ends here; what follows then begins anew.
+            more: Whether the next piece belongs to the same unit; see `Piece`.
 
         Returns:
-            What was scored since the last piece; where the text has ended, `whole` as well.
+            What was scored since the last piece; where the text has ended, `whole` as well. With
+            `on_error="skip"` or `"stop"`, a piece that was skipped has an `error`.
 
         Raises:
             InputError: The text cannot be sent, or the stream was closed.
             ServerError: The call failed.
         """
-        return self._ask(ScoreStreamRequest(piece=text_piece((text, end)))).piece
+        return self._ask(ScoreStreamRequest(piece=text_piece(Piece(text, end, more)))).piece
 
     def finish(self) -> ScoreStreamResult:
         """Ends the stream and returns what it scored as a whole, and its state if asked for.

@@ -84,6 +84,8 @@ class Scoring(Connection):
             pieces: Texts, or `Piece(text, end)`; they are taken and sent in the background.
             timeout_s: The longest that the call may take.
             **options: The other fields of ScoreStreamSpec: `ranks=True, state=..., ...`.
+                `on_error="skip"` continues after a piece that cannot be read, which is answered
+                with an `error`, as if it had not been sent; by default it ends the call.
 
         Returns:
             The scores: iterate over them, one a piece, then call `result()`.

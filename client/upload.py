@@ -18,6 +18,7 @@ from treadle.client.corpus import (
 from treadle.client.errors import InputError
 from treadle.client.options import set_field
 from treadle.client.streams import Call
+from treadle.client.text_input import shown_path
 from treadle.v1.sequence_pb2 import CorpusEnd, JobEvent, TrainRequest, TrainSpec
 from treadle.v1.sequence_pb2 import CorpusFile as FileHead
 
@@ -62,8 +63,8 @@ def _head(file: CorpusFile) -> FileHead:
     head = FileHead()
     name = file.name
     if not name and isinstance(file.data, os.PathLike):
-        name = os.path.basename(os.fspath(file.data))
-    set_field(head, "name", name)
+        name = shown_path(os.path.basename(os.fspath(file.data)))
+    set_field(head, "name", shown_path(name))
     set_field(head, "role", file.role)
     if file.weight != 1:
         set_field(head, "weight", file.weight)

@@ -16,9 +16,11 @@ from treadle.client.commands.common import (
     connect,
 )
 from treadle.client.commands.draw_options import DRAW
-from treadle.client.commands.states import read_state, write_state
+from treadle.client.commands.states import read_state
 from treadle.client.console import Console
 from treadle.client.errors import InputError, ServerError, UnavailableError
+from treadle.client.output_files import write_output
+from treadle.client.text_input import shown_path
 
 if TYPE_CHECKING:
     from treadle.client.session import Session
@@ -173,8 +175,8 @@ class Chat:
             raise InputError("name a file: /save FILE")
         if not self._session.state:
             raise InputError("nothing was said yet: there is no state to keep")
-        write_state(path, self._session.state)
-        self._say(f"{len(self._session.state):,} bytes in {path}")
+        write_output(path, self._session.state)
+        self._say(f"{len(self._session.state):,} bytes in {shown_path(path)}")
 
     def _load(self, path: str) -> None:
         """Goes on from a state that was kept."""

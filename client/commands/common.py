@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import re
@@ -10,11 +11,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from treadle.client.console import one_line, table
+from treadle.client.console import one_line, printable, table
 from treadle.client.errors import InputError
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
+    from treadle.client.text_input import TextSource
     from treadle.v1.sequence_pb2 import Job, Token
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -62,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with 2, as argparse does, but without the usage's many lines."""
-        self.exit(2, f"treadle: {message} (see `{self.prog} --help`)\n")
+        self.exit(2, f"treadle: {printable(message)} (see `{self.prog} --help`)\n")
 
 
 class Version(argparse.Action):
@@ -273,24 +275,56 @@ def open_input(path: str) -> Any:
     return open_file(path)
 
 
-def read_text(path: str) -> str:
-    """Reads a whole file, or standard input for "-", as UTF-8.
+def add_encoding(parser: argparse._ActionsContainer) -> None:
+    """Adds how an input encodes text."""
+    parser.add_argument(
+        "--encoding",
+        metavar="NAME",
+        default="utf-8",
+        help="how the file encodes text: latin-1, utf-16, ... (utf-8)",
+    )
+
+
+def text_source(args: argparse.Namespace, path: str) -> TextSource:
+    """Tells how a file, or standard input for "-", is made text.
+
+    Bytes that are not text follow --unknown, as in training; without it they are refused.
+    """
+    from treadle.client.text_input import Errors, TextSource
+
+    chosen: dict[str, Errors] = {"skip": "ignore", "unknown": "replace"}
+    errors = chosen.get(getattr(args, "unknown_policy", ""), "strict")
+    return TextSource(named(path), args.encoding, errors, "--encoding ")
+
+
+def read_text(args: argparse.Namespace, path: str) -> str:
+    """Reads a whole file, or standard input for "-", as text.
 
     Raises:
-        InputError: It cannot be read, or is not UTF-8.
+        InputError: It cannot be read, or is not of its encoding.
     """
+    from treadle.client.text_input import decode_text
+
     try:
         with open_input(path) as file:
-            return bytes(file.readall()).decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{named(path)} is not UTF-8: see byte {error.start}") from error
+            return decode_text(bytes(file.readall()), text_source(args, path))
     except OSError as error:
         raise InputError(f"cannot read {named(path)}: {error.strerror}") from error
 
 
+def complain(text: str) -> None:
+    """Says something on standard error, which may be closed."""
+    if sys.stderr is None:
+        return
+    with contextlib.suppress(OSError):
+        print(f"treadle: {printable(text)}", file=sys.stderr, flush=True)
+
+
 def named(path: str) -> str:
     """Names an input in a sentence."""
-    return "standard input" if path == "-" else path
+    from treadle.client.text_input import shown_path
+
+    return "standard input" if path == "-" else shown_path(path)
 
 
 def token_table(tokens: Iterable[Token]) -> list[str]:

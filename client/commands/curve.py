@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.client.commands.common import Commands, add_connection, add_job, connect, find_job
-from treadle.client.console import Console, one_line
+from treadle.client.console import Console
 from treadle.client.errors import InputError, TreadleError
+from treadle.client.output_files import check_output, write_output
+from treadle.client.text_input import shown_path
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
@@ -50,6 +52,8 @@ def add_parsers(commands: Commands) -> None:
 def run(args: argparse.Namespace, console: Console) -> None:
     """Draws the curve of a job as it is now."""
     suffix = _check(args)
+    if args.out is not None:
+        check_output(args.out)
     with connect(args) as client:
         job = find_job(client, args.job)
         curve = load(client, job)
@@ -58,8 +62,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.out is None:
         _print(curve, args, console)
         return
-    _write(curve, Path(args.out), suffix, args)
-    console.line(args.out)
+    write_output(args.out, _picture(curve, suffix, args))
+    console.line(shown_path(args.out))
 
 
 def _check(args: argparse.Namespace) -> str:
@@ -109,22 +113,13 @@ def _print(curve: Curve, args: argparse.Namespace, console: Console) -> None:
         console.line(line)
 
 
-def _write(curve: Curve, path: Path, suffix: str, args: argparse.Namespace) -> None:
-    """Draws into a file.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+def _picture(curve: Curve, suffix: str, args: argparse.Namespace) -> bytes:
+    """Draws the bytes of a file."""
     width, height = args.width or PICTURE[0], args.height or PICTURE[1]
     if suffix == ".svg":
         from treadle.client.curve_svg import svg
 
-        data = svg(curve, width, height).encode()
-    else:
-        from treadle.client.curve_png import png
+        return svg(curve, width, height).encode()
+    from treadle.client.curve_png import png
 
-        data = png(curve, width, height)
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"cannot write {one_line(str(path))}: {error.strerror}") from error
+    return png(curve, width, height)

@@ -8,6 +8,7 @@ from itertools import tee
 from treadle.client.commands.common import (
     Commands,
     add_connection,
+    add_encoding,
     add_model,
     add_unknown,
     check_model,
@@ -32,6 +33,7 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument(
         "--per-line", metavar="FILE", help="each line of FILE in their place; - reads stdin"
     )
+    add_encoding(parser)
     parser.add_argument(
         "--all-layers",
         action="store_true",
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     check_model(args)
     if bool(args.texts) == (args.per_line is not None):
         raise InputError("give either texts or --per-line FILE")
-    found = read_lines(args.per_line) if args.per_line else _words(args.texts)
+    found = read_lines(args, args.per_line) if args.per_line else _words(args.texts)
     labels, texts = tee(found)
     with connect(args) as client:
         options = weights_of(args, client, EmbedOptions)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from treadle.client.commands.common import (
     Commands,
     add_connection,
+    add_encoding,
     add_json,
     add_model,
     add_unknown,
@@ -20,9 +21,10 @@ from treadle.client.commands.common import (
 )
 from treadle.client.commands.draw_options import add_draw
 from treadle.client.commands.generate_items import add_items, print_items, wants_items
-from treadle.client.commands.states import add_state, save_path, write_state
+from treadle.client.commands.states import add_state, save_path
 from treadle.client.console import Console
 from treadle.client.errors import InputError
+from treadle.client.output_files import write_output
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
@@ -44,6 +46,7 @@ def add_parsers(commands: Commands) -> None:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", default="", help="the text to go on from")
     prompt.add_argument("--prompt-file", metavar="FILE", help="read it from a file, or - for stdin")
+    add_encoding(parser)
     add_items(parser)
     add_draw(parser)
     add_state(parser, SAVED, "the text")
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     several = wants_items(args)
     if several and SAVED in vars(args):
         raise InputError("--save-state keeps the state of one text: leave -n and its kin out")
-    prompt = args.prompt if args.prompt_file is None else read_text(args.prompt_file)
+    prompt = args.prompt if args.prompt_file is None else read_text(args, args.prompt_file)
     with connect(args) as client:
         options = weights_of(args, client, GenerateOptions)
         if several:
@@ -90,7 +93,7 @@ def _print_one(
                 console.text("\n")
         result = generation.result()
         if path is not None:
-            write_state(path, result.state)
+            write_output(path, result.state)
     if not getattr(args, "json", False) and _is_told(options):
         print(*_summary(generation, result), sep="\n", file=sys.stderr)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from treadle.client.commands.common import (
     Commands,
     add_connection,
+    add_encoding,
     add_json,
     add_model,
     add_unknown,
@@ -19,12 +20,14 @@ from treadle.client.commands.common import (
     named,
     open_input,
     read_text,
+    text_source,
     token_table,
     weights_of,
 )
-from treadle.client.commands.states import add_state, save_path, write_state
+from treadle.client.commands.states import add_state, save_path
 from treadle.client.console import Console, one_line
 from treadle.client.errors import InputError
+from treadle.client.output_files import write_output
 
 if TYPE_CHECKING:
     from treadle.v1.sequence_pb2 import TextScore
@@ -61,6 +64,7 @@ def add_parsers(commands: Commands) -> None:
         action="extend",
         help="texts to score, in place of FILE",
     )
+    add_encoding(parser)
     parser.add_argument(
         "--per-line", action="store_true", help="score each line of FILE on its own"
     )
@@ -139,30 +143,33 @@ def _find_texts(args: argparse.Namespace) -> Iterator[Text]:
     if args.text is not None:
         return (Text(text, {"text": text}) for text in args.text)
     if args.per_line:
-        return read_lines(args.file)
-    return iter([Text(read_text(args.file), {"file": args.file})])
+        return read_lines(args, args.file)
+    return iter([Text(read_text(args, args.file), {"file": named(args.file)})])
 
 
 def _saved(pairs: Iterable[tuple[Text, TextScore]], path: str) -> Iterator[tuple[Text, TextScore]]:
     """Passes on the score of the only text, and writes the state after it."""
     for text, score in pairs:
-        write_state(path, score.state)
+        write_output(path, score.state)
         score.ClearField("state")
         yield text, score
 
 
-def read_lines(path: str) -> Iterator[Text]:
-    """Reads the lines of a file one by one, without their ends; empty ones are left out."""
-    import io
+def read_lines(args: argparse.Namespace, path: str) -> Iterator[Text]:
+    """Reads the lines of a file one by one, without their ends; empty ones are left out.
 
-    with io.BufferedReader(open_input(path)) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.rstrip(b"\r\n").decode()
-            except UnicodeDecodeError as error:
-                raise InputError(f"{named(path)} is not UTF-8: see line {number}") from error
-            if text:
-                yield Text(text, {"line": number, "text": text})
+    Raises:
+        InputError: The file cannot be read, or a line is not of its encoding.
+    """
+    from treadle.client.text_input import READ_BYTES, cut_lines
+
+    with open_input(path) as file:
+        blocks = iter(lambda: file.read(READ_BYTES), b"")
+        for number, line in enumerate(cut_lines(blocks, text_source(args, path)), 1):
+            if line.fault:
+                raise InputError(f"{named(path)}, line {number:,}: {line.fault}")
+            if line.text:
+                yield Text(line.text, {"line": number, "text": line.text})
 
 
 def _print_json(pairs: Iterable[tuple[Text, TextScore]], console: Console) -> None:

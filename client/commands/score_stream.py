@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType
@@ -15,19 +14,26 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from treadle.client.commands.common import (
     Commands,
     add_connection,
+    add_encoding,
     add_json,
     add_model,
     add_unknown,
     check_model,
+    complain,
     connect,
+    named,
     open_input,
+    text_source,
     weights_of,
 )
-from treadle.client.commands.states import add_state, save_path, write_state
-from treadle.client.commands.stream_input import Input, Unit, json_field, units
+from treadle.client.commands.states import add_state, save_path
+from treadle.client.commands.stream_faults import Faults, on_error
+from treadle.client.commands.stream_input import Input, Unit, units
 from treadle.client.commands.stream_options import add_learning, add_rows, check
 from treadle.client.commands.stream_rows import Rows, add_up
 from treadle.client.console import Console
+from treadle.client.errors import DeadlineExceededError, InputError, ServerError
+from treadle.client.output_files import write_output
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
@@ -35,8 +41,13 @@ if TYPE_CHECKING:
     from treadle.client.pieces import Piece
     from treadle.v1.sequence_pb2 import PieceScore
 
-INTERRUPTED = 130
 SAVED = "return_state"
+
+ENDINGS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
+"""What a signal that ends the stream is called."""
+
+GRACE_S = 60.0
+"""How long a stream whose time is over may take to end well."""
 
 Sent: TypeAlias = "queue.SimpleQueue[Unit]"
 """The units whose pieces were sent, in their order."""
@@ -55,6 +66,7 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument(
         "file", metavar="FILE", nargs="?", help="the lines; - or none reads standard input"
     )
+    add_encoding(parser)
     add_rows(parser)
     add_learning(parser)
     add_state(parser, SAVED, "the stream")
@@ -67,66 +79,266 @@ def add_parsers(commands: Commands) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Scores until the input ends, and learns if that is asked for.
 
+    Whatever ends it, states are kept and what was learned is published before it says so.
+
     Returns:
         The exit code.
 
     Raises:
-        InputError: The options do not go together, or the input cannot be read.
-        BrokenPipeError: Nobody reads the output any more; all else is done by then.
+        InputError: The options do not go together, the input cannot be read, or a line that cannot
+            be read ended it.
+        ServerError: The server failed, or what was learned could not be published.
+        OSError: Nobody reads the output any more, or it cannot be written.
     """
     if "job" in vars(args) and args.file is None:
         args.model, args.file = None, args.model  # with --job, the one word is the FILE
     check_model(args)
     check(args)
-    source = Input(open_input(args.file or "-"))
-    interrupted = threading.Event()
-    with connect(args) as client, _interruptible(source, interrupted):
+    args.on_error = on_error(args)
+    path = args.file or "-"
+    source = Input(open_input(path), text_source(args, path), console.descriptor)
+    stream = _Stream(args, source, console)
+    with (
+        connect(args) as client,
+        _ended_by_signals(source) as signals,
+        _ended_by_time(source, getattr(args, "timeout", None)) as late,
+    ):
         try:
-            _follow(client, args, source, Rows(args, console))
+            stream.follow(client)
         finally:
             source.stop()
-    if interrupted.is_set():
-        print("treadle: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    stream.faults.tell()
+    if signals:
+        complain(ENDINGS[signals[0].name])
+        return 128 + signals[0]
+    if source.error is not None:
+        raise InputError(f"cannot read {named(path)}: {source.error.strerror}")
+    stream.check()
+    if late.is_set():
+        raise DeadlineExceededError("the stream was ended: it took longer than --timeout allows")
     return 0
 
 
 @contextlib.contextmanager
-def _interruptible(source: Input, interrupted: threading.Event) -> Iterator[None]:
-    """Lets the first Ctrl-C end the input, so that states are kept and models are published.
+def _ended_by_signals(source: Input) -> Iterator[list[signal.Signals]]:
+    """Lets the first signal that would end the process end the input.
 
-    A second one ends the process, as everywhere.
+    A second one ends the process, as everywhere. What is ignored, as by `nohup`, stays so.
+
+    Yields:
+        The signals that came, none at first.
     """
+    came: list[signal.Signals] = []
+    numbers = [getattr(signal, name) for name in ENDINGS if hasattr(signal, name)]
+    before = {
+        number: signal.getsignal(number)
+        for number in numbers
+        if signal.getsignal(number) not in (signal.SIG_IGN, None)
+    }
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def end_input(number: int, frame: FrameType | None) -> None:
-        interrupted.set()
+        came.append(signal.Signals(number))
         source.stop()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, end_input)
+    for number in before:
+        signal.signal(number, end_input)
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
-def _follow(client: Client, args: argparse.Namespace, source: Input, rows: Rows) -> None:
-    """Scores what comes, prints it, and keeps what is to be kept.
+@contextlib.contextmanager
+def _ended_by_time(source: Input, seconds: float | None) -> Iterator[threading.Event]:
+    """Ends the input after some seconds; None never does.
 
-    Raises:
-        BrokenPipeError: Nobody reads the output any more; all else is done by then.
+    Yields:
+        Whether it did.
     """
-    from treadle.client.options import LearnStreamOptions, ScoreStreamOptions
+    late = threading.Event()
+    if seconds is None:
+        yield late
+        return
 
-    options = weights_of(args, client, LearnStreamOptions if args.learn else ScoreStreamOptions)
-    if args.top_g is not None:
-        options["ranks"] = True
-    options["timeout_s"] = getattr(args, "timeout", None)
-    extract = json_field(args.column) if args.format == "jsonl" else None
-    found = units(source, args.per, _has_items(client, args, options), extract)
-    broken = (_learn if args.learn else _score)(client, args, found, source, rows, options)
-    if broken is not None:
-        raise broken
+    def end_input() -> None:
+        late.set()
+        source.stop()
+
+    timer = threading.Timer(seconds, end_input)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
+class _Stream:
+    """One stream: what is sent, what is printed, and what went wrong on the way.
+
+    Args:
+        args: The command line.
+        source: The input.
+        console: Where rows are printed.
+    """
+
+    def __init__(self, args: argparse.Namespace, source: Input, console: Console) -> None:
+        self._args = args
+        self._source = source
+        self._rows = Rows(args, console)
+        self._sent: Sent = queue.SimpleQueue()
+        self.faults = Faults(args.on_error == "stop", args.per)
+        self._broken: OSError | None = None
+        """What stopped the printing."""
+        self._unpublished: ServerError | None = None
+        """Why what was learned last is not stored."""
+
+    def check(self) -> None:
+        """Raises what went wrong, the worst first.
+
+        Raises:
+            InputError: A line stopped the stream.
+            ServerError: What was learned could not be published.
+            OSError: The output cannot be written.
+        """
+        if self._unpublished is not None:
+            raise self._unpublished
+        if self._broken is not None:
+            raise self._broken
+        if self._source.reader_left:
+            raise BrokenPipeError
+        self.faults.check()
+
+    def follow(self, client: Client) -> None:
+        """Scores what comes, prints it, and keeps what is to be kept."""
+        from treadle.client.options import LearnStreamOptions, ScoreStreamOptions
+
+        args = self._args
+        options = weights_of(args, client, LearnStreamOptions if args.learn else ScoreStreamOptions)
+        if args.top_g is not None:
+            options["ranks"] = True
+        timeout = getattr(args, "timeout", None)
+        options["timeout_s"] = None if timeout is None else timeout + GRACE_S
+        column = args.column if args.format == "jsonl" else None
+        found = units(self._source, args.per, _has_items(client, args, options), column)
+        (self._learn if args.learn else self._score)(client, found, options)
+
+    def _score(self, client: Client, found: Iterator[Unit], options: dict[str, Any]) -> None:
+        """Scores the stream."""
+        path = save_path(options, SAVED)
+        pieces = self._pieces(found)
+        with client.score_stream(self._args.model or "", pieces, **options) as stream:
+            self._print(stream)
+            result = stream.result()
+        if result.HasField("error"):
+            self.faults.add(0, result.error.message)
+        if path is not None:
+            write_output(path, result.state)
+        if self._broken is None:
+            self._show(lambda: self._rows.print_total(result, self.faults.count))
+
+    def _learn(self, client: Client, found: Iterator[Unit], options: dict[str, Any]) -> None:
+        """Scores the stream and learns from it."""
+        with client.learn_stream(self._args.model, self._steps(found), **options) as stream:
+            self._print(self._learned(stream))
+
+    def _pieces(self, found: Iterator[Unit]) -> Iterator[Piece]:
+        """Yields what is to be sent, and notes the units that it belongs to."""
+        for unit in self._readable(found):
+            yield from unit.pieces
+
+    def _steps(self, found: Iterator[Unit]) -> Iterator[Step]:
+        """Yields what is to be learned, and the publications between and behind it."""
+        from treadle.v1.sequence_pb2 import Publish
+
+        args = self._args
+        names: dict[str, Any] = {"model": args.publish_as or "", "alias": args.alias or ""}
+        publishes = args.publish or args.publish_every
+        if publishes:
+            yield Publish(validate_only=True, **names)  # before anything is learned in vain
+        count = published = 0
+        for unit in self._readable(found):
+            yield from unit.pieces
+            count += not unit.fault
+            if args.publish_every and count % args.publish_every == 0 and published < count:
+                published = count
+                yield Publish(**names)
+        if publishes and published < count:
+            yield Publish(**names)
+
+    def _readable(self, found: Iterator[Unit]) -> Iterator[Unit]:
+        """Yields units up to what ends the stream, and notes that they are sent."""
+        for unit in found:
+            self._sent.put(unit)
+            yield unit
+            if unit.fault and self.faults.stops:
+                return
+
+    def _learned(self, stream: LearntPieces) -> Iterator[PieceScore]:
+        """Yields the scores, and tells on standard error of each version that is stored.
+
+        Raises:
+            ServerError: The names to publish under are wrong; nothing was learned yet.
+        """
+        from treadle.client.pieces import stream_error
+
+        begun = False
+        for response in stream.responses():
+            if response.HasField("piece"):
+                begun = True
+                yield response.piece
+            elif response.HasField("error"):
+                self._unpublished = stream_error(response.error)
+                if not begun:
+                    raise self._unpublished
+                complain(f"could not publish what was learned so far: {response.error.message}")
+            elif response.published.version:
+                self._unpublished = None
+                model = response.published
+                complain(f"published {model.name} version {model.version}")
+
+    def _print(self, scores: Iterable[PieceScore]) -> None:
+        """Prints a row for each unit that is scored as a whole.
+
+        Where nobody reads them any more, the input ends and the rest is taken in silence.
+        """
+        from treadle.v1.sequence_pb2 import PieceScore
+
+        left = 0
+        for score in scores:
+            if not left:
+                unit, whole = self._sent.get(), PieceScore()
+                left = len(unit.pieces)
+            add_up(whole, score)
+            left -= 1
+            if not left and not self.faults.is_over:
+                self._print_unit(unit, whole)
+
+    def _print_unit(self, unit: Unit, whole: PieceScore) -> None:
+        """Prints the row of a unit, or why it has none."""
+        fault = unit.fault or whole.error.message
+        if not fault:
+            self._show(lambda: self._rows.print(unit, whole))
+            return
+        self.faults.add(unit.number, fault)
+        self._show(lambda: self._rows.print_fault(unit, fault))
+        if self.faults.is_over:
+            self._source.stop()
+
+    def _show(self, printing: Any) -> None:
+        """Prints, unless that has failed before."""
+        if self._broken is not None:
+            return
+        try:
+            printing()
+        except OSError as error:
+            self._broken = error
+            self._source.stop()
 
 
 def _has_items(client: Client, args: argparse.Namespace, options: dict[str, Any]) -> bool:
@@ -140,96 +352,3 @@ def _has_items(client: Client, args: argparse.Namespace, options: dict[str, Any]
         return data.layout == CORPUS_LAYOUT_LINES or data.format in records
     version = options.get("version", 0)
     return client.get_model(args.model, version=version).model.layout == CORPUS_LAYOUT_LINES
-
-
-def _score(
-    client: Client,
-    args: argparse.Namespace,
-    found: Iterator[Unit],
-    source: Input,
-    rows: Rows,
-    options: dict[str, Any],
-) -> BrokenPipeError | None:
-    """Scores the stream; returns what stopped the printing, if anything did."""
-    path = save_path(options, SAVED)
-    sent: Sent = queue.SimpleQueue()
-    with client.score_stream(args.model or "", _pieces(found, sent), **options) as stream:
-        broken = _print(stream, sent, source, rows)
-        result = stream.result()
-    if path is not None:
-        write_state(path, result.state)
-    if broken is None:
-        rows.print_total(result.total, result.item_count)
-    return broken
-
-
-def _learn(
-    client: Client,
-    args: argparse.Namespace,
-    found: Iterator[Unit],
-    source: Input,
-    rows: Rows,
-    options: dict[str, Any],
-) -> BrokenPipeError | None:
-    """Scores the stream and learns from it; returns what stopped the printing, if anything did."""
-    sent: Sent = queue.SimpleQueue()
-    with client.learn_stream(args.model, _steps(found, sent, args), **options) as stream:
-        return _print(_learnt(stream), sent, source, rows)
-
-
-def _pieces(found: Iterator[Unit], sent: Sent) -> Iterator[Piece]:
-    """Yields what is to be sent, and notes the units that it belongs to."""
-    for unit in found:
-        sent.put(unit)
-        yield from unit.pieces
-
-
-def _steps(found: Iterator[Unit], sent: Sent, args: argparse.Namespace) -> Iterator[Step]:
-    """Yields what is to be learnt, and the publications between and behind it."""
-    from treadle.v1.sequence_pb2 import Publish
-
-    publish = Publish(model=args.publish_as or "", alias=args.alias or "")
-    count = published = 0
-    for count, unit in enumerate(found, 1):
-        sent.put(unit)
-        yield from unit.pieces
-        if args.publish_every and count % args.publish_every == 0:
-            published = count
-            yield publish
-    if (args.publish or args.publish_every) and published < count:
-        yield publish
-
-
-def _learnt(stream: LearntPieces) -> Iterator[PieceScore]:
-    """Yields the scores, and tells on standard error of each version that is stored."""
-    for response in stream.responses():
-        if response.HasField("piece"):
-            yield response.piece
-        elif response.HasField("published"):
-            model = response.published
-            print(f"treadle: published {model.name} version {model.version}", file=sys.stderr)
-
-
-def _print(
-    scores: Iterable[PieceScore], sent: Sent, source: Input, rows: Rows
-) -> BrokenPipeError | None:
-    """Prints a row for each unit that is scored as a whole.
-
-    Where nobody reads them any more, the input ends and the rest is taken in silence.
-    """
-    from treadle.v1.sequence_pb2 import PieceScore
-
-    broken, left = None, 0
-    for score in scores:
-        if not left:
-            unit, whole = sent.get(), PieceScore()
-            left = len(unit.pieces)
-        add_up(whole, score)
-        left -= 1
-        if not left and broken is None:
-            try:
-                rows.print(unit, whole)
-            except BrokenPipeError as error:
-                broken = error
-                source.stop()
-    return broken

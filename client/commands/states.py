@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from treadle.client.errors import InputError
+from treadle.client.output_files import check_output
+from treadle.client.text_input import shown_path
 
 
 def add_state(parser: argparse.ArgumentParser, field: str, text: str) -> None:
@@ -43,9 +44,13 @@ def read_state(path: str) -> bytes:
         with open(path, "rb") as file:
             state = file.read()
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot read {path}: {error.strerror}") from error
+        raise argparse.ArgumentTypeError(
+            f"cannot read {shown_path(path)}: {error.strerror}"
+        ) from error
+    except ValueError as error:  # a NUL in the name
+        raise argparse.ArgumentTypeError(f"cannot read {path!r}: {error}") from error
     if not state:
-        raise argparse.ArgumentTypeError(f"{path} is empty, and no state")
+        raise argparse.ArgumentTypeError(f"{shown_path(path)} is empty, and not a state")
     return state
 
 
@@ -60,25 +65,7 @@ def save_path(options: dict[str, Any], field: str) -> str | None:
     """
     if field not in options:
         return None
-    import os
-
-    path, options[field] = str(options[field]), True
-    if not os.access(os.path.dirname(path) or ".", os.W_OK):  # said before it takes time
-        raise InputError(f"cannot write {path}: its folder is missing or not yours to write")
+    path = str(options[field])
+    options[field] = True
+    check_output(path)
     return path
-
-
-def write_state(path: str, state: bytes) -> None:
-    """Writes a state file whole: a reader sees the old one or the new one.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    import os
-
-    try:
-        with open(f"{path}.part", "wb") as file:
-            file.write(state)
-        os.replace(f"{path}.part", path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error

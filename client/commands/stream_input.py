@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
-import json
 import os
 import re
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from treadle.client.errors import InputError
+from treadle.client.json_items import json_item
+from treadle.client.text_input import READ_BYTES, Line, LineCutter, TextSource, shown
 
 if TYPE_CHECKING:
     from treadle.client.pieces import Piece
-
-READ_BYTES = 64 * 1024
 
 PIECE_CHARACTERS = 64 * 1024
 """Code points in one message; a longer line is several."""
@@ -25,17 +23,27 @@ EVENT = re.compile(r"\s*\S+\s*")
 
 
 class Input:
-    """Bytes of a file or pipe as they come; `stop` ends it from a signal or another thread."""
+    """Bytes of a file or pipe as they come; `stop` ends it from a signal or another thread.
 
-    def __init__(self, file: Any) -> None:
+    Args:
+        file: An open file with a descriptor.
+        source: How its bytes become text.
+        output: The descriptor of what is written; the input ends when nobody reads that any more.
+    """
+
+    def __init__(self, file: Any, source: TextSource, output: int | None = None) -> None:
         # A descriptor of its own, left open to the end of the process: a thread may wait in it.
         with file:
             self._descriptor = os.dup(file.fileno())
+        self._source = source
+        self._output = output
         self._waking, self._wake = os.pipe()
         self.stopped = False
         """Whether it was told to stop."""
-        self.ended = True
-        """Whether the line that was yielded last had an end: the last one of all may have none."""
+        self.reader_left = False
+        """Whether it ended since nobody reads the output any more."""
+        self.error: OSError | None = None
+        """What ended it, if it could not be read to its end."""
 
     def stop(self) -> None:
         """Ends the input where it stands, also while it is waited for."""
@@ -44,43 +52,55 @@ class Input:
 
     def chunks(self) -> Iterator[bytes]:
         """Yields what there is as soon as there is anything."""
+        waiting = select.poll()
+        waiting.register(self._descriptor, select.POLLIN)
+        waiting.register(self._waking, select.POLLIN)
+        if self._output is not None:
+            waiting.register(self._output, 0)  # which tells of errors alone
         while True:
-            ready, _, _ = select.select([self._descriptor, self._waking], [], [])
-            if self._waking in ready:
+            ready = {descriptor for descriptor, _ in waiting.poll()}
+            if self._output in ready:
+                self.stopped = self.reader_left = True
+            if self.stopped or self._waking in ready:
                 return
-            data = os.read(self._descriptor, READ_BYTES)
+            try:
+                data = os.read(self._descriptor, READ_BYTES)
+            except OSError as error:
+                self.stopped, self.error = True, error
+                return
             if not data:
                 return
             yield data
 
-    def lines(self) -> Iterator[str]:
-        """Yields lines without their ends, each as soon as it is whole; bad UTF-8 is replaced."""
-        parts: list[bytes] = []
-        for data in self.chunks():
-            *whole, rest = data.split(b"\n")
-            for line in whole:
-                parts.append(line)
-                yield _decoded(parts)
-                parts = []
-            if rest:
-                parts.append(rest)
-        if parts and not self.stopped:  # half a line is none
-            self.ended = False
-            yield _decoded(parts)
+    def lines(self) -> Iterator[Line]:
+        """Yields lines, each as soon as it is whole.
 
-    def texts(self) -> Iterator[str]:
-        """Yields text as it comes, never half a character; bad UTF-8 is replaced."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        Raises:
+            InputError: It is another encoding by its byte order mark.
+        """
+        decoder, cutter = self._source.decoder(mark=True), LineCutter(self._source)
+        for data in self.chunks():
+            yield from cutter.push(decoder.decode(data))
+        if not self.stopped:  # half a line is none
+            yield from cutter.push(decoder.decode(b"", final=True))
+            yield from cutter.end()
+
+    def texts(self) -> Iterator[Line]:
+        """Yields text as it comes, never half a character.
+
+        Raises:
+            InputError: It is another encoding by its byte order mark.
+        """
+        decoder = self._source.decoder(mark=True)
         for data in self.chunks():
             if text := decoder.decode(data):
-                yield text
+                yield self._chunk(text)
         if rest := decoder.decode(b"", final=True):
-            yield rest
+            yield self._chunk(rest)
 
-
-def _decoded(parts: list[bytes]) -> str:
-    """Puts a line together."""
-    return b"".join(parts).removesuffix(b"\r").decode("utf-8", "replace")
+    def _chunk(self, text: str) -> Line:
+        fault = self._source.fault(text) or ""
+        return Line(shown(text) if fault else text, "", fault)
 
 
 class Unit(NamedTuple):
@@ -92,82 +112,62 @@ class Unit(NamedTuple):
     """What is shown of it."""
     pieces: list[Piece]
     """What is sent of it, in one piece unless it is long."""
+    fault: str = ""
+    """Why it cannot be sent, in a clause that begins with `it`; an empty piece goes in its place,
+    whose answer shows when its row is due."""
 
 
-def units(
-    source: Input, per: str, items: bool, extract: Callable[[str, int], str] | None = None
-) -> Iterator[Unit]:
+def units(source: Input, per: str, items: bool, column: str | None = None) -> Iterator[Unit]:
     """Cuts the input into units.
 
     Args:
         source: The input.
         per: What a unit is: `line`, `event` or `chunk`.
         items: Whether the model's corpus has an item a line.
-        extract: Takes the text out of a line with a number; None takes the line itself.
+        column: The field of a line of JSON that holds the text; None where a line is the text.
 
     Yields:
-        Units. Lines without anything in them are left out where a line is an item.
+        Units. Empty lines and texts are left out where a line is an item, and so are blank lines
+        of JSON.
 
     Raises:
-        InputError: There is no text in a line.
+        InputError: The input is another encoding by its byte order mark.
     """
     if per == "chunk":
-        for number, text in enumerate(source.texts(), 1):
-            yield _unit(number, text, text, end=False)
+        for number, chunk in enumerate(source.texts(), 1):
+            yield _unit(number, chunk.text, chunk.text, end=False, fault=chunk.fault)
         return
     for number, line in enumerate(source.lines(), 1):
-        text = line if extract is None else extract(line, number)
-        if items and not text.strip():
+        text, end, fault = line
+        if column is not None and not fault:
+            try:
+                item = json_item(text, column)
+            except InputError as error:
+                fault = str(error)
+            else:
+                if item is None:
+                    continue
+                text, end = item, "\n" if end else ""
+        if items and not text and not fault:
             continue
-        sent = text if items or not source.ended else text + "\n"
-        if per == "line":
-            yield _unit(number, text, sent, end=items)
+        sent = text if items else text + end
+        if per == "line" or fault:
+            yield _unit(number, text, sent, end=items, fault=fault)
             continue
         events = EVENT.findall(sent) or [sent]
         for place, event in enumerate(events, 1):
             yield _unit(number, event.strip(), event, end=items and place == len(events))
 
 
-def _unit(number: int, shown: str, sent: str, *, end: bool) -> Unit:
+def _unit(number: int, text: str, sent: str, *, end: bool, fault: str = "") -> Unit:
     """Makes a unit of as many pieces as it takes."""
     from treadle.client.pieces import Piece
 
+    if fault:
+        return Unit(number, text, [Piece("")], fault)
     starts = range(0, max(1, len(sent)), PIECE_CHARACTERS)
-    pieces = [Piece(sent[at : at + PIECE_CHARACTERS], end and at == starts[-1]) for at in starts]
-    return Unit(number, shown, pieces)
-
-
-def json_field(column: str) -> Callable[[str, int], str]:
-    """Makes what takes a field out of a line of JSON, as training on JSON lines does.
-
-    Args:
-        column: The field's name; dots lead into objects.
-    """
-
-    def extract(line: str, number: int) -> str:
-        if not line.strip():
-            return ""
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"line {number} is no JSON: {error}") from error
-        if isinstance(value, dict) and column in value:
-            return _item(value[column], column, number)
-        for name in column.split("."):
-            if not isinstance(value, dict) or name not in value:
-                raise InputError(f"line {number} has no field {column!r}: name one with --column")
-            value = value[name]
-        return _item(value, column, number)
-
-    return extract
-
-
-def _item(value: object, column: str, number: int) -> str:
-    """Turns a field's value into text: a text, a number, or a list of these."""
-    if isinstance(value, list):
-        return " ".join(_item(part, column, number) for part in value)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return json.dumps(value)
-    raise InputError(f"line {number}: field {column!r} holds no text, number or list of these")
+    pieces = [
+        Piece(sent[at : at + PIECE_CHARACTERS], end and at == starts[-1], at != starts[-1])
+        for at in starts
+    ]
+    return Unit(number, text, pieces)

@@ -48,6 +48,13 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
         "--column", metavar="NAME", default="text", help="jsonl: the field of the text (text)"
     )
     group.add_argument(
+        "--on-error",
+        choices=("skip", "stop"),
+        help="what to do about a line that cannot be read: mark and count it and continue, as if "
+        "it had not been there, or end there with exit code 2 (skip for standard input and "
+        "pipes, stop for a file)",
+    )
+    group.add_argument(
         "--threshold", metavar="NATS", type=float, help="print only rows above so many nats"
     )
     group.add_argument(

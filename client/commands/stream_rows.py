@@ -11,7 +11,7 @@ from treadle.client.console import Console, one_line
 
 if TYPE_CHECKING:
     from treadle.client.commands.stream_input import Unit
-    from treadle.v1.sequence_pb2 import PieceScore, TextScore
+    from treadle.v1.sequence_pb2 import PieceScore, ScoreStreamResult
 
 INDENT = " " * 12
 
@@ -70,16 +70,36 @@ class Rows:
             told.pop("tokens", None)
         self._console.line(to_line(made | told))
 
-    def print_total(self, total: TextScore, items: int) -> None:
+    def print_fault(self, unit: Unit, fault: str) -> None:
+        """Prints the row of a unit that could not be read, whatever rows were asked for."""
+        from treadle.client.json_lines import to_line
+
+        if self._json:
+            made = {"line": unit.number, "text": unit.text, "error": fault}
+            self._console.line(to_line(made))
+            return
+        row = f"{'error':>10}  {one_line(fault)}: "
+        room = max(0, self._console.width - 1 - len(row)) if self._console.is_terminal else None
+        self._console.line((row + one_line(unit.text, room)).rstrip())
+
+    def print_total(self, result: ScoreStreamResult, errors: int) -> None:
         """Prints, as JSON only, what the whole stream scored."""
         from treadle.client.json_lines import as_json, to_line
 
         if self._json:
-            self._console.line(to_line({"total": as_json(total), "item_count": items}))
+            made = {
+                "total": as_json(result.total),
+                "item_count": result.item_count,
+                "error_count": errors,
+            }
+            self._console.line(to_line(made))
 
 
 def add_up(whole: PieceScore, part: PieceScore) -> None:
-    """Adds the score of a unit's next piece to those before it."""
+    """Adds the score of a unit's next piece to those before it, which an error takes back."""
+    if part.HasField("error"):
+        whole.CopyFrom(part)
+        return
     whole.total_log_probability += part.total_log_probability
     whole.token_count += part.token_count
     whole.tokens.extend(part.tokens)

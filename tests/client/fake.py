@@ -27,7 +27,10 @@ PAUSED = "paused"
 """A model whose jobs pause after their second event."""
 
 FAULT = "?"
-"""A piece that a stream cannot read."""
+"""A piece that a stream cannot read, whole or with the line's end."""
+
+FORBIDDEN = "forbidden"
+"""A name that no model can have."""
 
 STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -384,8 +387,9 @@ class FakeService(SequenceServiceServicer):
         for request in requests:
             piece = request.piece
             self.pieces.append(piece)
-            if piece.text == FAULT:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no '?'")
+            if piece.text.strip() == FAULT:
+                yield v1.ScoreStreamResponse(piece=self._skipped(spec, context))
+                continue
             whole, every, items = whole + piece.text, every + piece.text, items + piece.end
             yield v1.ScoreStreamResponse(piece=a_piece_score(piece, whole, spec))
             whole = "" if piece.end else whole
@@ -393,6 +397,12 @@ class FakeService(SequenceServiceServicer):
         if spec.return_state:
             result.state = spec.state + whole.encode()
         yield v1.ScoreStreamResponse(result=result)
+
+    def _skipped(self, spec: Any, context: Any) -> v1.PieceScore:
+        """The answer to a piece that cannot be read; ends the call where that is not wanted."""
+        if not spec.on_error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no '?'")
+        return v1.PieceScore(error=v1.StreamError(code=3, message="there is no '?'"))
 
     def LearnStream(  # noqa: N802
         self, requests: Iterator[v1.LearnStreamRequest], context: Any
@@ -406,6 +416,10 @@ class FakeService(SequenceServiceServicer):
             response = v1.LearnStreamResponse()
             if kind in ("learn", "predict"):
                 piece = request.learn if kind == "learn" else request.predict
+                if piece.text.strip() == FAULT:
+                    skipped = self._skipped(spec, context)
+                    yield v1.LearnStreamResponse(piece=skipped, updates=updates)
+                    continue
                 updates += kind == "learn"
                 response.piece.CopyFrom(a_piece_score(piece, piece.text, spec))
             elif kind == "snapshot":
@@ -414,6 +428,10 @@ class FakeService(SequenceServiceServicer):
             elif kind == "roll_back":
                 updates = kept
                 response.roll_back.SetInParent()
+            elif request.publish.model == FORBIDDEN:
+                response.error.code, response.error.message = 3, "publish.model must be another"
+            elif request.publish.validate_only:
+                response.published.name = request.publish.model or spec.model
             else:
                 version += 1
                 response.published.CopyFrom(a_model(request.publish.model or spec.model, version))

@@ -75,7 +75,7 @@ def test_a_state_goes_from_call_to_call(
     assert list(tmp_path.iterdir()) == [state]
     wrong = str(tmp_path / "no" / "such")
     done = run(server.address, "generate", "m", "--save-state", wrong)
-    assert f"cannot write {wrong}: its folder is missing" in complaint(done, 2)
+    assert f"cannot write {wrong}: there is no folder" in complaint(done, 2)
 
 
 def test_the_state_after_a_scored_text(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.client.bitmap_font import dots, text_width
@@ -217,6 +217,7 @@ class TestSvg:
         across = max(dotted, key=lambda each: float(each.get("x2", "0")))
         assert float(across.get("y1", "0")) > train[-1][1] - 400
 
+    @settings(deadline=None)
     @given(curves)
     def test_any_curve_is_xml(self, curve: Curve) -> None:
         ElementTree.fromstring(svg(curve, 300, 200))
@@ -237,6 +238,7 @@ class TestPng:
         dotted = max(area, key=lambda row: _runs(pixels(row, INK)))
         assert _runs(pixels(dotted, INK)) > 10
 
+    @settings(deadline=None)
     @given(curves)
     def test_any_curve_is_a_picture(self, curve: Curve) -> None:
         assert read_png(png(curve, 160, 160))[:2] == (160, 160)
