@@ -299,7 +299,9 @@ def scenarios() -> Iterator[Scenario]:
         "read", "score with the largest reply",
         lambda stub, s: f"{stub.Score(detailed, timeout=10 * s).ByteSize() / 1e6:.1f} MB",
     )  # fmt: skip
-    many = pb.ScoreRequest(model="characters", texts=[LONG[i * 400 : i * 400 + 400] for i in range(10_000)])
+    many = pb.ScoreRequest(
+        model="characters", texts=[LONG[i * 400 : i * 400 + 400] for i in range(10_000)]
+    )
     yield Scenario(
         "read", "score 10,000 texts", lambda stub, s: stub.Score(many, timeout=10 * s) and "ok"
     )

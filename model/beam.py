@@ -12,7 +12,6 @@ shorter one.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ import numpy as np
 
 from treadle.model.beam_rows import Array, Followers, Rows, best_first, followers, rank_of
 from treadle.model.choices import Choices
+from treadle.model.deadline import Deadline
 from treadle.model.errors import ConfigError
 from treadle.model.prompt import read_tokens
 from treadle.model.session import StopReason
@@ -52,7 +52,8 @@ class Hypothesis:
     regex_complete: bool | None
     """Whether the text's tokens match the regular expression as a whole; None without one."""
     state: SessionState = field(compare=False)
-    """The state after `ids`; its seed and position are those that the search began with."""
+    """The state after `ids`, where states are asked for; its seed and position are those that the
+    search began with."""
 
     @property
     def new_tokens(self) -> int:
@@ -98,7 +99,7 @@ class BeamSearch:
 
     def __init__(
         self, model: Model, choices: Choices, begun: SessionState, count: int,
-        goes_on: bool = False, deadline_s: float | None = None,
+        goes_on: bool = False, deadline: Deadline | None = None,
     ) -> None:  # fmt: skip
         """Begin; nothing is computed yet.
 
@@ -110,17 +111,14 @@ class BeamSearch:
             count: how many texts to find, at most `best_of`.
             goes_on: whether states are asked for: half a character at the end of a text is then
                 left to whoever goes on.
-            deadline_s: when to end by `time.monotonic`; None: `max_time_s` from now on, if it is
-                set.
+            deadline: when to end; None: `max_time_s` of the settings from now on.
         """
         sampling = choices.sampling
         assert begun.token >= 0
         assert 1 <= count <= sampling.best_of
         self._model, self._sampling, self._begun = model, sampling, begun
         self._count, self._goes_on = count, goes_on
-        if deadline_s is None and sampling.max_time_s is not None:
-            deadline_s = time.monotonic() + sampling.max_time_s
-        self._deadline_s = deadline_s
+        self._deadline = Deadline(sampling.max_time_s) if deadline is None else deadline
         self._choices = choices
         self._end = -1 if model.tokenizer.end is None else model.tokenizer.end
         bias = self._choices.bias
@@ -254,7 +252,7 @@ class BeamSearch:
             left = self._sampling.max_new_tokens - best.length
             if self._ended[-1].node.score >= best.score + left * self._most_bias:
                 self._live = []
-        if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
+        if self._deadline.over:
             self._ended += [_Ended(node, StopReason.TIME_LIMIT) for node in self._live]
             self._ended.sort(key=lambda ended: -ended.node.score)
             del self._ended[self._count :]
@@ -267,9 +265,10 @@ class BeamSearch:
         spelling = self._spell(ids, ended.reason)
         kept = ids[: spelling.kept]
         tokens, state = np.array(kept, np.int32), self._begun
-        for after in read_tokens(model.parameters.shape, model.weights, self._begun, tokens):
-            state = after
-            yield
+        if self._goes_on:
+            for after in read_tokens(model.parameters.shape, model.weights, self._begun, tokens):
+                state = after
+                yield
         rule, complete = ([0] + [node.rule for node in path])[spelling.kept], None
         if self._choices.constraint is not None:
             complete = bool(self._choices.constraint.complete[rule])

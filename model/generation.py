@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from treadle.kernels.edits import PROMPT
 from treadle.model.beam import BeamSearch, Hypothesis
-from treadle.model.choices import Choices, make_choices
+from treadle.model.choices import make_choices
 from treadle.model.config import SamplingConfig
 from treadle.model.constraint import Constraint
+from treadle.model.deadline import Deadline
 from treadle.model.group import Group
 from treadle.model.prompt import read_tokens
-from treadle.model.session import (
-    TOKENS,
-    GenerateResult,
-    Piece,
-    Session,
-    Wanted,
-)
+from treadle.model.scores import Details, token_scores
+from treadle.model.sequence_scorer import SequenceScorer
+from treadle.model.session import GenerateResult, Piece, Session, StopReason, Wanted
 from treadle.model.state import SessionState
-from treadle.model.tokens import TokenScore
+from treadle.model.text_reader import encode_in_steps
+from treadle.model.tokenizer import TokenStream
 
 if TYPE_CHECKING:
     from treadle.model.model import Model
@@ -35,6 +33,9 @@ Ints = npt.NDArray[np.int32]
 
 CHUNK = 16
 """Tokens drawn in one kernel call; the first call draws one, so that text begins at once."""
+
+_BLOCK = 4096
+"""Tokens looked at together."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 """What seeds of further texts lie apart: Weyl's sequence of 64 bits."""
@@ -50,9 +51,9 @@ class Preparation:
 
     def __init__(
         self, model: Model, prompt: str, sampling: SamplingConfig, state: SessionState | None,
-        constraint: Constraint | None = None,
+        constraint: Constraint | None = None, deadline: Deadline | None = None,
     ) -> None:  # fmt: skip
-        """Turn a prompt into tokens; nothing is read yet.
+        """Begin; of the prompt nothing is looked at yet.
 
         Args:
             model: whose text it is.
@@ -60,23 +61,22 @@ class Preparation:
             sampling: how to go on.
             state: what came before it; None: nothing.
             constraint: the regular expression's, where it was made already.
+            deadline: when to end; None: `max_time_s` of the settings from now on.
 
         Raises:
-            UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
             ConfigError: a setting does not fit the model.
         """
-        limit = sampling.max_time_s
-        self._deadline_s = None if limit is None else time.monotonic() + limit
+        self._deadline = Deadline(sampling.max_time_s) if deadline is None else deadline
         self.model = model
         """Whose text it is."""
         self.choices = make_choices(sampling, model.tokenizer, constraint)
         """How to go on."""
-        self.prompt = model.tokenizer.encode(prompt, sampling.unknown_policy)
-        """(N,), the prompt's tokens."""
+        self._text = prompt
+        self._encoded = False
+        self.prompt = np.zeros(0, np.int32)
+        """(N,), the prompt's tokens, once it is encoded."""
         self.before = model.beginning(state)
         """Where the prompt begins."""
-        if self.before.token < 0 and not self.prompt.size:
-            self.before = replace(self.before, token=model.default_context)
         seed, self._position = sampling.seed, 0
         if seed is None:
             seed, self._position = self.before.seed, self.before.position
@@ -84,13 +84,72 @@ class Preparation:
         self.after = self.before
         """Where it ends, once it is read."""
         self._held = self.before.held
-        if self.prompt.size:  # text goes on after the prompt, not after what came before
-            stream = model.tokenizer.stream(self._held)
-            stream.push(self.prompt)
-            self._held = stream.held
+        self.late = False
+        """Whether the time ended before the prompt was read."""
+
+    def encode(self) -> Iterator[None]:
+        """Turn the prompt into tokens, in short steps, if that is not done yet.
+
+        Raises:
+            UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
+            ConfigError: the policy is UNKNOWN and there is no unknown token.
+        """
+        if not self._encoded:
+            yield from self._in_time(self._encode())
 
     def read(self) -> Iterator[None]:
-        """Read the prompt; yields between two windows."""
+        """Read the prompt, in short steps, until it or the time ends.
+
+        Raises:
+            UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
+            ConfigError: the policy is UNKNOWN and there is no unknown token.
+        """
+        yield from self.encode()
+        yield from self._in_time(self._read())
+
+    def echo(self, tokens: bool) -> Iterator[Piece | None]:
+        """Read the prompt as `read` does, and give it back as it is read.
+
+        Tokens score bit for bit what `Model.score` gives them. Nothing predicts the first one of a
+        text that has no context.
+
+        Args:
+            tokens: whether they are asked for, with what the settings want of them.
+
+        Yields:
+            The prompt as its tokens show it, a window at a time; None after other steps.
+        """
+        yield from self.encode()
+        yield from self._in_time(self._echo(tokens))
+
+    def _in_time(self, steps: Iterator[Piece | None]) -> Iterator[Any]:
+        """Take steps until the time is over."""
+        while not self.late:
+            self.late = self._deadline.over
+            if self.late:
+                break
+            try:
+                made = next(steps)
+            except StopIteration:
+                break
+            yield made
+
+    def _encode(self) -> Iterator[None]:
+        """Turn the prompt into tokens, and find out what the text after it begins with."""
+        model, asked = self.model, self.choices.sampling
+        self.prompt = yield from encode_in_steps(model.tokenizer, self._text, asked.unknown_policy)
+        if self.before.token < 0 and not self.prompt.size:
+            self.before = self.after = replace(self.before, token=model.default_context)
+        if self.prompt.size:  # text goes on after the prompt, not after what came before
+            stream = model.tokenizer.stream(self._held)
+            for start in range(0, self.prompt.size, _BLOCK):
+                if start:
+                    yield
+                stream.push(self.prompt[start : start + _BLOCK])
+            self._held = stream.held
+        self._text, self._encoded = "", True
+
+    def _read(self) -> Iterator[None]:
         shape, weights = self.model.parameters.shape, self.model.weights
         states = read_tokens(shape, weights, self.before, self.prompt)
         self.after = next(states)
@@ -98,16 +157,60 @@ class Preparation:
             yield
             self.after = after
 
-    @property
-    def shown(self) -> str:
-        """The prompt as its tokens show it."""
+    def _echo(self, tokens: bool) -> Iterator[Piece | None]:
         stream = self.model.tokenizer.stream(self.before.held)
-        return stream.push(self.prompt) + stream.flush()
+        if tokens:
+            yield from self._echo_tokens(stream)
+        else:
+            yield from self._read()
+            for start in range(0, self.prompt.size, _BLOCK):
+                yield Piece(stream.push(self.prompt[start : start + _BLOCK]), (), None)
+        if cut := stream.flush():
+            yield Piece(cut, (), None)
+
+    def _echo_tokens(self, stream: TokenStream) -> Iterator[Piece]:
+        """Score the prompt's tokens while they are read."""
+        if not self.prompt.size:
+            return
+        model, asked = self.model, self.choices.sampling
+        details = Details(asked.ranks, asked.top_log_probabilities)
+        sequence = SequenceScorer(
+            model.parameters.shape, model.weights, model.tokenizer, self.before, details
+        )
+        for part, scores in sequence.score(self.prompt):
+            scored = token_scores(model.tokenizer, part, scores)
+            yield Piece(stream.push(part), scored, None)
+        self.after = sequence.state
+
+    @cached_property
+    def _counts(self) -> Ints | None:
+        """How often text before and the prompt hold each token, (2, V), where penalties ask."""
+        if not self.choices.counts:
+            return None
+        V = self.model.vocabulary_size
+        before = self.before.counts
+        counts = np.zeros((2, V), np.int32) if before is None else before.copy()
+        counts[PROMPT] += np.bincount(self.prompt, minlength=V).astype(np.int32)
+        return counts
 
     def begun(self, index: int) -> SessionState:
         """Return where text `index` begins: after the prompt, with its own draws."""
         seed = seed_of(self._seed, index)
-        return replace(self.after, seed=seed, position=self._position, held=self._held)
+        return replace(
+            self.after, seed=seed, position=self._position, held=self._held, counts=self._counts
+        )
+
+    def unread(self, index: int) -> Piece:
+        """Return the only piece of text `index` where the time ended before the prompt was read."""
+        result = GenerateResult(
+            stop_reason=StopReason.TIME_LIMIT,
+            stop_sequence="",
+            seed=seed_of(self._seed, index),
+            prompt_tokens=0,
+            new_tokens=0,
+            total_log_probability=0.0,
+        )
+        return Piece("", (), result)
 
     def session(self, index: int, wanted: Wanted) -> Session:
         """Return the session of text `index`.
@@ -119,13 +222,13 @@ class Preparation:
         reread = partial(_after, self.model)
         return Session(
             self.model.tokenizer, self.choices, self.begun(index), self.prompt, wanted, reread,
-            self._deadline_s,
+            self._deadline,
         )  # fmt: skip
 
     def search(self, count: int, wanted: Wanted) -> BeamSearch:
         """Return a beam search for the `count` likeliest texts after the prompt."""
         return BeamSearch(
-            self.model, self.choices, self.begun(0), count, wanted.state, self._deadline_s
+            self.model, self.choices, self.begun(0), count, wanted.state, self._deadline
         )
 
     def found(self, hypothesis: Hypothesis, wanted: Wanted) -> Piece:
@@ -159,6 +262,9 @@ def pieces(model: Model, preparation: Preparation, index: int, wanted: Wanted) -
     """
     for _ in preparation.read():
         yield Piece("", (), None)
+    if preparation.late:
+        yield preparation.unread(index)
+        return
     if preparation.choices.sampling.best_of:
         search = preparation.search(index + 1, wanted)
         for _ in search.steps():
@@ -178,40 +284,3 @@ def pieces(model: Model, preparation: Preparation, index: int, wanted: Wanted) -
         piece = session.take(drawn, 0, partial(group.state_of, 0))
         yield piece
         count = CHUNK
-
-
-def _never(*_: object) -> SessionState:
-    raise AssertionError("no state was asked for")
-
-
-def echo(preparation: Preparation, out: list[TokenScore]) -> Iterator[None]:
-    """Score the tokens of a prompt; yields after each kernel call.
-
-    They are drawn by force, which gives the same bits as scoring them does. Nothing foretells the
-    first one of a text that has no context.
-
-    Args:
-        preparation: whose prompt it is.
-        out: gets them.
-    """
-    model = preparation.model
-    begun, ids = preparation.before, preparation.prompt
-    if begun.token < 0 and ids.size:
-        first = int(ids[0])
-        out.append(TokenScore(first, model.tokenizer.token_text(first), None))
-        begun, ids = replace(begun, token=first), ids[1:]
-    if not ids.size:
-        return
-    asked = preparation.choices.sampling
-    sampling = SamplingConfig(
-        seed=0, max_new_tokens=ids.size, ranks=asked.ranks,
-        top_log_probabilities=asked.top_log_probabilities,
-    )  # fmt: skip
-    group = Group(model.parameters.shape, model.weights)
-    session = Session(
-        model.tokenizer, Choices(sampling, forced=ids), begun, ids[:0], TOKENS, _never
-    )
-    group.change((), [session.seat])
-    while session.left > 0:
-        out += session.take(group.decode(min(CHUNK, session.left)), 0, _never).tokens
-        yield

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from treadle.kernels import structures
 from treadle.kernels.decode import Drawn, Sessions, decode
-from treadle.kernels.edits import NEW, NO_RULE, PROMPT, Edits
+from treadle.kernels.edits import NO_RULE, Edits
 from treadle.model.choices import Choices
 from treadle.model.constraint import Constraint
 from treadle.model.parameters import CELL_CODES, Shape
@@ -40,13 +40,14 @@ class Seat:
     end: int
     """The token that ends it, or -1."""
     prompt: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
-    """(N,), tokens that a repetition penalty counts as there already."""
+    """(N,), the caller's tokens."""
     made: int = 0
     """Tokens of the new text so far."""
     rule: int = 0
     """The state of its automaton, where it has one."""
     counts: Ints | None = None
-    """(2, V), how often the new text and the prompt hold each token, once it is known."""
+    """(2, V), how often the new text and the prompt hold each token; None where the settings do
+    not ask. Never written to."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def _edits(seats: Sequence[Seat], V: int, rules: _Rules) -> Edits:
             rows.setdefault(id(seat.choices.bias), len(rows))
     biases = {id(seat.choices.bias): seat.choices.bias for seat in seats}
     counting = [seat for seat in seats if seat.choices.counts]
-    counts = [_counts(seat, V) if seat.counts is None else seat.counts for seat in counting]
+    counts = [seat.counts for seat in counting]
     places = {id(seat): place for place, seat in enumerate(counting)}
     longest = max((seat.choices.forced.size for seat in seats), default=0)
     forced = np.full((len(seats), longest), -1, np.int32)
@@ -259,11 +260,3 @@ def _edits(seats: Sequence[Seat], V: int, rules: _Rules) -> Edits:
 def _stack(arrays: Sequence[Any], shape: tuple[int, ...], kind: type) -> Any:
     """Arrays of one shape, one below the other; none of them is legal."""
     return np.stack(arrays).astype(kind) if arrays else np.zeros((0, *shape), kind)
-
-
-def _counts(seat: Seat, V: int) -> Ints:
-    """How often the new text, which is empty, and the prompt hold each token, (2, V)."""
-    counts = np.zeros((2, V), np.int32)
-    counts[PROMPT] = np.bincount(seat.prompt, minlength=V)
-    assert not counts[NEW].any()
-    return counts

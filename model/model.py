@@ -193,7 +193,10 @@ class Model:
             UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
         """
         sampling = replace(sampling or SamplingConfig(), **settings)
-        return pieces(self, Preparation(self, prompt, sampling, state), index, wanted)
+        preparation = Preparation(self, prompt, sampling, state)
+        for _ in preparation.encode():  # so that what is wrong with it is known before a piece
+            pass
+        return pieces(self, preparation, index, wanted)
 
     def generate(
         self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any

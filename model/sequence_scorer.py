@@ -94,14 +94,14 @@ class SequenceScorer:
 
     @property
     def state(self) -> SessionState:
-        """The state after all tokens so far."""
+        """The state after all tokens so far; it counts nothing for penalties."""
         hs, cs = self._scorer.states()
         held = self._shown.held
-        return replace(self._begun, hs=hs, cs=cs, token=self._last, held=held)
+        return replace(self._begun, hs=hs, cs=cs, token=self._last, held=held, counts=None)
 
     @property
     def state_before_last(self) -> SessionState:
         """The state after all tokens but the last, which has been scored and is a special one."""
         hs, cs = self._scorer.states(back=1)
         held = self._shown.held
-        return replace(self._begun, hs=hs, cs=cs, token=self._before, held=held)
+        return replace(self._begun, hs=hs, cs=cs, token=self._before, held=held, counts=None)

@@ -7,7 +7,7 @@ depend on how they were cut into chunks.
 from __future__ import annotations
 
 import enum
-import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.decode import Drawn
+from treadle.kernels.edits import NEW
 from treadle.model.choices import Choices
+from treadle.model.deadline import NEVER, Deadline
 from treadle.model.errors import ConfigError
 from treadle.model.group import Chunk, Seat
 from treadle.model.state import SessionState
@@ -110,35 +112,38 @@ class Session:
     def __init__(
         self, tokenizer: Tokenizer, choices: Choices, begun: SessionState, prompt: Ints,
         wanted: Wanted, reread: Callable[[SessionState, list[int]], SessionState],
-        deadline_s: float | None = None,
+        deadline: Deadline = NEVER,
     ) -> None:  # fmt: skip
         """Begin; nothing is drawn yet.
 
         Args:
             tokenizer: of the model.
             choices: how tokens are chosen and when to stop.
-            begun: the state after the prompt, with the seed and position of the draw.
+            begun: the state after the prompt, with the seed and position of the draw, and the
+                counts where penalties need them.
             prompt: (N,), the caller's tokens.
             wanted: what to tell beside the text.
             reread: gives the state after some tokens that follow another state: a text may end
                 within a chunk.
-            deadline_s: when to end by `time.monotonic`; None: no time ends it.
+            deadline: when to end.
         """
         end = -1 if tokenizer.end is None else tokenizer.end
-        self.seat = Seat(choices, begun, end, prompt)
+        self.seat = Seat(choices, begun, end, prompt, counts=begun.counts)
         """What a group needs to know."""
         self._tokenizer = tokenizer
         self._sampling = choices.sampling
         self._constraint = choices.constraint
         self._wanted = wanted
         self._reread = reread
-        self._deadline_s = deadline_s
+        self._deadline = deadline
         self._filter = StopFilter(self._sampling.stop_sequences)
         self._stream = tokenizer.stream(begun.held)
         self._seed = begun.seed or 0
         self._drawn = 0
         self._total = 0.0
         self._ids: list[int] = []
+        self._begun_counts = begun.counts
+        self._new: Counter[int] = Counter()
         self._rule = 0
         self._stretch = _Stretch(begun, 0, [])
         # Nothing will be asked that needs to know where a stretch begins.
@@ -154,9 +159,11 @@ class Session:
         """Return the only piece of a session that may not draw any token; None for others."""
         if self._constraint is not None and self.seat.end < 0 and self._constraint.ended(0):
             return Piece("", (), self._result(StopReason.REGEX_COMPLETE, 0))
-        if self.left > 0:
-            return None
-        return Piece("", (), self._result(StopReason.MAX_NEW_TOKENS, 0))
+        if self.left <= 0:
+            return Piece("", (), self._result(StopReason.MAX_NEW_TOKENS, 0))
+        if self._deadline.over:
+            return Piece("", (), self._result(StopReason.TIME_LIMIT, 0))
+        return None
 
     def take(self, chunk: Chunk, m: int, state_now: Callable[[], SessionState]) -> Piece:
         """Take what a group has drawn.
@@ -212,8 +219,7 @@ class Session:
                     return index + 1, StopReason.REGEX_COMPLETE
         if count == self.left:
             return count, StopReason.MAX_NEW_TOKENS
-        late = self._deadline_s is not None and time.monotonic() >= self._deadline_s
-        return count, StopReason.TIME_LIMIT if late else None
+        return count, StopReason.TIME_LIMIT if self._deadline.over else None
 
     def _push(self, ids: list[int]) -> str:
         """Turn tokens into what text is certain, and take them down."""
@@ -256,7 +262,10 @@ class Session:
             return
         if self._wanted.ids:
             self._ids += self._stretch.ids
-        begun = state_now() if self._wanted.state else self._stretch.begun
+        begun = self._stretch.begun
+        if self._wanted.state:
+            begun = state_now()
+            self._new.update(self._stretch.ids)
         self._stretch = _Stretch(replace(begun, held=self._stream.held), self._rule, [])
 
     def _result(self, reason: StopReason, kept: int) -> GenerateResult:
@@ -272,7 +281,10 @@ class Session:
             stream = self._tokenizer.stream(begun.held)
             stream.push(ids)
             position = begun.position + len(ids)
-            state = replace(self._reread(begun, ids), position=position, held=stream.held)
+            state = replace(
+                self._reread(begun, ids), position=position, held=stream.held,
+                counts=self._counts(ids),
+            )  # fmt: skip
         return GenerateResult(
             stop_reason=reason,
             stop_sequence=self._filter.found,
@@ -284,6 +296,15 @@ class Session:
             state=state,
             ids=tuple(self._ids + ids) if self._wanted.ids else (),
         )
+
+    def _counts(self, ids: list[int]) -> Ints | None:
+        """The counts (2, V) after the stretches before and these ids, where there are any."""
+        if self._begun_counts is None:
+            return None
+        counts = self._begun_counts.copy()
+        for token, times in (self._new + Counter(ids)).items():
+            counts[NEW, token] += times
+        return counts
 
     def _told(self, drawn: Drawn, m: int, count: int) -> tuple[TokenScore, ...]:
         """The tokens of a chunk that count, with what was asked for."""

@@ -5,8 +5,9 @@ What cannot be made tokens before more is known is held back:
 - words: the last word, or run of punctuation, since it may go on. Every white space character and
   `_` begins a piece, and all but the blank are one by themselves;
 - events, and what stands between white space: the last one, until there is white space;
-- subwords: all from the last blank on that stands between two characters which are no white space:
-  what is learned never reaches across it;
+- subwords: all from the last blank or line end on that stands behind a character which is no white
+  space: what is learned never reaches across it;
+- of words and subwords never much more than MAX_PIECE characters: what is longer is cut;
 - in lower case: a capital sigma, until it is known whether it ends its word. It is the one letter
   whose lower case depends on its neighbours (Unicode 16, table 3-17): they are looked for across
   characters such as the apostrophe, which that rule leaves out of account.
@@ -26,7 +27,7 @@ import numpy.typing as npt
 from treadle.model.config import TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.tokenizer import Tokenizer
-from treadle.model.tokenizer_base import SURROGATE
+from treadle.model.tokenizer_base import MAX_PIECE, SURROGATE
 from treadle.model.tokenizer_bytes import readable
 
 Ints = npt.NDArray[np.int32]
@@ -41,7 +42,7 @@ _CUTS = {
     TokenizerKind.WORDS: re.compile(r"[^\S ]|_|(?= )"),
     TokenizerKind.EVENTS: re.compile(r"\s"),
     TokenizerKind.WHITESPACE: re.compile(r"\s"),
-    TokenizerKind.SUBWORDS: re.compile(r"(?<=\S)(?= \S)"),
+    TokenizerKind.SUBWORDS: re.compile(r"(?<=\S)(?=[ \n])"),
 }
 _SLICE = 2048
 """Characters made tokens in one step."""
@@ -151,7 +152,10 @@ class TextReader:
         place = -1
         for match in self._cut.finditer(self._held, max(new - _SEEN, 0)):
             place = match.end()
-        if place <= 0:
+        place = max(place, 0)
+        if len(self._held) - place > MAX_PIECE:
+            place += self._tokenizer.certain(self._held[place:])
+        if not place:
             return np.zeros(0, np.int32)
         certain, self._held = self._held[:place], self._held[place:]
         return self._encode(certain)

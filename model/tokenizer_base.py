@@ -33,6 +33,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 UNKNOWN_MARK = -1
 """What `_look_up` gives for a symbol that the vocabulary lacks."""
 
+MAX_PIECE = 2048
+"""Characters of the longest piece of a text that words and subwords look up as one. A longer one is
+cut after so many, so that no text, whatever it holds, takes long in one step."""
+
 NEWLINE_MARK = -2
 """What `_look_up` gives for the end of an item, where items are asked for."""
 
@@ -233,6 +237,18 @@ class Tokenizer(ABC):
     def _normal(self, text: str) -> str:
         """Returns a text as it is looked up: in lower case, where that is asked for."""
         return text.lower() if self.config.lower_case else text
+
+    def certain(self, text: str) -> int:
+        """Returns how much of the beginning of a text is cut in one way, whatever follows it.
+
+        Args:
+            text: It begins where a piece does, in its final case, and holds no other place that is
+                known to be the end of one.
+
+        Returns:
+            Characters; 0 where that is not known.
+        """
+        return 0
 
     @abstractmethod
     def _look_up(self, text: str, *, items: bool) -> NDArray[np.int32]:

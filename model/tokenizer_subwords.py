@@ -8,7 +8,9 @@ that is most frequent within words. The work is done by the package `tokenizers`
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,20 @@ from numpy.typing import NDArray
 
 from treadle.model.config import CorpusLayout, TokenizerConfig, UnknownPolicy
 from treadle.model.errors import ConfigError
-from treadle.model.tokenizer_base import NEWLINE_MARK, Tokenizer, Tokens, TokenStream
+from treadle.model.tokenizer_base import (
+    MAX_PIECE,
+    NEWLINE_MARK,
+    Tokenizer,
+    Tokens,
+    TokenStream,
+)
 from treadle.model.tokenizer_bytes import BYTE_VALUES, ByteStream, readable
 
 _MIN_PAIRS = 2
 """How often a pair of neighbours must be there to become a token."""
+
+_RUN = re.compile(r"\s+|\S+")
+_LONG_SPACE = re.compile(rf"\s{{{MAX_PIECE + 1}}}")
 
 
 class SubwordTokenizer(Tokenizer):
@@ -78,15 +89,15 @@ class SubwordTokenizer(Tokenizer):
             initial_alphabet=_byte_marks(),
             show_progress=False,
         )
-        legal = (readable(text, UnknownPolicy.UNKNOWN) for text in texts)
+        legal = (part for text in texts for part in _parts(readable(text, UnknownPolicy.UNKNOWN)))
         learned.train_from_iterator(legal, trainer)
         return cls(config, layout, learned.to_str())
 
     def encode(self, text: str, policy: UnknownPolicy | None = None) -> NDArray[np.int32]:
         """See `Tokenizer.encode`; every policy is legal, as nothing is unknown."""
-        policy = self.check_policy(policy)
-        text = readable(self._normal(text), policy)
-        return np.array(self._learned.encode(text, add_special_tokens=False).ids, np.int32)
+        parts = _parts(readable(self._normal(text), policy))
+        ids = [self._learned.encode(part, add_special_tokens=False).ids for part in parts]
+        return np.concatenate([np.array(some, np.int32) for some in ids])
 
     def encode_items(
         self, text: str, policy: UnknownPolicy | None = None
@@ -99,12 +110,17 @@ class SubwordTokenizer(Tokenizer):
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """See `Tokenizer.encode_records`."""
         policy = self.check_policy(policy)
-        legal = [readable(self._normal(text), policy) for text in texts]
-        found = self._learned.encode_batch_fast(legal, add_special_tokens=False)
-        parts = [np.array(encoding.ids, np.int32) for encoding in found]
-        ends = np.cumsum([part.size for part in parts], dtype=np.int64)
-        tokens = np.concatenate([np.empty(0, np.int32), *parts])
-        return tokens, np.concatenate(([0], ends)).astype(np.int64)
+        legal = [_parts(readable(self._normal(text), policy)) for text in texts]
+        joined = [part for parts in legal for part in parts]
+        found = self._learned.encode_batch_fast(joined, add_special_tokens=False)
+        encoded = [np.array(encoding.ids, np.int32) for encoding in found]
+        ends = np.cumsum([0, *(part.size for part in encoded)], dtype=np.int64)
+        tokens = np.concatenate([np.empty(0, np.int32), *encoded])
+        return tokens, ends[np.cumsum([0, *map(len, legal)])]
+
+    def certain(self, text: str) -> int:
+        """See `Tokenizer.certain`: up to where a run that is too long is cut."""
+        return len(text) - len(_parts(text)[-1])
 
     def check_policy(self, policy: UnknownPolicy | None) -> UnknownPolicy:
         """Returns the policy that holds when `policy` is asked for; every one is legal."""
@@ -145,6 +161,21 @@ class SubwordTokenizer(Tokenizer):
     def _vocabulary_json(self) -> dict[str, Any]:
         # Read and written again: the package's own order of keys is no promise.
         return {"subwords": json.dumps(json.loads(self._learned.to_str()), ensure_ascii=False)}
+
+
+def _parts(text: str) -> list[str]:
+    """Cuts runs of more than MAX_PIECE characters, of white space or of none, after each so many.
+
+    The time that the package takes rises faster than the length of such a run.
+    """
+    if len(text) <= MAX_PIECE:
+        return [text]
+    if max(map(len, text.split()), default=0) <= MAX_PIECE and not _LONG_SPACE.search(text):
+        return [text]
+    cuts = [0]
+    for run in _RUN.finditer(text):
+        cuts += range(run.start() + MAX_PIECE, run.end(), MAX_PIECE)
+    return [text[start:stop] for start, stop in pairwise([*cuts, len(text)])]
 
 
 def _byte_marks() -> list[str]:

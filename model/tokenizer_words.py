@@ -10,7 +10,7 @@ Every text is the concatenation of its pieces, so nothing is lost but what is un
 
 So every white space character begins a piece, which is what lets a text be cut into blocks.
 Scripts written without blanks (Chinese, Japanese, Thai) give whole phrases as words: take
-characters for them.
+characters for them. A piece of more than MAX_PIECE characters is cut after each so many.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from treadle.model.config import CorpusLayout, TokenizerConfig, UnknownPolicy
 from treadle.model.errors import CorpusError
 from treadle.model.tokenizer_base import (
+    MAX_PIECE,
     NEWLINE_MARK,
     REPLACEMENT,
     SURROGATE,
@@ -38,10 +39,9 @@ from treadle.model.tokenizer_base import (
     Tokens,
 )
 
-BLOCK = 1 << 20
-"""Characters cut into pieces together, more or less."""
+_WINDOW = 2 * MAX_PIECE
+"""Characters cut into pieces together: few, since the search lets no other thread run."""
 
-_BOUNDARY = re.compile(r"[\s_]")
 _JOINERS = "\u200c\u200d"
 
 
@@ -57,21 +57,19 @@ def pieces_pattern() -> re.Pattern[str]:
     return re.compile(rf" ?{word}| ?[^\w\s]+|\s|_")
 
 
-def boundary(text: str, position: int) -> int:
-    """Returns the first place at or after `position` where a piece surely begins, or the end."""
-    if position <= 0:
-        return 0
-    found = _BOUNDARY.search(text, position)
-    return len(text) if found is None else found.start()
-
-
 def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields where each block of a text starts, and its pieces."""
-    start = 0
+    """Yields where each block of a text starts, and its pieces, none longer than MAX_PIECE."""
+    start, find = 0, pieces_pattern().findall
     while start < len(text):
-        stop = boundary(text, start + BLOCK)
-        yield start, pieces_pattern().findall(text, start, stop)
-        start = stop
+        stop = min(start + _WINDOW, len(text))
+        pieces = find(text, start, stop)
+        if max(map(len, pieces)) > MAX_PIECE:
+            long = next(index for index, piece in enumerate(pieces) if len(piece) > MAX_PIECE)
+            pieces[long:] = [pieces[long][:MAX_PIECE]]
+        elif stop < len(text):
+            pieces.pop()  # it may go on
+        yield start, pieces
+        start += sum(map(len, pieces))
 
 
 def frequent(pieces: Iterable[list[str]], most: int, without: str, least: int = 1) -> list[str]:
@@ -162,6 +160,13 @@ class WordTokenizer(PieceTokenizer):
     @staticmethod
     def _pieces(text: str) -> Iterator[list[str]]:
         return (pieces for _, pieces in _blocks(text))
+
+    def certain(self, text: str) -> int:
+        """See `Tokenizer.certain`: all but the last piece."""
+        last = 0
+        for start, pieces in _blocks(text):
+            last = start + sum(map(len, pieces[:-1]))
+        return last
 
     def _look_up(self, text: str, *, items: bool) -> NDArray[np.int32]:
         found = [np.empty(0, np.int32)]

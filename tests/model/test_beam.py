@@ -294,7 +294,7 @@ def test_settings_that_leave_nothing_are_refused() -> None:
 
 def test_time_ends_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     model, now = make_model("ab", TEXT), [0.0]
-    monkeypatch.setattr("treadle.model.beam.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("treadle.model.deadline.time.monotonic", lambda: now[0])
     sampling = SamplingConfig(best_of=3, max_new_tokens=1000, max_time_s=5)
     beam = BeamSearch(model, make_choices(sampling, model.tokenizer), after(model), 2)
     for step, _ in enumerate(beam.steps()):
@@ -322,7 +322,8 @@ def test_states_stand_after_the_text() -> None:
     model = make_model("abc\n")
     begun = replace(after(model, "ab"), seed=7, position=3)
     reasons = set()
-    for one in search(model, 8, begun=begun, best_of=8, max_new_tokens=4, stop_sequences=("cc",)):
+    settings: dict[str, Any] = {"best_of": 8, "max_new_tokens": 4, "stop_sequences": ("cc",)}
+    for one in search(model, 8, begun=begun, goes_on=True, **settings):
         assert same_state(one.state, after(model, "ab" + one.text))
         assert (one.state.seed, one.state.position) == (7, 3)
         assert model.tokenizer.decode(list(one.ids)) == one.text
@@ -335,9 +336,9 @@ def test_states_stand_after_the_text() -> None:
 
 def test_a_search_goes_on_where_another_ended() -> None:
     model = make_model("abcd", TEXT)
-    (whole,) = search(model, best_of=1, max_new_tokens=9)
-    (first,) = search(model, best_of=1, max_new_tokens=4)
-    (second,) = search(model, best_of=1, max_new_tokens=5, begun=first.state)
+    (whole,) = search(model, best_of=1, max_new_tokens=9, goes_on=True)
+    (first,) = search(model, best_of=1, max_new_tokens=4, goes_on=True)
+    (second,) = search(model, best_of=1, max_new_tokens=5, begun=first.state, goes_on=True)
     assert first.text + second.text == whole.text
     assert scores_of(first) + scores_of(second) == scores_of(whole)
     assert same_state(second.state, whole.state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,12 @@ from small_models import bytes_of, chain_of, letters, model_of, result_of, text_
 from treadle.model import generation
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, ForeignStateError, StateError
-from treadle.model.generation import Preparation, echo, seed_of
+from treadle.model.generation import Preparation, seed_of
 from treadle.model.model import Model
 from treadle.model.session import Piece, StopReason, Wanted
 from treadle.model.state import SessionState
 from treadle.model.tokenizer import build_tokenizer
+from treadle.model.tokenizer_base import TableStream
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 
@@ -196,15 +198,22 @@ def test_a_prompt_is_echoed_as_it_scores() -> None:
     model = model_of()
     settings = {"ranks": True, "top_log_probabilities": 2}
     preparation = Preparation(model, "cab abc", _sampling(**settings), None)
-    echoed: list[Any] = []
-    list(echo(preparation, echoed))
-    assert preparation.shown == "cab abc"
+    pieces = [piece for piece in preparation.echo(True) if piece is not None]
+    echoed = tokens_of(pieces)
+    assert text_of(pieces) == "cab abc"
+    assert same_state(preparation.after, read_prompt(model, "cab abc").after)
     scored = model.score("cab abc").tokens
     assert [(t.id, t.log_probability) for t in echoed] == [
         (t.id, t.log_probability) for t in scored
     ]
     assert echoed[0].log_probability is None
     assert all(token.rank and len(token.alternatives) == 2 for token in echoed[1:])
+
+
+def read_prompt(model: Model, text: str) -> Preparation:
+    preparation = Preparation(model, text, _sampling(seed=1), None)
+    list(preparation.read())
+    return preparation
 
 
 def _sampling(**settings: Any) -> Any:
@@ -385,3 +394,145 @@ def test_a_state_made_by_hand_is_refused() -> None:
         with pytest.raises(StateError, match="none that this model has made"):
             model.read_state(model.state_bytes(state))
     assert text.read_state(text.state_bytes(SessionState.fresh(text.parameters.shape))).token == -1
+
+
+# ---------------------------------------------------------------- penalties across states
+
+PENALTIES: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.7},
+    {"presence_penalty": 1.5},
+    {"frequency_penalty": 0.8},
+    {"repetition_penalty": 1.3, "presence_penalty": -0.5, "frequency_penalty": 0.4},
+]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=str)
+@pytest.mark.parametrize("kind", TokenizerKind)
+def test_two_halves_are_the_text_where_tokens_are_counted(
+    kind: TokenizerKind, penalty: dict[str, Any]
+) -> None:
+    model = model_of(kind, layers=2)
+    settings: dict[str, Any] = {"temperature": 0.8, **penalty}
+    whole = stream(model, "cab", seed=9, max_new_tokens=40, **settings)
+    assert tokens_of(whole) != tokens_of(stream(model, "cab", seed=9, max_new_tokens=40))
+    for cut in (0, 1, 16, 17, 39):
+        first = stream(model, "cab", seed=9, max_new_tokens=cut, **settings)
+        data = model.state_bytes(state_of(first))
+        rest = stream(model, state=model.read_state(data), max_new_tokens=40 - cut, **settings)
+        assert tokens_of(first) + tokens_of(rest) == tokens_of(whole)
+        assert model.state_bytes(state_of(rest)) == model.state_bytes(state_of(whole))
+
+
+def test_a_state_counts_what_stands_before_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "CHUNK", 3)
+    ended = stream(
+        letters(), "aab", stop_sequences=("fg",), max_new_tokens=60, presence_penalty=0.1
+    )
+    counts = state_of(ended).counts
+    assert counts is not None
+    assert counts.tolist() == [[0, 0, 1, 1, 1, *[0] * 5], [2, 1, *[0] * 8]]  # cde after aab
+    on = stream(letters(), "c", state=state_of(ended), max_new_tokens=2, presence_penalty=0.1)
+    again = state_of(on).counts
+    assert again is not None
+    assert again.tolist() == [[0, 0, 1, 2, 2, *[0] * 5], [2, 1, 1, *[0] * 7]]
+
+
+def test_a_state_is_no_larger_where_nothing_is_counted() -> None:
+    model = letters()
+    plain = state_of(stream(model, "ab", seed=1, max_new_tokens=300))
+    counted = state_of(stream(model, "ab", seed=1, max_new_tokens=300, presence_penalty=0.1))
+    assert plain.counts is None
+    data, longer = model.state_bytes(plain), model.state_bytes(counted)
+    assert data[:4] == b"TRS\x01"  # what every version of Treadle reads
+    assert longer[:4] == b"TRS\x02"
+    assert len(data) < len(longer) <= len(data) + 1 + 10 * 4
+    assert same_state(model.read_state(data), plain)
+    read = model.read_state(longer)
+    assert read.counts is not None
+    assert counted.counts is not None
+    assert read.counts.tobytes() == counted.counts.tobytes()
+    # A call that counts may go on from a state that does not; it begins to count there.
+    begun = state_of(stream(model, state=plain, max_new_tokens=1, presence_penalty=0.1)).counts
+    assert begun is not None
+    assert begun.sum() == 1
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        b"", b"\x01", b"\x01\x0a\x01\x01", b"\x02\x01\x01\x01\x00\x01\x01", b"\x80", b"\xff" * 40,
+        b"\x01\x00\xff\xff\xff\xff\x7f\x01", b"\x00\x00", b"\xff\xff\xff\x7f" + b"\x01" * 50,
+    ],
+)  # fmt: skip
+def test_counts_that_are_none_are_refused(numbers: bytes) -> None:
+    # Without a key, whoever knows the format can make a state.
+    model = letters()
+    data = model.state_bytes(state_of(stream(model, "a", max_new_tokens=1)))
+    body = b"TRS\x02" + data[4:-16] + numbers
+    with pytest.raises(StateError, match=r"damaged|fit the model"):
+        model.read_state(body + hashlib.sha256(body).digest()[:16])
+
+
+# ---------------------------------------------------------------- time
+
+
+class Hands:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("treadle.model.deadline.time.monotonic", lambda: self.now)
+
+
+@pytest.mark.parametrize("prompt", ["ab" * 5000, "ab" * 400])
+@pytest.mark.parametrize("echoes", [False, True])
+def test_time_ends_the_reading_of_a_prompt(
+    prompt: str, echoes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, model = Hands(monkeypatch), model_of()
+    preparation = Preparation(model, prompt, _sampling(max_time_s=5, seed=4), None)
+    steps = preparation.echo(True) if echoes else preparation.read()
+    next(steps)
+    clock.now += 4.9
+    next(steps)
+    clock.now += 0.1
+    assert list(steps) == []  # not one more
+    assert preparation.late
+    result = result_of([preparation.unread(0)])
+    assert (result.stop_reason, result.new_tokens, result.seed) == (StopReason.TIME_LIMIT, 0, 4)
+    assert result.state is None
+
+
+def test_a_text_whose_time_is_over_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, model = Hands(monkeypatch), model_of()
+    preparation = Preparation(model, "ab", _sampling(max_time_s=5, seed=4), None)
+    list(preparation.read())
+    session = preparation.session(0, Wanted(state=True))
+    assert session.nothing_to_draw() is None
+    clock.now += 5
+    only = session.nothing_to_draw()
+    assert only is not None
+    result = result_of([only])
+    assert result.stop_reason is StopReason.TIME_LIMIT
+    assert result.state is not None  # that after the prompt
+    assert same_state(result.state, preparation.begun(0))
+
+
+def test_a_prompt_is_decoded_and_read_in_short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Neither what is encoded nor what is read in one step may grow with the prompt.
+    sizes: list[int] = []
+    model, prompt = model_of(), "abc " * 20_000
+    encode, push = type(model.tokenizer).encode, TableStream.push
+    monkeypatch.setattr(
+        type(model.tokenizer), "encode",
+        lambda self, text, policy=None: (sizes.append(len(text)), encode(self, text, policy))[1],
+    )  # fmt: skip
+    monkeypatch.setattr(
+        TableStream, "push", lambda self, ids: (sizes.append(len(ids)), push(self, ids))[1]
+    )
+    preparation = Preparation(model, prompt, _sampling(seed=1), None)
+    assert sum(1 for _ in preparation.read()) > len(prompt) / 64
+    echoed = [piece for piece in preparation.echo(True) if piece is not None]
+    assert text_of(echoed) == prompt
+    assert max(map(len, (piece.tokens for piece in echoed))) <= 65
+    assert max(sizes) <= 4096

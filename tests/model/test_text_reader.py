@@ -7,13 +7,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from treadle.model import text_reader, tokenizer_subwords, tokenizer_words
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.text_reader import MAX_HELD, TextReader, encode_in_steps
-from treadle.model.tokenizer import Tokenizer, Tokens, build_tokenizer
+from treadle.model.tokenizer import SubwordTokenizer, Tokenizer, Tokens, build_tokenizer
+from treadle.model.tokenizer_base import MAX_PIECE
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 
@@ -82,6 +84,75 @@ def test_however_a_text_is_cut_its_tokens_are_those_of_the_whole(
     assert read(reader, cut(text, cuts)) == wanted  # the same reader takes another text
 
 
+@pytest.fixture
+def short_pieces(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Words and subwords longer than this are cut."""
+    most = 4
+    for module in (text_reader, tokenizer_subwords, tokenizer_words):
+        monkeypatch.setattr(module, "MAX_PIECE", most)
+    monkeypatch.setattr(tokenizer_words, "_WINDOW", 2 * most)
+    monkeypatch.setattr(tokenizer_subwords, "_LONG_SPACE", re.compile(rf"\s{{{most + 1}}}"))
+    return most
+
+
+CUT_KINDS = [
+    case for case in TOKENIZERS if case[0] in (TokenizerKind.WORDS, TokenizerKind.SUBWORDS)
+]
+
+
+@pytest.mark.parametrize("case", CUT_KINDS, ids=str)
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(text=TEXTS, cuts=st.lists(st.integers(0, 60), max_size=8))
+@example("aaaaaaaa    a", [5])
+@example("aa\u0301\u0301\u0301\u0301a", [5])
+@example("     a     \n", [5])
+def test_pieces_that_are_too_long_are_cut_alike_however_a_text_comes(
+    short_pieces: int, case: tuple[TokenizerKind, bool], text: str, cuts: list[int]
+) -> None:
+    tokenizer, policy = TOKENIZERS[case], UnknownPolicy.SKIP
+    reader = TextReader(tokenizer, policy, max_held=5 * short_pieces)
+    wanted = tokenizer.encode(text, policy).tolist()
+    assert read(reader, list(text)) == wanted  # no more than a few pieces are held back
+    assert read(TextReader(tokenizer, policy, None), cut(text, cuts)) == wanted
+    if case == (TokenizerKind.SUBWORDS, False) and not re.search("[\ud800-\udfff]", text):
+        assert tokenizer.decode(wanted) == text
+
+
+@pytest.mark.parametrize("kind", [TokenizerKind.WORDS, TokenizerKind.SUBWORDS])
+@pytest.mark.parametrize(
+    "text", ["x" * 9000, "x! " * 3000, "!" * 9000, "a\u0301" * 4500, " " * 9000]
+)
+def test_no_text_is_looked_up_in_long_pieces(
+    kind: TokenizerKind, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A look-up lets no other thread run: its time must not rise with what somebody sends.
+    tokenizer, seen = TOKENIZERS[kind, False], []
+    library = tokenizer._learned if isinstance(tokenizer, SubwordTokenizer) else None
+
+    class Watched:
+        def encode(self, part: str, **options: bool) -> object:
+            seen.append(len(part))
+            return library.encode(part, **options)
+
+        def findall(self, text: str, start: int, stop: int) -> list[str]:
+            seen.append(stop - start)
+            return PIECES.findall(text, start, stop)
+
+    if library is not None:
+        monkeypatch.setattr(tokenizer, "_learned", Watched())
+    else:
+        monkeypatch.setattr(tokenizer_words, "pieces_pattern", Watched)
+    in_steps(tokenizer, text, UnknownPolicy.SKIP)
+    assert 0 < max(seen) <= 4 * MAX_PIECE
+
+
+PIECES = tokenizer_words.pieces_pattern()
+
+
 @pytest.mark.parametrize("case", TOKENIZERS, ids=str)
 @settings(max_examples=60, deadline=None)
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 60), max_size=8))
@@ -145,13 +216,10 @@ def test_tokens_come_as_soon_as_they_are_certain() -> None:
     assert "".join(given_at_once(TokenizerKind.SUBWORDS, "the cat is new")) == "the cat is"
 
 
-@pytest.mark.parametrize(
-    "kind", [TokenizerKind.WORDS, TokenizerKind.EVENTS, TokenizerKind.SUBWORDS]
-)
-def test_a_reader_holds_so_much_and_no_more(kind: TokenizerKind) -> None:
-    reader = TextReader(TOKENIZERS[kind, False], UnknownPolicy.SKIP)
+def test_a_reader_holds_so_much_and_no_more() -> None:
+    reader = TextReader(TOKENIZERS[TokenizerKind.EVENTS, False], UnknownPolicy.SKIP)
     assert reader.push("x" * MAX_HELD).size == 0
-    with pytest.raises(ConfigError, match=rf"65,536 characters .* {kind}"):
+    with pytest.raises(ConfigError, match=r"65,536 characters .* events"):
         reader.push("x")
 
 

@@ -171,22 +171,13 @@ def test_pieces() -> None:
     assert pieces("e\u0301a !!") == ["e\u0301a", " !!"]
 
 
-@settings(deadline=None)
-@given(text=texts, position=st.integers(-1, 40))
-def test_a_boundary_is_where_a_piece_begins(text: str, position: int) -> None:
-    place = tokenizer_words.boundary(text, position)
-    find = tokenizer_words.pieces_pattern().findall
-    assert place >= min(position, len(text))
-    assert find(text[:place]) + find(text[place:]) == find(text)
-
-
 @any_kind
 def test_blocks_change_nothing(kind: TokenizerKind, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "".join(SAMPLES)
     whole = build(kind, text, ERROR)
     expected = whole.encode(text).tolist()
     monkeypatch.setattr(tokenizer_characters, "BLOCK", 3)
-    monkeypatch.setattr(tokenizer_words, "BLOCK", 3)
+    monkeypatch.setattr(tokenizer_words, "_WINDOW", 30)
     blocked = build(kind, text, ERROR)
     assert blocked.to_json() == whole.to_json()
     assert blocked.encode(text).tolist() == expected

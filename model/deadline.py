@@ -1,0 +1,30 @@
+"""When a call has to end, however far it has come."""
+
+from __future__ import annotations
+
+import time
+
+
+class Deadline:
+    """A moment after which no more work is begun.
+
+    Args:
+        limit_s: Seconds from now; None: there is no such moment.
+    """
+
+    def __init__(self, limit_s: float | None = None) -> None:
+        self._end_s = None if limit_s is None else time.monotonic() + limit_s
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until then, at least 0; None where there is no such moment."""
+        return None if self._end_s is None else max(0.0, self._end_s - time.monotonic())
+
+    @property
+    def over(self) -> bool:
+        """Whether it has passed."""
+        return self.left_s == 0.0
+
+
+NEVER = Deadline()
+"""No such moment."""
