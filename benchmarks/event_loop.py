@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
@@ -85,7 +86,12 @@ def watch_health(address: str) -> None:
     """Asks for health until standard input ends; prints the milliseconds of each answer."""
     times: list[float] = []
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+    def wait_for_the_end() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         stub.Check(health_pb2.HealthCheckRequest())
@@ -242,6 +248,23 @@ def regexes(stub: sequence_pb2_grpc.SequenceServiceStub, seconds: float) -> Outc
     return f"cached {waits[0]:.2f} s, cheap {waits[1]:.2f} s, hostile: {hostile_ends}"
 
 
+def read_texts(
+    request: pb.EmbedRequest | pb.ScoreRequest,
+    stub: sequence_pb2_grpc.SequenceServiceStub,
+    seconds: float,
+) -> Outcome:
+    """Embeds or scores."""
+    if isinstance(request, pb.EmbedRequest):
+        return f"a reply of {stub.Embed(request, timeout=10 * seconds).ByteSize():,} bytes"
+    return f"a reply of {stub.Score(request, timeout=10 * seconds).ByteSize():,} bytes"
+
+
+def idle(stub: sequence_pb2_grpc.SequenceServiceStub, seconds: float) -> Outcome:
+    """Asks for nothing."""
+    time.sleep(3.0)
+    return ""
+
+
 def stream(stub: sequence_pb2_grpc.SequenceServiceStub, seconds: float) -> Outcome:
     """Scores a stream of one piece, the largest there is."""
     messages = [
@@ -253,12 +276,17 @@ def stream(stub: sequence_pb2_grpc.SequenceServiceStub, seconds: float) -> Outco
 
 def scenarios() -> Iterator[Scenario]:
     """Yields every scenario, the idle machine first."""
-    yield Scenario("idle", "idle", lambda stub, seconds: time.sleep(3.0) or "")
-    one = {"max_new_tokens": 1}
+    yield Scenario("idle", "idle", idle)
+    one: dict[str, Any] = {"max_new_tokens": 1}
 
-    def asks(group: str, name: str, **fields: object) -> Scenario:
-        request = pb.GenerateRequest(**fields)  # type: ignore[arg-type]
+    def asks(group: str, name: str, **fields: Any) -> Scenario:
+        request = pb.GenerateRequest(**fields)
         return Scenario(group, name, partial(generate, request))
+
+    def reads(
+        name: str, request: pb.EmbedRequest | pb.ScoreRequest, group: str = "read"
+    ) -> Scenario:
+        return Scenario(group, name, partial(read_texts, request))
 
     for kind in KINDS:
         yield asks("prompt", f"prompt of 4 MB, {kind}", model=kind, prompt=LONG, **one)
@@ -267,7 +295,7 @@ def scenarios() -> Iterator[Scenario]:
         yield asks("prompt", name, model=kind, prompt=UNBROKEN, **one)
     marks = "a\u0301" * (_MESSAGE // 3)
     yield asks("prompt", "prompt of 4 MB, one word of marks", model="words", prompt=marks, **one)
-    detail = {"echo": True, "top_log_probabilities": 20, "ranks": True}
+    detail: dict[str, Any] = {"echo": True, "top_log_probabilities": 20, "ranks": True}
     for kind in ("characters", "bytes", "subwords", "words"):
         name = f"echo of 4 MB with 20 alternatives, {kind}"
         yield asks("echo", name, model=kind, prompt=LONG, **one, **detail)
@@ -282,35 +310,17 @@ def scenarios() -> Iterator[Scenario]:
         )  # fmt: skip
     yield Scenario("regex", "four hostile expressions", regexes)
     for kind in ("characters", "subwords"):
-        embed = pb.EmbedRequest(model=kind, texts=[LONG])
-        yield Scenario(
-            "read", f"embed 4 MB, {kind}",
-            lambda stub, s, embed=embed: stub.Embed(embed, timeout=10 * s) and "ok",
-        )  # fmt: skip
-        score = pb.ScoreRequest(model=kind, texts=[LONG])
-        yield Scenario(
-            "read", f"score 4 MB, {kind}",
-            lambda stub, s, score=score: stub.Score(score, timeout=10 * s) and "ok",
-        )  # fmt: skip
+        yield reads(f"embed 4 MB, {kind}", pb.EmbedRequest(model=kind, texts=[LONG]))
+        yield reads(f"score 4 MB, {kind}", pb.ScoreRequest(model=kind, texts=[LONG]))
     detailed = pb.ScoreRequest(
         model="characters", texts=[LONG[:9000]], ranks=True, top_log_probabilities=20
     )
-    yield Scenario(
-        "read", "score with the largest reply",
-        lambda stub, s: f"{stub.Score(detailed, timeout=10 * s).ByteSize() / 1e6:.1f} MB",
-    )  # fmt: skip
-    many = pb.ScoreRequest(
-        model="characters", texts=[LONG[i * 400 : i * 400 + 400] for i in range(10_000)]
-    )
-    yield Scenario(
-        "read", "score 10,000 texts", lambda stub, s: stub.Score(many, timeout=10 * s) and "ok"
-    )
+    yield reads("score with the largest reply", detailed)
+    pieces = [LONG[start : start + 400] for start in range(0, 4_000_000, 400)]
+    yield reads("score 10,000 texts", pb.ScoreRequest(model="characters", texts=pieces))
     yield Scenario("read", "a stream of one piece of 4 MB, subwords", stream)
     empty = pb.ScoreRequest(model="characters", texts=[""] * (_MESSAGE // 2))
-    yield Scenario(
-        "lists", "2 million empty texts to score",
-        lambda stub, s: stub.Score(empty, timeout=10 * s) and "ok",
-    )  # fmt: skip
+    yield reads("2 million empty texts to score", empty, "lists")
     token = pb.TokenReference(id=1)
     yield asks(
         "lists", "700,000 banned tokens",

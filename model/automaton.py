@@ -11,7 +11,6 @@ import importlib.util
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.errors import ConfigError
-from treadle.model.regex_worker import BYTES, CANNOT_READ, END_MARK, TOO_LARGE
+from treadle.model.errors import ConfigError, EffortError
+from treadle.model.regex_worker import BYTES, CANNOT_READ, END_MARK, OUT_OF_MEMORY, TOO_LARGE
 from treadle.model.tokenizer_base import SURROGATE
 
 Ints = npt.NDArray[np.int32]
@@ -31,10 +30,22 @@ MAX_STATES = 1 << 15
 
 _MAX_SIZE = 1 << 15
 """States that a glance at the expression may expect; what passes may still prove too large."""
-_CPU_S, _WAIT_S, _MEMORY = 3, 20.0, 1 << 30
 
-_ONE_AT_A_TIME = threading.Lock()
-"""So that many large expressions at once take one processor from the others, not all."""
+
+@dataclass(frozen=True)
+class Effort:
+    """What one expression may take."""
+
+    cpu_s: float
+    """Seconds of a processor."""
+    wait_s: float
+    """Seconds until it is given up however little of a processor it got."""
+    memory: int
+    """Bytes."""
+
+
+QUICK, THOROUGH = Effort(0.3, 5.0, 1 << 28), Effort(3.0, 20.0, 1 << 30)
+"""What does for nearly all expressions, and what is the most for any."""
 
 _LOOK_AROUND = re.compile(r"\\[bBAzG<>]|[\^$]|\(\?<?[=!]")
 _REPEAT = re.compile(r"\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}")
@@ -56,14 +67,16 @@ class Automaton:
     """(S,), whether the bytes read so far match as a whole."""
 
 
-def compile_automaton(expression: str) -> Automaton:
+def compile_automaton(expression: str, effort: Effort = THOROUGH) -> Automaton:
     """Make the automaton of a regular expression.
 
     Args:
         expression: in the syntax of Rust's crate `regex`, without look-around. All of a text has
             to match, so `^` before everything and `$` after it say nothing and are legal.
+        effort: what it may take.
 
     Raises:
+        EffortError: it takes more than `effort`; more of it might do.
         ConfigError: it is malformed, has look-around or stands for too large an automaton; its
             field is `regex`.
     """
@@ -76,8 +89,10 @@ def compile_automaton(expression: str) -> Automaton:
         )
     if _expected_size(bare) > _MAX_SIZE:
         raise _too_large(expression)
-    done = _run(bare)
-    if done is None or done.returncode < 0 or done.returncode == TOO_LARGE:
+    done = _run(bare, effort)
+    if done is None or done.returncode < 0 or done.returncode == OUT_OF_MEMORY:
+        raise EffortError(str(_too_large(expression)), "regex")
+    if done.returncode == TOO_LARGE:
         raise _too_large(expression)
     if done.returncode == CANNOT_READ:
         raise _unreadable(expression, "is malformed")
@@ -100,7 +115,7 @@ def _without_end_mark(data: bytes) -> Automaton:
     return Automaton(moves, complete)
 
 
-def _run(expression: str) -> subprocess.CompletedProcess[bytes] | None:
+def _run(expression: str, effort: Effort) -> subprocess.CompletedProcess[bytes] | None:
     """Run the worker; None where it took too long."""
     if importlib.util.find_spec("outlines_core") is None:
         raise ConfigError(
@@ -108,16 +123,15 @@ def _run(expression: str) -> subprocess.CompletedProcess[bytes] | None:
         )
     worker = Path(__file__).with_name("regex_worker.py")
     # -P: this room's modules are not to stand in for Python's own.
-    limits = [str(MAX_STATES), str(_CPU_S), str(_MEMORY)]
+    limits = [str(MAX_STATES), str(effort.cpu_s), str(effort.memory)]
     check = "trust" if _stays_whole(expression) else "check"
     command = [sys.executable, "-P", str(worker), *limits, check]
-    with _ONE_AT_A_TIME:
-        try:
-            return subprocess.run(
-                command, input=expression.encode(), capture_output=True, timeout=_WAIT_S
-            )
-        except subprocess.TimeoutExpired:
-            return None
+    try:
+        return subprocess.run(
+            command, input=expression.encode(), capture_output=True, timeout=effort.wait_s
+        )
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _without_anchors(expression: str) -> str:
@@ -200,8 +214,8 @@ def _shown(expression: str) -> str:
 def _too_large(expression: str) -> ConfigError:
     return ConfigError(
         f"regex {_shown(expression)} stands for too large an automaton (more than "
-        f"{MAX_STATES:,} states, or more than {_CPU_S} s of work): take smaller repeats, or "
-        "[0-9A-Za-z_] for \\w",
+        f"{MAX_STATES:,} states, or more than {THOROUGH.cpu_s:g} s of work): take smaller "
+        "repeats, or [0-9A-Za-z_] for \\w",
         "regex",
     )
 

@@ -17,8 +17,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.automaton import Automaton, compile_automaton
-from treadle.model.errors import ConfigError
+from treadle.model.automaton import THOROUGH, Automaton, Effort, compile_automaton
+from treadle.model.errors import ConfigError, EffortError
 from treadle.model.token_tree import TokenTree
 from treadle.model.tokenizer import (
     ByteTokenizer,
@@ -34,6 +34,8 @@ MAX_TABLE = 1 << 24
 """Elements of a table; four bytes each."""
 
 _NEWLINE = b"\n"
+_QUICK_TABLE = 1 << 20
+"""Elements of a table that is made in some ten milliseconds."""
 
 _BLOCK = 1 << 20
 """Elements worked on at once, more or less."""
@@ -65,7 +67,7 @@ class Constraint:
         return bool(self.ends[state])
 
 
-def compile_constraint(regex: str, tokenizer: Tokenizer) -> Constraint:
+def compile_constraint(regex: str, tokenizer: Tokenizer, effort: Effort = THOROUGH) -> Constraint:
     """Make, or recall, what keeps generated text to a regular expression.
 
     Args:
@@ -73,12 +75,26 @@ def compile_constraint(regex: str, tokenizer: Tokenizer) -> Constraint:
             look-around. Of events it is to match the events with one blank between them; the
             blank that joins them to events before is no part of it.
         tokenizer: of the model.
+        effort: what it may take. One expression at a time is made thoroughly; of those that are
+            made quickly, each thread makes its own.
 
     Raises:
         ConfigError: the expression is malformed, has look-around, stands for too large an
             automaton or cannot be written with the vocabulary; its field is `regex`.
+        EffortError: it takes more than `effort`, which is less than the most.
     """
-    return _CACHE.get(regex, tokenizer)
+    return _CACHE.get(regex, tokenizer, effort)
+
+
+def kept_constraint(regex: str, tokenizer: Tokenizer) -> Constraint | None:
+    """Recall what keeps generated text to a regular expression; None where nothing is kept.
+
+    Takes no longer however many expressions are being made.
+
+    Raises:
+        ConfigError: the expression was refused before.
+    """
+    return _CACHE.kept(regex, tokenizer)
 
 
 class _Cache:
@@ -91,41 +107,44 @@ class _Cache:
             tuple[str, int], tuple[weakref.ref[Tokenizer], Constraint | ConfigError]
         ] = OrderedDict()
 
-    def get(self, regex: str, tokenizer: Tokenizer) -> Constraint:
+    def get(self, regex: str, tokenizer: Tokenizer, effort: Effort = THOROUGH) -> Constraint:
         """Return what is kept, or compile and keep it; raise again what was refused."""
-        key = regex, id(tokenizer)
-        kept = self._kept(key, tokenizer)
-        if kept is None:
-            with self._compiling:  # whoever asks for the same meanwhile waits for it
-                kept = self._kept(key, tokenizer)
-                if kept is None:
-                    kept = self._make(key, tokenizer)
-        if isinstance(kept, ConfigError):
-            raise ConfigError(str(kept), kept.field)
-        return kept
+        if effort is not THOROUGH:
+            return self.kept(regex, tokenizer) or self._make(regex, tokenizer, effort)
+        with self._compiling:  # those who ask for the same meanwhile wait for it
+            return self.kept(regex, tokenizer) or self._make(regex, tokenizer, effort)
 
-    def _kept(self, key: tuple[str, int], tokenizer: Tokenizer) -> Constraint | ConfigError | None:
-        """Return what is kept, if anything is."""
+    def kept(self, regex: str, tokenizer: Tokenizer) -> Constraint | None:
+        """Return what is kept, if anything is; raise again what was refused."""
+        key = regex, id(tokenizer)
         with self._lock:
             owner, made = self._entries.get(key, (None, None))
             # A tokenizer that is gone may have left its id to another.
             if owner is None or owner() is not tokenizer:
                 return None
             self._entries.move_to_end(key)
-            return made
+        if isinstance(made, ConfigError):
+            raise ConfigError(str(made), made.field)
+        return made
 
-    def _make(self, key: tuple[str, int], tokenizer: Tokenizer) -> Constraint | ConfigError:
+    def _make(self, regex: str, tokenizer: Tokenizer, effort: Effort) -> Constraint:
         """Compile and keep what comes of it."""
-        made: Constraint | ConfigError
         try:
-            made = _compile(key[0], tokenizer)
+            made = _compile(regex, tokenizer, effort)
         except ConfigError as refused:
-            made = refused.with_traceback(None)  # which would keep whoever asked alive
+            if not isinstance(refused, EffortError) or effort is THOROUGH:
+                # Without its traceback, which would keep the caller's frames alive.
+                self._keep(regex, tokenizer, ConfigError(str(refused), refused.field))
+            raise
+        self._keep(regex, tokenizer, made)
+        return made
+
+    def _keep(self, regex: str, tokenizer: Tokenizer, made: Constraint | ConfigError) -> None:
+        key = regex, id(tokenizer)
         with self._lock:
             self._entries[key] = weakref.ref(tokenizer), made
             self._entries.move_to_end(key)
             self._shrink()
-        return made
 
     def _shrink(self) -> None:
         """Drop what is gone, and then the least recently used, down to the limits; not the last."""
@@ -146,8 +165,13 @@ def _elements(made: Constraint | ConfigError) -> int:
     return made.table.size if isinstance(made, Constraint) else 0
 
 
-def _compile(regex: str, tokenizer: Tokenizer) -> Constraint:
-    automaton = compile_automaton(regex)
+def _compile(regex: str, tokenizer: Tokenizer, effort: Effort) -> Constraint:
+    automaton = compile_automaton(regex, effort)
+    if (
+        effort is not THOROUGH
+        and automaton.complete.size * tokenizer.vocabulary_size > _QUICK_TABLE
+    ):
+        raise EffortError("regex may stand for a large table: make it thoroughly", "regex")
     texts = _texts(tokenizer)
     following = texts
     if isinstance(tokenizer, WhitespaceTokenizer):
@@ -222,8 +246,17 @@ def _table(
         parts.append(targets)
         done += nodes.size
     table = np.concatenate(parts)
-    states = np.array(reached, np.int32) % np.int32(A)
-    return np.where(table >= 0, row_of[table], np.int32(-1)), states
+    parts.clear()
+    _renumber(table, row_of)
+    return table, np.array(reached, np.int32) % np.int32(A)
+
+
+def _renumber(table: Ints, number: Ints) -> None:
+    """Write to each place of a table the number of the state there; a part at a time."""
+    rows = max(1, _BLOCK // table.shape[1])
+    for start in range(0, table.shape[0], rows):
+        part = table[start : start + rows]
+        part[...] = np.where(part >= 0, number[part], np.int32(-1))
 
 
 def _can_complete(table: Ints, complete: Bools) -> Bools:
@@ -256,9 +289,12 @@ def _edges(table: Ints) -> tuple[Ints, Ints]:
 
 def _take(table: Ints, complete: Bools, alive: Bools) -> tuple[Ints, Bools]:
     """Keep the states that are alive."""
+    if alive.all():
+        return table, complete
     number = np.where(alive, np.cumsum(alive, dtype=np.int32) - 1, -1).astype(np.int32)
     kept = table[alive]
-    return np.where(kept >= 0, number[kept], np.int32(-1)), complete[alive]
+    _renumber(kept, number)
+    return kept, complete[alive]
 
 
 def _shown(regex: str) -> str:

@@ -4,6 +4,7 @@
 
     ModelError
     ├── ConfigError               a setting out of its range
+    │   └── EffortError           one that takes more time or memory than it may
     ├── CorpusError               a corpus that nothing can be learnt from
     │   └── EncodingError         corpus bytes that are not UTF-8
     ├── UnknownSymbolError        a symbol that the vocabulary lacks
@@ -43,6 +44,10 @@ class ConfigError(ModelError):
     def faults(self) -> tuple[ConfigError, ...]:
         """This fault and all others of the same config, one a field."""
         return (self, *self.others)
+
+
+class EffortError(ConfigError):
+    """A setting asks for more work than was granted; with more of it, it might be done."""
 
 
 class CorpusError(ModelError):

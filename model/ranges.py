@@ -26,7 +26,9 @@ MAX_UINT64 = 2**64 - 1
 
 
 def _refuse(field: str, wanted: str, value: object) -> ConfigError:
-    shown = repr(str(value) if isinstance(value, enum.Enum) else value)
+    if isinstance(value, str):
+        value = str(value)[:100]  # of a long one no more is shown
+    shown = repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return ConfigError(f"{field} must be {wanted}, not {shown}", field)
 

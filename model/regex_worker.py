@@ -9,30 +9,35 @@ stdin: the expression in UTF-8. stdout: where the automaton has `count` states, 
 `count` and then `count` x 256 next states (-1: none), all int32, then `count` bytes, 1 where the
 bytes read so far match as a whole and are followed by END_MARK. Exit status 2: the expression
 cannot be read; stderr says why. Exit status 3: the automaton has more states than the first
-argument. The others are processor seconds, bytes of memory, and whether to `check` by itself.
+argument. Exit status 4: it takes more memory than it may. The other arguments are processor
+seconds, bytes of memory, and whether to `check` by itself.
 """
 
 from __future__ import annotations
 
+import math
+import signal
 import sys
 from array import array
 from typing import Any
 
-CANNOT_READ, TOO_LARGE = 2, 3
+CANNOT_READ, TOO_LARGE, OUT_OF_MEMORY = 2, 3, 4
 BYTES = 256
 
 END_MARK = "\ufdd0"
 """One of the code points that Unicode keeps for a program's own use, and which no text holds."""
 
 
-def limit_resources(cpu_s: int, memory: int) -> None:
+def limit_resources(cpu_s: float, memory: int) -> None:
     """Have the system end this process at so many seconds of a processor or bytes of memory."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows, where the caller's own patience is the limit
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+    whole_s = math.ceil(cpu_s)
+    resource.setrlimit(resource.RLIMIT_CPU, (whole_s, whole_s))
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)  # whose signal ends a process that does not care
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 
@@ -71,7 +76,7 @@ def build(expression: str, check: bool) -> Any:
 
 def main() -> int:
     """Read the expression, write the automaton and return the exit status."""
-    most_states, cpu_s, memory = (int(text) for text in sys.argv[1:4])
+    most_states, cpu_s, memory = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     check = sys.argv[4] == "check"
     limit_resources(cpu_s, memory)
     try:
@@ -100,4 +105,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except MemoryError:
-        sys.exit(TOO_LARGE)
+        sys.exit(OUT_OF_MEMORY)

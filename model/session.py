@@ -75,6 +75,11 @@ class Piece:
     result: GenerateResult | None
     """Set in the last piece only."""
 
+    @property
+    def weight(self) -> int:
+        """How many tokens and alternatives it has; each token of a text has as many."""
+        return len(self.tokens) * (1 + len(self.tokens[-1].alternatives)) if self.tokens else 0
+
 
 @dataclass(frozen=True)
 class Wanted:

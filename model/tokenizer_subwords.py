@@ -95,6 +95,7 @@ class SubwordTokenizer(Tokenizer):
 
     def encode(self, text: str, policy: UnknownPolicy | None = None) -> NDArray[np.int32]:
         """See `Tokenizer.encode`; every policy is legal, as nothing is unknown."""
+        policy = self.check_policy(policy)
         parts = _parts(readable(self._normal(text), policy))
         ids = [self._learned.encode(part, add_special_tokens=False).ids for part in parts]
         return np.concatenate([np.array(some, np.int32) for some in ids])

@@ -37,6 +37,9 @@ _LARGE_TABLE = 1 << 18
 _MOST_UNREAD = 64
 """Messages that may wait for a client that reads slowly, before its texts pause."""
 
+_MOST_WEIGHT = 100_000
+"""Tokens and alternatives, some 200 bytes each, that may wait in those messages before the same."""
+
 
 class Outlet:
     """Where the pieces of a call's texts come out: made in threads, read on the event loop."""
@@ -48,6 +51,7 @@ class Outlet:
         self._filled = asyncio.Event()
         self._batches: deque[tuple[int, list[Piece]] | Exception] = deque()
         self._lock = threading.Lock()
+        self._weight = 0
         self._paused: list[_Member] = []
 
     async def read(self, texts: int) -> AsyncGenerator[tuple[int, list[Piece]]]:
@@ -66,12 +70,17 @@ class Outlet:
                 batch = self._batches.popleft()
                 if isinstance(batch, Exception):
                     raise batch
+                with self._lock:
+                    self._weight -= _weight(batch[1])
                 texts -= batch[1][-1].result is not None
                 yield batch
             self._resume()
 
     def put(self, batch: tuple[int, list[Piece]] | Exception) -> None:
         """Adds pieces of one text; `wake` tells the reader."""
+        if not isinstance(batch, Exception):
+            with self._lock:
+                self._weight += _weight(batch[1])
         self._batches.append(batch)
 
     def wake(self) -> None:
@@ -85,7 +94,7 @@ class Outlet:
 
     def pause(self, member: _Member) -> bool:
         """Notes a text that should go on once this is read; returns whether it has to wait."""
-        if len(self._batches) < _MOST_UNREAD:
+        if len(self._batches) < _MOST_UNREAD and self._weight < _MOST_WEIGHT:
             return False
         with self._lock:
             self._paused.append(member)
@@ -266,6 +275,11 @@ class _Runner(Taker):
 def _wake_all(outlets: list[Outlet]) -> None:
     for outlet in outlets:
         outlet.wake()
+
+
+def _weight(pieces: Sequence[Piece]) -> int:
+    """Returns how many tokens and alternatives pieces have."""
+    return sum(piece.weight for piece in pieces)
 
 
 class Batcher:

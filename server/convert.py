@@ -9,7 +9,7 @@ names become those of the request.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -239,15 +239,20 @@ def spec_field(field: str) -> str:
     return f"{_SPEC}.{_RENAMED.get(field, field)}"
 
 
-def to_json(message: Message) -> dict[str, Any]:
+def to_json(message: Message, only: Container[str] | None = None) -> dict[str, Any]:
     """Returns the fields that are set, as JSON values.
 
     Enum values become their names without the prefix, in lower case; a number that the
     contract does not know stays a number, for the config to refuse.
+
+    Args:
+        message: The message.
+        only: The fields to convert; None: all of them. On the event loop, lists of what a caller
+            sent must not be among them: they may have millions of entries.
     """
     values: dict[str, Any] = {}
     for field, value in message.ListFields():
-        if field.type == _ENUM and value == 0:
+        if (field.type == _ENUM and value == 0) or (only is not None and field.name not in only):
             continue
         if field.is_repeated:
             values[field.name] = list(value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 from treadle.model.config import SamplingConfig, UnknownPolicy
 from treadle.model.errors import ModelError
+from treadle.model.text_reader import encode_in_steps
 from treadle.model.tokenizer import Tokenizer
 from treadle.server.convert import build, source_violations, to_json
 from treadle.server.errors import Violation, invalid
@@ -17,6 +18,9 @@ MAX_TEXTS = 256
 
 MAX_TOKENS_NAMED = 1024
 """Tokens that one list of a request may name."""
+
+MAX_STOPS = 16
+"""Stop sequences of one request."""
 
 _OF_THE_DRAW = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
@@ -39,10 +43,11 @@ def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> Sampling
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
     """
-    values = to_json(request)
-    settings = {name: value for name, value in values.items() if name in _PLAIN}
-    settings["stop_sequences"] = tuple(request.stop_sequences)
+    values = to_json(request, only=_PLAIN)
+    settings = {**values}
     violations = source_violations(request) + _number_violations(request)
+    if len(request.stop_sequences) <= MAX_STOPS:
+        settings["stop_sequences"] = tuple(request.stop_sequences)
     if request.max_new_tokens > max_new_tokens_limit:
         del settings["max_new_tokens"]
         text = f"max_new_tokens must be at most {max_new_tokens_limit:,} on this server"
@@ -65,6 +70,10 @@ def _number_violations(request: pb.GenerateRequest) -> list[Violation]:
         found.append(("n", f"n must be 1 to {MAX_TEXTS}, not {request.n:,}"))
     elif request.best_of and request.n > request.best_of:
         found.append(("n", f"n must be at most best_of, {request.best_of}, not {request.n}"))
+    stops = len(request.stop_sequences)
+    if stops > MAX_STOPS:
+        text = f"stop_sequences must hold at most {MAX_STOPS} texts, not {stops:,}"
+        found.append(("stop_sequences", text))
     for name in _LISTS:
         size = len(getattr(request, name))
         if size > MAX_TOKENS_NAMED:
@@ -75,39 +84,40 @@ def _number_violations(request: pb.GenerateRequest) -> list[Violation]:
 
 def with_tokens(
     sampling: SamplingConfig, request: pb.GenerateRequest, tokenizer: Tokenizer
-) -> SamplingConfig:
-    """Returns settings together with those that name tokens of a vocabulary.
+) -> Generator[None, None, SamplingConfig]:
+    """Adds to settings those that name tokens of a vocabulary, in short steps.
 
     Args:
         sampling: What `sampling` returned for the request.
         request: The request.
         tokenizer: Of the model that it names.
 
+    Yields:
+        None between two steps: the texts that name tokens may be as long as a message.
+
+    Returns:
+        The settings.
+
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault.
     """
     violations: list[Violation] = []
-
-    def ids(reference: pb.TokenReference, place: str, single: bool = True) -> Sequence[int]:
-        try:
-            return _ids(reference, place, tokenizer, single)
-        except ValueError as fault:
-            violations.append((place, str(fault)))
-            return ()
-
-    biases: list[tuple[int, float]] = [
-        (token, entry.bias)
-        for index, entry in enumerate(request.token_biases)
-        for token in ids(entry.token, f"token_biases[{index}]")
-    ]
-    banned, forced = (
-        [
-            token
-            for index, reference in enumerate(getattr(request, name))
-            for token in ids(reference, f"{name}[{index}]", single)
-        ]
-        for name, single in (("banned_tokens", True), ("forced_tokens", False))
-    )
+    biases: list[tuple[int, float]] = []
+    lists: dict[str, list[int]] = {"banned_tokens": [], "forced_tokens": []}
+    for index, entry in enumerate(request.token_biases):
+        place = f"token_biases[{index}]"
+        found = yield from _ids(entry.token, place, tokenizer, True, violations)
+        biases += [(token, entry.bias) for token in found]
+    for name, ids in lists.items():
+        for index, reference in enumerate(getattr(request, name)):
+            place, single = f"{name}[{index}]", name == "banned_tokens"
+            ids += yield from _ids(reference, place, tokenizer, single, violations)
+            if len(ids) > MAX_TOKENS_NAMED:
+                text = (
+                    f"{name} must come to at most {MAX_TOKENS_NAMED:,} tokens: force fewer of them"
+                )
+                violations.append((name, text))
+                break
     if violations:
         raise invalid(violations)
 
@@ -115,30 +125,41 @@ def with_tokens(
         return replace(
             sampling,
             token_biases=tuple(biases),
-            banned_tokens=tuple(banned),
-            forced_tokens=tuple(forced),
+            banned_tokens=tuple(lists["banned_tokens"]),
+            forced_tokens=tuple(lists["forced_tokens"]),
         )
 
     return build(make, violations, str)
 
 
 def _ids(
-    reference: pb.TokenReference, place: str, tokenizer: Tokenizer, single: bool
-) -> Sequence[int]:
-    """Returns the tokens that a reference names; raises ValueError where there are none."""
+    reference: pb.TokenReference,
+    place: str,
+    tokenizer: Tokenizer,
+    single: bool,
+    violations: list[Violation],
+) -> Generator[None, None, Sequence[int]]:
+    """Returns the tokens that a reference names, in short steps; adds what is wrong with it."""
+
+    def refuse(text: str) -> Sequence[int]:
+        violations.append((place, text))
+        return ()
+
     kind = reference.WhichOneof("token")
     if kind is None:
-        raise ValueError(f"{place} must name a token by its id, its text or as the end")
+        return refuse(f"{place} must name a token by its id, its text or as the end")
     if kind == "id":
         return [reference.id]
     if kind == "end":
         if tokenizer.end is None:
-            raise ValueError(f"{place} names the end token, and only models of lines have one")
+            return refuse(f"{place} names the end token, and only models of lines have one")
         return [tokenizer.end]
     try:
-        found: list[int] = tokenizer.encode(reference.text, UnknownPolicy.ERROR).tolist()
+        found = yield from encode_in_steps(tokenizer, reference.text, UnknownPolicy.ERROR)
     except ModelError as error:
-        raise ValueError(f"{place}: {error}") from error
-    if single and len(found) != 1:
-        raise ValueError(f"{place} must be one token of the vocabulary, not {len(found)}")
-    return found
+        return refuse(f"{place}: {error}")
+    yield
+    if single and found.size != 1:
+        return refuse(f"{place} must be one token of the vocabulary, not {found.size}")
+    ids: list[int] = found[: MAX_TOKENS_NAMED + 1].tolist()
+    return ids

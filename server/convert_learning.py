@@ -59,7 +59,7 @@ def learning(spec: pb.LearnStreamSpec) -> Learning:
     violations = name_violations(name, "model")
     if mark and not violations:
         violations = name_violations(alias, "model")
-    values = {field: value for field, value in to_json(spec).items() if field in _SETTINGS}
+    values = to_json(spec, only=_SETTINGS)
     config = LearningConfig()
     try:
         config = LearningConfig.from_json(values)

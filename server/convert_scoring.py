@@ -93,7 +93,7 @@ def _scoring(
 def _policy(request: _Request, violations: list[Violation]) -> UnknownPolicy | None:
     """Returns a request's policy; adds what is wrong with it and with how it names its weights."""
     violations[:0] = source_violations(request)
-    values = {name: value for name, value in to_json(request).items() if name == "unknown_policy"}
+    values = to_json(request, only=("unknown_policy",))
     try:
         return SamplingConfig.from_json(values).unknown_policy
     except ConfigError as error:

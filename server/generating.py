@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from functools import partial
 
+import grpc
 import numpy as np
 
 from treadle.model.config import SamplingConfig
-from treadle.model.constraint import Constraint, compile_constraint
+from treadle.model.constraint import Constraint
+from treadle.model.deadline import Deadline
 from treadle.model.errors import ModelError
-from treadle.model.generation import Preparation, echo
+from treadle.model.generation import Preparation
 from treadle.model.novelty import Novelty
-from treadle.model.session import Piece, Session, Wanted
-from treadle.model.tokens import TokenScore
+from treadle.model.session import GenerateResult, Piece, Session, Wanted
 from treadle.server import convert_generation, records
 from treadle.server.admission import Load
 from treadle.server.batcher import Batcher, Outlet
 from treadle.server.convert_generation import with_tokens
-from treadle.server.errors import from_model, precondition
+from treadle.server.errors import StatusError, from_model, precondition
 from treadle.server.loaded import Source
+from treadle.server.regexes import Regexes
 from treadle.server.scheduler import Caller, Scheduler
 from treadle.server.sources import Sources
 from treadle.server.states import given_state
-from treadle.server.turns import run_steps
+from treadle.server.turns import made, run_steps
 from treadle.v1 import sequence_pb2 as pb
 
-_COMPILING = ThreadPoolExecutor(2, "regex")
-"""Makes automata of regular expressions, which are kept for who asks next."""
+_ECHO_BYTES = 1 << 18
+"""About as many bytes of an echo go out in one message; no more of it is made before it is sent."""
 
-_ECHO_TOKENS = 1000
-"""Tokens of a prompt in one message."""
+_HEAVY = 200
+"""Tokens and alternatives of a message from which it is written away from the event loop."""
 
 
 class GeneratingRoom:
@@ -59,6 +62,7 @@ class GeneratingRoom:
         self._load = load
         self._scheduler = scheduler
         self._batcher = Batcher(scheduler)
+        self._regexes = Regexes()
         self._max_new_tokens_limit = max_new_tokens_limit
         self._state_key = state_key
 
@@ -69,15 +73,21 @@ class GeneratingRoom:
             StatusError: Every way in which that can fail.
         """
         sampling = convert_generation.sampling(request, self._max_new_tokens_limit)
+        deadline = Deadline(sampling.max_time_s)
         texts = max(request.n, 1)
         with self._load.calls.admit(), self._load.sessions.admit(texts):
-            source = await self._sources.find(request)
-            call = _Call(request, sampling, source, self._state_key, self._scheduler.caller())
+            source = await self._find(request, deadline)
+            caller = self._scheduler.caller()
+            call = _Call(request, sampling, source, self._state_key, caller, deadline)
             outlet = Outlet()
             try:
-                await call.prepare()
-                async for reply in call.echo():
+                await call.prepare(self._regexes)
+                async for reply in call.read():
                     yield reply
+                if call.late:
+                    for reply in call.unread():
+                        yield reply
+                    return
                 if request.best_of:
                     async for reply in call.search():
                         yield reply
@@ -85,15 +95,24 @@ class GeneratingRoom:
                 self._batcher.begin(source.model, call.sessions, outlet)
                 async with aclosing(outlet.read(len(call.sessions))) as batches:
                     async for index, pieces in batches:
-                        yield await call.reply(index, pieces)
+                        for reply in await call.replies(index, pieces):
+                            yield reply
             except ModelError as error:
                 raise from_model(error, field="prompt") from error
             finally:
                 outlet.gone = True
 
+    async def _find(self, request: pb.GenerateRequest, deadline: Deadline) -> Source:
+        """Returns the model; the time of the call may end while it is loaded."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline.left_s):
+                return await self._sources.find(request)
+        text = "max_time_s ended while the model was loaded; the next call finds it loaded"
+        raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+
 
 class _Call:
-    """One call: its prompt, its texts, and what they are told with."""
+    """One call: its prompt, its texts, and what they are sent with."""
 
     def __init__(
         self,
@@ -102,102 +121,155 @@ class _Call:
         source: Source,
         key: bytes,
         caller: Caller,
+        deadline: Deadline,
     ) -> None:
         self._request = request
         self._sampling = sampling
         self._source = source
         self._key = key
         self._caller = caller
+        self._deadline = deadline
         tokens = request.log_probabilities or request.ranks or request.top_log_probabilities > 0
         self._wanted = Wanted(tokens, request.return_state, request.novelty)
         self._preparation: Preparation
         self._constraint: Constraint | None = None
-        self._shown = ""
-        self._echoed: list[TokenScore] = []
+        self._texts = max(request.n, 1)
         self.sessions: list[Session] = []
         """The texts to draw."""
 
-    async def prepare(self) -> None:
-        """Reads the state and the prompt, in turns.
+    @property
+    def late(self) -> bool:
+        """Whether the time ended before the prompt was read."""
+        return self._preparation.late
+
+    async def prepare(self, regexes: Regexes) -> None:
+        """Reads the state, makes the settings ready and finds out whether they fit the model.
 
         Raises:
             StatusError: A state or a token cannot be used.
-            ModelError: The prompt cannot be read.
+            ModelError: A setting cannot be used.
         """
         if self._request.regex:
             # Not in a turn: an expression may take seconds, which others need not wait for.
-            loop, tokenizer = asyncio.get_running_loop(), self._source.model.tokenizer
-            self._constraint = await loop.run_in_executor(
-                _COMPILING, compile_constraint, self._request.regex, tokenizer
-            )
-        await run_steps(self._caller, self._steps())
+            tokenizer = self._source.model.tokenizer
+            found = await regexes.get(self._request.regex, tokenizer, self._deadline)
+            self._constraint = found
+            if found is None:  # the time is over: nothing will be drawn
+                self._sampling = replace(self._sampling, regex="")
+        await run_steps(self._caller, self._prepare())
 
-    def _steps(self) -> Iterator[None]:
-        self._begin()
-        yield
-        yield from self._preparation.read()
-        for index in range(max(self._request.n, 1)):
-            self.sessions.append(self._preparation.session(index, self._wanted))
-        if self._request.echo:
-            self._shown = self._preparation.shown
-            if self._wanted.tokens:
-                yield from echo(self._preparation, self._echoed)
-
-    def _begin(self) -> None:
-        """Makes prompt and settings ready; finds out whether they fit the model."""
+    def _prepare(self) -> Iterator[None]:
         request, model = self._request, self._source.model
         if request.novelty and model.novelty is None:
             raise precondition(
                 "the model has no novelty index: train it with novelty_index, or leave novelty out"
             )
         state = given_state(model, request.state, "state", self._key)
-        sampling = with_tokens(self._sampling, request, model.tokenizer)
-        self._preparation = Preparation(model, request.prompt, sampling, state, self._constraint)
+        yield
+        sampling = yield from with_tokens(self._sampling, request, model.tokenizer)
+        self._preparation = Preparation(
+            model, request.prompt, sampling, state, self._constraint, self._deadline
+        )
+        yield
         if request.return_state:
-            _ = model.content_hash  # of a large model it takes a while, and not on the event loop
+            _ = model.content_hash  # of a large model it takes a while
+            yield
 
-    async def echo(self) -> AsyncIterator[pb.GenerateResponse]:
-        """Yields the prompt as the beginning of every text, where that is asked for."""
+    async def read(self) -> AsyncIterator[pb.GenerateResponse]:
+        """Reads the prompt, in turns; yields it where an echo is asked for, as it is read.
+
+        Each window of an echo goes out for every text before the next one is made, so that it takes
+        no more memory than one, however long the prompt and however slow the reader.
+
+        Raises:
+            ModelError: The prompt cannot be read.
+        """
+        if self._request.echo:
+            async with aclosing(made(self._caller, self._echo())) as windows:
+                async for window in windows:
+                    for index in range(self._texts):
+                        window.index = index
+                        yield window
+        await run_steps(self._caller, self._read())
+
+    def _read(self) -> Iterator[None]:
         if not self._request.echo:
+            yield from self._preparation.read()
+        if self.late:
             return
-        for index in range(len(self.sessions)):
-            text = self._shown
-            for first in range(0, max(len(self._echoed), 1), _ECHO_TOKENS):
-                tokens = tuple(self._echoed[first : first + _ECHO_TOKENS])
-                yield records.generated([Piece(text, tokens, None)], self._source, index)
-                text = ""
+        for index in range(self._texts):
+            self.sessions.append(self._preparation.session(index, self._wanted))
+            yield
+
+    def _echo(self) -> Iterator[pb.GenerateResponse | None]:
+        """Makes messages of about _ECHO_BYTES."""
+        reply, size, texts = pb.GenerateResponse(), 0, []
+        for piece in self._preparation.echo(self._wanted.tokens):
+            if piece is not None:
+                texts.append(piece.text)
+                size += len(piece.text) + records.add_tokens(reply, piece.tokens)
+            if size < _ECHO_BYTES:
+                yield None
+                continue
+            reply.text = "".join(texts)
+            yield reply
+            reply, size, texts = pb.GenerateResponse(), 0, []
+        if size:
+            reply.text = "".join(texts)
+            yield reply
+
+    def unread(self) -> Iterator[pb.GenerateResponse]:
+        """Yields the end of every text where the time ended before the prompt was read."""
+        for index in range(self._texts):
+            piece = self._preparation.unread(index)
+            yield from records.generated([piece], self._source, index)
 
     async def search(self) -> AsyncIterator[pb.GenerateResponse]:
         """Yields the likeliest texts that a beam search finds, best first."""
         found: list[Piece] = []
         await run_steps(self._caller, self._search(found))
         for index, piece in enumerate(found):
-            yield await self.reply(index, [piece])
+            for reply in await self.replies(index, [piece]):
+                yield reply
 
     def _search(self, found: list[Piece]) -> Iterator[None]:
         """Searches in short steps; puts what it finds into `found`."""
-        search = self._preparation.search(max(self._request.n, 1), self._wanted)
+        search = self._preparation.search(self._texts, self._wanted)
         yield from search.steps()
-        found += [self._preparation.found(one, self._wanted) for one in search.results()]
+        for one in search.results():
+            found.append(self._preparation.found(one, self._wanted))
+            yield
 
-    async def reply(self, index: int, pieces: list[Piece]) -> pb.GenerateResponse:
-        """Returns the reply for consecutive pieces of a text."""
-        reply, result = records.generated(pieces, self._source, index), pieces[-1].result
-        if result is None:
-            return reply
-        model = self._source.model
+    async def replies(self, index: int, pieces: list[Piece]) -> list[pb.GenerateResponse]:
+        """Returns the replies for consecutive pieces of a text: one, or more where it is large."""
+        result = pieces[-1].result
+        work = partial(self._replies, index, pieces)
+        told = result is not None and (result.state is not None or self._request.novelty)
+        if told or sum(piece.weight for piece in pieces) > _HEAVY:
+            return await self._caller.run(lambda _: work())
+        return work()
+
+    def _replies(self, index: int, pieces: list[Piece]) -> list[pb.GenerateResponse]:
+        replies = [*records.generated(pieces, self._source, index)]
+        result = pieces[-1].result
+        if result is not None:
+            self._complete(replies[-1].result, result)
+        return replies
+
+    def _complete(self, reply: pb.GenerateResult, result: GenerateResult) -> None:
+        """Adds state and novelty to the end of a text."""
         if result.state is not None:
-            reply.result.state = model.state_bytes(result.state, self._key)
+            reply.state = self._source.model.state_bytes(result.state, self._key)
         if self._request.novelty:
-            found = await self._caller.run(lambda _: self._novelty(result.ids))
-            reply.result.novelty.longest_overlap = found.longest_overlap
-            reply.result.novelty.is_new = found.is_new
-        return reply
+            found = self._novelty(result.ids)
+            reply.novelty.longest_overlap = found.longest_overlap
+            reply.novelty.is_new = found.is_new
 
     def _novelty(self, ids: tuple[int, ...]) -> Novelty:
         """Returns how much of a text is new; a prompt is part of an item, not of a text."""
         model = self._source.model
         assert model.novelty is not None
-        before = self._preparation.prompt if model.tokenizer.begin is not None else ()
-        item = np.array([*before, *ids], np.int32)
+        item = np.array(ids, np.int32)
+        if model.tokenizer.begin is not None:
+            item = np.concatenate((self._preparation.prompt, item))
         return model.novelty.novelty(item, model.tokenizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from treadle.model.config import TrainConfig
@@ -15,6 +15,12 @@ from treadle.server.database import JobRow
 from treadle.server.loaded import Source
 from treadle.server.store import Description, StoredModel
 from treadle.v1 import sequence_pb2 as pb
+
+MAX_REPLY_BYTES = 1 << 20
+"""About as many bytes of a text's tokens go out in one message."""
+
+_TOKENS = 16
+"""Tokens after which their bytes are looked at."""
 
 
 def spec(name: str, config: TrainConfig, asked: pb.TrainSpec | None = None) -> pb.TrainSpec:
@@ -125,20 +131,36 @@ def token(score: TokenScore) -> pb.Token:
     return message
 
 
-def generated(pieces: Sequence[Piece], source: Source, index: int) -> pb.GenerateResponse:
-    """Returns the reply for consecutive pieces of text `index`; its state is not in it."""
-    reply = pb.GenerateResponse(text="".join(piece.text for piece in pieces), index=index)
-    reply.tokens.extend(token(score) for piece in pieces for score in piece.tokens)
+def generated(pieces: Sequence[Piece], source: Source, index: int) -> Iterator[pb.GenerateResponse]:
+    """Yields the replies for consecutive pieces of text `index`; their state is not in them.
+
+    Only where the pieces take more than about MAX_REPLY_BYTES are there several.
+    """
+    reply, size = pb.GenerateResponse(index=index), 0
+    texts: list[str] = []
+    for piece in pieces:
+        texts.append(piece.text)
+        size += len(piece.text)
+        for start in range(0, len(piece.tokens), _TOKENS):
+            size += add_tokens(reply, piece.tokens[start : start + _TOKENS])
+            if size > MAX_REPLY_BYTES:
+                reply.text = "".join(texts)
+                yield reply
+                reply, size = pb.GenerateResponse(index=index), 0
+                texts.clear()
+    reply.text = "".join(texts)
     result = pieces[-1].result
     if result is not None:
         values = {**vars(result), "stop_reason": result.stop_reason.value, "state": None}
         values |= {"version": source.version, "job_step": source.job_step}
         fill(reply.result, values)
         reply.result.SetInParent()
-    return reply
+    yield reply
 
 
-def add_tokens(message: pb.TextScore | pb.PieceScore, tokens: Iterable[TokenScore]) -> int:
+def add_tokens(
+    message: pb.TextScore | pb.PieceScore | pb.GenerateResponse, tokens: Iterable[TokenScore]
+) -> int:
     """Adds tokens to a message; returns the bytes that it has grown by, or a few less."""
     grown = 0
     for score in tokens:

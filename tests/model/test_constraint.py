@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 import treadle.model.automaton as automaton_module
 import treadle.model.constraint as constraint_module
-from treadle.model.automaton import compile_automaton
+from treadle.model.automaton import QUICK, THOROUGH, Effort, compile_automaton
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
-from treadle.model.constraint import Constraint, compile_constraint
-from treadle.model.errors import ConfigError
+from treadle.model.constraint import Constraint, compile_constraint, kept_constraint
+from treadle.model.errors import ConfigError, EffortError
 from treadle.model.tokenizer import (
     ByteTokenizer,
     CharacterTokenizer,
@@ -288,26 +288,47 @@ def test_what_repeats_too_much_is_refused_at_a_glance(regex: str) -> None:
     assert time.process_time() - begun < 0.2
 
 
-def test_what_takes_too_long_is_ended_by_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automaton_module, "_CPU_S", 1)
+def test_what_takes_too_long_is_ended_by_the_system() -> None:
     begun = time.monotonic()
-    with pytest.raises(ConfigError, match="too large"):
-        compile_automaton("[ab]*a[ab]{40}")
+    with pytest.raises(EffortError, match="too large"):
+        compile_automaton("[ab]*a[ab]{40}", Effort(0.2, 60.0, 1 << 30))
     assert time.monotonic() - begun < 15
 
 
-def test_what_takes_too_much_memory_is_ended_by_the_system(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(automaton_module, "_MEMORY", 1 << 27)
-    with pytest.raises(ConfigError, match="too large"):
-        compile_automaton("[ab]*a[ab]{15}")
+def test_what_takes_too_much_memory_is_ended_by_the_system() -> None:
+    with pytest.raises(EffortError, match="too large"):
+        compile_automaton("[ab]*a[ab]{20}", Effort(60, 60.0, 1 << 27))
 
 
-def test_what_never_comes_back_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automaton_module, "_WAIT_S", 0.3)
-    with pytest.raises(ConfigError, match="too large"):
-        compile_automaton("[ab]*a[ab]{40}")
+def test_what_never_comes_back_is_given_up() -> None:
+    with pytest.raises(EffortError, match="too large"):
+        compile_automaton("[ab]*a[ab]{40}", Effort(60, 0.3, 1 << 30))
+
+
+def test_what_was_only_tried_quickly_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    efforts = []
+
+    def compiling(regex: str, effort: Effort) -> Any:
+        efforts.append(effort)
+        if effort is QUICK and "x" in regex:
+            raise EffortError("too large", "regex")
+        return compile_automaton(regex, effort)
+
+    monkeypatch.setattr(constraint_module, "compile_automaton", compiling)
+    tokenizer = characters("abx")
+    with pytest.raises(EffortError):
+        compile_constraint("x", tokenizer, QUICK)
+    assert kept_constraint("x", tokenizer) is None
+    made = compile_constraint("x", tokenizer, THOROUGH)
+    assert kept_constraint("x", tokenizer) is made
+    assert compile_constraint("x", tokenizer, QUICK) is made
+    assert efforts == [QUICK, THOROUGH]
+    assert kept_constraint("a", tokenizer) is None
+    assert compile_constraint("a", tokenizer, QUICK) is kept_constraint("a", tokenizer)
+    monkeypatch.setattr(constraint_module, "_QUICK_TABLE", 5)
+    with pytest.raises(EffortError):
+        compile_constraint("ab", tokenizer, QUICK)
+    assert compile_constraint("ab", tokenizer).complete.size == 3
 
 
 def test_too_many_states_are_refused() -> None:
@@ -358,9 +379,9 @@ def test_expected_sizes_are_about_right() -> None:
 def test_what_was_compiled_or_refused_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def compiling(regex: str) -> Any:
+    def compiling(regex: str, effort: Effort) -> Any:
         calls.append(regex)
-        return compile_automaton(regex)
+        return compile_automaton(regex, effort)
 
     monkeypatch.setattr(constraint_module, "compile_automaton", compiling)
     one, other = characters("ab"), characters("ab")
@@ -395,10 +416,10 @@ def test_threads_that_ask_for_the_same_wait_for_one_of_them(
 ) -> None:
     calls = []
 
-    def compiling(regex: str) -> Any:
+    def compiling(regex: str, effort: Effort) -> Any:
         calls.append(regex)
         time.sleep(0.05)
-        return compile_automaton(regex)
+        return compile_automaton(regex, effort)
 
     monkeypatch.setattr(constraint_module, "compile_automaton", compiling)
     tokenizer, gate = characters("abc"), threading.Barrier(4)

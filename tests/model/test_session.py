@@ -20,6 +20,7 @@ from treadle.model.session import Piece, StopReason, Wanted
 from treadle.model.state import SessionState
 from treadle.model.tokenizer import build_tokenizer
 from treadle.model.tokenizer_base import TableStream
+from treadle.model.tokenizer_characters import CharacterTokenizer
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 
@@ -522,14 +523,18 @@ def test_a_prompt_is_decoded_and_read_in_short_steps(monkeypatch: pytest.MonkeyP
     # Neither what is encoded nor what is read in one step may grow with the prompt.
     sizes: list[int] = []
     model, prompt = model_of(), "abc " * 20_000
-    encode, push = type(model.tokenizer).encode, TableStream.push
-    monkeypatch.setattr(
-        type(model.tokenizer), "encode",
-        lambda self, text, policy=None: (sizes.append(len(text)), encode(self, text, policy))[1],
-    )  # fmt: skip
-    monkeypatch.setattr(
-        TableStream, "push", lambda self, ids: (sizes.append(len(ids)), push(self, ids))[1]
-    )
+    encode, push = CharacterTokenizer.encode, TableStream.push
+
+    def encoding(self: CharacterTokenizer, text: str, policy: UnknownPolicy | None = None) -> Any:
+        sizes.append(len(text))
+        return encode(self, text, policy)
+
+    def pushing(self: TableStream, tokens: Any) -> str:
+        sizes.append(len(tokens))
+        return push(self, tokens)
+
+    monkeypatch.setattr(CharacterTokenizer, "encode", encoding)
+    monkeypatch.setattr(TableStream, "push", pushing)
     preparation = Preparation(model, prompt, _sampling(seed=1), None)
     assert sum(1 for _ in preparation.read()) > len(prompt) / 64
     echoed = [piece for piece in preparation.echo(True) if piece is not None]

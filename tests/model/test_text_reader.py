@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def test_no_text_is_looked_up_in_long_pieces(
 ) -> None:
     # A look-up lets no other thread run: its time must not rise with what somebody sends.
     tokenizer, seen = TOKENIZERS[kind, False], []
-    library = tokenizer._learned if isinstance(tokenizer, SubwordTokenizer) else None
+    library: Any = tokenizer._learned if isinstance(tokenizer, SubwordTokenizer) else None
 
     class Watched:
         def encode(self, part: str, **options: bool) -> object:

@@ -7,8 +7,9 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.model.config import CorpusLayout, SamplingConfig, TokenizerConfig
-from treadle.model.tokenizer import build_tokenizer
+from treadle.model.tokenizer import Tokenizer, build_tokenizer
 from treadle.server import convert_generation as convert
+from treadle.server.convert import to_json
 from treadle.server.errors import StatusError
 from treadle.v1 import sequence_pb2 as pb
 
@@ -94,6 +95,17 @@ def test_what_is_out_of_range_is_named(fields: dict[str, Any], faults: set[str])
     assert set(violations(caught.value)) == faults
 
 
+def with_tokens(request: pb.GenerateRequest, tokenizer: Tokenizer) -> SamplingConfig:
+    """The settings, once all steps are taken."""
+    steps = convert.with_tokens(SamplingConfig(), request, tokenizer)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            made: SamplingConfig = stop.value
+            return made
+
+
 def test_tokens_are_named_by_id_text_or_as_the_end() -> None:
     tokenizer = build_tokenizer(TokenizerConfig(), ["abc"], CorpusLayout.LINES)
     request = request_of(
@@ -101,7 +113,7 @@ def test_tokens_are_named_by_id_text_or_as_the_end() -> None:
         banned_tokens=[pb.TokenReference(id=2), pb.TokenReference(end=True)],
         forced_tokens=[pb.TokenReference(text="cab"), pb.TokenReference(id=0)],
     )
-    sampling = convert.with_tokens(SamplingConfig(), request, tokenizer)
+    sampling = with_tokens(request, tokenizer)
     assert sampling.token_biases == ((1, -2.5),)
     assert sampling.banned_tokens == (2, tokenizer.end)
     assert sampling.forced_tokens == (2, 0, 1, 0)
@@ -124,7 +136,7 @@ def test_what_is_no_token_is_refused(reference: pb.TokenReference, words: str) -
         token_biases=[pb.TokenBias(token=reference, bias=1), pb.TokenBias(bias=1)],
     )
     with pytest.raises(StatusError) as caught:
-        convert.with_tokens(SamplingConfig(), request, tokenizer)
+        with_tokens(request, tokenizer)
     found = violations(caught.value)
     assert set(found) == {"banned_tokens[1]", "token_biases[0]", "token_biases[1]"}
     assert words in found["banned_tokens[1]"]
@@ -134,5 +146,55 @@ def test_a_bias_out_of_range_is_named() -> None:
     tokenizer = build_tokenizer(TokenizerConfig(), ["abc"])
     request = request_of(token_biases=[pb.TokenBias(token=pb.TokenReference(id=0), bias=101)])
     with pytest.raises(StatusError) as caught:
-        convert.with_tokens(SamplingConfig(), request, tokenizer)
+        with_tokens(request, tokenizer)
     assert set(violations(caught.value)) == {"token_biases[0]"}
+
+
+def test_texts_that_name_tokens_are_encoded_in_short_steps() -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(), ["abc"])
+    request = request_of(banned_tokens=[pb.TokenReference(text="abc" * 100_000)])
+    steps = convert.with_tokens(SamplingConfig(), request, tokenizer)
+    with pytest.raises(StatusError) as caught:
+        assert sum(1 for _ in steps) > 100
+    assert "not 300000" in violations(caught.value)["banned_tokens[0]"]
+
+
+@pytest.mark.parametrize("size", [convert.MAX_TOKENS_NAMED + 1, 10 * convert.MAX_TOKENS_NAMED])
+def test_forced_tokens_are_not_too_many_however_they_are_named(size: int) -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(), ["abc"])
+    legal = request_of(forced_tokens=[pb.TokenReference(text="a" * convert.MAX_TOKENS_NAMED)])
+    assert len(with_tokens(legal, tokenizer).forced_tokens) == convert.MAX_TOKENS_NAMED
+    text = pb.TokenReference(text="a" * (size // 2))
+    request = request_of(forced_tokens=[text, text, pb.TokenReference(text="a")])
+    with pytest.raises(StatusError) as caught:
+        with_tokens(request, tokenizer)
+    assert set(violations(caught.value)) == {"forced_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("stop_sequences", "a"),
+        ("banned_tokens", pb.TokenReference(id=1)),
+        ("forced_tokens", pb.TokenReference(id=1)),
+        ("token_biases", pb.TokenBias(bias=1)),
+    ],
+)
+def test_lists_that_are_too_long_are_refused_by_their_length(
+    name: str, entry: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_scalars(values: dict[str, Any]) -> SamplingConfig:
+        assert name not in values, "a long list was converted"
+        return SamplingConfig()
+
+    monkeypatch.setattr(SamplingConfig, "from_json", only_scalars)
+    request = request_of(**{name: [entry] * 2000})
+    with pytest.raises(StatusError) as caught:
+        convert.sampling(request, 100)
+    assert set(violations(caught.value)) == {name}
+    assert "2,000" in violations(caught.value)[name]
+
+
+def test_only_the_fields_that_are_asked_for_are_converted() -> None:
+    request = pb.ScoreRequest(texts=["a"] * 5, unknown_policy=pb.UNKNOWN_POLICY_SKIP)
+    assert to_json(request, only=("unknown_policy",)) == {"unknown_policy": "skip"}

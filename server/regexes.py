@@ -1,0 +1,112 @@
+"""Regular expressions on their way to be automata: nobody waits behind a hostile one.
+
+An expression that is kept costs nothing. A new one is tried quickly first, by one of a few threads;
+what that does not do for goes to a lane of its own, one at a time. So a cheap expression waits for
+no more than a few short tries, whatever else was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from treadle.model.automaton import QUICK, THOROUGH
+from treadle.model.constraint import Constraint, compile_constraint, kept_constraint
+from treadle.model.deadline import Deadline
+from treadle.model.errors import EffortError
+from treadle.model.tokenizer import Tokenizer
+from treadle.server.errors import StatusError, exhausted
+
+MAX_WAITING = 64
+"""Expressions that may be made or wait for it at once."""
+
+MAX_WAIT_S = 30.0
+"""The longest that a call waits for its expression."""
+
+_QUICK_THREADS = 2
+
+_RETRY_S = 2.0
+
+
+@dataclass(eq=False)
+class _Making:
+    """An expression that is being made."""
+
+    task: asyncio.Task[Constraint]
+    """Makes it."""
+    waiting: int = 0
+    """Calls that wait for it."""
+
+
+class Regexes:
+    """Makes the automata of all calls; those who ask for the same one wait for it together."""
+
+    def __init__(self) -> None:
+        self._quick = ThreadPoolExecutor(_QUICK_THREADS, "regex-quick")
+        self._thorough = ThreadPoolExecutor(1, "regex-thorough")
+        self._making: dict[tuple[str, int], _Making] = {}
+
+    async def get(self, regex: str, tokenizer: Tokenizer, deadline: Deadline) -> Constraint | None:
+        """Returns what keeps text to a regular expression.
+
+        Args:
+            regex: The expression.
+            tokenizer: Of the model.
+            deadline: When nobody needs it any more.
+
+        Returns:
+            It; None where the time ended before.
+
+        Raises:
+            ConfigError: The expression cannot be used.
+            StatusError: RESOURCE_EXHAUSTED: too many others are being made.
+        """
+        kept = kept_constraint(regex, tokenizer)
+        if kept is not None:
+            return kept
+        left_s = deadline.left_s
+        making = self._begin(regex, tokenizer)
+        making.waiting += 1
+        try:
+            wait_s = MAX_WAIT_S if left_s is None else min(left_s, MAX_WAIT_S)
+            done, _ = await asyncio.wait([making.task], timeout=wait_s)
+        finally:
+            making.waiting -= 1
+            if not making.waiting:
+                self._forget(regex, tokenizer, making)
+                making.task.cancel()  # a thread that is at it goes on to its end, which is near
+        if done:
+            return making.task.result()
+        if deadline.over:
+            return None
+        raise _crowded()
+
+    def _begin(self, regex: str, tokenizer: Tokenizer) -> _Making:
+        """Returns what makes an expression, begun where nothing does yet."""
+        key = regex, id(tokenizer)
+        if key not in self._making:
+            if len(self._making) >= MAX_WAITING:
+                raise _crowded()
+            self._making[key] = _Making(asyncio.create_task(self._make(regex, tokenizer)))
+        return self._making[key]
+
+    def _forget(self, regex: str, tokenizer: Tokenizer, making: _Making) -> None:
+        """Forgets an expression that nobody waits for any more."""
+        key = regex, id(tokenizer)
+        if self._making.get(key) is making:
+            del self._making[key]
+
+    async def _make(self, regex: str, tokenizer: Tokenizer) -> Constraint:
+        loop = asyncio.get_running_loop()
+        make = compile_constraint
+        try:
+            return await loop.run_in_executor(self._quick, make, regex, tokenizer, QUICK)
+        except EffortError:
+            pass
+        return await loop.run_in_executor(self._thorough, make, regex, tokenizer, THOROUGH)
+
+
+def _crowded() -> StatusError:
+    text = "regex: too many large expressions are being made; try again, or take a simpler one"
+    return exhausted(text, _RETRY_S)
