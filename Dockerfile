@@ -50,9 +50,9 @@ LABEL org.opencontainers.image.title="treadle" \
       org.opencontainers.image.licenses="MIT"
 
 # Group 0 owns what the server writes, so that any other uid may run it (`--user 12345`
-# and OpenShift keep group 0).
+# and OpenShift keep group 0): the server gives the group of /data what its user has.
 RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /data --shell /usr/sbin/nologin treadle \
-    && install -d -o 10001 -g 0 -m 0775 /data /var/cache/treadle
+    && install -d -o 10001 -g 0 -m 2775 /data /var/cache/treadle
 COPY --from=build /opt/treadle /opt/treadle
 
 ENV PATH=/opt/treadle/bin:$PATH \

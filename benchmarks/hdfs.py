@@ -24,6 +24,7 @@ from pathlib import Path
 
 import grpc
 
+from treadle.benchmarks.channels import THIS_MACHINE
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -143,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
-            with grpc.insecure_channel(server.stdout.readline().split()[-1]) as channel:
+            address = server.stdout.readline().split()[-1]
+            with grpc.insecure_channel(address, THIS_MACHINE) as channel:
                 stub = sequence_pb2_grpc.SequenceServiceStub(channel)
                 train(stub, spec(options.steps, options.hidden_size), options.train.read_bytes())
                 report(score(stub, sessions))

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
+from treadle.benchmarks.channels import THIS_MACHINE
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -45,7 +46,8 @@ def main() -> None:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
-            with grpc.insecure_channel(server.stdout.readline().split()[-1]) as channel:
+            address = server.stdout.readline().split()[-1]
+            with grpc.insecure_channel(address, THIS_MACHINE) as channel:
                 measure(channel, options)
         finally:
             server.terminate()

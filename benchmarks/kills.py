@@ -26,6 +26,7 @@ from pathlib import Path
 
 import grpc
 
+from treadle.benchmarks.channels import THIS_MACHINE
 from treadle.model import Model
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
@@ -119,7 +120,7 @@ class Server:
     @contextmanager
     def stub(self) -> Iterator[sequence_pb2_grpc.SequenceServiceStub]:
         """Gives a stub of the server."""
-        with grpc.insecure_channel(self.address) as channel:
+        with grpc.insecure_channel(self.address, THIS_MACHINE) as channel:
             yield sequence_pb2_grpc.SequenceServiceStub(channel)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import grpc
 
+from treadle.benchmarks.channels import THIS_MACHINE
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -81,7 +82,8 @@ def measure(server: subprocess.Popen[str], options: argparse.Namespace) -> None:
     assert server.stdout is not None
     data = list(chunks(options.text.read_bytes(), int(options.megabytes * _MEGABYTE)))
     size = sum(map(len, data))
-    with grpc.insecure_channel(server.stdout.readline().split()[-1]) as channel:
+    address = server.stdout.readline().split()[-1]
+    with grpc.insecure_channel(address, THIS_MACHINE) as channel:
         stub = sequence_pb2_grpc.SequenceServiceStub(channel)
         began = time.perf_counter()
         events = stub.Train(upload(data, options))

@@ -36,6 +36,7 @@ import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
+from treadle.benchmarks.channels import THIS_MACHINE
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -77,7 +78,7 @@ def main() -> None:
 
 async def run(address: str, pid: int, options: argparse.Namespace) -> None:
     """Goes through the parts."""
-    async with aio.insecure_channel(address) as channel:
+    async with aio.insecure_channel(address, THIS_MACHINE) as channel:
         stub: Stub = sequence_pb2_grpc.SequenceServiceStub(channel)
         await train(stub, options.hidden_size)
         await generate(stub, 200, 0)  # loads the model
@@ -158,7 +159,7 @@ def ask_health(address: str) -> None:
     """Checks the health every few milliseconds until its input ends; prints the milliseconds."""
     times: list[float] = []
     print(flush=True)
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, THIS_MACHINE) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         while not select.select([sys.stdin], [], [], 0)[0]:
             asked = time.perf_counter()

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 import grpc
 
+from treadle.benchmarks.channels import THIS_MACHINE
 from treadle.benchmarks.load import resident_bytes
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
@@ -42,7 +43,8 @@ def main() -> None:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
-            with grpc.insecure_channel(server.stdout.readline().split()[-1]) as channel:
+            address = server.stdout.readline().split()[-1]
+            with grpc.insecure_channel(address, THIS_MACHINE) as channel:
                 stub = sequence_pb2_grpc.SequenceServiceStub(channel)
                 measure(stub, server.pid, options)
         finally:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import grpc
 
+from treadle.benchmarks.channels import THIS_MACHINE
 from treadle.benchmarks.machine import describe
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
@@ -69,7 +70,8 @@ def server() -> Iterator[Stub]:
         )
         try:
             assert process.stdout is not None
-            with grpc.insecure_channel(process.stdout.readline().split()[-1]) as channel:
+            address = process.stdout.readline().split()[-1]
+            with grpc.insecure_channel(address, THIS_MACHINE) as channel:
                 yield Stub(channel)
         finally:
             process.terminate()

@@ -25,10 +25,14 @@ class Client(Management, Generating, Scoring, Learning):
     It may be shared by threads. Use it in a `with` block, or call `close()`.
 
     Args:
-        address: `HOST:PORT`, or any other target that gRPC knows, such as `unix:PATH`.
+        address: `HOST:PORT`, `unix:/PATH`, `unix-abstract:NAME`, or another target that gRPC
+            knows, such as `dns:///NAME:PORT`.
         timeout_s: The longest that a call may take, generation included; training
             and streams that are scored or learnt have a `timeout_s` of their own.
             None waits as long as it takes.
+
+    Raises:
+        InputError: The address is of none of these forms.
     """
 
     def train(

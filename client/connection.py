@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import grpc
 
+from treadle.client.address import check_address, is_local
 from treadle.client.closing import Closing
 from treadle.client.errors import DeadlineExceededError, UnavailableError, from_rpc_error
 from treadle.client.wire import integer
@@ -34,11 +34,16 @@ class Connection(Closing):
     """A connection to one Treadle server, made when the first call needs it.
 
     Args:
-        address: `HOST:PORT`, or any other target that gRPC knows, such as `unix:PATH`.
+        address: `HOST:PORT`, `unix:/PATH`, `unix-abstract:NAME`, or another target that gRPC
+            knows, such as `dns:///NAME:PORT`.
         timeout_s: The longest that a call may take. None waits as long as it takes.
+
+    Raises:
+        InputError: The address is of none of these forms.
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float | None = None) -> None:
+        check_address(address)
         self.address = address
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(address, channel_options(address))
@@ -107,18 +112,7 @@ def channel_options(address: str) -> list[tuple[str, int]]:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
     ]
-    if _is_local(address):
+    if is_local(address):
         # gRPC obeys $http_proxy even for this machine, where no proxy can help.
         options.append(("grpc.enable_http_proxy", 0))
     return options
-
-
-def _is_local(address: str) -> bool:
-    """Tells whether an address is this machine by its form."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost" or address.startswith("unix:"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

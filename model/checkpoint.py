@@ -232,4 +232,4 @@ def _opened(path: str | os.PathLike[str]) -> Any:
     try:
         return safe_open(os.fspath(path), framework="numpy")
     except SafetensorError as fault:
-        raise CheckpointError(f"{path} is no whole safetensors file: {fault}") from fault
+        raise CheckpointError(f"the file is no whole safetensors file: {fault}") from fault

@@ -209,18 +209,18 @@ def _read(path: Path) -> RunState:
         whole = held["sha256"] == _digest(held["content"], tensors)
         version = held["format"]
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as fault:
-        raise _damaged(path, f": {fault}") from fault
+        raise _damaged(f": {fault}") from fault
     if not whole:
-        raise _damaged(path, "")
+        raise _damaged("")
     if version != FORMAT:
         raise CheckpointError(
-            f"the training state {path} has format {version!r}, and this Treadle reads {FORMAT!r}: "
+            f"the training state has format {version!r}, and this Treadle reads {FORMAT!r}: "
             "go on with the Treadle that wrote it"
         )
     return RunState(content, tensors)
 
 
-def _damaged(path: Path, why: str) -> _DamagedError:
+def _damaged(why: str) -> _DamagedError:
     return _DamagedError(
-        f"the training state {path} is damaged{why}, and so is the one before it, if there was one"
+        f"the training state is damaged{why}, and so is the one before it, if there was one"
     )

@@ -1,10 +1,32 @@
-"""Lets `python -m treadle.server` do what `treadle-server` does."""
+"""The `treadle-server` command, as `python -m treadle.server` too; see `cli`.
+
+What it needs is imported late: a signal during the imports would otherwise end in a traceback.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
-from treadle.server.cli import main
+
+def main() -> int:
+    """Runs the command.
+
+    Returns:
+        The exit code; 130 after Ctrl-C and 143 after SIGTERM before the server takes them itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    from treadle.server.cli import main as run
+
+    return run()
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
 
 if __name__ == "__main__":
     sys.exit(main())

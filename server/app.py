@@ -20,13 +20,20 @@ from importlib.metadata import version
 
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from treadle.model import warm
+from treadle.server import disk
+from treadle.server.address import (
+    AddressError,
+    clear_socket,
+    listening_fault,
+    socket_path,
+)
 from treadle.server.admission import Admission, Load
 from treadle.server.attempt import RunLimits
 from treadle.server.boundary import Boundary
-from treadle.server.config import ServerConfig
+from treadle.server.config import ServerConfig, SettingError
+from treadle.server.database import DatabaseError
 from treadle.server.errors import unavailable
 from treadle.server.generating import GeneratingRoom
 from treadle.server.housekeeping import Rules, keep_house
@@ -34,6 +41,7 @@ from treadle.server.intake import Intake
 from treadle.server.jobs import JobRoom, RoomLimits
 from treadle.server.learning import LearningRoom
 from treadle.server.loaded import LoadedModels
+from treadle.server.reflection import add_reflection
 from treadle.server.scheduler import Scheduler
 from treadle.server.scoring import ScoringRoom
 from treadle.server.service import SERVICE, SequenceService
@@ -51,10 +59,6 @@ _GOODBYE_S = 0.2
 _HEALTH = health_pb2.HealthCheckResponse
 
 
-class AddressError(Exception):
-    """The server cannot listen where it should. The message is one sentence."""
-
-
 class App:
     """One server: what it consists of, its start and its end.
 
@@ -63,10 +67,12 @@ class App:
 
     Raises:
         StoreError: The data directory cannot be used.
+        SettingError: The key for states cannot be used.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        key = config.state_key_bytes()
         self._store = Store(config.data_dir)
         self._warming = ThreadPoolExecutor(1, "warm")
         self._workers = Workers(config.standby_workers)
@@ -98,7 +104,6 @@ class App:
             learners=Admission(config.learning_limit, "learning streams"),
         )
         sources = Sources(models, self._jobs.book.row)
-        key = config.state_key_bytes()
         generating = GeneratingRoom(
             sources,
             load,
@@ -129,26 +134,28 @@ class App:
         )
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        add_reflection(self._server, (SERVICE, health.SERVICE_NAME))
 
     async def start(self) -> str:
         """Listens, compiles or loads the kernels, and then says SERVING.
 
         Returns:
-            HOST:PORT as it is listening, with the real port where 0 was asked for.
+            The address at which it is listening, with the real port where 0 was asked for.
 
         Raises:
             AddressError: The address is taken or not of this machine.
         """
         address = self._config.address
         await self._set_health(_HEALTH.NOT_SERVING)
+        path = socket_path(address)
+        if path is not None:
+            clear_socket(path)
         try:
+            # A socket's file has the mode that the umask leaves, and goes with the server.
             port = self._server.add_insecure_port(address)
         except RuntimeError:
-            raise AddressError(
-                f"cannot listen on {address}: it is in use, or is no address of this machine"
-            ) from None
+            fault = listening_fault(address)
+            raise AddressError(f"cannot listen on {address}: {fault}") from None
         await self._jobs.recover()  # callers may ask for them from now on
         await self._server.start()
         # Every kernel is there before health says so: compiling would hold up requests. In a
@@ -160,7 +167,8 @@ class App:
         rules = Rules(self._config.job_retention_s, self._config.corpus_retention_s)
         self._house = asyncio.create_task(keep_house(self._store, rules))
         await self._set_health(_HEALTH.SERVING)
-        return f"{address.rpartition(':')[0]}:{port}"
+        is_socket = address.startswith(("unix:", "unix-abstract:"))
+        return address if is_socket else f"{address.rpartition(':')[0]}:{port}"
 
     async def stop(self) -> None:
         """Ends the server within its grace; see the module's docstring."""
@@ -207,8 +215,9 @@ def run(config: ServerConfig) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=layout)
     logging.getLogger("treadle").setLevel(config.log_level.upper())
     try:
-        asyncio.run(_run(config))
-    except (AddressError, StoreError) as error:
+        with disk.shared_with_group(config.data_dir):
+            asyncio.run(_run(config))
+    except (AddressError, DatabaseError, SettingError, StoreError) as error:
         print(f"treadle-server: {error}", file=sys.stderr)
         return 1
     _leave_threads()

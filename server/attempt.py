@@ -84,7 +84,10 @@ class Attempt:
         try:
             worker = await self._workers.take()
         except (StatusError, OSError) as error:  # the latter: too many processes, say
-            return Outcome(Ending.DIED, f"no training process could be started: {error}")
+            logger.error("no training process could be started: %s", error)
+            # Without the path that an OSError names: a client hears of this.
+            reason = getattr(error, "strerror", None) or str(error)
+            return Outcome(Ending.DIED, f"no training process could be started: {reason}")
         try:
             with job.running():
                 outcome = await self._train(job, worker)

@@ -16,16 +16,22 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from treadle.server.config import ServerConfig
+from treadle.server.config import ServerConfig, SettingError
 
 PREFIX = "TREADLE_"
 """What the environment variables begin with."""
 
 _REMEDY = "Give it a writable /tmp (docker run --tmpfs /tmp) or NUMBA_CACHE_DIR."
 
+_SHOWN = 60
+"""Characters of a wrong value that a message repeats."""
+
 _READERS: dict[str, Any] = {"int": int, "float": float, "str": str, "Path": Path}
+_AT_ADDRESS = object()
+"""--check-health without an address."""
+
 _METAVARS = {"int": "N", "float": "SECONDS", "str": "TEXT", "Path": "DIRECTORY"}
 
 
@@ -51,7 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that takes no abbreviations and complains in one sentence."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with 2, as argparse does, but without the usage's many lines."""
+        self.exit(2, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
+
+
 def _main(arguments: Sequence[str] | None) -> int:
+    # gRPC's own log would stand between the lines; what matters of it comes as an error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     parser = build_parser()
     flags = vars(parser.parse_args(arguments))
     try:
@@ -65,7 +84,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     if flags["check_health"] is not None:
         from treadle.server.healthcheck import check_health
 
-        return check_health(flags["check_health"] or config.address)
+        asked = flags["check_health"]
+        if asked == "":
+            parser.error("--check-health is empty; give an address, or leave it out")
+        return check_health(config.address if asked is _AT_ADDRESS else asked)
     try:
         from treadle.model import warm
     except OSError as error:  # its kernels look for a folder for what is compiled
@@ -87,7 +109,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser; the flags are the fields of `ServerConfig`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="treadle-server",
         description="Train, serve and score small recurrent sequence models over gRPC.",
         epilog="Each setting may also come from the environment variable named beside it.",
@@ -96,8 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check-health",
         nargs="?",
-        const="",
-        metavar="HOST:PORT",
+        const=_AT_ADDRESS,
+        metavar="ADDRESS",
         help="ask a running server for its health (by default the one at --address), and exit "
         "with 0 if it is serving, else 1",
     )
@@ -122,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
             default = item.default_factory()
         parser.add_argument(
             "--" + item.name.replace("_", "-"),
-            metavar="HOST:PORT" if item.name == "address" else _METAVARS[str(item.type)],
+            metavar="ADDRESS" if item.name == "address" else _METAVARS[str(item.type)],
             help=texts[item.name].replace("%", "%%")
             + f" [{PREFIX}{item.name.upper()}, default: {default}]",
         )
@@ -134,25 +156,34 @@ def read_config(flags: Mapping[str, str | None], environment: Mapping[str, str])
 
     Args:
         flags: Value a field name, as text; None where the flag was not given.
-        environment: The process' environment. An empty variable counts as not set.
+        environment: The process' environment.
 
     Raises:
-        ValueError: A value cannot be read or is out of its range; the message names its flag
-            or variable.
+        ValueError: A value is empty, cannot be read, or is out of its range; the message names
+            its flag or variable.
     """
     values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for item in dataclasses.fields(ServerConfig):
         flag, variable = "--" + item.name.replace("_", "-"), PREFIX + item.name.upper()
         given = flags.get(item.name)
-        source, text = (variable, environment.get(variable, "")) if given is None else (flag, given)
-        if given is None and not text:
+        source, text = (variable, environment.get(variable)) if given is None else (flag, given)
+        if text is None:
             continue
+        if not text.strip():  # never the default: the variable it came from may be misspelled
+            raise ValueError(f"{source} is empty; give a value, or leave it out for the default")
+        sources[item.name] = source
         try:
             values[item.name] = _READERS[str(item.type)](text)
         except ValueError:
             wanted = "a whole number" if item.type == "int" else "a number"
-            raise ValueError(f"{source} must be {wanted}, not {text!r}") from None
-    return ServerConfig(**values)
+            raise ValueError(f"{source} must be {wanted}, not {text[:_SHOWN]!r}") from None
+    try:
+        return ServerConfig(**values)
+    except SettingError as error:
+        if error.setting not in sources:
+            raise
+        raise ValueError(f"{sources[error.setting]} {error.fault}") from error
 
 
 def field_docs(kind: type) -> dict[str, str]:

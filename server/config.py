@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from treadle.server.address import address_fault
+
 
 def available_cpus() -> int:
     """Returns how many processors this process may keep busy, at least 1.
@@ -59,17 +61,42 @@ def default_data_dir() -> Path:
 
     For a user without a home, as containers may run us, it is a folder where we were started.
     """
-    home = os.path.expanduser("~")
-    if home == "~":
-        return Path("treadle-data")
-    base = os.environ.get("XDG_DATA_HOME") or os.path.join(home, ".local", "share")
+    base = os.environ.get("XDG_DATA_HOME", "")
+    if not os.path.isabs(base):  # to be ignored, says the XDG specification
+        home = os.path.expanduser("~")
+        if home == "~":
+            return Path("treadle-data")
+        base = os.path.join(home, ".local", "share")
     return Path(base) / "treadle"
 
 
 _MIN_KEY_BYTES = 16
+_MAX_KEY_BYTES = 1 << 16
+"""A key file is read no further: it may be a device without an end."""
+
+_COUNT = (1 << 32) - 1
+"""The most that GetServerInfo can tell of what is counted."""
+_BYTES = (1 << 63) - 1
+_SECONDS = 1e9
+"""Thirty years."""
+_THREADS = 1024
 
 
-def _range(least: float, most: float = float("inf")) -> dict[str, Any]:
+class SettingError(ValueError):
+    """A setting cannot be used.
+
+    Args:
+        setting: Its name, as a field of `ServerConfig`.
+        fault: What is wrong with it, to be read behind its name.
+    """
+
+    def __init__(self, setting: str, fault: str) -> None:
+        super().__init__(f"--{setting.replace('_', '-')} {fault}")
+        self.setting = setting
+        self.fault = fault
+
+
+def _range(least: float, most: float) -> dict[str, Any]:
     return {"least": least, "most": most}
 
 
@@ -78,57 +105,58 @@ class ServerConfig:
     """Settings of one server process, checked when they are built.
 
     Raises:
-        ValueError: A setting is out of its range; the message names it.
+        SettingError: A setting is out of its range; the message names it.
     """
 
     address: str = "127.0.0.1:50051"
-    """Host and port to listen on; port 0 takes a free one. 0.0.0.0 or [::] listens everywhere."""
+    """HOST:PORT to listen on, unix:/PATH or unix-abstract:NAME; port 0 takes a free one, 0.0.0.0
+    or [::] listens everywhere."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Directory of the models; made if it is missing. One server at a time may use it."""
-    threads: int = field(default_factory=available_cpus, metadata=_range(1))
+    threads: int = field(default_factory=available_cpus, metadata=_range(1, _THREADS))
     """Threads that training jobs share, and as many that generate and that score."""
-    training_slots: int = field(default=1, metadata=_range(1))
+    training_slots: int = field(default=1, metadata=_range(1, _THREADS))
     """Training jobs that may run at once, sharing the threads; more of them wait."""
-    training_queue_limit: int = field(default=1000, metadata=_range(0))
+    training_queue_limit: int = field(default=1000, metadata=_range(0, _COUNT))
     """Training jobs that may wait for a slot, on disk; more of them are refused."""
-    upload_limit: int = field(default=16, metadata=_range(1))
+    upload_limit: int = field(default=16, metadata=_range(1, _COUNT))
     """Corpora that may be on their way at once; more of them are refused."""
-    checkpoint_interval_s: float = field(default=10.0, metadata=_range(0))
+    checkpoint_interval_s: float = field(default=10.0, metadata=_range(0, _SECONDS))
     """Seconds between two checkpoints of a training job, whose weights are published then."""
-    max_restarts: int = field(default=3, metadata=_range(0))
+    max_restarts: int = field(default=3, metadata=_range(0, _COUNT))
     """How often in a row a job goes on after its process died without a new checkpoint."""
-    min_free_bytes: int = field(default=64 << 20, metadata=_range(0))
+    min_free_bytes: int = field(default=64 << 20, metadata=_range(0, _BYTES))
     """Bytes to leave free on the data directory's disk: below, jobs pause and uploads end."""
-    job_retention_s: float = field(default=30 * 86_400.0, metadata=_range(0))
+    job_retention_s: float = field(default=30 * 86_400.0, metadata=_range(0, _SECONDS))
     """Seconds that a job which is over is remembered, with its own weights; 0: for ever."""
-    corpus_retention_s: float = field(default=7 * 86_400.0, metadata=_range(0))
+    corpus_retention_s: float = field(default=7 * 86_400.0, metadata=_range(0, _SECONDS))
     """Seconds that a corpus stays which no job needs any more; 0: for ever."""
-    max_training_bytes: int = field(default=0, metadata=_range(0))
+    max_training_bytes: int = field(default=0, metadata=_range(0, _BYTES))
     """The most memory that one training job may take, in bytes, its corpus not counted; 0: 80 %
     of what the container or the machine has to give at start, divided by training_slots."""
-    max_training_s: float = field(default=86_400.0, metadata=_range(0))
+    max_training_s: float = field(default=86_400.0, metadata=_range(0, _SECONDS))
     """Seconds of running after which a training job is stopped and its model stored; 0: never."""
-    standby_workers: int = field(default=1, metadata=_range(0))
+    standby_workers: int = field(default=1, metadata=_range(0, _THREADS))
     """Training processes kept ready, so that a short job need not wait for Python to start."""
-    inference_limit: int = field(default=512, metadata=_range(1))
+    inference_limit: int = field(default=512, metadata=_range(1, _COUNT))
     """Generations, scorings and embeddings that may run at once, waiting ones included."""
-    session_limit: int = field(default=1024, metadata=_range(1))
+    session_limit: int = field(default=1024, metadata=_range(1, _COUNT))
     """Texts that may be generated at once, waiting ones included: a generation may ask for many."""
-    learning_limit: int = field(default=16, metadata=_range(0))
+    learning_limit: int = field(default=16, metadata=_range(0, _COUNT))
     """Streams that may be learnt from at once, each with its own copy of a model."""
     state_key_file: str = ""
     """File with a secret of 16 bytes or more; states that were not made with it are refused."""
-    max_new_tokens_limit: int = field(default=100_000, metadata=_range(1))
+    max_new_tokens_limit: int = field(default=100_000, metadata=_range(1, _COUNT))
     """The largest max_new_tokens that one generation may ask for."""
-    max_corpus_bytes: int = field(default=1 << 30, metadata=_range(1))
+    max_corpus_bytes: int = field(default=1 << 30, metadata=_range(1, _BYTES))
     """The largest corpus, in bytes."""
     max_message_bytes: int = field(default=4 << 20, metadata=_range(1 << 16, (1 << 31) - 1))
     """The largest request or reply message, in bytes."""
-    model_cache_bytes: int = field(default=1 << 30, metadata=_range(0))
+    model_cache_bytes: int = field(default=1 << 30, metadata=_range(0, _BYTES))
     """Loaded models are kept up to this many bytes of memory; the newest always is."""
-    upload_idle_s: float = field(default=60.0, metadata=_range(0.1))
+    upload_idle_s: float = field(default=60.0, metadata=_range(0.1, _SECONDS))
     """Seconds without a byte after which a corpus upload is given up."""
-    grace_s: float = field(default=8.0, metadata=_range(0))
+    grace_s: float = field(default=8.0, metadata=_range(0, _SECONDS))
     """Seconds that running requests get to finish after SIGTERM."""
     log_level: str = "info"
     """How much is logged to standard error: debug, info, warning or error."""
@@ -137,17 +165,23 @@ class ServerConfig:
         """Returns the secret by which states are authenticated; empty where there is none.
 
         Raises:
-            ValueError: The file cannot be read, or holds too little.
+            SettingError: The file cannot be read, or holds too little or too much.
         """
         if not self.state_key_file:
             return b""
         try:
-            key = Path(self.state_key_file).read_bytes().strip()
-        except OSError as error:
-            raise ValueError(f"state_key_file cannot be read: {error}") from error
-        if len(key) < _MIN_KEY_BYTES:
-            wanted = f"{_MIN_KEY_BYTES} bytes or more"
-            raise ValueError(f"state_key_file must hold {wanted}, not {len(key)}")
+            with open(self.state_key_file, "rb") as file:
+                read = file.read(_MAX_KEY_BYTES + 1)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            fault = f"names {self.state_key_file!r}, which cannot be read: {reason}"
+            raise SettingError("state_key_file", fault) from error
+        key = read.strip()
+        if len(key) < _MIN_KEY_BYTES or len(read) > _MAX_KEY_BYTES:
+            many = f"more than {_MAX_KEY_BYTES}" if len(read) > _MAX_KEY_BYTES else str(len(key))
+            wanted = f"{_MIN_KEY_BYTES} to {_MAX_KEY_BYTES} bytes"
+            fault = f"names {self.state_key_file!r}, which must hold {wanted}, not {many}"
+            raise SettingError("state_key_file", fault)
         return key
 
     def training_bytes(self) -> int | None:
@@ -164,12 +198,12 @@ class ServerConfig:
             least, most = item.metadata["least"], item.metadata["most"]
             value = getattr(self, item.name)
             if not (least <= value <= most and math.isfinite(value)):
-                wanted = f"{least} or more" if math.isinf(most) else f"{least} to {most}"
-                raise ValueError(f"{item.name} must be {wanted}, not {value}")
-        host, _, port = self.address.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            raise ValueError(f"address must be HOST:PORT, not {self.address!r}")
+                shown = most if isinstance(most, int) else f"{most:.0f}"
+                raise SettingError(item.name, f"must be {least} to {shown}, not {value}")
+        if fault := address_fault(self.address):
+            raise SettingError("address", f"{self.address!r} {fault}")
+        if "\0" in str(self.data_dir):
+            raise SettingError("data_dir", "has a NUL in its name")
         if self.log_level not in ("debug", "info", "warning", "error"):
-            raise ValueError(
-                f"log_level must be debug, info, warning or error, not {self.log_level!r}"
-            )
+            levels = "debug, info, warning or error"
+            raise SettingError("log_level", f"must be {levels}, not {self.log_level!r}")

@@ -2,8 +2,9 @@
 
 A corpus is written and hashed under `tmp/`, synced, and claimed by renaming it to its hash. The
 database knows when each was last wanted; what nobody wants any more is swept away by
-`treadle.server.housekeeping`. Files are for their owner only: a corpus may be private. All
-methods block on the disk and may be called from any thread; a writer is one caller's.
+`treadle.server.housekeeping`. Files are closed to others, since a corpus may be private; see
+`disk.shared_with_group`. All methods block on the disk and may be called from any thread; a writer
+is one caller's.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Corpora:
         self._database = database
         # What is there changes under this lock only.
         self._changing = threading.Lock()
-        self._home.mkdir(mode=0o700, exist_ok=True)
+        self._home.mkdir(mode=0o770, exist_ok=True)
 
     def writer(self) -> CorpusWriter:
         """Returns a writer of a new corpus.
@@ -160,7 +161,7 @@ class CorpusWriter:
         self._corpora = corpora
         self._path = path
         self._hash = hashlib.sha256()
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o660)
         # A cancelled call cannot take its write back from a thread: it must not meet a handle
         # that was closed under it and given to another file.
         self._using = threading.Lock()

@@ -41,7 +41,7 @@ class Database:
     """The database of one data directory.
 
     Args:
-        path: Its file; made, for its owner only, if it is missing.
+        path: Its file; made, closed to others, if it is missing.
 
     Raises:
         DatabaseError: It is damaged, of a newer Treadle, or cannot be opened.
@@ -52,7 +52,7 @@ class Database:
         self._path = path
         self._lock = threading.RLock()
         # Made here, since SQLite would let everybody read it; its log gets the same mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o660))
         with self._translated():
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +18,66 @@ logger = logging.getLogger(__name__)
 
 class StoreError(Exception):
     """The data directory cannot be used. The message is one sentence."""
+
+
+@contextmanager
+def shared_with_group(root: Path) -> Iterator[None]:
+    """Has this process and its children make files for the user alone, or for the group as well.
+
+    The data directory's own mode decides: where its group may write, as in the image, another user
+    of the group can go on with what this one leaves.
+
+    Args:
+        root: The data directory; it need not exist.
+    """
+    try:
+        shared = root.stat().st_mode & stat.S_IWGRP
+    except (OSError, ValueError):  # it is made, for this user alone, or its fault is said later
+        shared = 0
+    before = os.umask(0o007 if shared else 0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def unusable(root: Path, error: OSError) -> StoreError:
+    """Returns the error that says why a data directory cannot be used, and what to do.
+
+    Args:
+        root: The directory.
+        error: What happened on it.
+    """
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else root
+    reason = error.strerror or str(error)
+    if error.errno == errno.EEXIST:
+        reason = "a file that is no directory, or a link that leads nowhere, has this name"
+    remedy = "name another --data-dir"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        remedy = _permission_remedy(root, path)
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "make room on its disk"
+    elif error.errno == errno.EROFS:
+        remedy = "mount it writable, or name another --data-dir"
+    place = "" if path == root else f": {path}"
+    return StoreError(f"the data directory {root} cannot be used{place}: {reason}; {remedy}")
+
+
+def _permission_remedy(root: Path, path: Path) -> str:
+    """Says who may use a path, and how others may."""
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    status = path.lstat()
+    user, group = os.geteuid(), os.getegid()
+    mode = stat.S_IMODE(status.st_mode)
+    whose = f"{path} belongs to user {status.st_uid}, group {status.st_gid}, mode {mode:04o}"
+    ours = f"this server runs as user {user}, group {group}"
+    inside = path == root or root in path.parents
+    if not inside:
+        return f"{whose}; {ours}: name another --data-dir"
+    if status.st_gid in (group, *os.getgroups()):
+        return f"{whose}; {ours}: run `chmod -R g=u {root}` as user {status.st_uid} or root"
+    return f"{whose}; {ours}: run `chown -R {user} {root}` as root, or run as user {status.st_uid}"
 
 
 def lock(root: Path) -> IO[str]:
@@ -29,7 +93,7 @@ def lock(root: Path) -> IO[str]:
     file = (root / "lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()

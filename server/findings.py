@@ -77,7 +77,7 @@ def put_aside(root: Path, path: Path, *names: str) -> None:
         OSError: The disk failed or is full.
     """
     place = root.joinpath(DAMAGED, *names)
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place.parent.mkdir(mode=0o770, parents=True, exist_ok=True)
     number = 1
     while place.exists() or place.is_symlink():
         number += 1

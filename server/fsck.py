@@ -57,7 +57,7 @@ def check(root: Path, repair: bool) -> Report:
         with disk.lock(root):
             return _check(root, repair)
     except OSError as error:
-        raise StoreError(f"the data directory {root} cannot be checked: {error}") from error
+        raise disk.unusable(root, error) from error
     except DatabaseError as error:
         raise StoreError(str(error)) from error
 
@@ -69,7 +69,8 @@ def run(root: Path, repair: bool) -> int:
         The exit code: 0 where nothing was found, else 1; 2 where it cannot be checked.
     """
     try:
-        report = check(root, repair)
+        with disk.shared_with_group(root):
+            report = check(root, repair)
     except StoreError as error:
         print(f"treadle-server: {error}", file=sys.stderr)
         return 2

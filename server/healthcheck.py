@@ -10,29 +10,28 @@ import sys
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-
-def reachable(address: str) -> str:
-    """Returns where to reach a server that listens on `address`.
-
-    Args:
-        address: HOST:PORT as given to the server; 0.0.0.0 and [::] stand for every interface.
-    """
-    host, _, port = address.rpartition(":")
-    return f"{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"
+from treadle.server.address import address_fault, reachable
 
 
 def check_health(address: str, timeout_s: float = 5.0) -> int:
     """Asks for the health of the whole server and prints one line about it.
 
     Args:
-        address: HOST:PORT of the server.
+        address: Where the server listens, as it was told.
         timeout_s: Seconds to wait for the answer.
 
     Returns:
-        The exit code: 0 if the server says SERVING, 1 otherwise.
+        The exit code: 0 if the server says SERVING, 1 otherwise; 2 for what is no address.
     """
+    fault = address_fault(address)
+    if not fault and address.endswith(":0"):
+        fault = "has port 0, where no server can be; give the port that it listens on"
+    if fault:
+        print(f"treadle-server: the address {address!r} {fault}", file=sys.stderr)
+        return 2
     target = reachable(address)
-    with grpc.insecure_channel(target) as channel:
+    # gRPC obeys $http_proxy even for this machine, where no proxy can help.
+    with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=timeout_s

@@ -68,7 +68,7 @@ class Store(Shelf):
                 models = root / "models"
                 models.mkdir(exist_ok=True)
                 opened.enter_context(disk.lock(root))
-                self._jobs.mkdir(mode=0o700, exist_ok=True)
+                self._jobs.mkdir(mode=0o770, exist_ok=True)
                 shutil.rmtree(self._tmp, ignore_errors=True)
                 self._tmp.mkdir(exist_ok=True)
                 database = Database(root / DATABASE_FILE)
@@ -76,7 +76,7 @@ class Store(Shelf):
                 super().__init__(models, database)
                 self.corpora = Corpora(root, self._tmp, database)
             except OSError as error:
-                raise StoreError(f"the data directory {root} cannot be used: {error}") from error
+                raise disk.unusable(root, error) from error
             except DatabaseError as error:
                 raise StoreError(str(error)) from error
             self._opened = opened.pop_all()
@@ -100,13 +100,13 @@ class Store(Shelf):
         if not NAME.fullmatch(job):
             raise ValueError(f"{job[:80]!r} is no job's id")
         path = self._jobs / job
-        path.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(mode=0o770, exist_ok=True)
         return path
 
     def new_file(self) -> Path:
         """Returns a new empty file under `tmp/`, for a corpus."""
         path = self._tmp_name("corpus")
-        path.touch(mode=0o600, exist_ok=False)
+        path.touch(mode=0o660, exist_ok=False)
         return path
 
     def new_draft(self) -> Path:

@@ -254,3 +254,19 @@ def test_reader_of_imports_sees_every_form() -> None:
         "j.k",
         "l",
     }
+
+
+def test_every_channel_says_what_proxies_are_for() -> None:
+    """Without options, a proxy in the environment stands before a server on this machine."""
+    folders = [*FOLDERS.values(), ROOT / "tests", ROOT / "examples"]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in folders
+        for path in sorted(folder.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"insecure_channel", "secure_channel"}
+        and len(node.args) + len(node.keywords) < 2
+    ]
+    assert wrong == []

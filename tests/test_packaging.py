@@ -124,6 +124,6 @@ def test_wheel_names_the_programs_and_the_license(wheel: Path) -> None:
         names = {Path(name).name: name for name in archive.namelist() if ".dist-info/" in name}
         programs = archive.read(names["entry_points.txt"]).decode()
         assert "MIT License" in archive.read(names["LICENSE"]).decode()
-    assert "treadle = treadle.client.cli:main" in programs
-    assert "treadle-server = treadle.server.cli:main" in programs
+    assert "treadle = treadle.client.__main__:main" in programs
+    assert "treadle-server = treadle.server.__main__:main" in programs
     assert "treadle-bench = treadle.benchmarks.cli:main" in programs

@@ -91,7 +91,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         "--server",
         metavar="ADDRESS",
         default=argparse.SUPPRESS,
-        help="the server's HOST:PORT (default: $TREADLE_SERVER, or 127.0.0.1:50051)",
+        help="the server's HOST:PORT or unix:/PATH (default: $TREADLE_SERVER, or 127.0.0.1:50051)",
     )
     group.add_argument(
         "--timeout",
@@ -251,8 +251,8 @@ def connect(args: argparse.Namespace) -> Client:
     """Makes the client for the server that the command line or the environment names."""
     from treadle.client.client import DEFAULT_ADDRESS, Client
 
-    address = getattr(args, "server", None) or os.environ.get("TREADLE_SERVER")
-    return Client(address or DEFAULT_ADDRESS, timeout_s=getattr(args, "timeout", None))
+    address = getattr(args, "server", os.environ.get("TREADLE_SERVER", DEFAULT_ADDRESS))
+    return Client(address, timeout_s=getattr(args, "timeout", None))
 
 
 def open_input(path: str) -> Any:

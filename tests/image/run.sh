@@ -171,6 +171,12 @@ new_volume
 start -v "$volume:/data" --user 12345
 say_hello "uid 12345"
 stop_cleanly "uid 12345"
+start -v "$volume:/data"
+say_hello "uid 10001 on the volume of uid 12345"
+stop_cleanly "uid 10001"
+start -v "$volume:/data" --user 23456 -e http_proxy=http://127.0.0.1:9 -e https_proxy=http://127.0.0.1:9
+say_hello "uid 23456 on the volume of both, healthy behind a proxy"
+stop_cleanly "uid 23456"
 
 mkdir -m 0777 "$scratch/data"
 start -v "$scratch/data:/data" --user 12345:12345 --memory 1g --cpus 1 "${hardened[@]}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers of a test's own; they end with it."""
     servers: list[Server] = []
 
-    def begin(*flags: str) -> Server:
+    def begin(*flags: str, **how: Any) -> Server:
         # A process standing by would only take time here; a test that needs one says so.
-        servers.append(Server(tmp_path / "data", "--standby-workers", "0", *flags))
+        servers.append(Server(tmp_path / "data", "--standby-workers", "0", *flags, **how))
         return servers[-1]
 
     yield begin

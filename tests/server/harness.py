@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -22,6 +22,9 @@ from treadle.v1 import sequence_pb2_grpc
 
 PATIENCE_S = 120.0
 """After this a test is told that something hangs. Nothing should come near it."""
+
+NO_PROXY = [("grpc.enable_http_proxy", 0)]
+"""gRPC obeys $http_proxy even for this machine, where no proxy can help."""
 
 TEXT = b"the quick brown fox jumps over the lazy dog. " * 20
 
@@ -87,7 +90,7 @@ class Caller:
     """Calls one server."""
 
     def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address)
+        self.channel = grpc.insecure_channel(address, NO_PROXY)
         self.stub = sequence_pb2_grpc.SequenceServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
@@ -156,15 +159,29 @@ class Caller:
 
 
 class Server:
-    """One server process, started and ready."""
+    """One server process, started and ready.
 
-    def __init__(self, data_dir: Path, *flags: str) -> None:
+    Args:
+        data_dir: Its data directory.
+        flags: Its flags besides.
+        prefix: A command that runs its command line.
+        environment: Variables besides those of this process.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *flags: str,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.data_dir = data_dir
         self.log_path = data_dir.with_name(data_dir.name + f"-{time.monotonic_ns()}.log")
         self._log: IO[bytes] = self.log_path.open("wb")
         command = [sys.executable, "-m", "treadle.server", "--address", "127.0.0.1:0"]
         self.process = subprocess.Popen(
-            [*command, "--data-dir", str(data_dir), *flags],
+            [*prefix, *command, "--data-dir", str(data_dir), *flags],
+            env=os.environ | dict(environment or {}),
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,

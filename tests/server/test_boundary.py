@@ -14,7 +14,7 @@ from treadle.server.service import SERVICE
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
-from .harness import PATIENCE_S
+from .harness import NO_PROXY, PATIENCE_S
 
 
 class Talker(sequence_pb2_grpc.SequenceServiceServicer):
@@ -41,7 +41,7 @@ def test_a_client_that_does_not_read_is_given_up() -> None:
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(talker, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with aio.insecure_channel(f"127.0.0.1:{port}", NO_PROXY) as channel:
             stub = sequence_pb2_grpc.SequenceServiceStub(channel)
             call = stub.Generate(pb.GenerateRequest(), timeout=PATIENCE_S)
             replies = aiter(call)

@@ -1,0 +1,83 @@
+"""Where a server is: HOST:PORT, a Unix domain socket, or another target that gRPC knows.
+
+A server reads its own in `treadle.server.address`; both are held to tests/vectors/addresses.json.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+
+from treadle.client.errors import InputError
+
+FORMS = "HOST:PORT, unix:/PATH or unix-abstract:NAME"
+"""What an address may look like."""
+
+_OTHER_SCHEMES = ("dns:", "ipv4:", "ipv6:", "vsock:", "xds:", "google-c2p:")
+"""What gRPC resolves besides; it finds out itself whether the rest fits."""
+
+_MAX_SOCKET_BYTES = 107
+"""The longest path of a socket that Linux takes."""
+
+
+def check_address(address: str) -> None:
+    """Checks the form of an address, which gRPC would only tell as an unreachable server.
+
+    Raises:
+        InputError: It is none.
+    """
+    if fault := _fault(address):
+        raise InputError(f"the server's address {address!r} {fault}")
+
+
+def is_local(address: str) -> bool:
+    """Tells whether an address is this machine by its form."""
+    if address.startswith(("unix:", "unix-abstract:", "vsock:")):
+        return True
+    for scheme in _OTHER_SCHEMES:
+        address = address.removeprefix(scheme)
+    host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    if host in ("localhost", "localhost."):
+        return True
+    try:
+        address_ = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address_.is_loopback or address_.is_unspecified
+
+
+def _fault(address: str) -> str:
+    if not address.strip():
+        return f"is empty; give {FORMS}"
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:")
+        path = path.removeprefix("//") if path.startswith("//") else path
+        if not path.startswith("/"):
+            return "names a socket without its absolute path; write unix:/PATH, or HOST:PORT"
+        if len(os.fsencode(path)) > _MAX_SOCKET_BYTES:
+            return f"names a socket whose path is longer than {_MAX_SOCKET_BYTES} bytes"
+        return ""
+    if address.startswith("unix-abstract:"):
+        return "" if address.partition(":")[2] else "lacks a name; write unix-abstract:NAME"
+    return "" if address.startswith(_OTHER_SCHEMES) else _tcp_fault(address)
+
+
+def _tcp_fault(address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if not colon or not port or address.endswith("]"):
+        return f"lacks a port; give {FORMS}"
+    if not host:
+        return "lacks a host; give HOST:PORT"
+    if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
+        return f"ends in {port!r}, which is no port from 1 to 65535"
+    if int(port) == 0:
+        return "has port 0, where no server can be; give the port that it listens on"
+    if ":" in host or "[" in host:
+        if re.search(r"[/@\s]", host) or re.match(r"[a-z][a-z0-9+.-]*:", host):
+            return f"has {host!r}, which is no host; give {FORMS}"
+        if not re.fullmatch(r"\[[^\[\]]+\]", host):
+            return "is ambiguous; put an IPv6 host into brackets, as in [::1]:50051"
+    elif not re.fullmatch(r"[\w.-]+", host):
+        return f"has {host!r}, which is no host; give {FORMS}"
+    return ""
