@@ -31,6 +31,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
+from treadle.benchmarks.channels import THIS_MACHINE
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -92,7 +93,7 @@ def watch_health(address: str) -> None:
         ended.set()
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, THIS_MACHINE) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         stub.Check(health_pb2.HealthCheckRequest())
         print("ready", flush=True)
@@ -106,7 +107,7 @@ def watch_health(address: str) -> None:
 
 def measure(address: str, server: int, options: argparse.Namespace) -> None:
     """Trains the models, runs the scenarios and prints a line for each."""
-    sizes = [("grpc.max_receive_message_length", 64 << 20)]
+    sizes = [("grpc.max_receive_message_length", 64 << 20), *THIS_MACHINE]
     with grpc.insecure_channel(address, options=sizes) as channel:
         stub = sequence_pb2_grpc.SequenceServiceStub(channel)
         for kind in KINDS:
