@@ -72,7 +72,12 @@ END: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     (
         "--max-time",
-        {"dest": "max_time_s", "type": duration, "metavar": "TIME", "help": "end after TIME"},
+        {
+            "dest": "max_time_s",
+            "type": duration,
+            "metavar": "TIME",
+            "help": "end after TIME, from the call on",
+        },
     ),
     (
         "--stop",

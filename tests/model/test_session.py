@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clocks import StillClock
 from small_models import bytes_of, chain_of, letters, model_of, result_of, text_of, tokens_of
 
 from treadle.model import generation
@@ -477,20 +478,12 @@ def test_counts_that_are_none_are_refused(numbers: bytes) -> None:
 # ---------------------------------------------------------------- time
 
 
-class Hands:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 100.0
-        monkeypatch.setattr("treadle.model.deadline.time.monotonic", lambda: self.now)
-
-
 @pytest.mark.parametrize("prompt", ["ab" * 5000, "ab" * 400])
 @pytest.mark.parametrize("echoes", [False, True])
 def test_time_ends_the_reading_of_a_prompt(
     prompt: str, echoes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, model = Hands(monkeypatch), model_of()
+    clock, model = StillClock(monkeypatch), model_of()
     preparation = Preparation(model, prompt, _sampling(max_time_s=5, seed=4), None)
     steps = preparation.echo(True) if echoes else preparation.read()
     next(steps)
@@ -505,7 +498,7 @@ def test_time_ends_the_reading_of_a_prompt(
 
 
 def test_a_text_whose_time_is_over_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, model = Hands(monkeypatch), model_of()
+    clock, model = StillClock(monkeypatch), model_of()
     preparation = Preparation(model, "ab", _sampling(max_time_s=5, seed=4), None)
     list(preparation.read())
     session = preparation.session(0, Wanted(state=True))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from treadle.server.scheduler import Scheduler
-from treadle.server.turns import run_steps
+from treadle.server.turns import made, run_steps
 
 
 class Steps:
@@ -67,3 +67,23 @@ def test_work_that_nobody_waits_for_ends_with_its_step() -> None:
     for thread in done:
         thread.join(60)
     assert steps.taken == 4
+
+
+def test_no_step_is_taken_before_the_reader_has_what_the_one_before_made() -> None:
+    scheduler, taken = Scheduler(1), [0]
+
+    def numbers() -> Iterator[int | None]:
+        for number in range(30):
+            taken[0] += 1
+            yield number if number % 3 == 2 else None
+
+    async def read() -> None:
+        found = []
+        async for number in made(scheduler.caller(), numbers()):
+            found.append(number)
+            await scheduler.caller().run(lambda _: None)  # time for a step too many
+            assert taken[0] == number + 1
+        assert found == list(range(2, 30, 3))
+
+    asyncio.run(read())
+    scheduler.close()

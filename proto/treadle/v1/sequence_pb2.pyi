@@ -2231,11 +2231,17 @@ class GenerateRequest(_message.Message):
     Default: 0.
     """
     max_time_s: _builtins.float
-    """End after this many seconds, above 0, counted from when the call is taken in.
-    Where the time ends a text is no part of the promise of equal texts.
+    """End after this many seconds, above 0, counted from when the call is taken in: for
+    everything that it does, such as compiling `regex`, reading the prompt and waiting for
+    its turn. Where the time ends before the prompt is read, each text is empty, ends by
+    STOP_REASON_TIME_LIMIT and has no state. Where it ends while the model is being loaded,
+    the call ends with DEADLINE_EXCEEDED. Where the time ends a text is no part of the
+    promise of equal texts.
     """
     echo: _builtins.bool
-    """Begin the reply with the prompt, its tokens included where tokens are asked for."""
+    """Begin the reply with the prompt, its tokens included where tokens are asked for. It is
+    sent in pieces while it is read; those of n texts take turns.
+    """
     ranks: _builtins.bool
     """Send each token with its rank."""
     top_log_probabilities: _builtins.int
@@ -2253,7 +2259,11 @@ class GenerateRequest(_message.Message):
     state: _builtins.bytes
     """A state that this model has returned, to go on from exactly where it was taken:
     the prompt follows what came before, and where no seed is given the draw goes on
-    as well. INVALID_ARGUMENT where it is damaged, FAILED_PRECONDITION where it is
+    as well. Where the call that returned it asked for a repetition, presence or frequency
+    penalty, so do the counts: what it drew counts as drawn, and its prompt as prompt. So
+    two calls with the same settings give what one would have given. What belongs to one
+    call begins again: max_new_tokens, min_new_tokens, forced_tokens, regex, a stop sequence
+    that the first text has the beginning of, and novelty. INVALID_ARGUMENT where it is damaged, FAILED_PRECONDITION where it is
     another model's.
     """
     return_state: _builtins.bool
@@ -2280,7 +2290,7 @@ class GenerateRequest(_message.Message):
     def forced_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenReference]:
         """The first tokens of the new text, one after the other, whatever the model makes
         of them; their log-probabilities are its own. A text here may be several tokens.
-        At most 1,024.
+        At most 1,024, and no more tokens than that in all.
         """
 
     def __init__(
@@ -2489,7 +2499,7 @@ class GenerateResult(_message.Message):
     version: _builtins.int
     """The version of the model used."""
     prompt_tokens: _builtins.int
-    """Tokens of the prompt read."""
+    """Tokens of the prompt read; 0 where the time ended before that."""
     new_tokens: _builtins.int
     """Tokens drawn, an end token and those of a stop sequence included."""
     total_log_probability: _builtins.float
@@ -2497,11 +2507,14 @@ class GenerateResult(_message.Message):
     job_step: _builtins.int
     """Optimizer steps behind the weights used, where a job was named."""
     regex_complete: _builtins.bool
-    """Where a regular expression was given: whether the text matches it as a whole."""
+    """Where a regular expression was given: whether the text matches it as a whole. Unset
+    where the time ended before the text began.
+    """
     state: _builtins.bytes
     """The state after the text, where asked for: that before the end token, and before
     the first token that has a part of the stop sequence. A few kilobytes, the same
-    for any length of text. It goes with this model's weights, whatever server has them.
+    for any length of text; where a penalty was asked for also its counts, 3 to 5 bytes for
+    each different token so far. It goes with this model's weights, whatever server has them.
     """
     @_builtins.property
     def novelty(self) -> Global___Novelty:

@@ -1,0 +1,282 @@
+"""Generate without a wire: what is made when, on which thread, and in how much memory."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from clocks import StillClock
+from small_models import model_of
+
+from treadle.model import Model
+from treadle.model.generation import Preparation
+from treadle.model.session import Piece
+from treadle.model.tokens import Alternative, TokenScore
+from treadle.server import batcher, generating, records
+from treadle.server.admission import Admission, Load
+from treadle.server.batcher import Outlet
+from treadle.server.errors import StatusError
+from treadle.server.generating import GeneratingRoom
+from treadle.server.loaded import Source
+from treadle.server.scheduler import Scheduler
+from treadle.v1 import sequence_pb2 as pb
+
+MODEL = model_of()
+PROMPT = "cab abc bca " * 300
+
+
+class Sources:
+    """Always gives the same model, and may have something done before."""
+
+    def __init__(self, model: Model = MODEL) -> None:
+        self.model = model
+        self.loading: Callable[[], object] = lambda: None
+
+    async def find(self, request: pb.GenerateRequest) -> Source:
+        self.loading()
+        await asyncio.sleep(0)
+        return Source(self.model, version=3)
+
+
+@pytest.fixture
+def room() -> Iterator[GeneratingRoom]:
+    scheduler = Scheduler(2)
+    load = Load(Admission(9, "calls"), Admission(999, "texts"), Admission(9, "learners"))
+    sources: Any = Sources()
+    yield GeneratingRoom(sources, load, scheduler, max_new_tokens_limit=1000, state_key=b"")
+    assert (load.calls.running, load.sessions.running) == (0, 0)
+    scheduler.close()
+
+
+def replies_of(room: GeneratingRoom, **fields: Any) -> list[pb.GenerateResponse]:
+    """Copies of all replies: a message of an echo is used for one text after the other."""
+
+    async def read() -> list[pb.GenerateResponse]:
+        found = []
+        async for reply in room.generate(pb.GenerateRequest(model="m", **fields)):
+            copy = pb.GenerateResponse()
+            copy.CopyFrom(reply)
+            found.append(copy)
+        return found
+
+    return asyncio.run(read())
+
+
+DETAILS: dict[str, Any] = {"ranks": True, "top_log_probabilities": 20}
+
+
+def test_an_echo_is_the_score_of_the_prompt_whatever_windows_it_comes_in(
+    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = MODEL.score(PROMPT, details=generating_details()).tokens
+    wanted = pb.GenerateResponse()
+    records.add_tokens(wanted, whole)
+    for size in (500, 20_000, 1 << 30):
+        monkeypatch.setattr(generating, "_ECHO_BYTES", size)
+        replies = replies_of(room, prompt=PROMPT, echo=True, n=3, max_new_tokens=1, **DETAILS)
+        for index in range(3):
+            *echo, last = [reply for reply in replies if reply.index == index]
+            assert "".join(reply.text for reply in echo) == PROMPT
+            tokens = [token for reply in echo for token in reply.tokens]
+            assert tokens == list(wanted.tokens)
+            assert last.result.prompt_tokens == len(PROMPT)
+            # A window holds no more than one step beyond what a message is to hold.
+            assert all(reply.ByteSize() < size + 65 * 300 for reply in echo)
+        assert len(echo) == 1 or size < 1 << 30
+
+
+def generating_details() -> Any:
+    from treadle.model.scores import Details
+
+    return Details(ranks=True, alternatives=20)
+
+
+def test_an_echo_does_not_run_ahead_of_its_reader(
+    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generating, "_ECHO_BYTES", 1000)
+    made: list[int] = []
+    echo = Preparation.echo
+
+    def counted(self: Preparation, tokens: bool) -> Iterator[Piece | None]:
+        for piece in echo(self, tokens):
+            if piece is not None:
+                made.append(len(piece.tokens))
+            yield piece
+
+    monkeypatch.setattr(Preparation, "echo", counted)
+
+    async def read() -> None:
+        request = pb.GenerateRequest(model="m", prompt=PROMPT, echo=True, n=2, **DETAILS)
+        replies = room.generate(request)
+        async with aclosing(replies):  # type: ignore[type-var]
+            shown = {0: 0, 1: 0}
+            for _ in range(20):
+                reply = await anext(replies)
+                shown[reply.index] += len(reply.tokens)
+                await asyncio.sleep(0.002)
+                # What is made is one window, which goes to both texts.
+                assert sum(made) == max(shown.values())
+        before = sum(made)
+        await asyncio.sleep(0.01)
+        assert sum(made) == before  # whoever leaves is read no further
+
+    asyncio.run(read())
+
+
+def test_time_counts_from_the_call_on(
+    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = StillClock(monkeypatch)
+    read = Preparation._read
+
+    def slow(self: Preparation) -> Iterator[None]:
+        for step in read(self):
+            clock.now += 1
+            yield step
+
+    monkeypatch.setattr(Preparation, "_read", slow)
+    fields: dict[str, Any] = {"prompt": PROMPT, "seed": 5, "max_new_tokens": 3}
+    ended = replies_of(room, **fields, n=2, max_time_s=9.5, return_state=True)
+    assert clock.now == 110.0  # ten steps, and no more
+    assert [reply.index for reply in ended] == [0, 1]
+    for reply in ended:
+        assert reply.result.stop_reason == pb.STOP_REASON_TIME_LIMIT
+        assert (reply.text, reply.result.new_tokens, reply.result.state) == ("", 0, b"")
+        assert reply.result.version == 3
+    assert ended[0].result.seed == 5
+    whole = replies_of(room, **fields, max_time_s=1000)
+    assert whole[-1].result.stop_reason == pb.STOP_REASON_MAX_NEW_TOKENS
+    assert whole[-1].result.prompt_tokens == len(PROMPT)
+
+
+def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
+    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = StillClock(monkeypatch)
+    sources: Any = room._sources
+
+    def passes() -> None:
+        clock.now += 5
+
+    async def late(regex: str, tokenizer: object, deadline: Any) -> None:
+        passes()
+        assert deadline.over
+
+    monkeypatch.setattr(room._regexes, "get", late)
+    (only,) = replies_of(room, prompt="ab", regex="a*", max_time_s=5)
+    assert only.result.stop_reason == pb.STOP_REASON_TIME_LIMIT
+    assert not only.result.HasField("regex_complete")
+
+    class Never(Sources):
+        async def find(self, request: pb.GenerateRequest) -> Source:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    sources.find = Never().find
+    with pytest.raises(StatusError, match="max_time_s ended while the model"):
+        replies_of(room, prompt="ab", max_time_s=0.001)
+
+
+@pytest.mark.parametrize("stage", ["_encode", "_read", "_echo"])
+def test_a_call_that_is_cancelled_takes_no_other_step(
+    room: GeneratingRoom, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, begun, go = [0], threading.Event(), threading.Event()
+
+    def endless(self: Preparation, *_: object) -> Iterator[None]:
+        while True:
+            steps[0] += 1
+            if steps[0] == 3:
+                begun.set()
+                assert go.wait(60)
+            yield
+
+    monkeypatch.setattr(Preparation, stage, endless)
+
+    async def run() -> None:
+        async def read() -> None:
+            request = pb.GenerateRequest(model="m", prompt="ab", echo=stage == "_echo")
+            replies: AsyncIterator[pb.GenerateResponse] = room.generate(request)
+            async for _ in replies:
+                raise AssertionError
+
+        task = asyncio.create_task(read())
+        await asyncio.to_thread(begun.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go.set()
+
+    asyncio.run(run())
+    room._scheduler.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("turn"):
+            thread.join(60)
+    assert steps[0] == 3
+
+
+def test_large_replies_are_written_away_from_the_event_loop(
+    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, int]] = []
+    add_tokens = records.add_tokens
+
+    def watched(message: Any, tokens: Any) -> int:
+        tokens = tuple(tokens)
+        weight = sum(1 + len(token.alternatives) for token in tokens)
+        written.append((threading.current_thread().name, weight))
+        return add_tokens(message, tokens)
+
+    monkeypatch.setattr(records, "add_tokens", watched)
+    replies_of(room, n=64, max_new_tokens=50, echo=True, prompt="ab", **DETAILS)
+    loop = [weight for name, weight in written if not name.startswith("turn")]
+    assert sum(weight for _, weight in written) > 64 * 50 * 5
+    assert max(loop, default=0) <= generating._HEAVY
+
+
+def test_a_reply_is_cut_where_it_gets_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MAX_REPLY_BYTES", 2000)
+    others = tuple(Alternative(1, "b" * 20, -1.0) for _ in range(5))
+    pieces = [
+        Piece(f"{number} ", (TokenScore(1, "b", -1.0, 1, others),) * 40, None)
+        for number in range(5)
+    ]
+    replies = list(records.generated(pieces, Source(MODEL), 7))
+    assert len(replies) > 5
+    assert all(reply.ByteSize() < 2000 + 16 * 300 for reply in replies)
+    assert "".join(reply.text for reply in replies) == "0 1 2 3 4 "
+    assert sum(len(reply.tokens) for reply in replies) == 200
+    assert {reply.index for reply in replies} == {7}
+
+
+def test_texts_pause_where_much_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "_MOST_WEIGHT", 100)
+
+    async def run() -> None:
+        outlet = Outlet()
+        member: Any = Member()
+        token = TokenScore(1, "b", -1.0, 1, (Alternative(1, "b", -1.0),) * 20)
+        piece = Piece("b", (token,), None)
+        outlet.put((0, [piece] * 4))
+        assert not outlet.pause(member)  # 84
+        outlet.put((0, [piece]))
+        assert outlet.pause(member)
+        outlet.wake()
+        async with aclosing(outlet.read(1)) as batches:
+            await anext(batches)
+            assert not outlet.pause(member)
+            await anext(batches)
+
+    asyncio.run(run())
+
+
+class Member:
+    """A text that was paused."""
+
+    def rejoin(self) -> None:
+        pass

@@ -1,0 +1,158 @@
+"""Regular expressions on their way: who waits behind whom."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+from clocks import StillClock
+
+from treadle.model import constraint as constraint_module
+from treadle.model.automaton import QUICK, THOROUGH, Automaton, Effort, compile_automaton
+from treadle.model.config import TokenizerConfig
+from treadle.model.constraint import compile_constraint
+from treadle.model.deadline import NEVER, Deadline
+from treadle.model.errors import ConfigError, EffortError
+from treadle.model.tokenizer import build_tokenizer
+from treadle.server import regexes as regexes_module
+from treadle.server.errors import StatusError
+from treadle.server.regexes import Regexes
+
+TOKENIZER = build_tokenizer(TokenizerConfig(), ["abcdefghijklmnopqrstuvwxyz"])
+
+
+class Compiler:
+    """Compiles as ever, but for hostile expressions, which have an x: they take until `go`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = threading.Event()
+        self.calls: list[tuple[str, Effort]] = []
+        self.thorough, self.most_thorough = 0, 0
+        self._lock = threading.Lock()
+        monkeypatch.setattr(constraint_module, "compile_automaton", self.compile)
+
+    def compile(self, regex: str, effort: Effort) -> Automaton:
+        self.calls.append((regex, effort))
+        if "x" in regex:
+            if effort is QUICK:
+                raise EffortError("too large", "regex")
+            with self._lock:
+                self.thorough += 1
+                self.most_thorough = max(self.most_thorough, self.thorough)
+            assert self.go.wait(60)
+            with self._lock:
+                self.thorough -= 1
+        return compile_automaton("a", effort) if "x" in regex else compile_automaton(regex, effort)
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiler]:
+    compiler = Compiler(monkeypatch)
+    yield compiler
+    compiler.go.set()
+
+
+def test_neither_a_kept_nor_a_cheap_expression_waits_for_hostile_ones(compiler: Compiler) -> None:
+    kept = compile_constraint("[ab]{3}", TOKENIZER)
+    hostile = [f"x{number}" for number in range(8)]
+
+    async def run() -> None:
+        regexes = Regexes()
+        waiting = [asyncio.create_task(regexes.get(text, TOKENIZER, NEVER)) for text in hostile]
+        await asyncio.sleep(0)
+        assert await regexes.get("[ab]{3}", TOKENIZER, NEVER) is kept
+        cheap = await regexes.get("[cd]{2}", TOKENIZER, NEVER)  # new, and made meanwhile
+        assert cheap is not None
+        assert cheap.complete.size == 3
+        assert not any(task.done() for task in waiting)
+        compiler.go.set()
+        assert all(made is not None for made in await asyncio.gather(*waiting))
+
+    asyncio.run(run())
+    assert compiler.most_thorough == 1  # large ones take one processor, not all
+    assert [call for call in compiler.calls if call[0] == "x0"] == [("x0", QUICK), ("x0", THOROUGH)]
+
+
+def test_those_who_ask_for_the_same_wait_for_one(compiler: Compiler) -> None:
+    async def run() -> None:
+        regexes = Regexes()
+        tasks = [asyncio.create_task(regexes.get("xs", TOKENIZER, NEVER)) for _ in range(5)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()  # one that goes does not take the others' along
+        await asyncio.sleep(0)
+        compiler.go.set()
+        first, *others = await asyncio.gather(*tasks[1:])
+        assert first is not None
+        assert others == [first] * 3
+
+    asyncio.run(run())
+    assert [regex for regex, _ in compiler.calls] == ["xs", "xs"]
+
+
+def test_what_nobody_waits_for_any_more_is_not_begun(compiler: Compiler) -> None:
+    async def run() -> None:
+        regexes = Regexes()
+        first = asyncio.create_task(regexes.get("x-first", TOKENIZER, NEVER))
+        while not compiler.thorough:
+            await asyncio.sleep(0.001)
+        others = [
+            asyncio.create_task(regexes.get(f"x-{number}", TOKENIZER, NEVER)) for number in range(9)
+        ]
+        while sum(regex.startswith("x-") for regex, _ in compiler.calls) < 11:
+            await asyncio.sleep(0.001)
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        compiler.go.set()
+        await first
+        assert regexes._making == {}
+
+    asyncio.run(run())
+    assert [regex for regex, effort in compiler.calls if effort is THOROUGH] == ["x-first"]
+
+
+def test_too_many_at_once_are_refused(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regexes_module, "MAX_WAITING", 3)
+
+    async def run() -> None:
+        regexes = Regexes()
+        tasks = [
+            asyncio.create_task(regexes.get(f"x{number}!", TOKENIZER, NEVER)) for number in range(4)
+        ]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        assert [task.done() for task in tasks] == [False, False, False, True]
+        with pytest.raises(StatusError, match="regex: too many"):
+            await tasks[3]
+        assert await regexes.get("[ab]{3}", TOKENIZER, NEVER) is not None  # is kept
+        compiler.go.set()
+        await asyncio.gather(*tasks[:3])
+
+    compile_constraint("[ab]{3}", TOKENIZER)
+    asyncio.run(run())
+
+
+def test_a_wait_has_an_end(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regexes_module, "MAX_WAIT_S", 0.01)
+    with pytest.raises(StatusError, match="regex: too many"):
+        asyncio.run(Regexes().get("x?", TOKENIZER, NEVER))
+
+
+def test_time_that_is_over_ends_the_wait(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = StillClock(monkeypatch)
+    deadline = Deadline(5)
+    clock.now += 5
+    assert asyncio.run(Regexes().get("x+", TOKENIZER, deadline)) is None
+
+
+def test_what_is_refused_is_refused_to_everybody(compiler: Compiler) -> None:
+    async def run() -> None:
+        regexes = Regexes()
+        tasks = [regexes.get("(", TOKENIZER, NEVER) for _ in range(3)]
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(error, ConfigError) for error in found)
+
+    asyncio.run(run())
