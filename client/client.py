@@ -13,7 +13,7 @@ from treadle.client.options import TrainOptions, make_request, make_spec
 from treadle.client.runs import RECONNECT_S, Events, TrainingRun
 from treadle.client.scoring import Scoring
 from treadle.client.streams import Call
-from treadle.client.upload import Upload, open_parts
+from treadle.client.upload import Upload, choose_format, open_parts
 from treadle.v1.sequence_pb2 import TrainSpec, WatchJobRequest, WatchJobResponse
 
 __all__ = ["DEFAULT_ADDRESS", "Client"]
@@ -58,6 +58,8 @@ class Client(Management, Generating, Scoring, Learning):
                 back to it and misses no event; this is how long it tries. 0 never tries.
             **options: The spec's fields, flat: `hidden_size=256, max_time_s=60, ...`. With a
                 `request_id` the call is safe to repeat: it then follows the first one's job.
+                Where no `format` is set, paths that end in .jsonl, .ndjson, .csv or .tsv are read
+                as that; `format="plain"` reads them as plain text.
 
         Returns:
             The run: iterate over its events, call `result()` for the model, or `detach()` to
@@ -67,6 +69,7 @@ class Client(Management, Generating, Scoring, Learning):
             InputError: The corpus cannot be opened, or an option is wrong.
         """
         made = make_spec(model, spec, options)
+        choose_format(made, corpus)
         upload = Upload(made, open_parts(corpus))
         call = self._stub.Train(upload.requests(), timeout=timeout_s)
         upload.attach(call)

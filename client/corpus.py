@@ -64,6 +64,13 @@ def corpus_files(corpora: Corpora) -> list[CorpusFile] | None:
     return files or None
 
 
+def corpus_paths(corpora: Corpora) -> list[str]:
+    """Returns the paths of the files that a corpus is read from, "" for what is not a path."""
+    files = corpus_files(corpora)
+    data = [corpora] if files is None else [file.data for file in files]
+    return [os.fspath(each) if isinstance(each, os.PathLike) else "" for each in data]
+
+
 @dataclass(frozen=True)
 class CorpusSource:
     """A corpus that is ready to be read once."""
@@ -142,6 +149,11 @@ def _gather(pieces: Iterable[str | bytes]) -> Iterator[bytes]:
 
 def _cut(piece: str | bytes | bytearray | memoryview) -> Iterator[bytes]:
     """Cuts a piece into chunks."""
+    if not isinstance(piece, str | bytes | bytearray | memoryview):
+        raise InputError(
+            f"the pieces of a corpus are text or bytes, not {type(piece).__name__}; several files "
+            "are a list of CorpusFile"
+        )
     try:
         data = memoryview(piece.encode() if isinstance(piece, str) else piece).cast("B")
     except UnicodeEncodeError as error:

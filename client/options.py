@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast
 
 from google.protobuf.descriptor import EnumDescriptor
@@ -280,13 +280,21 @@ def _tokens(field: Any, value: Any) -> Any:
 
 
 def _numbers(field: Any, value: Any) -> Any:
-    """Turns an enum's words, one or several, into numbers; what is none is left as it is."""
-    if field.is_repeated:
-        return [
-            enum_number(field.enum_type, each, field.name) if isinstance(each, str) else each
-            for each in ([value] if isinstance(value, str) else value)
-        ]
-    return enum_number(field.enum_type, value, field.name) if isinstance(value, str) else value
+    """Turns an enum's words, one or several, into numbers; other numbers are left as they are."""
+    if not field.is_repeated:
+        return _number(field, value)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        value = [value]
+    return [_number(field, each) for each in value]
+
+
+def _number(field: Any, value: Any) -> int:
+    if isinstance(value, str):
+        return enum_number(field.enum_type, value, field.name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    words = ", ".join(enum_words(field.enum_type))
+    raise InputError(f"{field.name} cannot be {value!r}: it is one of {words}")
 
 
 def enum_words(enum: EnumDescriptor) -> Sequence[str]:

@@ -13,13 +13,21 @@ from treadle.client.corpus import (
     CorpusFile,
     CorpusSource,
     corpus_files,
+    corpus_paths,
     open_corpus,
 )
 from treadle.client.errors import InputError
+from treadle.client.formats import check_readable, format_of
 from treadle.client.options import set_field
 from treadle.client.streams import Call
 from treadle.client.text_input import shown_path
-from treadle.v1.sequence_pb2 import CorpusEnd, JobEvent, TrainRequest, TrainSpec
+from treadle.v1.sequence_pb2 import (
+    TOKENIZER_KIND_BYTES,
+    CorpusEnd,
+    JobEvent,
+    TrainRequest,
+    TrainSpec,
+)
 from treadle.v1.sequence_pb2 import CorpusFile as FileHead
 
 
@@ -50,6 +58,22 @@ def open_parts(corpora: Corpora) -> list[Part]:
         close_parts(parts)
         raise
     return parts
+
+
+def choose_format(spec: TrainSpec, corpora: Corpora) -> None:
+    """Takes the format of files that are given by their paths from their names, where none is set.
+
+    Raises:
+        InputError: The names differ, or are those of files that are not text.
+    """
+    if spec.data.format:
+        return
+    paths = corpus_paths(corpora)
+    found = format_of(paths, "format=")
+    if found is not None:
+        set_field(spec.data, "format", found)
+    if spec.tokenizer.kind != TOKENIZER_KIND_BYTES:
+        check_readable(paths, 'format="plain"')
 
 
 def close_parts(parts: Sequence[Part]) -> None:

@@ -30,6 +30,7 @@ from treadle.model.config import (
 )
 from treadle.model.corpus_files import CorpusFile, check_encoding, check_not_empty
 from treadle.model.errors import ConfigError, CorpusError
+from treadle.model.ranges import member
 from treadle.model.reading import FileTokens, Reader
 from treadle.model.splits import MIN_HELD_OUT_TOKENS, Shares, Splitter, TokenData
 from treadle.model.token_array import blocks
@@ -94,7 +95,9 @@ def read_corpus(
         OSError: A file cannot be read, or the folder not be written.
     """
     config, data_config = tokenizer or TokenizerConfig(), data_config or DataConfig()
-    files = [CorpusFile(data)] if isinstance(data, (bytes, os.PathLike)) else list(data)
+    if unknown_policy is not None:
+        unknown_policy = member(UnknownPolicy, unknown_policy, "unknown_policy")
+    files = _files(data)
     layout = _check(data_config, fixed)
     check_not_empty(files)
     if fixed is not None:
@@ -109,6 +112,16 @@ def read_corpus(
     splitter = Splitter(made.vocabulary_size, folder, seed)
     _check_size(read[CorpusRole.TRAIN])
     return _cut(made, read, [file.weight for file in training], data_config, splitter)
+
+
+def _files(data: bytes | os.PathLike[str] | Sequence[CorpusFile]) -> list[CorpusFile]:
+    """Returns the files of a corpus."""
+    if isinstance(data, bytes | os.PathLike):
+        return [CorpusFile(data)]
+    files = [] if isinstance(data, str) else list(data)
+    if isinstance(data, str) or not all(isinstance(file, CorpusFile) for file in files):
+        raise CorpusError("a corpus must be bytes, a path (os.PathLike), or a list of CorpusFile")
+    return files
 
 
 def _check(data: DataConfig, fixed: Tokenizer | None) -> CorpusLayout:

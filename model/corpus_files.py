@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from treadle.model.config import CorpusRole, UnknownPolicy
 from treadle.model.errors import ConfigError, CorpusError, EncodingError, UnknownSymbolError
+from treadle.model.ranges import member, real
 from treadle.model.tokenizer_bytes import readable
 
 BLOCK = 1 << 20
@@ -38,6 +39,15 @@ _FOREIGN_BOMS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+"""What packs a file, by its first bytes."""
+
 _NOT_OF_FILES = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
 """Text encodings of Python's that are for names and source code."""
 
@@ -46,6 +56,8 @@ _ON_BAD_BYTES = {
     UnknownPolicy.SKIP: "ignore",
     UnknownPolicy.UNKNOWN: "replace",
 }
+
+_WEIGHT = real(above=0, most=100)
 
 Cut = Callable[[str], int]
 """Returns how much of a text may be handed out; what follows waits for more."""
@@ -56,7 +68,8 @@ class CorpusFile:
     """One file of a corpus.
 
     Raises:
-        ConfigError: The weight is out of its range.
+        ConfigError: The role is none, the weight is out of its range, or the data is neither bytes
+            nor a path.
     """
 
     data: bytes | os.PathLike[str]
@@ -64,14 +77,17 @@ class CorpusFile:
     name: str = "corpus"
     """What to call it in messages."""
     role: CorpusRole = CorpusRole.TRAIN
-    """What it is for."""
+    """What it is for; a word such as "valid" does as well."""
     weight: float = 1.0
     """Training files: how often a pass reads it; above 0, at most 100."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight <= 100:
-            text = f"the weight of a file must be above 0 and at most 100, not {self.weight!r}"
-            raise ConfigError(text, "weight")
+        if not isinstance(self.data, bytes | os.PathLike):
+            kind = type(self.data).__name__
+            text = f"the data of a file must be bytes or a path (os.PathLike), not {kind}"
+            raise ConfigError(text, "data")
+        object.__setattr__(self, "role", member(CorpusRole, self.role, "role"))
+        object.__setattr__(self, "weight", _WEIGHT["check"](self.weight, "weight"))
 
     @property
     def title(self) -> str:
@@ -212,8 +228,10 @@ def encoding_notices(file: CorpusFile, encoding: str, by_line: bool) -> tuple[st
     if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
         return ()
     head, notices = file.head(), []
-    wide = _wide_encoding(head)
-    if wide:
+    wide, packed = _wide_encoding(head), _packed(head)
+    if packed:
+        notices.append(f"{file.title} looks like a file packed by {packed}: unpack it first")
+    elif wide:
         notices.append(
             f"{file.title} looks like {wide.upper()[:6]}, since its letters have bytes of 0 "
             f"between them, and is read as {encoding}: set encoding to {wide!r} if it is"
@@ -224,6 +242,14 @@ def encoding_notices(file: CorpusFile, encoding: str, by_line: bool) -> tuple[st
             "carriage return does not end a line: convert its line ends if they are that"
         )
     return tuple(notices)
+
+
+def _packed(head: bytes) -> str:
+    """Returns what packed a file that begins with these bytes; "" where nothing did."""
+    # Text may begin like the marks that are letters, but holds no such bytes after them.
+    found = (name for mark, name in _PACKED.items() if head.startswith(mark))
+    text = all(byte >= 32 or byte in b"\t\n\r" for byte in head)
+    return "" if text else next(found, "")
 
 
 _MANY, _FEW = 0.7, 0.3
@@ -299,7 +325,7 @@ def _not_text(
 ) -> EncodingError:
     offset = base + fault.start
     shown = "UTF-8" if codecs.lookup(encoding).name == "utf-8" else encoding
-    guess, remedy = _guess(fault.object)
+    guess, remedy = _guess(fault.object, _packed(file.head()))
     return EncodingError(
         f"{file.title} is not {shown}{guess}: byte 0x{fault.object[fault.start]:02X} at offset "
         f"{offset}; {remedy}, or set the tokenizer to 'bytes', or unknown_policy to 'skip'",
@@ -310,8 +336,10 @@ def _not_text(
 _ALONE = re.compile(rb"(?<=[A-Za-z ])[\xa0-\xff](?=[A-Za-z ,.])")
 
 
-def _guess(data: bytes) -> tuple[str, str]:
+def _guess(data: bytes, packed: str) -> tuple[str, str]:
     """Returns what bytes look like that are no UTF-8, and what to do about it."""
+    if packed:
+        return f" (it looks packed by {packed})", "unpack it"
     if len(_ALONE.findall(data)) > 0:
         return " (it looks like Latin-1)", "set encoding to 'latin-1'"
     return "", "convert it, or set encoding to what it is"

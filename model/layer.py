@@ -27,7 +27,7 @@ from treadle.kernels.transposed import ROW_BLOCK, allocate_block
 from treadle.model.config import Cell
 from treadle.model.errors import LayerError
 from treadle.model.parameters import CELL_CODES, FIRST_STREAM, carve, room
-from treadle.model.ranges import MAX_UINT64, choice, whole
+from treadle.model.ranges import MAX_UINT64, member, whole
 from treadle.model.torch_names import GATES
 
 Array = npt.NDArray[np.float32]
@@ -56,7 +56,7 @@ class RecurrentLayer:
         Raises:
             ConfigError: an argument is out of its range.
         """
-        self.cell = cast(Cell, choice(Cell)["check"](cell, "cell"))
+        self.cell = member(Cell, cell, "cell")
         self.input_size = _whole(input_size, "input_size", 1, _LARGEST)
         self.hidden_size = _whole(hidden_size, "hidden_size", 1, _LARGEST)
         seed = _whole(seed, "seed", 0, MAX_UINT64)

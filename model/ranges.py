@@ -12,7 +12,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from treadle.model.errors import ConfigError
 
 Check = Callable[[object, str], object]
 """Takes a value and its field's dotted name; returns the value in its proper type."""
+
+Member = TypeVar("Member", bound=enum.StrEnum)
 
 MAX_UINT32 = 2**32 - 1
 MAX_UINT64 = 2**64 - 1
@@ -106,6 +108,20 @@ def choice(kind: type[enum.StrEnum]) -> dict[str, Check]:
         raise _refuse(field, wanted, value)
 
     return {"check": check}
+
+
+def member(kind: type[Member], value: object, name: str) -> Member:
+    """Returns a member of `kind`, which may be given by its value.
+
+    Args:
+        kind: The enum.
+        value: What was given.
+        name: What messages call it.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    return cast(Member, choice(kind)["check"](value, name))
 
 
 def flag() -> dict[str, Check]:

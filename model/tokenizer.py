@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
 from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.ranges import member
 from treadle.model.tokenizer_base import (
     REPLACEMENT,
     SURROGATE,
@@ -57,6 +58,7 @@ def build_tokenizer(
         ConfigError: Subwords: the package `tokenizers` is not installed, or the vocabulary is to
             be smaller than all bytes.
     """
+    layout = member(CorpusLayout, layout, "layout")
     if config.kind is TokenizerKind.BYTES:
         return ByteTokenizer(config, layout)
     if config.lower_case:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from treadle.model.config import CorpusLayout, TokenizerConfig, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
+from treadle.model.ranges import member
 
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -116,9 +117,9 @@ class Tokenizer(ABC):
     def __init__(
         self, config: TokenizerConfig, layout: CorpusLayout, ordinary: int, has_unknown: bool
     ) -> None:
-        lines = layout is CorpusLayout.LINES
         self.config = config
-        self.layout = layout
+        self.layout = member(CorpusLayout, layout, "layout")
+        lines = self.layout is CorpusLayout.LINES
         self.ordinary = ordinary
         self.begin = ordinary if lines else None
         self.end = ordinary + 1 if lines else None
@@ -209,9 +210,9 @@ class Tokenizer(ABC):
         """Returns the policy that holds when `policy` is asked for.
 
         Raises:
-            ConfigError: It is UNKNOWN and there is no unknown token.
+            ConfigError: It is UNKNOWN and there is no unknown token, or it is no policy.
         """
-        asked = self.config.policy if policy is None else UnknownPolicy(policy)
+        asked = self._asked(policy)
         if asked is UnknownPolicy.UNKNOWN and self.unknown is None:
             raise ConfigError(
                 "unknown_policy 'unknown' needs a model that was trained with it; "
@@ -219,6 +220,11 @@ class Tokenizer(ABC):
                 "unknown_policy",
             )
         return asked
+
+    def _asked(self, policy: UnknownPolicy | None) -> UnknownPolicy:
+        if policy is None:
+            return self.config.policy
+        return member(UnknownPolicy, policy, "unknown_policy")
 
     def _unknown_symbol(self, text: str, marked: NDArray[np.int32]) -> UnknownSymbolError:
         symbol, position = self._first_unknown(text, marked)

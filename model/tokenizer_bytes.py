@@ -57,7 +57,7 @@ class ByteTokenizer(Tokenizer):
 
     def check_policy(self, policy: UnknownPolicy | None) -> UnknownPolicy:
         """Returns the policy that holds when `policy` is asked for; every one is legal."""
-        return self.config.policy if policy is None else UnknownPolicy(policy)
+        return self._asked(policy)
 
     def _look_up(self, text: str, *, items: bool) -> NDArray[np.int32]:
         marked = self.encode(text)

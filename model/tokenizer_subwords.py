@@ -125,7 +125,7 @@ class SubwordTokenizer(Tokenizer):
 
     def check_policy(self, policy: UnknownPolicy | None) -> UnknownPolicy:
         """Returns the policy that holds when `policy` is asked for; every one is legal."""
-        return self.config.policy if policy is None else UnknownPolicy(policy)
+        return self._asked(policy)
 
     def _look_up(self, text: str, *, items: bool) -> NDArray[np.int32]:
         if not items:

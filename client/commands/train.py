@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import stat
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -116,6 +117,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """Trains, reporting each event as it comes, or only starts to."""
     from treadle.client.options import TrainOptions
 
+    choose_format(args)
     with (
         connect(args) as client,
         ExitStack() as files,
@@ -144,6 +146,33 @@ def _detach(training: TrainingRun, args: argparse.Namespace, console: Console) -
         console.line(to_line(first))
     else:
         console.line(job)
+
+
+def choose_format(args: argparse.Namespace) -> None:
+    """Takes the files' format from their names, where it is not given, and says so.
+
+    Raises:
+        InputError: The names differ, or are those of files that are not text; or an option is for
+            a format that the files do not have.
+    """
+    from treadle.client.formats import check_readable, format_of
+
+    names = [*args.file, *args.valid, *args.test]
+    if "format" not in args:
+        found = format_of(names, "--format")
+        if found is not None:
+            args.format = found
+            told = f"{names[0]} is" if len(names) == 1 else "the files are"
+            print(
+                f"treadle: {told} read as {found}, by the name; --format plain reads plain text",
+                file=sys.stderr,
+            )
+        if getattr(args, "tokenizer", "") != "bytes":
+            check_readable(names, "--format plain")
+    if getattr(args, "format", "plain") == "plain":
+        for name in ("column", "missing"):
+            if name in args:
+                raise InputError(f"--{name} is for files of the --format jsonl or csv")
 
 
 def open_corpora(args: argparse.Namespace, files: ExitStack) -> Corpora:

@@ -53,7 +53,11 @@ OPTIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
         ),
         (
             "--format",
-            {"choices": ("plain", "jsonl", "csv"), "help": "what the files are (plain)"},
+            {
+                "choices": ("plain", "jsonl", "csv"),
+                "help": "what the files are (by their names: jsonl for .jsonl and .ndjson, csv for "
+                ".csv and .tsv, else plain)",
+            },
         ),
         (
             "--column",

@@ -64,6 +64,14 @@ class TestUsage:
             (["train", "-", "-", "--model", "m"], "standard input can be read only once"),
             (["train", "-", "--valid", "-", "--model", "m"], "standard input can be read only"),
             (["train", "a", "--model", "m", "--max-memory", "lots"], "'lots' is no size"),
+            (["train", "a.csv", "b", "--model", "m"], "say what all are with --format"),
+            (["train", "a.csv", "b.jsonl", "--model", "m"], "a.csv is csv and b.jsonl is jsonl"),
+            (["train", "a.csv", "-", "--model", "m"], "standard input is of no known format"),
+            (["train", "a.jsonl", "--valid", "b.txt", "--model", "m"], "b.txt is of no known"),
+            (["train", "a.txt.gz", "--model", "m"], "a.txt.gz is packed: unpack it first"),
+            (["train", "a.xlsx", "--model", "m"], "a.xlsx is a table that is not text"),
+            (["train", "a", "--model", "m", "--column", "b"], "--column is for files of the"),
+            (["train", "a", "--model", "m", "--missing", "skip"], "--missing is for files of the"),
             (["curve", "j", "--out", "x.gif"], "end it in .svg or .png"),
             (["curve", "j", "--out", "x.png", "--width", "9"], "--width cannot be 9"),
             (["curve", "j", "--height", "0"], "--height cannot be 0"),
@@ -91,6 +99,48 @@ class TestTrain:
             v1.CorpusFile(name=exam, role=v1.CORPUS_ROLE_TEST),
         ]
         assert service.corpus == "".join(names).encode()
+
+    @pytest.mark.parametrize(
+        ("name", "words", "expected"),
+        [
+            ("a.jsonl", "", v1.CORPUS_FORMAT_JSONL),
+            ("a.b.NDJSON", "", v1.CORPUS_FORMAT_JSONL),
+            ("a.csv", "--column name --missing skip", v1.CORPUS_FORMAT_CSV),
+            ("a.tsv", "", v1.CORPUS_FORMAT_CSV),
+            ("a.csv", "--format jsonl", v1.CORPUS_FORMAT_JSONL),
+            ("a.csv", "--format plain", v1.CORPUS_FORMAT_PLAIN),
+            ("a.csv.gz", "--format plain", v1.CORPUS_FORMAT_PLAIN),
+            ("a.csv.gz", "--tokenizer bytes", v1.CORPUS_FORMAT_UNSPECIFIED),
+            ("a.txt", "", v1.CORPUS_FORMAT_UNSPECIFIED),
+            (".csv", "", v1.CORPUS_FORMAT_UNSPECIFIED),
+            ("csv", "", v1.CORPUS_FORMAT_UNSPECIFIED),
+        ],
+    )
+    def test_a_format_is_taken_from_the_name_and_told(
+        self, server: FakeServer, service: FakeService, tmp_path: Path,
+        name: str, words: str, expected: int,
+    ) -> None:  # fmt: skip
+        path = tmp_path / name
+        path.write_text("hello")
+        done = run(server.address, "train", str(path), "--model", "m", *words.split())
+        assert done.returncode == 0
+        assert service.requests[0].data.format == expected
+        taken = "--format" not in words and expected
+        word = v1.CorpusFormat.Name(expected).rpartition("_")[2].lower()  # type: ignore[arg-type]
+        told = f"treadle: {path} is read as {word}, by the name; --format plain"
+        said = done.stderr.decode()
+        assert said.startswith(told) if taken else said == ""
+
+    def test_several_files_of_one_format(
+        self, server: FakeServer, service: FakeService, tmp_path: Path
+    ) -> None:
+        paths = [str(tmp_path / name) for name in ("a.csv", "b.tsv", "c.csv")]
+        for path in paths:
+            Path(path).write_text("text")
+        words = [*paths[:2], "--valid", paths[2]]
+        done = run(server.address, "train", *words, "--model", "m")
+        assert service.requests[0].data.format == v1.CORPUS_FORMAT_CSV
+        assert "the files are read as csv" in done.stderr.decode()
 
     def test_one_plain_file_has_no_head(self, server: FakeServer, service: FakeService) -> None:
         out(server.address, "train", "-", "--model", "m", data=b"hello")

@@ -268,3 +268,49 @@ class TestFiles:
     def test_wrong_files(self, client: Client, files: Any, message: str) -> None:
         with pytest.raises(InputError, match=message):
             client.train(files, model="m")
+
+    @pytest.mark.parametrize(
+        ("names", "options", "expected"),
+        [
+            (["a.jsonl"], {}, v1.CORPUS_FORMAT_JSONL),
+            (["a.csv", "b.tsv"], {}, v1.CORPUS_FORMAT_CSV),
+            (["a.csv"], {"format": "plain"}, v1.CORPUS_FORMAT_PLAIN),
+            (["a.csv", "b"], {"format": "csv"}, v1.CORPUS_FORMAT_CSV),
+            (["a.gz"], {"tokenizer": "bytes"}, v1.CORPUS_FORMAT_UNSPECIFIED),
+            (["a.txt"], {}, v1.CORPUS_FORMAT_UNSPECIFIED),
+        ],
+    )
+    def test_a_format_is_taken_from_the_paths(
+        self, client: Client, service: FakeService, tmp_path: Any,
+        names: list[str], options: Any, expected: int,
+    ) -> None:  # fmt: skip
+        for name in names:
+            (tmp_path / name).write_text("hello")
+        files = [CorpusFile(tmp_path / name) for name in names]
+        client.train(files if len(files) > 1 else files[0].data, model="m", **options).result()
+        assert service.requests[0].data.format == expected
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (["a.csv", "b.txt"], "b.txt is of no known format: say what all are with format="),
+            (["a.gz"], "a.gz is packed: unpack it first"),
+        ],
+    )
+    def test_paths_that_tell_no_format(
+        self, client: Client, tmp_path: Any, names: list[str], message: str
+    ) -> None:
+        files = [CorpusFile(tmp_path / name) for name in names]
+        with pytest.raises(InputError, match=message):
+            client.train(files, model="m")
+
+    @pytest.mark.parametrize("value", [None, True, 1.5, b"csv", ["csv"], "", "table"])
+    def test_what_is_not_a_value_of_an_enum(self, client: Client, value: Any) -> None:
+        with pytest.raises(InputError, match=r"format cannot be .*: it is one of plain, jsonl"):
+            client.train(b"x", model="m", format=value)
+        with pytest.raises(InputError, match=r"role cannot be .*: it is one of train, valid"):
+            client.train(CorpusFile(b"x", role=value), model="m")
+
+    def test_paths_are_not_pieces(self, client: Client, tmp_path: Any) -> None:
+        with pytest.raises(InputError, match="several files are a list of CorpusFile"):
+            client.train([tmp_path / "a", tmp_path / "b"], model="m").result()

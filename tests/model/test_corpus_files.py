@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import itertools
 import json
+import lzma
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from treadle.model.config import (
 )
 from treadle.model.corpus import Corpus, CorpusFile, TokenData, read_corpus
 from treadle.model.errors import ConfigError, CorpusError, EncodingError, UnknownSymbolError
+from treadle.model.tokenizer import build_tokenizer
 from treadle.model.trainer import Trainer
 
 TEXT, LINES = CorpusLayout
@@ -217,8 +222,67 @@ def test_what_validates_may_hold_what_training_has_not_seen() -> None:
     assert corpus.tokenizer.decode(corpus.valid.tokens) == "bb"
 
 
-@pytest.mark.parametrize("weight", [0, -1.0, 101, float("nan"), float("inf")])
-def test_weights_that_cannot_be(weight: float) -> None:
+def test_a_role_may_be_a_word() -> None:
+    files = [
+        CorpusFile(b"training text " * 50, role="train"),  # type: ignore[arg-type]
+        CorpusFile(b"a text " * 5, "v", "valid"),  # type: ignore[arg-type]
+        CorpusFile(b"rain " * 5, "t", "test"),  # type: ignore[arg-type]
+    ]
+    corpus = read_corpus(files)
+    assert (corpus.valid_split, corpus.test_split) == (Split.FILES, Split.FILES)
+    assert [file.role for file in files] == list(CorpusRole)
+
+
+@pytest.mark.parametrize("role", ["validation", "", None, 1, True, b"valid", UnknownPolicy.SKIP])
+def test_what_is_no_role_is_refused(role: Any) -> None:
+    with pytest.raises(ConfigError, match="role must be one of 'train', 'valid', 'test'"):
+        CorpusFile(b"abc", role=role)
+
+
+def test_words_do_for_every_setting_that_is_one_of_several() -> None:
+    words = TokenizerConfig("words", unknown_policy="skip")  # type: ignore[arg-type]
+    data = DataConfig("lines", 0.0, format="jsonl", missing="skip")  # type: ignore[arg-type]
+    first = read_corpus(b'{"text": " b \\ud800a"}\n{}\n', words, data)
+    assert texts_of(first, first.train) == [" b a"]
+    again = read_corpus(
+        b'{"text": " b \\ud800a c"}\n', data_config=data, fixed=first.tokenizer,
+        unknown_policy="skip",  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert texts_of(again, again.train) == [" b a"]
+    for wrong in ("skipp", None, 2):
+        with pytest.raises(ConfigError, match=r"data.missing must be one of"):
+            DataConfig(missing=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="unknown_policy must be one of"):
+        read_corpus(b"abc", fixed=first.tokenizer, unknown_policy="none")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="unknown_policy must be one of"):
+        first.tokenizer.encode("a", "none")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", list(TokenizerKind))
+def test_a_layout_may_be_a_word(kind: TokenizerKind) -> None:
+    config = TokenizerConfig(kind)
+    assert build_tokenizer(config, ["a\nb"], "lines").begin is not None  # type: ignore[arg-type]
+    assert build_tokenizer(config, ["a\nb"], "text").begin is None  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="layout must be one of 'text', 'lines'"):
+        build_tokenizer(config, ["a\nb"], "line")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "data", ["text", ["text"], [b"text"], [CorpusFile(b"text"), Path("text")], [None]]
+)
+def test_what_is_no_corpus_is_refused(data: Any) -> None:
+    with pytest.raises(CorpusError, match="a list of CorpusFile"):
+        read_corpus(data)
+
+
+@pytest.mark.parametrize("data", ["text", None, 7, bytearray(b"text")])
+def test_what_is_no_file_is_refused(data: Any) -> None:
+    with pytest.raises(ConfigError, match="bytes or a path"):
+        CorpusFile(data)
+
+
+@pytest.mark.parametrize("weight", [0, "1", None, True, -1.0, 101, float("nan"), float("inf")])
+def test_weights_that_cannot_be(weight: Any) -> None:
     with pytest.raises(ConfigError, match="weight"):
         CorpusFile(b"x", weight=weight)
 
@@ -334,6 +398,7 @@ def test_tokens_take_the_least_room() -> None:
 
 _PEAK = """
 import resource, sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from treadle.model.config import CorpusLayout, DataConfig, TokenizerConfig
@@ -427,6 +492,61 @@ def test_lines_that_end_in_bare_carriage_returns_are_noticed() -> None:
         assert "carriage return does not end a line" in notice
     assert read_corpus(b"emma\rava\rmia\r", data_config=DataConfig(TEXT, 0.0)).notices == ()
     assert read_corpus(b"emma\r\nava\r\n", data_config=DataConfig(LINES, 0.0)).notices == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["text", "lines", "jsonl", "csv", "surrogate"])
+@pytest.mark.parametrize("given", [None, *UnknownPolicy])
+@pytest.mark.parametrize("fine_tuned", [False, True])
+def test_bytes_that_are_not_text_follow_the_policy_with_every_tokenizer(
+    kind: TokenizerKind, form: str, given: UnknownPolicy | None, fine_tuned: bool
+) -> None:
+    data, layout, corpus_format = {
+        "text": (b"ab \xff ab\n", TEXT, CorpusFormat.PLAIN),
+        "lines": (b"ab \xff ab\n", LINES, CorpusFormat.PLAIN),
+        "jsonl": (b'{"text": "ab \xff ab"}\n', LINES, CorpusFormat.JSONL),
+        "csv": (b"text\nab \xff ab\n", LINES, CorpusFormat.CSV),
+        "surrogate": (b'{"text": "ab \\udc80 ab"}\n', LINES, CorpusFormat.JSONL),
+    }[form]
+    settings = DataConfig(layout, 0.0, format=corpus_format)
+
+    def read() -> Corpus:
+        if not fine_tuned:
+            config = TokenizerConfig(kind, max_vocabulary_size=300, unknown_policy=given)
+            return read_corpus(data, config, settings)
+        # A model that is trained on: its tokenizer has the kind's own policy, or an unknown token.
+        own = UnknownPolicy.UNKNOWN if given is UnknownPolicy.UNKNOWN else None
+        config = TokenizerConfig(kind, max_vocabulary_size=300, unknown_policy=own)
+        fixed = build_tokenizer(config, ["ab  ab\n"], layout)
+        return read_corpus(data, data_config=settings, fixed=fixed, unknown_policy=given)
+
+    raw = kind is TokenizerKind.BYTES and given is None and corpus_format is CorpusFormat.PLAIN
+    policy = TokenizerConfig(kind).policy if given is None else given
+    if policy is UnknownPolicy.ERROR and not raw:
+        with pytest.raises(CorpusError, match=r"unknown_policy to 'skip'"):
+            read()
+        return
+    corpus = read()
+    shown = corpus.tokenizer.decode(corpus.train.tokens).rstrip("\n")
+    wanted = "ab  ab" if policy is UnknownPolicy.SKIP and not raw else "ab \ufffd ab"
+    if kind is WORDS:
+        wanted = wanted.replace(" \ufffd", "\ufffd")  # the blank before it is part of a word
+    if kind in (EVENTS, WHITESPACE):
+        wanted = " ".join(wanted.split())
+    assert shown == wanted
+    if raw:
+        assert corpus.train.tokens.tolist()[:4] == [97, 98, 32, 0xFF]
+
+
+@pytest.mark.parametrize("packer", [gzip.compress, bz2.compress, lzma.compress])
+def test_packed_files_are_named_as_that(packer: Callable[[bytes], bytes]) -> None:
+    data = packer(b"hello world\n" * 99)
+    name = {"gzip": "gzip", "bz2": "bzip2", "lzma": "xz"}[packer.__module__.removeprefix("_")]
+    with pytest.raises(EncodingError, match=rf"looks packed by {name}\).*; unpack it, or"):
+        read_corpus(data)
+    corpus = read_corpus(data, TokenizerConfig(unknown_policy=UnknownPolicy.SKIP))
+    assert f"the corpus looks like a file packed by {name}: unpack it first" in corpus.notices
+    assert read_corpus(b"BZh is no word\n" * 9, data_config=DataConfig(TEXT, 0.0)).notices == ()
 
 
 def test_events_that_lose_the_ends_of_lines_are_noticed() -> None:
