@@ -33,7 +33,7 @@ from treadle.model.errors import ConfigError, CorpusError
 from treadle.model.ranges import member
 from treadle.model.reading import FileTokens, Reader
 from treadle.model.splits import MIN_HELD_OUT_TOKENS, Shares, Splitter, TokenData
-from treadle.model.token_array import blocks
+from treadle.model.token_array import Tokens, blocks
 from treadle.model.tokenizer import Tokenizer
 
 __all__ = ["Corpus", "CorpusFile", "TokenData", "read_corpus"]
@@ -60,9 +60,10 @@ class Corpus:
     test_split: Split | None = None
     """Where the test part comes from; None without one."""
     valid_characters: int = 0
-    """Code points that the foretold tokens of the validation part stand for; 0 without one."""
+    """Code points that the foretold tokens of the validation part stand for; 0 without one, and
+    where unknown tokens are among them, which stand for any number."""
     test_characters: int = 0
-    """Code points that the foretold tokens of the test part stand for; 0 without one."""
+    """Code points that the foretold tokens of the test part stand for; 0 as above."""
 
 
 def read_corpus(
@@ -189,6 +190,9 @@ def _cut(
             notices += (f"the files of the role {role.value} hold nothing to foretell",)
         parts.append((kept, split, 0 if kept is None else _characters(tokenizer, kept)))
     (valid_part, valid_split, valid_size), (test_part, test_split, test_size) = parts
+    notices += _unknown(tokenizer, train, "to train on")
+    if valid_part is not None:
+        notices += _unknown(tokenizer, valid_part, "to validate with")
     return Corpus(
         tokenizer, tokenizer.layout, train, valid_part, notices, test_part, valid_split,
         test_split, valid_size, test_size,
@@ -231,9 +235,31 @@ def _left_out(count: int, tokenizer: Tokenizer) -> tuple[str, ...]:
     return (f"{count:,} {'line' if count == 1 else 'lines'} left out: {reason}",)
 
 
+def _count_unknown(tokenizer: Tokenizer, tokens: Tokens) -> int:
+    """Returns how many tokens of a large array are unknown."""
+    if tokenizer.unknown is None:
+        return 0
+    return sum(map(tokenizer.count_unknown, blocks(tokens)))
+
+
+def _unknown(tokenizer: Tokenizer, data: TokenData, purpose: str) -> tuple[str, ...]:
+    """Says what share of a part is unknown, if any of it is."""
+    count, whole = _count_unknown(tokenizer, data.tokens), max(len(data.tokens), 1)
+    if not count:
+        return ()
+    share = 100 * count / whole
+    shown = "less than 0.1" if share < 0.1 else f"{share:.3g}"
+    return (
+        f"{shown} % of the tokens {purpose} are unknown: {count:,} of {whole:,} stand for what the "
+        f"vocabulary of {tokenizer.ordinary:,} {tokenizer.config.kind} lacks",
+    )
+
+
 def _characters(tokenizer: Tokenizer, data: TokenData) -> int:
-    """Returns the code points that the foretold tokens of a part stand for."""
+    """Returns the code points that the foretold tokens of a part stand for; 0 if unknown."""
     foretold = data.tokens if data.offsets is not None else data.tokens[1:]
+    if _count_unknown(tokenizer, foretold):
+        return 0
     count = 0
     before = foretold[:0]
     for block in blocks(foretold):

@@ -194,8 +194,9 @@ class StreamScorer:
     def _add(self, part: Ints, scores: Scores) -> None:
         scored = part[part.size - scores.log_probabilities.size :]
         values, characters = scores.log_probabilities.tolist(), self._characters(scored)
+        unknown = self._tokenizer.count_unknown(scored)
         for tally in (self._item, self._total, self._piece):
-            tally.add(values, characters)
+            tally.add(values, characters, unknown)
         if self._keep_tokens:
             self._piece_tokens += token_scores(self._tokenizer, part, scores)
 
@@ -218,17 +219,19 @@ class _Tally:
     nats: float = 0.0
     tokens: int = 0
     characters: int = 0
+    unknown: int = 0
 
-    def add(self, values: list[float], characters: int) -> None:
+    def add(self, values: list[float], characters: int, unknown: int) -> None:
         """Count more tokens, by their log-probabilities."""
         self.nats = in_order(values, self.nats)
         self.tokens += len(values)
         self.characters += characters
+        self.unknown += unknown
 
     @property
     def summary(self) -> Summary:
         """The sums so far."""
-        return Summary(self.nats, self.tokens, self.characters)
+        return Summary(self.nats, self.tokens, self.characters, self.unknown)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,9 @@ class Summary:
     token_count: int
     """Tokens scored."""
     character_count: int
-    """Code points of the text that the scored tokens stand for."""
+    """Code points of the text that the scored tokens stand for, one for each unknown token."""
+    unknown_count: int
+    """Scored tokens that are the unknown token, whatever they stand for in the text."""
 
     @property
     def mean_nats(self) -> float | None:
@@ -139,8 +141,12 @@ class Summary:
 
     @property
     def bits_per_character(self) -> float | None:
-        """-log2 p a code point; None where the scored tokens stand for none."""
-        if not self.character_count:
+        """-log2 p a code point; None where the scored tokens stand for none.
+
+        None also where an unknown token was scored: it costs as little as one token does, and may
+        stand for a word of any length.
+        """
+        if not self.character_count or self.unknown_count:
             return None
         return -self.total_log_probability / math.log(2) / self.character_count
 
@@ -215,6 +221,7 @@ def summarize(
         total_log_probability=in_order(scores.log_probabilities.tolist()),
         token_count=count,
         character_count=tokenizer.characters(ids[ids.size - count :]),
+        unknown_count=tokenizer.count_unknown(ids[ids.size - count :]),
         ids=ids,
         tokenizer=tokenizer,
         **vars(scores),

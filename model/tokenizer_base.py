@@ -280,6 +280,10 @@ class Tokenizer(ABC):
     def characters(self, tokens: Tokens) -> int:
         """Returns the code points of text that tokens stand for; 1 for each `unknown`."""
 
+    def count_unknown(self, tokens: Tokens) -> int:
+        """Returns how many of some tokens are `unknown`."""
+        return 0 if self.unknown is None else int(np.count_nonzero(np.equal(tokens, self.unknown)))
+
     @abstractmethod
     def _vocabulary_json(self) -> dict[str, Any]:
         """Returns what `to_json` holds beside the config and the layout."""

@@ -176,6 +176,7 @@ def summary(score: Summary) -> pb.TextScore:
         total_log_probability=score.total_log_probability,
         token_count=score.token_count,
         character_count=score.character_count,
+        unknown_count=score.unknown_count,
         mean_nats=score.mean_nats,
         perplexity=score.perplexity,
         bits_per_character=score.bits_per_character,

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from treadle.model.config import (
     CorpusLayout,
+    CorpusRole,
     DataConfig,
     TokenizerConfig,
     TokenizerKind,
     UnknownPolicy,
 )
 from treadle.model.corpus import Corpus, TokenData, read_corpus
+from treadle.model.corpus_files import CorpusFile
 from treadle.model.errors import CorpusError, EncodingError, UnknownSymbolError
 from treadle.model.shuffle import Purpose, permutation
 from treadle.model.splits import MIN_HELD_OUT_TOKENS
@@ -216,6 +218,26 @@ def test_validation_items_are_drawn_by_the_seed(kind: TokenizerKind) -> None:
         draws.append(valid)
     assert draws[0] == draws[1] != draws[2]
     assert draws[0] != lines[150:]
+
+
+def test_unknown_tokens_are_counted_and_said() -> None:
+    """Without them no figure in bits a character: they stand for any number of characters."""
+    text = b"the cat sat " * 50 + b"".join(b"w%d " % n for n in range(50))
+    policy = UnknownPolicy.UNKNOWN
+    rare = TokenizerConfig(WORDS, unknown_policy=policy, min_frequency=3)
+    files = [CorpusFile(text), CorpusFile(b"the dog sat on the cat " * 20, role=CorpusRole.VALID)]
+    corpus = read_corpus(files, rare)
+    assert corpus.valid is not None
+    said = [notice for notice in corpus.notices if "unknown" in notice]
+    for notice, part in zip(said, (corpus.train, corpus.valid), strict=True):
+        size = part.tokens.size
+        count = int((part.tokens == corpus.tokenizer.unknown).sum())
+        assert 0.1 * size < count < 0.5 * size
+        assert notice.startswith(f"{100 * count / size:.3g} % of the tokens to ")
+        assert f"{count:,} of {size:,}" in notice
+    assert corpus.valid_characters == 0
+    known = read_corpus([files[0], CorpusFile(text[:239], role=CorpusRole.VALID)], rare)
+    assert known.valid_characters > 0
 
 
 def test_lines_of_skipped_words_only_are_left_out() -> None:

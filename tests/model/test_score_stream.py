@@ -66,8 +66,9 @@ def pieces_of(text: str, cuts: Iterable[int]) -> list[str]:
     return [text[a:b] for a, b in pairwise(edges)]
 
 
-def totals(summary: Summary) -> tuple[float, int, int]:
-    return summary.total_log_probability, summary.token_count, summary.character_count
+def totals(summary: Summary) -> tuple[float, int, int, int]:
+    counts = summary.token_count, summary.character_count, summary.unknown_count
+    return summary.total_log_probability, *counts
 
 
 @pytest.mark.parametrize("case", MODELS, ids=str)

@@ -176,10 +176,21 @@ def test_bytes_count_characters_and_not_bytes() -> None:
     assert score.bits_per_character == pytest.approx(-score.total_log_probability / math.log(2) / 2)
 
 
+def test_an_unknown_token_stands_for_no_number_of_characters() -> None:
+    """A word of any length costs one token, so nothing is said in bits a character."""
+    model = model_of(TokenizerKind.WORDS, policy=UnknownPolicy.UNKNOWN)
+    known, unknown = model.score("abc cab bca"), model.score("abc incomprehensibilities cab")
+    assert known.unknown_count == 0
+    assert known.bits_per_character is not None
+    assert unknown.unknown_count == 1
+    assert unknown.bits_per_character is None
+    assert unknown.perplexity is not None
+
+
 def score_of(total: float, count: int) -> TextScore:
     """A score of so many tokens of one character each."""
     ids, scores = np.zeros(count, np.int32), np.full(count, total / count, np.float32)
-    return TextScore(total, count, count, ids, scores, model_of().tokenizer)
+    return TextScore(total, count, count, 0, ids, scores, model_of().tokenizer)
 
 
 def test_a_perplexity_beyond_float_is_infinite() -> None:

@@ -1322,7 +1322,9 @@ class TrainingProgress(_message.Message):
     valid_perplexity: _builtins.float
     """exp(valid_loss); set with it."""
     valid_bits_per_character: _builtins.float
-    """Bits a code point of the validation part; set with valid_loss."""
+    """Bits a code point of the validation part; set with valid_loss, unless unknown
+    tokens are in that part, which may stand for any number of code points.
+    """
     best_valid_loss: _builtins.float
     """The lowest valid_loss so far; unset before the first validation."""
     memory_bytes: _builtins.int
@@ -1919,6 +1921,7 @@ class TrainingRecord(_message.Message):
     TEST_LOSS_FIELD_NUMBER: _builtins.int
     TEST_SPLIT_FIELD_NUMBER: _builtins.int
     BASELINE_LOSS_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Optimizer steps done."""
     tokens_seen: _builtins.int
@@ -1947,6 +1950,12 @@ class TrainingRecord(_message.Message):
     def spec(self) -> Global___TrainSpec:
         """The spec as used, defaults filled in."""
 
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What there is to know about how the run ended, in sentences, such as that its
+        loss exploded; empty where all is well.
+        """
+
     def __init__(
         self,
         *,
@@ -1962,10 +1971,11 @@ class TrainingRecord(_message.Message):
         test_loss: _builtins.float | None = ...,
         test_split: Global___Split.ValueType = ...,
         baseline_loss: _builtins.float | None = ...,
+        notices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss", "_test_loss", b"_test_loss", "_valid_loss", b"_valid_loss", "baseline_loss", b"baseline_loss", "spec", b"spec", "test_loss", b"test_loss", "valid_loss", b"valid_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss", "_test_loss", b"_test_loss", "_valid_loss", b"_valid_loss", "baseline_loss", b"baseline_loss", "elapsed_s", b"elapsed_s", "ended_by", b"ended_by", "spec", b"spec", "steps", b"steps", "test_loss", b"test_loss", "test_split", b"test_split", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_loss", b"valid_loss", "valid_split", b"valid_split", "weights_step", b"weights_step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss", "_test_loss", b"_test_loss", "_valid_loss", b"_valid_loss", "baseline_loss", b"baseline_loss", "elapsed_s", b"elapsed_s", "ended_by", b"ended_by", "notices", b"notices", "spec", b"spec", "steps", b"steps", "test_loss", b"test_loss", "test_split", b"test_split", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_loss", b"valid_loss", "valid_split", b"valid_split", "weights_step", b"weights_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__baseline_loss: _TypeAlias = _typing.Literal["baseline_loss"]  # noqa: Y015
     _WhichOneofArgType__baseline_loss: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss"]  # noqa: Y015
@@ -2676,20 +2686,28 @@ class TextScore(_message.Message):
     BITS_PER_CHARACTER_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    UNKNOWN_COUNT_FIELD_NUMBER: _builtins.int
     total_log_probability: _builtins.float
     """Sum of the scored tokens' log-probabilities, in nats."""
     token_count: _builtins.int
     """Tokens scored."""
     character_count: _builtins.int
-    """Code points of the text that the scored tokens stand for."""
+    """Code points of the text that the scored tokens stand for, one for each unknown
+    token.
+    """
     mean_nats: _builtins.float
     """-total_log_probability / token_count; unset where no token was scored."""
     perplexity: _builtins.float
     """exp(mean_nats); unset where no token was scored."""
     bits_per_character: _builtins.float
-    """-total_log_probability / ln 2 / character_count; unset where character_count is 0."""
+    """-total_log_probability / ln 2 / character_count; unset where character_count is 0
+    and where unknown_count is not: an unknown token may stand for any number of
+    code points.
+    """
     state: _builtins.bytes
     """The state after the text, where asked for; see GenerateResult."""
+    unknown_count: _builtins.int
+    """Scored tokens that are the unknown token."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """Every token, where asked for."""
@@ -2705,10 +2723,11 @@ class TextScore(_message.Message):
         bits_per_character: _builtins.float | None = ...,
         tokens: _abc.Iterable[Global___Token] | None = ...,
         state: _builtins.bytes = ...,
+        unknown_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character", "_mean_nats", b"_mean_nats", "_perplexity", b"_perplexity", "bits_per_character", b"bits_per_character", "mean_nats", b"mean_nats", "perplexity", b"perplexity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character", "_mean_nats", b"_mean_nats", "_perplexity", b"_perplexity", "bits_per_character", b"bits_per_character", "character_count", b"character_count", "mean_nats", b"mean_nats", "perplexity", b"perplexity", "state", b"state", "token_count", b"token_count", "tokens", b"tokens", "total_log_probability", b"total_log_probability"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character", "_mean_nats", b"_mean_nats", "_perplexity", b"_perplexity", "bits_per_character", b"bits_per_character", "character_count", b"character_count", "mean_nats", b"mean_nats", "perplexity", b"perplexity", "state", b"state", "token_count", b"token_count", "tokens", b"tokens", "total_log_probability", b"total_log_probability", "unknown_count", b"unknown_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bits_per_character: _TypeAlias = _typing.Literal["bits_per_character"]  # noqa: Y015
     _WhichOneofArgType__bits_per_character: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character"]  # noqa: Y015
