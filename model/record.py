@@ -10,6 +10,9 @@ from typing import Any
 from treadle.model.config import Split, TrainConfig
 from treadle.model.errors import CheckpointError, ConfigError
 
+EXPLODED = 3.0
+"""A run has diverged whose loss is so many times that of guessing."""
+
 
 @dataclass(frozen=True)
 class TrainingRecord:
@@ -39,6 +42,8 @@ class TrainingRecord:
     """What test_loss was measured on; None without a test part."""
     baseline_loss: float | None = None
     """An n-gram's mean nats a token of the validation part; None without one."""
+    notices: tuple[str, ...] = ()
+    """What there is to know about how the run ended, in sentences."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values."""
@@ -71,9 +76,21 @@ class TrainingRecord:
                 test_loss=_float(data.get("test_loss")),
                 test_split=None if splits[1] is None else Split(splits[1]),
                 baseline_loss=_float(data.get("baseline_loss")),
+                notices=tuple(map(str, data.get("notices", ()))),
             )
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as fault:
             raise CheckpointError(f"the training record cannot be read: {fault}") from fault
+
+
+def exploded(loss: float, V: int) -> tuple[str, ...]:
+    """Say that a run's last loss is far above that of guessing among V tokens, if it is."""
+    guessing = math.log(max(V, 2))
+    if not loss > EXPLODED * guessing:
+        return ()
+    return (
+        f"the run diverged: at its end the loss was {loss:.3g} nats a token, where guessing "
+        f"costs {guessing:.3g}; lower the learning rate",
+    )
 
 
 def _float(value: Any) -> float | None:

@@ -26,6 +26,7 @@ from treadle.model.pool import Pool
 from treadle.model.precision import check_precision
 from treadle.model.preparation import Source, check_fits, initial, load_kernels, read
 from treadle.model.progress import Progress, Started
+from treadle.model.record import exploded
 from treadle.model.run import LOWER, Run
 
 
@@ -156,7 +157,9 @@ class Trainer:
         finally:
             pool.close()
         assert model.training is not None
-        model.training = replace(model.training, test_loss=loss)
+        last = state.tally.last
+        notices = () if last is None else exploded(last.train_loss, model.parameters.shape.V)
+        model.training = replace(model.training, test_loss=loss, notices=notices)
         model.novelty = state.novelty_index()
         return model
 

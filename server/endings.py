@@ -113,6 +113,7 @@ class Endings:
         """Stores a model of a job as a new version, which ends it."""
         state, reason = (CANCELLED, _ON_REQUEST) if job.cancelling else (SUCCEEDED, "")
         model = await outlast(self._claim(job, path))
+        reason = "; ".join([*filter(None, [reason]), *model.training.notices])
         changes = {"version": model.version, "ended_s": time.time()}
         await job.publish(pb.JobEvent(completed=model), state=state, reason=reason, **changes)
         await asyncio.to_thread(self._tidy, job.id)
