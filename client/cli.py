@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import FrameType
 
 from treadle.client.commands import (
@@ -29,6 +30,7 @@ from treadle.client.commands import (
     watch,
 )
 from treadle.client.commands.common import Parser, Version, add_connection
+from treadle.client.commands.flags import words_of
 from treadle.client.console import CLEAR_LINE, Console, printable
 from treadle.client.errors import ServerError, TreadleError
 
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except TreadleError as error:
-        return _fail(_sentence(error), error.exit_code)
+        return _fail(_sentence(error, console), error.exit_code)
     except OSError as error:
         return _fail(str(error), 1)
     except Exception as error:
@@ -117,18 +119,21 @@ def _interruptible(console: Console) -> Iterator[None]:
 
 def _run(arguments: Sequence[str] | None, console: Console) -> int:
     """Parses the command line and runs its command."""
+    parser = make_parser()
     try:
-        parsed = make_parser().parse_args(arguments)
+        parsed = parser.parse_args(arguments)
     except SystemExit as end:  # --help, --version and wrong usage
         return end.code if isinstance(end.code, int) else 2
+    console.words = partial(words_of, parser, parsed)
     return parsed.run(parsed, console) or 0
 
 
-def _sentence(error: TreadleError) -> str:
-    """Puts an error into words, and when to come back where the server said so."""
+def _sentence(error: TreadleError, console: Console) -> str:
+    """Puts an error into the command's words, and when to come back where the server said so."""
+    sentence = error.worded(console.words())
     if isinstance(error, ServerError) and error.retry_delay_s:
-        return f"{error} (try again in {error.retry_delay_s:g} s)"
-    return str(error)
+        return f"{sentence} (try again in {error.retry_delay_s:g} s)"
+    return sentence
 
 
 def _fail(sentence: str, code: int) -> int:

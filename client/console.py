@@ -8,7 +8,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from treadle.client.wording import PYTHON, Words
+
 FALLBACK_WIDTH = 80
+
+GAP = "  "
+"""Stands between the columns of a table."""
+
+LEAST_CELL = 12
+"""No cell is cut to less, however narrow the terminal is."""
 
 CLEAR_LINE = "\r\x1b[K"
 """Takes away the line that the cursor is in."""
@@ -34,6 +42,8 @@ class Console:
         """Whether the line that the cursor is in is to go away."""
         self.interruption: Callable[[], str] = lambda: "interrupted"
         """Says what a Ctrl-C now means."""
+        self.words: Callable[[], Words] = lambda: PYTHON
+        """Returns what the command calls the arguments that an error may name."""
         self.unicode = (out.encoding or "").lower().replace("-", "") == "utf8"
         """Whether more than ASCII can be shown."""
 
@@ -73,21 +83,39 @@ class Console:
         self.out.write(printable(text) if self.is_terminal else text)
         self.out.flush()
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
-        """Writes a table.
+    def table(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, cut: int
+    ) -> None:
+        """Writes a table; on a terminal that is too narrow for it, one column is cut.
 
         Args:
             head: The columns' names.
             rows: The cells.
             left: This many columns, and the last, are aligned left; the others right.
+            cut: The column whose cells lose their middle where the terminal is too narrow.
         """
+        if self.is_terminal:
+            rows = self._fitted(head, rows, cut)
         for line in table(head, rows, left=left):
             self.line(line)
+
+    def _fitted(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], cut: int
+    ) -> list[list[str]]:
+        """Cuts the cells of one column so that the rows fit, as far as that can do it."""
+        widths = _widths(head, rows)
+        over = sum(widths) + len(GAP) * (len(widths) - 1) - (self.width - 1)
+        room = max(len(head[cut]), LEAST_CELL, widths[cut] - max(0, over))
+        dots = "…" if self.unicode else "..."
+        return [
+            [middle_cut(cell, room, dots) if i == cut else cell for i, cell in enumerate(row)]
+            for row in rows
+        ]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
     """Lays out a table; see `Console.table`."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    widths = _widths(head, rows)
     last = len(head) - 1
     lines = []
     for row in (head, *rows):
@@ -95,8 +123,22 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) 
             cell.ljust(width) if i < left or i == last else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        lines.append("  ".join(cells).rstrip())
+        lines.append(GAP.join(cells).rstrip())
     return lines
+
+
+def _widths(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Measures the columns of a table."""
+    return [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+
+def middle_cut(text: str, width: int, dots: str) -> str:
+    """Cuts a text to a width; the dots stand in its middle, for what was there."""
+    if len(text) <= width:
+        return text
+    kept = max(0, width - len(dots))
+    last = kept // 2
+    return text[: kept - last] + dots + (text[-last:] if last else "")
 
 
 def printable(text: str) -> str:

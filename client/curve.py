@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from treadle.client.numbers import number_text
 from treadle.client.progress import Setting
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def loss_axis(curve: Curve, most: int) -> Axis:
     marks = tuple(step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)) or (
         low,
     )
-    return Axis(low, high, marks, tuple(f"{mark + 0.0:.{digits}f}" for mark in marks))
+    return Axis(low, high, marks, tuple(number_text(mark, digits) for mark in marks))
 
 
 def tick_step(span: float, most: int) -> float:

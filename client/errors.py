@@ -20,7 +20,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
+
+from treadle.client.wording import PYTHON, Words, argument_of, reword
 
 if TYPE_CHECKING:
     import grpc
@@ -44,11 +47,28 @@ class TreadleError(Exception):
     exit_code: ClassVar[int] = 1
     """What the command line exits with."""
 
+    def worded(self, words: Words) -> str:
+        """Returns the sentence in the words of an interface; `str` is that for Python."""
+        return reword(str(self), words)
+
 
 class InputError(TreadleError):
-    """The caller's arguments or files cannot be used; nothing reached the server."""
+    """The caller's arguments or files cannot be used; nothing reached the server.
+
+    Args:
+        message: A sentence for the user.
+        argument: The argument at fault, where the sentence names one.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, argument: str = "") -> None:
+        super().__init__(message)
+        self.argument = argument
+
+    def worded(self, words: Words) -> str:
+        """See `TreadleError.worded`."""
+        return reword(str(self), words, [self.argument])
 
 
 class ServerError(TreadleError):
@@ -60,6 +80,7 @@ class ServerError(TreadleError):
         violations: The request's fields at fault, where the server named them.
         retry_delay_s: Seconds to wait before another try, where the server said so.
         broken: Whether the connection failed rather than what was asked for.
+        say: Makes the sentence for an interface; None: from the message.
     """
 
     def __init__(
@@ -70,12 +91,25 @@ class ServerError(TreadleError):
         violations: tuple[Violation, ...] = (),
         retry_delay_s: float | None = None,
         broken: bool = False,
+        say: Callable[[Words], str] | None = None,
     ) -> None:
         super().__init__(message)
+        self._say = say
         self.code = code
         self.violations = violations
         self.retry_delay_s = retry_delay_s
         self.broken = broken
+
+    def worded(self, words: Words) -> str:
+        """See `TreadleError.worded`."""
+        if self._say is not None:
+            return self._say(words)
+        return reword(str(self), words, self.arguments)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments that the fields at fault come from."""
+        return tuple(argument_of(violation.field) for violation in self.violations)
 
 
 class InvalidArgumentError(ServerError):
@@ -143,7 +177,6 @@ ERRORS: dict[str, type[ServerError]] = {
 # What gRPC itself says about a connection, and what that means. The order matters: the first
 # match wins, and "failed to connect" frames most of the others.
 _CONNECTION_TROUBLE = (
-    (r"connection refused", "nothing listens there"),
     (r"dns|name resolution|address lookup|getaddrinfo|resolver", "the name does not resolve"),
     (r"no route to host|network is unreachable", "there is no route to it"),
     (r"no such file or directory", "there is no such socket"),
@@ -177,13 +210,23 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ServerError:
     code = call.code().name
     details = call.details() or ""
     violations, retry_delay_s = _read_details(call)
+    at_fault = [argument_of(violation.field) for violation in violations]
+
+    def say(words: Words) -> str:
+        return reword(_sentence(code, details, address, words), words, at_fault)
+
     return ERRORS.get(code, InternalError)(
-        _sentence(code, details, address),
+        say(PYTHON),
         code=code,
         violations=violations,
         retry_delay_s=retry_delay_s,
         broken=_is_break(code, details),
+        say=say,
     )
+
+
+_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)", re.IGNORECASE)
+"""What gRPC says of a message that one side does not send or take."""
 
 
 def _is_break(code: str, details: str) -> bool:
@@ -197,10 +240,17 @@ def _is_break(code: str, details: str) -> bool:
     return by_grpc and _BREAK.search(details) is not None
 
 
-def _sentence(code: str, details: str, address: str) -> str:
+def _sentence(code: str, details: str, address: str, words: Words) -> str:
     """Puts gRPC's own messages into words; the server's are sentences already."""
     if code == "UNAVAILABLE":
-        return _connection_sentence(details, address)
+        return _connection_sentence(details, address, words)
+    if code == "RESOURCE_EXHAUSTED" and (sizes := _TOO_LARGE.search(details)):
+        size, most = (int(number) for number in sizes.groups())
+        stream = "`treadle score-stream`" if words.are_flags else "`score_stream`"
+        return (
+            f"what was to be sent takes {size:,} bytes, and a message at most {most:,}: send less "
+            f"at once; {stream} scores a text of any length"
+        )
     if code == "DEADLINE_EXCEEDED":
         return f"the server at {address} took longer than the timeout allows"
     if code == "CANCELLED" and details in ("", "Locally cancelled by application!", "CANCELLED"):
@@ -210,8 +260,11 @@ def _sentence(code: str, details: str, address: str) -> str:
     return details or f"the server at {address} failed with {code} and no explanation"
 
 
-def _connection_sentence(details: str, address: str) -> str:
+def _connection_sentence(details: str, address: str, words: Words) -> str:
     """Says why there is no connection, or what the server says about itself."""
+    if re.search(r"connection refused", details, re.IGNORECASE):
+        another = "name another with --server" if words.are_flags else "give another address"
+        return f"nothing listens at {address}: start treadle-server, or {another}"
     for pattern, meaning in _CONNECTION_TROUBLE:
         if re.search(pattern, details, re.IGNORECASE):
             return f"cannot reach a Treadle server at {address}: {meaning}"

@@ -267,9 +267,9 @@ def set_field(message: Message, name: str, value: Any) -> None:
         else:
             setattr(message, name, value)
     except UnicodeEncodeError as error:
-        raise InputError(f"{name} is not text: it holds bytes that are not UTF-8") from error
+        raise InputError(f"{name} is not text: it holds bytes that are not UTF-8", name) from error
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} cannot be {value!r}") from error
+        raise InputError(f"{name} cannot be {value!r}", name) from error
 
 
 def _tokens(field: Any, value: Any) -> Any:
@@ -311,7 +311,8 @@ def enum_number(enum: EnumDescriptor, word: str, name: str) -> int:
     for value in enum.values:
         if value.number and word_of(enum, value.number) == word.lower():
             return int(value.number)
-    raise InputError(f"{name} cannot be {word!r}: it is one of {', '.join(enum_words(enum))}")
+    words = ", ".join(enum_words(enum))
+    raise InputError(f"{name} cannot be {word!r}: it is one of {words}", name)
 
 
 def word_of(enum: EnumDescriptor, number: int) -> str:

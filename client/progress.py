@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from treadle.client.numbers import number_text
 from treadle.client.options import field_word
 from treadle.client.splits import test_split, valid_split
 
@@ -58,7 +59,7 @@ def baseline_text(started: TrainingStarted) -> str:
     if not started.HasField("baseline_loss"):
         return ""
     order = f"{started.baseline_order}-gram" if started.baseline_order else "n-gram"
-    return f"{order} {started.baseline_loss:.3f}"
+    return f"{order} {number_text(started.baseline_loss)}"
 
 
 def progress_line(
@@ -84,8 +85,8 @@ def progress_line(
         "bar": "" if done is None else " " * BAR_COLUMNS[-1],
         "percent": "" if done is None else f"{done:3.0%}",
         "step": f"step {progress.step:,}",
-        "loss": f"loss {progress.train_loss:.3f}",
-        "valid": "" if valid_loss is None else f"valid {valid_loss:.3f}",
+        "loss": f"loss {number_text(progress.train_loss)}",
+        "valid": "" if valid_loss is None else f"valid {number_text(valid_loss)}",
         "speed": speed_text(progress.tokens_per_second),
         "time": time_text(progress),
     }
@@ -134,7 +135,7 @@ def plain_line(progress: TrainingProgress, setting: Setting) -> str:
     parts = [
         f"step {progress.step:,}{total}",
         f"epoch {progress.epoch:.2f}",
-        f"loss {progress.train_loss:.3f}",
+        f"loss {number_text(progress.train_loss)}",
         *_validation(progress, setting),
         speed_text(progress.tokens_per_second),
         size_text(progress.memory_bytes) if progress.memory_bytes else "",
@@ -151,15 +152,15 @@ def _validation(progress: TrainingProgress, setting: Setting) -> list[str]:
     if progress.HasField("valid_perplexity"):
         parts.append(f"perplexity {progress.valid_perplexity:.4g}")
     if progress.HasField("valid_bits_per_character"):
-        parts.append(f"{progress.valid_bits_per_character:.3f} bits/char")
+        parts.append(f"{number_text(progress.valid_bits_per_character)} bits/char")
     if progress.HasField("best_valid_loss") and progress.best_valid_loss < progress.valid_loss:
-        parts.append(f"best {progress.best_valid_loss:.3f}")
+        parts.append(f"best {number_text(progress.best_valid_loss)}")
     return [*parts, setting.baseline]
 
 
 def valid_text(loss: float, part: str) -> str:
     """Writes a validation loss: "valid (the last 10 %) 1.512"."""
-    return f"valid ({part}) {loss:.3f}" if part else f"valid {loss:.3f}"
+    return f"valid ({part}) {number_text(loss)}" if part else f"valid {number_text(loss)}"
 
 
 def started_lines(started: TrainingStarted) -> list[str]:
@@ -195,21 +196,22 @@ def state_line(change: JobStateChange) -> str:
 
 
 def completed_line(model: Model) -> str:
-    """Describes the model that came out."""
+    """Describes the model that came out; what there is to note about it follows, a line each."""
     record = model.training
     data = record.spec.data
     parts = [f"{record.steps:,} steps in {duration_text(record.elapsed_s)}"]
-    parts.append(f"loss {record.train_loss:.3f}")
+    parts.append(f"loss {number_text(record.train_loss)}")
     if record.HasField("valid_loss"):
         parts.append(valid_text(record.valid_loss, valid_split(record.valid_split, data)))
     if record.HasField("baseline_loss"):
-        parts.append(f"n-gram {record.baseline_loss:.3f}")
+        parts.append(f"n-gram {number_text(record.baseline_loss)}")
     if record.HasField("test_loss"):
         part = _in_brackets(test_split(record.test_split, data))
-        parts.append(f"test{part} {record.test_loss:.3f}")
+        parts.append(f"test{part} {number_text(record.test_loss)}")
     if 0 < record.weights_step < record.steps:
         parts.append(f"best weights of step {record.weights_step:,}")
-    return f"{model.name} version {model.version}: {', '.join(parts)}"
+    line = f"{model.name} version {model.version}: {', '.join(parts)}"
+    return "\n".join([line, *(f"note: {notice}" for notice in record.notices)])
 
 
 def network_text(network: NetworkSpec) -> str:

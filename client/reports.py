@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import Self
 
 from treadle.client.closing import Closing
+from treadle.client.commands.flags import in_training_flags
 from treadle.client.console import CLEAR_LINE, Console, one_line, printable
 from treadle.client.errors import ServerError
 from treadle.client.json_lines import to_line
@@ -98,7 +99,7 @@ class PlainReport(Report):
     def show_state(self, change: JobStateChange) -> None:
         """Prints a change of state, but not that all is well."""
         if change.reason or change.state not in (JOB_STATE_QUEUED, JOB_STATE_RUNNING):
-            self.print(printable(state_line(change)))
+            self.print(printable(in_training_flags(state_line(change))))
 
     def show_break(self, trouble: ServerError) -> None:
         """Prints why nothing comes for a while."""
@@ -108,7 +109,7 @@ class PlainReport(Report):
         """Prints what the server made of the corpus."""
         self._setting = Setting.of(started)
         for line in started_lines(started):
-            self.print(line)
+            self.print(in_training_flags(line))
 
     def show_progress(self, progress: TrainingProgress) -> None:
         """Prints validations, and a sign of life now and then."""

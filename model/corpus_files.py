@@ -328,7 +328,7 @@ def _not_text(
     guess, remedy = _guess(fault.object, _packed(file.head()))
     return EncodingError(
         f"{file.title} is not {shown}{guess}: byte 0x{fault.object[fault.start]:02X} at offset "
-        f"{offset}; {remedy}, or set the tokenizer to 'bytes', or unknown_policy to 'skip'",
+        f"{offset}; {remedy}, or set tokenizer.kind to 'bytes', or unknown_policy to 'skip'",
         offset,
     )
 

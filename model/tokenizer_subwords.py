@@ -192,7 +192,8 @@ def _library() -> Any:
         import tokenizers
     except ModuleNotFoundError:
         raise ConfigError(
-            "tokenizer.kind 'subwords' needs the package tokenizers: pip install 'treadle[bpe]'",
+            "tokenizer.kind 'subwords' needs the package tokenizers: pip install '.[bpe]' in a "
+            "checkout of Treadle",
             "tokenizer.kind",
         ) from None
     return tokenizers

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from treadle.client.console import one_line, printable, table
 from treadle.client.errors import InputError
+from treadle.client.numbers import number_text, share_text
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
@@ -327,6 +328,17 @@ def named(path: str) -> str:
     return "standard input" if path == "-" else shown_path(path)
 
 
+def tell_unknown(unknown: int, tokens: int) -> None:
+    """Says on standard error what share of the scored tokens is unknown, if any is."""
+    if unknown:
+        print(
+            f"treadle: {share_text(unknown / tokens)} of the tokens are unknown ({unknown:,} of "
+            f"{tokens:,}): bits a character are not told, since each may stand for any number of "
+            "characters",
+            file=sys.stderr,
+        )
+
+
 def token_table(tokens: Iterable[Token]) -> list[str]:
     """Lays out tokens with their log-probabilities, and ranks and alternatives where there are any.
 
@@ -349,7 +361,7 @@ def token_table(tokens: Iterable[Token]) -> list[str]:
 
 def _nats_and_share(log_probability: float) -> list[str]:
     """Writes a log-probability in nats, and the probability."""
-    return [f"{log_probability:.3f}", f"{math.exp(log_probability):.1%}"]
+    return [number_text(log_probability), f"{math.exp(log_probability):.1%}"]
 
 
 def _alternatives(token: Token) -> str:

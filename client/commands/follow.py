@@ -45,8 +45,9 @@ def follow(training: TrainingRun, args: argparse.Namespace, console: Console) ->
         if not training.job:
             raise
         # Whoever watched needs the id to come back.
+        back = f"once it is back, `treadle watch {training.job}` goes on watching"
         raise UnavailableError(
-            f"{error}; once it is back, `treadle watch {training.job}` goes on watching",
+            f"{error.worded(console.words())}; {back}",
             code=error.code,
             broken=True,
         ) from error

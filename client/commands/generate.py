@@ -24,6 +24,7 @@ from treadle.client.commands.generate_items import add_items, print_items, wants
 from treadle.client.commands.states import add_state, save_path
 from treadle.client.console import Console
 from treadle.client.errors import InputError
+from treadle.client.numbers import number_text
 from treadle.client.output_files import write_output
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _summary(generation: Generation, result: GenerateResult) -> list[str]:
     weights = f"step {result.job_step:,}" if result.job_step else f"version {result.version}"
     lines = token_table(generation.tokens) if generation.tokens else []
     lines.append(
-        f"{result.new_tokens} tokens, {result.total_log_probability:.3f} nats, "
+        f"{result.new_tokens} tokens, {number_text(result.total_log_probability)} nats, "
         f"ended by {reason}; seed {result.seed}, {weights}"
     )
     if result.HasField("novelty"):

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from treadle.client.console import Console, one_line
+from treadle.client.numbers import number_text
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
@@ -79,7 +80,7 @@ def _line(text: Text, args: argparse.Namespace, console: Console) -> str:
     shown = one_line(text.text)
     if not args.with_likelihood:
         return shown
-    cells = [f"{text.result.total_log_probability:.3f}"]
+    cells = [number_text(text.result.total_log_probability)]
     if text.result.HasField("novelty"):
         cells.append("new" if text.result.novelty.is_new else "known")
     if console.is_terminal:

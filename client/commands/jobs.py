@@ -15,8 +15,10 @@ from treadle.client.commands.common import (
     connect,
     find_job,
 )
+from treadle.client.commands.flags import in_training_flags
 from treadle.client.commands.models import print_facts, when_text
 from treadle.client.console import Console, one_line
+from treadle.client.numbers import number_text
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
@@ -89,7 +91,7 @@ def run_list(args: argparse.Namespace, console: Console) -> None:
             return
         rows = [_row(job) for job in jobs]
     if rows:
-        console.table(("id", "model", "state", "step", "loss", "age"), rows, left=3)
+        console.table(("id", "model", "state", "step", "loss", "age"), rows, left=3, cut=1)
     else:
         console.line("no such jobs" if {"states", "of_model"} & set(vars(args)) else "no jobs yet")
 
@@ -122,8 +124,8 @@ def loss_text(job: Job) -> str:
         return ""
     for field in ("best_valid_loss", "valid_loss"):
         if job.progress.HasField(field):
-            return f"{getattr(job.progress, field):.3f} valid"
-    return f"{job.progress.train_loss:.3f} train"
+            return f"{number_text(getattr(job.progress, field))} valid"
+    return f"{number_text(job.progress.train_loss)} train"
 
 
 def age_text(seconds: float) -> str:
@@ -171,7 +173,7 @@ def _facts(job: Job) -> list[tuple[str, str]]:
         ("time left", left),
         ("memory", size_text(job.progress.memory_bytes) if job.progress.memory_bytes else ""),
         ("corpus", size_text(job.corpus_bytes)),
-        *(("", one_line(line)) for line in started),
+        *(("", one_line(in_training_flags(line))) for line in started),
         ("events", f"{job.last_sequence:,}"),
         ("restarts", f"{job.restarts:,}" if job.restarts else ""),
     ]
@@ -181,7 +183,8 @@ def state_text(job: Job) -> str:
     """Writes a job's state, and why where there is something to say."""
     from treadle.client.options import field_word
 
-    return field_word(job, "state") + (f": {one_line(job.reason)}" if job.reason else "")
+    reason = one_line(in_training_flags(job.reason))
+    return field_word(job, "state") + (f": {reason}" if reason else "")
 
 
 def run_action(args: argparse.Namespace, console: Console) -> None:

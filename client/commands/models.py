@@ -15,6 +15,7 @@ from treadle.client.commands.common import (
     version_number,
 )
 from treadle.client.console import Console
+from treadle.client.numbers import number_text
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -95,7 +96,7 @@ def run_list(args: argparse.Namespace, console: Console) -> None:
         rows = [_row(model) for model in client.models()]
     if rows:
         head = ("name", "version", "network", "tokens", "vocabulary", "parameters", "valid loss")
-        console.table((*head, "size", "stored"), rows)
+        console.table((*head, "size", "stored"), rows, cut=0)
     else:
         console.line("no models yet")
 
@@ -113,7 +114,7 @@ def _row(model: Model) -> tuple[str, ...]:
         field_word(model.tokenizer, "kind"),
         f"{model.vocabulary_size:,}",
         f"{model.parameter_count:,}",
-        "-" if valid is None else f"{valid:.3f}",
+        "-" if valid is None else number_text(valid),
         size_text(model.size_bytes),
         _time(model),
     )
@@ -171,6 +172,7 @@ def _facts(model: Model) -> list[tuple[str, str]]:
         facts.append(("trained", f"{tokens}, {time}{products}"))
         facts += _losses(record)
         facts.append(("ended by", record.ended_by))
+        facts += [("note", notice) for notice in record.notices]
     if model.aliases:
         facts.append(("aliases", ", ".join(model.aliases)))
     return facts
@@ -180,15 +182,15 @@ def _losses(record: TrainingRecord) -> list[tuple[str, str]]:
     """Tells a record's losses, and what each was measured on."""
     from treadle.client.splits import test_split, valid_split
 
-    facts = [("train loss", f"{record.train_loss:.4f} nats")]
+    facts = [("train loss", f"{number_text(record.train_loss, 4)} nats")]
     if record.HasField("valid_loss"):
         where = valid_split(record.valid_split, record.spec.data)
-        facts.append(("validation loss", f"{record.valid_loss:.4f} nats{_on(where)}"))
+        facts.append(("validation loss", f"{number_text(record.valid_loss, 4)} nats{_on(where)}"))
     if record.HasField("test_loss"):
         where = test_split(record.test_split, record.spec.data)
-        facts.append(("test loss", f"{record.test_loss:.4f} nats{_on(where)}"))
+        facts.append(("test loss", f"{number_text(record.test_loss, 4)} nats{_on(where)}"))
     if record.HasField("baseline_loss"):
-        facts.append(("n-gram's loss", f"{record.baseline_loss:.4f} nats"))
+        facts.append(("n-gram's loss", f"{number_text(record.baseline_loss, 4)} nats"))
     if 0 < record.weights_step < record.steps:
         facts.append(("weights", f"the best ones, of step {record.weights_step:,}"))
     return facts

@@ -20,6 +20,7 @@ from treadle.client.commands.common import (
     named,
     open_input,
     read_text,
+    tell_unknown,
     text_source,
     token_table,
     weights_of,
@@ -27,6 +28,7 @@ from treadle.client.commands.common import (
 from treadle.client.commands.states import add_state, save_path
 from treadle.client.console import Console, one_line
 from treadle.client.errors import InputError
+from treadle.client.numbers import number_text
 from treadle.client.output_files import write_output
 
 if TYPE_CHECKING:
@@ -176,8 +178,12 @@ def _print_json(pairs: Iterable[tuple[Text, TextScore]], console: Console) -> No
     """Prints an object for each text."""
     from treadle.client.json_lines import as_json, to_line
 
+    unknown = tokens = 0
     for text, score in pairs:
         console.line(to_line({**text.label, **as_json(score)}))
+        unknown += score.unknown_count
+        tokens += score.token_count
+    tell_unknown(unknown, tokens)
 
 
 def _print_table(pairs: Iterable[tuple[Text, TextScore]], console: Console) -> None:
@@ -195,22 +201,25 @@ def _print_table(pairs: Iterable[tuple[Text, TextScore]], console: Console) -> N
         total.total_log_probability += score.total_log_probability
         total.token_count += score.token_count
         total.character_count += score.character_count
+        total.unknown_count += score.unknown_count
     if count > 1:
         console.line(_row("all", _with_means(total), "", console))
+    tell_unknown(total.unknown_count, total.token_count)
 
 
 def _row(name: str, score: TextScore, text: str, console: Console) -> str:
     """Lays out the score of one text; a dash stands for what has no value."""
     set_fields = {field.name: value for field, value in score.ListFields()}
     means = [
-        format(set_fields[field], form) if field in set_fields else "-"
-        for field, form in (
-            ("mean_nats", ".3f"),
-            ("perplexity", ".5g"),
-            ("bits_per_character", ".3f"),
+        write(set_fields[field]) if field in set_fields else "-"
+        for field, write in (
+            ("mean_nats", number_text),
+            ("perplexity", "{:.5g}".format),
+            ("bits_per_character", number_text),
         )
     ]
-    row = ROW.format(name, score.token_count, f"{score.total_log_probability:.3f}", *means, "")
+    nats = number_text(score.total_log_probability)
+    row = ROW.format(name, score.token_count, nats, *means, "")
     room = max(0, console.width - 1 - len(row)) if console.is_terminal else None
     return (row + one_line(text, room)).rstrip()
 
@@ -220,7 +229,7 @@ def _with_means(total: TextScore) -> TextScore:
     if total.token_count:
         total.mean_nats = -total.total_log_probability / total.token_count
         total.perplexity = math.exp(min(total.mean_nats, 700.0))
-    if total.character_count:
+    if total.character_count and not total.unknown_count:
         bits = -total.total_log_probability / math.log(2)
         total.bits_per_character = bits / total.character_count
     return total

@@ -6,8 +6,10 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from treadle.client.commands.common import token_table
+from treadle.client.commands.common import tell_unknown, token_table
 from treadle.client.console import Console, one_line
+from treadle.client.numbers import number_text
+from treadle.client.wording import reword
 
 if TYPE_CHECKING:
     from treadle.client.commands.stream_input import Unit
@@ -46,7 +48,7 @@ class Rows:
         if self._json:
             self._print_json(unit, score, nats, worst, flagged)
             return
-        cells = [f"{nats:10.3f}"]
+        cells = [number_text(nats).rjust(10)]
         if self._top_g is not None:
             cells.append(f"{worst or '-':>6} {'!' if flagged else ' '}")
         row = "  ".join([*cells, ""])
@@ -74,6 +76,7 @@ class Rows:
         """Prints the row of a unit that could not be read, whatever rows were asked for."""
         from treadle.client.json_lines import to_line
 
+        fault = reword(fault, self._console.words())
         if self._json:
             made = {"line": unit.number, "text": unit.text, "error": fault}
             self._console.line(to_line(made))
@@ -83,7 +86,7 @@ class Rows:
         self._console.line((row + one_line(unit.text, room)).rstrip())
 
     def print_total(self, result: ScoreStreamResult, errors: int) -> None:
-        """Prints, as JSON only, what the whole stream scored."""
+        """Prints, as JSON only, what the whole stream scored, and tells of unknown tokens."""
         from treadle.client.json_lines import as_json, to_line
 
         if self._json:
@@ -93,6 +96,7 @@ class Rows:
                 "error_count": errors,
             }
             self._console.line(to_line(made))
+        tell_unknown(result.total.unknown_count, result.total.token_count)
 
 
 def add_up(whole: PieceScore, part: PieceScore) -> None:

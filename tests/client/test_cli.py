@@ -434,7 +434,7 @@ class TestScore:
 
     def test_an_empty_text_has_dashes(self, server: FakeServer) -> None:
         _, row = out(server.address, "score", "m", "-").splitlines()
-        assert row.split() == ["1", "0", "-0.000", "-", "-", "-"]
+        assert row.split() == ["1", "0", "0.000", "-", "-", "-"]
 
     def test_tokens(self, server: FakeServer) -> None:
         lines = out(server.address, "score", "m", "--text", "a\nb", "--tokens").splitlines()

@@ -306,7 +306,7 @@ class TestJobs:
         for line in (
             "id        a1-job",
             "model     m version 1",
-            "state     succeeded: max_steps",
+            "state     succeeded: --max-steps",
             "accepted  2023-11-14 22:13:20 UTC",
             "step      200/200",
             "loss      0.750 valid",

@@ -70,7 +70,7 @@ def test_every_status_becomes_an_error_with_a_sentence(code: grpc.StatusCode) ->
         (
             "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed "
             "to connect to remote host: connect: Connection refused (111)",
-            "cannot reach a Treadle server at host:1: nothing listens there",
+            "nothing listens at host:1: start treadle-server, or give another address",
         ),
         ("DNS resolution failed for host:1", "the name does not resolve"),
         ("Socket closed", "the connection broke"),
@@ -127,7 +127,7 @@ def test_unreadable_details_are_left_out(garbage: bytes) -> None:
 def test_nothing_listens() -> None:
     with (
         Client("127.0.0.1:1") as client,
-        pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1: nothing listens there"),
+        pytest.raises(UnavailableError, match=r"nothing listens at 127\.0\.0\.1:1"),
     ):
         client.server_info()
 

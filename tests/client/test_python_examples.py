@@ -76,5 +76,5 @@ def test_forecast() -> None:
 def test_trouble_is_one_sentence(name: str) -> None:
     done = example("127.0.0.1:1", name)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{name}: cannot reach a Treadle server at 127.0.0.1:1")
+    assert done.stderr.startswith(f"{name}: nothing listens at 127.0.0.1:1: start treadle-server")
     assert len(done.stderr.splitlines()) == 1

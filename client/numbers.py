@@ -1,0 +1,31 @@
+"""Numbers as people read them: short, whatever became of a run, and never a negative zero."""
+
+from __future__ import annotations
+
+import math
+
+LARGE = 1e6
+"""From here on a number is written with an exponent."""
+
+
+def number_text(value: float, digits: int = 3) -> str:
+    """Writes a number with so many digits behind the point: "1.512", "-0.200", "1.2e+33".
+
+    What is no finite number is "nan", "inf" or "-inf"; what rounds to zero is "0.000". A loss that
+    exploded has few digits so, where a fixed point would print all of them.
+    """
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= LARGE:
+        return f"{value:.2g}"
+    return f"{value:z.{digits}f}"
+
+
+def share_text(share: float) -> str:
+    """Writes a share as a percentage: "12 %", "less than 0.1 %", "more than 99.9 %"."""
+    percent = 100 * share
+    if 0 < percent < 0.1:
+        return "less than 0.1 %"
+    if 99.9 < percent < 100:
+        return "more than 99.9 %"
+    return f"{percent:.3g} %"
