@@ -166,6 +166,15 @@ class TokenizerConfig(Checked):
         )
         return UnknownPolicy.UNKNOWN if open_ended else UnknownPolicy.ERROR
 
+    @property
+    def obeys_unknown(self) -> bool:
+        """Whether a tokenizer built by this can obey UNKNOWN: it has a token for it, or needs none.
+
+        Every text is bytes and subwords; there UNKNOWN reads what is no text as U+FFFD.
+        """
+        needs_none = self.kind in (TokenizerKind.BYTES, TokenizerKind.SUBWORDS)
+        return needs_none or self.policy is UnknownPolicy.UNKNOWN
+
 
 @dataclass(frozen=True)
 class NetworkConfig(Checked):

@@ -99,7 +99,7 @@ def read_corpus(
     if unknown_policy is not None:
         unknown_policy = member(UnknownPolicy, unknown_policy, "unknown_policy")
     files = _files(data)
-    layout = _check(data_config, fixed)
+    layout = check_data(data_config, None if fixed is None else fixed.layout)
     check_not_empty(files)
     if fixed is not None:
         config = fixed.config
@@ -125,8 +125,16 @@ def _files(data: bytes | os.PathLike[str] | Sequence[CorpusFile]) -> list[Corpus
     return files
 
 
-def _check(data: DataConfig, fixed: Tokenizer | None) -> CorpusLayout:
-    """Returns the layout of a corpus whose settings fit together."""
+def check_data(data: DataConfig, fixed: CorpusLayout | None = None) -> CorpusLayout:
+    """Returns the layout of a corpus whose settings fit together.
+
+    Args:
+        data: How the corpus is read and cut.
+        fixed: The layout of the model that is to learn from it; None: there is none.
+
+    Raises:
+        ConfigError: Settings contradict each other, or the encoding is unknown.
+    """
     check_encoding(data.encoding)
     if data.validation_fraction + data.test_fraction >= 1:
         both = f"{data.validation_fraction:g} and {data.test_fraction:g}"
@@ -135,10 +143,10 @@ def _check(data: DataConfig, fixed: Tokenizer | None) -> CorpusLayout:
     plain = data.format is CorpusFormat.PLAIN
     if fixed is None:
         return data.layout if plain else CorpusLayout.LINES
-    if not plain and fixed.layout is CorpusLayout.TEXT:
+    if not plain and fixed is CorpusLayout.TEXT:
         text = "data.format must be 'plain': the model to go on from reads text, not items"
         raise ConfigError(text, "data.format")
-    return fixed.layout
+    return fixed
 
 
 def _check_size(files: Sequence[FileTokens]) -> None:

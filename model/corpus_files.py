@@ -12,10 +12,10 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from treadle.model.config import CorpusRole, UnknownPolicy
 from treadle.model.errors import ConfigError, CorpusError, EncodingError, UnknownSymbolError
@@ -345,13 +345,25 @@ def _guess(data: bytes, packed: str) -> tuple[str, str]:
     return "", "convert it, or set encoding to what it is"
 
 
-def check_not_empty(files: list[CorpusFile]) -> None:
+class Sized(Protocol):
+    """What is known of a file of a corpus before it is read."""
+
+    @property
+    def role(self) -> str:
+        """What it is for, as a `CorpusRole` has it."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+
+def check_not_empty(files: Sequence[Sized]) -> None:
     """Refuses a corpus without a byte to train on.
 
     Raises:
         CorpusError: It has none.
     """
-    training = [file for file in files if file.role is CorpusRole.TRAIN]
+    training = [file for file in files if file.role == CorpusRole.TRAIN]
     if not training:
         raise CorpusError("no file of the corpus is there to train on: give one the role train")
     if not any(file.size for file in training):

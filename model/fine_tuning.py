@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig, TrainConfig
+from treadle.model.config_check import Beginning
 from treadle.model.corpus import Corpus
 from treadle.model.errors import ConfigError
 from treadle.model.model import Model
@@ -50,6 +51,12 @@ def take_over(config: TrainConfig, model: Model) -> TrainConfig:
         data=replace(config.data, layout=model.layout),
         given=tuple(dict.fromkeys((*config.given, *names))),
     )
+
+
+def beginning(model: Model) -> Beginning:
+    """Return what is known of the model that a run begins from, its weights apart."""
+    tokenizer = model.tokenizer
+    return Beginning(model.network, tokenizer.config, model.layout, tokenizer.vocabulary_size)
 
 
 def check_vocabulary(corpus: Corpus, model: Model) -> None:

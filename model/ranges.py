@@ -221,7 +221,7 @@ class Checked:
                 object.__setattr__(self, field.name, checked)
             except ConfigError as fault:
                 faults.extend(fault.faults)
-        _raise_first(faults)
+        raise_faults(faults)
 
     @classmethod
     def dotted(cls, name: str) -> str:
@@ -245,13 +245,13 @@ class Checked:
             raise _refuse(cls.section or "config", "a mapping of fields to values", data)
         known = {field.name for field in dataclasses.fields(cls)}
         strangers = [cls.dotted(str(name)) for name in data if name not in known]
-        _raise_first(
+        raise_faults(
             [ConfigError(f"{name} is not a setting that exists", name) for name in strangers]
         )
         return cls(**data)
 
 
-def _raise_first(faults: list[ConfigError]) -> None:
+def raise_faults(faults: list[ConfigError]) -> None:
     """Raises the first fault, which carries the others; with none, does nothing."""
     if faults:
         faults[0].others = tuple(faults[1:])

@@ -7,6 +7,7 @@ that is most frequent within words. The work is done by the package `tokenizers`
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Iterable
@@ -73,12 +74,7 @@ class SubwordTokenizer(Tokenizer):
             ConfigError: The package `tokenizers` is not installed, or the vocabulary is to be
                 smaller than all bytes.
         """
-        if config.max_vocabulary_size < BYTE_VALUES:
-            raise ConfigError(
-                f"tokenizer.max_vocabulary_size must be {BYTE_VALUES} or more for subwords, since "
-                f"every byte is one, not {config.max_vocabulary_size}",
-                "tokenizer.max_vocabulary_size",
-            )
+        check_subwords(config)
         library = _library()
         learned = library.Tokenizer(library.models.BPE())
         learned.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -186,14 +182,36 @@ def _byte_marks() -> list[str]:
     return [chr(byte if byte in plain else next(others)) for byte in range(BYTE_VALUES)]
 
 
+def check_subwords(config: TokenizerConfig) -> None:
+    """Checks that a tokenizer of subwords can be built here.
+
+    Raises:
+        ConfigError: The package `tokenizers` is not installed, or the vocabulary is to be smaller
+            than all bytes.
+    """
+    if config.max_vocabulary_size < BYTE_VALUES:
+        raise ConfigError(
+            f"tokenizer.max_vocabulary_size must be {BYTE_VALUES} or more for subwords, since "
+            f"every byte is one, not {config.max_vocabulary_size}",
+            "tokenizer.max_vocabulary_size",
+        )
+    # Looked for and not imported: the package is not small.
+    if importlib.util.find_spec("tokenizers") is None:
+        raise _missing()
+
+
 def _library() -> Any:
     """Returns the package `tokenizers`, which is not small and only needed here."""
     try:
         import tokenizers
     except ModuleNotFoundError:
-        raise ConfigError(
-            "tokenizer.kind 'subwords' needs the package tokenizers: pip install '.[bpe]' in a "
-            "checkout of Treadle",
-            "tokenizer.kind",
-        ) from None
+        raise _missing() from None
     return tokenizers
+
+
+def _missing() -> ConfigError:
+    return ConfigError(
+        "tokenizer.kind 'subwords' needs the package tokenizers: pip install '.[bpe]' in a "
+        "checkout of Treadle",
+        "tokenizer.kind",
+    )

@@ -14,6 +14,7 @@ from treadle.model import auto, fine_tuning, run_state
 from treadle.model.accumulation import Accumulation
 from treadle.model.batches import make_batches
 from treadle.model.config import Keep, TrainConfig
+from treadle.model.config_check import check_config
 from treadle.model.engine import Engine
 from treadle.model.errors import TrainingError
 from treadle.model.examination import Examination, Sample
@@ -23,7 +24,6 @@ from treadle.model.ngram import baseline
 from treadle.model.optimizer import learning_rate
 from treadle.model.plan import fill_in
 from treadle.model.pool import Pool
-from treadle.model.precision import check_precision
 from treadle.model.preparation import Source, check_fits, initial, load_kernels, read
 from treadle.model.progress import Progress, Started
 from treadle.model.record import exploded
@@ -67,9 +67,11 @@ class Trainer:
             UnknownSymbolError: a symbol has no token and the policy is ERROR.
         """
         config = config or TrainConfig()
-        check_precision(config)
+        begin = None
         if init_from is not None:
             config = fine_tuning.take_over(config, init_from)
+            begin = fine_tuning.beginning(init_from)
+        check_config(config, begin)
         corpus = read(corpus, config, init_from, folder)
         config, picked = auto.pick(config, corpus, threads)
         batches = make_batches(corpus.train, config.data, corpus.tokenizer, config.seed)

@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from treadle.model.config import (
-    NetworkConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
+from treadle.model.config import TrainConfig
+from treadle.model.config_check import Beginning, check_config
 from treadle.model.errors import ConfigError
 from treadle.model.memory import check_memory
-from treadle.model.precision import check_precision
 from treadle.server.errors import Violation, invalid
 from treadle.v1 import sequence_pb2 as pb
 
@@ -41,14 +37,11 @@ _ENUM, _MESSAGE = FieldDescriptor.TYPE_ENUM, FieldDescriptor.TYPE_MESSAGE
 
 Config = TypeVar("Config")
 
-Base: TypeAlias = tuple[NetworkConfig, TokenizerConfig]
-"""What a job takes over from the model that it goes on from."""
-
 
 def training_order(
     spec: pb.TrainSpec,
     max_training_bytes: int | None = None,
-    base: Base | None = None,
+    base: Beginning | None = None,
 ) -> TrainConfig:
     """Returns the settings that a spec asks for.
 
@@ -56,7 +49,7 @@ def training_order(
         spec: The spec.
         max_training_bytes: The most memory that a run may take; what needs more whatever its
             corpus is refused. None: whatever there is.
-        base: Network and tokenizer of the model to go on from, where the spec names one.
+        base: The model to go on from, where the spec names one.
 
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault.
@@ -68,11 +61,11 @@ def training_order(
     if "preset" in values:
         values["given"] = sorted(_dotted(values))
     if base is not None:
-        violations += _take_over(values, *base)
+        violations += _take_over(values, base)
 
     def make() -> TrainConfig:
         config = TrainConfig.from_json(values)
-        check_precision(config)
+        check_config(config, base)
         if max_training_bytes is not None:
             check_memory(config, vocabulary_size=1, limit_bytes=max_training_bytes)
         return config
@@ -108,12 +101,16 @@ _FREE = {"dropout", "output_dropout", "unknown_policy"}
 """Settings of network and tokenizer that a model may be trained on with others."""
 
 
-def _take_over(
-    values: dict[str, Any], network: NetworkConfig, tokenizer: TokenizerConfig
-) -> list[Violation]:
+def _take_over(values: dict[str, Any], base: Beginning) -> list[Violation]:
     """Fills in the settings of the model to go on from; returns those that are asked to differ."""
     violations = []
-    for name, config in (("network", network.to_json()), ("tokenizer", tokenizer.to_json())):
+    data = values.setdefault("data", {})
+    if data.get("layout", base.layout) != base.layout:
+        text = f"data.layout is {base.layout} in the model to go on from: leave it out"
+        violations.append((f"{_SPEC}.data.layout", text))
+    data["layout"] = base.layout.value
+    taken = (("network", base.network.to_json()), ("tokenizer", base.tokenizer.to_json()))
+    for name, config in taken:
         asked = values.get(name, {})
         for field, value in config.items():
             if field not in _FREE and field in asked and asked[field] != value:

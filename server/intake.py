@@ -8,9 +8,12 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
+from treadle.model.config_check import Beginning
+from treadle.model.corpus_files import check_not_empty
+from treadle.model.errors import CorpusError
 from treadle.server import convert, repeats
 from treadle.server.convert import name_violations
-from treadle.server.errors import StatusError, corpus_not_found, invalid
+from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
 from treadle.server.job_files import INIT_FILE
 from treadle.server.jobs import JobRoom
 from treadle.server.orders import UploadedFile, new_id, new_row
@@ -57,10 +60,11 @@ class Intake:
         spec = pb.TrainSpec()
         spec.CopyFrom(asked)
         base, spec.init_from_version = await self._base(spec)
-        config = convert.training_order(spec, self._training_bytes, await self._settings(base))
+        config = convert.training_order(spec, self._training_bytes, await self._beginning(base))
         await asyncio.to_thread(self._store.check_free, spec.model)
         with self._jobs.admit():
             files = await upload.save(self._store.corpora)
+            _check_files(files)
             job = new_id()
             await asyncio.to_thread(self._lay_out, job, files, base)
             row = new_row(job, spec, config, files, asked.init_from_version)
@@ -85,11 +89,11 @@ class Intake:
         base = await asyncio.to_thread(self._store.find, spec.init_from, spec.init_from_version)
         return base, base.version
 
-    async def _settings(self, base: StoredModel | None) -> convert.Base | None:
+    async def _beginning(self, base: StoredModel | None) -> Beginning | None:
         if base is None:
             return None
-        description = await asyncio.to_thread(self._store.describe, base)
-        return description.network, description.tokenizer
+        about = await asyncio.to_thread(self._store.describe, base)
+        return Beginning(about.network, about.tokenizer, about.layout, about.vocabulary_size)
 
     def _lay_out(self, job: str, files: list[UploadedFile], base: StoredModel | None) -> None:
         """Makes a job's directory; what it needs is safe from deletion from here on."""
@@ -104,6 +108,14 @@ class Intake:
             if not (directory / INIT_FILE).exists():
                 self._store.discard(directory)
                 raise _gone(base)
+
+
+def _check_files(files: list[UploadedFile]) -> None:
+    """Refuses a corpus that cannot be trained on, whatever is in it."""
+    try:
+        check_not_empty(files)
+    except CorpusError as error:
+        raise from_model(error, "corpus_chunk") from None
 
 
 def _link(source: os.PathLike[str], target: os.PathLike[str]) -> None:
