@@ -31,8 +31,8 @@ def read_tokens(
     Yields:
         The state after each window of them, the last of which is the one after all.
     """
-    pending = [state.token] if state.token >= 0 else []
-    sequence = np.concatenate((pending, tokens)).astype(np.int32)
+    pending = np.array([state.token] if state.token >= 0 else [], np.int32)
+    sequence = np.concatenate((pending, tokens))
     if not sequence.size:
         yield state
         return

@@ -5,8 +5,8 @@ What cannot be made tokens before more is known is held back:
 - words: the last word, or run of punctuation, since it may go on. Every white space character and
   `_` begins a piece, and all but the blank are one by themselves;
 - events, and what stands between white space: the last one, until there is white space;
-- subwords: all from the last blank or line end on that stands behind a character which is no white
-  space: what is learned never reaches across it;
+- subwords: all from the last white space on that stands behind a character which is none: what is
+  learned never reaches across it;
 - of words and subwords never much more than MAX_PIECE characters: what is longer is cut;
 - in lower case: a capital sigma, until it is known whether it ends its word. It is the one letter
   whose lower case depends on its neighbours (Unicode 16, table 3-17): they are looked for across
@@ -29,6 +29,7 @@ from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.tokenizer_base import MAX_PIECE, SURROGATE
 from treadle.model.tokenizer_bytes import readable
+from treadle.model.tokenizer_subwords import CUT
 
 Ints = npt.NDArray[np.int32]
 
@@ -42,7 +43,7 @@ _CUTS = {
     TokenizerKind.WORDS: re.compile(r"[^\S ]|_|(?= )"),
     TokenizerKind.EVENTS: re.compile(r"\s"),
     TokenizerKind.WHITESPACE: re.compile(r"\s"),
-    TokenizerKind.SUBWORDS: re.compile(r"(?<=\S)(?=[ \n])"),
+    TokenizerKind.SUBWORDS: CUT,
 }
 _SLICE = 2048
 """Characters made tokens in one step."""

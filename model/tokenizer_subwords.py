@@ -31,8 +31,12 @@ from treadle.model.tokenizer_bytes import BYTE_VALUES, ByteStream, readable
 _MIN_PAIRS = 2
 """How often a pair of neighbours must be there to become a token."""
 
-_RUN = re.compile(r"\s+|\S+")
-_LONG_SPACE = re.compile(rf"\s{{{MAX_PIECE + 1}}}")
+CUT = re.compile(r"(?<=\S)(?=[^\S\x1c-\x1f])")
+"""Matches where a text may be cut: before white space, but not within it. What is learned never
+reaches across that. The four characters left out are white space to Python alone."""
+
+_PART = 8192
+"""Characters encoded in one call of the package, which lets no other thread run meanwhile."""
 
 
 class SubwordTokenizer(Tokenizer):
@@ -85,14 +89,14 @@ class SubwordTokenizer(Tokenizer):
             initial_alphabet=_byte_marks(),
             show_progress=False,
         )
-        legal = (part for text in texts for part in _parts(readable(text, UnknownPolicy.UNKNOWN)))
+        legal = (part for text in texts for part in _whole(readable(text, UnknownPolicy.UNKNOWN)))
         learned.train_from_iterator(legal, trainer)
         return cls(config, layout, learned.to_str())
 
     def encode(self, text: str, policy: UnknownPolicy | None = None) -> NDArray[np.int32]:
         """See `Tokenizer.encode`; every policy is legal, as nothing is unknown."""
         policy = self.check_policy(policy)
-        parts = _parts(readable(self._normal(text), policy))
+        parts = _parts(readable(self._normal(text), policy), _PART)
         ids = [self._learned.encode(part, add_special_tokens=False).ids for part in parts]
         return np.concatenate([np.array(some, np.int32) for some in ids])
 
@@ -107,7 +111,7 @@ class SubwordTokenizer(Tokenizer):
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """See `Tokenizer.encode_records`."""
         policy = self.check_policy(policy)
-        legal = [_parts(readable(self._normal(text), policy)) for text in texts]
+        legal = [_whole(readable(self._normal(text), policy)) for text in texts]
         joined = [part for parts in legal for part in parts]
         found = self._learned.encode_batch_fast(joined, add_special_tokens=False)
         encoded = [np.array(encoding.ids, np.int32) for encoding in found]
@@ -116,8 +120,8 @@ class SubwordTokenizer(Tokenizer):
         return tokens, ends[np.cumsum([0, *map(len, legal)])]
 
     def certain(self, text: str) -> int:
-        """See `Tokenizer.certain`: up to where a run that is too long is cut."""
-        return len(text) - len(_parts(text)[-1])
+        """See `Tokenizer.certain`: up to where what is too long is cut."""
+        return (len(text) - 1) // MAX_PIECE * MAX_PIECE if text else 0
 
     def check_policy(self, policy: UnknownPolicy | None) -> UnknownPolicy:
         """Returns the policy that holds when `policy` is asked for; every one is legal."""
@@ -160,19 +164,30 @@ class SubwordTokenizer(Tokenizer):
         return {"subwords": json.dumps(json.loads(self._learned.to_str()), ensure_ascii=False)}
 
 
-def _parts(text: str) -> list[str]:
-    """Cuts runs of more than MAX_PIECE characters, of white space or of none, after each so many.
+def _parts(text: str, size: int) -> list[str]:
+    """Cuts a text where that changes no token, and where it has to be.
 
-    The time that the package takes rises faster than the length of such a run.
+    What stands between two places to cut at, and is longer than MAX_PIECE, is cut after each so
+    many characters: the time that the package takes rises faster than its length.
+
+    Args:
+        text: Any text.
+        size: About how long the parts are to be at most.
     """
     if len(text) <= MAX_PIECE:
         return [text]
-    if max(map(len, text.split()), default=0) <= MAX_PIECE and not _LONG_SPACE.search(text):
-        return [text]
-    cuts = [0]
-    for run in _RUN.finditer(text):
-        cuts += range(run.start() + MAX_PIECE, run.end(), MAX_PIECE)
+    places, cuts = [0, *(match.start() for match in CUT.finditer(text)), len(text)], [0]
+    for start, stop in pairwise(places):
+        if start - cuts[-1] >= size:
+            cuts.append(start)
+        if stop - start > MAX_PIECE:
+            cuts += range(start + MAX_PIECE, stop, MAX_PIECE)
     return [text[start:stop] for start, stop in pairwise([*cuts, len(text)])]
+
+
+def _whole(text: str) -> list[str]:
+    """Returns a text, cut only where it has to be."""
+    return _parts(text, len(text))
 
 
 def _byte_marks() -> list[str]:

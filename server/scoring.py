@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import islice
 
 from treadle.model import Model
@@ -194,7 +194,8 @@ class _Texts:
                         yield from self._add(scored)
                     yield
             except ModelError as error:
-                raise from_model(error, self._culprit(index)) from error
+                culprit = yield from self._culprit(index)
+                raise from_model(error, culprit) from error
 
     def _check_room(self, text: str) -> Iterator[None]:
         """Refuses a text whose tokens cannot fit, before their details take memory."""
@@ -230,10 +231,11 @@ class _Texts:
         field = next(name for name in names if getattr(self._request, name))
         return invalid([(field, f"{text}, or leave out {field}")])
 
-    def _culprit(self, index: int) -> str:
-        """Returns which field a text could not be scored for."""
+    def _culprit(self, index: int) -> Generator[None, None, str]:
+        """Returns which field a text could not be scored for, in short steps."""
+        context, policy = self._request.context, self._asked.policy
         try:
-            self._model.tokenizer.encode(self._request.context, self._asked.policy)
+            yield from encode_in_steps(self._model.tokenizer, context, policy)
         except ModelError:
             return "context"
         return f"texts[{index}]"

@@ -92,7 +92,7 @@ def short_pieces(monkeypatch: pytest.MonkeyPatch) -> int:
     for module in (text_reader, tokenizer_subwords, tokenizer_words):
         monkeypatch.setattr(module, "MAX_PIECE", most)
     monkeypatch.setattr(tokenizer_words, "_WINDOW", 2 * most)
-    monkeypatch.setattr(tokenizer_subwords, "_LONG_SPACE", re.compile(rf"\s{{{most + 1}}}"))
+    monkeypatch.setattr(tokenizer_subwords, "_PART", 2)
     return most
 
 
@@ -125,7 +125,17 @@ def test_pieces_that_are_too_long_are_cut_alike_however_a_text_comes(
 
 @pytest.mark.parametrize("kind", [TokenizerKind.WORDS, TokenizerKind.SUBWORDS])
 @pytest.mark.parametrize(
-    "text", ["x" * 9000, "x! " * 3000, "!" * 9000, "a\u0301" * 4500, " " * 9000]
+    "text",
+    [
+        "x" * 9000,
+        "x! " * 3000,
+        "!" * 9000,
+        "a\u0301" * 4500,
+        " " * 9000,
+        "a\tb\u00a0" * 3000,
+        "a\x1cb " * 3000,
+        "a\x1c" * 4500,
+    ],
 )
 def test_no_text_is_looked_up_in_long_pieces(
     kind: TokenizerKind, text: str, monkeypatch: pytest.MonkeyPatch
@@ -149,6 +159,9 @@ def test_no_text_is_looked_up_in_long_pieces(
         monkeypatch.setattr(tokenizer_words, "pieces_pattern", Watched)
     in_steps(tokenizer, text, UnknownPolicy.SKIP)
     assert 0 < max(seen) <= 4 * MAX_PIECE
+    seen.clear()
+    tokenizer.encode(text, UnknownPolicy.SKIP)  # what looks for novelty does so
+    assert 0 < max(seen) <= 8 * MAX_PIECE
 
 
 PIECES = tokenizer_words.pieces_pattern()
