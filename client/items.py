@@ -24,8 +24,8 @@ CallTexts = Callable[[int, int, dict[str, Any]], Texts]
 class Items(Closing):
     """Texts in the making: iterate over them once, or leave them by `close()` or a `with` block.
 
-    Where each is to be different or new, they come in the order of their numbers, so that a seed
-    gives the same ones every time; elsewhere as they end.
+    They come in the order of their numbers, so that a seed gives the same list every time: a text
+    that ends early waits for those before it.
 
     Args:
         call: Calls Generate.
@@ -102,8 +102,7 @@ class Items(Closing):
             options["seed"] = later_seed(self.seed, number)
         texts = self._stack.enter_context(self._call(count, self.tries, options))
         self.tries += count
-        made = iter(texts) if not selective else iter(sorted(texts, key=lambda text: text.index))
-        for text in made:
+        for text in texts:
             self._pin(text)
             yield text
         self._stack.pop_all().close()

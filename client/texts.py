@@ -101,16 +101,25 @@ class Generation(TextStream):
 
 
 class Texts(TextStream):
-    """Several texts in the making: iterate over them, each as soon as it has ended."""
+    """Several texts in the making: iterate over them in the order of their numbers."""
 
     def __iter__(self) -> Iterator[Text]:
-        """Yields whole texts in the order of their ends.
+        """Yields whole texts, each as soon as it and all before it have ended.
+
+        They end in an order that varies from call to call. Those that wait for an earlier one
+        are held; they are no more than a call has texts.
 
         Raises:
             ServerError: The call failed, or ended before all of its texts did.
         """
+        waiting: dict[int, Text] = {}
+        following = 0
         for response in self.responses():
             if response.HasField("result"):
-                yield self._texts.pop(response.index)
-        if self._texts and not self._closed:
-            raise InternalError(f"{len(self._texts)} of the texts ended without a result")
+                waiting[response.index] = self._texts.pop(response.index)
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
+        unfinished = len(self._texts) + len(waiting)
+        if unfinished and not self._closed:
+            raise InternalError(f"{unfinished} of the texts ended without a result")

@@ -53,7 +53,7 @@ def wants_items(args: argparse.Namespace) -> bool:
 def print_items(
     client: Client, args: argparse.Namespace, prompt: str, options: dict[str, Any], console: Console
 ) -> None:
-    """Generates several texts and prints each when it has ended."""
+    """Generates several texts and prints each when it and all before it have ended."""
     n = getattr(args, "n", 1)
     items = client.generate_many(
         args.model or "",

@@ -193,6 +193,8 @@ class FakeService(SequenceServiceServicer):
         """Of every model."""
         self.novel: dict[str, bool] = {}
         """The texts that several generations draw from, each with whether it is new."""
+        self.lost: set[int] = set()
+        """The numbers of texts that end without a result, where several are made."""
         self.layout = v1.CORPUS_LAYOUT_TEXT
         """Of every model."""
         self.pieces: list[v1.TextPiece] = []
@@ -328,7 +330,7 @@ class FakeService(SequenceServiceServicer):
         if request.prompt in self.refusals:
             context.abort_with_status(rpc_status.to_status(self.refusals[request.prompt]))
         if request.n:
-            yield from self._several(request)
+            yield from self._several(request, context)
             return
         none = request.HasField("max_new_tokens") and not request.max_new_tokens
         pieces = () if none else ("el", "", "lo")
@@ -350,12 +352,15 @@ class FakeService(SequenceServiceServicer):
             )
         yield v1.GenerateResponse(result=result)
 
-    def _several(self, request: v1.GenerateRequest) -> Iterator[v1.GenerateResponse]:
+    def _several(self, request: v1.GenerateRequest, context: Any) -> Iterator[v1.GenerateResponse]:
         """Texts drawn from `self.novel`, the last one ending first; pieces of all in turns."""
-        texts = [self._item(request, index) for index in range(request.n)]
+        texts = [self.item(request, index) for index in range(request.n)]
         for index, text in enumerate(texts):
             yield v1.GenerateResponse(text=text[:1], index=index)
-        for index in reversed(range(request.n)):
+        order = [0] if request.model == STUCK else list(reversed(range(request.n)))
+        for index in order:
+            if index in self.lost:
+                continue
             result = a_result(request, "")
             result.stop_reason = v1.STOP_REASON_END_TOKEN
             result.total_log_probability = -float(len(texts[index]))
@@ -363,8 +368,10 @@ class FakeService(SequenceServiceServicer):
                 result.novelty.is_new = self.novel.get(texts[index], True)
                 result.novelty.longest_overlap = 2
             yield v1.GenerateResponse(text=texts[index][1:], index=index, result=result)
+        if request.model == STUCK:
+            self._stick(context)
 
-    def _item(self, request: v1.GenerateRequest, index: int) -> str:
+    def item(self, request: v1.GenerateRequest, index: int) -> str:
         """The text that a seed draws at a place: the same one each time."""
         names = list(self.novel) or ["amy"]
         drawn = hashlib.sha256(f"{request.seed} {index}".encode()).digest()

@@ -110,11 +110,24 @@ def test_one_text_a_line(server: FakeServer, service: FakeService) -> None:
     )
 
 
+def test_the_same_seed_prints_the_same_lines_in_the_same_order(
+    server: FakeServer, service: FakeService
+) -> None:
+    service.novel = dict.fromkeys(["ann", "bea", "cay", "dee", "eva"], True)
+    words = ["generate", "m", "-n", "500", "--seed", "7"]
+    lines = out(server.address, *words).splitlines()
+    assert len(lines) == 500
+    calls = [each for each in service.requests if isinstance(each, v1.GenerateRequest)]
+    assert lines == [service.item(call, index) for call in calls for index in range(call.n)]
+    indices = [text["index"] for text in objects(out(server.address, *words, "--json"))]
+    assert indices == list(range(500))
+
+
 def test_items_as_json(server: FakeServer, service: FakeService) -> None:
     service.novel = {"ann": True}
     words = ["generate", "m", "-n", "3", "--json", "--novelty", "--seed", "5"]
     texts = objects(out(server.address, *words))
-    assert [text["index"] for text in texts] == [2, 1, 0]
+    assert [text["index"] for text in texts] == [0, 1, 2]
     assert {text["text"] for text in texts} == {"ann"}
     assert texts[0]["result"]["seed"] == 5
     assert texts[0]["result"]["novelty"] == {"longest_overlap": 2, "is_new": True}

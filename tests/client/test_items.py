@@ -1,4 +1,4 @@
-"""Many texts at once: as they end, each once, only new ones, and the same by the same seed."""
+"""Many texts at once: in order, each once, only new ones, and the same by the same seed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from treadle.client import Client, InputError
+from treadle.client import Client, InputError, InternalError
 from treadle.client.items import later_seed
 
 from .fake import STUCK, FakeService
@@ -21,18 +21,34 @@ def names(client: Client, n: int = 8, **options: Any) -> list[str]:
         return [text.text for text in items]
 
 
-def test_texts_come_as_they_end(client: Client, service: FakeService) -> None:
+def test_texts_come_in_the_order_of_their_numbers_however_they_end(
+    client: Client, service: FakeService
+) -> None:
     service.novel = NAMES
     with client.generate_many(
         "m", "x", 5, seed=3, temperature=0.5, log_probabilities=True
     ) as items:
         texts = list(items)
-    assert [text.index for text in texts] == [4, 3, 2, 1, 0]
+    assert [text.index for text in texts] == [0, 1, 2, 3, 4]  # the fake ends the last one first
     assert all(text.text in NAMES for text in texts)
     assert texts[0].result.total_log_probability == -3
     assert (items.missing, items.given, items.tries, items.seed) == (0, 5, 5, 3)
     (request,) = service.requests
     assert (request.n, request.seed, request.prompt) == (5, 3, "x")
+
+
+def test_a_text_does_not_wait_for_those_behind_it(client: Client, service: FakeService) -> None:
+    with client.generate_many(STUCK, n=3) as items:
+        assert next(iter(items)).index == 0  # and the others never end
+
+
+def test_texts_that_never_end_are_missed(client: Client, service: FakeService) -> None:
+    service.lost = {1}
+    with client.generate_many("m", n=4) as items:
+        taken = iter(items)
+        assert next(taken).index == 0
+        with pytest.raises(InternalError, match="3 of the texts ended without a result"):
+            next(taken)
 
 
 def test_unique_texts_are_looked_for_until_there_are_enough(
@@ -99,7 +115,7 @@ def test_what_is_not_drawn_is_asked_for_once(
 def test_more_than_one_call_holds(client: Client, service: FakeService) -> None:
     with client.generate_many("m@best", n=600, seed=1) as items:
         texts = list(items)
-    assert sorted(text.index for text in texts) == list(range(600))
+    assert [text.index for text in texts] == list(range(600))
     assert [request.n for request in service.requests] == [256, 256, 88]
     assert [request.model for request in service.requests] == ["m@best", "m", "m"]
     assert [request.seed for request in service.requests] == [1, later_seed(1, 1), later_seed(1, 2)]
