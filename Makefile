@@ -1,13 +1,17 @@
-# Everything one does with a checkout. `make help` lists the targets.
+# All tasks of a checkout. `make help` lists the targets.
 
 PYTHON ?= python3
 VENV ?= .venv
 # What `make breaking` compares the wire contract with: any git ref, e.g.
-# AGAINST=.git#tag=v0.1.0. The default is the main branch of this clone.
-AGAINST ?= .git#branch=main
+# AGAINST='.git#tag=v0.1.0'. The default is the main branch of this clone, so that on main itself
+# only what is not committed yet is checked. Without its backslash the # would begin a comment.
+AGAINST ?= .git\#branch=main
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
+# `pip install .` puts a copy of the sources in the place of the link to this checkout. What it
+# leaves has no such file, and is installed again.
+LINK := $(wildcard $(VENV)/lib/python3*/site-packages/__editable__.treadle-*)
 
 # Compiled kernels go where `make clean` finds them.
 export NUMBA_CACHE_DIR ?= $(abspath $(VENV))/kernels
@@ -17,14 +21,14 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench test lint type test-jit test-nojit proto breaking format image image-test clean
+.PHONY: help venv not-linked demo bench test lint type test-jit test-nojit proto breaking format image image-test clean
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 venv: $(STAMP) ## Create .venv and install Treadle and its tools into it.
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(if $(LINK),,not-linked)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Treadle needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,dev]'
@@ -56,13 +60,13 @@ test-nojit: $(STAMP) ## Run the kernels' and the model's tests uncompiled and me
 	NUMBA_DISABLE_JIT=1 $(PYTEST) -m "not jit" --cov --cov-report=term \
 	    tests/kernels tests/model
 
-proto: $(STAMP) ## Generate the Python code beside the .proto files.
+proto: $(STAMP) ## Generate the Python code next to the .proto files.
 	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto \
 	    --grpc_python_out=proto --mypy_out=proto --mypy_grpc_out=proto \
 	    proto/treadle/v1/*.proto
 	$(BIN)/buf lint
 
-breaking: $(STAMP) ## Check that the wire contract breaks nobody: AGAINST=.git#tag=v0.1.0
+breaking: $(STAMP) ## Check that the wire contract breaks nobody: AGAINST='.git#tag=v0.1.0'
 	$(BIN)/buf breaking --against '$(AGAINST)'
 
 format: $(STAMP) ## Format the code and repair what ruff can.
