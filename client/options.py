@@ -88,6 +88,11 @@ class GenerateOptions(TypedDict, total=False):
     """The fields of a GenerateRequest but the model's name, the prompt and `n`.
 
     A token is its number, its text, or `treadle.client.END`.
+
+    With `regex` the probabilities of the tokens that may follow are scaled up to 1 at each token,
+    so matching texts are not drawn in proportion to the model's probability of them. For the
+    likeliest ones give `best_of`; for draws in proportion, throw away free draws that do not
+    match, or draw many and weight each by its `result.total_log_probability`.
     """
 
     version: int

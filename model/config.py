@@ -375,6 +375,11 @@ class SamplingConfig(Checked):
     top_log_probabilities: int = field(default=0, metadata=whole(0, 20))
     """Give so many of the likeliest tokens in each one's place."""
     regex: str = field(default="", metadata=text(0, 4096))
-    """What the whole new text must match; empty: anything."""
+    """What the whole new text must match; empty: anything.
+
+    The probabilities of the tokens that may follow are scaled up to 1 at each token. So matching
+    texts are not drawn in proportion to the model's probability of them: docs/constraints.md says
+    what to do where that matters.
+    """
     best_of: int = field(default=0, metadata=whole(0, 64))
     """Width of a beam search for the likeliest text; 0: draw."""

@@ -181,7 +181,9 @@ def _add_vocabulary(group: argparse._ArgumentGroup) -> None:
             {
                 "metavar": "R",
                 "help": "the whole new text must match this regular expression (of Rust's crate "
-                "regex)",
+                "regex); at each token the probabilities of those that may follow are scaled up to "
+                "1, so texts are not drawn in proportion to their likelihood: for the likeliest "
+                "ones add --best-of 16",
             },
         ),
     )

@@ -2259,7 +2259,11 @@ class GenerateRequest(_message.Message):
     regex: _builtins.str
     """A regular expression (the syntax of Rust's crate `regex`, without look-around) that
     the whole new text must match; tokens that lead away from it are never drawn.
-    At most 4,096 characters.
+    At most 4,096 characters. The probabilities of the tokens that may follow are
+    scaled up to 1 at each token. So texts are not drawn in proportion to the model's
+    probability of them, as they would be if free draws that do not match were
+    thrown away. For the likeliest texts set `best_of`; for draws in proportion,
+    throw away, or draw many and weight them by their `total_log_probability`.
     """
     best_of: _builtins.int
     """Look for the likeliest text by a beam search of this width, 1 to 64, instead of
