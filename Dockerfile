@@ -1,7 +1,9 @@
 # Treadle's server, its kernels compiled while the image is built.
 #
 #   docker build -t treadle .
-#   docker run -p 50051:50051 -v treadle:/data treadle
+#   docker run -p 127.0.0.1:50051:50051 -v treadle:/data treadle
+#
+# Treadle has no passwords: name 127.0.0.1, or the port is open to everybody who reaches the machine.
 #
 # Both stages keep the environment at one path, because compiled kernels are found by the
 # path and the modification time of their source.
