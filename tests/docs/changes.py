@@ -1,0 +1,116 @@
+"""All that the tests change in the documented blocks before they run them, and why.
+
+A block that no entry names runs as it stands. An entry that matches nothing fails the test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ADDRESS = "127.0.0.1:50051"
+"""Where the pages say that the server listens; the tests put the address of their own."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A text in the blocks of a page that is another one while the tests run."""
+
+    page: str
+    old: str
+    new: str
+    why: str
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A block that the tests do not run, found by a text in it."""
+
+    page: str
+    text: str
+    why: str
+    """The reason, and the test that runs the same elsewhere."""
+
+
+@dataclass(frozen=True)
+class Endless:
+    """A block that runs until Ctrl-C, found by a text in it."""
+
+    page: str
+    text: str
+    until: str
+    """A regular expression of what is printed before the reader presses Ctrl-C."""
+    then: str
+    """A regular expression of what is printed after that."""
+
+
+_SHORTER = "a test must not train for so long"
+_INSTALLED = "the tests run in an environment where Treadle is installed"
+_ELSEWHERE = "the tests write into a directory of their own"
+
+EDITS = [
+    Edit("README.md", "make demo", "TRAIN_FOR=1s examples/demo.sh", f"{_INSTALLED}; {_SHORTER}"),
+    Edit("README.md", "python3 -m venv .venv && . .venv/bin/activate\n", "", _INSTALLED),
+    Edit("README.md", "pip install '.[server]'\n", "", _INSTALLED),
+    Edit("README.md", "--train-for 20s", "--train-for 1s", _SHORTER),
+    Edit("README.md", "--train-for 3m", "--train-for 2s", _SHORTER),
+    Edit(
+        "README.md",
+        "--hidden-size 256 --max-epochs 8",
+        "--max-steps 20 --validation-interval 20",
+        _SHORTER,
+    ),
+    Edit("README.md", "tail -c 111540", "tail -c 11154", "scoring it all takes seconds"),
+    Edit("README.md", "max_time_s=20", "max_time_s=1", _SHORTER),
+    Edit("README.md", "max_time_s=10", "max_time_s=1", _SHORTER),
+    Edit("docs/client.md", "--train-for 180s", "--train-for 2s", _SHORTER),
+    Edit("docs/client.md", "--max-epochs 5", "--max-steps 50", _SHORTER),
+    Edit("docs/client.md", "--max-epochs 2", "--max-steps 20", _SHORTER),
+    Edit("docs/client.md", "--max-epochs 1\n", "--max-steps 20\n", _SHORTER),
+    Edit("docs/operations.md", "pip install '.[server]'\n", "", _INSTALLED),
+    Edit("docs/operations.md", "/data", "treadle-data", _ELSEWHERE),
+    Edit("docs/operations.md", "/backup", "backup", _ELSEWHERE),
+    Edit(
+        "docs/pytorch.md",
+        "from safetensors.torch import save_file\n\nsave_file(model.state_dict(), ",
+        "from treadle.model import train\n\ntrain('hello', max_steps=50).save(",
+        "PyTorch is not installed; a file of Treadle's own has the same names",
+    ),
+]
+
+NOT_RUN = [
+    NotRun("README.md", "docker build", "needs a container engine: tests/image/run.sh"),
+    NotRun("README.md", "make test", "the tests themselves"),
+    NotRun("README.md", "make bench", "takes ten minutes: tests/benchmarks/test_bench.py"),
+    NotRun("benchmarks/README.md", "make bench", "as in README.md"),
+    NotRun("benchmarks/README.md", "pip install torch", "needs a network"),
+    NotRun(
+        "docs/anomalies.md",
+        "hdfs.py",
+        "needs data that may not be shipped: tests/benchmarks/test_hdfs_sessions.py",
+    ),
+    NotRun(
+        "docs/exactness.md",
+        "NUMBA_CPU_NAME=haswell",
+        "compiles every kernel for another processor: tests/exactness/test_processors.py",
+    ),
+    NotRun("docs/operations.md", "docker build", "as in README.md"),
+    NotRun("docs/operations.md", "docker run --rm", "as in README.md"),
+    NotRun("docs/operations.md", "docker run --read-only", "as in README.md"),
+    NotRun("docs/pytorch.md", "class SequenceModel", "needs PyTorch: tests/golden"),
+    NotRun("docs/pytorch.md", "def load(path)", "needs PyTorch: tests/golden"),
+    NotRun("docs/pytorch.md", "model = load(", "needs PyTorch: tests/golden"),
+    NotRun("docs/client.md", "npm ci", "needs a network: tests/client/test_node_example.py"),
+]
+
+ENDLESS = [
+    Endless(
+        "README.md",
+        "tail -n +1 -f",
+        until="logout flush unlock close",
+        then="published sessions version 2",
+    ),
+    Endless("docs/client.md", "tail -n +1 -f", until=r"(?m)^\s*\d+\.\d", then=""),
+]
+
+PROGRAMS = ("jq", "sqlite3")
+"""Programs that Treadle does not bring: a block that needs one is left out where it is missing."""
