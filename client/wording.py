@@ -21,7 +21,7 @@ _NAME = r"[a-z][a-z0-9_]*(?:\[\d+\])?(?:\.[a-z][a-z0-9_]*(?:\[\d+\])?)*"
 _WORD = re.compile(
     r"(?P<quoted>(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`)"
     rf"|(?P<verb>\bset )?(?<![\w'./-])(?P<name>{_NAME})(?![\w/(=-])"
-    r"(?P<values> to '\w+'(?: or '\w+')*)?"
+    r"(?P<values> to '[\w-]+'(?: or '[\w-]+')*)?"
 )
 _LEADS = re.compile(r"(?:^|; |\b(?:set|leave|give|lower|raise|with|without|than) )$")
 """What stands before a word for it to be the name of a field, though it is plain English too."""
@@ -73,7 +73,7 @@ def reword(sentence: str, words: Words, at_fault: Collection[str] = ()) -> str:
         called = words.names.get(argument, argument)
         if match["values"] is None:
             return (match["verb"] or "") + called
-        values = re.findall(r"'(\w+)'", match["values"])
+        values = re.findall(r"'([\w-]+)'", match["values"])
         between = " " if words.are_flags else "="
         quote = "" if words.are_flags else "'"
         verb = "give " if match["verb"] else ""

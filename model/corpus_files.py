@@ -234,7 +234,7 @@ def encoding_notices(file: CorpusFile, encoding: str, by_line: bool) -> tuple[st
     elif wide:
         notices.append(
             f"{file.title} looks like {wide.upper()[:6]}, since its letters have bytes of 0 "
-            f"between them, and is read as {encoding}: set encoding to {wide!r} if it is"
+            f"between them, and is read as {encoding}: set data.encoding to {wide!r} if it is"
         )
     elif by_line and b"\n" not in head and head.rstrip(b"\r").count(b"\r"):
         notices.append(
@@ -287,7 +287,7 @@ def _decoded(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator
         except UnicodeDecodeError as fault:
             raise _not_text(file, encoding, fault, offset - waiting) from None
         except UnicodeError as fault:  # UTF-16 without its byte order mark, for one
-            text = f"{file.title} is not {encoding}: {fault}; set encoding to what it is"
+            text = f"{file.title} is not {encoding}: {fault}; set data.encoding to what it is"
             raise EncodingError(text, offset) from None
         offset += len(block)
         if text and not begun:
@@ -306,7 +306,7 @@ def _check_mark(file: CorpusFile) -> None:
         if head.startswith(mark):
             raise EncodingError(
                 f"{file.title} is not UTF-8 (it begins with the byte order mark of {name}): set "
-                f"encoding to {name.lower()!r}, or set the tokenizer to 'bytes'"
+                f"data.encoding to {name.lower()!r}, or set tokenizer.kind to 'bytes'"
             )
 
 
@@ -315,7 +315,7 @@ def _whole_characters(text: str, file: CorpusFile, policy: UnknownPolicy) -> str
         return readable(text, policy)
     except UnknownSymbolError:
         raise EncodingError(
-            f"{file.title} holds half of a surrogate pair: set encoding to what it is, or set "
+            f"{file.title} holds half of a surrogate pair: set data.encoding to what it is, or set "
             "unknown_policy to 'skip'"
         ) from None
 
@@ -341,8 +341,8 @@ def _guess(data: bytes, packed: str) -> tuple[str, str]:
     if packed:
         return f" (it looks packed by {packed})", "unpack it"
     if len(_ALONE.findall(data)) > 0:
-        return " (it looks like Latin-1)", "set encoding to 'latin-1'"
-    return "", "convert it, or set encoding to what it is"
+        return " (it looks like Latin-1)", "set data.encoding to 'latin-1'"
+    return "", "convert it, or set data.encoding to what it is"
 
 
 class Sized(Protocol):

@@ -134,8 +134,7 @@ class Reader:
         if self._data.format is CorpusFormat.PLAIN:
             encoded = self._encoded_items(file, tokenizer, policy)
         else:
-            batches = _batched(records.items(file))
-            encoded = (tokenizer.encode_records(some, policy) for some in batches)
+            encoded = self._encoded_records(records.items(file), file, tokenizer, policy)
         for tokens, offsets in encoded:
             ends = offsets[1:]
             # An item that ends where the one before ends is empty.
@@ -207,14 +206,40 @@ class Reader:
                 raise _in_file(fault, file, before) from None
             before += len(text)
 
+    def _encoded_records(
+        self,
+        items: Iterator[str],
+        file: CorpusFile,
+        tokenizer: Tokenizer,
+        policy: UnknownPolicy | None,
+    ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+        before = 0
+        for some in _batched(items):
+            try:
+                yield tokenizer.encode_records(some, policy)
+            except UnknownSymbolError:
+                for number, text in enumerate(some, before + 1):
+                    _check_item(tokenizer, text, policy, f"{file.title}, item {number:,}")
+                raise
+            before += len(some)
+
 
 def _lost_line_ends(file: CorpusFile) -> tuple[str, ...]:
     if b"\n" not in file.head().rstrip():
         return ()
     return (
-        f"{file.title} has several lines, and events know no ends of lines: set layout to 'lines' "
-        "if a line is a sequence, or the tokenizer to 'whitespace' if its end is a token",
+        f"{file.title} has several lines, and events know no ends of lines: set data.layout to "
+        "'lines' if a line is a sequence, or set tokenizer.kind to 'whitespace' if its end is a "
+        "token",
     )
+
+
+def _check_item(tokenizer: Tokenizer, text: str, policy: UnknownPolicy | None, where: str) -> None:
+    """Raises what an item's symbols that are unknown deserve, and says where the item is."""
+    try:
+        tokenizer.encode(text, policy)
+    except UnknownSymbolError as fault:
+        raise UnknownSymbolError(f"{where}: {fault}", fault.symbol, fault.position) from None
 
 
 def _batched(items: Iterator[str]) -> Iterator[list[str]]:

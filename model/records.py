@@ -68,7 +68,7 @@ class RecordReader:
     def _skip(self, missing: _MissingError) -> None:
         """Leaves a row without text out, or raises what is wrong with it."""
         if self._data.missing is not MissingPolicy.SKIP:
-            raise CorpusError(f"{missing}, or set missing to 'skip'") from None
+            raise CorpusError(f"{missing}, or set data.missing to 'skip'") from None
         self.missing += 1
 
     def _json_items(self, file: CorpusFile) -> Iterator[str]:
@@ -139,7 +139,8 @@ def json_item(line: str, column: str, where: str) -> str:
 def _not_json(line: str, fault: json.JSONDecodeError) -> str:
     if "\r" in line.strip():
         return "it is not JSON: a bare carriage return does not end a line; convert the line ends"
-    return f"it is not JSON: {fault.msg} at character {fault.pos + 1:,}"
+    reason = fault.msg.removesuffix(" at").removesuffix(" starting")
+    return f"it is not JSON: {reason} at character {fault.pos + 1:,}"
 
 
 def _field(value: object, column: str, where: str) -> object:
@@ -153,7 +154,7 @@ def _field(value: object, column: str, where: str) -> object:
             has = ", ".join(map(repr, value)) if isinstance(value, dict) else "no fields"
             raise _MissingError(
                 f"{where}: there is no field {column!r}; it has {has[:200] or 'no fields'}: set "
-                "column"
+                "data.column"
             )
         value = value[name]
     return value
@@ -261,7 +262,9 @@ class _Table:
         if len(names) < 2 and faults:
             raise faults[0]
         has = ", ".join(map(repr, names)) or "no header"
-        raise CorpusError(f"{self._title} has no column {column!r}; it has {has[:500]}: set column")
+        raise CorpusError(
+            f"{self._title} has no column {column!r}; it has {has[:500]}: set data.column"
+        )
 
     def _separators(self) -> str:
         """Returns what may separate; takes a line that says so."""

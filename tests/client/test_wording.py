@@ -141,6 +141,14 @@ SENTENCES = [
         "--tokenizer 'subwords' needs the package tokenizers: pip install '.[bpe]'",
     ),
     (
+        "train",
+        "it is not UTF-8; set data.encoding to 'utf-16-le', or set tokenizer.kind to 'bytes', or "
+        "set data.column, or set data.missing to 'skip'",
+        "",
+        "it is not UTF-8; give --encoding utf-16-le, or give --tokenizer bytes, or set --column, "
+        "or give --missing skip",
+    ),
+    (
         "generate",
         "the model has no novelty index: train it with novelty_index, or leave novelty out",
         "novelty",

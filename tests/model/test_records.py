@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from vectors import json_items, name_of
 
-from treadle.model import corpus_files, records
+from treadle.model import corpus_files, reading, records
 from treadle.model.config import (
     CorpusFormat,
     CorpusLayout,
+    CorpusRole,
     DataConfig,
     MissingPolicy,
     TokenizerConfig,
@@ -21,7 +22,7 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.corpus import Corpus, CorpusFile, read_corpus
-from treadle.model.errors import CorpusError
+from treadle.model.errors import CorpusError, UnknownSymbolError
 from treadle.model.records import RecordReader
 
 JSONL, CSV = CorpusFormat.JSONL, CorpusFormat.CSV
@@ -31,7 +32,7 @@ COMPLAINTS = {
     "not_json": "line 2: it is not JSON",
     "too_deep": "line 2: nested too deeply",
     "not_object": "line 2: it holds .*, and an object is needed",
-    "missing": "line 2: .*, or set missing to 'skip'",
+    "missing": "line 2: .*, or set data.missing to 'skip'",
     "type": "line 2: the field .* holds .*, and must hold a text",
     "not_text": r"line 2: .* half of a surrogate pair .*set unknown_policy to 'skip'",
 }
@@ -151,7 +152,7 @@ def test_the_header_is_the_first_record(data: bytes, column: str, wanted: list[s
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        (b"id,message\n1,x\n", "has no column 'text'; it has 'id', 'message': set column"),
+        (b"id,message\n1,x\n", "has no column 'text'; it has 'id', 'message': set data.column"),
         (b"id;message,x;y\n1;x\n", "has no column 'text'; it has 'id', 'message,x', 'y'"),
         (b"sep=;\nid,text\n", "has no column 'text'; it has 'id,text'"),
         (b"\n", "has no column 'text'; it has no header"),
@@ -204,6 +205,18 @@ def test_tables_are_read_at_once_without_a_limit_that_another_lowers() -> None:
 def test_bare_carriage_returns_between_json_lines_are_named() -> None:
     with pytest.raises(CorpusError, match=r"line 1: .*a bare carriage return does not end a line"):
         items(b'{"text": "a"}\r{"text": "b"}\r', JSONL)
+
+
+def test_an_unknown_symbol_names_its_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_RECORDS", 2)
+    files = [
+        CorpusFile(b'{"text": "ab"}\n' * 9, "a"),
+        CorpusFile(b'{"text": "ab"}\n\n{"text": "a"}\n{"text": "bxa"}\n', "b", CorpusRole.VALID),
+    ]
+    with pytest.raises(
+        UnknownSymbolError, match=r"the file 'b', item 3: 'x' \(U\+0078\) at position 1 "
+    ):
+        read_corpus(files, data_config=DataConfig(format=JSONL))
 
 
 @pytest.mark.parametrize("kind", list(TokenizerKind))
