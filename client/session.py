@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
-from treadle.client.errors import InputError
+from treadle.client.errors import CancelledError, InputError, InternalError
 from treadle.client.options import GenerateOptions, pinned
 from treadle.v1.sequence_pb2 import GenerateResult
 
 if TYPE_CHECKING:
     from treadle.client.generating import Generating
+    from treadle.client.texts import Generation
 
 
 class Session:
@@ -41,6 +42,7 @@ class Session:
         """The version whose memory it is; 0 until the first reply, unless it was given."""
         self.result: GenerateResult | None = None
         """What the last reply came to."""
+        self._reply: Generation | None = None
 
     def send(self, prompt: str = "", **options: Unpack[GenerateOptions]) -> str:
         """Reads a prompt, and returns the reply.
@@ -67,15 +69,33 @@ class Session:
 
         Raises:
             InputError: An option is wrong.
+            CancelledError: `stop` was called; the memory is as it was.
             ServerError: The call failed; the memory is as it was.
         """
         asked: Any = {**self._options, **options, "return_state": True}
         asked.setdefault("state", self.state)
         asked.setdefault("version", self.version)
         with self._client.generate(self._name(), prompt, **asked) as generation:
-            yield from generation
-            result = generation.result()
+            self._reply = generation
+            try:
+                yield from generation
+                result = generation.result()
+            except InternalError:
+                if generation.closed:
+                    raise CancelledError("the reply was stopped", code="CANCELLED") from None
+                raise
+            finally:
+                self._reply = None
         self.result, self.state, self.version = result, result.state, result.version
+
+    def stop(self) -> None:
+        """Ends the reply under way, from another thread: it raises a CancelledError.
+
+        The memory is then as it was before that reply. Nothing where none is under way.
+        """
+        reply = self._reply
+        if reply is not None:
+            reply.close()
 
     def read(self, text: str) -> None:
         """Reads a text without a reply.

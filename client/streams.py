@@ -31,6 +31,11 @@ class Stream(Closing, Generic[Response]):
         self._address = address
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def close(self) -> None:
         """Cancels the call unless it has ended; nothing more is yielded."""
         self._closed = True

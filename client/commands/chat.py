@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from treadle.client.commands.chat_terminal import converse
 from treadle.client.commands.common import (
     Commands,
     add_connection,
@@ -18,7 +18,7 @@ from treadle.client.commands.common import (
 from treadle.client.commands.draw_options import DRAW
 from treadle.client.commands.states import read_state
 from treadle.client.console import Console
-from treadle.client.errors import InputError, ServerError, UnavailableError
+from treadle.client.errors import CancelledError, InputError, ServerError, UnavailableError
 from treadle.client.output_files import write_output
 from treadle.client.text_input import shown_path
 
@@ -31,7 +31,8 @@ HELP = """\
 /undo        take back the last exchange, /load or /reset
 /reset       begin anew
 /help        this list
-/quit        leave; so does Ctrl-D
+/quit        leave; so do Ctrl-D, and Ctrl-C where you type
+Ctrl-C during a reply ends it, as if its line had not been said.
 A line that begins with // is sent with one / less."""
 
 
@@ -71,8 +72,12 @@ def add_parsers(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace, console: Console) -> None:
-    """Talks until the input ends."""
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Talks until the input ends.
+
+    Returns:
+        The exit code.
+    """
     from treadle.client.commands.common import chosen
     from treadle.client.options import GenerateOptions
     from treadle.v1.sequence_pb2 import CORPUS_LAYOUT_LINES
@@ -83,10 +88,14 @@ def run(args: argparse.Namespace, console: Console) -> None:
         model = client.get_model(args.model, version=args.version).model
         options["version"] = model.version
         items = model.layout == CORPUS_LAYOUT_LINES
-        chat = Chat(client.session(args.model, **options), items, console)
-        for line in _typed():
+        session = client.session(args.model, **options)
+        chat = Chat(session, items, console)
+        if sys.stdin is not None and sys.stdin.isatty():
+            return converse(chat.take, session.stop)
+        for line in _piped():
             if not chat.take(line):
-                return
+                break
+    return 0
 
 
 class Chat:
@@ -131,6 +140,9 @@ class Chat:
             self._before.append(before)
         except UnavailableError:
             raise
+        except CancelledError:
+            self._session.state = before
+            self._say("(ended; the memory is as it was before this line)")
         except (InputError, ServerError) as error:
             self._session.state = before
             self._say(str(error))
@@ -138,8 +150,15 @@ class Chat:
 
     def _answer(self, line: str) -> None:
         """Prints the reply to a line as it is made."""
-        for piece in self._session.stream(line if self._items else line + "\n"):
-            self._console.text(piece)
+        begun = False
+        try:
+            for piece in self._session.stream(line if self._items else line + "\n"):
+                self._console.text(piece)
+                begun = True
+        except ServerError:
+            if begun:
+                self._console.text("\n")
+            raise
         self._console.text("\n")
         self._after_reply()
 
@@ -206,26 +225,17 @@ class Chat:
         print(text, file=sys.stderr, flush=True)
 
 
-def _typed() -> Iterator[str]:
-    """Yields lines as they are typed or piped.
+def _piped() -> Iterator[str]:
+    """Yields lines from a file or a pipe.
 
     Raises:
         InputError: The input is no UTF-8, or closed.
     """
     if sys.stdin is None:
         raise InputError("cannot read standard input: it is closed")
-    if not sys.stdin.isatty():
-        with open(sys.stdin.fileno(), encoding="utf-8", closefd=False) as lines:
-            try:
-                for line in lines:
-                    yield line.rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise InputError("standard input is not UTF-8") from error
-        return
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 - input() edits lines and knows the last ones by it
-
-    print("/help lists the commands, Ctrl-D ends.", file=sys.stderr)
-    with contextlib.suppress(EOFError):
-        while True:
-            yield input("> ")
+    with open(sys.stdin.fileno(), encoding="utf-8", closefd=False) as lines:
+        try:
+            for line in lines:
+                yield line.rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError("standard input is not UTF-8") from error

@@ -193,6 +193,8 @@ class FakeService(SequenceServiceServicer):
         """Of every model."""
         self.novel: dict[str, bool] = {}
         """The texts that several generations draw from, each with whether it is new."""
+        self.stuck_prompts: set[str] = set()
+        """Prompts whose replies never end."""
         self.lost: set[int] = set()
         """The numbers of texts that end without a result, where several are made."""
         self.layout = v1.CORPUS_LAYOUT_TEXT
@@ -339,7 +341,7 @@ class FakeService(SequenceServiceServicer):
             yield v1.GenerateResponse(text=piece, tokens=tokens)
         while request.model == "endless" and context.is_active():
             yield v1.GenerateResponse(text="more and more and more\n")
-        if request.model == STUCK:
+        if request.model == STUCK or request.prompt in self.stuck_prompts:
             self._stick(context)
             return
         stop = request.stop_sequences[0] if request.stop_sequences else ""

@@ -204,7 +204,7 @@ def test_tables_line_up() -> None:
 
 def test_a_chat_asks_and_answers(server: FakeServer, service: FakeService) -> None:
     seen = watch(server.address, "chat", "m", typed=b"h\n/sing\n/quit\n")
-    assert "/help lists the commands, Ctrl-D ends." in seen
+    assert "/help lists the commands, Ctrl-D ends, Ctrl-C ends a reply." in seen
     answers = re.sub(r"\x1b\[\?\d+[hl]", "", seen)  # what readline tells the terminal
     assert "> " in answers
     assert "ello\n" in answers

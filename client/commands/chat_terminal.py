@@ -1,0 +1,141 @@
+"""`converse`: the prompt of `treadle chat`, and what Ctrl-C and SIGTERM mean at each moment.
+
+While a line is typed, the terminal is readline's: it does not echo and does not wait for whole
+lines. A process that ended there would leave it so. Hence a signal at the prompt is raised as an
+exception out of `input`, where readline puts the terminal right. During a reply the terminal is
+as usual, and nothing may be raised, since gRPC may hold a lock: a thread ends the reply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from types import FrameType
+
+INTERRUPTED = 130
+"""The exit code after a Ctrl-C."""
+
+_AGAIN_S = 0.05
+"""Seconds after which a reply is stopped again that had not begun when it was stopped."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM came at the prompt."""
+
+
+def converse(take: Callable[[str], bool], stop: Callable[[], None]) -> int:
+    """Asks for lines on the terminal, and has each of them taken.
+
+    Args:
+        take: Takes a line; returns False where it asks to leave.
+        stop: Ends the reply that `take` is waiting for. It is called from another thread, and
+            more than once.
+
+    Returns:
+        The exit code: INTERRUPTED where a Ctrl-C at the prompt ended the conversation, else 0.
+    """
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - input() edits lines and knows the last ones by it
+
+    signals = _Signals(stop)
+    print("/help lists the commands, Ctrl-D ends, Ctrl-C ends a reply.", file=sys.stderr)
+    try:
+        with signals.handled():
+            while _take_next(take, signals):
+                pass
+    except EOFError:
+        _end_line()
+    except KeyboardInterrupt:
+        _end_line()
+        return INTERRUPTED
+    except _Terminated:
+        _end_line()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return 0
+
+
+def _take_next(take: Callable[[str], bool], signals: _Signals) -> bool:
+    """Asks for one line and has it taken; returns False where it asks to leave."""
+    with signals.prompting():
+        line = input("> ")
+    with signals.replying():
+        return take(line)
+
+
+def _end_line() -> None:
+    """Leaves the line of the prompt, so that the shell's own begins a new one."""
+    with contextlib.suppress(OSError):
+        print(file=sys.stderr, flush=True)
+
+
+class _Signals:
+    """Knows what a signal means now.
+
+    Args:
+        stop: Ends the reply under way.
+    """
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._prompting = False
+        self._replying = False
+        # A put is the one thing of this kind that is legal in a signal handler.
+        self._interrupts: SimpleQueue[bool] = SimpleQueue()
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Takes the signals while it is entered."""
+        stopper = threading.Thread(target=self._stop_replies, daemon=True)
+        stopper.start()
+        handlers = {signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._on_terminate}
+        before = {number: signal.signal(number, take) for number, take in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._interrupts.put(False)
+            stopper.join()
+
+    @contextlib.contextmanager
+    def prompting(self) -> Iterator[None]:
+        """A line is being typed while it is entered."""
+        try:
+            self._prompting = True
+            yield
+        finally:
+            self._prompting = False
+
+    @contextlib.contextmanager
+    def replying(self) -> Iterator[None]:
+        """A line is being answered while it is entered."""
+        self._replying = True
+        try:
+            yield
+        finally:
+            self._replying = False
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._prompting:
+            raise KeyboardInterrupt
+        self._interrupts.put(True)
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        if self._prompting:
+            raise _Terminated
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def _stop_replies(self) -> None:
+        """Stops a reply for each interrupt, until the conversation is over."""
+        while self._interrupts.get():
+            while self._replying:
+                self._stop()
+                time.sleep(_AGAIN_S)
