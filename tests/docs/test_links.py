@@ -62,3 +62,14 @@ def test_every_make_target_exists(page: str) -> None:
 def test_the_readme_leads_to_every_page() -> None:
     linked = {link.partition("#")[0] for link in links("README.md")}
     assert {page for page in PAGES if re.fullmatch(r"docs/[\w-]+\.md", page)} <= linked
+
+
+def test_a_published_port_is_for_this_machine() -> None:
+    """Treadle has no passwords, so no example opens its port to everybody."""
+    commands = [block.text for page in PAGES for block in blocks(page) if block.language in RUN]
+    files = [ROOT / "Dockerfile", *sorted((ROOT / "deploy").glob("*.yaml"))]
+    text = "\n".join([*commands, *(file.read_text("utf-8") for file in files)])
+    ports = re.findall(r"[\w.:]*:50051(?=[\"' ])", text)
+    published = [port for port in ports if port.count(":") > 1 or re.match(r"\d+:", port)]
+    assert len(published) >= 4
+    assert [port for port in published if not port.startswith("127.0.0.1:")] == []
