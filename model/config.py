@@ -245,7 +245,7 @@ class OptimizerConfig(Checked):
     beta2: float = field(default=0.99, metadata=real(below=1))
     """Adam's decay of the mean of squared gradients."""
     weight_decay: float = field(default=0.0, metadata=real())
-    """Decoupled weight decay."""
+    """Weight decay: decoupled, but for ADAGRAD, which adds it to the gradient as PyTorch does."""
     clip_norm: float = field(default=1.0, metadata=real())
     """The gradient's global norm is scaled down to this; 0 leaves it."""
     clip_value: float = field(default=0.0, metadata=real())
@@ -257,7 +257,7 @@ class OptimizerConfig(Checked):
     plateau_factor: float = field(default=0.5, metadata=real(above=0, below=1))
     """PLATEAU: what the rate is multiplied by."""
     plateau_patience: int = field(default=2, metadata=whole(1, MAX_UINT32))
-    """PLATEAU: validations without a better loss before that."""
+    """PLATEAU: validations without a better loss before that; PyTorch's patience and one."""
 
     @property
     def rate(self) -> float:

@@ -32,6 +32,9 @@ FAULT = "?"
 FORBIDDEN = "forbidden"
 """A name that no model can have."""
 
+UNKNOWN = "#"
+"""A character that no vocabulary has."""
+
 STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -94,6 +97,9 @@ def a_score(text: str, request: Any = None) -> v1.TextScore:
     )
     if text:
         score.mean_nats, score.perplexity, score.bits_per_character = 1.0, 2.71828, 1.4427
+    if score_unknown := text.count(UNKNOWN):
+        score.unknown_count = score_unknown
+        score.ClearField("bits_per_character")
     if request is not None and tells_tokens(request):
         score.tokens.extend(a_token(c, request, i == 0, i) for i, c in enumerate(text))
     return score

@@ -432,6 +432,17 @@ class TestScore:
         assert "text" not in lines[0]
         assert list(service.requests[0].texts) == ["one\ntwo\n"]
 
+    def test_unknown_tokens_leave_no_bits_a_character(self, server: FakeServer) -> None:
+        for words in (["--text", "ab##", "abcd"], ["--text", "ab##", "abcd", "--json"]):
+            done = run(server.address, "score", "hello", *words)
+            assert done.returncode == 0
+            assert done.stderr.decode().startswith(
+                "treadle: 25 % of the tokens are unknown (2 of 8): bits a character are not told"
+            )
+        table = run(server.address, "score", "hello", "--text", "ab##", "abcd").stdout.decode()
+        _, unknown, known, total = table.splitlines()
+        assert [row.split()[5] for row in (unknown, known, total)] == ["-", "1.443", "-"]
+
     def test_an_empty_text_has_dashes(self, server: FakeServer) -> None:
         _, row = out(server.address, "score", "m", "-").splitlines()
         assert row.split() == ["1", "0", "0.000", "-", "-", "-"]

@@ -23,7 +23,7 @@ from treadle.model.corpus import Corpus, TokenData, read_corpus
 from treadle.model.errors import TrainingError
 from treadle.model.model import Model
 from treadle.model.progress import Progress
-from treadle.model.record import TrainingRecord
+from treadle.model.record import TrainingRecord, exploded
 from treadle.model.selection import Selection
 from treadle.model.trainer import Trainer, train
 
@@ -84,7 +84,7 @@ def test_the_patience_of_early_stopping_counts_from_the_best() -> None:
 
 def rising(**sections: object) -> TrainConfig:
     """A run whose validation loss soon turns up: a rate too high for it, kept up."""
-    optimizer = OptimizerConfig(learning_rate=1.5, schedule=Schedule.CONSTANT, warmup_steps=0)
+    optimizer = OptimizerConfig(learning_rate=50.0, schedule=Schedule.CONSTANT, warmup_steps=0)
     defaults = {
         "optimizer": optimizer,
         "limits": LimitsConfig(max_steps=40),
@@ -127,6 +127,17 @@ def test_what_is_kept_is_what_the_settings_say() -> None:
     nothing = train(TEXT[:400], rising(data=DataConfig(validation_fraction=0)))
     assert record_of(nothing).weights_step == 40
     assert record_of(nothing).valid_loss is None
+
+
+def test_a_run_whose_loss_exploded_says_so_and_another_does_not() -> None:
+    """Its numbers are finite, so it comes to an end, which is no success without a word."""
+    for keep in (Keep.BEST, Keep.LAST):
+        (notice,) = record_of(train(TEXT[:400], rising(keep=keep))).notices
+        assert notice.startswith("the run diverged: at its end the loss was ")
+        assert "lower the learning rate" in notice
+    calm = rising(optimizer=OptimizerConfig())
+    assert record_of(train(TEXT[:400], calm)).notices == ()
+    assert exploded(math.nan, 50) == exploded(2 * math.log(50), 50) == ()
 
 
 def test_between_validations_a_model_claims_no_loss_of_other_weights() -> None:

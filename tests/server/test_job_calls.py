@@ -75,6 +75,34 @@ def test_progress_carries_what_users_look_for(done: list[pb.JobEvent]) -> None:
     assert record.valid_loss == min(p.valid_loss for p in validated)
 
 
+def test_a_run_that_diverged_says_so(caller: Caller) -> None:
+    """Its loss is a number still, so it comes to its end: that is no success without a word."""
+    spec = tiny_spec("diverged", max_steps=20)
+    spec.optimizer.learning_rate = 1e4
+    spec.optimizer.schedule = pb.SCHEDULE_CONSTANT
+    completed = list(caller.train(spec, TEXT))[-1]
+    (notice,) = completed.completed.training.notices
+    assert notice.startswith("the run diverged: at its end the loss was ")
+    job = caller.job(completed.job)
+    assert (job.state, job.reason) == (pb.JOB_STATE_SUCCEEDED, notice)
+
+
+def test_unknown_tokens_are_told_and_give_no_bits_a_character(caller: Caller) -> None:
+    spec = tiny_spec("unknown", max_steps=4)
+    spec.tokenizer.kind = pb.TOKENIZER_KIND_WORDS
+    spec.tokenizer.max_vocabulary_size = 4
+    events = list(caller.train(spec, TEXT * 30))
+    (started,) = (event.started for event in events if event.HasField("started"))
+    assert [n for n in started.notices if "% of the tokens to train on are unknown" in n]
+    validated = [e.progress for e in events if e.progress.HasField("valid_loss")]
+    assert validated
+    assert not any(p.HasField("valid_bits_per_character") for p in validated)
+    (score,) = caller.score("unknown", ["words that nobody has ever written"]).scores
+    assert 0 < score.unknown_count <= score.token_count
+    assert score.HasField("perplexity")
+    assert not score.HasField("bits_per_character")
+
+
 @pytest.mark.parametrize("method", ["GetJob", "CancelJob", "PauseJob", "ResumeJob", "DeleteJob"])
 def test_a_job_that_is_not_there(caller: Caller, method: str) -> None:
     request = getattr(pb, f"{method}Request")(job="nothing")

@@ -810,7 +810,9 @@ class OptimizerSpec(_message.Message):
     Default: 0.99.
     """
     weight_decay: _builtins.float
-    """Decoupled weight decay, 0 or more. Default: 0."""
+    """Weight decay, 0 or more: decoupled, but for OPTIMIZER_ADAGRAD, which adds it to
+    the gradient as PyTorch does. Default: 0.
+    """
     clip_norm: _builtins.float
     """The gradient's global norm is scaled down to this; 0 leaves it. Default: 1."""
     clip_value: _builtins.float
@@ -828,7 +830,9 @@ class OptimizerSpec(_message.Message):
     Default: 0.5.
     """
     plateau_patience: _builtins.int
-    """SCHEDULE_PLATEAU: validations without a better loss before that. Default: 2."""
+    """SCHEDULE_PLATEAU: validations without a better loss before that; one more than
+    what PyTorch's ReduceLROnPlateau calls its patience. Default: 2.
+    """
     def __init__(
         self,
         *,
