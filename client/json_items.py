@@ -35,7 +35,9 @@ def json_item(line: str, column: str = "text") -> str | None:
     except RecursionError:
         raise InputError("it is nested too deeply to be read") from None
     except json.JSONDecodeError as fault:
-        raise InputError(f"it is not JSON: {fault.msg} at character {fault.pos + 1:,}") from None
+        raise InputError(
+            f"it is not JSON: {fault.msg.removesuffix(' at')} at character {fault.pos + 1:,}"
+        ) from None
     item = _text(_field(value, column), column)
     if any("\ud800" <= character <= "\udfff" for character in item):
         raise InputError(

@@ -11,9 +11,12 @@ from treadle.client.commands.chat_terminal import converse
 from treadle.client.commands.common import (
     Commands,
     add_connection,
+    add_encoding,
     add_unknown,
     add_version,
+    complain,
     connect,
+    input_lines,
 )
 from treadle.client.commands.draw_options import DRAW
 from treadle.client.commands.states import read_state
@@ -51,6 +54,7 @@ def add_parsers(commands: Commands) -> None:
         "--state", metavar="FILE", type=read_state, default=argparse.SUPPRESS,
         help="go on from this state of the same model",
     )  # fmt: skip
+    add_encoding(parser)
     parser.add_argument(
         "--stop", dest="stop_sequences", metavar="TEXT", action="append",
         help="end a reply where TEXT appears; may be repeated (a newline)",
@@ -92,7 +96,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         chat = Chat(session, items, console)
         if sys.stdin is not None and sys.stdin.isatty():
             return converse(chat.take, session.stop)
-        for line in _piped():
+        for line in _piped(args):
             if not chat.take(line):
                 break
     return 0
@@ -225,17 +229,16 @@ class Chat:
         print(text, file=sys.stderr, flush=True)
 
 
-def _piped() -> Iterator[str]:
-    """Yields lines from a file or a pipe.
+def _piped(args: argparse.Namespace) -> Iterator[str]:
+    """Yields lines from a file or a pipe; says of one why it is not text.
 
     Raises:
-        InputError: The input is no UTF-8, or closed.
+        InputError: The input is closed, or is another encoding by its byte order mark.
     """
     if sys.stdin is None:
         raise InputError("cannot read standard input: it is closed")
-    with open(sys.stdin.fileno(), encoding="utf-8", closefd=False) as lines:
-        try:
-            for line in lines:
-                yield line.rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise InputError("standard input is not UTF-8") from error
+    for number, line in enumerate(input_lines(args, "-"), 1):
+        if line.fault:
+            complain(f"line {number:,} was left out: {line.fault}")
+        else:
+            yield line.text

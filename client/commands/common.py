@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from treadle.client.console import one_line, printable, table
@@ -17,7 +17,7 @@ from treadle.client.numbers import number_text, share_text
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
-    from treadle.client.text_input import TextSource
+    from treadle.client.text_input import Line, TextSource
     from treadle.v1.sequence_pb2 import Job, Token
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -282,7 +282,7 @@ def add_encoding(parser: argparse._ActionsContainer) -> None:
         "--encoding",
         metavar="NAME",
         default="utf-8",
-        help="how the file encodes text: latin-1, utf-16, ... (utf-8)",
+        help="how the file, or standard input, encodes text: latin-1, utf-16, ... (utf-8)",
     )
 
 
@@ -311,6 +311,22 @@ def read_text(args: argparse.Namespace, path: str) -> str:
             return decode_text(bytes(file.readall()), text_source(args, path))
     except OSError as error:
         raise InputError(f"cannot read {named(path)}: {error.strerror}") from error
+
+
+def input_lines(args: argparse.Namespace, path: str) -> Iterator[Line]:
+    """Yields the lines of a file, or of standard input for "-", each as soon as it is whole.
+
+    Raises:
+        InputError: The file cannot be read, or is another encoding by its byte order mark.
+    """
+    from treadle.client.text_input import READ_BYTES, cut_lines
+
+    source = text_source(args, path)
+    try:
+        with open_input(path) as file:
+            yield from cut_lines(iter(lambda: file.read(READ_BYTES), b""), source)
+    except OSError as error:
+        raise InputError(f"cannot read {source.title}: {error.strerror}") from error
 
 
 def complain(text: str) -> None:

@@ -82,21 +82,39 @@ def run(args: argparse.Namespace, console: Console) -> None:
 def _print_one(
     client: Client, args: argparse.Namespace, prompt: str, options: dict[str, Any], console: Console
 ) -> None:
-    """Generates one text, printing each piece as it comes."""
+    """Generates one text, printing each piece as it comes.
+
+    Raises:
+        OSError: Nobody reads the output any more, or it cannot be written. A state that was asked
+            for is saved all the same.
+    """
     path = save_path(options, SAVED)
+    broken: OSError | None = None
     with client.generate(args.model or "", prompt, **options) as generation:
-        if getattr(args, "json", False):
-            _print_json(generation, console)
-        else:
-            for piece in generation:
-                console.text(piece)
-            if not args.no_newline:
-                console.text("\n")
+        try:
+            _print_pieces(generation, args, console)
+        except OSError as error:
+            broken = error
+            if path is None:
+                raise
         result = generation.result()
         if path is not None:
             write_output(path, result.state)
+    if broken is not None:
+        raise broken
     if not getattr(args, "json", False) and _is_told(options):
         print(*_summary(generation, result), sep="\n", file=sys.stderr)
+
+
+def _print_pieces(generation: Generation, args: argparse.Namespace, console: Console) -> None:
+    """Prints each piece, or each of the server's messages, as it comes."""
+    if getattr(args, "json", False):
+        _print_json(generation, console)
+        return
+    for piece in generation:
+        console.text(piece)
+    if not args.no_newline:
+        console.text("\n")
 
 
 def _is_told(options: dict[str, Any]) -> bool:

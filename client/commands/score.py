@@ -17,11 +17,10 @@ from treadle.client.commands.common import (
     add_unknown,
     check_model,
     connect,
+    input_lines,
     named,
-    open_input,
     read_text,
     tell_unknown,
-    text_source,
     token_table,
     weights_of,
 )
@@ -163,15 +162,11 @@ def read_lines(args: argparse.Namespace, path: str) -> Iterator[Text]:
     Raises:
         InputError: The file cannot be read, or a line is not of its encoding.
     """
-    from treadle.client.text_input import READ_BYTES, cut_lines
-
-    with open_input(path) as file:
-        blocks = iter(lambda: file.read(READ_BYTES), b"")
-        for number, line in enumerate(cut_lines(blocks, text_source(args, path)), 1):
-            if line.fault:
-                raise InputError(f"{named(path)}, line {number:,}: {line.fault}")
-            if line.text:
-                yield Text(line.text, {"line": number, "text": line.text})
+    for number, line in enumerate(input_lines(args, path), 1):
+        if line.fault:
+            raise InputError(f"{named(path)}, line {number:,}: {line.fault}")
+        if line.text:
+            yield Text(line.text, {"line": number, "text": line.text})
 
 
 def _print_json(pairs: Iterable[tuple[Text, TextScore]], console: Console) -> None:

@@ -92,6 +92,13 @@ def test_a_refusal_leaves_the_memory_alone(server: FakeServer, service: FakeServ
 
 
 def test_trouble_at_the_beginning_is_one_sentence(server: FakeServer, service: FakeService) -> None:
-    assert "not UTF-8" in complaint(run(server.address, "chat", "m", data=b"\xff\n"), 2)
+    done = run(server.address, "chat", "m", data=b"\xef\xbb\xbfh\n\xff\ni\r\n")
+    assert "line 2 was left out: it is not UTF-8: byte 0xFF at offset 0" in complaint(done, 0)
+    prompts = [request.prompt for request in service.requests if hasattr(request, "prompt")]
+    assert [prompt for prompt in prompts if prompt.strip()] == ["h\n", "i\n"]
+    service.requests.clear()
+    run(server.address, "chat", "m", "--encoding", "latin-1", data=b"\xfc\n")
+    prompts = [request.prompt for request in service.requests if hasattr(request, "prompt")]
+    assert "ü\n" in prompts
     service.failure = status(code_pb2.NOT_FOUND, "there is no model 'm'")
     assert "no model" in complaint(run(server.address, "chat", "m"), 1)

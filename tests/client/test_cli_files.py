@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from vectors import json_items, name_of, text_inputs
 
 from treadle.client import Client, CorpusFile, InputError
+from treadle.client.commands.stream_input import Input, Unit, units
 from treadle.client.output_files import check_output, write_output
+from treadle.client.text_input import TextSource
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import FakeServer, FakeService
-from .shell import complaint, objects, out, run
+from .shell import PATIENCE_S, command, complaint, environment, objects, out, run
 
 NAMES = b"\xef\xbb\xbfemma\r\nolivia\n\nava"
 ODD_NAME = os.fsdecode(b"caf\xe9\x1b.txt")
@@ -79,6 +84,64 @@ class TestReading:
         done = run(server.address, "score", "m", "-", "--per-line", data=b"ab\ncd\n\xff\nef\n")
         assert "standard input, line 3: it is not UTF-8" in complaint(done, 2)
         assert [row.split()[-1] for row in done.stdout.splitlines()[1:]] == [b"ab", b"cd"]
+
+    def test_a_state_is_saved_where_nobody_reads_the_text(
+        self, server: FakeServer, tmp_path: Path
+    ) -> None:
+        state = tmp_path / "state"
+        words = ["generate", "m", "--prompt", "h", "--save-state", str(state)]
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                command(server.address, *words),
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env=environment(),
+                timeout=PATIENCE_S,
+                check=False,
+            )
+        assert "No space left" in complaint(done, 1)
+        assert state.read_bytes() == b"hello"
+
+
+class TestStreamInput:
+    """What score-stream takes from its input, by the vectors that training passes as well."""
+
+    @pytest.mark.parametrize("case", text_inputs(), ids=name_of)
+    def test_lines(self, case: dict[str, Any], tmp_path: Path) -> None:
+        path = tmp_path / "notes.txt"
+        path.write_bytes(case["bytes"])
+        source = TextSource(str(path), case["encoding"])
+
+        def found(items: bool) -> list[Unit]:
+            return list(units(Input(path.open("rb"), source), "line", items))
+
+        if case.get("refused_at_every_policy", case.get("error") in ("utf16", "utf32")):
+            with pytest.raises(InputError):
+                found(True)
+        elif "error" in case:
+            assert any(unit.fault for unit in found(True))
+        else:
+            sent = [piece.text for unit in found(False) for piece in unit.pieces]
+            assert "".join(sent) == case["text"]
+            if "items" in case:
+                assert [unit.text for unit in found(True)] == case["items"]
+
+    @pytest.mark.parametrize("case", json_items(), ids=name_of)
+    def test_lines_of_json(self, case: dict[str, Any], tmp_path: Path) -> None:
+        if "\n" in case["line"]:
+            pytest.skip("two lines")
+        path = tmp_path / "items.jsonl"
+        path.write_bytes(case["line"].encode() + b"\n")
+        source = Input(path.open("rb"), TextSource(str(path)))
+        found = list(units(source, "line", True, case["column"]))
+        item = case.get("item")
+        if "error" in case:
+            # A byte order mark at the beginning of the file is none of the line.
+            assert [bool(unit.fault) for unit in found] == [case["line"][:1] != "\ufeff"]
+        elif not item:
+            assert found == []
+        else:
+            assert [(unit.text, unit.fault) for unit in found] == [(item, "")]
 
 
 class TestNames:
