@@ -347,11 +347,10 @@ def named(path: str) -> str:
 def tell_unknown(unknown: int, tokens: int) -> None:
     """Says on standard error what share of the scored tokens is unknown, if any is."""
     if unknown:
-        print(
-            f"treadle: {share_text(unknown / tokens)} of the tokens are unknown ({unknown:,} of "
+        complain(
+            f"{share_text(unknown / tokens)} of the tokens are unknown ({unknown:,} of "
             f"{tokens:,}): bits a character are not told, since each may stand for any number of "
-            "characters",
-            file=sys.stderr,
+            "characters"
         )
 
 

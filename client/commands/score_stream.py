@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from treadle.client.client import Client
     from treadle.client.learn_streams import LearntPieces, Step
     from treadle.client.pieces import Piece
-    from treadle.v1.sequence_pb2 import PieceScore
+    from treadle.v1.sequence_pb2 import PieceScore, StreamError
 
 SAVED = "return_state"
 
@@ -190,6 +190,7 @@ class _Stream:
     def __init__(self, args: argparse.Namespace, source: Input, console: Console) -> None:
         self._args = args
         self._source = source
+        self._console = console
         self._rows = Rows(args, console)
         self._sent: Sent = queue.SimpleQueue()
         self.faults = Faults(args.on_error == "stop", args.per)
@@ -236,7 +237,7 @@ class _Stream:
             self._print(stream)
             result = stream.result()
         if result.HasField("error"):
-            self.faults.add(0, result.error.message)
+            self.faults.add(0, self._worded(result.error))
         if path is not None:
             write_output(path, result.state)
         if self._broken is None:
@@ -296,7 +297,7 @@ class _Stream:
                 self._unpublished = stream_error(response.error)
                 if not begun:
                     raise self._unpublished
-                complain(f"could not publish what was learned so far: {response.error.message}")
+                complain(f"what was learned is not published: {self._worded(response.error)}")
             elif response.published.version:
                 self._unpublished = None
                 model = response.published
@@ -321,7 +322,7 @@ class _Stream:
 
     def _print_unit(self, unit: Unit, whole: PieceScore) -> None:
         """Prints the row of a unit, or why it has none."""
-        fault = unit.fault or whole.error.message
+        fault = unit.fault or (self._worded(whole.error) if whole.HasField("error") else "")
         if not fault:
             self._show(lambda: self._rows.print(unit, whole))
             return
@@ -329,6 +330,12 @@ class _Stream:
         self._show(lambda: self._rows.print_fault(unit, fault))
         if self.faults.is_over:
             self._source.stop()
+
+    def _worded(self, error: StreamError) -> str:
+        """Puts an error of the stream into the words of the command line."""
+        from treadle.client.pieces import stream_error
+
+        return stream_error(error).worded(self._console.words())
 
     def _show(self, printing: Any) -> None:
         """Prints, unless that has failed before."""

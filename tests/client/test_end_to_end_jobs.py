@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from treadle.client import Client, FailedPreconditionError, InvalidArgumentError, Piece
+from treadle.client import Client, FailedPreconditionError, InvalidArgumentError, Piece, read_lines
 
 from .shell import complaint, objects, out, run
 
@@ -149,6 +149,56 @@ class TestLog:
             for model in ("few-names", "odd")
         )
         assert after["mean_nats"] < before["mean_nats"]
+
+    def test_what_cannot_be_read_leaves_no_trace(self, trained: str, tmp_path: Path) -> None:
+        good = ['{"text": "emma"}', '{"text": ["olivia"]}', '{"text": "ava"}']
+        bad = ['{"te', '{"text": null}', '{"text": "emma#"}', '{"text": "%s#"}' % ("ab" * 99)]
+        mixed = [bad[0], good[0], *bad, good[1], bad[3], good[2], bad[2]]
+        words = ["score-stream", "few-names", "--format", "jsonl", "--json"]
+        found = []
+        for name, lines in (("good", good), ("mixed", mixed)):
+            state, data = tmp_path / name, "\n".join(lines).encode()
+            done = run(trained, *words, "--save-state", str(state), data=data)
+            *rows, total = objects(done.stdout.decode())
+            scores = [row["total_log_probability"] for row in rows if "error" not in row]
+            found.append((scores, total["total"], state.read_bytes()))
+            assert (done.returncode, total["error_count"]) == (0, len(lines) - len(good))
+        assert found[0] == found[1]
+        learn = ["--learn", "--learning-rate", "0.2", "--publish", "--publish-as"]
+        for name, lines in (("from-good", good), ("from-mixed", mixed)):
+            assert (
+                run(trained, *words, *learn, name, data="\n".join(lines).encode()).returncode == 0
+            )
+        first, second = (
+            objects(out(trained, "score", name, "--text", "olivia", "--json"))
+            for name in ("from-good", "from-mixed")
+        )
+        assert first == second
+
+    def test_what_trained_can_be_scored_with_its_byte_order_mark(
+        self, trained: str, tmp_path: Path
+    ) -> None:
+        path, text = tmp_path / "bom_names.txt", b"emma\r\nolivia\n\nava"
+        path.write_bytes(b"\xef\xbb\xbf" + text)
+        words = ["--layout", "lines", "--max-steps", "1", "--quiet"]
+        out(trained, "train", str(path), "--model", "marked", *words)
+        names = ["emma", "olivia", "ava"]
+        with Client(trained) as client:
+            scores = [s.total_log_probability for s in client.score("marked", names)]
+            read = list(read_lines(path))
+            assert [s.total_log_probability for s in client.score("marked", read)] == scores
+        for file, data in ((str(path), b""), ("-", path.read_bytes())):
+            for words in (
+                ["score", "marked", file, "--per-line"],
+                ["score-stream", "marked", file],
+            ):
+                rows = objects(out(trained, *words, "--json", data=data))[: len(names)]
+                assert [row["total_log_probability"] for row in rows] == scores
+            assert len(objects(out(trained, "embed", "marked", "--per-line", file, data=data))) == 3
+            prompt = tmp_path / "prompt"
+            prompt.write_bytes(b"\xef\xbb\xbfem")
+            words = ["generate", "marked", "--prompt-file", str(prompt), "--max-new-tokens", "1"]
+            out(trained, *words)
 
     def test_vectors(self, trained: str) -> None:
         with Client(trained) as client:
