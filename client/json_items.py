@@ -35,15 +35,20 @@ def json_item(line: str, column: str = "text") -> str | None:
     except RecursionError:
         raise InputError("it is nested too deeply to be read") from None
     except json.JSONDecodeError as fault:
-        raise InputError(
-            f"it is not JSON: {fault.msg.removesuffix(' at')} at character {fault.pos + 1:,}"
-        ) from None
+        raise InputError(f"it is not JSON: {_reason(line, fault)}") from None
     item = _text(_field(value, column), column)
     if any("\ud800" <= character <= "\udfff" for character in item):
         raise InputError(
             f"it holds half of a surrogate pair in the field {column!r}, which is no character"
         )
     return item
+
+
+def _reason(line: str, fault: json.JSONDecodeError) -> str:
+    if "\r" in line.strip():
+        return "a bare carriage return does not end a line; convert the line ends"
+    reason = fault.msg.removesuffix(" at").removesuffix(" starting")
+    return f"{reason} at character {fault.pos + 1:,}"
 
 
 def _field(value: object, column: str) -> object:

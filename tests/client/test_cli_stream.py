@@ -283,7 +283,7 @@ class TestEnds:
 BAD = b'{"text": "ab"}\n{"te\n{"text": "cde"}\n{"text": null}\n{"text": "?"}\n{"text": "f"}\n'
 """Three good lines, and between them one that is not JSON, one without text, one unknown."""
 
-NOT_JSON = "it is not JSON: Unterminated string starting at character 2"
+NOT_JSON = "it is not JSON: Unterminated string at character 2"
 
 
 class TestErrors:
