@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from treadle.client.numbers import number_text
 from treadle.client.options import field_word
 from treadle.client.splits import test_split, valid_split
+from treadle.v1.sequence_pb2 import CORPUS_ROLE_TEST
 
 if TYPE_CHECKING:
     from treadle.v1.sequence_pb2 import (
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         NetworkSpec,
         TrainingProgress,
         TrainingStarted,
+        ValidationProgress,
     )
 
 BAR_COLUMNS = (30, 20, 10)
@@ -46,12 +48,14 @@ class Setting:
     """What is validated on, in words."""
     baseline: str = ""
     """The n-gram's loss there: "5-gram 1.669"; empty without one."""
+    valid_tokens: int = 0
+    """Tokens of the validation part."""
 
     @classmethod
     def of(cls, started: TrainingStarted) -> Setting:
         """Takes it from the run's first report."""
         part = valid_split(started.valid_split, started.spec.data)
-        return cls(started.total_steps, part, baseline_text(started))
+        return cls(started.total_steps, part, baseline_text(started), started.valid_tokens)
 
 
 def baseline_text(started: TrainingStarted) -> str:
@@ -148,7 +152,9 @@ def _validation(progress: TrainingProgress, setting: Setting) -> list[str]:
     """Tells what a validation brought, and what there is to compare it with."""
     if not progress.HasField("valid_loss"):
         return []
-    parts = [valid_text(progress.valid_loss, setting.valid_part)]
+    sample = sample_text(progress.valid_tokens, setting.valid_tokens)
+    part = ": ".join(text for text in (setting.valid_part, sample) if text)
+    parts = [valid_text(progress.valid_loss, part)]
     if progress.HasField("valid_perplexity"):
         parts.append(f"perplexity {progress.valid_perplexity:.4g}")
     if progress.HasField("valid_bits_per_character"):
@@ -158,9 +164,28 @@ def _validation(progress: TrainingProgress, setting: Setting) -> list[str]:
     return [*parts, setting.baseline]
 
 
+def validation_line(validation: ValidationProgress, style: Style) -> str:
+    """Draws how far a validation has come: "validating  1,200,000 of 30,100,000 tokens  4%"."""
+    total = max(validation.tokens_total, 1)
+    done = min(1.0, validation.tokens_done / total)
+    verb = "testing" if validation.role == CORPUS_ROLE_TEST else "validating"
+    parts = [
+        f"step {validation.step:,}",
+        verb,
+        f"{validation.tokens_done:,} of {validation.tokens_total:,} tokens",
+        f"{done:3.0%}",
+    ]
+    return GAP.join(parts)[: style.width - 1]
+
+
 def valid_text(loss: float, part: str) -> str:
     """Writes a validation loss: "valid (the last 10 %) 1.512"."""
     return f"valid ({part}) {number_text(loss)}" if part else f"valid {number_text(loss)}"
+
+
+def sample_text(read: int, tokens: int) -> str:
+    """Names how much of a part was read, where that is not all: "40,960 of 111,540 tokens"."""
+    return f"{read:,} of {tokens:,} tokens" if 0 < read < tokens - 1 else ""
 
 
 def started_lines(started: TrainingStarted) -> list[str]:

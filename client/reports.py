@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Self
 
 from treadle.client.closing import Closing
@@ -18,6 +20,7 @@ from treadle.client.progress import (
     progress_line,
     started_lines,
     state_line,
+    validation_line,
 )
 from treadle.v1.sequence_pb2 import (
     JOB_STATE_QUEUED,
@@ -26,6 +29,7 @@ from treadle.v1.sequence_pb2 import (
     JobStateChange,
     TrainingProgress,
     TrainingStarted,
+    ValidationProgress,
 )
 
 PLAIN_INTERVAL_S = 10.0
@@ -83,6 +87,7 @@ class PlainReport(Report):
         super().__init__(console)
         self._setting = Setting()
         self._shown_s = 0.0
+        self._said_at = -PLAIN_INTERVAL_S
 
     def show(self, event: JobEvent) -> None:
         """Prints what is worth a line."""
@@ -93,8 +98,11 @@ class PlainReport(Report):
                 self.show_started(event.started)
             case "progress":
                 self.show_progress(event.progress)
+            case "validation":
+                self.show_validation(event.validation)
             case "completed":
                 self.print(completed_line(event.completed))
+                self.print_notices(event.completed.training.notices)
 
     def show_state(self, change: JobStateChange) -> None:
         """Prints a change of state, but not that all is well."""
@@ -117,9 +125,28 @@ class PlainReport(Report):
         if due or progress.HasField("valid_loss") or progress.HasField("sample"):
             self._shown_s = progress.elapsed_s
             self.print(plain_line(progress, self._setting))
+        self.print_notices(progress.notices)
         if progress.sample:
             for line in sample_lines(progress):
                 self.print("    " + line)
+
+    def show_validation(self, validation: ValidationProgress) -> None:
+        """Prints a sign of life now and then."""
+        now = time.monotonic()
+        if now - self._said_at >= PLAIN_INTERVAL_S:
+            self._said_at = now
+            self.print(validation_line(validation, self.style))
+
+    def print_notices(self, notices: Iterable[str]) -> None:
+        """Prints what has turned out."""
+        for notice in notices:
+            self.print(f"note: {printable(notice)}")
+
+    @property
+    def style(self) -> Style:
+        """How to draw on this terminal."""
+        console = self.console
+        return Style(width=console.width, color=console.color, unicode=console.unicode)
 
     def print(self, line: str) -> None:
         """Prints a line that stays."""
@@ -162,9 +189,14 @@ class LiveReport(PlainReport):
             self._valid_loss = progress.valid_loss
         if progress.HasField("valid_loss") or progress.HasField("sample"):
             super().show_progress(progress)
-        console = self.console
-        style = Style(width=console.width, color=console.color, unicode=console.unicode)
-        self._draw(progress_line(progress, self._setting.total_steps, self._valid_loss, style))
+        else:
+            self.print_notices(progress.notices)
+        total = self._setting.total_steps
+        self._draw(progress_line(progress, total, self._valid_loss, self.style))
+
+    def show_validation(self, validation: ValidationProgress) -> None:
+        """Draws it in the bar's place."""
+        self._draw(validation_line(validation, self.style))
 
     def print(self, line: str) -> None:
         """Prints a line in the bar's place; the bar comes back below it."""

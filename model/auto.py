@@ -2,8 +2,9 @@
 
 How large a network to take is one question asked of every row of `_LADDER`, from the largest
 down: can it be fed? It has to read TOKENS_PER_WEIGHT tokens for each of its weights before time
-is up, or it ends half taught; and the corpus has to hold a token for every WEIGHTS_PER_TOKEN of
-them, or it learns the corpus by heart. The first row that passes both is taken, else the last one.
+is up, or it ends undertrained; and the corpus has to hold a token for every so many of them, or it
+learns the corpus by heart (`_WEIGHTS_PER_TOKEN`: more of them where there is time to read the
+corpus often, with more units dropped). The first row that passes both is taken, else the last one.
 The more often the corpus is read on the way, the more units are dropped (`_REGULARIZATION`).
 
 All but the probe of the processor's speed is a function of `Facts` alone. What the caller has
@@ -13,11 +14,12 @@ given (`TrainConfig.given`) is never touched, and what is picked beside it takes
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from treadle.kernels.compile import BF16_MISSING
-from treadle.model.auto_notices import Outlook, notices
+from treadle.model.auto_notices import notices
 from treadle.model.config import (
     Cell,
     DataConfig,
@@ -30,21 +32,28 @@ from treadle.model.config import (
     TrainConfig,
 )
 from treadle.model.corpus import Corpus
+from treadle.model.outlook import Outlook
 from treadle.model.parameters import Shape
 from treadle.model.probe import Speed, expected_speed, measure
 
 DEFAULT_SECONDS = 60.0
 """Of training, where no limit is given at all."""
-WALL_SHARE = 0.85
-"""The share of max_wall_time_s that is training; validation and start-up take the rest."""
+WALL_SHARE = 0.95
+"""The share of max_wall_time_s that is left after the start."""
+STEPS_SHARE = 0.9
+"""The share of the time that optimizer steps take; validations and samples take the rest."""
 
 TOKENS_PER_WEIGHT = 6.0
 """Tokens that a network has to be able to read for each of its weights.
 
 On tiny Shakespeare an LSTM of 512 units reached 1.465 nats by 7.4 for each and nothing dropped, and
 1.441 by 5.1 for each and 0.3 dropped."""
-WEIGHTS_PER_TOKEN = 2.0
-"""Weights that a token of the corpus can keep busy, some units being dropped."""
+_WEIGHTS_PER_TOKEN = (
+    # passes over the corpus that there is time for, weights
+    (30.0, 4.0),
+    (0.0, 2.0),
+)
+"""Weights that a token of the corpus can feed, some units being dropped."""
 
 _LADDER = (
     # units, layers, learning rate
@@ -77,17 +86,24 @@ On names (256 units, 26 passes) 0.2, 0.3 and 0.5 gave 1.903, 1.903 and 1.922 nat
 
 _BATCHES = (
     # rows, steps of a batch, optimizer steps that the run must have for it
-    (128, 128, 60_000),
-    (64, 128, 30_000),
-    (64, 64, 10_000),
-    (32, 64, 1_500),
-    (32, 32, 1_000),
+    (128, 128, 80_000),
+    (64, 128, 40_000),
+    (64, 64, 20_000),
+    (32, 64, 8_000),
+    (32, 32, 4_000),
     (16, 32, 0),
 )
+"""At equal tokens the smaller batch is the better one wherever it was measured, from 300,000 to
+3 million tokens (`benchmarks/auto_batches.py`, decision 0006). A larger one is faster, and costs
+little once there are many steps."""
+ROWS_OF_THREAD, MOST_ROWS, FEWEST_STEPS = 16, 128, 500
+"""A thread takes so many rows, so there are so many for each, up to MOST_ROWS in all; fewer where
+the run would have fewer steps than that."""
 BATCHES_PER_PASS = 50
 """A text is read in no fewer batches, if need be smaller ones than `_BATCHES` has."""
-TOKENS_PER_LINE_BATCH = 1024
-"""Lines are short, so there are more of them in a batch: about so many tokens."""
+TOKENS_PER_LINE_BATCH, STEPS_OF_LINES = 1024, 4_000
+"""Lines are short, so there are more of them in a batch: about so many tokens, or fewer where the
+run would have fewer steps than that."""
 
 SHORT_LINE, SHORT_LINE_SPEED = 32, 0.6
 """Lines of fewer tokens are read at this share of a text's speed: their steps are short, and a
@@ -109,13 +125,13 @@ class Facts:
     """What settings are picked by."""
 
     tokens: int
-    """Tokens foretold in one pass over the training part."""
+    """Tokens predicted in one pass over the training part."""
     items: int
     """Items of the training part; 0 for one text."""
     vocabulary: int
     """Tokens in the vocabulary."""
     seconds: float | None
-    """Seconds of training; None where other limits alone end the run."""
+    """Seconds of the run; None where other limits alone end it."""
     tokens_per_second: tuple[Speed, ...]
     """What was measured, one speed or more."""
     has_bf16: bool
@@ -132,11 +148,20 @@ class _Candidate:
     precision: Precision
     learning_rate: float
     weights: int
+    core: int
+    """Those of its weights that are counted against time and corpus: the embedding and the output
+    layer are not, since what rows of a large vocabulary cost is the corpus' affair."""
     readable: float
     """Tokens that it can read before the limits end the run."""
+    speed: float
+    """Tokens a second that it is trained on."""
 
 
-def pick(config: TrainConfig, corpus: Corpus, threads: int) -> tuple[TrainConfig, tuple[str, ...]]:
+Picked = tuple[TrainConfig, tuple[str, ...], Outlook | None]
+"""Settings, sentences that say what was picked and why, and what is expected of the run."""
+
+
+def pick(config: TrainConfig, corpus: Corpus, threads: int) -> Picked:
     """Pick settings for a corpus on this machine; measures the machine for about a second.
 
     Args:
@@ -145,11 +170,12 @@ def pick(config: TrainConfig, corpus: Corpus, threads: int) -> tuple[TrainConfig
         threads: threads that will train.
 
     Returns:
-        The settings, without a preset, so that what was picked is picked once and kept; and
-        sentences that say what was picked and why.
+        The settings, without a preset, so that what was picked is picked once and kept;
+        sentences that say what was picked and why; and what is expected of the run, None where
+        nothing was picked.
     """
     if config.preset is not Preset.AUTO:
-        return config, ()
+        return config, (), None
     seconds = budget(config)
     has_bf16 = not BF16_MISSING
     vocabulary = corpus.tokenizer.vocabulary_size
@@ -161,7 +187,7 @@ def pick(config: TrainConfig, corpus: Corpus, threads: int) -> tuple[TrainConfig
 
 
 def budget(config: TrainConfig) -> float | None:
-    """Return the seconds of training that the limits leave; None where others end the run."""
+    """Return the seconds that the limits leave to a run; None where others end it."""
     limits = config.limits
     seconds = [] if limits.max_time_s is None else [limits.max_time_s]
     if limits.max_wall_time_s is not None:
@@ -171,9 +197,10 @@ def budget(config: TrainConfig) -> float | None:
     return None if _measured_in_tokens(limits) else DEFAULT_SECONDS
 
 
-def pick_for(config: TrainConfig, facts: Facts) -> tuple[TrainConfig, tuple[str, ...]]:
+def pick_for(config: TrainConfig, facts: Facts) -> Picked:
     """Pick settings by given facts; arguments and result as for `pick`."""
-    chosen = _network(config, facts)
+    candidates = [_candidate(config, facts, row) for row in _LADDER]
+    chosen = _network(candidates, facts)
     passes = _passes(config, chosen, facts)
     dropout, decay = next(row[1:] for row in _REGULARIZATION if passes >= row[0])
     network = replace(chosen.network, **_free(config, "network", output_dropout=dropout))
@@ -192,8 +219,11 @@ def pick_for(config: TrainConfig, facts: Facts) -> tuple[TrainConfig, tuple[str,
     picked = replace(
         config, network=network, data=data, optimizer=optimizer, limits=limits, preset=None
     )
-    outlook = Outlook(facts.seconds, facts.tokens, chosen.weights, chosen.readable, passes)
-    return picked, notices(config, picked, outlook)
+    outlook = Outlook(
+        facts.seconds, facts.tokens, chosen.weights, chosen.readable, passes, chosen.speed,
+        _right_seconds(candidates, facts),
+    )  # fmt: skip
+    return picked, notices(config, picked, outlook), outlook
 
 
 def _free(config: TrainConfig, section: str, **settings: Any) -> dict[str, Any]:
@@ -206,27 +236,47 @@ def _free(config: TrainConfig, section: str, **settings: Any) -> dict[str, Any]:
     }
 
 
-def _network(config: TrainConfig, facts: Facts) -> _Candidate:
+def _network(candidates: Sequence[_Candidate], facts: Facts) -> _Candidate:
     """The largest network of the ladder that time and corpus can feed, else the smallest."""
-    smallest: _Candidate | None = None
-    for units, layers, rate in _LADDER:
-        network = _sized(config, facts, units, layers)
-        shape = Shape.of(network, facts.vocabulary)
-        wide = facts.has_bf16 and network.hidden_size >= BF16_UNITS
-        precision = Precision.BF16 if wide else Precision.FP32
-        precision = _free(config, "optimizer", precision=precision).get(
-            "precision", config.optimizer.precision
-        )
-        readable = _readable(config, facts, shape, precision)
-        weights = shape.parameter_count
-        smallest = _Candidate(network, precision, rate, weights, readable)
-        # What rows of a large vocabulary cost is the corpus' affair, not the network's size.
-        core = weights - facts.vocabulary * (shape.E + shape.H + 1)
-        in_time = readable >= TOKENS_PER_WEIGHT * core
-        if in_time and core <= WEIGHTS_PER_TOKEN * facts.tokens:
-            return smallest
-    assert smallest is not None
-    return smallest
+    for candidate in candidates:
+        in_time = candidate.readable >= TOKENS_PER_WEIGHT * candidate.core
+        if in_time and candidate.core <= _most_weights(facts, candidate.readable):
+            return candidate
+    return candidates[-1]
+
+
+def _most_weights(facts: Facts, readable: float) -> float:
+    """Weights that a corpus can feed, if so many tokens of it can be read."""
+    passes = readable / max(facts.tokens, 1)
+    per_token = next(weights for least, weights in _WEIGHTS_PER_TOKEN if passes >= least)
+    return per_token * facts.tokens
+
+
+def _right_seconds(candidates: Sequence[_Candidate], facts: Facts) -> float:
+    """Seconds in which the largest network that the corpus can feed reads what it needs."""
+    for candidate in candidates:
+        tokens = TOKENS_PER_WEIGHT * candidate.core
+        if candidate.core <= _most_weights(facts, tokens):
+            return tokens / candidate.speed / STEPS_SHARE
+    return TOKENS_PER_WEIGHT * candidates[-1].core / candidates[-1].speed / STEPS_SHARE
+
+
+def _candidate(config: TrainConfig, facts: Facts, row: tuple[int, int, float]) -> _Candidate:
+    """A row of the ladder as a network, and how fast and how far it can read."""
+    units, layers, rate = row
+    network = _sized(config, facts, units, layers)
+    shape = Shape.of(network, facts.vocabulary)
+    wide = facts.has_bf16 and network.hidden_size >= BF16_UNITS
+    precision = Precision.BF16 if wide else Precision.FP32
+    precision = _free(config, "optimizer", precision=precision).get(
+        "precision", config.optimizer.precision
+    )
+    weights = shape.parameter_count
+    speed = _speed(facts, shape, precision)
+    return _Candidate(
+        network, precision, rate, weights, weights - facts.vocabulary * (shape.E + shape.H + 1),
+        _readable(config, facts, speed), speed,
+    )  # fmt: skip
 
 
 def _sized(config: TrainConfig, facts: Facts, units: int, layers: int) -> NetworkConfig:
@@ -246,13 +296,18 @@ def _sized(config: TrainConfig, facts: Facts, units: int, layers: int) -> Networ
     return replace(sized, embedding_size=embedding) if embedding_free else sized
 
 
-def _readable(config: TrainConfig, facts: Facts, shape: Shape, precision: Precision) -> float:
-    """Tokens that a network can read before the limits end the run."""
+def _speed(facts: Facts, shape: Shape, precision: Precision) -> float:
+    """Tokens a second that a network is trained on."""
+    short = facts.items > 0 and facts.tokens < SHORT_LINE * facts.items
+    speed = expected_speed(facts.tokens_per_second, shape, precision)
+    return speed * (SHORT_LINE_SPEED if short else 1.0)
+
+
+def _readable(config: TrainConfig, facts: Facts, speed: float) -> float:
+    """Tokens that a network of a given speed can read before the limits end the run."""
     limits, tokens = config.limits, []
     if facts.seconds is not None:
-        speed = expected_speed(facts.tokens_per_second, shape, precision)
-        short = facts.items > 0 and facts.tokens < SHORT_LINE * facts.items
-        tokens.append(facts.seconds * speed * (SHORT_LINE_SPEED if short else 1.0))
+        tokens.append(facts.seconds * STEPS_SHARE * speed)
     if limits.max_tokens is not None:
         tokens.append(float(limits.max_tokens))
     if limits.max_epochs is not None:
@@ -292,12 +347,18 @@ def _enough_passes(facts: Facts) -> float:
 
 def _data(config: TrainConfig, facts: Facts, tokens: float) -> DataConfig:
     """Rows and steps of a batch, for a run over so many tokens."""
-    rows, steps = next((b, t) for b, t, least in _BATCHES if tokens >= least * b * t)
-    rows = max(rows, min(16 * facts.threads, 128))  # a thread takes sixteen rows
+    least_rows = min(ROWS_OF_THREAD * facts.threads, MOST_ROWS)
+    smallest = _BATCHES[-1][1]
+    while least_rows > ROWS_OF_THREAD and tokens < FEWEST_STEPS * least_rows * smallest:
+        least_rows //= 2
+    rows, steps = next(
+        ((b, t) for b, t, least in _BATCHES if b >= least_rows and tokens >= least * b * t),
+        (least_rows, smallest),
+    )
     if facts.items:
         length = facts.tokens / facts.items
-        wanted = 16 * max(1, round(TOKENS_PER_LINE_BATCH / length / 16))
-        rows = min(max(wanted, 16), 256)
+        batch = min(TOKENS_PER_LINE_BATCH, tokens / STEPS_OF_LINES)
+        rows = min(max(16 * round(batch / length / 16), 16), 256)
         steps = max(steps, 64)
     of_pass = facts.tokens / BATCHES_PER_PASS
     while rows > 8 and rows * _row_tokens(facts, steps) > of_pass:

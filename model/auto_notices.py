@@ -2,25 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from treadle.model.config import LimitsConfig, TrainConfig
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What is expected of a run."""
-
-    seconds: float | None
-    """Of training; None where other limits end it."""
-    tokens: int
-    """Foretold in one pass over the training part."""
-    weights: int
-    """That are trained."""
-    readable: float
-    """Tokens that can be read before the limits given end the run."""
-    passes: float
-    """Over the training part, before what was picked ends the run."""
+from treadle.model.outlook import Outlook, count, duration
 
 
 def notices(before: TrainConfig, picked: TrainConfig, outlook: Outlook) -> tuple[str, ...]:
@@ -37,7 +20,7 @@ def notices(before: TrainConfig, picked: TrainConfig, outlook: Outlook) -> tuple
     said = [_network(picked, outlook), _regularization(picked, outlook), _batches(picked, outlook)]
     if picked.optimizer.precision is not before.optimizer.precision:
         said.append("auto: precision bf16: this processor multiplies it faster at that size")
-    return (*said, *_limits(before.limits, picked.limits))
+    return (*said, *_limits(before.limits, picked.limits), *_budget(outlook))
 
 
 def _network(picked: TrainConfig, outlook: Outlook) -> str:
@@ -46,8 +29,8 @@ def _network(picked: TrainConfig, outlook: Outlook) -> str:
     until = "until its limit" if outlook.seconds is None else f"in {outlook.seconds:,.0f} s"
     return (
         f"auto: {network.cell.upper()} of {layers}, hidden size {network.hidden_size:,}, embedding "
-        f"size {network.embedding_size:,}: its {_count(outlook.weights)} weights can read about "
-        f"{_count(outlook.readable)} tokens {until}, of a corpus of {_count(outlook.tokens)}"
+        f"size {network.embedding_size:,}: its {count(outlook.weights)} weights can read about "
+        f"{count(outlook.readable)} tokens {until}, of a corpus of {count(outlook.tokens)}"
     )
 
 
@@ -63,7 +46,7 @@ def _batches(picked: TrainConfig, outlook: Outlook) -> str:
     data, optimizer = picked.data, picked.optimizer
     return (
         f"auto: batches of {data.batch_size} x {data.window}, learning rate {optimizer.rate:g}, "
-        f"{optimizer.schedule} schedule: about {_count(outlook.passes * outlook.tokens)} tokens "
+        f"{optimizer.schedule} schedule: about {count(outlook.passes * outlook.tokens)} tokens "
         "are to be read"
     )
 
@@ -89,9 +72,16 @@ def _times(passes: float) -> str:
     return f"{passes:.2g} times" if passes < 10 else f"{passes:,.0f} times"
 
 
-def _count(number: float) -> str:
-    """A number as people say it."""
-    for size, name in ((1e9, "billion"), (1e6, "million")):
-        if number >= size:
-            return f"{number / size:.1f} {name}"
-    return f"{number:,.0f}"
+def _budget(outlook: Outlook) -> tuple[str, ...]:
+    """Judge the time that there is by the time that the corpus is worth."""
+    if outlook.seconds is None or not outlook.right_s:
+        return ()
+    right = duration(outlook.right_s)
+    if outlook.seconds < 0.7 * outlook.right_s:
+        return (f"auto: time is the limit of this run: {right} would be right for this corpus",)
+    if outlook.seconds > 3 * outlook.right_s:
+        return (
+            f"auto: the corpus, not time, is the limit of this run: {right} would be right for "
+            "this corpus",
+        )
+    return ("auto: the time is right for this corpus",)

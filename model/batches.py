@@ -17,7 +17,7 @@ Both are endless and go on from any `position` exactly as if they had never stop
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
@@ -36,7 +36,6 @@ __all__ = [
     "LineBatches",
     "TextBatches",
     "make_batches",
-    "validation_batches",
 ]
 
 POOL = 64
@@ -239,52 +238,12 @@ def make_batches(data: TokenData, config: DataConfig, tokenizer: Tokenizer, seed
     """
     if data.offsets is None:
         return TextBatches(data, config.batch_size, config.window)
-    begin, end = _item_tokens(tokenizer)
+    begin, end = item_tokens(tokenizer)
     return LineBatches(data, begin, end, config.batch_size, config.window, seed)
 
 
-def _item_tokens(tokenizer: Tokenizer) -> tuple[int, int]:
+def item_tokens(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Returns the tokens that stand before and after every item."""
     if tokenizer.begin is None or tokenizer.end is None:
         raise ValueError("items need a tokenizer built for the layout LINES")
     return tokenizer.begin, tokenizer.end
-
-
-def validation_batches(
-    data: TokenData, tokenizer: Tokenizer, streams: int, window: int, context: int
-) -> Iterator[Batch]:
-    """Yields one pass over a validation part; every token is foretold exactly once.
-
-    Args:
-        data: The validation part.
-        tokenizer: What made the tokens.
-        streams: Rows side by side at most; fewer where they would be shorter than the window.
-        window: Steps of every batch.
-        context: Text: tokens that a row reads, unscored, before its own, so that it starts as
-            warm as if it had come from there.
-    """
-    if data.offsets is None:
-        yield from _validation_text(data, streams, window, context)
-        return
-    begin, end = _item_tokens(tokenizer)
-    lengths = np.diff(data.offsets)
-    order = np.argsort(lengths, kind="stable")
-    rows = max(1, min(streams, data.items))
-    for start in range(0, data.items, rows):
-        chosen = order[start : start + rows]
-        items = ItemRows(data.tokens, data.offsets[chosen], lengths[chosen], begin, end, rows)
-        yield from _windows(items, int(items.lengths[-1]) + 1, window)
-
-
-def _validation_text(data: TokenData, streams: int, window: int, context: int) -> Iterator[Batch]:
-    transitions = len(data.tokens) - 1
-    if transitions < 1:
-        return
-    edges = even_cuts(transitions, max(1, min(streams, transitions // window)))
-    starts = np.maximum(edges[:-1] - context, 0)
-    rows = TextRows(data.tokens, starts, edges[:-1], edges[1:])
-    yield from _windows(rows, int((edges[1:] - starts).max()), window)
-
-
-def _windows(rows: TextRows | ItemRows, length: int, window: int) -> Iterator[Batch]:
-    for first in range(0, length, window):
-        yield rows.batch(first, min(first + window, length), window)

@@ -277,7 +277,7 @@ class LimitsConfig(Checked):
     max_epochs: float | None = field(default=None, metadata=real(above=0))
     """Passes over the training part; fractions are legal."""
     max_time_s: float | None = field(default=None, metadata=real(above=0))
-    """Seconds of training, validation not counted."""
+    """Seconds of training, validations and the passes at the end included."""
     max_tokens: int | None = field(default=None, metadata=whole(1, MAX_UINT64))
     """Tokens trained on, repeats counted."""
     max_wall_time_s: float | None = field(default=None, metadata=real(above=0))

@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from treadle.model.batches import validation_batches
-from treadle.model.corpus import Corpus, TokenData
+from treadle.model.config import CorpusRole
+from treadle.model.corpus import Corpus
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters
 from treadle.model.pool import Pool
+from treadle.model.progress import Validation
 from treadle.model.scorer import mean_loss
 from treadle.model.session import StopReason
+from treadle.model.validation_batches import ValidationBatches
 from treadle.model.workspace import pack_for_inference
 
 VALIDATION_STREAMS = 32
@@ -20,8 +22,31 @@ VALIDATION_WINDOW = 64
 VALIDATION_CONTEXT = 64
 """Validation runs this many rows side by side, each warmed by the tokens before it."""
 
-STOP_PATIENCE_S = 2.0
-"""How long a run that is to stop goes on with an examination; whoever stops it is waiting."""
+STOP_PATIENCE_S = 0.5
+"""How long a run that is to stop continues with its examinations: somebody waits for it."""
+
+During = Callable[[Validation], None]
+"""Called before every batch of a validation. What it raises ends the validation."""
+
+
+def nothing(validation: Validation) -> None:
+    """Lets a validation run on."""
+
+
+class Haste:
+    """Whether a run that is to stop has no more time for examinations."""
+
+    def __init__(self) -> None:
+        self._stopping_since: float | None = None
+
+    def __call__(self, stop: Callable[[], bool]) -> bool:
+        """Return whether `stop` has said so for STOP_PATIENCE_S."""
+        if not stop():
+            return False
+        now = time.monotonic()
+        if self._stopping_since is None:
+            self._stopping_since = now
+        return now - self._stopping_since > STOP_PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -34,39 +59,84 @@ class Sample:
     """Whether no item trained on equals it; None where it is no whole item."""
 
 
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a model on a part of the corpus."""
+
+    value: float
+    """Mean nats a token."""
+    tokens: int
+    """Tokens that it is the mean of."""
+    seconds_per_token: float
+    """How long reading one took, the loading of kernels not counted where that can be told."""
+
+
 class Examination:
     """Examines models of one run, unless that keeps a run waiting that is to stop."""
 
-    def __init__(self, corpus: Corpus, pool: Pool, stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, corpus: Corpus, pool: Pool, in_haste: Callable[[], bool], during: During = nothing
+    ) -> None:
         """Prepare for a run.
 
         Args:
-            corpus: tells the validation part.
+            corpus: has the validation part and the test part.
             pool: takes the shards.
-            stop: whether the run is to stop.
+            in_haste: whether to leave out what is not done yet.
+            during: called before every batch.
         """
         self._corpus = corpus
         self._pool = pool
-        self._stop = stop
-        self._stopping_since: float | None = None
+        self._in_haste = in_haste
+        self._during = during
+        self._batches: dict[tuple[CorpusRole, int | None], ValidationBatches] = {}
 
-    def loss(self, parameters: Parameters) -> float | None:
-        """Return the mean nats a token of the validation part; None without one, or in haste."""
-        return self._loss(self._corpus.valid, parameters)
+    def loss(
+        self, parameters: Parameters, role: CorpusRole, at_most: int | None, *, final: bool
+    ) -> Loss | None:
+        """Return the loss on a part; None without one, or in haste.
 
-    def test_loss(self, parameters: Parameters) -> float | None:
-        """Return the mean nats a token of the test part; None without one, or in haste."""
-        return self._loss(self._corpus.test, parameters)
+        Args:
+            parameters: the weights.
+            role: VALID or TEST, the part.
+            at_most: tokens of the sample of it that is read; None: all of it.
+            final: whether this is the pass at the end of the run.
 
-    def _loss(self, data: TokenData | None, parameters: Parameters) -> float | None:
+        Raises:
+            Exception: what `during` raised.
+        """
+        batches = self.batches(role, at_most)
+        if batches is None:
+            return None
+
+        looks: list[tuple[float, int]] = []
+
+        def leave(tokens: int) -> bool:
+            looks.append((time.perf_counter(), tokens))
+            del looks[2:]  # before the first batch, and after it
+            self._during(Validation(tokens, batches.tokens, role, final))
+            return self._in_haste()
+
+        weights = pack_for_inference(parameters)
+        value = mean_loss(parameters.shape, weights, batches, self._pool, leave)
+        if value is None:
+            return None
+        begin, read = looks[-1]
+        seconds = (time.perf_counter() - begin) / max(batches.tokens - read, 1)
+        return Loss(value, batches.tokens, seconds)
+
+    def batches(self, role: CorpusRole, at_most: int | None) -> ValidationBatches | None:
+        """Return what a pass over a part reads; None without the part."""
+        data = self._corpus.test if role is CorpusRole.TEST else self._corpus.valid
         if data is None:
             return None
-        batches = validation_batches(
-            data, self._corpus.tokenizer, VALIDATION_STREAMS,
-            VALIDATION_WINDOW, VALIDATION_CONTEXT,
-        )  # fmt: skip
-        weights = pack_for_inference(parameters)
-        return mean_loss(parameters.shape, weights, batches, self._pool, self._in_haste)
+        key = role, at_most
+        if key not in self._batches:
+            self._batches[key] = ValidationBatches(
+                data, self._corpus.tokenizer, VALIDATION_STREAMS,
+                VALIDATION_WINDOW, VALIDATION_CONTEXT, at_most,
+            )  # fmt: skip
+        return self._batches[key]
 
     def sample(self, model: Model, tokens: int, seed: int) -> Sample | None:
         """Return a text of so many tokens; None for none, or in haste."""
@@ -82,11 +152,3 @@ class Examination:
             whole = result is not None and result.stop_reason is StopReason.END_TOKEN
         # The end token is none of the item's own.
         return Sample(text, not self._corpus.train.has_item(ids[:-1]) if whole else None)
-
-    def _in_haste(self) -> bool:
-        if not self._stop():
-            return False
-        now = time.monotonic()
-        if self._stopping_since is None:
-            self._stopping_since = now
-        return now - self._stopping_since > STOP_PATIENCE_S

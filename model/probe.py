@@ -8,6 +8,7 @@ So one measured speed foretells others, and of several the nearest in size does.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,7 +109,11 @@ def measure(
 def _tokens_per_second(
     config: TrainConfig, shape: Shape, precision: Precision, steps: int, threads: int, limit: float
 ) -> float:
-    """The best of the steps that fit in `limit` seconds, of one at least."""
+    """By the median of the steps that fit in `limit` seconds, of one at least.
+
+    The fastest step is one in which nothing else ran; a whole run is disturbed like its
+    median step.
+    """
     rows = max(32, min(16 * threads, 128))
     pool = Pool(threads)
     try:
@@ -116,9 +121,9 @@ def _tokens_per_second(
         engine = Engine(parameters, rows, steps, pool, precision=precision, output_dropout=0.3)
         optimizer = Optimizer(config.optimizer, parameters)
         tokens = np.random.default_rng(0).integers(shape.V, size=(2, steps, rows), dtype=np.int32)
-        fresh, best = np.zeros(rows, np.bool_), math.inf
+        fresh, seconds = np.zeros(rows, np.bool_), list[float]()
         end = math.inf  # the first step, which compiles, is not counted
-        while best == math.inf or time.perf_counter() < end:
+        while not seconds or time.perf_counter() < end:
             begin = time.perf_counter()
             engine.loss_and_gradient(tokens[0], tokens[1], fresh, optimizer.steps)
             optimizer.step(engine.gradient, 1e-3, pool)
@@ -126,7 +131,7 @@ def _tokens_per_second(
             if end == math.inf:
                 end = now + limit
             else:
-                best = min(best, now - begin)
+                seconds.append(now - begin)
     finally:
         pool.close()
-    return steps * rows / best
+    return steps * rows / statistics.median(seconds)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
-from treadle.model.config import Split, TrainConfig
+from treadle.model.config import CorpusRole, Split, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ class Progress:
     train_loss: float
     """Mean nats a token since the last progress."""
     valid_loss: float | None
-    """Mean nats a token of the validation part; None where none was done."""
+    """Mean nats a token of what validations read; None where none was done."""
     tokens_per_second: float
     """Tokens trained on a second since the last progress."""
     elapsed_s: float
-    """Seconds of training, validation not counted."""
+    """Seconds of training, validations and samples included."""
     time_left_s: float | None
     """Seconds until the nearest limit, as far as can be told."""
     gradient_norm: float
@@ -73,3 +75,26 @@ class Progress:
     """Bytes of memory that the process takes; 0 where that is not known."""
     sample_is_new: bool | None = None
     """Whether no item trained on equals the sample; None where that is no whole item."""
+    valid_tokens: int = 0
+    """Tokens that valid_loss is the mean of; 0 without it."""
+    notices: tuple[str, ...] = ()
+    """Sentences about what has turned out since the last progress."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build it from what `dataclasses.asdict` returned, read from JSON."""
+        return cls(**{**data, "notices": tuple(data.get("notices", ()))})
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How far a validation has come."""
+
+    tokens_done: int
+    """Tokens that were read."""
+    tokens_total: int
+    """Tokens to read."""
+    role: CorpusRole
+    """The part that is read: VALID, or TEST at the end."""
+    is_final: bool
+    """Whether this is the pass at the end of the run."""

@@ -27,9 +27,10 @@ class TrainingRecord:
     train_loss: float
     """Mean nats a token over the progress interval before these weights; NaN without one."""
     valid_loss: float | None
-    """Mean nats a token of the validation part under these weights; None without one."""
+    """Mean nats a token of the validation part, or of a sample of it, under these weights; None
+    without one."""
     elapsed_s: float
-    """Seconds of training, validation not counted."""
+    """Seconds of training, validations and samples included."""
     ended_by: str
     """What ended the run, in a sentence."""
     weights_step: int = 0
@@ -44,6 +45,10 @@ class TrainingRecord:
     """An n-gram's mean nats a token of the validation part; None without one."""
     notices: tuple[str, ...] = ()
     """What there is to know about how the run ended, in sentences."""
+    valid_tokens: int = 0
+    """Tokens that valid_loss is the mean of; 0 without one, or where that is not known."""
+    test_tokens: int = 0
+    """Tokens that test_loss is the mean of; 0 without one, or where that is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values."""
@@ -77,6 +82,8 @@ class TrainingRecord:
                 test_split=None if splits[1] is None else Split(splits[1]),
                 baseline_loss=_float(data.get("baseline_loss")),
                 notices=tuple(map(str, data.get("notices", ()))),
+                valid_tokens=int(data.get("valid_tokens", 0)),
+                test_tokens=int(data.get("test_tokens", 0)),
             )
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as fault:
             raise CheckpointError(f"the training record cannot be read: {fault}") from fault

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,18 +12,20 @@ import numpy.typing as npt
 from treadle.model import run_state
 from treadle.model.batches import Batches
 from treadle.model.config import TrainConfig
-from treadle.model.corpus import Corpus
+from treadle.model.corpus import Corpus, TokenData
 from treadle.model.errors import CheckpointError, TrainingError
-from treadle.model.examination import Sample
+from treadle.model.examination import Loss, Sample
 from treadle.model.model import Model, default_context
 from treadle.model.novelty import NoveltyIndex, indexed_tokens, too_large
 from treadle.model.optimizer import Optimizer
+from treadle.model.outlook import second_look, verdict
 from treadle.model.parameters import Parameters
 from treadle.model.plan import Plan
 from treadle.model.progress import Progress
 from treadle.model.record import TrainingRecord
 from treadle.model.selection import Selection
 from treadle.model.tally import Tally
+from treadle.model.validation import ValidationPlan, reserve, sample_tokens
 
 Array = npt.NDArray[np.float32]
 
@@ -63,19 +67,21 @@ class Run:
         """Return the model of the weights as they are now."""
         tally, steps = self.tally, self.optimizer.steps
         loss = math.nan if tally.last is None else tally.last.train_loss
-        valid_loss = tally.valid_loss if tally.valid_step == steps else None
-        return self._model(self.parameters.flat, steps, loss, valid_loss)
+        known = tally.valid_step == steps
+        valid_loss, valid_tokens = (tally.valid_loss, tally.valid_tokens) if known else (None, 0)
+        return self._model(self.parameters.flat, steps, loss, valid_loss, valid_tokens)
 
     def best_model(self) -> Model | None:
         """Return the model of the best weights; None before the first validation."""
         best, weights = self.selection.best, self.selection.weights
         if best is None or weights is None:
             return None
-        return self._model(weights, best.step, best.train_loss, best.valid_loss)
+        return self._model(weights, best.step, best.train_loss, best.valid_loss, best.valid_tokens)
 
     def _model(
-        self, weights: Array, step: int, train_loss: float, valid_loss: float | None
-    ) -> Model:
+        self, weights: Array, step: int, train_loss: float, valid_loss: float | None,
+        valid_tokens: int,
+    ) -> Model:  # fmt: skip
         """A model of a copy of the weights that the run had at a step."""
         corpus = self.corpus
         parameters = Parameters(self.parameters.shape)
@@ -92,6 +98,7 @@ class Run:
             valid_split=corpus.valid_split,
             test_split=corpus.test_split,
             baseline_loss=self.baseline_loss,
+            valid_tokens=valid_tokens,
         )
         context = default_context(corpus.tokenizer, int(corpus.train.tokens[0]))
         return Model(self.config.network, corpus.tokenizer, parameters, record, context)
@@ -112,15 +119,16 @@ class Run:
         train = self.corpus.train
         return NoveltyIndex.build(train.tokens, train.offsets, self.corpus.tokenizer)
 
-    def progress(self, valid_loss: float | None, sample: Sample | None, memory: int) -> Progress:
+    def progress(self, loss: Loss | None, sample: Sample | None, memory: int) -> Progress:
         """Return how far the run has come.
 
         Args:
-            valid_loss: of the validation that was done; None without one.
+            loss: of the validation that was done; None without one.
             sample: the text that was drawn; None without one.
             memory: bytes that the process takes.
         """
         tally = self.tally
+        valid_loss = None if loss is None else loss.value
         train_loss = tally.loss / max(tally.interval_tokens, 1)
         if tally.last is not None and not tally.interval_tokens:  # stopped right after a report
             train_loss = tally.last.train_loss
@@ -141,12 +149,74 @@ class Run:
             valid_bits_per_character=self._bits(valid_loss),
             best_valid_loss=self.selection.lowest(valid_loss),
             memory_bytes=memory,
+            valid_tokens=0 if loss is None else loss.tokens,
+            notices=tuple(tally.notices),
         )
 
     def done(self) -> tuple[int, float, int, float]:
-        """Return what the plan goes by: steps, seconds of training, tokens, wall seconds."""
+        """Return what the plan goes by: steps, seconds of training, tokens, wall seconds.
+
+        The seconds kept back for the passes at the end count as if they were spent.
+        """
         tally = self.tally
-        return self.optimizer.steps, tally.elapsed, tally.tokens, tally.wall
+        kept_back = 0.0
+        if tally.validation is not None and tally.validation.reserve_s is not None:
+            kept_back = tally.validation.reserve_s
+        return (
+            self.optimizer.steps, tally.elapsed + kept_back, tally.tokens, tally.wall + kept_back,
+        )  # fmt: skip
+
+    def validation_plan(self) -> ValidationPlan:
+        """Return what validations read; the first call decides it, for the whole run."""
+        tally = self.tally
+        if tally.validation is None:
+            steps, done = self.optimizer.steps, self.plan.progress(*self.done())
+            sample = sample_tokens(self.config, steps, tally.tokens, done)
+            tally.validation = ValidationPlan(sample)
+        return tally.validation
+
+    def keep_back(self, loss: Loss) -> None:
+        """Keep time back for the passes at the end, by the speed of the first validation.
+
+        Args:
+            loss: what that validation brought.
+        """
+        plan, limits = self.validation_plan(), self.config.limits
+        if plan.reserve_s is not None:
+            return
+        times = (limits.max_time_s, limits.max_wall_time_s)
+        limit = min((known for known in times if known is not None), default=None)
+        left = sum(data.predicted for data in self._unread(loss.tokens))
+        seconds, share = 0.0, 1.0
+        if limit is not None:
+            seconds, share = reserve(limit, left * loss.seconds_per_token)
+        self.tally.validation = replace(plan, reserve_s=seconds, final_share=share)
+
+    def _unread(self, sample: int) -> Iterator[TokenData]:
+        """Yield the parts that are read at the end alone, for a sample of so many tokens."""
+        valid, test = self.corpus.valid, self.corpus.test
+        if valid is not None and valid.predicted > sample:
+            yield valid
+        if test is not None:
+            yield test
+
+    def look_again(self) -> None:
+        """Compare the run's speed with what AUTO expected, once, and note what there is to say."""
+        tally = self.tally
+        if tally.looked or tally.outlook is None:
+            return
+        notice = second_look(tally.outlook, self.optimizer.steps, tally.elapsed, tally.tokens)
+        tally.looked = notice is not None
+        if notice:
+            tally.notices.append(notice)
+
+    def verdict(self) -> tuple[str, ...]:
+        """Return what AUTO says of the limit that ended the run; nothing without AUTO."""
+        tally, steps, best = self.tally, self.optimizer.steps, self.selection.best
+        if tally.outlook is None:
+            return ()
+        best_step = steps if best is None else best.step
+        return verdict(tally.outlook, self.ended_by, tally.elapsed, tally.tokens, steps, best_step)
 
     def fault(self, sentence: str, norm: float) -> TrainingError:
         """Return what ends a run whose numbers are none any more.

@@ -165,7 +165,7 @@ def mean_loss(
     weights: structures.Weights,
     batches: Iterable[Batch],
     pool: Pool,
-    give_up: Callable[[], bool] = lambda: False,
+    give_up: Callable[[int], bool] = lambda tokens: False,
 ) -> float | None:
     """Return the mean of -log p(target) over all targets of the batches, in nats.
 
@@ -174,11 +174,12 @@ def mean_loss(
         weights: packed for inference.
         batches: of one window and one number of rows; at least one target in all.
         pool: takes the shards.
-        give_up: asked before every batch; once it says so, the result is None.
+        give_up: asked before every batch, with the tokens scored so far; once it says so, the
+            result is None.
     """
     scorer, total, count = None, 0.0, 0
     for batch in batches:
-        if give_up():
+        if give_up(count):
             return None
         if scorer is None:
             window, rows = batch.tokens.shape

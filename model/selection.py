@@ -82,7 +82,7 @@ class Selection:
 
     def restore(self, data: Mapping[str, Any], weights: Array | None) -> None:
         """Go on from what `to_json` returned, and the weights."""
-        self.best = None if data["best"] is None else Progress(**data["best"])
+        self.best = None if data["best"] is None else Progress.from_json(data["best"])
         self.weights = weights
         self.lowered = float(data["lowered"])
         self._since_best = int(data["since_best"])

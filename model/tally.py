@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from treadle.model.outlook import Outlook
 from treadle.model.progress import Progress
+from treadle.model.validation import ValidationPlan
 
 
 @dataclass
@@ -16,7 +18,7 @@ class Tally:
     tokens: int = 0
     """Tokens trained on, repeats counted."""
     elapsed: float = 0.0
-    """Seconds of training, validation not counted."""
+    """Seconds of training, validations and samples included."""
     wall: float = 0.0
     """Seconds in which the run ran, everything counted."""
     loss: float = 0.0
@@ -41,6 +43,18 @@ class Tally:
     """The last step after which all weights were seen to be finite."""
     last: Progress | None = None
     """The last progress."""
+    valid_tokens: int = 0
+    """Tokens that valid_loss is the mean of."""
+    pending: bool = False
+    """Whether the validation due after the last step has not been made yet."""
+    validation: ValidationPlan | None = None
+    """What validations read; None before the first."""
+    outlook: Outlook | None = None
+    """What the preset AUTO expects of the run; None without it."""
+    looked: bool = False
+    """Whether AUTO has compared the real speed with the expected one."""
+    notices: list[str] = field(default_factory=list)
+    """Sentences for the next progress."""
 
     def add(self, loss: float, tokens: int, seconds: float) -> None:
         """Count one step."""
@@ -61,5 +75,10 @@ class Tally:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Build them from what `to_json` returned."""
-        last = data["last"]
-        return cls(**{**data, "last": None if last is None else Progress(**last)})
+        last, validation, outlook = (data.get(name) for name in ("last", "validation", "outlook"))
+        read = {
+            "last": last and Progress.from_json(last),
+            "validation": validation and ValidationPlan(**validation),
+            "outlook": outlook and Outlook(**outlook),
+        }
+        return cls(**{**data, **read})

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 from treadle.model import auto, fine_tuning, run_state
 from treadle.model.accumulation import Accumulation
 from treadle.model.batches import make_batches
-from treadle.model.config import Keep, TrainConfig
+from treadle.model.config import CorpusRole, Keep, TrainConfig
 from treadle.model.config_check import check_config
 from treadle.model.engine import Engine
 from treadle.model.errors import TrainingError
-from treadle.model.examination import Examination, Sample
+from treadle.model.examination import During, Examination, Haste, Loss, Sample, nothing
 from treadle.model.memory import check_resident, resident_bytes
 from treadle.model.model import Model
 from treadle.model.ngram import baseline
@@ -73,11 +74,13 @@ class Trainer:
             begin = fine_tuning.beginning(init_from)
         check_config(config, begin)
         corpus = read(corpus, config, init_from, folder)
-        config, picked = auto.pick(config, corpus, threads)
+        config, picked, outlook = auto.pick(config, corpus, threads)
         batches = make_batches(corpus.train, config.data, corpus.tokenizer, config.seed)
         config, chosen = fill_in(config, corpus, batches)
         parameters = initial(check_fits(corpus, config, memory_limit_bytes), config.seed, init_from)
         self._state = Run(corpus, config, parameters, batches)
+        self._state.tally.outlook = outlook
+        self._haste = Haste()
         self._engine: Engine | None = None
         self._clock = 0.0
         self._whole = True
@@ -134,17 +137,21 @@ class Trainer:
     def ended_by(self, sentence: str) -> None:
         self._state.ended_by = sentence
 
-    def finish(self, stop: Callable[[], bool] = never) -> Model:
-        """Return the model to store, by `config.keep`, with its loss on the test part.
+    def finish(self, stop: Callable[[], bool] = never, during: During = nothing) -> Model:
+        """Return the model to store, by `config.keep`, with its losses on whole parts.
 
-        It alone gets a novelty index, where `config.data` asks for one.
+        Where the run's validations read a sample of the validation part, the whole part is read
+        now; and so is the test part. Under a limit of time both passes are cut to what the limit
+        leaves. It alone gets a novelty index, where `config.data` asks for one.
 
         Args:
-            stop: asked meanwhile: a run that is to stop does not test for longer than
-                STOP_PATIENCE_S, and leaves the test loss out.
+            stop: asked meanwhile: a run that is to stop does not read for longer than
+                STOP_PATIENCE_S. It keeps the loss on the sample, and has no test loss.
+            during: called before every batch that is read.
 
         Raises:
             TrainingError: no weights of the run are finite numbers.
+            Exception: what `during` raised; the run can be finished again.
         """
         state, best = self._state, self.best_model
         if best is not None and (state.config.keep is Keep.BEST or not state.sound()):
@@ -153,17 +160,50 @@ class Trainer:
             model = self.model
         else:
             raise TrainingError(f"the run left no finite weights to store; {LOWER}")
-        pool = Pool(self.threads)
+        begin, pool = time.perf_counter(), Pool(self.threads)
         try:
-            loss = Examination(state.corpus, pool, stop).test_loss(model.parameters)
+            examination = Examination(state.corpus, pool, lambda: self._haste(stop), during)
+            valid = self._final_loss(examination, CorpusRole.VALID, model)
+            test = self._final_loss(examination, CorpusRole.TEST, model)
         finally:
             pool.close()
         assert model.training is not None
-        last = state.tally.last
-        notices = () if last is None else exploded(last.train_loss, model.parameters.shape.V)
-        model.training = replace(model.training, test_loss=loss, notices=notices)
+        last, size = state.tally.last, model.parameters.shape.V
+        notices = () if last is None else exploded(last.train_loss, size)
+        record = replace(model.training, notices=(*notices, *state.verdict()))
+        if valid is not None:
+            record = replace(record, valid_loss=valid.value, valid_tokens=valid.tokens)
+        if test is not None:
+            record = replace(record, test_loss=test.value, test_tokens=test.tokens)
+        if valid is not None or test is not None:
+            seconds = time.perf_counter() - begin
+            record = replace(record, elapsed_s=record.elapsed_s + seconds)
+        model.training = record
         model.novelty = state.novelty_index()
         return model
+
+    def _final_loss(self, examination: Examination, role: CorpusRole, model: Model) -> Loss | None:
+        """The loss on a part at the end; None where the record has it, without one, or in haste."""
+        corpus, plan = self._state.corpus, self._state.validation_plan()
+        data = corpus.test if role is CorpusRole.TEST else corpus.valid
+        if data is None:
+            return None
+        at_most = None if plan.final_share == 1 else int(data.predicted * plan.final_share)
+        batches = examination.batches(role, at_most)
+        record = model.training
+        assert batches is not None
+        assert record is not None
+        known = record.valid_tokens if role is CorpusRole.VALID else 0
+        if known >= batches.tokens:
+            return None
+        loss = examination.loss(model.parameters, role, at_most, final=True)
+        if loss is not None and not math.isfinite(loss.value):
+            raise self._not_finite(loss, record.weights_step)
+        return loss
+
+    def _not_finite(self, loss: Loss, step: int) -> TrainingError:
+        sentence = f"the validation loss became {loss.value} after step {step}; {LOWER}"
+        return self._state.fault(sentence, self._state.tally.norm)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write everything that the rest of the run depends on, whole or not at all.
@@ -208,8 +248,9 @@ class Trainer:
         return saved is not None
 
     def run(
-        self, stop: Callable[[], bool] = never, between: Callable[[], bool | None] | None = None
-    ) -> Iterator[Progress]:
+        self, stop: Callable[[], bool] = never, between: Callable[[], bool | None] | None = None,
+        during: During = nothing,
+    ) -> Iterator[Progress]:  # fmt: skip
         """Train until a limit is met or `stop` says so; or leave when `between` says so.
 
         Args:
@@ -218,6 +259,8 @@ class Trainer:
             between: called after every step and what it led to, when `save_state` and `model` may
                 be used. If it returns True, the run is left at once as it is, neither examined
                 nor ended: another `run`, or one from its saved state, goes on with it.
+            during: called before every batch of a validation. What it raises leaves the run as
+                `between` does, and the validation is made again when the run continues.
 
         Yields:
             Progress every `progress_interval_s`, at every validation, and at the end.
@@ -225,6 +268,7 @@ class Trainer:
         Raises:
             TrainingError: the loss, the gradient or a weight is no finite number any more, or
                 the process has come to take more memory than `limits.max_memory_bytes`.
+            Exception: what `during` raised.
         """
         self._check_whole()
         state = self._state
@@ -241,7 +285,8 @@ class Trainer:
             if state.carried is not None:
                 engine.carry(*state.carried)
             self._engine = engine
-            yield from self._run(engine, Examination(state.corpus, pool, stop), stop, between)
+            examination = Examination(state.corpus, pool, lambda: self._haste(stop), during)
+            yield from self._run(engine, examination, stop, between)
         finally:
             if self._engine is not None:
                 state.carried, self._engine = self._engine.carried(), None
@@ -254,6 +299,8 @@ class Trainer:
         state, tally, report = self._state, self._state.tally, self._state.config.report
         together = state.config.optimizer.accumulation_steps
         accumulation = Accumulation(engine, state.batches, together)
+        if tally.pending:  # the run was left in the middle of it
+            yield from self._report(examination)
         while not self._ended(stop):
             if engine.pool.threads != (threads := self.threads):
                 engine.pool.resize(threads)
@@ -262,14 +309,15 @@ class Trainer:
             done = state.done()
             part = state.plan.part(*done)
             due = part > tally.part or bool(state.plan.over(*done))
-            tally.examined, tally.part = due, part
+            tally.examined, tally.part, tally.pending = due, part, due
+            state.look_again()
             if due or tally.interval_seconds >= report.progress_interval_s:
                 yield from self._report(examination if due else None)
             self._whole = True
             if between is not None and between():
                 return
         if not tally.examined:  # stopped between two validations
-            tally.examined = True
+            tally.examined = tally.pending = True
             yield from self._report(examination)
 
     def _ended(self, stop: Callable[[], bool]) -> bool:
@@ -305,28 +353,46 @@ class Trainer:
         """Yield a progress; with an examination, validate and draw a sample first."""
         state, tally = self._state, self._state.tally
         state.check_weights()
-        valid_loss, sample = self._examine(examination) if examination else (None, None)
-        progress = state.progress(valid_loss, sample, resident_bytes())
-        if valid_loss is not None:
-            state.selection.offer(progress, state.parameters.flat)
-        tally.last = progress
-        tally.begin_interval()
         self._whole = True
+        loss, sample = self._examine(examination) if examination else (None, None)
+        progress = state.progress(loss, sample, resident_bytes())
+        if loss is not None:
+            state.selection.offer(progress, state.parameters.flat)
+        tally.last, tally.pending, tally.notices = progress, False, []
+        tally.begin_interval()
         yield progress
         check_resident(progress.memory_bytes, state.config.limits.max_memory_bytes)
 
-    def _examine(self, examination: Examination) -> tuple[float | None, Sample | None]:
+    def _examine(self, examination: Examination) -> tuple[Loss | None, Sample | None]:
         """The validation loss and a sample of the model as it is now."""
-        state, tally, steps = self._state, self._state.tally, self._state.optimizer.steps
-        loss = examination.loss(state.parameters)
-        if loss is not None and not math.isfinite(loss):
-            sentence = f"the validation loss became {loss} after step {steps}; {LOWER}"
-            raise state.fault(sentence, tally.norm)
-        tally.valid_loss, tally.valid_step = loss, steps
-        report = state.config.report
-        sample = examination.sample(self.model, report.sample_tokens, state.config.seed)
-        tally.wall = time.perf_counter() - self._clock
+        state, tally, report = self._state, self._state.tally, self._state.config.report
+        if state.corpus.valid is None and not report.sample_tokens:
+            return None, None
+        plan = state.validation_plan()
+        with self._timed():
+            loss = examination.loss(
+                state.parameters, CorpusRole.VALID, plan.sample_tokens, final=False
+            )
+            if loss is not None and not math.isfinite(loss.value):
+                raise self._not_finite(loss, self.steps)
+            tally.valid_loss, tally.valid_tokens = (loss.value, loss.tokens) if loss else (None, 0)
+            tally.valid_step = self.steps
+            sample = examination.sample(self.model, report.sample_tokens, state.config.seed)
+        if loss is not None:
+            state.keep_back(loss)
         return loss, sample
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Counts the time of what is done within as time of the run."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            now = time.perf_counter()
+            tally = self._state.tally
+            tally.elapsed += now - begin
+            tally.wall = now - self._clock
 
 
 def train(

@@ -103,9 +103,9 @@ class Attempt:
         return outcome
 
     def stop(self, job: Job, reason: str) -> None:
-        """Asks a job to end with its model."""
+        """Asks a job to end with its model, or at once with what it has published."""
         if job.worker is not None:
-            job.worker.send({"stop": reason})
+            job.worker.send({"stop": reason, "at_once": True})
 
     def pause(self, job: Job, reason: str) -> None:
         """Asks a job to keep its state and end its process."""
@@ -133,7 +133,7 @@ class Attempt:
         if job.pausing or self._leaving:
             worker.send({"pause": job.pausing or self._leaving})
         if job.cancelling:
-            worker.send({"stop": "cancelled"})
+            worker.send({"stop": "cancelled", "at_once": True})
         with self._limited(job, worker):
             return await self._listen(job, worker)
 
@@ -165,6 +165,8 @@ class Attempt:
                     await self._started(job, message)
                 case "progress":
                     await self._progress(job, message)
+                case "validation":
+                    await self._validation(job, message)
                 case "anew":
                     await job.enter(RUNNING, CANCELLING if job.cancelling else message["reason"])
                 case "checkpoint":
@@ -195,6 +197,14 @@ class Attempt:
         if progress.step > last.step or (progress.step == last.step and news):
             event = pb.JobEvent(progress=progress)
             await self._tell(job, event, progress=progress.SerializeToString())
+
+    async def _validation(self, job: Job, message: wire.Message) -> None:
+        """Tells how far a validation has come, unless its loss was told before a crash."""
+        validation, last = records.validation(message), job.last_progress
+        known = last.step == validation.step and last.HasField("valid_loss")
+        if last.step > validation.step or (known and not validation.is_final):
+            return
+        await self._tell(job, pb.JobEvent(validation=validation))
 
     async def _tell(self, job: Job, event: pb.JobEvent, **changes: object) -> None:
         """Stores and tells an event; on a full disk the job pauses instead."""

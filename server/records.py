@@ -58,6 +58,13 @@ def progress(values: Mapping[str, Any]) -> pb.TrainingProgress:
     return message
 
 
+def validation(values: Mapping[str, Any]) -> pb.ValidationProgress:
+    """Returns a `validation` event, from the fields of the model room's `Validation` as JSON."""
+    message = pb.ValidationProgress()
+    fill(message, values)
+    return message
+
+
 def job(row: JobRow, position: int = 0) -> pb.Job:
     """Returns one job.
 

@@ -17,15 +17,17 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from treadle.model import Model, Progress, Trainer, warm
 from treadle.model.config import CorpusRole, TrainConfig
 from treadle.model.corpus import CorpusFile
 from treadle.model.errors import CheckpointError, ModelError
+from treadle.model.progress import Validation
 from treadle.model.run_state import saved_config
 from treadle.server import wire
 from treadle.server.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
+from treadle.server.wishes import Replies, Wishes
 
 _MAX_SAMPLE = 10_000
 """Characters of a sample that are passed on; words may be of any length."""
@@ -36,29 +38,8 @@ _AT_MOST = 9.0
 _TOLD_TO_END = "the training process was told to end"
 
 
-class Wishes:
-    """What the server, or a signal, wants of the run; the trainer looks between steps."""
-
-    def __init__(self) -> None:
-        self.stop_reason = ""
-        self.pause_reason = ""
-        self.threads = 0
-        """Threads to use from the next step on; 0: as they are."""
-        self.heeded = False
-        """True once the trainer was told to stop; it may also have ended before."""
-
-    def stop(self, reason: str) -> None:
-        """Asks the run to end for good; the first reason stays."""
-        self.stop_reason = self.stop_reason or reason
-
-    def pause(self, reason: str) -> None:
-        """Asks the run to keep its state and leave; the first reason stays."""
-        self.pause_reason = self.pause_reason or reason
-
-    def stopping(self) -> bool:
-        """Tells the trainer whether the run should end."""
-        self.heeded = bool(self.stop_reason)
-        return self.heeded
+class _LeftError(Exception):
+    """The run is to be left in the middle of a validation, to continue later."""
 
 
 def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
@@ -74,23 +55,24 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     """
     if warm_up:
         warm()
-    _send(replies, event="ready")
+    pipe = Replies(replies)
+    pipe.send(event="ready")
     line = requests.readline()
     if not line:
         return 0
-    wishes = Wishes()
+    wishes = Wishes(pipe)
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(1))
-    signal.signal(signal.SIGTERM, lambda *_: wishes.pause(_TOLD_TO_END))
+    signal.signal(signal.SIGTERM, lambda *_: _pause(wishes))
     threading.Thread(target=_listen, args=(requests, wishes), daemon=True).start()
     try:
-        _work(wire.decode(line)["job"], replies, wishes)
+        _work(wire.decode(line)["job"], pipe, wishes)
     except Exception as error:
         if _is_full(error):  # what was kept last is whole, and the rest is made again
-            _send(replies, event="paused", reason=_full(error), full=True)
+            pipe.send(event="paused", reason=_full(error), full=True)
         else:
             if not isinstance(error, (ModelError, BrokenPipeError)):
                 traceback.print_exc(file=sys.stderr)
-            _send(replies, event="failed", error=wire.pack_error(error))
+            pipe.send(event="failed", error=wire.pack_error(error))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the end has begun anyway
     return 0
 
@@ -106,7 +88,7 @@ class _Keeper:
     """
 
     def __init__(
-        self, trainer: Trainer, order: wire.Message, wishes: Wishes, replies: IO[bytes]
+        self, trainer: Trainer, order: wire.Message, wishes: Wishes, replies: Replies
     ) -> None:
         self._trainer = trainer
         self._directory = Path(order["directory"])
@@ -152,12 +134,12 @@ class _Keeper:
         """
         if shutil.disk_usage(self._directory).free < self._min_free:
             raise OSError(errno.ENOSPC, f"less than {self._min_free:,} bytes are free")
-        self._trainer.save_state(self._directory / STATE_FILE)
-        self.publish()
-        _send(self._replies, event="checkpoint")
+        self.keep_anyway()
+        self._replies.send(event="checkpoint")
 
-    def publish(self) -> None:
-        """Writes the last weights, and the best ones where they are new."""
+    def keep_anyway(self) -> None:
+        """Writes state and weights, the best ones where they are new, however full the disk is."""
+        self._trainer.save_state(self._directory / STATE_FILE)
         best = self._trainer.best_model
         if best is not None and best.training is not None:
             step = best.training.weights_step
@@ -175,33 +157,73 @@ def _full(error: BaseException) -> str:
     return f"the disk is full: {getattr(error, 'strerror', None) or error}"
 
 
-def _work(job: wire.Message, replies: IO[bytes], wishes: Wishes) -> None:
+def _work(job: wire.Message, replies: Replies, wishes: Wishes) -> None:
     directory = Path(job["directory"])
     # One that is left is of an end that was not to be, and must not pass for this run's.
     (directory / FINAL_FILE).unlink(missing_ok=True)
-    trainer, steps = _prepare(job, directory, replies)
+    with wishes.nothing_to_lose(preparing=True, by_stop=not (directory / STATE_FILE).exists()):
+        trainer, steps = _prepare(job, directory, replies)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
-    _send(replies, event="started", **started)
+    replies.send(event="started", **started)
     keeper = _Keeper(trainer, job, wishes, replies)
     if trainer.last_progress is not None:  # the server may have died before it noted that
         _send_progress(replies, trainer.last_progress)
-    for progress in trainer.run(wishes.stopping, keeper.between):
-        steps = progress.step
-        _send_progress(replies, progress)
+    watcher = _Watcher(trainer, wishes, replies)
+    try:
+        for progress in trainer.run(wishes.stopping, keeper.between, watcher.during):
+            steps = progress.step
+            _send_progress(replies, progress)
+    except _LeftError:
+        keeper.between()
     if keeper.left:
-        _send(replies, event="paused", reason=keeper.left, full=keeper.full)
+        replies.send(event="paused", reason=keeper.left, full=keeper.full)
         return
     if wishes.heeded:
         if not steps:
-            _send(replies, event="stopped", reason=wishes.stop_reason)
+            replies.send(event="stopped", reason=wishes.stop_reason)
             return
         trainer.ended_by = f"{wishes.stop_reason} after {steps} steps"
-    keeper.publish()
-    trainer.finish().save(directory / FINAL_FILE)
-    _send(replies, event="saved")
+    keeper.keep_anyway()
+    with wishes.nothing_to_lose(by_stop=False):
+        model = trainer.finish(wishes.stopping, watcher.during)
+    model.save(directory / FINAL_FILE)
+    replies.send(event="saved")
 
 
-def _prepare(job: wire.Message, directory: Path, replies: IO[bytes]) -> tuple[Trainer, int]:
+class _Watcher:
+    """Tells how far a long validation has come, and leaves it where the run is to pause.
+
+    Args:
+        trainer: The run.
+        wishes: What is wanted of it.
+        replies: Where the server hears of validations.
+    """
+
+    def __init__(self, trainer: Trainer, wishes: Wishes, replies: Replies) -> None:
+        self._trainer = trainer
+        self._wishes = wishes
+        self._replies = replies
+        self._interval = trainer.started.config.report.progress_interval_s
+        self._due = 0.0
+
+    def during(self, validation: Validation) -> None:
+        """Called between two batches.
+
+        Raises:
+            _LeftError: The run is to pause.
+        """
+        if self._wishes.pause_reason:
+            raise _LeftError
+        now = time.monotonic()
+        if not validation.tokens_done:
+            self._due = now + self._interval
+        if now >= self._due:
+            self._due = now + self._interval
+            values = dataclasses.asdict(validation)
+            self._replies.send(event="validation", step=self._trainer.steps, **values)
+
+
+def _prepare(job: wire.Message, directory: Path, replies: Replies) -> tuple[Trainer, int]:
     """Returns the run, gone on from its checkpoint where there is one, and its steps so far."""
     files = [
         CorpusFile(Path(file["path"]), file["name"], CorpusRole(file["role"]), file["weight"])
@@ -226,7 +248,7 @@ def _prepare(job: wire.Message, directory: Path, replies: IO[bytes]) -> tuple[Tr
     except CheckpointError as error:
         # From its beginning it comes to the same weights; it only takes longer.
         print(f"the run begins anew, without its checkpoint: {error}", file=sys.stderr)
-        _send(replies, event="anew", reason=f"the job begins anew: {error}")
+        replies.send(event="anew", reason=f"the job begins anew: {error}")
         trainer = make()
     return trainer, trainer.steps
 
@@ -244,9 +266,14 @@ def _config(job: wire.Message, state: Path) -> TrainConfig:
     return asked
 
 
-def _send_progress(replies: IO[bytes], progress: Progress) -> None:
+def _send_progress(replies: Replies, progress: Progress) -> None:
     sample = progress.sample and progress.sample[:_MAX_SAMPLE]
-    _send(replies, event="progress", **dataclasses.asdict(progress) | {"sample": sample})
+    replies.send(event="progress", **dataclasses.asdict(progress) | {"sample": sample})
+
+
+def _pause(wishes: Wishes) -> None:
+    """Passes on a signal: its handler may have interrupted whoever holds the lock."""
+    threading.Thread(target=wishes.pause, args=(_TOLD_TO_END,), daemon=True).start()
 
 
 def _listen(requests: IO[bytes], wishes: Wishes) -> None:
@@ -254,13 +281,9 @@ def _listen(requests: IO[bytes], wishes: Wishes) -> None:
     for line in requests:
         message = wire.decode(line)
         if "stop" in message:
-            wishes.stop(message["stop"])
+            wishes.stop(message["stop"], message.get("at_once", False))
         if "pause" in message:
             wishes.pause(message["pause"])
         if "threads" in message:
             wishes.threads = message["threads"]
     os.kill(os.getpid(), signal.SIGHUP)  # the main thread ends, and tidies up
-
-
-def _send(replies: IO[bytes], **message: Any) -> None:
-    replies.write(wire.encode(message))

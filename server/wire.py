@@ -2,7 +2,8 @@
 
 Server to worker: `{"job": {...}}` once, then any number of
 
-- `{"stop": "reason"}`: end the run for good, examined and saved;
+- `{"stop": "reason"}`: end the run for good, examined and saved; with `"at_once": true` a run that
+  is only being prepared ends without that;
 - `{"pause": "reason"}`: keep the run's whole state and end the process;
 - `{"threads": n}`: use so many threads from now on.
 
@@ -11,6 +12,7 @@ the names
 
 - `ready`: kernels are compiled, a job may come;
 - `started`, `progress`: what `Trainer` reports, also of a run that goes on from a checkpoint;
+- `validation`: how far a long validation has come;
 - `anew`: there is a checkpoint that cannot be used, and the run begins at its beginning;
 - `checkpoint`: the state is on disk, and weights are published;
 - `paused`: the state is on disk; `reason` says why, `full` whether for want of disk space;

@@ -171,7 +171,7 @@ OPTIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
                 "dest": "max_time_s",
                 "type": duration,
                 "metavar": "TIME",
-                "help": "time of training, such as 90s, 3m or 1h",
+                "help": "time of the run with its validations, such as 90s, 3m or 1h",
             },
         ),
         (

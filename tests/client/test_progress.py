@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treadle.client import splits
+from treadle.client.console import Console
 from treadle.client.progress import (
     Setting,
     Style,
@@ -21,8 +23,11 @@ from treadle.client.progress import (
     speed_text,
     started_lines,
     state_line,
+    validation_line,
 )
+from treadle.client.reports import LiveReport, PlainReport
 from treadle.v1.sequence_pb2 import (
+    CORPUS_ROLE_TEST,
     JOB_STATE_PAUSED,
     JOB_STATE_RUNNING,
     SPLIT_FILES,
@@ -30,11 +35,14 @@ from treadle.v1.sequence_pb2 import (
     SPLIT_TAIL,
     SPLIT_UNSPECIFIED,
     DataSpec,
+    JobEvent,
     JobStateChange,
     Model,
     TrainingProgress,
+    TrainingRecord,
     TrainingStarted,
     TrainSpec,
+    ValidationProgress,
 )
 
 from .fake import a_model
@@ -186,7 +194,7 @@ def test_losses_are_named_by_what_they_are_of() -> None:
     )
     assert line.endswith("; to beat: 5-gram 1.669")
     setting = Setting.of(started)
-    assert setting == Setting(0, "5 % of the items", "5-gram 1.669")
+    assert setting == Setting(0, "5 % of the items", "5-gram 1.669", 5)
     progress = TrainingProgress(
         step=7,
         train_loss=1.0,
@@ -201,6 +209,11 @@ def test_losses_are_named_by_what_they_are_of() -> None:
         "step 7  epoch 0.00  loss 1.000  valid (5 % of the items) 1.500  perplexity 4.482  "
         "2.164 bits/char  best 1.250  5-gram 1.669  123 MB  5.0 s"
     )
+    progress.valid_tokens = 3
+    assert "  valid (5 % of the items: 3 of 5 tokens) 1.500  " in plain_line(progress, setting)
+    for whole in (0, 4, 5, 6):  # a text's first token is not predicted, and an item's end is
+        progress.valid_tokens = whole
+        assert "  valid (5 % of the items) 1.500  " in plain_line(progress, setting)
     progress.best_valid_loss = 1.5
     assert "best" not in plain_line(progress, setting)
     progress.ClearField("valid_loss")
@@ -219,6 +232,36 @@ def test_losses_are_named_by_what_they_are_of() -> None:
 )
 def test_parts_of_a_corpus_in_words(split: int, data: DataSpec, valid: str, test: str) -> None:
     assert (splits.valid_split(split, data), splits.test_split(split, data)) == (valid, test)
+
+
+def test_how_far_a_validation_has_come() -> None:
+    validation = ValidationProgress(step=20, tokens_done=1_200_000, tokens_total=30_000_000)
+    line = "step 20  validating  1,200,000 of 30,000,000 tokens   4%"
+    assert validation_line(validation, Style()) == line
+    assert validation_line(validation, Style(width=20)) == line[:19]
+    test = ValidationProgress(step=20, tokens_done=9, tokens_total=9, role=CORPUS_ROLE_TEST)
+    assert validation_line(test, Style()) == "step 20  testing  9 of 9 tokens  100%"
+    assert "  0%" in validation_line(ValidationProgress(), Style())
+
+
+def test_a_long_validation_and_what_has_turned_out_are_shown() -> None:
+    """On a terminal in the bar's place; where lines stay, now and then."""
+    events = [
+        JobEvent(validation=ValidationProgress(step=2, tokens_done=done, tokens_total=9))
+        for done in (3, 6)
+    ]
+    events += [
+        JobEvent(progress=TrainingProgress(step=3, notices=["auto: it is slow"])),
+        JobEvent(completed=Model(training=TrainingRecord(notices=["auto: time was the limit"]))),
+    ]
+    for kind, shown in ((PlainReport, 1), (LiveReport, 2)):
+        out = io.StringIO()
+        report = kind(Console(out, {}))
+        for event in events:
+            report.show(event)
+        assert out.getvalue().count("validating") == shown
+        assert "note: auto: it is slow\n" in out.getvalue()
+        assert "note: auto: time was the limit\n" in out.getvalue()
 
 
 def test_changes_of_state() -> None:

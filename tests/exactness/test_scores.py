@@ -16,10 +16,10 @@ from treadle.model import (
     TokenizerConfig,
     read_corpus,
 )
-from treadle.model.batches import validation_batches
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
 from treadle.model.scorer import Scorer
+from treadle.model.validation_batches import ValidationBatches
 from treadle.model.workspace import pack_for_inference
 
 pytestmark = pytest.mark.jit
@@ -85,7 +85,7 @@ def test_an_item_in_validation_scores_as_it_does_alone(cell: str) -> None:
 
     weights = pack_for_inference(model.parameters)
     checked = 0
-    for batch in validation_batches(corpus.valid, tokenizer, streams=B, window=64, context=0):
+    for batch in ValidationBatches(corpus.valid, tokenizer, streams=B, window=64, context=0):
         scorer = Scorer(shape, weights, batch.tokens.shape[1], 64, Pool(1))
         scores = scorer.log_probabilities(batch.tokens, batch.targets, batch.fresh)
         for tokens, row, targets in zip(batch.tokens.T, scores.T, batch.targets.T, strict=True):

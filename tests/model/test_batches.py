@@ -17,12 +17,12 @@ from treadle.model.batches import (
     LineBatches,
     TextBatches,
     make_batches,
-    validation_batches,
 )
 from treadle.model.config import CorpusLayout, DataConfig, TokenizerConfig
 from treadle.model.corpus import TokenData, read_corpus
 from treadle.model.errors import CheckpointError, CorpusError
 from treadle.model.tokenizer import build_tokenizer
+from treadle.model.validation_batches import ValidationBatches
 
 BEGIN, END = 1_000_000, 1_000_001
 sizes = st.integers(1, 9)
@@ -234,13 +234,13 @@ def test_orders_depend_on_seed_and_epoch_only() -> None:
 def test_nothing_to_foretell(data: TokenData) -> None:
     with pytest.raises(CorpusError, match="nothing to foretell"):
         TextBatches(data, 1, 1)
-    assert list(validation_batches(data, LINES_TOKENIZER, 4, 4, 4)) == []
+    assert list(ValidationBatches(data, LINES_TOKENIZER, 4, 4, 4)) == []
 
 
 def test_no_items() -> None:
     with pytest.raises(CorpusError, match="nothing to foretell"):
         LineBatches(items_of([]), BEGIN, END, 1, 1, 0)
-    assert list(validation_batches(items_of([]), LINES_TOKENIZER, 4, 4, 4)) == []
+    assert list(ValidationBatches(items_of([]), LINES_TOKENIZER, 4, 4, 4)) == []
 
 
 LINES_TOKENIZER = build_tokenizer(TokenizerConfig(), ["abc"], CorpusLayout.LINES)
@@ -262,7 +262,7 @@ def test_validation_foretells_every_token_of_a_text_once(
     count: int, streams: int, window: int, context: int
 ) -> None:
     data = text_of(count)
-    passed = list(validation_batches(data, LINES_TOKENIZER, streams, window, context))
+    passed = list(ValidationBatches(data, LINES_TOKENIZER, streams, window, context))
     rows = len(passed[0].fresh)
     assert rows <= streams
     for batch in passed:
@@ -287,7 +287,7 @@ def test_validation_foretells_every_item_once(
     lengths: list[int], streams: int, window: int
 ) -> None:
     data = items_of(lengths)
-    passed = list(validation_batches(data, LINES_TOKENIZER, streams, window, 3))
+    passed = list(ValidationBatches(data, LINES_TOKENIZER, streams, window, 3))
     assert data.offsets is not None
     for batch in passed:
         check_shape(batch, window, min(streams, len(lengths)))

@@ -14,7 +14,7 @@ import treadle.model.scorer as scorer_module
 import treadle.model.sequence_scorer as sequence_module
 import treadle.model.workspace as workspace_module
 from treadle.kernels import reference
-from treadle.model.batches import Batch, validation_batches
+from treadle.model.batches import Batch
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -32,6 +32,7 @@ from treadle.model.pool import Pool
 from treadle.model.scorer import Scorer, mean_loss
 from treadle.model.scores import Details, TextScore
 from treadle.model.tokenizer import build_tokenizer
+from treadle.model.validation_batches import ValidationBatches
 from treadle.model.workspace import pack_for_inference
 
 Ints = NDArray[np.int32]
@@ -370,7 +371,7 @@ def test_threads_may_share_a_model() -> None:
 
 def batches_of(model: Model, text: str, streams: int) -> list[Batch]:
     data = TokenData(model.tokenizer.encode(text))
-    return list(validation_batches(data, model.tokenizer, streams, window=8, context=10_000))
+    return list(ValidationBatches(data, model.tokenizer, streams, window=8, context=10_000))
 
 
 @pytest.mark.parametrize("streams", [1, 3, 20])

@@ -184,6 +184,34 @@ def test_what_is_made_again_after_a_crash_is_told_once(store: Store, model: byte
     asyncio.run(run())
 
 
+def test_how_far_a_validation_has_come_is_told_until_its_loss_is(
+    store: Store, model: bytes
+) -> None:
+    def validation(step: int, done: int, final: bool = False) -> wire.Message:
+        values = {"tokens_done": done, "tokens_total": 9, "role": "valid", "is_final": final}
+        return {"event": "validation", "step": step, **values}
+
+    async def run() -> None:
+        told = [
+            validation(2, 3), validation(2, 6), progress(2, valid_loss=1.0),
+            validation(2, 3), validation(1, 3), validation(3, 3), progress(3, valid_loss=0.5),
+            validation(3, 6, final=True),
+        ]  # fmt: skip
+        room = make_room(store, FakeWorkers(lambda: TellingWorker(model, *told)))
+        job = await submit(room, store)
+        room.open()
+        events = await follow(room, job)
+        seen = [e.validation for e in events if e.HasField("validation")]
+        assert [(v.step, v.tokens_done, v.is_final) for v in seen] == [
+            (2, 3, False), (2, 6, False), (3, 3, False), (3, 6, True),
+        ]  # fmt: skip
+        assert seen[0] == pb.ValidationProgress(
+            step=2, tokens_done=3, tokens_total=9, role=pb.CORPUS_ROLE_VALID
+        )
+
+    asyncio.run(run())
+
+
 def test_jobs_of_a_server_that_closes_wait_for_the_next(store: Store, model: bytes) -> None:
     async def run() -> None:
         room = make_room(store, FakeWorkers(StubbornWorker))

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from treadle.model.config import DataConfig, LimitsConfig, NetworkConfig, TrainConfig
+import pytest
+
+from treadle.model import Model
+from treadle.model.config import (
+    DataConfig,
+    LimitsConfig,
+    NetworkConfig,
+    ReportConfig,
+    TrainConfig,
+)
 from treadle.server import wire
 from treadle.server.job_files import FINAL_FILE, LAST_FILE, STATE_FILE
 
@@ -31,15 +42,16 @@ sys.exit(training.serve(requests, replies, False))
 """
 
 
-def order(folder: Path) -> wire.Message:
+def order(folder: Path, corpus_bytes: bytes = TEXT, **sections: Any) -> wire.Message:
     """Returns a job of a few steps."""
     corpus = folder / "corpus"
-    corpus.write_bytes(TEXT)
-    config = TrainConfig(
-        network=NetworkConfig(hidden_size=4, embedding_size=2),
-        data=DataConfig(batch_size=2, window=8),
-        limits=LimitsConfig(max_steps=5),
-    )
+    corpus.write_bytes(corpus_bytes)
+    defaults = {
+        "network": NetworkConfig(hidden_size=4, embedding_size=2),
+        "data": DataConfig(batch_size=2, window=8),
+        "limits": LimitsConfig(max_steps=5),
+    }
+    config = TrainConfig(**{**defaults, **sections})
     file = {"path": str(corpus), "name": "corpus", "role": "train", "weight": 1.0}
     return {
         "files": [file],
@@ -53,8 +65,17 @@ def order(folder: Path) -> wire.Message:
     }
 
 
-def serve(script: str, job: wire.Message) -> list[wire.Message]:
-    """Has a process do a job, and returns what it says, to its last word."""
+Answer = Callable[[wire.Message], wire.Message | None]
+
+
+def serve(script: str, job: wire.Message, answer: Answer | None = None) -> list[wire.Message]:
+    """Has a process do a job, and returns what it says, to its last word.
+
+    Args:
+        script: What the process runs.
+        job: The job.
+        answer: What the server answers to a message; None: nothing.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -68,6 +89,10 @@ def serve(script: str, job: wire.Message) -> list[wire.Message]:
             said.append(wire.decode(line))
             if said[-1]["event"] in ("saved", "paused", "failed", "stopped"):
                 break
+            reply = None if answer is None else answer(said[-1])
+            if reply is not None:
+                process.stdin.write(wire.encode(reply))
+                process.stdin.flush()
         process.stdin.close()
         process.wait(PATIENCE_S)
     return said
@@ -112,3 +137,116 @@ def test_a_model_that_was_left_does_not_pass_for_this_runs(tmp_path: Path) -> No
     said = serve(FULL_AT_THE_END + SERVE, order(tmp_path))
     assert said[-1]["event"] == "paused"
     assert not (tmp_path / FINAL_FILE).exists()
+
+
+# ---------------------------------------------------------------- leaving at any time
+
+ENDLESS = """
+import time
+import treadle.model.trainer
+def endless(*_):
+    print("here", file=sys.stderr)
+    time.sleep(1e6)
+"""
+IN_PREPARATION = f"import sys{ENDLESS}treadle.model.trainer.baseline = endless\n"
+"""Counts n-grams for ever."""
+AT_THE_END = f"import sys{ENDLESS}treadle.model.trainer.Trainer._final_loss = endless\n"
+"""Reads the whole validation part for ever."""
+SLOW_VALIDATIONS = """
+import time
+from treadle.model.scorer import Scorer
+score = Scorer.log_probabilities
+def slow(*arguments):
+    time.sleep(0.06)  # more than the interval of reports
+    return score(*arguments)
+Scorer.log_probabilities = slow
+"""
+SAMPLED = {
+    "data": DataConfig(batch_size=2, window=8, validation_fraction=0.5),
+    "report": ReportConfig(progress_interval_s=0.05, sample_tokens=0),
+}
+LONG_TEXT = TEXT * 30
+"""Long enough for a sample to be less than half of the validation part."""
+
+
+def once(when: Callable[[wire.Message], bool], reply: wire.Message) -> Answer:
+    """Answers the first message of a kind."""
+    answered: list[wire.Message] = []
+
+    def answer(message: wire.Message) -> wire.Message | None:
+        if answered or not when(message):
+            return None
+        answered.append(message)
+        return reply
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("reply", "event"),
+    [
+        ({"pause": "for a test"}, "paused"),
+        ({"stop": "cancelled", "at_once": True}, "stopped"),
+        ({"stop": "its time is over"}, "stopped"),
+    ],
+)
+def test_a_run_that_is_being_prepared_is_left_at_once(
+    reply: wire.Message, event: str, tmp_path: Path
+) -> None:
+    """However long what it is at takes: it takes for ever here."""
+    answer = once(lambda said: said["event"] == "ready", reply)
+    said = serve(IN_PREPARATION + SERVE, order(tmp_path), answer)
+    assert [message["event"] for message in said] == ["ready", event]
+    assert said[-1]["reason"] in reply.values()
+    assert serve(SERVE, order(tmp_path))[-1]["event"] == "saved"
+
+
+def test_what_a_run_has_kept_is_not_lost_by_a_stop_in_its_preparation(tmp_path: Path) -> None:
+    pause = once(lambda said: said["event"] == "checkpoint", {"pause": "for a test"})
+    job = order(tmp_path, limits=LimitsConfig(max_steps=10**9))
+    assert serve(SERVE, job, pause)[-1]["event"] == "paused"
+    stop = once(lambda said: said["event"] == "ready", {"stop": "its time is over"})
+    assert serve(SERVE, job, stop)[-1]["event"] == "saved"
+    (tmp_path / FINAL_FILE).unlink()
+    cancel = {"stop": "cancelled", "at_once": True}
+    in_preparation = once(lambda said: said["event"] == "ready", cancel)
+    said = serve(IN_PREPARATION + SERVE, job, in_preparation)
+    assert [message["event"] for message in said] == ["ready", "stopped"]
+    assert (tmp_path / LAST_FILE).exists()
+
+
+def test_a_pause_in_the_pass_at_the_end_keeps_the_run(tmp_path: Path) -> None:
+    job = order(tmp_path, LONG_TEXT, **SAMPLED)
+    steps = job["config"]["limits"]["max_steps"]
+    last = once(lambda said: said.get("step") == steps, {"pause": "for a test"})
+    assert serve(AT_THE_END + SERVE, job, last)[-1]["event"] == "paused"
+    assert serve(SERVE, job)[-1]["event"] == "saved"
+
+
+def test_a_long_validation_is_told_and_left_and_made_again_to_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    folders = [tmp_path / name for name in ("left", "whole")]
+    for folder in folders:
+        folder.mkdir()
+    left, whole = (order(folder, LONG_TEXT, **SAMPLED) for folder in folders)
+    pause = once(lambda said: said["event"] == "validation", {"pause": "for a test"})
+    said = serve(SLOW_VALIDATIONS + SERVE, left, pause)
+    assert said[-1]["event"] == "paused"
+    (told, *_) = (message for message in said if message["event"] == "validation")
+    assert (told["step"], told["role"], told["is_final"]) == (1, "valid", False)
+    assert 0 < told["tokens_done"] < told["tokens_total"] < len(LONG_TEXT) / 4
+    assert not any(message["event"] == "progress" for message in said), "it was not made"
+    final = [
+        [message for message in serve(SLOW_VALIDATIONS + SERVE, job) if message.get("is_final")]
+        for job in (left, whole)
+    ]
+    assert final[0]
+    assert {message["tokens_total"] for message in final[0]} == {len(LONG_TEXT) // 2 - 1}
+    models = [Model.load(folder / FINAL_FILE) for folder in folders]
+    assert models[0].parameters.flat.tobytes() == models[1].parameters.flat.tobytes()
+    records = [model.training for model in models]
+    assert records[0] is not None
+    assert records[1] is not None
+    assert records[0].valid_loss == records[1].valid_loss
+    assert records[0].valid_tokens == len(LONG_TEXT) // 2 - 1

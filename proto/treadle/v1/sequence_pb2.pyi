@@ -901,7 +901,9 @@ class LimitsSpec(_message.Message):
     max_epochs: _builtins.float
     """Passes over the training part, above 0; fractions are legal."""
     max_time_s: _builtins.float
-    """Seconds of training, validation not counted, above 0."""
+    """Seconds of the run, above 0: training, validations, samples, and the passes over the
+    validation and the test part at the end. Loading kernels is not counted.
+    """
     max_tokens: _builtins.int
     """Tokens trained on, repeats counted, above 0."""
     max_wall_time_s: _builtins.float
@@ -1301,6 +1303,8 @@ class TrainingProgress(_message.Message):
     BEST_VALID_LOSS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     SAMPLE_IS_NEW_FIELD_NUMBER: _builtins.int
+    VALID_TOKENS_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     epoch: _builtins.float
@@ -1310,11 +1314,13 @@ class TrainingProgress(_message.Message):
     train_loss: _builtins.float
     """Mean nats a token over the steps since the last progress event."""
     valid_loss: _builtins.float
-    """Mean nats a token of the validation part; set after a validation."""
+    """Mean nats a token of what the run's validations read, which is the validation part or
+    the same sample of it each time; set after a validation.
+    """
     tokens_per_second: _builtins.float
     """Tokens trained on a second since the last progress event."""
     elapsed_s: _builtins.float
-    """Seconds of training done, validation not counted."""
+    """Seconds of the run so far: training, validations and samples."""
     time_left_s: _builtins.float
     """Seconds until the nearest limit, as far as can be told."""
     gradient_norm: _builtins.float
@@ -1337,6 +1343,15 @@ class TrainingProgress(_message.Message):
     """Layout lines: whether the sample is unlike every item that is trained on; set
     with `sample`, where that is a whole item.
     """
+    valid_tokens: _builtins.int
+    """Tokens that valid_loss is the mean of; 0 without it. Fewer than the validation part has
+    where a run reads a sample of it: all validations together take at most a tenth of
+    the work of a run.
+    """
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sentences about what has turned out since the last progress event."""
+
     def __init__(
         self,
         *,
@@ -1356,10 +1371,12 @@ class TrainingProgress(_message.Message):
         best_valid_loss: _builtins.float | None = ...,
         memory_bytes: _builtins.int = ...,
         sample_is_new: _builtins.bool | None = ...,
+        valid_tokens: _builtins.int = ...,
+        notices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss", "_sample", b"_sample", "_sample_is_new", b"_sample_is_new", "_time_left_s", b"_time_left_s", "_valid_bits_per_character", b"_valid_bits_per_character", "_valid_loss", b"_valid_loss", "_valid_perplexity", b"_valid_perplexity", "best_valid_loss", b"best_valid_loss", "sample", b"sample", "sample_is_new", b"sample_is_new", "time_left_s", b"time_left_s", "valid_bits_per_character", b"valid_bits_per_character", "valid_loss", b"valid_loss", "valid_perplexity", b"valid_perplexity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss", "_sample", b"_sample", "_sample_is_new", b"_sample_is_new", "_time_left_s", b"_time_left_s", "_valid_bits_per_character", b"_valid_bits_per_character", "_valid_loss", b"_valid_loss", "_valid_perplexity", b"_valid_perplexity", "best_valid_loss", b"best_valid_loss", "elapsed_s", b"elapsed_s", "epoch", b"epoch", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "memory_bytes", b"memory_bytes", "sample", b"sample", "sample_is_new", b"sample_is_new", "step", b"step", "time_left_s", b"time_left_s", "tokens_per_second", b"tokens_per_second", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_bits_per_character", b"valid_bits_per_character", "valid_loss", b"valid_loss", "valid_perplexity", b"valid_perplexity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss", "_sample", b"_sample", "_sample_is_new", b"_sample_is_new", "_time_left_s", b"_time_left_s", "_valid_bits_per_character", b"_valid_bits_per_character", "_valid_loss", b"_valid_loss", "_valid_perplexity", b"_valid_perplexity", "best_valid_loss", b"best_valid_loss", "elapsed_s", b"elapsed_s", "epoch", b"epoch", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "memory_bytes", b"memory_bytes", "notices", b"notices", "sample", b"sample", "sample_is_new", b"sample_is_new", "step", b"step", "time_left_s", b"time_left_s", "tokens_per_second", b"tokens_per_second", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_bits_per_character", b"valid_bits_per_character", "valid_loss", b"valid_loss", "valid_perplexity", b"valid_perplexity", "valid_tokens", b"valid_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_valid_loss: _TypeAlias = _typing.Literal["best_valid_loss"]  # noqa: Y015
     _WhichOneofArgType__best_valid_loss: _TypeAlias = _typing.Literal["_best_valid_loss", b"_best_valid_loss"]  # noqa: Y015
@@ -1391,6 +1408,44 @@ class TrainingProgress(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_perplexity) -> _WhichOneofReturnType__valid_perplexity | None: ...
 
 Global___TrainingProgress: _TypeAlias = TrainingProgress  # noqa: Y015
+
+@_typing.final
+class ValidationProgress(_message.Message):
+    """How far a validation has come that takes longer than the time between two progress events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    TOKENS_DONE_FIELD_NUMBER: _builtins.int
+    TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    IS_FINAL_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Optimizer steps done."""
+    tokens_done: _builtins.int
+    """Tokens that it has read."""
+    tokens_total: _builtins.int
+    """Tokens that it will have read."""
+    role: Global___CorpusRole.ValueType
+    """The part that it reads: the one for validation, or at the end the one for the test."""
+    is_final: _builtins.bool
+    """Whether it is the pass over a whole part at the end of the run."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        tokens_done: _builtins.int = ...,
+        tokens_total: _builtins.int = ...,
+        role: Global___CorpusRole.ValueType = ...,
+        is_final: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_final", b"is_final", "role", b"role", "step", b"step", "tokens_done", b"tokens_done", "tokens_total", b"tokens_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidationProgress: _TypeAlias = ValidationProgress  # noqa: Y015
 
 @_typing.final
 class JobStateChange(_message.Message):
@@ -1430,6 +1485,7 @@ class JobEvent(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    VALIDATION_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Number of the event within its job, from 1, without gaps."""
@@ -1455,6 +1511,10 @@ class JobEvent(_message.Message):
     def state(self) -> Global___JobStateChange:
         """The job came into a state."""
 
+    @_builtins.property
+    def validation(self) -> Global___ValidationProgress:
+        """The run validates, and has come so far."""
+
     def __init__(
         self,
         *,
@@ -1464,13 +1524,14 @@ class JobEvent(_message.Message):
         progress: Global___TrainingProgress | None = ...,
         completed: Global___Model | None = ...,
         state: Global___JobStateChange | None = ...,
+        validation: Global___ValidationProgress | None = ...,
         job: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "event_time", b"event_time", "progress", b"progress", "started", b"started", "state", b"state"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "event_time", b"event_time", "progress", b"progress", "started", b"started", "state", b"state", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "event_time", b"event_time", "job", b"job", "progress", b"progress", "sequence", b"sequence", "started", b"started", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "event_time", b"event_time", "job", b"job", "progress", b"progress", "sequence", b"sequence", "started", b"started", "state", b"state", "validation", b"validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "progress", "completed", "state"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "progress", "completed", "state", "validation"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -1926,6 +1987,8 @@ class TrainingRecord(_message.Message):
     TEST_SPLIT_FIELD_NUMBER: _builtins.int
     BASELINE_LOSS_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
+    VALID_TOKENS_FIELD_NUMBER: _builtins.int
+    TEST_TOKENS_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Optimizer steps done."""
     tokens_seen: _builtins.int
@@ -1933,9 +1996,11 @@ class TrainingRecord(_message.Message):
     train_loss: _builtins.float
     """Mean nats a token over the last progress interval."""
     valid_loss: _builtins.float
-    """Mean nats a token of the validation part under these weights; unset without one."""
+    """Mean nats a token of the validation part, or of valid_tokens of it, under these weights;
+    unset without one.
+    """
     elapsed_s: _builtins.float
-    """Seconds of training, validation not counted."""
+    """Seconds of the run: training, validations and samples."""
     ended_by: _builtins.str
     """What ended the run, in a sentence."""
     weights_step: _builtins.int
@@ -1950,6 +2015,12 @@ class TrainingRecord(_message.Message):
     """What test_loss was measured on."""
     baseline_loss: _builtins.float
     """The n-gram's loss on the validation part; unset without one."""
+    valid_tokens: _builtins.int
+    """Tokens that valid_loss is the mean of; 0 without one, or where that is not known. The
+    whole validation part, unless the run was stopped or a limit of time left less.
+    """
+    test_tokens: _builtins.int
+    """Tokens that test_loss is the mean of; 0 without one, or where that is not known."""
     @_builtins.property
     def spec(self) -> Global___TrainSpec:
         """The spec as used, defaults filled in."""
@@ -1976,10 +2047,12 @@ class TrainingRecord(_message.Message):
         test_split: Global___Split.ValueType = ...,
         baseline_loss: _builtins.float | None = ...,
         notices: _abc.Iterable[_builtins.str] | None = ...,
+        valid_tokens: _builtins.int = ...,
+        test_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss", "_test_loss", b"_test_loss", "_valid_loss", b"_valid_loss", "baseline_loss", b"baseline_loss", "spec", b"spec", "test_loss", b"test_loss", "valid_loss", b"valid_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss", "_test_loss", b"_test_loss", "_valid_loss", b"_valid_loss", "baseline_loss", b"baseline_loss", "elapsed_s", b"elapsed_s", "ended_by", b"ended_by", "notices", b"notices", "spec", b"spec", "steps", b"steps", "test_loss", b"test_loss", "test_split", b"test_split", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_loss", b"valid_loss", "valid_split", b"valid_split", "weights_step", b"weights_step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss", "_test_loss", b"_test_loss", "_valid_loss", b"_valid_loss", "baseline_loss", b"baseline_loss", "elapsed_s", b"elapsed_s", "ended_by", b"ended_by", "notices", b"notices", "spec", b"spec", "steps", b"steps", "test_loss", b"test_loss", "test_split", b"test_split", "test_tokens", b"test_tokens", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss", "valid_loss", b"valid_loss", "valid_split", b"valid_split", "valid_tokens", b"valid_tokens", "weights_step", b"weights_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__baseline_loss: _TypeAlias = _typing.Literal["baseline_loss"]  # noqa: Y015
     _WhichOneofArgType__baseline_loss: _TypeAlias = _typing.Literal["_baseline_loss", b"_baseline_loss"]  # noqa: Y015
