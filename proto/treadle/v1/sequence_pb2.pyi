@@ -8,6 +8,8 @@ Conventions, unless a field's comment says otherwise:
   - a scalar field without `optional` treats 0 (or the empty string) as "not
     set", and the comment names the default that then holds;
   - a field with `optional` may carry 0 as a value of its own;
+  - a field whose comment names no default must be set: INVALID_ARGUMENT where it
+    is not, or NOT_FOUND where nothing can be called so;
   - losses and log-probabilities are in nats (natural logarithm);
   - durations are in seconds and carry the suffix `_s`;
   - text is UTF-8; positions and lengths in text count Unicode code points.
@@ -1165,7 +1167,8 @@ class CorpusFile(_message.Message):
     """
     sha256: _builtins.str
     """SHA-256 of a corpus file that the server has stored already, in lower-case
-    hexadecimal; no chunks follow. NOT_FOUND where it has not.
+    hexadecimal; no chunks follow. NOT_FOUND where it has not. Default: none, its
+    chunks follow.
     """
     def __init__(
         self,
@@ -1193,7 +1196,9 @@ class CorpusEnd(_message.Message):
 
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
-    """Bytes of all chunks of all files together; INVALID_ARGUMENT where others arrived."""
+    """Bytes of all chunks of all files together; INVALID_ARGUMENT where others arrived.
+    0 where every file is one that the server has stored already.
+    """
     def __init__(
         self,
         *,
@@ -2190,7 +2195,7 @@ class TokenBias(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     BIAS_FIELD_NUMBER: _builtins.int
     bias: _builtins.float
-    """What to add to its logit before anything else, -100 to 100."""
+    """What to add to its logit before anything else, -100 to 100. Default: 0."""
     @_builtins.property
     def token(self) -> Global___TokenReference:
         """The token."""
@@ -2277,7 +2282,9 @@ class GenerateRequest(_message.Message):
     log_probabilities: _builtins.bool
     """Send each token with its log-probability."""
     unknown_policy: Global___UnknownPolicy.ValueType
-    """What to do with symbols of the prompt that the vocabulary lacks."""
+    """What to do with symbols of the prompt that the vocabulary lacks. Default: the
+    model's own policy.
+    """
     min_p: _builtins.float
     """Draw among those tokens only whose probability is at least this many times
     the likeliest one's (min-p, Nguyen et al. 2024), of what top_k and top_p have
@@ -2332,7 +2339,9 @@ class GenerateRequest(_message.Message):
     ranks: _builtins.bool
     """Send each token with its rank."""
     top_log_probabilities: _builtins.int
-    """Send with each token this many of the likeliest ones in its place. At most 20."""
+    """Send with each token this many of the likeliest ones in its place. At most 20.
+    Default: 0, none.
+    """
     regex: _builtins.str
     """A regular expression (the syntax of Rust's crate `regex`, without look-around) that
     the whole new text must match; tokens that lead away from it are never drawn.
@@ -2341,6 +2350,7 @@ class GenerateRequest(_message.Message):
     probability of them, as they would be if free draws that do not match were
     thrown away. For the likeliest texts set `best_of`; for draws in proportion,
     throw away, or draw many and weight them by their `total_log_probability`.
+    Default: none, any text.
     """
     best_of: _builtins.int
     """Look for the likeliest text by a beam search of this width, 1 to 64, instead of
@@ -2355,7 +2365,7 @@ class GenerateRequest(_message.Message):
     two calls with the same settings give what one would have given. What belongs to one
     call begins again: max_new_tokens, min_new_tokens, forced_tokens, regex, a stop sequence
     that the first text has the beginning of, and novelty. INVALID_ARGUMENT where it is damaged, FAILED_PRECONDITION where it is
-    another model's.
+    another model's. Default: none.
     """
     return_state: _builtins.bool
     """Return the state after the text, to go on from later."""
@@ -2364,7 +2374,7 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def stop_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """End where one of these appears in the text; it is not part of the reply. At
-        most 16, each 1 to 256 characters long.
+        most 16, each 1 to 256 characters long. Default: none.
         """
 
     @_builtins.property
@@ -2703,11 +2713,11 @@ class ScoreRequest(_message.Message):
     version: _builtins.int
     """Its version. Default: the newest."""
     context: _builtins.str
-    """Text that every one of them follows; it is read but not scored."""
+    """Text that every one of them follows; it is read but not scored. Default: none."""
     log_probabilities: _builtins.bool
     """Send each token with its log-probability."""
     unknown_policy: Global___UnknownPolicy.ValueType
-    """What to do with symbols that the vocabulary lacks."""
+    """What to do with symbols that the vocabulary lacks. Default: the model's own policy."""
     job: _builtins.str
     """The id of a job whose weights to use, running or not, instead of a stored model;
     `model` and `version` are then left unset.
@@ -2717,9 +2727,13 @@ class ScoreRequest(_message.Message):
     ranks: _builtins.bool
     """Send each token with its rank."""
     top_log_probabilities: _builtins.int
-    """Send with each token this many of the likeliest ones in its place. At most 20."""
+    """Send with each token this many of the likeliest ones in its place. At most 20.
+    Default: 0, none.
+    """
     state: _builtins.bytes
-    """A state that this model has returned; the context, or each text, follows it."""
+    """A state that this model has returned; the context, or each text, follows it.
+    Default: none.
+    """
     return_states: _builtins.bool
     """Return the state after each text."""
     @_builtins.property
@@ -2886,17 +2900,21 @@ class ScoreStreamSpec(_message.Message):
     job_weights: Global___JobWeights.ValueType
     """Which weights of that job. Default: the last ones."""
     context: _builtins.str
-    """Text that the stream follows; it is read but not scored."""
+    """Text that the stream follows; it is read but not scored. Default: none."""
     state: _builtins.bytes
-    """A state that this model has returned; the context, or the stream, follows it."""
+    """A state that this model has returned; the context, or the stream, follows it.
+    Default: none.
+    """
     unknown_policy: Global___UnknownPolicy.ValueType
-    """What to do with symbols that the vocabulary lacks."""
+    """What to do with symbols that the vocabulary lacks. Default: the model's own policy."""
     log_probabilities: _builtins.bool
     """Send each token with its log-probability."""
     ranks: _builtins.bool
     """Send each token with its rank."""
     top_log_probabilities: _builtins.int
-    """Send with each token this many of the likeliest ones in its place. At most 20."""
+    """Send with each token this many of the likeliest ones in its place. At most 20.
+    Default: 0, none.
+    """
     return_state: _builtins.bool
     """Return the state at the end of the stream."""
     on_error: Global___OnError.ValueType
@@ -3171,7 +3189,9 @@ class LearnStreamSpec(_message.Message):
     version: _builtins.int
     """Its version. Default: the newest."""
     unknown_policy: Global___UnknownPolicy.ValueType
-    """What to do with symbols that the vocabulary lacks; it never grows."""
+    """What to do with symbols that the vocabulary lacks; it never grows. Default: the
+    model's own policy.
+    """
     optimizer: Global___Optimizer.ValueType
     """The update rule: OPTIMIZER_SGD or OPTIMIZER_ADAM. Default: OPTIMIZER_SGD."""
     learning_rate: _builtins.float
@@ -3187,7 +3207,9 @@ class LearnStreamSpec(_message.Message):
     ranks: _builtins.bool
     """Send each token with its rank."""
     top_log_probabilities: _builtins.int
-    """Send with each token this many of the likeliest ones in its place. At most 20."""
+    """Send with each token this many of the likeliest ones in its place. At most 20.
+    Default: 0, none.
+    """
     on_error: Global___OnError.ValueType
     """What a piece that cannot be read, or a Publish that fails, does to the session.
     Default: it ends the call. A piece that cannot be learned, because a loss, gradient,
@@ -3427,7 +3449,7 @@ class EmbedRequest(_message.Message):
     job_weights: Global___JobWeights.ValueType
     """Which weights of that job. Default: the last ones."""
     unknown_policy: Global___UnknownPolicy.ValueType
-    """What to do with symbols that the vocabulary lacks."""
+    """What to do with symbols that the vocabulary lacks. Default: the model's own policy."""
     all_layers: _builtins.bool
     """Give the states of all layers, lowest first, one after the other. Default: the
     last layer's only.

@@ -8,6 +8,8 @@ Conventions, unless a field's comment says otherwise:
   - a scalar field without `optional` treats 0 (or the empty string) as "not
     set", and the comment names the default that then holds;
   - a field with `optional` may carry 0 as a value of its own;
+  - a field whose comment names no default must be set: INVALID_ARGUMENT where it
+    is not, or NOT_FOUND where nothing can be called so;
   - losses and log-probabilities are in nats (natural logarithm);
   - durations are in seconds and carry the suffix `_s`;
   - text is UTF-8; positions and lengths in text count Unicode code points.
