@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
+from treadle.client.errors import ServerError
 from treadle.client.options import make_request
 from treadle.client.pieces import AnyPiece, Conversation, Flow, Piece, stream_error, text_piece
 from treadle.v1.sequence_pb2 import (
@@ -57,6 +58,8 @@ class LearntPieces(Flow[LearnStreamRequest, LearnStreamResponse]):
     """Updates of the weights so far."""
     published: tuple[Model, ...] = ()
     """The versions stored so far, oldest first."""
+    unpublished: tuple[ServerError, ...] = ()
+    """Why versions were not stored, where `on_error` had the stream continue all the same."""
 
     def __iter__(self) -> Iterator[PieceScore]:
         """Yields what each piece scored before anything was learnt from it, in their order.
@@ -81,6 +84,8 @@ class LearntPieces(Flow[LearnStreamRequest, LearnStreamResponse]):
             self.updates = response.updates
             if response.HasField("published") and response.published.version:
                 self.published = (*self.published, response.published)
+            if response.HasField("error"):
+                self.unpublished = (*self.unpublished, stream_error(response.error))
             yield response
 
 

@@ -12,7 +12,7 @@ from google.rpc import code_pb2  # type: ignore[import-untyped]
 from treadle.client import Client, InputError, InvalidArgumentError, NotFoundError, Piece
 from treadle.v1 import sequence_pb2 as v1
 
-from .fake import FAULT, FakeService, status
+from .fake import FAULT, FORBIDDEN, FakeService, status
 
 PATIENCE_S = 30.0
 
@@ -56,6 +56,23 @@ class TestScoreStream:
             assert (result.item_count, result.total.token_count, result.state) == (1, 6, b"xy")
             with pytest.raises(InputError, match="closed"):
                 stream.send("z")
+
+    def test_a_piece_that_cannot_be_read_may_be_skipped(
+        self, client: Client, service: FakeService
+    ) -> None:
+        with client.open_score_stream("m", on_error="skip") as stream:
+            assert stream.send("ab", more=True).token_count == 2
+            skipped = stream.send(FAULT, end=True)
+            assert (skipped.error.code, skipped.error.message) == (3, "there is no '?'")
+            assert not stream.send("c").HasField("error")
+            assert stream.finish().total.token_count == 3
+        assert [piece.more for piece in service.pieces] == [True, False, False]
+        with client.score_stream("m", ["ab", FAULT, "c"], on_error="stop") as scores:
+            assert [score.HasField("error") for score in scores] == [False, True, False]
+        assert [spec.on_error for spec in service.requests] == [
+            v1.ON_ERROR_SKIP,
+            v1.ON_ERROR_STOP,
+        ]
 
     def test_leaving_ends_the_call(self, client: Client, service: FakeService) -> None:
         with client.open_score_stream("m") as stream:
@@ -143,6 +160,25 @@ class TestLearnStream:
             assert [score.token_count for score in stream] == [2, 1, 3]
         assert stream.updates == 1
         assert [(model.name, model.version) for model in stream.published] == [("new", 2)]
+
+    def test_what_fails_need_not_end_it(self, client: Client, service: FakeService) -> None:
+        with client.open_learn_stream("m", on_error="skip") as stream:
+            assert stream.publish("new", validate_only=True) == v1.Model(name="new")
+            assert stream.learn("ab", more=True).token_count == 2
+            assert stream.learn(FAULT).error.message == "there is no '?'"
+            with pytest.raises(InvalidArgumentError, match="must be another"):
+                stream.publish(FORBIDDEN)
+            assert stream.publish("new").version == 2
+        steps: list[Any] = [
+            Piece("ab"),
+            v1.Publish(model=FORBIDDEN),
+            FAULT,
+            v1.Publish(model="new"),
+        ]
+        with client.learn_stream("m", steps, on_error="skip") as scores:
+            assert [score.HasField("error") for score in scores] == [False, True]
+        assert [str(error) for error in scores.unpublished] == ["publish.model must be another"]
+        assert [model.name for model in scores.published] == ["new"]
 
 
 class TestEmbed:
