@@ -17,17 +17,14 @@ The environment is read once, at import:
 - `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` name a target outright and win over it;
 - `NUMBA_CACHE_DIR`: where compiled kernels are kept. Default: `treadle/kernels` in the user's
   cache folder. A folder that cannot be written is copied to a temporary one, since Numba
-  refuses to read from such a cache.
+  refuses to read from such a cache: see `cache_folder`.
 """
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +33,8 @@ from typing import Any, TypeVar, cast
 import numba
 from llvmlite import binding as llvm
 from numba.core import config
+
+from treadle.kernels.cache_folder import choose_cache_folder
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -118,9 +117,16 @@ def _bf16_missing() -> str:
 
 
 def _choose_target() -> Target:
-    """Read the environment, set Numba's target and return what it is."""
+    """Read the environment, set Numba's target and return what it is.
+
+    Raises:
+        ValueError: TREADLE_CPU_TARGET has another value than those two.
+    """
     features = _host_features()
-    if os.environ.get("TREADLE_CPU_TARGET", "host") == "portable":
+    asked = os.environ.get("TREADLE_CPU_TARGET", "host")
+    if asked not in ("host", "portable"):
+        raise ValueError(f"TREADLE_CPU_TARGET must be host or portable, not {asked!r}")
+    if asked == "portable":
         _choose_portable(features)
     if config.CPU_NAME is None:
         name = llvm.get_host_cpu_name()
@@ -134,54 +140,31 @@ def _choose_target() -> Target:
     return Target(name, lanes, rows=8 if many_registers else 6)
 
 
-def _is_writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
+def _choose_cache() -> str:
+    """Point Numba's cache at a folder for exactly these sources and this target.
 
-
-def _temporary() -> Path:
-    """A folder of this process alone. Never a shared name: what is cached is code that is run."""
-    folder = Path(tempfile.mkdtemp(prefix="treadle-kernels-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _cache_base() -> Path:
-    """Where kernels of all versions and processors are kept."""
-    if config.CACHE_DIR:
-        return Path(config.CACHE_DIR)
-    if user_cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(user_cache) / "treadle" / "kernels"
-    try:
-        return Path.home() / ".cache" / "treadle" / "kernels"
-    except RuntimeError:  # a user without a home, as in a container under any uid
-        return _temporary()
-
-
-def _choose_cache() -> None:
-    """Point Numba's cache at a writable folder for exactly these sources and this target."""
-    folder = _cache_base() / f"{sources_digest()}-{TARGET.name}"
-    if not _is_writable(folder):
-        temporary = _temporary()
-        if folder.is_dir():
-            shutil.copytree(folder, temporary, dirs_exist_ok=True)
-        folder = temporary
-    config.CACHE_DIR = str(folder)
+    Returns:
+        Why it is a temporary folder; empty where it is not.
+    """
+    folder = choose_cache_folder(f"{sources_digest()}-{TARGET.name}", config.CACHE_DIR or "")
+    config.CACHE_DIR = str(folder.path)
+    return folder.reason
 
 
 TARGET = _choose_target()
-if not config.DISABLE_JIT:
-    _choose_cache()
+
+TEMPORARY_CACHE = "" if config.DISABLE_JIT else _choose_cache()
+"""Why compiled kernels are kept only until this process ends; empty where they stay."""
 
 BF16_MISSING = _bf16_missing()
 """Why products of bfloat16 numbers (see `bf16`) cannot be compiled; empty where they can."""
 
 PYTHON_MODE = bool(config.DISABLE_JIT)
 """True under NUMBA_DISABLE_JIT=1: kernels run as plain Python, for coverage and debugging."""
+
+
+KERNELS: list[Any] = []
+"""Every kernel under this policy, in the order of the imports."""
 
 
 def jit(function: Function) -> Function:
@@ -194,6 +177,7 @@ def jit(function: Function) -> Function:
         The compiled function; the function itself under NUMBA_DISABLE_JIT=1.
     """
     compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=False)(function)
+    KERNELS.append(compiled)
     return cast("Function", compiled)
 
 
