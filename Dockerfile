@@ -54,7 +54,8 @@ LABEL org.opencontainers.image.title="treadle" \
 # Group 0 owns what the server writes, so that any other uid may run it (`--user 12345`
 # and OpenShift keep group 0): the server gives the group of /data what its user has.
 RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /data --shell /usr/sbin/nologin treadle \
-    && install -d -o 10001 -g 0 -m 2775 /data /var/cache/treadle
+    && install -d -o 10001 -g 0 -m 2775 /data \
+    && install -d -m 2775 /var/cache/treadle
 COPY --from=build /opt/treadle /opt/treadle
 
 ENV PATH=/opt/treadle/bin:$PATH \
@@ -65,9 +66,9 @@ ENV PATH=/opt/treadle/bin:$PATH \
     TREADLE_ADDRESS=0.0.0.0:50051 \
     TREADLE_DATA_DIR=/data
 
-USER 10001:0
 # On x86-64 kernels for both levels that a start may choose. Warming runs them, so a building
 # machine without AVX-512 can make only the first; the image then compiles the second at start.
+# They are root's: a server uses no compiled kernels that are another user's.
 RUN if [ "$(uname -m)" = x86_64 ]; then \
         NUMBA_CPU_NAME=x86-64-v3 NUMBA_CPU_FEATURES='' treadle-server --warm \
         && if grep -q avx512vl /proc/cpuinfo; then \
@@ -76,7 +77,8 @@ RUN if [ "$(uname -m)" = x86_64 ]; then \
     else \
         treadle-server --warm; \
     fi \
-    && chmod -R g=u /var/cache/treadle
+    && chmod -R g=u,o=rX /var/cache/treadle
+USER 10001:0
 
 VOLUME /data
 EXPOSE 50051

@@ -12,6 +12,7 @@ from treadle.client.address import check_address, is_local
 from treadle.client.closing import Closing
 from treadle.client.errors import DeadlineExceededError, UnavailableError, from_rpc_error
 from treadle.client.wire import integer
+from treadle.v1.sequence_pb2 import GetServerInfoRequest
 from treadle.v1.sequence_pb2_grpc import SequenceServiceStub
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -62,28 +63,51 @@ class Connection(Closing):
         """
         return self._check_health(self._timeout_s, wait=False)
 
-    def wait_ready(self, timeout_s: float = 30.0) -> None:
+    def wait_ready(
+        self, timeout_s: float = 30.0, on_wait: Callable[[str], None] | None = None
+    ) -> None:
         """Waits until the server is up and serves.
 
         Args:
             timeout_s: The longest to wait.
+            on_wait: Is told what a server does that is up and does not serve yet, each time that
+                this has changed: "it is compiling its kernels (12 of 99)".
 
         Raises:
             UnavailableError: It is not serving by then.
             ServerError: The server has no health service, or refuses the call.
         """
         deadline = time.monotonic() + timeout_s
+        doing = ""
         while (left := deadline - time.monotonic()) > 0:
             try:
                 if self._check_health(left, wait=True):
                     return
+                before, doing = doing, self.starting()
+                if on_wait is not None and doing not in ("", before):
+                    on_wait(doing)
             except (DeadlineExceededError, UnavailableError):
-                pass
+                doing = ""
             time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
         raise UnavailableError(
-            f"no Treadle server was ready at {self.address} within {timeout_s:g} s",
+            f"no Treadle server was ready at {self.address} within {timeout_s:g} s"
+            + (f": {doing}" if doing else ""),
             code="UNAVAILABLE",
         )
+
+    def starting(self) -> str:
+        """Says what a server does that is up and does not serve yet.
+
+        Returns:
+            "it is compiling its kernels (12 of 99)"; empty where it does not say.
+        """
+        try:
+            info = self._stub.GetServerInfo(GetServerInfoRequest(), timeout=self._timeout_s)
+        except grpc.RpcError:
+            return ""
+        if not info.kernels_total:
+            return ""
+        return f"it is compiling its kernels ({info.kernels_ready} of {info.kernels_total})"
 
     def _check_health(self, timeout_s: float | None, *, wait: bool) -> bool:
         """Calls Health.Check for the server as a whole: an empty request."""

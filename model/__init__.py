@@ -58,7 +58,14 @@ from treadle.model.state import SessionState
 from treadle.model.tokenizer import Tokenizer, build_tokenizer
 from treadle.model.tokens import TokenScore
 from treadle.model.trainer import Trainer, train
-from treadle.model.warm import compiled_for, warm
+from treadle.model.warm import (
+    compiled_for,
+    drop_temporary_kernels,
+    kernel_folder,
+    kernels_ready,
+    temporary_kernels,
+    warm,
+)
 
 __all__ = [
     "Adam",
@@ -113,8 +120,12 @@ __all__ = [
     "Wanted",
     "build_tokenizer",
     "compiled_for",
+    "drop_temporary_kernels",
     "import_state_dict",
+    "kernel_folder",
+    "kernels_ready",
     "read_corpus",
+    "temporary_kernels",
     "train",
     "warm",
 ]

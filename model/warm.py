@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from treadle.kernels.compile import BF16_MISSING, TARGET
+from treadle.kernels import compile as policy
+from treadle.kernels.cache_folder import remove_temporary_folders
+from treadle.kernels.compile import BF16_MISSING, KERNELS, TARGET, TEMPORARY_CACHE
 from treadle.kernels.matches import match_by_ranks
 from treadle.model.config import (
     Cell,
@@ -62,3 +64,30 @@ def _warm_inference(model: Model) -> None:
 def compiled_for() -> str:
     """Return the processor that kernels are compiled for, in LLVM's naming."""
     return TARGET.name
+
+
+def kernels_ready() -> tuple[int, int]:
+    """Return how many kernels are compiled so far, and how many there are.
+
+    Where they are loaded from the disk cache, those are counted that are called from Python.
+    """
+    compiled = sum(1 for kernel in KERNELS if getattr(kernel, "signatures", None))
+    return compiled, len(KERNELS)
+
+
+def kernel_folder() -> str:
+    """Return the folder of compiled kernels; empty where none are compiled."""
+    return str(policy.config.CACHE_DIR or "")  # type: ignore[attr-defined]
+
+
+def temporary_kernels() -> str:
+    """Return why compiled kernels are kept only until this process ends; empty where they stay."""
+    return TEMPORARY_CACHE
+
+
+def drop_temporary_kernels() -> None:
+    """Remove compiled kernels that are not to outlive this process; nothing may be compiled then.
+
+    The end of the process does so by itself, but for `os._exit`.
+    """
+    remove_temporary_folders()

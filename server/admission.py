@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,11 +17,13 @@ class Admission:
     Args:
         limit: How much may run at once.
         what: What it is, in the plural, as the refusal says it.
+        check: Called first; raises a StatusError where nothing may be admitted.
     """
 
-    def __init__(self, limit: int, what: str) -> None:
+    def __init__(self, limit: int, what: str, check: Callable[[], None] = lambda: None) -> None:
         self.limit = limit
         self._what = what
+        self._check = check
         self.running = 0
         """What was admitted and is not over yet."""
 
@@ -30,8 +32,9 @@ class Admission:
         """Holds places for as long as it is entered.
 
         Raises:
-            StatusError: RESOURCE_EXHAUSTED: there are not that many.
+            StatusError: RESOURCE_EXHAUSTED: there are not that many; or what `check` raises.
         """
+        self._check()
         if self.running + count > self.limit:
             message = f"{self.running} {self._what} are running; {count} more do not fit"
             raise exhausted(message, _RETRY_S)

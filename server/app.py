@@ -14,14 +14,13 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
 
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from treadle.model import warm
+from treadle.model import drop_temporary_kernels, temporary_kernels
 from treadle.server import disk
 from treadle.server.address import (
     AddressError,
@@ -48,6 +47,7 @@ from treadle.server.service import SERVICE, SequenceService
 from treadle.server.sources import Sources
 from treadle.server.store import Store, StoreError
 from treadle.server.upload import Limits
+from treadle.server.warming import Warming
 from treadle.server.workers import Workers
 from treadle.v1 import sequence_pb2_grpc
 
@@ -74,7 +74,7 @@ class App:
         self._config = config
         key = config.state_key_bytes()
         self._store = Store(config.data_dir)
-        self._warming = ThreadPoolExecutor(1, "warm")
+        self._warming = Warming()
         self._workers = Workers(config.standby_workers)
         training_bytes = config.training_bytes()
         self._jobs = JobRoom(
@@ -93,15 +93,18 @@ class App:
                 max_run_s=config.max_training_s,
                 max_run_bytes=training_bytes,
             ),
+            held_by=lambda: self._warming.reason,
         )
         uploads = Limits(config.max_corpus_bytes, config.upload_idle_s, config.min_free_bytes)
         intake = Intake(self._store, self._jobs, uploads, training_bytes)
         models = LoadedModels(self._store, config.model_cache_bytes)
         self._scheduler = Scheduler(config.threads)
         load = Load(
-            calls=Admission(config.inference_limit, "generations and scorings"),
+            calls=Admission(
+                config.inference_limit, "generations and scorings", self._warming.check
+            ),
             sessions=Admission(config.session_limit, "texts being generated"),
-            learners=Admission(config.learning_limit, "learning streams"),
+            learners=Admission(config.learning_limit, "learning streams", self._warming.check),
         )
         sources = Sources(models, self._jobs.book.row)
         generating = GeneratingRoom(
@@ -130,7 +133,16 @@ class App:
         self._health = health.aio.HealthServicer()
         self._server = aio.server(interceptors=[self._boundary], options=_options(config))
         service = SequenceService(
-            config, self._store, models, intake, self._jobs, generating, scoring, learning, load
+            config,
+            self._store,
+            models,
+            intake,
+            self._jobs,
+            generating,
+            scoring,
+            learning,
+            load,
+            self._warming,
         )
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -158,10 +170,10 @@ class App:
             raise AddressError(f"cannot listen on {address}: {fault}") from None
         await self._jobs.recover()  # callers may ask for them from now on
         await self._server.start()
-        # Every kernel is there before health says so: compiling would hold up requests. In a
-        # thread of its own, which an early end need not wait for.
-        logger.info("loading the kernels; a first start compiles them, in a minute or two")
-        await asyncio.get_running_loop().run_in_executor(self._warming, warm)
+        # Every kernel is there before health says so: compiling would hold up requests.
+        if temporary_kernels():
+            logger.warning("compiled kernels are kept until this ends: %s", temporary_kernels())
+        await self._warming.run(self._jobs.tell_why)
         self._jobs.open()
         self._workers.refill()
         rules = Rules(self._config.job_retention_s, self._config.corpus_retention_s)
@@ -194,7 +206,7 @@ class App:
         await stopping
         await self._workers.close()
         self._scheduler.close()
-        self._warming.shutdown(wait=False)
+        self._warming.close()
         self._store.close()
 
     async def _set_health(self, status: int) -> None:
@@ -231,6 +243,7 @@ def _leave_threads() -> None:
         if not thread.daemon and thread is not threading.current_thread():
             thread.join(max(0.0, until - time.monotonic()))
             if thread.is_alive():
+                drop_temporary_kernels()
                 logging.shutdown()
                 sys.stdout.flush()
                 os._exit(0)

@@ -89,14 +89,18 @@ def _main(arguments: Sequence[str] | None) -> int:
             parser.error("--check-health is empty; give an address, or leave it out")
         return check_health(config.address if asked is _AT_ADDRESS else asked)
     try:
-        from treadle.model import warm
-    except OSError as error:  # its kernels look for a folder for what is compiled
+        import treadle.model  # noqa: F401 - its kernels look for a folder for what is compiled
+    except OSError as error:
         print(
             f"treadle-server: compiled kernels have no place: {error}. {_REMEDY}", file=sys.stderr
         )
         return 1
+    except ValueError as error:  # of the variables that choose a processor
+        parser.error(str(error))
     if flags["warm"]:
-        warm()
+        from treadle.server.warming import warm_up
+
+        warm_up()
         return 0
     if flags["fsck"]:
         from treadle.server.fsck import run as check

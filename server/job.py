@@ -123,9 +123,9 @@ class Job:
             self.row = replace(self.row, **changes)
 
 
-def queued_event(time_s: float) -> pb.JobEvent:
+def queued_event(time_s: float, reason: str = "") -> pb.JobEvent:
     """Returns the first event of a job, which is stored together with its row."""
-    event = pb.JobEvent(state=pb.JobStateChange(state=pb.JOB_STATE_QUEUED))
+    event = pb.JobEvent(state=pb.JobStateChange(state=pb.JOB_STATE_QUEUED, reason=reason))
     event.event_time.FromNanoseconds(round(time_s * 1e9))
     return event
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from treadle.server.attempt import Attempt, Ending, RunLimits
 from treadle.server.database import DatabaseError, JobRow
@@ -78,15 +78,24 @@ class JobRoom:
         workers: Who trains.
         room: How many jobs there may be.
         run: What holds for each of them.
+        held_by: Says why the server runs no job yet; empty where it does.
     """
 
-    def __init__(self, store: Store, workers: Workers, room: RoomLimits, run: RunLimits) -> None:
+    def __init__(
+        self,
+        store: Store,
+        workers: Workers,
+        room: RoomLimits,
+        run: RunLimits,
+        held_by: Callable[[], str] = lambda: "",
+    ) -> None:
         self._store = store
         self._database = store.database
         self._room = room
         self._attempt = Attempt(store, workers, run)
         self._uploading = 0
         self._open = False
+        self._held_by = held_by
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._endings = Endings(store, lambda: self.closing.done())
         self.closing: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
@@ -125,6 +134,17 @@ class JobRoom:
         finally:
             self._uploading -= 1
 
+    async def tell_why(self, reason: str) -> None:
+        """Tells those who follow the first jobs of the queue why none runs yet.
+
+        Args:
+            reason: Why, as a sentence.
+        """
+        for job in self._waiting()[: self._room.slots]:
+            async with job.deciding:
+                if job.row.state == QUEUED:
+                    await job.enter(QUEUED, reason)
+
     async def submit(self, row: JobRow) -> JobRow:
         """Puts a job into the queue.
 
@@ -135,7 +155,8 @@ class JobRoom:
         return await outlast(self._submit(row))
 
     async def _submit(self, row: JobRow) -> JobRow:
-        first = queued_event(row.created_s).SerializeToString()
+        row = replace(row, reason=self._held_by())
+        first = queued_event(row.created_s, row.reason).SerializeToString()
         kept = await asyncio.to_thread(self._database.add_job, row, first)
         if kept.id == row.id:
             self._jobs[row.id] = Job(self._database, kept)

@@ -23,6 +23,7 @@ from treadle.server.learning import LearningRoom
 from treadle.server.loaded import LoadedModels
 from treadle.server.scoring import ScoringRoom
 from treadle.server.store import Store, StoredModel
+from treadle.server.warming import Warming
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -42,6 +43,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         scoring: Scoring and embedding.
         learning: Learning from streams.
         load: How many calls and sessions run.
+        warming: How far the kernels are.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         scoring: ScoringRoom,
         learning: LearningRoom,
         load: Load,
+        warming: Warming,
     ) -> None:
         self._config = config
         self._store = store
@@ -65,6 +68,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self._scoring = scoring
         self._learning = learning
         self._load = load
+        self._warming = warming
         self._began = time.monotonic()
 
     async def Train(  # noqa: N802
@@ -205,6 +209,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
         """Describes the server."""
+        kernels_ready, kernels_total = self._warming.progress
         return pb.GetServerInfoResponse(
             version=version("treadle"),
             cpu_target=compiled_for(),
@@ -225,6 +230,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             learning_limit=self._config.learning_limit,
             models_loaded=self._models.count,
             models_loaded_bytes=self._models.size_bytes,
+            kernels_ready=kernels_ready,
+            kernels_total=kernels_total,
         )
 
     def _list(self, size: int, after: str) -> pb.ListModelsResponse:

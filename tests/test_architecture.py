@@ -205,7 +205,7 @@ def packages_loaded_by(modules: list[str]) -> set[str]:
         f"print(*{{name.partition('.')[0] for name in sys.modules}})"
     )
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stderr
     return set(result.stdout.split())

@@ -86,7 +86,7 @@ def build(kind: str, source: Path, out: Path) -> Path:
     script = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
     command = [sys.executable, "-c", script, str(out)]
     result = subprocess.run(
-        command, cwd=source, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=source, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     (made,) = out.iterdir()

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
 
 from treadle.client.commands.common import Commands, add_connection, add_json, connect, duration
 from treadle.client.commands.models import print_facts
 from treadle.client.console import Console
 from treadle.client.errors import ServerError
+
+if TYPE_CHECKING:
+    from treadle.v1.sequence_pb2 import GetServerInfoResponse
+
+WAITING_S = 5.0
+"""Seconds between two lines about what is waited for."""
 
 
 def add_parsers(commands: Commands) -> None:
@@ -43,6 +52,7 @@ def run_info(args: argparse.Namespace, console: Console) -> None:
     queue = f"{info.training_queued} of {info.training_queue_limit} waiting"
     facts = [
         ("version", info.version),
+        *_starting(info),
         ("up", duration_text(info.uptime_s)),
         ("compiled for", info.cpu_target),
         ("threads", str(info.threads)),
@@ -58,11 +68,44 @@ def run_info(args: argparse.Namespace, console: Console) -> None:
     print_facts(facts, console)
 
 
+def _starting(info: GetServerInfoResponse) -> list[tuple[str, str]]:
+    """Tells how far a server is that does not serve yet."""
+    if not info.kernels_total:
+        return []
+    return [("starting", f"{info.kernels_ready} of {info.kernels_total} kernels are compiled")]
+
+
 def run_health(args: argparse.Namespace, console: Console) -> None:
     """Tells whether the server serves."""
     with connect(args) as client:
         if args.wait is not None:
-            client.wait_ready(args.wait)
+            client.wait_ready(args.wait, _Waiting(client.address))
         elif not client.health():
-            raise ServerError(f"the server at {client.address} is up but not serving")
+            doing = client.starting()
+            raise ServerError(
+                f"the server at {client.address} is up but not serving"
+                + (f": {doing}" if doing else "")
+            )
     console.line("serving")
+
+
+class _Waiting:
+    """Says on standard error what a server does that is waited for, every few seconds.
+
+    Args:
+        address: The server's address.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._due_s = 0.0
+
+    def __call__(self, doing: str) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._due_s:
+            self._due_s = now_s + WAITING_S
+            print(
+                f"treadle: waiting for the server at {self._address}: {doing}",
+                file=sys.stderr,
+                flush=True,
+            )

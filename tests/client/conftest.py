@@ -45,4 +45,4 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert "listening on" in ready, (folder / "log").read_text()
         yield ready.split()[-1]
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0

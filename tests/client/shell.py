@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def environment(**changes: str) -> dict[str, str]:

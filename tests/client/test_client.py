@@ -26,7 +26,7 @@ from treadle.v1 import sequence_pb2 as v1
 
 from .fake import STUCK, FakeServer, FakeService, status
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 class TestTrain:

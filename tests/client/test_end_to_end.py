@@ -172,7 +172,8 @@ def test_an_interrupted_upload_leaves_nothing(real_server: str) -> None:
         assert process.stderr is not None
         process.stdin.write(b"half of it")
         process.stdin.flush()
-        time.sleep(1)  # by then the server has the first half
+        with Client(real_server) as client:
+            until(lambda: client.server_info().training_queued == 1)
         process.send_signal(signal.SIGINT)
         assert process.stderr.read() == b"treadle: interrupted\n"
         assert process.wait(PATIENCE_S) == 130

@@ -135,7 +135,7 @@ def test_items_may_be_left(client: Client, service: FakeService) -> None:
     with client.generate_many("m", n=20, unique=True) as items:
         next(iter(items))
     assert list(items) == []
-    assert service.over.wait(10)
+    assert service.over.wait(120)
 
 
 def test_wrong_use_is_told_at_once(client: Client, service: FakeService) -> None:

@@ -22,7 +22,7 @@ from treadle.v1 import sequence_pb2 as v1
 
 from .fake import PAUSED, STUCK, FakeServer, FakeService
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 CANCELLED, ABORTED, INTERNAL, UNAVAILABLE = 1, 10, 13, 14
 

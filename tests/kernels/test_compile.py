@@ -1,11 +1,8 @@
 """The compile policy: which processor, which tile, and where compiled kernels are kept."""
 
-import atexit
 import platform
 import re
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from llvmlite import binding as llvm
@@ -128,72 +125,8 @@ def test_cache_is_in_the_folder_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert folder.name == f"{policy.sources_digest()}-{policy.TARGET.name}"
 
 
-@pytest.mark.parametrize(
-    ("variable", "below"), [("XDG_CACHE_HOME", ""), ("HOME", ".cache")], ids=["xdg", "home"]
-)
-def test_cache_is_the_users(
-    variable: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv(variable, str(tmp_path))
-    policy._choose_cache()
-    assert Path(config.CACHE_DIR).parent == tmp_path / below / "treadle" / "kernels"
-
-
-def test_a_user_without_a_home_has_a_cache_for_the_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(config, "CACHE_DIR", "")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left: list[Any] = []
-    monkeypatch.setattr(atexit, "register", lambda *call, **options: left.append(call))
-    policy._choose_cache()
-    folder = Path(config.CACHE_DIR)
-    assert folder.is_dir()
-    assert folder.parent.parent == tmp_path
-    assert folder.parent.stat().st_mode & 0o077 == 0  # nobody else plants code in it
-    ((remove, removed),) = left
-    remove(removed)
-    assert not folder.exists()
-
-
-def test_a_cache_that_cannot_be_written_is_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
-    policy._choose_cache()
-    sealed = Path(config.CACHE_DIR)
-    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
-    (sealed / "kernel.nbc").write_bytes(b"code")
-    # Permissions stop nobody who runs the tests as root.
-    monkeypatch.setattr(policy, "_is_writable", lambda folder: False)
-    left: list[Any] = []
-    monkeypatch.setattr(atexit, "register", lambda *call, **options: left.append(call))
-    policy._choose_cache()
-    copy = Path(config.CACHE_DIR)
-    assert copy != sealed
-    assert (copy / "kernel.nbc").read_bytes() == b"code"
-    ((remove, folder),) = left
-    remove(folder)
-    assert not copy.exists()
-
-
-def test_a_cache_that_cannot_be_made_is_temporary(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "file"))
-    policy._choose_cache()
-    assert Path(config.CACHE_DIR).name.startswith("treadle-kernels-")
-    assert list(Path(config.CACHE_DIR).iterdir()) == []
-
-
-def test_a_file_in_the_way_is_no_cache(tmp_path: Path) -> None:
-    assert policy._is_writable(tmp_path / "new" / "folder")
-    (tmp_path / "file").write_text("")
-    assert not policy._is_writable(tmp_path / "file" / "folder")
+def test_another_word_for_the_target_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for word in ("", "Host", "native"):
+        monkeypatch.setenv("TREADLE_CPU_TARGET", word)
+        with pytest.raises(ValueError, match=f"must be host or portable, not '{word}'"):
+            policy._choose_target()

@@ -10,7 +10,7 @@ import pytest
 
 from treadle.model.pool import PART, Pool, parts
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def pool_threads() -> int:

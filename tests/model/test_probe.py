@@ -60,9 +60,9 @@ def test_a_short_run_is_measured_in_a_moment() -> None:
         network=NetworkConfig(cell=Cell.GRU, hidden_size=3000), given=("network.cell",)
     )
     measure(config, 65, 1.0, False, 1)  # loads the kernels
-    begin = time.perf_counter()
+    begin = time.process_time()
     (speed,) = measure(config, 65, 1.0, False, 1)
-    assert time.perf_counter() - begin < 3
+    assert time.process_time() - begin < 3
     assert speed.shape == Shape(Cell.GRU, V=65, E=64, H=128, L=1), "its own sizes, the cell given"
     assert speed.precision is Precision.FP32
     assert 1e3 < speed.tokens_per_second < 1e9

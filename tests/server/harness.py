@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -67,6 +68,14 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "this never came true"
         time.sleep(0.02)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits until a condition holds, and lets other tasks go on meanwhile."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "this never came true"
+        await asyncio.sleep(0.005)
 
 
 def detail_of(error: grpc.RpcError, kind: str) -> object:

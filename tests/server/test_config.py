@@ -23,7 +23,7 @@ NAMES = [field.name for field in dataclasses.fields(ServerConfig)]
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "treadle.server", *arguments]
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -181,7 +181,7 @@ def test_no_place_for_kernels_is_said(flag: str, tmp_path: Path) -> None:
     environment = {"NUMBA_CACHE_DIR": "/proc/none"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -206,7 +206,7 @@ def test_the_health_check_does_not_import_numpy_or_numba() -> None:
         "print(sorted({'numpy', 'numba', 'llvmlite', 'safetensors'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "[]\n"
 
 

@@ -10,6 +10,7 @@ import pytest
 from treadle.server.housekeeping import ORPHAN_S, Rules, Swept, keep_house, sweep
 from treadle.server.store import Store
 
+from .harness import PATIENCE_S
 from .samples import job_row
 
 NOW = 1_000_000.0
@@ -134,4 +135,4 @@ def test_the_house_is_kept_again_after_a_sweep_that_failed(
             await asyncio.sleep(0.01)
         house.cancel()
 
-    asyncio.run(asyncio.wait_for(keep(), 30))
+    asyncio.run(asyncio.wait_for(keep(), PATIENCE_S))

@@ -24,7 +24,7 @@ from treadle.server.store import Store
 from treadle.server.workers import Worker, Workers
 from treadle.v1 import sequence_pb2 as pb
 
-from .harness import PATIENCE_S, TEXT
+from .harness import PATIENCE_S, TEXT, until
 
 
 @pytest.fixture
@@ -219,8 +219,7 @@ def test_jobs_of_a_server_that_closes_wait_for_the_next(store: Store, model: byt
         room.open()
         await asyncio.sleep(0)
         following = [asyncio.create_task(follow(room, job)) for job in jobs]
-        await asyncio.sleep(0.05)
-        assert (room.running, room.queued) == (1, 2)
+        await until(lambda: (room.running, room.queued) == (1, 2))
         await room.close("the test ended")
         for task in following:
             with pytest.raises(StatusError, match=r"the test ended; job .* goes on") as caught:
@@ -411,15 +410,14 @@ def test_running_jobs_share_the_threads(store: Store) -> None:
         room = JobRoom(store, FakeWorkers(make), RoomLimits(2, 2, 2, 1), limits)
         first = await submit(room, store)
         room.open()
-        await asyncio.sleep(0.2)
+        await until(lambda: made and made[0].sent)
         assert made[0].sent[0]["job"]["threads"] == 4
         await submit(room, store)
-        await asyncio.sleep(0.2)
+        await until(lambda: len(made) == 2 and made[1].sent)
         assert made[0].sent[-1] == {"threads": 2}
         assert made[1].sent[0]["job"]["threads"] == 2
         await room.pause(first)
-        await asyncio.sleep(0.2)
-        assert made[1].sent[-1] == {"threads": 4}
+        await until(lambda: made[1].sent[-1] == {"threads": 4})
         await room.close("the test ended")
 
     asyncio.run(run())

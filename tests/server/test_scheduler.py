@@ -10,7 +10,7 @@ import pytest
 
 from treadle.server.scheduler import LONG_TURN_S, TURN_S, Scheduler, Taker
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @contextmanager
@@ -22,66 +22,105 @@ def scheduler_of(threads: int) -> Iterator[Scheduler]:
         scheduler.close()
 
 
+class Clock:
+    """The scheduler's clock; only the turns of this file's workers make it go."""
+
+    now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("treadle.server.scheduler.time", clock)
+    return clock
+
+
 class Worker(Taker):
     """Takes turns of a length of its own until a number of them is over."""
 
-    def __init__(self, name: str, log: list[str], turns: int, turn_s: float = 0.002) -> None:
-        self.name, self.log, self.turns, self.turn_s = name, log, turns, turn_s
+    def __init__(
+        self, clock: Clock, name: str, log: list[str], turns: int, turn_s: float = 0.002
+    ) -> None:
+        self.clock, self.name, self.log, self.turns, self.turn_s = clock, name, log, turns, turn_s
         self.done = threading.Event()
 
     def take_turn(self, turn_s: float) -> bool:
         self.log.append(self.name)
-        time.sleep(self.turn_s)
+        self.clock.now_s += self.turn_s
         self.turns -= 1
         if not self.turns:
             self.done.set()
         return self.turns > 0
 
 
-def test_turns_go_round() -> None:
+class Gate(Taker):
+    """Holds the only thread until it is opened."""
+
+    def __init__(self) -> None:
+        self.held, self.opened = threading.Event(), threading.Event()
+
+    def take_turn(self, turn_s: float) -> bool:
+        self.held.set()
+        assert self.opened.wait(PATIENCE_S)
+        return False
+
+
+def wake_together(scheduler: Scheduler, *workers: Worker) -> None:
+    """Wakes workers of whom none has a turn before all are awake."""
+    gate = Gate()
+    scheduler.wake(gate)
+    assert gate.held.wait(PATIENCE_S)
+    for worker in workers:
+        scheduler.wake(worker)
+    gate.opened.set()
+
+
+def test_turns_go_round(clock: Clock) -> None:
     log: list[str] = []
     with scheduler_of(1) as scheduler:
-        workers = [Worker(name, log, 20) for name in "abc"]
-        for worker in workers:
-            scheduler.wake(worker)
+        workers = [Worker(clock, name, log, 20) for name in "abc"]
+        wake_together(scheduler, *workers)
         for worker in workers:
             assert worker.done.wait(PATIENCE_S)
-    for start in range(3, 54, 9):  # sleeping is not exact
-        assert set(log[start : start + 6]) == set("abc")
+    for start in range(0, 60, 3):
+        assert set(log[start : start + 3]) == set("abc")
 
 
-def test_who_takes_longer_gets_fewer_turns() -> None:
+def test_who_takes_longer_gets_fewer_turns(clock: Clock) -> None:
     log: list[str] = []
     with scheduler_of(1) as scheduler:
-        slow, quick = Worker("s", log, 10, 0.02), Worker("q", log, 200, 0.002)
-        scheduler.wake(slow)
-        scheduler.wake(quick)
+        slow, quick = Worker(clock, "s", log, 10, 0.02), Worker(clock, "q", log, 200, 0.002)
+        wake_together(scheduler, slow, quick)
         assert slow.done.wait(PATIENCE_S)
-    assert log.count("q") > 3 * log.count("s")
+    assert log[: log.index("s", 50)].count("q") > 3 * log[: log.index("s", 50)].count("s")
 
 
-def test_one_who_stands_for_many_gets_more_time() -> None:
+def test_one_who_stands_for_many_gets_more_time(clock: Clock) -> None:
     log: list[str] = []
     with scheduler_of(1) as scheduler:
-        heavy, light = Worker("h", log, 90), Worker("l", log, 90)
+        heavy, light = Worker(clock, "h", log, 90), Worker(clock, "l", log, 90)
         heavy.weight = 8
-        scheduler.wake(heavy)
-        scheduler.wake(light)
+        wake_together(scheduler, heavy, light)
         assert heavy.done.wait(PATIENCE_S)
     assert log[:90].count("h") > 3 * log[:90].count("l")
 
 
-def test_time_not_asked_for_is_lost() -> None:
+def test_time_not_asked_for_is_lost(clock: Clock) -> None:
     log: list[str] = []
     with scheduler_of(1) as scheduler:
-        busy, late = Worker("b", log, 100), Worker("l", log, 100)
-        scheduler.wake(busy)
-        while len(log) < 30:
-            time.sleep(0.001)
-        scheduler.wake(late)
+        early = Worker(clock, "e", log, 30)
+        wake_together(scheduler, early)
+        assert early.done.wait(PATIENCE_S)
+        busy, late = Worker(clock, "b", log, 100), Worker(clock, "l", log, 100)
+        busy.used_s = early.used_s
+        wake_together(scheduler, busy, late)
+        assert busy.done.wait(PATIENCE_S)
         assert late.done.wait(PATIENCE_S)
-    after = log[log.index("l") :]
-    assert 0.3 < after[:40].count("b") / 40 < 0.7
+    after = log[30:]
+    assert 0.4 < after[:40].count("b") / 40 < 0.6
 
 
 def test_work_is_done_and_its_error_raised() -> None:
@@ -101,16 +140,17 @@ def test_work_of_a_cancelled_call_is_not_begun() -> None:
 
     async def run() -> None:
         with scheduler_of(1) as scheduler:
-            free = threading.Event()
+            held, free = threading.Event(), threading.Event()
 
             def wait(_: float) -> None:
+                held.set()
                 free.wait(PATIENCE_S)
                 begun.append("first")
 
             first = asyncio.create_task(scheduler.caller().run(wait))
-            await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(held.wait, PATIENCE_S)
             second = asyncio.create_task(scheduler.caller().run(lambda _: begun.append("second")))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0)  # the second one has asked for its turn
             second.cancel()
             await asyncio.sleep(0)
             free.set()

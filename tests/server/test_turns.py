@@ -11,6 +11,8 @@ import pytest
 from treadle.server.scheduler import Scheduler
 from treadle.server.turns import made, run_steps
 
+from .harness import PATIENCE_S
+
 
 class Steps:
     """Steps that are counted; the one at `gate` waits until it is let go."""
@@ -27,7 +29,7 @@ class Steps:
             self.threads.add(threading.current_thread().name)
             if number == self._gate:
                 self.waits.set()
-                assert self.go.wait(60)
+                assert self.go.wait(PATIENCE_S)
             yield
 
 

@@ -3853,6 +3853,8 @@ class GetServerInfoResponse(_message.Message):
     LEARNING_LIMIT_FIELD_NUMBER: _builtins.int
     MODELS_LOADED_FIELD_NUMBER: _builtins.int
     MODELS_LOADED_BYTES_FIELD_NUMBER: _builtins.int
+    KERNELS_READY_FIELD_NUMBER: _builtins.int
+    KERNELS_TOTAL_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Treadle's version."""
     cpu_target: _builtins.str
@@ -3891,6 +3893,13 @@ class GetServerInfoResponse(_message.Message):
     """Models in memory."""
     models_loaded_bytes: _builtins.int
     """Memory that they take, in bytes."""
+    kernels_ready: _builtins.int
+    """Kernels that are compiled, while the server starts; 0 once it serves."""
+    kernels_total: _builtins.int
+    """Kernels that there are to compile or load, while the server starts; 0 once it
+    serves. Until then jobs wait, and calls that generate, score, embed or learn are
+    refused with UNAVAILABLE.
+    """
     def __init__(
         self,
         *,
@@ -3913,10 +3922,12 @@ class GetServerInfoResponse(_message.Message):
         learning_limit: _builtins.int = ...,
         models_loaded: _builtins.int = ...,
         models_loaded_bytes: _builtins.int = ...,
+        kernels_ready: _builtins.int = ...,
+        kernels_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

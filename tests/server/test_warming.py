@@ -1,0 +1,195 @@
+"""A server whose kernels are not ready: what it says, and what those hear who call it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from treadle.model import compiled_for, kernel_folder
+from treadle.v1 import sequence_pb2 as pb
+
+from .harness import (
+    PATIENCE_S,
+    TEXT,
+    Caller,
+    Server,
+    detail_of,
+    first_progress,
+    long_spec,
+    tiny_spec,
+    wait_for,
+)
+from .test_start import AS_USER, as_root, shared
+
+Start = Callable[..., Server]
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from treadle.server import warming
+gate = Path(sys.argv.pop(1))
+def warm():
+    while not gate.exists():
+        time.sleep(0.02)
+warming.warm = warm
+warming.kernels_ready = lambda: (12, 99)
+warming._TELL_S = 0.05
+from treadle.server.cli import main
+sys.exit(main())
+"""
+
+COMPILING = "is compiling its kernels (12 of 99)"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose name is short enough for a socket in it."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def slow(folder: Path, *flags: str) -> subprocess.Popen[str]:
+    """Starts a server whose kernels are ready once there is a file `gate`."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(folder / "gate"), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def treadle(address: str, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "treadle.client", "--server", address, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_who_calls_a_server_that_compiles_hears_so(folder: Path) -> None:
+    address = f"unix:{folder}/socket"
+    flags = ("--address", address, "--data-dir", str(folder / "data"), "--standby-workers", "0")
+    with slow(folder, *flags) as process:
+        caller = Caller(address)
+        try:
+            info = caller.stub.GetServerInfo(
+                pb.GetServerInfoRequest(), timeout=PATIENCE_S, wait_for_ready=True
+            )
+            assert (info.kernels_ready, info.kernels_total) == (12, 99)
+            assert not caller.serving()
+            assert not caller.serving("treadle.v1.SequenceService")
+            calls: list[Callable[[], object]] = [
+                lambda: caller.generate("m"),
+                lambda: caller.score("m", ["x"]),
+                lambda: caller.stub.Embed(pb.EmbedRequest(model="m", texts=["x"])),
+                lambda: list(caller.stub.ScoreStream(iter([pb.ScoreStreamRequest(
+                    spec=pb.ScoreStreamSpec(model="m"))]))),
+                lambda: list(caller.stub.LearnStream(iter([pb.LearnStreamRequest(
+                    spec=pb.LearnStreamSpec(model="m"))]))),
+            ]  # fmt: skip
+            for call in calls:
+                with pytest.raises(grpc.RpcError) as caught:
+                    call()
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert f"the server {COMPILING}" in (caught.value.details() or "")
+                assert detail_of(caught.value, "RetryInfo")
+            training = caller.train(tiny_spec("m"), TEXT)
+            for _ in range(2):  # at once, and again every few seconds
+                state = next(training).state
+                assert state.state == pb.JOB_STATE_QUEUED
+                assert state.reason == f"the server {COMPILING}"
+            done = treadle(address, "health").communicate(timeout=PATIENCE_S)
+            assert done == ("", f"treadle: the server at {address} is up but not serving: "
+                                f"it {COMPILING}\n")  # fmt: skip
+            assert "12 of 99" in treadle(address, "info").communicate(timeout=PATIENCE_S)[0]
+            with treadle(address, "health", "--wait", f"{PATIENCE_S:g}s") as waiting:
+                assert waiting.stderr is not None
+                line = waiting.stderr.readline()
+                assert line == f"treadle: waiting for the server at {address}: it {COMPILING}\n"
+                (folder / "gate").touch()
+                assert waiting.communicate(timeout=PATIENCE_S)[0] == "serving\n"
+            assert list(training)[-1].completed.version == 1
+            assert caller.serving()
+            assert caller.info().kernels_total == 0
+            process.terminate()
+            assert f"the server {COMPILING}" in process.communicate(timeout=PATIENCE_S)[1]
+        finally:
+            caller.close()
+            process.kill()
+
+
+def test_a_server_told_to_end_while_it_compiles_ends_with_0(folder: Path) -> None:
+    address = f"unix:{folder}/socket"
+    with slow(folder, "--address", address, "--data-dir", str(folder / "data")) as process:
+        wait_for((folder / "socket").exists)
+        process.terminate()
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0
+
+
+def test_warming_says_how_far_it_is(folder: Path) -> None:
+    with slow(folder, "--warm") as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first == f"compiling kernels for {compiled_for()} into {kernel_folder()}\n"
+        assert re.fullmatch(r"12 of 99 kernels, \d+ s\n", process.stdout.readline())
+        (folder / "gate").touch()
+        rest = process.communicate(timeout=PATIENCE_S)[0].splitlines()
+        assert re.fullmatch(r"every kernel is ready after \d+\.\d s", rest[-1])
+        assert process.returncode == 0
+
+
+def test_ctrl_c_ends_warming_at_once(folder: Path) -> None:
+    with slow(folder, "--warm") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode in (130, -signal.SIGINT)
+        assert "gate" not in errors
+
+
+def kernel_files(folder: Path) -> set[tuple[str, int]]:
+    """Returns the compiled kernels below a folder, and when each was written."""
+    return {(path.name, path.stat().st_mtime_ns) for path in folder.rglob("*.nb?")}
+
+
+@as_root
+def test_one_copy_of_the_kernels_serves_a_server_and_its_workers(
+    start: Start, folder: Path, tmp_path: Path
+) -> None:
+    """As where a container's user has no home, and its cache is another user's."""
+    folder.chmod(0o1777)
+    shared(tmp_path)
+    cache = Path(kernel_folder())
+    environment = {
+        "NUMBA_CACHE_DIR": str(cache.parent), "TMPDIR": str(folder),
+        "HOME": "/nonexistent", "XDG_CACHE_HOME": "",
+    }  # fmt: skip
+    as_user = {"prefix": [word.format("12345") for word in AS_USER], "environment": environment}
+    for end in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        server = start("--standby-workers", "1", **as_user)
+        (copy,) = folder.glob("treadle-kernels-*")  # what the killed one left is gone
+        before = kernel_files(copy)
+        assert len(before) == len(kernel_files(cache))
+        wait_for(server.workers)
+        running = server.caller.train(long_spec("m"), TEXT)
+        first_progress(running)
+        wait_for(lambda s=server: len(s.workers()) == 2)  # type: ignore[misc]
+        for worker in server.workers():
+            variables = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+            assert f"NUMBA_CACHE_DIR={copy}".encode() in variables
+        running.cancel()  # type: ignore[attr-defined]
+        assert list(folder.glob("treadle-kernels-*")) == [copy]
+        assert kernel_files(copy) == before
+        server.end(end)
+        assert list(folder.glob("treadle-kernels-*")) == ([copy] if end is signal.SIGKILL else [])
