@@ -283,6 +283,7 @@ def test_what_a_job_leaves_on_disk(start: Start) -> None:
     server = start()
     server.caller.trained(tiny_spec("m"))
     assert tmp_files(server) == []
+    wait_for(lambda: not list(server.data_dir.rglob("final.*")))  # the server is still tidying up
     files = [path for path in server.data_dir.rglob("*") if path.is_file()]
     names = {path.name for path in files if path.parent.name != "corpora"}
     database = {"treadle.db", "treadle.db-wal", "treadle.db-shm"}

@@ -183,12 +183,13 @@ def test_one_copy_of_the_kernels_serves_a_server_and_its_workers(
         assert len(before) == len(kernel_files(cache))
         wait_for(server.workers)
         running = server.caller.train(long_spec("m"), TEXT)
-        first_progress(running)
+        job = first_progress(running).job
         wait_for(lambda s=server: len(s.workers()) == 2)  # type: ignore[misc]
         for worker in server.workers():
             variables = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
             assert f"NUMBA_CACHE_DIR={copy}".encode() in variables
-        running.cancel()  # type: ignore[attr-defined]
+        server.caller.stub.CancelJob(pb.CancelJobRequest(job=job))
+        wait_for(lambda s=server: s.caller.info().training_running == 0)  # type: ignore[misc]
         assert list(folder.glob("treadle-kernels-*")) == [copy]
         assert kernel_files(copy) == before
         server.end(end)
