@@ -11,7 +11,7 @@ from .pages import RUN, blocks, pages
 from .reader import follow, is_run
 
 BLOCKS = [block for page in pages() for block in blocks(page) if block.language in RUN]
-PAGES = sorted({block.page for block in BLOCKS} - {"README.md"})
+PAGES = sorted({block.page for block in filter(is_run, BLOCKS)} - {"README.md"})
 
 
 @pytest.mark.parametrize("page", PAGES)
