@@ -23,8 +23,11 @@ _WORD = re.compile(
     rf"|(?P<verb>\bset )?(?<![\w'./-])(?P<name>{_NAME})(?![\w/(=-])"
     r"(?P<values> to '[\w-]+'(?: or '[\w-]+')*)?"
 )
-_LEADS = re.compile(r"(?:^|; |\b(?:set|leave|give|lower|raise|with|without|than) )$")
-"""What stands before a word for it to be the name of a field, though it is plain English too."""
+_LEADS = re.compile(r"(?:^|; |\b(?:give|lower|raise|with|without|than) )$")
+"""What stands before a word for it to be the name of a field at fault, and no plain English."""
+
+_ORDERS = re.compile(r"\b(?:set|leave) $")
+"""What stands before the name of any field."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def reword(sentence: str, words: Words, at_fault: Collection[str] = ()) -> str:
 
     Args:
         sentence: What to say. A field is known by a dot or an underline in its name; one without
-            only where it is at fault and stands where a name would.
+            only where it stands where a name would.
         words: The interface's.
         at_fault: Arguments that the sentence is about.
     """
@@ -68,7 +71,8 @@ def reword(sentence: str, words: Words, at_fault: Collection[str] = ()) -> str:
         argument = argument_of(name)
         if name == argument and "_" not in name:
             before = sentence[: match.start("name")]
-            if argument not in at_fault or not _LEADS.search(before):
+            led = argument in at_fault and _LEADS.search(before)
+            if not led and not _ORDERS.search(before):
                 return match[0]
         called = words.names.get(argument, argument)
         if match["values"] is None:

@@ -100,9 +100,9 @@ def check_memory(
     lone = training_bytes(shape, 1, 1, kind)
     field = "network.hidden_size" if lone > limit_bytes / 2 else "data.batch_size"
     remedy = (
-        "lower hidden_size, layers or max_vocabulary_size"
+        "lower network.hidden_size, network.layers or tokenizer.max_vocabulary_size"
         if field == "network.hidden_size"
-        else "lower batch_size or window"
+        else "lower data.batch_size or data.window"
     )
     raise ConfigError(
         f"training would take {_gibibytes(needed)} of memory and may take "
@@ -133,7 +133,8 @@ def check_resident(taken: int, limit_bytes: int | None) -> None:
     if limit_bytes is not None and taken > limit_bytes:
         raise TrainingError(
             f"training takes {_gibibytes(taken)} of memory and max_memory_bytes allows "
-            f"{_gibibytes(limit_bytes)}: lower batch_size, window or hidden_size"
+            f"{_gibibytes(limit_bytes)}: lower data.batch_size, data.window or "
+            "network.hidden_size"
         )
 
 

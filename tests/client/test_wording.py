@@ -151,7 +151,7 @@ SENTENCES = [
     (
         "generate",
         "the model has no novelty index: train it with novelty_index, or leave novelty out",
-        "novelty",
+        "",
         "the model has no novelty index: train it with --novelty-index, or leave --novelty out",
     ),
     (
@@ -159,6 +159,14 @@ SENTENCES = [
         "regex needs the package outlines-core: pip install outlines-core",
         "regex",
         "--regex needs the package outlines-core: pip install outlines-core",
+    ),
+    (
+        "train",
+        "training would take 4.3 MiB of memory and may take 0.0 MiB: lower network.hidden_size, "
+        "network.layers or tokenizer.max_vocabulary_size",
+        "spec.limits.max_memory_bytes",
+        "training would take 4.3 MiB of memory and may take 0.0 MiB: lower --hidden-size, "
+        "--layers or --max-vocabulary-size",
     ),
     ("score", "top_log_probabilities must be at most 20", "top_log_probabilities",
      "--top must be at most 20"),

@@ -92,7 +92,7 @@ def test_what_cannot_fit_is_refused_by_the_setting_to_lower() -> None:
         check_memory(huge, 1, 2**32)
     assert caught.value.field == "network.hidden_size"
     wide = TrainConfig(data=DataConfig(batch_size=4096, window=4096))
-    with pytest.raises(ConfigError, match="lower batch_size or window") as caught:
+    with pytest.raises(ConfigError, match=r"lower data\.batch_size or data\.window") as caught:
         check_memory(wide, 65, 2**32)
     assert caught.value.field == "data.batch_size"
     check_memory(TrainConfig(), 65, 2**28)
@@ -131,7 +131,10 @@ def test_a_run_that_grows_too_large_ends_with_its_state_whole(tmp_path: Path) ->
     trainer = Trainer(CORPUS, config)
     running = trainer.run()
     assert next(running).memory_bytes > 2**24
-    with pytest.raises(TrainingError, match=r"GiB of memory .* lower batch_size, window or hid"):
+    with pytest.raises(
+        TrainingError,
+        match=r"GiB of memory .* lower data\.batch_size, data\.window or network\.hid",
+    ):
         next(running)
     trainer.save_state(tmp_path / "run")
     assert Trainer(CORPUS, config).restore_state(tmp_path / "run")
