@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from vectors import name_of, text_inputs
 
 from treadle.model import corpus_files, reading, token_array
@@ -24,6 +26,7 @@ from treadle.model.config import (
     CorpusLayout,
     CorpusRole,
     DataConfig,
+    MissingPolicy,
     Split,
     TokenizerConfig,
     TokenizerKind,
@@ -110,6 +113,55 @@ def test_odd_corpora_train(name: str, kind: TokenizerKind) -> None:
     losses = [progress.train_loss for progress in trainer.run()]
     assert all(map(np.isfinite, losses))
     assert isinstance(trainer.finish().generate(seed=1, max_new_tokens=5), str)
+
+
+FRAGMENTS = [
+    *b'"|,|;|\t|\n|\r|\r\n|text|id|sep=;\n|{"text": "|"}|{"text": |null|[1,2]|NaN'.split(b"|"),
+    *b"\xff|\xc3\xbc|\xed\xa0\x80|\xef\xbb\xbf|\xff\xfe|\0|b\xcc\x81|\xe2\x80\xa8".split(b"|"),
+    *b'text,id\n|id;text\r|{"text": "a b"}\n| |+2AA-|\x1b$B|~{|\xce\xa3|\xc4\xb0'.split(b"|"),
+    *b"\x1c|\xf0\x9f|\\ud800|<unk>|\x1f\x8b".split(b"|"),
+]
+ENCODINGS = ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le", "utf-32", "utf-7", "shift_jis",
+             "iso2022_jp", "hz", "gb18030", "cp1252", "cp037"]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    data=st.lists(st.sampled_from(FRAGMENTS), max_size=24).map(b"".join) | st.binary(max_size=40),
+    kind=st.sampled_from([kind for kind in TokenizerKind if kind is not TokenizerKind.SUBWORDS]),
+    policy=st.sampled_from([None, *UnknownPolicy]),
+    form=st.sampled_from(CorpusFormat),
+    layout=st.sampled_from(CorpusLayout),
+    missing=st.sampled_from(MissingPolicy),
+    encoding=st.sampled_from(ENCODINGS),
+    lower=st.booleans(),
+    block=st.integers(1, 6),
+)
+def test_random_files_are_read_alike_in_blocks_or_refused_by_name(
+    data: bytes, kind: TokenizerKind, policy: UnknownPolicy | None, form: CorpusFormat,
+    layout: CorpusLayout, missing: MissingPolicy, encoding: str, lower: bool, block: int,
+) -> None:  # fmt: skip
+    tokenizer = TokenizerConfig(kind, 300, policy, lower_case=lower)
+    config = DataConfig(layout, 0.3, format=form, missing=missing, encoding=encoding)
+
+    def read() -> Corpus | None:
+        try:
+            return read_corpus([CorpusFile(data, "f")], tokenizer, config, 3)
+        except (CorpusError, UnknownSymbolError):
+            return None  # which of several faults comes first may depend on the blocks
+
+    whole = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_files, "BLOCK", block)
+        patch.setattr(token_array, "BLOCK", block)
+        patch.setattr(reading, "_RECORDS", block)
+        pieces = read()
+    assert (whole is None) == (pieces is None)
+    if whole is not None and pieces is not None:
+        assert whole.tokenizer.to_json() == pieces.tokenizer.to_json()
+        assert whole.notices == pieces.notices
+        assert same(whole.train, pieces.train)
+        assert same(whole.valid, pieces.valid)
 
 
 def test_the_split_of_one_text_is_that_of_others() -> None:
