@@ -56,7 +56,9 @@ class Items(Closing):
         self._call = call
         self._wanted = n
         self._unique, self._novel = unique, novel
-        self._max_tries = max(n, n * TRIES if max_tries is None else max_tries)
+        if max_tries is not None and max_tries < 1:
+            raise InputError(f"max_tries cannot be {max_tries!r}: allow at least one", "max_tries")
+        self._max_tries = n * TRIES if max_tries is None else max_tries
         self._options = options | ({"novelty": True} if novel else {})
         self._again = _draws(options) if unique or novel else n > MAX_N
         self._stack = ExitStack()

@@ -253,6 +253,16 @@ def make_request(kind: type[AnyMessage], **values: Any) -> AnyMessage:
     return request
 
 
+_NEVER_ZERO = frozenset({
+    "max_vocabulary_size", "min_frequency", "batch_size", "window", "hidden_size", "layers",
+    "accumulation_steps", "plateau_patience", "column", "encoding", "request_id", "init_from",
+})  # fmt: skip
+"""Fields that the contract takes as not set where they are 0 or empty, and where neither is legal.
+
+Who gives 0 means something else than the default, so it must not be taken for that.
+"""
+
+
 def set_field(message: Message, name: str, value: Any) -> None:
     """Sets one scalar, enum or repeated field, those of tokens among them.
 
@@ -262,6 +272,8 @@ def set_field(message: Message, name: str, value: Any) -> None:
     field = cast(Any, message.DESCRIPTOR.fields_by_name.get(name))
     if field is None:
         raise InputError(f"{message.DESCRIPTOR.name} has no field {name!r}")
+    if name in _NEVER_ZERO and isinstance(value, int | str) and not value:
+        raise InputError(f"{name} cannot be {value!r}: leave it out for the default", name)
     if field.enum_type is not None:
         value = _numbers(field, value)
     try:

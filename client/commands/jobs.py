@@ -18,6 +18,7 @@ from treadle.client.commands.common import (
 from treadle.client.commands.flags import in_training_flags
 from treadle.client.commands.models import print_facts, when_text
 from treadle.client.console import Console, one_line
+from treadle.client.errors import InputError
 from treadle.client.numbers import number_text
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 
 DAY_S = 86_400
+
+SURE = 6
+"""Characters of an id that are enough to end the job by."""
 
 ACTIONS = {
     "show": "describe one job",
@@ -193,6 +197,7 @@ def run_action(args: argparse.Namespace, console: Console) -> None:
 
     with connect(args) as client:
         job = find_job(client, args.job)
+        _check_named(args.action, args.job, job)
         if args.action == "delete":
             client.delete_job(job.id)
             line = f"deleted job {job.id}"
@@ -200,6 +205,18 @@ def run_action(args: argparse.Namespace, console: Console) -> None:
             job = _steering(client)[args.action](job.id)
             line = _outcome(args.action, job)
     console.line(to_line(job) if getattr(args, "json", False) else line)
+
+
+def _check_named(action: str, said: str, job: Job) -> None:
+    """Checks that a job which is to end was named well: a word such as 0 begins many ids.
+
+    Raises:
+        InputError: It was not.
+    """
+    if action in ("cancel", "delete") and len(said) < SURE and said != job.id:
+        raise InputError(
+            f"{said!r} is too little of an id to {action} a job by: give {SURE} characters or more"
+        )
 
 
 def _outcome(action: str, job: Job) -> str:

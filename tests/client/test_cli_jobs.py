@@ -257,6 +257,18 @@ class TestWatch:
         assert f"`treadle watch {jobs[1]}` comes back to it" in said
         assert jobs[1] in server.service.jobs
 
+    @pytest.mark.parametrize("action", ["cancel", "delete"])
+    @pytest.mark.parametrize("said", ["a", "a1", "a1-jo", ""])
+    def test_a_job_does_not_end_by_a_letter(
+        self, server: FakeServer, service: FakeService, action: str, said: str
+    ) -> None:
+        job = service.accept(v1.TrainSpec(model="m"))
+        assert run(server.address, "jobs", action, said).returncode != 0
+        assert service.jobs[job].state == v1.JOB_STATE_SUCCEEDED
+        out(server.address, "jobs", action, job)
+        service.accept(v1.TrainSpec(model="m"))
+        out(server.address, "jobs", action, "latest")
+
     def test_a_job_by_the_beginning_of_its_id_or_the_newest(
         self, server: FakeServer, jobs: list[str]
     ) -> None:

@@ -93,6 +93,13 @@ def test_only_new_texts(client: Client, service: FakeService) -> None:
     assert all(request.novelty for request in service.requests)
 
 
+def test_no_more_texts_are_made_than_were_allowed(client: Client, service: FakeService) -> None:
+    service.novel = NAMES
+    with client.generate_many("m", n=9, unique=True, max_tries=2, seed=1) as items:
+        assert len(list(items)) == 2
+    assert (items.tries, [request.n for request in service.requests]) == (2, [2])
+
+
 def test_fewer_texts_where_there_are_no_more(client: Client, service: FakeService) -> None:
     service.novel = {"ann": True, "bea": True, "cay": False}
     with client.generate_many("m", n=5, unique=True, novel=True, seed=1) as items:
@@ -141,6 +148,9 @@ def test_items_may_be_left(client: Client, service: FakeService) -> None:
 def test_wrong_use_is_told_at_once(client: Client, service: FakeService) -> None:
     with pytest.raises(InputError, match="n cannot be 0"):
         client.generate_many("m", n=0)
+    for tries in (0, -1):
+        with pytest.raises(InputError, match="max_tries cannot be"):
+            client.generate_many("m", n=2, unique=True, max_tries=tries)
     with pytest.raises(InputError, match="at most 256"):
         client.generate_many("m", n=257, best_of=300)
     with pytest.raises(InputError, match="either a model or a job"):

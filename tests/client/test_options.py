@@ -10,6 +10,7 @@ import pytest
 
 from treadle.client.cli import make_parser
 from treadle.client.commands.common import duration, size
+from treadle.client.errors import InputError
 from treadle.client.options import (
     EmbedOptions,
     GenerateOptions,
@@ -18,6 +19,7 @@ from treadle.client.options import (
     ScoreStreamOptions,
     TrainOptions,
     enum_words,
+    make_spec,
     option_home,
     word_of,
 )
@@ -144,3 +146,37 @@ def test_no_sizes(text: str) -> None:
 def test_no_durations(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="such as 90s"):
         duration(text)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "max_vocabulary_size", "min_frequency", "batch_size", "window", "hidden_size", "layers",
+        "accumulation_steps", "plateau_patience",
+    ],
+)  # fmt: skip
+def test_0_is_not_taken_for_the_default(option: str) -> None:
+    options: Any = {option: 0}
+    with pytest.raises(InputError, match=f"{option} cannot be 0: leave it out for the default"):
+        make_spec("m", None, options)
+    options = {option: 1}
+    make_spec("m", None, options)
+
+
+@pytest.mark.parametrize("option", ["column", "encoding", "request_id", "init_from"])
+def test_nothing_is_not_taken_for_the_default(option: str) -> None:
+    options: Any = {option: ""}
+    with pytest.raises(InputError, match=f"{option} cannot be '': leave it out"):
+        make_spec("m", None, options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "seed", "dropout", "output_dropout", "test_fraction", "validation_fraction", "clip_norm",
+        "weight_decay", "early_stopping_patience", "sample_tokens", "embedding_size",
+    ],
+)  # fmt: skip
+def test_0_is_a_value_where_the_contract_has_it(option: str) -> None:
+    options: Any = {option: 0}
+    make_spec("m", None, options)
