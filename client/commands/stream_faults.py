@@ -61,8 +61,10 @@ class Faults:
     def tell(self) -> None:
         """Says how many were skipped, where any were."""
         if self.count and not self.stops:
-            verb = "was" if self.count == 1 else "were"
-            complain(f"{self.count:,} not read, and {verb} skipped; the first: {self._first}")
+            what = f"{self._unit} could not be read and was"
+            if self.count > 1:
+                what = f"{self._unit}s could not be read and were"
+            complain(f"{self.count:,} {what} skipped; the first: {self._first}")
 
     def check(self) -> None:
         """Checks that nothing stopped the stream.

@@ -113,7 +113,9 @@ class TestRows:
             "     1.000  y",
             """     error  it has no field 'a.e'; it has 'b': {"b": 1}""",
         ]
-        assert "1 not read, and was skipped; the first: line 4: it has" in complaint(done, 0)
+        assert "1 line could not be read and was skipped; the first: line 4: it has" in complaint(
+            done, 0
+        )
         assert sent(service) == [("5 x 1.5", True), ("y", True), ("", False)]
 
 
@@ -294,7 +296,10 @@ class TestErrors:
         words = ["score-stream", "m", "--format", "jsonl"]
         done = run(server.address, *words, data=BAD)
         said = complaint(done, 0)
-        assert said == f"treadle: 3 not read, and were skipped; the first: line 2: {NOT_JSON}"
+        assert (
+            said
+            == f"treadle: 3 lines could not be read and were skipped; the first: line 2: {NOT_JSON}"
+        )
         assert done.stdout.decode().splitlines() == [
             "     2.000  ab",
             f"     error  {NOT_JSON}: " + '{"te',
