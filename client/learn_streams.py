@@ -140,8 +140,8 @@ class LearnStream(Conversation[LearnStreamRequest, LearnStreamResponse]):
             The new version; with `validate_only`, a Model with its name alone.
 
         Raises:
-            ServerError: It was not stored. With `on_error="skip"` or `"stop"` the stream goes on
-                all the same, and this may be tried again; else the call has failed.
+            ServerError: It was not stored. With `on_error="skip"` or `"stop"` the stream
+                continues all the same, and this may be tried again; else the call has failed.
         """
         made = make_request(Publish, model=model, alias=alias, validate_only=validate_only)
         response = self._do(LearnStreamRequest(publish=made))

@@ -51,7 +51,7 @@ def text_piece(piece: AnyPiece) -> TextPiece:
 
 
 def stream_error(error: StreamError) -> ServerError:
-    """Makes the error of what went wrong in a stream that goes on all the same."""
+    """Makes the error of what went wrong in a stream that continues all the same."""
     names = [code.name for code in grpc.StatusCode if code.value[0] == error.code]
     code = names[0] if names else "UNKNOWN"
     return ERRORS[code](error.message, code=code)

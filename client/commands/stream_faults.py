@@ -1,4 +1,4 @@
-"""Lines of a stream that cannot be read: counted, told at the end, and skipped or the last ones."""
+"""Lines of a stream that cannot be read: counted, reported at the end, and skipped or the last."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Input:
         decoder, cutter = self._source.decoder(mark=True), LineCutter(self._source)
         for data in self.chunks():
             yield from cutter.push(decoder.decode(data))
-        if not self.stopped:  # half a line is none
+        if not self.stopped:  # half a line is not a line
             yield from cutter.push(decoder.decode(b"", final=True))
             yield from cutter.end()
 

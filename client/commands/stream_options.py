@@ -104,7 +104,7 @@ def add_learning(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--publish",
         action="store_true",
-        help="at the end, by Ctrl-C too, store what was learnt as a new version",
+        help="at the end, whatever ends the stream, store what was learned as a new version",
     )
     group.add_argument("--publish-every", type=int, metavar="N", help="and after every N rows")
     group.add_argument("--publish-as", metavar="NAME", help="under this name (the model's)")
@@ -121,7 +121,7 @@ def check(args: argparse.Namespace) -> None:
     for name, flag in (SCORING if args.learn else LEARNING).items():
         if name in given:
             raise InputError(
-                f"{flag} does not go with --learn: what is learnt begins anew, from a stored model"
+                f"{flag} does not go with --learn: learning begins again, from a stored model"
                 if args.learn
                 else f"{flag} is about learning: give --learn as well"
             )

@@ -565,10 +565,10 @@ class _OnErrorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnError.Value
     """
     ON_ERROR_STOP: _OnError.ValueType  # 1
     """The unit is skipped, and so is every piece after it: `PieceScore.error` says so.
-    Whatever else the call offers goes on, such as Publish and the result.
+    Whatever else the call offers continues, such as Publish and the result.
     """
     ON_ERROR_SKIP: _OnError.ValueType  # 2
-    """The unit is skipped, `PieceScore.error` says why, and the stream goes on."""
+    """The unit is skipped, `PieceScore.error` says why, and the stream continues."""
 
 class OnError(_OnError, metaclass=_OnErrorEnumTypeWrapper):
     """What a stream does about a piece that cannot be read: it holds a symbol that the
@@ -586,10 +586,10 @@ is lost.
 """
 ON_ERROR_STOP: OnError.ValueType  # 1
 """The unit is skipped, and so is every piece after it: `PieceScore.error` says so.
-Whatever else the call offers goes on, such as Publish and the result.
+Whatever else the call offers continues, such as Publish and the result.
 """
 ON_ERROR_SKIP: OnError.ValueType  # 2
-"""The unit is skipped, `PieceScore.error` says why, and the stream goes on."""
+"""The unit is skipped, `PieceScore.error` says why, and the stream continues."""
 Global___OnError: _TypeAlias = OnError  # noqa: Y015
 
 @_typing.final
@@ -3059,7 +3059,7 @@ Global___PieceScore: _TypeAlias = PieceScore  # noqa: Y015
 
 @_typing.final
 class StreamError(_message.Message):
-    """What went wrong in a stream that goes on all the same."""
+    """What went wrong in a stream that continues all the same."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
