@@ -96,8 +96,9 @@ class Model:
                 "tokenizer": self.tokenizer.to_json(),
                 "default_context": self.default_context,
             }
-            text = json.dumps(settings, sort_keys=True).encode()
-            self._hash = hashlib.sha256(text + self.parameters.flat.tobytes()).digest()
+            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+            digest.update(self.parameters.flat.data)  # without a copy of all numbers
+            self._hash = digest.digest()
         return self._hash
 
     def beginning(self, state: SessionState | None = None) -> SessionState:
