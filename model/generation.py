@@ -19,7 +19,7 @@ from treadle.model.constraint import Constraint
 from treadle.model.deadline import Deadline
 from treadle.model.group import Group
 from treadle.model.prompt import read_tokens
-from treadle.model.scores import Details, token_scores
+from treadle.model.scores import Details, Scores, token_scores
 from treadle.model.sequence_scorer import SequenceScorer
 from treadle.model.session import GenerateResult, Piece, Session, StopReason, Wanted
 from treadle.model.state import SessionState
@@ -33,6 +33,9 @@ Ints = npt.NDArray[np.int32]
 
 CHUNK = 16
 """Tokens drawn in one kernel call; the first call draws one, so that text begins at once."""
+
+_TOKENS = 16
+"""Tokens given their texts and alternatives in one step."""
 
 _BLOCK = 4096
 """Tokens looked at together."""
@@ -178,8 +181,10 @@ class Preparation:
             model.parameters.shape, model.weights, model.tokenizer, self.before, details
         )
         for part, scores in sequence.score(self.prompt):
-            scored = token_scores(model.tokenizer, part, scores)
-            yield Piece(stream.push(part), scored, None)
+            for cut in range(0, part.size, _TOKENS):
+                some, their = _slice(part, scores, cut)
+                scored = token_scores(model.tokenizer, some, their)
+                yield Piece(stream.push(some), scored, None)
         self.after = sequence.state
 
     @cached_property
@@ -245,6 +250,12 @@ class Preparation:
             ids=hypothesis.ids if wanted.ids else (),
         )
         return Piece(hypothesis.text, hypothesis.tokens if wanted.tokens else (), result)
+
+
+def _slice(ids: Ints, scores: Scores, start: int) -> tuple[Ints, Scores]:
+    """Some of a window's tokens and their scores: of its first token there may be none."""
+    stop, unscored = start + _TOKENS, ids.size - scores.log_probabilities.size
+    return ids[start:stop], scores.part(max(start - unscored, 0), stop - unscored)
 
 
 def _after(model: Model, state: SessionState, ids: list[int]) -> SessionState:

@@ -160,6 +160,11 @@ class Session:
         """Tokens that it may still draw."""
         return self._sampling.max_new_tokens - self._drawn
 
+    @property
+    def weight(self) -> int:
+        """How many tokens and alternatives it gives for each token that it draws."""
+        return 1 + self._sampling.top_log_probabilities if self._wanted.tokens else 0
+
     def nothing_to_draw(self) -> Piece | None:
         """Return the only piece of a session that may not draw any token; None for others."""
         if self._constraint is not None and self.seat.end < 0 and self._constraint.ended(0):

@@ -8,6 +8,7 @@ the grace is over, whatever still runs is ended with UNAVAILABLE.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -55,6 +56,10 @@ logger = logging.getLogger(__name__)
 
 _GOODBYE_S = 0.2
 """What a reply may need to leave, and what a late end is allowed to take."""
+
+_SWITCH_S = 0.001
+"""How long a thread that runs Python may keep the event loop waiting: a call needs it several times
+over, and Python's own 5 ms each time would add up."""
 
 _HEALTH = health_pb2.HealthCheckResponse
 
@@ -174,6 +179,7 @@ class App:
         if temporary_kernels():
             logger.warning("compiled kernels are kept until this ends: %s", temporary_kernels())
         await self._warming.run(self._jobs.tell_why)
+        keep_pauses_short()
         self._jobs.open()
         self._workers.refill()
         rules = Rules(self._config.job_retention_s, self._config.corpus_retention_s)
@@ -212,6 +218,17 @@ class App:
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE):
             await self._health.set(name, status)
+
+
+def keep_pauses_short() -> None:
+    """Sees to it that Python itself keeps the event loop waiting for a few milliseconds at most.
+
+    Called once everything is imported and compiled: a full collection looks at every object that
+    was not there then, instead of at some hundred thousand that never go, which takes 80 ms.
+    """
+    sys.setswitchinterval(_SWITCH_S)
+    gc.collect()
+    gc.freeze()
 
 
 def run(config: ServerConfig) -> int:

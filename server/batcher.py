@@ -31,6 +31,10 @@ _LEAST_CHUNK, _MOST_CHUNK = 4, 64
 _FIRST_CHUNK = 16
 """Tokens drawn at most when somebody has just joined, who waits for a first text."""
 
+_MOST_TOLD = 4096
+"""Tokens and alternatives that a chunk may give: what is done with each takes longer than its draw
+and keeps the event loop waiting."""
+
 _LARGE_TABLE = 1 << 18
 """Elements of an automaton's table from which it is large."""
 
@@ -242,7 +246,6 @@ class _Runner(Taker):
         began_s = time.monotonic()
         chunk = self._group.decode(self._chunk())
         now_s = time.monotonic()
-        self._step_s += 0.2 * ((now_s - began_s) / len(chunk.tokens[0]) - self._step_s)
         message_s = min(max(_MESSAGE_S, _MESSAGE_S_A_TEXT * self._texts()), _LONGEST_MESSAGE_S)
         # Due messages leave a few a turn: all at once would hold up whoever else needs the loop.
         due = 1 + round(len(self._members) * (now_s - self._drawn_s) / message_s)
@@ -257,12 +260,17 @@ class _Runner(Taker):
             except Exception as error:  # of this text alone
                 member.fail(error)
                 filled.add(member.outlet)
+        # What tokens are told with counts: alternatives take longer than the draw.
+        took_s = time.monotonic() - began_s
+        self._step_s += 0.2 * (took_s / len(chunk.tokens[0]) - self._step_s)
         self._wake(filled)
 
     def _chunk(self) -> int:
         """Returns how many tokens to draw now."""
         left = max(member.session.left for member in self._members)
         chunk = min(_MOST_CHUNK, max(_LEAST_CHUNK, round(_CHUNK_S / self._step_s)))
+        weight = sum(member.session.weight for member in self._members)
+        chunk = min(chunk, max(1, _MOST_TOLD // max(weight, 1)))
         return min(left, min(chunk, _FIRST_CHUNK) if self._joined else chunk)
 
     def _wake(self, outlets: set[Outlet]) -> None:

@@ -532,5 +532,5 @@ def test_a_prompt_is_decoded_and_read_in_short_steps(monkeypatch: pytest.MonkeyP
     assert sum(1 for _ in preparation.read()) > len(prompt) / 64
     echoed = [piece for piece in preparation.echo(True) if piece is not None]
     assert text_of(echoed) == prompt
-    assert max(map(len, (piece.tokens for piece in echoed))) <= 65
+    assert max(map(len, (piece.tokens for piece in echoed))) <= 16
     assert max(sizes) <= 4096

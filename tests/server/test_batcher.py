@@ -119,3 +119,25 @@ def test_the_pieces_of_one_text_are_its_own(scheduler: Scheduler) -> None:
         assert [piece.result is not None for piece in mine] == [False] * (len(mine) - 1) + [True]
         alone = list(model_of().stream("ab", seed=1, max_new_tokens=30, index=index))
         assert [t for p in mine for t in p.tokens] == [t for p in alone for t in p.tokens]
+
+
+@pytest.mark.parametrize("others", [0, 20])
+def test_chunks_are_short_where_much_is_told_of_each_token(
+    scheduler: Scheduler, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks, decode = [], Group.decode
+
+    def watched(self: Group, count: int) -> Any:
+        chunks.append((count, len(self.seats)))
+        return decode(self, count)
+
+    monkeypatch.setattr(Group, "decode", watched)
+
+    async def run() -> None:
+        batcher, model = Batcher(scheduler), model_of()
+        settings: dict[str, Any] = {"max_new_tokens": 40, "top_log_probabilities": others}
+        assert len(await texts_of(batcher, model, 40, **settings)) == 40
+
+    asyncio.run(run())
+    assert chunks
+    assert all(count <= max(1, 4096 // (rows * (1 + others))) for count, rows in chunks)
