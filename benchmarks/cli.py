@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     flags = build_parser().parse_args(arguments)
     # Ended from outside, the bench ends its children as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
         return _run(flags)

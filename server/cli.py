@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -24,6 +25,8 @@ PREFIX = "TREADLE_"
 """What the environment variables begin with."""
 
 _REMEDY = "Give it a writable /tmp (docker run --tmpfs /tmp) or NUMBA_CACHE_DIR."
+
+_FEATURES = re.compile(r"([+-][\w.-]+(,[+-][\w.-]+)*)?")
 
 _SHOWN = 60
 """Characters of a wrong value that a message repeats."""
@@ -77,6 +80,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         config = read_config(flags, os.environ)
     except ValueError as error:
         parser.error(str(error))
+    if not _FEATURES.fullmatch(os.environ.get("NUMBA_CPU_FEATURES", "")):  # LLVM would abort
+        parser.error("NUMBA_CPU_FEATURES must be of the form +avx2,-avx512f")
     if flags["repair"] and not flags["fsck"]:
         parser.error("--repair goes with --fsck")
     # Before NumPy is imported: its BLAS would start a thread a processor, for nothing.

@@ -51,7 +51,7 @@ class Warming:
             StatusError: UNAVAILABLE: they are not ready.
         """
         if not self.done:
-            raise unavailable(f"{self.reason}; try again when it serves", _TELL_S)
+            raise unavailable(self.reason, _TELL_S)
 
     async def run(self, tell: Callable[[str], Awaitable[None]]) -> None:
         """Makes every kernel ready, and says every few seconds how far it is.

@@ -114,6 +114,23 @@ def test_a_wrong_flag_ends_with_2_and_one_line(words: list[str], complaint: str)
     assert done.stderr == f"treadle-server: {complaint} (see `treadle-server --help`)\n"
 
 
+@pytest.mark.parametrize(
+    ("variable", "text", "complaint"),
+    [
+        ("NUMBA_CPU_FEATURES", "avx2", "NUMBA_CPU_FEATURES must be of the form +avx2,-avx512f"),
+        ("TREADLE_CPU_TARGET", "", "TREADLE_CPU_TARGET must be host or portable, not ''"),
+        ("TREADLE_DATA_DIR", "", "TREADLE_DATA_DIR is empty; give a value, or leave it out for"),
+    ],
+)
+def test_a_wrong_variable_ends_with_2_and_one_line(
+    variable: str, text: str, complaint: str
+) -> None:
+    done = run("--warm", **{variable: text})
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"treadle-server: {complaint}")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_relative_xdg_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/user")
     for base in ("", "data", "./x"):

@@ -283,6 +283,7 @@ sys.exit(main())
         ("treadle.server", "treadle.server.cli", "SIGINT", 130, ""),
         ("treadle.server", "treadle.server.config", "SIGINT", 130, ""),
         ("treadle.server", "treadle.server.config", "SIGTERM", 143, ""),
+        ("treadle.benchmarks", "treadle.benchmarks.settings", "SIGINT", 130, ""),
     ],
 )
 def test_a_signal_during_the_imports_leaves_no_traceback(
