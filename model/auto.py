@@ -91,7 +91,8 @@ _BATCHES = (
     (64, 64, 20_000),
     (32, 64, 8_000),
     (32, 32, 4_000),
-    (16, 32, 0),
+    (16, 32, 4_000),
+    (16, 16, 0),
 )
 """At equal tokens the smaller batch is the better one wherever it was measured, from 300,000 to
 3 million tokens (`benchmarks/auto_batches.py`, decision 0006). A larger one is faster, and costs

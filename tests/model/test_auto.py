@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -131,6 +132,42 @@ def test_short_lines_are_read_more_slowly() -> None:
     _, text = picked((NAMES[0], 0, NAMES[2]), 60)
     passes = [float(notices[1].split("about ")[1].split()[0]) for notices in (lines, text)]
     assert passes[0] == pytest.approx(0.6 * passes[1], rel=0.03)
+
+
+def batch_of(corpus: tuple[int, int, int], tokens: int, threads: int) -> tuple[int, int]:
+    limits = LimitsConfig(max_tokens=tokens)
+    data = pick_for(asked(limits), facts(corpus, None, threads=threads))[0].data
+    return data.batch_size, data.window
+
+
+def test_a_batch_is_taken_where_there_are_steps_enough_for_it() -> None:
+    for tokens in (10**5, 10**6, 3 * 10**6, 10**7, 10**8, 10**9, 10**10):
+        rows, steps = batch_of(LARGE, tokens, threads=1)
+        assert rows * steps == 256 or tokens / (rows * steps) >= 4_000
+    sizes = [math.prod(batch_of(LARGE, 10**power, 1)) for power in range(5, 12)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (256, 128 * 128)
+    # A novel of 3 MB read once took 32 x 64 and lost 0.08 bits a character by it.
+    assert batch_of(LARGE, 3 * 10**6, threads=2) == (32, 16)
+    assert batch_of(LARGE, 8 * 10**6, threads=2) == (32, 32)
+    assert batch_of(LARGE, 10**5, threads=8) == (16, 16), "few steps for many threads"
+    assert math.prod(batch_of(NAMES, 4 * 10**5, 2)) < math.prod(batch_of(NAMES, 10**7, 2))
+
+
+def test_more_time_than_the_corpus_is_worth_feeds_a_larger_network() -> None:
+    def core(seconds: float) -> float:
+        network = picked(PLAYS, seconds)[0].network
+        return 4 * network.hidden_size * (network.embedding_size + network.hidden_size + 2)
+
+    assert core(600) <= 2 * PLAYS[0] < core(10 * HOURS) <= 4 * PLAYS[0]
+
+
+def test_the_budget_is_judged() -> None:
+    short, right, long = (picked(PLAYS, seconds)[1][-1] for seconds in (60, 400, 10 * HOURS))
+    assert "time is the limit of this run: about" in short
+    assert "would be right for this corpus" in short
+    assert "time is right for this corpus" in right
+    assert "the corpus, not time, is the limit of this run: about" in long
 
 
 def test_many_threads_have_rows_to_work_on() -> None:
