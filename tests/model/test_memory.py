@@ -141,7 +141,8 @@ def test_a_run_that_grows_too_large_ends_with_its_state_whole(tmp_path: Path) ->
 
 
 def test_a_vocabulary_that_no_file_holds_is_refused_at_once() -> None:
-    words = " ".join(f"{number:06d}" + "x" * 5000 for number in range(9500))
-    config = TrainConfig(tokenizer=TokenizerConfig(kind=TokenizerKind.WORDS))
+    words = " ".join(f"{number:06d}" + "x" * 2000 for number in range(23_000))
+    tokenizer = TokenizerConfig(kind=TokenizerKind.WORDS, max_vocabulary_size=30_000)
+    config = TrainConfig(tokenizer=tokenizer)
     with pytest.raises(CorpusError, match="lower max_vocabulary_size"):
         Trainer(words.encode(), config)
