@@ -409,4 +409,4 @@ class TestCurve:
 
     def test_a_place_that_cannot_be_written(self, server: FakeServer, jobs: list[str]) -> None:
         done = run(server.address, "curve", jobs[0], "--out", "no/such/x.svg")
-        assert "cannot write no/such/x.svg: No such file" in complaint(done, 2)
+        assert "cannot write no/such/x.svg: there is no folder no/such" in complaint(done, 2)
