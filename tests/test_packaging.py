@@ -126,4 +126,4 @@ def test_wheel_names_the_programs_and_the_license(wheel: Path) -> None:
         assert "MIT License" in archive.read(names["LICENSE"]).decode()
     assert "treadle = treadle.client.__main__:main" in programs
     assert "treadle-server = treadle.server.__main__:main" in programs
-    assert "treadle-bench = treadle.benchmarks.cli:main" in programs
+    assert "treadle-bench = treadle.benchmarks.__main__:main" in programs
