@@ -25,6 +25,7 @@ from treadle.model.scores import PLAIN, Details, Scores, TextScore, summarize
 from treadle.model.sequence_scorer import SequenceScorer
 from treadle.model.session import TOKENS, Piece, Wanted
 from treadle.model.state import SessionState
+from treadle.model.sums import in_order
 from treadle.model.text_reader import encode_in_steps
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.workspace import pack_for_inference
@@ -257,11 +258,13 @@ class Model:
         sequence = SequenceScorer(shape, self.weights, tokenizer, begun, details)
         yield from sequence.read(before)
         parts: list[Scores] = []
+        total = 0.0
         for _, scores in sequence.score(ids):
             parts.append(scores)
+            total = in_order(scores.log_probabilities.tolist(), total)
             yield None
         after = sequence.state if tokenizer.end is None else sequence.state_before_last
-        yield summarize(tokenizer, ids, Scores.joined(parts), after)
+        yield summarize(tokenizer, ids, Scores.joined(parts), total, after)
 
 
 def default_context(tokenizer: Tokenizer, fallback: int) -> int:

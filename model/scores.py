@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.model.state import SessionState
-from treadle.model.sums import in_order
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.tokens import Alternative, TokenScore
 
@@ -206,19 +205,21 @@ class PieceScore:
 
 
 def summarize(
-    tokenizer: Tokenizer, ids: Ints, scores: Scores, state: SessionState | None = None
-) -> TextScore:
+    tokenizer: Tokenizer, ids: Ints, scores: Scores, total: float,
+    state: SessionState | None = None,
+) -> TextScore:  # fmt: skip
     """Put scores and tokens together.
 
     Args:
         tokenizer: of the model.
         ids: (N,), the text's tokens, an end token included where one is scored.
         scores: of all of them, or of all but the first.
+        total: the sum of their log-probabilities, in the order of the tokens.
         state: after the text.
     """
     count = scores.log_probabilities.size
     return TextScore(
-        total_log_probability=in_order(scores.log_probabilities.tolist()),
+        total_log_probability=total,
         token_count=count,
         character_count=tokenizer.characters(ids[ids.size - count :]),
         unknown_count=tokenizer.count_unknown(ids[ids.size - count :]),
