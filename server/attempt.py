@@ -6,7 +6,7 @@ import asyncio
 import enum
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from treadle.server import records, wire
@@ -155,6 +155,7 @@ class Attempt:
 
     async def _listen(self, job: Job, worker: Worker) -> Outcome:
         """Passes on what a process says until it is done."""
+        before = job.row.reason
         while True:
             try:
                 message = await worker.receive()
@@ -163,12 +164,19 @@ class Attempt:
             match message.pop("event"):
                 case "started":
                     await self._started(job, message)
+                    if not job.cancelling and job.row.reason != before:
+                        with suppress(OSError):  # on a full disk it stays until the next state
+                            await job.change(reason=before)
                 case "progress":
                     await self._progress(job, message)
                 case "validation":
                     await self._validation(job, message)
+                case "reading":
+                    why = CANCELLING if job.cancelling else message["reason"]
+                    await job.enter(RUNNING, why)
                 case "anew":
-                    await job.enter(RUNNING, CANCELLING if job.cancelling else message["reason"])
+                    before = CANCELLING if job.cancelling else message["reason"]
+                    await job.enter(RUNNING, before)
                 case "checkpoint":
                     job.crashes = 0
                 case "saved":

@@ -32,6 +32,9 @@ from treadle.server.wishes import Replies, Wishes
 _MAX_SAMPLE = 10_000
 """Characters of a sample that are passed on; words may be of any length."""
 
+_LARGE_CORPUS_BYTES = 32 << 20
+"""A corpus from which on reading it takes long enough to say so."""
+
 _AT_MOST = 9.0
 """A run trains this many times as long as it keeps its state, however large that is."""
 
@@ -162,6 +165,9 @@ def _work(job: wire.Message, replies: Replies, wishes: Wishes) -> None:
     # One that is left is of an end that was not to be, and must not pass for this run's.
     (directory / FINAL_FILE).unlink(missing_ok=True)
     with wishes.nothing_to_lose(preparing=True, by_stop=not (directory / STATE_FILE).exists()):
+        size = sum(Path(file["path"]).stat().st_size for file in job["files"])
+        if size >= _LARGE_CORPUS_BYTES:
+            replies.send(event="reading", reason=f"reading a corpus of {size:,} bytes")
         trainer, steps = _prepare(job, directory, replies)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     replies.send(event="started", **started)

@@ -13,6 +13,7 @@ the names
 - `ready`: kernels are compiled, a job may come;
 - `started`, `progress`: what `Trainer` reports, also of a run that goes on from a checkpoint;
 - `validation`: how far a long validation has come;
+- `reading`: it reads a corpus that takes long to read; `reason` says so;
 - `anew`: there is a checkpoint that cannot be used, and the run begins at its beginning;
 - `checkpoint`: the state is on disk, and weights are published;
 - `paused`: the state is on disk; `reason` says why, `full` whether for want of disk space;

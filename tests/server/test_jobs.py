@@ -184,6 +184,25 @@ def test_what_is_made_again_after_a_crash_is_told_once(store: Store, model: byte
     asyncio.run(run())
 
 
+def test_what_a_job_is_at_before_its_first_step_is_told_and_taken_back(
+    store: Store, model: bytes
+) -> None:
+    reasons: list[str] = []
+
+    async def run() -> None:
+        reading = {"event": "reading", "reason": "reading a corpus"}
+        started = {"event": "started", "config": TrainConfig().to_json(), "total_steps": 9}
+        room = make_room(store, FakeWorkers(lambda: TellingWorker(model, reading, started)))
+        job = await submit(room, store)
+        room.open()
+        events = room.book.watch(job, 0)
+        reasons.extend([e.state.reason async for e in events if e.HasField("state")])
+        assert (await room.book.row(job)).reason == ""
+
+    asyncio.run(run())
+    assert "reading a corpus" in reasons
+
+
 def test_how_far_a_validation_has_come_is_told_until_its_loss_is(
     store: Store, model: bytes
 ) -> None:

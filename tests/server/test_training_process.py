@@ -201,6 +201,15 @@ def test_a_run_that_is_being_prepared_is_left_at_once(
     assert serve(SERVE, order(tmp_path))[-1]["event"] == "saved"
 
 
+def test_a_large_corpus_is_said_to_be_read(tmp_path: Path) -> None:
+    small = serve(SERVE, order(tmp_path))
+    assert not any(message["event"] == "reading" for message in small)
+    script = f"from treadle.server import training\ntraining._LARGE_CORPUS_BYTES = 1{SERVE}"
+    said = serve(script, order(tmp_path))
+    assert [message["event"] for message in said[:3]] == ["ready", "reading", "started"]
+    assert said[1]["reason"] == f"reading a corpus of {len(TEXT):,} bytes"
+
+
 def test_what_a_run_has_kept_is_not_lost_by_a_stop_in_its_preparation(tmp_path: Path) -> None:
     pause = once(lambda said: said["event"] == "checkpoint", {"pause": "for a test"})
     job = order(tmp_path, limits=LimitsConfig(max_steps=10**9))
