@@ -31,7 +31,7 @@ KERNEL_TOLERANCE = 1e-5
 """Of a float32 kernel, in units of the array's largest element."""
 OTHER_PROCESSOR = "haswell"
 """What x86-64-v3 is in LLVM's naming."""
-PATIENCE_S = 900.0
+PATIENCE_S = 1800.0
 
 Array = npt.NDArray[np.floating[Any]]
 
