@@ -83,6 +83,9 @@ NOT_RUN = [
     NotRun("README.md", "make test", "the tests themselves"),
     NotRun("README.md", "make bench", "takes ten minutes: tests/benchmarks/test_bench.py"),
     NotRun("benchmarks/README.md", "make bench", "as in README.md"),
+    NotRun(
+        "benchmarks/README.md", "event_loop.py", "takes minutes; fails where a pause is too long"
+    ),
     NotRun("benchmarks/README.md", "pip install torch", "needs a network"),
     NotRun(
         "docs/anomalies.md",
