@@ -95,16 +95,24 @@ class RecordReader:
         lines = any_line_texts(file, self._data.encoding, self._policy)
         table = _Table(file.title, lines, column)
         for number, record in table.records():
+            if any(map(str.strip, record[table.width :])):
+                raise CorpusError(
+                    f"{file.title}, line {number:,}: it has {_columns(record)}, and the header "
+                    f"{table.width:,}: quote fields that hold {table.separator!r}"
+                )
             if len(record) > table.place:
                 yield record[table.place]
             elif any(map(str.strip, record)):
-                has = "1 column" if len(record) == 1 else f"{len(record)} columns"
                 self._skip(
                     _MissingError(
-                        f"{file.title}, line {number:,}: it has {has}, and {column!r} is number "
-                        f"{table.place + 1}: complete the record"
+                        f"{file.title}, line {number:,}: it has {_columns(record)}, and {column!r} "
+                        f"is number {table.place + 1}: complete the record"
                     )
                 )
+
+
+def _columns(record: list[str]) -> str:
+    return "1 column" if len(record) == 1 else f"{len(record):,} columns"
 
 
 def _lines(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
@@ -239,7 +247,10 @@ class _Table:
         _raise_field_limit()
         self._title = title
         self._lines = _Lines(lines)
-        self._separator, names = self._header(column)
+        self.separator, names = self._header(column)
+        """What stands between fields."""
+        self.width = len(names)
+        """How many columns the header has."""
         self.place = names.index(column)
         """Which of a record's fields the column is, from 0."""
 
@@ -281,7 +292,7 @@ class _Table:
         Raises:
             CorpusError: A record is malformed.
         """
-        records = self._records(self._separator)
+        records = self._records(self.separator)
         next(records)
         self._lines.drop()
         for record in records:

@@ -110,6 +110,22 @@ def test_records_that_end_before_the_column() -> None:
     assert items(b"id,text\n1,\n", CSV) == [""]  # an empty text, as an empty line is
 
 
+@pytest.mark.parametrize(
+    ("data", "has"),
+    [
+        (
+            b"text\nab\nhello, you\n",
+            "it has 2 columns, and the header 1: quote fields that hold ','",
+        ),
+        (b"id;text\n1;ab\n2;hello; you\n", "it has 3 columns, and the header 2: quote .* ';'"),
+    ],
+)
+def test_texts_that_a_separator_cuts_are_not_cut_silently(data: bytes, has: str) -> None:
+    for missing in MissingPolicy:
+        with pytest.raises(CorpusError, match=f"line 3: {has}"):
+            items(data, CSV, missing=missing)
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
@@ -140,7 +156,7 @@ def test_tables_of_every_line_end_and_separator(
         (b"sep=;\r\nid;text\r\n1;hello\r\n", "text", ["hello"]),
         (b"sep=\t\nid\ttext,x\n1\thello\n", "text,x", ["hello"]),
         (b'"sep=:"\nid:text\n1:hello\n', "text", ["hello"]),
-        (b"text\nhello, you\n", "text", ["hello"]),
+        (b"text,id\nhello,1, ,\n", "text", ["hello"]),
         (b"text,text\na,b\n", "text", ["a"]),
         (b"text\n", "text", []),
     ],
