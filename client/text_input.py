@@ -28,6 +28,9 @@ _BOM = "\ufeff"
 _BOM_ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 """Encodings whose decoders leave a byte order mark in the text."""
 
+_NOT_OF_FILES = ("idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape")
+"""Text encodings of Python's that are for names and source code."""
+
 _FOREIGN_BOMS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -61,7 +64,7 @@ class TextSource(NamedTuple):
     title: str
     """The file's name, or `standard input`."""
     encoding: str = "utf-8"
-    """How it encodes text; any text encoding of Python's."""
+    """How it encodes text; any encoding of text files that Python has."""
     errors: Errors = "strict"
     """What to do with bytes that are not text."""
     flag: str = "encoding="
@@ -312,10 +315,11 @@ def _rough_byte(character: str) -> int:
 
 
 def _name(encoding: str) -> str:
-    """Returns Python's name of a text encoding; empty where there is none."""
+    """Returns Python's name of an encoding of text files; empty where there is none."""
     try:
         known = codecs.lookup(encoding)
         codecs.getincrementaldecoder(encoding)
     except (LookupError, ValueError):
         return ""
-    return known.name if getattr(known, "_is_text_encoding", True) else ""
+    is_text = getattr(known, "_is_text_encoding", True) and known.name not in _NOT_OF_FILES
+    return known.name if is_text else ""

@@ -118,7 +118,13 @@ def test_a_line_that_never_ends_is_not_kept() -> None:
     assert second.text == "next"
 
 
-@pytest.mark.parametrize("encoding", ["base64", "rot13", "nonsense", ""])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "nothing", "base64", "hex", "zlib", "rot13", "idna", "punycode", "undefined",
+        "unicode_escape", "raw-unicode-escape", "mbcs", "..", "aliases", "",
+    ],
+)  # fmt: skip
 def test_what_is_no_text_encoding_is_refused(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(b"a")
