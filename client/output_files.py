@@ -26,10 +26,10 @@ def check_output(path: str) -> None:
     Raises:
         InputError: It cannot.
     """
-    folder = os.path.dirname(path) or "."
     if not path:
-        reason = "the name is empty"
-    elif os.path.isdir(path):
+        raise InputError("cannot write a file whose name is empty: name one")
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path):
         reason = "it is a folder: name a file"
     elif not os.path.isdir(folder):
         reason = f"there is no folder {shown_path(folder)}: make it first"
@@ -38,8 +38,9 @@ def check_output(path: str) -> None:
     elif not _is_special(path) and not os.access(_folder(path), os.W_OK | os.X_OK):
         reason = f"the folder {shown_path(folder)} may not be written by you: choose another one"
     else:
-        return
-    raise InputError(f"cannot write {shown_path(path)}: {reason}")
+        reason = _name_fault(path)
+    if reason:
+        raise InputError(f"cannot write {shown_path(path)}: {reason}")
 
 
 def write_output(path: str, data: bytes) -> None:
@@ -49,12 +50,13 @@ def write_output(path: str, data: bytes) -> None:
         InputError: It cannot be written.
     """
     try:
+        if _is_special(path):
+            # A pipe waits for its reader, maybe for ever: a signal is then the only way out.
+            with open(path, "wb") as file:
+                file.write(data)
+            return
         with _signals_put_off():
-            if _is_special(path):
-                with open(path, "wb") as file:
-                    file.write(data)
-            else:
-                _replace(os.path.realpath(path), data)
+            _replace(os.path.realpath(path), data)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot write {shown_path(path)}: {reason}") from error
@@ -83,6 +85,17 @@ def _mode(path: str) -> int:
         mask = os.umask(0)
         os.umask(mask)
         return 0o666 & ~mask
+
+
+def _name_fault(path: str) -> str:
+    """Says why no file can have a name, such as that it is too long; empty where one can."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _is_special(path: str) -> bool:

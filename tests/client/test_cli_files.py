@@ -192,7 +192,7 @@ class TestNames:
 
 
 class TestOutputs:
-    @pytest.mark.parametrize("place", ["folder", "missing/state", "locked/state", ""])
+    @pytest.mark.parametrize("place", ["folder", "missing/state", "locked/state", "", "x" * 300])
     def test_an_output_is_checked_before_anything_is_made(
         self, server: FakeServer, service: FakeService, tmp_path: Path, place: str
     ) -> None:
@@ -246,6 +246,38 @@ class TestOutputs:
         write_output(str(pipe), b"state")
         reader.join()
         assert found == [b"state"]
+
+    def test_a_signal_ends_the_wait_for_who_reads_a_pipe(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        found: list[bytes] = []
+        # A reader comes at last, so that a wait that no signal ends does end, and fails the test.
+        reader = threading.Timer(20, lambda: found.append(pipe.read_bytes()))
+        over = threading.Event()
+
+        def end(*_: object) -> None:
+            if not over.is_set():
+                over.set()
+                raise TimeoutError
+
+        def send() -> None:
+            while not over.wait(0.2):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        before = signal.signal(signal.SIGTERM, end)
+        sender = threading.Thread(target=send)
+        reader.start()
+        sender.start()
+        try:
+            with pytest.raises((InputError, TimeoutError)):
+                write_output(str(pipe), b"state")
+        finally:
+            over.set()
+            sender.join()
+            reader.cancel()
+            reader.join()
+            signal.signal(signal.SIGTERM, before)
+        assert not found
 
     def test_a_failure_leaves_nothing_behind(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
