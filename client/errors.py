@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self, cast
 
 from treadle.client.wording import PYTHON, Words, argument_of, reword
 
@@ -105,6 +105,17 @@ class ServerError(TreadleError):
         if self._say is not None:
             return self._say(words)
         return reword(str(self), words, self.arguments)
+
+    def placed(self, where: str) -> Self:
+        """Returns the same error with what it is about in front of its sentence."""
+        return type(self)(
+            f"{where}: {self}",
+            code=self.code,
+            violations=self.violations,
+            retry_delay_s=self.retry_delay_s,
+            broken=self.broken,
+            say=lambda words: f"{where}: {self.worded(words)}",
+        )
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -223,6 +234,14 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ServerError:
         broken=_is_break(code, details),
         say=say,
     )
+
+
+def text_at_fault(error: InvalidArgumentError) -> int | None:
+    """Tells which of a request's texts is at fault, from 0; None where none of them is."""
+    for violation in error.violations:
+        if found := re.match(r"texts\[(\d+)\]", violation.field):
+            return int(found[1])
+    return None
 
 
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)", re.IGNORECASE)

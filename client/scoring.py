@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Unpack
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar, Unpack
 
 from treadle.client.batches import batches
 from treadle.client.connection import Connection
+from treadle.client.errors import InvalidArgumentError, text_at_fault
 from treadle.client.options import (
     EmbedOptions,
     ScoreOptions,
@@ -20,7 +21,9 @@ from treadle.client.score_streams import ScoredPieces, ScoreStream, score_reques
 from treadle.v1.sequence_pb2 import (
     Embedding,
     EmbedRequest,
+    EmbedResponse,
     ScoreRequest,
+    ScoreResponse,
     ScoreStreamRequest,
     ScoreStreamSpec,
     TextScore,
@@ -28,6 +31,9 @@ from treadle.v1.sequence_pb2 import (
 
 MAX_EMBEDDED = 250
 """Texts in one call of Embed: the vectors of 8 layers of 4,096 units fit into one reply."""
+
+
+Response = TypeVar("Response")
 
 
 class Scoring(Connection):
@@ -50,12 +56,16 @@ class Scoring(Connection):
 
         Raises:
             InputError: An option is wrong, or both a model and a job are named, or neither.
-            ServerError: A call failed.
+            ServerError: A call failed. Where a text is at fault, the scores of all texts before
+                it were yielded.
         """
         check_one(model, options.get("job", ""))
-        for batch in batches([texts] if isinstance(texts, str) else texts):
-            request = make_request(ScoreRequest, model=model, texts=batch, **options)
-            response = self._call(self._stub.Score, request)
+
+        def call(some: list[str]) -> ScoreResponse:
+            request = make_request(ScoreRequest, model=model, texts=some, **options)
+            return self._call(self._stub.Score, request)
+
+        for response in _answers(call, batches([texts] if isinstance(texts, str) else texts)):
             if model:
                 model, options["version"] = pinned(model), response.version
             yield from response.scores
@@ -130,9 +140,13 @@ class Scoring(Connection):
     ) -> Iterator[Embedding]:
         """Yields the vector of each text, with the tokens read; see `embed`."""
         check_one(model, options.get("job", ""))
-        for batch in batches([texts] if isinstance(texts, str) else texts, MAX_EMBEDDED):
-            request = make_request(EmbedRequest, model=model, texts=batch, **options)
-            response = self._call(self._stub.Embed, request)
+        found = batches([texts] if isinstance(texts, str) else texts, MAX_EMBEDDED)
+
+        def call(some: list[str]) -> EmbedResponse:
+            request = make_request(EmbedRequest, model=model, texts=some, **options)
+            return self._call(self._stub.Embed, request)
+
+        for response in _answers(call, found):
             if model:
                 model, options["version"] = pinned(model), response.version
             yield from response.embeddings
@@ -158,3 +172,22 @@ class Scoring(Connection):
             ServerError: A call failed.
         """
         return [list(each.values) for each in self.embeddings(model, texts, **options)]
+
+
+def _answers(
+    call: Callable[[list[str]], Response], texts: Iterable[list[str]]
+) -> Iterator[Response]:
+    """Yields the response to each batch of texts.
+
+    Raises:
+        ServerError: A call failed. Where one text is at fault, the response to those before it
+            was yielded.
+    """
+    for batch in texts:
+        try:
+            response = call(batch)
+        except InvalidArgumentError as error:
+            if before := text_at_fault(error):
+                yield call(batch[:before])
+            raise
+        yield response

@@ -15,7 +15,7 @@ from treadle.client.commands.common import (
     connect,
     weights_of,
 )
-from treadle.client.commands.score import Text, read_lines
+from treadle.client.commands.score import Text, paired, read_lines
 from treadle.client.console import Console
 from treadle.client.errors import InputError
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     with connect(args) as client:
         options = weights_of(args, client, EmbedOptions)
         vectors = client.embeddings(args.model or "", (each.text for each in texts), **options)
-        for text, vector in zip(labels, vectors, strict=True):
+        for text, vector in paired(labels, vectors):
             console.line(to_line({**text.label, **as_json(vector)}))
 
 

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Iterable, Iterator
 from itertools import tee
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from treadle.client.commands.common import (
     Commands,
@@ -26,12 +26,14 @@ from treadle.client.commands.common import (
 )
 from treadle.client.commands.states import add_state, save_path
 from treadle.client.console import Console, one_line
-from treadle.client.errors import InputError
+from treadle.client.errors import InputError, InvalidArgumentError, text_at_fault
 from treadle.client.numbers import number_text
 from treadle.client.output_files import write_output
 
 if TYPE_CHECKING:
     from treadle.v1.sequence_pb2 import TextScore
+
+Answer = TypeVar("Answer")
 
 ROW = "{:>6}  {:>7}  {:>11}  {:>7}  {:>10}  {:>9}  {}"
 """Fixed columns: the rows are printed as the scores come."""
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         options = weights_of(args, client, ScoreOptions)
         path = save_path(options, SAVED)
         scores = client.score(args.model or "", (each.text for each in texts), **options)
-        pairs: Iterable[tuple[Text, TextScore]] = zip(labels, scores, strict=True)
+        pairs = paired(labels, scores)
         if path is not None:
             pairs = _saved(pairs, path)
         if getattr(args, "json", False):
@@ -167,6 +169,27 @@ def read_lines(args: argparse.Namespace, path: str) -> Iterator[Text]:
             raise InputError(f"{named(path)}, line {number:,}: {line.fault}")
         if line.text:
             yield Text(line.text, {"line": number, "text": line.text})
+
+
+def paired(texts: Iterable[Text], answers: Iterable[Answer]) -> Iterator[tuple[Text, Answer]]:
+    """Puts texts and the server's answers together; what a line is refused for names the line.
+
+    Raises:
+        InvalidArgumentError: A text is at fault.
+    """
+    asked: list[Text] = []
+
+    def noted() -> Iterator[Text]:
+        for text in texts:
+            asked[:] = [text]
+            yield text
+
+    try:
+        yield from zip(noted(), answers, strict=True)
+    except InvalidArgumentError as error:
+        if not asked or "line" not in asked[0].label or text_at_fault(error) is None:
+            raise
+        raise error.placed(f"line {asked[0].label['line']:,}") from error
 
 
 def _print_json(pairs: Iterable[tuple[Text, TextScore]], console: Console) -> None:

@@ -9,7 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from google.rpc import status_pb2  # type: ignore[import-untyped]
+from google.rpc import (  # type: ignore[import-untyped]
+    error_details_pb2,
+    status_pb2,
+)
 from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_health.v1.health import HealthServicer  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
@@ -27,7 +30,7 @@ PAUSED = "paused"
 """A model whose jobs pause after their second event."""
 
 FAULT = "?"
-"""A piece that a stream cannot read, whole or with the line's end."""
+"""A piece that a stream cannot read, whole or with the line's end, and a text that is refused."""
 
 FORBIDDEN = "forbidden"
 """A name that no model can have."""
@@ -169,6 +172,18 @@ def an_accepted_job(job: str, spec: v1.TrainSpec, corpus_bytes: int) -> v1.Job:
         made.progress.CopyFrom(events[3].progress)
     made.create_time.FromSeconds(1_700_000_000)
     return made
+
+
+def _refuse_fault(request: v1.ScoreRequest | v1.EmbedRequest, context: Any) -> None:
+    """Refuses all the texts of a request where one of them is FAULT."""
+    if FAULT in request.texts:
+        field = f"texts[{list(request.texts).index(FAULT)}]"
+        text = "'?' is unknown: set unknown_policy to 'skip'"
+        failure = status_pb2.Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message=text)
+        detail = error_details_pb2.BadRequest()
+        detail.field_violations.add(field=field, description=text)
+        failure.details.add().Pack(detail)
+        context.abort_with_status(rpc_status.to_status(failure))
 
 
 class FakeService(SequenceServiceServicer):
@@ -387,6 +402,7 @@ class FakeService(SequenceServiceServicer):
 
     def Score(self, request: v1.ScoreRequest, context: Any) -> v1.ScoreResponse:  # noqa: N802
         self._begin(request, context)
+        _refuse_fault(request, context)
         scores = [a_score(text, request) for text in request.texts]
         for text, score in zip(request.texts, scores, strict=True):
             if request.return_states:
@@ -455,6 +471,7 @@ class FakeService(SequenceServiceServicer):
 
     def Embed(self, request: v1.EmbedRequest, context: Any) -> v1.EmbedResponse:  # noqa: N802
         self._begin(request, context)
+        _refuse_fault(request, context)
         layers = 2 if request.all_layers else 1
         return v1.EmbedResponse(
             embeddings=[

@@ -426,6 +426,27 @@ class TestScore:
         assert lines[0]["mean_nats"] == 1
         assert list(service.requests[0].texts) == ["one", "two", "three"]
 
+    @pytest.mark.parametrize(
+        "words", [["score", "m", "-", "--per-line"], ["embed", "m", "--per-line", "-"]]
+    )
+    def test_lines_before_one_that_is_refused_are_told(
+        self, server: FakeServer, words: list[str]
+    ) -> None:
+        more = ["--json"] if words[0] == "score" else []
+        done = run(server.address, *words, *more, data=b"one\n\ntwo\n?\nthree\n")
+        assert complaint(done, 1) == "treadle: line 4: '?' is unknown: give --unknown skip"
+        assert [(line["line"], line["text"]) for line in objects(done.stdout.decode())] == [
+            (1, "one"),
+            (3, "two"),
+        ]
+
+    def test_a_first_line_that_is_refused(self, server: FakeServer, service: FakeService) -> None:
+        done = run(server.address, "score", "m", "-", "--per-line", data=b"?\none\n")
+        assert "line 1: '?' is unknown" in complaint(done, 1)
+        assert len(service.requests) == 1
+        done = run(server.address, "score", "m", "--text", "one", "?")
+        assert complaint(done, 1) == "treadle: '?' is unknown: give --unknown skip"
+
     def test_a_file_is_one_text(self, server: FakeServer, service: FakeService) -> None:
         lines = objects(out(server.address, "score", "m", "-", "--json", data=b"one\ntwo\n"))
         assert [line["token_count"] for line in lines] == [8]
