@@ -48,7 +48,7 @@ def _request(step: Step) -> LearnStreamRequest:
 
 
 class LearntPieces(Flow[LearnStreamRequest, LearnStreamResponse]):
-    """The scores of a stream that is learnt: iterate over them, one a piece.
+    """The scores of a stream that is learned: iterate over them, one a piece.
 
     What the stream publishes, takes back or keeps on its way is told by `updates` and
     `published`.
@@ -62,7 +62,7 @@ class LearntPieces(Flow[LearnStreamRequest, LearnStreamResponse]):
     """Why versions were not stored, where `on_error` had the stream continue all the same."""
 
     def __iter__(self) -> Iterator[PieceScore]:
-        """Yields what each piece scored before anything was learnt from it, in their order.
+        """Yields what each piece scored before anything was learned from it, in their order.
 
         With `on_error="skip"` or `"stop"`, a piece that was skipped has an `error`.
 
@@ -90,9 +90,9 @@ class LearntPieces(Flow[LearnStreamRequest, LearnStreamResponse]):
 
 
 class LearnStream(Conversation[LearnStreamRequest, LearnStreamResponse]):
-    """A model of one's own that learns piece by piece, each predicted before it is learnt.
+    """A model of one's own that learns piece by piece, each predicted before it is learned.
 
-    What it has learnt is gone with the stream, unless it is published.
+    What it has learned is gone with the stream, unless it is published.
     """
 
     updates: int = 0
@@ -103,11 +103,11 @@ class LearnStream(Conversation[LearnStreamRequest, LearnStreamResponse]):
 
         Args:
             text: The next text, of any length.
-            end: Whether the text or item ends here; what follows then begins anew.
+            end: Whether the text or item ends here; what follows then begins again.
             more: Whether the next piece belongs to the same unit; see `Piece`.
 
         Returns:
-            What the piece scored before anything was learnt from it. With `on_error="skip"` or
+            What the piece scored before anything was learned from it. With `on_error="skip"` or
             `"stop"`, a piece that was skipped has an `error`.
 
         Raises:

@@ -23,7 +23,7 @@ class Piece(NamedTuple):
     text: str
     """The next text, of any length, empty included."""
     end: bool = False
-    """Whether the text or item ends here; what follows then begins anew."""
+    """Whether the text or item ends here; what follows then begins again."""
     more: bool = False
     """Whether the next piece belongs to the same unit, such as a long line: what `on_error` skips
     is a unit."""

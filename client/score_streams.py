@@ -70,7 +70,7 @@ class ScoreStream(Conversation[ScoreStreamRequest, ScoreStreamResponse]):
         Args:
             text: The next text, of any length. What cannot be made tokens before more is known
                 waits, and is scored with a later piece.
-            end: Whether the text or item ends here; what follows then begins anew.
+            end: Whether the text or item ends here; what follows then begins again.
             more: Whether the next piece belongs to the same unit; see `Piece`.
 
         Returns:

@@ -1,9 +1,9 @@
-"""Learning from a stream: every piece is predicted first, and only then learnt.
+"""Learning from a stream: every piece is predicted first, and only then learned.
 
 The scores of a piece are those that somebody gets who has seen nothing of it, so their mean over a
 stream is an honest measure of the learner (Dawid, "Present position and potential developments:
 some personal views. Statistical theory: the prequential approach", 1984). A window of tokens is
-scored, then learnt from in one update: truncated backpropagation through time (Williams and Peng,
+scored, then learned from in one update: truncated backpropagation through time (Williams and Peng,
 1990) from the state that is carried from window to window.
 """
 
@@ -73,7 +73,7 @@ class Learner:
 
     @property
     def learnt(self) -> Learnt:
-        """What the weights have learnt since the model."""
+        """What the weights have learned since the model."""
         return self._sequence.learnt
 
     @property
@@ -90,14 +90,14 @@ class Learner:
         """Score the next piece, and learn from it window after window, in short steps.
 
         Each window of the piece, of `config.window` tokens but for the last one, is scored with
-        the weights that have learnt everything before it. With a learning rate of 0 no window is
-        learnt from, and the scores are those of `Model.score`.
+        the weights that have learned everything before it. With a learning rate of 0 no window is
+        learned from, and the scores are those of `Model.score`.
 
         Args:
             text: the next text, of any length.
             end: whether the text or item ends here: what waits to be made a token is taken, of
-                layout LINES the end token too, and what follows begins anew, after nothing.
-            learn: False: only score it, and go on from it.
+                layout LINES the end token too, and what follows begins again, after nothing.
+            learn: False: only score it, and continue from it.
 
         Yields:
             None after every step, one window's scoring or learning; at last the score.
@@ -130,7 +130,7 @@ class Learner:
     def roll_back(self) -> None:
         """Go back to the last snapshot, or to the beginning where there is none.
 
-        What follows is then scored and learnt bit for bit as it was after that snapshot, which
+        What follows is then scored and learned bit for bit as it was after that snapshot, which
         stays to be gone back to again.
         """
         self._weights.roll_back()
@@ -187,9 +187,9 @@ class Learner:
             raise TrainingError("a piece failed or was left halfway: roll the session back first")
 
     def _record(self) -> TrainingRecord | None:
-        """How the weights came to be: what the model's own record says, and what was learnt."""
+        """How the weights came to be: what the model's own record says, and what was learned."""
         base, learnt, updates = self._model.training, self._sequence.learnt, self.updates
-        told = f"learnt online from {learnt.tokens:,} tokens in {updates:,} updates"
+        told = f"learned online from {learnt.tokens:,} tokens in {updates:,} updates"
         told = f"{told} ({self._config})"
         steps = updates + (0 if base is None else base.weights_step)
         return TrainingRecord(

@@ -1,4 +1,4 @@
-"""One sequence scored and then learnt from, window by window."""
+"""One sequence scored and then learned from, window by window."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Learnt:
-    """What was learnt so far."""
+    """What was learned so far."""
 
     tokens: int = 0
-    """Tokens that updates learnt to foretell, repeats counted."""
+    """Tokens that updates learned to predict, repeats counted."""
     nats: float = 0.0
-    """Sum of -log p over them, each under the weights before it was learnt."""
+    """Sum of -log p over them, each under the weights before it was learned."""
     seconds: float = 0.0
     """Seconds of learning, scoring not counted."""
 
@@ -34,7 +34,7 @@ class Learnt:
 class LearningSequence(SequenceScorer):
     """Scores as its base does; what it has scored, it learns from before it scores any more.
 
-    A window is scored with one set of weights, and learnt from in one update, from the state that
+    A window is scored with one set of weights, and learned from in one update, from the state that
     stood before it.
     """
 
@@ -60,18 +60,18 @@ class LearningSequence(SequenceScorer):
         self._scored: list[Ints] = []
         self._start = begun
         self.learns = False
-        """Whether what is scored from now on is learnt from as well."""
+        """Whether what is scored from now on is learned from as well."""
         self.learnt = Learnt()
-        """What was learnt so far."""
+        """What was learned so far."""
         super().__init__(weights.parameters.shape, weights.packed, tokenizer, begun, details)
 
     def begin(self, begun: SessionState) -> None:
-        """Begin at a state; what is scored and not learnt yet is learnt first."""
+        """Begin at a state; what is scored and not learned yet is learned first."""
         self.learn()
         super().begin(begun)
 
     def forget(self) -> None:
-        """Drop what is scored and not learnt yet."""
+        """Drop what is scored and not learned yet."""
         self._scored = []
 
     def score(self, tokens: Ints) -> Iterator[tuple[Ints, Scores]]:
@@ -94,7 +94,7 @@ class LearningSequence(SequenceScorer):
                 yield NO_INTS, Scores.plain(NO_FLOATS)
 
     def learn(self) -> None:
-        """Learn from what is scored and not learnt yet, at most one window, in one update.
+        """Learn from what is scored and not learned yet, at most one window, in one update.
 
         Raises:
             TrainingError: see `LearntWeights.learn`.
@@ -126,5 +126,5 @@ class LearningSequence(SequenceScorer):
         return bool(self._scored) and self._targets() == self._window
 
     def _targets(self) -> int:
-        """Tokens of the window that something foretells."""
+        """Tokens of the window that something predicts."""
         return sum(part.size for part in self._scored) - (self._start.token < 0)

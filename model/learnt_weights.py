@@ -76,7 +76,7 @@ class LearntWeights:
             hs: (L, H), the hidden states before the window.
             cs: (L, H), the LSTM's cell states.
             tokens: (T,), what the network reads, T up to the window's length.
-            targets: (T,), what it is to foretell.
+            targets: (T,), what it is to predict.
 
         Returns:
             The sum of -log p(target) in nats, under the weights before the step.

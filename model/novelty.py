@@ -186,7 +186,9 @@ class NoveltyIndex:
 
 
 def _damaged(reason: str) -> CheckpointError:
-    return CheckpointError(f"the file's novelty index cannot be read: {reason}; take the file anew")
+    return CheckpointError(
+        f"the file's novelty index cannot be read: {reason}; take the file again"
+    )
 
 
 def _content(ids: NDArray[np.int32], tokenizer: Tokenizer) -> NDArray[np.int32]:

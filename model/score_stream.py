@@ -47,7 +47,7 @@ class StreamScorer:
             model: what scores.
             details: what is wanted of every scored token.
             policy: what to do with unknown symbols; None: the model's own policy.
-            begun: where the first text begins; see `Model.beginning`. Later ones begin anew.
+            begun: where the first text begins; see `Model.beginning`. Later ones do after nothing.
             context: what the first text follows; read by `read_context`, or else with the first
                 piece, and not scored.
             keep_tokens: whether a PieceScore holds its tokens.
@@ -111,14 +111,14 @@ class StreamScorer:
         Args:
             text: the next text, of any length.
             end: whether the text or item ends here: what waits is scored, of layout LINES the end
-                token too, and what follows begins anew, after nothing.
+                token too, and what follows begins again, after nothing.
 
         Yields:
             None after every step, and at last the score.
 
         Raises:
             UnknownSymbolError: a symbol is unknown and the policy is ERROR; its position is that
-                in the whole text. The stream cannot go on, unless it is restored.
+                in the whole text. The stream cannot continue, unless it is restored.
             ConfigError: too many characters would wait; see `TextReader`.
         """
         yield from self._begin()

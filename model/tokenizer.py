@@ -117,4 +117,4 @@ def _symbols(given: object, kind: type[str] | type[list[str]]) -> list[str]:
 
 
 def _damaged(reason: str) -> CheckpointError:
-    return CheckpointError(f"the stored tokenizer cannot be read: {reason}; take the file anew")
+    return CheckpointError(f"the stored tokenizer cannot be read: {reason}; take the file again")

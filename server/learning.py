@@ -87,7 +87,7 @@ class LearningRoom:
 
     async def _publish(self, session: LearningSession, names: Publication) -> pb.Model:
         """Stores the model of a session as it is now, whole or not at all."""
-        # The thread goes on to its end where the call is cancelled meanwhile: the model is its own.
+        # The thread runs to its end where the call is cancelled meanwhile: the model is its own.
         return await asyncio.to_thread(self._store_model, session, names)
 
     def _store_model(self, session: LearningSession, names: Publication) -> pb.Model:

@@ -51,7 +51,7 @@ class Stream:
         """Makes room, and reads the state and the context.
 
         Raises:
-            StatusError: The model cannot go on from the state, or cannot read the context.
+            StatusError: The model cannot continue from the state, or cannot read the context.
         """
         model, asked = self._source.model, self._asked
         begun = model.beginning(given_state(model, self._spec.state, "spec.state", self._key))

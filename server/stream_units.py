@@ -1,4 +1,4 @@
-"""Units of a stream: one that cannot be read is taken back whole, and the stream goes on."""
+"""Units of a stream: one that cannot be read is taken back whole, and the stream continues."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Units:
 
 
 def stream_error(fault: StatusError) -> pb.StreamError:
-    """Returns what is told of an error that does not end the call."""
+    """Returns what is reported of an error that does not end the call."""
     return pb.StreamError(code=fault.code.value[0], message=fault.message)
 
 

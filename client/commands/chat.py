@@ -1,9 +1,10 @@
-"""`treadle chat`: a model that goes on from each line typed, and remembers."""
+"""`treadle chat`: a model that continues from each line typed, and remembers."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,14 @@ from treadle.client.text_input import shown_path
 if TYPE_CHECKING:
     from treadle.client.session import Session
 
+MAX_UNDONE = 1000
+"""How many exchanges `/undo` can take back: a talk through a pipe may be of any length."""
+
 HELP = """\
 /save FILE   keep the state of the conversation in a file
-/load FILE   go on from a state that was kept
+/load FILE   continue from a state that was kept
 /undo        take back the last exchange, /load or /reset
-/reset       begin anew
+/reset       begin again
 /help        this list
 /quit        leave; so do Ctrl-D, and Ctrl-C where you type
 Ctrl-C during a reply ends it, as if its line had not been said.
@@ -44,7 +48,7 @@ def add_parsers(commands: Commands) -> None:
     parser = commands.add_parser(
         "chat",
         help="talk with a model that remembers",
-        description="Read lines, and let the model go on from each of them up to a stop. It "
+        description="Read lines, and let the model continue from each of them up to a stop. It "
         "remembers all that was said in a few kilobytes, which /save keeps in a file; /help "
         "lists the other commands.",
     )
@@ -52,7 +56,7 @@ def add_parsers(commands: Commands) -> None:
     add_version(parser, "the model's version (default: the newest)")
     parser.add_argument(
         "--state", metavar="FILE", type=read_state, default=argparse.SUPPRESS,
-        help="go on from this state of the same model",
+        help="continue from this state of the same model",
     )  # fmt: skip
     add_encoding(parser)
     parser.add_argument(
@@ -115,7 +119,7 @@ class Chat:
         self._session = session
         self._items = items
         self._console = console
-        self._before: list[bytes] = []
+        self._before: deque[bytes] = deque(maxlen=MAX_UNDONE)
         """The states before each exchange, for `/undo`."""
         self._commands = {
             "save": self._save,
@@ -132,7 +136,7 @@ class Chat:
             False where it asks to leave.
 
         Raises:
-            UnavailableError: The server is gone; other trouble is told, and the talk goes on.
+            UnavailableError: The server is gone; other trouble is reported, and the talk continues.
         """
         if line.startswith("//"):
             line = line[1:]
@@ -149,7 +153,7 @@ class Chat:
             self._say("(ended; the memory is as it was before this line)")
         except (InputError, ServerError) as error:
             self._session.state = before
-            self._say(str(error))
+            self._say(error.worded(self._console.words()))
         return True
 
     def _answer(self, line: str) -> None:
@@ -202,7 +206,7 @@ class Chat:
         self._say(f"{len(self._session.state):,} bytes in {shown_path(path)}")
 
     def _load(self, path: str) -> None:
-        """Goes on from a state that was kept."""
+        """Continues from a state that was kept."""
         if not path:
             raise InputError("name a file: /load FILE")
         state = read_state(path)
@@ -216,7 +220,7 @@ class Chat:
         self._session.state = self._before.pop()
 
     def _reset(self, _: str) -> None:
-        """Begins anew."""
+        """Begins again."""
         self._before.append(self._session.state)
         self._session.state = b""
 

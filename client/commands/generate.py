@@ -45,7 +45,7 @@ def add_parsers(commands: Commands) -> None:
     )
     add_model(parser)
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", default="", help="the text to go on from")
+    prompt.add_argument("--prompt", metavar="TEXT", default="", help="the text to continue from")
     prompt.add_argument("--prompt-file", metavar="FILE", help="read it from a file, or - for stdin")
     add_encoding(parser)
     add_items(parser)

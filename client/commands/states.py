@@ -15,7 +15,7 @@ def add_state(parser: argparse.ArgumentParser, field: str, text: str) -> None:
     Args:
         parser: The command's parser.
         field: The request's field that asks for the state back.
-        text: What goes on from the state.
+        text: What continues from the state.
     """
     group = parser.add_argument_group("state")
     group.add_argument(
@@ -23,7 +23,7 @@ def add_state(parser: argparse.ArgumentParser, field: str, text: str) -> None:
         metavar="FILE",
         type=read_state,
         default=argparse.SUPPRESS,
-        help=f"{text} goes on from this state of the same model",
+        help=f"{text} continues from this state of the same model",
     )
     group.add_argument(
         "--save-state",

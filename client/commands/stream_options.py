@@ -16,7 +16,7 @@ LEARNING = {
     "publish_as": "--publish-as",
     "alias": "--alias",
 }
-"""What only a stream that is learnt has, by its option."""
+"""What only a stream that is learned has, by its option."""
 
 SCORING = {
     "job": "--job",
@@ -24,7 +24,7 @@ SCORING = {
     "state": "--state",
     "return_state": "--save-state",
 }
-"""What only a stream that is not learnt has, by its option."""
+"""What only a stream that is not learned has, by its option."""
 
 
 def add_rows(parser: argparse.ArgumentParser) -> None:

@@ -91,6 +91,13 @@ def test_a_refusal_leaves_the_memory_alone(server: FakeServer, service: FakeServ
     assert (b"h\nello\n", "j\n") in asked(service)
 
 
+def test_a_refusal_names_the_flag(server: FakeServer, service: FakeService) -> None:
+    why = "'x' is unknown: take it out, or set unknown_policy to 'skip'"
+    service.refusals = {"x\n": status(code_pb2.INVALID_ARGUMENT, why)}
+    done = run(server.address, "chat", "m", data=b"x\n")
+    assert done.stderr == b"'x' is unknown: take it out, or give --unknown skip\n"
+
+
 def test_trouble_at_the_beginning_is_one_sentence(server: FakeServer, service: FakeService) -> None:
     done = run(server.address, "chat", "m", data=b"\xef\xbb\xbfh\n\xff\ni\r\n")
     assert "line 2 was left out: it is not UTF-8: byte 0xFF at offset 0" in complaint(done, 0)

@@ -272,7 +272,7 @@ def test_a_published_model_stands_alone_and_tells_how_it_came_to_be() -> None:
     assert record.valid_loss is record.test_loss is record.baseline_loss is None
     assert record.elapsed_s > 3
     assert record.ended_by == (
-        "learnt online from 7 tokens in 2 updates "
+        "learned online from 7 tokens in 2 updates "
         "(sgd, learning_rate 0.25, clip_norm 1, window 4); before that: max_steps reached"
     )
     assert TrainingRecord.from_json(record.to_json()) == record

@@ -119,7 +119,7 @@ def test_what_is_published_is_taken_by_later_calls_and_by_nobody_before(learning
         session.learn(TEXT, end=True)
     model = session.publish(alias="online")
     assert (model.name, model.version, list(model.aliases)) == ("m", 2, ["online"])
-    assert model.training.ended_by.startswith("learnt online from ")
+    assert model.training.ended_by.startswith("learned online from ")
     assert model.sha256
     reply = caller.generate("m", temperature=0.0, max_new_tokens=20)
     assert reply[-1].result.version == 2
