@@ -355,7 +355,7 @@ def test_every_byte_counts(tmp_path: Path) -> None:
         damaged = bytearray(data)
         damaged[where] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"run is damaged.*, and so is the one before it"):
+        with pytest.raises(CheckpointError, match=r"is damaged.*, and so is the one before it"):
             trainer.restore_state(path)
         assert trainer.steps == 0
     path.write_bytes(data)
