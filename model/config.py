@@ -155,6 +155,11 @@ class TokenizerConfig(Checked):
     """All but bytes: read text in lower case."""
 
     @property
+    def lowers(self) -> bool:
+        """Whether text is read in lower case; bytes are read as they are."""
+        return self.lower_case and self.kind is not TokenizerKind.BYTES
+
+    @property
     def policy(self) -> UnknownPolicy:
         """The policy that holds: where none is set, UNKNOWN for kinds of words, else ERROR."""
         if self.unknown_policy is not None:

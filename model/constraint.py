@@ -310,7 +310,7 @@ def _too_wide(regex: str, V: int, most: int) -> ConfigError:
 
 
 def _unwritable(regex: str, tokenizer: Tokenizer) -> ConfigError:
-    lower = ", which is in lower case" if tokenizer.config.lower_case else ""
+    lower = ", which is in lower case" if tokenizer.config.lowers else ""
     return ConfigError(
         f"regex {_shown(regex)} cannot be written with the vocabulary of the model{lower}: ask "
         "for text of its tokens only",

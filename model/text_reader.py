@@ -78,7 +78,7 @@ class TextReader:
         self._policy = tokenizer.check_policy(policy)
         self._max_held = max_held
         self._cut = _CUTS.get(tokenizer.config.kind)
-        self._lower = _LowerCase() if tokenizer.config.lower_case else None
+        self._lower = _LowerCase() if tokenizer.config.lowers else None
         self._held = ""
         self._position = 0
 

@@ -242,7 +242,7 @@ class Tokenizer(ABC):
 
     def _normal(self, text: str) -> str:
         """Returns a text as it is looked up: in lower case, where that is asked for."""
-        return text.lower() if self.config.lower_case else text
+        return text.lower() if self.config.lowers else text
 
     def certain(self, text: str) -> int:
         """Returns how much of the beginning of a text is cut in one way, whatever follows it.

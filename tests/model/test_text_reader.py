@@ -45,10 +45,7 @@ def build(kind: TokenizerKind, lower_case: bool) -> Tokenizer:
 
 
 TOKENIZERS = {
-    (kind, lower): build(kind, lower)
-    for kind in TokenizerKind
-    for lower in (False, True)
-    if not (lower and kind is TokenizerKind.BYTES)
+    (kind, lower): build(kind, lower) for kind in TokenizerKind for lower in (False, True)
 }
 
 
@@ -259,3 +256,10 @@ def test_lower_case_is_final() -> None:
     assert re.sub("\u03a3", "", every).lower() == "".join(
         character.lower() for character in every if character != "\u03a3"
     )
+
+
+def test_bytes_are_never_in_lower_case() -> None:
+    tokenizer = TOKENIZERS[TokenizerKind.BYTES, True]
+    assert tokenizer.encode("AΣ").tolist() == list("AΣ".encode())
+    assert read(TextReader(tokenizer), ["A", "Σ"]) == list("AΣ".encode())
+    assert tokenizer.encode_items("AB\n")[0].tolist() == list(b"AB")
