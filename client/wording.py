@@ -35,7 +35,7 @@ class Words:
     """What an interface calls things."""
 
     names: Mapping[str, str] = field(default_factory=dict)
-    """Its names of arguments; one that is not here keeps its own."""
+    """Its names of arguments, or of paths of fields; an argument that is not here keeps its own."""
     are_flags: bool = False
     """Whether these are flags of a command line."""
 
@@ -74,7 +74,7 @@ def reword(sentence: str, words: Words, at_fault: Collection[str] = ()) -> str:
             led = argument in at_fault and _LEADS.search(before)
             if not led and not _ORDERS.search(before):
                 return match[0]
-        called = words.names.get(argument, argument)
+        called = words.names.get(name) or words.names.get(argument, argument)
         if match["values"] is None:
             return (match["verb"] or "") + called
         values = re.findall(r"'([\w-]+)'", match["values"])
@@ -88,6 +88,8 @@ def reword(sentence: str, words: Words, at_fault: Collection[str] = ()) -> str:
 
 def _is_field(name: str, words: Words) -> bool:
     """Tells a field's name from a word, a file's name or a weight's."""
+    if "." in name and name in words.names:
+        return True
     *before, last = re.sub(r"\[\d+\]", "", name).split(".")
     if any(part not in PARTS for part in before):
         return False

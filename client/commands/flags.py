@@ -32,11 +32,17 @@ PLACES: dict[str, dict[str, str]] = {
     "generate": {"n": "-n"},
     "chat": {"prompt": "your line"},
     "score": {"texts": "the text", "return_state": "--save-state"},
-    "score-stream": {"piece": "the line", "learn": "--learn"},
+    "score-stream": {
+        "piece": "the line",
+        "learn": "--learn",
+        "publish.model": "--publish-as",
+        "publish.alias": "--alias",
+    },
     "embed": {"texts": "the text"},
     "models": {"all_versions": "--all"},
 }
-"""What a command takes by other means than a flag of the field's name."""
+"""What a command takes by other means than a flag of the field's name: by an argument, or by a
+field's whole path where its last part names something else."""
 
 
 def flag_names(parser: argparse.ArgumentParser) -> dict[str, str]:

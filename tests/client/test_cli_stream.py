@@ -255,7 +255,7 @@ class TestEnds:
     ) -> None:
         words = ["m", "--learn", "--publish", "--publish-as", FORBIDDEN]
         done = run(server.address, "score-stream", *words, data=b"abc\n")
-        assert "publish.model must be another" in complaint(done, 1)
+        assert complaint(done, 1) == "treadle: --publish-as must be another"
         assert done.stdout == b""
 
     def test_a_reader_that_leaves_ends_the_stream(
