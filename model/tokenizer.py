@@ -97,8 +97,10 @@ def tokenizer_from_json(data: object) -> Tokenizer:
     if config.kind is TokenizerKind.SUBWORDS:
         try:
             return SubwordTokenizer(config, layout, str(data.get("subwords")))
-        except (ValueError, ConfigError) as fault:
+        except ValueError as fault:
             raise _damaged(str(fault)) from fault
+        except ConfigError as fault:  # the file is fine, and the package missing
+            raise CheckpointError(f"the stored tokenizer cannot be read: {fault}") from fault
     if config.kind in _PIECES:
         return _PIECES[config.kind](config, layout, _symbols(data.get("words"), list))
     return CharacterTokenizer(config, layout, "".join(_symbols(data.get("symbols"), str)))
