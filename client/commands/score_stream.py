@@ -198,6 +198,9 @@ class _Stream:
         """What stopped the printing."""
         self._unpublished: ServerError | None = None
         """Why what was learned last is not stored."""
+        self._publishes: bool = bool(args.publish or args.publish_every)
+        self._unstored = False
+        """Whether something was learned since the last version was stored."""
 
     def check(self) -> None:
         """Raises what went wrong, the worst first.
@@ -246,7 +249,15 @@ class _Stream:
     def _learn(self, client: Client, found: Iterator[Unit], options: dict[str, Any]) -> None:
         """Scores the stream and learns from it."""
         with client.learn_stream(self._args.model, self._steps(found), **options) as stream:
-            self._print(self._learned(stream))
+            try:
+                self._print(self._learned(stream))
+            except ServerError:
+                if self._unstored and self._publishes:
+                    complain(
+                        "what was learned and not yet published is lost; --publish-every "
+                        "publishes it on the way"
+                    )
+                raise
 
     def _pieces(self, found: Iterator[Unit]) -> Iterator[Piece]:
         """Yields what is to be sent, and notes the units that it belongs to."""
@@ -259,8 +270,7 @@ class _Stream:
 
         args = self._args
         names: dict[str, Any] = {"model": args.publish_as or "", "alias": args.alias or ""}
-        publishes = args.publish or args.publish_every
-        if publishes:
+        if self._publishes:
             yield Publish(validate_only=True, **names)  # before anything is learned in vain
         count = published = 0
         for unit in self._readable(found):
@@ -269,7 +279,7 @@ class _Stream:
             if args.publish_every and count % args.publish_every == 0 and published < count:
                 published = count
                 yield Publish(**names)
-        if publishes and published < count:
+        if self._publishes and published < count:
             yield Publish(**names)
 
     def _readable(self, found: Iterator[Unit]) -> Iterator[Unit]:
@@ -292,6 +302,7 @@ class _Stream:
         for response in stream.responses():
             if response.HasField("piece"):
                 begun = True
+                self._unstored |= not response.piece.HasField("error")
                 yield response.piece
             elif response.HasField("error"):
                 self._unpublished = stream_error(response.error)
@@ -300,6 +311,7 @@ class _Stream:
                 complain(f"what was learned is not published: {self._worded(response.error)}")
             elif response.published.version:
                 self._unpublished = None
+                self._unstored = False
                 model = response.published
                 complain(f"published {model.name} version {model.version}")
 

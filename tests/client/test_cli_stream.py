@@ -281,6 +281,21 @@ class TestEnds:
             assert len(said.splitlines()) == 1
             assert process.wait(PATIENCE_S) in (1, 3)
 
+    @pytest.mark.parametrize("every", [1, 2])
+    def test_a_server_that_goes_takes_what_was_not_published(
+        self, server: FakeServer, every: int
+    ) -> None:
+        with streaming(server, "m", "--learn", "--publish-every", str(every)) as process:
+            tell(process, b"abc\n")
+            assert process.stdout.readline()
+            if every == 1:
+                assert process.stderr.readline() == b"treadle: published m version 2\n"
+            server.stop()
+            said = process.stderr.read().decode()
+            assert said.startswith("treadle: ")
+            assert ("learned and not yet published is lost" in said) == (every == 2)
+            assert process.wait(PATIENCE_S) in (1, 3)
+
 
 BAD = b'{"text": "ab"}\n{"te\n{"text": "cde"}\n{"text": null}\n{"text": "?"}\n{"text": "f"}\n'
 """Three good lines, and between them one that is not JSON, one without text, one unknown."""
