@@ -20,6 +20,12 @@ _CHECKSUM_BYTES = 8
 Place = Sequence[str | float]
 """Where a page ends: the keys that the list is sorted by, of its last entry."""
 
+_KINDS = {"models": [str], "jobs": [float, str]}
+"""The keys of every list."""
+
+
+_NOT_OURS = "page_token must be a next_page_token of an earlier reply"
+
 
 def make(listing: str, filters: Sequence[str], place: Place) -> str:
     """Returns the token of the page that begins after `place`.
@@ -48,13 +54,25 @@ def read(token: str, listing: str, filters: Sequence[str]) -> list[Any]:
         data = b""
     payload = data[_CHECKSUM_BYTES:]
     if data[:_CHECKSUM_BYTES] != _checksum(payload) or _spelled(data) != token:
-        raise _refused("page_token must be a next_page_token of an earlier reply")
-    made_for, digest, place = json.loads(payload)
+        raise _refused(_NOT_OURS)
+    made_for, digest, place = _parts(payload)
     if made_for != listing:
         raise _refused(f"page_token is that of a list of {made_for}, not of {listing}")
     if digest != _digest(filters):
         raise _refused("page_token is that of a list with another filter: begin without it")
     return list(place)
+
+
+def _parts(payload: bytes) -> tuple[str, str, list[Any]]:
+    """Returns the list, the digest and the place of a payload; anybody can make its checksum."""
+    try:
+        listing, digest, place = json.loads(payload)
+        whole = [type(key) for key in place] == _KINDS.get(str(listing))
+    except (ValueError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise _refused(_NOT_OURS)
+    return listing, digest, place
 
 
 def _refused(text: str) -> Exception:

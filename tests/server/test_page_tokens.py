@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import string
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +23,9 @@ Start = Callable[..., Server]
 
 @pytest.mark.parametrize("place", [["m"], ["ü/\u2028"], [1.0 / 3, "0abc"], [1e9 + 1e-7, ""]])
 def test_a_token_gives_back_its_place(place: list[Any]) -> None:
-    token = page_tokens.make("jobs", ["a", "b"], place)
-    assert page_tokens.read(token, "jobs", ["a", "b"]) == place
+    listing = "models" if len(place) == 1 else "jobs"
+    token = page_tokens.make(listing, ["a", "b"], place)
+    assert page_tokens.read(token, listing, ["a", "b"]) == place
     assert set(token) <= set(string.ascii_letters + string.digits + "-_")
 
 
@@ -62,6 +64,20 @@ def test_what_the_server_did_not_give_is_refused(token: str) -> None:
     with pytest.raises(StatusError, match="next_page_token of an earlier reply") as caught:
         page_tokens.read(token, "jobs", ["a"])
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+FORGED = [
+    b"5", b"{}", b"[1, 2, 3]", b'["jobs", "", []]', b'["jobs", "", "ab"]', b'["jobs", "", [1, "b"]]',
+    b'["models", "", [5]]', b'[[], "", [1.0, "b"]]', b"[" * 100_000, b"\xff",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("payload", FORGED, ids=lambda payload: str(payload[:24]))
+def test_a_payload_of_another_form_is_refused(payload: bytes) -> None:
+    data = hashlib.sha256(payload).digest()[:8] + payload
+    token = base64.urlsafe_b64encode(data).decode().rstrip("=")
+    with pytest.raises(StatusError, match="next_page_token of an earlier reply"):
+        page_tokens.read(token, "jobs", ["a"])
 
 
 def test_a_token_is_of_one_list_and_one_filter() -> None:
