@@ -102,7 +102,7 @@ class Outlet:
             return False
         with self._lock:
             self._paused.append(member)
-        self._loop.call_soon_threadsafe(self.wake)  # lest it was all read just now
+        self._loop.call_soon_threadsafe(self.wake)  # it may all have been read just now
         return True
 
     def _resume(self) -> None:
@@ -206,14 +206,14 @@ class _Runner(Taker):
         except Exception as error:  # nobody else would tell those who wait
             self._give_up(error)
         with self._lock:
-            # Kept: from when the lock is free, somebody may join and wake this runner anew.
+            # Kept: from when the lock is free, somebody may join and wake this runner again.
             again = self._active = bool(self._members or self._arrivals)
         if not again:
             self._left(self)
         return again
 
     def _give_up(self, error: Exception) -> None:
-        """Ends all texts with an error, and begins anew: the group may have stopped halfway."""
+        """Ends all texts with an error, and starts over: the group may have stopped halfway."""
         with self._lock:
             lost = self._members + self._entering + self._arrivals
             self._members, self._entering, self._arrivals, self._joining = [], [], [], 0
@@ -247,7 +247,7 @@ class _Runner(Taker):
         chunk = self._group.decode(self._chunk())
         now_s = time.monotonic()
         message_s = min(max(_MESSAGE_S, _MESSAGE_S_A_TEXT * self._texts()), _LONGEST_MESSAGE_S)
-        # Due messages leave a few a turn: all at once would hold up whoever else needs the loop.
+        # Due messages leave a few a turn: all at once would hold up all others who need the loop.
         due = 1 + round(len(self._members) * (now_s - self._drawn_s) / message_s)
         self._drawn_s = now_s
         filled = set()
