@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from treadle.server import records, wire
 from treadle.server.errors import StatusError
-from treadle.server.job import CANCELLING, RUNNING, Job
+from treadle.server.job import CANCELLING, Job
 from treadle.server.orders import order
 from treadle.server.store import Store
 from treadle.server.workers import Worker, Workers
@@ -78,16 +78,20 @@ class Attempt:
         self._limits = limits
         self._threads = limits.threads
         self._leaving = ""
+        self._without: dict[Job, asyncio.Event] = {}
+        """Of each job that waits for a process: set once it needs none."""
 
     async def run(self, job: Job) -> Outcome:
         """Has a new process train a job, from its checkpoint if it has one."""
         try:
-            worker = await self._workers.take()
+            worker = await self._take(job)
         except (StatusError, OSError) as error:  # the latter: too many processes, say
             logger.error("no training process could be started: %s", error)
             # Without the path that an OSError names: a client hears of this.
             reason = getattr(error, "strerror", None) or str(error)
             return Outcome(Ending.DIED, f"no training process could be started: {reason}")
+        if worker is None:
+            return Outcome(Ending.PAUSED, job.pausing or self._leaving)
         try:
             with job.running():
                 outcome = await self._train(job, worker)
@@ -104,12 +108,14 @@ class Attempt:
 
     def stop(self, job: Job, reason: str) -> None:
         """Asks a job to end with its model, or at once with what it has published."""
+        self._release(job)
         if job.worker is not None:
             job.worker.send({"stop": reason, "at_once": True})
 
     def pause(self, job: Job, reason: str) -> None:
         """Asks a job to keep its state and end its process."""
         job.pausing = reason
+        self._release(job)
         if job.worker is not None:
             job.worker.send({"pause": reason})
 
@@ -117,6 +123,7 @@ class Attempt:
         """Asks all jobs, those that are about to begin included, to keep their state and end."""
         self._leaving = reason
         for job in jobs:
+            self._release(job)
             if job.worker is not None:
                 job.worker.send({"pause": reason})
 
@@ -126,6 +133,31 @@ class Attempt:
         for job in jobs:
             if job.worker is not None:
                 job.worker.send({"threads": self._threads})
+
+    async def _take(self, job: Job) -> Worker | None:
+        """Returns a process for a job; None where it needs none any more: one may take seconds."""
+        without = self._without[job] = asyncio.Event()
+        if job.pausing or job.cancelling or self._leaving:
+            without.set()
+        taking = asyncio.create_task(self._workers.take())
+        waiting = asyncio.create_task(without.wait())
+        try:
+            await asyncio.wait([taking, waiting], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            taking.cancel()
+            raise
+        finally:
+            waiting.cancel()
+            del self._without[job]
+        if not taking.done():
+            self._workers.keep(taking)
+            return None
+        return taking.result()
+
+    def _release(self, job: Job) -> None:
+        """Lets a job go on that waits for a process."""
+        if job in self._without:
+            self._without[job].set()
 
     async def _train(self, job: Job, worker: Worker) -> Outcome:
         worker.send({"job": order(job.row, self._store, self._limits, self._threads)})
@@ -172,11 +204,9 @@ class Attempt:
                 case "validation":
                     await self._validation(job, message)
                 case "reading":
-                    why = CANCELLING if job.cancelling else message["reason"]
-                    await job.enter(RUNNING, why)
+                    await self._say(job, message["reason"])
                 case "anew":
-                    before = CANCELLING if job.cancelling else message["reason"]
-                    await job.enter(RUNNING, before)
+                    before = await self._say(job, message["reason"])
                 case "checkpoint":
                     job.crashes = 0
                 case "saved":
@@ -187,6 +217,13 @@ class Attempt:
                     return Outcome(Ending.STOPPED, message["reason"])
                 case "failed":
                     return Outcome(Ending.FAILED, error=wire.unpack_error(message["error"]))
+
+    async def _say(self, job: Job, reason: str) -> str:
+        """Tells what a running job is at; returns what was told."""
+        reason = CANCELLING if job.cancelling else reason
+        state = pb.JobStateChange(state=pb.JOB_STATE_RUNNING, reason=reason)
+        await self._tell(job, pb.JobEvent(state=state), reason=reason)
+        return reason
 
     async def _started(self, job: Job, message: wire.Message) -> None:
         """Tells that a job started, once: a process that goes on says so again."""

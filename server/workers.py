@@ -138,6 +138,11 @@ class Workers:
         self.refill(_REFILL_DELAY_S)
         return worker
 
+    def keep(self, taking: asyncio.Task[Worker]) -> None:
+        """Has a process stand by that `take` is still to give, and that nobody needs any more."""
+        taking.add_done_callback(_log_failure)
+        self._starting.insert(0, taking)
+
     def dismiss(self, worker: Worker) -> asyncio.Task[None]:
         """Begins to end a process; the task is done when it is gone."""
         self._all.discard(worker)

@@ -376,13 +376,22 @@ def test_a_full_disk_delays_the_note_of_an_end(
     assert store.versions("m") == [1]
 
 
-def test_a_progress_that_finds_the_disk_full_pauses_the_job(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "message",
+    [
+        progress(1),
+        {"event": "reading", "reason": "reading a corpus"},
+        {"event": "anew", "reason": "the job begins again"},
+    ],
+    ids=lambda message: message["event"],
+)
+def test_what_finds_the_disk_full_pauses_the_job(
+    store: Store, monkeypatch: pytest.MonkeyPatch, message: wire.Message
 ) -> None:
     append = store.database.append_event
 
     def full(job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
-        if "progress" in changes:
+        if "progress" in changes or changes.get("reason") == message.get("reason", "none"):
             raise OSError(errno.ENOSPC, "No space left on device")
         return append(job, payload, time_s, **changes)
 
@@ -391,7 +400,7 @@ def test_a_progress_that_finds_the_disk_full_pauses_the_job(
     class Reporting(StubbornWorker):
         async def receive(self) -> wire.Message:
             if len(self.sent) == 1:
-                return progress(1)
+                return dict(message)
             return await super().receive()
 
     async def run() -> None:
@@ -401,6 +410,48 @@ def test_a_progress_that_finds_the_disk_full_pauses_the_job(
         with pytest.raises(StatusError, match="is paused: the disk is full: No space left"):
             await follow(room, job)
         assert (await room.book.row(job)).state == "paused"
+
+    asyncio.run(run())
+
+
+def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(store: Store) -> None:
+    class Slow(FakeWorkers):
+        """Gives no process before a test says so."""
+
+        def __init__(self) -> None:
+            super().__init__(StubbornWorker)
+            self.ready = asyncio.Event()
+            self.kept: list[asyncio.Task[Worker]] = []
+
+        async def take(self) -> Worker:
+            self.given += 1
+            await self.ready.wait()
+            return await super().take()
+
+        def keep(self, taking: asyncio.Task[Worker]) -> None:
+            self.kept.append(taking)
+
+    async def run() -> None:
+        workers = Slow()
+        room = make_room(store, workers)
+        job = await submit(room, store)
+        room.open()
+        await until(lambda: workers.given == 1)
+        pausing = asyncio.create_task(room.pause(job))
+        await asyncio.wait([pausing], timeout=PATIENCE_S)
+        assert pausing.done()
+        assert (await pausing).state == "paused"
+        await room.resume(job)
+        await until(lambda: workers.given == 2)
+        await room.cancel(job)
+        with pytest.raises(StatusError, match="cancelled before it had trained"):
+            await follow(room, job)
+        last = await submit(room, store)
+        await until(lambda: workers.given == 3)
+        await asyncio.wait_for(room.close("the test ended"), PATIENCE_S)
+        assert (await room.book.row(last)).state == "queued"
+        workers.ready.set()  # no process is lost that nobody needed any more
+        assert len(await asyncio.gather(*workers.kept)) == 3
 
     asyncio.run(run())
 
