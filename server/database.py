@@ -42,13 +42,16 @@ class Database:
 
     Args:
         path: Its file; made, closed to others, if it is missing.
+        upgrade: Whether the tables of an older Treadle become those of this one, which the older
+            one refuses from then on. If not, they do so for this object alone, which must then
+            only read.
 
     Raises:
         DatabaseError: It is damaged, of a newer Treadle, or cannot be opened.
         OSError: The disk failed or is full.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, upgrade: bool = True) -> None:
         self._path = path
         self._lock = threading.RLock()
         # Made here, since SQLite would let everybody read it; its log gets the same mode.
@@ -57,7 +60,7 @@ class Database:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             with self._translated():
-                self._prepare()
+                self._prepare(upgrade)
         except BaseException:
             self._connection.close()
             raise
@@ -266,7 +269,7 @@ class Database:
         rows = self._jobs("WHERE state IN ('queued', 'running', 'paused')")
         return {sha256 for row in rows for sha256 in row.corpora()}
 
-    def _prepare(self) -> None:
+    def _prepare(self, upgrade: bool) -> None:
         """Sets the connection up and makes the tables of a new file."""
         # The version first: a newer Treadle's file is not to be touched.
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -282,12 +285,19 @@ class Database:
                 for statement in SCHEMA:
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version < SCHEMA_VERSION:
+        elif version < SCHEMA_VERSION and upgrade:
             with self._transaction():
-                for older in range(version, SCHEMA_VERSION):
-                    self._connection.execute(UPGRADES[older])
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                self._upgrade(version)
+        elif version < SCHEMA_VERSION:
+            self._connection.execute("BEGIN")  # closing the connection rolls it back
+            self._upgrade(version)
         self._connection.execute("SELECT 1 FROM jobs, events, aliases, corpora LIMIT 0")
+
+    def _upgrade(self, version: int) -> None:
+        """Makes the tables of an older version those of this one, in a transaction."""
+        for older in range(version, SCHEMA_VERSION):
+            self._connection.execute(UPGRADES[older])
+        self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _known(self, job: str) -> JobRow:
         row = self.job(job)

@@ -113,7 +113,7 @@ def _open_database(root: Path, report: Report) -> Database | None:
     if not path.exists():
         return None
     try:
-        database = Database(path)
+        database = Database(path, upgrade=report.repair)
     except NewerDatabaseError as error:
         raise StoreError(str(error)) from error
     except DatabaseError as error:

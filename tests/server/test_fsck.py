@@ -19,6 +19,7 @@ from treadle.server.database import Database
 from treadle.server.disk import StoreError
 from treadle.server.fsck import check, run
 from treadle.server.job_files import INIT_FILE
+from treadle.server.rows import SCHEMA_VERSION
 from treadle.server.store import DATABASE_FILE, HASH_FILE, MODEL_FILE, Store
 from treadle.v1 import sequence_pb2 as pb
 
@@ -315,6 +316,27 @@ def test_damaged_indexes_are_made_anew(root: Path) -> None:
     database = Database(path)
     assert len(database.jobs()) == 6
     database.close()
+
+
+def test_an_older_database_is_upgraded_only_by_repair(root: Path) -> None:
+    path = root / DATABASE_FILE
+
+    def version() -> int:
+        connection = sqlite3.connect(path)
+        (number,) = connection.execute("PRAGMA user_version").fetchone()
+        columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(jobs)")]
+        connection.close()
+        assert ("init_from_version" in columns) == (number > 1)
+        return int(number)
+
+    connection = sqlite3.connect(path)
+    connection.execute("ALTER TABLE jobs DROP COLUMN init_from_version")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    assert check(root, repair=False).clean
+    assert version() == 1
+    assert check(root, repair=True).clean
+    assert version() == SCHEMA_VERSION
 
 
 def test_a_newer_database_is_left_alone(root: Path) -> None:

@@ -67,8 +67,9 @@ def test_what_the_server_did_not_give_is_refused(token: str) -> None:
 
 
 FORGED = [
-    b"5", b"{}", b"[1, 2, 3]", b'["jobs", "", []]', b'["jobs", "", "ab"]', b'["jobs", "", [1, "b"]]',
-    b'["models", "", [5]]', b'[[], "", [1.0, "b"]]', b"[" * 100_000, b"\xff",
+    b"5", b"{}", b"[1, 2, 3]", b'["jobs", "", []]', b'["jobs", "", "ab"]',
+    b'["jobs", "", [1, "b"]]', b'["models", "", [5]]', b'[[], "", [1.0, "b"]]', b"[" * 100_000,
+    b"\xff",
 ]  # fmt: skip
 
 
