@@ -18,6 +18,7 @@ from treadle.server.database import (
     NewerDatabaseError,
     NoSuchJobError,
 )
+from treadle.server.disk import shared_with_group
 from treadle.server.rows import COLUMNS, SCHEMA, SCHEMA_VERSION, UNKNOWN_VERSION
 
 from .samples import job_row
@@ -215,15 +216,22 @@ def test_pending_claims_are_those_of_unfinished_jobs(database: Database) -> None
     assert database.pending_claims("m") == [3]
 
 
-def test_it_is_durable_and_for_its_owner_only(tmp_path: Path, database: Database) -> None:
-    database.add_job(job_row("a"))
-    for path in tmp_path.iterdir():
-        assert path.stat().st_mode & 0o077 == 0, path
-    with sqlite3.connect(tmp_path / "treadle.db") as other:
+@pytest.mark.parametrize(("folder_mode", "mode"), [(0o700, 0o600), (0o770, 0o660)])
+def test_it_is_durable_and_closed_to_others(tmp_path: Path, folder_mode: int, mode: int) -> None:
+    home = tmp_path / "data"
+    home.mkdir()
+    home.chmod(folder_mode)
+    with shared_with_group(home):
+        database = Database(home / "treadle.db")
+        database.add_job(job_row("a"))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in home.iterdir()}
+    assert modes == dict.fromkeys(["treadle.db", "treadle.db-wal", "treadle.db-shm"], mode)
+    with sqlite3.connect(home / "treadle.db") as other:
         assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     other.close()
     assert database._rows("PRAGMA synchronous") == [(2,)]
     assert database._rows("PRAGMA foreign_keys") == [(1,)]
+    database.close()
 
 
 def test_a_newer_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
