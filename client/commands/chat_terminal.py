@@ -1,4 +1,4 @@
-"""`converse`: the prompt of `treadle chat`, and what Ctrl-C and SIGTERM mean at each moment.
+"""`converse`: the prompt of `treadle chat`, and what Ctrl-C and other signals mean when.
 
 While a line is typed, the terminal is readline's: it does not echo and does not wait for whole
 lines. A process that ended there would leave it so. Hence a signal at the prompt is raised as an
@@ -25,8 +25,20 @@ _AGAIN_S = 0.05
 """Seconds after which a reply is stopped again that had not begun when it was stopped."""
 
 
+_ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
+"""Signals that end the process, where the system has them."""
+
+
 class _Terminated(BaseException):
-    """SIGTERM came at the prompt."""
+    """A signal that ends the process came at the prompt.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def converse(take: Callable[[str], bool], stop: Callable[[], None]) -> int:
@@ -54,10 +66,10 @@ def converse(take: Callable[[str], bool], stop: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         _end_line()
         return INTERRUPTED
-    except _Terminated:
+    except _Terminated as ending:
         _end_line()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(ending.number, signal.SIG_DFL)
+        os.kill(os.getpid(), ending.number)
     return 0
 
 
@@ -94,8 +106,11 @@ class _Signals:
         """Takes the signals while it is entered."""
         stopper = threading.Thread(target=self._stop_replies, daemon=True)
         stopper.start()
-        handlers = {signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._on_terminate}
-        before = {number: signal.signal(number, take) for number, take in handlers.items()}
+        ending = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
+        before = {signal.SIGINT: signal.signal(signal.SIGINT, self._on_interrupt)}
+        for number in ending:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+                before[number] = signal.signal(number, self._on_terminate)
         try:
             yield
         finally:
@@ -129,7 +144,7 @@ class _Signals:
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         if self._prompting:
-            raise _Terminated
+            raise _Terminated(number)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 

@@ -87,7 +87,12 @@ def talks(server: FakeServer) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, -signal.SIGTERM),
+        (signal.SIGHUP, -signal.SIGHUP),
+    ],
 )
 def test_a_signal_at_the_prompt_ends_the_chat_and_leaves_the_terminal_as_it_was(
     talks: Any, number: signal.Signals, code: int
