@@ -40,7 +40,8 @@ _MAGIC, _MAGIC_COUNTS = b"TRS\x01", b"TRS\x02"
 _HASH_BYTES = 16
 _TAG_BYTES = 16
 _HELD_BYTES = 7
-_MOST_TIMES = 2**31 - 1
+_MOST_TIMES = 2**30
+"""No text comes to so many; what one more call adds still fits into int32."""
 _MOST_BITS = 35
 """What five bytes hold, in which any count fits."""
 _HEAD = struct.Struct(f"<4s{_HASH_BYTES}s?QQiB{_HELD_BYTES}s")

@@ -464,10 +464,11 @@ def test_a_state_is_no_larger_where_nothing_is_counted() -> None:
     [
         b"", b"\x01", b"\x01\x0a\x01\x01", b"\x02\x01\x01\x01\x00\x01\x01", b"\x80", b"\xff" * 40,
         b"\x01\x00\xff\xff\xff\xff\x7f\x01", b"\x00\x00", b"\xff\xff\xff\x7f" + b"\x01" * 50,
+        b"\x01\x00\x81\x80\x80\x80\x04\x01",  # so many that the next call could overflow
     ],
 )  # fmt: skip
 def test_counts_that_are_none_are_refused(numbers: bytes) -> None:
-    # Without a key, whoever knows the format can make a state.
+    # Without a key, anyone who knows the format can make a state.
     model = letters()
     data = model.state_bytes(state_of(stream(model, "a", max_new_tokens=1)))
     body = b"TRS\x02" + data[4:-16] + numbers
