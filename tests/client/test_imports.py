@@ -53,6 +53,23 @@ def test_help_loads_nothing_heavy_and_no_grpc() -> None:
     assert python(code).endswith("[]\nFalse False\n")
 
 
+@pytest.mark.parametrize("package", ["client", "server"])
+def test_a_command_takes_ctrl_c_before_it_loads_much(package: str) -> None:
+    """Before that, Ctrl-C would end in a traceback."""
+    slow = ("typing", "dataclasses", "inspect", "re", f"treadle.{package}.cli")
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        f"import treadle.{package}.__main__\n"
+        f"print(sorted(set({slow!r}) & (set(sys.modules) - before)))"
+    )
+    assert python(code) == "[]\n"
+
+
+def test_every_public_name_is_there_when_it_is_asked_for() -> None:
+    code = "import treadle.client as c; print([n for n in c.__all__ if not hasattr(c, n)])"
+    assert python(code) == "[]\n"
+
+
 def test_everything_works_without_the_servers_packages(server: FakeServer, tmp_path: Path) -> None:
     lines = tmp_path / "lines"
     lines.write_text("abc\n")
