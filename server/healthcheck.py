@@ -37,8 +37,21 @@ def check_health(address: str, timeout_s: float = 5.0) -> int:
                 health_pb2.HealthCheckRequest(), timeout=timeout_s
             )
         except grpc.RpcError as error:
-            print(f"{target}: {error.code().name}: {error.details()}", file=sys.stderr)
+            why = _trouble(error.details() or "")
+            print(f"{target}: {error.code().name}: {why}", file=sys.stderr)
             return 1
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
     print(f"{target}: {status}")
     return 0 if status == "SERVING" else 1
+
+
+def _trouble(details: str) -> str:
+    """Says in plain words why a server was not reached; gRPC's own words where there are none."""
+    words = details.lower()
+    if "connection refused" in words:
+        return "nothing listens there"
+    if "no such file or directory" in words:
+        return "there is no such socket"
+    if "deadline" in words or "timed out" in words:
+        return "it does not answer"
+    return details

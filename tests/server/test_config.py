@@ -210,10 +210,17 @@ def test_version() -> None:
     assert run("--version").stdout.startswith("treadle-server ")
 
 
-def test_the_health_check_of_no_server_ends_with_1() -> None:
-    done = run("--check-health", "127.0.0.1:1")
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1:1", "nothing listens there"),
+        ("unix:/nowhere/socket", "there is no such socket"),
+    ],
+)
+def test_the_health_check_of_no_server_ends_with_1(address: str, why: str) -> None:
+    done = run("--check-health", address)
     assert done.returncode == 1
-    assert "UNAVAILABLE" in done.stderr
+    assert done.stderr == f"{address}: UNAVAILABLE: {why}\n"
 
 
 def test_the_health_check_does_not_import_numpy_or_numba() -> None:
