@@ -256,6 +256,7 @@ def make_request(kind: type[AnyMessage], **values: Any) -> AnyMessage:
 _NEVER_ZERO = frozenset({
     "max_vocabulary_size", "min_frequency", "batch_size", "window", "hidden_size", "layers",
     "accumulation_steps", "plateau_patience", "column", "encoding", "request_id", "init_from",
+    "regex", "best_of",
 })  # fmt: skip
 """Fields that the contract takes as not set where they are 0 or empty, and where neither is legal.
 

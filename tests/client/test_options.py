@@ -21,6 +21,7 @@ from treadle.client.options import (
     enum_words,
     make_spec,
     option_home,
+    set_field,
     word_of,
 )
 from treadle.v1 import sequence_pb2 as v1
@@ -161,6 +162,12 @@ def test_0_is_not_taken_for_the_default(option: str) -> None:
         make_spec("m", None, options)
     options = {option: 1}
     make_spec("m", None, options)
+
+
+@pytest.mark.parametrize(("option", "value"), [("regex", ""), ("best_of", 0)])
+def test_nothing_is_not_taken_for_no_constraint(option: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{option} cannot be {value!r}: leave it out"):
+        set_field(v1.GenerateRequest(), option, value)
 
 
 @pytest.mark.parametrize("option", ["column", "encoding", "request_id", "init_from"])
