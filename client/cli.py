@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TreadleError as error:
         return _fail(_sentence(error, console), error.exit_code)
     except OSError as error:
-        return _fail(str(error), 1)
+        # Files that commands read and write have sentences of their own: this is the output.
+        return _fail(f"cannot write the output: {error.strerror or error}", 1)
     except Exception as error:
         if os.environ.get("TREADLE_DEBUG"):
             raise

@@ -50,9 +50,10 @@ class Items(Closing):
         options: dict[str, Any],
     ) -> None:
         if n < 1:
-            raise InputError(f"n cannot be {n!r}: ask for at least one text")
+            raise InputError(f"n cannot be {n!r}: ask for at least one text", "n")
         if n > MAX_N and options.get("best_of"):
-            raise InputError(f"n cannot be {n!r} with best_of: a beam search gives at most {MAX_N}")
+            why = f"a beam search gives at most {MAX_N}"
+            raise InputError(f"n cannot be {n!r} with best_of: {why}", "n")
         self._call = call
         self._wanted = n
         self._unique, self._novel = unique, novel

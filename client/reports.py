@@ -38,7 +38,7 @@ PLAIN_INTERVAL_S = 10.0
 
 def break_line(trouble: ServerError) -> str:
     """Says what broke, and that the job is no worse for it."""
-    return f"{trouble}; the job goes on, trying to come back to it ..."
+    return f"{trouble}; the job continues, trying to come back to it ..."
 
 
 class Report(Closing):

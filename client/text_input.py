@@ -305,7 +305,7 @@ def read_lines(
 
 def shown_path(path: str | os.PathLike[str]) -> str:
     """Names a file in text that is shown or sent: bytes that are not UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return os.fsencode(path).decode("utf-8", "backslashreplace") or "''"
 
 
 def _rough_byte(character: str) -> int:

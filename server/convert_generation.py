@@ -160,6 +160,7 @@ def _ids(
         return refuse(f"{place}: {error}")
     yield
     if single and found.size != 1:
-        return refuse(f"{place} must be one token of the vocabulary, not {found.size}")
+        what = f"{reference.text[:40]!r} is {found.size:,} tokens"
+        return refuse(f"{place} must be one token of the vocabulary, and {what}")
     ids: list[int] = found[: MAX_TOKENS_NAMED + 1].tolist()
     return ids

@@ -44,7 +44,8 @@ def check_spec(earlier: JobRow, spec: pb.TrainSpec) -> None:
     ours, theirs = (dict(_flat(to_json(message))) for message in (stored, asked))
     names = sorted({name for name, _ in ours.items() ^ theirs.items()})
     if names:
-        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        paths = [f"spec.{name}" for name in names[:_SHOWN]]
+        shown = ", ".join(paths) + (", ..." if len(names) > _SHOWN else "")
         raise _other(earlier, f"with another spec (it differs in {shown})")
 
 

@@ -235,7 +235,7 @@ class Store(Shelf):
             which = f"the alias {shown} leads" if len(named) == 1 else f"the aliases {shown} lead"
             raise precondition(
                 f"{which} to what is to be deleted of model {name!r}: move or delete "
-                f"{'it' if len(named) == 1 else 'them'} first, or force the deletion"
+                f"{'it' if len(named) == 1 else 'them'} first, or set force to delete all the same"
             )
 
     def _forget_aliases(self, name: str, gone: list[int]) -> None:

@@ -45,7 +45,7 @@ def follow(training: TrainingRun, args: argparse.Namespace, console: Console) ->
         if not training.job:
             raise
         # Whoever watched needs the id to come back.
-        back = f"once it is back, `treadle watch {training.job}` goes on watching"
+        back = f"once it is back, `treadle watch {training.job}` continues to watch it"
         raise UnavailableError(
             f"{error.worded(console.words())}; {back}",
             code=error.code,
@@ -59,10 +59,10 @@ def interruption(training: TrainingRun) -> str:
         return "interrupted"
     if training.job:
         back = f"`treadle watch {training.job}` comes back to it"
-        return f"interrupted; the job goes on at the server: {back}"
+        return f"interrupted; the job continues at the server: {back}"
     if training.sent:
         return (
-            "interrupted; if the whole corpus has arrived, the server goes on training: "
+            "interrupted; if the whole corpus has arrived, the server continues to train: "
             "`treadle jobs` tells"
         )
     return "interrupted"

@@ -46,6 +46,13 @@ SAVED = "return_state"
 ENDINGS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 """What a signal that ends the stream is called."""
 
+PATIENCE_S = 2.0
+"""Seconds after such a signal until it is said why the command still runs."""
+
+FINISHING = (
+    "the stream has ended; what was read is still scored (a second signal ends that at once)"
+)
+
 GRACE_S = 60.0
 """How long a stream whose time is over may take to end well."""
 
@@ -129,6 +136,8 @@ def _ended_by_signals(source: Input) -> Iterator[list[signal.Signals]]:
         The signals that came, none at first.
     """
     came: list[signal.Signals] = []
+    waiting = threading.Timer(PATIENCE_S, complain, [FINISHING])
+    waiting.daemon = True
     numbers = [getattr(signal, name) for name in ENDINGS if hasattr(signal, name)]
     before = {
         number: signal.getsignal(number)
@@ -144,12 +153,15 @@ def _ended_by_signals(source: Input) -> Iterator[list[signal.Signals]]:
         came.append(signal.Signals(number))
         source.stop()
         restore()
+        if len(came) == 1:
+            waiting.start()
 
     for number in before:
         signal.signal(number, end_input)
     try:
         yield came
     finally:
+        waiting.cancel()
         restore()
 
 

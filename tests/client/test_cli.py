@@ -190,7 +190,7 @@ class TestTrouble:
             (["generate", STUCK], "interrupted"),
             (
                 ["train", __file__, "--model", STUCK],
-                "interrupted; the job goes on at the server: "
+                "interrupted; the job continues at the server: "
                 "`treadle watch a1-job` comes back to it",
             ),
             (["train", "-", "--model", "m"], "interrupted"),

@@ -168,6 +168,6 @@ def test_vectors(server: FakeServer, service: FakeService, tmp_path: Path) -> No
 
 
 def test_no_text_at_all_is_refused(server: FakeServer) -> None:
-    assert "ask for at least one text" in complaint(
+    assert "-n cannot be 0: ask for at least one text" in complaint(
         run(server.address, "generate", "m", "-n", "0"), 2
     )

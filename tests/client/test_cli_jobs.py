@@ -225,7 +225,7 @@ class TestTrain:
         done = run(server.address, *words, data=b"hello")
         sentence = complaint(done, 3)
         assert "the connection broke" in sentence
-        assert sentence.endswith("once it is back, `treadle watch a1-job` goes on watching")
+        assert sentence.endswith("once it is back, `treadle watch a1-job` continues to watch it")
 
     def test_a_paused_job_says_why(self, server: FakeServer) -> None:
         done = run(server.address, "train", "-", "--model", PAUSED, data=b"hello")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from treadle.client.commands import score_stream
+from treadle.client.commands.common import complain
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import FORBIDDEN, FakeServer, FakeService
@@ -192,6 +195,27 @@ class TestEnds:
             assert [each.name for each in tmp_path.iterdir()] == ["state"]
             assert state.read_bytes() == b"abc\n"
 
+    def test_a_signal_says_why_the_command_still_runs(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        said = threading.Event()
+
+        class Input:
+            def stop(self) -> None:
+                pass
+
+        def tell(text: str) -> None:
+            complain(text)
+            said.set()
+
+        monkeypatch.setattr(score_stream, "PATIENCE_S", 0)
+        monkeypatch.setattr(score_stream, "complain", tell)
+        with score_stream._ended_by_signals(cast(Any, Input())) as signals:
+            signal.raise_signal(signal.SIGTERM)
+            assert said.wait(PATIENCE_S)
+        assert signals == [signal.SIGTERM]
+        assert "what was read is still scored (a second signal ends" in capfd.readouterr().err
+
     def test_a_signal_that_is_ignored_stays_so(
         self, server: FakeServer, service: FakeService
     ) -> None:
@@ -248,7 +272,7 @@ class TestEnds:
         assert done.returncode == 1
         said = done.stderr.decode().splitlines()
         assert said[0] == "treadle: published m version 2"
-        assert "No space left" in said[1]
+        assert said[1] == "treadle: cannot write the output: No space left on device"
 
     def test_names_to_publish_under_are_checked_before_anything_is_learned(
         self, server: FakeServer, service: FakeService

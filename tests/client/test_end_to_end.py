@@ -127,7 +127,7 @@ def test_versions_come_and_go(real_server: str) -> None:
         with pytest.raises(FailedPreconditionError, match=r"alias prod \(version 1\)"):
             client.delete_model("twice", version=1)
     words = ["models", "delete", "twice", "--all"]
-    assert "or force the deletion" in complaint(run(real_server, *words), 1)
+    assert "or set --force to delete all the same" in complaint(run(real_server, *words), 1)
     assert out(real_server, *words, "--force") == "deleted twice version 1\n"
     with Client(real_server) as client, pytest.raises(NotFoundError):
         client.get_model("twice")
@@ -147,7 +147,7 @@ def test_an_interrupted_run_goes_on(real_server: str) -> None:
             pass
         process.send_signal(signal.SIGINT)
         said = process.stderr.read().decode()
-        assert said.startswith("treadle: interrupted; the job goes on at the server: ")
+        assert said.startswith("treadle: interrupted; the job continues at the server: ")
         job = said.split("`")[1].split()[-1]
         assert process.wait(PATIENCE_S) == 130
     # Whoever comes back sees every event, and the end.

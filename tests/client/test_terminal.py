@@ -92,7 +92,7 @@ def test_a_broken_connection_is_told_until_it_is_mended(
     server: FakeServer, service: FakeService
 ) -> None:
     job = service.accept(v1.TrainSpec(model="m"))
-    why = "the server restarts; the job goes on, trying to come back to it ..."
+    why = "the server restarts; the job continues, trying to come back to it ..."
     service.breaks = [(3, 14, "the server restarts")]
     drawn = watch(server.address, "watch", job).split(CLEAR)
     assert why in drawn
@@ -168,7 +168,7 @@ def test_ctrl_c_takes_the_bar_away(server: FakeServer) -> None:
             seen += os.read(ours, 4096)
     os.close(ours)
     assert seen.endswith(
-        b"treadle: interrupted; the job goes on at the server: "
+        b"treadle: interrupted; the job continues at the server: "
         b"`treadle watch a1-job` comes back to it\r\n"
     )
 

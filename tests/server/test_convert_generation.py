@@ -123,8 +123,8 @@ def test_tokens_are_named_by_id_text_or_as_the_end() -> None:
     ("reference", "words"),
     [
         (pb.TokenReference(), "by its id"),
-        (pb.TokenReference(text="ab"), "one token of the vocabulary, not 2"),
-        (pb.TokenReference(text=""), "one token of the vocabulary, not 0"),
+        (pb.TokenReference(text="ab"), "one token of the vocabulary, and 'ab' is 2 tokens"),
+        (pb.TokenReference(text=""), "one token of the vocabulary, and '' is 0 tokens"),
         (pb.TokenReference(text="x"), "'x'"),
         (pb.TokenReference(end=True), "only models of lines"),
     ],
@@ -156,7 +156,7 @@ def test_texts_that_name_tokens_are_encoded_in_short_steps() -> None:
     steps = convert.with_tokens(SamplingConfig(), request, tokenizer)
     with pytest.raises(StatusError) as caught:
         assert sum(1 for _ in steps) > 100
-    assert "not 300000" in violations(caught.value)["banned_tokens[0]"]
+    assert "is 300,000 tokens" in violations(caught.value)["banned_tokens[0]"]
 
 
 @pytest.mark.parametrize("size", [convert.MAX_TOKENS_NAMED + 1, 10 * convert.MAX_TOKENS_NAMED])

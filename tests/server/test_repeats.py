@@ -83,7 +83,7 @@ def test_another_spec_is_refused_with_the_fields_that_differ(
     spec.network.hidden_size = 9
     spec.seed = 1
     text = refusal(lambda: list(caller.train(spec, TEXT)), job)
-    assert "it differs in network.hidden_size, seed)" in text
+    assert "it differs in spec.network.hidden_size, spec.seed)" in text
     other = ordered()
     other.model = "twice"
     refusal(lambda: list(caller.train(other, TEXT)), job)
@@ -162,7 +162,7 @@ def test_a_job_stored_before_versions_were_noted_is_still_followed() -> None:
     with pytest.raises(StatusError, match="init_from_version"):
         repeats.check_spec(row, spec)
     spec.seed = 3
-    with pytest.raises(StatusError, match="differs in seed"):
+    with pytest.raises(StatusError, match=r"differs in spec\.seed"):
         repeats.check_spec(old, spec)
 
 
