@@ -128,7 +128,7 @@ class Decoder:
         self._name = _name(source.encoding)
         if not self._name:
             raise InputError(
-                f"{source.flag}{source.encoding} is not a text encoding such as utf-8 or latin-1"
+                f"{source.flag}{source.encoding!r} is not a text encoding such as utf-8 or latin-1"
             )
         errors = _MARK if mark and source.errors == "strict" else source.errors
         self._decoder = codecs.getincrementaldecoder(self._name)(errors)

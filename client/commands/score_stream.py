@@ -240,7 +240,8 @@ class _Stream:
             options["ranks"] = True
         timeout = getattr(args, "timeout", None)
         options["timeout_s"] = None if timeout is None else timeout + GRACE_S
-        column = args.column if args.format == "jsonl" else None
+        field = "text" if args.column is None else args.column
+        column = field if args.format == "jsonl" else None
         found = units(self._source, args.per, _has_items(client, args, options), column)
         (self._learn if args.learn else self._score)(client, found, options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from treadle.client.errors import InputError
 
@@ -44,9 +45,7 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
         default="plain",
         help="what a line is: the text itself, or a JSON object that holds it (plain)",
     )
-    group.add_argument(
-        "--column", metavar="NAME", default="text", help="jsonl: the field of the text (text)"
-    )
+    group.add_argument("--column", metavar="NAME", help="jsonl: the field of the text (text)")
     group.add_argument(
         "--on-error",
         choices=("skip", "stop"),
@@ -117,7 +116,7 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         InputError: They do not.
     """
-    given = {name for name, value in vars(args).items() if value not in (None, False, "")}
+    given = {name for name, value in vars(args).items() if value is not None and value is not False}
     for name, flag in (SCORING if args.learn else LEARNING).items():
         if name in given:
             raise InputError(
@@ -125,11 +124,20 @@ def check(args: argparse.Namespace) -> None:
                 if args.learn
                 else f"{flag} is about learning: give --learn as well"
             )
+    for name in ("publish_as", "alias"):
+        if getattr(args, name) == "":
+            raise InputError(f"--{name.replace('_', '-')} is empty: give a name, or leave it out")
     if (args.publish_as or args.alias) and not (args.publish or args.publish_every):
         raise InputError("--publish-as and --alias are about publishing: give --publish as well")
     if args.only_flagged and args.top_g is None:
         raise InputError("--only-flagged prints what --top-g flags: give --top-g as well")
     if args.per == "chunk" and args.format != "plain":
         raise InputError("--per chunk takes text as it comes, and no lines of JSON")
+    if args.column is not None and args.format != "jsonl":
+        raise InputError("--column names a field of lines of --format jsonl: give that as well")
+    if args.threshold is not None and math.isnan(args.threshold):
+        raise InputError("--threshold must be a number of nats, not nan")
+    if args.top_g is not None and args.top_g < 0:
+        raise InputError(f"--top-g cannot be {args.top_g}: ranks count from 1, and 0 flags all")
     if args.publish_every is not None and args.publish_every < 1:
         raise InputError("--publish-every counts rows: give 1 or more")

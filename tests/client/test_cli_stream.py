@@ -416,7 +416,7 @@ class TestErrors:
         assert "standard input is not UTF-8 (it begins with the byte order mark of UTF-16)" in said
         assert said.endswith("give --encoding utf-16")
         done = run(server.address, "score-stream", "m", "--encoding", "base64", data=b"ab\n")
-        assert "--encoding base64 is not a text encoding" in complaint(done, 2)
+        assert "--encoding 'base64' is not a text encoding" in complaint(done, 2)
 
     def test_a_long_line_is_one_unit(self, server: FakeServer, service: FakeService) -> None:
         out(server.address, "score-stream", "m", data=b"x" * 150_000)
@@ -462,3 +462,23 @@ class TestLearning:
         service.steps.clear()
         run(server.address, "score-stream", "m", "--learn", "--publish-every", "2", data=b"a\nb\n")
         assert steps(service) == ["learn", "learn", "publish"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--learn", "--publish", "--alias", ""], "--alias is empty: give a name"),
+        (["--learn", "--publish", "--publish-as", ""], "--publish-as is empty: give a name"),
+        (["--learn", "--publish-every", "0"], "--publish-every counts rows: give 1 or more"),
+        (["--publish-every", "0"], "--publish-every is about learning: give --learn as well"),
+        (["--learning-rate", "0"], "--learning-rate is about learning: give --learn as well"),
+        (["--learn", "--context", ""], "--context does not go with --learn"),
+        (["--threshold", "nan"], "--threshold must be a number of nats, not nan"),
+        (["--top-g", "-1"], "--top-g cannot be -1"),
+        (["--column", "text"], "--column names a field of lines of --format jsonl"),
+    ],
+)
+def test_zero_and_nothing_are_not_taken_for_not_set(words: list[str], sentence: str) -> None:
+    done = run("127.0.0.1:1", "score-stream", "m", *words, data=b"abc\n")
+    assert sentence in complaint(done, 2)
+    assert done.stdout == b""

@@ -128,7 +128,7 @@ def test_a_line_that_never_ends_is_not_kept() -> None:
 def test_what_is_no_text_encoding_is_refused(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(b"a")
-    with pytest.raises(InputError, match=f"encoding={encoding} is not a text encoding"):
+    with pytest.raises(InputError, match=f"encoding={encoding!r} is not a text encoding"):
         read_text(path, encoding)
 
 
