@@ -78,7 +78,7 @@ def _starting(info: GetServerInfoResponse) -> list[tuple[str, str]]:
 def run_health(args: argparse.Namespace, console: Console) -> None:
     """Tells whether the server serves."""
     with connect(args) as client:
-        if args.wait is not None:
+        if args.wait:  # 0 asks once, as without it
             client.wait_ready(args.wait, _Waiting(client.address))
         elif not client.health():
             doing = client.starting()

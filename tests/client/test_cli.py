@@ -566,6 +566,7 @@ class TestServer:
     def test_health(self, server: FakeServer) -> None:
         assert out(server.address, "health") == "serving\n"
         assert out(server.address, "health", "--wait", "5s") == "serving\n"
+        assert out(server.address, "health", "--wait", "0") == "serving\n"
         server.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         assert "up but not serving" in complaint(run(server.address, "health"), 1)
         done = run(server.address, "health", "--wait", "0.2")
