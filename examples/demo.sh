@@ -43,10 +43,16 @@ show() {
 
 tell "Start a server (the very first start compiles its kernels: about a minute)"
 echo "$bold\$ treadle-server --address 127.0.0.1:0 --data-dir $work/data &$plain"
-touch "$work/out"
+touch "$work/out" "$work/log"
 treadle-server --address 127.0.0.1:0 --data-dir "$work/data" >"$work/out" 2>"$work/log" &
 server=$!
+shown=0
 until grep -q 'listening on' "$work/out"; do
+    lines=$(wc -l <"$work/log")
+    if ((lines > shown)); then # how far it is: "the server is compiling its kernels (12 of 108)"
+        sed -n "$((shown + 1)),${lines}s/^.* treadle[a-z.]*: //p" "$work/log"
+        shown=$lines
+    fi
     if ! kill -0 "$server" 2>/dev/null; then
         cat "$work/log" >&2
         exit 1
