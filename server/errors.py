@@ -32,6 +32,7 @@ from treadle.model.errors import (
     CheckpointError,
     ConfigError,
     CorpusError,
+    EffortError,
     EncodingError,
     ForeignStateError,
     LayerError,
@@ -47,6 +48,7 @@ CODES: dict[type[ModelError], grpc.StatusCode] = {
     # A request that fits the contract but not this model, for instance a policy it lacks.
     ModelError: grpc.StatusCode.FAILED_PRECONDITION,
     ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
+    EffortError: grpc.StatusCode.INVALID_ARGUMENT,
     CorpusError: grpc.StatusCode.INVALID_ARGUMENT,
     EncodingError: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownSymbolError: grpc.StatusCode.INVALID_ARGUMENT,

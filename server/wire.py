@@ -74,11 +74,12 @@ def unpack_error(packed: Message) -> Exception:
     were; any other becomes a RuntimeError that names it.
     """
     name, message = packed["type"], packed["message"]
-    if packed.get("faults"):
-        first, *others = (ConfigError(*fault) for fault in packed["faults"])
-        first.others = tuple(others)
-        return first
     kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, ConfigError) and packed.get("faults"):
+        own, *others = packed["faults"]
+        first = kind(*own)
+        first.others = tuple(ConfigError(*fault) for fault in others)
+        return first
     if isinstance(kind, type) and issubclass(kind, ModelError):
         return kind(message)
     if name == "MemoryError":

@@ -27,6 +27,7 @@ def test_scalars_are_always_there_and_what_is_unset_is_not() -> None:
         "gradient_norm": 0.0,
         "learning_rate": 0.0,
         "memory_bytes": 0,
+        "valid_tokens": 0,
     }
     assert as_json(v1.TrainingProgress(valid_loss=0.0, sample=""))["valid_loss"] == 0.0
     assert as_json(v1.TrainingProgress(sample=""))["sample"] == ""

@@ -24,8 +24,6 @@ from treadle.model.parameters import Parameters, Shape
 from treadle.model.tokenizer import build_tokenizer
 from treadle.model.workspace import pack_for_inference
 
-README = Path(__file__).parents[2] / "README.md"
-
 
 def model_of(layout: CorpusLayout = CorpusLayout.TEXT) -> Model:
     network = NetworkConfig(Cell.GRU, hidden_size=3, layers=2, embedding_size=2)
@@ -122,13 +120,3 @@ def run_as_in_a_notebook(code: str) -> dict[str, Any]:
             compared += 1
     assert compared
     return scope
-
-
-@pytest.mark.jit
-def test_the_readmes_notebook_begins_as_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    section = README.read_text().partition("## In a notebook, with no server")[2]
-    code = section.partition("```python\n")[2].partition("```")[0]
-    run_as_in_a_notebook(code.partition("config = ")[0])

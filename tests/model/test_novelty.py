@@ -244,7 +244,7 @@ def test_too_large_a_part_gets_none_and_says_so(monkeypatch: pytest.MonkeyPatch)
 def test_the_pages_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     example = PAGE.read_text().partition("```python\n")[2].partition("```")[0]
     exec(example, {})
-    assert "# " + capsys.readouterr().out.strip() in example
+    assert "# prints: " + capsys.readouterr().out.strip() in example
 
 
 # ---------------------------------------------------------------- memory
