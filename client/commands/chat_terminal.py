@@ -98,8 +98,10 @@ class _Signals:
         self._stop = stop
         self._prompting = False
         self._replying = False
-        # A put is the one thing of this kind that is legal in a signal handler.
-        self._interrupts: SimpleQueue[bool] = SimpleQueue()
+        self._replies = 0
+        # A put is the one thing of this kind that is legal in a signal handler. What is put is
+        # the number of the reply that was under way; 0 ends the thread.
+        self._interrupts: SimpleQueue[int] = SimpleQueue()
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -116,7 +118,7 @@ class _Signals:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._interrupts.put(False)
+            self._interrupts.put(0)
             stopper.join()
 
     @contextlib.contextmanager
@@ -131,6 +133,7 @@ class _Signals:
     @contextlib.contextmanager
     def replying(self) -> Iterator[None]:
         """A line is being answered while it is entered."""
+        self._replies += 1
         self._replying = True
         try:
             yield
@@ -140,7 +143,7 @@ class _Signals:
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._prompting:
             raise KeyboardInterrupt
-        self._interrupts.put(True)
+        self._interrupts.put(self._replies)
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         if self._prompting:
@@ -150,7 +153,8 @@ class _Signals:
 
     def _stop_replies(self) -> None:
         """Stops a reply for each interrupt, until the conversation is over."""
-        while self._interrupts.get():
-            while self._replying:
+        while reply := self._interrupts.get():
+            # The next reply may begin within the pause: this interrupt was not meant for it.
+            while self._replying and self._replies == reply:
                 self._stop()
                 time.sleep(_AGAIN_S)

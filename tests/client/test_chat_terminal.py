@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
 import signal
 import subprocess
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from treadle.client import CancelledError, Client
+from treadle.client.commands import chat_terminal
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import STUCK, FakeServer, FakeService
@@ -53,9 +56,22 @@ class Talk:
         """Types a line."""
         os.write(self._ours, line.encode() + b"\r")
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
         """Sends a signal."""
         self.process.send_signal(number)
+
+    def signal_until_the_end(self, number: int) -> None:
+        """Sends a signal as a person does who sees nothing happen, until the process has ended.
+
+        The prompt is shown a moment before readline waits for input, and a signal between the two
+        is looked at only when something else comes.
+        """
+        end = time.monotonic() + PATIENCE_S
+        while self.process.poll() is None:
+            assert time.monotonic() < end
+            self.signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
 
     def end(self) -> int:
         """Waits for the end, and returns how it ended; the terminal must be as it was."""
@@ -101,7 +117,7 @@ def test_a_signal_at_the_prompt_ends_the_chat_and_leaves_the_terminal_as_it_was(
     talk.say("h")
     talk.wait_for("ello")
     talk.wait_for(PROMPT)
-    talk.signal(number)
+    talk.signal_until_the_end(number)
     assert talk.end() == code
 
 
@@ -128,6 +144,25 @@ def test_ctrl_c_during_a_reply_ends_the_reply_only(
     assert [(each.state, each.prompt) for each in asked] == [(b"", "first\n"), (b"", "second\n")]
     talk.say("/quit")
     assert talk.end() == 0
+
+
+def test_an_interrupt_ends_no_later_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_terminal, "_AGAIN_S", 0.2)
+    first, second = threading.Event(), threading.Event()
+    stopped: list[int] = []
+
+    def stop() -> None:
+        stopped.append(signals._replies)
+        first.set()
+
+    signals = chat_terminal._Signals(stop)
+    with signals.handled():
+        with signals.replying():
+            signal.raise_signal(signal.SIGINT)
+            assert first.wait(PATIENCE_S)
+        with signals.replying():
+            assert not second.wait(0.5)  # the thread looks again meanwhile
+    assert stopped == [1]
 
 
 def test_the_memory_survives_a_reply_that_was_ended(talks: Any, service: FakeService) -> None:
