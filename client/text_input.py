@@ -304,8 +304,13 @@ def read_lines(
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:
-    """Names a file in text that is shown or sent: bytes that are not UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace") or "''"
+    """Names a file in a sentence, where an empty name must be seen."""
+    return name_as_text(path) or "''"
+
+
+def name_as_text(path: str | os.PathLike[str]) -> str:
+    """Returns the name of a file as text; bytes that are not UTF-8 become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _rough_byte(character: str) -> int:

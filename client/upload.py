@@ -20,7 +20,7 @@ from treadle.client.errors import InputError
 from treadle.client.formats import check_readable, format_of
 from treadle.client.options import set_field
 from treadle.client.streams import Call
-from treadle.client.text_input import shown_path
+from treadle.client.text_input import name_as_text
 from treadle.v1.sequence_pb2 import (
     TOKENIZER_KIND_BYTES,
     CorpusEnd,
@@ -87,8 +87,8 @@ def _head(file: CorpusFile) -> FileHead:
     head = FileHead()
     name = file.name
     if not name and isinstance(file.data, os.PathLike):
-        name = shown_path(os.path.basename(os.fspath(file.data)))
-    set_field(head, "name", shown_path(name))
+        name = name_as_text(os.path.basename(os.fspath(file.data)))
+    set_field(head, "name", name_as_text(name))
     set_field(head, "role", file.role)
     if file.weight != 1:
         set_field(head, "weight", file.weight)
