@@ -6,6 +6,7 @@ Light on purpose, as `config`: the health check must not import NumPy.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
@@ -68,6 +69,39 @@ def reachable(address: str) -> str:
     """
     host, colon, port = address.rpartition(":")
     return f"{_EVERYWHERE.get(host, host)}{colon}{port}"
+
+
+def exposure(address: str) -> str:
+    """Returns who reaches a server beyond its own machine, as a noun phrase; empty: nobody.
+
+    Args:
+        address: As given to the server, and of a form that `address_fault` takes.
+    """
+    if address.startswith(("unix:", "unix-abstract:")):
+        return ""
+    host = address.rpartition(":")[0]
+    if host in _EVERYWHERE:
+        return "everybody on any network that this machine or container is in"
+    places = _places(host.strip("[]"))
+    return "" if all(map(_is_loopback, places)) else f"everybody who reaches {host}"
+
+
+def _places(host: str) -> list[str]:
+    """Returns the IP addresses of a host; a host that is unknown is taken as it stands."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return [host]
+    return [str(place[0]) for *_, place in found]
+
+
+def _is_loopback(place: str) -> bool:
+    try:
+        address = ipaddress.ip_address(place)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def socket_path(address: str) -> Path | None:

@@ -26,6 +26,7 @@ from treadle.server import disk
 from treadle.server.address import (
     AddressError,
     clear_socket,
+    exposure,
     listening_fault,
     socket_path,
 )
@@ -266,6 +267,23 @@ def _leave_threads() -> None:
                 os._exit(0)
 
 
+def announce(address: str) -> None:
+    """Says where the server listens, and warns where others than this machine reach it.
+
+    Args:
+        address: The address at which it is listening.
+    """
+    print(f"treadle-server {version('treadle')} listening on {address}", flush=True)
+    if callers := exposure(address):
+        logger.warning(
+            "%s may read, train and delete every model: the server has no authentication. "
+            "Listen on 127.0.0.1 or a unix: socket (--address), publish a container's port on "
+            "127.0.0.1, or let a firewall, a NetworkPolicy or a proxy that knows your users "
+            "decide who calls",
+            callers,
+        )
+
+
 async def _run(config: ServerConfig) -> None:
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -276,8 +294,7 @@ async def _run(config: ServerConfig) -> None:
     signalled = asyncio.create_task(ending.wait())
     await asyncio.wait([starting, signalled], return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
-        address = await starting
-        print(f"treadle-server {version('treadle')} listening on {address}", flush=True)
+        announce(await starting)
         await signalled
     else:
         starting.cancel()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from treadle.server.address import address_fault, reachable
+from treadle.server.address import address_fault, exposure, reachable
+from treadle.server.app import announce
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "addresses.json").read_text("utf-8"))
 
@@ -30,3 +31,38 @@ def test_addresses_are_read_as_the_client_reads_them(vector: dict[str, str]) -> 
 )
 def test_health_is_asked_where_the_server_can_be_reached(address: str, target: str) -> None:
     assert reachable(address) == target
+
+
+@pytest.mark.parametrize(
+    ("address", "callers"),
+    [
+        ("127.0.0.1:1", ""),
+        ("127.8.9.10:1", ""),
+        ("localhost:1", ""),
+        ("[::1]:1", ""),
+        ("[::ffff:127.0.0.1]:1", ""),
+        ("unix:/run/socket", ""),
+        ("unix-abstract:name", ""),
+        ("0.0.0.0:1", "any network"),
+        ("[::]:1", "any network"),
+        ("[::ffff:10.0.0.1]:1", "who reaches [::ffff:10.0.0.1]"),
+        ("192.0.2.1:1", "who reaches 192.0.2.1"),
+        ("[fe80::1%lo]:1", "who reaches [fe80::1%lo]"),
+    ],
+)
+def test_a_server_beyond_loopback_says_who_may_call_it(
+    address: str,
+    callers: str,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert callers in exposure(address)
+    assert bool(callers) == bool(exposure(address))
+    announce(address)
+    assert capsys.readouterr().out.endswith(f"listening on {address}\n")
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == bool(callers)
+    for warning in warnings:
+        assert exposure(address) in warning
+        assert "no authentication" in warning
+        assert "--address" in warning
