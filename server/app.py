@@ -42,6 +42,7 @@ from treadle.server.intake import Intake
 from treadle.server.jobs import JobRoom, RoomLimits
 from treadle.server.learning import LearningRoom
 from treadle.server.loaded import LoadedModels
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.reflection import add_reflection
 from treadle.server.scheduler import Scheduler
 from treadle.server.scoring import ScoringRoom
@@ -83,6 +84,7 @@ class App:
         self._warming = Warming()
         self._workers = Workers(config.standby_workers)
         training_bytes = config.training_bytes()
+        budget = MemoryBudget(config.memory_budget_bytes())
         self._jobs = JobRoom(
             self._store,
             self._workers,
@@ -102,8 +104,8 @@ class App:
             held_by=lambda: self._warming.reason,
         )
         uploads = Limits(config.max_corpus_bytes, config.upload_idle_s, config.min_free_bytes)
-        intake = Intake(self._store, self._jobs, uploads, training_bytes)
-        models = LoadedModels(self._store, config.model_cache_bytes)
+        intake = Intake(self._store, self._jobs, uploads, training_bytes, budget)
+        models = LoadedModels(self._store, config.model_cache_bytes, budget)
         self._scheduler = Scheduler(config.threads)
         load = Load(
             calls=Admission(
@@ -117,6 +119,7 @@ class App:
             sources,
             load,
             self._scheduler,
+            budget,
             max_new_tokens_limit=config.max_new_tokens_limit,
             state_key=key,
         )
@@ -124,6 +127,7 @@ class App:
             sources,
             load.calls,
             self._scheduler,
+            budget,
             max_message_bytes=config.max_message_bytes,
             state_key=key,
         )
@@ -132,6 +136,7 @@ class App:
             self._store,
             load.learners,
             self._scheduler,
+            budget,
             max_message_bytes=config.max_message_bytes,
         )
         self._house: asyncio.Task[None] | None = None
@@ -148,6 +153,7 @@ class App:
             scoring,
             learning,
             load,
+            budget,
             self._warming,
         )
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(service, self._server)

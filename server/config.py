@@ -77,6 +77,8 @@ _MAX_KEY_BYTES = 1 << 16
 _COUNT = (1 << 32) - 1
 """The most that GetServerInfo can tell of what is counted."""
 _BYTES = (1 << 63) - 1
+_BUDGET_WHERE_NOBODY_TELLS = 1 << 30
+"""The memory budget where neither the container nor the machine tells what it has."""
 _SECONDS = 1e9
 """Thirty years."""
 _THREADS = 1024
@@ -131,9 +133,13 @@ class ServerConfig:
     """Seconds that a job which is over is remembered, with its own weights; 0: for ever."""
     corpus_retention_s: float = field(default=7 * 86_400.0, metadata=_range(0, _SECONDS))
     """Seconds that a corpus stays which no job needs any more; 0: for ever."""
+    memory_budget: int = field(default=0, metadata=_range(0, _BYTES))
+    """Bytes of memory that requests, unread replies, loaded models and learners may take together
+    in this process; 0: a third of what the container or the machine has to give at start."""
     max_training_bytes: int = field(default=0, metadata=_range(0, _BYTES))
     """The most memory that one training job may take, in bytes, its corpus not counted; 0: 80 %
-    of what the container or the machine has to give at start, divided by training_slots."""
+    of what the container or the machine has to give at start beside memory_budget, divided by
+    training_slots."""
     max_training_s: float = field(default=86_400.0, metadata=_range(0, _SECONDS))
     """Seconds of running after which a training job is stopped and its model stored; 0: never."""
     standby_workers: int = field(default=1, metadata=_range(0, _THREADS))
@@ -184,12 +190,26 @@ class ServerConfig:
             raise SettingError("state_key_file", fault)
         return key
 
+    def memory_budget_bytes(self) -> int:
+        """Returns the memory that this process may keep for its callers, as it is now.
+
+        Without the flag it is a third of what there is. Training jobs may take 80 % of the rest,
+        and what then is left is for Python itself, the compiled kernels and the page cache.
+        """
+        if self.memory_budget:
+            return self.memory_budget
+        memory = available_memory()
+        return _BUDGET_WHERE_NOBODY_TELLS if memory is None else memory // 3
+
     def training_bytes(self) -> int | None:
         """Returns the memory that one run may take, as it is now; None: whatever there is."""
         if self.max_training_bytes:
             return self.max_training_bytes
         memory = available_memory()
-        return None if memory is None else memory * 4 // 5 // self.training_slots
+        if memory is None:
+            return None
+        rest = max(memory - self.memory_budget_bytes(), memory // 5)
+        return rest * 4 // 5 // self.training_slots
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):

@@ -24,6 +24,7 @@ from treadle.server.batcher import Batcher, Outlet
 from treadle.server.convert_generation import with_tokens
 from treadle.server.errors import StatusError, from_model, precondition
 from treadle.server.loaded import Source
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.regexes import Regexes
 from treadle.server.scheduler import Caller, Scheduler
 from treadle.server.sources import Sources
@@ -45,6 +46,7 @@ class GeneratingRoom:
         sources: Finds the models.
         load: Counts calls and texts.
         scheduler: Gives the turns.
+        budget: Holds the bytes that are kept for callers.
         max_new_tokens_limit: The most tokens of one generation.
         state_key: Authenticates states; empty: they are not.
     """
@@ -54,6 +56,7 @@ class GeneratingRoom:
         sources: Sources,
         load: Load,
         scheduler: Scheduler,
+        budget: MemoryBudget,
         *,
         max_new_tokens_limit: int,
         state_key: bytes,
@@ -61,6 +64,7 @@ class GeneratingRoom:
         self._sources = sources
         self._load = load
         self._scheduler = scheduler
+        self._budget = budget
         self._batcher = Batcher(scheduler)
         self._regexes = Regexes()
         self._max_new_tokens_limit = max_new_tokens_limit

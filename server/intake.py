@@ -16,6 +16,7 @@ from treadle.server.convert import name_violations
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
 from treadle.server.job_files import INIT_FILE
 from treadle.server.jobs import JobRoom
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.orders import UploadedFile, new_id, new_row
 from treadle.server.store import Store, StoredModel
 from treadle.server.upload import Limits, Upload
@@ -30,15 +31,22 @@ class Intake:
         jobs: Where jobs go.
         limits: What an upload must keep to.
         training_bytes: The most memory that a training run may take; None: whatever there is.
+        budget: Holds the bytes that are kept for callers.
     """
 
     def __init__(
-        self, store: Store, jobs: JobRoom, limits: Limits, training_bytes: int | None
+        self,
+        store: Store,
+        jobs: JobRoom,
+        limits: Limits,
+        training_bytes: int | None,
+        budget: MemoryBudget,
     ) -> None:
         self._store = store
         self._jobs = jobs
         self._limits = limits
         self._training_bytes = training_bytes
+        self._budget = budget
 
     async def take(self, requests: AsyncIterator[pb.TrainRequest]) -> str:
         """Reads an order to its end and queues its job.

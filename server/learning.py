@@ -11,6 +11,7 @@ from treadle.server import convert_learning, records
 from treadle.server.admission import Admission
 from treadle.server.convert_learning import Publication
 from treadle.server.learning_session import LearningSession
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.scheduler import Scheduler
 from treadle.server.sources import Sources
 from treadle.server.store import MODEL_FILE, Store, StoredModel
@@ -28,6 +29,7 @@ class LearningRoom:
         store: Where models are published.
         admission: Counts the calls.
         scheduler: Gives the turns.
+        budget: Holds the bytes that are kept for callers.
         max_message_bytes: The largest reply.
     """
 
@@ -37,6 +39,7 @@ class LearningRoom:
         store: Store,
         admission: Admission,
         scheduler: Scheduler,
+        budget: MemoryBudget,
         *,
         max_message_bytes: int,
     ) -> None:
@@ -44,6 +47,7 @@ class LearningRoom:
         self._store = store
         self._admission = admission
         self._scheduler = scheduler
+        self._budget = budget
         self._max_message_bytes = max_message_bytes
 
     async def learn_stream(

@@ -11,6 +11,7 @@ from treadle.model import Model
 from treadle.model.errors import CheckpointError
 from treadle.server.errors import damaged, not_found, precondition
 from treadle.server.job_files import BEST_FILE, LAST_FILE
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.store import Store, StoredModel
 
 _TIMES_ITS_FILE = 3
@@ -53,11 +54,13 @@ class LoadedModels:
     Args:
         store: Where models come from.
         max_bytes: Models of this size together stay loaded, and always the newest one.
+        budget: Holds the bytes that are kept for callers.
     """
 
-    def __init__(self, store: Store, max_bytes: int) -> None:
+    def __init__(self, store: Store, max_bytes: int, budget: MemoryBudget) -> None:
         self._store = store
         self._max_bytes = max_bytes
+        self._budget = budget
         # A whole StoredModel is the key, since a deleted model's name and number may come again.
         self._models: OrderedDict[StoredModel | JobWeights, Model] = OrderedDict()
         self._loading: dict[StoredModel | JobWeights, asyncio.Task[Model]] = {}

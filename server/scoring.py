@@ -16,6 +16,7 @@ from treadle.server.admission import Admission
 from treadle.server.convert_scoring import Scoring
 from treadle.server.errors import from_model, invalid
 from treadle.server.loaded import Source
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.scheduler import Scheduler
 from treadle.server.score_streaming import Stream
 from treadle.server.sources import Sources
@@ -33,6 +34,7 @@ class ScoringRoom:
         sources: Finds the models.
         admission: Counts the calls.
         scheduler: Gives the turns.
+        budget: Holds the bytes that are kept for callers.
         max_message_bytes: The largest reply.
         state_key: Authenticates states; empty: they are not.
     """
@@ -42,6 +44,7 @@ class ScoringRoom:
         sources: Sources,
         admission: Admission,
         scheduler: Scheduler,
+        budget: MemoryBudget,
         *,
         max_message_bytes: int,
         state_key: bytes,
@@ -49,6 +52,7 @@ class ScoringRoom:
         self._sources = sources
         self._admission = admission
         self._scheduler = scheduler
+        self._budget = budget
         self._max_message_bytes = max_message_bytes
         self._state_key = state_key
 

@@ -21,6 +21,7 @@ from treadle.server.intake import Intake
 from treadle.server.jobs import JobRoom
 from treadle.server.learning import LearningRoom
 from treadle.server.loaded import LoadedModels
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.scoring import ScoringRoom
 from treadle.server.store import Store, StoredModel
 from treadle.server.warming import Warming
@@ -43,6 +44,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         scoring: Scoring and embedding.
         learning: Learning from streams.
         load: How many calls and sessions run.
+        budget: How many bytes are kept for callers.
         warming: How far the kernels are.
     """
 
@@ -57,6 +59,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         scoring: ScoringRoom,
         learning: LearningRoom,
         load: Load,
+        budget: MemoryBudget,
         warming: Warming,
     ) -> None:
         self._config = config
@@ -68,6 +71,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self._scoring = scoring
         self._learning = learning
         self._load = load
+        self._budget = budget
         self._warming = warming
         self._began = time.monotonic()
 
@@ -232,6 +236,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             models_loaded_bytes=self._models.size_bytes,
             kernels_ready=kernels_ready,
             kernels_total=kernels_total,
+            memory_budget_bytes=self._budget.limit,
+            memory_used_bytes=self._budget.used,
         )
 
     def _list(self, size: int, after: str) -> pb.ListModelsResponse:

@@ -60,12 +60,22 @@ def run_info(args: argparse.Namespace, console: Console) -> None:
         ("inference", f"{info.inference_running} of {info.inference_limit}"),
         ("sessions", f"{info.sessions_running} of {info.session_limit}"),
         ("learners", f"{info.learning_running} of {info.learning_limit}"),
+        ("memory", _memory(info)),
         ("models loaded", f"{info.models_loaded}, {size_text(info.models_loaded_bytes)}"),
         ("new tokens", f"up to {info.max_new_tokens_limit:,}"),
         ("corpus", f"up to {size_text(info.max_corpus_bytes)}"),
         ("message", f"up to {size_text(info.max_message_bytes)}"),
     ]
     print_facts(facts, console)
+
+
+def _memory(info: GetServerInfoResponse) -> str:
+    """Tells what is kept for callers; an older server does not say."""
+    from treadle.client.progress import size_text
+
+    if not info.memory_budget_bytes:
+        return "unknown"
+    return f"{size_text(info.memory_used_bytes)} of {size_text(info.memory_budget_bytes)}"
 
 
 def _starting(info: GetServerInfoResponse) -> list[tuple[str, str]]:

@@ -517,6 +517,8 @@ class FakeService(SequenceServiceServicer):
             learning_limit=4,
             models_loaded=2,
             models_loaded_bytes=5_000_000,
+            memory_budget_bytes=2_000_000_000,
+            memory_used_bytes=7_000_000,
         )
 
 

@@ -560,6 +560,7 @@ class TestServer:
         assert "corpus         up to 2.15 GB\n" in text
         assert "sessions       3 of 512\n" in text
         assert "learners       1 of 4\n" in text
+        assert "memory         7 MB of 2 GB\n" in text
         assert "models loaded  2, 5 MB\n" in text
         assert objects(out(server.address, "info", "--json"))[0]["threads"] == 2
 

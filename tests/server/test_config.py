@@ -179,10 +179,15 @@ def test_memory_limits_are_read(tmp_path: Path, files: dict[str, str], memory: i
 def test_runs_share_four_fifths_of_the_memory_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("treadle.server.config.available_memory", lambda: 1000)
-    assert ServerConfig(training_slots=2).training_bytes() == 400
+    monkeypatch.setattr("treadle.server.config.available_memory", lambda: 1200)
+    assert ServerConfig().memory_budget_bytes() == 400
+    assert ServerConfig(training_slots=2).training_bytes() == 320  # 80 % of the other 800
+    assert ServerConfig(memory_budget=200).memory_budget_bytes() == 200
+    assert ServerConfig(memory_budget=200).training_bytes() == 800
+    assert ServerConfig(memory_budget=5000).training_bytes() == 192  # 80 % of a fifth
     assert ServerConfig(training_slots=2, max_training_bytes=900).training_bytes() == 900
     monkeypatch.setattr("treadle.server.config.available_memory", lambda: None)
+    assert ServerConfig().memory_budget_bytes() == 1 << 30
     assert ServerConfig().training_bytes() is None
 
 

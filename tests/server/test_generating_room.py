@@ -22,6 +22,7 @@ from treadle.server.batcher import Outlet
 from treadle.server.errors import StatusError
 from treadle.server.generating import GeneratingRoom
 from treadle.server.loaded import Source
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.scheduler import Scheduler
 from treadle.v1 import sequence_pb2 as pb
 
@@ -47,7 +48,8 @@ def room() -> Iterator[GeneratingRoom]:
     scheduler = Scheduler(2)
     load = Load(Admission(9, "calls"), Admission(999, "texts"), Admission(9, "learners"))
     sources: Any = Sources()
-    yield GeneratingRoom(sources, load, scheduler, max_new_tokens_limit=1000, state_key=b"")
+    budget = MemoryBudget(1 << 30)
+    yield GeneratingRoom(sources, load, scheduler, budget, max_new_tokens_limit=1000, state_key=b"")
     assert (load.calls.running, load.sessions.running) == (0, 0)
     scheduler.close()
 

@@ -24,6 +24,7 @@ from treadle.model.config import (
 )
 from treadle.server.errors import StatusError
 from treadle.server.loaded import LoadedModels
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.store import MODEL_FILE, Store
 from treadle.v1 import sequence_pb2 as pb
 
@@ -179,7 +180,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_model_is_loaded_once_for_many_callers(store: Store, loads: list[str]) -> None:
     async def run() -> None:
-        models = LoadedModels(store, 1 << 30)
+        models = LoadedModels(store, 1 << 30, MemoryBudget(1 << 30))
         found = await asyncio.gather(*(models.get("a") for _ in range(20)))
         assert len({id(source.model) for source in found}) == 1
 
@@ -190,7 +191,7 @@ def test_a_model_is_loaded_once_for_many_callers(store: Store, loads: list[str])
 def test_the_longest_unused_model_goes_first(store: Store, loads: list[str]) -> None:
     async def run() -> None:
         # Beside the parameters lie packed weights and a table.
-        models = LoadedModels(store, 6 * store.find("a").size_bytes)
+        models = LoadedModels(store, 6 * store.find("a").size_bytes, MemoryBudget(1 << 30))
         for name in ("a", "b", "a", "c", "a", "b"):
             await models.get(name)
 
@@ -200,7 +201,7 @@ def test_the_longest_unused_model_goes_first(store: Store, loads: list[str]) -> 
 
 def test_one_model_stays_however_large_it_is(store: Store, loads: list[str]) -> None:
     async def run() -> None:
-        models = LoadedModels(store, 0)
+        models = LoadedModels(store, 0, MemoryBudget(1 << 30))
         for name in ("a", "a", "b", "b"):
             await models.get(name)
 
@@ -210,7 +211,7 @@ def test_one_model_stays_however_large_it_is(store: Store, loads: list[str]) -> 
 
 def test_a_caller_that_goes_does_not_take_the_load_along(store: Store, loads: list[str]) -> None:
     async def run() -> None:
-        models = LoadedModels(store, 1 << 30)
+        models = LoadedModels(store, 1 << 30, MemoryBudget(1 << 30))
         first, second = (asyncio.create_task(models.get("a")) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
@@ -224,7 +225,7 @@ def test_a_damaged_file_is_data_loss_every_time(store: Store) -> None:
     store.find("a").path.write_bytes(b"\0" * 100)
 
     async def run() -> None:
-        models = LoadedModels(store, 1 << 30)
+        models = LoadedModels(store, 1 << 30, MemoryBudget(1 << 30))
         for _ in range(2):
             with pytest.raises(StatusError) as caught:
                 await models.get("a")
@@ -245,7 +246,7 @@ def test_a_model_deleted_while_it_is_loaded_is_not_kept(
         return model
 
     async def run() -> None:
-        models = LoadedModels(store, 1 << 30)
+        models = LoadedModels(store, 1 << 30, MemoryBudget(1 << 30))
         monkeypatch.setattr(Model, "load", held)
         waiting = asyncio.create_task(models.get("a"))
         assert await asyncio.to_thread(entered.wait, PATIENCE_S)

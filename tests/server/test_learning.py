@@ -23,6 +23,7 @@ from treadle.server.admission import Admission
 from treadle.server.convert_learning import Publication
 from treadle.server.learning import LearningRoom
 from treadle.server.learning_session import LearningSession
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.scheduler import Scheduler
 from treadle.server.sources import Sources
 from treadle.server.store import MODEL_FILE, Store
@@ -301,7 +302,9 @@ def test_a_full_disk_leaves_nothing_behind(
     store, scheduler = Store(tmp_path / "data"), Scheduler(1)
     admission = Admission(1, "learning streams")
     sources = cast(Sources, None)  # the session below has its model already
-    room = LearningRoom(sources, store, admission, scheduler, max_message_bytes=1000)
+    room = LearningRoom(
+        sources, store, admission, scheduler, MemoryBudget(1 << 30), max_message_bytes=1000
+    )
     session = LearningSession(model, convert_learning.learning(pb.LearnStreamSpec(model="m")), 1000)
     list(session.begin())
 

@@ -3855,6 +3855,8 @@ class GetServerInfoResponse(_message.Message):
     MODELS_LOADED_BYTES_FIELD_NUMBER: _builtins.int
     KERNELS_READY_FIELD_NUMBER: _builtins.int
     KERNELS_TOTAL_FIELD_NUMBER: _builtins.int
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Treadle's version."""
     cpu_target: _builtins.str
@@ -3900,6 +3902,12 @@ class GetServerInfoResponse(_message.Message):
     serves. Until then jobs wait, and calls that generate, score, embed or learn are
     refused with UNAVAILABLE.
     """
+    memory_budget_bytes: _builtins.int
+    """Memory that requests, unread replies, loaded models and learners may take together
+    in the server's process, in bytes.
+    """
+    memory_used_bytes: _builtins.int
+    """Memory that they take now, in bytes, as the server estimates it."""
     def __init__(
         self,
         *,
@@ -3924,10 +3932,12 @@ class GetServerInfoResponse(_message.Message):
         models_loaded_bytes: _builtins.int = ...,
         kernels_ready: _builtins.int = ...,
         kernels_total: _builtins.int = ...,
+        memory_budget_bytes: _builtins.int = ...,
+        memory_used_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
