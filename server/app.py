@@ -22,7 +22,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from treadle.model import drop_temporary_kernels, temporary_kernels
-from treadle.server import disk
+from treadle.server import disk, pools
 from treadle.server.address import (
     AddressError,
     clear_socket,
@@ -220,6 +220,7 @@ class App:
         await self._workers.close()
         self._scheduler.close()
         self._warming.close()
+        pools.close()
         self._store.close()
 
     async def _set_health(self, status: int) -> None:

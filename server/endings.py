@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 
 from treadle.model import Keep, Model, TrainConfig
-from treadle.server import records
+from treadle.server import pools, records
 from treadle.server.attempt import Ending, Outcome
 from treadle.server.convert import spec_field
 from treadle.server.errors import StatusError, from_exception
@@ -58,17 +58,17 @@ class Endings:
 
     async def cancel(self, job: Job) -> None:
         """Ends a job that does not run; what it has published becomes its model."""
-        path = await asyncio.to_thread(self._published, job)
+        path = await pools.STORE.run(self._published, job)
         if path is not None:
             await self._complete(job, path)
             return
         await job.enter(CANCELLED, _ON_REQUEST, ended_s=time.time())
-        await asyncio.to_thread(self._tidy, job.id)
+        await pools.STORE.run(self._tidy, job.id)
 
     async def completed_before(self, job: Job) -> bool:
         """Completes a job that the last server was about to complete; tells whether it was."""
         final = self._store.job_dir(job.id) / FINAL_FILE
-        if not await asyncio.to_thread(final.exists):
+        if not await pools.STORE.run(final.exists):
             return False
         try:
             await self._complete(job, final)
@@ -116,7 +116,7 @@ class Endings:
         reason = "; ".join([*filter(None, [reason]), *model.training.notices])
         changes = {"version": model.version, "ended_s": time.time()}
         await job.publish(pb.JobEvent(completed=model), state=state, reason=reason, **changes)
-        await asyncio.to_thread(self._tidy, job.id)
+        await pools.STORE.run(self._tidy, job.id)
         logger.info("job %s stored %s version %d", job.id, model.name, model.version)
 
     async def _claim(self, job: Job, path: Path) -> pb.Model:
@@ -125,17 +125,17 @@ class Endings:
         async with self._claiming:
             version = job.row.claim
             if not version:
-                version = await asyncio.to_thread(self._store.next_version, name)
+                version = await pools.STORE.run(self._store.next_version, name)
                 await job.change(claim=version)
             try:
-                stored = await asyncio.to_thread(self._store.claim_file, name, path, version)
+                stored = await pools.STORE.run(self._store.claim_file, name, path, version)
             except StatusError:  # somebody has put another model there by hand
-                version = await asyncio.to_thread(self._store.next_version, name)
+                version = await pools.STORE.run(self._store.next_version, name)
                 await job.change(claim=version)
-                stored = await asyncio.to_thread(self._store.claim_file, name, path, version)
+                stored = await pools.STORE.run(self._store.claim_file, name, path, version)
         describe = self._store.describe
         # A version is new here, and nothing leads to it yet.
-        return records.model(stored, await asyncio.to_thread(describe, stored), ())
+        return records.model(stored, await pools.STORE.run(describe, stored), ())
 
     async def _fail(self, job: Job, error: StatusError) -> None:
         logger.info("job %s ended without a model: %s", job.id, error)

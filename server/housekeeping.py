@@ -14,7 +14,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from treadle.server import disk
+from treadle.server import disk, pools
 from treadle.server.corpora import Corpora
 from treadle.server.database import Database
 from treadle.server.store import Store
@@ -67,7 +67,7 @@ async def keep_house(store: Store, rules: Rules, every_s: float = 600.0) -> None
     while True:
         try:
             arguments = (store.database, store.corpora, store.jobs_root, rules)
-            swept = await asyncio.to_thread(sweep, *arguments, time.time())
+            swept = await pools.SWEEPS.run(sweep, *arguments, time.time())
             if swept != Swept():
                 logger.info("swept %s", swept)
         except Exception as error:  # a full disk, say; there may be room the next time

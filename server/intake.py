@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -11,7 +10,7 @@ from contextlib import suppress
 from treadle.model.config_check import Beginning
 from treadle.model.corpus_files import check_not_empty
 from treadle.model.errors import CorpusError
-from treadle.server import convert, repeats
+from treadle.server import convert, pools, repeats
 from treadle.server.convert import name_violations
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
 from treadle.server.job_files import INIT_FILE
@@ -69,18 +68,18 @@ class Intake:
         spec.CopyFrom(asked)
         base, spec.init_from_version = await self._base(spec)
         config = convert.training_order(spec, self._training_bytes, await self._beginning(base))
-        await asyncio.to_thread(self._store.check_free, spec.model)
+        await pools.ROWS.run(self._store.check_free, spec.model)
         with self._jobs.admit():
             files = await upload.save(self._store.corpora)
             _check_files(files)
             job = new_id()
-            await asyncio.to_thread(self._lay_out, job, files, base)
+            await pools.STORE.run(self._lay_out, job, files, base)
             row = new_row(job, spec, config, files, asked.init_from_version)
             try:
                 kept = await self._jobs.submit(row)
             except BaseException:
                 if await self._jobs.book.unknown(job):
-                    await asyncio.to_thread(self._store.discard, self._store.job_dir(job))
+                    await pools.STORE.run(self._store.discard, self._store.job_dir(job))
                 raise
         if kept.id != job:  # of a call that came at the same time
             repeats.check_spec(kept, asked)
@@ -94,13 +93,13 @@ class Intake:
         faults = name_violations(spec.init_from.partition("@")[0], "spec.init_from")
         if faults:
             raise invalid(faults)
-        base = await asyncio.to_thread(self._store.find, spec.init_from, spec.init_from_version)
+        base = await pools.ROWS.run(self._store.find, spec.init_from, spec.init_from_version)
         return base, base.version
 
     async def _beginning(self, base: StoredModel | None) -> Beginning | None:
         if base is None:
             return None
-        about = await asyncio.to_thread(self._store.describe, base)
+        about = await pools.LISTS.run(self._store.describe, base)
         return Beginning(about.network, about.tokenizer, about.layout, about.vocabulary_size)
 
     def _lay_out(self, job: str, files: list[UploadedFile], base: StoredModel | None) -> None:

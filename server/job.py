@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from treadle.server import pools
 from treadle.server.database import Database, JobRow
 from treadle.server.workers import Worker
 from treadle.v1 import sequence_pb2 as pb
@@ -113,13 +114,13 @@ class Job:
             event.event_time.FromNanoseconds(round(now * 1e9))
             data = event.SerializeToString()
             write = self._database.append_event
-            number = await asyncio.to_thread(write, self.id, data, now, **changes)
+            number = await pools.ROWS.run(write, self.id, data, now, **changes)
             self.row = replace(self.row, last_sequence=number, **changes)
         self.tell()
 
     async def _change(self, changes: dict[str, Any]) -> None:
         async with self._writing:
-            await asyncio.to_thread(self._database.update_job, self.id, **changes)
+            await pools.ROWS.run(self._database.update_job, self.id, **changes)
             self.row = replace(self.row, **changes)
 
 
@@ -132,7 +133,7 @@ def queued_event(time_s: float, reason: str = "") -> pb.JobEvent:
 
 async def stored_events(database: Database, job: str, after: int) -> AsyncIterator[pb.JobEvent]:
     """Yields the events of a job that are stored, from the one after number `after` on."""
-    while rows := await asyncio.to_thread(database.events, job, after):
+    while rows := await pools.EVENTS.run(database.events, job, after):
         for number, _, data in rows:
             event = pb.JobEvent.FromString(data)
             event.sequence, event.job = number, job

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from treadle.server import pools
 from treadle.server.database import Database, JobRow
 from treadle.server.errors import (
     StatusError,
@@ -111,7 +112,7 @@ class JobBook:
         """
         if job in self.live:
             return self.live[job].row
-        row = await asyncio.to_thread(self._database.job, job)
+        row = await pools.ROWS.run(self._database.job, job)
         if row is None:
             raise job_not_found(job)
         return row
@@ -127,18 +128,18 @@ class JobBook:
             after: The place of the job after which the page begins, or None.
             limit: The most of them.
         """
-        rows = await asyncio.to_thread(self._database.jobs, states, model, after, limit)
+        rows = await pools.LISTS.run(self._database.jobs, states, model, after, limit)
         return [self.live[row.id].row if row.id in self.live else row for row in rows]
 
     async def earlier(self, request_id: str) -> JobRow | None:
         """Returns the job that has a request id; None where none has, or the id is empty."""
         if not request_id:
             return None
-        return await asyncio.to_thread(self._database.job_of_request, request_id)
+        return await pools.ROWS.run(self._database.job_of_request, request_id)
 
     async def unknown(self, job: str) -> bool:
         """Tells whether there is no job with an id."""
-        return job not in self.live and await asyncio.to_thread(self._database.job, job) is None
+        return job not in self.live and await pools.ROWS.run(self._database.job, job) is None
 
 
 def _raise_end(row: JobRow) -> None:

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
+from treadle.server import pools
 from treadle.server.attempt import Attempt, Ending, RunLimits
 from treadle.server.database import DatabaseError, JobRow
 from treadle.server.endings import Endings
@@ -157,17 +158,17 @@ class JobRoom:
     async def _submit(self, row: JobRow) -> JobRow:
         row = replace(row, reason=self._held_by())
         first = queued_event(row.created_s, row.reason).SerializeToString()
-        kept = await asyncio.to_thread(self._database.add_job, row, first)
+        kept = await pools.ROWS.run(self._database.add_job, row, first)
         if kept.id == row.id:
             self._jobs[row.id] = Job(self._database, kept)
             self._schedule()
         else:
-            await asyncio.to_thread(self._store.discard, self._store.job_dir(row.id))
+            await pools.STORE.run(self._store.discard, self._store.job_dir(row.id))
         return kept
 
     async def recover(self) -> None:
         """Takes up the jobs that an earlier server left; before any call comes."""
-        for row in await asyncio.to_thread(self._left_over):
+        for row in await pools.ROWS.run(self._left_over):
             job = self._jobs[row.id] = Job(self._database, row)
             try:
                 await self._recover(job)
@@ -290,8 +291,8 @@ class JobRoom:
             message = f"job {row.id} is {row.state}: cancel or pause it before you delete it"
             raise precondition(message)
         self._jobs.pop(row.id, None)
-        await asyncio.to_thread(self._database.delete_job, row.id)
-        await asyncio.to_thread(self._store.discard, self._store.job_dir(row.id))
+        await pools.ROWS.run(self._database.delete_job, row.id)
+        await pools.STORE.run(self._store.discard, self._store.job_dir(row.id))
 
     @asynccontextmanager
     async def _deciding(self, job: Job) -> AsyncIterator[None]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 
 from treadle.model import Model
-from treadle.server import convert_learning, records
+from treadle.server import convert_learning, pools, records
 from treadle.server.admission import Admission
 from treadle.server.convert_learning import Publication
 from treadle.server.learning_session import LearningSession
@@ -82,7 +81,7 @@ class LearningRoom:
         try:
             names = convert_learning.publication(request, default_name)
             if request.validate_only:
-                await asyncio.to_thread(self._store.check_free, names.name)
+                await pools.STORE.run(self._store.check_free, names.name)
                 session.published(pb.Model(name=names.name))
                 return
             session.published(await self._publish(session, names))
@@ -92,7 +91,7 @@ class LearningRoom:
     async def _publish(self, session: LearningSession, names: Publication) -> pb.Model:
         """Stores the model of a session as it is now, whole or not at all."""
         # The thread runs to its end where the call is cancelled meanwhile: the model is its own.
-        return await asyncio.to_thread(self._store_model, session, names)
+        return await pools.STORE.run(self._store_model, session, names)
 
     def _store_model(self, session: LearningSession, names: Publication) -> pb.Model:
         """Stores a model as a new version, and gives it its alias."""

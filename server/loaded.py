@@ -9,6 +9,7 @@ from pathlib import Path
 
 from treadle.model import Model
 from treadle.model.errors import CheckpointError
+from treadle.server import pools
 from treadle.server.errors import damaged, not_found, precondition
 from treadle.server.job_files import BEST_FILE, LAST_FILE
 from treadle.server.memory_budget import MemoryBudget
@@ -71,7 +72,7 @@ class LoadedModels:
         Raises:
             StatusError: NOT_FOUND, or DATA_LOSS for a damaged file.
         """
-        stored = await asyncio.to_thread(self._store.find, name, version)
+        stored = await pools.ROWS.run(self._store.find, name, version)
         return Source(await self._get(stored), version=stored.version)
 
     async def get_job(self, job: str, best: bool) -> Source:
@@ -82,7 +83,7 @@ class LoadedModels:
         """
         path = self._store.job_dir(job) / (BEST_FILE if best else LAST_FILE)
         try:
-            stat = await asyncio.to_thread(path.stat)
+            stat = await pools.ROWS.run(path.stat)
         except FileNotFoundError:
             what = "best weights: it has not validated" if best else "weights: it has just begun"
             raise precondition(f"job {job} has published no {what}") from None
@@ -115,7 +116,7 @@ class LoadedModels:
 
     async def _load(self, stored: StoredModel | JobWeights) -> Model:
         try:
-            model = await asyncio.to_thread(Model.load, stored.path)
+            model = await pools.MODELS.run(Model.load, stored.path)
         except CheckpointError as error:
             if isinstance(stored, JobWeights):
                 raise precondition(f"the weights of job {stored.job} are damaged") from error

@@ -5,13 +5,12 @@ Errors are raised, not returned: `boundary.Boundary` turns them into statuses.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 
 from treadle.model import compiled_for
-from treadle.server import convert, page_tokens, records
+from treadle.server import convert, page_tokens, pools, records
 from treadle.server.admission import Load
 from treadle.server.boundary import Context
 from treadle.server.config import ServerConfig
@@ -173,14 +172,14 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Lists one page of models."""
         place = page_tokens.read(request.page_token, "models", ())
         after = place[0] if place else ""
-        return await asyncio.to_thread(self._list, convert.page_size(request), after)
+        return await pools.LISTS.run(self._list, convert.page_size(request), after)
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: Context
     ) -> pb.GetModelResponse:
         """Describes one version of a model."""
         convert.model_reference(request.model)
-        return await asyncio.to_thread(self._get, request.model, request.version)
+        return await pools.LISTS.run(self._get, request.model, request.version)
 
     async def DeleteModel(  # noqa: N802
         self, request: pb.DeleteModelRequest, context: Context
@@ -188,7 +187,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Deletes versions of a model."""
         version = convert.deletion(request)
         delete = self._store.delete
-        gone = await asyncio.to_thread(delete, request.model, version, force=request.force)
+        gone = await pools.STORE.run(delete, request.model, version, force=request.force)
         self._models.forget(request.model, gone)
         return pb.DeleteModelResponse(versions=gone)
 
@@ -198,15 +197,15 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Names a version, or moves the name there."""
         convert.check_alias(request.model, request.alias)
         set_alias = self._store.set_alias
-        stored = await asyncio.to_thread(set_alias, request.model, request.alias, request.version)
-        return pb.SetAliasResponse(model=await asyncio.to_thread(self._describe, stored))
+        stored = await pools.STORE.run(set_alias, request.model, request.alias, request.version)
+        return pb.SetAliasResponse(model=await pools.LISTS.run(self._describe, stored))
 
     async def DeleteAlias(  # noqa: N802
         self, request: pb.DeleteAliasRequest, context: Context
     ) -> pb.DeleteAliasResponse:
         """Takes a name away."""
         convert.check_alias(request.model, request.alias)
-        await asyncio.to_thread(self._store.delete_alias, request.model, request.alias)
+        await pools.STORE.run(self._store.delete_alias, request.model, request.alias)
         return pb.DeleteAliasResponse()
 
     async def GetServerInfo(  # noqa: N802

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from treadle.server import pools
 from treadle.server.corpora import Corpora
 from treadle.server.errors import (
     StatusError,
@@ -110,7 +111,7 @@ class Upload:
 
     async def save(self, corpora: Corpora) -> list[UploadedFile]:
         """Stores the files of the corpus, if there is room on the disk; see `receive`."""
-        if await asyncio.to_thread(corpora.free) < self._limits.min_free_bytes:
+        if await pools.UPLOADS.run(corpora.free) < self._limits.min_free_bytes:
             least = f"less than {self._limits.min_free_bytes:,} bytes of disk are free"
             raise exhausted(f"the server takes no corpus: {least}", _RETRY_S)
         return await self.receive(corpora)
@@ -208,12 +209,12 @@ class _Receiver:
         _check(about, len(self._files))
         self._about = about
         if about.sha256:
-            size = await asyncio.to_thread(self._corpora.want, about.sha256)
+            size = await pools.UPLOADS.run(self._corpora.want, about.sha256)
             if size is None:
                 raise corpus_not_found(about.sha256)
             self._add(about.sha256, size)
         else:
-            self._writer = await asyncio.to_thread(self._corpora.writer)
+            self._writer = await pools.UPLOADS.run(self._corpora.writer)
 
     async def write(self, chunk: bytes) -> None:
         """Takes the next bytes of the file; of a corpus of one file, without its beginning."""
@@ -240,13 +241,13 @@ class _Receiver:
     async def close(self) -> None:
         """Removes what was not finished."""
         if self._writer is not None:
-            await asyncio.to_thread(self._writer.discard)
+            await pools.UPLOADS.run(self._writer.discard)
 
     async def _finish_file(self) -> None:
         if self._writer is None:
             return
         await self._flush()
-        sha256, size = await asyncio.to_thread(self._writer.claim)
+        sha256, size = await pools.UPLOADS.run(self._writer.claim)
         self._writer = None
         self._add(sha256, size)
 
@@ -265,7 +266,7 @@ class _Receiver:
 
     async def _write(self, data: bytes) -> None:
         assert self._writer is not None
-        await asyncio.to_thread(self._writer.write, data)
+        await pools.UPLOADS.run(self._writer.write, data)
 
 
 def _check(about: pb.CorpusFile, before: int) -> None:

@@ -270,3 +270,25 @@ def test_every_channel_says_what_proxies_are_for() -> None:
         and len(node.args) + len(node.keywords) < 2
     ]
     assert wrong == []
+
+
+THREAD_POOLS = {"pools.py", "regexes.py", "warming.py"}
+"""Files of the server that have executors of their own."""
+
+
+def test_the_server_blocks_in_no_thread_of_a_shared_pool() -> None:
+    """The default executor is one queue for everything; `treadle.server.pools` has them by kind."""
+    wrong = [
+        f"{path.name}:{node.lineno} uses {node.attr}"
+        for path in sources("server")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute)
+        and (
+            node.attr in {"to_thread", "set_default_executor"}
+            or (
+                node.attr in {"run_in_executor", "ThreadPoolExecutor", "ProcessPoolExecutor"}
+                and path.name not in THREAD_POOLS
+            )
+        )
+    ]
+    assert wrong == []
