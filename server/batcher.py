@@ -53,7 +53,7 @@ class Outlet:
         """Whether nobody reads any more."""
         self._loop = asyncio.get_running_loop()
         self._filled = asyncio.Event()
-        self._batches: deque[tuple[int, list[Piece]] | Exception] = deque()
+        self._batches: deque[tuple[int, list[Piece]] | BaseException] = deque()
         self._lock = threading.Lock()
         self._weight = 0
         self._paused: list[_Member] = []
@@ -72,7 +72,7 @@ class Outlet:
             self._filled.clear()
             while self._batches:
                 batch = self._batches.popleft()
-                if isinstance(batch, Exception):
+                if isinstance(batch, BaseException):
                     raise batch
                 with self._lock:
                     self._weight -= _weight(batch[1])
@@ -80,9 +80,9 @@ class Outlet:
                 yield batch
             self._resume()
 
-    def put(self, batch: tuple[int, list[Piece]] | Exception) -> None:
+    def put(self, batch: tuple[int, list[Piece]] | BaseException) -> None:
         """Adds pieces of one text; `wake` tells the reader."""
-        if not isinstance(batch, Exception):
+        if not isinstance(batch, BaseException):
             with self._lock:
                 self._weight += _weight(batch[1])
         self._batches.append(batch)
@@ -144,7 +144,7 @@ class _Member:
         self._pieces, self._sent_s = [], now_s
         return True
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Ends it with an error."""
         self.over = True
         self.outlet.put(error)
@@ -203,7 +203,7 @@ class _Runner(Taker):
             self._change()
             if self._members:
                 self._draw()
-        except Exception as error:  # nobody else would tell those who wait
+        except BaseException as error:  # nobody else would tell those who wait
             self._give_up(error)
         with self._lock:
             # Kept: from when the lock is free, somebody may join and wake this runner again.
@@ -212,7 +212,7 @@ class _Runner(Taker):
             self._left(self)
         return again
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: BaseException) -> None:
         """Ends all texts with an error, and starts over: the group may have stopped halfway."""
         with self._lock:
             lost = self._members + self._entering + self._arrivals
@@ -257,7 +257,7 @@ class _Runner(Taker):
                 if member.add(piece, now_s, message_s, due > 0):
                     filled.add(member.outlet)
                     due -= 1
-            except Exception as error:  # of this text alone
+            except BaseException as error:  # of this text alone
                 member.fail(error)
                 filled.add(member.outlet)
         # What tokens are told with counts: alternatives take longer than the draw.

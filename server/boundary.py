@@ -14,10 +14,13 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc import aio
 
+from treadle.server import repeated_limits
 from treadle.server.errors import StatusError, from_exception
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,7 @@ class Boundary(aio.ServerInterceptor):
     def __init__(self, service: str, write_s: float = 60.0) -> None:
         self._write_s = write_s
         self._prefix = f"/{service}/"
+        self._methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name
         self._calls: set[asyncio.Task[Any]] = set()
         self._eviction: StatusError | None = None
         self._writing: dict[asyncio.Task[Any], float] = {}
@@ -75,18 +79,18 @@ class Boundary(aio.ServerInterceptor):
         if handler is None or not method.startswith(self._prefix):
             return handler
         name = method.removeprefix(self._prefix)
-        parse = handler.request_deserializer
+        parse = _Parser(handler.request_deserializer, self._methods[name].input_type)
         # Messages come as bytes and are parsed under the guard: gRPC itself would answer what
         # it cannot parse with UNKNOWN and the exception's text.
         codec = {"response_serializer": handler.response_serializer}
         if handler.stream_stream is not None:
-            wrapped = self._stream(handler.stream_stream, name, lambda it: _parse_all(parse, it))
+            wrapped = self._stream(handler.stream_stream, name, parse.all)
             return grpc.stream_stream_rpc_method_handler(wrapped, **codec)
         if handler.unary_stream is not None:
-            wrapped = self._stream(handler.unary_stream, name, lambda data: _parse(parse, data))
+            wrapped = self._stream(handler.unary_stream, name, parse)
             return grpc.unary_stream_rpc_method_handler(wrapped, **codec)
         assert handler.unary_unary is not None
-        wrapped = self._unary(handler.unary_unary, name, lambda data: _parse(parse, data))
+        wrapped = self._unary(handler.unary_unary, name, parse)
         return grpc.unary_unary_rpc_method_handler(wrapped, **codec)
 
     def _unary(self, method: Any, name: str, read: Callable[[Any], Any]) -> Any:
@@ -154,9 +158,9 @@ class Boundary(aio.ServerInterceptor):
                 raise  # the client went away or its deadline passed
             task.uncancel()
             await _abort(context, self._eviction)
-        except aio.AbortError:
+        except (aio.AbortError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except Exception as error:
+        except BaseException as error:  # a panic of a package in Rust is no Exception
             await _abort(context, from_exception(error, doing=name))
         finally:
             self._calls.discard(task)
@@ -164,18 +168,38 @@ class Boundary(aio.ServerInterceptor):
                 self._idle.set()
 
 
-def _parse(parse: Any, data: bytes) -> Any:
-    try:
-        return parse(data)
-    except DecodeError:
-        message = "the request is no message of this method, or has text that is not UTF-8"
-        code = grpc.StatusCode.INVALID_ARGUMENT
-        raise StatusError(code, message, error_details_pb2.BadRequest()) from None
+class _Parser:
+    """Turns bytes into the requests of one method.
 
+    Args:
+        parse: What gRPC would call.
+        kind: What a request is.
+    """
 
-async def _parse_all(parse: Any, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    async for data in stream:
-        yield _parse(parse, data)
+    def __init__(self, parse: Any, kind: Descriptor) -> None:
+        self._parse = parse
+        self._kind = kind
+
+    def __call__(self, data: bytes) -> Any:
+        """Returns a request.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT: it is none, or a list in it is too long.
+        """
+        repeated_limits.check_bytes(data, self._kind)
+        try:
+            request = self._parse(data)
+        except DecodeError:
+            message = "the request is no message of this method, or has text that is not UTF-8"
+            code = grpc.StatusCode.INVALID_ARGUMENT
+            raise StatusError(code, message, error_details_pb2.BadRequest()) from None
+        repeated_limits.check(request)
+        return request
+
+    async def all(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        """Yields the requests of a stream; see `__call__`."""
+        async for data in stream:
+            yield self(data)
 
 
 async def _abort(context: Context, error: StatusError) -> None:

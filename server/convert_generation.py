@@ -9,6 +9,7 @@ from treadle.model.config import SamplingConfig, UnknownPolicy
 from treadle.model.errors import ModelError
 from treadle.model.text_reader import encode_in_steps
 from treadle.model.tokenizer import Tokenizer
+from treadle.server import repeated_limits
 from treadle.server.convert import build, source_violations, to_json
 from treadle.server.errors import Violation, invalid
 from treadle.v1 import sequence_pb2 as pb
@@ -16,11 +17,8 @@ from treadle.v1 import sequence_pb2 as pb
 MAX_TEXTS = 256
 """Texts of one Generate call."""
 
-MAX_TOKENS_NAMED = 1024
-"""Tokens that one list of a request may name."""
-
-MAX_STOPS = 16
-"""Stop sequences of one request."""
+MAX_TOKENS_NAMED = repeated_limits.MOST["GenerateRequest.forced_tokens"]
+"""Tokens that one list of a request may come to."""
 
 _OF_THE_DRAW = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
@@ -30,7 +28,6 @@ _PLAIN = {
     *_OF_THE_DRAW, "max_new_tokens", "min_new_tokens", "unknown_policy", "max_time_s", "ranks",
     "top_log_probabilities", "regex", "best_of",
 }  # fmt: skip
-_LISTS = ("token_biases", "banned_tokens", "forced_tokens")
 
 
 def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> SamplingConfig:
@@ -44,10 +41,8 @@ def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> Sampling
         StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
     """
     values = to_json(request, only=_PLAIN)
-    settings = {**values}
+    settings = {**values, "stop_sequences": tuple(request.stop_sequences)}
     violations = source_violations(request) + _number_violations(request)
-    if len(request.stop_sequences) <= MAX_STOPS:
-        settings["stop_sequences"] = tuple(request.stop_sequences)
     if request.max_new_tokens > max_new_tokens_limit:
         del settings["max_new_tokens"]
         text = f"max_new_tokens must be at most {max_new_tokens_limit:,} on this server"
@@ -64,21 +59,12 @@ def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> Sampling
 
 
 def _number_violations(request: pb.GenerateRequest) -> list[Violation]:
-    """Returns what is wrong with how many texts and tokens a request names."""
+    """Returns what is wrong with how many texts a request asks for."""
     found = []
     if request.n > MAX_TEXTS:
         found.append(("n", f"n must be 1 to {MAX_TEXTS}, not {request.n:,}"))
     elif request.best_of and request.n > request.best_of:
         found.append(("n", f"n must be at most best_of, {request.best_of}, not {request.n}"))
-    stops = len(request.stop_sequences)
-    if stops > MAX_STOPS:
-        text = f"stop_sequences must hold at most {MAX_STOPS} texts, not {stops:,}"
-        found.append(("stop_sequences", text))
-    for name in _LISTS:
-        size = len(getattr(request, name))
-        if size > MAX_TOKENS_NAMED:
-            text = f"{name} must hold at most {MAX_TOKENS_NAMED:,} tokens, not {size:,}"
-            found.append((name, text))
     return found
 
 

@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from treadle.model.config import SamplingConfig, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.scores import Details
+from treadle.server import repeated_limits
 from treadle.server.convert import on_error_violations, source_violations, to_json
 from treadle.server.errors import Violation, invalid
 from treadle.v1 import sequence_pb2 as pb
-
-MAX_TEXTS = 10_000
-"""Texts of one Score call."""
-
-MAX_EMBEDDED = 1_000
-"""Texts of one Embed call."""
 
 MAX_ALTERNATIVES = 20
 """The most tokens that are sent beside a token."""
@@ -47,7 +42,7 @@ def scoring(request: pb.ScoreRequest) -> Scoring:
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
     """
-    violations = _count_violations(len(request.texts), MAX_TEXTS)
+    violations = _count_violations(request)
     return _scoring(request, violations, "")
 
 
@@ -66,7 +61,7 @@ def embedding_policy(request: pb.EmbedRequest) -> UnknownPolicy | None:
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
     """
-    violations = _count_violations(len(request.texts), MAX_EMBEDDED)
+    violations = _count_violations(request)
     policy = _policy(request, violations)
     if violations:
         raise invalid(violations)
@@ -101,7 +96,8 @@ def _policy(request: _Request, violations: list[Violation]) -> UnknownPolicy | N
         return None
 
 
-def _count_violations(count: int, most: int) -> list[Violation]:
-    if 1 <= count <= most:
+def _count_violations(request: pb.ScoreRequest | pb.EmbedRequest) -> list[Violation]:
+    if request.texts:
         return []
-    return [("texts", f"texts must hold 1 to {most:,} texts, not {count:,}")]
+    most = repeated_limits.most(request.DESCRIPTOR.fields_by_name["texts"])
+    return [("texts", f"texts must hold 1 to {most:,} texts, not 0")]

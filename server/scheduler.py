@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import logging
 import os
 import sys
 import threading
@@ -19,6 +20,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -97,7 +100,11 @@ class Scheduler:
         while (turn := self._next()) is not None:
             taker, turn_s = turn
             weight, began_s = taker.weight, time.monotonic()
-            again = taker.take_turn(turn_s)
+            again = False
+            try:
+                again = taker.take_turn(turn_s)
+            except BaseException:  # a thread serves everybody, and must not end with one of them
+                logger.exception("a turn failed, and who took it gets no other")
             taker.used_s += (time.monotonic() - began_s) / weight
             if again:
                 with self._changed:

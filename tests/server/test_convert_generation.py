@@ -85,8 +85,6 @@ def test_every_setting_arrives() -> None:
         ({"top_log_probabilities": 21}, {"top_log_probabilities"}),
         ({"regex": "a" * 4097}, {"regex"}),
         ({"presence_penalty": 101}, {"presence_penalty"}),
-        ({"banned_tokens": [pb.TokenReference(id=1)] * 1025}, {"banned_tokens"}),
-        ({"token_biases": [pb.TokenBias()] * 1025}, {"token_biases"}),
     ],
 )
 def test_what_is_out_of_range_is_named(fields: dict[str, Any], faults: set[str]) -> None:
@@ -169,30 +167,6 @@ def test_forced_tokens_are_not_too_many_however_they_are_named(size: int) -> Non
     with pytest.raises(StatusError) as caught:
         with_tokens(request, tokenizer)
     assert set(violations(caught.value)) == {"forced_tokens"}
-
-
-@pytest.mark.parametrize(
-    ("name", "entry"),
-    [
-        ("stop_sequences", "a"),
-        ("banned_tokens", pb.TokenReference(id=1)),
-        ("forced_tokens", pb.TokenReference(id=1)),
-        ("token_biases", pb.TokenBias(bias=1)),
-    ],
-)
-def test_lists_that_are_too_long_are_refused_by_their_length(
-    name: str, entry: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def only_scalars(values: dict[str, Any]) -> SamplingConfig:
-        assert name not in values, "a long list was converted"
-        return SamplingConfig()
-
-    monkeypatch.setattr(SamplingConfig, "from_json", only_scalars)
-    request = request_of(**{name: [entry] * 2000})
-    with pytest.raises(StatusError) as caught:
-        convert.sampling(request, 100)
-    assert set(violations(caught.value)) == {name}
-    assert "2,000" in violations(caught.value)[name]
 
 
 def test_only_the_fields_that_are_asked_for_are_converted() -> None:

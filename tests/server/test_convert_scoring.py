@@ -46,7 +46,7 @@ def test_every_field_at_fault_is_named() -> None:
     with pytest.raises(StatusError, match=r"^a job is named") as caught:
         stream_scoring(pb.ScoreStreamSpec(model="m", job="j"))
     assert fields(caught.value) == ["spec.model"]
-    embed = pb.EmbedRequest(model="-", texts=["t"] * 1001)
+    embed = pb.EmbedRequest(model="-", texts=[])
     with pytest.raises(StatusError) as caught:
         embedding_policy(embed)
     assert set(fields(caught.value)) == {"model", "texts"}
