@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from treadle.server.errors import exhausted
+from treadle.server.stream_places import StreamPlaces
 
 _RETRY_S = 1.0
 
@@ -50,8 +51,10 @@ class Load:
     """What the server counts."""
 
     calls: Admission
-    """Calls that generate, score and embed."""
+    """Calls that generate, score and embed, but for streams."""
     sessions: Admission
     """Texts being generated."""
-    learners: Admission
-    """Calls that learn."""
+    streams: StreamPlaces
+    """Streams that are scored."""
+    learners: StreamPlaces
+    """Streams that are learned from."""

@@ -49,6 +49,7 @@ from treadle.server.scoring import ScoringRoom
 from treadle.server.service import SERVICE, SequenceService
 from treadle.server.sources import Sources
 from treadle.server.store import Store, StoreError
+from treadle.server.stream_places import Openings, StreamPlaces
 from treadle.server.upload import Limits
 from treadle.server.warming import Warming
 from treadle.server.workers import Workers
@@ -112,8 +113,22 @@ class App:
                 config.inference_limit, "generations and scorings", self._warming.check
             ),
             sessions=Admission(config.session_limit, "texts being generated"),
-            learners=Admission(config.learning_limit, "learning streams", self._warming.check),
+            streams=StreamPlaces(
+                config.stream_limit,
+                "streams to score",
+                config.stream_idle_s,
+                "open it again, with context or state for what came before",
+                check=self._warming.check,
+            ),
+            learners=StreamPlaces(
+                config.learning_limit,
+                "learning streams",
+                config.stream_idle_s,
+                "what it learned and did not publish is lost: publish before a pause",
+                check=self._warming.check,
+            ),
         )
+        openings = Openings(config.stream_limit + config.learning_limit, config.first_message_s)
         sources = Sources(models, self._jobs.book.row)
         generating = GeneratingRoom(
             sources,
@@ -121,23 +136,28 @@ class App:
             self._scheduler,
             budget,
             max_new_tokens_limit=config.max_new_tokens_limit,
+            max_call_s=config.max_call_s,
             state_key=key,
         )
         scoring = ScoringRoom(
             sources,
-            load.calls,
+            load,
+            openings,
             self._scheduler,
             budget,
             max_message_bytes=config.max_message_bytes,
+            max_call_s=config.max_call_s,
             state_key=key,
         )
         learning = LearningRoom(
             sources,
             self._store,
             load.learners,
+            openings,
             self._scheduler,
             budget,
             max_message_bytes=config.max_message_bytes,
+            max_call_s=config.max_call_s,
         )
         self._house: asyncio.Task[None] | None = None
         self._boundary = Boundary(SERVICE)

@@ -146,10 +146,22 @@ class ServerConfig:
     """Training processes kept ready, so that a short job need not wait for Python to start."""
     inference_limit: int = field(default=512, metadata=_range(1, _COUNT))
     """Generations, scorings and embeddings that may run at once, waiting ones included."""
+    stream_limit: int = field(default=512, metadata=_range(1, _COUNT))
+    """Streams to score (ScoreStream) that may be open at once; more of them are refused, unless one
+    is silent for stream_idle_s: it then gives its place to the next."""
     session_limit: int = field(default=1024, metadata=_range(1, _COUNT))
     """Texts that may be generated at once, waiting ones included: a generation may ask for many."""
     learning_limit: int = field(default=16, metadata=_range(0, _COUNT))
-    """Streams that may be learnt from at once, each with its own copy of a model."""
+    """Streams that may be learned from at once, each with its own copy of a model; stream_idle_s
+    holds for them as well."""
+    stream_idle_s: float = field(default=60.0, metadata=_range(0, _SECONDS))
+    """Seconds of silence after which a stream gives its place to another call, where all places
+    are taken; while there are places, it may be silent for as long as it likes."""
+    first_message_s: float = field(default=10.0, metadata=_range(0.1, _SECONDS))
+    """Seconds that the first message of a stream, its spec, may take; it has no place before."""
+    max_call_s: float = field(default=3600.0, metadata=_range(0.1, _SECONDS))
+    """Seconds that one call to generate, score or embed, or one message of a stream, may take;
+    generated texts end then, and other calls fail."""
     state_key_file: str = ""
     """File with a secret of 16 bytes or more; states that were not made with it are refused."""
     max_new_tokens_limit: int = field(default=100_000, metadata=_range(1, _COUNT))

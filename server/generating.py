@@ -48,6 +48,7 @@ class GeneratingRoom:
         scheduler: Gives the turns.
         budget: Holds the bytes that are kept for callers.
         max_new_tokens_limit: The most tokens of one generation.
+        max_call_s: Seconds after which texts end.
         state_key: Authenticates states; empty: they are not.
     """
 
@@ -59,6 +60,7 @@ class GeneratingRoom:
         budget: MemoryBudget,
         *,
         max_new_tokens_limit: int,
+        max_call_s: float,
         state_key: bytes,
     ) -> None:
         self._sources = sources
@@ -68,6 +70,7 @@ class GeneratingRoom:
         self._batcher = Batcher(scheduler)
         self._regexes = Regexes()
         self._max_new_tokens_limit = max_new_tokens_limit
+        self._max_call_s = max_call_s
         self._state_key = state_key
 
     async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
@@ -77,7 +80,7 @@ class GeneratingRoom:
             StatusError: Every way in which that can fail.
         """
         sampling = convert_generation.sampling(request, self._max_new_tokens_limit)
-        deadline = Deadline(sampling.max_time_s)
+        deadline = Deadline(min(sampling.max_time_s or self._max_call_s, self._max_call_s))
         texts = max(request.n, 1)
         with self._load.calls.admit(), self._load.sessions.admit(texts):
             source = await self._find(request, deadline)
@@ -111,7 +114,10 @@ class GeneratingRoom:
         with suppress(TimeoutError):
             async with asyncio.timeout(deadline.left_s):
                 return await self._sources.find(request)
-        text = "max_time_s ended while the model was loaded; the next call finds it loaded"
+        text = (
+            "max_time_s, or the time that the server gives to a call, ended while the model was "
+            "loaded; the next call finds it loaded"
+        )
         raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, text)
 
 

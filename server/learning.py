@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 
 from treadle.model import Model
 from treadle.server import convert_learning, pools, records
-from treadle.server.admission import Admission
+from treadle.server.call_deadline import work_within
 from treadle.server.convert_learning import Publication
 from treadle.server.learning_session import LearningSession
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.scheduler import Scheduler
 from treadle.server.sources import Sources
 from treadle.server.store import MODEL_FILE, Store, StoredModel
+from treadle.server.stream_places import Openings, StreamPlaces
 from treadle.server.turns import run_steps
 from treadle.v1 import sequence_pb2 as pb
 
@@ -26,28 +27,34 @@ class LearningRoom:
     Args:
         sources: Finds the models.
         store: Where models are published.
-        admission: Counts the calls.
+        places: Counts the calls.
+        openings: Waits for their specs.
         scheduler: Gives the turns.
         budget: Holds the bytes that are kept for callers.
         max_message_bytes: The largest reply.
+        max_call_s: Seconds that a request of a stream may take.
     """
 
     def __init__(
         self,
         sources: Sources,
         store: Store,
-        admission: Admission,
+        places: StreamPlaces,
+        openings: Openings,
         scheduler: Scheduler,
         budget: MemoryBudget,
         *,
         max_message_bytes: int,
+        max_call_s: float,
     ) -> None:
         self._sources = sources
         self._store = store
-        self._admission = admission
+        self._places = places
+        self._openings = openings
         self._scheduler = scheduler
         self._budget = budget
         self._max_message_bytes = max_message_bytes
+        self._max_call_s = max_call_s
 
     async def learn_stream(
         self, requests: AsyncIterator[pb.LearnStreamRequest]
@@ -60,18 +67,19 @@ class LearningRoom:
         Raises:
             StatusError: Every way in which that can fail; it ends the session.
         """
-        with self._admission.admit():
-            spec = convert_learning.first_message(await anext(requests, None))
-            asked = convert_learning.learning(spec)
+        spec = convert_learning.first_message(await self._openings.first(requests))
+        asked = convert_learning.learning(spec)
+        async with self._places.admit() as place:
             source = await self._sources.models.get(spec.model, spec.version)
             session = LearningSession(source.model, asked, self._max_message_bytes)
             caller = self._scheduler.caller()
             await run_steps(caller, session.begin())
-            async for message in requests:
+            while (message := await place.next(requests)) is not None:
                 if convert_learning.check_later(message) == "publish":
                     await self._answer_publish(session, message.publish, asked.name)
                 else:
-                    await run_steps(caller, session.answer(message))
+                    async with work_within(self._max_call_s, "send smaller pieces"):
+                        await run_steps(caller, session.answer(message))
                 yield session.reply
 
     async def _answer_publish(

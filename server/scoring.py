@@ -12,7 +12,8 @@ from treadle.model.errors import ModelError
 from treadle.model.scores import TextScore
 from treadle.model.text_reader import encode_in_steps
 from treadle.server import convert_scoring, records
-from treadle.server.admission import Admission
+from treadle.server.admission import Load
+from treadle.server.call_deadline import work_within
 from treadle.server.convert_scoring import Scoring
 from treadle.server.errors import from_model, invalid
 from treadle.server.loaded import Source
@@ -21,6 +22,7 @@ from treadle.server.scheduler import Scheduler
 from treadle.server.score_streaming import Stream
 from treadle.server.sources import Sources
 from treadle.server.states import given_state
+from treadle.server.stream_places import Openings
 from treadle.server.turns import run_steps
 from treadle.v1 import sequence_pb2 as pb
 
@@ -32,28 +34,34 @@ class ScoringRoom:
 
     Args:
         sources: Finds the models.
-        admission: Counts the calls.
+        load: Counts calls and streams.
+        openings: Waits for the specs of streams.
         scheduler: Gives the turns.
         budget: Holds the bytes that are kept for callers.
         max_message_bytes: The largest reply.
+        max_call_s: Seconds that a call, or a piece of a stream, may take.
         state_key: Authenticates states; empty: they are not.
     """
 
     def __init__(
         self,
         sources: Sources,
-        admission: Admission,
+        load: Load,
+        openings: Openings,
         scheduler: Scheduler,
         budget: MemoryBudget,
         *,
         max_message_bytes: int,
+        max_call_s: float,
         state_key: bytes,
     ) -> None:
         self._sources = sources
-        self._admission = admission
+        self._load = load
+        self._openings = openings
         self._scheduler = scheduler
         self._budget = budget
         self._max_message_bytes = max_message_bytes
+        self._max_call_s = max_call_s
         self._state_key = state_key
 
     async def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
@@ -63,35 +71,43 @@ class ScoringRoom:
             StatusError: Every way in which that can fail.
         """
         asked = convert_scoring.scoring(request)
-        with self._admission.admit():
-            source = await self._sources.find(request)
-            reply = pb.ScoreResponse(version=source.version, job_step=source.job_step)
-            room = self._max_message_bytes - reply.ByteSize()
-            work = _Texts(source.model, request, asked, reply, room, self._state_key)
-            await run_steps(self._scheduler.caller(), work.steps())
-            return reply
+        with self._load.calls.admit():
+            async with work_within(self._max_call_s, _FEWER):
+                return await self._score(request, asked)
+
+    async def _score(self, request: pb.ScoreRequest, asked: Scoring) -> pb.ScoreResponse:
+        source = await self._sources.find(request)
+        reply = pb.ScoreResponse(version=source.version, job_step=source.job_step)
+        room = self._max_message_bytes - reply.ByteSize()
+        work = _Texts(source.model, request, asked, reply, room, self._state_key)
+        await run_steps(self._scheduler.caller(), work.steps())
+        return reply
 
     async def score_stream(
         self, requests: AsyncIterator[pb.ScoreStreamRequest]
     ) -> AsyncIterator[pb.ScoreStreamResponse]:
         """Yields the score of each piece of a stream, and then the result.
 
-        Between two pieces a stream holds its place among the calls and its state, and no thread.
+        Between two pieces a stream holds its place among the streams and its state, and no thread.
+        The next piece is not read before the last one is answered.
 
         Raises:
             StatusError: Every way in which that can fail.
         """
-        with self._admission.admit():
-            spec = await _spec_of(requests)
-            asked = convert_scoring.stream_scoring(spec)
-            source = await self._sources.find(spec)
-            stream = Stream(source, spec, asked, self._max_message_bytes, self._state_key)
+        spec = _spec_of(await self._openings.first(requests))
+        asked = convert_scoring.stream_scoring(spec)
+        async with self._load.streams.admit() as place:
             caller = self._scheduler.caller()
-            await run_steps(caller, stream.begin())
-            async for message in requests:
-                await run_steps(caller, stream.feed(_piece_of(message)))
+            async with work_within(self._max_call_s, _SHORTER_CONTEXT):
+                source = await self._sources.find(spec)
+                stream = Stream(source, spec, asked, self._max_message_bytes, self._state_key)
+                await run_steps(caller, stream.begin())
+            while (message := await place.next(requests)) is not None:
+                async with work_within(self._max_call_s, _SMALLER):
+                    await run_steps(caller, stream.feed(_piece_of(message)))
                 yield stream.reply
-            await run_steps(caller, stream.finish())
+            async with work_within(self._max_call_s, _SMALLER):
+                await run_steps(caller, stream.finish())
             yield stream.reply
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
@@ -101,13 +117,14 @@ class ScoringRoom:
             StatusError: Every way in which that can fail.
         """
         policy = convert_scoring.embedding_policy(request)
-        with self._admission.admit():
-            source = await self._sources.find(request)
-            reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
-            self._check_size(source, request)
-            steps = _embed(source.model, request, policy, reply)
-            await run_steps(self._scheduler.caller(), steps)
-            return reply
+        with self._load.calls.admit():
+            async with work_within(self._max_call_s, _FEWER):
+                source = await self._sources.find(request)
+                reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
+                self._check_size(source, request)
+                steps = _embed(source.model, request, policy, reply)
+                await run_steps(self._scheduler.caller(), steps)
+                return reply
 
     def _check_size(self, source: Source, request: pb.EmbedRequest) -> None:
         """Refuses texts whose vectors do not fit in a reply, before any is made."""
@@ -122,13 +139,17 @@ _EMBEDDING_BYTES = 32
 """What an Embedding has beside its numbers, and the reply beside its embeddings, at most."""
 
 
-async def _spec_of(requests: AsyncIterator[pb.ScoreStreamRequest]) -> pb.ScoreStreamSpec:
-    """Returns the spec of a stream, which is its first message."""
-    async for message in requests:
-        if message.HasField("spec"):
-            return message.spec
-        break
-    raise invalid([("spec", "the first message must be the spec")])
+_FEWER = "send fewer or shorter texts"
+_SHORTER_CONTEXT = "send a shorter context"
+_SMALLER = "send smaller pieces"
+"""What to do about work that took too long."""
+
+
+def _spec_of(message: pb.ScoreStreamRequest | None) -> pb.ScoreStreamSpec:
+    """Returns the spec that a stream's first message, or None where there was none, carries."""
+    if message is None or not message.HasField("spec"):
+        raise invalid([("spec", "the first message must be the spec")])
+    return message.spec
 
 
 def _piece_of(message: pb.ScoreStreamRequest) -> pb.TextPiece:

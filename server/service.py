@@ -229,6 +229,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             max_message_bytes=self._config.max_message_bytes,
             sessions_running=self._load.sessions.running,
             session_limit=self._config.session_limit,
+            score_streams_running=self._load.streams.running,
+            score_stream_limit=self._config.stream_limit,
             learning_running=self._load.learners.running,
             learning_limit=self._config.learning_limit,
             models_loaded=self._models.count,

@@ -58,6 +58,7 @@ def run_info(args: argparse.Namespace, console: Console) -> None:
         ("threads", str(info.threads)),
         ("training", f"{training}, {queue}"),
         ("inference", f"{info.inference_running} of {info.inference_limit}"),
+        ("streams", f"{info.score_streams_running} of {info.score_stream_limit}"),
         ("sessions", f"{info.sessions_running} of {info.session_limit}"),
         ("learners", f"{info.learning_running} of {info.learning_limit}"),
         ("memory", _memory(info)),

@@ -513,6 +513,8 @@ class FakeService(SequenceServiceServicer):
             max_corpus_bytes=2**31,
             sessions_running=3,
             session_limit=512,
+            score_streams_running=2,
+            score_stream_limit=6,
             learning_running=1,
             learning_limit=4,
             models_loaded=2,

@@ -559,6 +559,7 @@ class TestServer:
         text = out(server.address, "info")
         assert "corpus         up to 2.15 GB\n" in text
         assert "sessions       3 of 512\n" in text
+        assert "streams        2 of 6\n" in text
         assert "learners       1 of 4\n" in text
         assert "memory         7 MB of 2 GB\n" in text
         assert "models loaded  2, 5 MB\n" in text

@@ -24,6 +24,7 @@ from treadle.server.generating import GeneratingRoom
 from treadle.server.loaded import Source
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.scheduler import Scheduler
+from treadle.server.stream_places import StreamPlaces
 from treadle.v1 import sequence_pb2 as pb
 
 MODEL = model_of()
@@ -46,10 +47,13 @@ class Sources:
 @pytest.fixture
 def room() -> Iterator[GeneratingRoom]:
     scheduler = Scheduler(2)
-    load = Load(Admission(9, "calls"), Admission(999, "texts"), Admission(9, "learners"))
+    streams = StreamPlaces(9, "streams", 60)
+    load = Load(Admission(9, "calls"), Admission(999, "texts"), streams, streams)
     sources: Any = Sources()
     budget = MemoryBudget(1 << 30)
-    yield GeneratingRoom(sources, load, scheduler, budget, max_new_tokens_limit=1000, state_key=b"")
+    yield GeneratingRoom(
+        sources, load, scheduler, budget, max_new_tokens_limit=1000, max_call_s=3600, state_key=b""
+    )
     assert (load.calls.running, load.sessions.running) == (0, 0)
     scheduler.close()
 
@@ -180,7 +184,7 @@ def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
             raise AssertionError
 
     sources.find = Never().find
-    with pytest.raises(StatusError, match="max_time_s ended while the model"):
+    with pytest.raises(StatusError, match="ended while the model was loaded"):
         replies_of(room, prompt="ab", max_time_s=0.001)
 
 

@@ -19,7 +19,6 @@ from treadle.model.learner import Learner
 from treadle.model.learning_config import LearningConfig
 from treadle.model.scores import Details
 from treadle.server import convert_learning
-from treadle.server.admission import Admission
 from treadle.server.convert_learning import Publication
 from treadle.server.learning import LearningRoom
 from treadle.server.learning_session import LearningSession
@@ -27,6 +26,7 @@ from treadle.server.memory_budget import MemoryBudget
 from treadle.server.scheduler import Scheduler
 from treadle.server.sources import Sources
 from treadle.server.store import MODEL_FILE, Store
+from treadle.server.stream_places import Openings, StreamPlaces
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, detail_of, fields_of, tiny_spec, wait_for
@@ -300,10 +300,17 @@ def test_a_full_disk_leaves_nothing_behind(
 ) -> None:
     model = stored(learning)
     store, scheduler = Store(tmp_path / "data"), Scheduler(1)
-    admission = Admission(1, "learning streams")
+    places, openings = StreamPlaces(1, "learning streams", 60), Openings(1, 60)
     sources = cast(Sources, None)  # the session below has its model already
     room = LearningRoom(
-        sources, store, admission, scheduler, MemoryBudget(1 << 30), max_message_bytes=1000
+        sources,
+        store,
+        places,
+        openings,
+        scheduler,
+        MemoryBudget(1 << 30),
+        max_message_bytes=1000,
+        max_call_s=60,
     )
     session = LearningSession(model, convert_learning.learning(pb.LearnStreamSpec(model="m")), 1000)
     list(session.begin())

@@ -22,11 +22,11 @@ ITEMS = [WIDE[start : start + 90] for start in (0, 7, 100)]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with room for three calls and small messages.
+    """A server with room for three calls and three streams, and small messages.
 
     Its models are `text`, `deep` of two layers, `lines` and `events`.
     """
-    flags = ("--inference-limit", "3", "--max-message-bytes", "65536")
+    flags = ("--inference-limit", "3", "--stream-limit", "3", "--max-message-bytes", "65536")
     server = Server(tmp_path_factory.mktemp("scoring") / "data", *flags)
     server.caller.trained(tiny_spec("text"))
     deep = tiny_spec("deep")
@@ -39,6 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.caller.trained(lines, TEXT.replace(b". ", b".\n"))
     yield server
     wait_for(lambda: server.caller.info().inference_running == 0)
+    wait_for(lambda: server.caller.info().score_streams_running == 0)
     log = server.log
     server.close()
     assert "internal error" not in log
@@ -231,21 +232,24 @@ class Talk:
         self._queue.put(None)
 
 
-def test_an_open_stream_counts_and_leaves_room_for_others(server: Server) -> None:
+def test_open_streams_count_by_themselves_and_leave_room_for_others(server: Server) -> None:
     talks = [Talk(server, begin(model="text"), PATIENCE_S) for _ in range(3)]
     for talk in talks:
         assert talk.say(piece("the ")).piece.token_count == 3
-    assert server.caller.info().inference_running == 3
+    info = server.caller.info()
+    assert (info.score_streams_running, info.score_stream_limit) == (3, 3)
+    assert info.inference_running == 0
+    assert server.caller.score("text", ["the"]).scores[0].token_count == 2
     with pytest.raises(grpc.RpcError) as caught:
-        server.caller.score("text", ["the"])
+        stream(server, [begin(model="text")])
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     detail_of(caught.value, "RetryInfo")
     talks[0].drop()
-    wait_for(lambda: server.caller.info().inference_running == 2)
-    assert server.caller.score("text", ["the"]).scores[0].token_count == 2
+    wait_for(lambda: server.caller.info().score_streams_running == 2)
+    assert stream(server, [begin(model="text")])[-1].HasField("result")
     assert talks[1].close()[-1].result.total.token_count == 3
     talks[2].drop()
-    wait_for(lambda: server.caller.info().inference_running == 0)
+    wait_for(lambda: server.caller.info().score_streams_running == 0)
 
 
 def test_a_deadline_ends_a_stream(server: Server) -> None:
@@ -255,7 +259,7 @@ def test_a_deadline_ends_a_stream(server: Server) -> None:
         next(talk.call)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     talk.drop()
-    wait_for(lambda: server.caller.info().inference_running == 0)
+    wait_for(lambda: server.caller.info().score_streams_running == 0)
 
 
 def test_a_cancelled_stream_stops_in_the_middle_of_a_piece(server: Server) -> None:
@@ -275,7 +279,7 @@ def test_a_cancelled_stream_stops_in_the_middle_of_a_piece(server: Server) -> No
     talk.drop()
     thread.join(PATIENCE_S)
     assert ends == [grpc.StatusCode.CANCELLED]
-    wait_for(lambda: server.caller.info().inference_running == 0)
+    wait_for(lambda: server.caller.info().score_streams_running == 0)
 
 
 def test_a_model_that_goes_does_not_disturb_its_stream(server: Server) -> None:

@@ -532,7 +532,7 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     STOP_REASON_END_TOKEN: _StopReason.ValueType  # 3
     """The model drew its end token (models of CORPUS_LAYOUT_LINES only)."""
     STOP_REASON_TIME_LIMIT: _StopReason.ValueType  # 4
-    """max_time_s had passed."""
+    """max_time_s had passed, or the time that the server gives to any call."""
     STOP_REASON_REGEX_COMPLETE: _StopReason.ValueType  # 5
     """The text matches the regular expression, and nothing more could follow."""
 
@@ -548,7 +548,7 @@ STOP_REASON_STOP_SEQUENCE: StopReason.ValueType  # 2
 STOP_REASON_END_TOKEN: StopReason.ValueType  # 3
 """The model drew its end token (models of CORPUS_LAYOUT_LINES only)."""
 STOP_REASON_TIME_LIMIT: StopReason.ValueType  # 4
-"""max_time_s had passed."""
+"""max_time_s had passed, or the time that the server gives to any call."""
 STOP_REASON_REGEX_COMPLETE: StopReason.ValueType  # 5
 """The text matches the regular expression, and nothing more could follow."""
 Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
@@ -2327,7 +2327,7 @@ class GenerateRequest(_message.Message):
     max_time_s: _builtins.float
     """End after this many seconds, above 0, counted from when the call is taken in: for
     everything that it does, such as compiling `regex`, reading the prompt and waiting for
-    its turn. Where the time ends before the prompt is read, each text is empty, ends by
+    its turn. A server may give less, an hour unless set. Where the time ends before the prompt is read, each text is empty, ends by
     STOP_REASON_TIME_LIMIT and has no state. Where it ends while the model is being loaded,
     the call ends with DEADLINE_EXCEEDED. Where the time ends a text is no part of the
     promise of equal texts.
@@ -3857,6 +3857,8 @@ class GetServerInfoResponse(_message.Message):
     KERNELS_TOTAL_FIELD_NUMBER: _builtins.int
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
+    SCORE_STREAMS_RUNNING_FIELD_NUMBER: _builtins.int
+    SCORE_STREAM_LIMIT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Treadle's version."""
     cpu_target: _builtins.str
@@ -3874,9 +3876,11 @@ class GetServerInfoResponse(_message.Message):
     training_queue_limit: _builtins.int
     """The most training runs that may wait."""
     inference_limit: _builtins.int
-    """Calls to generate, score and embed that may run at once, waiting ones included."""
+    """Calls to generate, score and embed that may run at once, waiting ones included;
+    ScoreStream calls are counted by themselves.
+    """
     inference_running: _builtins.int
-    """Calls to generate, score and embed now running or waiting."""
+    """Calls to generate, score and embed now running or waiting, ScoreStream left out."""
     max_new_tokens_limit: _builtins.int
     """The largest max_new_tokens allowed."""
     max_corpus_bytes: _builtins.int
@@ -3908,6 +3912,10 @@ class GetServerInfoResponse(_message.Message):
     """
     memory_used_bytes: _builtins.int
     """Memory that they take now, in bytes, as the server estimates it."""
+    score_streams_running: _builtins.int
+    """ScoreStream calls now open."""
+    score_stream_limit: _builtins.int
+    """ScoreStream calls that may be open at once."""
     def __init__(
         self,
         *,
@@ -3934,10 +3942,12 @@ class GetServerInfoResponse(_message.Message):
         kernels_total: _builtins.int = ...,
         memory_budget_bytes: _builtins.int = ...,
         memory_used_bytes: _builtins.int = ...,
+        score_streams_running: _builtins.int = ...,
+        score_stream_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "score_stream_limit", b"score_stream_limit", "score_streams_running", b"score_streams_running", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
