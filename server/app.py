@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
 import signal
 import sys
@@ -81,7 +82,7 @@ class App:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         key = config.state_key_bytes()
-        self._store = Store(config.data_dir)
+        self._store = Store(config.data_dir, config.min_free_bytes)
         self._warming = Warming()
         self._workers = Workers(config.standby_workers)
         training_bytes = config.training_bytes()
@@ -104,7 +105,13 @@ class App:
             ),
             held_by=lambda: self._warming.reason,
         )
-        uploads = Limits(config.max_corpus_bytes, config.upload_idle_s, config.min_free_bytes)
+        uploads = Limits(
+            config.max_corpus_bytes,
+            config.upload_idle_s,
+            config.upload_min_rate,
+            config.upload_max_s or math.inf,
+            config.first_message_s,
+        )
         intake = Intake(self._store, self._jobs, uploads, training_bytes, budget)
         models = LoadedModels(self._store, config.model_cache_bytes, budget)
         self._scheduler = Scheduler(config.threads)

@@ -174,6 +174,10 @@ class ServerConfig:
     """Loaded models are kept up to this many bytes of memory; the newest always is."""
     upload_idle_s: float = field(default=60.0, metadata=_range(0.1, _SECONDS))
     """Seconds without a byte after which a corpus upload is given up."""
+    upload_min_rate: int = field(default=1024, metadata=_range(0, _BYTES))
+    """Bytes a second, over upload_idle_s, below which a corpus upload is given up; 0: never."""
+    upload_max_s: float = field(default=3600.0, metadata=_range(0, _SECONDS))
+    """Seconds that a corpus upload may take in all; 0: any number."""
     grace_s: float = field(default=8.0, metadata=_range(0, _SECONDS))
     """Seconds that running requests get to finish after SIGTERM."""
     log_level: str = "info"

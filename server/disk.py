@@ -1,4 +1,4 @@
-"""What the files of a data directory have in common: the lock, lasting names, whole removal."""
+"""What the files of a data directory have in common: the lock, space, lasting names, removal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -18,6 +18,62 @@ logger = logging.getLogger(__name__)
 
 class StoreError(Exception):
     """The data directory cannot be used. The message is one sentence."""
+
+
+class NoSpaceError(OSError):
+    """There is no space for so many bytes more.
+
+    Args:
+        missing: Bytes that must become free before they fit.
+        least_free: Bytes that are to stay free.
+    """
+
+    def __init__(self, missing: int, least_free: int) -> None:
+        text = f"{least_free:,} bytes of it are to stay free, and {missing:,} more are needed"
+        super().__init__(errno.ENOSPC, text)
+        self.missing = missing
+
+
+class DiskSpace:
+    """The space of a disk: whoever writes much asks here first, and again as it goes.
+
+    All methods block on the disk, briefly, and may be called from any thread.
+
+    Args:
+        path: A directory on it.
+        min_free_bytes: Bytes of it to leave free.
+        reserved: Gives the bytes that others need to go on with what they do.
+    """
+
+    def __init__(
+        self, path: Path, min_free_bytes: int = 0, reserved: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._path = path
+        self.min_free_bytes = min_free_bytes
+        """Bytes of it to leave free."""
+        self.reserved = reserved
+        """Gives the bytes that others need to go on with what they do."""
+
+    def free(self) -> int:
+        """Returns the bytes that are free."""
+        return shutil.disk_usage(self._path).free
+
+    def require(self, size: int = 0) -> None:
+        """Checks that so many bytes may be written.
+
+        Raises:
+            NoSpaceError: They may not.
+            OSError: The disk failed.
+        """
+        least = self.min_free_bytes + self.reserved()
+        missing = least + size - self.free()
+        if missing > 0:
+            raise NoSpaceError(missing, least)
+
+
+def is_full(error: BaseException) -> bool:
+    """Returns whether an error says that the disk is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ RESOURCE_EXHAUSTED and UNAVAILABLE carry RetryInfo.
 
 from __future__ import annotations
 
-import errno
 import logging
 import secrets
 from collections.abc import Callable, Iterable
@@ -41,6 +40,7 @@ from treadle.model.errors import (
     TrainingError,
     UnknownSymbolError,
 )
+from treadle.server.disk import NoSpaceError, is_full
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +236,10 @@ def from_exception(
         return error
     if isinstance(error, ModelError):
         return from_model(error, field, rename)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, NoSpaceError):
+        logger.warning("%s: %s", doing, error.strerror)
+        return exhausted(f"the server's disk is full: {error.strerror}", retry_s=60.0)
+    if is_full(error):
         logger.error("%s: %s", doing, error)
         return exhausted("the server's disk is full", retry_s=60.0)
     if isinstance(error, MemoryError):

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
+from treadle.model.config import TrainConfig
 from treadle.model.config_check import Beginning
 from treadle.model.corpus_files import check_not_empty
 from treadle.model.errors import CorpusError
 from treadle.server import convert, pools, repeats
 from treadle.server.convert import name_violations
+from treadle.server.database import DatabaseError, JobRow
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
+from treadle.server.job import outlast
 from treadle.server.job_files import INIT_FILE
 from treadle.server.jobs import JobRoom
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.orders import UploadedFile, new_id, new_row
 from treadle.server.store import Store, StoredModel
 from treadle.server.upload import Limits, Upload
+from treadle.server.upload_files import UploadFiles
 from treadle.v1 import sequence_pb2 as pb
+
+logger = logging.getLogger(__name__)
 
 
 class Intake:
@@ -70,21 +76,48 @@ class Intake:
         config = convert.training_order(spec, self._training_bytes, await self._beginning(base))
         await pools.ROWS.run(self._store.check_free, spec.model)
         with self._jobs.admit():
-            files = await upload.save(self._store.corpora)
-            _check_files(files)
-            job = new_id()
-            await pools.STORE.run(self._lay_out, job, files, base)
-            row = new_row(job, spec, config, files, asked.init_from_version)
+            stored = UploadFiles(self._store.corpora)
             try:
-                kept = await self._jobs.submit(row)
-            except BaseException:
-                if await self._jobs.book.unknown(job):
-                    await pools.STORE.run(self._store.discard, self._store.job_dir(job))
-                raise
+                await pools.UPLOADS.run(self._store.space.require)
+                files = await upload.receive(stored)
+                _check_files(files)
+                # Once begun it is done to its end: a call that is cancelled leaves no half of it.
+                kept, job = await outlast(self._queue(stored, spec, asked, config, files, base))
+            finally:
+                await outlast(_close(stored))
         if kept.id != job:  # of a call that came at the same time
             repeats.check_spec(kept, asked)
             repeats.check_corpus(kept, files)
         return kept.id
+
+    async def _queue(
+        self,
+        stored: UploadFiles,
+        spec: pb.TrainSpec,
+        asked: pb.TrainSpec,
+        config: TrainConfig,
+        files: list[UploadedFile],
+        base: StoredModel | None,
+    ) -> tuple[JobRow, str]:
+        """Makes a whole upload a job, or leaves nothing of it.
+
+        Returns:
+            The job, or the earlier one with the same request id; and the id that was to be its.
+        """
+        job = new_id()
+        try:
+            await pools.UPLOADS.run(stored.store)
+            await pools.STORE.run(self._lay_out, job, files, base)
+            kept = await self._jobs.submit(
+                new_row(job, spec, config, files, asked.init_from_version)
+            )
+        except BaseException:
+            if await self._jobs.book.unknown(job):
+                await pools.STORE.run(self._store.discard_job, job)
+            raise
+        if kept.id == job:
+            stored.keep()
+        return kept, job
 
     async def _base(self, spec: pb.TrainSpec) -> tuple[StoredModel | None, int]:
         """Returns the model to go on from and its version; None and 0 where there is none."""
@@ -106,15 +139,20 @@ class Intake:
         """Makes a job's directory; what it needs is safe from deletion from here on."""
         directory = self._store.job_dir(job)
         for file in files:
-            if self._store.corpora.want(file.sha256) is None:  # swept away since it was named
-                self._store.discard(directory)
+            if self._store.corpora.want(file.sha256) is None:  # removed by hand since it was named
                 raise corpus_not_found(file.sha256)
         if base is not None:
-            with suppress(FileNotFoundError):
+            try:
                 _link(base.path, directory / INIT_FILE)
-            if not (directory / INIT_FILE).exists():
-                self._store.discard(directory)
-                raise _gone(base)
+            except FileNotFoundError:
+                raise _gone(base) from None
+
+
+async def _close(stored: UploadFiles) -> None:
+    try:
+        await pools.UPLOADS.run(stored.close)
+    except (OSError, DatabaseError) as error:  # the upload's own end says more than this
+        logger.warning("an upload left something behind: %s", error)
 
 
 def _check_files(files: list[UploadedFile]) -> None:

@@ -163,7 +163,7 @@ class JobRoom:
             self._jobs[row.id] = Job(self._database, kept)
             self._schedule()
         else:
-            await pools.STORE.run(self._store.discard, self._store.job_dir(row.id))
+            await pools.STORE.run(self._store.discard_job, row.id)
         return kept
 
     async def recover(self) -> None:
@@ -292,7 +292,7 @@ class JobRoom:
             raise precondition(message)
         self._jobs.pop(row.id, None)
         await pools.ROWS.run(self._database.delete_job, row.id)
-        await pools.STORE.run(self._store.discard, self._store.job_dir(row.id))
+        await pools.STORE.run(self._store.discard_job, row.id)
 
     @asynccontextmanager
     async def _deciding(self, job: Job) -> AsyncIterator[None]:

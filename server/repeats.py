@@ -61,7 +61,7 @@ def check_corpus(earlier: JobRow, files: Sequence[UploadedFile]) -> None:
 
 
 class ComparedCorpora:
-    """Takes files as `Corpora` does, and stores none of them: only their hashes are wanted."""
+    """Takes files as `UploadFiles` does, and keeps none of them: only their hashes are wanted."""
 
     def want(self, sha256: str) -> int:
         """Returns 0 for the bytes of a file that is named by its hash."""
@@ -83,11 +83,8 @@ class _Hasher:
         self._hash.update(data)
         self._size += len(data)
 
-    def claim(self) -> tuple[str, int]:
+    def finish(self) -> tuple[str, int]:
         return self._hash.hexdigest(), self._size
-
-    def discard(self) -> None:
-        """Does nothing: there is nothing on disk."""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -34,7 +34,7 @@ from treadle.server import disk, versions
 from treadle.server.convert import NAME
 from treadle.server.corpora import Corpora
 from treadle.server.database import Database, DatabaseError
-from treadle.server.disk import StoreError
+from treadle.server.disk import DiskSpace, StoreError
 from treadle.server.errors import StatusError, not_found, precondition
 from treadle.server.shelf import Shelf
 from treadle.server.versions import HASH_FILE, MODEL_FILE, Description, StoredModel
@@ -54,12 +54,15 @@ class Store(Shelf):
 
     Args:
         root: The data directory; made if it is missing.
+        min_free_bytes: Bytes of its disk to leave free.
 
     Raises:
         StoreError: Another server uses the directory, or it cannot be written.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, min_free_bytes: int = 0) -> None:
+        self.space = DiskSpace(root, min_free_bytes)
+        """The space of its disk."""
         self._jobs = root / "jobs"
         self._tmp = root / "tmp"
         with contextlib.ExitStack() as opened:
@@ -74,7 +77,7 @@ class Store(Shelf):
                 database = Database(root / DATABASE_FILE)
                 opened.callback(database.close)
                 super().__init__(models, database)
-                self.corpora = Corpora(root, self._tmp, database)
+                self.corpora = Corpora(root, self._tmp, database, self.space)
             except OSError as error:
                 raise disk.unusable(root, error) from error
             except DatabaseError as error:
@@ -103,12 +106,6 @@ class Store(Shelf):
         path.mkdir(mode=0o770, exist_ok=True)
         return path
 
-    def new_file(self) -> Path:
-        """Returns a new empty file under `tmp/`, for a corpus."""
-        path = self._tmp_name("corpus")
-        path.touch(mode=0o660, exist_ok=False)
-        return path
-
     def new_draft(self) -> Path:
         """Returns a new directory under `tmp/`, for a version to be made in."""
         draft = self._tmp_name("model")
@@ -116,11 +113,16 @@ class Store(Shelf):
         return draft
 
     def discard(self, path: Path) -> None:
-        """Removes what `new_file`, `new_draft` or `job_dir` returned, if it is still there.
+        """Removes what `new_draft` or `job_dir` returned, if it is still there.
 
         What cannot be removed is logged and left: under `tmp/` until the next start.
         """
         disk.remove(path)
+
+    def discard_job(self, job: str) -> None:
+        """Removes a job's directory, if it is there; see `discard`."""
+        if NAME.fullmatch(job):
+            self.discard(self._jobs / job)
 
     def next_version(self, name: str) -> int:
         """Returns the number that the next version of a model gets.

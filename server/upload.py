@@ -6,18 +6,18 @@ At no time is more of the corpus in memory than one message and one buffer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import math
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
 
 from treadle.server import pools
-from treadle.server.corpora import Corpora
 from treadle.server.errors import (
     StatusError,
     corpus_not_found,
-    exhausted,
     invalid,
     unavailable,
 )
@@ -27,7 +27,6 @@ from treadle.v1 import sequence_pb2 as pb
 _BUFFER_BYTES = 1 << 20
 """Small chunks are gathered up to this size: each write is a trip to another thread."""
 
-_RETRY_S = 60.0
 MAX_FILES = 1000
 MAX_WEIGHT = 100.0
 _MAX_NAME = 255
@@ -35,14 +34,18 @@ _MAX_NAME = 255
 
 @dataclass(frozen=True)
 class Limits:
-    """What an upload must keep to."""
+    """What an upload must keep to. Seconds that the server itself takes do not count as idle."""
 
     corpus_bytes: int
     """The largest corpus."""
     idle_s: float
-    """Seconds that may pass without a new byte."""
-    min_free_bytes: int = 0
-    """Bytes of disk to leave free."""
+    """Seconds that may pass without a new message."""
+    min_rate: float = 0.0
+    """Bytes a second that must come at least, over every `idle_s` of waiting for them."""
+    total_s: float = math.inf
+    """Seconds from the first message to the end of the corpus."""
+    spec_s: float = 10.0
+    """Seconds to the first message, the spec."""
 
 
 class FileTaker(Protocol):
@@ -51,18 +54,15 @@ class FileTaker(Protocol):
     def write(self, data: bytes) -> None:
         """Takes the next bytes."""
 
-    def claim(self) -> tuple[str, int]:
+    def finish(self) -> tuple[str, int]:
         """Ends the file; returns its hash and its bytes."""
-
-    def discard(self) -> None:
-        """Drops what was not ended."""
 
 
 class CorpusTaker(Protocol):
-    """Takes the files of a corpus; see `Corpora`."""
+    """Takes the files of a corpus; see `UploadFiles`."""
 
     def want(self, sha256: str) -> int | None:
-        """Returns the bytes of a file that is stored already; None where it is not."""
+        """Returns the bytes of a file that is there already; None where it is not."""
 
     def writer(self) -> FileTaker:
         """Returns what takes a new file."""
@@ -88,14 +88,16 @@ class Upload:
         self._limits = limits
         self._closing = closing
         self._ahead: list[pb.TrainRequest] = []
+        self._pace = Pace(limits)
 
     async def spec(self) -> pb.TrainSpec:
         """Returns the first message.
 
         Raises:
-            StatusError: INVALID_ARGUMENT where it is no spec or there is none, and as `save`.
+            StatusError: INVALID_ARGUMENT where it is no spec or there is none, and as `receive`.
         """
         request = await self._next()
+        self._pace.begin()
         if request is None:
             raise invalid([("spec", "the stream ended before its first message, the spec")])
         if request.WhichOneof("message") != "spec":
@@ -108,13 +110,6 @@ class Upload:
         if request is not None:
             self._ahead.append(request)
         return request is None
-
-    async def save(self, corpora: Corpora) -> list[UploadedFile]:
-        """Stores the files of the corpus, if there is room on the disk; see `receive`."""
-        if await pools.UPLOADS.run(corpora.free) < self._limits.min_free_bytes:
-            least = f"less than {self._limits.min_free_bytes:,} bytes of disk are free"
-            raise exhausted(f"the server takes no corpus: {least}", _RETRY_S)
-        return await self.receive(corpora)
 
     async def receive(self, corpora: CorpusTaker) -> list[UploadedFile]:
         """Reads the files of the corpus.
@@ -129,18 +124,16 @@ class Upload:
             StatusError: INVALID_ARGUMENT for a second spec, an empty message or chunk, a wrong
                 file, too large a corpus, or one without its end or of another size than that
                 says; NOT_FOUND for a file that should be stored already; DEADLINE_EXCEEDED for
-                a silent client; what `closing` holds.
+                a client that is silent, or slower than it may be; what `closing` holds.
+            OSError: The disk failed or is full.
         """
         receiver = _Receiver(corpora)
-        try:
-            async for message in self._messages():
-                if isinstance(message, bytes):
-                    await receiver.write(message)
-                else:
-                    await receiver.begin(message)
-            return await receiver.end()
-        finally:
-            await receiver.close()
+        async for message in self._messages():
+            if isinstance(message, bytes):
+                await receiver.write(message)
+            else:
+                await receiver.begin(message)
+        return await receiver.end()
 
     async def _messages(self) -> AsyncIterator[pb.CorpusFile | bytes]:
         """Yields what begins files and their chunks, up to the message that ends the corpus."""
@@ -175,22 +168,107 @@ class Upload:
         if self._ahead:
             return self._ahead.pop()
         reading = asyncio.ensure_future(anext(self._requests, None))
+        waiting: set[asyncio.Future[Any]] = {reading, self._closing}
+        self._pace.wait()
         try:
-            waiting: set[asyncio.Future[Any]] = {reading, self._closing}
-            await asyncio.wait(
-                waiting,
-                timeout=self._limits.idle_s,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if reading.done():
-                return reading.result()
-            if self._closing.done():
-                reason = self._closing.result().message
-                raise unavailable(f"{reason}; nothing was trained")
-            silent = f"no message for {self._limits.idle_s:g} seconds; the upload was given up"
-            raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, silent)
+            while not reading.done():
+                left = self._pace.left()
+                await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    break
+                if self._closing.done():
+                    reason = self._closing.result().message
+                    raise unavailable(f"{reason}; nothing was trained")
+                self._pace.check()
+            request = reading.result()
         finally:
             reading.cancel()
+        self._pace.came(0 if request is None else len(request.corpus_chunk))
+        return request
+
+
+class Pace:
+    """How fast a client sends, and how slow it may be.
+
+    Args:
+        limits: What it must keep to.
+        clock: Gives seconds that never go back.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._ends = math.inf
+        self._begun = False
+        self._since = self._counted = clock()
+        self._waited_s = 0.0
+        """Seconds of the present window in which the server waited for the client."""
+        self._bytes = 0
+        """Bytes that came in it."""
+
+    def begin(self) -> None:
+        """Begins to count: the spec is here."""
+        self._begun = True
+        self._ends = self._clock() + self._limits.total_s
+        self._waited_s = 0.0
+        self._bytes = 0
+
+    def wait(self) -> None:
+        """Says that the server waits for a message from now on."""
+        self._since = self._counted = self._clock()
+
+    def came(self, size: int) -> None:
+        """Says that a message with so many bytes of the corpus has come.
+
+        Raises:
+            StatusError: DEADLINE_EXCEEDED: it came too late.
+        """
+        self._bytes += size
+        self._check_pace()
+
+    def left(self) -> float:
+        """Returns the seconds after which `check` is to be called, unless a message comes."""
+        now = self._clock()
+        silent = self._since + self._silence - now
+        window = self._counted + self._limits.idle_s - self._waited_s - now
+        return max(0.0, min(silent, window, self._ends - now))
+
+    def check(self) -> None:
+        """Checks a client that has sent nothing for as long as `left` said.
+
+        Raises:
+            StatusError: DEADLINE_EXCEEDED: it was silent for too long, or is too slow.
+        """
+        if self._clock() - self._since >= self._silence:
+            if self._begun:
+                raise _given_up(f"no message for {self._limits.idle_s:g} seconds")
+            raise _given_up(f"no spec for {self._limits.spec_s:g} seconds")
+        self._check_pace()
+
+    @property
+    def _silence(self) -> float:
+        """Seconds that may pass before the next message."""
+        return self._limits.idle_s if self._begun else self._limits.spec_s
+
+    def _check_pace(self) -> None:
+        now = self._clock()
+        limits = self._limits
+        if now >= self._ends:
+            raise _given_up(f"the corpus was not whole after {limits.total_s:,g} seconds")
+        self._waited_s += now - self._counted
+        self._counted = now
+        if self._waited_s < limits.idle_s:
+            return
+        if self._begun and self._bytes < limits.min_rate * self._waited_s:
+            rate = self._bytes / self._waited_s
+            least = f"{limits.min_rate:,g} are the least"
+            raise _given_up(f"the corpus came at {rate:,.1f} bytes a second, and {least}")
+        self._waited_s = 0.0
+        self._bytes = 0
+
+
+def _given_up(why: str) -> StatusError:
+    return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{why}; the upload was given up")
 
 
 class _Receiver:
@@ -238,16 +316,11 @@ class _Receiver:
             raise invalid([("corpus_file.role", "no file of the corpus is there to train on")])
         return self._files
 
-    async def close(self) -> None:
-        """Removes what was not finished."""
-        if self._writer is not None:
-            await pools.UPLOADS.run(self._writer.discard)
-
     async def _finish_file(self) -> None:
         if self._writer is None:
             return
         await self._flush()
-        sha256, size = await pools.UPLOADS.run(self._writer.claim)
+        sha256, size = await pools.UPLOADS.run(self._writer.finish)
         self._writer = None
         self._add(sha256, size)
 

@@ -190,7 +190,7 @@ def test_claims_at_once_get_numbers_of_their_own(store: Store, trained: Model) -
 def test_what_a_crash_left_is_removed_and_models_stay(tmp_path: Path, trained: Model) -> None:
     store = Store(tmp_path)
     stored = put(store, "m", trained)
-    store.new_file().write_bytes(b"half a corpus")
+    store.corpora.writer().write(b"half a corpus")
     trained.save(store.new_draft() / MODEL_FILE)
     store.close()
     again = Store(tmp_path)

@@ -9,7 +9,8 @@ import pytest
 
 from treadle.server.errors import StatusError, unavailable
 from treadle.server.store import Store
-from treadle.server.upload import Limits, Upload
+from treadle.server.upload import Limits, Pace, Upload
+from treadle.server.upload_files import UploadFiles
 from treadle.v1 import sequence_pb2 as pb
 
 SPEC = pb.TrainRequest(spec=pb.TrainSpec(model="m"))
@@ -45,11 +46,17 @@ def upload(
     async def run(store: Store) -> list[bytes]:
         closed: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
         source = stream(*messages, silent=silent)
-        reader = Upload(source, Limits(limit, idle_s), closed)
+        reader = Upload(source, Limits(limit, idle_s, spec_s=idle_s), closed)
         await reader.spec()
         if closing:
             closed.set_result(unavailable("closing"))
-        files = await reader.save(store.corpora)
+        stored = UploadFiles(store.corpora)
+        try:
+            files = await reader.receive(stored)
+            stored.store()
+            stored.keep()
+        finally:
+            stored.close()
         return [store.corpora.path(file.sha256).read_bytes() for file in files]
 
     store = Store(folder)
@@ -110,6 +117,81 @@ def test_a_silent_client_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(StatusError, match="no message for") as caught:
         upload(tmp_path, SPEC, chunk(b"x"), silent=True, idle_s=0.05)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_client_that_sends_no_spec_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(StatusError, match=r"no spec for 0\.05 seconds") as caught:
+        upload(tmp_path, silent=True, idle_s=0.05)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class Passing:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def sent(pace: Pace, clock: Passing, *pieces: tuple[float, int]) -> None:
+    """Lets messages come, each after some seconds and of some bytes, as `Upload` sees them."""
+    for seconds, size in pieces:
+        pace.wait()
+        end = clock.now + seconds
+        while (left := pace.left()) < end - clock.now:
+            clock.now += left
+            pace.check()
+        clock.now = end
+        pace.came(size)
+
+
+def begun(total_s: float = 1000.0) -> tuple[Pace, Passing]:
+    clock = Passing()
+    pace = Pace(Limits(1 << 30, idle_s=60.0, min_rate=100.0, total_s=total_s), clock)
+    sent(pace, clock, (5.0, 0))
+    pace.begin()
+    return pace, clock
+
+
+def test_a_byte_a_second_is_too_slow() -> None:
+    pace, clock = begun()
+    with pytest.raises(
+        StatusError, match=r"at 1.0 bytes a second, and 100 are the least"
+    ) as caught:
+        sent(pace, clock, *[(1.0, 1)] * 100)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert clock.now == 50 + 5 + 60
+
+
+def test_a_slow_message_is_not_waited_for() -> None:
+    pace, clock = begun()
+    with pytest.raises(StatusError, match="the least"):
+        sent(pace, clock, (20.0, 1), (50.0, 1 << 20))
+    assert clock.now == 50 + 5 + 60
+
+
+def test_the_least_rate_is_enough_for_as_long_as_an_upload_may_take() -> None:
+    pace, clock = begun(total_s=500.0)
+    with pytest.raises(StatusError, match="not whole after 500 seconds") as caught:
+        sent(pace, clock, *[(30.0, 3000)] * 100)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert clock.now == 50 + 5 + 500
+
+
+def test_what_the_server_takes_is_not_the_clients_time() -> None:
+    pace, clock = begun()
+    for _ in range(5):
+        sent(pace, clock, (1.0, 100))
+        clock.now += 100.0  # it writes to a slow disk
+    assert clock.now > 500
+
+
+def test_silence_is_told_before_slowness() -> None:
+    pace, clock = begun()
+    with pytest.raises(StatusError, match="no message for 60 seconds"):
+        sent(pace, clock, (61.0, 1))
 
 
 def test_a_closing_server_ends_uploads(tmp_path: Path) -> None:
