@@ -161,6 +161,16 @@ class BeamSearch:
         """Return the texts found, best first; fewer than asked for where there are no more."""
         return self._results
 
+    def beginnings(self) -> int:
+        """Return how many beginnings of texts are kept; this takes as long as there are many."""
+        seen: set[int] = set()
+        for node in (*self._live, *(ended.node for ended in self._ended)):
+            at: _Node | None = node
+            while at is not None and id(at) not in seen:
+                seen.add(id(at))
+                at = at.parent
+        return len(seen)
+
     def _reason_at_once(self) -> StopReason | None:
         """Why no token is to be chosen at all, if that is so."""
         if self._sampling.max_new_tokens == 0:

@@ -14,6 +14,7 @@ from treadle.model import Model
 from treadle.model.constraint import Constraint
 from treadle.model.group import MOST_ROWS, Group
 from treadle.model.session import Piece, Session
+from treadle.server.generation_bytes import piece_bytes
 from treadle.server.scheduler import Scheduler, Taker
 
 _MESSAGE_S = 0.02
@@ -41,21 +42,24 @@ _LARGE_TABLE = 1 << 18
 _MOST_UNREAD = 64
 """Messages that may wait for a client that reads slowly, before its texts pause."""
 
-_MOST_WEIGHT = 100_000
-"""Tokens and alternatives, some 200 bytes each, that may wait in those messages before the same."""
-
 
 class Outlet:
-    """Where the pieces of a call's texts come out: made in threads, read on the event loop."""
+    """Where the pieces of a call's texts come out: made in threads, read on the event loop.
 
-    def __init__(self) -> None:
+    Args:
+        most_bytes: What may wait for the reader before the texts pause.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
         self.gone = False
         """Whether nobody reads any more."""
         self._loop = asyncio.get_running_loop()
         self._filled = asyncio.Event()
         self._batches: deque[tuple[int, list[Piece]] | BaseException] = deque()
         self._lock = threading.Lock()
-        self._weight = 0
+        self._most_bytes = most_bytes
+        self.unread_bytes = 0
+        """What pieces take that were made and that the reader is not done with."""
         self._paused: list[_Member] = []
 
     async def read(self, texts: int) -> AsyncGenerator[tuple[int, list[Piece]]]:
@@ -74,17 +78,19 @@ class Outlet:
                 batch = self._batches.popleft()
                 if isinstance(batch, BaseException):
                     raise batch
-                with self._lock:
-                    self._weight -= _weight(batch[1])
                 texts -= batch[1][-1].result is not None
                 yield batch
+                with self._lock:
+                    self.unread_bytes -= sum(map(piece_bytes, batch[1]))
             self._resume()
 
+    def count(self, piece: Piece) -> None:
+        """Counts a piece that is `put` now or later."""
+        with self._lock:
+            self.unread_bytes += piece_bytes(piece)
+
     def put(self, batch: tuple[int, list[Piece]] | BaseException) -> None:
-        """Adds pieces of one text; `wake` tells the reader."""
-        if not isinstance(batch, BaseException):
-            with self._lock:
-                self._weight += _weight(batch[1])
+        """Adds pieces of one text, each of which was counted; `wake` tells the reader."""
         self._batches.append(batch)
 
     def wake(self) -> None:
@@ -98,8 +104,9 @@ class Outlet:
 
     def pause(self, member: _Member) -> bool:
         """Notes a text that should go on once this is read; returns whether it has to wait."""
-        if len(self._batches) < _MOST_UNREAD and self._weight < _MOST_WEIGHT:
+        if len(self._batches) < _MOST_UNREAD and self.unread_bytes < self._most_bytes:
             return False
+        member.flush()  # what it holds back counts as well
         with self._lock:
             self._paused.append(member)
         self._loop.call_soon_threadsafe(self.wake)  # it may all have been read just now
@@ -136,13 +143,20 @@ class _Member:
         """
         if piece.text or piece.tokens or piece.result:
             self._pieces.append(piece)
+            self.outlet.count(piece)
         self.over = piece.result is not None
         due = room and now_s - self._sent_s >= message_s
         if not self._pieces or not (self.over or due or not self._sent_s):
             return False
-        self.outlet.put((self._index, self._pieces))
-        self._pieces, self._sent_s = [], now_s
+        self.flush()
+        self._sent_s = now_s
         return True
+
+    def flush(self) -> None:
+        """Hands out what is not sent yet."""
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            self.outlet.put((self._index, pieces))
 
     def fail(self, error: BaseException) -> None:
         """Ends it with an error."""
@@ -285,11 +299,6 @@ def _wake_all(outlets: list[Outlet]) -> None:
         outlet.wake()
 
 
-def _weight(pieces: Sequence[Piece]) -> int:
-    """Returns how many tokens and alternatives pieces have."""
-    return sum(piece.weight for piece in pieces)
-
-
 class Batcher:
     """Gives every text a place among others of its model.
 
@@ -313,6 +322,7 @@ class Batcher:
         for index, session in enumerate(sessions):
             only = session.nothing_to_draw()
             if only is not None:
+                outlet.count(only)
                 outlet.put((index, [only]))
                 outlet.wake()
                 continue

@@ -23,6 +23,12 @@ from treadle.server.admission import Load
 from treadle.server.batcher import Batcher, Outlet
 from treadle.server.convert_generation import with_tokens
 from treadle.server.errors import StatusError, from_model, precondition
+from treadle.server.generation_bytes import (
+    call_bytes,
+    constraint_bytes,
+    search_bytes,
+    unread_bytes,
+)
 from treadle.server.loaded import Source
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.regexes import Regexes
@@ -37,6 +43,9 @@ _ECHO_BYTES = 1 << 18
 
 _HEAVY = 200
 """Tokens and alternatives of a message from which it is written away from the event loop."""
+
+_UNCOUNTED_STEPS = 16
+"""Steps of a beam search after which what it keeps is counted again."""
 
 
 class GeneratingRoom:
@@ -85,8 +94,8 @@ class GeneratingRoom:
         with self._load.calls.admit(), self._load.sessions.admit(texts):
             source = await self._find(request, deadline)
             caller = self._scheduler.caller()
-            call = _Call(request, sampling, source, self._state_key, caller, deadline)
-            outlet = Outlet()
+            call = _Call(request, sampling, source, self._state_key, caller, deadline, self._budget)
+            outlet = Outlet(unread_bytes(texts))
             try:
                 await call.prepare(self._regexes)
                 async for reply in call.read():
@@ -108,6 +117,7 @@ class GeneratingRoom:
                 raise from_model(error, field="prompt") from error
             finally:
                 outlet.gone = True
+                call.held.release()
 
     async def _find(self, request: pb.GenerateRequest, deadline: Deadline) -> Source:
         """Returns the model; the time of the call may end while it is loaded."""
@@ -132,6 +142,7 @@ class _Call:
         key: bytes,
         caller: Caller,
         deadline: Deadline,
+        budget: MemoryBudget,
     ) -> None:
         self._request = request
         self._sampling = sampling
@@ -141,6 +152,9 @@ class _Call:
         self._deadline = deadline
         tokens = request.log_probabilities or request.ranks or request.top_log_probabilities > 0
         self._wanted = Wanted(tokens, request.return_state, request.novelty)
+        shape = source.model.parameters.shape
+        self.held = budget.reserve(call_bytes(request, sampling, shape, tokens), "generations")
+        """What it keeps, until it is over."""
         self._preparation: Preparation
         self._constraint: Constraint | None = None
         self._texts = max(request.n, 1)
@@ -164,6 +178,7 @@ class _Call:
             tokenizer = self._source.model.tokenizer
             found = await regexes.get(self._request.regex, tokenizer, self._deadline)
             self._constraint = found
+            self.held.resize(self.held.size + constraint_bytes(found))
             if found is None:  # the time is over: nothing will be drawn
                 self._sampling = replace(self._sampling, regex="")
         await run_steps(self._caller, self._prepare())
@@ -245,7 +260,15 @@ class _Call:
     def _search(self, found: list[Piece]) -> Iterator[None]:
         """Searches in short steps; puts what it finds into `found`."""
         search = self._preparation.search(self._texts, self._wanted)
-        yield from search.steps()
+        before, uncounted = self.held.size, 0
+        for _ in search.steps():
+            if not uncounted:
+                kept, beams = search.beginnings(), self._sampling.best_of
+                uncounted = _UNCOUNTED_STEPS + kept // (4 * beams)
+                most = kept + uncounted * beams
+                self.held.resize(before + search_bytes(most, self._sampling))
+            uncounted -= 1
+            yield
         for one in search.results():
             found.append(self._preparation.found(one, self._wanted))
             yield

@@ -33,7 +33,7 @@ def sessions_of(model: Model, count: int, **settings: Any) -> list[Session]:
 
 
 async def texts_of(batcher: Batcher, model: Model, count: int, **settings: Any) -> list[str]:
-    outlet, texts = Outlet(), [""] * count
+    outlet, texts = Outlet(1 << 20), [""] * count
     batcher.begin(model, sessions_of(model, count, **settings), outlet)
     async for index, pieces in outlet.read(count):
         texts[index] += "".join(piece.text for piece in pieces)
@@ -109,7 +109,7 @@ def test_a_group_that_fails_tells_everybody_and_the_next_call_works(
 
 def test_the_pieces_of_one_text_are_its_own(scheduler: Scheduler) -> None:
     async def run() -> list[tuple[int, list[Piece]]]:
-        batcher, model, outlet = Batcher(scheduler), model_of(), Outlet()
+        batcher, model, outlet = Batcher(scheduler), model_of(), Outlet(1 << 20)
         batcher.begin(model, sessions_of(model, 9, max_new_tokens=30), outlet)
         return [batch async for batch in outlet.read(9)]
 

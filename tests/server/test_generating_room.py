@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
+import grpc
 import pytest
 from clocks import StillClock
 from small_models import model_of
@@ -16,11 +17,12 @@ from treadle.model import Model
 from treadle.model.generation import Preparation
 from treadle.model.session import Piece
 from treadle.model.tokens import Alternative, TokenScore
-from treadle.server import batcher, generating, records
+from treadle.server import generating, records
 from treadle.server.admission import Admission, Load
 from treadle.server.batcher import Outlet
 from treadle.server.errors import StatusError
 from treadle.server.generating import GeneratingRoom
+from treadle.server.generation_bytes import TOKEN_BYTES, piece_bytes
 from treadle.server.loaded import Source
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.scheduler import Scheduler
@@ -45,16 +47,20 @@ class Sources:
 
 
 @pytest.fixture
-def room() -> Iterator[GeneratingRoom]:
+def budget() -> MemoryBudget:
+    return MemoryBudget(1 << 30)
+
+
+@pytest.fixture
+def room(budget: MemoryBudget) -> Iterator[GeneratingRoom]:
     scheduler = Scheduler(2)
     streams = StreamPlaces(9, "streams", 60)
     load = Load(Admission(9, "calls"), Admission(999, "texts"), streams, streams)
     sources: Any = Sources()
-    budget = MemoryBudget(1 << 30)
     yield GeneratingRoom(
         sources, load, scheduler, budget, max_new_tokens_limit=1000, max_call_s=3600, state_key=b""
     )
-    assert (load.calls.running, load.sessions.running) == (0, 0)
+    assert (load.calls.running, load.sessions.running, budget.used) == (0, 0, 0)
     scheduler.close()
 
 
@@ -260,23 +266,27 @@ def test_a_reply_is_cut_where_it_gets_too_large(monkeypatch: pytest.MonkeyPatch)
     assert {reply.index for reply in replies} == {7}
 
 
-def test_texts_pause_where_much_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batcher, "_MOST_WEIGHT", 100)
+def test_texts_pause_where_much_is_unread() -> None:
+    others = (Alternative(1, "b", -1.0),) * 20
+    piece = Piece("b", (TokenScore(1, "b", -1.0, 1, others),), None)
 
     async def run() -> None:
-        outlet = Outlet()
+        outlet = Outlet(5 * piece_bytes(piece))
         member: Any = Member()
-        token = TokenScore(1, "b", -1.0, 1, (Alternative(1, "b", -1.0),) * 20)
-        piece = Piece("b", (token,), None)
-        outlet.put((0, [piece] * 4))
-        assert not outlet.pause(member)  # 84
-        outlet.put((0, [piece]))
+        for count in (4, 1):
+            assert not outlet.pause(member)
+            for _ in range(count):
+                outlet.count(piece)
+            outlet.put((0, [piece] * count))
         assert outlet.pause(member)
+        assert member.flushed == 1
         outlet.wake()
         async with aclosing(outlet.read(1)) as batches:
             await anext(batches)
-            assert not outlet.pause(member)
+            assert outlet.pause(member)  # what the reader is at is in memory as well
             await anext(batches)
+            assert not outlet.pause(member)
+            assert outlet.unread_bytes == piece_bytes(piece)
 
     asyncio.run(run())
 
@@ -284,5 +294,105 @@ def test_texts_pause_where_much_is_unread(monkeypatch: pytest.MonkeyPatch) -> No
 class Member:
     """A text that was paused."""
 
+    flushed = 0
+
+    def flush(self) -> None:
+        self.flushed += 1
+
     def rejoin(self) -> None:
         pass
+
+
+@pytest.mark.parametrize("texts", [1, 8])
+def test_a_reader_who_stops_is_kept_a_bounded_number_of_bytes(
+    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch, texts: int
+) -> None:
+    """And what it reads then is what a quick reader gets."""
+    monkeypatch.setattr(generating, "unread_bytes", lambda texts: 20_000 * texts)
+    outlets: list[Outlet] = []
+
+    def outlet_of(most_bytes: int) -> Outlet:
+        outlets.append(Outlet(most_bytes))
+        return outlets[-1]
+
+    monkeypatch.setattr(generating, "Outlet", outlet_of)
+    fields: dict[str, Any] = {
+        "n": texts,
+        "max_new_tokens": 1000,
+        "prompt": "ab",
+        "seed": 3,
+        **DETAILS,
+    }
+    quick = replies_of(room, **fields)
+    one_chunk = 64 * (1 + 7) * TOKEN_BYTES + 1000
+
+    async def read() -> list[pb.GenerateResponse]:
+        found, most = [], 0
+        async for reply in room.generate(pb.GenerateRequest(model="m", **fields)):
+            found.append(reply)
+            if len(found) % 5 == 1:  # the texts go on until nothing more is drawn
+                outlet = outlets[-1]
+                before = -1
+                while outlet.unread_bytes != before:
+                    before = outlet.unread_bytes
+                    await asyncio.sleep(0.02)
+                most = max(most, before)
+        assert 20_000 * texts // 2 < most < (20_000 + one_chunk) * texts
+        return found
+
+    slow = asyncio.run(read())
+    for index in range(texts):
+        assert tokens_in(slow, index) == tokens_in(quick, index)
+    assert all(outlet.unread_bytes == 0 for outlet in outlets)
+
+
+def tokens_in(replies: list[pb.GenerateResponse], index: int) -> tuple[str, list[bytes]]:
+    """The text of a text and its tokens, as bytes."""
+    mine = [reply for reply in replies if reply.index == index]
+    tokens = [token.SerializeToString(deterministic=True) for r in mine for token in r.tokens]
+    return "".join(reply.text for reply in mine), tokens
+
+
+def test_what_a_generation_keeps_is_released_however_it_ends(
+    budget: MemoryBudget, room: GeneratingRoom
+) -> None:
+    for fields in (
+        {},
+        {"best_of": 3, "n": 2},
+        {"regex": "[abc]{5,9}"},
+        {"echo": True},
+        {"max_time_s": 0.5, "max_new_tokens": 1000},
+    ):
+        assert replies_of(room, prompt="ab", **fields)
+        assert budget.used == 0
+    for fault in ({"prompt": "%"}, {"regex": "("}, {"best_of": 2, "regex": "x"}):
+        with pytest.raises(StatusError):
+            replies_of(room, **fault)
+        assert budget.used == 0
+
+    async def leave() -> None:
+        async for _ in room.generate(
+            pb.GenerateRequest(model="m", prompt="ab", max_new_tokens=1000)
+        ):
+            assert budget.used > 0
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(leave())
+    assert budget.used == 0
+
+
+def test_a_generation_that_does_not_fit_is_refused(
+    budget: MemoryBudget, room: GeneratingRoom
+) -> None:
+    with budget.reserve(budget.limit // 8 * 7 - (1 << 20), "models"):
+        assert replies_of(room, prompt="ab", max_new_tokens=3)
+        with pytest.raises(StatusError) as caught:
+            replies_of(room, prompt="ab", max_new_tokens=3, **DETAILS)
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "for generations" in caught.value.message
+    with budget.reserve(budget.limit // 8 * 7 - (1 << 20), "models"):
+        with pytest.raises(StatusError) as caught:
+            replies_of(room, prompt="ab", max_new_tokens=1000, best_of=64, ranks=True)
+        assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert budget.used == budget.limit // 8 * 7 - (1 << 20)
