@@ -21,12 +21,10 @@ from treadle.model.generation import Preparation, pieces
 from treadle.model.novelty import NoveltyIndex
 from treadle.model.parameters import Parameters
 from treadle.model.record import TrainingRecord
-from treadle.model.scores import PLAIN, Details, Scores, TextScore, summarize
-from treadle.model.sequence_scorer import SequenceScorer
+from treadle.model.scores import PLAIN, Details, TextScore
 from treadle.model.session import TOKENS, Piece, Wanted
 from treadle.model.state import SessionState
-from treadle.model.sums import in_order
-from treadle.model.text_reader import encode_in_steps
+from treadle.model.text_scorer import TextScorer
 from treadle.model.tokenizer import Tokenizer
 from treadle.model.workspace import pack_for_inference
 
@@ -249,22 +247,10 @@ class Model:
         Yields:
             None after every step, and the score at the end.
         """
-        tokenizer, begun = self.tokenizer, self.beginning(state)
-        before = yield from encode_in_steps(tokenizer, context, unknown_policy)
-        ids = yield from encode_in_steps(tokenizer, text, unknown_policy)
-        if tokenizer.end is not None:
-            ids = np.append(ids, np.int32(tokenizer.end)).astype(np.int32)
-        shape = self.parameters.shape
-        sequence = SequenceScorer(shape, self.weights, tokenizer, begun, details)
-        yield from sequence.read(before)
-        parts: list[Scores] = []
-        total = 0.0
-        for _, scores in sequence.score(ids):
-            parts.append(scores)
-            total = in_order(scores.log_probabilities.tolist(), total)
-            yield None
-        after = sequence.state if tokenizer.end is None else sequence.state_before_last
-        yield summarize(tokenizer, ids, Scores.joined(parts), total, after)
+        scorer = TextScorer(self, unknown_policy, details, state)
+        yield from scorer.read_context(context)
+        tokens = yield from scorer.encode(text)
+        yield from scorer.score(tokens)
 
 
 def default_context(tokenizer: Tokenizer, fallback: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 
 from treadle.model import Model
@@ -10,7 +10,7 @@ from treadle.model.config import UnknownPolicy
 from treadle.model.embedding import Embedder
 from treadle.model.errors import ModelError
 from treadle.model.scores import TextScore
-from treadle.model.text_reader import encode_in_steps
+from treadle.model.text_scorer import TextScorer
 from treadle.server import convert_scoring, records
 from treadle.server.admission import Load
 from treadle.server.call_deadline import work_within
@@ -206,29 +206,27 @@ class _Texts:
             StatusError: The state, the context or a text cannot be used, or the reply gets too
                 large.
         """
-        asked, context = self._asked, self._request.context
-        state = given_state(self._model, self._request.state, "state", self._key)
-        for index, text in enumerate(self._request.texts):
-            try:
-                yield from self._check_room(text)
-                scoring = self._model.scoring(
-                    text, context, asked.policy, details=asked.details, state=state
-                )
-                for scored in scoring:
+        asked, request = self._asked, self._request
+        state = given_state(self._model, request.state, "state", self._key)
+        field = "context"
+        try:
+            scorer = TextScorer(self._model, asked.policy, asked.details, state)
+            yield from scorer.read_context(request.context)  # once: it may be long, and texts many
+            for index, text in enumerate(request.texts):
+                field = f"texts[{index}]"
+                tokens = yield from scorer.encode(text)
+                self._check_room(tokens.size)
+                for scored in scorer.score(tokens):
                     if scored is not None:
                         yield from self._add(scored)
                     yield
-            except ModelError as error:
-                culprit = yield from self._culprit(index)
-                raise from_model(error, culprit) from error
+        except ModelError as error:
+            raise from_model(error, field) from error
 
-    def _check_room(self, text: str) -> Iterator[None]:
+    def _check_room(self, tokens: int) -> None:
         """Refuses a text whose tokens cannot fit, before their details take memory."""
-        if self._asked.tokens:
-            tokenizer = self._model.tokenizer
-            tokens = yield from encode_in_steps(tokenizer, text, self._asked.policy)
-            if tokens.size * self._asked.token_bytes > self._room:
-                raise self._too_large()
+        if self._asked.tokens and tokens * self._asked.token_bytes > self._room:
+            raise self._too_large()
 
     def _add(self, scored: TextScore) -> Iterator[None]:
         """Adds a score to the reply, in short steps."""
@@ -255,12 +253,3 @@ class _Texts:
         names = ("log_probabilities", "ranks", "top_log_probabilities")
         field = next(name for name in names if getattr(self._request, name))
         return invalid([(field, f"{text}, or leave out {field}")])
-
-    def _culprit(self, index: int) -> Generator[None, None, str]:
-        """Returns which field a text could not be scored for, in short steps."""
-        context, policy = self._request.context, self._asked.policy
-        try:
-            yield from encode_in_steps(self._model.tokenizer, context, policy)
-        except ModelError:
-            return "context"
-        return f"texts[{index}]"

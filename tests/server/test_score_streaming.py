@@ -6,10 +6,13 @@ from itertools import pairwise
 
 import pytest
 
-from treadle.server.convert_scoring import stream_scoring
+from treadle.model.scores import Details
+from treadle.server import records
+from treadle.server.convert_scoring import scoring, stream_scoring
 from treadle.server.errors import StatusError
 from treadle.server.loaded import Source
 from treadle.server.score_streaming import Stream
+from treadle.server.scoring import _Texts
 from treadle.v1 import sequence_pb2 as pb
 
 from .samples import tiny_model
@@ -48,6 +51,22 @@ def test_a_piece_without_tokens_is_answered_all_the_same() -> None:
     list(stream.begin())
     list(stream.feed(pb.TextPiece()))
     assert stream.reply.WhichOneof("event") == "piece"
+
+
+def test_a_context_is_read_once_for_all_texts_of_a_call() -> None:
+    def steps(count: int) -> int:
+        request = pb.ScoreRequest(model="m", texts=["ab"] * count, context=TEXT, ranks=True)
+        reply = pb.ScoreResponse()
+        work = _Texts(tiny_model(), request, scoring(request), reply, 1 << 20, b"")
+        taken = sum(1 for _ in work.steps())
+        assert {text.SerializeToString() for text in reply.scores} == {one.SerializeToString()}
+        return taken
+
+    score = tiny_model().score("ab", TEXT, details=Details(ranks=True))
+    one = pb.ScoreResponse().scores.add()
+    one.MergeFrom(records.summary(score))
+    records.add_tokens(one, score.tokens)
+    assert steps(100) - steps(1) < len(TEXT) / 64 * 5
 
 
 def test_a_long_context_is_read_in_steps_before_any_piece() -> None:
