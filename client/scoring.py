@@ -33,6 +33,9 @@ MAX_EMBEDDED = 250
 """Texts in one call of Embed: the vectors of 8 layers of 4,096 units fit into one reply."""
 
 
+LONG_CONTEXT = 4096
+"""Characters of a context beyond which it is sent once, and later calls send the state after it."""
+
 Response = TypeVar("Response")
 
 
@@ -44,6 +47,7 @@ class Scoring(Connection):
     ) -> Iterator[TextScore]:
         """Scores texts. Many are sent as several calls, all to the same version of the model.
 
+        A long context is not sent again with each of them: they go on from the state after it.
         The weights of a job that runs may be newer from one of these calls to the next.
 
         Args:
@@ -61,14 +65,29 @@ class Scoring(Connection):
         """
         check_one(model, options.get("job", ""))
 
+        again = False
+
         def call(some: list[str]) -> ScoreResponse:
+            # Of a job there is no version: its weights may be newer than those of the state.
+            if again and model and len(options.get("context", "")) > LONG_CONTEXT:
+                options["state"] = self._state_after(model, options)
+                options["context"] = ""
             request = make_request(ScoreRequest, model=model, texts=some, **options)
             return self._call(self._stub.Score, request)
 
         for response in _answers(call, batches([texts] if isinstance(texts, str) else texts)):
             if model:
                 model, options["version"] = pinned(model), response.version
+            again = True
             yield from response.scores
+
+    def _state_after(self, model: str, options: ScoreOptions) -> bytes:
+        """Returns the state after the context, from which texts score as after the context."""
+        request = make_request(ScoreRequest, model=model, texts=[""], **options)
+        request.log_probabilities = request.ranks = False
+        request.top_log_probabilities = 0
+        request.return_states = True
+        return self._call(self._stub.Score, request).scores[0].state
 
     def score_text(self, model: str, text: str, **options: Unpack[ScoreOptions]) -> TextScore:
         """Scores one text; see `score`.

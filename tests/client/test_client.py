@@ -304,6 +304,30 @@ class TestScore:
         assert [r.version for r in service.requests] == [0, 7, 7]
         assert {r.context for r in service.requests} == {"c"}
 
+    def test_a_long_context_is_sent_once_and_then_the_state_after_it(
+        self, client: Client, service: FakeService
+    ) -> None:
+        context = "c" * 5000
+        options: Any = {"context": context, "state": b"s", "ranks": True}
+        scores = client.score("m@a", ["x"] * 2500, **options)
+        assert [len(s.tokens) for s in scores] == [1] * 2500
+        first, asked, *later = service.requests
+        assert (len(first.texts), first.context, first.state) == (1000, context, b"s")
+        assert (list(asked.texts), asked.context, asked.state) == ([""], context, b"s")
+        assert (asked.return_states, asked.ranks, asked.model, asked.version) == (
+            True, False, "m", 7,
+        )  # fmt: skip
+        assert [(len(r.texts), r.context, r.version) for r in later] == [
+            (1000, "", 7), (500, "", 7),
+        ]  # fmt: skip
+        assert {r.state for r in later} == {b"s" + context.encode()}
+
+    def test_the_context_is_sent_each_time_where_the_weights_may_change(
+        self, client: Client, service: FakeService
+    ) -> None:
+        list(client.score("", ["x"] * 1500, context="c" * 5000, job="j"))
+        assert [len(r.context) for r in service.requests] == [5000, 5000]
+
     def test_long_texts_go_in_their_own_requests(
         self, client: Client, service: FakeService
     ) -> None:

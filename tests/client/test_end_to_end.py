@@ -58,6 +58,15 @@ def test_the_same_seed_gives_the_same_text(hello: str) -> None:
     assert out(hello, *words) == out(hello, *words)
 
 
+def test_texts_score_the_same_bits_in_one_call_and_in_many(hello: str) -> None:
+    context, texts = "hello" * 1000, ["hello", "", "olleh", "l"] * 251
+    with Client(hello) as client:
+        options: Any = {"context": context, "ranks": True, "return_states": True}
+        many = [score.SerializeToString() for score in client.score("hello", texts, **options)]
+        few = [score.SerializeToString() for score in client.score("hello", texts[:4], **options)]
+    assert many == few * 251
+
+
 def test_scores_tell_hello_from_olleh(hello: str) -> None:
     rows = objects(out(hello, "score", "hello", "--text", "hello", "olleh", "--json", "--tokens"))
     assert rows[0]["bits_per_character"] < 0.5 < rows[1]["bits_per_character"]

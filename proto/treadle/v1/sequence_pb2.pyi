@@ -2713,7 +2713,7 @@ class ScoreRequest(_message.Message):
     version: _builtins.int
     """Its version. Default: the newest."""
     context: _builtins.str
-    """Text that every one of them follows; it is read but not scored. Default: none."""
+    """Text that every one of them follows; it is read once and not scored. Default: none."""
     log_probabilities: _builtins.bool
     """Send each token with its log-probability."""
     unknown_policy: Global___UnknownPolicy.ValueType
