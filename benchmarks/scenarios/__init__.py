@@ -1,0 +1,1 @@
+"""What `benchmarks/abuse.py` does to a server: a module a section, and what they share."""

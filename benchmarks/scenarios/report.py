@@ -1,0 +1,85 @@
+"""`Figure`: one measured number beside its bound; percentiles, and the lines of the table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number that a scenario gives."""
+
+    what: str
+    """What is measured."""
+    value: float | None
+    """The number; None where it could not be measured, such as after the end of the server."""
+    unit: str = ""
+    """Its unit; empty for counts."""
+    bound: float = math.inf
+    """The most that it may be; infinite: it is shown, not judged."""
+    note: str = ""
+    """What else there is to know, in a few words."""
+
+    @property
+    def verdict(self) -> str:
+        """`within` or `beyond` its bound; `-` where it has none."""
+        if math.isinf(self.bound):
+            return "-"
+        return "within" if self.value is not None and self.value <= self.bound else "beyond"
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """Returns a percentile by the nearest rank; None where there are no values.
+
+    Args:
+        values: The values, in any order.
+        share: Which one, above 0 to 1; 0.99 is the 99th.
+    """
+    if not values:
+        return None
+    rank = max(1, math.ceil(share * len(values) - 1e-9))
+    return sorted(values)[rank - 1]
+
+
+def line(scenario: str, figure: Figure) -> str:
+    """Returns the line of the table for a figure."""
+    bound = "" if math.isinf(figure.bound) else f"<= {number(figure.bound)}"
+    value = f"{number(figure.value)} {figure.unit}".rstrip()
+    columns = f"{scenario:<22}{figure.what:<38}{value:>14}{bound:>10}  {figure.verdict:<7}"
+    return f"{columns} {figure.note}".rstrip()
+
+
+def number(value: float | None) -> str:
+    """Returns a number with as many digits as say something."""
+    if value is None:
+        return "none"
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def beyond(results: Mapping[str, Sequence[Figure]]) -> list[str]:
+    """Returns the scenarios that have a figure beyond its bound."""
+    return [
+        name
+        for name, figures in results.items()
+        if any(figure.verdict == "beyond" for figure in figures)
+    ]
+
+
+def as_json(results: Mapping[str, Sequence[Figure]]) -> dict[str, list[dict[str, Any]]]:
+    """Returns the results for a JSON file; a bound that is infinite becomes null."""
+    return {
+        name: [
+            {
+                **asdict(figure),
+                "bound": None if math.isinf(figure.bound) else figure.bound,
+                "verdict": figure.verdict,
+            }
+            for figure in figures
+        ]
+        for name, figures in results.items()
+    }

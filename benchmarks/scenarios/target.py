@@ -1,0 +1,234 @@
+"""`Target`: the server under attack, as a scenario sees it; and the registry of scenarios."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+from grpc import aio
+
+from treadle.benchmarks.channels import THIS_MACHINE
+from treadle.benchmarks.scenarios.memory_use import MIB, descendants, is_training_worker
+from treadle.benchmarks.scenarios.report import Figure, percentile
+from treadle.benchmarks.scenarios.server import ServerProcess
+from treadle.benchmarks.scenarios.watchers import Watcher
+from treadle.v1 import sequence_pb2 as pb
+from treadle.v1 import sequence_pb2_grpc
+
+if TYPE_CHECKING:
+    from treadle.v1.sequence_pb2_grpc import SequenceServiceAsyncStub as AsyncStub
+
+T = TypeVar("T")
+
+HEALTH_P99_MS = 100.0
+STALL_MS = 500.0
+"""The longest that one call may hold up everybody."""
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    *THIS_MACHINE,
+]
+
+MESSAGE = (4 << 20) - 4096
+"""Bytes of the largest text that a request takes, less what else is in it."""
+
+
+@dataclass
+class Target:
+    """A running server, what watches it, and how to call it."""
+
+    server: ServerProcess
+    data_dir: Path
+    template: Path
+    command: list[str]
+    """What runs a server, without flags."""
+    is_quick: bool
+    watchers: dict[str, Watcher]
+    seen: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the watchers saw, once they have been collected."""
+    may_end: bool = False
+    """Whether the scenario itself ends the server."""
+
+    def __post_init__(self) -> None:
+        self.channel = grpc.insecure_channel(self.server.address, _OPTIONS)
+        self.stub = sequence_pb2_grpc.SequenceServiceStub(self.channel)
+
+    def few(self, count: int) -> int:
+        """Returns how many to send: a tenth with --quick."""
+        return max(2, count // 10) if self.is_quick else count
+
+    def run(self, attack: Callable[[AsyncStub], Awaitable[T]]) -> T:
+        """Runs a coroutine with many calls at once."""
+
+        async def attempt() -> T:
+            async with aio.insecure_channel(self.server.address, _OPTIONS) as channel:
+                return await attack(sequence_pb2_grpc.SequenceServiceStub(channel))
+
+        return asyncio.run(attempt())
+
+    def grew_mib(self) -> float:
+        """Returns by how much the server's memory rose, at its peak, since it had started."""
+        return (self.server.memory.peak_bytes - self.server.idle_bytes) / MIB
+
+    def collect(self) -> None:
+        """Ends what watches the server."""
+        while self.watchers:
+            name, watcher = self.watchers.popitem()
+            self.seen[name] = watcher.collect()
+
+    def close(self) -> None:
+        """Ends everything."""
+        self.collect()
+        self.channel.close()
+        self.server.close()
+
+    def watched_figures(self, stall_ms: float) -> Iterator[Figure]:
+        """Yields what every scenario shows: health, ordinary streams, the server's end."""
+        health = self.seen.get("health", {})
+        times = health.get("times", [])
+        lost = health.get("failures", 0)
+        note = f"{lost} checks failed" if lost else ""
+        yield Figure("health p99", percentile(times, 0.99), "ms", HEALTH_P99_MS, note)
+        yield Figure("health longest", max(times, default=None), "ms", stall_ms)
+        if "ordinary" in self.seen:
+            ordinary = self.seen["ordinary"]
+            failed: dict[str, int] = ordinary.get("failures", {})
+            answers = ordinary.get("times", [])
+            retries = ordinary.get("retries", 0)
+            worst = ", ".join(f"{count} {what}" for what, count in list(failed.items())[:2])
+            value = float(sum(failed.values())) if ordinary else None
+            yield Figure("ordinary streams failed", value, "", 0.0, worst)
+            yield Figure(
+                "ordinary answers p99", percentile(answers, 0.99), "ms",
+                note=f"{len(answers)} answers, {retries} sent again",
+            )  # fmt: skip
+        if not self.may_end:
+            code = self.server.exit_code
+            note = "" if code is None else f"exit code {code}"
+            yield Figure("server ended by itself", float(code is not None), "", 0.0, note)
+
+    # Calls that several scenarios make.
+
+    def train(self, messages: Iterable[pb.TrainRequest], timeout: float = 60.0) -> Any:
+        """Begins a Train call; returns its events."""
+        return self.stub.Train(iter(messages), timeout=timeout)
+
+    def begin(self, messages: Iterable[pb.TrainRequest], until: str = "progress") -> str:
+        """Begins a job and returns its id once it has an event of a kind."""
+        call = self.stub.Train(iter(messages), timeout=120.0)
+        job = next(event.job for event in call if event.WhichOneof("event") == until)
+        call.cancel()
+        return str(job)
+
+    def job(self, job: str) -> pb.Job:
+        """Describes a job."""
+        return self.stub.GetJob(pb.GetJobRequest(job=job), timeout=60.0).job
+
+    def workers(self) -> list[int]:
+        """Returns the processes that train."""
+        return [pid for pid in descendants(self.server.pid) if is_training_worker(pid)]
+
+    def seconds_until(self, condition: Callable[[], bool], most: float) -> float:
+        """Returns the seconds until a condition holds, at most so many; errors count as no."""
+        began = time.perf_counter()
+        while (passed := time.perf_counter() - began) < most:
+            with suppress(grpc.RpcError):
+                if condition():
+                    return time.perf_counter() - began
+            time.sleep(0.05)
+        return passed
+
+    def seconds_until_free(self, most: float) -> float:
+        """Returns the seconds until no job runs."""
+
+        def is_free() -> bool:
+            info = self.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=most)
+            return info.training_running == 0
+
+        return self.seconds_until(is_free, most)
+
+    def generates(self) -> bool:
+        """Generates a short text; returns whether that worked."""
+        request = pb.GenerateRequest(model="characters", prompt="a", max_new_tokens=5)
+        return bool(list(self.stub.Generate(request, timeout=30.0)))
+
+
+def timed(call: Callable[[], object]) -> tuple[float, str]:
+    """Returns the seconds that a call took, and its status."""
+    began = time.perf_counter()
+    status = status_of(call)
+    return time.perf_counter() - began, status
+
+
+def status_of(call: Callable[[], object]) -> str:
+    """Returns the status that a call ended with."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+async def aio_status(call: Awaitable[object]) -> str:
+    """Returns the status that an asynchronous call ended with."""
+    try:
+        await call
+    except aio.AioRpcError as error:
+        return error.code().name
+    except asyncio.CancelledError:
+        return "CANCELLED"
+    return "OK"
+
+
+def counted(statuses: Iterable[str]) -> str:
+    """Returns how often each status came, in words."""
+    found = sorted(statuses)
+    return ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One way to abuse a server."""
+
+    name: str
+    kind: str
+    """What it attacks: the name of its module."""
+    about: str
+    """What it does, in a sentence."""
+    run: Callable[[Target], list[Figure]]
+    flags: tuple[str, ...]
+    """Flags of the server."""
+    prepare: Callable[[Path, Path], object] | None
+    """Changes a data directory before the server starts; gets the template's folder and it."""
+    stall_ms: float
+    """The longest that health may wait; infinite where only the 99th percentile is judged."""
+
+
+SCENARIOS: dict[str, Scenario] = {}
+"""Every scenario by its name."""
+
+
+def scenario(
+    name: str,
+    *,
+    flags: Sequence[str] = (),
+    prepare: Callable[[Path, Path], object] | None = None,
+    stall_ms: float = float("inf"),
+) -> Callable[[Callable[[Target], list[Figure]]], Callable[[Target], list[Figure]]]:
+    """Makes a function a scenario; its docstring says what it does."""
+
+    def register(run: Callable[[Target], list[Figure]]) -> Callable[[Target], list[Figure]]:
+        about = (run.__doc__ or "").partition("\n")[0]
+        kind = run.__module__.rpartition(".")[2]
+        found = Scenario(name, kind, about, run, tuple(flags), prepare, stall_ms)
+        SCENARIOS[name] = found
+        return run
+
+    return register
