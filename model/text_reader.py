@@ -63,6 +63,8 @@ class TextReader:
         tokenizer: Tokenizer,
         policy: UnknownPolicy | None = None,
         max_held: int | None = MAX_HELD,
+        *,
+        lowered: bool = False,
     ) -> None:
         """Begin a text.
 
@@ -70,6 +72,7 @@ class TextReader:
             tokenizer: makes the tokens.
             policy: what to do with unknown symbols; None: the tokenizer's own policy.
             max_held: the most characters that are held back; None: any number.
+            lowered: whether the text comes in lower case, where that is how it is looked up.
 
         Raises:
             ConfigError: the policy is UNKNOWN and there is no unknown token.
@@ -78,7 +81,7 @@ class TextReader:
         self._policy = tokenizer.check_policy(policy)
         self._max_held = max_held
         self._cut = _CUTS.get(tokenizer.config.kind)
-        self._lower = _LowerCase() if tokenizer.config.lowers else None
+        self._lower = _LowerCase() if tokenizer.config.lowers and not lowered else None
         self._held = ""
         self._position = 0
 
@@ -196,7 +199,13 @@ def encode_in_steps(
     """
     if len(text) <= _SLICE:
         return tokenizer.encode(text, policy)
-    reader = TextReader(tokenizer, policy, max_held=None)
+    lowered = tokenizer.config.lowers and _SIGMA in text
+    if lowered:
+        # What follows a sigma may tell nothing of it for megabytes, and all of it would wait to be
+        # made tokens in one step.
+        text = text.lower()
+        yield
+    reader = TextReader(tokenizer, policy, max_held=None, lowered=lowered)
     parts = []
     for start in range(0, len(text), _SLICE):
         parts.append(reader.push(text[start : start + _SLICE]))

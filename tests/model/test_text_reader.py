@@ -200,8 +200,27 @@ def test_a_long_text_is_encoded_in_short_steps(case: tuple[TokenizerKind, bool])
     tokenizer, policy = TOKENIZERS[case], UnknownPolicy.SKIP
     for text in ("", CORPUS, CORPUS * 100, "x" * (MAX_HELD + 9), "Σ" + "'" * MAX_HELD):
         steps, tokens = in_steps(tokenizer, text, policy)
-        assert steps == (-(-len(text) // 2048) if len(text) > 2048 else 0)
+        lowered = tokenizer.config.lowers and "Σ" in text
+        assert steps == (-(-len(text) // 2048) + lowered if len(text) > 2048 else 0)
         assert np.asarray(tokens).tobytes() == tokenizer.encode(text, policy).tobytes()
+
+
+@pytest.mark.parametrize("kind", [TokenizerKind.CHARACTERS, TokenizerKind.SUBWORDS])
+def test_a_sigma_makes_no_step_long(kind: TokenizerKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is a final one may stand at the far end of the text."""
+    tokenizer, sizes = TOKENIZERS[kind, True], list[int]()
+    encode = tokenizer.encode
+
+    def counted(text: str, policy: UnknownPolicy | None = None) -> Tokens:
+        sizes.append(len(text))
+        return encode(text, policy)
+
+    text = "aΣ" + "\u0301" * 50_000 + "a"
+    wanted = tokenizer.encode(text, UnknownPolicy.SKIP)
+    monkeypatch.setattr(tokenizer, "encode", counted)
+    _, tokens = in_steps(tokenizer, text, UnknownPolicy.SKIP)
+    assert np.asarray(tokens).tobytes() == np.asarray(wanted).tobytes()
+    assert max(sizes) <= 3 * MAX_PIECE
 
 
 @pytest.mark.parametrize("before", [0, 5000])
