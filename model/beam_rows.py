@@ -13,6 +13,7 @@ from treadle.kernels.beam import step_log_probabilities
 from treadle.model.choices import Choices
 from treadle.model.parameters import CELL_CODES, Shape
 from treadle.model.state import SessionState
+from treadle.model.token_array import check_tokens
 from treadle.model.workspace import allocate_workspace
 
 Array = npt.NDArray[np.float32]
@@ -52,7 +53,11 @@ class Rows:
         Yields:
             Of some texts: the first one's place, and the logits and log-probabilities (B, V) of
             what may follow them; to be looked at before the next are asked for.
+
+        Raises:
+            TokenError: a token is not in the vocabulary.
         """
+        check_tokens(np.array(tokens, np.int64), self._shape.V)
         parts = []
         for first in range(0, len(tokens), self._most_rows):
             some = np.array(tokens[first : first + self._most_rows], np.int32)

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from treadle.model.config import NetworkConfig
@@ -28,6 +27,7 @@ from treadle.model.errors import CheckpointError, ConfigError, CorpusError
 from treadle.model.novelty import NAMES, NoveltyIndex
 from treadle.model.parameters import Shape, check_network
 from treadle.model.record import TrainingRecord
+from treadle.model.tensor_file import open_tensors, read_tensors
 from treadle.model.tokenizer import Tokenizer, tokenizer_from_json
 from treadle.model.torch_names import from_torch, to_torch
 
@@ -187,7 +187,7 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
         CheckpointError: it is no model file of this format, or it is damaged.
         OSError: it cannot be read.
     """
-    with _opened(path) as file:
+    with open_tensors(path) as file:
         return _header(file)
 
 
@@ -209,12 +209,9 @@ def read(
         CheckpointError: it is no model file of this format, or it is damaged.
         OSError: it cannot be read.
     """
-    with _opened(path) as file:
+    with open_tensors(path) as file:
         header = _header(file)
-        try:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (TypeError, SafetensorError) as fault:  # a type that NumPy lacks, such as bfloat16
-            raise CheckpointError(f"the file's tensors cannot be read: {fault}") from fault
+        tensors = read_tensors(file)
     index = {name: tensors.pop(name) for name in NAMES if name in tensors}
     cell, named = from_torch(tensors)
     if cell is not header.network.cell:
@@ -224,12 +221,3 @@ def read(
         )
     novelty = NoveltyIndex.from_tensors(index, header.tokenizer) if index else None
     return header, named, novelty
-
-
-def _opened(path: str | os.PathLike[str]) -> Any:
-    with Path(path).open("rb"):  # a missing or unreadable file is an OSError, not a damaged one
-        pass
-    try:
-        return safe_open(os.fspath(path), framework="numpy")
-    except SafetensorError as fault:
-        raise CheckpointError(f"the file is no whole safetensors file: {fault}") from fault

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.model.automaton import THOROUGH, Automaton, Effort, compile_automaton
-from treadle.model.errors import ConfigError, EffortError
+from treadle.model.errors import ConfigError, EffortError, TokenError
 from treadle.model.token_tree import TokenTree
 from treadle.model.tokenizer import (
     ByteTokenizer,
@@ -61,6 +61,15 @@ class Constraint:
         if self.end >= 0:
             follows[:, self.end] = False
         return np.asarray(~follows.any(axis=1), np.bool_)
+
+    def check(self, V: int, state: int) -> None:
+        """Check that it is of a vocabulary of V tokens, and has a state (or none, below 0).
+
+        Raises:
+            TokenError: it is not, or has not.
+        """
+        if self.table.shape[1] != V or state >= self.table.shape[0]:
+            raise TokenError("the automaton of regex is not of this model's vocabulary")
 
     def ended(self, state: int) -> bool:
         """Whether nothing but an end token can follow the text that led to a state."""

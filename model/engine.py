@@ -24,6 +24,7 @@ from treadle.model.config import Precision
 from treadle.model.parameters import CELL_CODES, Parameters, Shape, carve, room
 from treadle.model.pool import Pool, parts
 from treadle.model.sums import in_order
+from treadle.model.token_array import check_tokens
 from treadle.model.workspace import allocate_state, allocate_weights, allocate_workspace
 
 Array = npt.NDArray[np.float32]
@@ -166,7 +167,12 @@ class Engine:
 
         Returns:
             The sum of -log p(target) in nats, and the number of targets counted.
+
+        Raises:
+            TokenError: A token or target is not in the vocabulary.
         """
+        check_tokens(tokens, self.shape.V)
+        check_tokens(targets, self.shape.V, least=-1)
         used, folded = self._fold(tokens)
         count = int(np.count_nonzero(targets >= 0))
         scale = np.float32(1 / max(count, 1))

@@ -12,6 +12,8 @@
     ├── LayerError                an array that a layer cannot take
     ├── StateError                a session's state that is damaged or not authentic
     │   └── ForeignStateError     one that another model has made
+    ├── TokenError                a token that is not in the vocabulary
+    ├── PackageError              a package that failed where it must not
     └── TrainingError             a run that cannot go on
 
 Every message is one sentence for the person at the keyboard: it names the thing and the remedy.
@@ -100,3 +102,11 @@ class StateError(ModelError):
 
 class ForeignStateError(StateError):
     """The state of a session belongs to another model."""
+
+
+class TokenError(ModelError):
+    """A token is not in the vocabulary of the model that is to read it."""
+
+
+class PackageError(ModelError):
+    """A package that Treadle calls has failed in a way that it does not promise."""

@@ -20,6 +20,7 @@ from treadle.model.choices import Choices
 from treadle.model.constraint import Constraint
 from treadle.model.parameters import CELL_CODES, Shape
 from treadle.model.state import SessionState
+from treadle.model.token_array import check_tokens
 from treadle.model.workspace import allocate_workspace
 
 Array = npt.NDArray[np.float32]
@@ -90,7 +91,12 @@ class Group:
         Args:
             leaving: seats; one that has not ended may join again later, here or elsewhere.
             joining: seats; with those that stay, at most MOST_ROWS.
+
+        Raises:
+            TokenError: a seat's token is not in the vocabulary; nothing has changed then.
         """
+        for seat in joining:
+            self._check(seat)
         assert len(self.seats) - len(leaving) + len(joining) <= MOST_ROWS
         keep = []
         for m, seat in enumerate(self.seats):
@@ -113,6 +119,15 @@ class Group:
         self._sessions = _joined(self._sessions, _sessions(joining), keep)
         self.seats = [*stay, *joining]
         self._edits = _edits(self.seats, self._shape.V, self._rules)
+
+    def _check(self, seat: Seat) -> None:
+        """Check everything in a seat that kernels index with."""
+        V = self._shape.V
+        check_tokens(np.array([seat.state.token], np.int64), V)
+        check_tokens(np.array([seat.end], np.int64), V, least=-1)
+        check_tokens(seat.choices.forced, V, least=-1)
+        if seat.choices.constraint is not None:
+            seat.choices.constraint.check(V, seat.rule)
 
     def _note(self, m: int, seat: Seat) -> None:
         """Take down in a seat what its session has come to."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from treadle.kernels.ngram import allocate_trie, count_ngrams, foretell
 from treadle.model.corpus import Corpus, TokenData
+from treadle.model.token_array import check_tokens
 from treadle.model.tokenizer import Tokenizer
 
 Ints = npt.NDArray[np.int32]
@@ -55,12 +56,17 @@ def baseline(corpus: Corpus) -> Baseline | None:
 
     Returns:
         The loss; None where nothing is kept for validation, or nothing there can be foretold.
+
+    Raises:
+        TokenError: a token is not in the vocabulary.
     """
     if corpus.valid is None:
         return None
     V = corpus.tokenizer.vocabulary_size
     train, begin = _sequence(corpus.train, corpus.tokenizer, MAX_TRAIN_TOKENS)
     valid, _ = _sequence(corpus.valid, corpus.tokenizer, MAX_VALID_TOKENS)
+    for part in (train, valid):
+        check_tokens(part, V)
     order = min(ORDER if V <= SMALL_VOCABULARY else ORDER_OF_LARGE, max(train.size, 1))
     trie = allocate_trie(min(MAX_NODES, train.size * order + 1))
     path = np.zeros(order, np.int32)

@@ -20,7 +20,7 @@ from treadle.kernels.matches import longest_match, longest_prefix
 from treadle.kernels.suffixes import suffix_array
 from treadle.model.config import TokenizerKind, UnknownPolicy
 from treadle.model.errors import CheckpointError
-from treadle.model.token_array import Tokens, let_go, token_type
+from treadle.model.token_array import Tokens, check_tokens, let_go, token_type
 from treadle.model.tokenizer_base import Tokenizer
 from treadle.model.tokenizer_base import Tokens as Ids
 
@@ -99,11 +99,13 @@ class NoveltyIndex:
 
         Raises:
             ValueError: there are too many; ask `too_large` before.
+            TokenError: one is not in the vocabulary.
         """
         reason = too_large(indexed_tokens(tokens, offsets))
         if reason:
             raise ValueError(reason)
         V = tokenizer.vocabulary_size
+        check_tokens(tokens, V)
         text = np.array(tokens, token_type(V))
         let_go(tokens)
         if offsets is not None:

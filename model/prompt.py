@@ -12,6 +12,7 @@ from treadle.kernels import network, structures
 from treadle.model.parameters import CELL_CODES, Shape
 from treadle.model.scorer import WINDOW
 from treadle.model.state import SessionState
+from treadle.model.token_array import check_tokens
 from treadle.model.workspace import allocate_workspace
 
 Ints = npt.NDArray[np.int32]
@@ -30,9 +31,13 @@ def read_tokens(
 
     Yields:
         The state after each window of them, the last of which is the one after all.
+
+    Raises:
+        TokenError: a token is not in the vocabulary.
     """
     pending = np.array([state.token] if state.token >= 0 else [], np.int32)
     sequence = np.concatenate((pending, tokens))
+    check_tokens(sequence, shape.V)
     if not sequence.size:
         yield state
         return

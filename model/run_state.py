@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from treadle.model.checkpoint import write_whole
 from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus
 from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.tensor_file import open_tensors, read_tensors
 
 Array = npt.NDArray[np.float32]
 
@@ -199,16 +199,14 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
 
 
 def _read(path: Path) -> RunState:
-    with path.open("rb"):  # a missing or unreadable file is an OSError, not a damaged one
-        pass
     try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
+        with open_tensors(path) as file:
             held = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = read_tensors(file)
         content = json.loads(held["content"])
         whole = held["sha256"] == _digest(held["content"], tensors)
         version = held["format"]
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as fault:
+    except (CheckpointError, KeyError, TypeError, ValueError, RecursionError) as fault:
         raise _damaged(f": {fault}") from fault
     if not whole:
         raise _damaged("")

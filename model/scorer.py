@@ -18,6 +18,7 @@ from treadle.model.parameters import CELL_CODES, Shape
 from treadle.model.pool import Pool
 from treadle.model.scores import NO_FLOATS, NO_INTS, Details, Scores
 from treadle.model.sums import in_order
+from treadle.model.token_array import check_tokens
 from treadle.model.workspace import allocate_state, allocate_workspace
 
 Array = npt.NDArray[np.float32]
@@ -62,7 +63,11 @@ class Scorer:
 
         Returns:
             log p(target) in nats, (T, B); 0 where there is no target.
+
+        Raises:
+            TokenError: a token or target is not in the vocabulary.
         """
+        self._check(tokens, targets)
         out = np.zeros(tokens.shape, np.float32)
         self._steps = tokens.shape[0]
 
@@ -89,9 +94,13 @@ class Scorer:
 
         Returns:
             The scores, (T, B); log-probabilities are bit for bit those of `log_probabilities`.
+
+        Raises:
+            TokenError: a token or target is not in the vocabulary.
         """
         if not details.ranks and not details.alternatives:
             return Scores.plain(self.log_probabilities(tokens, targets, fresh))
+        self._check(tokens, targets)
         A = min(details.alternatives, self._weights.by.size)
         out = np.zeros(tokens.shape, np.float32)
         places = np.zeros((*tokens.shape, int(details.ranks)), np.int32)
@@ -124,7 +133,11 @@ class Scorer:
         Args:
             tokens: (T, B).
             fresh: (B,), rows that begin from zeros instead of where the last window ended.
+
+        Raises:
+            TokenError: a token is not in the vocabulary.
         """
+        self._check(tokens)
         self._steps = tokens.shape[0]
 
         def run(number: int) -> None:
@@ -135,6 +148,11 @@ class Scorer:
             )  # fmt: skip
 
         self._pool.map(run, range(len(self._slices)))
+
+    def _check(self, tokens: Ints, targets: Ints | None = None) -> None:
+        check_tokens(tokens, self._weights.by.size)
+        if targets is not None:
+            check_tokens(targets, self._weights.by.size, least=-1)
 
     def begin(self, hs: Array, cs: Array) -> None:
         """Go on from given states; for a scorer of one row.

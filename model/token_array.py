@@ -11,6 +11,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from treadle.model.errors import TokenError
+
 Tokens = NDArray[np.integer[Any]]
 """Tokens in the smallest type that holds the vocabulary, (n,)."""
 
@@ -25,6 +27,27 @@ def token_type(vocabulary_size: int) -> type[np.integer[Any]]:
     return np.uint16 if vocabulary_size <= 1 << 16 else np.int32
 
 
+def check_tokens(tokens: NDArray[np.integer[Any]], vocabulary_size: int, least: int = 0) -> None:
+    """Checks that tokens are in the vocabulary: kernels index with them, and check nothing.
+
+    It stands before every call of a kernel that is given tokens, wherever they come from.
+
+    Args:
+        tokens: Of any shape.
+        vocabulary_size: Tokens in the vocabulary.
+        least: The lowest legal number; -1 where that stands for none.
+
+    Raises:
+        TokenError: One is not.
+    """
+    if tokens.size and (tokens.min() < least or tokens.max() >= vocabulary_size):
+        odd = tokens[(tokens < least) | (tokens >= vocabulary_size)].flat[0]
+        raise TokenError(
+            f"token {odd} is not in the vocabulary of the model, which has the tokens 0 to "
+            f"{vocabulary_size - 1}: its file or its tokenizer is damaged, take another one"
+        )
+
+
 class TokenWriter:
     """Gathers tokens, in memory or in a file without a name, which goes with its last map.
 
@@ -37,6 +60,7 @@ class TokenWriter:
 
     def __init__(self, vocabulary_size: int, folder: Path | None) -> None:
         self._type = token_type(vocabulary_size)
+        self._vocabulary_size = vocabulary_size
         self._parts: list[Tokens] = []
         self._file = None if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._size = 0
@@ -52,8 +76,10 @@ class TokenWriter:
         """Adds tokens.
 
         Raises:
+            TokenError: One is not in the vocabulary.
             OSError: The disk failed or is full.
         """
+        check_tokens(tokens, self._vocabulary_size)
         part = tokens.astype(self._type)
         self._size += part.size
         if self._file is None:

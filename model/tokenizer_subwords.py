@@ -11,6 +11,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 from treadle.model.config import CorpusLayout, TokenizerConfig, UnknownPolicy
 from treadle.model.errors import ConfigError
+from treadle.model.panics import no_panics
+from treadle.model.token_array import check_tokens
 from treadle.model.tokenizer_base import (
     MAX_PIECE,
     NEWLINE_MARK,
@@ -35,6 +38,12 @@ CUT = re.compile(r"(?<=\S)(?=[^\S\x1c-\x1f])")
 """Matches where a text may be cut: before white space, but not within it. What is learned never
 reaches across that. The four characters left out are white space to Python alone."""
 
+_MAX_TOKENS = 1_000_000
+"""The most tokens of a vocabulary, as of `TokenizerConfig.max_vocabulary_size`."""
+
+_MAX_TOKEN_BYTES = 1 << 16
+"""Far more than four bytes for each character of the longest piece that anything is learned of."""
+
 _PART = 8192
 """Characters encoded in one call of the package, which lets no other thread run meanwhile."""
 
@@ -45,7 +54,8 @@ class SubwordTokenizer(Tokenizer):
     Args:
         config: How text becomes tokens.
         layout: How the corpus is cut.
-        learned: What was learned, in the format of the package `tokenizers`.
+        learned: What was learned, in the format of the package `tokenizers`. Only its vocabulary
+            and its merges are taken; whatever else would change a token is refused.
 
     Raises:
         ConfigError: The package is not installed.
@@ -53,17 +63,12 @@ class SubwordTokenizer(Tokenizer):
     """
 
     def __init__(self, config: TokenizerConfig, layout: CorpusLayout, learned: str) -> None:
-        library = _library()
-        try:
-            self._learned = library.Tokenizer.from_str(learned)
-        except Exception as fault:  # the package raises nothing more precise
-            raise ValueError(f"its subwords cannot be read: {fault}") from fault
-        size = self._learned.get_vocab_size()
-        super().__init__(config, layout, size, has_unknown=False)
+        vocabulary, merges = read_learned(learned)
+        self._learned = _assemble(vocabulary, merges)
+        super().__init__(config, layout, len(vocabulary), has_unknown=False)
         to_byte = {mark: byte for byte, mark in enumerate(_byte_marks())}
-        vocabulary = sorted(self._learned.get_vocab().items(), key=lambda entry: entry[1])
-        special = [b""] * (self.vocabulary_size - size)
-        self._bytes = [bytes(to_byte[mark] for mark in text) for text, _ in vocabulary] + special
+        special = [b""] * (self.vocabulary_size - self.ordinary)
+        self._bytes = [bytes(to_byte[mark] for mark in text) for text in vocabulary] + special
         self._starts = np.array(
             [sum(byte & 0xC0 != 0x80 for byte in part) for part in self._bytes], np.int64
         )
@@ -90,15 +95,18 @@ class SubwordTokenizer(Tokenizer):
             show_progress=False,
         )
         legal = (part for text in texts for part in _whole(readable(text, UnknownPolicy.UNKNOWN)))
-        learned.train_from_iterator(legal, trainer)
+        with _no_panics("learn subwords"):
+            learned.train_from_iterator(legal, trainer)
         return cls(config, layout, learned.to_str())
 
     def encode(self, text: str, policy: UnknownPolicy | None = None) -> NDArray[np.int32]:
         """See `Tokenizer.encode`; every policy is legal, as nothing is unknown."""
         policy = self.check_policy(policy)
         parts = _parts(readable(self._normal(text), policy), _PART)
-        ids = [self._learned.encode(part, add_special_tokens=False).ids for part in parts]
-        return np.concatenate([np.array(some, np.int32) for some in ids])
+        with _no_panics("read a text"):
+            ids = [self._learned.encode(part, add_special_tokens=False).ids for part in parts]
+        tokens = np.concatenate([np.array(some, np.int64) for some in ids])
+        return self._checked(tokens)
 
     def encode_items(
         self, text: str, policy: UnknownPolicy | None = None
@@ -113,11 +121,17 @@ class SubwordTokenizer(Tokenizer):
         policy = self.check_policy(policy)
         legal = [_whole(readable(self._normal(text), policy)) for text in texts]
         joined = [part for parts in legal for part in parts]
-        found = self._learned.encode_batch_fast(joined, add_special_tokens=False)
-        encoded = [np.array(encoding.ids, np.int32) for encoding in found]
+        with _no_panics("read texts"):
+            found = self._learned.encode_batch_fast(joined, add_special_tokens=False)
+        encoded = [np.array(encoding.ids, np.int64) for encoding in found]
         ends = np.cumsum([0, *(part.size for part in encoded)], dtype=np.int64)
-        tokens = np.concatenate([np.empty(0, np.int32), *encoded])
+        tokens = self._checked(np.concatenate([np.empty(0, np.int64), *encoded]))
         return tokens, ends[np.cumsum([0, *map(len, legal)])]
+
+    def _checked(self, tokens: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Returns tokens that the package gave, none of which it made up."""
+        check_tokens(tokens, self.ordinary)
+        return tokens.astype(np.int32)
 
     def certain(self, text: str) -> int:
         """See `Tokenizer.certain`: up to where what is too long is cut."""
@@ -162,6 +176,99 @@ class SubwordTokenizer(Tokenizer):
     def _vocabulary_json(self) -> dict[str, Any]:
         # Read and written again: the package's own order of keys is no promise.
         return {"subwords": json.dumps(json.loads(self._learned.to_str()), ensure_ascii=False)}
+
+
+def read_learned(learned: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Returns the vocabulary, token by token, and the merges of byte-level BPE.
+
+    Args:
+        learned: In the format of the package `tokenizers`.
+
+    Raises:
+        ValueError: It is not that, or it does to text what byte-level BPE alone does not: it has
+            a normalizer, padding, truncation, a post-processor, added tokens or the like.
+    """
+    try:
+        content = json.loads(learned)
+    except RecursionError as fault:
+        raise ValueError("its subwords are nested too deeply") from fault
+    parts = _only(content, "subword tokenizer", {"version", "model", "pre_tokenizer", "decoder"})
+    splitter, decoder = parts.get("pre_tokenizer"), parts.get("decoder")
+    cuts = _only(splitter, "pre_tokenizer", {"type", "trim_offsets", "use_regex"})
+    if cuts.get("type") != "ByteLevel" or cuts.get("use_regex", True) is not True:
+        raise ValueError("its pre_tokenizer is not ByteLevel as GPT-2 has it")
+    # Its settings do not matter: this package is never asked to decode.
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise ValueError("its decoder is not ByteLevel")
+    model = _only(parts.get("model"), "model", {"type", "vocab", "merges"})
+    if model.get("type") != "BPE":
+        raise ValueError("its model is not BPE")
+    vocabulary = _vocabulary(model.get("vocab"))
+    return vocabulary, _merges(model.get("merges"), vocabulary)
+
+
+def _only(part: object, name: str, known: set[str]) -> dict[str, Any]:
+    """Returns a part of the format; all of its settings but the known ones have to be off."""
+    if not isinstance(part, dict):
+        raise ValueError(f"its {name} is no mapping")
+    odd = sorted(key for key, value in part.items() if value and key not in known)
+    if odd:
+        raise ValueError(f"its {name} has {odd[0][:40]!r}, which byte-level BPE does not have")
+    return part
+
+
+def _vocabulary(given: object) -> list[str]:
+    """Returns the tokens by their ids: 0 to n - 1, each once, all single bytes among them."""
+    if not isinstance(given, dict) or not BYTE_VALUES <= len(given) <= _MAX_TOKENS:
+        raise ValueError(f"its vocabulary does not have {BYTE_VALUES} to {_MAX_TOKENS:,} tokens")
+    texts = [""] * len(given)
+    for text, token in given.items():
+        if type(token) is not int or not 0 <= token < len(texts) or texts[token]:
+            raise ValueError(f"its tokens are not 0 to {len(texts) - 1:,}, each once")
+        if not 0 < len(text) <= _MAX_TOKEN_BYTES:
+            raise ValueError(f"a token of it does not have 1 to {_MAX_TOKEN_BYTES:,} bytes")
+        texts[token] = text
+    marks = _byte_marks()
+    if not given.keys() >= set(marks) or not set(marks).issuperset("".join(texts)):
+        raise ValueError("its tokens are not made of all bytes and of nothing else")
+    return texts
+
+
+def _merges(given: object, vocabulary: list[str]) -> list[tuple[str, str]]:
+    """Returns the pairs that become one token, each of which and both of its parts are tokens."""
+    if not isinstance(given, list) or len(given) > len(vocabulary):
+        raise ValueError("its merges are no list, or more than there are tokens")
+    known = set(vocabulary)
+    for pair in given:
+        legal = isinstance(pair, list) and len(pair) == 2
+        if not legal or not all(isinstance(part, str) and part in known for part in pair):
+            raise ValueError("a merge of it is no pair of tokens")
+        if pair[0] + pair[1] not in known:
+            raise ValueError("a merge of it makes no token")
+    return [(left, right) for left, right in given]
+
+
+def _assemble(vocabulary: list[str], merges: list[tuple[str, str]]) -> Any:
+    """Returns a tokenizer of the package with this vocabulary and nothing around it.
+
+    Raises:
+        ConfigError: The package is not installed.
+        ValueError: The package refuses the vocabulary or the merges.
+    """
+    library = _library()
+    ids = {text: token for token, text in enumerate(vocabulary)}
+    try:
+        with _no_panics("take a vocabulary"):
+            made = library.Tokenizer(library.models.BPE(ids, merges))
+    except Exception as fault:  # the package raises nothing more precise
+        raise ValueError(f"its subwords cannot be read: {fault}") from fault
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = library.decoders.ByteLevel()
+    return made
+
+
+def _no_panics(doing: str) -> AbstractContextManager[None]:
+    return no_panics("tokenizers", doing)
 
 
 def _parts(text: str, size: int) -> list[str]:

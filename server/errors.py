@@ -36,7 +36,9 @@ from treadle.model.errors import (
     ForeignStateError,
     LayerError,
     ModelError,
+    PackageError,
     StateError,
+    TokenError,
     TrainingError,
     UnknownSymbolError,
 )
@@ -59,6 +61,9 @@ CODES: dict[type[ModelError], grpc.StatusCode] = {
     TrainingError: grpc.StatusCode.FAILED_PRECONDITION,
     StateError: grpc.StatusCode.INVALID_ARGUMENT,
     ForeignStateError: grpc.StatusCode.FAILED_PRECONDITION,
+    # Neither the request nor the server is at fault, and the same again fails again.
+    TokenError: grpc.StatusCode.FAILED_PRECONDITION,
+    PackageError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 """The status of every error of the model room."""
 

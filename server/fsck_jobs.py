@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-from safetensors import SafetensorError, safe_open
 
+from treadle.model.errors import CheckpointError
 from treadle.model.run_state import is_whole
+from treadle.model.tensor_file import open_tensors
 from treadle.server.database import Database, DatabaseError, JobRow
 from treadle.server.errors import StatusError
 from treadle.server.findings import DAMAGED, Report, put_aside, remove_whole
@@ -140,7 +141,7 @@ def _opens(path: Path) -> bool:
     if path.name.startswith(STATE_FILE):
         return is_whole(path)
     try:
-        with safe_open(os.fspath(path), framework="numpy"):
+        with open_tensors(path):
             return True
-    except (SafetensorError, OSError):
+    except (CheckpointError, OSError):
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
-from treadle.model.errors import CheckpointError, ConfigError, CorpusError, UnknownSymbolError
+from treadle.model.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    PackageError,
+    UnknownSymbolError,
+)
 from treadle.model.model import default_context
 from treadle.model.tokenizer import (
     EventTokenizer,
@@ -224,6 +231,135 @@ def test_damaged_subwords_are_told(damage: object) -> None:
     stored = build(SUBWORDS, "abc").to_json() | {"subwords": damage}
     with pytest.raises(CheckpointError, match="cannot be read"):
         tokenizer_from_json(stored)
+
+
+def stored_subwords() -> dict[str, Any]:
+    """What a tokenizer of subwords stores, in the format of the package."""
+    stored = build(SUBWORDS, "the other then " * 20, size=262).to_json()
+    return cast("dict[str, Any]", json.loads(stored["subwords"]))
+
+
+def read_subwords(content: dict[str, Any]) -> Tokenizer:
+    stored = build(SUBWORDS, "abc").to_json()
+    return tokenizer_from_json(stored | {"subwords": json.dumps(content)})
+
+
+PADDING = {
+    "strategy": {"Fixed": 1000},
+    "direction": "Right",
+    "pad_to_multiple_of": None,
+    "pad_id": 1_000_000,
+    "pad_type_id": 0,
+    "pad_token": "[PAD]",
+}
+TRUNCATION = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 5}
+ADDED = {
+    "id": 1_000_000,
+    "content": "the",
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("padding", PADDING),
+        ("truncation", TRUNCATION),
+        ("added_tokens", [ADDED]),
+        ("normalizer", {"type": "Lowercase"}),
+        ("post_processor", {"type": "ByteLevel"}),
+        ("pre_tokenizer", None),
+        ("pre_tokenizer", {"type": "Whitespace"}),
+        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True}),
+        ("pre_tokenizer", {"type": "ByteLevel", "use_regex": False}),
+        ("decoder", None),
+        ("decoder", {"type": "Fuse"}),
+        ("model", {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
+        ("something_new", {"a": 1}),
+    ],
+)
+def test_a_subword_tokenizer_that_does_more_than_byte_level_bpe_is_refused(
+    part: str, value: object
+) -> None:
+    content = stored_subwords()
+    assert read_subwords(content).vocabulary_size == 262
+    with pytest.raises(CheckpointError, match="cannot be read: its"):
+        read_subwords(content | {part: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dropout": 0.5},
+        {"unk_token": "a"},
+        {"continuing_subword_prefix": "a"},
+        {"end_of_word_suffix": "a"},
+        {"fuse_unk": True},
+        {"byte_fallback": True},
+        {"ignore_merges": True},
+        {"type": "Unigram"},
+        {"vocab": None},
+        {"merges": None},
+        {"merges": ["t h"]},
+        {"merges": [["t", "h", "e"]]},
+        {"merges": [["t", 1]]},
+        {"merges": [["t", "zz"]]},
+        {"merges": [["t", "z"]]},
+        {"merges": [["t", "h"]] * 300},
+    ],
+)
+def test_a_subword_model_with_other_settings_is_refused(change: dict[str, object]) -> None:
+    content = stored_subwords()
+    content["model"] |= change
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_subwords(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "token"),
+    [
+        ("the", 1_000_000),
+        ("the", 2**40),
+        ("the", -1),
+        ("the", 0),
+        ("the", 1.0),
+        ("the", True),
+        ("the", None),
+        ("the", "261"),
+        ("not a mark", 262),
+        ("x" * 70_000, 262),
+        ("", 262),
+        ("a", 262),
+    ],
+)
+def test_a_subword_vocabulary_with_other_ids_or_texts_is_refused(text: str, token: object) -> None:
+    content = stored_subwords()
+    content["model"]["vocab"][text] = token
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_subwords(content)
+
+
+def test_what_is_left_out_of_a_subword_vocabulary_is_noticed() -> None:
+    content = stored_subwords()
+    del content["model"]["vocab"]["a"]
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_subwords(content)
+
+
+def test_a_panic_of_the_package_is_an_error_like_others() -> None:
+    library = pytest.importorskip("tokenizers")
+    tokenizer = build(SUBWORDS, "abc")
+    assert isinstance(tokenizer, SubwordTokenizer)
+    content = json.loads(tokenizer.to_json()["subwords"]) | {"truncation": TRUNCATION}
+    tokenizer._learned = library.Tokenizer.from_str(json.dumps(content))
+    with pytest.raises(PackageError, match=r"package tokenizers failed to read a text: .stride"):
+        tokenizer.encode("abc abc abc")
+    with pytest.raises(PackageError, match="failed to read texts"):
+        tokenizer.encode_records(["abc abc abc"])
 
 
 @pytest.mark.parametrize("kind", [SUBWORDS, BYTES])
