@@ -23,6 +23,10 @@ from treadle.model.record import TrainingRecord
 from treadle.model.score_stream import StreamMark, StreamScorer
 from treadle.model.scores import Details, PieceScore
 
+_BEFORE = "; before that: "
+_STEPS = 4
+_LEFT_OUT = "sessions that are not listed here"
+
 
 class Learner:
     """A session's own copy of a model, which predicts a stream and learns from it.
@@ -200,7 +204,7 @@ class Learner:
             # Whatever was measured before was not measured with these weights.
             valid_loss=None,
             elapsed_s=learnt.seconds + (0.0 if base is None else base.elapsed_s),
-            ended_by=told if base is None else f"{told}; before that: {base.ended_by}",
+            ended_by=told if base is None else _history(told, base.ended_by),
             weights_step=steps,
         )
 
@@ -218,6 +222,14 @@ class Learner:
                 clip_norm=config.clip_norm,
             ),
         )
+
+
+def _history(told: str, before: str) -> str:
+    """Returns what made a model: the last few sessions, and the run that it began with."""
+    steps = [told, *before.split(_BEFORE)]
+    if len(steps) > _STEPS + 2:  # published again and again, it would grow without end
+        steps = [*steps[:_STEPS], _LEFT_OUT, steps[-1]]
+    return _BEFORE.join(steps)
 
 
 class _Session(Model):

@@ -9,6 +9,7 @@ from typing import Any
 
 from treadle.model.config import Split, TrainConfig
 from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.ranges import MAX_UINT64
 
 EXPLODED = 3.0
 """A run has diverged whose loss is so many times that of guessing."""
@@ -66,24 +67,27 @@ class TrainingRecord:
             raise CheckpointError("the training record cannot be read: it is no mapping")
         try:
             loss, valid = data["train_loss"], data["valid_loss"]
+            elapsed = float(data["elapsed_s"])
+            if not (math.isfinite(elapsed) and elapsed >= 0):
+                raise ValueError(f"elapsed_s is {elapsed}, and must be 0 or more")
             splits = [data.get(name) for name in ("valid_split", "test_split")]
             return cls(
                 config=TrainConfig.from_json(data["config"]),
-                steps=int(data["steps"]),
-                tokens_seen=int(data["tokens_seen"]),
+                steps=_count(data, "steps"),
+                tokens_seen=_count(data, "tokens_seen"),
                 train_loss=math.nan if loss is None else float(loss),
                 valid_loss=_float(valid),
-                elapsed_s=float(data["elapsed_s"]),
+                elapsed_s=elapsed,
                 ended_by=str(data["ended_by"]),
                 # What older files lack: their weights are the last ones.
-                weights_step=int(data.get("weights_step", data["steps"])),
+                weights_step=_count(data, "weights_step" if "weights_step" in data else "steps"),
                 valid_split=None if splits[0] is None else Split(splits[0]),
                 test_loss=_float(data.get("test_loss")),
                 test_split=None if splits[1] is None else Split(splits[1]),
                 baseline_loss=_float(data.get("baseline_loss")),
                 notices=tuple(map(str, data.get("notices", ()))),
-                valid_tokens=int(data.get("valid_tokens", 0)),
-                test_tokens=int(data.get("test_tokens", 0)),
+                valid_tokens=_count(data, "valid_tokens", 0),
+                test_tokens=_count(data, "test_tokens", 0),
             )
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as fault:
             raise CheckpointError(f"the training record cannot be read: {fault}") from fault
@@ -102,3 +106,16 @@ def exploded(loss: float, V: int) -> tuple[str, ...]:
 
 def _float(value: Any) -> float | None:
     return None if value is None else float(value)
+
+
+def _count(data: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """Return a field that counts something.
+
+    Raises:
+        KeyError: It is missing, and there is no default.
+        ValueError: It is below 0, or above what 64 bits hold.
+    """
+    count = int(data[name] if default is None else data.get(name, default))
+    if not 0 <= count <= MAX_UINT64:
+        raise ValueError(f"{name} is {count}, and must be 0 to {MAX_UINT64}")
+    return count

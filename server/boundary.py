@@ -194,6 +194,8 @@ class _Parser:
             code = grpc.StatusCode.INVALID_ARGUMENT
             raise StatusError(code, message, error_details_pb2.BadRequest()) from None
         repeated_limits.check(request)
+        # What this version does not know may be of any size: it must not be kept or shown.
+        request.DiscardUnknownFields()
         return request
 
     async def all(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:

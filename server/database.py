@@ -30,9 +30,14 @@ from treadle.server.rows import (
     JobRow,
     NewerDatabaseError,
     NoSuchJobError,
+    read_row,
+    text,
 )
 
 __all__ = ["Database", "DatabaseError", "JobRow", "NewerDatabaseError", "NoSuchJobError"]
+
+MAX_INTEGER = (1 << 63) - 1
+"""The largest whole number that SQLite holds."""
 
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
@@ -58,6 +63,7 @@ class Database:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o660))
         with self._translated():
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._connection.text_factory = text  # one bad byte must not fail a whole list
         try:
             with self._translated():
                 self._prepare(upgrade)
@@ -162,7 +168,7 @@ class Database:
             "AND state IN ('queued', 'running', 'paused')",
             model,
         )
-        return [int(claim) for (claim,) in rows]
+        return [claim for (claim,) in rows if isinstance(claim, int)]
 
     def update_job(self, job: str, /, **changes: Any) -> None:
         """Changes fields of a job.
@@ -212,11 +218,12 @@ class Database:
             after: The number of the last event already known.
             limit: The most events to return.
         """
-        return self._rows(
+        rows = self._rows(
             "SELECT sequence, time_s, payload FROM events WHERE job = ? AND sequence > ? "
             "ORDER BY sequence LIMIT ?",
-            *(job, after, limit),
+            *(job, min(after, MAX_INTEGER), limit),
         )
+        return [row for row in rows if isinstance(row[0], int)]
 
     def delete_job(self, job: str) -> None:
         """Deletes a job and its events, if it is there."""
@@ -232,9 +239,30 @@ class Database:
 
     def aliases(self, model: str) -> dict[str, int]:
         """Returns the version that each of a model's aliases names, in their names' order."""
-        return dict(
-            self._rows("SELECT alias, version FROM aliases WHERE model = ? ORDER BY alias", model)
+        rows = self._rows(
+            "SELECT alias, version FROM aliases WHERE model = ? ORDER BY alias", model
         )
+        return {
+            alias: version
+            for alias, version in rows
+            if isinstance(alias, str) and isinstance(version, int)
+        }
+
+    def aliased(self, model: str, alias: str) -> int:
+        """Returns the version that an alias of a model names; 0 where there is no such alias."""
+        rows = self._rows(
+            "SELECT version FROM aliases WHERE model = ? AND alias = ?", *(model, alias)
+        )
+        return next((version for (version,) in rows if isinstance(version, int)), 0)
+
+    def aliases_of(self, model: str, version: int, limit: int) -> tuple[list[str], int]:
+        """Returns the first aliases of a version, in their order, and how many there are."""
+        where = "FROM aliases WHERE model = ? AND version = ?"
+        rows = self._rows(f"SELECT alias {where} ORDER BY alias LIMIT ?", model, version, limit)
+        count = len(rows)
+        if count == limit:
+            [(count,)] = self._rows(f"SELECT count(*) {where}", model, version)
+        return [alias for (alias,) in rows if isinstance(alias, str)], count
 
     def all_aliases(self) -> list[tuple[str, str, int]]:
         """Returns every alias: model, alias and version."""
@@ -253,8 +281,10 @@ class Database:
         self._do("INSERT OR REPLACE INTO corpora VALUES (?, ?, ?)", sha256, size, now_s)
 
     def corpora(self) -> list[tuple[str, int, float]]:
-        """Returns every corpus: hash, bytes and when it was last wanted."""
-        return self._rows("SELECT sha256, size, used_s FROM corpora ORDER BY sha256")
+        """Returns every corpus: hash, bytes and when it was last wanted; damaged ones left out."""
+        rows = self._rows("SELECT sha256, size, used_s FROM corpora ORDER BY sha256")
+        kinds = (str, int, float)
+        return [row for row in rows if all(map(isinstance, row, kinds))]
 
     def forget_corpus(self, sha256: str) -> None:
         """Forgets a corpus, if it is known."""
@@ -263,11 +293,13 @@ class Database:
     def corpora_in_use(self) -> set[str]:
         """Returns the hashes of the corpora of jobs that are queued, running or paused.
 
-        Raises:
-            DatabaseError: Those of a job cannot be read.
+        A job whose corpora cannot be read, and which so cannot go on, keeps none.
         """
-        rows = self._jobs("WHERE state IN ('queued', 'running', 'paused')")
-        return {sha256 for row in rows for sha256 in row.corpora()}
+        found = set[str]()
+        for row in self._jobs("WHERE state IN ('queued', 'running', 'paused')"):
+            with suppress(DatabaseError):
+                found.update(row.corpora())
+        return found
 
     def _prepare(self, upgrade: bool) -> None:
         """Sets the connection up and makes the tables of a new file."""
@@ -292,6 +324,11 @@ class Database:
             self._connection.execute("BEGIN")  # closing the connection rolls it back
             self._upgrade(version)
         self._connection.execute("SELECT 1 FROM jobs, events, aliases, corpora LIMIT 0")
+        if upgrade:
+            # Pages of lists begin where the one before ended: that must be a time and an id.
+            self._connection.execute(
+                "UPDATE jobs SET created_s = 0.0 WHERE typeof(created_s) != 'real'"
+            )
 
     def _upgrade(self, version: int) -> None:
         """Makes the tables of an older version those of this one, in a transaction."""
@@ -313,7 +350,7 @@ class Database:
         self._connection.execute(f"UPDATE jobs SET {places} WHERE id = ?", values)
 
     def _jobs(self, where: str, *values: object) -> list[JobRow]:
-        return [JobRow(*row) for row in self._rows(f"{SELECT} {where}", *values)]
+        return [read_row(row) for row in self._rows(f"{SELECT} {where}", *values)]
 
     def _rows(self, statement: str, *values: Any) -> list[Any]:
         with self._translated():

@@ -135,7 +135,7 @@ class Endings:
                 stored = await pools.STORE.run(self._store.claim_file, name, path, version)
         describe = self._store.describe
         # A version is new here, and nothing leads to it yet.
-        return records.model(stored, await pools.STORE.run(describe, stored), ())
+        return records.model(stored, await pools.STORE.run(describe, stored))
 
     async def _fail(self, job: Job, error: StatusError) -> None:
         logger.info("job %s ended without a model: %s", job.id, error)

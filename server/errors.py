@@ -139,10 +139,22 @@ def not_found(model: str, version: int = 0) -> StatusError:
     return StatusError(grpc.StatusCode.NOT_FOUND, f"there is no {what}", _resource(model, version))
 
 
-def damaged(model: str, version: int, error: CheckpointError) -> StatusError:
+def damaged(model: str, version: int, error: Exception) -> StatusError:
     """Returns DATA_LOSS for a version whose file cannot be read."""
     message = f"version {version} of model {model!r} cannot be read: {error}"
     return StatusError(CODES[CheckpointError], message, _resource(model, version))
+
+
+def job_damaged(job: str, fault: str) -> StatusError:
+    """Returns DATA_LOSS for a job whose row in the database cannot be used."""
+    message = (
+        f"the server's record of job {job!r} is damaged ({fault}): delete the job, or stop the "
+        "server and run treadle-server --fsck --repair"
+    )
+    resource = error_details_pb2.ResourceInfo(
+        resource_type=JOB_RESOURCE, resource_name=shorten(job, _MAX_FIELD_BYTES)
+    )
+    return StatusError(grpc.StatusCode.DATA_LOSS, message, resource)
 
 
 def job_not_found(job: str) -> StatusError:

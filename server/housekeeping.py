@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from treadle.server import disk, pools
+from treadle.server.convert import NAME
 from treadle.server.corpora import Corpora
 from treadle.server.database import Database
+from treadle.server.job_damage import damage
 from treadle.server.store import Store
 
 logger = logging.getLogger(__name__)
@@ -126,8 +128,9 @@ def _sweep_jobs(
     while page := database.jobs(OVER, after=after, limit=_PAGE):
         after = page[-1].place
         for row in page:
-            ended_s = row.queued_s if row.ended_s is None else row.ended_s
-            if now_s - ended_s > retention_s and row.id not in keep:
+            # A damaged time must not make it old.
+            ended_s = max(row.created_s, row.queued_s, row.ended_s or 0.0)
+            if now_s - ended_s > retention_s and row.id not in keep and not damage(row):
                 old.append(row.id)
     for job in old:
         # The row first: a directory without one is an orphan, and goes with the next sweep.
@@ -140,7 +143,10 @@ def _sweep_orphans(
     database: Database, jobs_root: Path, now_s: float, keep: Set[str]
 ) -> Iterator[str]:
     for place in sorted(jobs_root.iterdir()):
-        if not place.is_dir() or place.name in keep or database.job(place.name) is not None:
+        # A name that no job can have is not ours; nor is what a link leads to.
+        if not NAME.fullmatch(place.name) or place.is_symlink() or not place.is_dir():
+            continue
+        if place.name in keep or database.job(place.name) is not None:
             continue
         try:
             age_s = now_s - place.stat().st_mtime

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from google.protobuf.message import DecodeError
+
 from treadle.server import pools
 from treadle.server.database import Database, JobRow
 from treadle.server.workers import Worker
@@ -135,10 +137,18 @@ async def stored_events(database: Database, job: str, after: int) -> AsyncIterat
     """Yields the events of a job that are stored, from the one after number `after` on."""
     while rows := await pools.EVENTS.run(database.events, job, after):
         for number, _, data in rows:
-            event = pb.JobEvent.FromString(data)
+            event = _event(data)
             event.sequence, event.job = number, job
             yield event
             after = number
+
+
+def _event(data: Any) -> pb.JobEvent:
+    """Returns a stored event; one that cannot be read says nothing but its number."""
+    try:
+        return pb.JobEvent.FromString(data)
+    except (DecodeError, TypeError):
+        return pb.JobEvent()
 
 
 async def outlast(work: Coroutine[Any, Any, Result]) -> Result:

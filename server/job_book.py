@@ -14,11 +14,13 @@ from treadle.server.errors import (
     StatusError,
     aborted,
     from_packed,
+    job_damaged,
     job_not_found,
     precondition,
     unavailable,
 )
-from treadle.server.job import CANCELLED, FAILED, PAUSED, SUCCEEDED, Job, stored_events
+from treadle.server.job import CANCELLED, FAILED, OVER, PAUSED, SUCCEEDED, Job, stored_events
+from treadle.server.job_damage import damage
 from treadle.v1 import sequence_pb2 as pb
 
 _MOMENT_S = 0.02
@@ -72,8 +74,10 @@ class JobBook:
 
         Raises:
             StatusError: NOT_FOUND; what the job ended with; ABORTED where it is paused;
-                UNAVAILABLE where the server is closing.
+                UNAVAILABLE where the server is closing; DATA_LOSS where its row or its last
+                events are damaged.
         """
+        missed = 0
         while True:
             live = self.live.get(job)
             news = None if live is None else live.news()
@@ -82,6 +86,9 @@ class JobBook:
                 after = event.sequence
             row = await self.row(job)
             if row.last_sequence > after:
+                if missed == row.last_sequence:
+                    raise job_damaged(job, f"its events after number {after:,} are missing")
+                missed = row.last_sequence
                 continue
             _raise_end(row)
             if row.state == SUCCEEDED or (row.state == CANCELLED and row.version):
@@ -104,18 +111,30 @@ class JobBook:
         finally:
             waiting.cancel()
 
-    async def row(self, job: str) -> JobRow:
+    async def row(self, job: str, *, damaged: bool = False) -> JobRow:
         """Returns a job's row.
 
+        Args:
+            job: Its id.
+            damaged: Whether a damaged row will do.
+
         Raises:
-            StatusError: NOT_FOUND.
+            StatusError: NOT_FOUND; DATA_LOSS where the row is damaged.
         """
         if job in self.live:
             return self.live[job].row
         row = await pools.ROWS.run(self._database.job, job)
         if row is None:
             raise job_not_found(job)
+        if not damaged and (fault := damage(row)):
+            raise job_damaged(job, fault)
         return row
+
+    def fault(self, row: JobRow) -> str:
+        """Returns what is wrong with a row that keeps its job from being run; empty: nothing."""
+        if row.id in self.live or (row.state in OVER and not row.damage):
+            return ""
+        return damage(row)
 
     async def page(
         self, states: Sequence[str], model: str, after: tuple[float, str] | None, limit: int
@@ -132,10 +151,17 @@ class JobBook:
         return [self.live[row.id].row if row.id in self.live else row for row in rows]
 
     async def earlier(self, request_id: str) -> JobRow | None:
-        """Returns the job that has a request id; None where none has, or the id is empty."""
+        """Returns the job that has a request id; None where none has, or the id is empty.
+
+        Raises:
+            StatusError: DATA_LOSS where its row is damaged.
+        """
         if not request_id:
             return None
-        return await pools.ROWS.run(self._database.job_of_request, request_id)
+        row = await pools.ROWS.run(self._database.job_of_request, request_id)
+        if row is not None and (fault := damage(row)):
+            raise job_damaged(row.id, fault)
+        return row
 
     async def unknown(self, job: str) -> bool:
         """Tells whether there is no job with an id."""

@@ -45,6 +45,7 @@ from treadle.server.job import (
     queued_event,
 )
 from treadle.server.job_book import JobBook
+from treadle.server.job_damage import damage
 from treadle.server.store import Store
 from treadle.server.workers import Workers
 
@@ -169,6 +170,9 @@ class JobRoom:
     async def recover(self) -> None:
         """Takes up the jobs that an earlier server left; before any call comes."""
         for row in await pools.ROWS.run(self._left_over):
+            if fault := damage(row):  # it stays in the list, and can be deleted
+                logger.error("job %s is not taken up: its record is damaged: %s", row.id, fault)
+                continue
             job = self._jobs[row.id] = Job(self._database, row)
             try:
                 await self._recover(job)
@@ -284,10 +288,10 @@ class JobRoom:
             async with self._deciding(live):
                 await outlast(self._delete(live.row))
         else:
-            await outlast(self._delete(await self.book.row(job)))
+            await outlast(self._delete(await self.book.row(job, damaged=True)))
 
     async def _delete(self, row: JobRow) -> None:
-        if row.state in (QUEUED, RUNNING):
+        if row.state in (QUEUED, RUNNING) and not self.book.fault(row):
             message = f"job {row.id} is {row.state}: cancel or pause it before you delete it"
             raise precondition(message)
         self._jobs.pop(row.id, None)

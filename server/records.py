@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from treadle.model.config import TrainConfig
 from treadle.model.embedding import Embedding
 from treadle.model.scores import PieceScore, Summary
 from treadle.model.session import Piece
 from treadle.model.tokens import TokenScore
+from treadle.server.brief import shorten_item
 from treadle.server.convert import fill
 from treadle.server.database import JobRow
+from treadle.server.errors import StatusError, damaged, job_damaged, shorten
 from treadle.server.loaded import Source
 from treadle.server.store import Description, StoredModel
 from treadle.v1 import sequence_pb2 as pb
 
 MAX_REPLY_BYTES = 1 << 20
 """About as many bytes of a text's tokens go out in one message."""
+
+_SAMPLE_BYTES = 16 << 10
+_NAME_BYTES = 100
+
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, DecodeError)
+"""What comes of describing what is stored where that is damaged."""
 
 _TOKENS = 16
 """Tokens after which their bytes are looked at."""
@@ -48,6 +58,7 @@ def started(row: JobRow, values: Mapping[str, Any]) -> pb.TrainingStarted:
     config, asked = TrainConfig.from_json(values["config"]), pb.TrainSpec.FromString(row.spec)
     message = pb.TrainingStarted(spec=spec(row.model, config, asked))
     fill(message, {**values, "total_steps": values["total_steps"] or 0})
+    shorten_item(message)
     return message
 
 
@@ -55,6 +66,9 @@ def progress(values: Mapping[str, Any]) -> pb.TrainingProgress:
     """Returns a `progress` event, from the fields of the model room's `Progress` as JSON."""
     message = pb.TrainingProgress()
     fill(message, values)
+    if message.HasField("sample"):
+        message.sample = shorten(message.sample, _SAMPLE_BYTES)
+    shorten_item(message)
     return message
 
 
@@ -65,13 +79,49 @@ def validation(values: Mapping[str, Any]) -> pb.ValidationProgress:
     return message
 
 
-def job(row: JobRow, position: int = 0) -> pb.Job:
+def job(row: JobRow, position: int = 0, *, sample: bool = True) -> pb.Job:
     """Returns one job.
 
     Args:
         row: The job.
         position: How many jobs are before it in the queue.
+        sample: Whether the sample of its last progress comes with it.
+
+    Raises:
+        StatusError: DATA_LOSS: its row is damaged.
     """
+    try:
+        message = _job(row, position)
+    except _UNREADABLE as error:
+        raise job_damaged(row.id, f"it cannot be read: {error}") from error
+    if not sample and message.HasField("progress"):
+        message.progress.ClearField("sample")
+    shorten_item(message)
+    return message
+
+
+def listed_job(row: JobRow, position: int, fault: str) -> pb.Job:
+    """Returns one job of a list: without its sample, and one that is damaged says only that.
+
+    Args:
+        row: The job.
+        position: How many jobs are before it in the queue.
+        fault: What is wrong with the row; empty where nothing is known to be.
+    """
+    try:
+        if fault:
+            raise job_damaged(row.id, fault)
+        return job(row, position, sample=False)
+    except StatusError as error:
+        return pb.Job(id=_shown(row.id), model=_shown(row.model), damage=error.message)
+
+
+def _shown(name: str) -> str:
+    """Returns what can be shown of a name that may be damaged."""
+    return shorten(name, _NAME_BYTES)
+
+
+def _job(row: JobRow, position: int) -> pb.Job:
     message = pb.Job(
         id=row.id,
         model=row.model,
@@ -97,8 +147,37 @@ def job(row: JobRow, position: int = 0) -> pb.Job:
     return message
 
 
-def model(stored: StoredModel, description: Description, aliases: Sequence[str]) -> pb.Model:
-    """Returns one version of a model, with the names that lead to it."""
+def model(
+    stored: StoredModel, description: Description, aliases: tuple[Sequence[str], int] = ((), 0)
+) -> pb.Model:
+    """Returns one version of a model.
+
+    Args:
+        stored: The version.
+        description: What its file says of it.
+        aliases: The first names that lead to it, and how many do.
+
+    Raises:
+        StatusError: DATA_LOSS: its file says what no model can be.
+    """
+    try:
+        message = _model(stored, description)
+    except _UNREADABLE as error:
+        raise damaged(stored.name, stored.version, error) from error
+    shorten_item(message)
+    names, message.alias_count = aliases
+    message.aliases.extend(names)
+    return message
+
+
+def damaged_model(stored: StoredModel, damage: str) -> pb.Model:
+    """Returns a version of a model of which nothing can be said but what is wrong with it."""
+    return pb.Model(
+        name=stored.name, version=stored.version, size_bytes=stored.size_bytes, damage=damage
+    )
+
+
+def _model(stored: StoredModel, description: Description) -> pb.Model:
     tokenizer = description.tokenizer
     message = pb.Model(
         name=stored.name,
@@ -107,7 +186,6 @@ def model(stored: StoredModel, description: Description, aliases: Sequence[str])
         parameter_count=description.parameter_count,
         size_bytes=stored.size_bytes,
         sha256=description.sha256,
-        aliases=aliases,
         novelty_index=description.novelty_index,
     )
     message.create_time.FromNanoseconds(round(stored.created_s * 1e9))

@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 SCHEMA_VERSION = 2
 """The version of the tables; a server refuses a file of a newer one."""
 
 UNKNOWN_VERSION = -1
 """The `init_from_version` of a job that was stored before it was noted."""
+
+
+_NO_COLUMN = {"column": False}
 
 
 class DatabaseError(Exception):
@@ -85,6 +90,9 @@ class JobRow:
     """Seconds that it has run."""
     init_from_version: int
     """The version of `init_from` as asked for, 0 for the newest; the spec has the one taken."""
+    damage: str = field(default="", metadata=_NO_COLUMN)
+    """What is wrong with the row as it is stored, as a sentence; the fields at fault are empty or 0
+    here. It is no column."""
 
     @property
     def place(self) -> tuple[float, str]:
@@ -113,8 +121,10 @@ _TYPES = {
     "float | None": "REAL",
 }
 
+_FIELDS = [item for item in dataclasses.fields(JobRow) if item.metadata != _NO_COLUMN]
+
 # The one list of the columns: what `JobRow` has, in its order.
-COLUMNS = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(JobRow)}
+COLUMNS = {item.name: _TYPES[str(item.type)] for item in _FIELDS}
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM jobs"
 INSERT = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 FIXED = ("id", "last_sequence")
@@ -138,3 +148,38 @@ SCHEMA = (
     "CREATE TABLE corpora (sha256 TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL, "
     "used_s REAL NOT NULL) WITHOUT ROWID",
 )
+
+
+_EMPTY: dict[str, object] = {"str": "", "bytes": b"", "int": 0, "float": 0.0, "float | None": None}
+_KINDS = {
+    "str": (str,),
+    "bytes": (bytes,),
+    "int": (int,),
+    "float": (float,),
+    "float | None": (float, type(None)),
+}
+_WANTED = [(item.name, _KINDS[str(item.type)], _EMPTY[str(item.type)]) for item in _FIELDS]
+
+
+def text(data: bytes) -> str | bytes:
+    """Returns a stored text; as bytes where it is no UTF-8, which `read_row` then finds wrong."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def read_row(values: Sequence[object]) -> JobRow:
+    """Returns a job as it is stored, in the order of COLUMNS; a damaged one says what is wrong."""
+    good = list[Any]()
+    wrong = list[str]()
+    for value, (name, kinds, empty) in zip(values, _WANTED, strict=True):
+        if isinstance(value, kinds):
+            good.append(value)
+        else:
+            good.append(empty)
+            wrong.append(name)
+    row = JobRow(*good)
+    if wrong:
+        row = dataclasses.replace(row, damage=f"{' and '.join(wrong)} cannot be read")
+    return row

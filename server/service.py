@@ -15,6 +15,7 @@ from treadle.server.admission import Load
 from treadle.server.boundary import Context
 from treadle.server.config import ServerConfig
 from treadle.server.database import JobRow
+from treadle.server.errors import StatusError
 from treadle.server.generating import GeneratingRoom
 from treadle.server.intake import Intake
 from treadle.server.jobs import JobRoom
@@ -105,7 +106,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         rows = await self._jobs.book.page(states, request.model, after, size + 1)
         more = len(rows) > size
         token = page_tokens.make("jobs", filters, rows[size - 1].place) if more else ""
-        jobs = [self._job(row) for row in rows[:size]]
+        jobs = [self._listed_job(row) for row in rows[:size]]
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def CancelJob(  # noqa: N802
@@ -243,7 +244,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
 
     def _list(self, size: int, after: str) -> pb.ListModelsResponse:
         stored, following = self._store.page(size, after)
-        models = [self._describe(model) for model in stored]
+        models = [self._listed_model(model) for model in stored]
         token = page_tokens.make("models", (), [following]) if following else ""
         return pb.ListModelsResponse(models=models, next_page_token=token)
 
@@ -256,6 +257,18 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     def _job(self, row: JobRow) -> pb.Job:
         return records.job(row, self._jobs.position(row.id))
 
+    def _listed_job(self, row: JobRow) -> pb.Job:
+        """Describes a job in a list, which a damaged one must not take down."""
+        fault = self._jobs.book.fault(row)
+        return records.listed_job(row, self._jobs.position(row.id), fault)
+
     def _describe(self, stored: StoredModel) -> pb.Model:
         aliases = self._store.aliases_of(stored.name, stored.version)
         return records.model(stored, self._store.describe(stored), aliases)
+
+    def _listed_model(self, stored: StoredModel) -> pb.Model:
+        """Describes a model in a list, which a damaged one must not take down."""
+        try:
+            return self._describe(stored)
+        except StatusError as error:
+            return records.damaged_model(stored, error.message)

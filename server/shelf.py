@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 _REMEMBERED = 4096
 
+_ALIASES = 100
+"""Aliases of a version that are shown."""
+
 
 class Shelf:
     """The models that are stored.
@@ -73,8 +76,8 @@ class Shelf:
         if alias and not NAME.fullmatch(name):  # the rest of NAME@ALIAS is not checked before
             raise not_found(shorten(name, 100))
         if alias and alias != aliases.LATEST:
-            version = self.database.aliases(name).get(alias, 0)
-            if not version:
+            version = self.database.aliased(name, alias)
+            if version < 1:
                 raise aliases.unknown(name, alias) if self.versions(name) else not_found(name)
         if not version:
             version = max(self.versions(name), default=0)
@@ -110,13 +113,15 @@ class Shelf:
         if not self.database.delete_alias(name, alias):
             raise aliases.unknown(name, alias) if self.versions(name) else not_found(name)
 
-    def aliases_of(self, name: str, version: int) -> list[str]:
-        """Returns the names of a version in their order, without `latest`.
+    def aliases_of(self, name: str, version: int) -> tuple[list[str], int]:
+        """Returns the first names of a version in their order, and how many there are.
+
+        `latest` is not among them.
 
         Raises:
             DatabaseError: The database failed.
         """
-        return [alias for alias, named in self.database.aliases(name).items() if named == version]
+        return self.database.aliases_of(name, version, _ALIASES)
 
     def verify(self, model: StoredModel) -> bool:
         """Reads a version's whole file, and returns whether it still has the hash recorded.
@@ -153,7 +158,7 @@ class Shelf:
     def page(self, size: int, after: str = "") -> tuple[list[StoredModel], str]:
         """Returns one page of the newest versions, by name.
 
-        Models that cannot be read are left out and logged.
+        Models that cannot be read are among them; `describe` says what is wrong.
 
         Args:
             size: The most models on the page.
@@ -163,23 +168,22 @@ class Shelf:
             The models, and the name after which the next page begins; empty on the last.
         """
         names = sorted(name for name in os.listdir(self._models) if name > after)
-        found = self._readable(name for name in names if NAME.fullmatch(name))
         models: list[StoredModel] = []
-        for model in found:
+        for model in self._newest(name for name in names if NAME.fullmatch(name)):
             if len(models) == size:
                 return models, models[-1].name
             models.append(model)
         return models, ""
 
-    def _readable(self, names: Iterator[str]) -> Iterator[StoredModel]:
+    def _newest(self, names: Iterator[str]) -> Iterator[StoredModel]:
         for name in names:
             try:
-                model = self.find(name)
-                self.describe(model)
-            except Exception as error:
-                logger.warning("left out of the list: %s: %s", name, error)
+                yield self.find(name)
+            except StatusError:  # a directory without a version, or just deleted
                 continue
-            yield model
+            except OSError as error:  # closed to us; nobody knows its versions
+                logger.warning("a model cannot be read: %s", error)
+                yield StoredModel(name, 0, self._file(name, 0), 0.0, 0)
 
     def _file(self, name: str, version: int) -> Path:
         return self._models / name / str(version) / MODEL_FILE

@@ -28,6 +28,7 @@ _BUFFER_BYTES = 1 << 20
 """Small chunks are gathered up to this size: each write is a trip to another thread."""
 
 MAX_FILES = 1000
+MAX_SPEC_BYTES = 16 << 10
 MAX_WEIGHT = 100.0
 _MAX_NAME = 255
 
@@ -102,6 +103,11 @@ class Upload:
             raise invalid([("spec", "the stream ended before its first message, the spec")])
         if request.WhichOneof("message") != "spec":
             raise invalid([("spec", "the first message must be the spec")])
+        if (size := request.spec.ByteSize()) > MAX_SPEC_BYTES:
+            text = (
+                f"the spec has {size:,} bytes, and may have {MAX_SPEC_BYTES:,}: shorten its texts"
+            )
+            raise invalid([("spec", text)])
         return request.spec
 
     async def ends_with_spec(self) -> bool:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from treadle.server.errors import damaged, not_found
 
 MODEL_FILE = "model.safetensors"
 HASH_FILE = "model.sha256"
+
+
+_NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ def numbers(home: Path) -> list[int]:
     """Returns the version numbers under a model's directory, in order; empty ones too."""
     try:
         names = os.listdir(home)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY:
+            raise
         return []
     return sorted(int(name) for name in names if _is_version(name))
 
@@ -98,6 +104,9 @@ def describe(model: StoredModel) -> Description:
         raise damaged(model.name, model.version, error) from error
     except FileNotFoundError:
         raise not_found(model.name, model.version) from None
+    except OSError as error:
+        fault = CheckpointError(error.strerror or "the disk failed")
+        raise damaged(model.name, model.version, fault) from error
 
 
 def sha256(directory: Path) -> str:

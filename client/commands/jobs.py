@@ -104,6 +104,8 @@ def _row(job: Job) -> tuple[str, ...]:
     """Describes a job in a row of the list."""
     from treadle.client.options import field_word
 
+    if job.damage:
+        return job.id, job.model, "damaged", "-", "-", "-"
     return (
         job.id,
         job.model,

@@ -106,6 +106,10 @@ def _row(model: Model) -> tuple[str, ...]:
     from treadle.client.options import field_word
     from treadle.client.progress import network_text, size_text
 
+    if model.damage:
+        unknown = ("-",) * 4
+        size = size_text(model.size_bytes)
+        return model.name, str(model.version), "damaged", *unknown, size, "-"
     valid = model.training.valid_loss if model.training.HasField("valid_loss") else None
     return (
         model.name,
@@ -174,7 +178,9 @@ def _facts(model: Model) -> list[tuple[str, str]]:
         facts.append(("ended by", record.ended_by))
         facts += [("note", notice) for notice in record.notices]
     if model.aliases:
-        facts.append(("aliases", ", ".join(model.aliases)))
+        more = model.alias_count - len(model.aliases)
+        others = f" and {more:,} more" if more > 0 else ""
+        facts.append(("aliases", ", ".join(model.aliases) + others))
     return facts
 
 

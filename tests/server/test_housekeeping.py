@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from treadle.server.database import DatabaseError
 from treadle.server.housekeeping import ORPHAN_S, Rules, Swept, keep_house, sweep
 from treadle.server.store import Store
 
@@ -120,17 +121,20 @@ def test_orphans_are_taken_in_or_deleted(store: Store) -> None:
 
 
 def test_the_house_is_kept_again_after_a_sweep_that_failed(
-    store: Store, caplog: pytest.LogCaptureFixture
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = put(store, b"abc", 1.0)
-    store.database.add_job(job_row("bad", files="{"))
+
+    def fail() -> None:
+        raise DatabaseError("the database cannot be used")
 
     async def keep() -> None:
+        monkeypatch.setattr(store.database, "corpora_in_use", fail)
         house = asyncio.create_task(keep_house(store, Rules(0, 100), every_s=0.01))
         while "could not be swept" not in caplog.text:
             await asyncio.sleep(0.01)
         assert store.corpora.has(corpus)
-        await asyncio.to_thread(store.database.delete_job, "bad")
+        monkeypatch.undo()
         while store.corpora.has(corpus):
             await asyncio.sleep(0.01)
         house.cancel()

@@ -137,7 +137,8 @@ def test_junk_is_left_alone(tmp_path: Path, store: Store, trained: Model) -> Non
     (models / "good" / "7").write_text("a file in place of a directory")
     (models / "good" / "8" / MODEL_FILE).mkdir(parents=True)
     (models / "loop").symlink_to(models / "loop")
-    assert store.page(100) == ([good], "")
+    damaged = store.find("damaged")
+    assert store.page(100) == ([damaged, good], "")
     assert store.find("good") == good
     assert put(store, "good", trained).version == 9
     with pytest.raises(StatusError) as caught:
@@ -156,7 +157,7 @@ def test_a_cut_off_file_is_data_loss(store: Store, trained: Model, cut: int) -> 
     with pytest.raises(StatusError) as caught:
         store.describe(store.find("m"))
     assert code_of(caught) is grpc.StatusCode.DATA_LOSS
-    assert store.page(10) == ([], "")
+    assert store.page(10) == ([store.find("m")], "")
 
 
 def test_a_model_put_there_by_hand_is_found_and_hashed(
@@ -257,10 +258,10 @@ def test_a_version_is_found_by_its_alias(store: Store) -> None:
     store.set_alias("m", "prod", 2)
     assert store.find("m@prod").version == 2
     store.set_alias("m", "alpha", 3)
-    assert store.aliases_of("m", 3) == ["alpha", "beta"]
-    assert store.aliases_of("m", 1) == []
+    assert store.aliases_of("m", 3) == (["alpha", "beta"], 2)
+    assert store.aliases_of("m", 1) == ([], 0)
     store.delete_alias("m", "alpha")
-    assert store.aliases_of("m", 3) == ["beta"]
+    assert store.aliases_of("m", 3) == (["beta"], 1)
 
 
 @pytest.mark.parametrize(

@@ -1007,7 +1007,9 @@ Global___ReportSpec: _TypeAlias = ReportSpec  # noqa: Y015
 
 @_typing.final
 class TrainSpec(_message.Message):
-    """Everything that defines a training run but the corpus itself."""
+    """Everything that defines a training run but the corpus itself. It takes at most 16 KiB; fields
+    that the server does not know are dropped.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1333,7 +1335,7 @@ class TrainingProgress(_message.Message):
     learning_rate: _builtins.float
     """The learning rate of the last step."""
     sample: _builtins.str
-    """Text drawn from the model as it is now; set after a validation."""
+    """Text drawn from the model as it is now, at most 16 KiB of it; set after a validation."""
     valid_perplexity: _builtins.float
     """exp(valid_loss); set with it."""
     valid_bits_per_character: _builtins.float
@@ -1564,6 +1566,7 @@ class Job(_message.Message):
     ERROR_CODE_FIELD_NUMBER: _builtins.int
     CORPUS_BYTES_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id, given by the server."""
     model: _builtins.str
@@ -1584,6 +1587,11 @@ class Job(_message.Message):
     """Bytes of its corpus."""
     queue_position: _builtins.int
     """Jobs that are before it in the queue; 0 where it does not wait."""
+    damage: _builtins.str
+    """What is wrong with the server's record of the job, in a sentence; only `id` and `model` are then
+    set, as far as they can be read. Only ListJobs sends such jobs: every other call that names one
+    ends with DATA_LOSS, but for DeleteJob, which deletes it. Empty where nothing is wrong.
+    """
     @_builtins.property
     def spec(self) -> Global___TrainSpec:
         """Its spec: as asked for, and once it has started, as used."""
@@ -1627,10 +1635,11 @@ class Job(_message.Message):
         error_code: _builtins.int = ...,
         corpus_bytes: _builtins.int = ...,
         queue_position: _builtins.int = ...,
+        damage: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus_bytes", b"corpus_bytes", "create_time", b"create_time", "end_time", b"end_time", "error_code", b"error_code", "id", b"id", "last_sequence", b"last_sequence", "model", b"model", "progress", b"progress", "queue_position", b"queue_position", "reason", b"reason", "restarts", b"restarts", "spec", b"spec", "start_time", b"start_time", "started", b"started", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus_bytes", b"corpus_bytes", "create_time", b"create_time", "damage", b"damage", "end_time", b"end_time", "error_code", b"error_code", "id", b"id", "last_sequence", b"last_sequence", "model", b"model", "progress", b"progress", "queue_position", b"queue_position", "reason", b"reason", "restarts", b"restarts", "spec", b"spec", "start_time", b"start_time", "started", b"started", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2093,6 +2102,8 @@ class Model(_message.Message):
     TRAINING_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     NOVELTY_INDEX_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
+    ALIAS_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -2109,6 +2120,13 @@ class Model(_message.Message):
     """SHA-256 of its file, in lower-case hexadecimal."""
     novelty_index: _builtins.bool
     """Whether it has a novelty index; see DataSpec."""
+    damage: _builtins.str
+    """What is wrong with the model's file, in a sentence; only `name`, `version` and `size_bytes` are
+    then set. Only ListModels sends such models: every other call that needs one ends with
+    DATA_LOSS, but for DeleteModel, which deletes it. Empty where nothing is wrong.
+    """
+    alias_count: _builtins.int
+    """How many names lead to this version, beside `latest`."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was stored."""
@@ -2127,7 +2145,9 @@ class Model(_message.Message):
 
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names that lead to this version, beside `latest`."""
+        """Names that lead to this version, beside `latest`, in their order; the first 100 where there are
+        more.
+        """
 
     def __init__(
         self,
@@ -2145,10 +2165,12 @@ class Model(_message.Message):
         training: Global___TrainingRecord | None = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         novelty_index: _builtins.bool = ...,
+        damage: _builtins.str = ...,
+        alias_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "network", b"network", "tokenizer", b"tokenizer", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "layout", b"layout", "name", b"name", "network", b"network", "novelty_index", b"novelty_index", "parameter_count", b"parameter_count", "sha256", b"sha256", "size_bytes", b"size_bytes", "tokenizer", b"tokenizer", "training", b"training", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias_count", b"alias_count", "aliases", b"aliases", "create_time", b"create_time", "damage", b"damage", "layout", b"layout", "name", b"name", "network", b"network", "novelty_index", b"novelty_index", "parameter_count", b"parameter_count", "sha256", b"sha256", "size_bytes", b"size_bytes", "tokenizer", b"tokenizer", "training", b"training", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

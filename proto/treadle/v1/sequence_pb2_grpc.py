@@ -168,7 +168,8 @@ class SequenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Lists jobs, newest first.
+        """Lists jobs, newest first. A job in a list comes without `progress.sample`, and where it would
+        take more than 32 KiB, with its texts and notices cut.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

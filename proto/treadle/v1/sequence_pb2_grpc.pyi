@@ -68,7 +68,9 @@ class SequenceServiceStub:
     GetJob: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.GetJobRequest, _sequence_pb2.GetJobResponse]
     """Describes one job."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ListJobsRequest, _sequence_pb2.ListJobsResponse]
-    """Lists jobs, newest first."""
+    """Lists jobs, newest first. A job in a list comes without `progress.sample`, and where it would
+    take more than 32 KiB, with its texts and notices cut.
+    """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.CancelJobRequest, _sequence_pb2.CancelJobResponse]
     """Ends a job for good. A job that has trained stores its model, the best one by
     validation, as a new version; a job that has not just ends.
@@ -144,7 +146,9 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     GetJob: _aio.UnaryUnaryMultiCallable[_sequence_pb2.GetJobRequest, _sequence_pb2.GetJobResponse]  # type: ignore[assignment]
     """Describes one job."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ListJobsRequest, _sequence_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Lists jobs, newest first."""
+    """Lists jobs, newest first. A job in a list comes without `progress.sample`, and where it would
+    take more than 32 KiB, with its texts and notices cut.
+    """
     CancelJob: _aio.UnaryUnaryMultiCallable[_sequence_pb2.CancelJobRequest, _sequence_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Ends a job for good. A job that has trained stores its model, the best one by
     validation, as a new version; a job that has not just ends.
@@ -241,7 +245,9 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sequence_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.ListJobsResponse, _abc.Awaitable[_sequence_pb2.ListJobsResponse]]:
-        """Lists jobs, newest first."""
+        """Lists jobs, newest first. A job in a list comes without `progress.sample`, and where it would
+        take more than 32 KiB, with its texts and notices cut.
+        """
 
     @_abc_1.abstractmethod
     def CancelJob(

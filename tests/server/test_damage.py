@@ -1,0 +1,268 @@
+"""What is stored badly, or is large, is listed by itself and takes nothing else down."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.internal import encoder, wire_format
+
+from treadle.model.config import TrainConfig
+from treadle.model.record import TrainingRecord
+from treadle.server import records
+from treadle.server.brief import ITEM_BYTES
+from treadle.server.database import Database
+from treadle.server.job_damage import damage, without_damage
+from treadle.server.rows import COLUMNS
+from treadle.server.store import DATABASE_FILE, MODEL_FILE, Store
+from treadle.server.upload import MAX_SPEC_BYTES
+from treadle.v1 import sequence_pb2 as pb
+
+from .harness import PATIENCE_S, TEXT, Caller, Server, fields_of, long_spec, tiny_spec
+from .samples import job_row, put_model, tiny_model
+
+Start = Callable[..., Server]
+
+
+def code_of(call: Callable[[], object]) -> grpc.StatusCode:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code()
+
+
+def with_unknown(message: pb.TrainSpec, size: int) -> bytes:
+    """Returns a spec, serialized, with fields that no version of the contract has."""
+    field: list[bytes] = []
+    tag = encoder.TagBytes(5000, wire_format.WIRETYPE_LENGTH_DELIMITED)
+    encoder._EncodeVarint(field.append, size)  # type: ignore[attr-defined]
+    return message.SerializeToString() + tag + b"".join(field) + bytes(size)
+
+
+def test_unknown_fields_are_not_stored(start: Start) -> None:
+    """They stood in every list of jobs for a month, which no reply could hold."""
+    server = start()
+    network = tiny_spec("m").network.SerializeToString()
+    inner = pb.TrainSpec.FromString(with_unknown(tiny_spec("m"), 1_500_000))
+    inner.network.ParseFromString(network + with_unknown(pb.TrainSpec(), 1_500_000))
+    assert inner.ByteSize() > 3_000_000
+    requests = [
+        pb.TrainRequest(spec=inner),
+        pb.TrainRequest(corpus_chunk=TEXT),
+        pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=len(TEXT))),
+    ]
+    job = list(server.caller.train(inner, source=requests))[-1].job
+    assert server.caller.job(job).ByteSize() < 4000
+    assert sum(listed.ByteSize() for listed in server.caller.jobs()) < 4000
+    server.end()
+    assert (server.data_dir / DATABASE_FILE).stat().st_size < 1_000_000
+
+
+def test_a_spec_too_large_to_keep_is_refused(caller: Caller) -> None:
+    spec = tiny_spec("m")
+    spec.data.encoding = "utf" + "-" * MAX_SPEC_BYTES + "8"
+    with pytest.raises(grpc.RpcError) as caught:
+        list(caller.train(spec, TEXT))
+    assert fields_of(caught.value) == ["spec"]
+
+
+def test_the_largest_job_and_model_are_small_in_a_list(tmp_path: Path) -> None:
+    long = "é" * 30_000
+    spec = tiny_spec("m")
+    spec.data.column = "\U0001f600" * (MAX_SPEC_BYTES // 5)
+    started = pb.TrainingStarted(spec=spec, notices=[long] * 1000)
+    progress = pb.TrainingProgress(step=1, sample=long, notices=[long] * 1000)
+    row = job_row(
+        "j",
+        reason=long,
+        spec=spec.SerializeToString(),
+        started=started.SerializeToString(),
+        progress=progress.SerializeToString(),
+    )
+    listed = records.listed_job(row, 0, "")
+    assert not listed.damage
+    assert listed.spec.model == "m"
+    assert not listed.progress.HasField("sample")
+    assert listed.started.notices[-1] == "... and 980 more"
+    assert listed.ByteSize() <= ITEM_BYTES < 1 << 16
+    assert records.job(row).ByteSize() <= ITEM_BYTES
+
+    store = Store(tmp_path / "data")
+    model = tiny_model()
+    record = TrainingRecord(TrainConfig(), 1, 1, 1.0, None, 1.0, long, notices=(long,) * 1000)
+    draft = store.new_draft()
+    stored = put_model(store, "m")
+    model.save(draft / MODEL_FILE)
+    description = store.describe(stored)
+    large = records.model(stored, type(description)(**{**vars(description), "training": record}))
+    assert large.ByteSize() <= ITEM_BYTES
+    for number in range(1000):
+        store.database.set_alias("m", f"{number:0100}", 1)
+    names, count = store.aliases_of("m", 1)
+    assert (len(names), count) == (100, 1000)
+    assert names == sorted(names)
+    described = records.model(stored, description, (names, count))
+    assert described.alias_count == 1000
+    assert described.ByteSize() < 1 << 16
+    store.close()
+
+
+def test_samples_are_kept_short() -> None:
+    message = records.progress({"step": 1, "sample": "\U0001f600" * 10_000})
+    assert 10_000 < len(message.sample.encode()) <= 16 << 10
+
+
+def rewrite_record(path: Path, **values: object) -> None:
+    """Changes what a model's file says of its training."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    content = json.loads(header["__metadata__"]["treadle"])
+    content["training"] |= values
+    header["__metadata__"]["treadle"] = json.dumps(content)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+
+@pytest.mark.parametrize("field", ["steps", "tokens_seen", "weights_step", "valid_tokens"])
+@pytest.mark.parametrize("value", [-1, 1 << 64])
+def test_a_count_that_cannot_be_is_a_damaged_file(tmp_path: Path, field: str, value: int) -> None:
+    record = TrainingRecord(TrainConfig(), 1, 1, 1.0, None, 1.0, "").to_json()
+    assert TrainingRecord.from_json(record)
+    with pytest.raises(Exception, match=f"{field} is {value}"):
+        TrainingRecord.from_json({**record, field: value})
+
+
+def test_damaged_models_are_listed_as_such(start: Start, tmp_path: Path) -> None:
+    store = Store(tmp_path / "data")
+    models = {name: put_model(store, name) for name in ("a", "good", "negative", "odd")}
+    store.close()
+    rewrite_record(models["negative"].path, steps=-1)
+    models["odd"].path.write_bytes(b"\xff" * 64)
+    server = start()
+    listed = server.caller.stub.ListModels(pb.ListModelsRequest(page_size=2), timeout=PATIENCE_S)
+    request = pb.ListModelsRequest(page_token=listed.next_page_token)
+    found = [*listed.models, *server.caller.stub.ListModels(request, timeout=PATIENCE_S).models]
+    assert [model.name for model in found] == sorted(models)
+    faults = {model.name: model for model in found if model.damage}
+    assert sorted(faults) == ["negative", "odd"]
+    assert "steps is -1" in faults["negative"].damage
+    assert faults["negative"].version == 1
+    assert not faults["negative"].HasField("network")
+    for name in faults:
+        described = partial(server.caller.stub.GetModel, pb.GetModelRequest(model=name))
+        assert code_of(described) is grpc.StatusCode.DATA_LOSS
+        gone = server.caller.stub.DeleteModel(pb.DeleteModelRequest(model=name, all_versions=True))
+        assert list(gone.versions) == [1]
+
+
+def change(root: Path, statement: str, *values: object) -> None:
+    with sqlite3.connect(root / DATABASE_FILE) as connection:
+        connection.execute(statement, values)
+    connection.close()
+
+
+DAMAGE: dict[str, tuple[str, object]] = {
+    "text": ("reason = CAST(? AS TEXT)", b"\xff\xfe"),
+    "spec": ("spec = ?", b"\xff\xff"),
+    "type": ("spec = ?", "text"),
+    "state": ("state = ?", "runninf"),
+    "progress": ("progress = ?", b"\xff"),
+    "time": ("created_s = ?", 1e300),
+    "config": ("config = ?", "{"),
+    "files": ("files = ?", "[{}]"),
+    "count": ("restarts = ?", -1),
+    "model": ("model = CAST(? AS TEXT)", b"m\xff"),
+}
+
+
+def test_damaged_jobs_are_listed_as_such_and_can_be_deleted(start: Start, tmp_path: Path) -> None:
+    """One bad byte in the row of one job was an internal error of every list, for ever."""
+    server = start("--training-slots", "1")
+    running = server.caller.train(long_spec("running"), TEXT)
+    next(event for event in running if event.HasField("progress"))
+    queued = {next(server.caller.train(tiny_spec("m"), TEXT)).job for _ in range(3)}
+    server.end()
+    root = tmp_path / "data"
+    database = Database(root / DATABASE_FILE)
+    for name in DAMAGE:
+        database.add_job(job_row(name, spec=pb.TrainSpec(model="m").SerializeToString()))
+    database.add_job(job_row("no-time", state="failed", ended_s=4e9))
+    database.add_job(job_row("over", state="succeeded", last_sequence=5, ended_s=4e9))
+    database.close()
+    for name, (fault, value) in DAMAGE.items():
+        change(root, f"UPDATE jobs SET {fault} WHERE id = ?", value, name)
+    change(root, "UPDATE jobs SET created_s = ? WHERE id = 'no-time'", b"soon")
+    server = start("--training-slots", "1")
+    caller = server.caller
+    listed = {job.id: job for job in caller.jobs(page_size=4)}
+    assert listed.keys() == {*queued, *DAMAGE, "over", "no-time", running_job(listed)}
+    assert {name for name, job in listed.items() if job.damage} == DAMAGE.keys()
+    states = [pb.JOB_STATE_QUEUED, pb.JOB_STATE_SUCCEEDED]
+    assert {"over", "spec", "progress"} <= {job.id for job in caller.jobs(states=states)}
+    for name in DAMAGE:
+        assert listed[name].damage
+        assert not listed[name].HasField("spec")
+        calls: list[Callable[[], object]] = [
+            partial(caller.job, name),
+            partial(watched, caller, name),
+            partial(caller.stub.CancelJob, pb.CancelJobRequest(job=name)),
+            partial(caller.stub.PauseJob, pb.PauseJobRequest(job=name)),
+            partial(caller.stub.ResumeJob, pb.ResumeJobRequest(job=name)),
+        ]
+        for call in calls:
+            assert code_of(call) is grpc.StatusCode.DATA_LOSS, name
+        caller.stub.DeleteJob(pb.DeleteJobRequest(job=name), timeout=PATIENCE_S)
+        assert code_of(partial(caller.job, name)) is grpc.StatusCode.NOT_FOUND
+    # Its events are gone, and number 5 never comes.
+    assert code_of(partial(watched, caller, "over")) is grpc.StatusCode.DATA_LOSS
+    assert not any(job.damage for job in caller.jobs())
+
+
+def watched(caller: Caller, job: str) -> list[pb.JobEvent]:
+    return list(caller.watch(job))
+
+
+def running_job(listed: dict[str, pb.Job]) -> str:
+    return next(job.id for job in listed.values() if job.model == "running")
+
+
+def test_an_event_that_cannot_be_read_has_its_number(start: Start, tmp_path: Path) -> None:
+    server = start()
+    events = list(server.caller.train(tiny_spec("m"), TEXT))
+    server.end()
+    change(tmp_path / "data", "UPDATE events SET payload = ? WHERE sequence = 2", b"\xff\xff")
+    server = start()
+    again = list(server.caller.watch(events[0].job))
+    assert [event.sequence for event in again] == list(range(1, len(events) + 1))
+    assert again[1].WhichOneof("event") is None
+    assert [*again[:1], *again[2:]] == [*events[:1], *events[2:]]
+
+
+def test_a_damaged_field_that_a_job_can_do_without_is_emptied() -> None:
+    whole = job_row("j", state="succeeded", reason="it ended")
+    assert not damage(whole)
+    can_do_without: list[dict[str, Any]] = [
+        {"progress": b"\xff"},
+        {"restarts": -1},
+        {"started_s": 1e300},
+    ]
+    for changes in can_do_without:
+        row = job_row("j", state="succeeded", reason="it ended", **changes)
+        assert damage(row)
+        assert without_damage(row) == whole
+    needs: list[dict[str, Any]] = [
+        {"spec": b"\xff"},
+        {"state": "x"},
+        {"files": "x"},
+        {"queued_s": 1e300},
+    ]
+    for changes in needs:
+        assert without_damage(job_row("j", **changes)) is None
+    assert set(COLUMNS) >= {"spec", "state", "files"}
