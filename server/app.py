@@ -167,7 +167,7 @@ class App:
             max_call_s=config.max_call_s,
         )
         self._house: asyncio.Task[None] | None = None
-        self._boundary = Boundary(SERVICE)
+        self._boundary = Boundary(SERVICE, budget)
         self._health = health.aio.HealthServicer()
         self._server = aio.server(interceptors=[self._boundary], options=_options(config))
         service = SequenceService(

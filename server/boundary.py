@@ -1,4 +1,4 @@
-"""The outermost layer of every RPC of ours: errors become statuses, and calls are counted.
+"""The outermost layer of every RPC of ours: errors become statuses, calls and bytes are counted.
 
 An aio interceptor, so that the servicer's methods neither catch nor abort. Health and
 reflection go past it.
@@ -22,6 +22,7 @@ from grpc import aio
 
 from treadle.server import repeated_limits
 from treadle.server.errors import StatusError, from_exception
+from treadle.server.memory_budget import MemoryBudget, Reservation
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +33,25 @@ DETAILS_KEY = "grpc-status-details-bin"
 """The trailer that carries google.rpc.Status."""
 
 
+_UNCOUNTED_BYTES = 1 << 14
+"""Messages up to this size are not counted, so that a job can be cancelled and a server be asked
+about however full it is; what is counted for every call is enough for them."""
+
+_PATIENCE_S = 5.0
+"""How long a large message of a stream, or a large reply, waits for room before its call ends."""
+
+
 class Boundary(aio.ServerInterceptor):
     """Wraps the methods of one service.
 
     Args:
         service: Full name of the service, such as `treadle.v1.SequenceService`.
+        budget: Holds the bytes of requests that are worked off and of replies that are unread.
         write_s: Seconds that a client may take to make room for a reply.
     """
 
-    def __init__(self, service: str, write_s: float = 60.0) -> None:
+    def __init__(self, service: str, budget: MemoryBudget, write_s: float = 60.0) -> None:
+        self._budget = budget
         self._write_s = write_s
         self._prefix = f"/{service}/"
         self._methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name
@@ -80,39 +91,43 @@ class Boundary(aio.ServerInterceptor):
             return handler
         name = method.removeprefix(self._prefix)
         parse = _Parser(handler.request_deserializer, self._methods[name].input_type)
-        # Messages come as bytes and are parsed under the guard: gRPC itself would answer what
-        # it cannot parse with UNKNOWN and the exception's text.
-        codec = {"response_serializer": handler.response_serializer}
+        # Messages come and go as bytes, to be parsed under the guard and counted: gRPC itself would
+        # answer what it cannot parse with UNKNOWN and the exception's text.
+        write: Any = handler.response_serializer
         if handler.stream_stream is not None:
-            wrapped = self._stream(handler.stream_stream, name, parse.all)
-            return grpc.stream_stream_rpc_method_handler(wrapped, **codec)
-        if handler.unary_stream is not None:
-            wrapped = self._stream(handler.unary_stream, name, parse)
-            return grpc.unary_stream_rpc_method_handler(wrapped, **codec)
-        assert handler.unary_unary is not None
-        wrapped = self._unary(handler.unary_unary, name, parse)
-        return grpc.unary_unary_rpc_method_handler(wrapped, **codec)
+            wrapped = self._stream(handler.stream_stream, name, parse.all, write)
+            return grpc.stream_stream_rpc_method_handler(wrapped)
+        # To a client one reply is one reply. As the only one of a stream it is written here: gRPC
+        # would keep it for a client that does not read, and nobody would know.
+        replies = handler.unary_stream or _stream_of(handler.unary_unary)
+        wrapped = self._stream(replies, name, parse.one, write)
+        return grpc.unary_stream_rpc_method_handler(wrapped)
 
-    def _unary(self, method: Any, name: str, read: Callable[[Any], Any]) -> Any:
-        async def call(request: Any, context: Context) -> Any:
-            async with self._guard(context, name):
-                return await method(read(request), context)
-
-        return call
-
-    def _stream(self, method: Any, name: str, read: Callable[[Any], Any]) -> Any:
+    def _stream(
+        self,
+        method: Any,
+        name: str,
+        read: Callable[[Any, Reservation], Any],
+        serialize: Callable[[Any], bytes],
+    ) -> Any:
         # The replies are written here rather than yielded on to gRPC: when a call is cancelled,
         # gRPC drops a generator wherever it stands, and its clean-up would wait for the
         # garbage collector.
         async def call(request: Any, context: Context) -> None:
-            guard = self._guard(context, name)
-            async with guard as task, aclosing(method(read(request), context)) as replies:
-                async for reply in replies:
-                    await self._write(context, reply, task)
+            async with self._guard(context, name) as task:
+                with (
+                    self._budget.reserve(0, "requests") as asked,
+                    self._budget.reserve(0, "replies that are not read yet") as unread,
+                ):
+                    async with aclosing(method(read(request, asked), context)) as replies:
+                        async for reply in replies:
+                            data = serialize(reply)
+                            await unread.resize_patiently(_reply_bytes(data), _PATIENCE_S)
+                            await self._write(context, data, task)
 
         return call
 
-    async def _write(self, context: Context, reply: Any, task: asyncio.Task[Any]) -> None:
+    async def _write(self, context: Context, reply: bytes, task: asyncio.Task[Any]) -> None:
         """Writes a reply; who does not read must not hold a place for ever."""
         # One watch for all writes: a timeout for each would cost a fifth of what writing costs.
         self._writing[task] = time.monotonic()
@@ -180,12 +195,24 @@ class _Parser:
         self._parse = parse
         self._kind = kind
 
-    def __call__(self, data: bytes) -> Any:
-        """Returns a request.
+    def one(self, data: bytes, held: Reservation) -> Any:
+        """Returns a request, whose bytes are held from now on.
 
         Raises:
-            StatusError: INVALID_ARGUMENT: it is none, or a list in it is too long.
+            StatusError: INVALID_ARGUMENT: it is none, or a list in it is too long;
+                RESOURCE_EXHAUSTED: its bytes do not fit.
         """
+        held.resize(_request_bytes(data))
+        return self._request(data)
+
+    async def all(self, stream: AsyncIterator[bytes], held: Reservation) -> AsyncIterator[Any]:
+        """Yields the requests of a stream, each held until the next one is asked for; see `one`."""
+        async for data in stream:
+            await held.resize_patiently(_request_bytes(data), _PATIENCE_S)
+            yield self._request(data)
+            held.release()
+
+    def _request(self, data: bytes) -> Any:
         repeated_limits.check_bytes(data, self._kind)
         try:
             request = self._parse(data)
@@ -198,10 +225,24 @@ class _Parser:
         request.DiscardUnknownFields()
         return request
 
-    async def all(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-        """Yields the requests of a stream; see `__call__`."""
-        async for data in stream:
-            yield self(data)
+
+def _stream_of(method: Any) -> Any:
+    """Returns a method with one reply as one with a stream of replies."""
+
+    async def replies(request: Any, context: Context) -> AsyncIterator[Any]:
+        yield await method(request, context)
+
+    return replies
+
+
+def _request_bytes(data: bytes) -> int:
+    """Returns what a request takes: as bytes, as a message, and as text that is taken from it."""
+    return 4 * len(data) if len(data) > _UNCOUNTED_BYTES else 0
+
+
+def _reply_bytes(data: bytes) -> int:
+    """Returns what a reply takes: as bytes, and as a message."""
+    return 2 * len(data) if len(data) > _UNCOUNTED_BYTES else 0
 
 
 async def _abort(context: Context, error: StatusError) -> None:

@@ -7,7 +7,9 @@ what the process really keeps, so the sum is about what a burst adds to its memo
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 
@@ -16,6 +18,9 @@ import grpc
 from treadle.server.errors import StatusError, exhausted
 
 _RETRY_S = 1.0
+
+_LOOK_S = 0.05
+"""Who waits for room looks as often."""
 
 _SMALL_PART = 1024
 """A reservation of at most this part of the limit is small: it may use all of the limit."""
@@ -50,6 +55,23 @@ class Reservation:
             StatusError: RESOURCE_EXHAUSTED: they do not fit; as many as before are held.
         """
         self._budget._change(self, size, self._what)
+
+    async def resize_patiently(self, size: int, patience_s: float) -> None:
+        """Does what `resize` does, as soon as there is room for it.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: it never fits, or there was no room for so long.
+        """
+        until = time.monotonic() + patience_s
+        while True:
+            try:
+                self.resize(size)
+            except StatusError as refused:
+                if not refused.details or time.monotonic() >= until:
+                    raise
+            else:
+                return
+            await asyncio.sleep(_LOOK_S)
 
     def release(self) -> None:
         """Holds nothing any more; may be called again."""

@@ -3,60 +3,232 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
 
+from treadle.server import boundary
 from treadle.server.boundary import Boundary, Context
+from treadle.server.errors import not_found
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.service import SERVICE
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
-from .harness import NO_PROXY, PATIENCE_S
+from .harness import NO_PROXY, PATIENCE_S, until
+
+LARGE = 100_000
 
 
 class Talker(sequence_pb2_grpc.SequenceServiceServicer):
-    """Generates large messages without an end."""
+    """Generates large messages without an end, and gives large replies to other calls."""
 
     def __init__(self) -> None:
         self.over = asyncio.Event()
+        self.asked = 0
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         try:
             while True:
-                yield pb.GenerateResponse(text="x" * 100_000)
+                yield pb.GenerateResponse(text="x" * LARGE)
         finally:
             self.over.set()
+
+    async def GetModel(  # noqa: N802
+        self, request: pb.GetModelRequest, context: Context
+    ) -> pb.GetModelResponse:
+        self.asked += 1
+        if request.model == "fault":
+            raise not_found("fault")
+        if request.model == "never":
+            await asyncio.Event().wait()
+        size = LARGE if request.model == "large" else 10
+        return pb.GetModelResponse(model=pb.Model(name="x" * size))
+
+    async def ScoreStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
+    ) -> AsyncIterator[pb.ScoreStreamResponse]:
+        async for request in request_iterator:
+            self.asked += 1
+            piece = pb.PieceScore(token_count=len(request.piece.text))
+            yield pb.ScoreStreamResponse(piece=piece)
+
+
+class Place:
+    """A server with a Talker and a budget, and a caller of it."""
+
+    def __init__(self, budget: int = 1 << 30, write_s: float = 60.0) -> None:
+        self.budget = MemoryBudget(budget)
+        self.boundary = Boundary(SERVICE, self.budget, write_s)
+        self.talker = Talker()  # type: ignore[abstract]  # these methods are enough
+
+    async def __aenter__(self) -> Place:
+        self._server = aio.server(interceptors=[self.boundary])
+        sequence_pb2_grpc.add_SequenceServiceServicer_to_server(self.talker, self._server)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        await self._server.start()
+        self._channel = aio.insecure_channel(f"127.0.0.1:{self.port}", NO_PROXY)
+        self.stub = sequence_pb2_grpc.SequenceServiceStub(self._channel)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._channel.close()
+        await self.boundary.wait_idle()
+        assert self.budget.used == 0
+        await self._server.stop(None)
+
+    async def model(self, name: str, padding: int = 0) -> str:
+        """Asks for a model, in a request with so many bytes more; returns the name given."""
+        request = pb.GetModelRequest(model=name)
+        if padding:  # an unknown field
+            request.MergeFromString(b"\xfa\x3f" + _varint(padding) + b"x" * padding)
+        reply = await self.stub.GetModel(request, timeout=PATIENCE_S)
+        return str(reply.model.name)
+
+
+def within_reason(run: Coroutine[Any, Any, None]) -> None:
+    """Runs a test, and tells where it hangs."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE_S / 2):
+            await run
+
+    asyncio.run(bounded())
 
 
 def test_a_client_that_does_not_read_is_given_up() -> None:
     async def run() -> None:
-        boundary = Boundary(SERVICE, write_s=0.2)
-        talker = Talker()  # type: ignore[abstract]  # one method is enough
-        server = aio.server(interceptors=[boundary])
-        sequence_pb2_grpc.add_SequenceServiceServicer_to_server(talker, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        async with aio.insecure_channel(f"127.0.0.1:{port}", NO_PROXY) as channel:
-            stub = sequence_pb2_grpc.SequenceServiceStub(channel)
-            call = stub.Generate(pb.GenerateRequest(), timeout=PATIENCE_S)
+        async with Place(write_s=0.2) as place:
+            call = place.stub.Generate(pb.GenerateRequest(), timeout=PATIENCE_S)
             replies = aiter(call)
             await anext(replies)
-            await talker.over.wait()  # what the call held is free before the client knows
+            # What the call held is free before the client knows.
+            await place.talker.over.wait()
             with pytest.raises(aio.AioRpcError) as caught:
                 async for _ in replies:
                     pass
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             assert "no reply was read for 0.2 seconds" in (caught.value.details() or "")
-            await boundary.wait_idle()
-        await server.stop(None)
 
-    async def bounded() -> None:
-        async with asyncio.timeout(PATIENCE_S / 2):
-            await run()
+    within_reason(run())
 
-    asyncio.run(bounded())
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
+    return len(body).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + body
+
+
+def _call_without_room(path: str, request: bytes) -> bytes:
+    """Returns a call in HTTP/2 (RFC 9113) whose client has room for no byte of a reply."""
+    headers = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "a"}
+    headers |= {"content-type": "application/grpc", "te": "trailers"}
+    fields = b"".join(
+        # Literals that are not indexed, with names and texts shorter than 127 bytes (RFC 7541).
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(text)]) + text.encode()
+        for name, text in headers.items()
+    )
+    no_window = (4).to_bytes(2) + (0).to_bytes(4)
+    message = b"\0" + len(request).to_bytes(4) + request
+    return (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + _frame(4, 0, 0, no_window)
+        + _frame(1, 4, 1, fields)  # the headers end here,
+        + _frame(0, 1, 1, message)  # and the stream of requests
+    )
+
+
+def test_one_reply_that_is_not_read_is_counted_and_given_up() -> None:
+    path = f"/{SERVICE}/GetModel"
+    request = pb.GetModelRequest(model="large").SerializeToString()
+
+    async def run() -> None:
+        async with Place(write_s=1.0) as place:
+            callers = []
+            for _ in range(5):
+                reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
+                writer.write(_call_without_room(path, request))
+                callers.append((reader, writer))
+            await until(lambda: place.budget.used >= 5 * 2 * LARGE)
+            assert place.talker.asked == 5
+            await until(lambda: place.budget.used == 0)
+            for _, writer in callers:
+                writer.close()
+                await writer.wait_closed()
+
+    within_reason(run())
+
+
+def test_what_a_request_keeps_is_released_however_it_ends() -> None:
+    async def run() -> None:
+        async with Place() as place:
+            assert len(await place.model("large", 500_000)) == LARGE
+            with pytest.raises(aio.AioRpcError) as caught:
+                await place.model("fault", 500_000)
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+            assert place.budget.used == 0
+            waiting = asyncio.create_task(place.model("never", 500_000))
+            await until(lambda: place.budget.used >= 4 * 500_000)
+            waiting.cancel()
+            await until(lambda: place.budget.used == 0)
+            piece = pb.ScoreStreamRequest(piece=pb.TextPiece(text="x" * 300_000))
+            seen = []
+            call = place.stub.ScoreStream(timeout=PATIENCE_S)
+            for _ in range(3):
+                await call.write(piece)
+                reply: Any = await call.read()
+                seen.append(reply.piece.token_count)
+                await until(lambda: place.budget.used == 0)  # between two pieces
+            assert seen == [300_000] * 3
+            call.cancel()
+
+    within_reason(run())
+
+
+def test_a_full_budget_refuses_large_requests_and_serves_small_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(boundary, "_PATIENCE_S", 0.2)
+
+    async def run() -> None:
+        async with Place(1_000_000) as place:
+            with place.budget.reserve(800_000, "models"):
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await place.model("small", 20_000)
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert place.talker.asked == 0
+                assert len(await place.model("small", 10_000)) == 10
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await place.model("large")
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "replies that are not read" in (caught.value.details() or "")
+            assert len(await place.model("large", 20_000)) == LARGE
+
+    within_reason(run())
+
+
+def test_a_large_message_of_a_stream_waits_for_room() -> None:
+    async def run() -> None:
+        async with Place(1_000_000) as place:
+            held = place.budget.reserve(800_000, "models")
+            call = place.stub.ScoreStream(timeout=PATIENCE_S)
+            await call.write(pb.ScoreStreamRequest(piece=pb.TextPiece(text="x" * 20_000)))
+            await asyncio.sleep(0.2)
+            assert place.talker.asked == 0
+            held.release()
+            reply: Any = await call.read()
+            assert reply.piece.token_count == 20_000
+            call.cancel()
+
+    within_reason(run())
