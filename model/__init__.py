@@ -65,6 +65,7 @@ from treadle.model.warm import (
     drop_temporary_kernels,
     kernel_folder,
     kernels_ready,
+    sweep_temporary_kernels,
     temporary_kernels,
     warm,
 )
@@ -129,6 +130,7 @@ __all__ = [
     "kernel_folder",
     "kernels_ready",
     "read_corpus",
+    "sweep_temporary_kernels",
     "temporary_kernels",
     "train",
     "warm",

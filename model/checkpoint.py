@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from treadle.model.errors import CheckpointError, ConfigError, CorpusError
 from treadle.model.novelty import NAMES, NoveltyIndex
 from treadle.model.parameters import Shape, check_network
 from treadle.model.record import TrainingRecord
+from treadle.model.temporary_files import temporary_path
 from treadle.model.tensor_file import open_tensors, read_tensors
 from treadle.model.tokenizer import Tokenizer, tokenizer_from_json
 from treadle.model.torch_names import from_torch, to_torch
@@ -161,7 +161,7 @@ def write_whole(
     Raises:
         OSError: it could not be written; the old file is where it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_path(path)
     try:
         with temporary.open("xb") as file:
             file.writelines([data] if isinstance(data, bytes) else data)

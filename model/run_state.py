@@ -8,7 +8,6 @@ is kept as `<name>.previous`, to go on from where the newer one turns out to be 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from treadle.model.checkpoint import write_whole
 from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus
 from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.temporary_files import leftovers
 from treadle.model.tensor_file import open_tensors, read_tensors
 
 Array = npt.NDArray[np.float32]
@@ -84,8 +84,9 @@ def read(path: str | os.PathLike[str]) -> RunState | None:
         OSError: a file cannot be read.
     """
     path = Path(path)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+    for leftover in leftovers(path.parent):
+        if leftover.name.startswith(f".{path.name}."):
+            leftover.unlink(missing_ok=True)
     try:
         return _read(path)
     except FileNotFoundError:

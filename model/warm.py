@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from treadle.kernels import cache_folder
 from treadle.kernels import compile as policy
 from treadle.kernels.cache_folder import remove_temporary_folders
 from treadle.kernels.compile import BF16_MISSING, KERNELS, TARGET, TEMPORARY_CACHE
@@ -26,6 +32,9 @@ from treadle.model.model import Model
 from treadle.model.novelty import NoveltyIndex
 from treadle.model.scores import Details
 from treadle.model.trainer import train
+
+_UNFINISHED_S = 2 * 86_400.0
+"""Seconds after which a file of compiled code that is not whole is what a killed process left."""
 
 
 def warm() -> None:
@@ -91,3 +100,26 @@ def drop_temporary_kernels() -> None:
     The end of the process does so by itself, but for `os._exit`.
     """
     remove_temporary_folders()
+
+
+def sweep_temporary_kernels() -> int:
+    """Remove compiled kernels that processes left which were killed; return how many folders.
+
+    These are temporary folders whose process has ended, and files of the folder of this process
+    that have not been whole for days.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    count = 0
+    parent = Path(tempfile.gettempdir())
+    for folder in cache_folder._abandoned(parent):
+        shutil.rmtree(folder, ignore_errors=True)
+        count += 1
+    home = kernel_folder()
+    for path in Path(home).rglob("*.tmp.*") if home else ():
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _UNFINISHED_S:
+                path.unlink()
+                count += 1
+    return count

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from treadle.server import records, wire
+from treadle.model.temporary_files import remove_leftovers
+from treadle.server import pools, records, wire
 from treadle.server.errors import StatusError
 from treadle.server.job import CANCELLING, Job
 from treadle.server.orders import order
@@ -102,6 +103,8 @@ class Attempt:
             job.worker = None
         if outcome.ending is Ending.DIED:
             await self._workers.dismiss(worker)
+            with suppress(OSError):  # what is left goes with the job's next process, or its end
+                await pools.STORE.run(remove_leftovers, self._store.job_dir(job.id))
         else:
             self._workers.dismiss(worker)
         return outcome

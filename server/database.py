@@ -39,6 +39,9 @@ __all__ = ["Database", "DatabaseError", "JobRow", "NewerDatabaseError", "NoSuchJ
 MAX_INTEGER = (1 << 63) - 1
 """The largest whole number that SQLite holds."""
 
+_TIMES = ("created_s", "queued_s", "started_s", "ended_s")
+"""The columns of a job that are times."""
+
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
@@ -228,6 +231,32 @@ class Database:
     def delete_job(self, job: str) -> None:
         """Deletes a job and its events, if it is there."""
         self._do("DELETE FROM jobs WHERE id = ?", job)
+
+    def over_before(self, before_s: float, limit: int) -> list[str]:
+        """Returns the ids of jobs that were over before a time, the oldest first.
+
+        Args:
+            before_s: The time, in seconds since the epoch.
+            limit: The most of them.
+        """
+        over_s = "MAX(created_s, queued_s, COALESCE(ended_s, 0))"  # a damaged time makes none old
+        rows = self._rows(
+            "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') "
+            f"AND {over_s} < ? ORDER BY {over_s}, id LIMIT ?",
+            *(before_s, limit),
+        )
+        return [str(job) for (job,) in rows]
+
+    def newest_s(self) -> float:
+        """Returns the newest time of all that is known, in seconds since the epoch; 0: none is."""
+        times = [
+            *(f"SELECT MAX({name}) FROM jobs" for name in _TIMES),
+            "SELECT MAX(used_s) FROM corpora",
+            "SELECT MAX(events.time_s) FROM events JOIN jobs "
+            "ON events.job = jobs.id AND events.sequence = jobs.last_sequence",
+        ]
+        found = [row[0] for statement in times for row in self._rows(statement)]
+        return max((float(time_s) for time_s in found if isinstance(time_s, float)), default=0.0)
 
     def set_alias(self, model: str, alias: str, version: int) -> None:
         """Lets an alias name a version of a model, and no other any more."""

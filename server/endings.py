@@ -6,7 +6,6 @@ import asyncio
 import errno
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from treadle.model import Keep, Model, TrainConfig
+from treadle.model.temporary_files import remove_leftovers
 from treadle.server import pools, records
 from treadle.server.attempt import Ending, Outcome
 from treadle.server.convert import spec_field
@@ -62,7 +62,7 @@ class Endings:
         if path is not None:
             await self._complete(job, path)
             return
-        await job.enter(CANCELLED, _ON_REQUEST, ended_s=time.time())
+        await job.enter(CANCELLED, _ON_REQUEST, ended_s=job.time_s())
         await pools.STORE.run(self._tidy, job.id)
 
     async def completed_before(self, job: Job) -> bool:
@@ -114,7 +114,7 @@ class Endings:
         state, reason = (CANCELLED, _ON_REQUEST) if job.cancelling else (SUCCEEDED, "")
         model = await outlast(self._claim(job, path))
         reason = "; ".join([*filter(None, [reason]), *model.training.notices])
-        changes = {"version": model.version, "ended_s": time.time()}
+        changes = {"version": model.version, "ended_s": job.time_s()}
         await job.publish(pb.JobEvent(completed=model), state=state, reason=reason, **changes)
         await pools.STORE.run(self._tidy, job.id)
         logger.info("job %s stored %s version %d", job.id, model.name, model.version)
@@ -140,7 +140,7 @@ class Endings:
     async def _fail(self, job: Job, error: StatusError) -> None:
         logger.info("job %s ended without a model: %s", job.id, error)
         changes = {"error_code": error.code.value[0], "error": error.packed()}
-        await job.enter(FAILED, error.message, ended_s=time.time(), **changes)
+        await job.enter(FAILED, error.message, ended_s=job.time_s(), **changes)
 
     def _published(self, job: Job) -> Path | None:
         """Returns the model of a job that does not run, made of what it has published, if any."""
@@ -163,3 +163,4 @@ class Endings:
         directory = self._store.job_dir(job)
         for path in (STATE_FILE, f"{STATE_FILE}.previous", FINAL_FILE):
             self._store.discard(directory / path)
+        remove_leftovers(directory)

@@ -2,34 +2,45 @@
 
 A job is deleted, with its events and its directory, once it has been over for long enough; the
 models that it stored stay. A corpus is deleted once no job that is not over needs it and nobody
-has wanted it for long enough. A sweep may be cut off anywhere: the next one goes on.
+has wanted it for long enough. A sweep deletes a little, and nothing while the clock is doubtful
+(see `treadle.server.observed_time`). It may be cut off anywhere: the next one goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
+from treadle.model import sweep_temporary_kernels
+from treadle.model.temporary_files import leftovers
 from treadle.server import disk, pools
 from treadle.server.convert import NAME
 from treadle.server.corpora import Corpora
 from treadle.server.database import Database
 from treadle.server.job_damage import damage
+from treadle.server.observed_time import AHEAD_S
 from treadle.server.store import Store
 
 logger = logging.getLogger(__name__)
 
-OVER = ("succeeded", "failed", "cancelled")
-"""The states that a job does not leave."""
-
 ORPHAN_S = 3600.0
 """Seconds for which a job's directory may be there before its row is: it is being made."""
 
-_PAGE = 200
+MOST = 200
+"""The most jobs that one sweep deletes, and corpora: where the clock is wrong, time is left to see
+it. Ten minutes later come the next."""
+
+_LOOKED_AT = 10
+"""Times as many old jobs are looked at, for those among them that are damaged and stay."""
+
+_LEFT_S = AHEAD_S + 3600.0
+"""Seconds after which a file that is not whole is what a killed process left, whatever the clock
+does meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,8 @@ class Swept:
     """Corpora on disk that the database did not know; it does now."""
     forgotten: tuple[str, ...] = ()
     """Corpora that the database knew and the disk does not have."""
+    leftovers: int = 0
+    """Files that killed processes had not finished; deleted."""
 
 
 async def keep_house(store: Store, rules: Rules, every_s: float = 600.0) -> None:
@@ -68,13 +81,22 @@ async def keep_house(store: Store, rules: Rules, every_s: float = 600.0) -> None
     """
     while True:
         try:
-            arguments = (store.database, store.corpora, store.jobs_root, rules)
-            swept = await pools.SWEEPS.run(sweep, *arguments, time.time())
+            swept = await pools.SWEEPS.run(tidy, store, rules)
             if swept != Swept():
                 logger.info("swept %s", swept)
         except Exception as error:  # a full disk, say; there may be room the next time
             logger.warning("old jobs and corpora could not be swept away: %s", error)
         await asyncio.sleep(every_s)
+
+
+def tidy(store: Store, rules: Rules) -> Swept:
+    """Sweeps by the clock, unless that is doubtful; see `sweep`."""
+    now_s = store.observed_time.now()
+    if now_s is None:
+        return Swept()
+    left = sweep_temporary_kernels() + _sweep_leftovers(store.jobs_root, now_s)
+    swept = sweep(store.database, store.corpora, store.jobs_root, rules, now_s)
+    return replace(swept, leftovers=left)
 
 
 def sweep(
@@ -84,6 +106,7 @@ def sweep(
     rules: Rules,
     now_s: float,
     keep: Set[str] = frozenset(),
+    most: int = MOST,
 ) -> Swept:
     """Deletes what has been kept for long enough.
 
@@ -94,12 +117,13 @@ def sweep(
         rules: How long things are kept.
         now_s: The time, in seconds since the epoch.
         keep: Ids of jobs and hashes of corpora that are to stay whatever the rules say.
+        most: The most jobs and the most corpora to delete.
 
     Raises:
         OSError: The disk failed.
         DatabaseError: The database failed.
     """
-    jobs = tuple(_sweep_jobs(database, jobs_root, rules.job_retention_s, now_s, keep))
+    jobs = tuple(_sweep_jobs(database, jobs_root, rules.job_retention_s, now_s, keep, most))
     orphans = tuple(_sweep_orphans(database, jobs_root, now_s, keep))
     known = {sha256 for sha256, _, _ in database.corpora()}
     stored = dict(corpora.stored())
@@ -111,7 +135,9 @@ def sweep(
         database.forget_corpus(sha256)
     return Swept(
         jobs=jobs,
-        corpora=tuple(_sweep_corpora(database, corpora, rules.corpus_retention_s, now_s, keep)),
+        corpora=tuple(
+            islice(_sweep_corpora(database, corpora, rules.corpus_retention_s, now_s, keep), most)
+        ),
         orphans=orphans,
         adopted=tuple(sorted(stored.keys() - known)),
         forgotten=tuple(gone),
@@ -119,24 +145,38 @@ def sweep(
 
 
 def _sweep_jobs(
-    database: Database, jobs_root: Path, retention_s: float, now_s: float, keep: Set[str]
+    database: Database,
+    jobs_root: Path,
+    retention_s: float,
+    now_s: float,
+    keep: Set[str],
+    most: int,
 ) -> Iterator[str]:
     if not retention_s:
         return
-    old: list[str] = []
-    after: tuple[float, str] | None = None
-    while page := database.jobs(OVER, after=after, limit=_PAGE):
-        after = page[-1].place
-        for row in page:
-            # A damaged time must not make it old.
-            ended_s = max(row.created_s, row.queued_s, row.ended_s or 0.0)
-            if now_s - ended_s > retention_s and row.id not in keep and not damage(row):
-                old.append(row.id)
-    for job in old:
+    old = database.over_before(now_s - retention_s, _LOOKED_AT * most + len(keep))
+    for job in islice((job for job in old if job not in keep and _is_sound(database, job)), most):
         # The row first: a directory without one is an orphan, and goes with the next sweep.
         database.delete_job(job)
         disk.remove(jobs_root / job)
         yield job
+
+
+def _is_sound(database: Database, job: str) -> bool:
+    """Returns whether a job can be read; what is damaged stays for somebody to look at."""
+    row = database.job(job)
+    return row is not None and not damage(row)
+
+
+def _sweep_leftovers(jobs_root: Path, now_s: float) -> int:
+    """Removes what processes that were killed left in jobs' directories; returns how much."""
+    count = 0
+    for place in sorted(jobs_root.iterdir()):
+        for path in leftovers(place):
+            with suppress(FileNotFoundError):
+                if now_s - path.stat().st_mtime > _LEFT_S and disk.remove(path):
+                    count += 1
+    return count
 
 
 def _sweep_orphans(

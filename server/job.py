@@ -52,6 +52,7 @@ class Job:
         """Held while somebody decides what becomes of it."""
         self.crashes = 0
         """Processes that died since the last checkpoint."""
+        self._latest_s = max(row.created_s, row.queued_s, row.started_s or 0.0)
         self._running_since: float | None = None
         self._ran_before_s = row.ran_s
         self._database = database
@@ -73,6 +74,11 @@ class Job:
         """How long it has run, all its processes together."""
         since = self._running_since
         return self._ran_before_s + (0.0 if since is None else time.monotonic() - since)
+
+    def time_s(self) -> float:
+        """Returns the time of day, or the last one of this job where the clock went back."""
+        self._latest_s = max(self._latest_s, time.time())
+        return self._latest_s
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -112,7 +118,7 @@ class Job:
 
     async def _publish(self, event: pb.JobEvent, changes: dict[str, Any]) -> None:
         async with self._writing:
-            now = time.time()
+            now = self.time_s()
             event.event_time.FromNanoseconds(round(now * 1e9))
             data = event.SerializeToString()
             write = self._database.append_event

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -273,7 +272,7 @@ class JobRoom:
         async with self._deciding(job):
             if job.row.state == PAUSED and job not in self._running:
                 job.pausing = ""
-                await job.enter(QUEUED, "resumed", queued_s=time.time())
+                await job.enter(QUEUED, "resumed", queued_s=job.time_s())
                 self._jobs[job.id] = self._jobs.pop(job.id)  # behind those that wait already
         return job.row
 
@@ -386,4 +385,4 @@ class JobRoom:
 
 
 def _first_start(job: Job) -> dict[str, float]:
-    return {} if job.row.started_s else {"started_s": time.time()}
+    return {} if job.row.started_s else {"started_s": job.time_s()}

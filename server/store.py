@@ -4,6 +4,7 @@
 
     DATA_DIR/
       lock                                  held by the one server that uses the directory
+      clock                                 the time known last: see treadle.server.observed_time
       treadle.db                            jobs, events, aliases: see treadle.server.database
       models/NAME/VERSION/model.safetensors the model; it never changes
       models/NAME/VERSION/model.sha256      its hash, as `sha256sum --check` reads it
@@ -30,12 +31,14 @@ from pathlib import Path
 import grpc
 
 from treadle.model.checkpoint import read_header
+from treadle.model.temporary_files import remove_leftovers
 from treadle.server import disk, versions
 from treadle.server.convert import NAME
 from treadle.server.corpora import Corpora
 from treadle.server.database import Database, DatabaseError
 from treadle.server.disk import DiskSpace, StoreError
 from treadle.server.errors import StatusError, not_found, precondition
+from treadle.server.observed_time import ObservedTime
 from treadle.server.shelf import Shelf
 from treadle.server.versions import HASH_FILE, MODEL_FILE, Description, StoredModel
 
@@ -44,6 +47,7 @@ __all__ = ["HASH_FILE", "MODEL_FILE", "Description", "Store", "StoreError", "Sto
 logger = logging.getLogger(__name__)
 
 DATABASE_FILE = "treadle.db"
+CLOCK_FILE = "clock"
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
 """How a file system says that it does not link files, or not these."""
@@ -74,9 +78,12 @@ class Store(Shelf):
                 self._jobs.mkdir(mode=0o770, exist_ok=True)
                 shutil.rmtree(self._tmp, ignore_errors=True)
                 self._tmp.mkdir(exist_ok=True)
+                for place in self._jobs.iterdir():  # no process writes there yet
+                    remove_leftovers(place)
                 database = Database(root / DATABASE_FILE)
                 opened.callback(database.close)
                 super().__init__(models, database)
+                self.observed_time = ObservedTime(root / CLOCK_FILE, database.newest_s())
                 self.corpora = Corpora(root, self._tmp, database, self.space)
             except OSError as error:
                 raise disk.unusable(root, error) from error

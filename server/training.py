@@ -25,6 +25,7 @@ from treadle.model.corpus import CorpusFile
 from treadle.model.errors import CheckpointError, ModelError
 from treadle.model.progress import Validation
 from treadle.model.run_state import saved_config
+from treadle.model.temporary_files import remove_leftovers
 from treadle.server import wire
 from treadle.server.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
 from treadle.server.wishes import Replies, Wishes
@@ -164,6 +165,7 @@ def _work(job: wire.Message, replies: Replies, wishes: Wishes) -> None:
     directory = Path(job["directory"])
     # One that is left is of an end that was not to be, and must not pass for this run's.
     (directory / FINAL_FILE).unlink(missing_ok=True)
+    remove_leftovers(directory)  # of a process that was killed
     with wishes.nothing_to_lose(preparing=True, by_stop=not (directory / STATE_FILE).exists()):
         size = sum(Path(file["path"]).stat().st_size for file in job["files"])
         if size >= _LARGE_CORPUS_BYTES:

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clocks import DayClock
 
+from treadle.model.temporary_files import temporary_path
 from treadle.server.database import DatabaseError
-from treadle.server.housekeeping import ORPHAN_S, Rules, Swept, keep_house, sweep
+from treadle.server.housekeeping import MOST, ORPHAN_S, Rules, Swept, keep_house, sweep, tidy
+from treadle.server.observed_time import CONFIRM_S, ObservedTime
 from treadle.server.store import Store
 
 from .harness import PATIENCE_S
@@ -65,11 +69,63 @@ def test_jobs_go_once_they_have_been_over_for_long_enough(store: Store) -> None:
     assert swept(store, 100, 0, "kept") == Swept()
 
 
-def test_many_old_jobs_go_in_one_sweep(store: Store) -> None:
-    for number in range(450):
-        store.database.add_job(job_row(f"j{number}", state="failed", ended_s=1.0))
-    assert len(swept(store, 100, 0).jobs) == 450
-    assert jobs(store) == set()
+def test_a_sweep_deletes_a_little_and_the_oldest_first(store: Store) -> None:
+    for number in range(MOST + 50):
+        row = job_row(f"j{number}", state="failed", ended_s=float(1000 - number))
+        store.database.add_job(row)
+        put(store, b"%d" % number, 1.0)
+    kept = {f"j{number}" for number in range(50)}
+    found = swept(store, 100, 100)
+    assert (len(found.jobs), len(found.corpora)) == (MOST, MOST)
+    assert jobs(store) == kept
+    found = swept(store, 100, 100, *kept)
+    assert (len(found.jobs), len(found.corpora)) == (0, 50)
+    assert len(swept(store, 100, 100).jobs) == 50
+
+
+def test_what_is_of_the_future_stays(store: Store) -> None:
+    add(store, "ahead", "succeeded", NOW + 40 * 86_400)
+    corpus = put(store, b"abc", NOW + 40 * 86_400)
+    assert swept(store, 100, 100) == Swept()
+    assert store.corpora.has(corpus)
+
+
+def test_a_start_with_a_clock_far_ahead_deletes_nothing(tmp_path: Path) -> None:
+    clock = DayClock(NOW)
+    store = Store(tmp_path)
+    add(store, "done", "succeeded", NOW - 60)
+    corpus = put(store, b"abc", NOW - 60)
+    store.close()
+    clock.now_s += 40 * 86_400
+    store = Store(tmp_path)
+    try:
+        newest = store.database.newest_s()
+        store.observed_time = ObservedTime(tmp_path / "clock", newest, clock.time, clock.monotonic)
+        rules = Rules(30 * 86_400, 7 * 86_400)
+        assert tidy(store, rules) == Swept()
+        assert jobs(store) == {"done"}
+        assert store.corpora.has(corpus)
+        assert (store.jobs_root / "done" / "state.safetensors").exists()
+        clock.pass_s(CONFIRM_S)
+        assert tidy(store, rules).jobs == ("done",)  # it was no mistake
+    finally:
+        store.close()
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    names = [temporary_path(Path("final.safetensors")).name for _ in range(2)]
+    for name in (*names, "final.safetensors"):
+        (store.job_dir("job") / name).write_bytes(b"a part")
+    store.database.add_job(job_row("job", state="paused"))
+    old = time.time() - 3 * 86_400
+    os.utime(store.job_dir("job") / names[0], (old, old))
+    os.utime(store.job_dir("job") / "final.safetensors", (old, old))
+    assert tidy(store, Rules(0, 0)).leftovers == 1
+    assert {path.name for path in store.job_dir("job").iterdir()} == {names[1], "final.safetensors"}
+    store.close()
+    Store(tmp_path).close()
+    assert [path.name for path in (tmp_path / "jobs" / "job").iterdir()] == ["final.safetensors"]
 
 
 def test_0_keeps_for_ever(store: Store) -> None:
