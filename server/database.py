@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -213,20 +213,32 @@ class Database:
             self._change(job, {**changes, "last_sequence": sequence})
         return sequence
 
-    def events(self, job: str, after: int, limit: int = 500) -> list[tuple[int, float, bytes]]:
+    def events(
+        self, job: str, after: int, limit: int = 500, max_bytes: int = 1 << 16
+    ) -> list[tuple[int, float, bytes]]:
         """Returns a job's events in order: number, time and payload.
 
         Args:
             job: Its id.
             after: The number of the last event already known.
             limit: The most events to return.
+            max_bytes: No more events are returned once their payloads have so many bytes.
         """
-        rows = self._rows(
+        statement = (
             "SELECT sequence, time_s, payload FROM events WHERE job = ? AND sequence > ? "
-            "ORDER BY sequence LIMIT ?",
-            *(job, min(after, MAX_INTEGER), limit),
+            "ORDER BY sequence LIMIT ?"
         )
-        return [row for row in rows if isinstance(row[0], int)]
+        rows: list[tuple[int, float, bytes]] = []
+        size = 0
+        with self._translated(), closing(self._connection.cursor()) as cursor:
+            for row in cursor.execute(statement, (job, min(after, MAX_INTEGER), limit)):
+                if not isinstance(row[0], int):
+                    continue
+                rows.append(row)
+                size += len(row[2]) if isinstance(row[2], bytes) else 0
+                if size >= max_bytes:
+                    break
+        return rows
 
     def delete_job(self, job: str) -> None:
         """Deletes a job and its events, if it is there."""

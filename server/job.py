@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from treadle.server import pools
 from treadle.server.database import Database, JobRow
+from treadle.server.event_tail import EventTail
 from treadle.server.workers import Worker
 from treadle.v1 import sequence_pb2 as pb
 
@@ -58,6 +59,8 @@ class Job:
         self._database = database
         self._writing = asyncio.Lock()
         self._news = asyncio.Event()
+        self.tail = EventTail()
+        """Its newest events."""
 
     @property
     def id(self) -> str:
@@ -124,6 +127,7 @@ class Job:
             write = self._database.append_event
             number = await pools.ROWS.run(write, self.id, data, now, **changes)
             self.row = replace(self.row, last_sequence=number, **changes)
+            self.tail.add(_numbered(data, self.id, number))
         self.tell()
 
     async def _change(self, changes: dict[str, Any]) -> None:
@@ -139,14 +143,18 @@ def queued_event(time_s: float, reason: str = "") -> pb.JobEvent:
     return event
 
 
-async def stored_events(database: Database, job: str, after: int) -> AsyncIterator[pb.JobEvent]:
-    """Yields the events of a job that are stored, from the one after number `after` on."""
-    while rows := await pools.EVENTS.run(database.events, job, after):
-        for number, _, data in rows:
-            event = _event(data)
-            event.sequence, event.job = number, job
-            yield event
-            after = number
+async def stored_events(database: Database, job: str, after: int) -> list[pb.JobEvent]:
+    """Returns the next events of a job that are stored, after number `after`; none at their end."""
+    rows = await pools.EVENTS.run(database.events, job, after)
+    return [_numbered(data, job, number) for number, _, data in rows]
+
+
+def _numbered(data: bytes, job: str, number: int) -> pb.JobEvent:
+    """Returns a stored event as it is told."""
+    event = _event(data)
+    event.sequence = number
+    event.job = job
+    return event
 
 
 def _event(data: Any) -> pb.JobEvent:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from typing import Any
 
 import grpc
 
@@ -21,9 +20,13 @@ from treadle.server.errors import (
 )
 from treadle.server.job import CANCELLED, FAILED, OVER, PAUSED, SUCCEEDED, Job, stored_events
 from treadle.server.job_damage import damage
+from treadle.server.turnstile import Turnstile
 from treadle.v1 import sequence_pb2 as pb
 
 _MOMENT_S = 0.02
+
+_AT_ONCE = 8
+"""Events that go out to watchers in one round of the event loop."""
 
 _LAST_WORDS_S = 5.0
 """How long a watcher of a closing server waits for what running jobs have yet to say."""
@@ -49,6 +52,8 @@ class JobBook:
         self._tasks = tasks
         self.live: dict[str, Job] = {}
         """Jobs that are not over, in the order of the queue."""
+        self._turnstile = Turnstile(_AT_ONCE)
+        closing.add_done_callback(self._wake_watchers)
 
     async def find(self, job: str, wish: str) -> Job:
         """Returns a job that is not over.
@@ -77,14 +82,17 @@ class JobBook:
                 UNAVAILABLE where the server is closing; DATA_LOSS where its row or its last
                 events are damaged.
         """
+        known: Job | None = None
         missed = 0
         while True:
             live = self.live.get(job)
             news = None if live is None else live.news()
-            async for event in stored_events(self._database, job, after):
+            known = live or known  # what was told last is still there when it is over
+            async for event in self._events(job, known, after):
                 yield event
                 after = event.sequence
-            row = await self.row(job)
+            is_over = known is not None and known.row.state in OVER
+            row = known.row if known is not None and is_over else await self.row(job)
             if row.last_sequence > after:
                 if missed == row.last_sequence:
                     raise job_damaged(job, f"its events after number {after:,} are missing")
@@ -99,17 +107,26 @@ class JobBook:
             if news is None:  # it is just being added, or let go
                 await asyncio.sleep(_MOMENT_S)
             else:
-                await self._news_or_closing(news)
+                await news.wait()
+                if self._closing.done() and self._tasks():  # a moment for their last words
+                    await asyncio.wait(self._tasks(), timeout=_LAST_WORDS_S)
 
-    async def _news_or_closing(self, news: asyncio.Event) -> None:
-        waiting = asyncio.ensure_future(news.wait())
-        try:
-            either: set[asyncio.Future[Any]] = {waiting, self._closing}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if self._closing.done() and self._tasks():  # they have a moment for their last words
-                await asyncio.wait(self._tasks(), timeout=_LAST_WORDS_S)
-        finally:
-            waiting.cancel()
+    async def _events(self, job: str, known: Job | None, after: int) -> AsyncIterator[pb.JobEvent]:
+        """Yields the events that a job has by now; the newest ones come from memory."""
+        while True:
+            events = None if known is None else known.tail.after(after)
+            if events is None:
+                events = await stored_events(self._database, job, after)
+            if not events:
+                return
+            for event in events:
+                await self._turnstile.pass_through()
+                yield event
+                after = event.sequence
+
+    def _wake_watchers(self, _: object) -> None:
+        for job in [*self.live.values()]:
+            job.tell()
 
     async def row(self, job: str, *, damaged: bool = False) -> JobRow:
         """Returns a job's row.

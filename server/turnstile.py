@@ -1,0 +1,48 @@
+"""Lets a few through at a time, so that a crowd does not keep the event loop from others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+
+class Turnstile:
+    """Lets so many tasks go on in each round of the event loop, who came first first.
+
+    A thousand tasks that are all woken by one event would otherwise be one round of a thousand
+    messages, and whoever needs the loop several times over waits for that each time.
+
+    Args:
+        at_once: How many go on in one round.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._left = at_once
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._turning = False
+
+    async def pass_through(self) -> None:
+        """Waits until it is the caller's turn."""
+        loop = asyncio.get_running_loop()
+        if not self._turning:
+            self._turning = True
+            loop.call_soon(self._turn)
+        if self._left and not self._waiting:
+            self._left -= 1
+            return
+        place: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(place)
+        await place
+
+    def _turn(self) -> None:
+        """Begins a round."""
+        passed, self._left = self._at_once - self._left, self._at_once
+        while self._left and self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():  # whose task was cancelled needs no turn
+                place.set_result(None)
+                self._left -= 1
+        self._turning = bool(passed or self._waiting or self._left < self._at_once)
+        if self._turning:
+            asyncio.get_running_loop().call_soon(self._turn)
