@@ -11,7 +11,7 @@ import grpc
 from grpc import aio
 
 from treadle.benchmarks.scenarios import template
-from treadle.benchmarks.scenarios.memory_use import MIB, settled_bytes
+from treadle.benchmarks.scenarios.memory_use import MIB
 from treadle.benchmarks.scenarios.report import Figure
 from treadle.benchmarks.scenarios.target import MESSAGE, Target, aio_status, counted, scenario
 from treadle.v1 import sequence_pb2 as pb
@@ -82,14 +82,8 @@ def large_pieces(target: Target) -> list[Figure]:
     statuses = target.run(lambda stub: send_pieces(stub, target.few(154), seconds, text))
     return [
         Figure("server grew", target.grew_mib(), "MiB", 1536.0, counted(statuses)),
-        _kept(target),
+        target.kept(),
     ]
-
-
-def _kept(target: Target) -> Figure:
-    """What the server still has a few seconds later."""
-    kept = settled_bytes(target.server.pid, 8.0) - target.server.idle_bytes
-    return Figure("kept afterwards", kept / MIB, "MiB", 512.0)
 
 
 async def ignore_replies(stub: AsyncStub, calls: int, seconds: float) -> list[str]:
@@ -112,7 +106,7 @@ def unread_replies(target: Target) -> list[Figure]:
     statuses = target.run(lambda stub: ignore_replies(stub, target.few(500), seconds))
     return [
         Figure("server grew", target.grew_mib(), "MiB", 1024.0, counted(statuses)),
-        _kept(target),
+        target.kept(),
     ]
 
 
@@ -153,7 +147,7 @@ def large_learners(target: Target) -> list[Figure]:
     statuses = target.run(lambda stub: learn_all(stub, 16, "large", seconds))
     return [
         Figure("server grew", target.grew_mib(), "MiB", 2560.0, counted(statuses)),
-        _kept(target),
+        target.kept(),
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -102,13 +101,3 @@ def start_time(pid: int) -> str:
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return ""
-
-
-def settled_bytes(pid: int, seconds: float) -> int:
-    """Returns the least resident memory of a process within some seconds from now."""
-    least = resident_bytes(pid)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        time.sleep(0.2)
-        least = min(least, resident_bytes(pid) or least)
-    return least

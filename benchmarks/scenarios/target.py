@@ -14,7 +14,12 @@ import grpc
 from grpc import aio
 
 from treadle.benchmarks.channels import THIS_MACHINE
-from treadle.benchmarks.scenarios.memory_use import MIB, descendants, is_training_worker
+from treadle.benchmarks.scenarios.memory_use import (
+    MIB,
+    descendants,
+    is_training_worker,
+    resident_bytes,
+)
 from treadle.benchmarks.scenarios.report import Figure, percentile
 from treadle.benchmarks.scenarios.server import ServerProcess
 from treadle.benchmarks.scenarios.watchers import Watcher
@@ -76,6 +81,18 @@ class Target:
     def grew_mib(self) -> float:
         """Returns by how much the server's memory rose, at its peak, since it had started."""
         return (self.server.memory.peak_bytes - self.server.idle_bytes) / MIB
+
+    def kept(self, seconds: float = 8.0) -> Figure:
+        """Returns by how much the server's memory is above its start some seconds from now."""
+        least: float | None = None
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            size = resident_bytes(self.server.pid)
+            least = min(size if least is None else least, size)
+            time.sleep(0.2)
+        if self.server.exit_code is None and least is not None:
+            return Figure("kept afterwards", (least - self.server.idle_bytes) / MIB, "MiB", 512.0)
+        return Figure("kept afterwards", None, "MiB", 512.0, "the server ended")
 
     def collect(self) -> None:
         """Ends what watches the server."""

@@ -12,7 +12,6 @@ from treadle.benchmarks.scenarios.memory_attacks import (
     learn_all,
     send_pieces,
 )
-from treadle.benchmarks.scenarios.memory_use import MIB, settled_bytes
 from treadle.benchmarks.scenarios.report import Figure
 from treadle.benchmarks.scenarios.target import MESSAGE, Target, counted, scenario
 
@@ -36,9 +35,8 @@ def together(target: Target) -> list[Figure]:
         )
 
     statuses = target.run(attack)
-    kept = settled_bytes(target.server.pid, 8.0) - target.server.idle_bytes
     note = "; ".join(counted(group) for group in statuses)
     return [
         Figure("server grew", target.grew_mib(), "MiB", 3072.0, note[:160]),
-        Figure("kept afterwards", kept / MIB, "MiB", 512.0),
+        target.kept(),
     ]
