@@ -151,6 +151,7 @@ def attack(
         yield from _run(item, server, data_dir, made, command, options)
         if container is not None:
             yield Figure("container's memory", container.peak_bytes / MIB, "MiB")
+            yield Figure("killed for want of memory", float(container.kills), "", 0.0)
     finally:
         if container is not None:
             container.close()

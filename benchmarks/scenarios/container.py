@@ -59,6 +59,15 @@ class Container:
         """The most memory that the group had, cached files included."""
         return int((self.path / "memory.max_usage_in_bytes").read_text())
 
+    @property
+    def kills(self) -> int:
+        """How many processes were killed since the group had no more memory."""
+        for row in (self.path / "memory.oom_control").read_text().splitlines():
+            name, _, value = row.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+        return 0
+
     def close(self) -> None:
         """Removes the group, once its processes have gone."""
         for _ in range(50):

@@ -13,8 +13,6 @@ from treadle.benchmarks.scenarios.report import Figure
 from treadle.benchmarks.scenarios.target import MESSAGE, Target, scenario, status_of
 from treadle.v1 import sequence_pb2 as pb
 
-_UNKNOWN_FIELD = 15_000
-
 
 def _failed(target: Target, **calls: Callable[[], object]) -> Figure:
     """Counts the calls that fail."""
@@ -31,27 +29,13 @@ def _listing(target: Target) -> dict[str, Callable[[], object]]:
     }
 
 
-def _unknown_field(size: int) -> bytes:
-    """Returns a field that no version of the contract has, of the type bytes."""
-    tag = _UNKNOWN_FIELD << 3 | 2
-    return _varint(tag) + _varint(size) + b"x" * size
-
-
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*parts, value])
-
-
 @scenario("unknown-fields")
 def unknown_fields(target: Target) -> list[Figure]:
     """Two Train calls with 3.5 MB of unknown fields in their specs; then the lists."""
     corpus = template.words(5000).encode()
     for number in range(2):
         spec = template.spec(f"unknown-{number}")
-        spec.MergeFromString(_unknown_field(3_500_000))
+        spec.MergeFromString(template.unknown_field(3_500_000))
         status_of(lambda spec=spec: list(target.train(template.upload(spec, corpus))))  # type: ignore[misc]
     return [_failed(target, **_listing(target))]
 

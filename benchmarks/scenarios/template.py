@@ -33,6 +33,7 @@ DATABASE = "treadle.db"
 MODEL_FILE = "model.safetensors"
 HASH_FILE = "model.sha256"
 _JOB = "job.json"
+_UNKNOWN_FIELD = 15_000
 _WORDS = 200_000
 
 
@@ -69,6 +70,20 @@ def endless_spec(model: str, **fields: Any) -> pb.TrainSpec:
     )
     defaults = {"limits": pb.LimitsSpec(max_steps=10**12), "report": report}
     return spec(model, **{**defaults, **fields})
+
+
+def unknown_field(size: int) -> bytes:
+    """Returns a field that no version of the contract has, of the type bytes."""
+    tag = _UNKNOWN_FIELD << 3 | 2
+    return _varint(tag) + _varint(size) + b"x" * size
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
 
 
 def upload(train: pb.TrainSpec, *chunks: bytes) -> Iterator[pb.TrainRequest]:
