@@ -5,9 +5,10 @@
 Every scenario gets a server of its own on 127.0.0.1, with a copy of a data directory that is made
 once. It sends legal requests that cost a server much, or puts damage where a server will read it,
 and prints a line a figure: what is measured, the figure, its bound, and whether it is within or
-beyond. Next to each scenario a process of its own asks for health every 10 ms; with --ordinary, so
-many ordinary callers stream log lines and short texts, and none of them may fail. Where control
-groups can be made, the server has a container's memory (--memory), and dies where it takes more.
+beyond; then one for what all have in common, in which BEYOND marks a figure over its bound. Next to
+each scenario a process of its own asks for health every 10 ms; with --ordinary, so many ordinary
+callers stream log lines and short texts, and none of them may fail. Where control groups can be
+made, the server has a container's memory (--memory), and dies where it takes more.
 
 `--server-command` measures another version with the same scenarios, for figures before a change.
 Exit code 1 where a figure is beyond its bound. Latencies count only on a machine without other
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -41,7 +43,7 @@ from treadle.benchmarks.scenarios import (
 )
 from treadle.benchmarks.scenarios.container import Container, ContainerError
 from treadle.benchmarks.scenarios.memory_use import MIB
-from treadle.benchmarks.scenarios.report import Figure, as_json, beyond, line
+from treadle.benchmarks.scenarios.report import Figure, as_json, beyond, common_line, line
 from treadle.benchmarks.scenarios.server import ServerProcess, StartError
 from treadle.benchmarks.scenarios.target import SCENARIOS, Scenario, Target
 from treadle.benchmarks.scenarios.watchers import Watcher
@@ -87,7 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results[name] = []
             for figure in attack(SCENARIOS[name], command, made, Path(folder), options):
                 results[name].append(figure)
-                print(line(name, figure), flush=True)
+                if not figure.is_common:
+                    print(line(name, figure), flush=True)
+            shared = [figure for figure in results[name] if figure.is_common]
+            print(common_line(name, shared), flush=True)
             if options.json:
                 options.json.write_text(json.dumps(as_json(results), indent=2) + "\n")
     bad = beyond(results)
@@ -150,8 +155,10 @@ def attack(
             return
         yield from _run(item, server, data_dir, made, command, options)
         if container is not None:
-            yield Figure("container's memory", container.peak_bytes / MIB, "MiB")
-            yield Figure("killed for want of memory", float(container.kills), "", 0.0)
+            peak = container.peak_bytes / MIB
+            yield Figure("container", peak, "MiB", is_common=True)
+            kills = float(container.kills)
+            yield Figure("killed for want of memory", kills, "", 0.0, is_common=True)
     finally:
         if container is not None:
             container.close()
@@ -180,15 +187,7 @@ def _run(
             yield Figure("carried through", None, "", 1.0, " ".join(str(error).split())[:120])
         target.collect()
         yield from target.watched_figures(item.stall_ms)
-        memory = server.memory
-        most = options.memory * 0.75 or float("inf")
-        yield Figure("server's peak memory", memory.peak_bytes / MIB, "MiB", most)
-        for what, size in (
-            ("largest training process", memory.peak_worker_bytes),
-            ("other processes", memory.peak_helper_bytes),
-        ):
-            if size:
-                yield Figure(what, size / MIB, "MiB")
+        yield from target.memory_figures(options.memory * 0.75 or math.inf)
     finally:
         target.close()
 

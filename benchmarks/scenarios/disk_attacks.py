@@ -47,9 +47,10 @@ def _small_disk(folder: Path, data_dir: Path) -> None:
 
 
 _MIN_FREE = 512 * MIB
+_SMALL_DISK = ("--min-free-bytes", str(_MIN_FREE), "--training-slots", "2")
 
 
-@scenario("weight-100", prepare=_small_disk, flags=("--min-free-bytes", str(_MIN_FREE)))
+@scenario("weight-100", prepare=_small_disk, flags=_SMALL_DISK)
 def weight_100(target: Target) -> list[Figure]:
     """A corpus of 4 MB that is read 100 times a pass, on a disk that is to keep 512 MiB free."""
     if not os.path.ismount(target.data_dir):
@@ -73,7 +74,6 @@ def weight_100(target: Target) -> list[Figure]:
     with suppress(grpc.RpcError):
         next(call)
     call.cancel()
-    # The heavy one runs once the other has paused; its files are made meanwhile.
     least = _free(target.data_dir)
     paused = 0
     until = time.monotonic() + (5.0 if target.is_quick else 20.0)

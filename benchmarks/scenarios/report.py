@@ -22,6 +22,8 @@ class Figure:
     """The most that it may be; infinite: it is shown, not judged."""
     note: str = ""
     """What else there is to know, in a few words."""
+    is_common: bool = False
+    """Whether every scenario has it: such figures share a line."""
 
     @property
     def verdict(self) -> str:
@@ -50,6 +52,17 @@ def line(scenario: str, figure: Figure) -> str:
     value = f"{number(figure.value)} {figure.unit}".rstrip()
     columns = f"{scenario:<22}{figure.what:<38}{value:>14}{bound:>10}  {figure.verdict:<7}"
     return f"{columns} {figure.note}".rstrip()
+
+
+def common_line(scenario: str, figures: Sequence[Figure]) -> str:
+    """Returns the one line for the figures that every scenario has; those beyond are marked."""
+    told = []
+    for figure in figures:
+        text = f"{figure.what} {number(figure.value)} {figure.unit}".rstrip()
+        if figure.note:
+            text += f" ({figure.note})"
+        told.append(f"{text} BEYOND {number(figure.bound)}" if figure.verdict == "beyond" else text)
+    return f"{scenario:<22}{', '.join(told)}"
 
 
 def number(value: float | None) -> str:

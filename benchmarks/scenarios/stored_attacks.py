@@ -33,15 +33,16 @@ def _listing(target: Target) -> dict[str, Callable[[], object]]:
 def unknown_fields(target: Target) -> list[Figure]:
     """Two Train calls with 3.5 MB of unknown fields in their specs; then the lists."""
     corpus = template.words(5000).encode()
+    target.begin(template.upload(template.endless_spec("busy"), corpus))
     for number in range(2):
         spec = template.spec(f"unknown-{number}")
         spec.MergeFromString(template.unknown_field(3_500_000))
-        status_of(lambda spec=spec: list(target.train(template.upload(spec, corpus))))  # type: ignore[misc]
+        target.begin(template.upload(spec, corpus), until="state")
     return [_failed(target, **_listing(target))]
 
 
 def _name_often(folder: Path, data_dir: Path) -> None:
-    rows = [("log", f"{'alias' * 16}-{number:05d}", 1) for number in range(45_000)]
+    rows = [("log", f"{'alias' * 18}-{number:05d}", 1) for number in range(45_000)]
     template.execute(data_dir, "INSERT INTO aliases VALUES (?, ?, ?)", *rows)
 
 
@@ -150,12 +151,8 @@ def bad_job_row(target: Target) -> list[Figure]:
 def _repaired(target: Target) -> Figure:
     command = [*target.command, "--fsck", "--repair", "--data-dir", str(target.data_dir)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120.0)
-    last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-    return Figure("exit code of --fsck --repair", float(done.returncode), "", 1.0, *map(_cut, last))
-
-
-def _cut(text: str) -> str:
-    return text[:100]
+    last = (done.stdout + done.stderr).strip().rpartition("\n")[2]
+    return Figure("exit code of --fsck --repair", float(done.returncode), "", 1.0, last[-60:])
 
 
 @scenario("linked-tmp")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -110,26 +111,31 @@ class Target:
         """Yields what every scenario shows: health, ordinary streams, the server's end."""
         health = self.seen.get("health", {})
         times = health.get("times", [])
-        lost = health.get("failures", 0)
-        note = f"{lost} checks failed" if lost else ""
-        yield Figure("health p99", percentile(times, 0.99), "ms", HEALTH_P99_MS, note)
-        yield Figure("health longest", max(times, default=None), "ms", stall_ms)
+        yield _common("health p99", percentile(times, 0.99), "ms", HEALTH_P99_MS)
+        yield _common("longest", max(times, default=None), "ms", stall_ms)
+        if not self.may_end:
+            yield _common("checks failed", float(health.get("failures", 0)), bound=0.0)
+            code = self.server.exit_code
+            note = "" if code is None else f"exit code {code}"
+            yield _common("ends of the server", float(code is not None), bound=0.0, note=note)
         if "ordinary" in self.seen:
             ordinary = self.seen["ordinary"]
             failed: dict[str, int] = ordinary.get("failures", {})
             answers = ordinary.get("times", [])
-            retries = ordinary.get("retries", 0)
             worst = ", ".join(f"{count} {what}" for what, count in list(failed.items())[:2])
             value = float(sum(failed.values())) if ordinary else None
-            yield Figure("ordinary streams failed", value, "", 0.0, worst)
-            yield Figure(
-                "ordinary answers p99", percentile(answers, 0.99), "ms",
-                note=f"{len(answers)} answers, {retries} sent again",
-            )  # fmt: skip
-        if not self.may_end:
-            code = self.server.exit_code
-            note = "" if code is None else f"exit code {code}"
-            yield Figure("server ended by itself", float(code is not None), "", 0.0, note)
+            yield _common("ordinary calls failed", value, bound=0.0, note=worst)
+            note = f"{len(answers)} answers, {ordinary.get('retries', 0)} refused and sent again"
+            yield _common("ordinary p99", percentile(answers, 0.99), "ms", note=note)
+
+    def memory_figures(self, most_mib: float) -> Iterator[Figure]:
+        """Yields the most memory that the server and the processes that it starts had."""
+        memory = self.server.memory
+        yield _common("server", memory.peak_bytes / MIB, "MiB", most_mib)
+        if memory.peak_worker_bytes:
+            yield _common("largest training process", memory.peak_worker_bytes / MIB, "MiB")
+        if memory.peak_helper_bytes:
+            yield _common("other processes", memory.peak_helper_bytes / MIB, "MiB")
 
     # Calls that several scenarios make.
 
@@ -175,6 +181,12 @@ class Target:
         """Generates a short text; returns whether that worked."""
         request = pb.GenerateRequest(model="characters", prompt="a", max_new_tokens=5)
         return bool(list(self.stub.Generate(request, timeout=30.0)))
+
+
+def _common(
+    what: str, value: float | None, unit: str = "", bound: float = math.inf, note: str = ""
+) -> Figure:
+    return Figure(what, value, unit, bound, note, is_common=True)
 
 
 def timed(call: Callable[[], object]) -> tuple[float, str]:
@@ -237,7 +249,7 @@ def scenario(
     *,
     flags: Sequence[str] = (),
     prepare: Callable[[Path, Path], object] | None = None,
-    stall_ms: float = float("inf"),
+    stall_ms: float = math.inf,
 ) -> Callable[[Callable[[Target], list[Figure]]], Callable[[Target], list[Figure]]]:
     """Makes a function a scenario; its docstring says what it does."""
 

@@ -26,7 +26,15 @@ from treadle.benchmarks.scenarios.memory_use import (
     resident_bytes,
     start_time,
 )
-from treadle.benchmarks.scenarios.report import Figure, as_json, beyond, line, number, percentile
+from treadle.benchmarks.scenarios.report import (
+    Figure,
+    as_json,
+    beyond,
+    common_line,
+    line,
+    number,
+    percentile,
+)
 from treadle.benchmarks.scenarios.stored_attacks import change_header
 from treadle.benchmarks.scenarios.target import SCENARIOS, counted
 
@@ -70,6 +78,16 @@ def test_a_line_says_all_that_there_is() -> None:
     assert number(None) == "none"
     assert number(0.123) == "0.12"
     assert number(12.34) == "12.3"
+
+
+def test_what_all_scenarios_have_is_one_line() -> None:
+    figures = [
+        Figure("health p99", 12.0, "ms", 100.0),
+        Figure("failed", 3.0, "", 0.0, "3 INTERNAL"),
+    ]
+    assert common_line("echo", figures).split(maxsplit=1)[1] == (
+        "health p99 12 ms, failed 3 (3 INTERNAL) BEYOND 0"
+    )
 
 
 def test_json_has_no_infinite_numbers() -> None:
