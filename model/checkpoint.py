@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save
 
 from treadle.model.config import NetworkConfig
 from treadle.model.errors import CheckpointError, ConfigError, CorpusError
@@ -38,6 +37,11 @@ _VOCABULARY_LIMIT = 45_000_000
 
 FORMAT = "1"
 """The version of the file format; a reader refuses any other."""
+
+_TYPES = {
+    "<i8": "I64", "<f4": "F32", "<u4": "U32", "<i4": "I32", "<u2": "U16", "|u1": "U8",
+}  # fmt: skip
+"""The types of tensors that are written, in the order in which safetensors lays them out."""
 
 _UNREADABLE = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 """What JSON that is damaged, or of another shape, makes of an attempt to read it."""
@@ -126,11 +130,37 @@ def write(
     tensors: dict[str, npt.NDArray[Any]] = {**to_torch(named, network.cell, network.layers)}
     if novelty is not None:
         tensors |= novelty.tensors()
-    data = save(
-        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
-        metadata=header.to_metadata(),
-    )
-    write_whole(Path(path), data)
+    write_whole(Path(path), safetensors_parts(tensors, header.to_metadata()))
+
+
+def safetensors_parts(
+    tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]
+) -> list[bytes | memoryview]:
+    """Return a safetensors file in parts, byte for byte as its library writes it.
+
+    Tensors are written from where they lie, while the library would copy all of them twice.
+
+    Args:
+        tensors: by name, of the types in `_TYPES`.
+        metadata: what else the header says; of several keys the order is this one.
+    """
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    order = sorted(whole, key=lambda name: (list(_TYPES).index(whole[name].dtype.str), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    begin = 0
+    for name in order:
+        tensor = whole[name]
+        end = begin + tensor.nbytes
+        header[name] = {
+            "dtype": _TYPES[tensor.dtype.str],
+            "shape": tensor.shape,
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin aligned
+    data = [whole[name].reshape(-1).view(np.uint8).data for name in order]
+    return [len(text).to_bytes(8, "little"), text, *data]
 
 
 def check_vocabulary(tokenizer: Tokenizer) -> None:

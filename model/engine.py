@@ -25,7 +25,12 @@ from treadle.model.parameters import CELL_CODES, Parameters, Shape, carve, room
 from treadle.model.pool import Pool, parts
 from treadle.model.sums import in_order
 from treadle.model.token_array import check_tokens
-from treadle.model.workspace import allocate_state, allocate_weights, allocate_workspace
+from treadle.model.workspace import (
+    allocate_state,
+    allocate_weights,
+    allocate_workspace,
+    with_transposes,
+)
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -67,7 +72,7 @@ class _Shard:
 
     def __init__(
         self, shape: Shape, rows: slice, window: int, table_rows: int, drops: tuple[bool, bool],
-        pairs: bool,
+        pairs: bool, tail: Array,
     ) -> None:  # fmt: skip
         count = rows.stop - rows.start
         self.rows = rows
@@ -75,10 +80,10 @@ class _Shard:
             shape, window, count, True, drops[0], pairs, drops_top=drops[1]
         )
         self.state = allocate_state(shape, count)
-        own, tail = _gradient_shapes(shape, table_rows)
-        self.flat: Array = np.zeros(room(own | tail), np.float32)
-        self.tail: Array = self.flat[room(own) :]
-        self.gradients = structures.Gradients(**carve(self.flat, own | tail))
+        own, shared = _gradient_shapes(shape, table_rows)
+        self.own: Array = np.zeros(room(own), np.float32)
+        self.tail = tail
+        self.gradients = structures.Gradients(**carve(self.own, own), **carve(tail, shared))
 
 
 TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by")
@@ -102,7 +107,7 @@ class Engine:
     def __init__(
         self, parameters: Parameters, rows: int, window: int, pool: Pool,
         dropout: float = 0.0, seed: int = 0, precision: Precision = Precision.FP32,
-        output_dropout: float = 0.0,
+        output_dropout: float = 0.0, packed: structures.Weights | None = None,
     ) -> None:  # fmt: skip
         """Allocate everything that a run needs.
 
@@ -115,6 +120,8 @@ class Engine:
             seed: decides, with a batch's step, which they are.
             precision: what the passes multiply; see `precision.check_precision`.
             output_dropout: share of the last layer's units dropped before the output layer.
+            packed: the same parameters packed for inference; every batch packs them anew in the
+                same place, which spares a copy of them. Only with float32 products.
         """
         pairs = precision is Precision.BF16
         self.parameters = parameters
@@ -125,17 +132,27 @@ class Engine:
         """Takes the shards."""
         self._all = np.arange(self.shape.V, dtype=np.int32)
         table_rows = rows_of_table(self.shape.V, rows * window)
-        self._weights = allocate_weights(self.shape, table_rows, True, pairs)
+        if packed is None:
+            self._weights = allocate_weights(self.shape, table_rows, True, pairs)
+        else:
+            self._weights = with_transposes(packed, self.shape, table_rows)
         self._seed, shares = np.uint64(seed), (dropout, output_dropout)
         self._kept = [np.uint64(kept_levels(share)) for share in shares]
         drops = dropout > 0, output_dropout > 0
+        self.gradient = Parameters(self.shape)
+        _, shared = _gradient_shapes(self.shape, table_rows)
+        # The first shard writes where the sum is wanted.
+        tail = self.gradient.flat[self.gradient.flat.size - room(shared) :]
         self._shards = [
-            _Shard(self.shape, cut, window, table_rows, drops, pairs) for cut in shard_slices(rows)
-        ]
+            _Shard(
+                self.shape, cut, window, table_rows, drops, pairs,
+                np.zeros_like(tail) if cut.start else tail,
+            )
+            for cut in shard_slices(rows)
+        ]  # fmt: skip
         # The embedding's gradient is one small product a step, and stays a float32 one.
         block = self._shards[0].work.block
         self._block = allocate_block(self.shape.E, self.shape.G) if pairs else block
-        self.gradient = Parameters(self.shape)
 
     def _fold(self, tokens: Ints) -> tuple[Ints, Ints]:
         """Pack the weights for a batch; return the table's tokens and the batch in their terms."""
@@ -178,7 +195,8 @@ class Engine:
         scale = np.float32(1 / max(count, 1))
 
         def run(shard: _Shard) -> float:
-            shard.flat[:] = 0
+            shard.own[:] = 0
+            shard.tail[:] = 0
             dropout, top = (
                 Dropout(self._seed, np.uint64(step), shard.rows.start, kept) for kept in self._kept
             )
@@ -188,9 +206,8 @@ class Engine:
             )  # fmt: skip
 
         loss = in_order(self.pool.map(run, self._shards))
-        first = self._shards[0]
-        self.pool.map(self._add_shards, parts(first.flat.size if self._shards[1:] else 0))
-        self.gradient.flat[self.gradient.flat.size - first.tail.size :] = first.tail
+        if self._shards[1:]:
+            self._add_shards()
         self._unfold(used)
         return loss, count
 
@@ -220,7 +237,17 @@ class Engine:
 
         self.pool.map(unfold, (True, False))
 
-    def _add_shards(self, part: slice) -> None:
-        """Add a part of every shard's gradient to the first one's, in order."""
-        for shard in self._shards[1:]:
-            add_into(shard.flat[part], self._shards[0].flat[part])
+    def _add_shards(self) -> None:
+        """Add every shard's gradient to the first one's, in order."""
+        first, others = self._shards[0], self._shards[1:]
+
+        def add_own(part: slice) -> None:
+            for shard in others:
+                add_into(shard.own[part], first.own[part])
+
+        def add_tail(part: slice) -> None:
+            for shard in others:
+                add_into(shard.tail[part], first.tail[part])
+
+        self.pool.map(add_own, parts(first.own.size))
+        self.pool.map(add_tail, parts(first.tail.size))

@@ -9,7 +9,7 @@ scored, then learned from in one update: truncated backpropagation through time 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from treadle.kernels import structures
 from treadle.model.config import DataConfig, OptimizerConfig, Schedule, TrainConfig
@@ -18,6 +18,7 @@ from treadle.model.learning_config import LearningConfig
 from treadle.model.learning_sequence import LearningSequence, Learnt
 from treadle.model.learnt_weights import LearntWeights
 from treadle.model.model import Model
+from treadle.model.parameters import Parameters
 from treadle.model.pool import Pool
 from treadle.model.record import TrainingRecord
 from treadle.model.score_stream import StreamMark, StreamScorer
@@ -168,12 +169,24 @@ class Learner:
         Raises:
             TrainingError: a piece was left halfway.
         """
+        return self._with(self._weights.copied)
+
+    def current(self) -> Model:
+        """Return a model with the weights as they are now, to store it before anything changes.
+
+        Its parameters are the session's own, which spares a copy: what is learned changes them.
+
+        Raises:
+            TrainingError: a piece was left halfway.
+        """
+        return self._with(lambda: self._weights.parameters)
+
+    def _with(self, parameters: Callable[[], Parameters]) -> Model:
         self._check_whole()
         model = self._model
         return Model(
-            model.network, model.tokenizer, self._weights.copied(), self._record(),
-            model.default_context,
-        )  # fmt: skip
+            model.network, model.tokenizer, parameters(), self._record(), model.default_context
+        )
 
     def _mark(self) -> tuple[StreamMark, Learnt]:
         """What a snapshot holds next to the weights."""

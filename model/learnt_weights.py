@@ -52,12 +52,12 @@ class LearntWeights:
         self._beginning = beginning
         self._config = config
         self._pool = pool
-        self._engine = Engine(self.parameters, 1, config.window, pool)
         self._optimizer = Optimizer(config.rule, self.parameters)
         # The table of a large vocabulary takes longer than the few rows of it that a window needs.
         whole = shape.E == 0 or config.window >= shape.V
         self.packed = allocate_weights(shape, shape.V if whole else 0, backward=False)
         """The same as scoring reads them, packed in place after every change."""
+        self._engine = Engine(self.parameters, 1, config.window, pool, packed=self.packed)
         self._folded = np.arange(shape.V if whole else 0, dtype=np.int32)
         self._kept: _Kept | None = None
         self._undo: _Kept | None = None

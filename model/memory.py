@@ -1,4 +1,4 @@
-"""How much memory a training run will take, before it takes it."""
+"""How much memory a training run, a learner or a scorer will take, before it takes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from treadle.kernels.transposed import ROW_BLOCK
 from treadle.model.config import Cell, OptimizerKind, TrainConfig
 from treadle.model.engine import SHARD_ROWS, rows_of_table
 from treadle.model.errors import ConfigError, TrainingError
+from treadle.model.learning_config import LearningConfig
 from treadle.model.parameters import Shape
+from treadle.model.scorer import WINDOW
 
 _FLOAT = 4
 _MOMENTS = {OptimizerKind.SGD: 0, OptimizerKind.ADAGRAD: 1, OptimizerKind.ADAM: 2}
@@ -43,8 +45,7 @@ def training_bytes(
     # parameters, gradient, moments; the best ones; a copy that is validated or saved
     buffers = 2 + _MOMENTS[kind] + 1 + 2 + accumulates
     once = parameters * buffers + _packed_floats(shape) + table
-    states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
-    work = rows * window * (L * (G + states * H) + H + dropping)
+    work = rows * window * (_step_floats(shape) + H + dropping)
     logit_rows = min(structures.LOGIT_ROWS, rows * window)
     work += logit_rows * shards * shape.V
     if drops_top:
@@ -52,7 +53,46 @@ def training_bytes(
     if shape.tied:  # the gradient of the embedding's use as output weights stands by itself
         work += shards * H * shape.V
     block = ROW_BLOCK * PANEL * (panel_count(max(H, shape.E)) + panel_count(G))
-    return int(_FLOAT * (once + shards * (parameters + table + block) + work))
+    # The first shard's gradient lies where the sum is wanted.
+    shard = shards * (table + block) + (shards - 1) * parameters
+    return int(_FLOAT * (once + shard + work))
+
+
+def learner_bytes(shape: Shape, config: LearningConfig, units: bool = False) -> int:
+    """Return what a learner takes beside the model that it begins with, in bytes.
+
+    Args:
+        shape: the network's sizes.
+        config: how it learns.
+        units: whether a unit may be taken back, which keeps a copy of what it changes.
+    """
+    H, V, G = shape.H, shape.V, shape.G
+    rows = rows_of_table(V, config.window)
+    # The scorer's input, folded or not, and the engine's table with its gradient.
+    tables = V * max(shape.E, G if shape.E == 0 or config.window >= V else 0) + 2 * rows * G
+    work = config.window * (_step_floats(shape) + H) + min(structures.LOGIT_ROWS, config.window) * V
+    block = ROW_BLOCK * PANEL * (panel_count(max(H, shape.E)) + panel_count(G))
+    own = H * V if shape.tied else 0
+    once = 2 * shape.parameter_count + _packed_floats(shape) + tables + work + block + own
+    moments = _MOMENTS[config.optimizer] * shape.parameter_count
+    copies = snapshot_bytes(shape, config) if units else 0
+    return _FLOAT * (once + moments) + copies + scorer_bytes(shape)
+
+
+def snapshot_bytes(shape: Shape, config: LearningConfig) -> int:
+    """Return what a snapshot of a learner takes, in bytes."""
+    return _FLOAT * shape.parameter_count * (1 + _MOMENTS[config.optimizer])
+
+
+def scorer_bytes(shape: Shape) -> int:
+    """Return what a scorer of one sequence takes beside the model, in bytes."""
+    return _FLOAT * (WINDOW * (_step_floats(shape) + shape.V) + 4 * shape.L * shape.H)
+
+
+def _step_floats(shape: Shape) -> int:
+    """What a workspace holds of gates and states for a step of a row."""
+    states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
+    return shape.L * (shape.G + states * shape.H)
 
 
 def _packed_floats(shape: Shape) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.checkpoint import write_whole
+from treadle.model.checkpoint import safetensors_parts, write_whole
 from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus
 from treadle.model.errors import CheckpointError, ConfigError
@@ -58,17 +58,7 @@ def write(path: str | os.PathLike[str], state: RunState) -> None:
     content = json.dumps(state.content, separators=(",", ":"))
     tensors = {name: np.ascontiguousarray(state.tensors[name]) for name in sorted(state.tensors)}
     held = {"format": FORMAT, "sha256": _digest(content, tensors), "content": content}
-    header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(held)}}
-    begin = 0
-    for name, tensor in tensors.items():
-        end = begin + tensor.nbytes
-        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin aligned
-    # Written from where they lie: safetensors' own writer would copy all of them twice.
-    buffers = [tensor.reshape(-1).view(np.uint8).data for tensor in tensors.values()]
-    write_whole(path, [len(text).to_bytes(8, "little"), text, *buffers], _previous(path))
+    write_whole(path, safetensors_parts(tensors, {_KEY: json.dumps(held)}), _previous(path))
 
 
 def read(path: str | os.PathLike[str]) -> RunState | None:

@@ -59,6 +59,29 @@ def allocate_weights(
     )
 
 
+def with_transposes(
+    packed: structures.Weights, shape: Shape, table_rows: int
+) -> structures.Weights:
+    """Return room for packed weights that shares what it can with weights packed for inference.
+
+    Args:
+        packed: room for the same network's weights without transposes, of float32 numbers.
+        shape: the network's sizes.
+        table_rows: rows of the folded input.
+    """
+    H, L, G = shape.H, shape.L, shape.G
+    table = packed.table
+    if table.shape[0] != table_rows:
+        table = np.zeros((table_rows, G), np.float32)
+    return packed._replace(
+        table=table,
+        embedding=np.zeros((0, 0), np.float32),
+        WxT=_panels(L - 1, G, H),
+        WhT=_panels(L, G, H),
+        WyT=_panels(shape.V, H),
+    )
+
+
 def allocate_workspace(
     shape: Shape, steps: int, rows: int, backward: bool, drops: bool = False, pairs: bool = False,
     drops_top: bool = False,

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 
 from treadle.model import Model
+from treadle.model.memory import learner_bytes
 from treadle.server import convert_learning, pools, records
 from treadle.server.call_deadline import work_within
 from treadle.server.convert_learning import Publication
@@ -71,16 +72,19 @@ class LearningRoom:
         asked = convert_learning.learning(spec)
         async with self._places.admit() as place:
             source = await self._sources.models.get(spec.model, spec.version)
-            session = LearningSession(source.model, asked, self._max_message_bytes)
-            caller = self._scheduler.caller()
-            await run_steps(caller, session.begin())
-            while (message := await place.next(requests)) is not None:
-                if convert_learning.check_later(message) == "publish":
-                    await self._answer_publish(session, message.publish, asked.name)
-                else:
-                    async with work_within(self._max_call_s, "send smaller pieces"):
-                        await run_steps(caller, session.answer(message))
-                yield session.reply
+            units = asked.on_error != pb.ON_ERROR_UNSPECIFIED
+            size = learner_bytes(source.model.parameters.shape, asked.config, units)
+            with self._budget.reserve(size, "learning streams") as held:
+                session = LearningSession(source.model, asked, self._max_message_bytes, held)
+                caller = self._scheduler.caller()
+                await run_steps(caller, session.begin())
+                while (message := await place.next(requests)) is not None:
+                    if convert_learning.check_later(message) == "publish":
+                        await self._answer_publish(session, message.publish, asked.name)
+                    else:
+                        async with work_within(self._max_call_s, "send smaller pieces"):
+                            await run_steps(caller, session.answer(message))
+                    yield session.reply
 
     async def _answer_publish(
         self, session: LearningSession, request: pb.Publish, default_name: str
@@ -98,14 +102,13 @@ class LearningRoom:
 
     async def _publish(self, session: LearningSession, names: Publication) -> pb.Model:
         """Stores the model of a session as it is now, whole or not at all."""
-        # The thread runs to its end where the call is cancelled meanwhile: the model is its own.
+        # The thread runs to its end where the call is cancelled meanwhile; nothing learns then.
         return await pools.STORE.run(self._store_model, session, names)
 
     def _store_model(self, session: LearningSession, names: Publication) -> pb.Model:
         """Stores a model as a new version, and gives it its alias."""
         self._store.check_free(names.name)
-        model = session.learner.publish()
-        stored = self._claim(names.name, model)
+        stored = self._claim(names.name, session.learner.current())
         if names.alias:
             self._store.set_alias(names.name, names.alias, stored.version)
         logger.info(

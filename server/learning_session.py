@@ -8,9 +8,11 @@ from functools import partial
 from treadle.model import Model
 from treadle.model.errors import ModelError
 from treadle.model.learner import Learner
+from treadle.model.memory import snapshot_bytes
 from treadle.server import records
 from treadle.server.convert_learning import Learning
 from treadle.server.errors import StatusError, from_exception, from_model, invalid
+from treadle.server.memory_budget import Reservation
 from treadle.server.stream_units import Units, stream_error
 from treadle.v1 import sequence_pb2 as pb
 
@@ -24,12 +26,17 @@ class LearningSession:
         model: What to begin with.
         asked: How to learn.
         max_message_bytes: The largest reply.
+        held: What the learner takes is reserved there; a snapshot is added to it.
     """
 
-    def __init__(self, model: Model, asked: Learning, max_message_bytes: int) -> None:
+    def __init__(
+        self, model: Model, asked: Learning, max_message_bytes: int, held: Reservation
+    ) -> None:
         self._model = model
         self._asked = asked
         self._max_message_bytes = max_message_bytes
+        self._held = held
+        self._has_snapshot = False
         self._learner: Learner | None = None
         self._units = Units(asked.on_error)
         self.reply = pb.LearnStreamResponse()
@@ -69,7 +76,7 @@ class LearningSession:
             case "predict":
                 yield from self._feed(request.predict, False)
             case "snapshot":
-                self.learner.snapshot()
+                self._snapshot()
                 self.reply.snapshot.SetInParent()
             case "roll_back":
                 self.learner.roll_back()
@@ -77,6 +84,13 @@ class LearningSession:
                 self.reply.roll_back.SetInParent()
         self.reply.updates = self.learner.updates
         yield
+
+    def _snapshot(self) -> None:
+        if not self._has_snapshot:  # the next one takes its place
+            more = snapshot_bytes(self._model.parameters.shape, self._asked.config)
+            self._held.resize(self._held.size + more)
+            self._has_snapshot = True
+        self.learner.snapshot()
 
     def published(self, model: pb.Model) -> None:
         """Makes a stored model the answer."""

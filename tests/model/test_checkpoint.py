@@ -6,6 +6,7 @@ import math
 import os
 import re
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
-from treadle.model.checkpoint import read_header, write_whole
+from treadle.model.checkpoint import read_header, safetensors_parts, write_whole
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -194,6 +195,37 @@ def test_equal_models_are_equal_files(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         model_of().save(tmp_path / name)
     assert len({(tmp_path / name).read_bytes() for name in ("one", "two", "three")}) == 1
+
+
+def test_a_file_is_byte_for_byte_what_the_library_writes() -> None:
+    tensors: Arrays = {
+        "b": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "a": np.arange(3, dtype=np.float32),
+        "novelty.tokens": np.arange(5, dtype=np.int32),
+        "bytes": np.arange(5, dtype=np.uint8),
+        "short": np.arange(3, dtype=np.uint16),
+        "whole": np.arange(3, dtype=np.uint32),
+        "long": np.arange(2, dtype=np.int64),
+        "empty": np.zeros((0, 4), np.float32),
+        "ünï": np.ones(1, np.float32),
+    }
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    for text in ("", '{"a": "ü\\u0001 \\"“\\n"}', "x" * 7):
+        metadata = {"treadle": text}
+        assert b"".join(safetensors_parts(tensors, metadata)) == save(whole, metadata=metadata)
+
+
+def test_a_file_is_written_without_a_second_copy_of_the_model(tmp_path: Path) -> None:
+    model = model_of()
+    model = Model(
+        NetworkConfig(Cell.LSTM, hidden_size=256, layers=2, embedding_size=8),
+        model.tokenizer, Parameters(Shape(Cell.LSTM, model.vocabulary_size, 8, 256, 2)),
+    )  # fmt: skip
+    tracemalloc.start()
+    model.save(tmp_path / "m")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * 4 * model.parameter_count
 
 
 def test_a_run_without_a_loss_leaves_json_that_anyone_reads(tmp_path: Path) -> None:

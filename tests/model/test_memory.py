@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_models import model_of
 
 from treadle.kernels import structures
 from treadle.kernels.dropout import keep_bytes
@@ -23,8 +24,18 @@ from treadle.model.config import (
     TrainConfig,
 )
 from treadle.model.errors import ConfigError, CorpusError, TrainingError
-from treadle.model.memory import check_memory, resident_bytes, training_bytes
+from treadle.model.learner import Learner
+from treadle.model.learning_config import LearningConfig
+from treadle.model.memory import (
+    check_memory,
+    learner_bytes,
+    resident_bytes,
+    scorer_bytes,
+    snapshot_bytes,
+    training_bytes,
+)
 from treadle.model.parameters import Shape
+from treadle.model.text_scorer import TextScorer
 from treadle.model.trainer import Trainer
 from treadle.model.workspace import allocate_workspace
 
@@ -55,6 +66,61 @@ def test_a_run_takes_about_what_was_told(
     tracemalloc.stop()
     told = training_bytes(Shape.of(config.network, 26), rows, 32, kind)
     assert 0.6 * peak < told < 1.7 * peak
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("cell", Cell)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("embedding", "layers"), [(8, 1), (0, 2)])
+def test_a_learner_takes_about_what_was_told(
+    cell: Cell, optimizer: str, embedding: int, layers: int
+) -> None:
+    model = model_of(cell=cell, hidden_size=256, embedding_size=embedding, layers=layers)
+    config = LearningConfig.from_json({"optimizer": optimizer, "window": 32})
+    shape, text = model.parameters.shape, "abc cab" * 20
+    _ = model.weights
+    list(Learner(model, config).feed(text))  # loads the kernels, which is memory too
+    tracemalloc.start()
+    learner = Learner(model, config)
+    list(learner.feed(text))
+    taken = tracemalloc.get_traced_memory()[0]
+    learner.begin_unit()
+    list(learner.feed(text))
+    with_unit = tracemalloc.get_traced_memory()[0]
+    learner.snapshot()
+    with_both = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    told = learner_bytes(shape, config)
+    assert 0.9 * taken < told < 1.2 * taken
+    assert 0.9 * with_unit < learner_bytes(shape, config, units=True) < 1.2 * with_unit
+    assert 0.9 * with_both < learner_bytes(shape, config, True) + snapshot_bytes(shape, config)
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 4), ("adam", 6)])
+def test_a_learner_keeps_nothing_twice(optimizer: str, copies: int) -> None:
+    """Weights, their gradient and two packed forms of them, and what the rule keeps."""
+    model = model_of(hidden_size=384, embedding_size=384, layers=2)
+    config = LearningConfig.from_json({"optimizer": optimizer})
+    tracemalloc.start()
+    learner = Learner(model, config)
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert learner.updates == 0
+    assert taken < (copies + 0.3) * 4 * model.parameter_count
+
+
+@pytest.mark.parametrize("cell", Cell)
+def test_a_scorer_takes_about_what_was_told(cell: Cell) -> None:
+    model = model_of(cell=cell, hidden_size=256, layers=3)
+    _ = model.weights
+    TextScorer(model)
+    tracemalloc.start()
+    scorer = TextScorer(model)
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert scorer is not None
+    assert 0.9 * taken < scorer_bytes(model.parameters.shape) < 1.2 * taken
 
 
 def test_dropout_takes_its_room() -> None:

@@ -312,7 +312,9 @@ def test_a_full_disk_leaves_nothing_behind(
         max_message_bytes=1000,
         max_call_s=60,
     )
-    session = LearningSession(model, convert_learning.learning(pb.LearnStreamSpec(model="m")), 1000)
+    asked = convert_learning.learning(pb.LearnStreamSpec(model="m"))
+    held = MemoryBudget(1 << 30).reserve(0, "learning streams")
+    session = LearningSession(model, asked, 1000, held)
     list(session.begin())
 
     def full(*_: object) -> None:

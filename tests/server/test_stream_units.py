@@ -15,6 +15,7 @@ from treadle.server.convert_scoring import stream_scoring
 from treadle.server.errors import StatusError
 from treadle.server.learning_session import LearningSession
 from treadle.server.loaded import Source
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.score_streaming import Stream
 from treadle.v1 import sequence_pb2 as pb
 
@@ -61,7 +62,8 @@ class Learning:
     ) -> None:
         settings = {"learning_rate": 0.5, "window": 8, "optimizer": pb.OPTIMIZER_ADAM, **spec}
         made = pb.LearnStreamSpec(model="m", on_error=on_error, **settings)
-        self.session = LearningSession(model, convert_learning.learning(made), room)
+        held = MemoryBudget(1 << 40).reserve(0, "learning streams")
+        self.session = LearningSession(model, convert_learning.learning(made), room, held)
         list(self.session.begin())
 
     def ask(self, **message: Any) -> pb.LearnStreamResponse:
