@@ -163,7 +163,7 @@ class Attempt:
             self._without[job].set()
 
     async def _train(self, job: Job, worker: Worker) -> Outcome:
-        worker.send({"job": order(job.row, self._store, self._limits, self._threads)})
+        worker.send({"job": order(await job.whole(), self._store, self._limits, self._threads)})
         job.worker = worker
         if job.pausing or self._leaving:
             worker.send({"pause": job.pausing or self._leaving})
@@ -230,9 +230,9 @@ class Attempt:
 
     async def _started(self, job: Job, message: wire.Message) -> None:
         """Tells that a job started, once: a process that goes on says so again."""
-        if job.row.started:
+        if job.has_started:
             return
-        started = records.started(job.row, message)
+        started = records.started(await job.whole(), message)
         config = wire.encode(message["config"]).decode().strip()
         event = pb.JobEvent(started=started)
         await self._tell(job, event, started=started.SerializeToString(), config=config)

@@ -145,7 +145,10 @@ class Endings:
     def _published(self, job: Job) -> Path | None:
         """Returns the model of a job that does not run, made of what it has published, if any."""
         directory = self._store.job_dir(job.id)
-        keep = TrainConfig.from_json(json.loads(job.row.config)).keep
+        row = self._store.database.job(job.id)
+        if row is None:  # just deleted
+            return None
+        keep = TrainConfig.from_json(json.loads(row.config)).keep
         names = (LAST_FILE,) if keep is Keep.LAST else (BEST_FILE, LAST_FILE)
         for name in names:
             if (directory / name).exists():

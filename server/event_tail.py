@@ -21,13 +21,19 @@ class EventTail:
         self._events: deque[tuple[pb.JobEvent, int]] = deque()
         self._size = 0
 
-    def add(self, event: pb.JobEvent) -> None:
-        """Adds the next event; nobody may change it from now on."""
+    def add(self, event: pb.JobEvent, most_bytes: int | None = None) -> None:
+        """Adds the next event; nobody may change it from now on.
+
+        Args:
+            event: The event, which is kept however large it is.
+            most_bytes: What it and those before it may take; None: as much as it ever is.
+        """
+        most_bytes = _MOST_BYTES if most_bytes is None else most_bytes
         size = event.ByteSize()
         self._events.append((event, size))
         self._size += size
         while len(self._events) > _MOST_EVENTS or (
-            self._size > _MOST_BYTES and len(self._events) > 1
+            self._size > most_bytes and len(self._events) > 1
         ):
             self._size -= self._events.popleft()[1]
 

@@ -23,6 +23,9 @@ from treadle.v1 import sequence_pb2 as pb
 
 QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
+_WAITING_BYTES = 1 << 12
+"""What the newest events of a job that waits may take: there may be many such jobs."""
+
 OVER = frozenset({SUCCEEDED, FAILED, CANCELLED})
 """States that a job does not leave."""
 
@@ -41,8 +44,12 @@ class Job:
     """
 
     def __init__(self, database: Database, row: JobRow) -> None:
-        self.row = row
-        """The job's row as it is in the database."""
+        self.row = _without_large(row)
+        """The job's row as it is in the database, but its large fields are empty: see `whole`."""
+        self.has_started = bool(row.started)
+        """Whether its start was told."""
+        self.last_progress = _brief(row.progress)
+        """How far it has come as it was told last: the step, and the loss of a validation."""
         self.worker: Worker | None = None
         """The process that trains it, while there is one."""
         self.pausing = ""
@@ -66,11 +73,6 @@ class Job:
     def id(self) -> str:
         """The job's id."""
         return self.row.id
-
-    @property
-    def last_progress(self) -> pb.TrainingProgress:
-        """What was told last of how far it has come."""
-        return pb.TrainingProgress.FromString(self.row.progress)
 
     @property
     def ran_s(self) -> float:
@@ -110,6 +112,11 @@ class Job:
         """Changes the row without an event."""
         await outlast(self._change(changes))
 
+    async def whole(self) -> JobRow:
+        """Returns its row with all fields, from the database; jobs that wait do not keep them."""
+        row = await pools.ROWS.run(self._database.job, self.id)
+        return self.row if row is None else row
+
     def news(self) -> asyncio.Event:
         """Returns what is set at the next event."""
         return self._news
@@ -126,14 +133,36 @@ class Job:
             data = event.SerializeToString()
             write = self._database.append_event
             number = await pools.ROWS.run(write, self.id, data, now, **changes)
-            self.row = replace(self.row, last_sequence=number, **changes)
-            self.tail.add(_numbered(data, self.id, number))
+            self._note(last_sequence=number, **changes)
+            waits = self.row.state in (QUEUED, PAUSED)
+            self.tail.add(_numbered(data, self.id, number), _WAITING_BYTES if waits else None)
         self.tell()
 
     async def _change(self, changes: dict[str, Any]) -> None:
         async with self._writing:
             await pools.ROWS.run(self._database.update_job, self.id, **changes)
-            self.row = replace(self.row, **changes)
+            self._note(**changes)
+
+    def _note(self, **changes: Any) -> None:
+        """Takes over what was stored."""
+        self.has_started |= bool(changes.get("started"))
+        if "progress" in changes:
+            self.last_progress = _brief(changes["progress"])
+        self.row = _without_large(replace(self.row, **changes))
+
+
+def _without_large(row: JobRow) -> JobRow:
+    """Returns a row without what may be megabytes: a spec is as large as a message may be."""
+    return replace(row, spec=b"", config="", files="", started=b"", progress=b"")
+
+
+def _brief(progress: bytes) -> pb.TrainingProgress:
+    """Returns what of a `progress` message tells it from an earlier one."""
+    whole = pb.TrainingProgress.FromString(progress)
+    brief = pb.TrainingProgress(step=whole.step)
+    if whole.HasField("valid_loss"):
+        brief.valid_loss = whole.valid_loss
+    return brief
 
 
 def queued_event(time_s: float, reason: str = "") -> pb.JobEvent:

@@ -91,8 +91,8 @@ class JobBook:
             async for event in self._events(job, known, after):
                 yield event
                 after = event.sequence
-            is_over = known is not None and known.row.state in OVER
-            row = known.row if known is not None and is_over else await self.row(job)
+            is_known = known is not None and (job in self.live or known.row.state in OVER)
+            row = known.row if known is not None and is_known else await self.row(job)
             if row.last_sequence > after:
                 if missed == row.last_sequence:
                     raise job_damaged(job, f"its events after number {after:,} are missing")
@@ -139,7 +139,7 @@ class JobBook:
             StatusError: NOT_FOUND; DATA_LOSS where the row is damaged.
         """
         if job in self.live:
-            return self.live[job].row
+            return await self.live[job].whole()
         row = await pools.ROWS.run(self._database.job, job)
         if row is None:
             raise job_not_found(job)

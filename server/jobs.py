@@ -54,6 +54,9 @@ _RETRY_S = 5.0
 
 _BACKOFF_S = 0.1
 
+_ROWS_AT_ONCE = 8
+"""Rows read together at the start."""
+
 _PAUSED_BY_USER = "paused on request"
 
 
@@ -168,11 +171,8 @@ class JobRoom:
 
     async def recover(self) -> None:
         """Takes up the jobs that an earlier server left; before any call comes."""
-        for row in await pools.ROWS.run(self._left_over):
-            if fault := damage(row):  # it stays in the list, and can be deleted
-                logger.error("job %s is not taken up: its record is damaged: %s", row.id, fault)
-                continue
-            job = self._jobs[row.id] = Job(self._database, row)
+        for job in await pools.ROWS.run(self._left_over):
+            self._jobs[job.id] = job
             try:
                 await self._recover(job)
             except Exception:  # one job must not keep the server from starting
@@ -313,14 +313,19 @@ class JobRoom:
             self._jobs.pop(job.id, None)
         job.tell()
 
-    def _left_over(self) -> list[JobRow]:
-        rows: list[JobRow] = []
+    def _left_over(self) -> list[Job]:
+        jobs: list[Job] = []
         states = (QUEUED, RUNNING, PAUSED)
         after: tuple[float, str] | None = None
-        while page := self._database.jobs(states, after=after, limit=500):
+        # A few at a time: each may be megabytes as it is stored, and a job keeps little of that.
+        while page := self._database.jobs(states, after=after, limit=_ROWS_AT_ONCE):
             after = page[-1].place
-            rows += page
-        return sorted(rows, key=lambda row: (row.queued_s, row.id))
+            for row in page:
+                if fault := damage(row):  # it stays in the list, and can be deleted
+                    logger.error("job %s is not taken up: its record is damaged: %s", row.id, fault)
+                else:
+                    jobs.append(Job(self._database, row))
+        return sorted(jobs, key=lambda job: (job.row.queued_s, job.id))
 
     def _waiting(self) -> list[Job]:
         jobs = [job for job in self._jobs.values() if job not in self._running]

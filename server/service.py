@@ -113,19 +113,22 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.CancelJobRequest, context: Context
     ) -> pb.CancelJobResponse:
         """Ends a job for good."""
-        return pb.CancelJobResponse(job=self._job(await self._jobs.cancel(request.job)))
+        row = await self._jobs.cancel(request.job)
+        return pb.CancelJobResponse(job=self._job(await self._jobs.book.row(row.id)))
 
     async def PauseJob(  # noqa: N802
         self, request: pb.PauseJobRequest, context: Context
     ) -> pb.PauseJobResponse:
         """Makes a job wait."""
-        return pb.PauseJobResponse(job=self._job(await self._jobs.pause(request.job)))
+        row = await self._jobs.pause(request.job)
+        return pb.PauseJobResponse(job=self._job(await self._jobs.book.row(row.id)))
 
     async def ResumeJob(  # noqa: N802
         self, request: pb.ResumeJobRequest, context: Context
     ) -> pb.ResumeJobResponse:
         """Puts a paused job back into the queue."""
-        return pb.ResumeJobResponse(job=self._job(await self._jobs.resume(request.job)))
+        row = await self._jobs.resume(request.job)
+        return pb.ResumeJobResponse(job=self._job(await self._jobs.book.row(row.id)))
 
     async def DeleteJob(  # noqa: N802
         self, request: pb.DeleteJobRequest, context: Context

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -530,3 +531,30 @@ def test_a_cancel_that_a_crash_cut_short_is_done_by_the_next_server(
 
     asyncio.run(run())
     assert store.versions("m") == [1]
+
+
+def test_jobs_that_wait_keep_no_large_fields_in_memory(store: Store) -> None:
+    """Each spec may have megabytes; it is there when its job is described or starts."""
+    large, count = 500_000, 40
+
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(FakeWorker))
+        spec = pb.TrainSpec(model="m")
+        spec.data.column = "x" * large
+        for number in range(count):
+            row = new_row(f"job-{number:02}", spec, TrainConfig(), [])
+            await room.submit(row)
+        again = make_room(store, FakeWorkers(FakeWorker))
+        tracemalloc.start()
+        await again.recover()
+        kept, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(again.book.live) == count
+        assert kept < large
+        assert peak < count * large // 2
+        for place in (room, again):
+            for job, live in place.book.live.items():
+                assert live.row.spec == b""
+                assert len((await place.book.row(job)).spec) > large
+
+    asyncio.run(run())
