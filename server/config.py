@@ -6,14 +6,18 @@ Light on purpose: the health check reads its address from here and must not impo
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
+import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from treadle.server.address import address_fault
+
+logger = logging.getLogger(__name__)
 
 
 def available_cpus() -> int:
@@ -163,7 +167,8 @@ class ServerConfig:
     """Seconds that one call to generate, score or embed, or one message of a stream, may take;
     generated texts end then, and other calls fail."""
     state_key_file: str = ""
-    """File with a secret of 16 bytes or more; states that were not made with it are refused."""
+    """File with a secret of 16 bytes or more, which none but its owner may write; states that were
+    not made with it are refused."""
     max_new_tokens_limit: int = field(default=100_000, metadata=_range(1, _COUNT))
     """The largest max_new_tokens that one generation may ask for."""
     max_corpus_bytes: int = field(default=1 << 30, metadata=_range(1, _BYTES))
@@ -187,17 +192,29 @@ class ServerConfig:
         """Returns the secret by which states are authenticated; empty where there is none.
 
         Raises:
-            SettingError: The file cannot be read, or holds too little or too much.
+            SettingError: The file cannot be read, holds too little or too much, or may be written
+                by others.
         """
         if not self.state_key_file:
             return b""
         try:
             with open(self.state_key_file, "rb") as file:
+                status = os.fstat(file.fileno())
                 read = file.read(_MAX_KEY_BYTES + 1)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             fault = f"names {self.state_key_file!r}, which cannot be read: {reason}"
             raise SettingError("state_key_file", fault) from error
+        if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mode = f"{stat.S_IMODE(status.st_mode):04o}"
+            fault = f"names {self.state_key_file!r}, which others may write (mode {mode})"
+            raise SettingError("state_key_file", f"{fault}: run chmod go-w on it")
+        if stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH:
+            logger.warning(
+                "every user of this machine may read the secret in %s: run chmod o-r on it, or "
+                "mount it with mode 0400",
+                self.state_key_file,
+            )
         key = read.strip()
         if len(key) < _MIN_KEY_BYTES or len(read) > _MAX_KEY_BYTES:
             many = f"more than {_MAX_KEY_BYTES}" if len(read) > _MAX_KEY_BYTES else str(len(key))

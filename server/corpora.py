@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from treadle.server.database import Database
-from treadle.server.disk import DiskSpace, sync
+from treadle.server.disk import DiskSpace, close_to_others, make_directory, sync
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -51,7 +51,8 @@ class Corpora:
         """Hashes of corpora that such uploads brought, and no other one did."""
         # What is there changes under this lock only.
         self._changing = threading.Lock()
-        self._home.mkdir(mode=0o770, exist_ok=True)
+        make_directory(self._home)
+        close_to_others(root, self._home)
 
     def writer(self) -> CorpusWriter:
         """Returns a writer of a new corpus.

@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from treadle.server.disk import check_no_link
 from treadle.server.rows import (
     COLUMNS,
     FIXED,
@@ -63,7 +64,9 @@ class Database:
         self._path = path
         self._lock = threading.RLock()
         # Made here, since SQLite would let everybody read it; its log gets the same mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o660))
+        for name in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+            check_no_link(name)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o660))
         with self._translated():
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._connection.text_factory = text  # one bad byte must not fail a whole list

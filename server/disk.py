@@ -6,10 +6,11 @@ import errno
 import fcntl
 import logging
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -87,10 +88,10 @@ def shared_with_group(root: Path) -> Iterator[None]:
         root: The data directory; it need not exist.
     """
     try:
-        shared = root.stat().st_mode & stat.S_IWGRP
+        closed = _closed_bits(root)
     except (OSError, ValueError):  # it is made, for this user alone, or its fault is said later
-        shared = 0
-    before = os.umask(0o007 if shared else 0o077)
+        closed = 0o077
+    before = os.umask(closed)
     try:
         yield
     finally:
@@ -113,6 +114,9 @@ def unusable(root: Path, error: OSError) -> StoreError:
         remedy = _permission_remedy(root, path)
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "make room on its disk"
+    elif error.errno == errno.ELOOP and path != root:
+        reason = "a link has this name, and what it leads to is not the server's to change"
+        remedy = "put what it leads to in its place, by a move or a mount"
     elif error.errno == errno.EROFS:
         remedy = "mount it writable, or name another --data-dir"
     place = "" if path == root else f": {path}"
@@ -146,7 +150,8 @@ def lock(root: Path) -> IO[str]:
         StoreError: Another process uses it.
         OSError: The disk failed or is full.
     """
-    file = (root / "lock").open("a+")
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    file = os.fdopen(os.open(root / "lock", flags, 0o660), "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -161,6 +166,46 @@ def lock(root: Path) -> IO[str]:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory of the data directory, if it is missing, closed to others.
+
+    Raises:
+        OSError: The disk failed or is full; a file has its name, or a link, which is not followed:
+            what it leads to is not ours to write to and to delete.
+    """
+    check_no_link(path)
+    path.mkdir(mode=0o770, exist_ok=True)
+
+
+def check_no_link(path: Path) -> None:
+    """Checks that no link has a name that we are about to write to.
+
+    Raises:
+        OSError: ELOOP: one has.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def close_to_others(root: Path, path: Path) -> None:
+    """Takes from a directory the rights that `shared_with_group` would not give it, where we may.
+
+    Args:
+        root: The data directory, whose mode decides.
+        path: A directory in it.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    closed = mode & ~_closed_bits(root)
+    if mode != closed:
+        with suppress(OSError):  # another user's, who must know
+            path.chmod(closed)
+
+
+def _closed_bits(root: Path) -> int:
+    """Returns the rights that nothing in a data directory gives."""
+    return 0o007 if root.stat().st_mode & stat.S_IWGRP else 0o077
 
 
 def sync(path: Path) -> None:
@@ -183,13 +228,45 @@ def remove(path: Path) -> bool:
         Whether it is gone; what cannot be removed is logged and left.
     """
     try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
+        if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
+        else:
+            _remove_tree(path)
     except FileNotFoundError:  # somebody else was removing it too
         return True
     except OSError as error:
         logger.warning("could not be removed, and is left where it is: %s", error)
         return False
     return True
+
+
+def _remove_tree(path: Path) -> None:
+    """Removes a directory with all it holds, without following a link.
+
+    Raises:
+        OSError: Something in it cannot be removed.
+    """
+    try:
+        shutil.rmtree(path)
+    except (OSError, RecursionError) as error:
+        too_deep = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
+        if isinstance(error, OSError) and error.errno not in too_deep:
+            raise
+        _flatten(path)
+        shutil.rmtree(path)
+
+
+def _flatten(path: Path) -> None:
+    """Moves the directories of a tree that is too deep to be walked up into its first one."""
+    waiting = [path]
+    while waiting:
+        place = waiting.pop()
+        with os.scandir(place) as entries:
+            below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        if place == path:
+            waiting += [path / name for name in below]
+            continue
+        for name in below:
+            moved = path / f"moved-{secrets.token_hex(8)}"
+            os.rename(place / name, moved)
+            waiting.append(moved)

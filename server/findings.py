@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from treadle.server.disk import remove, sync
+from treadle.server.disk import make_directory, remove, sync
 
 DAMAGED = "damaged"
 """The folder for what is damaged: nothing that might be worth a look is deleted."""
@@ -25,7 +25,13 @@ class Finding:
     """What was done about it or would be done with --repair, or what one may do oneself."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.action}"
+        """Returns one line, whatever is in the names of files."""
+        line = f"{self.where}: {self.what}; {self.action}"
+        return "".join(c if c.isprintable() else _escaped(c) for c in line)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", errors="surrogatepass").decode()
 
 
 @dataclass
@@ -77,7 +83,8 @@ def put_aside(root: Path, path: Path, *names: str) -> None:
         OSError: The disk failed or is full.
     """
     place = root.joinpath(DAMAGED, *names)
-    place.parent.mkdir(mode=0o770, parents=True, exist_ok=True)
+    for folder in reversed(place.relative_to(root).parents[:-1]):
+        make_directory(root / folder)
     number = 1
     while place.exists() or place.is_symlink():
         number += 1

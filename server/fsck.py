@@ -17,6 +17,8 @@ It may be cut off at any moment and run again.
 
 from __future__ import annotations
 
+import os
+import secrets
 import sys
 from contextlib import suppress
 from functools import partial
@@ -83,6 +85,7 @@ def run(root: Path, repair: bool) -> int:
 
 def _check(root: Path, repair: bool) -> Report:
     report = Report(repair)
+    _check_places(root, report)
     _check_tmp(root, report)
     check_models(root, report)
     corpora = check_corpora(root, report)
@@ -100,9 +103,34 @@ def _check(root: Path, repair: bool) -> Report:
     return report
 
 
+def _check_places(root: Path, report: Report) -> None:
+    """Checks what must be directories and files of our own: nothing is done behind a link.
+
+    Raises:
+        OSError: ELOOP: a link has the name of one.
+    """
+    for name in (DAMAGED, "models", "jobs", "corpora"):
+        place = root / name
+        disk.check_no_link(place)
+        if place.exists() and not place.is_dir():
+            action = f"moved to {DAMAGED}/" if name != DAMAGED else "renamed"
+            aside = partial(put_aside, root, place, name)
+            if name == DAMAGED:
+                aside = partial(os.rename, place, root / f"{DAMAGED}-{secrets.token_hex(4)}")
+            report.mend("it is no directory", place, action, aside)
+    tmp = root / "tmp"
+    if tmp.is_symlink() or (tmp.exists() and not tmp.is_dir()):
+        report.mend("it is no directory", tmp, "removed", partial(remove_whole, tmp))
+    database = root / DATABASE_FILE
+    disk.check_no_link(database)
+    if database.exists() and not database.is_file():
+        action = f"moved to {DAMAGED}/"
+        report.mend("it is no file", database, action, partial(put_aside, root, database, "db"))
+
+
 def _check_tmp(root: Path, report: Report) -> None:
     tmp = root / "tmp"
-    for path in sorted(tmp.iterdir()) if tmp.is_dir() else []:
+    for path in sorted(tmp.iterdir()) if tmp.is_dir() and not tmp.is_symlink() else []:
         what = "it was being made when the server died"
         report.mend(what, path, "removed", partial(remove_whole, path))
 
@@ -110,7 +138,7 @@ def _check_tmp(root: Path, report: Report) -> None:
 def _open_database(root: Path, report: Report) -> Database | None:
     """Returns the database, whole; None where there is none, or none that may be used."""
     path = root / DATABASE_FILE
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         database = Database(path, upgrade=report.repair)

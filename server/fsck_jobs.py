@@ -13,6 +13,7 @@ import grpc
 from treadle.model.errors import CheckpointError
 from treadle.model.run_state import is_whole
 from treadle.model.tensor_file import open_tensors
+from treadle.server.convert import NAME
 from treadle.server.database import Database, DatabaseError, JobRow
 from treadle.server.errors import StatusError
 from treadle.server.findings import DAMAGED, Report, put_aside, remove_whole
@@ -47,10 +48,13 @@ def check_jobs(root: Path, report: Report, database: Database, corpora: Set[str]
             what = f"job {row.id} cannot go on: {fault}"
             work = partial(_fail, database, row.id, fault)
             report.mend(what, root / DATABASE_FILE, "marked as failed", work)
-        for path in sorted(files.glob("*.safetensors")) if files.is_dir() else []:
+        own = files.is_dir() and not files.is_symlink()
+        for path in sorted(files.glob("*.safetensors")) if own else []:
             _check_file(root, report, path)
     for place in _directories(root):
-        if database.job(place.name) is None:
+        if place.is_symlink() or not NAME.fullmatch(place.name):
+            _put_directory_aside(root, report, place, "it is no directory of a job")
+        elif database.job(place.name) is None:
             what = "it is the directory of a job that is not there"
             report.mend(what, place, "removed", partial(remove_whole, place))
 
@@ -67,8 +71,12 @@ def put_jobs_aside(root: Path, report: Report) -> None:
     """
     for place in _directories(root):
         what = "it is the directory of a job, and there is no database that knows it"
-        action = f"moved to {DAMAGED}/jobs/{place.name}"
-        report.mend(what, place, action, partial(put_aside, root, place, "jobs", place.name))
+        _put_directory_aside(root, report, place, what)
+
+
+def _put_directory_aside(root: Path, report: Report, place: Path, what: str) -> None:
+    action = f"moved to {DAMAGED}/jobs/{place.name}"
+    report.mend(what, place, action, partial(put_aside, root, place, "jobs", place.name))
 
 
 def _directories(root: Path) -> list[Path]:

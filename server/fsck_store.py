@@ -27,10 +27,22 @@ def check_models(root: Path, report: Report) -> None:
     models = root / "models"
     for home in sorted(models.iterdir()) if models.is_dir() else []:
         if NAME.fullmatch(home.name):
-            present = versions.numbers(home)
-            for number in present:
-                if (home / str(number)).is_dir():
-                    _check_version(root, report, home / str(number), number == present[-1])
+            _check_model(root, report, home)
+
+
+def _check_model(root: Path, report: Report, home: Path) -> None:
+    try:
+        present = versions.numbers(home)
+    except OSError as error:
+        report.note(f"the model cannot be read ({error})", home, "check the permissions")
+        return
+    for number in present:
+        place = home / str(number)
+        if home.is_symlink() or place.is_symlink():
+            advice = "put what it leads to in its place to have it checked"
+            report.note("a link leads to the model", place, advice)
+        elif place.is_dir():
+            _check_version(root, report, place, number == present[-1])
 
 
 def _check_version(root: Path, report: Report, place: Path, newest: bool) -> None:

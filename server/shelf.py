@@ -52,6 +52,9 @@ class Shelf:
             StatusError: FAILED_PRECONDITION.
         """
         home = self._models / name
+        if home.is_symlink():
+            message = f"the server cannot change model {name!r}: a link has the name of its folder"
+            raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
         if home.exists() and not home.is_dir():
             message = f"the server cannot store model {name!r}: a file has the name of its folder"
             raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)

@@ -73,13 +73,17 @@ class Store(Shelf):
             try:
                 root.mkdir(mode=0o700, parents=True, exist_ok=True)  # models hold memorised text
                 models = root / "models"
-                models.mkdir(exist_ok=True)
+                disk.make_directory(models)
                 opened.enter_context(disk.lock(root))
-                self._jobs.mkdir(mode=0o770, exist_ok=True)
-                shutil.rmtree(self._tmp, ignore_errors=True)
-                self._tmp.mkdir(exist_ok=True)
+                disk.make_directory(self._jobs)
+                if self._tmp.is_symlink() or self._tmp.is_dir():
+                    disk.remove(self._tmp)
+                disk.make_directory(self._tmp)
+                for place in (models, self._jobs, self._tmp):
+                    disk.close_to_others(root, place)  # an earlier server may have left them open
                 for place in self._jobs.iterdir():  # no process writes there yet
-                    remove_leftovers(place)
+                    if not place.is_symlink():
+                        remove_leftovers(place)
                 database = Database(root / DATABASE_FILE)
                 opened.callback(database.close)
                 super().__init__(models, database)
@@ -110,13 +114,13 @@ class Store(Shelf):
         if not NAME.fullmatch(job):
             raise ValueError(f"{job[:80]!r} is no job's id")
         path = self._jobs / job
-        path.mkdir(mode=0o770, exist_ok=True)
+        disk.make_directory(path)
         return path
 
     def new_draft(self) -> Path:
         """Returns a new directory under `tmp/`, for a version to be made in."""
         draft = self._tmp_name("model")
-        draft.mkdir()
+        draft.mkdir(mode=0o770)
         return draft
 
     def discard(self, path: Path) -> None:
@@ -206,7 +210,8 @@ class Store(Shelf):
             The versions deleted, oldest first.
 
         Raises:
-            StatusError: NOT_FOUND; FAILED_PRECONDITION: an alias names one of the versions.
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: an alias names one of the versions, or the
+                model is a link, which can only be deleted as a whole.
             DatabaseError: The database failed.
         """
         home = self._models / name
@@ -222,9 +227,10 @@ class Store(Shelf):
                 os.rename(home, trash)
             else:
                 [number] = gone
+                self.check_free(name)
                 os.rename(home / str(number), trash)
                 if number > max(versions.numbers(home)):
-                    (home / str(number)).mkdir()
+                    (home / str(number)).mkdir(mode=0o770)
                 disk.sync(home)
             disk.sync(self._models)
             # First the files, then their names: on a full disk that makes room for the change.
@@ -271,7 +277,8 @@ class Store(Shelf):
         if version in self.database.aliases(name).values():  # of an earlier model of this name
             self.database.forget_aliases(name, [version])
         home = self._models / name
-        home.mkdir(exist_ok=True)
+        self.check_free(name)
+        home.mkdir(mode=0o770, exist_ok=True)
         newest = max(versions.numbers(home), default=0)
         os.rename(draft, home / str(version))
         disk.sync(home)

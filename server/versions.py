@@ -15,11 +15,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from treadle.model.checkpoint import read_header
+from treadle.model.checkpoint import read_header, write_whole
 from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig
 from treadle.model.errors import CheckpointError
 from treadle.model.record import TrainingRecord
-from treadle.server.disk import sync
+from treadle.server.disk import check_no_link
 from treadle.server.errors import damaged, not_found
 
 MODEL_FILE = "model.safetensors"
@@ -137,16 +137,14 @@ def recorded(directory: Path) -> str | None:
 
 
 def record(directory: Path, digest: str) -> None:
-    """Writes a directory's HASH_FILE.
+    """Writes a directory's HASH_FILE, but not where a link leads there.
 
     Raises:
-        OSError: The disk failed or is full.
+        OSError: The disk failed or is full; ELOOP: a link leads there.
     """
-    with (directory / HASH_FILE).open("w", encoding="ascii") as file:
-        file.write(f"{digest}  {MODEL_FILE}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    sync(directory)
+    for place in (directory, directory.parent):
+        check_no_link(place)
+    write_whole(directory / HASH_FILE, f"{digest}  {MODEL_FILE}\n".encode())
 
 
 def file_hash(path: Path) -> str:
