@@ -1,6 +1,7 @@
 """What becomes of a server that is abused: memory, time, the event loop, disk, what is stored.
 
     python benchmarks/abuse.py [SCENARIO ...] [--ordinary 64] [--json FILE] [--quick] [--list]
+    python benchmarks/abuse.py --compare BEFORE.json AFTER.json
 
 Every scenario gets a server of its own on 127.0.0.1, with a copy of a data directory that is made
 once. It sends legal requests that cost a server much, or puts damage where a server will read it,
@@ -43,7 +44,14 @@ from treadle.benchmarks.scenarios import (
 )
 from treadle.benchmarks.scenarios.container import Container, ContainerError
 from treadle.benchmarks.scenarios.memory_use import MIB
-from treadle.benchmarks.scenarios.report import Figure, as_json, beyond, common_line, line
+from treadle.benchmarks.scenarios.report import (
+    Figure,
+    as_json,
+    beyond,
+    common_line,
+    comparison,
+    line,
+)
 from treadle.benchmarks.scenarios.server import ServerProcess, StartError
 from treadle.benchmarks.scenarios.target import SCENARIOS, Scenario, Target
 from treadle.benchmarks.scenarios.watchers import Watcher
@@ -72,6 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         for item in ordered():
             print(f"{item.name:<26}{item.about}")
+        return 0
+    if options.compare:
+        before, after = (json.loads(file.read_text()) for file in options.compare)
+        print(comparison(before, after))
         return 0
     names = options.scenarios or [item.name for item in ordered()]
     if unknown := [name for name in names if name not in SCENARIOS]:
@@ -128,6 +140,10 @@ def _parser() -> argparse.ArgumentParser:
         help="memory of the server's container; 0: no container",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument(
+        "--compare", type=Path, nargs=2, metavar=("BEFORE", "AFTER"),
+        help="print a table of two such files instead",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a tenth of the load, to see it run")
     return parser
 

@@ -142,27 +142,36 @@ def cancelled_uploads(target: Target) -> list[Figure]:
     ]
 
 
-@scenario("killed-workers", flags=("--checkpoint-interval-s", "0.01", "--standby-workers", "0"))
+_KILLED = ("--checkpoint-interval-s", "0.5", "--max-restarts", "1000", "--standby-workers", "0")
+
+
+@scenario("killed-workers", flags=_KILLED)
 def killed_workers(target: Target) -> list[Figure]:
-    """A job whose process is killed again and again while it writes: what do they leave?"""
-    spec = template.endless_spec("killed", network=pb.NetworkSpec(hidden_size=512))
+    """A job whose process is killed whenever it has begun to write a file: what do they leave?"""
+    spec = template.endless_spec("killed", network=pb.NetworkSpec(hidden_size=1024))
     job = target.begin(template.upload(spec, template.words(100_000).encode()))
-    draw = random.Random(3)
+    jobs = target.data_dir / "jobs"
     kills = 0
     until = time.monotonic() + (5.0 if target.is_quick else 15.0)
     while time.monotonic() < until:
-        time.sleep(draw.uniform(0.2, 0.6))
-        for pid in target.workers():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                kills += 1
-        target.seconds_until(lambda: bool(target.workers()), 5.0)
+        if _unfinished(jobs):
+            for pid in target.workers():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    kills += 1
+            target.seconds_until(lambda: bool(target.workers()), 5.0)
+            time.sleep(2.0)  # what the killed one left is not what the next one writes
+        time.sleep(0.002)
     with suppress(grpc.RpcError):
         target.stub.CancelJob(pb.CancelJobRequest(job=job), timeout=30.0)
     target.seconds_until_free(20.0)
     time.sleep(1.0)
-    left = [file for file in _files(target.data_dir / "jobs") if file.endswith(".tmp")]
+    left = _unfinished(jobs)
     return [Figure("files left", float(len(left)), "", 0.0, f"{kills} kills")]
+
+
+def _unfinished(jobs: Path) -> list[str]:
+    return [str(file) for file in jobs.glob("*/*.tmp")]
 
 
 def _finished_long_ago(folder: Path, data_dir: Path) -> None:

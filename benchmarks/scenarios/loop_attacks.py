@@ -55,8 +55,8 @@ def token_biases(target: Target) -> list[Figure]:
 
 @scenario("long-subwords", stall_ms=STALL_MS)
 def long_subwords(target: Target) -> list[Figure]:
-    """A text of 4 MB for a subword model, to score and to go on from."""
-    text = template.letters(target.few(MESSAGE))
+    """A text of 4 MB for a subword model of lower case, whose sigmas depend on their neighbours."""
+    text = "ΑΣ " + template.letters(target.few(MESSAGE) - 10)
     score = pb.ScoreRequest(model="subwords", texts=[text])
     generate = pb.GenerateRequest(model="subwords", prompt=text, max_new_tokens=1)
     scored, status = timed(lambda: target.stub.Score(score, timeout=30.0))

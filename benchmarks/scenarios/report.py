@@ -50,7 +50,7 @@ def line(scenario: str, figure: Figure) -> str:
     """Returns the line of the table for a figure."""
     bound = "" if math.isinf(figure.bound) else f"<= {number(figure.bound)}"
     value = f"{number(figure.value)} {figure.unit}".rstrip()
-    columns = f"{scenario:<22}{figure.what:<38}{value:>14}{bound:>10}  {figure.verdict:<7}"
+    columns = f"{scenario:<26}{figure.what:<30}{value:>14}{bound:>10}  {figure.verdict:<7}"
     return f"{columns} {figure.note}".rstrip()
 
 
@@ -62,7 +62,7 @@ def common_line(scenario: str, figures: Sequence[Figure]) -> str:
         if figure.note:
             text += f" ({figure.note})"
         told.append(f"{text} BEYOND {number(figure.bound)}" if figure.verdict == "beyond" else text)
-    return f"{scenario:<22}{', '.join(told)}"
+    return f"{scenario:<26}{', '.join(told)}"
 
 
 def number(value: float | None) -> str:
@@ -96,3 +96,30 @@ def as_json(results: Mapping[str, Sequence[Figure]]) -> dict[str, list[dict[str,
         ]
         for name, figures in results.items()
     }
+
+
+def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Returns a Markdown table of what two JSON files say; each has what `as_json` returns.
+
+    Of the figures that every scenario has, health's are shown, and those beyond their bound.
+    """
+    rows = ["| scenario | figure | bound | before | after |", "|---|---|---|---|---|"]
+    for name, figures in after.items():
+        earlier = {figure["what"]: figure for figure in before.get(name, [])}
+        for figure in figures:
+            old = earlier.get(figure["what"])
+            both = [figure, old or figure]
+            if figure["is_common"] and not (
+                figure["what"] == "longest" or any(one["verdict"] == "beyond" for one in both)
+            ):
+                continue
+            bound = "" if figure["bound"] is None else number(figure["bound"])
+            cells = [name, figure["what"], bound, _cell(old), _cell(figure)]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _cell(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    return f"{number(figure['value'])} {figure['unit']}".rstrip()

@@ -117,7 +117,12 @@ def _train_all(stub: sequence_pb2_grpc.SequenceServiceStub) -> None:
         "words": pb.TOKENIZER_KIND_WORDS,
     }
     for name, kind in kinds.items():
-        tokenizer = pb.TokenizerSpec(kind=kind, max_vocabulary_size=1000, unknown_policy=skip)
+        tokenizer = pb.TokenizerSpec(
+            kind=kind,
+            max_vocabulary_size=1000,
+            unknown_policy=skip,
+            lower_case=kind == pb.TOKENIZER_KIND_SUBWORDS,
+        )
         _train(stub, spec(name, tokenizer=tokenizer), text)
     lines = pb.DataSpec(batch_size=8, window=16, layout=pb.CORPUS_LAYOUT_LINES)
     _train(

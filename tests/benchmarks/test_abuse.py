@@ -31,6 +31,7 @@ from treadle.benchmarks.scenarios.report import (
     as_json,
     beyond,
     common_line,
+    comparison,
     line,
     number,
     percentile,
@@ -95,6 +96,17 @@ def test_json_has_no_infinite_numbers() -> None:
     assert stored["one"][0]["value"] == 2.0
     assert stored["one"][0]["bound"] is None
     assert stored["one"][1]["verdict"] == "-"
+
+
+def test_two_files_make_a_table() -> None:
+    common = Figure("health p99", 9.0, "ms", 100.0, is_common=True)
+    slow = Figure("health p99", 900.0, "ms", 100.0, is_common=True)
+    before = as_json({"one": [Figure("grew", 900.0, "MiB", 512.0), slow], "two": [common]})
+    after = as_json({"one": [Figure("grew", 20.0, "MiB", 512.0), common], "two": [common]})
+    assert comparison(before, after).splitlines()[2:] == [
+        "| one | grew | 512 | 900 MiB | 20 MiB |",
+        "| one | health p99 | 100 | 900 ms | 9 ms |",
+    ]
 
 
 def test_every_scenario_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
