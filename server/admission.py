@@ -58,3 +58,15 @@ class Load:
     """Streams that are scored."""
     learners: StreamPlaces
     """Streams that are learned from."""
+
+
+@dataclass(frozen=True)
+class Inquiries:
+    """What the server counts of calls that ask what there is."""
+
+    lists: Admission
+    """Lists being made."""
+    watchers: Admission
+    """Calls that watch jobs."""
+    orders: Admission
+    """Calls that bring a job and follow it."""

@@ -31,7 +31,7 @@ from treadle.server.address import (
     listening_fault,
     socket_path,
 )
-from treadle.server.admission import Admission, Load
+from treadle.server.admission import Admission, Inquiries, Load
 from treadle.server.attempt import RunLimits
 from treadle.server.boundary import Boundary
 from treadle.server.config import ServerConfig, SettingError
@@ -135,6 +135,11 @@ class App:
                 check=self._warming.check,
             ),
         )
+        inquiries = Inquiries(
+            lists=Admission(config.list_limit, "lists"),
+            watchers=Admission(config.watch_limit, "calls that watch jobs"),
+            orders=Admission(config.watch_limit, "calls that bring or follow a job of theirs"),
+        )
         openings = Openings(config.stream_limit + config.learning_limit, config.first_message_s)
         sources = Sources(models, self._jobs.book.row)
         generating = GeneratingRoom(
@@ -180,6 +185,7 @@ class App:
             scoring,
             learning,
             load,
+            inquiries,
             budget,
             self._warming,
         )

@@ -150,6 +150,10 @@ class ServerConfig:
     """Training processes kept ready, so that a short job need not wait for Python to start."""
     inference_limit: int = field(default=512, metadata=_range(1, _COUNT))
     """Generations, scorings and embeddings that may run at once, waiting ones included."""
+    list_limit: int = field(default=32, metadata=_range(1, _COUNT))
+    """Lists of jobs and models that may be made at once, waiting ones included."""
+    watch_limit: int = field(default=1024, metadata=_range(1, _COUNT))
+    """Calls that may watch jobs at once, and as many that bring a job and then follow it."""
     stream_limit: int = field(default=512, metadata=_range(1, _COUNT))
     """Streams to score (ScoreStream) that may be open at once; more of them are refused, unless one
     is silent for stream_idle_s: it then gives its place to the next."""

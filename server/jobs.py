@@ -216,8 +216,11 @@ class JobRoom:
 
     def position(self, job: str) -> int:
         """Returns how many jobs are before one in the queue; 0 where it does not wait."""
-        waiting = [other.id for other in self._waiting()]
-        return waiting.index(job) if job in waiting else 0
+        return self.positions().get(job, 0)
+
+    def positions(self) -> dict[str, int]:
+        """Returns how many jobs are before each one that waits, by their ids."""
+        return {job.id: place for place, job in enumerate(self._waiting())}
 
     async def cancel(self, job: str) -> JobRow:
         """Ends a job for good, keeping what it has learnt; nothing where it is over.

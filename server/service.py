@@ -6,27 +6,34 @@ Errors are raised, not returned: `boundary.Boundary` turns them into statuses.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from importlib.metadata import version
 
 from treadle.model import compiled_for
 from treadle.server import convert, page_tokens, pools, records
-from treadle.server.admission import Load
+from treadle.server.admission import Inquiries, Load
 from treadle.server.boundary import Context
+from treadle.server.catalog import Catalog
 from treadle.server.config import ServerConfig
 from treadle.server.database import JobRow
-from treadle.server.errors import StatusError
 from treadle.server.generating import GeneratingRoom
 from treadle.server.intake import Intake
 from treadle.server.jobs import JobRoom
 from treadle.server.learning import LearningRoom
 from treadle.server.loaded import LoadedModels
 from treadle.server.memory_budget import MemoryBudget
+from treadle.server.page import Page
 from treadle.server.scoring import ScoringRoom
-from treadle.server.store import Store, StoredModel
+from treadle.server.store import Store
 from treadle.server.warming import Warming
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
+
+JobPlace = tuple[float, str]
+"""The place of a job in a list of jobs."""
+
+_JOBS = 100
+"""Jobs of a list that are read at once."""
 
 SERVICE = "treadle.v1.SequenceService"
 
@@ -44,6 +51,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         scoring: Scoring and embedding.
         learning: Learning from streams.
         load: How many calls and sessions run.
+        inquiries: How many calls list and watch.
         budget: How many bytes are kept for callers.
         warming: How far the kernels are.
     """
@@ -59,6 +67,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         scoring: ScoringRoom,
         learning: LearningRoom,
         load: Load,
+        inquiries: Inquiries,
         budget: MemoryBudget,
         warming: Warming,
     ) -> None:
@@ -71,23 +80,28 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self._scoring = scoring
         self._learning = learning
         self._load = load
+        self._inquiries = inquiries
         self._budget = budget
         self._warming = warming
+        self._catalog = Catalog(store, config.max_message_bytes)
         self._began = time.monotonic()
 
     async def Train(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.TrainRequest], context: Context
     ) -> AsyncIterator[pb.JobEvent]:
         """Takes the spec, then a place in the queue, then the corpus; follows the job."""
-        async for event in self._jobs.book.watch(await self._intake.take(request_iterator)):
-            yield event
+        with self._inquiries.orders.admit():
+            job = await self._intake.take(request_iterator)
+            async for event in self._jobs.book.watch(job):
+                yield event
 
     async def WatchJob(  # noqa: N802
         self, request: pb.WatchJobRequest, context: Context
     ) -> AsyncIterator[pb.WatchJobResponse]:
         """Streams the events of a job."""
-        async for event in self._jobs.book.watch(request.job, request.after_sequence):
-            yield pb.WatchJobResponse(event=event)
+        with self._inquiries.watchers.admit():
+            async for event in self._jobs.book.watch(request.job, request.after_sequence):
+                yield pb.WatchJobResponse(event=event)
 
     async def GetJob(  # noqa: N802
         self, request: pb.GetJobRequest, context: Context
@@ -103,11 +117,11 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         filters = (*states, f"model={request.model}")
         place = page_tokens.read(request.page_token, "jobs", filters)
         after = (place[0], place[1]) if place else None
-        rows = await self._jobs.book.page(states, request.model, after, size + 1)
-        more = len(rows) > size
-        token = page_tokens.make("jobs", filters, rows[size - 1].place) if more else ""
-        jobs = [self._listed_job(row) for row in rows[:size]]
-        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+        page: Page[pb.Job] = Page(size, self._config.max_message_bytes)
+        with self._inquiries.lists.admit():
+            more = await self._fill(page, states, request.model, after)
+        token = page_tokens.make("jobs", filters, more) if more else ""
+        return pb.ListJobsResponse(jobs=page.items, next_page_token=token)
 
     async def CancelJob(  # noqa: N802
         self, request: pb.CancelJobRequest, context: Context
@@ -176,7 +190,11 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Lists one page of models."""
         place = page_tokens.read(request.page_token, "models", ())
         after = place[0] if place else ""
-        return await pools.LISTS.run(self._list, convert.page_size(request), after)
+        size = convert.page_size(request)
+        with self._inquiries.lists.admit():
+            models, more = await pools.LISTS.run(self._catalog.page, size, after)
+        token = page_tokens.make("models", (), [more]) if more else ""
+        return pb.ListModelsResponse(models=models, next_page_token=token)
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: Context
@@ -202,7 +220,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         convert.check_alias(request.model, request.alias)
         set_alias = self._store.set_alias
         stored = await pools.STORE.run(set_alias, request.model, request.alias, request.version)
-        return pb.SetAliasResponse(model=await pools.LISTS.run(self._describe, stored))
+        return pb.SetAliasResponse(model=await pools.LISTS.run(self._catalog.describe, stored))
 
     async def DeleteAlias(  # noqa: N802
         self, request: pb.DeleteAliasRequest, context: Context
@@ -245,33 +263,32 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             memory_used_bytes=self._budget.used,
         )
 
-    def _list(self, size: int, after: str) -> pb.ListModelsResponse:
-        stored, following = self._store.page(size, after)
-        models = [self._listed_model(model) for model in stored]
-        token = page_tokens.make("models", (), [following]) if following else ""
-        return pb.ListModelsResponse(models=models, next_page_token=token)
+    async def _fill(
+        self, page: Page[pb.Job], states: list[str], model: str, after: JobPlace | None
+    ) -> JobPlace | None:
+        """Fills a page with jobs, the newest first, a few at a time.
+
+        Returns:
+            The place after which the next page begins; None where this is the last one.
+        """
+        while rows := await self._jobs.book.page(states, model, after, _JOBS):
+            jobs = await pools.LISTS.run(self._listed_jobs, rows, self._jobs.positions())
+            for row, job in zip(rows, jobs, strict=True):
+                if not page.take(job):
+                    return after
+                after = row.place
+        return None
 
     def _get(self, name: str, number: int) -> pb.GetModelResponse:
         stored = self._store.find(name, number)
         return pb.GetModelResponse(
-            model=self._describe(stored), versions=self._store.versions(stored.name)
+            model=self._catalog.describe(stored), versions=self._store.versions(stored.name)
         )
 
     def _job(self, row: JobRow) -> pb.Job:
         return records.job(row, self._jobs.position(row.id))
 
-    def _listed_job(self, row: JobRow) -> pb.Job:
-        """Describes a job in a list, which a damaged one must not take down."""
-        fault = self._jobs.book.fault(row)
-        return records.listed_job(row, self._jobs.position(row.id), fault)
-
-    def _describe(self, stored: StoredModel) -> pb.Model:
-        aliases = self._store.aliases_of(stored.name, stored.version)
-        return records.model(stored, self._store.describe(stored), aliases)
-
-    def _listed_model(self, stored: StoredModel) -> pb.Model:
-        """Describes a model in a list, which a damaged one must not take down."""
-        try:
-            return self._describe(stored)
-        except StatusError as error:
-            return records.damaged_model(stored, error.message)
+    def _listed_jobs(self, rows: list[JobRow], positions: Mapping[str, int]) -> list[pb.Job]:
+        """Describes jobs in a list, which a damaged one must not take down."""
+        fault = self._jobs.book.fault
+        return [records.listed_job(row, positions.get(row.id, 0), fault(row)) for row in rows]

@@ -19,6 +19,7 @@ from treadle.server import aliases, versions
 from treadle.server.convert import NAME
 from treadle.server.database import Database
 from treadle.server.errors import StatusError, not_found, shorten
+from treadle.server.version_index import VersionIndex
 from treadle.server.versions import MODEL_FILE, Description, StoredModel
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,11 @@ class Shelf:
         """Jobs, events, aliases and corpora."""
         # Names and versions change under this lock only.
         self._changing = threading.Lock()
+        self._naming = threading.Lock()
         self._described: OrderedDict[StoredModel, Description] = OrderedDict()
+        self._index = VersionIndex(models)
+        self._aliases: dict[str, dict[int, tuple[list[str], int]]] = {}
+        self._aliases_changed = 0
 
     def check_free(self, name: str) -> None:
         """Checks that versions of `name` can be stored, before anybody trains one.
@@ -61,8 +66,7 @@ class Shelf:
 
     def versions(self, name: str) -> list[int]:
         """Returns a model's versions, oldest first; none where there is no such model."""
-        home = self._models / name
-        return [number for number in versions.numbers(home) if self._file(name, number).is_file()]
+        return [*self._index.numbers(name)]
 
     def find(self, name: str, version: int = 0) -> StoredModel:
         """Returns one version of a model, by default the newest.
@@ -83,13 +87,21 @@ class Shelf:
             if version < 1:
                 raise aliases.unknown(name, alias) if self.versions(name) else not_found(name)
         if not version:
-            version = max(self.versions(name), default=0)
-            if not version:
-                raise not_found(name)
+            return self._newest_of(name)
         try:
             return self._stat(name, version)
         except (FileNotFoundError, NotADirectoryError):
             raise not_found(name, version) from None
+
+    def _newest_of(self, name: str) -> StoredModel:
+        for _ in range(2):
+            version = max(self._index.numbers(name), default=0)
+            if not version:
+                break
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                return self._stat(name, version)
+            self._index.forget(name)  # its file was taken away by hand
+        raise not_found(name)
 
     def set_alias(self, name: str, alias: str, version: int = 0) -> StoredModel:
         """Gives a version, by default the newest, a name, and takes it from any other.
@@ -102,7 +114,8 @@ class Shelf:
         aliases.check(alias)
         with self._changing:
             model = self.find(name, version)
-            self.database.set_alias(model.name, alias, model.version)
+            with self._renaming(model.name):
+                self.database.set_alias(model.name, alias, model.version)
         return model
 
     def delete_alias(self, name: str, alias: str) -> None:
@@ -113,7 +126,9 @@ class Shelf:
             OSError: The disk is full.
             DatabaseError: The database failed.
         """
-        if not self.database.delete_alias(name, alias):
+        with self._renaming(name):
+            there = self.database.delete_alias(name, alias)
+        if not there:
             raise aliases.unknown(name, alias) if self.versions(name) else not_found(name)
 
     def aliases_of(self, name: str, version: int) -> tuple[list[str], int]:
@@ -124,7 +139,27 @@ class Shelf:
         Raises:
             DatabaseError: The database failed.
         """
-        return self.database.aliases_of(name, version, _ALIASES)
+        known = self._aliases.get(name, {}).get(version)
+        if known is not None:
+            return known
+        changed = self._aliases_changed
+        found = self.database.aliases_of(name, version, _ALIASES)
+        with self._naming:
+            if changed == self._aliases_changed:  # else it may be what was there before
+                if len(self._aliases) >= _REMEMBERED:
+                    self._aliases.clear()
+                self._aliases.setdefault(name, {})[version] = found
+        return found
+
+    @contextlib.contextmanager
+    def _renaming(self, name: str) -> Iterator[None]:
+        """Has the database asked again which aliases a model has, after a change of them."""
+        try:
+            yield
+        finally:
+            with self._naming:
+                self._aliases_changed += 1
+                self._aliases.pop(name, None)
 
     def verify(self, model: StoredModel) -> bool:
         """Reads a version's whole file, and returns whether it still has the hash recorded.
@@ -170,16 +205,21 @@ class Shelf:
         Returns:
             The models, and the name after which the next page begins; empty on the last.
         """
-        names = sorted(name for name in os.listdir(self._models) if name > after)
         models: list[StoredModel] = []
-        for model in self._newest(name for name in names if NAME.fullmatch(name)):
+        for model in self.newest(after):
             if len(models) == size:
                 return models, models[-1].name
             models.append(model)
         return models, ""
 
-    def _newest(self, names: Iterator[str]) -> Iterator[StoredModel]:
-        for name in names:
+    def newest(self, after: str = "") -> Iterator[StoredModel]:
+        """Yields the newest version of each model, by name; see `page`.
+
+        Args:
+            after: Name after which they begin.
+        """
+        names = sorted(name for name in os.listdir(self._models) if name > after)
+        for name in filter(NAME.fullmatch, names):
             try:
                 yield self.find(name)
             except StatusError:  # a directory without a version, or just deleted

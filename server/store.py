@@ -232,6 +232,7 @@ class Store(Shelf):
                 if number > max(versions.numbers(home)):
                     (home / str(number)).mkdir(mode=0o770)
                 disk.sync(home)
+            self._index.forget(name)
             disk.sync(self._models)
             # First the files, then their names: on a full disk that makes room for the change.
             self.discard(trash)
@@ -255,7 +256,8 @@ class Store(Shelf):
 
     def _forget_aliases(self, name: str, gone: list[int]) -> None:
         try:
-            self.database.forget_aliases(name, gone)
+            with self._renaming(name):
+                self.database.forget_aliases(name, gone)
         except (OSError, DatabaseError) as error:
             # They lead nowhere, which `find` says; `_move_in` keeps them from leading elsewhere.
             logger.warning("aliases of deleted versions of %s are left: %s", name, error)
@@ -275,12 +277,14 @@ class Store(Shelf):
     def _move_in(self, name: str, draft: Path, version: int) -> None:
         """Makes a draft a version that is not there, or is an empty directory."""
         if version in self.database.aliases(name).values():  # of an earlier model of this name
-            self.database.forget_aliases(name, [version])
+            with self._renaming(name):
+                self.database.forget_aliases(name, [version])
         home = self._models / name
         self.check_free(name)
         home.mkdir(mode=0o770, exist_ok=True)
         newest = max(versions.numbers(home), default=0)
         os.rename(draft, home / str(version))
+        self._index.forget(name)
         disk.sync(home)
         if newest < version:  # where it is an empty directory, it kept its number for long enough
             with contextlib.suppress(OSError):

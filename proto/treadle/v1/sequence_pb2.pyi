@@ -1752,14 +1752,14 @@ class ListJobsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Jobs in one reply, up to 1,000. Default: 100."""
+    """Jobs in one reply, up to 1,000; fewer where a message holds no more. Default: 100."""
     page_token: _builtins.str
     """next_page_token of the reply before, or empty for the first page."""
     model: _builtins.str
     """Only jobs that train this model. Default: all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
-        """Only jobs in one of these states. Default: all."""
+        """Only jobs in one of these states, at most 100 of them. Default: all."""
 
     def __init__(
         self,
@@ -3570,7 +3570,7 @@ class ListModelsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Models in one reply, up to 1,000. Default: 100."""
+    """Models in one reply, up to 1,000; fewer where a message holds no more. Default: 100."""
     page_token: _builtins.str
     """next_page_token of the reply before, or empty for the first page."""
     def __init__(

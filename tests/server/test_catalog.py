@@ -1,0 +1,156 @@
+"""Lists of models and jobs: from memory, and never larger than a message."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treadle.server import versions
+from treadle.server.catalog import Catalog
+from treadle.server.page import Page
+from treadle.server.store import MODEL_FILE, Store
+from treadle.server.version_index import VersionIndex
+from treadle.v1 import sequence_pb2 as pb
+
+from .samples import put_model
+
+MESSAGE_BYTES = 1 << 16
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def catalog(store: Store) -> Catalog:
+    return Catalog(store, MESSAGE_BYTES)
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, holder: Any, name: str) -> Callable[[], int]:
+    """Counts the calls of a function; returns what says how many there were since last asked."""
+    calls, wrapped = [0], getattr(holder, name)
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        return wrapped(*arguments, **named)
+
+    def so_far() -> int:
+        count, calls[0] = calls[0], 0
+        return count
+
+    monkeypatch.setattr(holder, name, counted)
+    return so_far
+
+
+def settled(store: Store, tmp_path: Path, *names: str) -> None:
+    """Makes the directories of models as old as they are after a while."""
+    long_ago = time.time() - 3600
+    for name in names:
+        os.utime(tmp_path / "models" / name, (long_ago, long_ago))
+
+
+def test_a_list_reads_what_it_knows_from_no_disk(
+    tmp_path: Path, store: Store, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        put_model(store, name)
+    store.set_alias("b", "prod")
+    settled(store, tmp_path, *names)
+    first = catalog.page(10, "")
+    assert [model.name for model in first[0]] == names
+    assert [list(model.aliases) for model in first[0]] == [[], ["prod"], []]
+    headers = count_calls(monkeypatch, versions, "read_header")
+    folders = count_calls(monkeypatch, versions, "numbers")
+    asked = count_calls(monkeypatch, store.database, "aliases_of")
+    monkeypatch.setattr(store, "_described", OrderedDict())
+    assert catalog.page(10, "") == first
+    assert (headers(), folders(), asked()) == (0, 0, 0)
+    store.set_alias("c", "prod")
+    assert [list(model.aliases) for model in catalog.page(10, "")[0]] == [[], ["prod"], ["prod"]]
+    assert (headers(), folders(), asked()) == (0, 0, 1)
+    put_model(store, "b")
+    store.delete_alias("c", "prod")
+    listed = catalog.page(10, "")[0]
+    assert [(model.name, model.version, list(model.aliases)) for model in listed] == [
+        ("a", 1, []),
+        ("b", 2, []),
+        ("c", 1, []),
+    ]
+    store.delete("a", None)
+    assert [model.name for model in catalog.page(10, "")[0]] == ["b", "c"]
+
+
+def test_versions_put_there_and_taken_away_by_hand_are_noticed(
+    tmp_path: Path, store: Store
+) -> None:
+    put_model(store, "m")
+    settled(store, tmp_path, "m")
+    home = tmp_path / "models" / "m"
+    assert store.versions("m") == [1]
+    (home / "2").mkdir()
+    settled(store, tmp_path, "m")
+    assert store.versions("m") == [1]
+    (home / "2" / MODEL_FILE).write_bytes((home / "1" / MODEL_FILE).read_bytes())
+    assert store.versions("m") == [1, 2]  # the model's own directory does not show it
+    settled(store, tmp_path, "m")
+    assert store.find("m").version == 2
+    (home / "2" / MODEL_FILE).unlink()
+    assert store.find("m").version == 1
+
+
+def test_a_directory_that_has_just_changed_is_read_again(tmp_path: Path) -> None:
+    index = VersionIndex(tmp_path)
+    assert index.numbers("m") == ()
+    for version in (1, 2):  # both within one tick of a coarse clock
+        (tmp_path / "m" / str(version)).mkdir(parents=True)
+        (tmp_path / "m" / str(version) / MODEL_FILE).touch()
+        now = time.time()
+        os.utime(tmp_path / "m", (now, int(now)))
+        assert index.numbers("m") == tuple(range(1, version + 1))
+
+
+def test_a_page_ends_where_a_message_does(
+    store: Store, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"m{number}" for number in range(8)]
+    for name in names:
+        put_model(store, name)
+    description = catalog._description
+
+    def long(stored: Any) -> pb.Model:
+        model = description(stored)
+        model.training.ended_by = "x" * 20_000
+        return model
+
+    monkeypatch.setattr(catalog, "_description", long)
+    seen, after, sizes = list[str](), "", []
+    while True:
+        models, after = catalog.page(1000, after)
+        seen += [model.name for model in models]
+        reply = pb.ListModelsResponse(models=models, next_page_token="t" * 1000)
+        sizes.append(reply.ByteSize())
+        if not after:
+            break
+    assert seen == names
+    assert len(sizes) == 3
+    assert max(sizes) <= MESSAGE_BYTES
+
+
+def test_a_page_takes_its_first_item_whatever_its_size() -> None:
+    page: Page[pb.Job] = Page(5, 4096)
+    assert page.take(pb.Job(reason="x" * 5000))
+    assert not page.take(pb.Job())
+    page = Page(2, 4096)
+    assert [page.take(pb.Job()) for _ in range(3)] == [True, True, False]
+    assert list(itertools.chain(page.items)) == [pb.Job(), pb.Job()]
