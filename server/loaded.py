@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from treadle.model import Model
 from treadle.model.errors import CheckpointError
@@ -50,7 +53,8 @@ class Source:
 class LoadedModels:
     """The least recently used models go first once they are too large together.
 
-    A dropped or deleted model lives on for the calls that are using it.
+    A dropped or deleted model lives on for the calls that are using it, and holds its bytes in the
+    budget until the last of them is over. Models that nobody uses go where others need their bytes.
 
     Args:
         store: Where models come from.
@@ -65,12 +69,17 @@ class LoadedModels:
         # A whole StoredModel is the key, since a deleted model's name and number may come again.
         self._models: OrderedDict[StoredModel | JobWeights, Model] = OrderedDict()
         self._loading: dict[StoredModel | JobWeights, asyncio.Task[Model]] = {}
+        # Those that calls use as well, though they were dropped: nothing is in memory twice.
+        self._alive: WeakValueDictionary[StoredModel | JobWeights, Model] = WeakValueDictionary()
+        self._lock = threading.RLock()
+        budget.on_shortage(self._spare)
 
     async def get(self, name: str, version: int = 0) -> Source:
         """Returns a model by its NAME or NAME@ALIAS, by default its newest version.
 
         Raises:
-            StatusError: NOT_FOUND, or DATA_LOSS for a damaged file.
+            StatusError: NOT_FOUND, DATA_LOSS for a damaged file, or RESOURCE_EXHAUSTED where it
+                does not fit into memory.
         """
         stored = await pools.ROWS.run(self._store.find, name, version)
         return Source(await self._get(stored), version=stored.version)
@@ -79,7 +88,8 @@ class LoadedModels:
         """Returns the weights that a job has published last, or its best ones.
 
         Raises:
-            StatusError: FAILED_PRECONDITION: it has published none.
+            StatusError: FAILED_PRECONDITION: it has published none; RESOURCE_EXHAUSTED: they do
+                not fit into memory.
         """
         path = self._store.job_dir(job) / (BEST_FILE if best else LAST_FILE)
         try:
@@ -89,24 +99,29 @@ class LoadedModels:
             raise precondition(f"job {job} has published no {what}") from None
         weights = JobWeights(job, path, stat.st_mtime_ns, stat.st_ino, stat.st_size)
         model = await self._get(weights)
-        for old in [key for key in self._models if _replaces(weights, key)]:
-            del self._models[old]
+        with self._lock:
+            for old in [key for key in self._models if _replaces(weights, key)]:
+                del self._models[old]
         record = model.training
         return Source(model, job_step=0 if record is None else record.weights_step)
 
     def forget(self, name: str, versions: list[int]) -> None:
         """Drops versions that were deleted."""
-        for stored in [*self._models, *self._loading]:
-            if isinstance(stored, JobWeights):
-                continue
-            if stored.name == name and stored.version in versions:
-                self._models.pop(stored, None)
-                self._loading.pop(stored, None)  # those who wait for it still get it
+        with self._lock:
+            for stored in [*self._models, *self._loading]:
+                if isinstance(stored, JobWeights):
+                    continue
+                if stored.name == name and stored.version in versions:
+                    self._models.pop(stored, None)
+                    self._alive.pop(stored, None)
+                    self._loading.pop(stored, None)  # those who wait for it still get it
 
     async def _get(self, stored: StoredModel | JobWeights) -> Model:
-        if stored in self._models:
-            self._models.move_to_end(stored)
-            return self._models[stored]
+        with self._lock:
+            model = self._alive.get(stored)
+            if model is not None:
+                self._keep(stored, model)
+                return model
         if stored not in self._loading:
             loading = asyncio.create_task(self._load(stored))
             loading.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -116,23 +131,54 @@ class LoadedModels:
 
     async def _load(self, stored: StoredModel | JobWeights) -> Model:
         try:
+            model = await self._read(stored)
+        finally:
+            wanted = self._loading.pop(stored, None) is not None
+        if wanted:
+            with self._lock:
+                self._alive[stored] = model
+                self._keep(stored, model)
+        return model
+
+    async def _read(self, stored: StoredModel | JobWeights) -> Model:
+        """Reads a model, whose bytes are held in the budget for as long as it lives."""
+        held = self._budget.reserve(_TIMES_ITS_FILE * stored.size_bytes, _called(stored))
+        try:
             model = await pools.MODELS.run(Model.load, stored.path)
         except CheckpointError as error:
+            held.release()
             if isinstance(stored, JobWeights):
                 raise precondition(f"the weights of job {stored.job} are damaged") from error
             raise damaged(stored.name, stored.version, error) from error
         except FileNotFoundError:
+            held.release()
             if isinstance(stored, JobWeights):
                 raise precondition(f"job {stored.job} was just deleted") from None
             raise not_found(stored.name, stored.version) from None
-        finally:
-            wanted = self._loading.pop(stored, None) is not None
-        if not wanted:
-            return model
+        except BaseException:
+            held.release()
+            raise
+        weakref.finalize(model, held.release).atexit = False
+        return model
+
+    def _keep(self, stored: StoredModel | JobWeights, model: Model) -> None:
+        """Keeps a model as the newest, and drops what then is too much."""
         self._models[stored] = model
+        self._models.move_to_end(stored)
         while len(self._models) > 1 and self.size_bytes > self._max_bytes:
             self._models.popitem(last=False)
-        return model
+
+    def _spare(self, missing: int) -> None:
+        """Drops models that nobody uses until so many bytes are free; in any thread."""
+        with self._lock:
+            wanted = self._budget.used - missing
+            for stored in [*self._models]:
+                if self._budget.used <= wanted:
+                    return
+                del self._models[stored]
+                used = self._alive.get(stored)
+                if used is not None:  # a call uses it: nothing is gained
+                    self._models[stored] = used
 
     @property
     def count(self) -> int:
@@ -142,7 +188,15 @@ class LoadedModels:
     @property
     def size_bytes(self) -> int:
         """What they take in memory, about."""
-        return _TIMES_ITS_FILE * sum(stored.size_bytes for stored in self._models)
+        with self._lock:
+            return _TIMES_ITS_FILE * sum(stored.size_bytes for stored in self._models)
+
+
+def _called(stored: StoredModel | JobWeights) -> str:
+    """Returns what is loaded, for a message."""
+    if isinstance(stored, JobWeights):
+        return f"the weights of job {stored.job}"
+    return f"version {stored.version} of model {stored.name!r}"
 
 
 def _replaces(weights: JobWeights, other: StoredModel | JobWeights) -> bool:

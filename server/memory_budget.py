@@ -102,7 +102,8 @@ class MemoryBudget:
         self.limit = limit
         """Bytes that may be held at once."""
         self._used = 0
-        self._lock = threading.Lock()
+        # The collector may end something that holds bytes in the thread that is at it here.
+        self._lock = threading.RLock()
         self._frees: list[Callable[[int], None]] = []
 
     @property

@@ -209,6 +209,77 @@ def test_one_model_stays_however_large_it_is(store: Store, loads: list[str]) -> 
     assert loads == ["a", "b"]
 
 
+def test_a_loaded_model_holds_its_bytes_until_nobody_uses_it(
+    store: Store, loads: list[str]
+) -> None:
+    size = 3 * store.find("a").size_bytes
+
+    async def run() -> None:
+        budget = MemoryBudget(1 << 30)
+        models = LoadedModels(store, size, budget)
+        first = await models.get("a")
+        "".join(piece.text for piece in first.model.stream("a", max_new_tokens=3))
+        assert budget.used == size
+        await models.get("b")  # "a" is dropped, but in use
+        assert (models.count, budget.used) == (1, 2 * size)
+        assert (await models.get("a")).model is first.model  # not once more beside itself
+        assert (models.count, budget.used) == (1, size)
+        models.forget("a", store.delete("a", None))
+        assert (models.count, budget.used) == (0, size)
+        del first
+        assert budget.used == 0
+
+    asyncio.run(run())
+    assert loads == ["a", "b"]
+
+
+def test_models_that_nobody_uses_make_room_and_others_do_not(
+    store: Store, loads: list[str]
+) -> None:
+    size = 3 * store.find("a").size_bytes
+
+    async def run() -> None:
+        budget = MemoryBudget(4 * size)  # of which half a model is for small requests
+        models = LoadedModels(store, 1 << 30, budget)
+        used = await models.get("a")
+        await models.get("b")
+        await models.get("c")
+        await models.get("b")
+        with budget.reserve(int(1.4 * size), "requests"):  # "c" was not used for longest
+            assert (models.count, budget.used) == (2, int(3.4 * size))
+        with budget.reserve(int(2.4 * size), "requests"):
+            assert (models.count, budget.used) == (1, int(3.4 * size))
+            with pytest.raises(StatusError) as caught:
+                await models.get("b")
+            assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "version 1 of model 'b'" in caught.value.message
+            assert (await models.get("a")).model is used.model
+        await models.get("b")
+
+    asyncio.run(run())
+    assert loads == ["a", "b", "c", "b"]
+
+
+def test_a_model_that_cannot_be_loaded_holds_nothing(store: Store) -> None:
+    store.find("a").path.write_bytes(b"\0" * 1000)
+
+    async def run() -> None:
+        budget = MemoryBudget(1000)
+        models = LoadedModels(store, 1 << 30, budget)
+        with pytest.raises(StatusError) as caught:
+            await models.get("b")
+        assert "larger --memory-budget" in caught.value.message
+        assert (budget.used, models._loading) == (0, {})
+        budget.limit = 1 << 30
+        with pytest.raises(StatusError) as caught:
+            await models.get("a")
+        assert caught.value.code is grpc.StatusCode.DATA_LOSS
+        assert (budget.used, models._loading) == (0, {})
+        assert (await models.get("b")).version == 1
+
+    asyncio.run(run())
+
+
 def test_a_caller_that_goes_does_not_take_the_load_along(store: Store, loads: list[str]) -> None:
     async def run() -> None:
         models = LoadedModels(store, 1 << 30, MemoryBudget(1 << 30))
