@@ -23,6 +23,7 @@ from treadle.model.pool import Pool
 from treadle.model.record import TrainingRecord
 from treadle.model.score_stream import StreamMark, StreamScorer
 from treadle.model.scores import Details, PieceScore
+from treadle.model.tokens import TokenScore
 
 _BEFORE = "; before that: "
 _STEPS = 4
@@ -90,6 +91,13 @@ class Learner:
     def piece_token_count(self) -> int:
         """Tokens scored so far of the piece that is being fed."""
         return self._stream.piece_token_count
+
+    def take_tokens(self) -> tuple[TokenScore, ...]:
+        """Return the tokens of the piece that is being fed which are scored by now.
+
+        They are handed over: neither the next call nor the piece's score has them again.
+        """
+        return self._stream.take_tokens()
 
     def feed(self, text: str, end: bool = False, learn: bool = True) -> Iterator[PieceScore | None]:
         """Score the next piece, and learn from it window after window, in short steps.

@@ -122,8 +122,10 @@ class Boundary(aio.ServerInterceptor):
                     async with aclosing(method(read(request, asked), context)) as replies:
                         async for reply in replies:
                             data = serialize(reply)
+                            del reply  # while the next one is waited for, neither is kept
                             await unread.resize_patiently(_reply_bytes(data), _PATIENCE_S)
                             await self._write(context, data, task)
+                            del data
 
         return call
 
@@ -210,6 +212,7 @@ class _Parser:
         async for data in stream:
             await held.resize_patiently(_request_bytes(data), _PATIENCE_S)
             yield self._request(data)
+            del data  # a silent client's last request is not kept
             held.release()
 
     def _request(self, data: bytes) -> Any:

@@ -12,7 +12,7 @@ from treadle.server.call_deadline import work_within
 from treadle.server.convert_learning import Publication
 from treadle.server.learning_session import LearningSession
 from treadle.server.memory_budget import MemoryBudget
-from treadle.server.scheduler import Scheduler
+from treadle.server.scheduler import Caller, Scheduler
 from treadle.server.sources import Sources
 from treadle.server.store import MODEL_FILE, Store, StoredModel
 from treadle.server.stream_places import Openings, StreamPlaces
@@ -74,17 +74,38 @@ class LearningRoom:
             source = await self._sources.models.get(spec.model, spec.version)
             units = asked.on_error != pb.ON_ERROR_UNSPECIFIED
             size = learner_bytes(source.model.parameters.shape, asked.config, units)
-            with self._budget.reserve(size, "learning streams") as held:
-                session = LearningSession(source.model, asked, self._max_message_bytes, held)
+            with (
+                self._budget.reserve(size, "learning streams") as held,
+                self._budget.reserve(0, "replies to streams") as held_reply,
+            ):
+                session = LearningSession(
+                    source.model, asked, self._max_message_bytes, held, held_reply
+                )
                 caller = self._scheduler.caller()
                 await run_steps(caller, session.begin())
-                while (message := await place.next(requests)) is not None:
-                    if convert_learning.check_later(message) == "publish":
-                        await self._answer_publish(session, message.publish, asked.name)
-                    else:
-                        async with work_within(self._max_call_s, "send smaller pieces"):
-                            await run_steps(caller, session.answer(message))
+                while await self._answer(await place.next(requests), session, caller, asked.name):
                     yield session.reply
+                    session.sent()
+
+    async def _answer(
+        self,
+        message: pb.LearnStreamRequest | None,
+        session: LearningSession,
+        caller: Caller,
+        default_name: str,
+    ) -> bool:
+        """Does what a request asks for; returns whether there was one.
+
+        It is a call of its own, so that a silent stream does not keep its last request.
+        """
+        if message is None:
+            return False
+        if convert_learning.check_later(message) == "publish":
+            await self._answer_publish(session, message.publish, default_name)
+        else:
+            async with work_within(self._max_call_s, "send smaller pieces"):
+                await run_steps(caller, session.answer(message))
+        return True
 
     async def _answer_publish(
         self, session: LearningSession, request: pb.Publish, default_name: str

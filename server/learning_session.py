@@ -9,10 +9,10 @@ from treadle.model import Model
 from treadle.model.errors import ModelError
 from treadle.model.learner import Learner
 from treadle.model.memory import snapshot_bytes
-from treadle.server import records
 from treadle.server.convert_learning import Learning
 from treadle.server.errors import StatusError, from_exception, from_model, invalid
 from treadle.server.memory_budget import Reservation
+from treadle.server.reply_growth import ReplyGrowth, write_piece
 from treadle.server.stream_units import Units, stream_error
 from treadle.v1 import sequence_pb2 as pb
 
@@ -27,15 +27,22 @@ class LearningSession:
         asked: How to learn.
         max_message_bytes: The largest reply.
         held: What the learner takes is reserved there; a snapshot is added to it.
+        held_reply: Where the reply at hand is reserved.
     """
 
     def __init__(
-        self, model: Model, asked: Learning, max_message_bytes: int, held: Reservation
+        self,
+        model: Model,
+        asked: Learning,
+        max_message_bytes: int,
+        held: Reservation,
+        held_reply: Reservation,
     ) -> None:
         self._model = model
         self._asked = asked
         self._max_message_bytes = max_message_bytes
         self._held = held
+        self._held_reply = held_reply
         self._has_snapshot = False
         self._learner: Learner | None = None
         self._units = Units(asked.on_error)
@@ -114,18 +121,18 @@ class LearningSession:
 
     def _read(self, learn: bool, text: str, end: bool) -> Iterator[None]:
         field = "learn.text" if learn else "predict.text"
-        least = self._asked.token_bytes if self._asked.tokens else 0
+        self.reply = pb.LearnStreamResponse(piece=pb.PieceScore())
+        growth = ReplyGrowth(self._held_reply, self._max_message_bytes, partial(_too_large, field))
+        scoring = self.learner.feed(text, end, learn)
         try:
-            for scored in self.learner.feed(text, end, learn):
-                if self.learner.piece_token_count * least > self._max_message_bytes:
-                    raise _too_large(field)
-                if scored is not None:
-                    self.reply.piece.CopyFrom(records.piece_score(scored))
-                yield
+            yield from write_piece(self.reply.piece, scoring, self.learner.take_tokens, growth)
         except ModelError as error:
             raise from_model(error, field) from error
-        if self.reply.ByteSize() > self._max_message_bytes:
-            raise _too_large(field)
+
+    def sent(self) -> None:
+        """Forgets the reply, which was sent: a silent session keeps none."""
+        self.reply = pb.LearnStreamResponse()
+        self._held_reply.release()
 
 
 def _too_large(field: str) -> StatusError:

@@ -10,6 +10,8 @@ from treadle.server import records
 from treadle.server.convert_scoring import Scoring
 from treadle.server.errors import StatusError, from_model, invalid
 from treadle.server.loaded import Source
+from treadle.server.memory_budget import Reservation
+from treadle.server.reply_growth import ReplyGrowth, write_piece
 from treadle.server.states import given_state
 from treadle.server.stream_units import Units, stream_error
 from treadle.v1 import sequence_pb2 as pb
@@ -26,6 +28,7 @@ class Stream:
         asked: The same, checked.
         max_message_bytes: The largest reply.
         key: Authenticates states.
+        held: Where the reply at hand is reserved.
     """
 
     def __init__(
@@ -35,12 +38,15 @@ class Stream:
         asked: Scoring,
         max_message_bytes: int,
         key: bytes,
+        held: Reservation,
     ) -> None:
         self._source = source
-        self._spec = spec
+        self._spec: pb.ScoreStreamSpec | None = spec
+        self._returns_state = spec.return_state
         self._asked = asked
         self._max_message_bytes = max_message_bytes
         self._key = key
+        self._held = held
         self._scorer: StreamScorer | None = None
         self._units = Units(spec.on_error)
         self._mark: StreamMark | None = None
@@ -53,14 +59,16 @@ class Stream:
         Raises:
             StatusError: The model cannot continue from the state, or cannot read the context.
         """
-        model, asked = self._source.model, self._asked
-        begun = model.beginning(given_state(model, self._spec.state, "spec.state", self._key))
+        model, asked, spec = self._source.model, self._asked, self._spec
+        assert spec is not None
+        self._spec = None  # a long context is not needed any more once it is read
+        begun = model.beginning(given_state(model, spec.state, "spec.state", self._key))
         yield
         try:
             self._scorer = StreamScorer(
-                model, asked.details, asked.policy, begun, self._spec.context,
-                keep_tokens=asked.tokens,
-            )  # fmt: skip
+                model, asked.details, asked.policy, begun, spec.context, keep_tokens=asked.tokens
+            )
+            del spec
             yield from self._scorer.read_context()
         except ModelError as error:
             raise from_model(error, "spec.context", "spec.{}".format) from error
@@ -92,22 +100,21 @@ class Stream:
         if error is not None:
             self.reply.piece.error.CopyFrom(error)
 
+    def sent(self) -> None:
+        """Forgets the reply, which was sent: a silent stream keeps none."""
+        self.reply = pb.ScoreStreamResponse()
+        self._held.release()
+
     def _read(self, text: str, end: bool) -> Iterator[None]:
-        assert self._scorer is not None
-        self.reply, grown = pb.ScoreStreamResponse(piece=pb.PieceScore()), 0
+        scorer = self._scorer
+        assert scorer is not None
+        self.reply = pb.ScoreStreamResponse(piece=pb.PieceScore())
+        growth = ReplyGrowth(self._held, self._max_message_bytes, _too_large)
+        scoring = scorer.feed(text, end)
         try:
-            for scored in self._scorer.feed(text, end):
-                # Written as they come: a reply that is too large is never made as a whole.
-                grown += records.add_tokens(self.reply.piece, self._scorer.take_tokens())
-                if grown > self._max_message_bytes:
-                    raise _too_large()
-                if scored is not None:
-                    self.reply.piece.MergeFrom(records.piece_score(scored))
-                yield
+            yield from write_piece(self.reply.piece, scoring, scorer.take_tokens, growth)
         except ModelError as error:
             raise from_model(error, "piece.text") from error
-        if self.reply.ByteSize() > self._max_message_bytes:
-            raise _too_large()
 
     def finish(self) -> Iterator[None]:
         """Scores what waits, and sums up.
@@ -134,7 +141,7 @@ class Stream:
             job_step=self._source.job_step,
             error=dropped,
         )
-        if self._spec.return_state:
+        if self._returns_state:
             result.state = self._source.model.state_bytes(scorer.state, self._key)
         self.reply = pb.ScoreStreamResponse(result=result)
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from itertools import islice
 
 from treadle.model import Model
 from treadle.model.config import UnknownPolicy
 from treadle.model.embedding import Embedder
 from treadle.model.errors import ModelError
+from treadle.model.memory import scorer_bytes
 from treadle.model.scores import TextScore
 from treadle.model.text_scorer import TextScorer
 from treadle.server import convert_scoring, records
 from treadle.server.admission import Load
 from treadle.server.call_deadline import work_within
 from treadle.server.convert_scoring import Scoring
-from treadle.server.errors import from_model, invalid
+from treadle.server.errors import StatusError, from_model, invalid
 from treadle.server.loaded import Source
 from treadle.server.memory_budget import MemoryBudget
-from treadle.server.scheduler import Scheduler
+from treadle.server.reply_growth import TAG_BYTES, ReplyGrowth
+from treadle.server.scheduler import Caller, Scheduler
 from treadle.server.score_streaming import Stream
+from treadle.server.scoring_bytes import embed_bytes, score_bytes, stream_bytes
 from treadle.server.sources import Sources
 from treadle.server.states import given_state
 from treadle.server.stream_places import Openings
@@ -78,9 +82,15 @@ class ScoringRoom:
     async def _score(self, request: pb.ScoreRequest, asked: Scoring) -> pb.ScoreResponse:
         source = await self._sources.find(request)
         reply = pb.ScoreResponse(version=source.version, job_step=source.job_step)
-        room = self._max_message_bytes - reply.ByteSize()
-        work = _Texts(source.model, request, asked, reply, room, self._state_key)
-        await run_steps(self._scheduler.caller(), work.steps())
+        size = score_bytes(request, source.model.parameters.shape)
+        with (
+            self._budget.reserve(size, "scorings"),
+            self._budget.reserve(0, "replies to scorings") as held_reply,
+        ):
+            growth = ReplyGrowth(held_reply, self._max_message_bytes, partial(_too_large, request))
+            growth.add(reply.ByteSize())
+            work = _Texts(source.model, request, asked, reply, growth, self._state_key)
+            await run_steps(self._scheduler.caller(), work.steps())
         return reply
 
     async def score_stream(
@@ -97,18 +107,40 @@ class ScoringRoom:
         spec = _spec_of(await self._openings.first(requests))
         asked = convert_scoring.stream_scoring(spec)
         async with self._load.streams.admit() as place:
-            caller = self._scheduler.caller()
-            async with work_within(self._max_call_s, _SHORTER_CONTEXT):
-                source = await self._sources.find(spec)
-                stream = Stream(source, spec, asked, self._max_message_bytes, self._state_key)
-                await run_steps(caller, stream.begin())
-            while (message := await place.next(requests)) is not None:
+            with (
+                self._budget.reserve(0, "streams to score") as held,
+                self._budget.reserve(0, "replies to streams") as held_reply,
+            ):
+                caller = self._scheduler.caller()
+                async with work_within(self._max_call_s, _SHORTER_CONTEXT):
+                    source = await self._sources.find(spec)
+                    shape = source.model.parameters.shape
+                    held.resize(stream_bytes(spec, shape))
+                    stream = Stream(
+                        source, spec, asked, self._max_message_bytes, self._state_key, held_reply
+                    )
+                    del spec  # with its context
+                    await run_steps(caller, stream.begin())
+                held.resize(scorer_bytes(shape))
+                while await self._feed(await place.next(requests), stream, caller):
+                    yield stream.reply
+                    stream.sent()
                 async with work_within(self._max_call_s, _SMALLER):
-                    await run_steps(caller, stream.feed(_piece_of(message)))
+                    await run_steps(caller, stream.finish())
                 yield stream.reply
-            async with work_within(self._max_call_s, _SMALLER):
-                await run_steps(caller, stream.finish())
-            yield stream.reply
+
+    async def _feed(
+        self, message: pb.ScoreStreamRequest | None, stream: Stream, caller: Caller
+    ) -> bool:
+        """Scores the next piece of a stream; returns whether there was one.
+
+        It is a call of its own, so that a silent stream does not keep its last piece.
+        """
+        if message is None:
+            return False
+        async with work_within(self._max_call_s, _SMALLER):
+            await run_steps(caller, stream.feed(_piece_of(message)))
+        return True
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Returns the vectors of a request's texts.
@@ -122,8 +154,10 @@ class ScoringRoom:
                 source = await self._sources.find(request)
                 reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
                 self._check_size(source, request)
-                steps = _embed(source.model, request, policy, reply)
-                await run_steps(self._scheduler.caller(), steps)
+                size = embed_bytes(request, source.model.parameters.shape)
+                with self._budget.reserve(size, "embeddings"):
+                    steps = _embed(source.model, request, policy, reply)
+                    await run_steps(self._scheduler.caller(), steps)
                 return reply
 
     def _check_size(self, source: Source, request: pb.EmbedRequest) -> None:
@@ -189,14 +223,14 @@ class _Texts:
         request: pb.ScoreRequest,
         asked: Scoring,
         reply: pb.ScoreResponse,
-        room: int,
+        growth: ReplyGrowth,
         key: bytes,
     ) -> None:
         self._reply = reply
         self._model = model
         self._request = request
         self._asked = asked
-        self._room = room
+        self._growth = growth
         self._key = key
 
     def steps(self) -> Iterator[None]:
@@ -215,18 +249,14 @@ class _Texts:
             for index, text in enumerate(request.texts):
                 field = f"texts[{index}]"
                 tokens = yield from scorer.encode(text)
-                self._check_room(tokens.size)
+                if asked.tokens:  # before their details take memory
+                    self._growth.check(tokens.size * asked.token_bytes)
                 for scored in scorer.score(tokens):
                     if scored is not None:
                         yield from self._add(scored)
                     yield
         except ModelError as error:
             raise from_model(error, field) from error
-
-    def _check_room(self, tokens: int) -> None:
-        """Refuses a text whose tokens cannot fit, before their details take memory."""
-        if self._asked.tokens and tokens * self._asked.token_bytes > self._room:
-            raise self._too_large()
 
     def _add(self, scored: TextScore) -> Iterator[None]:
         """Adds a score to the reply, in short steps."""
@@ -237,19 +267,18 @@ class _Texts:
         tokens = scored.each_token() if self._asked.tokens else iter(())
         grown = 0
         while some := tuple(islice(tokens, _TOKENS)):
-            grown += records.add_tokens(message, some)
-            if grown > self._room:
-                raise self._too_large()
+            more = records.add_tokens(message, some)
+            self._growth.add(more)
+            grown += more
             yield
-        size = message.ByteSize() + 6  # with room for its tag and length
-        if size > self._room:
-            raise self._too_large()
-        self._room -= size
+        self._growth.add(message.ByteSize() + TAG_BYTES - grown)
 
-    def _too_large(self) -> Exception:
-        text = _TOO_LARGE + "ask for fewer texts at once"
-        if not self._asked.tokens:
-            return invalid([("texts", text)])
-        names = ("log_probabilities", "ranks", "top_log_probabilities")
-        field = next(name for name in names if getattr(self._request, name))
-        return invalid([(field, f"{text}, or leave out {field}")])
+
+def _too_large(request: pb.ScoreRequest) -> StatusError:
+    """Returns the error of a reply with more bytes than a message may have."""
+    text = _TOO_LARGE + "ask for fewer texts at once"
+    names = ("log_probabilities", "ranks", "top_log_probabilities")
+    field = next((name for name in names if getattr(request, name)), None)
+    if field is None:
+        return invalid([("texts", text)])
+    return invalid([(field, f"{text}, or leave out {field}")])

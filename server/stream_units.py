@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
+import grpc
+
 from treadle.server.errors import StatusError
 from treadle.v1 import sequence_pb2 as pb
 
@@ -70,6 +72,8 @@ class Units:
             try:
                 yield from read(piece.text, piece.end)
             except StatusError as fault:
+                if fault.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    raise  # the piece is not at fault: what is skipped never depends on the load
                 reader.take_back(_cause(fault))
                 error = stream_error(fault)
         if error is not None:

@@ -15,6 +15,7 @@ from treadle.model.config import (
     TrainConfig,
 )
 from treadle.server.database import JobRow
+from treadle.server.memory_budget import MemoryBudget, Reservation
 from treadle.server.store import MODEL_FILE, Store, StoredModel
 
 _PLAIN = JobRow(
@@ -61,6 +62,11 @@ def tiny_model(seed: int = 0) -> Model:
         seed=seed,
     )
     return train(b"abcabcabcabc", config)
+
+
+def nothing_held() -> Reservation:
+    """Returns a reservation of no bytes in a budget without bounds."""
+    return MemoryBudget(1 << 50).reserve(0, "tests")
 
 
 def put_model(store: Store, name: str, seed: int = 0) -> StoredModel:

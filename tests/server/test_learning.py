@@ -30,6 +30,7 @@ from treadle.server.stream_places import Openings, StreamPlaces
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, detail_of, fields_of, tiny_spec, wait_for
+from .samples import nothing_held
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 4
 
@@ -313,8 +314,7 @@ def test_a_full_disk_leaves_nothing_behind(
         max_call_s=60,
     )
     asked = convert_learning.learning(pb.LearnStreamSpec(model="m"))
-    held = MemoryBudget(1 << 30).reserve(0, "learning streams")
-    session = LearningSession(model, asked, 1000, held)
+    session = LearningSession(model, asked, 1000, nothing_held(), nothing_held())
     list(session.begin())
 
     def full(*_: object) -> None:

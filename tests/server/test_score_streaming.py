@@ -9,13 +9,14 @@ import pytest
 from treadle.model.scores import Details
 from treadle.server import records
 from treadle.server.convert_scoring import scoring, stream_scoring
-from treadle.server.errors import StatusError
+from treadle.server.errors import StatusError, invalid
 from treadle.server.loaded import Source
+from treadle.server.reply_growth import ReplyGrowth
 from treadle.server.score_streaming import Stream
 from treadle.server.scoring import _Texts
 from treadle.v1 import sequence_pb2 as pb
 
-from .samples import tiny_model
+from .samples import nothing_held, tiny_model
 
 TEXT = "abc" * 3000
 
@@ -23,7 +24,8 @@ TEXT = "abc" * 3000
 def stream_of(max_message_bytes: int = 1 << 20, **fields: object) -> Stream:
     spec = pb.ScoreStreamSpec(model="m", **fields)  # type: ignore[arg-type]
     asked = stream_scoring(spec)
-    return Stream(Source(tiny_model()), spec, asked, max_message_bytes, b"")
+    source = Source(tiny_model())
+    return Stream(source, spec, asked, max_message_bytes, b"", nothing_held())
 
 
 def test_a_reply_is_written_as_its_tokens_are_scored() -> None:
@@ -57,7 +59,8 @@ def test_a_context_is_read_once_for_all_texts_of_a_call() -> None:
     def steps(count: int) -> int:
         request = pb.ScoreRequest(model="m", texts=["ab"] * count, context=TEXT, ranks=True)
         reply = pb.ScoreResponse()
-        work = _Texts(tiny_model(), request, scoring(request), reply, 1 << 20, b"")
+        growth = ReplyGrowth(nothing_held(), 1 << 20, lambda: invalid([]))
+        work = _Texts(tiny_model(), request, scoring(request), reply, growth, b"")
         taken = sum(1 for _ in work.steps())
         assert {text.SerializeToString() for text in reply.scores} == {one.SerializeToString()}
         return taken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import grpc
 import pytest
 from small_models import model_of
 
@@ -18,6 +19,8 @@ from treadle.server.loaded import Source
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.score_streaming import Stream
 from treadle.v1 import sequence_pb2 as pb
+
+from .samples import nothing_held, tiny_model
 
 pytestmark = pytest.mark.jit
 
@@ -44,7 +47,7 @@ def piece(text: str, end: bool = False, more: bool = False) -> pb.TextPiece:
 def scored(model: Model, pieces: Pieces, on_error: Any = pb.ON_ERROR_SKIP) -> list[Any]:
     """What a ScoreStream call answers, its result and state last."""
     spec = pb.ScoreStreamSpec(model="m", return_state=True, ranks=True, on_error=on_error)
-    stream = Stream(Source(model), spec, stream_scoring(spec), ROOM, KEY)
+    stream = Stream(Source(model), spec, stream_scoring(spec), ROOM, KEY, nothing_held())
     list(stream.begin())
     found: list[Any] = []
     for each in pieces:
@@ -62,8 +65,8 @@ class Learning:
     ) -> None:
         settings = {"learning_rate": 0.5, "window": 8, "optimizer": pb.OPTIMIZER_ADAM, **spec}
         made = pb.LearnStreamSpec(model="m", on_error=on_error, **settings)
-        held = MemoryBudget(1 << 40).reserve(0, "learning streams")
-        self.session = LearningSession(model, convert_learning.learning(made), room, held)
+        asked = convert_learning.learning(made)
+        self.session = LearningSession(model, asked, room, nothing_held(), nothing_held())
         list(self.session.begin())
 
     def ask(self, **message: Any) -> pb.LearnStreamResponse:
@@ -220,3 +223,24 @@ def test_a_policy_that_the_contract_lacks_is_refused() -> None:
         stream_scoring(pb.ScoreStreamSpec(model="m", on_error=beyond))
     with pytest.raises(StatusError, match="on_error must be"):
         convert_learning.learning(pb.LearnStreamSpec(model="m", on_error=beyond))
+
+
+@pytest.mark.parametrize("kind", ["score", "learn"])
+def test_a_shortage_of_memory_ends_the_call_whatever_on_error_says(kind: str) -> None:
+    """What is skipped must not depend on the load."""
+    full = MemoryBudget(1000).reserve(0, "replies to streams")
+    text = pb.TextPiece(text="abc" * 5000)
+    if kind == "score":
+        spec = pb.ScoreStreamSpec(model="m", ranks=True, on_error=pb.ON_ERROR_SKIP)
+        stream = Stream(Source(tiny_model()), spec, stream_scoring(spec), 1 << 30, KEY, full)
+        list(stream.begin())
+        steps = stream.feed(text)
+    else:
+        made = pb.LearnStreamSpec(model="m", ranks=True, on_error=pb.ON_ERROR_SKIP)
+        asked = convert_learning.learning(made)
+        session = LearningSession(tiny_model(), asked, 1 << 30, nothing_held(), full)
+        list(session.begin())
+        steps = session.answer(pb.LearnStreamRequest(learn=text))
+    with pytest.raises(StatusError) as caught:
+        list(steps)
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
