@@ -8,24 +8,31 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
+    from typing import NoReturn
 
 INTERRUPTED = 130
 
 
-def main() -> int:
-    """Runs the command.
+def main() -> NoReturn:
+    """Runs the command and ends the process with its exit code.
 
-    Returns:
-        The exit code.
+    Python's own end is left out once all is written. A thread of gRPC may still hold a lock when
+    Python stops it, and the process would then wait for that lock without end.
     """
     signal.signal(signal.SIGINT, _end)
     from treadle.client.cli import main as run
 
-    return run()
+    code = run()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # `cli` has told what could not be written
+            if stream is not None:  # closed by the caller of the program
+                stream.flush()
+    os._exit(code)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -34,4 +41,4 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,29 @@ class TestTrouble:
             assert process.stderr is not None
             assert process.stderr.read() == b"treadle: no such cell\n"
             assert process.wait(PATIENCE_S) == 1
+
+
+class TestEnd:
+    PROGRAM = """
+import sys, threading, time
+from treadle.client.__main__ import main
+threading.Thread(target=time.sleep, args=[10 * {patience}]).start()
+sys.argv = ["treadle", *{words}]
+main()
+"""
+
+    @pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["no-command"], 2)])
+    def test_the_program_waits_for_no_thread(self, words: list[str], code: int) -> None:
+        program = self.PROGRAM.format(patience=PATIENCE_S, words=words)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            env=environment(),
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == code
+        assert done.stdout if code == 0 else done.stderr
 
 
 class TestTrain:
