@@ -20,8 +20,14 @@ export NUMBA_CACHE_DIR ?= $(abspath $(VENV))/kernels
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
+# What `make fuzz` tries: a kind and a count; without a kind, all of them.
+FUZZ ?=
+
+# What `make test-bounds` runs.
+BOUNDS ?= tests/kernels tests/model
+
 .DEFAULT_GOAL := help
-.PHONY: help venv not-linked demo bench test lint type test-jit test-nojit proto breaking format image image-test clean
+.PHONY: help venv not-linked demo bench test lint type test-jit test-nojit test-bounds fuzz proto breaking format image image-test clean
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +65,14 @@ test-jit: $(STAMP) ## Run every test, kernels compiled: WORKERS=4
 test-nojit: $(STAMP) ## Run the kernels' and the model's tests uncompiled and measure coverage.
 	NUMBA_DISABLE_JIT=1 $(PYTEST) -m "not jit" --cov --cov-report=term \
 	    tests/kernels tests/model
+
+# Compiled with checks, in a cache of its own: Numba's cache does not know of them.
+test-bounds: $(STAMP) ## Run the kernels' and the model's tests with checked indices: BOUNDS=tests
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(abspath $(VENV))/kernels-bounds $(BIN)/treadle-server --warm
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(abspath $(VENV))/kernels-bounds $(PYTEST) $(BOUNDS)
+
+fuzz: $(STAMP) ## Try many damaged files, states and corpora: FUZZ='state 1000'
+	PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $(FUZZ)
 
 proto: $(STAMP) ## Generate the Python code next to the .proto files.
 	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto \

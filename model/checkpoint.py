@@ -91,7 +91,7 @@ class ModelHeader:
                 "weights from elsewhere come in through import_state_dict"
             )
         try:
-            content = json.loads(metadata["treadle"])
+            content = _plain(json.loads(metadata["treadle"]), metadata["treadle"])
             if content["format"] != FORMAT:
                 raise CheckpointError(
                     f"the file has format {content['format']!r}, and this Treadle reads "
@@ -110,6 +110,17 @@ class ModelHeader:
         if not 0 <= header.default_context < header.tokenizer.vocabulary_size:
             raise CheckpointError("the file's header names a default context out of its vocabulary")
         return header
+
+
+def _plain(content: Any, text: str) -> Any:
+    """Return what was read of a header, if all of its texts are such as can be written again.
+
+    Raises:
+        ValueError: One holds half of a surrogate pair, which only an escape can say.
+    """
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
 
 
 def write(

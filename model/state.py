@@ -110,7 +110,8 @@ class SessionState:
             key: that of `to_bytes`.
 
         Raises:
-            StateError: the bytes are damaged, or were made without this key.
+            StateError: the bytes are damaged, or were made without this key, or hold what no model
+                makes.
             ForeignStateError: another model made them.
         """
         body, tag = data[:-_TAG_BYTES], data[-_TAG_BYTES:]
@@ -132,6 +133,8 @@ class SessionState:
         if not whole or not -1 <= token < shape.V:
             raise StateError("state does not fit the model: begin without one")
         numbers = np.frombuffer(body[_HEAD.size : end], "<f4").astype(np.float32)
+        if not np.isfinite(numbers).all():
+            raise StateError("state holds what is no finite number: begin without one")
         arrays = numbers.reshape(count, *size)
         cs = arrays[1] if count == 2 else np.zeros(size, np.float32)
         counts = None if magic == _MAGIC else _unpack_counts(body[end:], shape.V)

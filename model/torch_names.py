@@ -207,8 +207,10 @@ def _biases(arrays: Read, cell: Cell, hidden: int, layer: int) -> Read:
 
 
 def _sum(inputs: NDArray[np.floating[Any]], hiddens: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Where there is nothing to add, even the sign of a zero stays.
-    return np.where(hiddens == 0, inputs, inputs + hiddens)
+    # Where there is nothing to add, even the sign of a zero stays. What comes of numbers that are
+    # not finite is refused later, by name.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.where(hiddens == 0, inputs, inputs + hiddens)
 
 
 def _as_float32(name: str, array: NDArray[np.floating[Any]]) -> Array:

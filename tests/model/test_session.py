@@ -13,7 +13,13 @@ from clocks import StillClock
 from small_models import bytes_of, chain_of, letters, model_of, result_of, text_of, tokens_of
 
 from treadle.model import generation
-from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
+from treadle.model.config import (
+    Cell,
+    CorpusLayout,
+    TokenizerConfig,
+    TokenizerKind,
+    UnknownPolicy,
+)
 from treadle.model.errors import ConfigError, ForeignStateError, StateError
 from treadle.model.generation import Preparation, seed_of
 from treadle.model.model import Model
@@ -336,6 +342,20 @@ def test_a_state_is_small_and_says_what_is_wrong_with_it() -> None:
     other = model_of(layers=2, hidden_size=128, embedding_size=4)
     with pytest.raises(ForeignStateError, match="other weights"):
         other.read_state(data)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("cell", Cell)
+def test_a_state_of_what_is_no_number_is_refused(cell: Cell, odd: float) -> None:
+    model = model_of(cell=cell)
+    begun = state_of(stream(model, "ab", max_new_tokens=3))
+    damaged = {"hs": begun.hs.copy(), "cs": begun.cs.copy()}
+    for name, array in damaged.items():
+        array[0, 0] = odd
+        data = model.state_bytes(replace(begun, **{name: array}), b"key")  # type: ignore[arg-type]
+        if name == "hs" or cell is Cell.LSTM:
+            with pytest.raises(StateError, match="no finite number"):
+                model.read_state(data, b"key")
 
 
 def test_a_key_keeps_out_states_that_were_not_made_with_it() -> None:

@@ -1,0 +1,341 @@
+"""What is tried, a case a seed: `CASES`. A case ends well, or in an error that a caller is told.
+
+Everything else is a fault: an exception that the server would call INTERNAL, and what the watcher
+in `campaign` sees, which is a signal or no end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from treadle.model.automaton import QUICK, compile_automaton
+from treadle.model.config import (
+    CorpusFormat,
+    CorpusLayout,
+    DataConfig,
+    MissingPolicy,
+    TokenizerConfig,
+    TokenizerKind,
+    UnknownPolicy,
+)
+from treadle.model.constraint import compile_constraint
+from treadle.model.corpus import CorpusFile, read_corpus
+from treadle.model.errors import ModelError
+from treadle.model.model import Model
+from treadle.model.ngram import baseline
+from treadle.model.novelty import NAMES, NoveltyIndex
+from treadle.model.state import _HEAD, SessionState
+from treadle.server.errors import from_exception
+
+from . import subjects
+from .mutate import Mutator
+
+_TAG = 16
+_KEY = b"k" * 32
+
+
+class Fault(Exception):  # noqa: N818 - not an error that is handled: what a campaign looks for
+    """A case that ended as none may."""
+
+
+def check(error: BaseException) -> None:
+    """Checks that a caller is told what an error means.
+
+    Raises:
+        Fault: It is none of ours: the server would answer INTERNAL.
+    """
+    if not isinstance(error, ModelError):
+        raise Fault(f"{type(error).__module__}.{type(error).__name__}: {error}") from error
+    status = from_exception(error, "a fuzz", field="a_field")
+    status.packed()
+    if status.code.name in ("INTERNAL", "UNKNOWN"):
+        raise Fault(f"{status.code.name}: {error}") from error
+
+
+def attempt(work: Callable[[], Any]) -> Any:
+    """Returns what something returns; None where it ends in an error that may be."""
+    try:
+        return work()
+    except Fault:
+        raise
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        check(error)
+        return None
+
+
+# Model files
+
+
+@cache
+def _stored() -> tuple[bytes, ...]:
+    """The models as files."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        made = []
+        for model in subjects.models():
+            model.save(path)
+            made.append(path.read_bytes())
+        return tuple(made)
+
+
+def _rebuilt(header: str, data: bytes) -> bytes:
+    encoded = header.encode(errors="surrogatepass")
+    return len(encoded).to_bytes(8, "little") + encoded + data
+
+
+def _odd_weights(draw: Mutator, data: bytes) -> bytes:
+    """Numbers overwritten by such as no training makes."""
+    numbers = np.frombuffer(data[: len(data) // 4 * 4], np.float32).copy()
+    odd = np.array([3e38, -3e38, 1e-42, 1e19, -0.0, 100.0], np.float32)
+    if not draw.random.randrange(3):
+        odd = np.append(odd, np.array([np.nan, np.inf, -np.inf], np.float32))
+    share = draw.random.choice((1, 3, max(1, numbers.size // 2), numbers.size))
+    places = [draw.random.randrange(max(1, numbers.size)) for _ in range(share)]
+    kinds = odd[[draw.random.randrange(odd.size)]] if draw.random.randrange(2) else odd
+    if numbers.size:
+        numbers[places] = [kinds[draw.random.randrange(kinds.size)] for _ in places]
+    return numbers.tobytes() + data[numbers.nbytes :]
+
+
+def _odd_index(draw: Mutator, header: dict[str, Any], data: bytes) -> bytes:
+    """A novelty index of legal numbers in no order; other weights where there is none."""
+    if NAMES[0] not in header:
+        return _odd_weights(draw, data)
+    out = bytearray(data)
+    kinds: dict[str, Any] = {"U8": np.uint8, "U16": np.uint16, "I32": np.int32}
+    for name in NAMES:
+        begin, end = header[name]["data_offsets"]
+        kind = kinds[header[name]["dtype"]]
+        numbers = np.frombuffer(data[begin:end], kind).copy()
+        for _ in range(draw.random.choice((1, 5, numbers.size))):
+            one, other = (draw.random.randrange(numbers.size) for _ in range(2))
+            numbers[one] = numbers[other]
+        out[begin:end] = numbers.tobytes()
+    return bytes(out)
+
+
+def damaged_file(draw: Mutator, whole: bytes) -> bytes:
+    """Returns a model file with a few changes somewhere."""
+    size = int.from_bytes(whole[:8], "little")
+    header, data = json.loads(whole[8 : 8 + size]), whole[8 + size :]
+    times = draw.random.choice((1, 1, 2, 4))
+    choice = draw.random.randrange(12)
+    if choice == 0:
+        return draw.bytes(whole, times)
+    if choice == 1:
+        return _rebuilt(json.dumps(header), draw.bytes(data, times))
+    if choice == 9:
+        return _rebuilt(json.dumps(header), _odd_index(draw, header, data))
+    if choice in (2, 10):
+        return _rebuilt(json.dumps(header), _odd_weights(draw, data))
+    if choice == 3:
+        return whole[:8] + draw.bytes(whole[8 : 8 + size], times) + data
+    if choice == 4:
+        tensors = {name: header[name] for name in header if name != "__metadata__"}
+        changed = draw.json(tensors, times)
+        if isinstance(changed, dict):
+            changed["__metadata__"] = header["__metadata__"]
+        return _rebuilt(draw.dumped(changed), data)
+    inner = json.loads(header["__metadata__"]["treadle"])
+    subwords = isinstance(inner["tokenizer"], dict) and "subwords" in inner["tokenizer"]
+    if choice in (5, 6) and subwords:
+        learned = json.loads(inner["tokenizer"]["subwords"])
+        changed = draw.json(learned, times)
+        inner["tokenizer"]["subwords"] = draw.dumped(changed)
+    elif choice == 6:
+        inner["tokenizer"] = draw.json(inner["tokenizer"], times)
+    else:
+        inner = draw.json(inner, times)
+    header["__metadata__"]["treadle"] = draw.dumped(inner)
+    return _rebuilt(json.dumps(header), data)
+
+
+def model_file(seed: int) -> None:
+    """A damaged model file is refused, or served like any other."""
+    draw = Mutator(seed)
+    whole = draw.random.choice(_stored())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        path.write_bytes(damaged_file(draw, whole))
+        attempt(lambda: subjects.describe(path))
+        model = attempt(lambda: Model.load(path))
+        if model is None:
+            return
+        for name, use in subjects.USES.items():
+            if name == "train" and draw.random.randrange(6):
+                continue
+            attempt(lambda use=use: use(model, draw))  # type: ignore[misc]
+        attempt(lambda: model.save(path))
+
+
+# States
+
+
+@cache
+def _states() -> tuple[tuple[Model, SessionState], ...]:
+    return tuple(
+        (model, subjects.state_of(model, Mutator(2 * number + again)))
+        for number, model in enumerate(subjects.models())
+        for again in range(2)
+    )
+
+
+def _tagged(body: bytes, key: bytes) -> bytes:
+    if key:
+        return body + hmac.digest(key, body, "sha256")[:_TAG]
+    return body + hashlib.sha256(body).digest()[:_TAG]
+
+
+def _odd_state(draw: Mutator, body: bytes, model: Model) -> bytes:
+    """The bytes of a state with one of its fields changed."""
+    head = list(_HEAD.unpack(body[: _HEAD.size]))
+    field = draw.random.randrange(9)
+    numbers = bytearray(body[_HEAD.size :])
+    V = model.vocabulary_size
+    if field == 0:
+        head[0] = draw.random.choice((b"TRS\x01", b"TRS\x02", b"TRS\x03", b"\0\0\0\0"))
+    elif field == 1:
+        head[1] = draw.random.randbytes(16)
+    elif field == 2:
+        head[2] = not head[2]
+    elif field in (3, 4):
+        head[field] = draw.random.choice((0, 1, 2**31, 2**62, 2**63 - 1, 2**63, 2**64 - 1))
+    elif field == 5:
+        head[5] = draw.random.choice((-1, -2, 0, V - 1, V, V + 1, 2**31 - 1, -(2**31)))
+    elif field == 6:
+        head[6] = draw.random.randrange(256)
+        head[7] = draw.random.randbytes(7)
+    elif field == 7 and numbers:
+        shape = model.parameters.shape
+        floats = min(len(numbers) // 4, shape.L * shape.H * 2)
+        odd = np.array([np.nan, np.inf, -np.inf, 3e38, 2.0, -1.5, 1e-42], "<f4")
+        at = 4 * draw.random.randrange(max(1, floats))
+        numbers[at : at + 4] = odd[[draw.random.randrange(odd.size)]].tobytes()
+    else:
+        arrays = 2 if model.network.cell == "lstm" else 1
+        shape = model.parameters.shape
+        start = 4 * arrays * shape.L * shape.H
+        numbers[start:] = draw.bytes(bytes(numbers[start:]), draw.random.choice((1, 2, 5)))
+        head[0] = draw.random.choice((head[0], b"TRS\x02"))
+    return _HEAD.pack(*head) + bytes(numbers)
+
+
+def state(seed: int) -> None:
+    """A damaged state is refused; one that was made again by who knows the key harms nobody."""
+    draw = Mutator(seed)
+    model, begun = draw.random.choice(_states())
+    key = draw.random.choice((b"", _KEY))
+    whole = model.state_bytes(begun, key)
+    knows_key = draw.random.randrange(4) > 0
+    body = whole[:-_TAG]
+    if draw.random.randrange(2):
+        changed = _odd_state(draw, body, model)
+    else:
+        changed = draw.bytes(body, draw.random.choice((1, 1, 2, 4)))
+    if knows_key:
+        data = _tagged(changed, key)
+    else:
+        data = changed + whole[-_TAG:]
+        if draw.random.randrange(2):
+            data = draw.bytes(whole)
+    if data == whole:
+        return
+    taken = attempt(lambda: model.read_state(data, key))
+    if taken is None:
+        return
+    if not knows_key:
+        raise Fault("a state was taken whose tag is not that of its bytes")
+    if not (subjects.finite(taken.hs) and subjects.finite(taken.cs)):
+        raise Fault("a state was taken that holds what is no number")
+    attempt(lambda: subjects.generate(model, draw, taken))
+    attempt(lambda: subjects.score(model, draw, taken))
+    again = attempt(lambda: model.state_bytes(taken, key))
+    if again is not None and attempt(lambda: model.read_state(again, key)) is None:
+        raise Fault("a state that was taken is not taken a second time")
+
+
+# Corpora
+
+
+_PIECES = (
+    b"abc", b"\n", b"\r\n", b"\r", b",", b'"', b'""', b"text",
+    b'{"text": "abc"}', b'{"text": null}',
+    b'{"text": ["a", ["b"]]}', b"\xff", b"\x00", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80",
+    b'{"text": "\\ud800"}', b"sep=;", b";", b"\t", b"|", b" ", "é".encode(), "𐍈".encode(),
+    b"{" * 200, b"[" * 200, b"1e999", b"text,other\na,b\n", b"a" * 5000, b"\x85", b"\xe2\x80\xa8",
+)  # fmt: skip
+
+
+def corpus(seed: int) -> None:
+    """A corpus of any bytes is refused, or gives tokens of its vocabulary."""
+    draw = Mutator(seed)
+    pick = draw.random
+    data = b"".join(pick.choices(_PIECES, k=pick.randrange(1, 60)))
+    if pick.randrange(2):
+        data = draw.bytes(data, pick.randrange(1, 6))
+    settings = TokenizerConfig(
+        pick.choice(list(TokenizerKind)),
+        pick.choice((1, 3, 256, 300)),
+        pick.choice((None, *UnknownPolicy)),
+        pick.choice((1, 2)),
+        pick.random() < 0.3,
+    )
+    cut = DataConfig(
+        layout=pick.choice(list(CorpusLayout)),
+        format=pick.choice(list(CorpusFormat)),
+        missing=pick.choice(list(MissingPolicy)),
+        encoding=pick.choice(("utf-8", "utf-16", "latin-1", "utf-8-sig", "ascii", "idna", "hex")),
+        validation_fraction=pick.choice((0.0, 0.1, 0.5)),
+    )
+    read = attempt(lambda: read_corpus([CorpusFile(data)], settings, cut, seed))
+    if read is None:
+        return
+    V = read.tokenizer.vocabulary_size
+    for part in (read.train, read.valid):
+        if part is not None and part.tokens.size and int(part.tokens.max()) >= V:
+            raise Fault("a token is not in the vocabulary")
+    attempt(lambda: baseline(read))
+    train = read.train
+    attempt(lambda: NoveltyIndex.build(train.tokens, train.offsets, read.tokenizer))
+
+
+# Regular expressions
+
+
+_SYMBOLS = (
+    "a", "b", "c", " ", ".", "*", "+", "?", "(", ")", "[", "]", "{2}", "{1,3}", "{0}", "|", "\\d",
+    "\\w", "\\pL", "^", "$", "\\", "[^a]", "[a-c]", "(?i)", "(?x)", "#", "\n", "é", "\\u{10FFFF}",
+    "(?:", "(?P<n>", "&&", "--", "\\x", "\ud800", "\0", "{", "}", "-", "[[:alpha:]]", "\\b", "(?=",
+)  # fmt: skip
+
+
+def expression(seed: int) -> None:
+    """A regular expression of any symbols is refused, or constrains what is generated."""
+    draw = Mutator(seed)
+    pick = draw.random
+    regex = "".join(pick.choices(_SYMBOLS, k=pick.randrange(1, 12)))
+    if attempt(lambda: compile_automaton(regex, QUICK)) is None:
+        return
+    model = pick.choice(subjects.models())
+    if attempt(lambda: compile_constraint(regex, model.tokenizer, QUICK)) is None:
+        return
+    attempt(lambda: model.generate("", regex=regex, seed=1, max_new_tokens=6))
+
+
+CASES: dict[str, Callable[[int], None]] = {
+    "model_file": model_file,
+    "state": state,
+    "corpus": corpus,
+    "expression": expression,
+}
