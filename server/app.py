@@ -44,6 +44,7 @@ from treadle.server.jobs import JobRoom, RoomLimits
 from treadle.server.learning import LearningRoom
 from treadle.server.loaded import LoadedModels
 from treadle.server.memory_budget import MemoryBudget
+from treadle.server.memory_return import MemoryReturn
 from treadle.server.reflection import add_reflection
 from treadle.server.scheduler import Scheduler
 from treadle.server.scoring import ScoringRoom
@@ -172,6 +173,7 @@ class App:
             max_call_s=config.max_call_s,
         )
         self._house: asyncio.Task[None] | None = None
+        self._memory_return: MemoryReturn | None = None
         self._boundary = Boundary(SERVICE, budget)
         self._health = health.aio.HealthServicer()
         self._server = aio.server(interceptors=[self._boundary], options=_options(config))
@@ -220,6 +222,7 @@ class App:
             logger.warning("compiled kernels are kept until this ends: %s", temporary_kernels())
         await self._warming.run(self._jobs.tell_why)
         keep_pauses_short()
+        self._memory_return = MemoryReturn.begin()
         self._jobs.open()
         self._workers.refill()
         rules = Rules(self._config.job_retention_s, self._config.corpus_retention_s)
@@ -252,6 +255,8 @@ class App:
         await stopping
         await self._workers.close()
         self._scheduler.close()
+        if self._memory_return is not None:
+            self._memory_return.close()
         self._warming.close()
         pools.close()
         self._store.close()

@@ -25,7 +25,7 @@ _PLAIN_UNREAD_BYTES = 1 << 16
 
 _CALL_BYTES = 1 << 16
 _TEXT_BYTES = 4096
-_CHARACTER_BYTES = 16
+_CHARACTER_BYTES = 12
 """A character of a prompt: itself, and its token in two arrays."""
 _ID_BYTES = 40
 """A token's number in a list."""
