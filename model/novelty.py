@@ -105,9 +105,10 @@ class NoveltyIndex:
         if reason:
             raise ValueError(reason)
         V = tokenizer.vocabulary_size
-        check_tokens(tokens, V)
-        text = np.array(tokens, token_type(V))
+        text = np.array(tokens)
         let_go(tokens)
+        check_tokens(text, V)
+        text = text.astype(token_type(V), copy=False)
         if offsets is not None:
             text = _separated(text, offsets, tokenizer)
         return cls(text, suffix_array(text.astype(np.int32, copy=False), V))

@@ -25,6 +25,7 @@ from treadle.model.corpus import Corpus
 from treadle.model.errors import CheckpointError, ConfigError
 from treadle.model.temporary_files import leftovers
 from treadle.model.tensor_file import open_tensors, read_tensors
+from treadle.model.token_array import blocks
 
 Array = npt.NDArray[np.float32]
 
@@ -117,7 +118,8 @@ def corpus_fingerprint(corpus: Corpus) -> str:
         for array in arrays:
             if array is not None:
                 content.update(f"{name} {array.dtype} {array.shape} ".encode())
-                content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+                for block in blocks(array):
+                    content.update(np.ascontiguousarray(block).view(np.uint8).data)
     return content.hexdigest()
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from treadle.model.reading import FileTokens
 from treadle.model.shuffle import Purpose, permutation
-from treadle.model.token_array import Tokens, TokenWriter, joined, let_go
+from treadle.model.token_array import Tokens, TokenWriter, in_place, joined, let_go
 
 MIN_HELD_OUT_TOKENS = 32
 """A smaller part says too little to be worth what training loses by it."""
@@ -106,7 +106,7 @@ class Splitter:
             for piece in self._repeated(part, weight, number)
         ]
         valid, test = (self._joined([part[place] for part in parts]) for place in (1, 2))
-        return self._joined(train), valid, test
+        return self._training(train), valid, test
 
     def _parts(self, file: FileTokens, shares: Shares, number: int) -> list[TokenData]:
         if file.offsets is None:
@@ -149,18 +149,28 @@ class Splitter:
         lengths = np.diff(data.offsets)[chosen]
         return TokenData(tokens, np.append(0, np.cumsum(lengths)).astype(np.int64))
 
+    def _training(self, parts: Sequence[TokenData]) -> TokenData:
+        """Returns parts one after the other; those that come again are not copied for it."""
+        if len({id(part) for part in parts}) == len(parts):
+            return self._joined(parts)
+        return TokenData(in_place([part.tokens for part in parts]), _offsets(parts))
+
     def _joined(self, parts: Sequence[TokenData]) -> TokenData:
-        tokens = joined([part.tokens for part in parts], self._size, self._folder)
-        if not parts or parts[0].offsets is None:
-            return TokenData(tokens)
-        if len(parts) == 1:
-            return TokenData(tokens, parts[0].offsets)
-        starts, size = [np.zeros(1, np.int64)], 0
-        for part in parts:
-            assert part.offsets is not None
-            starts.append(part.offsets[1:] + size)
-            size += part.tokens.size
-        return TokenData(tokens, np.concatenate(starts))
+        arrays = [part.tokens for part in parts]
+        return TokenData(joined(arrays, self._size, self._folder), _offsets(parts))
+
+
+def _offsets(parts: Sequence[TokenData]) -> NDArray[np.int64] | None:
+    """Returns where the items of parts start that stand one after the other."""
+    if not parts or parts[0].offsets is None:
+        return None
+    starts = [np.zeros(1, np.int64)]
+    size = 0
+    for part in parts:
+        assert part.offsets is not None
+        starts.append(part.offsets[1:] + size)
+        size += part.tokens.size
+    return np.concatenate(starts)
 
 
 def _cuts(count: int, shares: Shares) -> tuple[int, int, int, int]:

@@ -6,7 +6,7 @@ import mmap
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,87 @@ class TokenWriter:
         return tokens
 
 
+class JoinedTokens:
+    """Token arrays one after the other, read where they lie: an array may come any number of times.
+
+    It takes the indices of an array of one dimension: a number, a slice without a step, or an
+    array of numbers.
+
+    Args:
+        parts: The arrays, one or more, all of the same type.
+    """
+
+    def __init__(self, parts: Sequence[Tokens]) -> None:
+        self._arrays: list[Tokens] = []
+        """Every array once."""
+        numbers: dict[int, int] = {}
+        sources, sizes = list[int](), list[int]()
+        for part in parts:
+            if id(part) not in numbers:
+                numbers[id(part)] = len(self._arrays)
+                self._arrays.append(part)
+            sources.append(numbers[id(part)])
+            sizes.append(part.size)
+        self._sources = np.array(sources, np.int64)
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._starts = self._ends - sizes
+        self.dtype = parts[0].dtype
+        self.size = int(self._ends[-1])
+        self.shape = (self.size,)
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> np.integer[Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice | NDArray[np.int64]) -> Tokens: ...
+
+    def __getitem__(self, index: int | slice | NDArray[np.int64]) -> np.integer[Any] | Tokens:
+        if isinstance(index, slice):
+            start, stop, _ = index.indices(self.size)
+            return self._stretch(start, stop)
+        if isinstance(index, np.ndarray):
+            return self._gathered(index)
+        return self._stretch(index, index + 1)[0]  # type: ignore[no-any-return]
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> Tokens:
+        whole = self._stretch(0, self.size)
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def let_go(self) -> None:
+        """Gives the memory of mapped files back; see `let_go`."""
+        for array in self._arrays:
+            let_go(array)
+
+    def _stretch(self, start: int, stop: int) -> Tokens:
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        pieces = [np.zeros(0, self.dtype)]
+        for number in range(first, len(self._ends)):
+            before = int(self._starts[number])
+            if before >= stop:
+                break
+            array = self._arrays[self._sources[number]]
+            pieces.append(array[max(start - before, 0) : stop - before])
+        return np.concatenate(pieces)
+
+    def _gathered(self, places: NDArray[np.int64]) -> Tokens:
+        numbers = np.searchsorted(self._ends, places, side="right")
+        inside = places - self._starts[numbers]
+        sources = self._sources[numbers]
+        out = np.empty(places.shape, self.dtype)
+        for source in np.unique(sources):
+            here = sources == source
+            out[here] = self._arrays[source][inside[here]]
+        return out
+
+
+def in_place(parts: Sequence[Tokens]) -> Tokens:
+    """Returns parts one after the other without a copy of them; see `JoinedTokens`."""
+    return cast(Tokens, JoinedTokens(parts))  # it is read like an array, and never written
+
+
 def joined(parts: Sequence[Tokens], vocabulary_size: int, folder: Path | None) -> Tokens:
     """Returns parts one after the other; a single one as it is."""
     if len(parts) == 1:
@@ -120,6 +201,9 @@ def blocks(tokens: Tokens) -> Iterator[Tokens]:
 def let_go(tokens: Tokens) -> None:
     """Gives the memory of a mapped file back; its pages are read again when they are wanted."""
     base: object = tokens
+    if isinstance(base, JoinedTokens):
+        base.let_go()
+        return
     while isinstance(base, np.ndarray):
         base = base.base
     if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
