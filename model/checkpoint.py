@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from treadle.model.errors import CheckpointError, ConfigError, CorpusError
 from treadle.model.novelty import NAMES, NoveltyIndex
 from treadle.model.parameters import Shape, check_network
 from treadle.model.record import TrainingRecord
+from treadle.model.scratch import Require, anything
 from treadle.model.temporary_files import temporary_path
 from treadle.model.tensor_file import open_tensors, read_tensors
 from treadle.model.tokenizer import Tokenizer, tokenizer_from_json
@@ -34,6 +35,9 @@ Array = npt.NDArray[np.float32]
 
 _VOCABULARY_LIMIT = 45_000_000
 """Bytes; safetensors holds 100 MB of header, and JSON within JSON may double its quotes."""
+
+_PIECE_BYTES = 16 << 20
+"""Bytes written between two questions whether there is space for them."""
 
 FORMAT = "1"
 """The version of the file format; a reader refuses any other."""
@@ -128,6 +132,7 @@ def write(
     header: ModelHeader,
     named: Mapping[str, Array],
     novelty: NoveltyIndex | None = None,
+    require: Require = anything,
 ) -> None:
     """Write a model file, whole or not at all.
 
@@ -136,12 +141,13 @@ def write(
         header: everything but the tensors.
         named: the parameters under the names of `Shape.named`.
         novelty: the index of what the model was trained on; None without one.
+        require: asked before bytes are written.
     """
     network = header.network
     tensors: dict[str, npt.NDArray[Any]] = {**to_torch(named, network.cell, network.layers)}
     if novelty is not None:
         tensors |= novelty.tensors()
-    write_whole(Path(path), safetensors_parts(tensors, header.to_metadata()))
+    write_whole(Path(path), safetensors_parts(tensors, header.to_metadata()), require=require)
 
 
 def safetensors_parts(
@@ -189,7 +195,10 @@ def check_vocabulary(tokenizer: Tokenizer) -> None:
 
 
 def write_whole(
-    path: Path, data: bytes | Iterable[bytes | memoryview], previous: Path | None = None
+    path: Path,
+    data: bytes | Sequence[bytes | memoryview],
+    previous: Path | None = None,
+    require: Require = anything,
 ) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part.
 
@@ -198,14 +207,21 @@ def write_whole(
         data: the content, whole or in parts.
         previous: what the old file is called from then on; None: it is replaced. A crash may
             leave it under this name with no file at `path`.
+        require: asked for all bytes before the first is written, and again as they are.
 
     Raises:
         OSError: it could not be written; the old file is where it was.
     """
+    parts = [memoryview(part) for part in ([data] if isinstance(data, bytes) else data)]
+    require(sum(part.nbytes for part in parts))
     temporary = temporary_path(path)
     try:
         with temporary.open("xb") as file:
-            file.writelines([data] if isinstance(data, bytes) else data)
+            for part in parts:
+                for start in range(0, len(part), _PIECE_BYTES):
+                    piece = part[start : start + _PIECE_BYTES]
+                    require(len(piece))
+                    file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():

@@ -15,7 +15,6 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from treadle.model.corpus_files import CorpusFile, check_encoding, check_not_emp
 from treadle.model.errors import ConfigError, CorpusError
 from treadle.model.ranges import member
 from treadle.model.reading import FileTokens, Reader
+from treadle.model.scratch import Folder
 from treadle.model.splits import MIN_HELD_OUT_TOKENS, Shares, Splitter, TokenData
 from treadle.model.token_array import Tokens, blocks
 from treadle.model.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ def read_corpus(
     seed: int = 0,
     *,
     fixed: Tokenizer | None = None,
-    folder: Path | None = None,
+    folder: Folder | None = None,
     unknown_policy: UnknownPolicy | None = None,
 ) -> Corpus:
     """Reads a corpus.

@@ -22,6 +22,7 @@ from treadle.model.novelty import NoveltyIndex
 from treadle.model.parameters import Parameters
 from treadle.model.record import TrainingRecord
 from treadle.model.scores import PLAIN, Details, TextScore
+from treadle.model.scratch import Require, anything
 from treadle.model.session import TOKENS, Piece, Wanted
 from treadle.model.state import SessionState
 from treadle.model.text_scorer import TextScorer
@@ -153,16 +154,20 @@ class Model:
             novelty,
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], require: Require = anything) -> None:
         """Write one safetensors file, by a temporary name beside it, synced and renamed.
 
         Args:
             path: where to; an existing file is replaced whole or not at all.
+            require: asked before bytes are written.
+
+        Raises:
+            OSError: the disk failed or is full, or `require` refused.
         """
         header = checkpoint.ModelHeader(
             self.network, self.tokenizer, self.training, self.default_context
         )
-        checkpoint.write(path, header, self.parameters.named(), self.novelty)
+        checkpoint.write(path, header, self.parameters.named(), self.novelty, require)
 
     def stream(
         self,

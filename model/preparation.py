@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -19,13 +18,14 @@ from treadle.model.novelty import indexed_tokens, indexing_bytes
 from treadle.model.optimizer import Optimizer
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
+from treadle.model.scratch import Folder
 
 Source = bytes | os.PathLike[str] | Sequence[CorpusFile] | Corpus
 """What a run may be given to train on: data, a file, several files, or a corpus already read."""
 
 
 def read(
-    source: Source, config: TrainConfig, init_from: Model | None, folder: Path | None
+    source: Source, config: TrainConfig, init_from: Model | None, folder: Folder | None
 ) -> Corpus:
     """Return the corpus, in the tokens of the model to begin from."""
     if init_from is None:

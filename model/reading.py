@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from treadle.model.corpus_files import (
 )
 from treadle.model.errors import UnknownSymbolError
 from treadle.model.records import RecordReader
+from treadle.model.scratch import Folder
 from treadle.model.token_array import Tokens, TokenWriter
 from treadle.model.tokenizer import ByteTokenizer, Tokenizer, build_tokenizer
 
@@ -89,7 +89,7 @@ class Reader:
         file: CorpusFile,
         tokenizer: Tokenizer,
         policy: UnknownPolicy | None,
-        folder: Path | None,
+        folder: Folder | None,
     ) -> FileTokens:
         """Reads a file.
 

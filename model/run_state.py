@@ -23,6 +23,7 @@ from treadle.model.checkpoint import safetensors_parts, write_whole
 from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus
 from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.scratch import Require, anything
 from treadle.model.temporary_files import leftovers
 from treadle.model.tensor_file import open_tensors, read_tensors
 from treadle.model.token_array import blocks
@@ -49,8 +50,13 @@ class RunState:
     """float32, by name."""
 
 
-def write(path: str | os.PathLike[str], state: RunState) -> None:
+def write(path: str | os.PathLike[str], state: RunState, require: Require = anything) -> None:
     """Write a state, whole or not at all; the one before it becomes `<name>.previous`.
+
+    Args:
+        path: where to.
+        state: what to write.
+        require: asked before bytes are written.
 
     Raises:
         OSError: it could not be written, for instance for lack of space; the old one is whole.
@@ -59,7 +65,8 @@ def write(path: str | os.PathLike[str], state: RunState) -> None:
     content = json.dumps(state.content, separators=(",", ":"))
     tensors = {name: np.ascontiguousarray(state.tensors[name]) for name in sorted(state.tensors)}
     held = {"format": FORMAT, "sha256": _digest(content, tensors), "content": content}
-    write_whole(path, safetensors_parts(tensors, {_KEY: json.dumps(held)}), _previous(path))
+    parts = safetensors_parts(tensors, {_KEY: json.dumps(held)})
+    write_whole(path, parts, _previous(path), require)
 
 
 def read(path: str | os.PathLike[str]) -> RunState | None:

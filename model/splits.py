@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treadle.model.reading import FileTokens
+from treadle.model.scratch import Folder
 from treadle.model.shuffle import Purpose, permutation
 from treadle.model.token_array import Tokens, TokenWriter, in_place, joined, let_go
 
@@ -80,7 +80,7 @@ class Splitter:
         seed: Draws items.
     """
 
-    def __init__(self, vocabulary_size: int, folder: Path | None, seed: int) -> None:
+    def __init__(self, vocabulary_size: int, folder: Folder | None, seed: int) -> None:
         self._size = vocabulary_size
         self._folder = folder
         self._seed = seed

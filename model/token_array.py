@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import mmap
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treadle.model.errors import TokenError
+from treadle.model.scratch import Folder, scratch_folder
 
 Tokens = NDArray[np.integer[Any]]
 """Tokens in the smallest type that holds the vocabulary, (n,)."""
@@ -58,11 +57,12 @@ class TokenWriter:
         folder: Where the file is; None: in memory.
     """
 
-    def __init__(self, vocabulary_size: int, folder: Path | None) -> None:
+    def __init__(self, vocabulary_size: int, folder: Folder | None) -> None:
         self._type = token_type(vocabulary_size)
         self._vocabulary_size = vocabulary_size
         self._parts: list[Tokens] = []
-        self._file = None if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._scratch = None if folder is None else scratch_folder(folder)
+        self._file = None if self._scratch is None else self._scratch.new_file()
         self._size = 0
 
     def __enter__(self) -> Self:
@@ -82,9 +82,10 @@ class TokenWriter:
         check_tokens(tokens, self._vocabulary_size)
         part = tokens.astype(self._type)
         self._size += part.size
-        if self._file is None:
+        if self._file is None or self._scratch is None:
             self._parts.append(part)
         else:
+            self._scratch.require(part.nbytes)
             self._file.write(part.data)
 
     def done(self) -> Tokens:
@@ -180,7 +181,7 @@ def in_place(parts: Sequence[Tokens]) -> Tokens:
     return cast(Tokens, JoinedTokens(parts))  # it is read like an array, and never written
 
 
-def joined(parts: Sequence[Tokens], vocabulary_size: int, folder: Path | None) -> Tokens:
+def joined(parts: Sequence[Tokens], vocabulary_size: int, folder: Folder | None) -> Tokens:
     """Returns parts one after the other; a single one as it is."""
     if len(parts) == 1:
         return parts[0]

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from treadle.model import auto, fine_tuning, run_state
@@ -29,6 +28,7 @@ from treadle.model.preparation import Source, check_fits, initial, load_kernels,
 from treadle.model.progress import Progress, Started
 from treadle.model.record import exploded
 from treadle.model.run import LOWER, Run
+from treadle.model.scratch import Folder, Require, anything
 
 
 def never() -> bool:
@@ -47,7 +47,7 @@ class Trainer:
         memory_limit_bytes: int | None = None,
         *,
         init_from: Model | None = None,
-        folder: Path | None = None,
+        folder: Folder | None = None,
     ) -> None:
         """Read the corpus and prepare everything; `started` then tells what became of it.
 
@@ -205,11 +205,15 @@ class Trainer:
         sentence = f"the validation loss became {loss.value} after step {step}; {LOWER}"
         return self._state.fault(sentence, self._state.tally.norm)
 
-    def save_state(self, path: str | os.PathLike[str]) -> None:
+    def save_state(self, path: str | os.PathLike[str], require: Require = anything) -> None:
         """Write everything that the rest of the run depends on, whole or not at all.
 
         Between steps only: in `between`, where `run` yields, or while it does not run. The
         state before is kept as `<name>.previous`.
+
+        Args:
+            path: where to.
+            require: asked before bytes are written.
 
         Raises:
             TrainingError: a weight is no finite number, or a step has failed midway; what was
@@ -221,7 +225,7 @@ class Trainer:
         state.check_weights()
         if self._engine is not None:
             state.carried = self._engine.carried()
-        run_state.write(path, state.capture())
+        run_state.write(path, state.capture(), require)
 
     def _check_whole(self) -> None:
         if not self._whole:
