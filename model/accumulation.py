@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping
 
 import numpy as np
 
 from treadle.model.batches import Batch, Batches
-from treadle.model.engine import Engine
+from treadle.model.engine import Engine, InterruptedRunError
 from treadle.model.parameters import Parameters
 from treadle.model.pool import parts
 
@@ -37,17 +37,39 @@ class Accumulation:
 
         Returns:
             The sum of -log p(target) in nats, and the number of targets counted.
+
+        Raises:
+            InterruptedRunError: the engine was interrupted. The step has not been made, and batches
+                and states are where they were before it.
         """
+        position, carried = self._batches.position, self._engine.carried()
+        try:
+            return self._whole(step, position)
+        except InterruptedRunError:
+            self._batches.seek(position)
+            self._engine.carry(*carried)
+            raise
+
+    def _whole(self, step: int, position: Mapping[str, int]) -> tuple[float, int]:
+        """Run the batches of one step, the first of which stands at `position`."""
         if self._together == 1:
             return self._one(next(self._batches), step)
-        batches = list(itertools.islice(self._batches, self._together))
-        counts = [int(np.count_nonzero(b.targets[: b.steps] >= 0)) for b in batches]
+        # A batch's weight depends on the targets of all: they are counted first and made again,
+        # since so many batches at once may not fit in memory.
+        counts = [self._count(next(self._batches)) for _ in range(self._together)]
+        self._batches.seek(position)
         total, loss = sum(counts), 0.0
         self.gradient.flat[:] = 0
-        for number, (batch, count) in enumerate(zip(batches, counts, strict=True)):
-            loss += self._one(batch, step * self._together + number)[0]
+        for number, count in enumerate(counts):
+            loss += self._one(next(self._batches), step * self._together + number)[0]
             self._add(np.float32(count / max(total, 1)))
         return loss, total
+
+    def _count(self, batch: Batch) -> int:
+        """Return the targets of a batch."""
+        if self._engine.interrupted():
+            raise InterruptedRunError
+        return int(np.count_nonzero(batch.targets[: batch.steps] >= 0))
 
     def _one(self, batch: Batch, number: int) -> tuple[float, int]:
         tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]

@@ -7,6 +7,8 @@ gradient depend on the batch alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -41,6 +43,15 @@ SMALL_VOCABULARY = 256
 
 SHARD_ROWS = 16
 """Rows of one shard; part of the gradient's bits."""
+
+
+class InterruptedRunError(Exception):
+    """A step or a sample was left before its end, and is to be made again from its beginning."""
+
+
+def never() -> bool:
+    """The signal of a run that nobody interrupts."""
+    return False
 
 
 def shard_slices(rows: int) -> list[slice]:
@@ -130,6 +141,8 @@ class Engine:
         self.rows = rows
         self.pool = pool
         """Takes the shards."""
+        self.interrupted: Callable[[], bool] = never
+        """Asked before every shard, in any thread; once it says so, the batch is dropped."""
         self._all = np.arange(self.shape.V, dtype=np.int32)
         table_rows = rows_of_table(self.shape.V, rows * window)
         if packed is None:
@@ -187,6 +200,7 @@ class Engine:
 
         Raises:
             TokenError: A token or target is not in the vocabulary.
+            InterruptedRunError: `interrupted` said so; `carry` what was `carried` before.
         """
         check_tokens(tokens, self.shape.V)
         check_tokens(targets, self.shape.V, least=-1)
@@ -195,6 +209,8 @@ class Engine:
         scale = np.float32(1 / max(count, 1))
 
         def run(shard: _Shard) -> float:
+            if self.interrupted():
+                raise InterruptedRunError
             shard.own[:] = 0
             shard.tail[:] = 0
             dropout, top = (

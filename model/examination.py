@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from treadle.model.config import CorpusRole
 from treadle.model.corpus import Corpus
+from treadle.model.engine import InterruptedRunError, never
 from treadle.model.model import Model
 from treadle.model.parameters import Parameters
 from treadle.model.pool import Pool
@@ -75,8 +76,9 @@ class Examination:
     """Examines models of one run, unless that keeps a run waiting that is to stop."""
 
     def __init__(
-        self, corpus: Corpus, pool: Pool, in_haste: Callable[[], bool], during: During = nothing
-    ) -> None:
+        self, corpus: Corpus, pool: Pool, in_haste: Callable[[], bool], during: During = nothing,
+        leaving: Callable[[], bool] = never,
+    ) -> None:  # fmt: skip
         """Prepare for a run.
 
         Args:
@@ -84,11 +86,13 @@ class Examination:
             pool: takes the shards.
             in_haste: whether to leave out what is not done yet.
             during: called before every batch.
+            leaving: whether the run is to be left; asked before every piece of a sample.
         """
         self._corpus = corpus
         self._pool = pool
         self._in_haste = in_haste
         self._during = during
+        self._leaving = leaving
         self._batches: dict[tuple[CorpusRole, int | None], ValidationBatches] = {}
 
     def loss(
@@ -139,11 +143,17 @@ class Examination:
         return self._batches[key]
 
     def sample(self, model: Model, tokens: int, seed: int) -> Sample | None:
-        """Return a text of so many tokens; None for none, or in haste."""
+        """Return a text of so many tokens; None for none, or in haste.
+
+        Raises:
+            InterruptedRunError: the run is to be left.
+        """
         if not tokens:
             return None
         text, ids, whole = "", list[int](), False
         for piece in model.stream(max_new_tokens=tokens, seed=seed):
+            if self._leaving():
+                raise InterruptedRunError
             if self._in_haste():
                 return None
             text += piece.text

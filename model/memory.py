@@ -46,6 +46,7 @@ def training_bytes(
     buffers = 2 + _MOMENTS[kind] + 1 + 2 + accumulates
     once = parameters * buffers + _packed_floats(shape) + table
     work = rows * window * (_step_floats(shape) + H + dropping)
+    work += 2 * rows * L * H  # the states before a step, in case it is dropped
     logit_rows = min(structures.LOGIT_ROWS, rows * window)
     work += logit_rows * shards * shape.V
     if drops_top:

@@ -15,7 +15,7 @@ from treadle.model.accumulation import Accumulation
 from treadle.model.batches import make_batches
 from treadle.model.config import CorpusRole, Keep, TrainConfig
 from treadle.model.config_check import check_config
-from treadle.model.engine import Engine
+from treadle.model.engine import Engine, InterruptedRunError, never
 from treadle.model.errors import TrainingError
 from treadle.model.examination import During, Examination, Haste, Loss, Sample, nothing
 from treadle.model.memory import check_resident, resident_bytes
@@ -29,11 +29,6 @@ from treadle.model.progress import Progress, Started
 from treadle.model.record import exploded
 from treadle.model.run import LOWER, Run
 from treadle.model.scratch import Folder, Require, anything
-
-
-def never() -> bool:
-    """The stop signal of a run that nobody stops."""
-    return False
 
 
 class Trainer:
@@ -253,7 +248,7 @@ class Trainer:
 
     def run(
         self, stop: Callable[[], bool] = never, between: Callable[[], bool | None] | None = None,
-        during: During = nothing,
+        during: During = nothing, interrupted: Callable[[], bool] = never,
     ) -> Iterator[Progress]:  # fmt: skip
         """Train until a limit is met or `stop` says so; or leave when `between` says so.
 
@@ -265,6 +260,10 @@ class Trainer:
                 nor ended: another `run`, or one from its saved state, goes on with it.
             during: called before every batch of a validation. What it raises leaves the run as
                 `between` does, and the validation is made again when the run continues.
+            interrupted: asked many times within a step, in any thread. Once it says so, the step is
+                dropped, as if it had not begun, and `between` and `stop` are asked, one of which
+                must then end the run. A sample is dropped, too, unless `stop` says so. A run that
+                continues makes either again, to the same bits.
 
         Yields:
             Progress every `progress_interval_s`, at every validation, and at the end.
@@ -288,9 +287,17 @@ class Trainer:
             )  # fmt: skip
             if state.carried is not None:
                 engine.carry(*state.carried)
+            engine.interrupted = interrupted
             self._engine = engine
-            examination = Examination(state.corpus, pool, lambda: self._haste(stop), during)
-            yield from self._run(engine, examination, stop, between)
+            examination = Examination(
+                state.corpus, pool, lambda: self._haste(stop), during,
+                lambda: interrupted() and not stop(),
+            )  # fmt: skip
+            try:
+                yield from self._run(engine, examination, stop, between)
+            except InterruptedRunError:  # within a sample
+                if between is not None:
+                    between()
         finally:
             if self._engine is not None:
                 state.carried, self._engine = self._engine.carried(), None
@@ -309,7 +316,13 @@ class Trainer:
             if engine.pool.threads != (threads := self.threads):
                 engine.pool.resize(threads)
             self._whole = False
-            self._step(accumulation, engine.pool)
+            try:
+                self._step(accumulation, engine.pool)
+            except InterruptedRunError:
+                self._whole = True
+                if between is not None and between():
+                    return
+                continue
             done = state.done()
             part = state.plan.part(*done)
             due = part > tally.part or bool(state.plan.over(*done))
@@ -334,7 +347,11 @@ class Trainer:
         return bool(state.ended_by)
 
     def _step(self, accumulation: Accumulation, pool: Pool) -> None:
-        """One step: batches, loss, gradient, update."""
+        """One step: batches, loss, gradient, update.
+
+        Raises:
+            InterruptedRunError: the run was interrupted, and is as it was before the step.
+        """
         begin = time.perf_counter()
         state, tally, optimizer = self._state, self._state.tally, self._state.optimizer
         steps, share = optimizer.steps, state.plan.progress(*state.done())

@@ -28,7 +28,7 @@ from treadle.model.run_state import saved_config
 from treadle.model.temporary_files import remove_leftovers
 from treadle.server import wire
 from treadle.server.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
-from treadle.server.wishes import Replies, Wishes
+from treadle.server.wishes import Replies, Wishes, beating
 
 _MAX_SAMPLE = 10_000
 """Characters of a sample that are passed on; words may be of any length."""
@@ -57,10 +57,11 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     Returns:
         The exit code.
     """
-    if warm_up:
-        warm()
     pipe = Replies(replies)
-    pipe.send(event="ready")
+    if warm_up:
+        with beating(pipe):
+            warm()
+    pipe.send(event="ready")  # and then nothing: nobody listens to a process that stands by
     line = requests.readline()
     if not line:
         return 0
@@ -69,7 +70,8 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     signal.signal(signal.SIGTERM, lambda *_: _pause(wishes))
     threading.Thread(target=_listen, args=(requests, wishes), daemon=True).start()
     try:
-        _work(wire.decode(line)["job"], pipe, wishes)
+        with beating(pipe):
+            _work(wire.decode(line)["job"], pipe, wishes)
     except Exception as error:
         if _is_full(error):  # what was kept last is whole, and the rest is made again
             pipe.send(event="paused", reason=_full(error), full=True)
@@ -109,10 +111,13 @@ class _Keeper:
         """True where that was for want of disk space."""
 
     def between(self) -> bool:
-        """Called between two steps: keeps what is due; returns True to leave the run here."""
+        """Called between two steps, one of which may have been dropped: keeps what is due; returns True to leave the run here."""
         wishes = self._wishes
         if wishes.threads:
             self._trainer.threads, wishes.threads = wishes.threads, 0
+        if not self._trainer.steps:  # there is nothing to keep yet
+            self.left = wishes.pause_reason
+            return bool(self.left)
         began = time.monotonic()
         if not wishes.pause_reason and began < self._due:
             return False
@@ -170,7 +175,7 @@ def _work(job: wire.Message, replies: Replies, wishes: Wishes) -> None:
         size = sum(Path(file["path"]).stat().st_size for file in job["files"])
         if size >= _LARGE_CORPUS_BYTES:
             replies.send(event="reading", reason=f"reading a corpus of {size:,} bytes")
-        trainer, steps = _prepare(job, directory, replies)
+        trainer = _prepare(job, directory, replies)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     replies.send(event="started", **started)
     keeper = _Keeper(trainer, job, wishes, replies)
@@ -178,8 +183,9 @@ def _work(job: wire.Message, replies: Replies, wishes: Wishes) -> None:
         _send_progress(replies, trainer.last_progress)
     watcher = _Watcher(trainer, wishes, replies)
     try:
-        for progress in trainer.run(wishes.stopping, keeper.between, watcher.during):
-            steps = progress.step
+        for progress in trainer.run(
+            wishes.stopping, keeper.between, watcher.during, wishes.leaving
+        ):
             _send_progress(replies, progress)
     except _LeftError:
         keeper.between()
@@ -187,10 +193,10 @@ def _work(job: wire.Message, replies: Replies, wishes: Wishes) -> None:
         replies.send(event="paused", reason=keeper.left, full=keeper.full)
         return
     if wishes.heeded:
-        if not steps:
+        if not trainer.steps:
             replies.send(event="stopped", reason=wishes.stop_reason)
             return
-        trainer.ended_by = f"{wishes.stop_reason} after {steps} steps"
+        trainer.ended_by = f"{wishes.stop_reason} after {trainer.steps} steps"
     keeper.keep_anyway()
     with wishes.nothing_to_lose(by_stop=False):
         model = trainer.finish(wishes.stopping, watcher.during)
@@ -231,8 +237,8 @@ class _Watcher:
             self._replies.send(event="validation", step=self._trainer.steps, **values)
 
 
-def _prepare(job: wire.Message, directory: Path, replies: Replies) -> tuple[Trainer, int]:
-    """Returns the run, gone on from its checkpoint where there is one, and its steps so far."""
+def _prepare(job: wire.Message, directory: Path, replies: Replies) -> Trainer:
+    """Returns the run, continued from its checkpoint where there is one."""
     files = [
         CorpusFile(Path(file["path"]), file["name"], CorpusRole(file["role"]), file["weight"])
         for file in job["files"]
@@ -258,7 +264,7 @@ def _prepare(job: wire.Message, directory: Path, replies: Replies) -> tuple[Trai
         print(f"the run begins anew, without its checkpoint: {error}", file=sys.stderr)
         replies.send(event="anew", reason=f"the job begins anew: {error}")
         trainer = make()
-    return trainer, trainer.steps
+    return trainer
 
 
 def _config(job: wire.Message, state: Path) -> TrainConfig:

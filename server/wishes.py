@@ -1,4 +1,8 @@
-"""What the server, or a signal, wants of a run; and the way out where nothing would be lost."""
+"""What the server, or a signal, wants of a run; and the way out where nothing would be lost.
+
+While there is something to do, a thread of its own says that the process is alive: it needs the
+interpreter lock for a moment only, which kernels do not hold.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from treadle.server import wire
@@ -29,8 +33,29 @@ class Replies:
             self._pipe.write(wire.encode(message))
 
 
+HEARTBEAT_S = 1.0
+"""Seconds between two signs of life."""
+
+
+@contextmanager
+def beating(replies: Replies) -> Iterator[None]:
+    """While within, says again and again that the process is alive."""
+    over = threading.Event()
+
+    def beat() -> None:
+        with suppress(OSError):  # the server is gone, which the main thread finds out itself
+            while not over.wait(HEARTBEAT_S):
+                replies.send(event="alive")
+
+    threading.Thread(target=beat, name="treadle-heartbeat", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 class Wishes:
-    """What is wanted of the run; the trainer looks between steps and between batches.
+    """What is wanted of the run; the trainer looks between shards of batches, too.
 
     Args:
         replies: Where the server hears of a process that ends at once.
@@ -70,6 +95,10 @@ class Wishes:
         """Tells the trainer whether the run should end."""
         self.heeded = bool(self.stop_reason)
         return self.heeded
+
+    def leaving(self) -> bool:
+        """Tells the trainer whether to drop the step that it is at."""
+        return bool(self.stop_reason or self.pause_reason)
 
     @contextmanager
     def nothing_to_lose(self, *, by_stop: bool, preparing: bool = False) -> Iterator[None]:

@@ -493,3 +493,55 @@ def test_a_run_that_failed_midway_is_not_saved(tmp_path: Path) -> None:
     assert again.restore_state(path)
     list(again.run())
     assert weights_of(again.model) == undisturbed(config())[0]
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("layout", CorpusLayout)
+def test_a_step_left_in_its_middle_is_made_again_to_the_same_bits(
+    layout: CorpusLayout, threads: int, tmp_path: Path
+) -> None:
+    settings = config(layout=layout, accumulation_steps=5)
+    path, asked = tmp_path / "run", [0]
+
+    def interrupted() -> bool:
+        asked[0] += 1
+        return asked[0] >= 14
+
+    def between() -> bool:
+        left = asked[0] >= 14
+        if left:
+            trainer.save_state(path)
+        return left
+
+    seen: list[tuple[int, float, float | None]] = []
+    dropped = 0
+    for allowed in range(8):
+        trainer = Trainer(corpus_of(settings), settings, threads)
+        trainer.restore_state(path)
+        before, asked[0] = trainer.steps, -3 * allowed
+        run = trainer.run(between=between, interrupted=interrupted)
+        seen += [(p.step, p.train_loss, p.valid_loss) for p in run]
+        dropped += asked[0] >= 14
+        assert trainer.steps - before < STEPS
+    assert dropped == 8
+    trainer = Trainer(corpus_of(settings), settings, threads)
+    trainer.restore_state(path)
+    seen += [(p.step, p.train_loss, p.valid_loss) for p in trainer.run()]
+    assert outcome(trainer, seen) == undisturbed(settings)
+
+
+def test_a_run_stopped_in_the_middle_of_a_step_has_the_model_of_the_step_before() -> None:
+    settings = config(accumulation_steps=5)
+    asked = [0]
+
+    def interrupted() -> bool:
+        asked[0] += 1
+        return asked[0] > 40
+
+    trainer = Trainer(corpus_of(settings), settings)
+    list(trainer.run(stop=lambda: asked[0] > 40, interrupted=interrupted))
+    assert 0 < trainer.steps < STEPS
+    calm = Trainer(corpus_of(settings), settings)
+    list(calm.run(between=lambda: calm.steps == trainer.steps))
+    assert weights_of(trainer.model) == weights_of(calm.model)
