@@ -1,8 +1,9 @@
 """Puts the server together, runs it, and ends it in good order.
 
 The order of an end: health says NOT_SERVING; no new call is taken; uploads are told so, running
-jobs keep their state for the next server to go on with, generations and scorings finish; when
-the grace is over, whatever still runs is ended with UNAVAILABLE.
+jobs keep their state for the next server to go on with, generations and scorings finish. Shortly
+before the grace is over, whatever still runs is ended with UNAVAILABLE; when it is over, so is the
+process, whatever a disk or a thread is at.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ logger = logging.getLogger(__name__)
 
 _GOODBYE_S = 0.2
 """What a reply may need to leave, and what a late end is allowed to take."""
+
+_CLOSING_S = 1.5
+"""The last part of the grace, in which what still runs is ended; no less, however short it is."""
 
 _SWITCH_S = 0.001
 """How long a thread that runs Python may keep the event loop waiting: a call needs it several times
@@ -233,19 +237,22 @@ class App:
 
     async def stop(self) -> None:
         """Ends the server within its grace; see the module's docstring."""
+        began = time.monotonic()
         grace = self._config.grace_s
+        patience = max(grace - _CLOSING_S, 0.75 * grace)
         if self._house is not None:
             self._house.cancel()
         await self._health.enter_graceful_shutdown()
-        stopping = asyncio.create_task(self._server.stop(grace + 10 * _GOODBYE_S))
+        stopping = asyncio.create_task(self._server.stop(grace + _CLOSING_S))
         finishing = asyncio.gather(
             self._jobs.close("the server shut down"), self._boundary.wait_idle()
         )
         try:
-            await asyncio.wait_for(finishing, grace)
+            await asyncio.wait_for(finishing, max(0.0, began + patience - time.monotonic()))
         except TimeoutError:
-            reason = f"the server shut down, and this did not end within {grace:g} seconds"
-            await self._jobs.kill()
+            reason = f"the server shut down, and this did not end within {patience:g} seconds"
+            with suppress(TimeoutError):  # one may be storing a model; it is stored again
+                await asyncio.wait_for(self._jobs.kill(), _GOODBYE_S)
             with suppress(TimeoutError):  # those whose job has just ended hear how
                 await asyncio.wait_for(self._boundary.wait_idle(), _GOODBYE_S)
             self._boundary.evict(unavailable(reason))
@@ -253,7 +260,10 @@ class App:
         await asyncio.wait([stopping], timeout=_GOODBYE_S)
         await self._server.stop(None)
         await stopping
-        await self._workers.close()
+        left = began + grace - 2 * _GOODBYE_S - time.monotonic()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._workers.close(), max(left, _GOODBYE_S))
+        self._workers.kill()
         self._scheduler.close()
         if self._memory_return is not None:
             self._memory_return.close()
@@ -306,10 +316,20 @@ def _leave_threads() -> None:
         if not thread.daemon and thread is not threading.current_thread():
             thread.join(max(0.0, until - time.monotonic()))
             if thread.is_alive():
-                drop_temporary_kernels()
-                logging.shutdown()
-                sys.stdout.flush()
-                os._exit(0)
+                _exit()
+
+
+def _say_so() -> None:
+    logger.warning("the end took longer than the grace: the process ends at once")
+    _exit()
+
+
+def _exit() -> None:
+    """Ends the process without waiting for its threads."""
+    drop_temporary_kernels()
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def announce(address: str) -> None:
@@ -344,7 +364,25 @@ async def _run(config: ServerConfig) -> None:
     else:
         starting.cancel()
     logger.info("shutting down")
+    end_at_last(config.grace_s)
     await app.stop()
+
+
+def end_at_last(grace_s: float) -> None:
+    """Sees to it that the process ends, whatever it waits for, once the grace is over.
+
+    What is on disk is whole at every moment: the next server takes it up as after a kill.
+    """
+
+    def end() -> None:
+        time.sleep(max(grace_s, _CLOSING_S))
+        # In another thread: whoever holds up the end may hold the lock of the log, too.
+        last_words = threading.Thread(target=_say_so, daemon=True)
+        last_words.start()
+        last_words.join(_GOODBYE_S)
+        os._exit(0)
+
+    threading.Thread(target=end, name="treadle-grace", daemon=True).start()
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

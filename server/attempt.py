@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 from treadle.model.temporary_files import remove_leftovers
 from treadle.server import pools, records, wire
 from treadle.server.errors import StatusError
-from treadle.server.job import CANCELLING, Job
+from treadle.server.job import Job
 from treadle.server.orders import order
 from treadle.server.store import Store
-from treadle.server.workers import Worker, Workers
+from treadle.server.workers import STOP_TIMEOUT_S, Worker, Workers
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ class RunLimits:
     """Seconds after which a job is stopped; its model is stored. 0: never."""
     max_run_bytes: int | None = None
     """The most memory that a job's arrays may take; None: whatever there is."""
+    stop_timeout_s: float = STOP_TIMEOUT_S
+    """Seconds after which a process is killed that does not stop, or gives no sign of life."""
 
 
 class Ending(enum.Enum):
@@ -45,7 +47,7 @@ class Ending(enum.Enum):
     PAUSED = enum.auto()
     """The state lies in the job's directory."""
     STOPPED = enum.auto()
-    """It was to end before its first step."""
+    """It was to end, and made no model but those that it has published."""
     FAILED = enum.auto()
     """It cannot go on."""
     DIED = enum.auto()
@@ -92,7 +94,7 @@ class Attempt:
             reason = getattr(error, "strerror", None) or str(error)
             return Outcome(Ending.DIED, f"no training process could be started: {reason}")
         if worker is None:
-            return Outcome(Ending.PAUSED, job.pausing or self._leaving)
+            return Outcome(Ending.PAUSED, job.pausing or job.overrun or self._leaving)
         try:
             with job.running():
                 outcome = await self._train(job, worker)
@@ -113,14 +115,14 @@ class Attempt:
         """Asks a job to end with its model, or at once with what it has published."""
         self._release(job)
         if job.worker is not None:
-            job.worker.send({"stop": reason, "at_once": True})
+            job.worker.ask_to_leave({"stop": reason, "at_once": True})
 
     def pause(self, job: Job, reason: str) -> None:
         """Asks a job to keep its state and end its process."""
         job.pausing = reason
         self._release(job)
         if job.worker is not None:
-            job.worker.send({"pause": reason})
+            job.worker.ask_to_leave({"pause": reason})
 
     def leave(self, jobs: Sequence[Job], reason: str) -> None:
         """Asks all jobs, those that are about to begin included, to keep their state and end."""
@@ -128,7 +130,7 @@ class Attempt:
         for job in jobs:
             self._release(job)
             if job.worker is not None:
-                job.worker.send({"pause": reason})
+                job.worker.ask_to_leave({"pause": reason})
 
     def share_threads(self, jobs: Sequence[Job]) -> None:
         """Gives all running jobs the same share of the threads; their results stay the same."""
@@ -140,7 +142,7 @@ class Attempt:
     async def _take(self, job: Job) -> Worker | None:
         """Returns a process for a job; None where it needs none any more: one may take seconds."""
         without = self._without[job] = asyncio.Event()
-        if job.pausing or job.cancelling or self._leaving:
+        if job.leaving or self._leaving:
             without.set()
         taking = asyncio.create_task(self._workers.take())
         waiting = asyncio.create_task(without.wait())
@@ -166,23 +168,38 @@ class Attempt:
         worker.send({"job": order(await job.whole(), self._store, self._limits, self._threads)})
         job.worker = worker
         if job.pausing or self._leaving:
-            worker.send({"pause": job.pausing or self._leaving})
+            worker.ask_to_leave({"pause": job.pausing or self._leaving})
         if job.cancelling:
-            worker.send({"stop": "cancelled", "at_once": True})
+            worker.ask_to_leave({"stop": "cancelled", "at_once": True})
         with self._limited(job, worker):
-            return await self._listen(job, worker)
+            async with self._looked_after(worker):
+                return await self._listen(job, worker)
+
+    @asynccontextmanager
+    async def _looked_after(self, worker: Worker) -> AsyncIterator[None]:
+        """Kills a process that is out of control, within."""
+        looking = asyncio.create_task(worker.look_after(self._limits.stop_timeout_s))
+        try:
+            yield
+        finally:
+            looking.cancel()
 
     @contextmanager
     def _limited(self, job: Job, worker: Worker) -> Iterator[None]:
-        """Tells a process to stop once its job ran for as long as it may."""
+        """Asks a process to stop once its job ran for as long as it may."""
         most = self._limits.max_run_s
         if not most:
             yield
             return
         unit = "second" if most == 1 else "seconds"
         reason = f"the server ends a run after {most:,.15g} {unit}, and did so"
+
+        def end() -> None:
+            job.overrun = reason
+            worker.ask_to_leave({"stop": reason})
+
         left = max(0.0, most - job.ran_s)
-        timer = asyncio.get_running_loop().call_later(left, worker.send, {"stop": reason})
+        timer = asyncio.get_running_loop().call_later(left, end)
         try:
             yield
         finally:
@@ -199,7 +216,7 @@ class Attempt:
             match message.pop("event"):
                 case "started":
                     await self._started(job, message)
-                    if not job.cancelling and job.row.reason != before:
+                    if not job.wish and job.row.reason != before:
                         with suppress(OSError):  # on a full disk it stays until the next state
                             await job.change(reason=before)
                 case "progress":
@@ -223,7 +240,7 @@ class Attempt:
 
     async def _say(self, job: Job, reason: str) -> str:
         """Tells what a running job is at; returns what was told."""
-        reason = CANCELLING if job.cancelling else reason
+        reason = job.wish or reason
         state = pb.JobStateChange(state=pb.JOB_STATE_RUNNING, reason=reason)
         await self._tell(job, pb.JobEvent(state=state), reason=reason)
         return reason

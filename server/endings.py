@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from treadle.model import Keep, Model, TrainConfig
+from treadle.model.errors import ModelError
 from treadle.model.temporary_files import remove_leftovers
 from treadle.server import pools, records
 from treadle.server.attempt import Ending, Outcome
@@ -57,13 +58,32 @@ class Endings:
         await self._note(lambda: self._fail(job, error))
 
     async def cancel(self, job: Job) -> None:
-        """Ends a job that does not run; what it has published becomes its model."""
-        path = await pools.STORE.run(self._published, job)
+        """Ends a job that does not run; on a full disk, as soon as there is room.
+
+        What it has published becomes its model.
+
+        Raises:
+            StatusError, OSError: Its model cannot be stored.
+        """
+        await self._note(lambda: self._cancel(job))
+
+    async def _cancel(self, job: Job) -> None:
+        path = await pools.STORE.run(self._published, job, _ON_REQUEST)
         if path is not None:
             await self._complete(job, path)
             return
         await job.enter(CANCELLED, _ON_REQUEST, ended_s=job.time_s())
         await pools.STORE.run(self._tidy, job.id)
+
+    async def _overrun(self, job: Job, outcome: Outcome) -> None:
+        """Ends a job that has run for as long as it may, with what it has published, if anything."""
+        path = await pools.STORE.run(self._published, job, job.overrun)
+        if path is not None:
+            await self._complete(job, path)
+            return
+        death = f"; {outcome.reason}" if outcome.ending is Ending.DIED else ""
+        message = f"{job.overrun}{death}; nothing was trained"
+        await self._fail(job, StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, message))
 
     async def completed_before(self, job: Job) -> bool:
         """Completes a job that the last server was about to complete; tells whether it was."""
@@ -86,16 +106,24 @@ class Endings:
                 error = from_exception(outcome.error, name, "corpus_chunk", spec_field)
                 await self._fail(job, error)
             case _ if job.cancelling:
-                await self.cancel(job)
-            case Ending.STOPPED:
-                message = f"{outcome.reason}; nothing was trained"
-                await self._fail(job, StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, message))
-            case _ if outcome.full or job.pausing:
-                await job.enter(PAUSED, outcome.reason)
-            case _ if self._closing():
-                await job.enter(QUEUED, f"{outcome.reason}; the job goes on when it starts again")
-            case _:  # the process was told to end by somebody else
-                await job.enter(QUEUED, f"{outcome.reason}; the job goes on")
+                await self._cancel(job)
+            case _ if job.overrun:
+                await self._overrun(job, outcome)
+            case _:
+                async with job.deciding:  # whoever resumes it meanwhile finds it paused
+                    await self._wait(job, outcome)
+
+    async def _wait(self, job: Job, outcome: Outcome) -> None:
+        """Lets a job wait for whoever resumes it, or for its next process."""
+        if outcome.ending is Ending.DIED and job.pausing:
+            reason = f"{outcome.reason}; it continues from its last checkpoint"
+            await job.enter(PAUSED, f"{job.pausing}: {reason}")
+        elif outcome.full or job.pausing:
+            await job.enter(PAUSED, outcome.reason)
+        elif self._closing():
+            await job.enter(QUEUED, f"{outcome.reason}; the job goes on when it starts again")
+        else:  # it was resumed meanwhile, or the process was told to end by somebody else
+            await job.enter(QUEUED, f"{outcome.reason}; the job goes on")
 
     async def _note(self, settle: Callable[[], Awaitable[None]]) -> None:
         """Notes an end on disk; where that is full, as soon as there is room."""
@@ -142,8 +170,13 @@ class Endings:
         changes = {"error_code": error.code.value[0], "error": error.packed()}
         await job.enter(FAILED, error.message, ended_s=job.time_s(), **changes)
 
-    def _published(self, job: Job) -> Path | None:
-        """Returns the model of a job that does not run, made of what it has published, if any."""
+    def _published(self, job: Job, why: str) -> Path | None:
+        """Returns the model of a job that does not run, made of what it has published, if any.
+
+        Args:
+            job: The job.
+            why: Why it ended, for the model's record.
+        """
         directory = self._store.job_dir(job.id)
         row = self._store.database.job(job.id)
         if row is None:  # just deleted
@@ -151,14 +184,18 @@ class Endings:
         keep = TrainConfig.from_json(json.loads(row.config)).keep
         names = (LAST_FILE,) if keep is Keep.LAST else (BEST_FILE, LAST_FILE)
         for name in names:
-            if (directory / name).exists():
+            try:
                 model = Model.load(directory / name)
-                if model.training is not None:
-                    steps = model.training.steps
-                    why = f"{_ON_REQUEST} after {steps} steps"
-                    model.training = replace(model.training, ended_by=why)
-                model.save(directory / FINAL_FILE)
-                return directory / FINAL_FILE
+            except FileNotFoundError:
+                continue
+            except ModelError as error:
+                logger.error("job %s: %s is of no use: %s", job.id, name, error)
+                continue
+            if model.training is not None:
+                ended_by = f"{why} after {model.training.steps} steps"
+                model.training = replace(model.training, ended_by=ended_by)
+            model.save(directory / FINAL_FILE)
+            return directory / FINAL_FILE
         return None
 
     def _tidy(self, job: str) -> None:

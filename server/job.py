@@ -29,8 +29,16 @@ _WAITING_BYTES = 1 << 12
 OVER = frozenset({SUCCEEDED, FAILED, CANCELLED})
 """States that a job does not leave."""
 
-CANCELLING = "cancelled on request; its model is being stored"
-"""The reason that a running job's row gives from its cancellation on."""
+CANCELLING = "cancelling on request"
+"""The reason that a job's row gives from its cancellation until it has ended."""
+
+PAUSING = "pausing on request"
+"""The reason that a running job's row gives from the request to pause until it has paused."""
+
+PAUSED_ON_REQUEST = "paused on request"
+
+_CANCELLING = frozenset({CANCELLING, "cancelled on request; its model is being stored"})
+"""CANCELLING as this version and earlier ones write it."""
 
 Result = TypeVar("Result")
 
@@ -52,10 +60,12 @@ class Job:
         """How far it has come as it was told last: the step, and the loss of a validation."""
         self.worker: Worker | None = None
         """The process that trains it, while there is one."""
-        self.pausing = ""
+        self.pausing = PAUSED_ON_REQUEST if row.reason == PAUSING else ""
         """Why it is to pause, as soon as it can; empty where it is not."""
-        self.cancelling = row.reason == CANCELLING
+        self.cancelling = row.reason in _CANCELLING
         """True once it was cancelled; also of a job that an earlier server was to cancel."""
+        self.overrun = ""
+        """Why it is to end though nobody asked for that; empty where it is not."""
         self.deciding = asyncio.Lock()
         """Held while somebody decides what becomes of it."""
         self.crashes = 0
@@ -73,6 +83,18 @@ class Job:
     def id(self) -> str:
         """The job's id."""
         return self.row.id
+
+    @property
+    def wish(self) -> str:
+        """The reason that its row gives while somebody waits for it to end or to pause."""
+        if self.cancelling:
+            return CANCELLING
+        return PAUSING if self.pausing == PAUSED_ON_REQUEST else ""
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it needs no process any more."""
+        return bool(self.cancelling or self.pausing or self.overrun)
 
     @property
     def ran_s(self) -> float:

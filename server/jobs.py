@@ -15,13 +15,15 @@ process train it, and here is decided what becomes of it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from treadle.server import pools
-from treadle.server.attempt import Attempt, Ending, RunLimits
+from treadle.server.attempt import Attempt, Ending, Outcome, RunLimits
 from treadle.server.database import DatabaseError, JobRow
 from treadle.server.endings import Endings
 from treadle.server.errors import (
@@ -37,6 +39,8 @@ from treadle.server.job import (
     CANCELLING,
     OVER,
     PAUSED,
+    PAUSED_ON_REQUEST,
+    PAUSING,
     QUEUED,
     RUNNING,
     Job,
@@ -57,7 +61,8 @@ _BACKOFF_S = 0.1
 _ROWS_AT_ONCE = 8
 """Rows read together at the start."""
 
-_PAUSED_BY_USER = "paused on request"
+_ANSWER_S = 0.5
+"""How long the answer to a request waits for what it leads to; most jobs are quicker."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,12 @@ class JobRoom:
         self._open = False
         self._held_by = held_by
         self._running: dict[Job, asyncio.Task[None]] = {}
+        self._ending: dict[Job, asyncio.Task[None]] = {}
+        """Jobs without a process whose end is being noted; they hold no slot."""
         self._endings = Endings(store, lambda: self.closing.done())
         self.closing: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
         """Done when no job may come any more; holds what callers are told."""
-        self.book = JobBook(store.database, self.closing, self._running.values)
+        self.book = JobBook(store.database, self.closing, self._tasks)
         """What is known of jobs."""
         self._jobs = self.book.live
 
@@ -183,7 +190,9 @@ class JobRoom:
         if job.row.state == RUNNING and await self._endings.completed_before(job):
             return
         if job.cancelling:
-            await self._endings.cancel(job)
+            self._end_cancelled(job)
+        elif job.row.state == RUNNING and job.pausing:
+            await job.enter(PAUSED, PAUSED_ON_REQUEST)
         elif job.row.state == RUNNING:
             await job.enter(QUEUED, "the server stopped; the job goes on")
 
@@ -201,14 +210,17 @@ class JobRoom:
         if not self.closing.done():
             self.closing.set_result(unavailable(reason))
         self._attempt.leave(list(self._running), reason)
-        if self._running:
-            await asyncio.wait(self._running.values())
+        if tasks := self._tasks():
+            await asyncio.wait(tasks)
         for job in self._jobs.values():
             job.tell()
 
     async def kill(self) -> None:
         """Ends all running processes at once; the next server goes on from their checkpoints."""
-        tasks = list(self._running.values())
+        for job in self._running:
+            if job.worker is not None:
+                job.worker.kill()
+        tasks = self._tasks()
         for task in tasks:
             task.cancel()
         if tasks:
@@ -223,60 +235,123 @@ class JobRoom:
         return {job.id: place for place, job in enumerate(self._waiting())}
 
     async def cancel(self, job: str) -> JobRow:
-        """Ends a job for good, keeping what it has learnt; nothing where it is over.
+        """Has a job end for good, keeping what it has learned; nothing where it is over.
+
+        Returns:
+            The job, over or on its way there; the latter outlives the server.
 
         Raises:
-            StatusError: NOT_FOUND.
+            StatusError: NOT_FOUND; RESOURCE_EXHAUSTED: it ends, but the disk is too full to note
+                that, and a server that starts before it has ended would continue it.
         """
         if job not in self._jobs:
             return await self.book.row(job)
         return await outlast(self._cancel(self._jobs[job]))
 
     async def _cancel(self, job: Job) -> JobRow:
+        full = None
         async with self._deciding(job):
-            job.cancelling = True
             if job.row.state not in OVER:
-                await job.change(reason=CANCELLING)  # the next server would go on with that
-            if job in self._running:
-                self._attempt.stop(job, "cancelled")
-            elif job.row.state not in OVER:
-                await self._endings.cancel(job)
+                job.cancelling = True
+                full = await self._noted(job, CANCELLING)
+                if job in self._running:
+                    self._attempt.stop(job, "cancelled")
+                elif job not in self._ending:
+                    self._end_cancelled(job)
+        await self._moment(job)
+        if full is not None and job.row.state not in OVER:
+            raise full
         return job.row
 
+    def _end_cancelled(self, job: Job) -> None:
+        """Begins to end a cancelled job that does not run."""
+        self._ending[job] = asyncio.create_task(self._until_ended(job))
+
+    async def _until_ended(self, job: Job) -> None:
+        """Ends a cancelled job that does not run; never raises."""
+        await self._guarded(job, self._endings.cancel(job))
+        del self._ending[job]
+        self._let_go(job)
+
+    async def _noted(self, job: Job, wish: str) -> StatusError | None:
+        """Notes a request for the next server; returns what the caller is told if it cannot."""
+        try:
+            await job.change(reason=wish)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            logger.error("job %s: a request cannot be noted: %s", job.id, error)
+            return exhausted(
+                f"job {job.id} is {wish}, but the disk is too full to note that: free some space, "
+                "or a server that starts before it is done continues the job",
+                _RETRY_S,
+            )
+        return None
+
+    async def _moment(self, job: Job) -> None:
+        """Waits until a job has neither a process nor an end to note, but not for long."""
+        tasks = [*filter(None, (self._running.get(job), self._ending.get(job)))]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_ANSWER_S)
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        """Returns the tasks of the jobs that run or whose end is being noted."""
+        return [*self._running.values(), *self._ending.values()]
+
     async def pause(self, job: str) -> JobRow:
-        """Makes a job wait until it is resumed; returns once it does.
+        """Has a job wait until it is resumed.
+
+        Returns:
+            The job, paused or on its way there; the latter outlives the server.
 
         Raises:
-            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over.
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over, or being cancelled;
+                RESOURCE_EXHAUSTED: it pauses, but the disk is too full to note that, and a server
+                that starts before it has paused would continue it.
         """
         return await outlast(self._pause(await self.book.find(job, "paused")))
 
     async def _pause(self, job: Job) -> JobRow:
+        full = None
         async with self._deciding(job):
+            if job.cancelling and job.row.state not in OVER:
+                raise precondition(f"job {job.id} is being cancelled and cannot be paused")
             if job in self._running:
-                self._attempt.pause(job, _PAUSED_BY_USER)
-                await asyncio.wait([self._running[job]])
+                self._attempt.pause(job, PAUSED_ON_REQUEST)
+                full = await self._noted(job, PAUSING)
             elif job.row.state == QUEUED:
-                await job.enter(PAUSED, _PAUSED_BY_USER)
+                await job.enter(PAUSED, PAUSED_ON_REQUEST)
+            elif job in self._ending:  # if it is to be queued again, it pauses instead
+                job.pausing = job.pausing or PAUSED_ON_REQUEST
+        await self._moment(job)
         if job.row.state in OVER:
             state = job.row.state
             raise precondition(f"job {job.id} is {state}: it ended before it could be paused")
+        if full is not None and job.row.state != PAUSED:
+            raise full
         return job.row
 
     async def resume(self, job: str) -> JobRow:
         """Puts a paused job back into the queue; nothing where it is there or runs.
 
+        A job that is on its way to pause is queued once its process has left it.
+
         Raises:
-            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over.
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over, or being cancelled.
         """
         return await outlast(self._resume(await self.book.find(job, "resumed")))
 
     async def _resume(self, job: Job) -> JobRow:
         async with self._deciding(job):
-            if job.row.state == PAUSED and job not in self._running:
-                job.pausing = ""
+            if job.cancelling:
+                raise precondition(f"job {job.id} is being cancelled and cannot be resumed")
+            if job.row.state == PAUSED:
                 await job.enter(QUEUED, "resumed", queued_s=job.time_s())
+                job.pausing = ""
                 self._jobs[job.id] = self._jobs.pop(job.id)  # behind those that wait already
+            elif job.pausing:
+                await job.change(reason="resumed")
+                job.pausing = ""
         return job.row
 
     async def delete(self, job: str) -> None:
@@ -293,6 +368,9 @@ class JobRoom:
             await outlast(self._delete(await self.book.row(job, damaged=True)))
 
     async def _delete(self, row: JobRow) -> None:
+        live = self._jobs.get(row.id)
+        if live in self._ending:
+            raise precondition(f"job {row.id} is about to end: delete it once it has")
         if row.state in (QUEUED, RUNNING) and not self.book.fault(row):
             message = f"job {row.id} is {row.state}: cancel or pause it before you delete it"
             raise precondition(message)
@@ -331,7 +409,8 @@ class JobRoom:
         return sorted(jobs, key=lambda job: (job.row.queued_s, job.id))
 
     def _waiting(self) -> list[Job]:
-        jobs = [job for job in self._jobs.values() if job not in self._running]
+        busy = self._running.keys() | self._ending.keys()
+        jobs = [job for job in self._jobs.values() if job not in busy]
         free = [job for job in jobs if not (job.cancelling or job.deciding.locked())]
         # One whose row says running does not: an earlier server left it so.
         return [job for job in free if job.row.state in (QUEUED, RUNNING)]
@@ -346,8 +425,34 @@ class JobRoom:
 
     async def _run(self, job: Job) -> None:
         """Does a job until it is over or has to wait; never raises."""
+        await self._guarded(job, self._trained(job))
+        self._running.pop(job, None)
+        self._ending.pop(job, None)
+        self._let_go(job)
+        self._schedule()
+
+    async def _trained(self, job: Job) -> None:
         try:
-            await self._attempts(job)
+            outcome = await self._attempts(job)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            outcome = Outcome(Ending.PAUSED, f"the disk is full: {error.strerror}", full=True)
+        self._free_slot(job)
+        await self._endings.settle(job, outcome)
+        if job.cancelling and job.row.state not in OVER:  # just now
+            await self._endings.cancel(job)
+
+    def _free_slot(self, job: Job) -> None:
+        """Lets the next job run: the end of this one may take long, or wait for room on the disk."""
+        if job in self._running:
+            self._ending[job] = self._running.pop(job)
+            self._schedule()
+
+    async def _guarded(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
+        """Awaits what brings a job to its end; where that fails, so does the job."""
+        try:
+            await work
         except asyncio.CancelledError:
             pass  # the server ends, and the next one goes on
         except (OSError, DatabaseError) as error:
@@ -357,34 +462,29 @@ class JobRoom:
                 await self._give_up(job, error)
         except Exception as error:
             await self._give_up(job, error)
-        finally:
-            del self._running[job]
-            self._let_go(job)
-            self._schedule()
 
     async def _give_up(self, job: Job, error: Exception) -> None:
         """Ends a job that an error of ours keeps from going on; never raises."""
         failure = from_exception(error, f"job {job.id}")
+        self._free_slot(job)
         try:
             await self._endings.fail(job, failure)
         except Exception:  # the next server finds it running, and goes on
             logger.exception("job %s: its end cannot be noted", job.id)
 
-    async def _attempts(self, job: Job) -> None:
-        """Has processes train a job, one after the other where they die."""
+    async def _attempts(self, job: Job) -> Outcome:
+        """Has processes train a job, one after the other where they die; returns the last one's."""
         reason = ""
         while True:
-            why = CANCELLING if job.cancelling else reason
-            await job.enter(RUNNING, why, **_first_start(job))
+            await job.enter(RUNNING, job.wish or reason, **_first_start(job))
             outcome = await self._attempt.run(job)
-            if outcome.ending is not Ending.DIED:
-                await self._endings.settle(job, outcome)
-                return
+            if outcome.ending is not Ending.DIED or job.leaving:
+                return outcome
             job.crashes += 1
             if job.crashes > self._room.restarts:
                 times = f"{job.crashes} times in a row without a new checkpoint between"
-                await self._endings.fail(job, aborted(f"{outcome.reason} ({times})"))
-                return
+                error = aborted(f"{outcome.reason} ({times})")
+                return Outcome(Ending.FAILED, error=error)
             logger.warning("job %s goes on: %s", job.id, outcome.reason)
             await job.change(restarts=job.row.restarts + 1)
             reason = f"{outcome.reason}; the job goes on from its last checkpoint"

@@ -12,9 +12,10 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 
-from treadle.server import wire
+from treadle.server import process_status, wire
 from treadle.server.errors import StatusError, aborted
 
 logger = logging.getLogger(__name__)
@@ -26,12 +27,23 @@ _REFILL_DELAY_S = 1.0
 _TIDY_S = 2.0
 """How long a process may take to end after the end of its input; then it is killed."""
 
+STOP_TIMEOUT_S = 30.0
+"""How long a process may leave a request, or the server, without an answer; then it is killed."""
+
+_LOOK_S = 0.5
+"""How often somebody looks after a process; a server that stood still itself counts one look."""
+
 
 class Worker:
     """One training process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self._death_words = ""
+        self._listening = False
+        self._silent_s = 0.0
+        self._asked_s: float | None = None
+        self._busy_s = 0.0
 
     @classmethod
     async def start(cls, warm: bool) -> Worker:
@@ -71,6 +83,51 @@ class Worker:
         with suppress(ConnectionError):
             self._process.stdin.write(wire.encode(message))
 
+    def ask_to_leave(self, message: wire.Message) -> None:
+        """Sends a message that the process must follow by its end; see `look_after`."""
+        self.send(message)
+        if self._asked_s is None:
+            self._asked_s = 0.0
+
+    async def look_after(self, timeout_s: float) -> None:
+        """Kills the process once it is out of control; ends with it.
+
+        That is where it has not ended `timeout_s` after it was asked to, or has given no sign of
+        life for so long: has neither said a word nor used the processor. Time in which this
+        server stood still does not count.
+
+        Args:
+            timeout_s: How long either may last.
+        """
+        before = time.monotonic()
+        while self.alive:
+            await asyncio.sleep(min(_LOOK_S, timeout_s / 4))
+            now = time.monotonic()
+            passed = min(now - before, 2 * _LOOK_S)
+            before = now
+            if self._asked_s is not None:
+                self._asked_s += passed
+                if self._asked_s >= timeout_s:
+                    self.kill(f"did not stop within {timeout_s:g} seconds and was killed")
+                    return
+            busy_s = process_status.processor_seconds(self.pid)
+            quiet = self._listening and busy_s == self._busy_s
+            self._busy_s = busy_s
+            self._silent_s = self._silent_s + passed if quiet else 0.0
+            if self._silent_s >= timeout_s:
+                self.kill(f"gave no sign of life for {timeout_s:g} seconds and was killed")
+                return
+
+    def kill(self, why: str = "was killed") -> None:
+        """Kills the process.
+
+        Args:
+            why: What is said of it from now on, to be read behind "the training process".
+        """
+        self._death_words = self._death_words or why
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
     async def receive(self) -> wire.Message:
         """Returns the next message of the process.
 
@@ -79,13 +136,20 @@ class Worker:
             ValueError: What it sent is no message.
         """
         assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
-        if not line:
-            raise await self._death()
-        return wire.decode(line)
+        while True:
+            self._listening = True
+            line = await self._process.stdout.readline()
+            self._listening, self._silent_s = False, 0.0
+            if not line:
+                raise await self._death()
+            message = wire.decode(line)
+            if message["event"] != "alive":
+                return message
 
     async def _death(self) -> StatusError:
         code = await self._process.wait()
+        if self._death_words:
+            return aborted(f"the training process {self._death_words}")
         if code >= 0:
             return aborted(
                 f"the training process ended with exit code {code}; see the server's log"
@@ -101,8 +165,7 @@ class Worker:
         try:
             await asyncio.wait_for(self._process.wait(), _TIDY_S)
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            self.kill()
             await self._process.wait()
 
 
@@ -118,6 +181,7 @@ class Workers:
         self._starting: list[asyncio.Task[Worker]] = []
         """Processes standing by, ready or on their way."""
         self._all: set[Worker] = set()
+        self._dismissed: set[Worker] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._refilling: asyncio.Task[None] | None = None
 
@@ -146,15 +210,27 @@ class Workers:
     def dismiss(self, worker: Worker) -> asyncio.Task[None]:
         """Begins to end a process; the task is done when it is gone."""
         self._all.discard(worker)
-        ending = asyncio.create_task(worker.end())
+        self._dismissed.add(worker)
+        ending = asyncio.create_task(self._end(worker))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
         return ending
+
+    async def _end(self, worker: Worker) -> None:
+        try:
+            await worker.end()
+        finally:
+            self._dismissed.discard(worker)
 
     def refill(self, delay_s: float = 0.0) -> None:
         """Starts processes in the background until enough are standing by."""
         if self._refilling is None or self._refilling.done():
             self._refilling = asyncio.create_task(self._refill(delay_s))
+
+    def kill(self) -> None:
+        """Kills every process that is still there; those who wait for one learn so."""
+        for worker in self._all | self._dismissed:
+            worker.kill()
 
     async def close(self) -> None:
         """Ends every process."""
@@ -178,11 +254,14 @@ class Workers:
     async def _start(self, warm: bool) -> Worker:
         worker = await Worker.start(warm)
         self._all.add(worker)
+        looking = asyncio.create_task(worker.look_after(STOP_TIMEOUT_S))
         try:
             await worker.receive()  # it says that it is ready
         except BaseException:
             await self.dismiss(worker)
             raise
+        finally:
+            looking.cancel()
         return worker
 
 

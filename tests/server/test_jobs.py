@@ -58,6 +58,15 @@ class FakeWorker:
         if "stop" in message or "pause" in message:
             self.told.set()
 
+    def ask_to_leave(self, message: wire.Message) -> None:
+        self.send(message)
+
+    async def look_after(self, timeout_s: float) -> None:
+        await asyncio.sleep(PATIENCE_S)
+
+    def kill(self) -> None:
+        pass
+
     async def receive(self) -> wire.Message:
         (Path(self.sent[0]["job"]["directory"]) / FINAL_FILE).write_bytes(self._model)
         return {"event": "saved"}

@@ -101,7 +101,7 @@ def test_what_outlasts_the_grace_is_told_why_it_ended(start: Start) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         list(call)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert "did not end within 0.2 seconds" in (caught.value.details() or "")
+    assert "did not end within 0.15 seconds" in (caught.value.details() or "")
     assert server.wait() == 0
 
 
