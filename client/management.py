@@ -143,11 +143,19 @@ class Management(Connection):
         return self._call(self._stub.GetJob, make_request(GetJobRequest, job=job)).job
 
     def cancel_job(self, job: str) -> Job:
-        """Ends a job for good; one that has trained stores its model."""
+        """Has a job end for good; one that has trained stores its model.
+
+        Returns:
+            The job as it is within a second: over, or still running for a moment.
+        """
         return self._call(self._stub.CancelJob, make_request(CancelJobRequest, job=job)).job
 
     def pause_job(self, job: str) -> Job:
-        """Makes a job keep its whole state on disk and wait until it is resumed."""
+        """Has a job keep its whole state on disk and wait until it is resumed.
+
+        Returns:
+            The job as it is within a second: paused, or still running for a moment.
+        """
         return self._call(self._stub.PauseJob, make_request(PauseJobRequest, job=job)).job
 
     def resume_job(self, job: str) -> Job:

@@ -188,7 +188,7 @@ class ServerConfig:
     upload_max_s: float = field(default=3600.0, metadata=_range(0, _SECONDS))
     """Seconds that a corpus upload may take in all; 0: any number."""
     grace_s: float = field(default=8.0, metadata=_range(0, _SECONDS))
-    """Seconds that running requests get to finish after SIGTERM."""
+    """Seconds after SIGTERM within which the server ends; requests get nearly all of them."""
     log_level: str = "info"
     """How much is logged to standard error: debug, info, warning or error."""
 

@@ -76,7 +76,7 @@ class Endings:
         await pools.STORE.run(self._tidy, job.id)
 
     async def _overrun(self, job: Job, outcome: Outcome) -> None:
-        """Ends a job that has run for as long as it may, with what it has published, if anything."""
+        """Ends a job that has run for as long as it may, with what it has published."""
         path = await pools.STORE.run(self._published, job, job.overrun)
         if path is not None:
             await self._complete(job, path)

@@ -98,7 +98,8 @@ class JobBook:
                     raise job_damaged(job, f"its events after number {after:,} are missing")
                 missed = row.last_sequence
                 continue
-            _raise_end(row)
+            if live is None or not live.cancelling:  # a paused one is about to end
+                _raise_end(row)
             if row.state == SUCCEEDED or (row.state == CANCELLED and row.version):
                 return
             if self._closing.done():

@@ -104,6 +104,7 @@ class JobRoom:
         self._attempt = Attempt(store, workers, run)
         self._uploading = 0
         self._open = False
+        self._killed = False
         self._held_by = held_by
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._ending: dict[Job, asyncio.Task[None]] = {}
@@ -217,6 +218,7 @@ class JobRoom:
 
     async def kill(self) -> None:
         """Ends all running processes at once; the next server goes on from their checkpoints."""
+        self._killed = True
         for job in self._running:
             if job.worker is not None:
                 job.worker.kill()
@@ -417,7 +419,7 @@ class JobRoom:
 
     def _schedule(self) -> None:
         """Starts jobs, the oldest first, while there are slots."""
-        if not self._open or self.closing.done():
+        if not self._open or self._killed or self.closing.done():
             return
         for job in self._waiting()[: max(0, self._room.slots - self.running)]:
             self._running[job] = asyncio.create_task(self._run(job))
@@ -444,7 +446,7 @@ class JobRoom:
             await self._endings.cancel(job)
 
     def _free_slot(self, job: Job) -> None:
-        """Lets the next job run: the end of this one may take long, or wait for room on the disk."""
+        """Lets the next job run: the end of this one may take long, or wait for disk space."""
         if job in self._running:
             self._ending[job] = self._running.pop(job)
             self._schedule()
@@ -478,6 +480,8 @@ class JobRoom:
         while True:
             await job.enter(RUNNING, job.wish or reason, **_first_start(job))
             outcome = await self._attempt.run(job)
+            if self._killed and outcome.ending is Ending.DIED:
+                raise asyncio.CancelledError  # an `outlast` may have taken the first one
             if outcome.ending is not Ending.DIED or job.leaving:
                 return outcome
             job.crashes += 1

@@ -111,7 +111,10 @@ class _Keeper:
         """True where that was for want of disk space."""
 
     def between(self) -> bool:
-        """Called between two steps, one of which may have been dropped: keeps what is due; returns True to leave the run here."""
+        """Keeps what is due; returns True to leave the run here.
+
+        Called between two steps, the second of which may have been dropped.
+        """
         wishes = self._wishes
         if wishes.threads:
             self._trainer.threads, wishes.threads = wishes.threads, 0

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from treadle.client.client import Client
     from treadle.v1.sequence_pb2 import Job
 
+PAUSE_PATIENCE_S = 60.0
+"""How long `pause` waits for the job to be paused; the server kills a process before."""
+
+_POLL_S = 0.2
+
 STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 
 DAY_S = 86_400
@@ -205,6 +210,8 @@ def run_action(args: argparse.Namespace, console: Console) -> None:
             line = f"deleted job {job.id}"
         else:
             job = _steering(client)[args.action](job.id)
+            if args.action == "pause":
+                job = _once_paused(client, job)
             line = _outcome(args.action, job)
     console.line(to_line(job) if getattr(args, "json", False) else line)
 
@@ -221,12 +228,23 @@ def _check_named(action: str, said: str, job: Job) -> None:
         )
 
 
-def _outcome(action: str, job: Job) -> str:
-    """Says what became of a job; to store the model of a cancelled one takes a moment."""
+def _once_paused(client: Client, job: Job) -> Job:
+    """Returns a job that was told to pause once it has, or after PAUSE_PATIENCE_S."""
     from treadle.v1.sequence_pb2 import JOB_STATE_RUNNING
 
-    if action == "cancel" and job.state == JOB_STATE_RUNNING:
-        return f"job {job.id} is being cancelled"
+    end = time.monotonic() + PAUSE_PATIENCE_S
+    while job.state == JOB_STATE_RUNNING and time.monotonic() < end:
+        time.sleep(_POLL_S)
+        job = client.get_job(job.id)
+    return job
+
+
+def _outcome(action: str, job: Job) -> str:
+    """Says what became of a job; one that is to end or to pause may take a moment."""
+    from treadle.v1.sequence_pb2 import JOB_STATE_RUNNING
+
+    if action in ("cancel", "pause") and job.state == JOB_STATE_RUNNING:
+        return f"job {job.id} is being {'cancelled' if action == 'cancel' else 'paused'}"
     return f"job {job.id} is {state_text(job)}"
 
 

@@ -322,8 +322,10 @@ class FakeService(SequenceServiceServicer):
 
     def PauseJob(self, request: v1.PauseJobRequest, context: Any) -> v1.PauseJobResponse:  # noqa: N802
         job = self._job(request, context)
-        job.state = v1.JOB_STATE_PAUSED
-        return v1.PauseJobResponse(job=job)
+        answer = v1.PauseJobResponse(job=job)
+        answer.job.state, answer.job.reason = v1.JOB_STATE_RUNNING, "pausing on request"
+        job.state = v1.JOB_STATE_PAUSED  # which takes longer than the answer
+        return answer
 
     def ResumeJob(self, request: v1.ResumeJobRequest, context: Any) -> v1.ResumeJobResponse:  # noqa: N802
         job = self._job(request, context)

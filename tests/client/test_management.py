@@ -39,7 +39,8 @@ def test_jobs_are_filtered(client: Client, service: FakeService, jobs: list[str]
 
 def test_one_job(client: Client, jobs: list[str]) -> None:
     assert client.get_job(jobs[1]).model == STUCK
-    assert client.pause_job(jobs[1]).state == v1.JOB_STATE_PAUSED
+    assert client.pause_job(jobs[1]).reason == "pausing on request"
+    assert client.get_job(jobs[1]).state == v1.JOB_STATE_PAUSED
     assert client.resume_job(jobs[1]).state == v1.JOB_STATE_QUEUED
     assert client.cancel_job(jobs[1]).state == v1.JOB_STATE_CANCELLED
     client.delete_job(jobs[1])

@@ -18,6 +18,7 @@ from treadle.model.config import NetworkConfig, TrainConfig
 from treadle.server import wire
 from treadle.server.attempt import RunLimits
 from treadle.server.errors import StatusError, aborted
+from treadle.server.job import CANCELLING, PAUSING
 from treadle.server.job_files import FINAL_FILE, LAST_FILE
 from treadle.server.jobs import JobRoom, RoomLimits
 from treadle.server.orders import UploadedFile, new_id, new_row
@@ -77,7 +78,7 @@ class StubbornWorker(FakeWorker):
 
     async def receive(self) -> wire.Message:
         await self.told.wait()
-        last = self.sent[-1]
+        last = next(sent for sent in reversed(self.sent) if {"stop", "pause"} & set(sent))
         if "stop" in last:
             return {"event": "stopped", "reason": last["stop"]}
         return {"event": "paused", "reason": last["pause"], "full": False}
@@ -514,24 +515,16 @@ def test_what_cannot_be_removed_is_logged(
     assert "the disk is on fire" in caplog.text
 
 
-@pytest.mark.parametrize("state", ["queued", "paused"])
+@pytest.mark.parametrize("reason", [CANCELLING, "cancelled on request; its model is being stored"])
+@pytest.mark.parametrize("state", ["queued", "running", "paused"])
 def test_a_cancel_that_a_crash_cut_short_is_done_by_the_next_server(
-    store: Store, model: bytes, state: str, monkeypatch: pytest.MonkeyPatch
+    store: Store, model: bytes, state: str, reason: str
 ) -> None:
     async def run() -> None:
         room = make_room(store, FakeWorkers(StubbornWorker))
         job = await submit(room, store)
-        if state == "paused":
-            await room.pause(job)
         (store.job_dir(job) / LAST_FILE).write_bytes(model)
-
-        def die(*_: object) -> None:
-            raise RuntimeError("the server dies here")
-
-        with monkeypatch.context() as patched:
-            patched.setattr(store, "next_version", die)
-            with pytest.raises(RuntimeError):
-                await room.cancel(job)
+        store.database.update_job(job, state=state, reason=reason)  # and here the server died
         following = make_room(store, FakeWorkers(StubbornWorker))
         await following.recover()
         events = await follow(following, job)
@@ -565,5 +558,126 @@ def test_jobs_that_wait_keep_no_large_fields_in_memory(store: Store) -> None:
             for job, live in place.book.live.items():
                 assert live.row.spec == b""
                 assert len((await place.book.row(job)).spec) > large
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_a_pause_that_a_crash_cut_short_is_done_by_the_next_server(
+    store: Store, state: str
+) -> None:
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(StubbornWorker))
+        job = await submit(room, store)
+        store.database.update_job(job, state=state, reason=PAUSING)  # and here the server died
+        following = make_room(store, FakeWorkers(StubbornWorker))
+        await following.recover()
+        following.open()
+        with pytest.raises(StatusError, match="is paused: paused on request; resume it"):
+            await follow(following, job)
+
+    asyncio.run(run())
+
+
+class SlowWorker(StubbornWorker):
+    """Follows a request when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = asyncio.Event()
+
+    async def receive(self) -> wire.Message:
+        await self.free.wait()
+        return await super().receive()
+
+
+def slow_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[JobRoom, SlowWorker]:
+    """Returns a room whose one worker does not stop before the test lets it."""
+    monkeypatch.setattr("treadle.server.jobs._ANSWER_S", 0.01)
+    worker = SlowWorker()
+    return make_room(store, FakeWorkers(lambda: worker)), worker
+
+
+@pytest.mark.parametrize("wish", ["pause", "cancel"])
+def test_a_request_is_noted_and_answered_before_a_worker_follows_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, wish: str
+) -> None:
+    async def run() -> None:
+        room, worker = slow_room(store, monkeypatch)
+        job = await submit(room, store)
+        room.open()
+        await until(lambda: worker.sent)
+        row = await asyncio.wait_for(getattr(room, wish)(job), PATIENCE_S)
+        noted = {"pause": "pausing on request", "cancel": "cancelling on request"}[wish]
+        assert (row.state, row.reason) == ("running", noted)
+        stored = store.database.job(job)
+        assert stored is not None
+        assert stored.reason == noted
+        if wish == "cancel":
+            for other in (room.pause, room.resume):
+                with pytest.raises(StatusError, match="is being cancelled"):
+                    await other(job)
+        worker.free.set()
+        end = {"pause": "is paused: paused on request", "cancel": "cancelled before it had"}[wish]
+        with pytest.raises(StatusError, match=end):
+            await follow(room, job)
+
+    asyncio.run(run())
+
+
+def test_a_pause_can_be_taken_back_before_a_worker_follows_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        room, worker = slow_room(store, monkeypatch)
+        job = await submit(room, store)
+        room.open()
+        await until(lambda: worker.sent)
+        await room.pause(job)
+        assert (await room.resume(job)).reason == "resumed"
+        orders = len([message for message in worker.sent if "job" in message])
+        worker.free.set()
+        await until(lambda: len([m for m in worker.sent if "job" in m]) > orders)
+        assert (await room.book.row(job)).state == "running"
+        await room.close("the test ended")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("wish", ["pause", "cancel"])
+def test_a_full_disk_keeps_no_job_from_being_stopped(
+    store: Store, monkeypatch: pytest.MonkeyPatch, wish: str
+) -> None:
+    monkeypatch.setattr("treadle.server.endings._FULL_RETRY_S", 0.01)
+    is_full = False
+
+    def unless_full(method: Callable[..., Any]) -> Callable[..., Any]:
+        def maybe(*arguments: Any, **changes: Any) -> Any:
+            if is_full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return method(*arguments, **changes)
+
+        return maybe
+
+    for name in ("append_event", "update_job"):
+        monkeypatch.setattr(store.database, name, unless_full(getattr(store.database, name)))
+
+    async def run() -> None:
+        nonlocal is_full
+        room, worker = slow_room(store, monkeypatch)
+        job = await submit(room, store)
+        room.open()
+        await until(lambda: worker.sent)
+        is_full = True
+        with pytest.raises(StatusError, match="the disk is too full to note that") as caught:
+            await getattr(room, wish)(job)
+        assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        worker.free.set()
+        await until(lambda: not room.running)  # its slot is free, and its end is noted later
+        assert (await room.book.row(job)).state == "running"
+        is_full = False
+        end = {"pause": "is paused: paused on request", "cancel": "cancelled before it had"}[wish]
+        with pytest.raises(StatusError, match=end):
+            await follow(room, job)
 
     asyncio.run(run())

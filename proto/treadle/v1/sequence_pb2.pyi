@@ -1829,14 +1829,14 @@ Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
 
 @_typing.final
 class CancelJobResponse(_message.Message):
-    """The job is cancelled, or is about to be: its model takes a moment to be stored."""
+    """The job is cancelled, or is about to be."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___Job:
-        """The job."""
+        """The job. While it still runs, its reason is "cancelling on request"."""
 
     def __init__(
         self,
@@ -1875,14 +1875,14 @@ Global___PauseJobRequest: _TypeAlias = PauseJobRequest  # noqa: Y015
 
 @_typing.final
 class PauseJobResponse(_message.Message):
-    """The job has paused."""
+    """The job is paused, or is about to be."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___Job:
-        """The job."""
+        """The job. While it still runs, its reason is "pausing on request"."""
 
     def __init__(
         self,

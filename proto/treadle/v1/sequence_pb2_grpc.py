@@ -177,7 +177,9 @@ class SequenceServiceServicer:
 
     def CancelJob(self, request, context):
         """Ends a job for good. A job that has trained stores its model, the best one by
-        validation, as a new version; a job that has not just ends.
+        validation, as a new version; a job that has not just ends. The request is noted
+        on disk and answered within a second, with the job as it is then; it is carried
+        out within 40 seconds, whatever the job is at, also by a server that starts again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,7 +187,10 @@ class SequenceServiceServicer:
 
     def PauseJob(self, request, context):
         """Makes a queued or running job keep its whole state on disk and wait until it
-        is resumed.
+        is resumed. The request is noted on disk and answered within a second, with the
+        job as it is then; it is carried out within 40 seconds, whatever the job is at,
+        also by a server that starts again. A process that does not stop in 30 seconds is
+        killed, and the job continues from its last checkpoint once it is resumed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,7 +198,7 @@ class SequenceServiceServicer:
 
     def ResumeJob(self, request, context):
         """Puts a paused job back into the queue; it goes on bit for bit as if it had
-        never paused.
+        never paused. For a job that is about to pause this takes the pause back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -73,15 +73,20 @@ class SequenceServiceStub:
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.CancelJobRequest, _sequence_pb2.CancelJobResponse]
     """Ends a job for good. A job that has trained stores its model, the best one by
-    validation, as a new version; a job that has not just ends.
+    validation, as a new version; a job that has not just ends. The request is noted
+    on disk and answered within a second, with the job as it is then; it is carried
+    out within 40 seconds, whatever the job is at, also by a server that starts again.
     """
     PauseJob: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.PauseJobRequest, _sequence_pb2.PauseJobResponse]
     """Makes a queued or running job keep its whole state on disk and wait until it
-    is resumed.
+    is resumed. The request is noted on disk and answered within a second, with the
+    job as it is then; it is carried out within 40 seconds, whatever the job is at,
+    also by a server that starts again. A process that does not stop in 30 seconds is
+    killed, and the job continues from its last checkpoint once it is resumed.
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ResumeJobRequest, _sequence_pb2.ResumeJobResponse]
     """Puts a paused job back into the queue; it goes on bit for bit as if it had
-    never paused.
+    never paused. For a job that is about to pause this takes the pause back.
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.DeleteJobRequest, _sequence_pb2.DeleteJobResponse]
     """Deletes a job that is over or paused: its events, its checkpoint and its own
@@ -151,15 +156,20 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_sequence_pb2.CancelJobRequest, _sequence_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Ends a job for good. A job that has trained stores its model, the best one by
-    validation, as a new version; a job that has not just ends.
+    validation, as a new version; a job that has not just ends. The request is noted
+    on disk and answered within a second, with the job as it is then; it is carried
+    out within 40 seconds, whatever the job is at, also by a server that starts again.
     """
     PauseJob: _aio.UnaryUnaryMultiCallable[_sequence_pb2.PauseJobRequest, _sequence_pb2.PauseJobResponse]  # type: ignore[assignment]
     """Makes a queued or running job keep its whole state on disk and wait until it
-    is resumed.
+    is resumed. The request is noted on disk and answered within a second, with the
+    job as it is then; it is carried out within 40 seconds, whatever the job is at,
+    also by a server that starts again. A process that does not stop in 30 seconds is
+    killed, and the job continues from its last checkpoint once it is resumed.
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ResumeJobRequest, _sequence_pb2.ResumeJobResponse]  # type: ignore[assignment]
     """Puts a paused job back into the queue; it goes on bit for bit as if it had
-    never paused.
+    never paused. For a job that is about to pause this takes the pause back.
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_sequence_pb2.DeleteJobRequest, _sequence_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Deletes a job that is over or paused: its events, its checkpoint and its own
@@ -256,7 +266,9 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.CancelJobResponse, _abc.Awaitable[_sequence_pb2.CancelJobResponse]]:
         """Ends a job for good. A job that has trained stores its model, the best one by
-        validation, as a new version; a job that has not just ends.
+        validation, as a new version; a job that has not just ends. The request is noted
+        on disk and answered within a second, with the job as it is then; it is carried
+        out within 40 seconds, whatever the job is at, also by a server that starts again.
         """
 
     @_abc_1.abstractmethod
@@ -266,7 +278,10 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.PauseJobResponse, _abc.Awaitable[_sequence_pb2.PauseJobResponse]]:
         """Makes a queued or running job keep its whole state on disk and wait until it
-        is resumed.
+        is resumed. The request is noted on disk and answered within a second, with the
+        job as it is then; it is carried out within 40 seconds, whatever the job is at,
+        also by a server that starts again. A process that does not stop in 30 seconds is
+        killed, and the job continues from its last checkpoint once it is resumed.
         """
 
     @_abc_1.abstractmethod
@@ -276,7 +291,7 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.ResumeJobResponse, _abc.Awaitable[_sequence_pb2.ResumeJobResponse]]:
         """Puts a paused job back into the queue; it goes on bit for bit as if it had
-        never paused.
+        never paused. For a job that is about to pause this takes the pause back.
         """
 
     @_abc_1.abstractmethod

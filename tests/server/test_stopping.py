@@ -1,0 +1,196 @@
+"""Jobs whose process does not do as it is asked: long steps, and processes that stand still."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from treadle.model import Model, train
+from treadle.model.config import (
+    DataConfig,
+    LimitsConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    ReportConfig,
+    TrainConfig,
+)
+from treadle.server.attempt import RunLimits
+from treadle.server.errors import StatusError
+from treadle.server.job_files import STATE_FILE
+from treadle.server.jobs import JobRoom, RoomLimits
+from treadle.server.orders import UploadedFile, new_id, new_row
+from treadle.server.store import Store
+from treadle.server.workers import Workers
+from treadle.v1 import sequence_pb2 as pb
+
+from .harness import PATIENCE_S, TEXT, until
+
+TIMEOUT_S = 3.0
+"""Well above the second that is between two signs of life."""
+STEPS = 2000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path)
+    yield store
+    store.close()
+
+
+def config(**optimizer: int) -> TrainConfig:
+    return TrainConfig(
+        network=NetworkConfig(hidden_size=8, embedding_size=4),
+        data=DataConfig(batch_size=2, window=8),
+        optimizer=OptimizerConfig(**optimizer),  # type: ignore[arg-type]
+        limits=LimitsConfig(max_steps=STEPS),
+        report=ReportConfig(progress_interval_s=0.05),
+        seed=3,
+    )
+
+
+class Room:
+    """A job room with real processes."""
+
+    def __init__(self, store: Store, interval_s: float = 0.0, max_run_s: float = 0.0) -> None:
+        self._store = store
+        self._workers = Workers(standby=0)
+        limits = RunLimits(
+            1, checkpoint_interval_s=interval_s, min_free_bytes=0, max_run_s=max_run_s,
+            stop_timeout_s=TIMEOUT_S,
+        )  # fmt: skip
+        self.jobs = JobRoom(store, self._workers, RoomLimits(1, 9, 1, 3), limits)
+
+    async def open(self) -> None:
+        await self.jobs.recover()
+        self.jobs.open()
+
+    async def submit(self, name: str, settings: TrainConfig) -> str:
+        """Queues a job on TEXT."""
+        writer = self._store.corpora.writer()
+        writer.write(TEXT)
+        sha256, size = writer.claim()
+        job = new_id()
+        self._store.job_dir(job)
+        file = UploadedFile(sha256, "corpus", "train", 1.0, size)
+        await self.jobs.submit(new_row(job, pb.TrainSpec(model=name), settings, [file]))
+        return job
+
+    def pid(self, job: str) -> int:
+        """Returns the id of the process that trains a job; 0 where there is none."""
+        live = self.jobs.book.live.get(job)
+        return 0 if live is None or live.worker is None else live.worker.pid
+
+    async def started(self, job: str) -> None:
+        """Waits for the first checkpoint of a job and some progress."""
+        path = self._store.job_dir(job) / STATE_FILE
+        live = self.jobs.book.live[job]
+        await until(lambda: path.exists() and live.last_progress.step)
+
+    async def ended(self, job: str) -> pb.Model:
+        """Returns the model of a job, once it has ended with one."""
+        async with asyncio.timeout(PATIENCE_S):
+            return [event async for event in self.jobs.book.watch(job)][-1].completed
+
+    async def close(self) -> None:
+        await self.jobs.kill()
+        self._workers.kill()
+        await self._workers.close()
+
+    def weights(self, name: str) -> bytes:
+        return Model.load(self._store.find(name).path).parameters.flat.tobytes()
+
+
+def in_room(room: Callable[[], Room], work: Callable[[Room], Awaitable[None]]) -> None:
+    """Runs a test in a room and closes it."""
+
+    async def run() -> None:
+        opened = room()
+        try:
+            await opened.open()
+            await work(opened)
+        finally:
+            await opened.close()
+
+    asyncio.run(run())
+
+
+def test_a_process_that_stands_still_is_killed_and_nothing_is_lost(store: Store) -> None:
+    async def work(room: Room) -> None:
+        job = await room.submit("still", config())
+        await room.started(job)
+        os.kill(room.pid(job), signal.SIGSTOP)
+        live = room.jobs.book.live[job]
+        await until(lambda: "gave no sign of life for 3 seconds" in live.row.reason)
+        await until(lambda: room.pid(job))
+        os.kill(room.pid(job), signal.SIGSTOP)
+        row = await asyncio.wait_for(room.jobs.pause(job), TIMEOUT_S - 1)
+        assert (row.state, row.reason) == ("running", "pausing on request")
+        with pytest.raises(StatusError, match="did not stop within 3 seconds"):
+            await room.ended(job)
+        assert room.jobs.running == 0
+        row = await room.jobs.book.row(job)
+        assert row.state == "paused"
+        assert row.reason.startswith("paused on request: ")
+        await room.jobs.resume(job)
+        await room.ended(job)
+        assert room.weights("still") == train(TEXT, config()).parameters.flat.tobytes()
+
+    in_room(lambda: Room(store), work)
+
+
+def test_a_cancelled_process_that_stands_still_leaves_its_last_checkpoint(store: Store) -> None:
+    async def work(room: Room) -> None:
+        job = await room.submit("m", config())
+        await room.started(job)
+        os.kill(room.pid(job), signal.SIGSTOP)
+        row = await asyncio.wait_for(room.jobs.cancel(job), TIMEOUT_S - 1)
+        assert (row.state, row.reason) == ("running", "cancelling on request")
+        model = await room.ended(job)
+        assert model.training.ended_by == f"cancelled on request after {model.training.steps} steps"
+        assert (await room.jobs.book.row(job)).state == "cancelled"
+
+    in_room(lambda: Room(store), work)
+
+
+def test_a_run_is_ended_in_time_though_its_process_stands_still(store: Store) -> None:
+    jobs: list[str] = []
+
+    async def begin(room: Room) -> None:
+        jobs.append(await room.submit("m", config()))
+        await room.started(jobs[0])
+
+    async def work(room: Room) -> None:
+        [job] = jobs
+        await until(lambda: room.pid(job))
+        os.kill(room.pid(job), signal.SIGSTOP)
+        model = await room.ended(job)
+        assert model.training.ended_by.startswith("the server ends a run after 0.01 seconds")
+        assert (await room.jobs.book.row(job)).state == "succeeded"
+
+    in_room(lambda: Room(store), begin)
+    in_room(lambda: Room(store, max_run_s=0.01), work)
+
+
+def test_a_step_that_takes_minutes_can_be_left(store: Store) -> None:
+    """The step is dropped, not waited for: its process needs no kill."""
+
+    async def work(room: Room) -> None:
+        long = config(accumulation_steps=4096)
+        job = await room.submit("long", long)
+        await until(lambda: (row := room.jobs.book.live[job].row).started and row.state)
+        await room.jobs.pause(job)
+        with pytest.raises(StatusError, match="is paused: paused on request; resume it"):
+            await room.ended(job)
+        await room.jobs.resume(job)
+        await until(lambda: room.pid(job))
+        await room.jobs.cancel(job)
+        with pytest.raises(StatusError, match="was cancelled before it had trained"):
+            await room.ended(job)
+        assert (await room.jobs.book.row(job)).reason == "cancelled on request"
+
+    in_room(lambda: Room(store), work)
