@@ -182,7 +182,7 @@ def test_a_step_that_takes_minutes_can_be_left(store: Store) -> None:
     async def work(room: Room) -> None:
         long = config(accumulation_steps=4096)
         job = await room.submit("long", long)
-        await until(lambda: (row := room.jobs.book.live[job].row).started and row.state)
+        await until(lambda: room.jobs.book.live[job].has_started)
         await room.jobs.pause(job)
         with pytest.raises(StatusError, match="is paused: paused on request; resume it"):
             await room.ended(job)
