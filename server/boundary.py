@@ -211,8 +211,10 @@ class _Parser:
         """Yields the requests of a stream, each held until the next one is asked for; see `one`."""
         async for data in stream:
             await held.resize_patiently(_request_bytes(data), _PATIENCE_S)
-            yield self._request(data)
-            del data  # a silent client's last request is not kept
+            # Whoever works a request off says how long it is kept, and its bytes are not.
+            requests = [self._request(data)]
+            del data
+            yield requests.pop()
             held.release()
 
     def _request(self, data: bytes) -> Any:

@@ -104,7 +104,9 @@ class LearningRoom:
             await self._answer_publish(session, message.publish, default_name)
         else:
             async with work_within(self._max_call_s, "send smaller pieces"):
-                await run_steps(caller, session.answer(message))
+                steps = session.answer(message)
+                del message
+                await run_steps(caller, steps)
         return True
 
     async def _answer_publish(

@@ -13,7 +13,7 @@ from treadle.server.convert_learning import Learning
 from treadle.server.errors import StatusError, from_exception, from_model, invalid
 from treadle.server.memory_budget import Reservation
 from treadle.server.reply_growth import ReplyGrowth, write_piece
-from treadle.server.stream_units import Units, stream_error
+from treadle.server.stream_units import Piece, Units, stream_error
 from treadle.v1 import sequence_pb2 as pb
 
 
@@ -79,9 +79,13 @@ class LearningSession:
         self.reply = pb.LearnStreamResponse()
         match request.WhichOneof("message"):
             case "learn":
-                yield from self._feed(request.learn, True)
+                piece = Piece.of(request.learn)
+                del request
+                yield from self._feed(piece, True)
             case "predict":
-                yield from self._feed(request.predict, False)
+                piece = Piece.of(request.predict)
+                del request
+                yield from self._feed(piece, False)
             case "snapshot":
                 self._snapshot()
                 self.reply.snapshot.SetInParent()
@@ -114,7 +118,7 @@ class LearningSession:
             raise fault from error
         self.reply = pb.LearnStreamResponse(error=stream_error(fault), updates=self.learner.updates)
 
-    def _feed(self, piece: pb.TextPiece, learn: bool) -> Iterator[None]:
+    def _feed(self, piece: Piece, learn: bool) -> Iterator[None]:
         error = yield from self._units.feed(self.learner, piece, partial(self._read, learn))
         if error is not None:
             self.reply.piece.error.CopyFrom(error)

@@ -13,7 +13,7 @@ from treadle.server.loaded import Source
 from treadle.server.memory_budget import Reservation
 from treadle.server.reply_growth import ReplyGrowth, write_piece
 from treadle.server.states import given_state
-from treadle.server.stream_units import Units, stream_error
+from treadle.server.stream_units import Piece, Units, stream_error
 from treadle.v1 import sequence_pb2 as pb
 
 
@@ -89,7 +89,7 @@ class Stream:
         assert self._mark is not None
         self._scorer.restore(self._mark, error)
 
-    def feed(self, piece: pb.TextPiece) -> Iterator[None]:
+    def feed(self, piece: Piece) -> Iterator[None]:
         """Scores a piece.
 
         Raises:

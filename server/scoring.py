@@ -27,6 +27,7 @@ from treadle.server.scoring_bytes import embed_bytes, score_bytes, stream_bytes
 from treadle.server.sources import Sources
 from treadle.server.states import given_state
 from treadle.server.stream_places import Openings
+from treadle.server.stream_units import Piece
 from treadle.server.turns import run_steps
 from treadle.v1 import sequence_pb2 as pb
 
@@ -138,8 +139,10 @@ class ScoringRoom:
         """
         if message is None:
             return False
+        steps = stream.feed(Piece.of(_piece_of(message)))
+        del message
         async with work_within(self._max_call_s, _SMALLER):
-            await run_steps(caller, stream.feed(_piece_of(message)))
+            await run_steps(caller, steps)
         return True
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import grpc
 
@@ -15,6 +15,22 @@ _NOT_READ = 9
 
 Read = Callable[[str, bool], Iterator[None]]
 """Reads a text, and ends it or not, in short steps; its reply holds nothing of earlier texts."""
+
+
+class Piece(NamedTuple):
+    """A piece of a stream, taken out of its message, which is of the same size and goes."""
+
+    text: str
+    """The next text."""
+    end: bool
+    """Whether the text or item ends here."""
+    more: bool
+    """Whether the next piece belongs to the same unit."""
+
+    @classmethod
+    def of(cls, message: pb.TextPiece) -> Piece:
+        """Returns the piece that a message is."""
+        return cls(message.text, message.end, message.more)
 
 
 class Reader(Protocol):
@@ -50,7 +66,7 @@ class Units:
         return self._on_error != pb.ON_ERROR_UNSPECIFIED
 
     def feed(
-        self, reader: Reader, piece: pb.TextPiece, read: Read
+        self, reader: Reader, piece: Piece, read: Read
     ) -> Generator[None, None, pb.StreamError | None]:
         """Reads a piece, in short steps.
 

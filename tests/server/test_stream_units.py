@@ -18,6 +18,7 @@ from treadle.server.learning_session import LearningSession
 from treadle.server.loaded import Source
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.score_streaming import Stream
+from treadle.server.stream_units import Piece
 from treadle.v1 import sequence_pb2 as pb
 
 from .samples import nothing_held, tiny_model
@@ -51,7 +52,7 @@ def scored(model: Model, pieces: Pieces, on_error: Any = pb.ON_ERROR_SKIP) -> li
     list(stream.begin())
     found: list[Any] = []
     for each in pieces:
-        list(stream.feed(each))
+        list(stream.feed(Piece.of(each)))
         found.append(stream.reply.piece)
     list(stream.finish())
     return [*found, stream.reply.result]
@@ -234,7 +235,7 @@ def test_a_shortage_of_memory_ends_the_call_whatever_on_error_says(kind: str) ->
         spec = pb.ScoreStreamSpec(model="m", ranks=True, on_error=pb.ON_ERROR_SKIP)
         stream = Stream(Source(tiny_model()), spec, stream_scoring(spec), 1 << 30, KEY, full)
         list(stream.begin())
-        steps = stream.feed(text)
+        steps = stream.feed(Piece.of(text))
     else:
         made = pb.LearnStreamSpec(model="m", ranks=True, on_error=pb.ON_ERROR_SKIP)
         asked = convert_learning.learning(made)
