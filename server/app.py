@@ -24,7 +24,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from treadle.model import drop_temporary_kernels, temporary_kernels
-from treadle.server import disk, pools
+from treadle.server import disk, open_files, pools
 from treadle.server.address import (
     AddressError,
     clear_socket,
@@ -299,6 +299,7 @@ def run(config: ServerConfig) -> int:
     layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=layout)
     logging.getLogger("treadle").setLevel(config.log_level.upper())
+    open_files.allow_many()
     try:
         with disk.shared_with_group(config.data_dir):
             asyncio.run(_run(config))

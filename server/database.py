@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from treadle.server import open_files
 from treadle.server.disk import check_no_link
 from treadle.server.rows import (
     COLUMNS,
@@ -429,6 +430,8 @@ class Database:
                 if getattr(error, "sqlite_errorcode", None) in _FULL:
                     text = os.strerror(errno.ENOSPC)
                     raise OSError(errno.ENOSPC, text, str(self._path)) from error
+                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
+                    open_files.check()
                 raise DatabaseError(
                     f"the database {self._path} cannot be used ({error}): with no server running, "
                     f"try treadle-server --fsck --repair --data-dir {self._path.parent}"

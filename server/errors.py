@@ -5,6 +5,7 @@
     StatusError                     ends an RPC with a status that the client is meant to see
     any ModelError                  by `CODES`, below
     OSError: no space left          RESOURCE_EXHAUSTED
+    OSError: too many open files    RESOURCE_EXHAUSTED
     MemoryError                     ABORTED
     anything else                   INTERNAL with an id that the log has too; never a traceback
 
@@ -43,6 +44,7 @@ from treadle.model.errors import (
     UnknownSymbolError,
 )
 from treadle.server.disk import NoSpaceError, is_full
+from treadle.server.open_files import is_out_of_files
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,9 @@ _MAX_MESSAGE_BYTES = 700
 _MAX_FIELD_BYTES = 100
 _MAX_TEXT_BYTES = 300
 _MAX_VIOLATIONS_BYTES = 3000
+
+_FILES_S = 5.0
+"""Seconds after which there may be room for another open file."""
 
 Violation = tuple[str, str]
 """A field of the request, dotted, and what is wrong with it."""
@@ -259,6 +264,9 @@ def from_exception(
     if is_full(error):
         logger.error("%s: %s", doing, error)
         return exhausted("the server's disk is full", retry_s=60.0)
+    if is_out_of_files(error):
+        logger.error("%s: %s", doing, error)
+        return exhausted("the server has as many files and connections open as it may", _FILES_S)
     if isinstance(error, MemoryError):
         logger.error("%s: out of memory", doing)
         return aborted("the server has too little memory for this; make the request smaller")

@@ -19,6 +19,7 @@ from treadle.server import aliases, versions
 from treadle.server.convert import NAME
 from treadle.server.database import Database
 from treadle.server.errors import StatusError, not_found, shorten
+from treadle.server.open_files import is_out_of_files
 from treadle.server.version_index import VersionIndex
 from treadle.server.versions import MODEL_FILE, Description, StoredModel
 
@@ -224,7 +225,10 @@ class Shelf:
                 yield self.find(name)
             except StatusError:  # a directory without a version, or just deleted
                 continue
-            except OSError as error:  # closed to us; nobody knows its versions
+            except OSError as error:
+                if is_out_of_files(error):
+                    raise
+                # It is closed to us, and nobody knows its versions.
                 logger.warning("a model cannot be read: %s", error)
                 yield StoredModel(name, 0, self._file(name, 0), 0.0, 0)
 

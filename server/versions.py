@@ -21,6 +21,7 @@ from treadle.model.errors import CheckpointError
 from treadle.model.record import TrainingRecord
 from treadle.server.disk import check_no_link
 from treadle.server.errors import damaged, not_found
+from treadle.server.open_files import is_out_of_files
 
 MODEL_FILE = "model.safetensors"
 HASH_FILE = "model.sha256"
@@ -105,6 +106,8 @@ def describe(model: StoredModel) -> Description:
     except FileNotFoundError:
         raise not_found(model.name, model.version) from None
     except OSError as error:
+        if is_out_of_files(error):  # it says nothing of the file
+            raise
         fault = CheckpointError(error.strerror or "the disk failed")
         raise damaged(model.name, model.version, fault) from error
 
@@ -131,8 +134,11 @@ def recorded(directory: Path) -> str | None:
         text = (directory / HASH_FILE).read_text("ascii").split()[0]
         if len(bytes.fromhex(text)) == hashlib.sha256().digest_size:
             return text.lower()
-    except (OSError, ValueError, IndexError):
+    except (ValueError, IndexError):
         pass
+    except OSError as error:
+        if is_out_of_files(error):
+            raise
     return None
 
 
