@@ -21,13 +21,18 @@ from treadle.server.convert import spec_field
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.job import CANCELLED, FAILED, OVER, PAUSED, QUEUED, SUCCEEDED, Job, outlast
 from treadle.server.job_files import BEST_FILE, FINAL_FILE, LAST_FILE, STATE_FILE
-from treadle.server.store import Store
+from treadle.server.store import CLAIMS, Store, StoredModel
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
 _FULL_RETRY_S = 2.0
 """Seconds between attempts to note a state on a full disk."""
+
+_GONE = grpc.StatusCode.NOT_FOUND
+"""How the store says that a version was just deleted."""
+_TAKEN = grpc.StatusCode.ABORTED
+"""How the store says that somebody has put another model there by hand."""
 
 _ON_REQUEST = "cancelled on request"
 
@@ -148,22 +153,34 @@ class Endings:
         logger.info("job %s stored %s version %d", job.id, model.name, model.version)
 
     async def _claim(self, job: Job, path: Path) -> pb.Model:
-        """Stores a model file; repeated after a crash at any point, it still gives one version."""
+        """Stores a model file; repeated after a crash at any point, it still gives one version.
+
+        Where that version is deleted before it can be described, it is stored as another one.
+        """
+        version = job.row.claim
+        for left in reversed(range(CLAIMS)):
+            try:
+                stored = await self._claim_version(job, path, version)
+                # A version is new here, and nothing leads to it yet.
+                return records.model(stored, await pools.STORE.run(self._store.describe, stored))
+            except (FileNotFoundError, StatusError) as error:
+                code = error.code if isinstance(error, StatusError) else _GONE
+                if code not in (_GONE, _TAKEN) or not left:
+                    raise
+                if not await pools.STORE.run(path.exists):
+                    raise
+                logger.info("job %s: its model is stored once more: %s", job.id, error)
+                version = 0
+        raise AssertionError
+
+    async def _claim_version(self, job: Job, path: Path, version: int) -> StoredModel:
+        """Stores a model file as a version; 0: as a new one."""
         name = job.row.model
         async with self._claiming:
-            version = job.row.claim
             if not version:
                 version = await pools.STORE.run(self._store.next_version, name)
                 await job.change(claim=version)
-            try:
-                stored = await pools.STORE.run(self._store.claim_file, name, path, version)
-            except StatusError:  # somebody has put another model there by hand
-                version = await pools.STORE.run(self._store.next_version, name)
-                await job.change(claim=version)
-                stored = await pools.STORE.run(self._store.claim_file, name, path, version)
-        describe = self._store.describe
-        # A version is new here, and nothing leads to it yet.
-        return records.model(stored, await pools.STORE.run(describe, stored))
+            return await pools.STORE.run(self._store.claim_file, name, path, version)
 
     async def _fail(self, job: Job, error: StatusError) -> None:
         logger.info("job %s ended without a model: %s", job.id, error)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 
+import grpc
+
 from treadle.model import Model
 from treadle.model.memory import learner_bytes
 from treadle.server import convert_learning, pools, records
 from treadle.server.call_deadline import work_within
 from treadle.server.convert_learning import Publication
+from treadle.server.errors import StatusError
 from treadle.server.learning_session import LearningSession
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.scheduler import Caller, Scheduler
 from treadle.server.sources import Sources
-from treadle.server.store import MODEL_FILE, Store, StoredModel
+from treadle.server.store import CLAIMS, MODEL_FILE, Store, StoredModel
 from treadle.server.stream_places import Openings, StreamPlaces
 from treadle.server.turns import run_steps
 from treadle.v1 import sequence_pb2 as pb
@@ -129,17 +132,33 @@ class LearningRoom:
         return await pools.STORE.run(self._store_model, session, names)
 
     def _store_model(self, session: LearningSession, names: Publication) -> pb.Model:
-        """Stores a model as a new version, and gives it its alias."""
+        """Stores a model as a new version, and gives it its alias.
+
+        Where that version is deleted before it can be described, it is stored as another one.
+        """
         self._store.check_free(names.name)
+        for left in reversed(range(CLAIMS)):
+            try:
+                return self._store_once(session, names)
+            except FileNotFoundError:
+                if not left:
+                    raise
+            except StatusError as error:
+                if not left or error.code is not grpc.StatusCode.NOT_FOUND:
+                    raise
+        raise AssertionError
+
+    def _store_once(self, session: LearningSession, names: Publication) -> pb.Model:
         stored = self._claim(names.name, session.learner.current())
         if names.alias:
             self._store.set_alias(names.name, names.alias, stored.version)
+        aliases = self._store.aliases_of(stored.name, stored.version)
+        model = records.model(stored, self._store.describe(stored), aliases)
         logger.info(
             "a session that learns stored %s version %d after %d updates",
             stored.name, stored.version, session.learner.updates,
         )  # fmt: skip
-        aliases = self._store.aliases_of(stored.name, stored.version)
-        return records.model(stored, self._store.describe(stored), aliases)
+        return model
 
     def _claim(self, name: str, model: Model) -> StoredModel:
         draft = self._store.new_draft()

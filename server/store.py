@@ -47,6 +47,9 @@ __all__ = ["HASH_FILE", "MODEL_FILE", "Description", "Store", "StoreError", "Sto
 logger = logging.getLogger(__name__)
 
 DATABASE_FILE = "treadle.db"
+
+CLAIMS = 20
+"""How often one model is claimed whose version is deleted, or taken by hand, meanwhile."""
 CLOCK_FILE = "clock"
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)

@@ -681,3 +681,37 @@ def test_a_full_disk_keeps_no_job_from_being_stopped(
             await follow(room, job)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", ["describe", "_stat"])
+@pytest.mark.parametrize("end", ["trained", "cancelled"])
+def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
+    store: Store, model: bytes, method: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion came first, then: what was trained is never lost to it."""
+    original, deletions = getattr(store, method), 3
+
+    def deleted_first(*arguments: Any) -> Any:
+        nonlocal deletions
+        if deletions and store.versions("m"):
+            deletions -= 1
+            store.delete("m", None)
+        return original(*arguments)
+
+    async def run() -> None:
+        worker = FakeWorker(model) if end == "trained" else StubbornWorker()
+        room = make_room(store, FakeWorkers(lambda: worker))
+        job = await submit(room, store)
+        monkeypatch.setattr(store, method, deleted_first)
+        if end == "trained":
+            room.open()
+        else:
+            (store.job_dir(job) / LAST_FILE).write_bytes(model)
+            await room.cancel(job)
+        stored = (await follow(room, job))[-1].completed
+        assert store.versions("m") == [stored.version]
+        state = (await room.book.row(job)).state
+        assert state == ("succeeded" if end == "trained" else "cancelled")
+
+    asyncio.run(run())
+    assert deletions == 0

@@ -6,7 +6,8 @@ import asyncio
 import errno
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -295,12 +296,11 @@ def test_a_publication_that_fails_leaves_a_session_that_skips_errors(learning: S
     session.close()
 
 
-@pytest.mark.parametrize("fails", ["save", "claim"])
-def test_a_full_disk_leaves_nothing_behind(
-    learning: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
-) -> None:
+@contextmanager
+def publishing(learning: Server, folder: Path) -> Iterator[tuple[Store, Callable[[str], pb.Model]]]:
+    """Gives a store and what publishes a model there, as `m` with an alias."""
     model = stored(learning)
-    store, scheduler = Store(tmp_path / "data"), Scheduler(1)
+    store, scheduler = Store(folder / "data"), Scheduler(1)
     places, openings = StreamPlaces(1, "learning streams", 60), Openings(1, 60)
     sources = cast(Sources, None)  # the session below has its model already
     room = LearningRoom(
@@ -317,15 +317,47 @@ def test_a_full_disk_leaves_nothing_behind(
     session = LearningSession(model, asked, 1000, nothing_held(), nothing_held())
     list(session.begin())
 
+    def publish(alias: str) -> pb.Model:
+        return asyncio.run(room._publish(session, Publication("m", alias)))
+
+    yield store, publish
+    scheduler.close()
+    store.close()
+
+
+@pytest.mark.parametrize("fails", ["save", "claim"])
+def test_a_full_disk_leaves_nothing_behind(
+    learning: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Model if fails == "save" else Store, fails, full)
-        with pytest.raises(OSError, match="No space"):
-            asyncio.run(room._publish(session, Publication("m", "")))
-    assert store.versions("m") == []
-    assert not list((tmp_path / "data" / "tmp").iterdir())
-    assert asyncio.run(room._publish(session, Publication("m", "a"))).aliases == ["a"]
-    scheduler.close()
-    store.close()
+    with publishing(learning, tmp_path) as (store, publish):
+        with monkeypatch.context() as patch:
+            patch.setattr(Model if fails == "save" else Store, fails, full)
+            with pytest.raises(OSError, match="No space"):
+                publish("")
+        assert store.versions("m") == []
+        assert not list((tmp_path / "data" / "tmp").iterdir())
+        assert publish("a").aliases == ["a"]
+
+
+@pytest.mark.parametrize("method", ["_stat", "set_alias", "describe"])
+def test_a_model_that_is_deleted_while_it_is_published_is_published_again(
+    learning: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    original, deletions = getattr(Store, method), 3
+
+    def deleted_first(store: Store, *arguments: Any) -> Any:
+        nonlocal deletions
+        if deletions and store.versions("m"):
+            deletions -= 1
+            store.delete("m", None, force=True)
+        return original(store, *arguments)
+
+    with publishing(learning, tmp_path) as (store, publish):
+        monkeypatch.setattr(Store, method, deleted_first)
+        model = publish("a")
+        assert store.versions("m") == [model.version]
+        assert model.aliases == ["a"]
+    assert deletions == 0
