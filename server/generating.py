@@ -77,7 +77,7 @@ class GeneratingRoom:
         self._scheduler = scheduler
         self._budget = budget
         self._batcher = Batcher(scheduler)
-        self._regexes = Regexes()
+        self._regexes = Regexes(budget)
         self._max_new_tokens_limit = max_new_tokens_limit
         self._max_call_s = max_call_s
         self._state_key = state_key

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
-from treadle.model.automaton import QUICK, THOROUGH
+from treadle.model.automaton import QUICK, THOROUGH, Effort
 from treadle.model.constraint import Constraint, compile_constraint, kept_constraint
 from treadle.model.deadline import Deadline
 from treadle.model.errors import EffortError
 from treadle.model.tokenizer import Tokenizer
 from treadle.server.errors import StatusError, exhausted
+from treadle.server.memory_budget import MemoryBudget
 
 MAX_WAITING = 64
 """Expressions that may be made or wait for it at once."""
@@ -27,6 +29,9 @@ MAX_WAIT_S = 30.0
 _QUICK_THREADS = 2
 
 _RETRY_S = 2.0
+
+_QUICK_BYTES, _THOROUGH_BYTES = 64 << 20, 256 << 20
+"""What an expression that is being made takes, in its process and in ours; measured."""
 
 
 @dataclass(eq=False)
@@ -40,9 +45,14 @@ class _Making:
 
 
 class Regexes:
-    """Makes the automata of all calls; those who ask for the same one wait for it together."""
+    """Makes the automata of all calls; those who ask for the same one wait for it together.
 
-    def __init__(self) -> None:
+    Args:
+        budget: Holds what an expression takes while it is made.
+    """
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, "regex-quick")
         self._thorough = ThreadPoolExecutor(1, "regex-thorough")
         self._making: dict[tuple[str, int], _Making] = {}
@@ -60,7 +70,8 @@ class Regexes:
 
         Raises:
             ConfigError: The expression cannot be used.
-            StatusError: RESOURCE_EXHAUSTED: too many others are being made.
+            StatusError: RESOURCE_EXHAUSTED: too many others are being made, or there is too
+                little memory.
         """
         kept = kept_constraint(regex, tokenizer)
         if kept is not None:
@@ -99,12 +110,14 @@ class Regexes:
 
     async def _make(self, regex: str, tokenizer: Tokenizer) -> Constraint:
         loop = asyncio.get_running_loop()
-        make = compile_constraint
-        try:
-            return await loop.run_in_executor(self._quick, make, regex, tokenizer, QUICK)
-        except EffortError:
-            pass
-        return await loop.run_in_executor(self._thorough, make, regex, tokenizer, THOROUGH)
+
+        def make(effort: Effort, size: int) -> Constraint:
+            with self._budget.reserve(size, "regular expressions that are being made"):
+                return compile_constraint(regex, tokenizer, effort)
+
+        with suppress(EffortError):
+            return await loop.run_in_executor(self._quick, make, QUICK, _QUICK_BYTES)
+        return await loop.run_in_executor(self._thorough, make, THOROUGH, _THOROUGH_BYTES)
 
 
 def _crowded() -> StatusError:

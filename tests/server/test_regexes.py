@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 
+import grpc
 import pytest
 from clocks import StillClock
 
@@ -18,7 +19,10 @@ from treadle.model.errors import ConfigError, EffortError
 from treadle.model.tokenizer import build_tokenizer
 from treadle.server import regexes as regexes_module
 from treadle.server.errors import StatusError
+from treadle.server.memory_budget import MemoryBudget
 from treadle.server.regexes import Regexes
+
+from .harness import until
 
 TOKENIZER = build_tokenizer(TokenizerConfig(), ["abcdefghijklmnopqrstuvwxyz"])
 
@@ -59,7 +63,7 @@ def test_neither_a_kept_nor_a_cheap_expression_waits_for_hostile_ones(compiler: 
     hostile = [f"x{number}" for number in range(8)]
 
     async def run() -> None:
-        regexes = Regexes()
+        regexes = Regexes(MemoryBudget(1 << 30))
         waiting = [asyncio.create_task(regexes.get(text, TOKENIZER, NEVER)) for text in hostile]
         await asyncio.sleep(0)
         assert await regexes.get("[ab]{3}", TOKENIZER, NEVER) is kept
@@ -77,7 +81,7 @@ def test_neither_a_kept_nor_a_cheap_expression_waits_for_hostile_ones(compiler: 
 
 def test_those_who_ask_for_the_same_wait_for_one(compiler: Compiler) -> None:
     async def run() -> None:
-        regexes = Regexes()
+        regexes = Regexes(MemoryBudget(1 << 30))
         tasks = [asyncio.create_task(regexes.get("xs", TOKENIZER, NEVER)) for _ in range(5)]
         await asyncio.sleep(0)
         tasks[0].cancel()  # one that goes does not take the others' along
@@ -93,7 +97,7 @@ def test_those_who_ask_for_the_same_wait_for_one(compiler: Compiler) -> None:
 
 def test_what_nobody_waits_for_any_more_is_not_begun(compiler: Compiler) -> None:
     async def run() -> None:
-        regexes = Regexes()
+        regexes = Regexes(MemoryBudget(1 << 30))
         first = asyncio.create_task(regexes.get("x-first", TOKENIZER, NEVER))
         while not compiler.thorough:
             await asyncio.sleep(0.001)
@@ -117,7 +121,7 @@ def test_too_many_at_once_are_refused(compiler: Compiler, monkeypatch: pytest.Mo
     monkeypatch.setattr(regexes_module, "MAX_WAITING", 3)
 
     async def run() -> None:
-        regexes = Regexes()
+        regexes = Regexes(MemoryBudget(1 << 30))
         tasks = [
             asyncio.create_task(regexes.get(f"x{number}!", TOKENIZER, NEVER)) for number in range(4)
         ]
@@ -136,7 +140,7 @@ def test_too_many_at_once_are_refused(compiler: Compiler, monkeypatch: pytest.Mo
 def test_a_wait_has_an_end(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regexes_module, "MAX_WAIT_S", 0.01)
     with pytest.raises(StatusError, match="regex: too many"):
-        asyncio.run(Regexes().get("x?", TOKENIZER, NEVER))
+        asyncio.run(Regexes(MemoryBudget(1 << 30)).get("x?", TOKENIZER, NEVER))
 
 
 def test_time_that_is_over_ends_the_wait(
@@ -145,14 +149,37 @@ def test_time_that_is_over_ends_the_wait(
     clock = StillClock(monkeypatch)
     deadline = Deadline(5)
     clock.now += 5
-    assert asyncio.run(Regexes().get("x+", TOKENIZER, deadline)) is None
+    assert asyncio.run(Regexes(MemoryBudget(1 << 30)).get("x+", TOKENIZER, deadline)) is None
 
 
 def test_what_is_refused_is_refused_to_everybody(compiler: Compiler) -> None:
     async def run() -> None:
-        regexes = Regexes()
+        regexes = Regexes(MemoryBudget(1 << 30))
         tasks = [regexes.get("(", TOKENIZER, NEVER) for _ in range(3)]
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(error, ConfigError) for error in found)
+
+    asyncio.run(run())
+
+
+def test_an_expression_holds_memory_while_it_is_made(compiler: Compiler) -> None:
+    async def run() -> None:
+        budget = MemoryBudget(1 << 30)
+        regexes = Regexes(budget)
+        making = asyncio.create_task(regexes.get("x{9}", TOKENIZER, NEVER))
+        await until(lambda: compiler.thorough == 1)
+        assert budget.used == 256 << 20
+        compiler.go.set()
+        await making
+        assert budget.used == 0
+        with pytest.raises(ConfigError):
+            await regexes.get("(", TOKENIZER, NEVER)
+        assert budget.used == 0
+        with budget.reserve(budget.limit // 8 * 7, "models"):
+            with pytest.raises(StatusError) as caught:
+                await regexes.get("[ab]{77}", TOKENIZER, NEVER)
+            assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "regular expressions" in caught.value.message
+        assert await regexes.get("[ab]{77}", TOKENIZER, NEVER)  # it was not kept as refused
 
     asyncio.run(run())
