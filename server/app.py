@@ -145,6 +145,7 @@ class App:
             watchers=Admission(config.watch_limit, "calls that watch jobs"),
             orders=Admission(config.watch_limit, "calls that bring or follow a job of theirs"),
         )
+        self._learners = load.learners
         openings = Openings(config.stream_limit + config.learning_limit, config.first_message_s)
         sources = Sources(models, self._jobs.book.row)
         generating = GeneratingRoom(
@@ -255,6 +256,8 @@ class App:
                 await asyncio.wait_for(self._jobs.kill(), _GOODBYE_S)
             with suppress(TimeoutError):  # those whose job has just ended hear how
                 await asyncio.wait_for(self._boundary.wait_idle(), _GOODBYE_S)
+            lost = "what a session learned and did not publish is lost"
+            self._learners.evict(unavailable(f"{reason}; {lost}"))
             self._boundary.evict(unavailable(reason))
         # What now keeps it up are health watchers, who never leave by themselves.
         await asyncio.wait([stopping], timeout=_GOODBYE_S)

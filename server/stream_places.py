@@ -84,6 +84,16 @@ class StreamPlaces:
             self._places.pop(place, None)
             place.left.set()
 
+    def evict(self, reason: StatusError) -> None:
+        """Ends every stream that is silent.
+
+        Args:
+            reason: What their clients are told.
+        """
+        for place in [place for place in self._places if place.is_silent]:
+            del self._places[place]
+            place.give_up(reason)
+
     def _longest_silent(self) -> Place | None:
         """Returns the place of the stream that is silent for longest, and for long enough."""
         silent = max(self._places, key=lambda place: place.silent_s, default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -307,6 +308,33 @@ def test_no_call_works_for_longer_than_the_server_gives(start: Callable[..., Ser
     assert last.result.stop_reason == pb.STOP_REASON_TIME_LIMIT
     info = server.caller.info()
     assert (info.inference_running, info.score_streams_running, info.learning_running) == (0, 0, 0)
+
+
+def test_a_session_may_publish_within_the_grace(start: Callable[..., Server]) -> None:
+    server = start("--grace-s", str(PATIENCE_S))
+    server.caller.trained(tiny_spec("m"))
+    session = learn_stream(server)
+    session.ask(LEARN)
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: "shutting down" in server.log)
+    reply = session.ask(pb.LearnStreamRequest(publish=pb.Publish(alias="kept")))
+    assert (reply.published.version, list(reply.published.aliases)) == (2, ["kept"])
+    session.end()
+    assert server.wait() == 0
+
+
+def test_a_session_that_outlasts_the_grace_is_told_what_it_lost(
+    start: Callable[..., Server],
+) -> None:
+    server = start("--grace-s", "0.5")
+    server.caller.trained(tiny_spec("m"))
+    session = learn_stream(server)
+    session.ask(LEARN)
+    server.process.send_signal(signal.SIGTERM)
+    error = session.fail()
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert "what a session learned and did not publish is lost" in str(error.details())
+    assert server.wait() == 0
 
 
 def test_a_spec_that_does_not_come_ends_its_call(start: Callable[..., Server]) -> None:
