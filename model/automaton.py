@@ -42,10 +42,18 @@ class Effort:
     """Seconds until it is given up however little of a processor it got."""
     memory: int
     """Bytes."""
+    nice: int = 0
+    """How far its process stands back for others."""
 
 
-QUICK, THOROUGH = Effort(0.3, 5.0, 1 << 28), Effort(3.0, 20.0, 1 << 30)
-"""What does for nearly all expressions, and what is the most for any."""
+GLANCE = Effort(0.06, 3.0, 1 << 28)
+"""What does for the expressions that people write."""
+
+QUICK = Effort(0.3, 5.0, 1 << 28, nice=4)
+"""What does for nearly all expressions."""
+
+THOROUGH = Effort(3.0, 20.0, 1 << 30, nice=8)
+"""The most for any."""
 
 _LOOK_AROUND = re.compile(r"\\[bBAzG<>]|[\^$]|\(\?<?[=!]")
 _REPEAT = re.compile(r"\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}")
@@ -87,7 +95,7 @@ def compile_automaton(expression: str, effort: Effort = THOROUGH) -> Automaton:
         raise _unreadable(
             expression, "has look-around, anchors within it or word boundaries: take them out"
         )
-    if _expected_size(bare) > _MAX_SIZE:
+    if expected_size(bare) > _MAX_SIZE:
         raise _too_large(expression)
     done = _run(bare, effort)
     if done is None or done.returncode < 0 or done.returncode == OUT_OF_MEMORY:
@@ -123,7 +131,7 @@ def _run(expression: str, effort: Effort) -> subprocess.CompletedProcess[bytes] 
         )
     worker = Path(__file__).with_name("regex_worker.py")
     # -P: this room's modules are not to stand in for Python's own.
-    limits = [str(MAX_STATES), str(effort.cpu_s), str(effort.memory)]
+    limits = [str(MAX_STATES), str(effort.cpu_s), str(effort.memory), str(effort.nice)]
     check = "trust" if _stays_whole(expression) else "check"
     command = [sys.executable, "-P", str(worker), *limits, check]
     try:
@@ -181,7 +189,7 @@ def _stays_whole(expression: str) -> bool:
     return depth == 0
 
 
-def _expected_size(expression: str) -> int:
+def expected_size(expression: str) -> int:
     """About how many states an expression stands for, where repeats only multiply."""
     sums, last = [0], 0
     for symbol in _symbols(expression):

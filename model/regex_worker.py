@@ -10,12 +10,13 @@ stdin: the expression in UTF-8. stdout: where the automaton has `count` states, 
 bytes read so far match as a whole and are followed by END_MARK. Exit status 2: the expression
 cannot be read; stderr says why. Exit status 3: the automaton has more states than the first
 argument. Exit status 4: it takes more memory than it may. The other arguments are processor
-seconds, bytes of memory, and whether to `check` by itself.
+seconds, bytes of memory, how nice to be, and whether to `check` by itself.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 from array import array
@@ -77,7 +78,9 @@ def build(expression: str, check: bool) -> Any:
 def main() -> int:
     """Read the expression, write the automaton and return the exit status."""
     most_states, cpu_s, memory = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-    check = sys.argv[4] == "check"
+    check = sys.argv[5] == "check"
+    if hasattr(os, "nice"):
+        os.nice(int(sys.argv[4]))
     limit_resources(cpu_s, memory)
     try:
         index = build(sys.stdin.buffer.read().decode(), check)

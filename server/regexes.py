@@ -1,23 +1,23 @@
 """Regular expressions on their way to be automata: nobody waits behind a hostile one.
 
-An expression that is kept costs nothing. A new one is tried quickly first, by one of a few threads;
-what that does not do for goes to a lane of its own, one at a time. So a cheap expression waits for
-no more than a few short tries, whatever else was sent.
+An expression that is kept costs nothing. A new one gets a glance first; what that does not do for
+goes to the next lane, where it gets more time, and waits for more. In each lane those that look
+small go first. So a cheap expression waits for a few glances at most, whatever else was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
-from treadle.model.automaton import QUICK, THOROUGH, Effort
+from treadle.model.automaton import GLANCE, QUICK, THOROUGH, Effort, expected_size
 from treadle.model.constraint import Constraint, compile_constraint, kept_constraint
 from treadle.model.deadline import Deadline
 from treadle.model.errors import EffortError
 from treadle.model.tokenizer import Tokenizer
 from treadle.server.errors import StatusError, exhausted
+from treadle.server.lanes import Lane
 from treadle.server.memory_budget import MemoryBudget
 
 MAX_WAITING = 64
@@ -26,7 +26,14 @@ MAX_WAITING = 64
 MAX_WAIT_S = 30.0
 """The longest that a call waits for its expression."""
 
-_QUICK_THREADS = 2
+_GLANCES = 2
+"""Expressions that get a glance at once."""
+
+_SHORT = 256
+"""Characters of an expression that is looked at more closely."""
+
+_LARGE = 1 << 20
+"""The size of those that are not."""
 
 _RETRY_S = 2.0
 
@@ -53,8 +60,11 @@ class Regexes:
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
-        self._quick = ThreadPoolExecutor(_QUICK_THREADS, "regex-quick")
-        self._thorough = ThreadPoolExecutor(1, "regex-thorough")
+        self._lanes = {
+            GLANCE: Lane("regex-glance", _GLANCES),
+            QUICK: Lane("regex-quick", 1),
+            THOROUGH: Lane("regex-thorough", 1),
+        }
         self._making: dict[tuple[str, int], _Making] = {}
 
     async def get(self, regex: str, tokenizer: Tokenizer, deadline: Deadline) -> Constraint | None:
@@ -109,15 +119,19 @@ class Regexes:
             del self._making[key]
 
     async def _make(self, regex: str, tokenizer: Tokenizer) -> Constraint:
-        loop = asyncio.get_running_loop()
+        # To look at a long one takes milliseconds of the event loop; it is no small one anyway.
+        size = expected_size(regex) if len(regex) <= _SHORT else _LARGE
 
-        def make(effort: Effort, size: int) -> Constraint:
-            with self._budget.reserve(size, "regular expressions that are being made"):
+        def make(effort: Effort) -> Constraint:
+            held = _THOROUGH_BYTES if effort is THOROUGH else _QUICK_BYTES
+            with self._budget.reserve(held, "regular expressions that are being made"):
                 return compile_constraint(regex, tokenizer, effort)
 
-        with suppress(EffortError):
-            return await loop.run_in_executor(self._quick, make, QUICK, _QUICK_BYTES)
-        return await loop.run_in_executor(self._thorough, make, THOROUGH, _THOROUGH_BYTES)
+        *lesser, most = self._lanes
+        for effort in lesser:
+            with suppress(EffortError):
+                return await self._lanes[effort].run(size, make, effort)
+        return await self._lanes[most].run(size, make, most)
 
 
 def _crowded() -> StatusError:

@@ -11,7 +11,7 @@ import pytest
 from clocks import StillClock
 
 from treadle.model import constraint as constraint_module
-from treadle.model.automaton import QUICK, THOROUGH, Automaton, Effort, compile_automaton
+from treadle.model.automaton import GLANCE, QUICK, THOROUGH, Automaton, Effort, compile_automaton
 from treadle.model.config import TokenizerConfig
 from treadle.model.constraint import compile_constraint
 from treadle.model.deadline import NEVER, Deadline
@@ -19,6 +19,7 @@ from treadle.model.errors import ConfigError, EffortError
 from treadle.model.tokenizer import build_tokenizer
 from treadle.server import regexes as regexes_module
 from treadle.server.errors import StatusError
+from treadle.server.lanes import Lane
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.regexes import Regexes
 
@@ -40,7 +41,7 @@ class Compiler:
     def compile(self, regex: str, effort: Effort) -> Automaton:
         self.calls.append((regex, effort))
         if "x" in regex:
-            if effort is QUICK:
+            if effort is not THOROUGH:
                 raise EffortError("too large", "regex")
             with self._lock:
                 self.thorough += 1
@@ -76,7 +77,54 @@ def test_neither_a_kept_nor_a_cheap_expression_waits_for_hostile_ones(compiler: 
 
     asyncio.run(run())
     assert compiler.most_thorough == 1  # large ones take one processor, not all
-    assert [call for call in compiler.calls if call[0] == "x0"] == [("x0", QUICK), ("x0", THOROUGH)]
+    efforts = [effort for regex, effort in compiler.calls if regex == "x0"]
+    assert efforts == [GLANCE, QUICK, THOROUGH]
+
+
+def test_in_a_lane_small_ones_go_first() -> None:
+    async def run() -> list[int]:
+        lane, go, begun = Lane("lane", 1), threading.Event(), list[int]()
+
+        def work(number: int) -> None:
+            begun.append(number)
+            assert go.wait(60)
+
+        sizes = [100, 5000, 120, 3, 6000]
+        tasks = [
+            asyncio.create_task(lane.run(size, work, number)) for number, size in enumerate(sizes)
+        ]
+        gone = asyncio.create_task(lane.run(1, work, 9))
+        while not begun:
+            await asyncio.sleep(0.001)
+        gone.cancel()
+        go.set()
+        await asyncio.gather(gone, *tasks, return_exceptions=True)
+        await lane.run(1, work, 5)  # its place is free again
+        return begun
+
+    assert asyncio.run(run()) == [0, 3, 2, 1, 4, 5]
+
+
+def test_a_place_in_a_lane_is_free_when_the_work_has_ended_and_not_before() -> None:
+    async def run() -> None:
+        lane, go, begun = Lane("lane", 1), threading.Event(), threading.Event()
+
+        def work() -> None:
+            begun.set()
+            assert go.wait(60)
+
+        first = asyncio.create_task(lane.run(1, work))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        first.cancel()
+        second = asyncio.create_task(lane.run(1, lambda: 2))
+        await asyncio.wait([first])
+        await asyncio.sleep(0.01)
+        assert not second.done()
+        go.set()
+        assert await second == 2
+
+    asyncio.run(run())
 
 
 def test_those_who_ask_for_the_same_wait_for_one(compiler: Compiler) -> None:
@@ -92,7 +140,7 @@ def test_those_who_ask_for_the_same_wait_for_one(compiler: Compiler) -> None:
         assert others == [first] * 3
 
     asyncio.run(run())
-    assert [regex for regex, _ in compiler.calls] == ["xs", "xs"]
+    assert [regex for regex, _ in compiler.calls] == ["xs"] * 3
 
 
 def test_what_nobody_waits_for_any_more_is_not_begun(compiler: Compiler) -> None:
@@ -104,7 +152,7 @@ def test_what_nobody_waits_for_any_more_is_not_begun(compiler: Compiler) -> None
         others = [
             asyncio.create_task(regexes.get(f"x-{number}", TOKENIZER, NEVER)) for number in range(9)
         ]
-        while sum(regex.startswith("x-") for regex, _ in compiler.calls) < 11:
+        while sum(regex.startswith("x-") for regex, _ in compiler.calls) < 21:
             await asyncio.sleep(0.001)
         for task in others:
             task.cancel()
