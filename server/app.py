@@ -52,7 +52,7 @@ from treadle.server.scoring import ScoringRoom
 from treadle.server.service import SERVICE, SequenceService
 from treadle.server.sources import Sources
 from treadle.server.store import Store, StoreError
-from treadle.server.stream_places import Openings, StreamPlaces
+from treadle.server.stream_places import Openings, StreamPlaces, make_way
 from treadle.server.upload import Limits
 from treadle.server.warming import Warming
 from treadle.server.workers import Workers
@@ -146,6 +146,8 @@ class App:
             orders=Admission(config.watch_limit, "calls that bring or follow a job of theirs"),
         )
         self._learners = load.learners
+        self._streams = load.streams
+        self._budget = budget
         openings = Openings(config.stream_limit + config.learning_limit, config.first_message_s)
         sources = Sources(models, self._jobs.book.row)
         generating = GeneratingRoom(
@@ -220,6 +222,9 @@ class App:
         except RuntimeError:
             fault = listening_fault(address)
             raise AddressError(f"cannot listen on {address}: {fault}") from None
+        loop = asyncio.get_running_loop()
+        silent = (self._learners, self._streams)
+        self._budget.on_shortage(lambda missing: make_way(silent, loop))
         await self._jobs.recover()  # callers may ask for them from now on
         await self._server.start()
         # Every kernel is there before health says so: compiling would hold up requests.

@@ -25,6 +25,10 @@ from treadle.v1 import sequence_pb2 as pb
 logger = logging.getLogger(__name__)
 
 
+_PATIENCE_S = 1.0
+"""Seconds that a session may wait for its memory."""
+
+
 class LearningRoom:
     """Every LearnStream call of one server.
 
@@ -78,9 +82,11 @@ class LearningRoom:
             units = asked.on_error != pb.ON_ERROR_UNSPECIFIED
             size = learner_bytes(source.model.parameters.shape, asked.config, units)
             with (
-                self._budget.reserve(size, "learning streams") as held,
+                self._budget.reserve(0, "learning streams") as held,
                 self._budget.reserve(0, "replies to streams") as held_reply,
             ):
+                # A silent session may make way for this one.
+                await held.resize_patiently(size, _PATIENCE_S)
                 session = LearningSession(
                     source.model, asked, self._max_message_bytes, held, held_reply
                 )

@@ -141,7 +141,9 @@ class MemoryBudget:
         if missing and size <= most:
             for free in self._frees:
                 free(missing)
-            missing = self._take(held, size, most)
+                missing = self._take(held, size, most)
+                if not missing:
+                    break
         if not missing:
             return
         if size > most:

@@ -8,8 +8,8 @@ its place to the next call. So silence alone keeps nobody out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 import grpc
@@ -68,12 +68,10 @@ class StreamPlaces:
         self._check()
         silent = None
         if len(self._places) >= self.limit:
-            silent = self._longest_silent()
+            silent = self.give_up_one(f"all {self.limit} places for {self._what} were wanted")
             if silent is None:
                 message = f"{self.running} {self._what} are open; 1 more does not fit"
                 raise exhausted(message, _RETRY_S)
-            del self._places[silent]
-            silent.give_up(self._reason(silent.silent_s))
         place = Place()
         self._places[place] = None
         try:
@@ -83,6 +81,22 @@ class StreamPlaces:
         finally:
             self._places.pop(place, None)
             place.left.set()
+
+    def give_up_one(self, why: str) -> Place | None:
+        """Ends the stream that is silent for longest, if that is long enough.
+
+        Args:
+            why: Why it has to go, for its client.
+
+        Returns:
+            Its place; None where no stream is silent for long enough.
+        """
+        silent = self._longest_silent()
+        if silent is not None:
+            del self._places[silent]
+            text = f"no message came for {silent.silent_s:.3g} seconds, and {why}; {self._lost}"
+            silent.give_up(aborted(text))
+        return silent
 
     def evict(self, reason: StatusError) -> None:
         """Ends every stream that is silent.
@@ -101,12 +115,22 @@ class StreamPlaces:
             return None
         return silent
 
-    def _reason(self, silent_s: float) -> StatusError:
-        """Returns what the client of a stream that gives up its place is told."""
-        return aborted(
-            f"no message came for {silent_s:.3g} seconds, and all {self.limit} places for "
-            f"{self._what} were wanted; {self._lost}"
-        )
+
+def make_way(kinds: Sequence[StreamPlaces], loop: asyncio.AbstractEventLoop) -> None:
+    """Ends one silent stream where its memory is wanted; may be called from any thread.
+
+    Args:
+        kinds: Streams, those first that hold more.
+        loop: Where they run.
+    """
+
+    def give_up_one() -> None:
+        for places in kinds:
+            if places.give_up_one("its memory was wanted") is not None:
+                return
+
+    with suppress(RuntimeError):  # the loop is closed: there are no streams any more
+        loop.call_soon_threadsafe(give_up_one)
 
 
 class Place:

@@ -169,3 +169,26 @@ def test_a_score_holds_what_it_takes_only_while_it_works(server: Server) -> None
     replies.append(call.result())
     assert replies[0].scores[0].token_count == len(text) - 1
     wait_for(lambda: used(server) == before)
+
+
+def test_silent_learners_make_way_where_their_memory_is_wanted(
+    start: Callable[..., Server],
+) -> None:
+    server = start("--memory-budget", str(BUDGET), "--stream-idle-s", "0")
+    server.caller.trained(tiny_spec("m"))
+    server.caller.score("m", ["the"])
+    before = used(server)
+    calls = [learn_stream(server)]
+    calls[0].ask(learn())
+    fit = BUDGET // (used(server) - before) + 1
+    for _ in range(fit):
+        calls.append(learn_stream(server))
+        calls[-1].ask(learn())
+        assert used(server) <= BUDGET
+    error = calls[0].fail()
+    assert error.code() is grpc.StatusCode.ABORTED
+    assert "its memory was wanted; what it learned and did not publish" in str(error.details())
+    calls[-1].end()
+    for call in calls:
+        call.drop()
+    wait_for(lambda: used(server) == before)
