@@ -82,7 +82,8 @@ class Batches(ABC):
             CheckpointError: There is no such position.
         """
         epoch, batch = position.get("epoch", -1), position.get("batch", -1)
-        if not 0 <= epoch < 2**32 or not 0 <= batch < self.batches_in(epoch):
+        whole = isinstance(epoch, int) and isinstance(batch, int)
+        if not whole or not 0 <= epoch < 2**32 or not 0 <= batch < self.batches_in(epoch):
             raise CheckpointError(
                 f"the place in the corpus (epoch {epoch}, batch {batch}) does not exist: "
                 "go on with the corpus and the settings that the run was begun with"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from treadle.model.config import CorpusRole, Split, TrainConfig
+from treadle.model.ranges import typed
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Progress:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Build it from what `dataclasses.asdict` returned, read from JSON."""
-        return cls(**{**data, "notices": tuple(data.get("notices", ()))})
+        values = typed(cls, data)
+        return cls(**{**values, "notices": tuple(map(str, values.get("notices", ())))})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, TypeVar, cast
+from types import UnionType
+from typing import Any, ClassVar, Self, TypeVar, cast, get_args, get_type_hints
 
 import numpy as np
 
@@ -249,6 +250,30 @@ class Checked:
             [ConfigError(f"{name} is not a setting that exists", name) for name in strangers]
         )
         return cls(**data)
+
+
+def typed(kind: type[Any], data: object) -> dict[str, Any]:
+    """Returns the fields of a dataclass as they were read from JSON, each of its type.
+
+    Fields of numbers, texts and truth values are looked at; those of other types are not.
+
+    Args:
+        kind: The dataclass.
+        data: What `json.loads` returned for it.
+
+    Raises:
+        TypeError: It is no mapping, or a field is of another type.
+    """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{kind.__name__} is no mapping")
+    for name, hint in get_type_hints(kind).items():
+        parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if name not in data or not set(parts) <= {int, float, str, bool, type(None)}:
+            continue
+        given = type(data[name])
+        if given not in parts and not (given is int and float in parts):
+            raise TypeError(f"{name} must not be {str(data[name])[:40]!r}")
+    return dict(data)
 
 
 def raise_faults(faults: list[ConfigError]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from treadle.model import run_state
 from treadle.model.batches import Batches
 from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus, TokenData
-from treadle.model.errors import CheckpointError, TrainingError
+from treadle.model.errors import CheckpointError, ConfigError, TrainingError
 from treadle.model.examination import Loss, Sample
 from treadle.model.model import Model, default_context
 from treadle.model.novelty import NoveltyIndex, indexed_tokens, too_large
@@ -22,6 +23,7 @@ from treadle.model.outlook import second_look, verdict
 from treadle.model.parameters import Parameters
 from treadle.model.plan import Plan
 from treadle.model.progress import Progress
+from treadle.model.ranges import MAX_UINT64, whole
 from treadle.model.record import TrainingRecord
 from treadle.model.selection import Selection
 from treadle.model.tally import Tally
@@ -284,6 +286,7 @@ class Run:
         buffers = {"weights": self.parameters, "means": optimizer.means}
         buffers["squares"] = optimizer.squares
         try:
+            self._check_sizes(tensors)
             self.tally = Tally.from_json(content["tally"])
             self.batches.seek(content["position"])
             self.selection.restore(content["selection"], tensors.get("best_weights"))
@@ -291,11 +294,28 @@ class Run:
                 if buffer is not None:
                     buffer.flat[:] = tensors[name]
             self.carried = (tensors["hs"], tensors["cs"]) if "hs" in tensors else None
-            optimizer.steps = int(content["steps"])
-            power1, power2 = content["powers"]
-            optimizer.corrections.powers = (float(power1), float(power2))
-        except (KeyError, TypeError, ValueError) as fault:
+            optimizer.steps = cast(int, whole(0, MAX_UINT64)["check"](content["steps"], "steps"))
+            power1, power2 = map(float, content["powers"])
+            if not (0 <= power1 <= 1 and 0 <= power2 <= 1):
+                raise ValueError(f"powers are {power1:g} and {power2:g}")
+            optimizer.corrections.powers = (power1, power2)
+        except (
+            KeyError, TypeError, ValueError, AttributeError, OverflowError, ConfigError,
+        ) as fault:  # fmt: skip
             raise CheckpointError(f"the training state is of another version: {fault}") from fault
+
+    def _check_sizes(self, tensors: Mapping[str, Array]) -> None:
+        """Check that a saved run's tensors are as large as this one's, and float32.
+
+        Raises:
+            ValueError: One is not.
+        """
+        shape = self.parameters.shape
+        states = (shape.L, self.batches.batch_size, shape.H)
+        for name, tensor in tensors.items():
+            wanted = states if name in ("hs", "cs") else self.parameters.flat.shape
+            if tensor.shape != wanted or tensor.dtype != np.float32:
+                raise ValueError(f"{name} is of shape {tensor.shape} and type {tensor.dtype}")
 
     def _corpus_fingerprint(self) -> str:
         self._fingerprint = self._fingerprint or run_state.corpus_fingerprint(self.corpus)

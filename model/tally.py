@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from treadle.model.outlook import Outlook
 from treadle.model.progress import Progress
+from treadle.model.ranges import typed
 from treadle.model.validation import ValidationPlan
 
 
@@ -77,8 +78,14 @@ class Tally:
         """Build them from what `to_json` returned."""
         last, validation, outlook = (data.get(name) for name in ("last", "validation", "outlook"))
         read = {
-            "last": last and Progress.from_json(last),
-            "validation": validation and ValidationPlan(**validation),
-            "outlook": outlook and Outlook(**outlook),
+            "last": None if last is None else Progress.from_json(last),
+            "validation": _read(ValidationPlan, validation),
+            "outlook": _read(Outlook, outlook),
+            "notices": list(map(str, data.get("notices", ()))),
         }
-        return cls(**{**data, **read})
+        return cls(**{**typed(cls, data), **read})
+
+
+def _read(kind: type[Any], data: object) -> Any:
+    """Build a dataclass from its fields; None from None."""
+    return None if data is None else kind(**typed(kind, data))

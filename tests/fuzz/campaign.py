@@ -19,7 +19,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-COUNTS = {"model_file": 20_000, "state": 20_000, "corpus": 20_000, "expression": 300}
+COUNTS = {
+    "model_file": 20_000,
+    "state": 20_000,
+    "saved_run": 2_000,
+    "corpus": 20_000,
+    "expression": 300,
+}
 """Cases of each kind that the command line tries."""
 
 TESTS = Path(__file__).parents[1]

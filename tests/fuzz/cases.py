@@ -17,23 +17,31 @@ from typing import Any
 
 import numpy as np
 
+from treadle.model import run_state
 from treadle.model.automaton import QUICK, compile_automaton
 from treadle.model.config import (
     CorpusFormat,
     CorpusLayout,
     DataConfig,
+    LimitsConfig,
     MissingPolicy,
+    NetworkConfig,
+    OptimizerConfig,
+    OptimizerKind,
+    ReportConfig,
     TokenizerConfig,
     TokenizerKind,
+    TrainConfig,
     UnknownPolicy,
 )
 from treadle.model.constraint import compile_constraint
-from treadle.model.corpus import CorpusFile, read_corpus
+from treadle.model.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.errors import ModelError
 from treadle.model.model import Model
 from treadle.model.ngram import baseline
 from treadle.model.novelty import NAMES, NoveltyIndex
 from treadle.model.state import _HEAD, SessionState
+from treadle.model.trainer import Trainer
 from treadle.server.errors import from_exception
 
 from . import subjects
@@ -85,6 +93,7 @@ def _stored() -> tuple[bytes, ...]:
         made = []
         for model in subjects.models():
             model.save(path)
+            assert Model.load(path).content_hash == model.content_hash  # as it is, it is taken
             made.append(path.read_bytes())
         return tuple(made)
 
@@ -237,6 +246,7 @@ def state(seed: int) -> None:
     model, begun = draw.random.choice(_states())
     key = draw.random.choice((b"", _KEY))
     whole = model.state_bytes(begun, key)
+    assert model.read_state(whole, key).token == begun.token  # as it is, it is taken
     knows_key = draw.random.randrange(4) > 0
     body = whole[:-_TAG]
     if draw.random.randrange(2):
@@ -263,6 +273,71 @@ def state(seed: int) -> None:
     again = attempt(lambda: model.state_bytes(taken, key))
     if again is not None and attempt(lambda: model.read_state(again, key)) is None:
         raise Fault("a state that was taken is not taken a second time")
+
+
+# Saved runs
+
+
+@cache
+def _saved() -> tuple[tuple[Corpus, TrainConfig, run_state.RunState], ...]:
+    """Runs of a few steps, as they are saved; each has its corpus."""
+    made = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state"
+        for number, layout in enumerate(CorpusLayout):
+            config = TrainConfig(
+                network=NetworkConfig(
+                    hidden_size=4, layers=1 + number, embedding_size=3, dropout=0.5 * number
+                ),
+                data=DataConfig(layout, batch_size=2, window=4),
+                optimizer=OptimizerConfig(kind=list(OptimizerKind)[2 - number]),
+                limits=LimitsConfig(max_steps=6),
+                report=ReportConfig(sample_tokens=2, validation_interval_steps=2),
+            )
+            corpus = read_corpus((subjects.TEXT * 4).encode(), config.tokenizer, config.data)
+            trainer = Trainer(corpus, config)
+            for _ in trainer.run(between=lambda trainer=trainer: trainer.steps == 3):  # type: ignore[misc]
+                pass
+            trainer.save_state(path)
+            saved = run_state.read(path)
+            assert saved is not None
+            assert Trainer(corpus, config).restore_state(path)  # as it is, it is taken
+            made.append((corpus, config, saved))
+    return tuple(made)
+
+
+def saved_run(seed: int) -> None:
+    """A saved run of which something was changed, its hash made again, is refused or continued."""
+    draw = Mutator(seed)
+    corpus, config, saved = draw.random.choice(_saved())
+    content, tensors = dict(saved.content), dict(saved.tensors)
+    if draw.random.randrange(3):
+        own = {name: content.pop(name) for name in ("config", "corpus")}
+        changed = draw.json(content, draw.random.choice((1, 1, 3)))
+        content = (changed if isinstance(changed, dict) else {}) | own
+    else:
+        name = draw.random.choice(list(tensors))
+        tensors[name] = draw.random.choice(
+            (
+                tensors[name][:-1],
+                tensors[name].reshape(-1)[:1],
+                np.full_like(tensors[name], np.nan),
+                np.append(tensors[name], tensors[name]).astype(np.float32),
+                tensors[name] * np.float32(1e30),
+            )
+        )
+    trainer = Trainer(corpus, config)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state"
+        try:
+            run_state.write(path, run_state.RunState(content, tensors))
+        except UnicodeEncodeError:
+            return
+        if attempt(lambda: trainer.restore_state(path)) is None:
+            return
+    left = iter((False,) * 8 + (True,) * 10**6)
+    attempt(lambda: list(trainer.run(between=lambda: next(left))))
+    attempt(trainer.finish)
 
 
 # Corpora
@@ -336,6 +411,7 @@ def expression(seed: int) -> None:
 CASES: dict[str, Callable[[int], None]] = {
     "model_file": model_file,
     "state": state,
+    "saved_run": saved_run,
     "corpus": corpus,
     "expression": expression,
 }

@@ -11,7 +11,7 @@ import pytest
 
 from .campaign import run
 
-COUNTS = {"model_file": 40, "state": 200, "corpus": 60, "expression": 8}
+COUNTS = {"model_file": 40, "state": 200, "saved_run": 15, "corpus": 60, "expression": 8}
 """Cases of each kind in an ordinary run: a few seconds of each."""
 
 
