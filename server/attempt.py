@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from treadle.server.workers import STOP_TIMEOUT_S, Worker, Workers
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
+
+_LOOK_S = 5.0
+"""Seconds between two looks at the free space of the disk, for what events take."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,8 @@ class Outcome:
 
     ending: Ending
     reason: str = ""
-    full: bool = False
-    """True where it paused for want of disk space."""
+    needs_bytes: int = 0
+    """Bytes of disk space for want of which it paused; 0 where it was not for that."""
     error: Exception | None = None
     """What it failed with."""
 
@@ -81,6 +85,8 @@ class Attempt:
         self._limits = limits
         self._threads = limits.threads
         self._leaving = ""
+        self._look_at = 0.0
+        """When to look at the free space again, by the clock that never jumps."""
         self._without: dict[Job, asyncio.Event] = {}
         """Of each job that waits for a process: set once it needs none."""
 
@@ -229,10 +235,11 @@ class Attempt:
                     before = await self._say(job, message["reason"])
                 case "checkpoint":
                     job.crashes = 0
+                    job.space_tries = 0
                 case "saved":
                     return Outcome(Ending.SAVED)
                 case "paused":
-                    return Outcome(Ending.PAUSED, message["reason"], message["full"])
+                    return Outcome(Ending.PAUSED, message["reason"], message["needs_bytes"])
                 case "stopped":
                     return Outcome(Ending.STOPPED, message["reason"])
                 case "failed":
@@ -274,7 +281,20 @@ class Attempt:
     async def _tell(self, job: Job, event: pb.JobEvent, **changes: object) -> None:
         """Stores and tells an event; on a full disk the job pauses instead."""
         try:
+            await self._check_space()
             await job.publish(event, ran_s=job.ran_s, **changes)
         except OSError as error:
             logger.error("job %s pauses: %s", job.id, error)
-            self.pause(job, f"the disk is full: {error.strerror}")
+            if not job.pausing:
+                self.pause(job, f"the disk is full: {error.strerror}")
+
+    async def _check_space(self) -> None:
+        """Checks now and then that events may still be stored: the database grows by them.
+
+        Raises:
+            NoSpaceError: They may not.
+        """
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_S
+            await pools.ROWS.run(self._store.space.require_least)

@@ -17,6 +17,13 @@ from typing import IO
 logger = logging.getLogger(__name__)
 
 
+_AGAIN_BYTES = 1 << 20
+
+
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
+"""How a file system says that it does not link files, or not these."""
+
+
 class StoreError(Exception):
     """The data directory cannot be used. The message is one sentence."""
 
@@ -25,14 +32,16 @@ class NoSpaceError(OSError):
     """There is no space for so many bytes more.
 
     Args:
-        missing: Bytes that must become free before they fit.
+        size: How many bytes.
+        free: Bytes that are free.
         least_free: Bytes that are to stay free.
     """
 
-    def __init__(self, missing: int, least_free: int) -> None:
-        text = f"{least_free:,} bytes of it are to stay free, and {missing:,} more are needed"
+    def __init__(self, size: int, free: int, least_free: int) -> None:
+        text = f"{free:,} bytes of it are free, of which {least_free:,} are to stay so"
         super().__init__(errno.ENOSPC, text)
-        self.missing = missing
+        self.size = size
+        """How many bytes."""
 
 
 class DiskSpace:
@@ -67,9 +76,31 @@ class DiskSpace:
             OSError: The disk failed.
         """
         least = self.min_free_bytes + self.reserved()
-        missing = least + size - self.free()
-        if missing > 0:
-            raise NoSpaceError(missing, least)
+        free = self.free()
+        if free < least + size:
+            raise NoSpaceError(size, free, least)
+
+    def require_least(self) -> None:
+        """Checks that as many bytes are free as are to stay so, whatever others need.
+
+        Raises:
+            NoSpaceError: They are not.
+            OSError: The disk failed.
+        """
+        free = self.free()
+        if free < self.min_free_bytes:
+            raise NoSpaceError(0, free, self.min_free_bytes)
+
+    def has_again(self, size: int) -> bool:
+        """Returns whether there is space for so many bytes, and for some more.
+
+        More is wanted than `require` asks for, so that what waited for it can go on for a while.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        least = self.min_free_bytes + self.reserved()
+        return self.free() >= least + least // 4 + size + _AGAIN_BYTES
 
 
 def is_full(error: BaseException) -> bool:
@@ -219,6 +250,22 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def link(path: Path, place: Path, space: DiskSpace) -> None:
+    """Makes `place` the same file as `path`, or a copy where the file system has no links.
+
+    Raises:
+        NoSpaceError: There is no space for a copy.
+        OSError: The disk failed or is full.
+    """
+    try:
+        os.link(path, place)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        space.require(path.stat().st_size)
+        shutil.copyfile(path, place)
 
 
 def remove(path: Path) -> bool:

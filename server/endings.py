@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -18,8 +17,20 @@ from treadle.model.temporary_files import remove_leftovers
 from treadle.server import pools, records
 from treadle.server.attempt import Ending, Outcome
 from treadle.server.convert import spec_field
+from treadle.server.disk import is_full
 from treadle.server.errors import StatusError, from_exception
-from treadle.server.job import CANCELLED, FAILED, OVER, PAUSED, QUEUED, SUCCEEDED, Job, outlast
+from treadle.server.job import (
+    CANCELLED,
+    CANCELLING,
+    FAILED,
+    OVER,
+    PAUSED,
+    PAUSED_ON_REQUEST,
+    QUEUED,
+    SUCCEEDED,
+    Job,
+    outlast,
+)
 from treadle.server.job_files import BEST_FILE, FINAL_FILE, LAST_FILE, STATE_FILE
 from treadle.server.store import CLAIMS, Store, StoredModel
 from treadle.v1 import sequence_pb2 as pb
@@ -73,11 +84,17 @@ class Endings:
         await self._note(lambda: self._cancel(job))
 
     async def _cancel(self, job: Job) -> None:
-        path = await pools.STORE.run(self._published, job, _ON_REQUEST)
-        if path is not None:
-            await self._complete(job, path)
-            return
-        await job.enter(CANCELLED, _ON_REQUEST, ended_s=job.time_s())
+        try:
+            path = await pools.STORE.run(self._published, job, _ON_REQUEST)
+            if path is not None:
+                await self._complete(job, path)
+                return
+            await job.enter(CANCELLED, _ON_REQUEST, ended_s=job.time_s())
+        except OSError as error:
+            # No server goes on from its state any more, and its end needs the space.
+            if is_full(error) and job.row.reason == CANCELLING:
+                await pools.STORE.run(self._drop_state, job.id)
+            raise
         await pools.STORE.run(self._tidy, job.id)
 
     async def _overrun(self, job: Job, outcome: Outcome) -> None:
@@ -120,11 +137,14 @@ class Endings:
 
     async def _wait(self, job: Job, outcome: Outcome) -> None:
         """Lets a job wait for whoever resumes it, or for its next process."""
+        # What pauses a job without a request is a full disk.
+        full = outcome.needs_bytes or bool(job.pausing)
+        waits = {"waits_for_bytes": 0 if job.pausing == PAUSED_ON_REQUEST else max(1, full)}
         if outcome.ending is Ending.DIED and job.pausing:
             reason = f"{outcome.reason}; it continues from its last checkpoint"
-            await job.enter(PAUSED, f"{job.pausing}: {reason}")
-        elif outcome.full or job.pausing:
-            await job.enter(PAUSED, outcome.reason)
+            await job.enter(PAUSED, f"{job.pausing}: {reason}", **waits)
+        elif full:
+            await job.enter(PAUSED, outcome.reason, **waits)
         elif self._closing():
             await job.enter(QUEUED, f"{outcome.reason}; the job goes on when it starts again")
         else:  # it was resumed meanwhile, or the process was told to end by somebody else
@@ -137,7 +157,7 @@ class Endings:
                 await settle()
                 return
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self._closing():
+                if not is_full(error) or self._closing():
                     raise
                 logger.warning("the disk is full; the end of a job is noted later")
                 await asyncio.sleep(_FULL_RETRY_S)
@@ -211,13 +231,23 @@ class Endings:
             if model.training is not None:
                 ended_by = f"{why} after {model.training.steps} steps"
                 model.training = replace(model.training, ended_by=ended_by)
-            model.save(directory / FINAL_FILE)
+            try:
+                model.save(directory / FINAL_FILE, self._store.space.require)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                return directory / name  # it only does not say why it ended
             return directory / FINAL_FILE
         return None
 
     def _tidy(self, job: str) -> None:
         """Removes what only a run needs; its last and best weights stay."""
         directory = self._store.job_dir(job)
-        for path in (STATE_FILE, f"{STATE_FILE}.previous", FINAL_FILE):
-            self._store.discard(directory / path)
+        self._drop_state(job)
+        self._store.discard(directory / FINAL_FILE)
         remove_leftovers(directory)
+
+    def _drop_state(self, job: str) -> None:
+        """Removes a run's state."""
+        for name in (STATE_FILE, f"{STATE_FILE}.previous"):
+            self._store.discard(self._store.job_dir(job) / name)

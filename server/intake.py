@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import AsyncIterator
 
 from treadle.model.config import TrainConfig
 from treadle.model.config_check import Beginning
 from treadle.model.corpus_files import check_not_empty
 from treadle.model.errors import CorpusError
-from treadle.server import convert, pools, repeats
+from treadle.server import convert, disk, pools, repeats
 from treadle.server.convert import name_violations
 from treadle.server.database import DatabaseError, JobRow
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
@@ -143,7 +141,7 @@ class Intake:
                 raise corpus_not_found(file.sha256)
         if base is not None:
             try:
-                _link(base.path, directory / INIT_FILE)
+                disk.link(base.path, directory / INIT_FILE, self._store.space)
             except FileNotFoundError:
                 raise _gone(base) from None
 
@@ -161,15 +159,6 @@ def _check_files(files: list[UploadedFile]) -> None:
         check_not_empty(files)
     except CorpusError as error:
         raise from_model(error, "corpus_chunk") from None
-
-
-def _link(source: os.PathLike[str], target: os.PathLike[str]) -> None:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
 
 
 def _gone(base: StoredModel) -> StatusError:

@@ -68,6 +68,10 @@ class Job:
         """Why it is to end though nobody asked for that; empty where it is not."""
         self.deciding = asyncio.Lock()
         """Held while somebody decides what becomes of it."""
+        self.space_tries = 0
+        """How often it went on by itself since its last checkpoint, because there was space."""
+        self.space_try_at = 0.0
+        """When it may do so again, by the clock that never jumps."""
         self.crashes = 0
         """Processes that died since the last checkpoint."""
         self._latest_s = max(row.created_s, row.queued_s, row.started_s or 0.0)
@@ -128,6 +132,7 @@ class Job:
         """Comes into a state, and tells so."""
         number = pb.JobState.Value(f"JOB_STATE_{state.upper()}")
         event = pb.JobEvent(state=pb.JobStateChange(state=number, reason=reason))
+        changes = {"waits_for_bytes": 0, **changes}
         await self.publish(event, state=state, reason=reason, ran_s=self.ran_s, **changes)
 
     async def change(self, **changes: Any) -> None:

@@ -194,4 +194,5 @@ def _raise_end(row: JobRow) -> None:
         message = f"job {row.id} was cancelled before it had trained"
         raise StatusError(grpc.StatusCode.CANCELLED, message)
     if row.state == PAUSED:
-        raise aborted(f"job {row.id} is paused: {row.reason}; resume it to go on")
+        how = "it goes on by itself once there is space" if row.waits_for_bytes else "resume it"
+        raise aborted(f"job {row.id} is paused: {row.reason}; {how}")

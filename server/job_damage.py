@@ -29,6 +29,7 @@ _COUNTS = {
     "restarts": 1 << 32,
     "version": 1 << 63,
     "claim": 1 << 63,
+    "waits_for_bytes": 1 << 63,
 }
 """The fields that count something, and the numbers that they stay below."""
 _LAST_S = 2.5e11
@@ -44,6 +45,7 @@ _BLANK: dict[str, Any] = {
     "error_code": 0,
     "error": b"",
     "ran_s": 0.0,
+    "waits_for_bytes": 0,
 }
 """What a job can do without, and what stands for it then."""
 

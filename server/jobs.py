@@ -15,16 +15,17 @@ process train it, and here is decided what becomes of it.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from treadle.server import pools
 from treadle.server.attempt import Attempt, Ending, Outcome, RunLimits
 from treadle.server.database import DatabaseError, JobRow
+from treadle.server.disk import is_full
 from treadle.server.endings import Endings
 from treadle.server.errors import (
     StatusError,
@@ -49,10 +50,17 @@ from treadle.server.job import (
 )
 from treadle.server.job_book import JobBook
 from treadle.server.job_damage import damage
+from treadle.server.job_files import STATE_FILE
 from treadle.server.store import Store
 from treadle.server.workers import Workers
 
 logger = logging.getLogger(__name__)
+
+_SPACE_S = 5.0
+"""Seconds between two looks for disk space that jobs wait for; a job that soon lacks it again waits
+twice as long each time."""
+_SPACE_TRIES = 7
+"""Times that its waiting doubles, to ten minutes."""
 
 _RETRY_S = 5.0
 
@@ -104,6 +112,8 @@ class JobRoom:
         self._attempt = Attempt(store, workers, run)
         self._uploading = 0
         self._open = False
+        self._looking: asyncio.Task[None] | None = None
+        store.space.reserved = self._reserved
         self._killed = False
         self._held_by = held_by
         self._running: dict[Job, asyncio.Task[None]] = {}
@@ -200,6 +210,7 @@ class JobRoom:
     def open(self) -> None:
         """Begins to run jobs."""
         self._open = True
+        self._looking = asyncio.create_task(self._look_for_space())
         self._schedule()
 
     async def close(self, reason: str) -> None:
@@ -210,6 +221,8 @@ class JobRoom:
         """
         if not self.closing.done():
             self.closing.set_result(unavailable(reason))
+        if self._looking is not None:
+            self._looking.cancel()
         self._attempt.leave(list(self._running), reason)
         if tasks := self._tasks():
             await asyncio.wait(tasks)
@@ -280,7 +293,7 @@ class JobRoom:
         try:
             await job.change(reason=wish)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
             logger.error("job %s: a request cannot be noted: %s", job.id, error)
             return exhausted(
@@ -321,7 +334,7 @@ class JobRoom:
             if job in self._running:
                 self._attempt.pause(job, PAUSED_ON_REQUEST)
                 full = await self._noted(job, PAUSING)
-            elif job.row.state == QUEUED:
+            elif job.row.state == QUEUED or job.row.waits_for_bytes:
                 await job.enter(PAUSED, PAUSED_ON_REQUEST)
             elif job in self._ending:  # if it is to be queued again, it pauses instead
                 job.pausing = job.pausing or PAUSED_ON_REQUEST
@@ -343,14 +356,56 @@ class JobRoom:
         """
         return await outlast(self._resume(await self.book.find(job, "resumed")))
 
+    async def _look_for_space(self) -> None:
+        """Lets jobs go on that paused for want of disk space, as there is space for each."""
+        while True:
+            await asyncio.sleep(_SPACE_S)
+            try:
+                await self.resume_for_space()
+            except Exception as error:  # a disk that fails now may not the next time
+                logger.warning("no job could be resumed for its disk space: %s", error)
+
+    async def resume_for_space(self) -> None:
+        """Queues the first job that waits for disk space, if there is as much as it waits for.
+
+        One at a time: each takes of what is free.
+
+        Raises:
+            OSError: The disk failed or is full.
+            DatabaseError: The database failed.
+        """
+        for job in list(self._jobs.values()):
+            if not job.row.waits_for_bytes or job.space_try_at > time.monotonic():
+                continue
+            if not await pools.ROWS.run(self._store.space.has_again, job.row.waits_for_bytes):
+                continue
+            async with self._deciding(job):
+                if job.row.waits_for_bytes and not job.cancelling:  # nobody has decided meanwhile
+                    job.space_try_at = time.monotonic() + _SPACE_S * 2**job.space_tries
+                    job.space_tries = min(job.space_tries + 1, _SPACE_TRIES)
+                    await self._queue_again(job, "there is disk space again")
+                    return
+
+    async def _queue_again(self, job: Job, reason: str) -> None:
+        """Puts a paused job into the queue, behind those that wait already."""
+        await job.enter(QUEUED, reason, queued_s=job.time_s())
+        job.pausing = ""
+        self._jobs[job.id] = self._jobs.pop(job.id)
+
+    def _reserved(self) -> int:
+        """Returns the bytes that running jobs need to write their next states; from any thread."""
+        size = 0
+        for job in list(self._running):
+            with suppress(OSError):  # it has none yet
+                size += (self._store.jobs_root / job.id / STATE_FILE).stat().st_size
+        return size
+
     async def _resume(self, job: Job) -> JobRow:
         async with self._deciding(job):
             if job.cancelling:
                 raise precondition(f"job {job.id} is being cancelled and cannot be resumed")
             if job.row.state == PAUSED:
-                await job.enter(QUEUED, "resumed", queued_s=job.time_s())
-                job.pausing = ""
-                self._jobs[job.id] = self._jobs.pop(job.id)  # behind those that wait already
+                await self._queue_again(job, "resumed")
             elif job.pausing:
                 await job.change(reason="resumed")
                 job.pausing = ""
@@ -376,8 +431,15 @@ class JobRoom:
         if row.state in (QUEUED, RUNNING) and not self.book.fault(row):
             message = f"job {row.id} is {row.state}: cancel or pause it before you delete it"
             raise precondition(message)
+        try:
+            await pools.ROWS.run(self._database.delete_job, row.id)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            # First the files, then the row: that makes room for the change.
+            await pools.STORE.run(self._store.discard_job, row.id)
+            await pools.ROWS.run(self._database.delete_job, row.id)
         self._jobs.pop(row.id, None)
-        await pools.ROWS.run(self._database.delete_job, row.id)
         await pools.STORE.run(self._store.discard_job, row.id)
 
     @asynccontextmanager
@@ -437,9 +499,9 @@ class JobRoom:
         try:
             outcome = await self._attempts(job)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
-            outcome = Outcome(Ending.PAUSED, f"the disk is full: {error.strerror}", full=True)
+            outcome = Outcome(Ending.PAUSED, f"the disk is full: {error.strerror}", needs_bytes=1)
         self._free_slot(job)
         await self._endings.settle(job, outcome)
         if job.cancelling and job.row.state not in OVER:  # just now

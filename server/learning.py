@@ -169,7 +169,7 @@ class LearningRoom:
     def _claim(self, name: str, model: Model) -> StoredModel:
         draft = self._store.new_draft()
         try:
-            model.save(draft / MODEL_FILE)
+            model.save(draft / MODEL_FILE, self._store.space.require)
             return self._store.claim(name, draft)
         finally:
             self._store.discard(draft)

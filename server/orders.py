@@ -92,4 +92,5 @@ def order(row: JobRow, store: Store, limits: RunLimits, threads: int) -> wire.Me
         "memory_limit_bytes": limits.max_run_bytes,
         "checkpoint_interval_s": limits.checkpoint_interval_s,
         "min_free_bytes": limits.min_free_bytes,
+        "reserved_bytes": store.space.reserved(),
     }

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The version of the tables; a server refuses a file of a newer one."""
 
 UNKNOWN_VERSION = -1
@@ -90,6 +90,9 @@ class JobRow:
     """Seconds that it has run."""
     init_from_version: int
     """The version of `init_from` as asked for, 0 for the newest; the spec has the one taken."""
+    waits_for_bytes: int = 0
+    """Bytes that must be free, beyond those that stay so, before a paused job goes on by itself;
+    0: it waits for nothing but ResumeJob."""
     damage: str = field(default="", metadata=_NO_COLUMN)
     """What is wrong with the row as it is stored, as a sentence; the fields at fault are empty or 0
     here. It is no column."""
@@ -131,6 +134,7 @@ FIXED = ("id", "last_sequence")
 
 UPGRADES = {
     1: f"ALTER TABLE jobs ADD init_from_version INTEGER NOT NULL DEFAULT {UNKNOWN_VERSION}",
+    2: "ALTER TABLE jobs ADD waits_for_bytes INTEGER NOT NULL DEFAULT 0",
 }
 """What makes the tables of a version those of the next one."""
 

@@ -21,11 +21,9 @@ alone. All methods block on the disk: call them from threads.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import secrets
-import shutil
 from pathlib import Path
 
 import grpc
@@ -51,9 +49,6 @@ DATABASE_FILE = "treadle.db"
 CLAIMS = 20
 """How often one model is claimed whose version is deleted, or taken by hand, meanwhile."""
 CLOCK_FILE = "clock"
-
-_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
-"""How a file system says that it does not link files, or not these."""
 
 
 class Store(Shelf):
@@ -196,7 +191,8 @@ class Store(Shelf):
         draft = self.new_draft()
         try:
             if not self._is_claimed(name, path, version):
-                _link(path, draft / MODEL_FILE)
+                disk.link(path, draft / MODEL_FILE, self.space)
+                disk.sync(draft / MODEL_FILE)
             return self.claim(name, draft, version)
         finally:
             self.discard(draft)
@@ -226,19 +222,23 @@ class Store(Shelf):
             if not force:
                 self._check_unnamed(name, gone)
             trash = self._tmp_name("deleted")
+            keeper = None
             if gone == present:
                 os.rename(home, trash)
             else:
                 [number] = gone
                 self.check_free(name)
                 os.rename(home / str(number), trash)
-                if number > max(versions.numbers(home)):
-                    (home / str(number)).mkdir(mode=0o770)
-                disk.sync(home)
+                if number > max(versions.numbers(home), default=0):
+                    keeper = home / str(number)
             self._index.forget(name)
-            disk.sync(self._models)
-            # First the files, then their names: on a full disk that makes room for the change.
+            # First the files, then what is noted: on a full disk that makes room for it.
+            noted = keeper is None or _made(keeper)
+            disk.sync(self._models if gone == present else home)
             self.discard(trash)
+            if keeper is not None and not noted:
+                keeper.mkdir(mode=0o770)
+                disk.sync(home)
             self._forget_aliases(name, gone)
         return gone
 
@@ -298,12 +298,12 @@ class Store(Shelf):
         return self._tmp / f"{kind}-{secrets.token_hex(8)}"
 
 
-def _link(path: Path, place: Path) -> None:
-    """Makes `place` the same file as `path`, or a copy where the file system has no links."""
+def _made(folder: Path) -> bool:
+    """Makes a folder; returns whether there was space for it."""
     try:
-        os.link(path, place)
+        folder.mkdir(mode=0o770)
     except OSError as error:
-        if error.errno not in _NO_LINK:
+        if not disk.is_full(error):
             raise
-        shutil.copyfile(path, place)
-    disk.sync(place)
+        return False
+    return True

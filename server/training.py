@@ -7,9 +7,7 @@ synced and renamed, so that a process killed at any moment leaves the old one or
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -25,8 +23,10 @@ from treadle.model.corpus import CorpusFile
 from treadle.model.errors import CheckpointError, ModelError
 from treadle.model.progress import Validation
 from treadle.model.run_state import saved_config
+from treadle.model.scratch import ScratchFolder
 from treadle.model.temporary_files import remove_leftovers
 from treadle.server import wire
+from treadle.server.disk import DiskSpace, NoSpaceError, is_full
 from treadle.server.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
 from treadle.server.wishes import Replies, Wishes, beating
 
@@ -73,8 +73,8 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
         with beating(pipe):
             _work(wire.decode(line)["job"], pipe, wishes)
     except Exception as error:
-        if _is_full(error):  # what was kept last is whole, and the rest is made again
-            pipe.send(event="paused", reason=_full(error), full=True)
+        if is_full(error):  # what was kept last is whole, and the rest is made again
+            pipe.send(event="paused", reason=_full(error), needs_bytes=_needs(error))
         else:
             if not isinstance(error, (ModelError, BrokenPipeError)):
                 traceback.print_exc(file=sys.stderr)
@@ -89,17 +89,23 @@ class _Keeper:
     Args:
         trainer: The run.
         order: The job as the server gave it.
+        space: The space of its disk.
         wishes: What is wanted of it.
         replies: Where the server hears of every checkpoint.
     """
 
     def __init__(
-        self, trainer: Trainer, order: wire.Message, wishes: Wishes, replies: Replies
+        self,
+        trainer: Trainer,
+        order: wire.Message,
+        space: DiskSpace,
+        wishes: Wishes,
+        replies: Replies,
     ) -> None:
         self._trainer = trainer
         self._directory = Path(order["directory"])
         self._interval = order["checkpoint_interval_s"]
-        self._min_free = order["min_free_bytes"]
+        self._space = space
         self._wishes = wishes
         self._replies = replies
         # The first one comes soon, so that there is something to use and to lose nothing of.
@@ -107,8 +113,8 @@ class _Keeper:
         self._best_step = -1
         self.left = ""
         """Why the run was left to be gone on with later; empty where it was not."""
-        self.full = False
-        """True where that was for want of disk space."""
+        self.needs_bytes = 0
+        """Bytes of disk space for want of which it was; 0 where it was not."""
 
     def between(self) -> bool:
         """Keeps what is due; returns True to leave the run here.
@@ -127,9 +133,9 @@ class _Keeper:
         try:
             self.keep()
         except OSError as error:
-            if not _is_full(error):
+            if not is_full(error):
                 raise
-            self.full = True
+            self.needs_bytes = _needs(error)
             self.left = _full(error)
         else:
             self.left = wishes.pause_reason
@@ -144,25 +150,46 @@ class _Keeper:
             OSError: The disk failed or is full; what was there before is still whole.
             TrainingError: A weight is no finite number.
         """
-        if shutil.disk_usage(self._directory).free < self._min_free:
-            raise OSError(errno.ENOSPC, f"less than {self._min_free:,} bytes are free")
-        self.keep_anyway()
-        self._replies.send(event="checkpoint")
-
-    def keep_anyway(self) -> None:
-        """Writes state and weights, the best ones where they are new, however full the disk is."""
-        self._trainer.save_state(self._directory / STATE_FILE)
+        require = self._space.require
+        self._trainer.save_state(self._directory / STATE_FILE, require)
         best = self._trainer.best_model
         if best is not None and best.training is not None:
             step = best.training.weights_step
             if step != self._best_step:
-                best.save(self._directory / BEST_FILE)
+                best.save(self._directory / BEST_FILE, require)
                 self._best_step = step
-        self._trainer.model.save(self._directory / LAST_FILE)
+        self._trainer.model.save(self._directory / LAST_FILE, require)
+        self._replies.send(event="checkpoint")
 
 
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+class _Scratch:
+    """Asks for space for the corpus' tokens.
+
+    Args:
+        space: The space of the disk, without what other jobs need for their checkpoints.
+    """
+
+    def __init__(self, space: DiskSpace) -> None:
+        self._space = space
+        self._written = 0
+
+    def require(self, size: int) -> None:
+        """Checks that so many bytes more may be written.
+
+        Raises:
+            NoSpaceError: They may not; its size is that of all tokens so far, which are made again.
+        """
+        try:
+            self._space.require(size)
+        except NoSpaceError as error:
+            error.size = self._written + size
+            raise
+        self._written += size
+
+
+def _needs(error: BaseException) -> int:
+    """Returns the bytes of disk space that were needed at least, 1 or more."""
+    return max(1, error.size) if isinstance(error, NoSpaceError) else 1
 
 
 def _full(error: BaseException) -> str:
@@ -171,6 +198,7 @@ def _full(error: BaseException) -> str:
 
 def _work(job: wire.Message, replies: Replies, wishes: Wishes) -> None:
     directory = Path(job["directory"])
+    space = DiskSpace(directory, job["min_free_bytes"])
     # One that is left is of an end that was not to be, and must not pass for this run's.
     (directory / FINAL_FILE).unlink(missing_ok=True)
     remove_leftovers(directory)  # of a process that was killed
@@ -181,7 +209,7 @@ def _work(job: wire.Message, replies: Replies, wishes: Wishes) -> None:
         trainer = _prepare(job, directory, replies)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     replies.send(event="started", **started)
-    keeper = _Keeper(trainer, job, wishes, replies)
+    keeper = _Keeper(trainer, job, space, wishes, replies)
     if trainer.last_progress is not None:  # the server may have died before it noted that
         _send_progress(replies, trainer.last_progress)
     watcher = _Watcher(trainer, wishes, replies)
@@ -193,17 +221,17 @@ def _work(job: wire.Message, replies: Replies, wishes: Wishes) -> None:
     except _LeftError:
         keeper.between()
     if keeper.left:
-        replies.send(event="paused", reason=keeper.left, full=keeper.full)
+        replies.send(event="paused", reason=keeper.left, needs_bytes=keeper.needs_bytes)
         return
     if wishes.heeded:
         if not trainer.steps:
             replies.send(event="stopped", reason=wishes.stop_reason)
             return
         trainer.ended_by = f"{wishes.stop_reason} after {trainer.steps} steps"
-    keeper.keep_anyway()
+    keeper.keep()
     with wishes.nothing_to_lose(by_stop=False):
         model = trainer.finish(wishes.stopping, watcher.during)
-    model.save(directory / FINAL_FILE)
+    model.save(directory / FINAL_FILE, space.require)
     replies.send(event="saved")
 
 
@@ -248,6 +276,8 @@ def _prepare(job: wire.Message, directory: Path, replies: Replies) -> Trainer:
     ]
     config = _config(job, directory / STATE_FILE)
     init = directory / INIT_FILE if job["init_from"] else None
+    reserved = job["reserved_bytes"]
+    space = DiskSpace(directory, job["min_free_bytes"], lambda: reserved)
 
     def make() -> Trainer:
         return Trainer(
@@ -256,7 +286,7 @@ def _prepare(job: wire.Message, directory: Path, replies: Replies) -> Trainer:
             job["threads"],
             job["memory_limit_bytes"],
             init_from=None if init is None else Model.load(init),
-            folder=directory,
+            folder=ScratchFolder(directory, _Scratch(space).require),
         )
 
     trainer = make()

@@ -16,7 +16,8 @@ the names
 - `reading`: it reads a corpus that takes long to read; `reason` says so;
 - `anew`: there is a checkpoint that cannot be used, and the run begins at its beginning;
 - `checkpoint`: the state is on disk, and weights are published;
-- `paused`: the state is on disk; `reason` says why, `full` whether for want of disk space;
+- `paused`: the state is on disk; `reason` says why, `needs_bytes` for want of how many bytes of
+  disk space, 0 where it was not for that;
 - `stopped`: it was told to stop before its first step, so there is no model; `reason` says why;
 - `saved`: the model lies in the job's directory;
 - `failed`: there is no model; `error` says why, in the form of `pack_error`.

@@ -126,7 +126,7 @@ class Wishes:
         if self.stop_reason and free_to_stop:
             self._replies.send(event="stopped", reason=self.stop_reason)
         elif self.pause_reason and self._free_to_pause:
-            self._replies.send(event="paused", reason=self.pause_reason, full=False)
+            self._replies.send(event="paused", reason=self.pause_reason, needs_bytes=0)
         else:
             return
         sys.stderr.flush()

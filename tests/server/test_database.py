@@ -246,22 +246,26 @@ def test_a_newer_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_database_of_an_older_version_is_brought_up_to_date(tmp_path: Path, version: int) -> None:
     path = tmp_path / "treadle.db"
-    old = [name for name in COLUMNS if name != "init_from_version"]
+    lacking = ["init_from_version", "waits_for_bytes"][version - 1 :]
+    old = [name for name in COLUMNS if name not in lacking]
     with sqlite3.connect(path) as older:
         for statement in SCHEMA:
             older.execute(statement)
-        older.execute("ALTER TABLE jobs DROP COLUMN init_from_version")
+        for name in lacking:
+            older.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
         row = job_row("a", request_id="r", init_from="m")
         places = ", ".join("?" * len(old))
         values = [getattr(row, name) for name in old]
         older.execute(f"INSERT INTO jobs ({', '.join(old)}) VALUES ({places})", values)
-        older.execute("PRAGMA user_version = 1")
+        older.execute(f"PRAGMA user_version = {version}")
     older.close()
     for _ in range(2):
         database = Database(path)
-        assert database.job("a") == replace(row, init_from_version=UNKNOWN_VERSION)
+        asked = UNKNOWN_VERSION if version == 1 else 0
+        assert database.job("a") == replace(row, init_from_version=asked)
         assert database._rows("PRAGMA user_version") == [(SCHEMA_VERSION,)]
         assert database.check() == []
         database.close()

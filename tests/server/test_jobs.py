@@ -81,7 +81,7 @@ class StubbornWorker(FakeWorker):
         last = next(sent for sent in reversed(self.sent) if {"stop", "pause"} & set(sent))
         if "stop" in last:
             return {"event": "stopped", "reason": last["stop"]}
-        return {"event": "paused", "reason": last["pause"], "full": False}
+        return {"event": "paused", "reason": last["pause"], "needs_bytes": 0}
 
 
 class DyingWorker(FakeWorker):

@@ -1,0 +1,254 @@
+"""A disk with too little space: whoever asks for too much waits, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from treadle.server import jobs as jobs_module
+from treadle.server.disk import DiskSpace, NoSpaceError
+from treadle.server.errors import StatusError, from_exception
+from treadle.server.job_files import LAST_FILE, STATE_FILE
+from treadle.server.jobs import JobRoom
+from treadle.server.store import MODEL_FILE, Store
+from treadle.server.upload_files import UploadFiles
+
+from .harness import until
+from .samples import put_model, tiny_model
+from .test_jobs import FakeWorker, FakeWorkers, StubbornWorker, follow, make_room, submit
+
+KEPT = 1000
+
+
+class SmallDisk:
+    """The free bytes of a disk, as a test sets them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free = 1 << 40
+        monkeypatch.setattr(DiskSpace, "free", lambda _: self.free)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> SmallDisk:
+    monkeypatch.setattr(jobs_module, "_SPACE_S", 0.01)
+    return SmallDisk(monkeypatch)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path, KEPT)
+    yield store
+    store.close()
+
+
+class WaitingWorker(FakeWorker):
+    """Pauses at once, for want of 5,000 bytes."""
+
+    async def receive(self) -> Any:
+        return {"event": "paused", "reason": "the disk is full", "needs_bytes": 5000}
+
+
+def test_an_upload_looks_for_space_as_it_goes(store: Store, disk: SmallDisk) -> None:
+    files = UploadFiles(store.corpora)
+    writer = files.writer()
+    disk.free = KEPT + 100
+    writer.write(b"x" * 100)
+    disk.free = KEPT + 99
+    with pytest.raises(NoSpaceError) as caught:
+        writer.write(b"x" * 100)
+    assert writer.size == 100
+    error = from_exception(caught.value, "an upload")
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.message == (
+        "the server's disk is full: 1,099 bytes of it are free, of which 1,000 are to stay so"
+    )
+    files.close()
+    disk.free = KEPT - 1
+    with pytest.raises(NoSpaceError):
+        UploadFiles(store.corpora).writer()
+
+
+def test_what_running_jobs_need_for_their_states_is_no_space_for_others(
+    store: Store, disk: SmallDisk
+) -> None:
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(StubbornWorker))
+        job = await submit(room, store)
+        room.open()
+        await until(lambda: room.running)
+        (store.job_dir(job) / STATE_FILE).write_bytes(b"x" * 300)
+        disk.free = KEPT + 399
+        with pytest.raises(NoSpaceError):
+            store.space.require(100)
+        store.space.require_least()  # its own checkpoint has the space
+        disk.free += 1
+        store.space.require(100)
+        await room.close("the test ended")
+
+    asyncio.run(run())
+
+
+def test_a_model_is_published_where_there_is_space_for_it(store: Store, disk: SmallDisk) -> None:
+    draft = store.new_draft()
+    disk.free = KEPT + 100
+    with pytest.raises(NoSpaceError):
+        tiny_model().save(draft / MODEL_FILE, store.space.require)
+    assert list(draft.iterdir()) == []
+    disk.free = KEPT + (1 << 20)
+    tiny_model().save(draft / MODEL_FILE, store.space.require)
+    assert store.claim("m", draft).version == 1
+
+
+async def paused_for_space(room: JobRoom, store: Store, disk: SmallDisk) -> str:
+    """Returns a job that waits for space, of which there is too little."""
+    job = await submit(room, store)
+    disk.free = KEPT + 5000  # enough, but not for a while
+    room.open()
+    with pytest.raises(StatusError, match="goes on by itself once there is space"):
+        await follow(room, job)
+    assert (await room.book.row(job)).waits_for_bytes == 5000
+    return job
+
+
+def test_a_job_goes_on_by_itself_once_there_is_space(store: Store, disk: SmallDisk) -> None:
+    async def run() -> None:
+        made: list[FakeWorker] = [StubbornWorker(), WaitingWorker()]
+        room = make_room(store, FakeWorkers(lambda: made.pop()))
+        job = await paused_for_space(room, store, disk)
+        await asyncio.sleep(0.1)
+        assert (await room.book.row(job)).state == "paused"
+        assert len(made) == 1
+        disk.free = 1 << 40
+        await until(lambda: room.running)
+        row = await room.book.row(job)
+        assert (row.state, row.waits_for_bytes) == ("running", 0)
+        await room.close("the test ended")
+
+    asyncio.run(run())
+
+
+def test_it_does_so_under_the_next_server(store: Store, disk: SmallDisk) -> None:
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(WaitingWorker))
+        job = await paused_for_space(room, store, disk)
+        await room.close("the test ended")
+        following = make_room(store, FakeWorkers(StubbornWorker))
+        await following.recover()
+        following.open()
+        await asyncio.sleep(0.1)
+        assert (await following.book.row(job)).state == "paused"
+        disk.free = 1 << 40
+        await until(lambda: following.running)
+        await following.close("the test ended")
+
+    asyncio.run(run())
+
+
+def test_what_its_user_paused_waits_for_its_user(store: Store, disk: SmallDisk) -> None:
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(WaitingWorker))
+        job = await paused_for_space(room, store, disk)
+        row = await room.pause(job)
+        assert (row.state, row.reason, row.waits_for_bytes) == ("paused", "paused on request", 0)
+        disk.free = 1 << 40
+        await asyncio.sleep(0.1)
+        assert (await room.book.row(job)).state == "paused"
+        await room.resume(job)
+        await until(lambda: room.running or room.book.live[job].row.waits_for_bytes)
+        await room.close("the test ended")
+
+    asyncio.run(run())
+
+
+def test_a_job_that_soon_lacks_space_again_waits_longer_each_time(
+    store: Store, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        workers = FakeWorkers(WaitingWorker)
+        room = make_room(store, workers)
+        job = await paused_for_space(room, store, disk)
+        monkeypatch.setattr(jobs_module, "_SPACE_S", 1000.0)
+        room.book.live[job].space_tries = 1
+        disk.free = 1 << 40
+        await room.resume_for_space()
+        await until(lambda: workers.given == 2 and not room.running)
+        await until(lambda: room.book.live[job].row.waits_for_bytes)
+        await room.resume_for_space()  # it is not due
+        assert room.book.live[job].row.state == "paused"
+        await room.close("the test ended")
+
+    asyncio.run(run())
+
+
+def test_a_job_can_be_deleted_on_a_full_disk(
+    store: Store, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete = store.database.delete_job
+
+    def unless_full(job: str) -> None:
+        if (store.jobs_root / job).exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        delete(job)
+
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(WaitingWorker))
+        job = await paused_for_space(room, store, disk)
+        (store.job_dir(job) / STATE_FILE).write_bytes(b"large")
+        monkeypatch.setattr(store.database, "delete_job", unless_full)
+        await room.delete(job)
+        assert store.database.job(job) is None
+        assert not (store.jobs_root / job).exists()
+
+    asyncio.run(run())
+
+
+def test_a_job_that_is_cancelled_on_a_full_disk_keeps_what_it_published(
+    store: Store, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treadle.server.endings._FULL_RETRY_S", 0.01)
+    append = store.database.append_event
+
+    def unless_full(job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
+        if (store.job_dir(job) / STATE_FILE).exists() and changes.get("state") == "cancelled":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return append(job, payload, time_s, **changes)
+
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(WaitingWorker))
+        job = await paused_for_space(room, store, disk)
+        (store.job_dir(job) / STATE_FILE).write_bytes(b"large")
+        tiny_model().save(store.job_dir(job) / LAST_FILE)
+        disk.free = 0
+        monkeypatch.setattr(store.database, "append_event", unless_full)
+        await room.cancel(job)
+        await until(lambda: job not in room.book.live)
+        row = await room.book.row(job)
+        assert (row.state, row.version) == ("cancelled", 1)
+        assert store.versions("m") == [1]
+
+    asyncio.run(run())
+
+
+def test_a_version_can_be_deleted_on_a_full_disk(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        put_model(store, "m")
+    mkdir = Path.mkdir
+
+    def unless_full(path: Path, *arguments: Any, **named: Any) -> None:
+        if any((store.jobs_root.parent / "tmp").iterdir()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        mkdir(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "mkdir", unless_full)
+    assert store.delete("m", 2) == [2]
+    assert not list((store.jobs_root.parent / "tmp").iterdir())
+    monkeypatch.undo()
+    assert put_model(store, "m").version == 3  # its number does not come again
