@@ -109,3 +109,9 @@ if __name__ == "__main__":
         sys.exit(main())
     except MemoryError:
         sys.exit(OUT_OF_MEMORY)
+    except BaseException as fault:
+        if type(fault).__module__ != "pyo3_runtime":
+            raise
+        # The package panicked, which is of no type that could be named here.
+        sys.stderr.write(str(fault))
+        sys.exit(CANNOT_READ)

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,29 @@ pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled be
 
 LINES, TEXT = CorpusLayout.LINES, CorpusLayout.TEXT
 KIND = TokenizerKind
+
+
+PANICS = """
+class PanicException(BaseException):
+    pass
+
+PanicException.__module__ = "pyo3_runtime"
+
+class Vocabulary:
+    def __init__(self, *arguments):
+        raise PanicException("attempt to subtract with overflow")
+
+Index = Vocabulary
+"""
+
+
+def test_an_expression_that_the_package_panics_at_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outlines_core.py").write_text(PANICS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="is malformed"):
+        compile_automaton("a+b")
 
 
 def characters(symbols: str, layout: CorpusLayout = TEXT, **config: Any) -> CharacterTokenizer:
