@@ -13,7 +13,8 @@ import errno
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from treadle.server.rows import (
     SCHEMA,
     SCHEMA_VERSION,
     SELECT,
+    TABLES,
     UPGRADES,
     DatabaseError,
     JobRow,
@@ -40,6 +42,9 @@ __all__ = ["Database", "DatabaseError", "JobRow", "NewerDatabaseError", "NoSuchJ
 
 MAX_INTEGER = (1 << 63) - 1
 """The largest whole number that SQLite holds."""
+
+_NEWER = 1000
+"""By how much the version of a newer Treadle's tables may be higher; beyond it is damage."""
 
 _TIMES = ("created_s", "queued_s", "started_s", "ended_s")
 """The columns of a job that are times."""
@@ -95,11 +100,63 @@ class Database:
                 found.append(f"row {row} of {table} belongs to no job")
         return found
 
-    def mend(self) -> None:
-        """Makes the indexes anew and deletes events of no job, where `check` found fault."""
+    def check_structure(self) -> None:
+        """Checks that the file can be written to: what is damaged gets worse by that.
+
+        Raises:
+            DatabaseError: Its pages are damaged. A row with a value that it cannot have is not.
+        """
+        with self._translated():
+            for (found,) in self._connection.execute("PRAGMA quick_check(20)"):
+                if found != "ok" and " value in " not in found:
+                    raise sqlite3.DatabaseError(str(found).partition("\n")[0])
+
+    def scan(self) -> Iterator[tuple[str, Sequence[Any]]]:
+        """Yields the table and the values of every row, as they are stored."""
+        with self._translated():
+            for table, columns in TABLES.items():
+                names = ", ".join(columns)
+                for values in self._connection.execute(f"SELECT {names} FROM {table} NOT INDEXED"):
+                    yield table, values
+
+    def load(self, rows: Iterable[tuple[str, Sequence[Any]]]) -> Counter[str]:
+        """Adds rows as they are, all or none; one that is there already is left out.
+
+        Args:
+            rows: The table and the values of each, in the order of TABLES.
+
+        Returns:
+            How many were added to each table.
+        """
+        places = {name: ", ".join("?" * len(columns)) for name, columns in TABLES.items()}
+        added = Counter[str]()
         with self._transaction():
-            self._connection.execute("REINDEX")
-            self._connection.execute("DELETE FROM events WHERE job NOT IN (SELECT id FROM jobs)")
+            for table, values in rows:
+                statement = f"INSERT OR IGNORE INTO {table} VALUES ({places[table]})"
+                added[table] += self._connection.execute(statement, values).rowcount
+        return added
+
+    def lost_events(self) -> list[tuple[str, int]]:
+        """Returns the jobs whose last event is missing, and the number of the last one."""
+        return self._rows(
+            "SELECT id, last_sequence FROM jobs WHERE last_sequence > 0 AND NOT EXISTS "
+            "(SELECT 1 FROM events WHERE job = id AND sequence >= last_sequence)"
+        )
+
+    def uncounted_events(self) -> list[tuple[str, int]]:
+        """Returns the jobs with events after their last one, and the greatest number of these."""
+        return self._rows(
+            "SELECT id, MAX(sequence) FROM jobs JOIN events ON job = id "
+            "GROUP BY id HAVING MAX(sequence) > last_sequence"
+        )
+
+    def count_events(self, job: str, last_sequence: int) -> None:
+        """Notes the number of a job's last event."""
+        self._do("UPDATE jobs SET last_sequence = ? WHERE id = ?", last_sequence, job)
+
+    def add_lost_event(self, job: str, sequence: int, time_s: float) -> None:
+        """Adds an event that says nothing, in the place of a job's last one, which is lost."""
+        self.load([("events", (job, sequence, time_s, b""))])
 
     def add_job(self, row: JobRow, first: bytes = b"") -> JobRow:
         """Adds a job, unless there is one with the same request id.
@@ -350,12 +407,17 @@ class Database:
         """Sets the connection up and makes the tables of a new file."""
         # The version first: a newer Treadle's file is not to be touched.
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION + _NEWER:
+            raise sqlite3.DatabaseError(f"it says to be of version {version:,}, which none is")
         if version > SCHEMA_VERSION:
             raise NewerDatabaseError(
                 f"the database {self._path} is of version {version} and this Treadle reads "
                 f"{SCHEMA_VERSION}: take a newer Treadle"
             )
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        for pragma in (
+            *("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"),
+            "secure_delete = ON",  # what is deleted must not come back from a damaged file
+        ):
             self._connection.execute(f"PRAGMA {pragma}")
         if version == 0:
             with self._transaction():

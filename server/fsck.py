@@ -7,7 +7,8 @@ What is checked, in this order:
 - every version's header, and its file against model.sha256; hashes that are missing; empty
   directories of versions, but for a model's newest, which keeps its number from being reused;
 - every corpus against the hash that is its name;
-- the database's own structure; one that cannot be read is moved away, and models still work;
+- the database: its pages, and every row of it. Where there is a fault, all rows that can be read go
+  into a new one, and the damaged one is moved away;
 - aliases of versions that are not there;
 - the corpora and checkpoints of jobs that are not over, and directories of jobs that are not
   there.
@@ -20,14 +21,14 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from treadle.server import disk
-from treadle.server.database import Database, DatabaseError, NewerDatabaseError
+from treadle.server.database import DatabaseError
 from treadle.server.disk import StoreError
 from treadle.server.findings import DAMAGED, Finding, Report, put_aside, remove_whole
+from treadle.server.fsck_database import check_events, open_database
 from treadle.server.fsck_jobs import check_jobs, put_jobs_aside
 from treadle.server.fsck_store import (
     check_aliases,
@@ -89,15 +90,16 @@ def _check(root: Path, repair: bool) -> Report:
     _check_tmp(root, report)
     check_models(root, report)
     corpora = check_corpora(root, report)
-    database = _open_database(root, report)
+    database, rebuilt = open_database(root, report)
     if database is None:
         if not (root / DATABASE_FILE).exists():
             put_jobs_aside(root, report)
         return report
     try:
+        check_events(report, database, root / DATABASE_FILE)
         check_aliases(root, report, database)
         check_corpus_rows(root, report, database)
-        check_jobs(root, report, database, corpora)
+        check_jobs(root, report, database, corpora, rebuilt)
     finally:
         database.close()
     return report
@@ -133,57 +135,3 @@ def _check_tmp(root: Path, report: Report) -> None:
     for path in sorted(tmp.iterdir()) if tmp.is_dir() and not tmp.is_symlink() else []:
         what = "it was being made when the server died"
         report.mend(what, path, "removed", partial(remove_whole, path))
-
-
-def _open_database(root: Path, report: Report) -> Database | None:
-    """Returns the database, whole; None where there is none, or none that may be used."""
-    path = root / DATABASE_FILE
-    if not path.is_file():
-        return None
-    try:
-        database = Database(path, upgrade=report.repair)
-    except NewerDatabaseError as error:
-        raise StoreError(str(error)) from error
-    except DatabaseError as error:
-        found = str(error.__cause__ or error)
-    else:
-        found = _damage(database)
-        if not found or (report.repair and _mend(database)):
-            if found:
-                what = f"the database was damaged ({found})"
-                report.note(what, path, "its indexes were made anew")
-            return database
-        database.close()
-    if not report.repair:
-        advice = f"with --repair it is mended or, with its jobs, moved to {DAMAGED}/; models stay"
-        report.note(f"the database is damaged ({found})", path, advice)
-        return None
-    report.mend(
-        f"the database is damaged ({found})",
-        path,
-        f"moved to {DAMAGED}/ with the jobs' directories; models stay, jobs and aliases are lost",
-        partial(_put_database_aside, root),
-    )
-    return None
-
-
-def _damage(database: Database) -> str:
-    """Returns what is wrong with a database, in a few words; empty where nothing is."""
-    try:
-        return "; ".join(database.check()[:1])
-    except DatabaseError as error:
-        return str(error.__cause__ or error)
-
-
-def _mend(database: Database) -> bool:
-    with suppress(DatabaseError):
-        database.mend()
-        return not _damage(database)
-    return False
-
-
-def _put_database_aside(root: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        path = root / (DATABASE_FILE + suffix)
-        if path.exists():
-            put_aside(root, path, path.name)

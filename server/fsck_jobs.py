@@ -17,6 +17,7 @@ from treadle.server.convert import NAME
 from treadle.server.database import Database, DatabaseError, JobRow
 from treadle.server.errors import StatusError
 from treadle.server.findings import DAMAGED, Report, put_aside, remove_whole
+from treadle.server.job_damage import damage
 from treadle.server.job_files import INIT_FILE, STATE_FILE
 from treadle.server.store import DATABASE_FILE
 from treadle.v1 import sequence_pb2 as pb
@@ -28,7 +29,9 @@ _PREVIOUS = ".previous"
 _PAGE = 200
 
 
-def check_jobs(root: Path, report: Report, database: Database, corpora: Set[str]) -> None:
+def check_jobs(
+    root: Path, report: Report, database: Database, corpora: Set[str], rebuilt: bool
+) -> None:
     """Checks what the jobs need that are not over, and that every job's directory has its job.
 
     Args:
@@ -36,12 +39,15 @@ def check_jobs(root: Path, report: Report, database: Database, corpora: Set[str]
         report: Where findings go.
         database: Its database.
         corpora: The hashes of the corpora that are whole.
+        rebuilt: Whether the database may lack jobs that were there.
 
     Raises:
         OSError: A directory cannot be read.
         DatabaseError: The database failed.
     """
     for row in _unfinished(database):
+        if damage(row):  # told already
+            continue
         files = root / "jobs" / row.id
         fault = _fault(row, files, corpora)
         if fault:
@@ -54,6 +60,9 @@ def check_jobs(root: Path, report: Report, database: Database, corpora: Set[str]
     for place in _directories(root):
         if place.is_symlink() or not NAME.fullmatch(place.name):
             _put_directory_aside(root, report, place, "it is no directory of a job")
+        elif database.job(place.name) is None and rebuilt:
+            what = "it is the directory of a job that the database does not know any more"
+            _put_directory_aside(root, report, place, what)
         elif database.job(place.name) is None:
             what = "it is the directory of a job that is not there"
             report.mend(what, place, "removed", partial(remove_whole, place))

@@ -1,24 +1,27 @@
 """`damage`: what is wrong with a job's row as it is stored, such as a byte that a disk changed.
 
 A row that is damaged takes nothing else down: its job is listed as damaged, is not run, and can be
-deleted. `treadle-server --fsck --repair` empties fields that a job can do without, and puts other
-damaged rows out of the way.
+deleted. `treadle-server --fsck --repair` empties the fields at fault, and a job that cannot go on
+without them is marked as failed.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import grpc
 from google.protobuf.message import DecodeError
 
 from treadle.model.config import TrainConfig
 from treadle.model.errors import ConfigError
 from treadle.server.convert import NAME
-from treadle.server.job import OVER, PAUSED, QUEUED, RUNNING
+from treadle.server.errors import StatusError
+from treadle.server.job import FAILED, OVER, PAUSED, QUEUED, RUNNING
 from treadle.server.rows import DatabaseError, JobRow
 from treadle.v1 import sequence_pb2 as pb
 
@@ -37,6 +40,9 @@ _LAST_S = 2.5e11
 
 _BLANK: dict[str, Any] = {
     "reason": "",
+    "corpus_bytes": 0,
+    "created_s": 0.0,
+    "queued_s": 0.0,
     "started_s": None,
     "ended_s": None,
     "restarts": 0,
@@ -49,6 +55,20 @@ _BLANK: dict[str, Any] = {
 }
 """What a job can do without, and what stands for it then."""
 
+_NEEDED: dict[str, Any] = {
+    "state": FAILED,
+    "spec": b"",
+    "config": "{}",
+    "files": "[]",
+    "request_id": "",
+    "init_from": "",
+    "init_from_version": 0,
+    "last_sequence": 0,
+    "version": 0,
+    "claim": 0,
+}
+"""What a job that is not over cannot go on without, and what stands for it once it has failed."""
+
 
 def damage(row: JobRow) -> str:
     """Returns what is wrong with a row, as a sentence; empty where nothing is."""
@@ -58,13 +78,33 @@ def damage(row: JobRow) -> str:
 
 
 def without_damage(row: JobRow) -> JobRow | None:
-    """Returns a damaged row without the fields at fault; None where the job needs one of them."""
+    """Returns a damaged row without what is wrong in it.
+
+    A job that is not over fails where it needs one of the fields at fault.
+
+    Returns:
+        None where nobody can tell what the row is of.
+    """
     wrong = {*_faults(row)}
     if row.damage:
         wrong.update(row.damage.removesuffix(" cannot be read").split(" and "))
-    if not wrong <= _BLANK.keys():
+    empty = _BLANK | _NEEDED
+    if not wrong <= empty.keys():
         return None
-    return replace(row, damage="", **{name: _BLANK[name] for name in wrong})
+    whole = replace(row, damage="", **{name: empty[name] for name in wrong})
+    if row.state in OVER or not wrong & _NEEDED.keys():
+        return whole
+    error = StatusError(
+        grpc.StatusCode.DATA_LOSS, f"the record of the job was damaged: {damage(row)}"
+    )
+    return replace(
+        whole,
+        state=FAILED,
+        reason=error.message,
+        ended_s=time.time(),
+        error_code=error.code.value[0],
+        error=error.packed(),
+    )
 
 
 def _faults(row: JobRow) -> dict[str, str]:

@@ -131,6 +131,13 @@ COLUMNS = {item.name: _TYPES[str(item.type)] for item in _FIELDS}
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM jobs"
 INSERT = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 FIXED = ("id", "last_sequence")
+TABLES = {
+    "jobs": tuple(COLUMNS),
+    "events": ("job", "sequence", "time_s", "payload"),
+    "aliases": ("model", "alias", "version"),
+    "corpora": ("sha256", "size", "used_s"),
+}
+"""The columns of every table, in their order."""
 
 UPGRADES = {
     1: f"ALTER TABLE jobs ADD init_from_version INTEGER NOT NULL DEFAULT {UNKNOWN_VERSION}",

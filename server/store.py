@@ -45,6 +45,8 @@ __all__ = ["HASH_FILE", "MODEL_FILE", "Description", "Store", "StoreError", "Sto
 logger = logging.getLogger(__name__)
 
 DATABASE_FILE = "treadle.db"
+REPAIRED_FILE = "treadle.db.repaired"
+"""A database that a repair has made, and is about to put in the place of the damaged one."""
 
 CLAIMS = 20
 """How often one model is claimed whose version is deleted, or taken by hand, meanwhile."""
@@ -82,8 +84,10 @@ class Store(Shelf):
                 for place in self._jobs.iterdir():  # no process writes there yet
                     if not place.is_symlink():
                         remove_leftovers(place)
+                _check_repaired(root)
                 database = Database(root / DATABASE_FILE)
                 opened.callback(database.close)
+                database.check_structure()
                 super().__init__(models, database)
                 self.observed_time = ObservedTime(root / CLOCK_FILE, database.newest_s())
                 self.corpora = Corpora(root, self._tmp, database, self.space)
@@ -296,6 +300,19 @@ class Store(Shelf):
 
     def _tmp_name(self, kind: str) -> Path:
         return self._tmp / f"{kind}-{secrets.token_hex(8)}"
+
+
+def _check_repaired(root: Path) -> None:
+    """Checks that no repair of the database was cut off.
+
+    Raises:
+        StoreError: One was.
+    """
+    if (root / REPAIRED_FILE).exists():
+        raise StoreError(
+            f"a repair of the database in {root} was cut off: run treadle-server --fsck --repair "
+            f"--data-dir {root} once more"
+        )
 
 
 def _made(folder: Path) -> bool:

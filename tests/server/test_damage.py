@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -252,17 +253,25 @@ def test_a_damaged_field_that_a_job_can_do_without_is_emptied() -> None:
         {"progress": b"\xff"},
         {"restarts": -1},
         {"started_s": 1e300},
+        {"queued_s": 1e300},
     ]
     for changes in can_do_without:
         row = job_row("j", state="succeeded", reason="it ended", **changes)
         assert damage(row)
-        assert without_damage(row) == whole
+        mended = without_damage(row)
+        assert mended is not None
+        assert replace(mended, queued_s=whole.queued_s) == whole
     needs: list[dict[str, Any]] = [
         {"spec": b"\xff"},
         {"state": "x"},
         {"files": "x"},
-        {"queued_s": 1e300},
+        {"last_sequence": -1},
     ]
     for changes in needs:
-        assert without_damage(job_row("j", **changes)) is None
+        failed = without_damage(job_row("j", **changes))
+        assert failed is not None
+        assert not damage(failed)
+        assert failed.state == "failed"
+        assert "was damaged" in failed.reason
+    assert without_damage(job_row("")) is None
     assert set(COLUMNS) >= {"spec", "state", "files"}
