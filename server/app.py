@@ -181,7 +181,7 @@ class App:
         )
         self._house: asyncio.Task[None] | None = None
         self._memory_return: MemoryReturn | None = None
-        self._boundary = Boundary(SERVICE, budget)
+        self._boundary = Boundary(SERVICE, budget, config.max_message_bytes)
         self._health = health.aio.HealthServicer()
         self._server = aio.server(interceptors=[self._boundary], options=_options(config))
         service = SequenceService(

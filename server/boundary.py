@@ -21,6 +21,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc import aio
 
 from treadle.server import repeated_limits
+from treadle.server.arrivals import Arrivals
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.memory_budget import MemoryBudget, Reservation
 
@@ -47,11 +48,16 @@ class Boundary(aio.ServerInterceptor):
     Args:
         service: Full name of the service, such as `treadle.v1.SequenceService`.
         budget: Holds the bytes of requests that are worked off and of replies that are unread.
-        write_s: Seconds that a client may take to make room for a reply.
+        max_message_bytes: The largest request.
+        write_s: Seconds that a client may take to make room for a reply, or to send its request
+            where there is one.
     """
 
-    def __init__(self, service: str, budget: MemoryBudget, write_s: float = 60.0) -> None:
+    def __init__(
+        self, service: str, budget: MemoryBudget, max_message_bytes: int, write_s: float = 60.0
+    ) -> None:
         self._budget = budget
+        self._arrivals = Arrivals(max_message_bytes, write_s)
         self._write_s = write_s
         self._prefix = f"/{service}/"
         self._methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name
@@ -93,33 +99,43 @@ class Boundary(aio.ServerInterceptor):
         parse = _Parser(handler.request_deserializer, self._methods[name].input_type)
         # Messages come and go as bytes, to be parsed under the guard and counted: gRPC itself would
         # answer what it cannot parse with UNKNOWN and the exception's text.
-        write: Any = handler.response_serializer
+        replies: Any
         if handler.stream_stream is not None:
-            wrapped = self._stream(handler.stream_stream, name, parse.all, write)
-            return grpc.stream_stream_rpc_method_handler(wrapped)
-        # To a client one reply is one reply. As the only one of a stream it is written here: gRPC
-        # would keep it for a client that does not read, and nobody would know.
-        replies = handler.unary_stream or _stream_of(handler.unary_unary)
-        wrapped = self._stream(replies, name, parse.one, write)
-        return grpc.unary_stream_rpc_method_handler(wrapped)
+            replies = handler.stream_stream
 
-    def _stream(
+            async def read(stream: Any, context: Context, held: Reservation) -> Any:
+                return parse.all(stream, held)
+
+        else:
+            # To a client one message is one message. As the only one of a stream it is read and
+            # written here: gRPC would keep half a request of a client that sends no more, and a
+            # reply for one that does not read, and nobody would know.
+            replies = handler.unary_stream or _stream_of(handler.unary_unary)
+
+            async def read(stream: Any, context: Context, held: Reservation) -> Any:
+                return parse.one(await self._arrivals.read(context, held), held)
+
+        wrapped = self._wrapped(replies, name, read, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(wrapped)
+
+    def _wrapped(
         self,
         method: Any,
         name: str,
-        read: Callable[[Any, Reservation], Any],
-        serialize: Callable[[Any], bytes],
+        read: Callable[[Any, Context, Reservation], Awaitable[Any]],
+        serialize: Any,
     ) -> Any:
         # The replies are written here rather than yielded on to gRPC: when a call is cancelled,
         # gRPC drops a generator wherever it stands, and its clean-up would wait for the
         # garbage collector.
-        async def call(request: Any, context: Context) -> None:
+        async def call(stream: Any, context: Context) -> None:
             async with self._guard(context, name) as task:
                 with (
                     self._budget.reserve(0, "requests") as asked,
                     self._budget.reserve(0, "replies that are not read yet") as unread,
                 ):
-                    async with aclosing(method(read(request, asked), context)) as replies:
+                    requests = await read(stream, context, asked)
+                    async with aclosing(method(requests, context)) as replies:
                         async for reply in replies:
                             data = serialize(reply)
                             del reply  # while the next one is waited for, neither is kept

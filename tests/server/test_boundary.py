@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc import aio
 
-from treadle.server import boundary
+from treadle.server import arrivals, boundary
 from treadle.server.boundary import Boundary, Context
 from treadle.server.errors import not_found
 from treadle.server.memory_budget import MemoryBudget
@@ -64,7 +64,7 @@ class Place:
 
     def __init__(self, budget: int = 1 << 30, write_s: float = 60.0) -> None:
         self.budget = MemoryBudget(budget)
-        self.boundary = Boundary(SERVICE, self.budget, write_s)
+        self.boundary = Boundary(SERVICE, self.budget, 1 << 22, write_s)
         self.talker = Talker()  # type: ignore[abstract]  # these methods are enough
 
     async def __aenter__(self) -> Place:
@@ -130,8 +130,16 @@ def _frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
     return len(body).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + body
 
 
-def _call_without_room(path: str, request: bytes) -> bytes:
-    """Returns a call in HTTP/2 (RFC 9113) whose client has room for no byte of a reply."""
+def _call(method: str, request: bytes, size: int | None = None, window: int = 0) -> bytes:
+    """Returns a call in HTTP/2 (RFC 9113).
+
+    Args:
+        method: Its name.
+        request: The bytes of its request that are sent.
+        size: Those that it has; None: it is whole.
+        window: The room for a reply.
+    """
+    path = f"/{SERVICE}/{method}"
     headers = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "a"}
     headers |= {"content-type": "application/grpc", "te": "trailers"}
     fields = b"".join(
@@ -139,18 +147,16 @@ def _call_without_room(path: str, request: bytes) -> bytes:
         b"\0" + bytes([len(name)]) + name.encode() + bytes([len(text)]) + text.encode()
         for name, text in headers.items()
     )
-    no_window = (4).to_bytes(2) + (0).to_bytes(4)
-    message = b"\0" + len(request).to_bytes(4) + request
+    message = b"\0" + (size or len(request)).to_bytes(4) + request
     return (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-        + _frame(4, 0, 0, no_window)
+        + _frame(4, 0, 0, (4).to_bytes(2) + window.to_bytes(4))
         + _frame(1, 4, 1, fields)  # the headers end here,
-        + _frame(0, 1, 1, message)  # and the stream of requests
+        + _frame(0, size is None, 1, message)  # and the stream of requests
     )
 
 
 def test_one_reply_that_is_not_read_is_counted_and_given_up() -> None:
-    path = f"/{SERVICE}/GetModel"
     request = pb.GetModelRequest(model="large").SerializeToString()
 
     async def run() -> None:
@@ -158,7 +164,7 @@ def test_one_reply_that_is_not_read_is_counted_and_given_up() -> None:
             callers = []
             for _ in range(5):
                 reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
-                writer.write(_call_without_room(path, request))
+                writer.write(_call("GetModel", request))
                 callers.append((reader, writer))
             await until(lambda: place.budget.used >= 5 * 2 * LARGE)
             assert place.talker.asked == 5
@@ -230,5 +236,46 @@ def test_a_large_message_of_a_stream_waits_for_room() -> None:
             reply: Any = await call.read()
             assert reply.piece.token_count == 20_000
             call.cancel()
+
+    within_reason(run())
+
+
+def test_half_a_request_is_counted_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "_AT_ONCE_S", 0.05)
+    whole = pb.GetModelRequest(model="small").SerializeToString()
+
+    async def run() -> None:
+        async with Place(20 << 20, write_s=1.0) as place:
+            callers = []
+            for method in ("GetModel", "Generate") * 4:
+                reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
+                writer.write(_call(method, whole, size=1 << 20, window=1 << 16))
+                callers.append((reader, writer))
+            # Four fit, and the others are refused.
+            await until(lambda: place.budget.used == 4 << 22)
+            assert len(place.boundary._arrivals._arriving) == 4
+            assert await place.model("small")
+            await until(lambda: place.budget.used == 0)
+            assert place.talker.asked == 1
+            answers = []
+            for reader, writer in callers:
+                writer.write_eof()
+                answers.append(await reader.read())
+                writer.close()
+                await writer.wait_closed()
+            late = [b"did not arrive within 1 seconds" in answer for answer in answers]
+            full = [b"memory for requests" in answer for answer in answers]
+            assert (sum(late), sum(full)) == (4, 4)
+
+    within_reason(run())
+
+
+def test_a_call_without_a_request_is_invalid() -> None:
+    async def run() -> None:
+        async with Place() as place:
+            method: Any = place._channel.stream_unary(f"/{SERVICE}/GetModel")
+            with pytest.raises(aio.AioRpcError) as caught:
+                await method(iter(()), timeout=PATIENCE_S)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
     within_reason(run())
