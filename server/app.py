@@ -157,6 +157,7 @@ class App:
             budget,
             max_new_tokens_limit=config.max_new_tokens_limit,
             max_call_s=config.max_call_s,
+            max_message_bytes=config.max_message_bytes,
             state_key=key,
         )
         scoring = ScoringRoom(

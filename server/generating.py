@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from functools import partial
 
 import grpc
 import numpy as np
@@ -44,6 +43,9 @@ _ECHO_BYTES = 1 << 18
 _HEAVY = 200
 """Tokens and alternatives of a message from which it is written away from the event loop."""
 
+_HEAVY_TEXT = 1 << 16
+"""Characters of the same."""
+
 _UNCOUNTED_STEPS = 16
 """Steps of a beam search after which what it keeps is counted again."""
 
@@ -58,6 +60,7 @@ class GeneratingRoom:
         budget: Holds the bytes that are kept for callers.
         max_new_tokens_limit: The most tokens of one generation.
         max_call_s: Seconds after which texts end.
+        max_message_bytes: The largest reply.
         state_key: Authenticates states; empty: they are not.
     """
 
@@ -70,6 +73,7 @@ class GeneratingRoom:
         *,
         max_new_tokens_limit: int,
         max_call_s: float,
+        max_message_bytes: int,
         state_key: bytes,
     ) -> None:
         self._sources = sources
@@ -80,6 +84,7 @@ class GeneratingRoom:
         self._regexes = Regexes(budget)
         self._max_new_tokens_limit = max_new_tokens_limit
         self._max_call_s = max_call_s
+        self._reply_bytes = min(records.MAX_REPLY_BYTES, max_message_bytes // 2)
         self._state_key = state_key
 
     async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
@@ -94,7 +99,10 @@ class GeneratingRoom:
         with self._load.calls.admit(), self._load.sessions.admit(texts):
             source = await self._find(request, deadline)
             caller = self._scheduler.caller()
-            call = _Call(request, sampling, source, self._state_key, caller, deadline, self._budget)
+            call = _Call(
+                request, sampling, source, self._state_key, caller, deadline, self._budget,
+                self._reply_bytes,
+            )  # fmt: skip
             outlet = Outlet(unread_bytes(texts))
             try:
                 await call.prepare(self._regexes)
@@ -111,8 +119,13 @@ class GeneratingRoom:
                 self._batcher.begin(source.model, call.sessions, outlet)
                 async with aclosing(outlet.read(len(call.sessions))) as batches:
                     async for index, pieces in batches:
-                        for reply in await call.replies(index, pieces):
-                            yield reply
+                        if not call.is_heavy(pieces):
+                            for reply in call.light_replies(index, pieces):
+                                yield reply
+                            continue
+                        async with aclosing(call.heavy_replies(index, pieces)) as replies:
+                            async for reply in replies:
+                                yield reply
             except ModelError as error:
                 raise from_model(error, field="prompt") from error
             finally:
@@ -143,7 +156,9 @@ class _Call:
         caller: Caller,
         deadline: Deadline,
         budget: MemoryBudget,
+        reply_bytes: int,
     ) -> None:
+        self._reply_bytes = reply_bytes
         self._request = request
         self._sampling = sampling
         self._source = source
@@ -233,7 +248,7 @@ class _Call:
             if piece is not None:
                 texts.append(piece.text)
                 size += len(piece.text) + records.add_tokens(reply, piece.tokens)
-            if size < _ECHO_BYTES:
+            if size < min(_ECHO_BYTES, self._reply_bytes):
                 yield None
                 continue
             reply.text = "".join(texts)
@@ -247,15 +262,16 @@ class _Call:
         """Yields the end of every text where the time ended before the prompt was read."""
         for index in range(self._texts):
             piece = self._preparation.unread(index)
-            yield from records.generated([piece], self._source, index)
+            yield from self.light_replies(index, [piece])
 
     async def search(self) -> AsyncIterator[pb.GenerateResponse]:
         """Yields the likeliest texts that a beam search finds, best first."""
         found: list[Piece] = []
         await run_steps(self._caller, self._search(found))
         for index, piece in enumerate(found):
-            for reply in await self.replies(index, [piece]):
-                yield reply
+            async with aclosing(self.heavy_replies(index, [piece])) as replies:
+                async for reply in replies:
+                    yield reply
 
     def _search(self, found: list[Piece]) -> Iterator[None]:
         """Searches in short steps; puts what it finds into `found`."""
@@ -273,21 +289,32 @@ class _Call:
             found.append(self._preparation.found(one, self._wanted))
             yield
 
-    async def replies(self, index: int, pieces: list[Piece]) -> list[pb.GenerateResponse]:
-        """Returns the replies for consecutive pieces of a text: one, or more where it is large."""
+    def is_heavy(self, pieces: list[Piece]) -> bool:
+        """Returns whether to write pieces takes longer than the event loop has for it."""
         result = pieces[-1].result
-        work = partial(self._replies, index, pieces)
         told = result is not None and (result.state is not None or self._request.novelty)
-        if told or sum(piece.weight for piece in pieces) > _HEAVY:
-            return await self._caller.run(lambda _: work())
-        return work()
+        size = sum(len(piece.text) for piece in pieces)
+        return told or size > _HEAVY_TEXT or sum(piece.weight for piece in pieces) > _HEAVY
 
-    def _replies(self, index: int, pieces: list[Piece]) -> list[pb.GenerateResponse]:
-        replies = [*records.generated(pieces, self._source, index)]
+    def light_replies(self, index: int, pieces: list[Piece]) -> list[pb.GenerateResponse]:
+        """Returns the replies for consecutive pieces of a text that are not heavy."""
+        return [reply for reply in self._replies(index, pieces) if reply is not None]
+
+    async def heavy_replies(
+        self, index: int, pieces: list[Piece]
+    ) -> AsyncGenerator[pb.GenerateResponse]:
+        """Yields the replies for pieces that are heavy, each written when the last one is sent."""
+        async with aclosing(made(self._caller, self._replies(index, pieces))) as replies:
+            async for reply in replies:
+                yield reply
+
+    def _replies(self, index: int, pieces: list[Piece]) -> Iterator[pb.GenerateResponse | None]:
+        """Writes replies for consecutive pieces of a text, in short steps."""
         result = pieces[-1].result
-        if result is not None:
-            self._complete(replies[-1].result, result)
-        return replies
+        for reply in records.generated(pieces, self._source, index, self._reply_bytes):
+            if reply is not None and reply.HasField("result") and result is not None:
+                self._complete(reply.result, result)
+            yield reply
 
     def _complete(self, reply: pb.GenerateResult, result: GenerateResult) -> None:
         """Adds state and novelty to the end of a text."""

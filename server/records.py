@@ -29,8 +29,11 @@ _NAME_BYTES = 100
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, DecodeError)
 """What comes of describing what is stored where that is damaged."""
 
-_TOKENS = 16
-"""Tokens after which their bytes are looked at."""
+_TOKENS = 64
+"""Tokens and alternatives after which their bytes are looked at."""
+
+_CHARACTERS = 1 << 14
+"""The same of a text."""
 
 
 def spec(name: str, config: TrainConfig, asked: pb.TrainSpec | None = None) -> pb.TrainSpec:
@@ -216,23 +219,37 @@ def token(score: TokenScore) -> pb.Token:
     return message
 
 
-def generated(pieces: Sequence[Piece], source: Source, index: int) -> Iterator[pb.GenerateResponse]:
-    """Yields the replies for consecutive pieces of text `index`; their state is not in them.
+def generated(
+    pieces: Sequence[Piece], source: Source, index: int, most: int = MAX_REPLY_BYTES
+) -> Iterator[pb.GenerateResponse | None]:
+    """Yields the replies for consecutive pieces of text `index`, in short steps.
 
-    Only where the pieces take more than about MAX_REPLY_BYTES are there several.
+    The last reply has the text's result where there is one, but for its state.
+
+    Args:
+        pieces: The pieces.
+        source: The model.
+        index: Which text it is.
+        most: About how many bytes of text and tokens a reply may have.
+
+    Yields:
+        A reply, or None after a step that has completed none.
     """
     reply, size = pb.GenerateResponse(index=index), 0
     texts: list[str] = []
-    for piece in pieces:
-        texts.append(piece.text)
-        size += len(piece.text)
-        for start in range(0, len(piece.tokens), _TOKENS):
-            size += add_tokens(reply, piece.tokens[start : start + _TOKENS])
-            if size > MAX_REPLY_BYTES:
-                reply.text = "".join(texts)
-                yield reply
-                reply, size = pb.GenerateResponse(index=index), 0
-                texts.clear()
+    for part in _parts(pieces):
+        if isinstance(part, str):
+            texts.append(part)
+            size += len(part.encode())
+        else:
+            size += add_tokens(reply, part)
+        if size <= most:
+            yield None
+            continue
+        reply.text = "".join(texts)
+        yield reply
+        reply, size = pb.GenerateResponse(index=index), 0
+        texts.clear()
     reply.text = "".join(texts)
     result = pieces[-1].result
     if result is not None:
@@ -241,6 +258,17 @@ def generated(pieces: Sequence[Piece], source: Source, index: int) -> Iterator[p
         fill(reply.result, values)
         reply.result.SetInParent()
     yield reply
+
+
+def _parts(pieces: Sequence[Piece]) -> Iterator[str | Sequence[TokenScore]]:
+    """Yields short parts of the texts of pieces, and some of their tokens, in their order."""
+    for piece in pieces:
+        for start in range(0, len(piece.text), _CHARACTERS):
+            yield piece.text[start : start + _CHARACTERS]
+        others = len(piece.tokens[-1].alternatives) if piece.tokens else 0
+        step = max(1, _TOKENS // (1 + others))
+        for start in range(0, len(piece.tokens), step):
+            yield piece.tokens[start : start + step]
 
 
 def add_tokens(

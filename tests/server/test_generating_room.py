@@ -58,7 +58,14 @@ def room(budget: MemoryBudget) -> Iterator[GeneratingRoom]:
     load = Load(Admission(9, "calls"), Admission(999, "texts"), streams, streams)
     sources: Any = Sources()
     yield GeneratingRoom(
-        sources, load, scheduler, budget, max_new_tokens_limit=1000, max_call_s=3600, state_key=b""
+        sources,
+        load,
+        scheduler,
+        budget,
+        max_new_tokens_limit=1000,
+        max_call_s=3600,
+        max_message_bytes=4 << 20,
+        state_key=b"",
     )
     assert (load.calls.running, load.sessions.running, budget.used) == (0, 0, 0)
     scheduler.close()
@@ -251,14 +258,27 @@ def test_large_replies_are_written_away_from_the_event_loop(
     assert max(loop, default=0) <= generating._HEAVY
 
 
-def test_a_reply_is_cut_where_it_gets_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MAX_REPLY_BYTES", 2000)
+def test_a_long_text_comes_in_several_replies() -> None:
+    """A token may stand for many characters, and a search gives all of its text at once."""
+    text = "aé" * 100_000
+    pieces = [Piece(text, (), None)]
+    most = 1 << 16
+    steps = list(records.generated(pieces, Source(MODEL), 0, most))
+    replies = [reply for reply in steps if reply is not None]
+    assert "".join(reply.text for reply in replies) == text
+    assert len(replies) > 3
+    assert max(reply.ByteSize() for reply in replies) <= 2 * most
+
+
+def test_a_reply_is_cut_where_it_gets_too_large() -> None:
     others = tuple(Alternative(1, "b" * 20, -1.0) for _ in range(5))
     pieces = [
         Piece(f"{number} ", (TokenScore(1, "b", -1.0, 1, others),) * 40, None)
         for number in range(5)
     ]
-    replies = list(records.generated(pieces, Source(MODEL), 7))
+    steps = list(records.generated(pieces, Source(MODEL), 7, 2000))
+    replies = [reply for reply in steps if reply is not None]
+    assert len(steps) > len(replies)
     assert len(replies) > 5
     assert all(reply.ByteSize() < 2000 + 16 * 300 for reply in replies)
     assert "".join(reply.text for reply in replies) == "0 1 2 3 4 "
