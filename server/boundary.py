@@ -139,7 +139,8 @@ class Boundary(aio.ServerInterceptor):
                         async for reply in replies:
                             data = serialize(reply)
                             del reply  # while the next one is waited for, neither is kept
-                            await unread.resize_patiently(_reply_bytes(data), _PATIENCE_S)
+                            size = _reply_bytes(data)
+                            await unread.resize_patiently(size, _PATIENCE_S, kept=size)
                             await self._write(context, data, task)
                             del data
 
@@ -226,7 +227,9 @@ class _Parser:
     async def all(self, stream: AsyncIterator[bytes], held: Reservation) -> AsyncIterator[Any]:
         """Yields the requests of a stream, each held until the next one is asked for; see `one`."""
         async for data in stream:
-            await held.resize_patiently(_request_bytes(data), _PATIENCE_S)
+            # Beside these bytes gRPC may have those of the next request already.
+            kept = 2 * len(data)
+            await held.resize_patiently(_request_bytes(data), _PATIENCE_S, kept)
             # Whoever works a request off says how long it is kept, and its bytes are not.
             requests = [self._request(data)]
             del data

@@ -30,6 +30,10 @@ _SPARE_PART = 8
 out ordinary ones."""
 
 
+_WAITING_PART = 4
+"""This part of the limit may be kept by those that wait for room, beside what is held."""
+
+
 class Reservation:
     """Bytes held in a budget, until `release` or the end of a `with` block.
 
@@ -56,22 +60,36 @@ class Reservation:
         """
         self._budget._change(self, size, self._what)
 
-    async def resize_patiently(self, size: int, patience_s: float) -> None:
+    async def resize_patiently(self, size: int, patience_s: float, kept: int = 0) -> None:
         """Does what `resize` does, as soon as there is room for it.
+
+        Args:
+            size: Bytes to hold.
+            patience_s: Seconds that it may wait.
+            kept: Bytes that are kept, and held nowhere, while it waits. All that wait may keep a
+                quarter of the limit; those beyond do not wait.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED: it never fits, or there was no room for so long.
         """
-        until = time.monotonic() + patience_s
-        while True:
-            try:
-                self.resize(size)
-            except StatusError as refused:
-                if not refused.details or time.monotonic() >= until:
-                    raise
-            else:
-                return
-            await asyncio.sleep(_LOOK_S)
+        budget, until = self._budget, time.monotonic() + patience_s
+        waiting = 0
+        try:
+            while True:
+                try:
+                    self.resize(size)
+                except StatusError as refused:
+                    if not refused.details or time.monotonic() >= until:
+                        raise
+                    if not waiting and (budget.waiting + kept) * _WAITING_PART > budget.limit:
+                        raise
+                else:
+                    return
+                budget.waiting += kept - waiting
+                waiting = kept
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            budget.waiting -= waiting
 
     def release(self) -> None:
         """Holds nothing any more; may be called again."""
@@ -101,6 +119,8 @@ class MemoryBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         """Bytes that may be held at once."""
+        self.waiting = 0
+        """Bytes that are kept by those that wait for room; changed in one thread only."""
         self._used = 0
         # The collector may end something that holds bytes in the thread that is at it here.
         self._lock = threading.RLock()

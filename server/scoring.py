@@ -18,12 +18,11 @@ from treadle.server.admission import Load
 from treadle.server.call_deadline import work_within
 from treadle.server.convert_scoring import Scoring
 from treadle.server.errors import StatusError, from_model, invalid
-from treadle.server.loaded import Source
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.reply_growth import TAG_BYTES, ReplyGrowth
 from treadle.server.scheduler import Caller, Scheduler
 from treadle.server.score_streaming import Stream
-from treadle.server.scoring_bytes import embed_bytes, score_bytes, stream_bytes
+from treadle.server.scoring_bytes import embed_bytes, score_bytes, stream_bytes, vector_bytes
 from treadle.server.sources import Sources
 from treadle.server.states import given_state
 from treadle.server.stream_places import Openings
@@ -156,24 +155,15 @@ class ScoringRoom:
             async with work_within(self._max_call_s, _FEWER):
                 source = await self._sources.find(request)
                 reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
-                self._check_size(source, request)
-                size = embed_bytes(request, source.model.parameters.shape)
+                shape = source.model.parameters.shape
+                vectors = vector_bytes(request, shape)
+                if vectors > self._max_message_bytes:  # before any is made
+                    raise invalid([("texts", _TOO_LARGE + "ask for fewer texts at once")])
+                size = vectors + embed_bytes(request, shape)
                 with self._budget.reserve(size, "embeddings"):
                     steps = _embed(source.model, request, policy, reply)
                     await run_steps(self._scheduler.caller(), steps)
                 return reply
-
-    def _check_size(self, source: Source, request: pb.EmbedRequest) -> None:
-        """Refuses texts whose vectors do not fit in a reply, before any is made."""
-        shape = source.model.parameters.shape
-        numbers = shape.H * (shape.L if request.all_layers else 1)
-        size = len(request.texts) * (4 * numbers + _EMBEDDING_BYTES) + _EMBEDDING_BYTES
-        if size > self._max_message_bytes:
-            raise invalid([("texts", _TOO_LARGE + "ask for fewer texts at once")])
-
-
-_EMBEDDING_BYTES = 32
-"""What an Embedding has beside its numbers, and the reply beside its embeddings, at most."""
 
 
 _FEWER = "send fewer or shorter texts"

@@ -12,6 +12,9 @@ _CONTEXT = 8
 _TEXT = 16
 """Bytes a character of a text: the same, and its tokens' log-probabilities, in parts and joined."""
 
+_EMBEDDING = 32
+"""What an Embedding has beside its numbers, and the reply beside its embeddings, at most."""
+
 
 def score_bytes(request: pb.ScoreRequest, shape: Shape) -> int:
     """Returns what a Score call takes, in bytes; its texts are scored one after the other."""
@@ -24,6 +27,12 @@ def stream_bytes(spec: pb.ScoreStreamSpec, shape: Shape) -> int:
     return scorer_bytes(shape) + _CONTEXT * len(spec.context)
 
 
+def vector_bytes(request: pb.EmbedRequest, shape: Shape) -> int:
+    """Returns what the reply of an Embed call takes on the wire and in memory, in bytes."""
+    numbers = shape.H * (shape.L if request.all_layers else 1)
+    return len(request.texts) * (4 * numbers + _EMBEDDING) + _EMBEDDING
+
+
 def embed_bytes(request: pb.EmbedRequest, shape: Shape) -> int:
-    """Returns what an Embed call takes, in bytes; its texts are read one after the other."""
+    """Returns what an Embed call takes beside its reply; its texts are read one by one."""
     return scorer_bytes(shape) + _TEXT * max(map(len, request.texts), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from contextlib import suppress
 
@@ -10,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.server.errors import StatusError
-from treadle.server.memory_budget import MemoryBudget
+from treadle.server.memory_budget import MemoryBudget, Reservation
 
 
 def test_bytes_are_held_until_the_block_ends() -> None:
@@ -110,3 +111,31 @@ def test_many_threads_leave_nothing_behind() -> None:
     for thread in threads:
         thread.join()
     assert budget.used == 0
+
+
+def test_those_that_wait_for_room_keep_no_more_than_a_part_of_the_limit() -> None:
+    async def scenario() -> None:
+        budget = MemoryBudget(1000)
+        full = budget.reserve(800, "requests")
+        waiting = [budget.reserve(0, "requests") for _ in range(3)]
+
+        async def wait(held: Reservation, kept: int) -> None:
+            await held.resize_patiently(100, 60.0, kept)
+
+        first = asyncio.create_task(wait(waiting[0], 200))
+        await asyncio.sleep(0)
+        assert budget.waiting == 200
+        with pytest.raises(StatusError):
+            await wait(waiting[1], 51)
+        second = asyncio.create_task(wait(waiting[2], 50))
+        await asyncio.sleep(0)
+        assert budget.waiting == 250
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert budget.waiting == 200
+        full.release()
+        await asyncio.wait_for(first, 60)
+        assert (budget.waiting, budget.used) == (0, 100)
+
+    asyncio.run(scenario())
