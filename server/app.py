@@ -46,6 +46,7 @@ from treadle.server.learning import LearningRoom
 from treadle.server.loaded import LoadedModels
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.memory_return import MemoryReturn
+from treadle.server.model_limits import ModelLimits
 from treadle.server.reflection import add_reflection
 from treadle.server.scheduler import Scheduler
 from treadle.server.scoring import ScoringRoom
@@ -87,7 +88,11 @@ class App:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         key = config.state_key_bytes()
-        self._store = Store(config.data_dir, config.min_free_bytes)
+        self._store = Store(
+            config.data_dir,
+            config.min_free_bytes,
+            ModelLimits(config.model_limit, config.version_limit, config.alias_limit),
+        )
         self._warming = Warming()
         self._workers = Workers(config.standby_workers)
         training_bytes = config.training_bytes()

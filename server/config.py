@@ -133,6 +133,12 @@ class ServerConfig:
     """How often in a row a job goes on after its process died without a new checkpoint."""
     min_free_bytes: int = field(default=64 << 20, metadata=_range(0, _BYTES))
     """Bytes to leave free on the data directory's disk: below, jobs pause and uploads end."""
+    model_limit: int = field(default=100_000, metadata=_range(1, _COUNT))
+    """Models that there may be; a new one is refused."""
+    version_limit: int = field(default=10_000, metadata=_range(1, _COUNT))
+    """Versions that a model may have, those of unfinished jobs included; a new one is refused."""
+    alias_limit: int = field(default=100, metadata=_range(1, _COUNT))
+    """Aliases that a model may have; a new one is refused."""
     job_retention_s: float = field(default=30 * 86_400.0, metadata=_range(0, _SECONDS))
     """Seconds that a job which is over is remembered, with its own weights; 0: for ever."""
     corpus_retention_s: float = field(default=7 * 86_400.0, metadata=_range(0, _SECONDS))

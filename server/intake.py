@@ -72,7 +72,7 @@ class Intake:
         spec.CopyFrom(asked)
         base, spec.init_from_version = await self._base(spec)
         config = convert.training_order(spec, self._training_bytes, await self._beginning(base))
-        await pools.ROWS.run(self._store.check_free, spec.model)
+        await pools.ROWS.run(self._store.check_new, spec.model, "", self._jobs.book.models())
         with self._jobs.admit():
             stored = UploadFiles(self._store.corpora)
             try:

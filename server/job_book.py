@@ -55,6 +55,10 @@ class JobBook:
         self._turnstile = Turnstile(_AT_ONCE)
         closing.add_done_callback(self._wake_watchers)
 
+    def models(self) -> list[str]:
+        """Returns the models that jobs are to make which are not over, one for each job."""
+        return [job.row.model for job in self.live.values()]
+
     async def find(self, job: str, wish: str) -> Job:
         """Returns a job that is not over.
 

@@ -125,7 +125,7 @@ class LearningRoom:
         try:
             names = convert_learning.publication(request, default_name)
             if request.validate_only:
-                await pools.STORE.run(self._store.check_free, names.name)
+                await pools.STORE.run(self._store.check_new, names.name, names.alias)
                 session.published(pb.Model(name=names.name))
                 return
             session.published(await self._publish(session, names))
@@ -142,7 +142,7 @@ class LearningRoom:
 
         Where that version is deleted before it can be described, it is stored as another one.
         """
-        self._store.check_free(names.name)
+        self._store.check_new(names.name, names.alias)
         for left in reversed(range(CLAIMS)):
             try:
                 return self._store_once(session, names)

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -19,6 +19,13 @@ from treadle.server import aliases, versions
 from treadle.server.convert import NAME
 from treadle.server.database import Database
 from treadle.server.errors import StatusError, not_found, shorten
+from treadle.server.model_limits import (
+    DEFAULT_LIMITS,
+    ModelLimits,
+    too_many_aliases,
+    too_many_models,
+    too_many_versions,
+)
 from treadle.server.open_files import is_out_of_files
 from treadle.server.version_index import VersionIndex
 from treadle.server.versions import MODEL_FILE, Description, StoredModel
@@ -37,10 +44,14 @@ class Shelf:
     Args:
         models: Their directory.
         database: Where their aliases are.
+        limits: How many there may be.
     """
 
-    def __init__(self, models: Path, database: Database) -> None:
+    def __init__(
+        self, models: Path, database: Database, limits: ModelLimits = DEFAULT_LIMITS
+    ) -> None:
         self._models = models
+        self._limits = limits
         self.database = database
         """Jobs, events, aliases and corpora."""
         # Names and versions change under this lock only.
@@ -64,6 +75,32 @@ class Shelf:
         if home.exists() and not home.is_dir():
             message = f"the server cannot store model {name!r}: a file has the name of its folder"
             raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+    def check_new(self, name: str, alias: str = "", coming: Sequence[str] = ()) -> None:
+        """Checks that there may be one more version of a model, and one with an alias.
+
+        Args:
+            name: The model.
+            alias: The alias; empty: none.
+            coming: The models of which others are about to store a version each.
+
+        Raises:
+            StatusError: FAILED_PRECONDITION.
+            OSError: The disk failed.
+            DatabaseError: The database failed.
+        """
+        self.check_free(name)
+        ahead = coming.count(name)
+        count = len(self._index.numbers(name))
+        if count + ahead >= self._limits.versions:
+            raise too_many_versions(name, count, ahead)
+        if not count and not ahead:
+            models = len(os.listdir(self._models))
+            new = sum(not self._is_there(other) for other in {*coming, name})
+            if not self._is_there(name) and models + new > self._limits.models:
+                raise too_many_models(models)
+        if alias:
+            self._check_alias(name, alias)
 
     def versions(self, name: str) -> list[int]:
         """Returns a model's versions, oldest first; none where there is no such model."""
@@ -108,16 +145,27 @@ class Shelf:
         """Gives a version, by default the newest, a name, and takes it from any other.
 
         Raises:
-            StatusError: NOT_FOUND; INVALID_ARGUMENT for what cannot be an alias.
+            StatusError: NOT_FOUND; INVALID_ARGUMENT for what cannot be an alias;
+                FAILED_PRECONDITION where the model has too many.
             OSError: The disk is full.
             DatabaseError: The database failed.
         """
         aliases.check(alias)
         with self._changing:
             model = self.find(name, version)
+            self._check_alias(model.name, alias)
             with self._renaming(model.name):
                 self.database.set_alias(model.name, alias, model.version)
         return model
+
+    def _check_alias(self, name: str, alias: str) -> None:
+        """Refuses a new alias where a model has as many as it may."""
+        known = self.database.aliases(name)
+        if alias not in known and len(known) >= self._limits.aliases:
+            raise too_many_aliases(name, len(known))
+
+    def _is_there(self, name: str) -> bool:
+        return (self._models / name).exists()
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Takes a name away from the version that has it.

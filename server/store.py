@@ -36,6 +36,7 @@ from treadle.server.corpora import Corpora
 from treadle.server.database import Database, DatabaseError
 from treadle.server.disk import DiskSpace, StoreError
 from treadle.server.errors import StatusError, not_found, precondition
+from treadle.server.model_limits import DEFAULT_LIMITS, ModelLimits
 from treadle.server.observed_time import ObservedTime
 from treadle.server.shelf import Shelf
 from treadle.server.versions import HASH_FILE, MODEL_FILE, Description, StoredModel
@@ -59,12 +60,15 @@ class Store(Shelf):
     Args:
         root: The data directory; made if it is missing.
         min_free_bytes: Bytes of its disk to leave free.
+        limits: How many models there may be.
 
     Raises:
         StoreError: Another server uses the directory, or it cannot be written.
     """
 
-    def __init__(self, root: Path, min_free_bytes: int = 0) -> None:
+    def __init__(
+        self, root: Path, min_free_bytes: int = 0, limits: ModelLimits = DEFAULT_LIMITS
+    ) -> None:
         self.space = DiskSpace(root, min_free_bytes)
         """The space of its disk."""
         self._jobs = root / "jobs"
@@ -88,7 +92,7 @@ class Store(Shelf):
                 database = Database(root / DATABASE_FILE)
                 opened.callback(database.close)
                 database.check_structure()
-                super().__init__(models, database)
+                super().__init__(models, database, limits)
                 self.observed_time = ObservedTime(root / CLOCK_FILE, database.newest_s())
                 self.corpora = Corpora(root, self._tmp, database, self.space)
             except OSError as error:

@@ -1,0 +1,50 @@
+"""`ModelLimits`: how many models, versions and aliases may be made; what is there already stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from treadle.server.errors import StatusError, precondition
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """How many there may be."""
+
+    models: int = 100_000
+    """Models."""
+    versions: int = 10_000
+    """Versions of a model."""
+    aliases: int = 100
+    """Aliases of a model."""
+
+
+DEFAULT_LIMITS = ModelLimits()
+
+
+def too_many_models(count: int) -> StatusError:
+    """Returns what refuses a new model; `count` are there."""
+    return precondition(f"there are {count:,} models, and no more may be made: delete some first")
+
+
+def too_many_versions(model: str, count: int, coming: int) -> StatusError:
+    """Returns what refuses a new version.
+
+    Args:
+        model: The model.
+        count: Versions that it has.
+        coming: Versions that jobs are to make.
+    """
+    jobs = f" and {coming:,} unfinished jobs" if coming else ""
+    return precondition(
+        f"model {model!r} has {count:,} versions{jobs}, and no more may be made: "
+        "delete versions first, or take another name"
+    )
+
+
+def too_many_aliases(model: str, count: int) -> StatusError:
+    """Returns what refuses a new alias; `count` are there."""
+    return precondition(
+        f"model {model!r} has {count:,} aliases, and no more may be made: "
+        "move or delete one of them"
+    )

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from treadle.server.errors import StatusError
+from treadle.server.model_limits import ModelLimits
+from treadle.server.store import Store
+from treadle.v1 import sequence_pb2 as pb
+
+from .harness import PATIENCE_S, TEXT, Server, first_progress, long_spec, tiny_spec
+from .samples import put_model
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path, limits=ModelLimits(models=3, versions=4, aliases=2))
+    yield store
+    store.close()
+
+
+@contextmanager
+def refused(complaint: str) -> Iterator[None]:
+    """Expects FAILED_PRECONDITION."""
+    with pytest.raises(StatusError, match=complaint) as caught:
+        yield
+    assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_versions(store: Store) -> None:
+    for _ in range(3):
+        put_model(store, "m")
+    store.check_new("m")
+    store.check_new("m", coming=["other"] * 10)
+    with refused("model 'm' has 3 versions and 1 unfinished jobs, and no more may be made"):
+        store.check_new("m", coming=["other", "m"])
+    put_model(store, "m")
+    with refused("model 'm' has 4 versions, and no more may be made: delete versions first"):
+        store.check_new("m")
+    store.delete("m", 2)
+    store.check_new("m")
+
+
+def test_models(store: Store) -> None:
+    for name in ("a", "b"):
+        put_model(store, name)
+    store.check_new("c")
+    with refused("there are 2 models, and no more may be made"):
+        store.check_new("c", coming=["d"])
+    put_model(store, "c")
+    with refused("there are 3 models"):
+        store.check_new("d")
+    store.check_new("a")
+    store.delete("b", None)
+    store.check_new("d")
+
+
+def test_aliases(store: Store) -> None:
+    put_model(store, "m")
+    for alias in ("a", "b", "a"):
+        store.set_alias("m", alias, 1)
+    with refused("model 'm' has 2 aliases, and no more may be made"):
+        store.set_alias("m", "c", 1)
+    with refused("model 'm' has 2 aliases"):
+        store.check_new("m", "c")
+    store.check_new("m", "b")
+    store.delete_alias("m", "a")
+    assert store.set_alias("m", "c", 1).version == 1
+
+
+def test_a_train_call_is_refused_before_its_corpus(start: Callable[..., Server]) -> None:
+    server = start("--version-limit", "2", "--alias-limit", "1")
+    caller = server.caller
+    assert caller.trained(tiny_spec("m")).version == 1
+    running = caller.train(long_spec("m"), TEXT)
+    job = first_progress(running).job
+    with pytest.raises(grpc.RpcError, match="has 1 versions and 1 unfinished jobs") as caught:
+        list(caller.train(tiny_spec("m"), source=[pb.TrainRequest(spec=tiny_spec("m"))]))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    caller.stub.CancelJob(pb.CancelJobRequest(job=job), timeout=PATIENCE_S)
+    caller.stub.SetAlias(pb.SetAliasRequest(model="m", alias="a"), timeout=PATIENCE_S)
+    with pytest.raises(grpc.RpcError, match="has 1 aliases") as caught:
+        caller.stub.SetAlias(pb.SetAliasRequest(model="m", alias="b"), timeout=PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
