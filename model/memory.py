@@ -19,6 +19,11 @@ from treadle.model.parameters import Shape
 from treadle.model.scorer import WINDOW
 
 _FLOAT = 4
+_ITEM_BYTES = 72
+"""Where an item begins and how long it is, its place in each order, and copies while these are
+made: at most so much was measured, of items of a character each."""
+_SYMBOL_BYTES = 250
+"""A symbol of the vocabulary: a string, its place in a table, its count while it is built."""
 _MOMENTS = {OptimizerKind.SGD: 0, OptimizerKind.ADAGRAD: 1, OptimizerKind.ADAM: 2}
 
 
@@ -107,8 +112,19 @@ def _packed_floats(shape: Shape) -> int:
     return panels(shape.E, G) + layers + panels(H, V) + panels(V, H)
 
 
+def corpus_bytes(items: int, vocabulary_size: int, tokens_in_memory: int = 0) -> int:
+    """Return what a corpus that was read takes, in bytes; measured.
+
+    Args:
+        items: independent sequences in all its parts; 0 where it is one text.
+        vocabulary_size: tokens in the vocabulary.
+        tokens_in_memory: bytes of its tokens, where they are in no file.
+    """
+    return items * _ITEM_BYTES + vocabulary_size * _SYMBOL_BYTES + tokens_in_memory
+
+
 def check_memory(
-    config: TrainConfig, vocabulary_size: int, limit_bytes: int, indexing: int = 0
+    config: TrainConfig, vocabulary_size: int, limit_bytes: int, indexing: int = 0, corpus: int = 0
 ) -> None:
     """Refuse a run that will not fit.
 
@@ -117,6 +133,7 @@ def check_memory(
         vocabulary_size: tokens in the vocabulary; 1 where it is not known yet.
         limit_bytes: the most that its arrays may take.
         indexing: bytes that its novelty index takes while it is made, at the end of the run.
+        corpus: bytes that its corpus takes; see `corpus_bytes`.
 
     Raises:
         ConfigError: it takes more; names what to lower.
@@ -129,8 +146,16 @@ def check_memory(
         shape, data.batch_size, data.window, kind, drops, accumulates,
         drops_top=config.network.output_dropout > 0,
     )  # fmt: skip
-    if needed + indexing <= limit_bytes:
+    if needed + corpus + indexing <= limit_bytes:
         return
+    if needed <= limit_bytes < needed + corpus:
+        raise ConfigError(
+            f"training would take {_gibibytes(needed)} of memory, and {_gibibytes(corpus)} more "
+            f"for the places and orders of the corpus' items, and may take "
+            f"{_gibibytes(limit_bytes)}: give less data, or fewer and longer items",
+            "data.layout",
+        )
+    needed += corpus
     if needed <= limit_bytes:
         raise ConfigError(
             f"training would take {_gibibytes(needed)} of memory, and {_gibibytes(indexing)} more "

@@ -12,13 +12,14 @@ from treadle.model import checkpoint, fine_tuning
 from treadle.model.config import TrainConfig
 from treadle.model.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.engine import SHARD_ROWS, Engine
-from treadle.model.memory import check_memory
+from treadle.model.memory import check_memory, corpus_bytes
 from treadle.model.model import Model
 from treadle.model.novelty import indexed_tokens, indexing_bytes
 from treadle.model.optimizer import Optimizer
 from treadle.model.parameters import Parameters, Shape
 from treadle.model.pool import Pool
 from treadle.model.scratch import Folder
+from treadle.model.token_array import in_memory
 
 Source = bytes | os.PathLike[str] | Sequence[CorpusFile] | Corpus
 """What a run may be given to train on: data, a file, several files, or a corpus already read."""
@@ -49,7 +50,7 @@ def check_fits(corpus: Corpus, config: TrainConfig, limit_bytes: int | None) -> 
     Args:
         corpus: what is trained on.
         config: the settings as filled in.
-        limit_bytes: the most that the run's arrays may take; None: whatever there is.
+        limit_bytes: the most that the run may take; None: whatever there is.
 
     Raises:
         ConfigError: the run would take more than that, or than `limits.max_memory_bytes`.
@@ -59,9 +60,18 @@ def check_fits(corpus: Corpus, config: TrainConfig, limit_bytes: int | None) -> 
     limits = (limit_bytes, config.limits.max_memory_bytes)
     limit = min((known for known in limits if known is not None), default=None)
     if limit is not None:
-        check_memory(config, shape.V, limit, _indexing(corpus, config))
+        taken = _corpus_bytes(corpus)
+        check_memory(config, shape.V, limit, _indexing(corpus, config), taken)
     checkpoint.check_vocabulary(corpus.tokenizer)
     return shape
+
+
+def _corpus_bytes(corpus: Corpus) -> int:
+    """Return what a corpus takes, in bytes; tokens that lie in a file do not count."""
+    parts = [part for part in (corpus.train, corpus.valid, corpus.test) if part is not None]
+    items = sum(part.items for part in parts if part.offsets is not None)
+    kept = sum(in_memory(part.tokens) for part in parts)
+    return corpus_bytes(items, corpus.tokenizer.vocabulary_size, kept)
 
 
 def _indexing(corpus: Corpus, config: TrainConfig) -> int:

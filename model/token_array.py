@@ -149,6 +149,11 @@ class JoinedTokens:
         whole = self._stretch(0, self.size)
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
+    @property
+    def in_memory(self) -> int:
+        """The bytes of its arrays that are in no mapped file."""
+        return sum(map(in_memory, self._arrays))
+
     def let_go(self) -> None:
         """Gives the memory of mapped files back; see `let_go`."""
         for array in self._arrays:
@@ -199,13 +204,26 @@ def blocks(tokens: Tokens) -> Iterator[Tokens]:
         let_go(tokens)
 
 
+def in_memory(tokens: Tokens) -> int:
+    """Returns the bytes of a token array that are in memory for good, not in a mapped file."""
+    if isinstance(tokens, JoinedTokens):
+        return tokens.in_memory
+    return tokens.nbytes if _map_of(tokens) is None else 0
+
+
 def let_go(tokens: Tokens) -> None:
     """Gives the memory of a mapped file back; its pages are read again when they are wanted."""
-    base: object = tokens
-    if isinstance(base, JoinedTokens):
-        base.let_go()
+    if isinstance(tokens, JoinedTokens):
+        tokens.let_go()
         return
+    found = _map_of(tokens)
+    if found is not None and hasattr(mmap, "MADV_DONTNEED"):
+        found.madvise(mmap.MADV_DONTNEED)
+
+
+def _map_of(tokens: Tokens) -> mmap.mmap | None:
+    """Returns the mapped file that a token array is a part of; None where it is in memory."""
+    base: object = tokens
     while isinstance(base, np.ndarray):
         base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+    return base if isinstance(base, mmap.mmap) else None

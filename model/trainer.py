@@ -50,7 +50,7 @@ class Trainer:
             corpus: the data, a file of it, several files, or a corpus already read.
             config: all settings; None: the defaults.
             threads: threads that the kernels may use; they do not change the result.
-            memory_limit_bytes: the most that the run's arrays may take, the corpus not counted;
+            memory_limit_bytes: the most that the run may take, its corpus counted;
                 None: whatever there is. `limits.max_memory_bytes` holds as well.
             init_from: a model whose tokenizer, network and weights the run begins from.
             folder: where the corpus' tokens are kept in nameless files; None: in memory.

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
+import grpc
+
 from treadle.model.temporary_files import remove_leftovers
 from treadle.server import pools, records, wire
 from treadle.server.errors import StatusError
@@ -184,7 +186,9 @@ class Attempt:
     @asynccontextmanager
     async def _looked_after(self, worker: Worker) -> AsyncIterator[None]:
         """Kills a process that is out of control, within."""
-        looking = asyncio.create_task(worker.look_after(self._limits.stop_timeout_s))
+        looking = asyncio.create_task(
+            worker.look_after(self._limits.stop_timeout_s, self._limits.max_run_bytes)
+        )
         try:
             yield
         finally:
@@ -213,11 +217,15 @@ class Attempt:
 
     async def _listen(self, job: Job, worker: Worker) -> Outcome:
         """Passes on what a process says until it is done."""
-        before = job.row.reason
+        before, kept = job.row.reason, False
         while True:
             try:
                 message = await worker.receive()
             except StatusError as error:
+                # What the kernel took it for may be somebody else's, if it came so far.
+                if worker.took_too_much or (worker.starved and not kept):
+                    logger.error("job %s: %s", job.id, error)
+                    return Outcome(Ending.FAILED, error=_needs_more(self._limits.max_run_bytes))
                 return Outcome(Ending.DIED, error.message)
             match message.pop("event"):
                 case "started":
@@ -236,6 +244,7 @@ class Attempt:
                 case "checkpoint":
                     job.crashes = 0
                     job.space_tries = 0
+                    kept = True
                 case "saved":
                     return Outcome(Ending.SAVED)
                 case "paused":
@@ -243,7 +252,10 @@ class Attempt:
                 case "stopped":
                     return Outcome(Ending.STOPPED, message["reason"])
                 case "failed":
-                    return Outcome(Ending.FAILED, error=wire.unpack_error(message["error"]))
+                    fault = wire.unpack_error(message["error"])
+                    if isinstance(fault, MemoryError):
+                        fault = _needs_more(self._limits.max_run_bytes)
+                    return Outcome(Ending.FAILED, error=fault)
 
     async def _say(self, job: Job, reason: str) -> str:
         """Tells what a running job is at; returns what was told."""
@@ -298,3 +310,19 @@ class Attempt:
         if now >= self._look_at:
             self._look_at = now + _LOOK_S
             await pools.ROWS.run(self._store.space.require_least)
+
+
+def _needs_more(limit_bytes: int | None) -> StatusError:
+    """Returns what a job fails with whose process took more than it may.
+
+    Args:
+        limit_bytes: What it may take; None: whatever there is.
+    """
+    most = "" if limit_bytes is None else f" ({limit_bytes:,} bytes)"
+    which = "than the machine has" if limit_bytes is None else f"than --max-training-bytes{most}"
+    return StatusError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"the job needs more memory {which}: lower data.batch_size, data.window or "
+        "network.hidden_size, give a smaller corpus or one with shorter lines, or have the server "
+        "started with more",
+    )

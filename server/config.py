@@ -147,7 +147,7 @@ class ServerConfig:
     """Bytes of memory that requests, unread replies, loaded models and learners may take together
     in this process; 0: a third of what the container or the machine has to give at start."""
     max_training_bytes: int = field(default=0, metadata=_range(0, _BYTES))
-    """The most memory that one training job may take, in bytes, its corpus not counted; 0: 80 %
+    """The most memory that one training job may take, in bytes, its corpus counted; 0: 80 %
     of what the container or the machine has to give at start beside memory_budget, divided by
     training_slots."""
     max_training_s: float = field(default=86_400.0, metadata=_range(0, _SECONDS))

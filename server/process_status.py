@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _USER, _SYSTEM = 11, 12
 """Where the fields utime and stime of /proc/PID/stat stand behind the name; see proc(5)."""
 
@@ -21,9 +21,24 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[_USER]) + int(fields[_SYSTEM])) / _TICKS
 
 
-def resident_bytes(pid: int) -> int:
-    """Returns the memory that a process takes; 0 where it is gone."""
+def own_bytes(pid: int) -> int:
+    """Returns the memory that a process alone takes, swapped or not; 0 where it is gone.
+
+    Mapped files do not count: the kernel takes their pages back when it needs them.
+    """
     try:
-        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
-    except (FileNotFoundError, ProcessLookupError, IndexError):
+        status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+    except (FileNotFoundError, ProcessLookupError):
         return 0
+    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return sum(int(lines.get(name, "0").split()[0]) for name in ("RssAnon", "VmSwap")) << 10
+
+
+def kills_for_memory() -> int:
+    """Returns how often the kernel has killed a process for want of memory; 0 if unknown."""
+    with suppress(OSError, ValueError):
+        for path in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
+            if path.exists():
+                lines = (line.split() for line in path.read_text("ascii").splitlines())
+                return int(dict(lines).get("oom_kill", 0))
+    return 0

@@ -28,6 +28,7 @@ from treadle.model.temporary_files import remove_leftovers
 from treadle.server import wire
 from treadle.server.disk import DiskSpace, NoSpaceError, is_full
 from treadle.server.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
+from treadle.server.process_memory import limit_own
 from treadle.server.wishes import Replies, Wishes, beating
 
 _MAX_SAMPLE = 10_000
@@ -70,8 +71,10 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     signal.signal(signal.SIGTERM, lambda *_: _pause(wishes))
     threading.Thread(target=_listen, args=(requests, wishes), daemon=True).start()
     try:
+        job = wire.decode(line)["job"]
+        limit_own(job["memory_limit_bytes"], job["threads"])
         with beating(pipe):
-            _work(wire.decode(line)["job"], pipe, wishes)
+            _work(job, pipe, wishes)
     except Exception as error:
         if is_full(error):  # what was kept last is whole, and the rest is made again
             pipe.send(event="paused", reason=_full(error), needs_bytes=_needs(error))

@@ -60,7 +60,9 @@ def pack_error(error: BaseException) -> Message:
     message = str(error)
     if isinstance(error, OSError):
         message = error.strerror or message
-    packed: Message = {"type": type(error).__name__, "message": message}
+    # NumPy has one of its own.
+    name = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__
+    packed: Message = {"type": name, "message": message}
     if isinstance(error, ConfigError):
         packed["faults"] = [[str(fault), fault.field] for fault in error.faults]
     if isinstance(error, OSError):

@@ -15,7 +15,7 @@ import sys
 import time
 from contextlib import suppress
 
-from treadle.server import process_status, wire
+from treadle.server import process_memory, process_status, wire
 from treadle.server.errors import StatusError, aborted
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,11 @@ class Worker:
         self._silent_s = 0.0
         self._asked_s: float | None = None
         self._busy_s = 0.0
+        self._kills_before = process_status.kills_for_memory()
+        self.took_too_much = False
+        """Whether it was killed for the memory that it took."""
+        self.starved = False
+        """Whether the kernel killed it for want of memory, its own or somebody else's."""
 
     @classmethod
     async def start(cls, warm: bool) -> Worker:
@@ -89,7 +94,7 @@ class Worker:
         if self._asked_s is None:
             self._asked_s = 0.0
 
-    async def look_after(self, timeout_s: float) -> None:
+    async def look_after(self, timeout_s: float, limit_bytes: int | None = None) -> None:
         """Kills the process once it is out of control; ends with it.
 
         That is where it has not ended `timeout_s` after it was asked to, or has given no sign of
@@ -98,10 +103,17 @@ class Worker:
 
         Args:
             timeout_s: How long either may last.
+            limit_bytes: What its job may take in memory; it is killed where that is too little.
         """
         before = time.monotonic()
         while self.alive:
             await asyncio.sleep(min(_LOOK_S, timeout_s / 4))
+            if limit_bytes is not None:
+                taken = process_status.own_bytes(self.pid)
+                if taken > process_memory.most_bytes(limit_bytes):
+                    self.took_too_much = True
+                    self.kill(f"took {taken:,} bytes of memory and was killed")
+                    return
             now = time.monotonic()
             passed = min(now - before, 2 * _LOOK_S)
             before = now
@@ -155,7 +167,9 @@ class Worker:
                 f"the training process ended with exit code {code}; see the server's log"
             )
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
-        hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        killed = process_status.kills_for_memory() > self._kills_before
+        self.starved = killed and -code == signal.SIGKILL
+        hint = ", for want of memory" if self.starved else ""
         return aborted(f"the training process was killed by signal {-code} ({name}){hint}")
 
     async def end(self) -> None:

@@ -13,6 +13,7 @@ from treadle.kernels import structures
 from treadle.kernels.dropout import keep_bytes
 from treadle.model.config import (
     Cell,
+    CorpusLayout,
     DataConfig,
     LimitsConfig,
     NetworkConfig,
@@ -23,6 +24,7 @@ from treadle.model.config import (
     TokenizerKind,
     TrainConfig,
 )
+from treadle.model.corpus import CorpusFile
 from treadle.model.errors import ConfigError, CorpusError, TrainingError
 from treadle.model.learner import Learner
 from treadle.model.learning_config import LearningConfig
@@ -212,3 +214,15 @@ def test_a_vocabulary_that_no_file_holds_is_refused_at_once() -> None:
     config = TrainConfig(tokenizer=tokenizer)
     with pytest.raises(CorpusError, match="lower max_vocabulary_size"):
         Trainer(words.encode(), config)
+
+
+def test_the_items_of_a_corpus_count(tmp_path: Path) -> None:
+    config = TrainConfig(
+        network=NetworkConfig(hidden_size=2),
+        data=DataConfig(CorpusLayout.LINES, batch_size=2, window=2),
+    )
+    path = tmp_path / "corpus"
+    path.write_bytes(b"a\n" * 200_000)
+    Trainer([CorpusFile(path)], config, memory_limit_bytes=20 << 20, folder=tmp_path)
+    with pytest.raises(ConfigError, match="for the places and orders of the corpus' items"):
+        Trainer([CorpusFile(path)], config, memory_limit_bytes=10 << 20, folder=tmp_path)

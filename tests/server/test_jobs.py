@@ -48,6 +48,7 @@ class FakeWorker:
     """Saves the same model in every job, at once."""
 
     pid = 0
+    took_too_much = starved = False
 
     def __init__(self, model: bytes = b"") -> None:
         self.sent: list[wire.Message] = []
@@ -62,7 +63,7 @@ class FakeWorker:
     def ask_to_leave(self, message: wire.Message) -> None:
         self.send(message)
 
-    async def look_after(self, timeout_s: float) -> None:
+    async def look_after(self, timeout_s: float, limit_bytes: int | None = None) -> None:
         await asyncio.sleep(PATIENCE_S)
 
     def kill(self) -> None:
@@ -715,3 +716,29 @@ def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
 
     asyncio.run(run())
     assert deletions == 0
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_job_that_the_kernel_ends_for_want_of_memory_fails_at_once(
+    store: Store, model: bytes, kept: bool
+) -> None:
+    """Unless it came further than before: it may have been taken for what somebody else took."""
+
+    class Starved(DyingWorker):
+        starved = True
+
+    async def run() -> None:
+        made = [Starved(checkpoint=kept), FakeWorker(model)]
+        workers = FakeWorkers(lambda: made.pop(0))
+        room = make_room(store, workers)
+        job = await submit(room, store)
+        room.open()
+        if kept:
+            assert (await follow(room, job))[-1].completed.version == 1
+            return
+        with pytest.raises(StatusError, match="needs more memory than the machine has") as caught:
+            await follow(room, job)
+        assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert workers.given == 1
+
+    asyncio.run(run())

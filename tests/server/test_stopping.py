@@ -8,6 +8,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from treadle.model import Model, train
@@ -56,12 +57,14 @@ def config(**optimizer: int) -> TrainConfig:
 class Room:
     """A job room with real processes."""
 
-    def __init__(self, store: Store, interval_s: float = 0.0, max_run_s: float = 0.0) -> None:
+    def __init__(self, store: Store, interval_s: float = 0.0, max_run_s: float = 0.0,
+        max_run_bytes: int | None = None,
+    ) -> None:  # fmt: skip
         self._store = store
         self._workers = Workers(standby=0)
         limits = RunLimits(
             1, checkpoint_interval_s=interval_s, min_free_bytes=0, max_run_s=max_run_s,
-            stop_timeout_s=TIMEOUT_S,
+            stop_timeout_s=TIMEOUT_S, max_run_bytes=max_run_bytes,
         )  # fmt: skip
         self.jobs = JobRoom(store, self._workers, RoomLimits(1, 9, 1, 3), limits)
 
@@ -194,3 +197,18 @@ def test_a_step_that_takes_minutes_can_be_left(store: Store) -> None:
         assert (await room.jobs.book.row(job)).reason == "cancelled on request"
 
     in_room(lambda: Room(store), work)
+
+
+def test_a_process_that_takes_too_much_memory_is_killed_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treadle.server.process_memory.most_bytes", lambda _: 1 << 20)
+
+    async def work(room: Room) -> None:
+        job = await room.submit("m", config())
+        with pytest.raises(StatusError, match="more memory than --max-training-bytes") as caught:
+            await room.ended(job)
+        assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert (await room.jobs.book.row(job)).restarts == 0
+
+    in_room(lambda: Room(store, max_run_bytes=1 << 30), work)

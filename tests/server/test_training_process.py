@@ -307,3 +307,15 @@ def test_a_long_validation_is_told_and_left_and_made_again_to_the_same_bits(
     assert records[1] is not None
     assert records[0].valid_loss == records[1].valid_loss
     assert records[0].valid_tokens == len(LONG_TEXT) // 2 - 1
+
+
+def test_allocating_more_than_a_job_may_take_fails_by_name(tmp_path: Path) -> None:
+    takes_all = """
+import numpy as np
+from treadle.server import training
+training._prepare = lambda *_: np.ones(1 << 30, np.uint8)
+"""
+    job = order(tmp_path) | {"memory_limit_bytes": 64 << 20}
+    said = serve(takes_all + SERVE, job)
+    assert said[-1]["event"] == "failed"
+    assert said[-1]["error"]["type"] == "MemoryError"
