@@ -123,7 +123,14 @@ class Model:
         """
         state = SessionState.from_bytes(data, self.parameters.shape, self.content_hash, key)
         begins_late = state.token < 0 and self.tokenizer.begin is not None
-        if begins_late or state.token == self.tokenizer.end or state.position >= _MOST_DRAWS:
+        stream = self.tokenizer.stream(state.held)
+        strange = stream.push([]) != "" or stream.held != state.held  # no text ends with that
+        if (
+            strange
+            or begins_late
+            or state.token == self.tokenizer.end
+            or state.position >= _MOST_DRAWS
+        ):
             raise StateError("state is none that this model has made: begin without one")
         return state
 

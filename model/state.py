@@ -130,7 +130,8 @@ class SessionState:
         count, size = (2 if shape.cell is Cell.LSTM else 1), (shape.L, shape.H)
         end = _HEAD.size + 4 * count * shape.L * shape.H
         whole = len(body) == end if magic == _MAGIC else len(body) > end
-        if not whole or not -1 <= token < shape.V:
+        clean = held <= _HELD_BYTES and not any(padded[held:])
+        if not whole or not clean or not -1 <= token < shape.V:
             raise StateError("state does not fit the model: begin without one")
         numbers = np.frombuffer(body[_HEAD.size : end], "<f4").astype(np.float32)
         if not np.isfinite(numbers).all():

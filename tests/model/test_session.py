@@ -24,7 +24,7 @@ from treadle.model.errors import ConfigError, ForeignStateError, StateError
 from treadle.model.generation import Preparation, seed_of
 from treadle.model.model import Model
 from treadle.model.session import Piece, StopReason, Wanted
-from treadle.model.state import SessionState
+from treadle.model.state import _HEAD, _HELD_BYTES, SessionState
 from treadle.model.tokenizer import build_tokenizer
 from treadle.model.tokenizer_base import TableStream
 from treadle.model.tokenizer_characters import CharacterTokenizer
@@ -356,6 +356,34 @@ def test_a_state_of_what_is_no_number_is_refused(cell: Cell, odd: float) -> None
         if name == "hs" or cell is Cell.LSTM:
             with pytest.raises(StateError, match="no finite number"):
                 model.read_state(data, b"key")
+
+
+@pytest.mark.parametrize("kind", TokenizerKind)
+def test_a_state_holds_back_what_its_tokenizer_may(kind: TokenizerKind) -> None:
+    model = model_of(kind)
+    begun = state_of(stream(model, "ab", max_new_tokens=3))
+    cuts = kind in (TokenizerKind.BYTES, TokenizerKind.SUBWORDS)
+    blanks = kind in (TokenizerKind.EVENTS, TokenizerKind.WHITESPACE)
+    for held, legal in (
+        (b"", True), (b"\xe2\x82", cuts), (b"\1", blanks), (b"\2", False), (b"abc", False),
+        (b"\xff", False), (b"\xe2\x82\xac", False), (b"\xe2\x82\0\0", False),
+    ):  # fmt: skip
+        data = model.state_bytes(replace(begun, held=held))
+        if legal:
+            assert model.read_state(data).held == held
+        else:
+            with pytest.raises(StateError, match="that this model has made"):
+                model.read_state(data)
+
+
+def test_a_state_with_more_held_back_than_there_is_room_for_is_refused() -> None:
+    model = model_of(TokenizerKind.BYTES)
+    data = model.state_bytes(state_of(stream(model, "ab", max_new_tokens=3)))
+    place = _HEAD.size - _HELD_BYTES - 1
+    for change in (bytes([8]), bytes([255]), b"\0x"):
+        body = data[:place] + change + data[place + len(change) : -16]
+        with pytest.raises(StateError, match="does not fit"):
+            model.read_state(body + hashlib.sha256(body).digest()[:16])
 
 
 def test_a_key_keeps_out_states_that_were_not_made_with_it() -> None:
