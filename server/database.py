@@ -30,6 +30,7 @@ from treadle.server.rows import (
     SELECT,
     TABLES,
     UPGRADES,
+    DamagedDatabaseError,
     DatabaseError,
     JobRow,
     NewerDatabaseError,
@@ -49,6 +50,10 @@ _NEWER = 1000
 _TIMES = ("created_s", "queued_s", "started_s", "ended_s")
 """The columns of a job that are times."""
 
+_DAMAGED = (
+    *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_INDEX, sqlite3.SQLITE_CORRUPT_VTAB),
+    *(sqlite3.SQLITE_CORRUPT_SEQUENCE, sqlite3.SQLITE_NOTADB),
+)
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
@@ -494,7 +499,9 @@ class Database:
                     raise OSError(errno.ENOSPC, text, str(self._path)) from error
                 if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
                     open_files.check()
-                raise DatabaseError(
+                damaged = getattr(error, "sqlite_errorcode", None) in _DAMAGED
+                kind = DamagedDatabaseError if damaged else DatabaseError
+                raise kind(
                     f"the database {self._path} cannot be used ({error}): with no server running, "
                     f"try treadle-server --fsck --repair --data-dir {self._path.parent}"
                 ) from error

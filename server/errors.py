@@ -5,6 +5,7 @@
     StatusError                     ends an RPC with a status that the client is meant to see
     any ModelError                  by `CODES`, below
     OSError: no space left          RESOURCE_EXHAUSTED
+    DamagedDatabaseError            DATA_LOSS
     OSError: too many open files    RESOURCE_EXHAUSTED
     MemoryError                     ABORTED
     anything else                   INTERNAL with an id that the log has too; never a traceback
@@ -45,6 +46,7 @@ from treadle.model.errors import (
 )
 from treadle.server.disk import NoSpaceError, is_full
 from treadle.server.open_files import is_out_of_files
+from treadle.server.rows import DamagedDatabaseError
 
 logger = logging.getLogger(__name__)
 
@@ -267,6 +269,13 @@ def from_exception(
     if is_out_of_files(error):
         logger.error("%s: %s", doing, error)
         return exhausted("the server has as many files and connections open as it may", _FILES_S)
+    if isinstance(error, DamagedDatabaseError):
+        logger.error("%s: %s", doing, error)
+        return StatusError(
+            grpc.StatusCode.DATA_LOSS,
+            "the server's database is damaged: stop the server and run treadle-server --fsck "
+            "--repair",
+        )
     if isinstance(error, MemoryError):
         logger.error("%s: out of memory", doing)
         return aborted("the server has too little memory for this; make the request smaller")

@@ -30,6 +30,10 @@ class DatabaseError(Exception):
     """The database cannot be used, or not for what was asked. The message is one sentence."""
 
 
+class DamagedDatabaseError(DatabaseError):
+    """The file of the database is damaged, where it was read."""
+
+
 class NewerDatabaseError(DatabaseError):
     """A newer Treadle made the database: it is whole, and not to be touched."""
 

@@ -278,6 +278,27 @@ def test_a_published_model_stands_alone_and_tells_how_it_came_to_be() -> None:
     assert TrainingRecord.from_json(record.to_json()) == record
 
 
+def test_what_made_a_model_that_is_published_often_stays_short() -> None:
+    model = model_of(CorpusLayout.LINES)
+    model.training = TrainingRecord(
+        config=TrainConfig(), steps=1, tokens_seen=1, train_loss=1.0, valid_loss=None,
+        elapsed_s=1.0, ended_by="max_steps reached",
+    )  # fmt: skip
+    lengths = []
+    for _ in range(20):
+        learner = learner_of(model, window=4)
+        feed(learner, "abc ca", end=True)
+        model = learner.publish()
+        assert model.training is not None
+        lengths.append(len(model.training.ended_by))
+    assert len(set(lengths[6:])) == 1
+    record = model.training
+    assert record is not None
+    steps = record.ended_by.split("; before that: ")
+    assert [step.startswith("learned online") for step in steps] == [True] * 4 + [False] * 2
+    assert steps[-2:] == ["sessions that are not listed here", "max_steps reached"]
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_an_imported_model_gets_the_session_s_settings_on_record(rate: float) -> None:
     learner = learner_of(LINES, learning_rate=rate, clip_norm=2.0)

@@ -19,8 +19,9 @@ from treadle.model.record import TrainingRecord
 from treadle.server import records
 from treadle.server.brief import ITEM_BYTES
 from treadle.server.database import Database
+from treadle.server.errors import from_exception
 from treadle.server.job_damage import damage, without_damage
-from treadle.server.rows import COLUMNS
+from treadle.server.rows import COLUMNS, DamagedDatabaseError
 from treadle.server.store import DATABASE_FILE, MODEL_FILE, Store
 from treadle.server.upload import MAX_SPEC_BYTES
 from treadle.v1 import sequence_pb2 as pb
@@ -275,3 +276,27 @@ def test_a_damaged_field_that_a_job_can_do_without_is_emptied() -> None:
         assert "was damaged" in failed.reason
     assert without_damage(job_row("")) is None
     assert set(COLUMNS) >= {"spec", "state", "files"}
+
+
+def test_a_page_that_is_damaged_while_a_server_runs_is_data_loss(
+    tmp_path: Path,
+) -> None:
+    """The calls that need the page say what to do, without a path of the server's."""
+    database = Database(tmp_path / "other.db")
+    database.add_job(job_row("j"))
+    database.close()
+    with sqlite3.connect(tmp_path / "other.db") as connection:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'jobs'"
+        ((root,),) = connection.execute(query).fetchall()
+    connection.close()
+    data = bytearray((tmp_path / "other.db").read_bytes())
+    data[(root - 1) * 4096 : root * 4096] = b"\xee" * 4096
+    (tmp_path / "other.db").write_bytes(data)
+    damaged = Database(tmp_path / "other.db", upgrade=False)
+    with pytest.raises(DamagedDatabaseError) as caught:
+        damaged.jobs()
+    damaged.close()
+    status = from_exception(caught.value, "ListJobs")
+    assert status.code is grpc.StatusCode.DATA_LOSS
+    assert "run treadle-server --fsck --repair" in status.message
+    assert str(tmp_path) not in status.message

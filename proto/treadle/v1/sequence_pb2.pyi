@@ -1482,7 +1482,9 @@ Global___JobStateChange: _TypeAlias = JobStateChange  # noqa: Y015
 
 @_typing.final
 class JobEvent(_message.Message):
-    """One event of a training job, as Train and WatchJob send it."""
+    """One event of a training job, as Train and WatchJob send it. An event that the server can no
+    longer read has its number and nothing else.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
