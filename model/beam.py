@@ -12,9 +12,9 @@ shorter one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from treadle.model.beam_rows import Array, Followers, Rows, best_first, follower
 from treadle.model.choices import Choices
 from treadle.model.deadline import Deadline
 from treadle.model.errors import ConfigError
-from treadle.model.prompt import read_tokens
+from treadle.model.prompt import Ints, read_tokens
 from treadle.model.session import StopReason
 from treadle.model.spelling import Spelling, spell
 from treadle.model.state import SessionState
@@ -31,6 +31,7 @@ from treadle.model.tokens import Alternative, TokenScore
 
 if TYPE_CHECKING:
     from treadle.model.model import Model
+    from treadle.model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Hypothesis:
     """The text, up to a stop sequence."""
     ids: tuple[int, ...]
     """Its tokens: no end token, none with part of a stop sequence."""
-    tokens: tuple[TokenScore, ...]
+    tokens: Sequence[TokenScore]
     """All tokens chosen, an end token and those of a stop sequence included."""
     total_log_probability: float
     """Sum over those, in nats, under the model itself."""
@@ -62,6 +63,14 @@ class Hypothesis:
 
 
 @dataclass(frozen=True, slots=True)
+class _Others:
+    """The likeliest tokens in the place of one, best first."""
+
+    ids: Ints
+    scores: Array
+
+
+@dataclass(frozen=True, slots=True)
 class _Node:
     """A beginning of a text: another beginning and a token."""
 
@@ -75,7 +84,7 @@ class _Node:
     filter: StopFilter | None = None
     log_probability: float = 0.0
     rank: int = 0
-    alternatives: tuple[Alternative, ...] = ()
+    others: _Others | None = None
 
     def path(self) -> list[_Node]:
         """The beginnings of every length from 1 to this one."""
@@ -84,6 +93,49 @@ class _Node:
             nodes.append(node)
             node = node.parent
         return nodes[::-1]
+
+
+class _Told(Sequence[TokenScore]):
+    """The tokens of a text, each made when it is asked for.
+
+    A long text has a million alternatives. As that many objects they would take half a gigabyte,
+    and Python's collector of garbage would look at all of them while every other thread waits.
+
+    Args:
+        tokenizer: gives the texts of tokens.
+        path: the beginnings that end with each token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, path: list[_Node]) -> None:
+        self._tokenizer = tokenizer
+        self._path = path
+
+    def __len__(self) -> int:
+        return len(self._path)
+
+    @overload
+    def __getitem__(self, place: int) -> TokenScore: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[TokenScore, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> TokenScore | tuple[TokenScore, ...]:
+        if isinstance(place, slice):
+            return tuple(map(self._made, self._path[place]))
+        return self._made(self._path[place])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list has none
+
+    def _made(self, node: _Node) -> TokenScore:
+        text_of = self._tokenizer.token_text
+        others: tuple[Alternative, ...] = ()
+        if node.others is not None:
+            pairs = zip(node.others.ids.tolist(), node.others.scores.tolist(), strict=True)
+            others = tuple(Alternative(token, text_of(token), score) for token, score in pairs)
+        return TokenScore(node.token, text_of(node.token), node.log_probability, node.rank, others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +195,7 @@ class BeamSearch:
         """
         while self._live:
             found: list[Followers] = []
-            seen: list[tuple[Array, tuple[Alternative, ...]]] = []
+            seen: list[tuple[Array, _Others | None]] = []
             for first, logits, scores in self._rows.read([node.token for node in self._live]):
                 for row, node in enumerate(self._live[first : first + len(logits)]):
                     of_row = logits[row], scores[row]
@@ -181,19 +233,16 @@ class BeamSearch:
             return StopReason.REGEX_COMPLETE
         return None
 
-    def _seen(self, logits: Array, scores: Array) -> tuple[Array, tuple[Alternative, ...]]:
+    def _seen(self, logits: Array, scores: Array) -> tuple[Array, _Others | None]:
         """What is to be told of a row (V,) beside its best tokens: its logits, the likeliest."""
         kept = logits.copy() if self._sampling.ranks else logits[:0]
-        count, text_of = self._sampling.top_log_probabilities, self._model.tokenizer.token_text
+        count = self._sampling.top_log_probabilities
         if not count:
-            return kept, ()
+            return kept, None
         ids = best_first(logits, count)
-        pairs = zip(ids.tolist(), scores[ids].tolist(), strict=True)
-        return kept, tuple(Alternative(token, text_of(token), score) for token, score in pairs)
+        return kept, _Others(ids.astype(np.int32), scores[ids])
 
-    def _grow(
-        self, found: list[Followers], seen: list[tuple[Array, tuple[Alternative, ...]]]
-    ) -> None:
+    def _grow(self, found: list[Followers], seen: list[tuple[Array, _Others | None]]) -> None:
         """Go on with the best beginnings that are a token longer."""
         beams = np.repeat(np.arange(len(found)), [row.tokens.size for row in found])
         tokens, edited, scores, own = (
@@ -223,7 +272,7 @@ class BeamSearch:
 
     def _child(
         self, parent: _Node, token: int, score: float, log_probability: float, rank: int,
-        alternatives: tuple[Alternative, ...],
+        others: _Others | None,
     ) -> _Node:  # fmt: skip
         """A beginning with another token."""
         rule, held, stops = parent.rule, parent.held, parent.filter
@@ -237,7 +286,7 @@ class BeamSearch:
                 stops.push(text)
         return _Node(
             parent, token, parent.length + 1, score, parent.total + log_probability, rule, held,
-            stops, log_probability, rank, alternatives,
+            stops, log_probability, rank, others,
         )  # fmt: skip
 
     def _reason(self, node: _Node) -> StopReason | None:
@@ -286,7 +335,7 @@ class BeamSearch:
             Hypothesis(
                 text=spelling.text,
                 ids=tuple(kept),
-                tokens=tuple(map(self._told, path)),
+                tokens=_Told(model.tokenizer, path),
                 total_log_probability=ended.node.total,
                 stop_reason=StopReason.STOP_SEQUENCE if spelling.stop else ended.reason,
                 stop_sequence=spelling.stop,
@@ -301,10 +350,6 @@ class BeamSearch:
             self._model.tokenizer, self._begun.held, ids[:-1] if has_end else ids,
             self._sampling, flush=has_end or not self._goes_on,
         )  # fmt: skip
-
-    def _told(self, node: _Node) -> TokenScore:
-        text = self._model.tokenizer.token_text(node.token)
-        return TokenScore(node.token, text, node.log_probability, node.rank, node.alternatives)
 
 
 _NOTHING_LEFT = (

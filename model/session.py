@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
@@ -70,7 +70,7 @@ class Piece:
 
     text: str
     """The next text: never half a character, nor what may be the beginning of a stop sequence."""
-    tokens: tuple[TokenScore, ...]
+    tokens: Sequence[TokenScore]
     """The tokens drawn, where they were asked for; they may run ahead of the text."""
     result: GenerateResult | None
     """Set in the last piece only."""

@@ -31,6 +31,8 @@ _ID_BYTES = 40
 """A token's number in a list."""
 _BEGINNING_BYTES = 300
 """A beginning in a beam search, without what is told of its token."""
+_OTHERS_BYTES, _OTHER_BYTES = 400, 16
+"""The alternatives of a beginning's token, and each of them: numbers in two arrays."""
 _ONE_CHUNK = 64
 """Tokens that a text may be ahead of its limit."""
 
@@ -75,7 +77,9 @@ def unread_bytes(texts: int) -> int:
 
 def search_bytes(beginnings: int, sampling: SamplingConfig) -> int:
     """Returns what a beam search takes that keeps so many beginnings of texts."""
-    return beginnings * (_BEGINNING_BYTES + TOKEN_BYTES * (1 + sampling.top_log_probabilities))
+    count = sampling.top_log_probabilities
+    others = _OTHERS_BYTES + _OTHER_BYTES * count if count else 0
+    return beginnings * (_BEGINNING_BYTES + others)
 
 
 def constraint_bytes(constraint: Constraint | None) -> int:

@@ -413,3 +413,20 @@ def test_pieces_of_work_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [scores_of(one) for one in search(model, 9, best_of=9, max_new_tokens=8)] == [
         scores_of(one) for one in whole
     ]
+
+
+def test_tokens_of_a_text_are_made_when_they_are_asked_for() -> None:
+    """A long text with alternatives would be a million objects."""
+    [found] = search(
+        make_model(), 1, min_new_tokens=6, best_of=2, max_new_tokens=6, top_log_probabilities=3
+    )
+    tokens = found.tokens
+    assert len(tokens) == found.new_tokens == 6
+    assert [*tokens] == [tokens[place] for place in range(6)] == [*tokens[:4], *tokens[4:]]
+    assert tokens[-1] == tokens[5]
+    assert tokens[0] is not tokens[0]
+    assert tokens == tuple(tokens)
+    assert tokens != tokens[:-1]
+    assert all(len(token.alternatives) == 3 for token in tokens)
+    scores = [other.log_probability for other in tokens[2].alternatives]
+    assert scores == sorted(scores, reverse=True)
