@@ -59,10 +59,9 @@ def weight_100(target: Target) -> list[Figure]:
         template.upload(template.endless_spec("bystander"), template.words(50_000).encode())
     )
     corpus = template.words(4_000_000).encode()
-    words = pb.TokenizerSpec(kind=pb.TOKENIZER_KIND_WORDS, max_vocabulary_size=1000)
     call = target.train(
         [
-            pb.TrainRequest(spec=template.endless_spec("heavy", tokenizer=words)),
+            pb.TrainRequest(spec=template.endless_spec("heavy")),
             pb.TrainRequest(corpus_file=pb.CorpusFile(name="a", weight=100.0)),
             *(
                 pb.TrainRequest(corpus_chunk=corpus[start : start + (1 << 20)])
