@@ -19,7 +19,7 @@ import grpc
 from treadle.benchmarks.scenarios import template
 from treadle.benchmarks.scenarios.memory_use import MIB
 from treadle.benchmarks.scenarios.report import Figure
-from treadle.benchmarks.scenarios.target import Target, counted, scenario, status_of
+from treadle.benchmarks.scenarios.target import Target, counted, scenario, status_of, timed
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
@@ -83,6 +83,33 @@ def weight_100(target: Target) -> list[Figure]:
     return [
         Figure("below min_free_bytes by", max(0, _MIN_FREE - least) / MIB, "MiB", 8.0),
         Figure("other jobs paused", float(paused), "", 0.0),
+    ]
+
+
+@scenario("full-disk", prepare=_small_disk, flags=("--training-slots", "2"))
+def full_disk(target: Target) -> list[Figure]:
+    """PauseJob and CancelJob on a disk that is full to the last byte; then SIGTERM."""
+    if not os.path.ismount(target.data_dir):
+        return [Figure("not measured", None, note="a small disk needs root to mount a tmpfs")]
+    corpus = template.words(50_000).encode()
+    first, second = (
+        target.begin(template.upload(template.endless_spec(name), corpus)) for name in ("a", "b")
+    )
+    with (target.data_dir / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 65536)
+    pause = pb.PauseJobRequest(job=first)
+    cancel = pb.CancelJobRequest(job=second)
+    paused, status = timed(lambda: target.stub.PauseJob(pause, timeout=45.0))
+    cancelled, other = timed(lambda: target.stub.CancelJob(cancel, timeout=45.0))
+    free = target.seconds_until_free(45.0)
+    target.collect()
+    target.may_end = True
+    return [
+        Figure("PauseJob answered after", paused, "s", 1.0, status),
+        Figure("CancelJob answered after", cancelled, "s", 1.0, other),
+        Figure("slots free after", free, "s", 40.0),
+        Figure("ended after SIGTERM", target.server.terminate(), "s", 9.0),
     ]
 
 

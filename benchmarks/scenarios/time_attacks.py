@@ -8,14 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import grpc
 
 from treadle.benchmarks.scenarios import template
 from treadle.benchmarks.scenarios.report import Figure
-from treadle.benchmarks.scenarios.target import Target, scenario, status_of, timed
+from treadle.benchmarks.scenarios.target import Target, scenario, timed
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
@@ -232,49 +230,94 @@ def _ending(target: Target) -> Figure:
     return Figure("ended after SIGTERM", seconds, "s", GRACE_S + _SLACK_S, f"exit code {code}")
 
 
-@scenario("cancel-in-every-state")
-def cancel_in_every_state(target: Target) -> list[Figure]:
-    """CancelJob of a job that waits, one that prepares its corpus, one that validates."""
-    answers: dict[str, float] = {}
-    frees: dict[str, float] = {}
+def _queued(target: Target) -> str:
+    """Returns a job that waits behind one that trains."""
+    corpus = template.words(20_000).encode()
+    target.begin(template.upload(template.endless_spec("first"), corpus))
+    return target.begin(template.upload(template.spec("second"), corpus), until="state")
 
-    def cancel(state: str, job: str, is_free: bool = True) -> None:
-        request = pb.CancelJobRequest(job=job)
-        answers[state], _ = timed(lambda: target.stub.CancelJob(request, timeout=_GIVE_UP_S))
-        if is_free:
-            frees[state] = target.seconds_until_free(_GIVE_UP_S)
 
-    small = template.words(20_000).encode()
-    first = target.begin(template.upload(template.endless_spec("first"), small))
-    second = target.begin(template.upload(template.spec("second"), small), until="state")
-    cancel("queued", second, is_free=False)
-    cancel("stepping", first)
+def _stepping(target: Target) -> str:
+    """Returns a job that trains."""
+    spec = template.endless_spec("stepping")
+    return target.begin(template.upload(spec, template.words(20_000).encode()))
+
+
+def _preparing(target: Target) -> str:
+    """Returns a job that learns subwords from its corpus."""
     words = pb.TokenizerSpec(kind=pb.TOKENIZER_KIND_SUBWORDS, max_vocabulary_size=5000)
-    large = template.words(target.few(12_000_000), 3).encode()
-    job = target.begin(
-        template.upload(template.endless_spec("third", tokenizer=words), large), until="state"
-    )
+    corpus = template.words(target.few(12_000_000), 3).encode()
+    spec = template.endless_spec("preparing", tokenizer=words)
+    job = target.begin(template.upload(spec, corpus), until="state")
     time.sleep(2.0)
-    cancel("preparing", job)
-    report = pb.ReportSpec(validation_interval_steps=1, progress_interval_s=0.1)
+    return job
+
+
+def _validating(target: Target) -> str:
+    """Returns a job whose validation after each step takes long."""
     spec = template.endless_spec(
-        "fourth",
+        "validating",
         network=pb.NetworkSpec(hidden_size=512),
         data=pb.DataSpec(validation_fraction=0.9),
         limits=pb.LimitsSpec(max_steps=2),
-        report=report,
+        report=pb.ReportSpec(validation_interval_steps=1, progress_interval_s=0.1),
     )
-    job = target.begin(
-        template.upload(spec, template.words(target.few(4_000_000)).encode()), until="started"
-    )
+    corpus = template.words(target.few(4_000_000)).encode()
+    job = target.begin(template.upload(spec, corpus), until="started")
     time.sleep(2.0)
-    cancel("validating", job)
+    return job
+
+
+_STATES: dict[str, Callable[[Target], str]] = {
+    "queued": _queued,
+    "stepping": _stepping,
+    "preparing": _preparing,
+    "validating": _validating,
+}
+
+
+def _stop_in_every_state(target: Target, stop: Callable[[str], object]) -> list[Figure]:
+    """Stops a job in each state; shows the slowest of them."""
+    answers: dict[str, float] = {}
+    frees: dict[str, float] = {}
+    for state, begin in _STATES.items():
+        job = begin(target)
+        answers[state], _ = timed(partial(stop, job))
+        if state == "queued":  # the one before it goes on
+            for running in target.stub.ListJobs(pb.ListJobsRequest(), timeout=60.0).jobs:
+                if running.state == pb.JOB_STATE_RUNNING:
+                    target.stub.CancelJob(pb.CancelJobRequest(job=running.id), timeout=60.0)
+        frees[state] = target.seconds_until_free(_GIVE_UP_S)
     slowest = max(answers, key=lambda state: answers[state])
     busiest = max(frees, key=lambda state: frees[state])
     return [
         Figure("slowest answer", answers[slowest], "s", ANSWER_S, slowest),
         Figure("slot free after", frees[busiest], "s", SLOT_S, busiest),
     ]
+
+
+@scenario("cancel-in-every-state")
+def cancel_in_every_state(target: Target) -> list[Figure]:
+    """CancelJob while queued, stepping, preparing, validating; then SIGTERM while preparing."""
+
+    def cancel(job: str) -> object:
+        return target.stub.CancelJob(pb.CancelJobRequest(job=job), timeout=_GIVE_UP_S)
+
+    figures = _stop_in_every_state(target, cancel)
+    _preparing(target)
+    return [*figures, _ending(target)]
+
+
+@scenario("pause-in-every-state")
+def pause_in_every_state(target: Target) -> list[Figure]:
+    """PauseJob while queued, stepping, preparing, validating; then SIGTERM while validating."""
+
+    def pause(job: str) -> object:
+        return target.stub.PauseJob(pb.PauseJobRequest(job=job), timeout=_GIVE_UP_S)
+
+    figures = _stop_in_every_state(target, pause)
+    _validating(target)
+    return [*figures, _ending(target)]
 
 
 @scenario("long-context")
@@ -287,23 +330,3 @@ def long_context(target: Target) -> list[Figure]:
     )
     seconds, status = timed(lambda: target.stub.Score(request, timeout=30.0))
     return [Figure("answered after", seconds, "s", 10.0, status)]
-
-
-@scenario("endless-reads")
-def endless_reads(target: Target) -> list[Figure]:
-    """Scores without a deadline that are cancelled: are their threads free afterwards?"""
-    request = pb.ScoreRequest(
-        model="characters",
-        context=template.words(target.few(400_000)),
-        texts=["abc def"] * 1000,
-    )
-    for _ in range(4):
-        with suppress(grpc.RpcError):
-            target.stub.Score(request, timeout=1.0)
-    small = pb.ScoreRequest(model="characters", texts=["abc def"])
-    most = 30.0
-    began = time.perf_counter()
-    while status_of(lambda: target.stub.Score(small, timeout=most)) != "OK":
-        if time.perf_counter() - began > most:
-            break
-    return [Figure("small Score answered after", time.perf_counter() - began, "s", 2.0)]
