@@ -24,6 +24,7 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"abuse.py: no scenario is called {unknown[0]}; --list names all", file=sys.stderr)
         return 2
     command = shlex.split(options.server_command)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of everything that closes
     results: dict[str, list[Figure]] = {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="treadle-abuse-") as folder:

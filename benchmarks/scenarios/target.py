@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,6 +44,9 @@ _OPTIONS = [
     *THIS_MACHINE,
 ]
 
+_TOLD = ("INTERNAL", "UNKNOWN")
+"""Statuses whose message is shown as well."""
+
 MESSAGE = (4 << 20) - 4096
 """Bytes of the largest text that a request takes, less what else is in it."""
 
@@ -71,13 +76,13 @@ class Target:
         return max(2, count // 10) if self.is_quick else count
 
     def run(self, attack: Callable[[AsyncStub], Awaitable[T]]) -> T:
-        """Runs a coroutine with many calls at once."""
+        """Runs a coroutine with many calls at once, and waits for its end."""
 
         async def attempt() -> T:
             async with aio.insecure_channel(self.server.address, _OPTIONS) as channel:
                 return await attack(sequence_pb2_grpc.SequenceServiceStub(channel))
 
-        return asyncio.run(attempt())
+        return asyncio.run_coroutine_threadsafe(attempt(), _loop()).result()
 
     def grew_mib(self) -> float:
         """Returns by how much the server's memory rose, at its peak, since it had started."""
@@ -183,6 +188,14 @@ class Target:
         return bool(list(self.stub.Generate(request, timeout=30.0)))
 
 
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """Returns the event loop of all attacks: gRPC does not bear one that ends before others."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
 def _common(
     what: str, value: float | None, unit: str = "", bound: float = math.inf, note: str = ""
 ) -> Figure:
@@ -210,7 +223,8 @@ async def aio_status(call: Awaitable[object]) -> str:
     try:
         await call
     except aio.AioRpcError as error:
-        return error.code().name
+        name = str(error.code().name)
+        return f"{name} ({error.details()})"[:120] if name in _TOLD else name
     except asyncio.CancelledError:
         return "CANCELLED"
     return "OK"
