@@ -142,7 +142,7 @@ async def learn_all(stub: AsyncStub, streams: int, model: str, seconds: float) -
 
 @scenario("large-learners")
 def large_learners(target: Target) -> list[Figure]:
-    """16 LearnStreams of a model of 145 MB, each with Adam and a snapshot."""
+    """16 LearnStreams of a model of 68 MB, each with Adam and a snapshot."""
     seconds = 5.0 if target.is_quick else 20.0
     statuses = target.run(lambda stub: learn_all(stub, 16, "large", seconds))
     return [

@@ -26,8 +26,8 @@ from treadle.benchmarks.scenarios.server import ServerProcess
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
-LARGE_HIDDEN = 3000
-"""Units of the large model: a file of 145 MB."""
+LARGE_HIDDEN = 2048
+"""Units of the large model: a file of 68 MB."""
 
 DATABASE = "treadle.db"
 MODEL_FILE = "model.safetensors"
