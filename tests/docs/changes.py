@@ -86,6 +86,12 @@ NOT_RUN = [
     NotRun(
         "benchmarks/README.md", "event_loop.py", "takes minutes; fails where a pause is too long"
     ),
+    NotRun(
+        "benchmarks/README.md",
+        "abuse.py --ordinary",
+        "takes a quarter of an hour: tests/benchmarks/test_abuse.py",
+    ),
+    NotRun("benchmarks/README.md", "abuse.py --server-command", "needs another version"),
     NotRun("benchmarks/README.md", "pip install torch", "needs a network"),
     NotRun(
         "docs/anomalies.md",
