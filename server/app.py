@@ -53,7 +53,7 @@ from treadle.server.scoring import ScoringRoom
 from treadle.server.service import SERVICE, SequenceService
 from treadle.server.sources import Sources
 from treadle.server.store import Store, StoreError
-from treadle.server.stream_places import Openings, StreamPlaces, make_way
+from treadle.server.stream_places import Openings, SilentStreams, StreamPlaces
 from treadle.server.upload import Limits
 from treadle.server.warming import Warming
 from treadle.server.workers import Workers
@@ -229,8 +229,8 @@ class App:
             fault = listening_fault(address)
             raise AddressError(f"cannot listen on {address}: {fault}") from None
         loop = asyncio.get_running_loop()
-        silent = (self._learners, self._streams)
-        self._budget.on_shortage(lambda missing: make_way(silent, loop))
+        silent = SilentStreams((self._learners, self._streams), loop)
+        self._budget.on_shortage(silent.make_way)
         await self._jobs.recover()  # callers may ask for them from now on
         await self._server.start()
         # Every kernel is there before health says so: compiling would hold up requests.

@@ -58,7 +58,8 @@ class Reservation:
         Raises:
             StatusError: RESOURCE_EXHAUSTED: they do not fit; as many as before are held.
         """
-        self._budget._change(self, size, self._what)
+        if self._budget._change(self, size):
+            raise self._budget._refusal(size, self._what)
 
     async def resize_patiently(self, size: int, patience_s: float, kept: int = 0) -> None:
         """Does what `resize` does, as soon as there is room for it.
@@ -75,16 +76,10 @@ class Reservation:
         budget, until = self._budget, time.monotonic() + patience_s
         waiting = 0
         try:
-            while True:
-                try:
-                    self.resize(size)
-                except StatusError as refused:
-                    if not refused.details or time.monotonic() >= until:
-                        raise
-                    if not waiting and (budget.waiting + kept) * _WAITING_PART > budget.limit:
-                        raise
-                else:
-                    return
+            while budget._change(self, size):
+                is_late = time.monotonic() >= until or size > budget._most(size)
+                if is_late or (budget.waiting - waiting + kept) * _WAITING_PART > budget.limit:
+                    raise budget._refusal(size, self._what)
                 budget.waiting += kept - waiting
                 waiting = kept
                 await asyncio.sleep(_LOOK_S)
@@ -155,7 +150,8 @@ class MemoryBudget:
         """
         self._frees.append(free)
 
-    def _change(self, held: Reservation, size: int, what: str) -> None:
+    def _change(self, held: Reservation, size: int) -> int:
+        """Changes a reservation; returns how many bytes were missing where that is not possible."""
         most = self._most(size)
         missing = self._take(held, size, most)
         if missing and size <= most:
@@ -164,19 +160,22 @@ class MemoryBudget:
                 missing = self._take(held, size, most)
                 if not missing:
                     break
-        if not missing:
-            return
+        return missing
+
+    def _refusal(self, size: int, what: str) -> StatusError:
+        """Returns the error of a reservation that does not fit."""
+        most = self._most(size)
         if size > most:
             message = (
                 f"{size:,} bytes of memory for {what} are more than the server takes"
                 f" ({most:,}); ask for less, or start it with a larger --memory-budget"
             )
-            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+            return StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
         message = (
             f"{size:,} bytes of memory for {what} do not fit now: {self._used:,} of"
             f" {self.limit:,} are in use (--memory-budget)"
         )
-        raise exhausted(message, _RETRY_S)
+        return exhausted(message, _RETRY_S)
 
     def _most(self, size: int) -> int:
         """Returns up to where the limit may be used by a reservation of a size."""

@@ -138,7 +138,7 @@ class ScoringRoom:
         """
         if message is None:
             return False
-        steps = stream.feed(Piece.of(_piece_of(message)))
+        steps = _feeding(stream, message)
         del message
         async with work_within(self._max_call_s, _SMALLER):
             await run_steps(caller, steps)
@@ -177,6 +177,13 @@ def _spec_of(message: pb.ScoreStreamRequest | None) -> pb.ScoreStreamSpec:
     if message is None or not message.HasField("spec"):
         raise invalid([("spec", "the first message must be the spec")])
     return message.spec
+
+
+def _feeding(stream: Stream, message: pb.ScoreStreamRequest) -> Iterator[None]:
+    """Scores a piece, in short steps; its text is taken out of its message in the first one."""
+    piece = Piece.of(_piece_of(message))
+    del message
+    yield from stream.feed(piece)
 
 
 def _piece_of(message: pb.ScoreStreamRequest) -> pb.TextPiece:

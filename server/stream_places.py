@@ -20,6 +20,9 @@ Message = TypeVar("Message")
 
 _RETRY_S = 1.0
 
+_NEXT_S = 0.1
+"""Seconds after which another silent stream may end for want of memory."""
+
 
 class StreamPlaces:
     """Counts the streams of one kind that are open.
@@ -116,21 +119,39 @@ class StreamPlaces:
         return silent
 
 
-def make_way(kinds: Sequence[StreamPlaces], loop: asyncio.AbstractEventLoop) -> None:
-    """Ends one silent stream where its memory is wanted; may be called from any thread.
+class SilentStreams:
+    """Ends silent streams where their memory is wanted, one at a time.
 
     Args:
         kinds: Streams, those first that hold more.
         loop: Where they run.
     """
 
-    def give_up_one() -> None:
-        for places in kinds:
-            if places.give_up_one("its memory was wanted") is not None:
-                return
+    def __init__(self, kinds: Sequence[StreamPlaces], loop: asyncio.AbstractEventLoop) -> None:
+        self._kinds = kinds
+        self._loop = loop
+        self._is_asked = False
 
-    with suppress(RuntimeError):  # the loop is closed: there are no streams any more
-        loop.call_soon_threadsafe(give_up_one)
+    def make_way(self, missing: int) -> None:
+        """Has one end, unless another one has just done so; may be called from any thread.
+
+        Args:
+            missing: Bytes that are wanted.
+        """
+        # Those that wait for memory ask again and again: what has ended must get time to let go.
+        if not self._is_asked:
+            self._is_asked = True
+            with suppress(RuntimeError):  # the loop is closed: there are no streams any more
+                self._loop.call_soon_threadsafe(self._end_one)
+
+    def _end_one(self) -> None:
+        for places in self._kinds:
+            if places.give_up_one("its memory was wanted") is not None:
+                break
+        self._loop.call_later(_NEXT_S, self._forget)
+
+    def _forget(self) -> None:
+        self._is_asked = False
 
 
 class Place:
