@@ -260,6 +260,12 @@ def read_texts(
     return f"a reply of {stub.Score(request, timeout=10 * seconds).ByteSize():,} bytes"
 
 
+def list_jobs(stub: sequence_pb2_grpc.SequenceServiceStub, seconds: float) -> Outcome:
+    """Lists jobs in any of four million states."""
+    request = pb.ListJobsRequest(states=[pb.JOB_STATE_QUEUED] * (_MESSAGE - 64))
+    return f"{len(stub.ListJobs(request, timeout=10 * seconds).jobs)} jobs"
+
+
 def idle(stub: sequence_pb2_grpc.SequenceServiceStub, seconds: float) -> Outcome:
     """Asks for nothing."""
     time.sleep(3.0)
@@ -327,6 +333,11 @@ def scenarios() -> Iterator[Scenario]:
         "lists", "700,000 banned tokens",
         model="characters", banned_tokens=[token] * (_MESSAGE // 6), **one,
     )  # fmt: skip
+    yield asks(
+        "lists", "1.3 million empty token biases",
+        model="characters", token_biases=[pb.TokenBias()] * (_MESSAGE // 3), **one,
+    )  # fmt: skip
+    yield Scenario("lists", "4 million states of jobs", list_jobs)
     yield asks(
         "lists", "1.4 million stop sequences",
         model="characters", stop_sequences=["a"] * (_MESSAGE // 3), **one,

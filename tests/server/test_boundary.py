@@ -279,3 +279,52 @@ def test_a_call_without_a_request_is_invalid() -> None:
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
     within_reason(run())
+
+
+class Panic(BaseException):
+    """What a package in Rust raises where it panics: no Exception."""
+
+
+class Panicking(sequence_pb2_grpc.SequenceServiceServicer):
+    """Panics, in a call of one reply and after the first of many."""
+
+    async def GetJob(  # noqa: N802
+        self, request: pb.GetJobRequest, context: Context
+    ) -> pb.GetJobResponse:
+        raise Panic("index out of bounds")
+
+    async def WatchJob(  # noqa: N802
+        self, request: pb.WatchJobRequest, context: Context
+    ) -> AsyncIterator[pb.WatchJobResponse]:
+        yield pb.WatchJobResponse()
+        raise Panic("index out of bounds")
+
+
+def test_a_panic_ends_its_call_and_nothing_else() -> None:
+    async def run() -> None:
+        layer = Boundary(SERVICE, MemoryBudget(1 << 30), 1 << 22)
+        servicer = Panicking()  # type: ignore[abstract]  # two methods are enough
+        server = aio.server(interceptors=[layer])
+        sequence_pb2_grpc.add_SequenceServiceServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with aio.insecure_channel(f"127.0.0.1:{port}", NO_PROXY) as channel:
+            stub = sequence_pb2_grpc.SequenceServiceStub(channel)
+            for _ in range(2):
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await stub.GetJob(pb.GetJobRequest(), timeout=PATIENCE_S)
+                assert caught.value.code() is grpc.StatusCode.INTERNAL
+                assert "internal error" in (caught.value.details() or "")
+                replies = aiter(stub.WatchJob(pb.WatchJobRequest(), timeout=PATIENCE_S))
+                await anext(replies)
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await anext(replies)
+                assert caught.value.code() is grpc.StatusCode.INTERNAL
+            await layer.wait_idle()
+        await server.stop(None)
+
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE_S / 2):
+            await run()
+
+    asyncio.run(bounded())

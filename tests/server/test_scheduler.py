@@ -170,3 +170,35 @@ def test_a_closed_scheduler_lets_its_threads_go() -> None:
     while any(thread.is_alive() for thread in own):
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+class Panic(BaseException):
+    """What a package in Rust raises where it panics: no Exception."""
+
+
+class Panicking(Taker):
+    """Panics in its turn."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    def take_turn(self, turn_s: float) -> bool:
+        self.turns += 1
+        raise Panic("index out of bounds")
+
+
+def test_a_thread_outlives_a_turn_that_panics(caplog: pytest.LogCaptureFixture) -> None:
+    async def main(scheduler: Scheduler) -> None:
+        def panic(_: float) -> None:
+            raise Panic("index out of bounds")
+
+        panicking = Panicking()
+        scheduler.wake(panicking)
+        with pytest.raises(Panic):
+            await scheduler.caller().run(panic)
+        assert await scheduler.caller().run(lambda _: threading.current_thread().name) == "turn-0"
+        assert panicking.turns == 1
+
+    with scheduler_of(1) as scheduler:
+        asyncio.run(asyncio.wait_for(main(scheduler), PATIENCE_S / 2))
+    assert "a turn failed" in caplog.text
