@@ -60,7 +60,7 @@ def new_row(
     return JobRow(
         id=id, model=spec.model, state="queued", reason="",
         spec=spec.SerializeToString(), config=json.dumps(config.to_json()),
-        files=json.dumps([asdict(file) for file in files]),
+        files=json.dumps([asdict(file) for file in files], ensure_ascii=False),
         corpus_bytes=sum(file.size for file in files),
         request_id=spec.request_id, init_from=spec.init_from,
         created_s=now, queued_s=now, started_s=None, ended_s=None,

@@ -31,6 +31,8 @@ MAX_FILES = 1000
 MAX_SPEC_BYTES = 16 << 10
 MAX_WEIGHT = 100.0
 _MAX_NAME = 255
+_MAX_NAMES_BYTES = 128 << 10
+"""Bytes of the names of all files of a corpus: they are kept as long as the job."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,8 @@ class _Receiver:
     async def begin(self, about: pb.CorpusFile) -> None:
         """Begins a file; one that is stored already is whole at once."""
         await self._finish_file()
-        _check(about, len(self._files))
+        names = sum(len(file.name.encode()) for file in self._files)
+        _check(about, len(self._files), names)
         self._about = about
         if about.sha256:
             size = await pools.UPLOADS.run(self._corpora.want, about.sha256)
@@ -348,13 +351,22 @@ class _Receiver:
         await pools.UPLOADS.run(self._writer.write, data)
 
 
-def _check(about: pb.CorpusFile, before: int) -> None:
-    """Refuses a file that cannot be."""
+def _check(about: pb.CorpusFile, before: int, names_bytes: int) -> None:
+    """Refuses a file that cannot be.
+
+    Args:
+        about: What is said of it.
+        before: How many files were before it.
+        names_bytes: Bytes of their names.
+    """
     faults = []
     if before >= MAX_FILES:
         faults.append(("corpus_file", f"a corpus may have at most {MAX_FILES:,} files"))
     if len(about.name) > _MAX_NAME:
         faults.append(("corpus_file.name", f"a name may have at most {_MAX_NAME} characters"))
+    elif names_bytes + len(about.name.encode()) > _MAX_NAMES_BYTES:
+        most = f"at most {_MAX_NAMES_BYTES:,} bytes together"
+        faults.append(("corpus_file.name", f"the names of a corpus' files may have {most}"))
     if about.role not in pb.CorpusRole.values():
         faults.append(("corpus_file.role", f"{about.role} is no role of the contract"))
     if about.HasField("weight") and not 0 < about.weight <= MAX_WEIGHT:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from treadle.server.brief import ITEM_BYTES
 from treadle.server.database import Database
 from treadle.server.errors import from_exception
 from treadle.server.job_damage import damage, without_damage
+from treadle.server.orders import UploadedFile, new_row
 from treadle.server.rows import COLUMNS, DamagedDatabaseError
 from treadle.server.store import DATABASE_FILE, MODEL_FILE, Store
 from treadle.server.upload import MAX_SPEC_BYTES
@@ -71,6 +73,25 @@ def test_a_spec_too_large_to_keep_is_refused(caller: Caller) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         list(caller.train(spec, TEXT))
     assert fields_of(caught.value) == ["spec"]
+
+
+def test_the_names_of_many_files_are_bounded_together(caller: Caller) -> None:
+    """The row of a job has them all, and a queue holds a thousand rows in memory."""
+    digest = hashlib.sha256(b"").hexdigest()
+
+    def requests() -> Iterator[pb.TrainRequest]:
+        yield pb.TrainRequest(spec=tiny_spec("m"))
+        for _ in range(300):
+            yield pb.TrainRequest(corpus_file=pb.CorpusFile(name="\U0001f600" * 255))
+            yield pb.TrainRequest(corpus_chunk=b"x")
+
+    with pytest.raises(grpc.RpcError) as caught:
+        list(caller.train(tiny_spec("m"), source=requests()))
+    assert fields_of(caught.value) == ["corpus_file.name"]
+    files = [UploadedFile(digest, "\U0001f600" * 255, "train", 1.0, 1)] * 128
+    row = new_row("j", tiny_spec("m"), TrainConfig(), files)
+    assert len(row.files.encode()) < 1.5 * (128 << 10)
+    assert not damage(row)
 
 
 def test_the_largest_job_and_model_are_small_in_a_list(tmp_path: Path) -> None:

@@ -1160,7 +1160,9 @@ class CorpusFile(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What to call it in messages. Default: `corpus`."""
+    """What to call it in messages: up to 255 characters, and 128 KiB for all files of a
+    corpus together. Default: `corpus`.
+    """
     role: Global___CorpusRole.ValueType
     """What it is for. Default: training."""
     weight: _builtins.float
