@@ -21,6 +21,7 @@ from treadle.server import records
 from treadle.server.brief import ITEM_BYTES
 from treadle.server.database import Database
 from treadle.server.errors import from_exception
+from treadle.server.fsck import check
 from treadle.server.job_damage import damage, without_damage
 from treadle.server.orders import UploadedFile, new_row
 from treadle.server.rows import COLUMNS, DamagedDatabaseError
@@ -321,3 +322,54 @@ def test_a_page_that_is_damaged_while_a_server_runs_is_data_loss(
     assert status.code is grpc.StatusCode.DATA_LOSS
     assert "run treadle-server --fsck --repair" in status.message
     assert str(tmp_path) not in status.message
+
+
+def test_a_repair_keeps_what_is_whole_in_a_damaged_row(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    store = Store(root)
+    spec = pb.TrainSpec(model="m").SerializeToString()
+    first = pb.JobEvent(state=pb.JobStateChange(reason="first")).SerializeToString()
+    for name in ("good", *DAMAGE):
+        store.database.add_job(job_row(name, spec=spec, state="paused"), first)
+        store.database.append_event(name, first, 2.5)
+    store.database.append_event("good", first, 3.5)
+    store.job_dir("model")
+    store.database.touch_corpus("ab" * 32, 1, 1.5)
+    put_model(store, "m")
+    store.database.set_alias("m", "prod", 1)
+    store.close()
+    for name, (fault, value) in DAMAGE.items():
+        change(root, f"UPDATE jobs SET {fault} WHERE id = ?", value, name)
+    change(root, "UPDATE events SET payload = ? WHERE job = 'good' AND sequence = 2", b"\xff")
+    change(root, "INSERT INTO events VALUES ('good', 'x', 1.5, ?)", first)
+    change(root, "INSERT INTO aliases VALUES ('m', 'bad', 'x')")
+    change(root, "INSERT INTO corpora VALUES ('x', 1, 1.5)")
+    change(root, "DELETE FROM events WHERE job = 'text' AND sequence = 2")
+
+    looked = check(root, repair=False)
+    assert not (root / "damaged").exists()
+    done = check(root, repair=True)
+    assert len(looked.findings) >= len(DAMAGE) + 4
+    lines = (root / "damaged" / "rows.jsonl").read_text().splitlines()[1:]
+    left = [json.loads(line) for line in lines]
+    # The events of the one job whose name is lost, and the four odd rows.
+    assert len([row for row in left if row["table"] == "jobs"]) == len(DAMAGE)
+    assert len([row for row in left if row["table"] == "events"]) == 2 + 2
+    assert {row["table"] for row in left} == {"jobs", "events", "aliases", "corpora"}
+    said = "".join(map(str, done.findings))
+    for name in DAMAGE:
+        assert f"the record of job {name} is damaged" in said
+    assert (root / "damaged" / "jobs" / "model").is_dir()
+    again = check(root, repair=True).findings
+    assert [finding.what for finding in again] == []
+
+    store = Store(root)
+    jobs = {row.id: row for row in store.database.jobs()}
+    assert jobs.keys() == {"good", *DAMAGE} - {"model"}
+    assert not any(damage(row) for row in jobs.values())
+    assert jobs["good"].state == jobs["text"].state == jobs["progress"].state == "paused"
+    assert jobs["spec"].state == jobs["config"].state == jobs["files"].state == "failed"
+    assert [number for number, _, _ in store.database.events("good", 0)] == [1, 2, 3]
+    assert store.database.events("text", 1) != []  # its watchers come to an end
+    assert store.database.aliases("m") == {"prod": 1}
+    store.close()
