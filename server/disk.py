@@ -16,6 +16,8 @@ from typing import IO
 
 logger = logging.getLogger(__name__)
 
+_SMALL_BYTES = 4096
+
 
 _AGAIN_BYTES = 1 << 20
 
@@ -197,6 +199,23 @@ def lock(root: Path) -> IO[str]:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+def read_small(path: Path) -> str:
+    """Returns the text of a small file; what is no file, such as a pipe, is not waited for.
+
+    Raises:
+        OSError: It cannot be read, or is no file.
+        ValueError: It is not ASCII, or not small.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        data = file.read(_SMALL_BYTES + 1)
+    if len(data) > _SMALL_BYTES:
+        raise ValueError(f"{path} is too large")
+    return data.decode("ascii")
 
 
 def make_directory(path: Path) -> None:

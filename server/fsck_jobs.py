@@ -155,6 +155,8 @@ def _check_file(root: Path, report: Report, path: Path) -> None:
 
 def _opens(path: Path) -> bool:
     """Returns whether a file is a whole safetensors file; of a state, whether its hash is right."""
+    if not path.is_file():  # a pipe would keep us waiting for ever
+        return False
     if path.name.startswith(STATE_FILE):
         return is_whole(path)
     try:

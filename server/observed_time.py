@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from treadle.server.disk import read_small
+
 logger = logging.getLogger(__name__)
 
 AHEAD_S = 86_400.0
@@ -104,7 +106,7 @@ class ObservedTime:
 def _read(path: Path) -> float:
     """Returns the time in a file; 0 where there is none that can be read."""
     try:
-        known_s = float(path.read_text("ascii"))
+        known_s = float(read_small(path))
     except (OSError, ValueError):
         return 0.0
     return known_s if math.isfinite(known_s) and known_s > 0 else 0.0

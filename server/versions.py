@@ -19,7 +19,7 @@ from treadle.model.checkpoint import read_header, write_whole
 from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig
 from treadle.model.errors import CheckpointError
 from treadle.model.record import TrainingRecord
-from treadle.server.disk import check_no_link
+from treadle.server.disk import check_no_link, read_small
 from treadle.server.errors import damaged, not_found
 from treadle.server.open_files import is_out_of_files
 
@@ -131,7 +131,7 @@ def sha256(directory: Path) -> str:
 def recorded(directory: Path) -> str | None:
     """Returns the hash in a directory's HASH_FILE; None where there is none to be read."""
     try:
-        text = (directory / HASH_FILE).read_text("ascii").split()[0]
+        text = read_small(directory / HASH_FILE).split()[0]
         if len(bytes.fromhex(text)) == hashlib.sha256().digest_size:
             return text.lower()
     except (ValueError, IndexError):

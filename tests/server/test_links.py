@@ -148,8 +148,15 @@ def test_what_is_named_badly_keeps_nobody_from_the_rest(
     (root / "models" / "round" / "1" / "again").symlink_to("../../round")
     os.mkfifo(root / "corpora" / ("ab" * 32))
     (root / "jobs" / "a-file").touch()
+    (store.job_dir("j") / "other.safetensors").touch()
+    os.mkfifo(store.job_dir("j") / "state.safetensors")
+    store.database.add_job(job_row("j", state="paused"))
+    os.mkfifo(root / "models" / "round" / "1" / "model.safetensors")
+    put_model(store, "piped").path.with_name(HASH_FILE).unlink()
+    os.mkfifo(root / "models" / "piped" / "1" / HASH_FILE)
     sweep(store.database, store.corpora, store.jobs_root, Rules(1, 1), 1e12)
-    assert [model.name for model in store.page(10)[0]] == ["good", "zero"]
+    assert [model.name for model in store.page(10)[0]] == ["good", "piped", "zero"]
+    assert store.describe(store.find("piped")).sha256
     assert store.versions("good") == [good.version]
     store.close()
     capsys.readouterr()
