@@ -14,13 +14,13 @@ import os
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from treadle.server import open_files
-from treadle.server.disk import check_no_link
+from treadle.server.disk import SpareSpace, check_no_link, is_full
 from treadle.server.rows import (
     COLUMNS,
     FIXED,
@@ -40,6 +40,8 @@ from treadle.server.rows import (
 )
 
 __all__ = ["Database", "DatabaseError", "JobRow", "NewerDatabaseError", "NoSuchJobError"]
+
+Result = TypeVar("Result")
 
 MAX_INTEGER = (1 << 63) - 1
 """The largest whole number that SQLite holds."""
@@ -73,6 +75,8 @@ class Database:
 
     def __init__(self, path: Path, *, upgrade: bool = True) -> None:
         self._path = path
+        self.spare: SpareSpace | None = None
+        """Space to give up where a full disk would keep something from being deleted or ended."""
         self._lock = threading.RLock()
         # Made here, since SQLite would let everybody read it; its log gets the same mode.
         for name in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
@@ -252,8 +256,12 @@ class Database:
             TypeError: There is no such field, or it may not be changed.
         """
         _check(changes)
-        with self._transaction():
-            self._change(self._known(job).id, changes)
+
+        def update() -> None:
+            with self._transaction():
+                self._change(self._known(job).id, changes)
+
+        self._urgent(update)
 
     def append_event(self, job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
         """Adds an event to a job and changes fields of it, both or neither.
@@ -272,12 +280,17 @@ class Database:
             TypeError: There is no such field, or it may not be changed.
         """
         _check(changes)
-        with self._transaction():
-            sequence = self._known(job).last_sequence + 1
-            event = (job, sequence, time_s, payload)
-            self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", event)
-            self._change(job, {**changes, "last_sequence": sequence})
-        return sequence
+
+        def append() -> int:
+            with self._transaction():
+                sequence = self._known(job).last_sequence + 1
+                event = (job, sequence, time_s, payload)
+                self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", event)
+                self._change(job, {**changes, "last_sequence": sequence})
+            return sequence
+
+        # A state must not be lost; what is told of a run can wait for space.
+        return self._urgent(append) if "state" in changes else append()
 
     def events(
         self, job: str, after: int, limit: int = 500, max_bytes: int = 1 << 16
@@ -308,7 +321,7 @@ class Database:
 
     def delete_job(self, job: str) -> None:
         """Deletes a job and its events, if it is there."""
-        self._do("DELETE FROM jobs WHERE id = ?", job)
+        self._urgent(lambda: self._do("DELETE FROM jobs WHERE id = ?", job))
 
     def over_before(self, before_s: float, limit: int) -> list[str]:
         """Returns the ids of jobs that were over before a time, the oldest first.
@@ -342,7 +355,8 @@ class Database:
 
     def delete_alias(self, model: str, alias: str) -> bool:
         """Deletes an alias; returns whether it was there."""
-        return bool(self._do("DELETE FROM aliases WHERE model = ? AND alias = ?", model, alias))
+        statement = "DELETE FROM aliases WHERE model = ? AND alias = ?"
+        return bool(self._urgent(lambda: self._do(statement, model, alias)))
 
     def aliases(self, model: str) -> dict[str, int]:
         """Returns the version that each of a model's aliases names, in their names' order."""
@@ -377,11 +391,14 @@ class Database:
 
     def forget_aliases(self, model: str, versions: Sequence[int]) -> None:
         """Deletes the aliases of versions of a model."""
-        with self._transaction():
-            for version in versions:
-                self._connection.execute(
-                    "DELETE FROM aliases WHERE model = ? AND version = ?", (model, version)
-                )
+        statement = "DELETE FROM aliases WHERE model = ? AND version = ?"
+
+        def forget() -> None:
+            with self._transaction():
+                for version in versions:
+                    self._connection.execute(statement, (model, version))
+
+        self._urgent(forget)
 
     def touch_corpus(self, sha256: str, size: int, now_s: float) -> None:
         """Notes that a corpus, of `size` bytes, is there and was wanted now."""
@@ -395,7 +412,7 @@ class Database:
 
     def forget_corpus(self, sha256: str) -> None:
         """Forgets a corpus, if it is known."""
-        self._do("DELETE FROM corpora WHERE sha256 = ?", sha256)
+        self._urgent(lambda: self._do("DELETE FROM corpora WHERE sha256 = ?", sha256))
 
     def corpora_in_use(self) -> set[str]:
         """Returns the hashes of the corpora of jobs that are queued, running or paused.
@@ -467,6 +484,15 @@ class Database:
     def _rows(self, statement: str, *values: Any) -> list[Any]:
         with self._translated():
             return self._connection.execute(statement, values).fetchall()
+
+    def _urgent(self, work: Callable[[], Result]) -> Result:
+        """Does a short piece of work, on a full disk with the space that was kept for that."""
+        try:
+            return work()
+        except OSError as error:
+            if not is_full(error) or self.spare is None or not self.spare.release():
+                raise
+            return work()
 
     def _do(self, statement: str, *values: Any) -> int:
         """Runs a statement in a transaction of its own; returns how many rows it changed."""

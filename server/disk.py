@@ -105,6 +105,51 @@ class DiskSpace:
         return self.free() >= least + least // 4 + size + _AGAIN_BYTES
 
 
+class SpareSpace:
+    """A file that only takes space: given up where a full disk would keep things from ending.
+
+    What frees space has to be noted, and that takes some; so do a cancellation and a pause. May be
+    used from any thread.
+
+    Args:
+        path: The file.
+        space: The space of its disk.
+        size: Its bytes.
+    """
+
+    def __init__(self, path: Path, space: DiskSpace, size: int = 8 << 20) -> None:
+        self._path = path
+        self._space = space
+        self._size = size
+
+    def fill(self) -> None:
+        """Takes the space, where it is not taken and there is enough.
+
+        Raises:
+            OSError: The disk failed or is full.
+        """
+        if os.path.lexists(self._path) or not self._space.has_again(self._size):
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        handle = os.open(self._path, flags, 0o660)
+        try:
+            os.posix_fallocate(handle, 0, self._size)
+        except BaseException:
+            self._path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(handle)
+
+    def release(self) -> bool:
+        """Gives the space back; returns whether it was taken."""
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        logger.warning("the disk is full: the space that was kept for that is given up")
+        return True
+
+
 def is_full(error: BaseException) -> bool:
     """Returns whether an error says that the disk is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

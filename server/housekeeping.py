@@ -91,6 +91,8 @@ async def keep_house(store: Store, rules: Rules, every_s: float = 600.0) -> None
 
 def tidy(store: Store, rules: Rules) -> Swept:
     """Sweeps by the clock, unless that is doubtful; see `sweep`."""
+    with suppress(OSError):
+        store.spare.fill()
     now_s = store.observed_time.now()
     if now_s is None:
         return Swept()

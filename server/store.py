@@ -4,6 +4,7 @@
 
     DATA_DIR/
       lock                                  held by the one server that uses the directory
+      spare                                 takes space that is given up on a full disk
       clock                                 the time known last: see treadle.server.observed_time
       treadle.db                            jobs, events, aliases: see treadle.server.database
       models/NAME/VERSION/model.safetensors the model; it never changes
@@ -34,7 +35,7 @@ from treadle.server import disk, versions
 from treadle.server.convert import NAME
 from treadle.server.corpora import Corpora
 from treadle.server.database import Database, DatabaseError
-from treadle.server.disk import DiskSpace, StoreError
+from treadle.server.disk import DiskSpace, SpareSpace, StoreError
 from treadle.server.errors import StatusError, not_found, precondition
 from treadle.server.model_limits import DEFAULT_LIMITS, ModelLimits
 from treadle.server.observed_time import ObservedTime
@@ -52,6 +53,7 @@ REPAIRED_FILE = "treadle.db.repaired"
 CLAIMS = 20
 """How often one model is claimed whose version is deleted, or taken by hand, meanwhile."""
 CLOCK_FILE = "clock"
+SPARE_FILE = "spare"
 
 
 class Store(Shelf):
@@ -92,6 +94,7 @@ class Store(Shelf):
                 database = Database(root / DATABASE_FILE)
                 opened.callback(database.close)
                 database.check_structure()
+                self.spare = database.spare = SpareSpace(root / SPARE_FILE, self.space)
                 super().__init__(models, database, limits)
                 self.observed_time = ObservedTime(root / CLOCK_FILE, database.newest_s())
                 self.corpora = Corpora(root, self._tmp, database, self.space)

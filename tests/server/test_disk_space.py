@@ -12,15 +12,16 @@ import grpc
 import pytest
 
 from treadle.server import jobs as jobs_module
-from treadle.server.disk import DiskSpace, NoSpaceError
+from treadle.server.disk import DiskSpace, NoSpaceError, SpareSpace
 from treadle.server.errors import StatusError, from_exception
+from treadle.server.housekeeping import Rules, tidy
 from treadle.server.job_files import LAST_FILE, STATE_FILE
 from treadle.server.jobs import JobRoom
 from treadle.server.store import MODEL_FILE, Store
 from treadle.server.upload_files import UploadFiles
 
 from .harness import until
-from .samples import put_model, tiny_model
+from .samples import job_row, put_model, tiny_model
 from .test_jobs import FakeWorker, FakeWorkers, StubbornWorker, follow, make_room, submit
 
 KEPT = 1000
@@ -233,6 +234,48 @@ def test_a_job_that_is_cancelled_on_a_full_disk_keeps_what_it_published(
         assert store.versions("m") == [1]
 
     asyncio.run(run())
+
+
+def test_the_spare_space_lets_things_end_on_a_full_disk(store: Store) -> None:
+    """SQLite's own limit on pages gives the very error that a full disk does."""
+    database = store.database
+    for job in ("a", "b"):
+        database.add_job(job_row(job))
+    spare = store.jobs_root.parent / "spare"
+
+    class Freeing(SpareSpace):
+        def release(self) -> bool:
+            released = super().release()
+            if released:
+                database._rows("PRAGMA max_page_count = 1000000")
+            return released
+
+    database.spare = Freeing(spare, store.space, 1 << 16)
+    for urgent in (
+        lambda: database.append_event("a", bytes(1 << 20), 2.0, state="cancelled"),
+        lambda: database.update_job("a", reason="x" * (1 << 20)),
+    ):
+        database.spare.fill()
+        assert spare.stat().st_blocks * 512 >= 1 << 16
+        (pages,) = database._rows("PRAGMA page_count")[0]
+        database._rows(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(OSError, match="No space left"):
+            database.append_event("b", bytes(1 << 20), 2.0)  # what is told of a run can wait
+        assert spare.exists()
+        urgent()
+        assert not spare.exists()
+
+
+def test_the_spare_space_is_taken_where_there_is_enough(store: Store, disk: SmallDisk) -> None:
+    path = store.jobs_root.parent / "spare"
+    disk.free = KEPT + (8 << 20)
+    store.spare.fill()
+    assert not path.exists()
+    disk.free *= 2
+    tidy(store, Rules(0, 0))
+    assert path.stat().st_size == 8 << 20
+    assert store.spare.release()
+    assert not store.spare.release()
 
 
 def test_a_version_can_be_deleted_on_a_full_disk(
