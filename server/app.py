@@ -45,7 +45,8 @@ from treadle.server.jobs import JobRoom, RoomLimits
 from treadle.server.learning import LearningRoom
 from treadle.server.loaded import LoadedModels
 from treadle.server.memory_budget import MemoryBudget
-from treadle.server.memory_return import MemoryReturn
+from treadle.server.memory_guard import guard_memory
+from treadle.server.memory_return import MemoryReturn, resident_bytes
 from treadle.server.model_limits import ModelLimits
 from treadle.server.reflection import add_reflection
 from treadle.server.scheduler import Scheduler
@@ -66,6 +67,9 @@ _GOODBYE_S = 0.2
 
 _CLOSING_S = 1.5
 """The last part of the grace, in which what still runs is ended; no less, however short it is."""
+
+_SILENT_S = 2.0
+"""Silence after which a stream ends where the server takes more memory than it may."""
 
 _SWITCH_S = 0.001
 """How long a thread that runs Python may keep the event loop waiting: a call needs it several times
@@ -186,6 +190,7 @@ class App:
             max_call_s=config.max_call_s,
         )
         self._house: asyncio.Task[None] | None = None
+        self._guard: asyncio.Task[None] | None = None
         self._memory_return: MemoryReturn | None = None
         self._boundary = Boundary(SERVICE, budget, config.max_message_bytes)
         self._health = health.aio.HealthServicer()
@@ -243,6 +248,13 @@ class App:
         self._workers.refill()
         rules = Rules(self._config.job_retention_s, self._config.corpus_retention_s)
         self._house = asyncio.create_task(keep_house(self._store, rules))
+        guard = guard_memory(
+            self._budget.limit,
+            self._config.max_message_bytes,
+            resident_bytes,
+            self._end_silent,
+        )
+        self._guard = asyncio.create_task(guard)
         await self._set_health(_HEALTH.SERVING)
         is_socket = address.startswith(("unix:", "unix-abstract:"))
         return address if is_socket else f"{address.rpartition(':')[0]}:{port}"
@@ -252,8 +264,9 @@ class App:
         began = time.monotonic()
         grace = self._config.grace_s
         patience = max(grace - _CLOSING_S, 0.75 * grace)
-        if self._house is not None:
-            self._house.cancel()
+        for task in (self._house, self._guard):
+            if task is not None:
+                task.cancel()
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._server.stop(grace + _CLOSING_S))
         finishing = asyncio.gather(
@@ -284,6 +297,13 @@ class App:
         self._warming.close()
         pools.close()
         self._store.close()
+
+    def _end_silent(self, count: int) -> None:
+        """Ends so many silent streams, those first that lose less."""
+        for _ in range(count):
+            why = "the server had too little memory"
+            if self._streams.give_up_one(why, _SILENT_S) is None:
+                self._learners.give_up_one(why)
 
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE):

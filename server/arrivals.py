@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,19 +26,20 @@ class _Arrival:
 
     began_s: float
     held: Reservation
+    most_s: float
     failed: StatusError | None = None
     """Why its call ends before."""
 
 
 class Arrivals:
-    """Reads the only request of each call.
+    """Reads the first request of each call.
 
     One that is slow holds as many bytes as the largest may have, since nobody can tell how much of
     it there is.
 
     Args:
         largest: Bytes of the largest request.
-        most_s: Seconds that a request may take.
+        most_s: Seconds that the only request of a call may take.
     """
 
     def __init__(self, largest: int, most_s: float) -> None:
@@ -45,8 +48,20 @@ class Arrivals:
         self._arriving: dict[asyncio.Task[Any], _Arrival] = {}
         self._watched = False
 
+    async def first(
+        self, context: Any, requests: AsyncIterator[bytes], held: Reservation
+    ) -> AsyncIterator[bytes]:
+        """Yields the requests of a stream; while the first arrives, it is as `read` has it."""
+        data = await self._read(context, held, math.inf)  # a stream has its own limit of time
+        if data is not None:
+            yield data
+            del data
+            async for data in requests:
+                yield data
+                del data
+
     async def read(self, context: Any, held: Reservation) -> bytes:
-        """Returns the request of a call.
+        """Returns the only request of a call.
 
         Args:
             context: The call's.
@@ -56,9 +71,17 @@ class Arrivals:
             StatusError: INVALID_ARGUMENT: there is none; DEADLINE_EXCEEDED: it takes too long;
                 RESOURCE_EXHAUSTED: it is slow, and its bytes do not fit.
         """
+        data = await self._read(context, held, self._most_s)
+        if data is None:
+            code, text = grpc.StatusCode.INVALID_ARGUMENT, "the call has no request"
+            raise StatusError(code, text, error_details_pb2.BadRequest())
+        return data
+
+    async def _read(self, context: Any, held: Reservation, most_s: float) -> bytes | None:
+        """Returns the next request of a call; None where there is none."""
         task = asyncio.current_task()
         assert task is not None
-        arrival = self._arriving[task] = _Arrival(time.monotonic(), held)
+        arrival = self._arriving[task] = _Arrival(time.monotonic(), held, most_s)
         # One watch for all: a timeout for each would cost a fifth of what a call costs.
         if not self._watched:
             self._watched = True
@@ -72,10 +95,7 @@ class Arrivals:
             raise arrival.failed from None
         finally:
             del self._arriving[task]
-        if data is aio.EOF:
-            code, text = grpc.StatusCode.INVALID_ARGUMENT, "the call has no request"
-            raise StatusError(code, text, error_details_pb2.BadRequest())
-        return bytes(data)
+        return None if data is aio.EOF else bytes(data)
 
     def _watch(self) -> None:
         """Has slow requests hold bytes, ends calls whose do not arrive, and looks again later."""
@@ -84,8 +104,8 @@ class Arrivals:
             took_s = now_s - arrival.began_s
             if arrival.failed is not None or took_s < _AT_ONCE_S:
                 continue
-            if took_s >= self._most_s:
-                text = f"the request did not arrive within {self._most_s:g} seconds"
+            if took_s >= arrival.most_s:
+                text = f"the request did not arrive within {arrival.most_s:g} seconds"
                 arrival.failed = StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, text)
             elif not arrival.held.size:
                 try:

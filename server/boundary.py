@@ -104,7 +104,7 @@ class Boundary(aio.ServerInterceptor):
             replies = handler.stream_stream
 
             async def read(stream: Any, context: Context, held: Reservation) -> Any:
-                return parse.all(stream, held)
+                return parse.all(self._arrivals.first(context, stream, held), held)
 
         else:
             # To a client one message is one message. As the only one of a stream it is read and

@@ -22,6 +22,15 @@ _WASTE_BYTES = 32 << 20
 """So much more memory than is in use is worth the few milliseconds that its return takes."""
 
 
+def resident_bytes() -> int:
+    """Returns the memory that this process takes; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 class _Mallinfo2(ctypes.Structure):
     """What glibc says of its heaps, as `mallinfo2` returns it."""
 
@@ -52,8 +61,7 @@ class Heap:
     def waste(self) -> int:
         """Returns the bytes of memory that this process has beyond those allocated from a heap."""
         info = self._info()
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") - int(info.uordblks) - int(info.hblkhd)
+        return resident_bytes() - int(info.uordblks) - int(info.hblkhd)
 
     def give_back(self) -> None:
         """Gives free pages back; takes some 0.1 s a gigabyte, without Python's lock."""
@@ -111,7 +119,4 @@ class MemoryReturn:
 
     def _run(self) -> None:
         while not self._closing.wait(self._look_s):
-            try:
-                self.look()
-            except OSError as error:  # too many open files, say
-                logger.debug("memory is not returned: %s", error)
+            self.look()

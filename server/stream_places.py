@@ -85,16 +85,18 @@ class StreamPlaces:
             self._places.pop(place, None)
             place.left.set()
 
-    def give_up_one(self, why: str) -> Place | None:
+    def give_up_one(self, why: str, idle_s: float | None = None) -> Place | None:
         """Ends the stream that is silent for longest, if that is long enough.
 
         Args:
             why: Why it has to go, for its client.
+            idle_s: Seconds of silence that are long enough; None: those after which a stream gives
+                its place to another call.
 
         Returns:
             Its place; None where no stream is silent for long enough.
         """
-        silent = self._longest_silent()
+        silent = self._longest_silent(self._idle_s if idle_s is None else idle_s)
         if silent is not None:
             del self._places[silent]
             text = f"no message came for {silent.silent_s:.3g} seconds, and {why}; {self._lost}"
@@ -111,10 +113,10 @@ class StreamPlaces:
             del self._places[place]
             place.give_up(reason)
 
-    def _longest_silent(self) -> Place | None:
+    def _longest_silent(self, idle_s: float) -> Place | None:
         """Returns the place of the stream that is silent for longest, and for long enough."""
         silent = max(self._places, key=lambda place: place.silent_s, default=None)
-        if silent is None or not silent.is_silent or silent.silent_s < self._idle_s:
+        if silent is None or not silent.is_silent or silent.silent_s < idle_s:
             return None
         return silent
 
