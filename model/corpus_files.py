@@ -25,6 +25,9 @@ from treadle.model.tokenizer_bytes import readable
 BLOCK = 1 << 20
 """Bytes read together."""
 
+LONG_LINE = 1 << 20
+"""Characters of a line above which it is read in parts."""
+
 _HEAD = 4096
 """Bytes at the beginning of a file by which its encoding is guessed."""
 
@@ -187,6 +190,40 @@ def text_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut
         yield rest
 
 
+def text_parts(
+    file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut, *, whole: bool = False
+) -> Iterator[tuple[str, bool]]:
+    """Yields what `text_blocks` does, but a long block without a place to cut in parts.
+
+    Args:
+        file: The file.
+        encoding: As for `text_blocks`, and so are `policy` and `cut`.
+        policy: What to do with bytes that are no text.
+        cut: Where a block may end.
+        whole: Whether long blocks are whole, too.
+
+    Yields:
+        A text, and whether it may end there.
+    """
+    if whole:
+        for text in text_blocks(file, encoding, policy, cut):
+            yield text, True
+        return
+    held, begun = "", False
+    for text in _decoded(file, encoding, policy):
+        end = cut(text)
+        if end:
+            yield held + text[:end], True
+            held, begun = text[end:], False
+        else:
+            held += text
+        if len(held) > LONG_LINE:
+            yield held, False
+            held, begun = "", True
+    if held or begun:
+        yield held, True
+
+
 def line_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
     r"""Yields whole lines of a file, each ended by "\n", whether it was by "\n" or "\r\n"."""
     for text in text_blocks(file, encoding, policy, at_line):
@@ -195,16 +232,49 @@ def line_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Itera
         yield lines if lines.endswith("\n") else lines.removesuffix("\r") + "\n"
 
 
-def byte_lines(file: CorpusFile) -> Iterator[bytes]:
-    r"""Yields whole lines of a file of bytes, as `line_blocks` does."""
-    held = b""
+def line_parts(
+    file: CorpusFile, encoding: str, policy: UnknownPolicy, *, whole: bool = False
+) -> Iterator[str]:
+    r"""Yields what `line_blocks` does, but a line of more than LONG_LINE characters in parts.
+
+    Args:
+        file: The file.
+        encoding: As for `text_blocks`, and so is `policy`.
+        policy: What to do with bytes that are no text.
+        whole: Whether long lines are whole, too.
+    """
+    if whole:
+        yield from line_blocks(file, encoding, policy)
+        return
+    held, begun = "", False
+    for text in _decoded(file, encoding, policy):
+        held += text
+        end = at_line(held)
+        if end:
+            yield held[:end].replace("\r\n", "\n")
+            held, begun = held[end:], False
+        if len(held) > LONG_LINE:
+            end = len(held) - held.endswith("\r")  # which may be half of the line's end
+            yield held[:end]
+            held, begun = held[end:], True
+    if held or begun:
+        yield held.removesuffix("\r") + "\n"
+
+
+def byte_line_parts(file: CorpusFile) -> Iterator[bytes]:
+    r"""Yields lines of a file of bytes, as `line_parts` does."""
+    held, begun = b"", False
     for block in file.byte_blocks():
-        data = held + block
-        cut = data.rfind(b"\n") + 1
-        held = data[cut:]
-        if cut:
-            yield data[:cut].replace(b"\r\n", b"\n")
-    if held:
+        held += block
+        end = held.rfind(b"\n") + 1
+        if end:
+            yield held[:end].replace(b"\r\n", b"\n")
+            held, begun = held[end:], False
+        if len(held) > LONG_LINE:
+            end = len(held) - held.endswith(b"\r")
+            yield held[:end]
+            held, begun = held[end:], True
+    if held or begun:
         yield held.removesuffix(b"\r") + b"\n"
 
 

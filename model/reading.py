@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +21,31 @@ from treadle.model.corpus_files import (
     CorpusFile,
     anywhere,
     at_blank,
-    byte_lines,
+    byte_line_parts,
     encoding_notices,
     line_blocks,
+    line_parts,
     text_blocks,
+    text_parts,
 )
 from treadle.model.errors import UnknownSymbolError
 from treadle.model.records import RecordReader
 from treadle.model.scratch import Folder
+from treadle.model.text_reader import TextReader
 from treadle.model.token_array import Tokens, TokenWriter
 from treadle.model.tokenizer import ByteTokenizer, Tokenizer, build_tokenizer
 
 _RECORDS = 10_000
-"""Items of JSON lines or CSV that are looked at together."""
+"""Items of JSON lines or CSV that are looked at together, at most."""
+_RECORD_CHARACTERS = 1 << 20
+"""Characters after which no further item is looked at together with those before."""
+
+_UNBROKEN = (TokenizerKind.WHITESPACE, TokenizerKind.EVENTS)
+"""Kinds whose tokens may be of any length: a text is read on to the next white space."""
+
+Items = tuple[NDArray[np.int32], NDArray[np.int64]]
+"""Tokens, (n,), and where each item that ends among them starts, (items + 1,): the first number is
+0 also where the item began before, and what stands behind the last one goes on."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,7 @@ class Reader:
         policy: UnknownPolicy | None,
         writer: TokenWriter,
     ) -> FileTokens:
-        starts, left_out, size = [np.zeros(1, np.int64)], 0, 0
+        starts, left_out, size, begun = [np.zeros(1, np.int64)], 0, 0, 0
         records = RecordReader(self._data, self._text_policy(policy))
         if self._data.format is CorpusFormat.PLAIN:
             encoded = self._encoded_items(file, tokenizer, policy)
@@ -137,8 +149,11 @@ class Reader:
             encoded = self._encoded_records(records.items(file), file, tokenizer, policy)
         for tokens, offsets in encoded:
             ends = offsets[1:]
+            lengths = np.diff(offsets)
+            lengths[:1] += begun
+            begun = tokens.size - int(offsets[-1]) + (0 if ends.size else begun)
             # An item that ends where the one before ends is empty.
-            filled = ends[np.diff(offsets) > 0]
+            filled = ends[lengths > 0]
             left_out += ends.size - filled.size
             starts.append(filled + size)
             size += tokens.size
@@ -184,27 +199,57 @@ class Reader:
         if isinstance(tokenizer, ByteTokenizer) and self._as_bytes(policy):
             yield from map(tokenizer.encode_bytes, file.byte_blocks())
             return
-        before = 0
-        for text in text_blocks(file, self._encoding, self._text_policy(policy), self._cut):
+        before, begun = 0, 0
+        reader = TextReader(tokenizer, policy, max_held=None)
+        whole = self._config.kind in _UNBROKEN
+        policy_of_bytes = self._text_policy(policy)
+        for text, ends in text_parts(file, self._encoding, policy_of_bytes, self._cut, whole=whole):
             try:
-                yield tokenizer.encode(text, policy)
+                if ends and not begun:
+                    yield tokenizer.encode(text, policy)
+                else:  # the reader finds the cuts: a text without white space comes in parts
+                    yield reader.push(text)
+                    begun += len(text)
+                    if ends:
+                        yield reader.end()
             except UnknownSymbolError as fault:
                 raise _in_file(fault, file, before) from None
-            before += len(text)
+            if ends:
+                before, begun = before + (begun or len(text)), 0
 
     def _encoded_items(
         self, file: CorpusFile, tokenizer: Tokenizer, policy: UnknownPolicy | None
-    ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    ) -> Iterator[Items]:
         if isinstance(tokenizer, ByteTokenizer) and self._as_bytes(policy):
-            yield from map(tokenizer.encode_byte_items, byte_lines(file))
+            for data in byte_line_parts(file):
+                whole = data.endswith(b"\n")
+                yield (
+                    tokenizer.encode_byte_items(data)
+                    if whole
+                    else _open(tokenizer.encode_bytes(data))
+                )
             return
-        before = 0
-        for text in line_blocks(file, self._encoding, self._text_policy(policy)):
+        before, begun = 0, 0
+        reader = TextReader(tokenizer, policy, max_held=None)
+        whole = self._config.kind in _UNBROKEN
+        for text in line_parts(file, self._encoding, self._text_policy(policy), whole=whole):
+            head, end, lines = text.partition("\n") if begun or "\n" not in text else ("", "", text)
             try:
-                yield tokenizer.encode_items(text, policy)
+                if head or begun:
+                    yield _open(reader.push(head))
+                begun += len(head)
+                if end:
+                    last = reader.end()
+                    yield last, np.array([0, last.size], np.int64)
+                    before, begun = before + begun + 1, 0
             except UnknownSymbolError as fault:
                 raise _in_file(fault, file, before) from None
-            before += len(text)
+            try:
+                if lines:
+                    yield tokenizer.encode_items(lines, policy)
+            except UnknownSymbolError as fault:
+                raise _in_file(fault, file, before) from None
+            before += len(lines)
 
     def _encoded_records(
         self,
@@ -212,7 +257,7 @@ class Reader:
         file: CorpusFile,
         tokenizer: Tokenizer,
         policy: UnknownPolicy | None,
-    ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    ) -> Iterator[Items]:
         before = 0
         for some in _batched(items):
             try:
@@ -242,8 +287,20 @@ def _check_item(tokenizer: Tokenizer, text: str, policy: UnknownPolicy | None, w
         raise UnknownSymbolError(f"{where}: {fault}", fault.symbol, fault.position) from None
 
 
+def _open(tokens: NDArray[np.int32]) -> Items:
+    """Returns tokens of an item that goes on."""
+    return tokens, np.zeros(1, np.int64)
+
+
 def _batched(items: Iterator[str]) -> Iterator[list[str]]:
-    while some := list(islice(items, _RECORDS)):
+    some, size = list[str](), 0
+    for item in items:
+        some.append(item)
+        size += len(item)
+        if len(some) == _RECORDS or size >= _RECORD_CHARACTERS:
+            yield some
+            some, size = [], 0
+    if some:
         yield some
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any
@@ -43,6 +43,9 @@ _MAX_TOKENS = 1_000_000
 
 _MAX_TOKEN_BYTES = 1 << 16
 """Far more than four bytes for each character of the longest piece that anything is learned of."""
+
+_MOST_UNBROKEN = 1 << 22
+"""Characters without a place to cut from which subwords are learned."""
 
 _PART = 8192
 """Characters encoded in one call of the package, which lets no other thread run meanwhile."""
@@ -94,7 +97,7 @@ class SubwordTokenizer(Tokenizer):
             initial_alphabet=_byte_marks(),
             show_progress=False,
         )
-        legal = (part for text in texts for part in _whole(readable(text, UnknownPolicy.UNKNOWN)))
+        legal = _learnable(texts)
         with _no_panics("learn subwords"):
             learned.train_from_iterator(legal, trainer)
         return cls(config, layout, learned.to_str())
@@ -290,6 +293,21 @@ def _parts(text: str, size: int) -> list[str]:
         if stop - start > MAX_PIECE:
             cuts += range(start + MAX_PIECE, stop, MAX_PIECE)
     return [text[start:stop] for start, stop in pairwise([*cuts, len(text)])]
+
+
+def _learnable(texts: Iterable[str]) -> Iterator[str]:
+    """Yields what is learned from: all parts, but of unbroken ones the first so many alone.
+
+    The package remembers every word whole, and such a part is one that no other equals.
+    """
+    unbroken = 0
+    for text in texts:
+        for part in _whole(readable(text, UnknownPolicy.UNKNOWN)):
+            if len(part) >= MAX_PIECE and CUT.search(part) is None:
+                unbroken += len(part)
+                if unbroken > _MOST_UNBROKEN:
+                    continue
+            yield part
 
 
 def _whole(text: str) -> list[str]:
