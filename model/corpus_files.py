@@ -2,7 +2,8 @@ r"""The files of a corpus, read in blocks: never more of one in memory than a fe
 
 A block ends where a symbol surely ends: before white space that follows something else, for
 tokenizers that read more than a character at a time; after a line's end, for items; anywhere, for
-characters. Where there is no such place, a block grows until there is one.
+characters. Where there is no such place for LONG_LINE characters, what is there is handed out as a
+part, and whoever makes tokens of it carries on from part to part.
 """
 
 from __future__ import annotations
