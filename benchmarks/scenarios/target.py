@@ -6,7 +6,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -119,17 +119,16 @@ class Target:
         yield _common("health p99", percentile(times, 0.99), "ms", HEALTH_P99_MS)
         yield _common("longest", max(times, default=None), "ms", stall_ms)
         if not self.may_end:
-            yield _common("checks failed", float(health.get("failures", 0)), bound=0.0)
+            count, most = _failures(health)
+            yield _common("checks failed", count, bound=0.0, note=most)
             code = self.server.exit_code
             note = "" if code is None else f"exit code {code}"
             yield _common("ends of the server", float(code is not None), bound=0.0, note=note)
         if "ordinary" in self.seen:
             ordinary = self.seen["ordinary"]
-            failed: dict[str, int] = ordinary.get("failures", {})
             answers = ordinary.get("times", [])
-            worst = ", ".join(f"{count} {what}" for what, count in list(failed.items())[:2])
-            value = float(sum(failed.values())) if ordinary else None
-            yield _common("ordinary calls failed", value, bound=0.0, note=worst)
+            count, most = _failures(ordinary)
+            yield _common("ordinary calls failed", count, bound=0.0, note=most)
             note = f"{len(answers)} answers, {ordinary.get('retries', 0)} refused and sent again"
             yield _common("ordinary p99", percentile(answers, 0.99), "ms", note=note)
 
@@ -186,6 +185,15 @@ class Target:
         """Generates a short text; returns whether that worked."""
         request = pb.GenerateRequest(model="characters", prompt="a", max_new_tokens=5)
         return bool(list(self.stub.Generate(request, timeout=30.0)))
+
+
+def _failures(seen: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Returns how many calls of a watcher failed, and most of the ways in which they did."""
+    if not seen:
+        return None, "it was not to be asked"
+    failed: dict[str, int] = seen["failures"]
+    worst = sorted(failed.items(), key=lambda item: -item[1])[:2]
+    return float(sum(failed.values())), ", ".join(f"{count} {what}" for what, count in worst)
 
 
 @cache

@@ -79,15 +79,15 @@ async def watch_health(channel: aio.Channel, ended: asyncio.Event) -> dict[str, 
     """Asks for health until the end; returns milliseconds, and the checks that failed."""
     stub = health_pb2_grpc.HealthStub(channel)
     times: list[float] = []
-    failures = 0
+    failures: Counter[str] = Counter()
 
     async def check() -> None:
-        nonlocal failures
         began = time.perf_counter()
         try:
             await stub.Check(health_pb2.HealthCheckRequest(), timeout=_CALL_S)
-        except aio.AioRpcError:
-            failures += not ended.is_set()
+        except aio.AioRpcError as error:
+            if not ended.is_set():
+                failures[f"{error.code().name}: {error.details()}"[:120]] += 1
         finally:  # one that has not been answered yet took as long as it waited
             times.append((time.perf_counter() - began) * 1e3)
 
