@@ -50,7 +50,7 @@ def line(scenario: str, figure: Figure) -> str:
     """Returns the line of the table for a figure."""
     bound = "" if math.isinf(figure.bound) else f"<= {number(figure.bound)}"
     value = f"{number(figure.value)} {figure.unit}".rstrip()
-    columns = f"{scenario:<26}{figure.what:<30}{value:>14}{bound:>10}  {figure.verdict:<7}"
+    columns = f"{scenario:<26}{figure.what:<32}{value:>14}{bound:>10}  {figure.verdict:<7}"
     return f"{columns} {figure.note}".rstrip()
 
 
