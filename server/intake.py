@@ -66,7 +66,9 @@ class Intake:
         if earlier is not None:
             repeats.check_spec(earlier, asked)
             if not await upload.ends_with_spec():
-                repeats.check_corpus(earlier, await upload.receive(repeats.ComparedCorpora()))
+                with self._jobs.admit_again():
+                    again = await upload.receive(repeats.ComparedCorpora())
+                repeats.check_corpus(earlier, again)
             return earlier.id
         spec = pb.TrainSpec()
         spec.CopyFrom(asked)

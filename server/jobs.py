@@ -111,6 +111,8 @@ class JobRoom:
         self._room = room
         self._attempt = Attempt(store, workers, run)
         self._uploading = 0
+        self._comparing = 0
+        """Uploads that are only compared with those of jobs that are there."""
         self._open = False
         self._looking: asyncio.Task[None] | None = None
         store.space.reserved = self._reserved
@@ -143,10 +145,7 @@ class JobRoom:
         Raises:
             StatusError: RESOURCE_EXHAUSTED: all are taken; UNAVAILABLE: the server is closing.
         """
-        if self.closing.done():
-            raise self.closing.result()
-        if self._uploading >= self._room.uploads:
-            raise exhausted(f"{self._uploading} corpora are on their way; no more fit", _RETRY_S)
+        self._check_uploads()
         if self.running + self.queued >= self._room.slots + self._room.queue:
             message = f"the training queue is full: {self.running} running, {self.queued} waiting"
             raise exhausted(message, _RETRY_S)
@@ -155,6 +154,27 @@ class JobRoom:
             yield
         finally:
             self._uploading -= 1
+
+    @contextmanager
+    def admit_again(self) -> Iterator[None]:
+        """Holds a place while the corpus of a job that is there is on its way once more.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: all are taken; UNAVAILABLE: the server is closing.
+        """
+        self._check_uploads()
+        self._comparing += 1
+        try:
+            yield
+        finally:
+            self._comparing -= 1
+
+    def _check_uploads(self) -> None:
+        if self.closing.done():
+            raise self.closing.result()
+        count = self._uploading + self._comparing
+        if count >= self._room.uploads:
+            raise exhausted(f"{count} corpora are on their way; no more fit", _RETRY_S)
 
     async def tell_why(self, reason: str) -> None:
         """Tells those who follow the first jobs of the queue why none runs yet.

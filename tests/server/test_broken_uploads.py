@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import random
@@ -15,11 +16,14 @@ from pathlib import Path
 import grpc
 import pytest
 
+from treadle.server.errors import StatusError
 from treadle.server.store import Store
 from treadle.server.upload_files import UploadFiles
+from treadle.server.workers import Workers
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import TEXT, Caller, Server, long_spec, tiny_spec, wait_for
+from .test_jobs import make_room
 
 CANCELS = 400
 
@@ -168,3 +172,22 @@ def test_a_slow_upload_ends_and_gives_its_place_back(start: Callable[..., Server
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert server.caller.trained(tiny_spec("quick")).version == 1
     assert [path.name for path in kept(server.data_dir) if "corpus" in path.name] == []
+
+
+def test_a_corpus_that_is_sent_again_takes_a_place_as_well(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    async def run() -> None:
+        room = make_room(store, Workers(standby=0))  # with two places for uploads
+        with room.admit_again(), room.admit():
+            assert room.queued == 1
+            for admit in (room.admit, room.admit_again):
+                with pytest.raises(StatusError, match="2 corpora are on their way"), admit():
+                    pass
+        with room.admit(), room.admit():
+            pass
+
+    try:
+        asyncio.run(run())
+    finally:
+        store.close()
