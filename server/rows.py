@@ -143,9 +143,11 @@ TABLES = {
 }
 """The columns of every table, in their order."""
 
+ADDED = {1: ("init_from_version", UNKNOWN_VERSION), 2: ("waits_for_bytes", 0)}
+"""The column of a job that the next version after each added, and what older jobs have in it."""
 UPGRADES = {
-    1: f"ALTER TABLE jobs ADD init_from_version INTEGER NOT NULL DEFAULT {UNKNOWN_VERSION}",
-    2: "ALTER TABLE jobs ADD waits_for_bytes INTEGER NOT NULL DEFAULT 0",
+    version: f"ALTER TABLE jobs ADD {name} INTEGER NOT NULL DEFAULT {value}"
+    for version, (name, value) in ADDED.items()
 }
 """What makes the tables of a version those of the next one."""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from treadle.server.rows import COLUMNS, TABLES, UNKNOWN_VERSION
+from treadle.server.rows import ADDED, COLUMNS, TABLES
 
 Value = None | int | float | str | bytes
 Row = tuple[Value, ...]
@@ -27,7 +27,7 @@ _WAL_MAGICS = {0x377F0682: "<", 0x377F0683: ">"}
 _SIZES = (4096, 1024, 2048, 8192, 16384, 32768, 65536, 512)
 """Page sizes, that of the server's databases first."""
 _SAMPLE_BYTES = 2 << 20
-_OLDEST_COLUMNS = 23
+_OLDEST_COLUMNS = len(COLUMNS) - len(ADDED)
 """The columns of a job in the first version of the tables."""
 
 
@@ -344,8 +344,9 @@ def _value(kind: int, data: bytes) -> Value:
 
 
 def _complete(row: Row) -> Row:
-    """Returns a job with the column that the first version of the tables did not have."""
-    return row if len(row) == len(COLUMNS) else (*row, UNKNOWN_VERSION)
+    """Returns a job with the columns that an older version of the tables did not have."""
+    added = [value for _, value in ADDED.values()]
+    return (*row, *added[len(row) - _OLDEST_COLUMNS :])
 
 
 def _table(row: Row) -> str:

@@ -20,7 +20,7 @@ from treadle.server.database import Database
 from treadle.server.disk import StoreError
 from treadle.server.fsck import check, run
 from treadle.server.job_files import INIT_FILE
-from treadle.server.rows import SCHEMA_VERSION
+from treadle.server.rows import ADDED, SCHEMA_VERSION
 from treadle.server.store import DATABASE_FILE, HASH_FILE, MODEL_FILE, Store
 from treadle.v1 import sequence_pb2 as pb
 
@@ -332,7 +332,8 @@ def test_an_older_database_is_upgraded_only_by_repair(root: Path) -> None:
         return int(number)
 
     connection = sqlite3.connect(path)
-    connection.execute("ALTER TABLE jobs DROP COLUMN init_from_version")
+    for name, _ in ADDED.values():
+        connection.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
     connection.execute("PRAGMA user_version = 1")
     connection.close()
     assert check(root, repair=False).clean

@@ -24,7 +24,7 @@ from treadle.server import records
 from treadle.server.database import Database
 from treadle.server.disk import StoreError
 from treadle.server.fsck import check
-from treadle.server.rows import TABLES, read_row
+from treadle.server.rows import ADDED, TABLES, read_row
 from treadle.server.salvage import Salvage, _cells, _kind, _record, _table
 from treadle.server.store import DATABASE_FILE, REPAIRED_FILE, Store
 from treadle.v1 import sequence_pb2 as pb
@@ -368,6 +368,22 @@ def test_rows_of_deleted_jobs_do_not_come_back(tmp_path: Path) -> None:
         ("jobs", "j39"),
         ("events", "j39", 1),
     }
+
+
+@pytest.mark.parametrize("lacking", range(len(ADDED) + 1))
+def test_jobs_of_an_older_version_are_completed(lacking: int, tmp_path: Path) -> None:
+    database = Database(tmp_path / DATABASE_FILE)
+    database.add_job(job_row("j", init_from_version=7))
+    database.close()
+    added = dict(list(ADDED.values())[len(ADDED) - lacking :])
+    with sqlite3.connect(tmp_path / DATABASE_FILE) as connection:
+        for name in added:
+            connection.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
+    connection.close()
+    ((_, values),) = Salvage(tmp_path / DATABASE_FILE).rows()
+    row = dict(zip(TABLES["jobs"], values, strict=True))
+    wanted = job_row("j", **({"init_from_version": 7} | added))
+    assert row == {name: getattr(wanted, name) for name in TABLES["jobs"]}
 
 
 def test_no_bytes_are_too_strange_to_be_looked_at(tmp_path: Path) -> None:
