@@ -66,10 +66,10 @@ test-nojit: $(STAMP) ## Run the kernels' and the model's tests uncompiled and me
 	NUMBA_DISABLE_JIT=1 $(PYTEST) -m "not jit" --cov --cov-report=term \
 	    tests/kernels tests/model
 
-# Compiled with checks, in a cache of its own: Numba's cache does not know of them.
+# Compiled with checks, and kept apart from those without: see kernels/compile.py.
 test-bounds: $(STAMP) ## Run the kernels' and the model's tests with checked indices: BOUNDS=tests
-	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(abspath $(VENV))/kernels-bounds $(BIN)/treadle-server --warm
-	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(abspath $(VENV))/kernels-bounds $(PYTEST) $(BOUNDS)
+	NUMBA_BOUNDSCHECK=1 $(BIN)/treadle-server --warm
+	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(BOUNDS)
 
 fuzz: $(STAMP) ## Try many damaged files, states and corpora: FUZZ='state 1000'
 	PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $(FUZZ)

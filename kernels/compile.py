@@ -17,7 +17,10 @@ The environment is read once, at import:
 - `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` name a target outright and win over it;
 - `NUMBA_CACHE_DIR`: where compiled kernels are kept. Default: `treadle/kernels` in the user's
   cache folder. A folder that cannot be written is copied to a temporary one, since Numba
-  refuses to read from such a cache: see `cache_folder`.
+  refuses to read from such a cache: see `cache_folder`;
+- `NUMBA_BOUNDSCHECK`: 1 compiles kernels that check every index, those of vectors and of matrix
+  tiles too, and raise an IndexError. They are kept in a folder of their own, since Numba's own
+  cache does not tell them from others.
 """
 
 from __future__ import annotations
@@ -146,10 +149,15 @@ def _choose_cache() -> str:
     Returns:
         Why it is a temporary folder; empty where it is not.
     """
-    folder = choose_cache_folder(f"{sources_digest()}-{TARGET.name}", config.CACHE_DIR or "")
+    checked = "-checked" if BOUNDS_CHECKED else ""
+    name = f"{sources_digest()}-{TARGET.name}{checked}"
+    folder = choose_cache_folder(name, config.CACHE_DIR or "")
     config.CACHE_DIR = str(folder.path)
     return folder.reason
 
+
+BOUNDS_CHECKED = bool(config.BOUNDSCHECK)
+"""True under NUMBA_BOUNDSCHECK=1: every index is checked."""
 
 TARGET = _choose_target()
 

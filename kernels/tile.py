@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from treadle.kernels import vectors
-from treadle.kernels.compile import PYTHON_MODE, TARGET
+from treadle.kernels.compile import BOUNDS_CHECKED, PYTHON_MODE, TARGET
 
 LANES = TARGET.lanes
 VECTORS = 2
@@ -140,6 +140,39 @@ class _EmitterOfPairs(_Emitter):
         return self.builder.call(function, [total, *pairs])
 
 
+def _compiled_check(
+    context: Any, builder: Any, sizes: list[Any], arguments: Any, rows: int, panels: int, edge: bool
+) -> None:
+    """Emit the checks of all that a tile reads and writes, before its loop.
+
+    Args:
+        context: Numba's.
+        builder: of the function's code.
+        sizes: elements of A, B and C.
+        arguments: the tile's.
+        rows: its rows.
+        panels: its panels.
+        edge: whether C may end within the last panel.
+    """
+    _, a_offset, a_row, a_step, _, b_offset, b_panel, steps, _ = arguments[:9]
+    c_offset, c_row, c_columns, _ = arguments[9:]
+    one, width = _INT64(1), _INT64(panels * PANEL)
+    before_last = builder.mul(builder.sub(steps, one), a_step)
+    columns = width
+    if edge:
+        columns = builder.select(builder.icmp_signed("<", c_columns, width), c_columns, width)
+    for row in range(rows):
+        first = builder.add(a_offset, builder.mul(a_row, _INT64(row)))
+        for place in (first, builder.add(first, before_last)):
+            vectors.check_range(context, builder, sizes[0], place, one)
+        start = builder.add(c_offset, builder.mul(c_row, _INT64(row)))
+        vectors.check_range(context, builder, sizes[2], start, columns)
+    for panel in range(panels):
+        start = builder.add(b_offset, builder.mul(b_panel, _INT64(panel)))
+        count = builder.mul(steps, _INT64(PANEL))
+        vectors.check_range(context, builder, sizes[1], start, count)
+
+
 def _compiled_tile(rows: int, panels: int, edge: bool, emitter: Any = _Emitter) -> Any:
     def tile(
         typing_context: Any,
@@ -161,19 +194,23 @@ def _compiled_tile(rows: int, panels: int, edge: bool, emitter: Any = _Emitter) 
         signature = types.void(a, n, n, n, b, n, n, n, c, n, n, n, types.boolean)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            def data(index: int) -> Any:
+            def array(index: int) -> Any:
                 kind = signature.args[index]
-                return context.make_array(kind)(context, builder, arguments[index]).data
+                return context.make_array(kind)(context, builder, arguments[index])
 
             _, a_offset, a_row, a_step, _, b_offset, b_panel, steps, _ = arguments[:9]
             c_offset, c_row, c_columns, add = arguments[9:]
+            A, B, C = (array(index) for index in (0, 4, 8))
+            if BOUNDS_CHECKED:
+                sizes = [A.nitems, B.nitems, C.nitems]
+                _compiled_check(context, builder, sizes, arguments, rows, panels, edge)
             emit = emitter(builder, rows, panels)
             masks = [emit.masked(c_columns, j) for j in emit.columns] if edge else []
-            a_rows = [emit.at(data(0), a_offset, builder.mul(a_row, _INT64(i))) for i in emit.rows]
+            a_rows = [emit.at(A.data, a_offset, builder.mul(a_row, _INT64(i))) for i in emit.rows]
             b_panels = [
-                emit.at(data(4), b_offset, builder.mul(b_panel, _INT64(p))) for p in range(panels)
+                emit.at(B.data, b_offset, builder.mul(b_panel, _INT64(p))) for p in range(panels)
             ]
-            c_base = emit.at(data(8), c_offset)
+            c_base = emit.at(C.data, c_offset)
 
             def c_at(i: int, j: int) -> Any:
                 return emit.at(c_base, builder.mul(c_row, _INT64(i)), _INT64(j * LANES))

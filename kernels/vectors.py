@@ -24,7 +24,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-from treadle.kernels.compile import PYTHON_MODE, jit, jit_inline
+from treadle.kernels.compile import BOUNDS_CHECKED, PYTHON_MODE, jit, jit_inline
 
 Array = npt.NDArray[np.float32]
 
@@ -111,31 +111,60 @@ def call(builder: Any, name: str, *values: Any) -> Any:
     return builder.call(function, values)
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [offset]), VECTOR.as_pointer())
+def check_range(context: Any, builder: Any, size: Any, first: Any, count: Any) -> None:
+    """Emit an IndexError for elements that an array does not have; nothing in other builds.
+
+    Args:
+        context: Numba's.
+        builder: of the function's code.
+        size: elements of the array.
+        first: the first of those that are read or written.
+        count: how many; 0 or less for none.
+    """
+    if not BOUNDS_CHECKED:
+        return
+    zero, last = ir.Constant(first.type, 0), builder.add(first, count)
+    outside = builder.or_(
+        builder.icmp_signed("<", first, zero), builder.icmp_signed(">", last, size)
+    )
+    some = builder.icmp_signed(">", count, zero)
+    with builder.if_then(builder.and_(some, outside), likely=False):
+        context.call_conv.return_user_exc(builder, IndexError, ("a vector is out of bounds",))
+
+
+def _place(
+    context: Any, builder: Any, kind: Any, array: Any, offset: Any, left: Any
+) -> tuple[Any, Any]:
+    """Where a vector stands in an array, and the mask of its lanes that are below `left`."""
+    made = context.make_array(kind)(context, builder, array)
+    check_range(context, builder, made.nitems, offset, _bounded(builder, left))
+    pointer = builder.bitcast(builder.gep(made.data, [offset]), VECTOR.as_pointer())
+    return pointer, _mask(builder, left)
 
 
 def _mask(builder: Any, left: Any) -> Any:
     """Lanes below `left`; folds away where that is the constant LANES."""
+    return lanes_below(builder, builder.trunc(_bounded(builder, left), INT))
+
+
+def _bounded(builder: Any, left: Any) -> Any:
+    """`left`, or LANES if that is less."""
     top = ir.Constant(left.type, LANES)
-    bounded = builder.select(builder.icmp_signed(">", left, top), top, left)
-    return lanes_below(builder, builder.trunc(bounded, INT))
+    return builder.select(builder.icmp_signed(">", left, top), top, left)
 
 
 def _load_padded(typing_context: Any, array: Any, offset: Any, left: Any, fill: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1])
-        others = broadcast(builder, arguments[3])
-        return masked_load(builder, pointer, _mask(builder, arguments[2]), others)
+        pointer, mask = _place(context, builder, signature.args[0], *arguments[:3])
+        return masked_load(builder, pointer, mask, broadcast(builder, arguments[3]))
 
     return vector_type(array, types.intp, types.intp, types.float32), generate
 
 
 def _store(typing_context: Any, array: Any, offset: Any, left: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1])
-        masked_store(builder, arguments[3], pointer, _mask(builder, arguments[2]))
+        pointer, mask = _place(context, builder, signature.args[0], *arguments[:3])
+        masked_store(builder, arguments[3], pointer, mask)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, vector_type), generate

@@ -122,7 +122,8 @@ def test_cache_is_in_the_folder_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert folder.parent == tmp_path
     assert folder.is_dir()
     # One that another processor's code, or another version's, would not go into.
-    assert folder.name == f"{policy.sources_digest()}-{policy.TARGET.name}"
+    checked = "-checked" if policy.BOUNDS_CHECKED else ""
+    assert folder.name == f"{policy.sources_digest()}-{policy.TARGET.name}{checked}"
 
 
 def test_another_word_for_the_target_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

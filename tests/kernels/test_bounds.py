@@ -1,0 +1,100 @@
+"""Kernels compiled under NUMBA_BOUNDSCHECK=1 check every index, those of vectors and tiles too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.jit
+
+PROGRAM = """
+import json
+import numpy as np
+from numba.core import config
+from treadle.kernels.compile import BOUNDS_CHECKED, jit
+from treadle.kernels.tile import PANEL, make_tile
+from treadle.kernels.vectors import LANES, ZERO, load, splat, lane_sum, store
+
+tile, edge = make_tile(2, 1, False), make_tile(1, 1, True)
+
+@jit
+def read(array, first, count):
+    return lane_sum(load(array, first, count))
+
+@jit
+def write(array, first, count):
+    store(array, first, count, splat(ZERO))
+
+@jit
+def index(array, first, count):
+    return array[first]
+
+@jit
+def whole(A, B, C, at, row):
+    tile(A, at, row, 1, B, 0, 0, 3, C, 0, PANEL, PANEL, False)
+
+@jit
+def part(A, B, C, at, columns):
+    edge(A, 0, 3, 1, B, 0, 0, 3, C, at, PANEL, columns, False)
+
+def raises(kernel, *arguments):
+    try:
+        kernel(*arguments)
+    except IndexError:
+        return True
+    return False
+
+row = np.ones(LANES + 4, np.float32)
+A, B = np.ones(6, np.float32), np.ones(3 * PANEL, np.float32)
+C = np.zeros(2 * PANEL, np.float32)
+print(json.dumps({
+    "checked": BOUNDS_CHECKED,
+    "folder": config.CACHE_DIR,
+    "legal": [
+        raises(kernel, row, *place)
+        for kernel in (read, write, index)
+        for place in ((0, LANES), (4, LANES), (4, 10**9), (LANES + 3, 1), (0, 0))
+    ] + [
+        raises(whole, A, B, C, 0, 3),
+        raises(part, A, B, C, PANEL, 5),
+        raises(part, A, B, C, 0, 99),
+    ],
+    "odd": [
+        raises(kernel, row, *place)
+        for kernel in (read, write)
+        for place in ((5, LANES), (LANES + 4, 1), (-1, 1), (-(10**9), 4), (10**9, 4))
+    ] + [
+        raises(index, row, LANES + 4, 0),
+        raises(whole, A, B, C, 1, 3),
+        raises(whole, A, B, C, -1, 3),
+        raises(whole, A, B, C, 0, 4),
+        raises(whole, A, B[1:], C, 0, 3),
+        raises(whole, A, B, C[1:], 0, 3),
+        raises(part, A, B, C, PANEL + 1, 99),
+        raises(part, A, B, C, 2 * PANEL, 1),
+    ],
+}))
+"""
+
+
+def test_every_index_is_checked(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"  # Numba keeps what it compiles of files alone
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env=os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seen = json.loads(done.stdout)
+    assert seen["checked"]
+    assert seen["folder"].startswith(str(tmp_path))
+    assert seen["folder"].endswith("-checked")  # never kept with those that check nothing
+    assert seen["legal"] == [False] * len(seen["legal"])
+    assert seen["odd"] == [True] * len(seen["odd"])
