@@ -69,7 +69,7 @@ _BACKOFF_S = 0.1
 _ROWS_AT_ONCE = 8
 """Rows read together at the start."""
 
-_ANSWER_S = 0.5
+_ANSWER_S = 0.3
 """How long the answer to a request waits for what it leads to; most jobs are quicker."""
 
 
