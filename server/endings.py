@@ -32,7 +32,7 @@ from treadle.server.job import (
     outlast,
 )
 from treadle.server.job_files import BEST_FILE, FINAL_FILE, LAST_FILE, STATE_FILE
-from treadle.server.store import CLAIMS, Store, StoredModel
+from treadle.server.store import CLAIMS, Store, StoredModel, always_deleted
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -185,8 +185,10 @@ class Endings:
                 return records.model(stored, await pools.STORE.run(self._store.describe, stored))
             except (FileNotFoundError, StatusError) as error:
                 code = error.code if isinstance(error, StatusError) else _GONE
-                if code not in (_GONE, _TAKEN) or not left:
+                if code not in (_GONE, _TAKEN):
                     raise
+                if not left:
+                    raise always_deleted(job.row.model) from error
                 if not await pools.STORE.run(path.exists):
                     raise
                 logger.info("job %s: its model is stored once more: %s", job.id, error)

@@ -17,7 +17,7 @@ from treadle.server.learning_session import LearningSession
 from treadle.server.memory_budget import MemoryBudget
 from treadle.server.scheduler import Caller, Scheduler
 from treadle.server.sources import Sources
-from treadle.server.store import CLAIMS, MODEL_FILE, Store, StoredModel
+from treadle.server.store import CLAIMS, MODEL_FILE, Store, StoredModel, always_deleted
 from treadle.server.stream_places import Openings, StreamPlaces
 from treadle.server.turns import run_steps
 from treadle.v1 import sequence_pb2 as pb
@@ -146,12 +146,14 @@ class LearningRoom:
         for left in reversed(range(CLAIMS)):
             try:
                 return self._store_once(session, names)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
                 if not left:
-                    raise
+                    raise always_deleted(names.name) from error
             except StatusError as error:
-                if not left or error.code is not grpc.StatusCode.NOT_FOUND:
+                if error.code is not grpc.StatusCode.NOT_FOUND:
                     raise
+                if not left:
+                    raise always_deleted(names.name) from error
         raise AssertionError
 
     def _store_once(self, session: LearningSession, names: Publication) -> pb.Model:

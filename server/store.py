@@ -36,7 +36,7 @@ from treadle.server.convert import NAME
 from treadle.server.corpora import Corpora
 from treadle.server.database import Database, DatabaseError
 from treadle.server.disk import DiskSpace, SpareSpace, StoreError
-from treadle.server.errors import StatusError, not_found, precondition
+from treadle.server.errors import StatusError, aborted, not_found, precondition
 from treadle.server.model_limits import DEFAULT_LIMITS, ModelLimits
 from treadle.server.observed_time import ObservedTime
 from treadle.server.shelf import Shelf
@@ -54,6 +54,14 @@ CLAIMS = 20
 """How often one model is claimed whose version is deleted, or taken by hand, meanwhile."""
 CLOCK_FILE = "clock"
 SPARE_FILE = "spare"
+
+
+def always_deleted(name: str) -> StatusError:
+    """Returns ABORTED: a model was deleted each time that it was stored."""
+    return aborted(
+        f"model {name!r} was deleted {CLAIMS} times while it was stored; make it again when "
+        "nobody deletes it"
+    )
 
 
 class Store(Shelf):

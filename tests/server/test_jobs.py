@@ -718,6 +718,27 @@ def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
     assert deletions == 0
 
 
+def test_a_model_that_is_deleted_whenever_it_is_stored_is_said(
+    store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = store.describe
+
+    def deleted_first(*arguments: Any) -> Any:
+        store.delete("m", None)
+        return original(*arguments)
+
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
+        job = await submit(room, store)
+        monkeypatch.setattr(store, "describe", deleted_first)
+        room.open()
+        with pytest.raises(StatusError, match="'m' was deleted 20 times") as caught:
+            await follow(room, job)
+        assert caught.value.code is grpc.StatusCode.ABORTED
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_job_that_the_kernel_ends_for_want_of_memory_fails_at_once(
     store: Store, model: bytes, kept: bool
