@@ -136,7 +136,7 @@ class Job:
         await self.publish(event, state=state, reason=reason, ran_s=self.ran_s, **changes)
 
     async def change(self, **changes: Any) -> None:
-        """Changes the row without an event."""
+        """Changes the row without an event; that of a job which is over by then stays as it is."""
         await outlast(self._change(changes))
 
     async def whole(self) -> JobRow:
@@ -167,6 +167,8 @@ class Job:
 
     async def _change(self, changes: dict[str, Any]) -> None:
         async with self._writing:
+            if self.row.state in OVER:
+                return
             await pools.ROWS.run(self._database.update_job, self.id, **changes)
             self._note(**changes)
 

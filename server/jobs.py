@@ -291,7 +291,7 @@ class JobRoom:
                 full = await self._noted(job, CANCELLING)
                 if job in self._running:
                     self._attempt.stop(job, "cancelled")
-                elif job not in self._ending:
+                elif job not in self._ending and job.row.state not in OVER:  # as it just may be
                     self._end_cancelled(job)
         await self._moment(job)
         if full is not None and job.row.state not in OVER:
@@ -465,12 +465,14 @@ class JobRoom:
     @asynccontextmanager
     async def _deciding(self, job: Job) -> AsyncIterator[None]:
         """Lets one caller at a time decide about a job, which is not started meanwhile."""
-        async with job.deciding:
-            if job.id not in self._jobs and job.row.state not in OVER:
-                raise job_not_found(job.id)  # deleted while this one waited
-            yield
-        self._let_go(job)
-        self._schedule()
+        try:
+            async with job.deciding:
+                if job.id not in self._jobs and job.row.state not in OVER:
+                    raise job_not_found(job.id)  # deleted while this one waited
+                yield
+        finally:
+            self._let_go(job)
+            self._schedule()
 
     def _let_go(self, job: Job) -> None:
         """Forgets a job that is over, and wakes all who follow it."""

@@ -684,6 +684,95 @@ def test_a_full_disk_keeps_no_job_from_being_stopped(
     asyncio.run(run())
 
 
+def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
+    store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, free = store.database.append_event, threading.Event()
+    is_pausing = False
+
+    def full_append(*arguments: Any, **changes: Any) -> int:
+        nonlocal is_pausing
+        if changes.get("state") == "paused":
+            is_pausing = True
+            assert free.wait(PATIENCE_S)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return append(*arguments, **changes)
+
+    monkeypatch.setattr(store.database, "append_event", full_append)
+
+    class Waiting(FakeWorker):
+        def __init__(self) -> None:
+            super().__init__(model)
+            self.free = asyncio.Event()
+
+        async def receive(self) -> wire.Message:
+            await self.free.wait()
+            return await super().receive()
+
+    async def run() -> None:
+        workers = list[FakeWorker]([FakeWorker(model), first := Waiting()])
+        room = make_room(store, FakeWorkers(workers.pop))
+        jobs = [await submit(room, store), await submit(room, store)]
+        room.open()
+        await until(lambda: first.sent)
+        pausing = asyncio.create_task(room.pause(jobs[1]))
+        await until(lambda: is_pausing)
+        first.free.set()
+        await until(lambda: not room._tasks())  # the slot is free, and nobody may take it yet
+        free.set()
+        with pytest.raises(OSError, match="No space left"):
+            await pausing
+        assert (await follow(room, jobs[1]))[-1].completed.version == 2
+
+    asyncio.run(run())
+
+
+def test_a_job_that_ends_while_its_cancellation_is_noted_ends_once(
+    store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, update = store.database.append_event, store.database.update_job
+    cancelled, over = threading.Event(), threading.Event()
+    is_ending = False
+
+    def slow_append(*arguments: Any, **changes: Any) -> int:
+        nonlocal is_ending
+        if changes.get("state") == "succeeded":
+            is_ending = True
+            assert cancelled.wait(PATIENCE_S)
+        return append(*arguments, **changes)
+
+    def slow_update(*arguments: Any, **changes: Any) -> None:
+        if changes.get("reason") == CANCELLING:
+            assert over.wait(PATIENCE_S)
+        update(*arguments, **changes)
+
+    monkeypatch.setattr(store.database, "append_event", slow_append)
+    monkeypatch.setattr(store.database, "update_job", slow_update)
+
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
+        job = await submit(room, store)
+        (store.job_dir(job) / LAST_FILE).write_bytes(model)  # it has published before
+        room.open()
+        await until(lambda: is_ending)
+        cancelling = asyncio.create_task(room.cancel(job))
+        await until(lambda: room.book.live[job].cancelling)
+        cancelled.set()
+        await until(lambda: not room._tasks())
+        over.set()
+        row = await cancelling
+        await until(lambda: not room._tasks())
+        assert (row.state, row.reason, row.version) == ("succeeded", "", 1)
+        assert store.database.job(job) is not None
+        assert store.versions("m") == [1]
+        ends = [event for event in await follow(room, job) if event.HasField("completed")]
+        assert len(ends) == 1
+        stored = await room.book.row(job)
+        assert (stored.state, stored.reason) == ("succeeded", "")
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("method", ["describe", "_stat"])
 @pytest.mark.parametrize("end", ["trained", "cancelled"])
 def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
