@@ -38,7 +38,7 @@ def check_jobs(
         root: The data directory, its corpora checked already.
         report: Where findings go.
         database: Its database.
-        corpora: The hashes of the corpora that are whole.
+        corpora: The hashes of the corpora that are whole, or cannot be read just now.
         rebuilt: Whether the database may lack jobs that were there.
 
     Raises:

@@ -117,7 +117,7 @@ def check_corpora(root: Path, report: Report) -> set[str]:
         report: Where findings go.
 
     Returns:
-        The hashes of the corpora that are whole.
+        The hashes of the corpora that are whole, or cannot be read just now.
 
     Raises:
         OSError: The directory cannot be read.
@@ -132,6 +132,7 @@ def check_corpora(root: Path, report: Report) -> set[str]:
         except OSError as error:
             what = f"the corpus cannot be read ({error})"
             report.note(what, path, "check the permissions and the disk")
+            whole.add(path.name)  # it may well be, and no job is to end for that
             continue
         what = "it is no corpus with the hash that is its name"
         action = f"moved to {DAMAGED}/corpora/{path.name}"

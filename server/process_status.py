@@ -12,23 +12,23 @@ _USER, _SYSTEM = 11, 12
 
 
 def processor_seconds(pid: int) -> float:
-    """Returns the processor time that a process has used; 0 where it is gone."""
+    """Returns the processor time that a process has used; 0 where nobody can tell."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:  # it is gone; or no more files may be open, and the next look tells
         return 0.0
     fields = stat.rpartition(b")")[2].split()  # the name may hold anything
     return (int(fields[_USER]) + int(fields[_SYSTEM])) / _TICKS
 
 
 def own_bytes(pid: int) -> int:
-    """Returns the memory that a process alone takes, swapped or not; 0 where it is gone.
+    """Returns the memory that a process alone takes, swapped or not; 0 where nobody can tell.
 
     Mapped files do not count: the kernel takes their pages back when it needs them.
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:  # it is gone; or no more files may be open, and the next look tells
         return 0
     lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     return sum(int(lines.get(name, "0").split()[0]) for name in ("RssAnon", "VmSwap")) << 10

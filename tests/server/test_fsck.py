@@ -16,6 +16,7 @@ import pytest
 from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
 
 from treadle.model import run_state
+from treadle.server import versions
 from treadle.server.database import Database
 from treadle.server.disk import StoreError
 from treadle.server.fsck import check, run
@@ -214,6 +215,25 @@ def test_jobs_whose_corpus_is_lost_are_marked_as_failed(root: Path, damaged: boo
         row = database.job(state)
         assert row is not None
         assert (row.state, row.last_sequence) == (state, 0)
+    database.close()
+
+
+def test_jobs_whose_corpus_cannot_be_read_just_now_go_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = versions.file_hash
+
+    def failing(path: Path) -> str:
+        if path.name == CORPUS:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(path)
+
+    monkeypatch.setattr(versions, "file_hash", failing)
+    repaired(root, "the corpus cannot be read", "check the permissions and the disk", left=True)
+    monkeypatch.undo()
+    assert check(root, repair=True).clean
+    database = Database(root / DATABASE_FILE)
+    assert database.corpora_in_use() == {CORPUS}
     database.close()
 
 
