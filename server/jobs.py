@@ -185,7 +185,8 @@ class JobRoom:
         for job in self._waiting()[: self._room.slots]:
             async with job.deciding:
                 if job.row.state == QUEUED:
-                    await job.enter(QUEUED, reason)
+                    with suppress(OSError):  # a full disk must not keep the server from starting
+                        await job.enter(QUEUED, reason)
 
     async def submit(self, row: JobRow) -> JobRow:
         """Puts a job into the queue.

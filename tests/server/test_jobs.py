@@ -684,6 +684,24 @@ def test_a_full_disk_keeps_no_job_from_being_stopped(
     asyncio.run(run())
 
 
+def test_a_full_disk_keeps_no_server_from_warming_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(StubbornWorker))
+        job = await submit(room, store)
+        with monkeypatch.context() as patched:
+            patched.setattr(store.database, "append_event", full)
+            await room.tell_why("the kernels are not ready")
+        await room.tell_why("they still are not")
+        assert (await room.book.row(job)).reason == "they still are not"
+
+    asyncio.run(run())
+
+
 def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
     store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
