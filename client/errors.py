@@ -8,7 +8,7 @@
         ├── FailedPreconditionError  not in this state, or something changed meanwhile
         ├── PermissionDeniedError    whatever stands before the server refused the caller
         ├── ResourceExhaustedError   full or too large; `.retry_delay_s` says when to come back
-        ├── DeadlineExceededError    the call took longer than `timeout_s`
+        ├── DeadlineExceededError    it took longer than `timeout_s`, or than the server lets it
         ├── CancelledError           the call, or the job that it followed, was cancelled
         ├── UnimplementedError       the server does not offer this call
         ├── InternalError            the server failed
@@ -144,7 +144,7 @@ class ResourceExhaustedError(ServerError):
 
 
 class DeadlineExceededError(ServerError):
-    """The call took longer than its timeout."""
+    """The call took longer than its timeout, or than the server lets it."""
 
 
 class CancelledError(ServerError):
@@ -270,7 +270,7 @@ def _sentence(code: str, details: str, address: str, words: Words) -> str:
             f"what was to be sent takes {size:,} bytes, and a message at most {most:,}: send less "
             f"at once; {stream} scores a text of any length"
         )
-    if code == "DEADLINE_EXCEEDED":
+    if code == "DEADLINE_EXCEEDED" and (not details or "Deadline Exceeded" in details):
         return f"the server at {address} took longer than the timeout allows"
     if code == "CANCELLED" and details in ("", "Locally cancelled by application!", "CANCELLED"):
         return "the call was cancelled"

@@ -133,8 +133,18 @@ def test_nothing_listens() -> None:
 
 
 def test_a_timeout_ends_a_call(server: FakeServer) -> None:
-    with Client(server.address, timeout_s=0.2) as client, pytest.raises(DeadlineExceededError):
+    with (
+        Client(server.address, timeout_s=0.2) as client,
+        pytest.raises(DeadlineExceededError, match="took longer than the timeout allows"),
+    ):
         client.generate("stuck").result()
+
+
+def test_what_the_server_says_of_its_own_limit_is_kept() -> None:
+    said = "no message for 5 seconds; the upload was given up"
+    error = errors.from_rpc_error(Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, said), "host:1")
+    assert isinstance(error, DeadlineExceededError)
+    assert str(error) == said
 
 
 def test_a_server_without_the_service_is_told_apart() -> None:
