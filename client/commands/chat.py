@@ -201,7 +201,12 @@ class Chat:
         if not path:
             raise InputError("name a file: /save FILE")
         if not self._session.state:
-            raise InputError("nothing was said yet: there is no state to keep")
+            why = (
+                "nothing was said since the last item"
+                if self._items and self._before
+                else "nothing was said yet"
+            )
+            raise InputError(f"{why}: there is no state to keep")
         write_output(path, self._session.state)
         self._say(f"{len(self._session.state):,} bytes in {shown_path(path)}")
 

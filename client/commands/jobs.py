@@ -40,7 +40,7 @@ SURE = 6
 ACTIONS = {
     "show": "describe one job",
     "cancel": "end a job for good; if it has trained, its model is stored",
-    "pause": "make a job keep its state on disk and wait",
+    "pause": "keep a job's state on disk, free its slot, and wait until it is paused",
     "resume": "put a paused job back into the queue",
     "delete": "delete a job that is over or paused; stored models stay",
 }
