@@ -284,5 +284,5 @@ def test_a_run_whose_index_does_not_fit_is_refused() -> None:
         check_memory(config, 65, run + 999, indexing=1000)
     assert caught.value.field == "data.novelty_index"
     with pytest.raises(ConfigError, match="to make the novelty index"):
-        Trainer(NAMES * 1000, config, memory_limit_bytes=2**20)
-    Trainer(NAMES * 1000, settings(indexed=False), memory_limit_bytes=2**20)
+        Trainer(NAMES * 1000, config, memory_limit_bytes=2**22)
+    Trainer(NAMES * 1000, settings(indexed=False), memory_limit_bytes=2**22)

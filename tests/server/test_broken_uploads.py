@@ -95,13 +95,13 @@ def test_a_file_may_be_named_by_its_hash_once_it_was_sent(server: Server) -> Non
         sha256=hashlib.sha256(data).hexdigest(), role=pb.CORPUS_ROLE_VALID, name="again"
     )
     source = [
-        pb.TrainRequest(spec=tiny_spec("twice")),
+        pb.TrainRequest(spec=tiny_spec("sent-once")),
         pb.TrainRequest(corpus_file=pb.CorpusFile(name="first")),
         pb.TrainRequest(corpus_chunk=data),
         pb.TrainRequest(corpus_file=named),
         pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=len(data))),
     ]
-    events = list(server.caller.train(tiny_spec("twice"), source=source))
+    events = list(server.caller.train(tiny_spec("sent-once"), source=source))
     assert events[-1].completed.version == 1
 
 

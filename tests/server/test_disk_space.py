@@ -127,7 +127,8 @@ def test_a_job_goes_on_by_itself_once_there_is_space(store: Store, disk: SmallDi
         assert len(made) == 1
         disk.free = 1 << 40
         await until(lambda: room.running)
-        row = await room.book.row(job)
+        while (row := await room.book.row(job)).state == "queued":
+            await asyncio.sleep(0.005)
         assert (row.state, row.waits_for_bytes) == ("running", 0)
         await room.close("the test ended")
 
