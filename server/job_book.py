@@ -57,7 +57,7 @@ class JobBook:
 
     def models(self) -> list[str]:
         """Returns the models that jobs are to make which are not over, one for each job."""
-        return [job.row.model for job in self.live.values()]
+        return [job.row.model for job in self.live.values() if job.row.state not in OVER]
 
     async def find(self, job: str, wish: str) -> Job:
         """Returns a job that is not over.
