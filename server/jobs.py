@@ -438,12 +438,19 @@ class JobRoom:
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it waits or runs.
         """
+        await self._cleared(job)
         if job in self._jobs:
             live = self._jobs[job]
             async with self._deciding(live):
                 await outlast(self._delete(live.row))
         else:
             await outlast(self._delete(await self.book.row(job, damaged=True)))
+
+    async def _cleared(self, job: str) -> None:
+        """Waits until a job whose end is known has removed what it does not need any more."""
+        live = self._jobs.get(job)
+        if live is not None and live.row.state in OVER and live in self._ending:
+            await asyncio.wait([self._ending[live]])
 
     async def _delete(self, row: JobRow) -> None:
         live = self._jobs.get(row.id)

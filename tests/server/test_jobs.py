@@ -17,6 +17,7 @@ from treadle.model import train
 from treadle.model.config import NetworkConfig, TrainConfig
 from treadle.server import wire
 from treadle.server.attempt import RunLimits
+from treadle.server.endings import Endings
 from treadle.server.errors import StatusError, aborted
 from treadle.server.job import CANCELLING, PAUSING
 from treadle.server.job_files import FINAL_FILE, LAST_FILE
@@ -310,6 +311,34 @@ def test_a_finished_model_is_kept_whenever_the_job_is_killed(
 
     asyncio.run(run())
     assert store.versions("m") == [1]
+
+
+def test_a_job_is_deleted_once_its_end_is_cleared_up(
+    store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear = threading.Event()
+    tidy = Endings._tidy
+
+    def tidy_late(endings: Endings, job: str) -> None:
+        clear.wait(PATIENCE_S)
+        tidy(endings, job)
+
+    monkeypatch.setattr(Endings, "_tidy", tidy_late)
+
+    async def run() -> None:
+        room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
+        job = await submit(room, store)
+        room.open()
+        assert (await follow(room, job))[-1].completed.version == 1
+        deleting = asyncio.create_task(room.delete(job))
+        await asyncio.sleep(0.05)
+        assert not deleting.done()
+        clear.set()
+        await deleting
+        with pytest.raises(StatusError, match="no job"):
+            await room.book.row(job)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("claimed", ["nothing", "number", "version"])
