@@ -66,7 +66,7 @@ test-nojit: $(STAMP) ## Run the kernels' and the model's tests uncompiled and me
 	NUMBA_DISABLE_JIT=1 $(PYTEST) -m "not jit" --cov --cov-report=term \
 	    tests/kernels tests/model
 
-# Compiled with checks, and kept apart from those without: see kernels/compile.py.
+# Compiled with checks, and kept apart from those without: see kernels/jit.py.
 test-bounds: $(STAMP) ## Run the kernels' and the model's tests with checked indices: BOUNDS=tests
 	NUMBA_BOUNDSCHECK=1 $(BIN)/treadle-server --warm
 	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(BOUNDS)

@@ -32,7 +32,7 @@ from treadle.model.config import (
     ReportConfig,
     TrainConfig,
 )
-from treadle.model.preparation import Source
+from treadle.model.training.setup import Source
 
 SHAPES = "8x32,16x32,16x64,32x32,32x64"
 TOKENS = "300000,1000000,3000000"

@@ -15,12 +15,12 @@ import sys
 import numpy as np
 
 from treadle.model import Cell, OptimizerConfig
-from treadle.model.batches import TextBatches
-from treadle.model.corpus import TokenData
-from treadle.model.engine import Engine
-from treadle.model.optimizer import Optimizer, learning_rate
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.pool import Pool
+from treadle.model.data.batching import TextBatches
+from treadle.model.data.corpus import TokenData
+from treadle.model.network.engine import Engine
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.training.optimizer import Optimizer, learning_rate
 
 STEPS, ROWS, WINDOW = 200, 33, 13
 

@@ -20,9 +20,9 @@ from treadle.benchmarks.processes import python
 from treadle.benchmarks.progress import Say
 from treadle.kernels import reference
 from treadle.model import Cell, compiled_for
-from treadle.model.engine import Engine
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.pool import Pool
+from treadle.model.network.engine import Engine
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import Parameters, Shape
 
 CELLS = ("rnn", "gru", "lstm")
 GRADIENT_TOLERANCE = 1e-7

@@ -16,9 +16,9 @@ from collections.abc import Callable
 import numpy as np
 
 from treadle.benchmarks.machine import processor
-from treadle.kernels.compile import jit
-from treadle.kernels.draw import Cuts, draw, draw_scratch
+from treadle.kernels.jit import jit
 from treadle.kernels.loss import exponentials, largest
+from treadle.kernels.sampling import Cuts, draw, draw_scratch
 from treadle.kernels.structures import Array
 
 ZERO, ONE = np.float32(0), np.float32(1)

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from treadle.benchmarks.settings import usable_cores
-from treadle.kernels.compile import TARGET
+from treadle.kernels.jit import TARGET
 
 CPU_INFO = Path("/proc/cpuinfo")
 

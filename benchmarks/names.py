@@ -28,7 +28,7 @@ from treadle.model.config import (
     ReportConfig,
     TrainConfig,
 )
-from treadle.model.corpus import CorpusFile
+from treadle.model.data.corpus import CorpusFile
 
 HELD_OUT = 1000
 

@@ -24,9 +24,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from treadle.benchmarks.settings import Case
-from treadle.kernels.compile import PYTHON_MODE, TARGET, jit
+from treadle.kernels.jit import PYTHON_MODE, TARGET, jit
 from treadle.kernels.reference import GATES
-from treadle.kernels.vectors import broadcast
+from treadle.kernels.simd import broadcast
 
 CHAINS = 24 if TARGET.rows == 8 else 12
 """Accumulators: they and two operands fill most of 32 or 16 vector registers."""

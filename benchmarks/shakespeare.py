@@ -22,10 +22,10 @@ import numpy as np
 from treadle.benchmarks.machine import describe
 from treadle.model import Model, Trainer
 from treadle.model.config import LimitsConfig, OptimizerConfig, Preset, ReportConfig, TrainConfig
-from treadle.model.pool import Pool
-from treadle.model.scorer import Scorer
-from treadle.model.sums import in_order
-from treadle.model.workspace import pack_for_inference
+from treadle.model.network.ordered_sum import in_order
+from treadle.model.network.parallel import Pool
+from treadle.model.network.workspace import pack_for_inference
+from treadle.model.scoring.scorer import Scorer
 
 COLD_WINDOW = 256
 

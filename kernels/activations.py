@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from treadle.kernels.compile import jit_inline
 from treadle.kernels.intrinsics import (
     Value,
     bits_from_float,
@@ -33,6 +32,7 @@ from treadle.kernels.intrinsics import (
     power_of_two,
     zero_below,
 )
+from treadle.kernels.jit import jit_inline
 
 ZERO, HALF, ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from treadle.kernels.activations import log
-from treadle.kernels.compile import jit
+from treadle.kernels.jit import jit
 from treadle.kernels.loss import exponentials, largest
 from treadle.kernels.network import output_logits, read_shard
 from treadle.kernels.structures import Array, Ints, State, Weights, Workspace

@@ -23,10 +23,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from treadle.kernels import matmul as singles
-from treadle.kernels.compile import PYTHON_MODE, jit, jit_inline
-from treadle.kernels.tile import PAIRS, PANEL, ROWS, make_tile
+from treadle.kernels.gemm_tile import PAIRS, PANEL, ROWS, make_tile
+from treadle.kernels.jit import PYTHON_MODE, jit, jit_inline
+from treadle.kernels.simd import INT, LANES, VECTOR, load, store, vector_type
 from treadle.kernels.transposed import ROW_BLOCK, Block
-from treadle.kernels.vectors import INT, LANES, VECTOR, load, store, vector_type
 
 Array = npt.NDArray[np.float32]
 Pairs = npt.NDArray[np.uint32]

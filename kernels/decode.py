@@ -13,22 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ZERO
-from treadle.kernels.compile import jit, jit_inline
-from treadle.kernels.draw import Cuts, DrawScratch, draw, draw_scratch, sorts
-from treadle.kernels.edits import (
+from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.layer import recur_forward
+from treadle.kernels.logit_edits import (
     NOTHING_LEFT,
     Edits,
     edit_logits,
     edits_logits,
     note_token,
 )
-from treadle.kernels.layer import recur_forward
 from treadle.kernels.loss import exponentials, largest, log_probability
 from treadle.kernels.network import embed, layer_tape, output_logits, store_state, upper_layers
 from treadle.kernels.random import uniform
 from treadle.kernels.ranks import likeliest_ids, rank_of
+from treadle.kernels.sampling import Cuts, DrawScratch, draw, draw_scratch, sorts
+from treadle.kernels.simd import copy
 from treadle.kernels.structures import Array, Ints, State, Weights, Workspace
-from treadle.kernels.vectors import copy
 
 Longs = npt.NDArray[np.uint64]
 

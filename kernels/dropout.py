@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from treadle.kernels.activations import ZERO
-from treadle.kernels.compile import jit, jit_inline
+from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.random import philox_block
 from treadle.kernels.structures import Array, Bits
 

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, sigmoid, tanh
-from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.intrinsics import fma
+from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.products import add_rows_transposed, matmul
+from treadle.kernels.simd import LANES, load, store
 from treadle.kernels.transposed import Block
-from treadle.kernels.vectors import LANES, load, store
 
 Array = npt.NDArray[np.float32]
 

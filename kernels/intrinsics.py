@@ -16,8 +16,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from treadle.kernels.compile import PYTHON_MODE
-from treadle.kernels.vectors import (
+from treadle.kernels.jit import PYTHON_MODE
+from treadle.kernels.simd import (
     FLOAT,
     INT,
     INTS,

@@ -3,8 +3,8 @@
     a = x Wx + b + h Wh, the same for every cell; what becomes of a is the cell's own affair
 
 The input's share needs no state and is one product over all steps. A network's upper layers come
-here with the states below them (D = H); `treadle.model.layer` with any sequence of vectors. A
-network's first layer, whose input is tokens, has its share made elsewhere (see packing) and takes
+here with the states below them (D = H); `treadle.model.network.layer` with any sequence of vectors.
+A network's first layer, whose input is tokens, has its share made elsewhere (see packing) and takes
 `recur_forward` and `recur_backward` alone. The twins in plain NumPy are the cells' functions in
 `reference`.
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.gru import gru_backward, gru_forward
+from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.lstm import lstm_backward, lstm_forward
 from treadle.kernels.matmul import add_rows
 from treadle.kernels.optimizers import add_into

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, ZERO, exp, log
-from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.intrinsics import larger
-from treadle.kernels.vectors import (
+from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.simd import (
     LANES,
     lane_maximum,
     lane_sum,

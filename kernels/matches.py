@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.compile import jit, jit_inline
+from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.structures import Ints
 
 Text = npt.NDArray[np.integer[Any]]

@@ -1,4 +1,4 @@
-"""Packed matrix products: C (+)= A B, by tiles of treadle.kernels.tile.
+"""Packed matrix products: C (+)= A B, by tiles of treadle.kernels.gemm_tile.
 
 Weights are constant over the T steps of a window, so they are packed once an optimizer step
 and every step streams the panels. N columns take `panel_count(N)` panels; columns past N are
@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.compile import jit
-from treadle.kernels.tile import PANEL, ROWS, make_tile
-from treadle.kernels.vectors import move
+from treadle.kernels.gemm_tile import PANEL, ROWS, make_tile
+from treadle.kernels.jit import jit
+from treadle.kernels.simd import move
 
 Array = npt.NDArray[np.float32]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from treadle.kernels.activations import ZERO
-from treadle.kernels.compile import jit, jit_inline
 from treadle.kernels.dropout import Dropout, draw_keep, drop, keep_scale
+from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.layer import (
     LayerGradients,
     LayerTape,
@@ -25,6 +25,7 @@ from treadle.kernels.loss import cross_entropy, target_log_probabilities
 from treadle.kernels.matmul import add_rows
 from treadle.kernels.optimizers import add_into
 from treadle.kernels.products import add_matmul_transposed, matmul
+from treadle.kernels.simd import copy
 from treadle.kernels.structures import (
     LSTM,
     Array,
@@ -35,7 +36,6 @@ from treadle.kernels.structures import (
     Weights,
     Workspace,
 )
-from treadle.kernels.vectors import copy
 
 
 @jit_inline

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.compile import jit, jit_inline
+from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.structures import Ints
 
 _TINY, _SHIFT = 2.0**-512, 512

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ONE
-from treadle.kernels.compile import jit
 from treadle.kernels.intrinsics import fma
-from treadle.kernels.vectors import LANES
+from treadle.kernels.jit import jit
+from treadle.kernels.simd import LANES
 
 Array = npt.NDArray[np.float32]
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 import numpy as np
 
 from treadle.kernels.activations import ZERO
-from treadle.kernels.compile import jit, jit_inline
+from treadle.kernels.gemm_tile import PANEL
+from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.matmul import add_rows
 from treadle.kernels.products import add_matmul_transposed, matmul, pack, pack_transposed
 from treadle.kernels.structures import Array, Gradients, Ints, Parameters, Weights
-from treadle.kernels.tile import PANEL
 from treadle.kernels.transposed import Block
 
 _LINE = 16

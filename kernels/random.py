@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.compile import jit, jit_inline
+from treadle.kernels.jit import jit, jit_inline
 
 Array = npt.NDArray[np.float32]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from treadle.kernels.activations import ZERO
-from treadle.kernels.compile import jit, jit_inline
+from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.loss import exponentials, largest, log_probability
 from treadle.kernels.network import output_logits, read_shard
 from treadle.kernels.structures import Array, Bools, Ints, State, Weights, Workspace

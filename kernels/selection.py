@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.compile import jit, jit_inline
+from treadle.kernels.jit import jit, jit_inline
 
 Pairs = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int32]

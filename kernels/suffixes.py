@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from treadle.kernels.compile import jit
+from treadle.kernels.jit import jit
 from treadle.kernels.structures import Bits, Ints
 
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.compile import jit
+from treadle.kernels.gemm_tile import PANEL, ROWS
+from treadle.kernels.jit import jit
 from treadle.kernels.matmul import tiles
-from treadle.kernels.tile import PANEL, ROWS
-from treadle.kernels.vectors import move
+from treadle.kernels.simd import move
 
 Array = npt.NDArray[np.float32]
 

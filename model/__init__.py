@@ -9,7 +9,6 @@ model.save("hello.safetensors")
 model = Model.load("hello.safetensors")
 """
 
-from treadle.model.adam import Adam
 from treadle.model.config import (
     Cell,
     CorpusFormat,
@@ -32,7 +31,7 @@ from treadle.model.config import (
     TrainConfig,
     UnknownPolicy,
 )
-from treadle.model.corpus import Corpus, CorpusFile, read_corpus
+from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.errors import (
     CheckpointError,
     ConfigError,
@@ -47,20 +46,21 @@ from treadle.model.errors import (
     TrainingError,
     UnknownSymbolError,
 )
-from treadle.model.importer import import_state_dict
-from treadle.model.layer import RecurrentLayer
-from treadle.model.learner import Learner
-from treadle.model.learning_config import LearningConfig
+from treadle.model.generation.sequence import GenerateResult, Piece, StopReason, Wanted
 from treadle.model.model import Model
-from treadle.model.progress import Progress, Started
-from treadle.model.record import TrainingRecord
-from treadle.model.scores import Details, TextScore
-from treadle.model.session import GenerateResult, Piece, StopReason, Wanted
-from treadle.model.state import SessionState
-from treadle.model.tokenizer import Tokenizer, build_tokenizer
-from treadle.model.tokens import TokenScore
-from treadle.model.trainer import Trainer, train
-from treadle.model.warm import (
+from treadle.model.network.layer import RecurrentLayer
+from treadle.model.network.session_state import SessionState
+from treadle.model.online.config import LearningConfig
+from treadle.model.online.learner import Learner
+from treadle.model.scoring.scores import Details, TextScore
+from treadle.model.scoring.token_score import TokenScore
+from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
+from treadle.model.torch_import import import_state_dict
+from treadle.model.training.adam import Adam
+from treadle.model.training.progress import Progress, Started
+from treadle.model.training.trainer import Trainer, train
+from treadle.model.training_record import TrainingRecord
+from treadle.model.warmup import (
     compiled_for,
     drop_temporary_kernels,
     kernel_folder,

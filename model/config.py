@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from treadle.model.ranges import (
+from treadle.model.field_checks import (
     MAX_UINT32,
     MAX_UINT64,
     Checked,

@@ -14,20 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import structures
-from treadle.model import checkpoint
+from treadle.model import model_file
 from treadle.model.config import CorpusLayout, NetworkConfig, SamplingConfig, UnknownPolicy
 from treadle.model.errors import StateError
-from treadle.model.generation import Preparation, pieces
-from treadle.model.novelty import NoveltyIndex
-from treadle.model.parameters import Parameters
-from treadle.model.record import TrainingRecord
-from treadle.model.scores import PLAIN, Details, TextScore
-from treadle.model.scratch import Require, anything
-from treadle.model.session import TOKENS, Piece, Wanted
-from treadle.model.state import SessionState
-from treadle.model.text_scorer import TextScorer
-from treadle.model.tokenizer import Tokenizer
-from treadle.model.workspace import pack_for_inference
+from treadle.model.generation.generate import Preparation, pieces
+from treadle.model.generation.novelty import NoveltyIndex
+from treadle.model.generation.sequence import TOKENS, Piece, Wanted
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.session_state import SessionState
+from treadle.model.network.workspace import pack_for_inference
+from treadle.model.scoring.scores import PLAIN, Details, TextScore
+from treadle.model.scoring.text_scorer import TextScorer
+from treadle.model.scratch_files import Require, anything
+from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.training_record import TrainingRecord
 
 Ints = npt.NDArray[np.int32]
 
@@ -150,7 +150,7 @@ class Model:
             CheckpointError: it is no model file of this format, or it is damaged.
             OSError: it cannot be read.
         """
-        header, named, novelty = checkpoint.read(path)
+        header, named, novelty = model_file.read(path)
         shape = header.shape
         return cls(
             header.network,
@@ -171,10 +171,10 @@ class Model:
         Raises:
             OSError: the disk failed or is full, or `require` refused.
         """
-        header = checkpoint.ModelHeader(
+        header = model_file.ModelHeader(
             self.network, self.tokenizer, self.training, self.default_context
         )
-        checkpoint.write(path, header, self.parameters.named(), self.novelty, require)
+        model_file.write(path, header, self.parameters.named(), self.novelty, require)
 
     def stream(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from treadle.model.errors import CheckpointError
-from treadle.model.panics import no_panics
+from treadle.model.rust_panics import no_panics
 
 
 @contextmanager

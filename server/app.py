@@ -24,7 +24,6 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from treadle.model import drop_temporary_kernels, temporary_kernels
-from treadle.server import disk, open_files, pools
 from treadle.server.address import (
     AddressError,
     clear_socket,
@@ -32,32 +31,34 @@ from treadle.server.address import (
     listening_fault,
     socket_path,
 )
-from treadle.server.admission import Admission, Inquiries, Load
-from treadle.server.attempt import RunLimits
-from treadle.server.boundary import Boundary
 from treadle.server.config import ServerConfig, SettingError
-from treadle.server.database import DatabaseError
 from treadle.server.errors import unavailable
-from treadle.server.generating import GeneratingRoom
-from treadle.server.housekeeping import Rules, keep_house
-from treadle.server.intake import Intake
-from treadle.server.jobs import JobRoom, RoomLimits
-from treadle.server.learning import LearningRoom
-from treadle.server.loaded import LoadedModels
-from treadle.server.memory_budget import MemoryBudget
-from treadle.server.memory_guard import guard_memory
-from treadle.server.memory_return import MemoryReturn, resident_bytes
-from treadle.server.model_limits import ModelLimits
-from treadle.server.reflection import add_reflection
-from treadle.server.scheduler import Scheduler
-from treadle.server.scoring import ScoringRoom
-from treadle.server.service import SERVICE, SequenceService
-from treadle.server.sources import Sources
-from treadle.server.store import Store, StoreError
-from treadle.server.stream_places import Openings, SilentStreams, StreamPlaces
-from treadle.server.upload import Limits
-from treadle.server.warming import Warming
-from treadle.server.workers import Workers
+from treadle.server.inference.admission import Admission, Inquiries, Load
+from treadle.server.inference.generate import GenerateHandler
+from treadle.server.inference.learn import LearnHandler
+from treadle.server.inference.model_cache import ModelCache
+from treadle.server.inference.resolve import Sources
+from treadle.server.inference.scheduler import Scheduler
+from treadle.server.inference.score import ScoreHandler
+from treadle.server.inference.stream_places import Openings, SilentStreams, StreamPlaces
+from treadle.server.jobs.manager import JobLimits, JobManager
+from treadle.server.jobs.runner import RunLimits
+from treadle.server.jobs.submission import Submission
+from treadle.server.jobs.upload import Limits
+from treadle.server.jobs.worker_pool import Workers
+from treadle.server.resources import open_files, pools
+from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.resources.memory_guard import guard_memory
+from treadle.server.resources.memory_return import MemoryReturn, resident_bytes
+from treadle.server.rpc.interceptor import Interceptor
+from treadle.server.rpc.reflection import add_reflection
+from treadle.server.rpc.servicer import SERVICE, SequenceService
+from treadle.server.storage import files
+from treadle.server.storage.data_dir import Store, StoreError
+from treadle.server.storage.database import DatabaseError
+from treadle.server.storage.model_limits import ModelLimits
+from treadle.server.storage.retention import Rules, keep_house
+from treadle.server.warmup import Warming
 from treadle.v1 import sequence_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -105,10 +106,10 @@ class App:
         self._workers = Workers(config.standby_workers)
         training_bytes = config.training_bytes()
         budget = MemoryBudget(config.memory_budget_bytes())
-        self._jobs = JobRoom(
+        self._jobs = JobManager(
             self._store,
             self._workers,
-            RoomLimits(
+            JobLimits(
                 slots=config.training_slots,
                 queue=config.training_queue_limit,
                 uploads=config.upload_limit,
@@ -130,8 +131,8 @@ class App:
             config.upload_max_s or math.inf,
             config.first_message_s,
         )
-        intake = Intake(self._store, self._jobs, uploads, training_bytes, budget)
-        models = LoadedModels(self._store, config.model_cache_bytes, budget)
+        intake = Submission(self._store, self._jobs, uploads, training_bytes, budget)
+        models = ModelCache(self._store, config.model_cache_bytes, budget)
         self._scheduler = Scheduler(config.threads)
         load = Load(
             calls=Admission(
@@ -163,7 +164,7 @@ class App:
         self._budget = budget
         openings = Openings(config.stream_limit + config.learning_limit, config.first_message_s)
         sources = Sources(models, self._jobs.book.row)
-        generating = GeneratingRoom(
+        generating = GenerateHandler(
             sources,
             load,
             self._scheduler,
@@ -173,7 +174,7 @@ class App:
             max_message_bytes=config.max_message_bytes,
             state_key=key,
         )
-        scoring = ScoringRoom(
+        scoring = ScoreHandler(
             sources,
             load,
             openings,
@@ -183,7 +184,7 @@ class App:
             max_call_s=config.max_call_s,
             state_key=key,
         )
-        learning = LearningRoom(
+        learning = LearnHandler(
             sources,
             self._store,
             load.learners,
@@ -196,7 +197,7 @@ class App:
         self._house: asyncio.Task[None] | None = None
         self._guard: asyncio.Task[None] | None = None
         self._memory_return: MemoryReturn | None = None
-        self._boundary = Boundary(SERVICE, budget, config.max_message_bytes)
+        self._boundary = Interceptor(SERVICE, budget, config.max_message_bytes)
         self._health = health.aio.HealthServicer()
         self._server = aio.server(interceptors=[self._boundary], options=_options(config))
         service = SequenceService(
@@ -339,7 +340,7 @@ def run(config: ServerConfig) -> int:
     logging.getLogger("treadle").setLevel(config.log_level.upper())
     open_files.allow_many()
     try:
-        with disk.shared_with_group(config.data_dir):
+        with files.shared_with_group(config.data_dir):
             asyncio.run(_run(config))
     except (AddressError, DatabaseError, SettingError, StoreError) as error:
         print(f"treadle-server: {error}", file=sys.stderr)

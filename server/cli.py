@@ -103,12 +103,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     except ValueError as error:  # of the variables that choose a processor
         parser.error(str(error))
     if flags["warm"]:
-        from treadle.server.warming import warm_up
+        from treadle.server.warmup import warm_up
 
         warm_up()
         return 0
     if flags["fsck"]:
-        from treadle.server.fsck import run as check
+        from treadle.server.fsck.check import run as check
 
         return check(config.data_dir, flags["repair"])
     from treadle.server.app import run

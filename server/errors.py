@@ -44,9 +44,9 @@ from treadle.model.errors import (
     TrainingError,
     UnknownSymbolError,
 )
-from treadle.server.disk import NoSpaceError, is_full
-from treadle.server.open_files import is_out_of_files
-from treadle.server.rows import DamagedDatabaseError
+from treadle.server.resources.open_files import is_out_of_files
+from treadle.server.storage.files import NoSpaceError, is_full
+from treadle.server.storage.schema import DamagedDatabaseError
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ CODES: dict[type[ModelError], grpc.StatusCode] = {
     EncodingError: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownSymbolError: grpc.StatusCode.INVALID_ARGUMENT,
     CheckpointError: grpc.StatusCode.DATA_LOSS,
-    # Of callers of `treadle.model.layer`; no request comes there.
+    # Of callers of `treadle.model.network.layer`; no request comes there.
     LayerError: grpc.StatusCode.FAILED_PRECONDITION,
     # The same spec would fail again: nothing to retry, but nothing malformed either.
     TrainingError: grpc.StatusCode.FAILED_PRECONDITION,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from treadle.model import deadline
+from treadle.model.generation import deadline
 
 
 class DayClock:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.kernels.tile import PANEL
+from treadle.kernels.gemm_tile import PANEL
 
 Floats = NDArray[np.float32]
 

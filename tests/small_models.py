@@ -12,11 +12,11 @@ from treadle.model.config import (
     TokenizerKind,
     UnknownPolicy,
 )
+from treadle.model.generation.sequence import GenerateResult, Piece
 from treadle.model.model import Model
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.session import GenerateResult, Piece
-from treadle.model.tokenizer import Tokenizer, build_tokenizer
-from treadle.model.tokens import TokenScore
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.scoring.token_score import TokenScore
+from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
 
 TEXT = "abc cab bca, a cab abc!\nab ca bc, bb aa\n"
 

@@ -17,9 +17,9 @@ from treadle.kernels.dropout import (
     kept_levels,
 )
 from treadle.model.config import Cell
-from treadle.model.engine import Engine
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.pool import Pool
+from treadle.model.network.engine import Engine
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import Parameters, Shape
 
 CELLS = ["rnn", "gru", "lstm"]
 

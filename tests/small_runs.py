@@ -14,8 +14,8 @@ from treadle.model.config import (
     TrainConfig,
 )
 from treadle.model.model import Model
-from treadle.model.progress import Progress
-from treadle.model.trainer import Trainer
+from treadle.model.training.progress import Progress
+from treadle.model.training.trainer import Trainer
 
 TEXT = ("the quick brown fox jumps over the lazy dog; " * 40).encode()
 NAMES = b"".join(name + b"\n" for name in (b"anna", b"bert", b"carla", b"dora", b"emil") * 8)

@@ -63,7 +63,7 @@ KERNELS_STANDARD_LIBRARY = {
     "typing",
 }
 # These choose the compiler's target and its disk cache, so they alone see the machine.
-KERNELS_COMPILER = {"compile.py", "cache_folder.py"}
+KERNELS_COMPILER = {"jit.py", "cache_folder.py"}
 
 BARE_ROOMS = {"kernels", "model", "server", "client", "proto", "benchmarks"}
 
@@ -277,7 +277,7 @@ THREAD_POOLS = {"pools.py", "lanes.py", "warming.py"}
 
 
 def test_the_server_blocks_in_no_thread_of_a_shared_pool() -> None:
-    """The default executor is one queue for everything; `treadle.server.pools` has them by kind."""
+    """The default executor is one queue for everything; `resources.pools` has them by kind."""
     wrong = [
         f"{path.name}:{node.lineno} uses {node.attr}"
         for path in sources("server")

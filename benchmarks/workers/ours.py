@@ -12,18 +12,18 @@ from treadle.benchmarks.peak import multiply_adds
 from treadle.benchmarks.settings import Case
 from treadle.benchmarks.workers.serve import Maker, Options, Step
 from treadle.model import Cell, OptimizerConfig, Precision, SamplingConfig, TrainConfig
-from treadle.model.batches import TextBatches
-from treadle.model.choices import Choices
-from treadle.model.corpus import TokenData
-from treadle.model.engine import Engine
-from treadle.model.group import Group, Seat
-from treadle.model.optimizer import Optimizer, learning_rate
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.pool import Pool
-from treadle.model.precision import check_precision
-from treadle.model.scorer import Scorer
-from treadle.model.state import SessionState
-from treadle.model.workspace import pack_for_inference
+from treadle.model.data.batching import TextBatches
+from treadle.model.data.corpus import TokenData
+from treadle.model.generation.decoding_batch import Group, Seat
+from treadle.model.generation.sampling import ResolvedSampling
+from treadle.model.network.engine import Engine
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.precision import check_precision
+from treadle.model.network.session_state import SessionState
+from treadle.model.network.workspace import pack_for_inference
+from treadle.model.scoring.scorer import Scorer
+from treadle.model.training.optimizer import Optimizer, learning_rate
 
 TOTAL_STEPS = 10_000
 """Where the learning rate's schedule thinks that the run ends."""
@@ -35,7 +35,7 @@ def shape_of(case: Case) -> Shape:
 
 
 def make_train(case: Case, options: Options) -> Step:
-    """A step as `treadle.model.trainer` takes it: batch, loss, gradient, clip, Adam."""
+    """A step as `treadle.model.training.trainer` takes it: batch, loss, gradient, clip, Adam."""
     tokens = np.random.default_rng(0).integers(
         case.vocabulary, size=case.rows * case.steps * 16 + 1, dtype=np.int32
     )
@@ -65,7 +65,7 @@ def make_decode(case: Case, options: Options) -> Step:
     """Draw a chunk of tokens, temperature 1; beside others where there are rows."""
     shape = shape_of(case)
     weights = pack_for_inference(Parameters.initial(shape, seed=0))
-    begun, choices = SessionState.fresh(shape, token=0), Choices(SamplingConfig())
+    begun, choices = SessionState.fresh(shape, token=0), ResolvedSampling(SamplingConfig())
     seats = [Seat(choices, replace(begun, seed=row), end=-1) for row in range(case.rows)]
     group = Group(shape, weights)
     group.change((), seats)

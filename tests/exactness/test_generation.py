@@ -7,13 +7,13 @@ import pytest
 from small_networks import CELLS, same_bytes
 
 from treadle.model import Cell, DataConfig, Model, NetworkConfig, SamplingConfig, TokenizerConfig
-from treadle.model import generation as generating
-from treadle.model import prompt as reading
-from treadle.model.corpus import read_corpus
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.prompt import read_tokens
-from treadle.model.session import Wanted
-from treadle.model.state import SessionState
+from treadle.model.data.corpus import read_corpus
+from treadle.model.generation import generate as generating
+from treadle.model.generation import prefill as reading
+from treadle.model.generation.prefill import read_tokens
+from treadle.model.generation.sequence import Wanted
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.session_state import SessionState
 
 pytestmark = pytest.mark.jit
 

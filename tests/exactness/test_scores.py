@@ -16,11 +16,11 @@ from treadle.model import (
     TokenizerConfig,
     read_corpus,
 )
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.pool import Pool
-from treadle.model.scorer import Scorer
-from treadle.model.validation_batches import ValidationBatches
-from treadle.model.workspace import pack_for_inference
+from treadle.model.data.validation_batches import ValidationBatches
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.workspace import pack_for_inference
+from treadle.model.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.jit
 

@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from treadle.model import run_state
-from treadle.model.automaton import QUICK, compile_automaton
 from treadle.model.config import (
     CorpusFormat,
     CorpusLayout,
@@ -34,14 +32,16 @@ from treadle.model.config import (
     TrainConfig,
     UnknownPolicy,
 )
-from treadle.model.constraint import compile_constraint
-from treadle.model.corpus import Corpus, CorpusFile, read_corpus
+from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.errors import ModelError
+from treadle.model.generation.constraint import compile_constraint
+from treadle.model.generation.novelty import NAMES, NoveltyIndex
+from treadle.model.generation.regex_automaton import QUICK, compile_automaton
 from treadle.model.model import Model
-from treadle.model.ngram import baseline
-from treadle.model.novelty import NAMES, NoveltyIndex
-from treadle.model.state import _HEAD, SessionState
-from treadle.model.trainer import Trainer
+from treadle.model.network.session_state import _HEAD, SessionState
+from treadle.model.training import checkpoint
+from treadle.model.training.baseline import baseline
+from treadle.model.training.trainer import Trainer
 from treadle.server.errors import from_exception
 
 from . import subjects
@@ -279,7 +279,7 @@ def state(seed: int) -> None:
 
 
 @cache
-def _saved() -> tuple[tuple[Corpus, TrainConfig, run_state.RunState], ...]:
+def _saved() -> tuple[tuple[Corpus, TrainConfig, checkpoint.RunState], ...]:
     """Runs of a few steps, as they are saved; each has its corpus."""
     made = []
     with tempfile.TemporaryDirectory() as folder:
@@ -299,7 +299,7 @@ def _saved() -> tuple[tuple[Corpus, TrainConfig, run_state.RunState], ...]:
             for _ in trainer.run(between=lambda trainer=trainer: trainer.steps == 3):  # type: ignore[misc]
                 pass
             trainer.save_state(path)
-            saved = run_state.read(path)
+            saved = checkpoint.read(path)
             assert saved is not None
             assert Trainer(corpus, config).restore_state(path)  # as it is, it is taken
             made.append((corpus, config, saved))
@@ -330,7 +330,7 @@ def saved_run(seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state"
         try:
-            run_state.write(path, run_state.RunState(content, tensors))
+            checkpoint.write(path, checkpoint.RunState(content, tensors))
         except UnicodeEncodeError:
             return
         if attempt(lambda: trainer.restore_state(path)) is None:

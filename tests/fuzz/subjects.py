@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from treadle.model import checkpoint
+from treadle.model import model_file
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -25,19 +25,19 @@ from treadle.model.config import (
     TrainConfig,
     UnknownPolicy,
 )
-from treadle.model.embedding import Embedder
-from treadle.model.learner import Learner
+from treadle.model.generation.novelty import NoveltyIndex
+from treadle.model.generation.sequence import Wanted
 from treadle.model.model import Model
-from treadle.model.novelty import NoveltyIndex
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.record import TrainingRecord
-from treadle.model.scores import Details
-from treadle.model.session import Wanted
-from treadle.model.state import SessionState
-from treadle.model.tokenizer import build_tokenizer
-from treadle.model.trainer import Trainer
-from treadle.server import records
-from treadle.server.versions import Description, StoredModel
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.session_state import SessionState
+from treadle.model.online.learner import Learner
+from treadle.model.scoring.embedder import Embedder
+from treadle.model.scoring.scores import Details
+from treadle.model.tokenizers.build import build_tokenizer
+from treadle.model.training.trainer import Trainer
+from treadle.model.training_record import TrainingRecord
+from treadle.server.messages import responses
+from treadle.server.storage.model_version import Description, StoredModel
 
 from .mutate import Mutator
 
@@ -105,7 +105,7 @@ def _record(
 
 def describe(path: Path) -> None:
     """Says of a file what ListModels says, in the message that goes over the wire."""
-    header = checkpoint.read_header(path)
+    header = model_file.read_header(path)
     description = Description(
         network=header.network,
         tokenizer=header.tokenizer.config,
@@ -117,7 +117,7 @@ def describe(path: Path) -> None:
         novelty_index=header.novelty_index,
     )
     stored = StoredModel("m", 1, path, 1.0, path.stat().st_size)
-    records.model(stored, description, ((), 0)).SerializeToString()
+    responses.model(stored, description, ((), 0)).SerializeToString()
 
 
 def _sampling(draw: Mutator) -> SamplingConfig:
@@ -153,7 +153,7 @@ def generate(model: Model, draw: Mutator, state: SessionState | None = None) -> 
     pieces = list(model.stream(prompt, replace(sampling, unknown_policy=policy), state=state))
     for piece in pieces:
         for token in piece.tokens:
-            records.token(token).SerializeToString()
+            responses.token(token).SerializeToString()
     result = pieces[-1].result
     if model.novelty is not None and result is not None:
         model.novelty.novelty([token.id for p in pieces for token in p.tokens], model.tokenizer)
@@ -165,7 +165,7 @@ def score(model: Model, draw: Mutator, state: SessionState | None = None) -> Non
     text, context = draw.random.choice((("ab", "c"), (TEXT, ""), ("", TEXT), ("a", "")))
     scored = model.score(text, context, UnknownPolicy.SKIP, details=details, state=state)
     for token in scored.tokens:
-        records.token(token).SerializeToString()
+        responses.token(token).SerializeToString()
     if scored.state is not None:
         model.read_state(model.state_bytes(scored.state))
 

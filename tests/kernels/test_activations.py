@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from treadle.kernels import activations
-from treadle.kernels.compile import PYTHON_MODE, jit
+from treadle.kernels.jit import PYTHON_MODE, jit
 
 Floats = NDArray[np.float32]
 Over = Callable[[Floats, Floats], None]

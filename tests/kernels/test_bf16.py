@@ -7,9 +7,9 @@ from product_oracle import draw, fused, guarded
 from small_networks import relative_error, same_bytes
 
 from treadle.kernels import bf16, products, transposed
-from treadle.kernels.compile import BF16_MISSING
+from treadle.kernels.gemm_tile import PANEL, ROWS, halves
+from treadle.kernels.jit import BF16_MISSING
 from treadle.kernels.matmul import panel_count
-from treadle.kernels.tile import PANEL, ROWS, halves
 from treadle.kernels.transposed import ROW_BLOCK
 
 Floats = NDArray[np.float32]

@@ -16,9 +16,9 @@ PROGRAM = """
 import json
 import numpy as np
 from numba.core import config
-from treadle.kernels.compile import BOUNDS_CHECKED, jit
-from treadle.kernels.tile import PANEL, make_tile
-from treadle.kernels.vectors import LANES, ZERO, load, splat, lane_sum, store
+from treadle.kernels.jit import BOUNDS_CHECKED, jit
+from treadle.kernels.gemm_tile import PANEL, make_tile
+from treadle.kernels.simd import LANES, ZERO, load, splat, lane_sum, store
 
 tile, edge = make_tile(2, 1, False), make_tile(1, 1, True)
 

@@ -17,13 +17,13 @@ from small_networks import (
 )
 
 from treadle.kernels import reference
+from treadle.kernels.gemm_tile import PANEL
 from treadle.kernels.gru import gru_backward, gru_forward
 from treadle.kernels.lstm import lstm_backward, lstm_forward
 from treadle.kernels.matmul import add_rows, matmul, pack, pack_transposed, panel_count
 from treadle.kernels.rnn import rnn_backward, rnn_forward
-from treadle.kernels.tile import PANEL
 from treadle.kernels.transposed import add_matmul_transposed, allocate_block
-from treadle.model.engine import Engine
+from treadle.model.network.engine import Engine
 
 Floats = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]

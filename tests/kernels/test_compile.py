@@ -8,7 +8,7 @@ import pytest
 from llvmlite import binding as llvm
 from numba.core import config
 
-from treadle.kernels import compile as policy
+from treadle.kernels import jit as policy
 
 WIDE = dict.fromkeys(("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"), True)
 MIDDLE = dict.fromkeys(("avx2", "fma", "bmi2", "f16c"), True)

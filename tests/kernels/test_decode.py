@@ -11,11 +11,11 @@ from small_networks import CELLS, Network, make_network, same_bytes
 
 from treadle.kernels import network, reference, structures
 from treadle.kernels.decode import DRAW_STREAM, Drawn, Sessions, decode
-from treadle.kernels.edits import Edits
+from treadle.kernels.logit_edits import Edits
 from treadle.kernels.random import uniform
-from treadle.model import workspace
-from treadle.model.parameters import CELL_CODES
-from treadle.model.workspace import allocate_state, allocate_workspace, pack_for_inference
+from treadle.model.network import workspace
+from treadle.model.network.parameters import CELL_CODES
+from treadle.model.network.workspace import allocate_state, allocate_workspace, pack_for_inference
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from treadle.kernels import reference
-from treadle.kernels.compile import PYTHON_MODE
-from treadle.kernels.draw import Cuts, draw, draw_scratch, likeliest
+from treadle.kernels.jit import PYTHON_MODE
 from treadle.kernels.loss import exponentials, largest
+from treadle.kernels.sampling import Cuts, draw, draw_scratch, likeliest
 
 Floats = NDArray[np.float32]
 

@@ -17,7 +17,6 @@ from small_networks import (
 )
 
 from treadle.kernels import reference
-from treadle.kernels.compile import BF16_MISSING, PYTHON_MODE
 from treadle.kernels.dropout import (
     LEVELS,
     STREAMS,
@@ -28,10 +27,11 @@ from treadle.kernels.dropout import (
     keep_scale,
     kept_levels,
 )
+from treadle.kernels.jit import BF16_MISSING, PYTHON_MODE
 from treadle.kernels.random import philox_block
 from treadle.model.config import Precision
-from treadle.model.engine import SHARD_ROWS, Engine
-from treadle.model.pool import Pool
+from treadle.model.network.engine import SHARD_ROWS, Engine
+from treadle.model.network.parallel import Pool
 
 Bits = NDArray[np.uint8]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from treadle.kernels.edits import NOTHING_LEFT, Edits, edit_logits, edits_logits, note_token
+from treadle.kernels.logit_edits import NOTHING_LEFT, Edits, edit_logits, edits_logits, note_token
 
 V, END = 9, 8
 Floats = NDArray[np.float32]

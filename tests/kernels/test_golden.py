@@ -5,12 +5,12 @@ import pytest
 from golden_files import GOLDEN_NAMES, load_golden
 from small_networks import as_network, assert_close, make_engine
 
-from treadle.model.choices import Choices
 from treadle.model.config import SamplingConfig
-from treadle.model.group import Group, Seat
-from treadle.model.prompt import read_tokens
-from treadle.model.state import SessionState
-from treadle.model.workspace import pack_for_inference
+from treadle.model.generation.decoding_batch import Group, Seat
+from treadle.model.generation.prefill import read_tokens
+from treadle.model.generation.sampling import ResolvedSampling
+from treadle.model.network.session_state import SessionState
+from treadle.model.network.workspace import pack_for_inference
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
@@ -39,7 +39,7 @@ def test_greedy_generation_equals_pytorch(name: str) -> None:
     weights, begun = pack_for_inference(network.parameters), SessionState.fresh(network.shape)
     *_, state = read_tokens(network.shape, weights, begun, golden.greedy_prompt)
     group = Group(network.shape, weights)
-    group.change((), [Seat(Choices(SamplingConfig(temperature=0)), state, end=-1)])
+    group.change((), [Seat(ResolvedSampling(SamplingConfig(temperature=0)), state, end=-1)])
     tokens = group.decode(len(golden.greedy_tokens)).tokens[0]
     assert len(tokens) == 60
     assert tokens == golden.greedy_tokens.tolist()

@@ -17,7 +17,7 @@ from treadle.kernels.loss import (
     target_log_probabilities,
     total,
 )
-from treadle.kernels.vectors import LANES
+from treadle.kernels.simd import LANES
 
 Floats = NDArray[np.float32]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from small_texts import texts
 
 from treadle.kernels import matches
-from treadle.kernels.compile import PYTHON_MODE
+from treadle.kernels.jit import PYTHON_MODE
 from treadle.kernels.matches import longest_match, longest_prefix, match_by_ranks
 from treadle.kernels.suffixes import suffix_array
 

@@ -7,8 +7,8 @@ from product_oracle import draw, fused, guarded
 from small_networks import relative_error, same_bytes
 
 from treadle.kernels import transposed
+from treadle.kernels.gemm_tile import PANEL, ROWS
 from treadle.kernels.matmul import add_rows, matmul, pack, pack_transposed, panel_count
-from treadle.kernels.tile import PANEL, ROWS
 from treadle.kernels.transposed import ROW_BLOCK, add_rows_transposed, allocate_block
 
 Floats = NDArray[np.float32]

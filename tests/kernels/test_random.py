@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from small_networks import same_bytes
 
-from treadle.kernels.compile import PYTHON_MODE
+from treadle.kernels.jit import PYTHON_MODE
 from treadle.kernels.random import fill_uniform, philox, philox_block, uniform
 
 KNOWN_ANSWERS = [

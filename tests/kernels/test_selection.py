@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from treadle.kernels.compile import PYTHON_MODE
-from treadle.kernels.draw import _cut, _cut_untypical, draw_scratch
+from treadle.kernels.jit import PYTHON_MODE
 from treadle.kernels.loss import exponentials, largest, total
+from treadle.kernels.sampling import _cut, _cut_untypical, draw_scratch
 from treadle.kernels.selection import KEY_BITS, id_of, in_order, pair_of
 
 Floats = NDArray[np.float32]

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from small_texts import texts
 
-from treadle.kernels.compile import PYTHON_MODE
+from treadle.kernels.jit import PYTHON_MODE
 from treadle.kernels.suffixes import suffix_array
 
 Ints = NDArray[np.int32]

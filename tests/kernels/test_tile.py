@@ -14,9 +14,9 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from small_networks import same_bytes
 
-from treadle.kernels import intrinsics, tile
-from treadle.kernels.compile import PYTHON_MODE
-from treadle.kernels.tile import PANEL, ROWS
+from treadle.kernels import gemm_tile, intrinsics
+from treadle.kernels.gemm_tile import PANEL, ROWS
+from treadle.kernels.jit import PYTHON_MODE
 
 Floats = NDArray[np.float32]
 
@@ -41,7 +41,7 @@ def test_compiled_tile_is_the_python_tile(
     rows: int, panels: int, add: bool, missing: int, transposed: bool
 ) -> None:
     edge, columns = missing > 0, panels * PANEL - missing
-    instruction = tile._compiled_tile(rows, panels, edge)
+    instruction = gemm_tile._compiled_tile(rows, panels, edge)
 
     def call(
         a: Any, a_offset: int, a_row: int, a_step: int,
@@ -64,7 +64,7 @@ def test_compiled_tile_is_the_python_tile(
     where = (a, a_row + 2 * a_step, a_row, a_step, b, steps * PANEL, steps * PANEL, steps)
     by_instruction, by_python = c.copy(), c.copy()
     compiled(call)(*where, by_instruction, width + 1, width, columns, add)
-    tile._python_tile(rows, panels, edge)(*where, by_python, width + 1, width, columns, add)
+    gemm_tile._python_tile(rows, panels, edge)(*where, by_python, width + 1, width, columns, add)
     assert same_bytes(by_instruction, by_python)
 
     left = a.T if transposed else a
@@ -76,7 +76,7 @@ def test_compiled_tile_is_the_python_tile(
 
 
 def test_tiles_are_compiled_unless_in_python_mode() -> None:
-    assert inspect.isfunction(tile.make_tile(1, 1, edge=False)) == PYTHON_MODE
+    assert inspect.isfunction(gemm_tile.make_tile(1, 1, edge=False)) == PYTHON_MODE
 
 
 def test_fma_rounds_once() -> None:

@@ -14,8 +14,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from small_networks import same_bytes
 
-from treadle.kernels import intrinsics, vectors
-from treadle.kernels.vectors import LANES
+from treadle.kernels import intrinsics, simd
+from treadle.kernels.simd import LANES
 
 Floats = NDArray[np.float32]
 
@@ -23,7 +23,7 @@ GUARD = np.float32(-77.25)
 ODD = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-40, 3e38, -3e38], np.float32)
 
 load_padded, store, splat = (
-    intrinsic(function) for function in (vectors._load_padded, vectors._store, vectors._splat)
+    intrinsic(function) for function in (simd._load_padded, simd._store, simd._splat)
 )
 
 
@@ -51,9 +51,7 @@ def test_load_and_store_touch_what_is_left(left: int) -> None:
     source = np.arange(3 * LANES, dtype=np.float32).reshape(3, LANES)
     ours, theirs = (np.zeros(3 * LANES, np.float32) for _ in range(2))
     copy(source, 5, left, ours, 3, LANES)
-    vectors.python_store(
-        theirs, 3, LANES, vectors.python_load_padded(source, 5, max(left, 0), GUARD)
-    )
+    simd.python_store(theirs, 3, LANES, simd.python_load_padded(source, 5, max(left, 0), GUARD))
     assert same_bytes(ours, theirs)
     width = min(max(left, 0), LANES)
     assert ours[3 : 3 + LANES].tolist() == [*range(5, 5 + width), *[GUARD] * (LANES - width)]
@@ -64,7 +62,7 @@ def test_load_and_store_touch_what_is_left(left: int) -> None:
     assert untouched[3 : 3 + width].tolist() == list(range(5, 5 + width))
 
 
-@pytest.mark.parametrize("symbol", list(vectors._OPERATORS), ids=lambda s: str(s.__name__))
+@pytest.mark.parametrize("symbol", list(simd._OPERATORS), ids=lambda s: str(s.__name__))
 def test_operators(symbol: Any) -> None:
     @compiled
     def run(a: Any, b: Any, number: Any, out: Any) -> None:
@@ -151,8 +149,8 @@ def test_power_of_two() -> None:
 
 
 def test_lanes_are_folded_in_halves() -> None:
-    fold_sum = intrinsic(vectors._folding(lambda builder, a, b: builder.fadd(a, b)))
-    fold_largest = intrinsic(vectors._folding(vectors.larger_of))
+    fold_sum = intrinsic(simd._folding(lambda builder, a, b: builder.fadd(a, b)))
+    fold_largest = intrinsic(simd._folding(simd.larger_of))
 
     @compiled
     def run(values: Any) -> Any:
@@ -161,8 +159,8 @@ def test_lanes_are_folded_in_halves() -> None:
 
     values = np.random.default_rng(4).standard_normal(LANES, np.float32)
     total, largest = run(values)
-    assert np.float32(total) == vectors._python_folding(np.add)(values)
-    assert np.float32(largest) == vectors._python_folding(np.maximum)(values) == values.max()
+    assert np.float32(total) == simd._python_folding(np.add)(values)
+    assert np.float32(largest) == simd._python_folding(np.maximum)(values) == values.max()
     for place in range(LANES):
         with_nan = values.copy()
         with_nan[place] = np.nan
@@ -176,4 +174,4 @@ def test_splat() -> None:
 
     out = np.empty(LANES, np.float32)
     run(GUARD, out)
-    assert same_bytes(out, vectors.python_splat(GUARD))
+    assert same_bytes(out, simd.python_splat(GUARD))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import treadle.model.trainer as trainer_module
+import treadle.model.training.trainer as trainer_module
 
 
 class Clock:

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from small_runs import NAMES, TEXT, config_of, run, weights_of
 
-from treadle.model.accumulation import Accumulation
-from treadle.model.batches import Batches, make_batches
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -21,12 +19,14 @@ from treadle.model.config import (
     NetworkConfig,
     OptimizerConfig,
 )
-from treadle.model.corpus import read_corpus
-from treadle.model.engine import Engine
-from treadle.model.memory import training_bytes
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.pool import Pool
-from treadle.model.trainer import Trainer
+from treadle.model.data.batching import Batches, make_batches
+from treadle.model.data.corpus import read_corpus
+from treadle.model.memory_estimate import training_bytes
+from treadle.model.network.engine import Engine
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.training.accumulation import Accumulation
+from treadle.model.training.trainer import Trainer
 
 NETWORK = NetworkConfig(Cell.GRU, hidden_size=5, layers=2, embedding_size=3, dropout=0.4)
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from treadle.kernels.compile import BF16_MISSING
-from treadle.model import auto
-from treadle.model.auto import Facts, budget, pick, pick_for
+from treadle.kernels.jit import BF16_MISSING
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -25,9 +23,11 @@ from treadle.model.config import (
     Schedule,
     TrainConfig,
 )
-from treadle.model.corpus import read_corpus
-from treadle.model.parameters import Shape
-from treadle.model.probe import Speed
+from treadle.model.data.corpus import read_corpus
+from treadle.model.network.parameters import Shape
+from treadle.model.training.auto import preset
+from treadle.model.training.auto.preset import Facts, budget, pick, pick_for
+from treadle.model.training.auto.throughput import Speed
 
 SPEEDS = (Speed(Shape(Cell.LSTM, 65, 64, 384, 1), Precision.BF16, 81_000.0),)
 HOURS = 3600.0
@@ -110,12 +110,12 @@ def test_a_tiny_corpus_is_not_read_for_ten_hours() -> None:
     for corpus in (*SMALL, PLAYS):
         config, notices = picked(corpus, 10 * HOURS)
         assert config.limits.max_epochs is not None
-        assert config.limits.max_epochs >= auto.MAX_PASSES
-        assert config.limits.early_stopping_patience == auto.PATIENCE
+        assert config.limits.max_epochs >= preset.MAX_PASSES
+        assert config.limits.early_stopping_patience == preset.PATIENCE
         assert config.network.output_dropout == 0.4
         assert any("passes" in notice and "heart" in notice for notice in notices)
         assert config.limits.max_time_s == 10 * HOURS
-    assert picked(FIVE, 60)[0].limits.max_epochs == auto.MIN_STEPS
+    assert picked(FIVE, 60)[0].limits.max_epochs == preset.MIN_STEPS
     assert picked(LARGE, 10 * HOURS)[0].limits == LimitsConfig(max_time_s=10 * HOURS)
 
 
@@ -177,7 +177,7 @@ def test_many_threads_have_rows_to_work_on() -> None:
 
 def test_without_a_limit_it_takes_a_minute_and_says_so() -> None:
     config, notices, _ = pick_for(asked(), facts(PLAYS, budget(asked())))
-    assert config.limits.max_time_s == auto.DEFAULT_SECONDS == 60
+    assert config.limits.max_time_s == preset.DEFAULT_SECONDS == 60
     assert "auto: no limit given: training for 60 s" in notices
 
 
@@ -299,11 +299,11 @@ def test_only_the_preset_picks() -> None:
 
 
 def test_tables_go_down_to_everything() -> None:
-    for (upper, *_), (lower, *_) in itertools.pairwise(auto._REGULARIZATION):
+    for (upper, *_), (lower, *_) in itertools.pairwise(preset._REGULARIZATION):
         assert upper > lower
-    assert auto._REGULARIZATION[-1][0] == 0
-    assert auto._BATCHES[-1][2] == 0
-    shapes = [Shape(Cell.LSTM, 65, 64, units, layers) for units, layers, _ in auto._LADDER]
+    assert preset._REGULARIZATION[-1][0] == 0
+    assert preset._BATCHES[-1][2] == 0
+    shapes = [Shape(Cell.LSTM, 65, 64, units, layers) for units, layers, _ in preset._LADDER]
     counts = [shape.parameter_count for shape in shapes]
     assert counts == sorted(counts, reverse=True)
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treadle.model.batches import (
+from treadle.model.config import CorpusLayout, DataConfig, TokenizerConfig
+from treadle.model.data.batching import (
     IGNORED,
     Batch,
     Batches,
@@ -18,11 +19,10 @@ from treadle.model.batches import (
     TextBatches,
     make_batches,
 )
-from treadle.model.config import CorpusLayout, DataConfig, TokenizerConfig
-from treadle.model.corpus import TokenData, read_corpus
+from treadle.model.data.corpus import TokenData, read_corpus
+from treadle.model.data.validation_batches import ValidationBatches
 from treadle.model.errors import CheckpointError, CorpusError
-from treadle.model.tokenizer import build_tokenizer
-from treadle.model.validation_batches import ValidationBatches
+from treadle.model.tokenizers.build import build_tokenizer
 
 BEGIN, END = 1_000_000, 1_000_001
 sizes = st.integers(1, 9)

@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treadle.model.beam import BeamSearch, Hypothesis
-from treadle.model.beam_rows import best_first
-from treadle.model.choices import make_choices
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -23,13 +20,16 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.errors import ConfigError
+from treadle.model.generation.beam_rows import best_first
+from treadle.model.generation.beam_search import BeamSearch, Hypothesis
+from treadle.model.generation.prefill import read_tokens
+from treadle.model.generation.sampling import resolve_sampling
+from treadle.model.generation.sequence import StopReason
 from treadle.model.model import Model
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.prompt import read_tokens
-from treadle.model.session import StopReason
-from treadle.model.state import SessionState
-from treadle.model.sums import in_order
-from treadle.model.tokenizer import build_tokenizer
+from treadle.model.network.ordered_sum import in_order
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.session_state import SessionState
+from treadle.model.tokenizers.build import build_tokenizer
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 
@@ -70,7 +70,7 @@ def search(
 ) -> list[Hypothesis]:  # fmt: skip
     """Everything that a search finds."""
     begun = begun or after(model, prompt)
-    choices = make_choices(SamplingConfig(**settings), model.tokenizer)
+    choices = resolve_sampling(SamplingConfig(**settings), model.tokenizer)
     beam = BeamSearch(model, choices, begun, count, goes_on)
     for _ in beam.steps():
         pass
@@ -163,7 +163,7 @@ def test_narrow_beams_keep_the_best_of_each_length(width: int) -> None:
 def test_the_search_ends_when_nothing_can_pass_what_was_found() -> None:
     model = make_model()
     sampling = SamplingConfig(best_of=4, max_new_tokens=10_000)
-    choices = make_choices(sampling, model.tokenizer)
+    choices = resolve_sampling(sampling, model.tokenizer)
     beam = BeamSearch(model, choices, after(model), 2)
     steps = sum(1 for _ in beam.steps())
     assert steps < 1000
@@ -294,9 +294,9 @@ def test_settings_that_leave_nothing_are_refused() -> None:
 
 def test_time_ends_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     model, now = make_model("ab", TEXT), [0.0]
-    monkeypatch.setattr("treadle.model.deadline.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("treadle.model.generation.deadline.time.monotonic", lambda: now[0])
     sampling = SamplingConfig(best_of=3, max_new_tokens=1000, max_time_s=5)
-    beam = BeamSearch(model, make_choices(sampling, model.tokenizer), after(model), 2)
+    beam = BeamSearch(model, resolve_sampling(sampling, model.tokenizer), after(model), 2)
     for step, _ in enumerate(beam.steps()):
         now[0] = 6.0 if step >= 6 else 0.0
     found = beam.results()
@@ -409,7 +409,7 @@ def test_best_first_breaks_ties_by_place() -> None:
 def test_pieces_of_work_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("abcdef\n")
     whole = search(model, 9, best_of=9, max_new_tokens=8)
-    monkeypatch.setattr("treadle.model.beam_rows._MOST_ROWS", 2)
+    monkeypatch.setattr("treadle.model.generation.beam_rows._MOST_ROWS", 2)
     assert [scores_of(one) for one in search(model, 9, best_of=9, max_new_tokens=8)] == [
         scores_of(one) for one in whole
     ]

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
-from treadle.model.checkpoint import read_header, safetensors_parts, write_whole
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -29,11 +28,12 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.errors import CheckpointError
+from treadle.model.generation.novelty import SUFFIXES, TOKENS, Novelty, NoveltyIndex
 from treadle.model.model import Model
-from treadle.model.novelty import SUFFIXES, TOKENS, Novelty, NoveltyIndex
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.record import TrainingRecord
-from treadle.model.tokenizer import build_tokenizer
+from treadle.model.model_file import read_header, safetensors_parts, write_whole
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.tokenizers.build import build_tokenizer
+from treadle.model.training_record import TrainingRecord
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -26,7 +26,7 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.errors import ConfigError, EncodingError, UnknownSymbolError
-from treadle.model.ranges import Checked
+from treadle.model.field_checks import Checked
 
 SECTIONS = [
     TokenizerConfig,

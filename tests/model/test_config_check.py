@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from treadle.model import Trainer, config_check
+from treadle.model import Trainer
 from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig, TrainConfig
-from treadle.model.config_check import Beginning, check_config
 from treadle.model.errors import ConfigError
+from treadle.model.training import config_check
+from treadle.model.training.config_check import Beginning, check_config
 
 BF16 = "this processor has no AVX512_BF16"
 
@@ -51,7 +52,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], list[str]]] = [
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without the package for subwords and without bfloat16."""
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    monkeypatch.setattr("treadle.model.precision.BF16_MISSING", BF16)
+    monkeypatch.setattr("treadle.model.network.precision.BF16_MISSING", BF16)
 
 
 @pytest.mark.usefixtures("bare")

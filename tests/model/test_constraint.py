@@ -15,13 +15,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import treadle.model.automaton as automaton_module
-import treadle.model.constraint as constraint_module
-from treadle.model.automaton import QUICK, THOROUGH, Effort, compile_automaton
+import treadle.model.generation.constraint as constraint_module
+import treadle.model.generation.regex_automaton as automaton_module
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
-from treadle.model.constraint import Constraint, compile_constraint, kept_constraint
 from treadle.model.errors import ConfigError, EffortError
-from treadle.model.tokenizer import (
+from treadle.model.generation.constraint import Constraint, compile_constraint, kept_constraint
+from treadle.model.generation.regex_automaton import QUICK, THOROUGH, Effort, compile_automaton
+from treadle.model.tokenizers.build import (
     ByteTokenizer,
     CharacterTokenizer,
     EventTokenizer,

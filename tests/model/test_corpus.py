@@ -16,11 +16,11 @@ from treadle.model.config import (
     TokenizerKind,
     UnknownPolicy,
 )
-from treadle.model.corpus import Corpus, TokenData, read_corpus
-from treadle.model.corpus_files import CorpusFile
+from treadle.model.data.corpus import Corpus, TokenData, read_corpus
+from treadle.model.data.files import CorpusFile
+from treadle.model.data.shuffle import Purpose, permutation
+from treadle.model.data.splits import MIN_HELD_OUT_TOKENS
 from treadle.model.errors import CorpusError, EncodingError, UnknownSymbolError
-from treadle.model.shuffle import Purpose, permutation
-from treadle.model.splits import MIN_HELD_OUT_TOKENS
 
 CHARACTERS, BYTES, WORDS = TokenizerKind.CHARACTERS, TokenizerKind.BYTES, TokenizerKind.WORDS
 KINDS = (CHARACTERS, BYTES, WORDS)

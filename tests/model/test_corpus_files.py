@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vectors import name_of, text_inputs
 
-from treadle.model import corpus_files, reading, token_array
 from treadle.model.config import (
     CorpusFormat,
     CorpusLayout,
@@ -32,10 +31,12 @@ from treadle.model.config import (
     TokenizerKind,
     UnknownPolicy,
 )
-from treadle.model.corpus import Corpus, CorpusFile, TokenData, read_corpus
+from treadle.model.data import files as corpus_files
+from treadle.model.data import reader, token_array
+from treadle.model.data.corpus import Corpus, CorpusFile, TokenData, read_corpus
 from treadle.model.errors import ConfigError, CorpusError, EncodingError, UnknownSymbolError
-from treadle.model.tokenizer import build_tokenizer
-from treadle.model.trainer import Trainer
+from treadle.model.tokenizers.build import build_tokenizer
+from treadle.model.training.trainer import Trainer
 
 TEXT, LINES = CorpusLayout
 KINDS = list(TokenizerKind)
@@ -88,7 +89,7 @@ def test_blocks_and_folders_change_nothing(
     whole = read_corpus(raw, tokenizer, data, 3)
     monkeypatch.setattr(corpus_files, "BLOCK", 7)
     monkeypatch.setattr(token_array, "BLOCK", 5)
-    monkeypatch.setattr(reading, "_RECORDS", 2)
+    monkeypatch.setattr(reader, "_RECORDS", 2)
     pieces = read_corpus(raw, tokenizer, data, 3, folder=tmp_path)
     assert whole.tokenizer.to_json() == pieces.tokenizer.to_json()
     for part in ("train", "valid", "test"):
@@ -154,7 +155,7 @@ def test_random_files_are_read_alike_in_blocks_or_refused_by_name(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_files, "BLOCK", block)
         patch.setattr(token_array, "BLOCK", block)
-        patch.setattr(reading, "_RECORDS", block)
+        patch.setattr(reader, "_RECORDS", block)
         pieces = read()
     assert (whole is None) == (pieces is None)
     if whole is not None and pieces is not None:
@@ -454,7 +455,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from treadle.model.config import CorpusLayout, DataConfig, TokenizerConfig
-from treadle.model.corpus import read_corpus
+from treadle.model.data.corpus import read_corpus
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 data = DataConfig(CorpusLayout(sys.argv[2]))
 corpus = read_corpus(Path(sys.argv[1]), TokenizerConfig(), data, folder=Path(sys.argv[3]))

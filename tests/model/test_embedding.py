@@ -13,11 +13,11 @@ from treadle.model.config import (
     TokenizerKind,
     UnknownPolicy,
 )
-from treadle.model.embedding import Embedder, Embedding
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.tokenizer import build_tokenizer
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.scoring.embedder import Embedder, Embedding
+from treadle.model.tokenizers.build import build_tokenizer
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 

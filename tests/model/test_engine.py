@@ -9,11 +9,11 @@ from golden_files import GOLDEN_NAMES, load_golden
 from numpy.typing import NDArray
 
 from treadle.kernels import reference
-from treadle.kernels.compile import BF16_MISSING
+from treadle.kernels.jit import BF16_MISSING
 from treadle.model.config import Cell, Precision
-from treadle.model.engine import SHARD_ROWS, SMALL_VOCABULARY, Engine, shard_slices
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.pool import Pool
+from treadle.model.network.engine import SHARD_ROWS, SMALL_VOCABULARY, Engine, shard_slices
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import Parameters, Shape
 
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]

@@ -21,11 +21,11 @@ from treadle.model.config import (
     TrainConfig,
     UnknownPolicy,
 )
-from treadle.model.corpus import Corpus, read_corpus
+from treadle.model.data.corpus import Corpus, read_corpus
 from treadle.model.errors import ConfigError
-from treadle.model.fine_tuning import take_over
 from treadle.model.model import Model
-from treadle.model.trainer import Trainer, train
+from treadle.model.training.fine_tuning import take_over
+from treadle.model.training.trainer import Trainer, train
 
 NETWORK = NetworkConfig(Cell.GRU, hidden_size=6, layers=2, embedding_size=4, dropout=0.25)
 FREE = TrainConfig(

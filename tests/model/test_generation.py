@@ -20,8 +20,8 @@ from small_models import (
     tokens_of,
 )
 
-import treadle.model.generation as generation_module
-import treadle.model.workspace as workspace_module
+import treadle.model.generation.generate as generation_module
+import treadle.model.network.workspace as workspace_module
 from treadle.kernels import reference
 from treadle.kernels.decode import DRAW_STREAM
 from treadle.kernels.random import uniform
@@ -35,15 +35,15 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.errors import ConfigError, UnknownSymbolError
-from treadle.model.generation import CHUNK
-from treadle.model.group import Chunk, Group
+from treadle.model.generation.decoding_batch import Chunk, Group
+from treadle.model.generation.generate import CHUNK
+from treadle.model.generation.sequence import Piece, StopReason
+from treadle.model.generation.stop_sequences import StopFilter
 from treadle.model.model import Model
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.pool import Pool
-from treadle.model.scorer import Scorer
-from treadle.model.session import Piece, StopReason
-from treadle.model.stops import StopFilter
-from treadle.model.tokenizer import build_tokenizer
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.scoring.scorer import Scorer
+from treadle.model.tokenizers.build import build_tokenizer
 
 # ---------------------------------------------------------------- pieces and their number
 

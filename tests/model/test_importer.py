@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from treadle.model.config import Cell, CorpusLayout, TokenizerConfig, TokenizerKind
-from treadle.model.engine import Engine
 from treadle.model.errors import CheckpointError
-from treadle.model.importer import import_state_dict
 from treadle.model.model import Model
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.pool import Pool
-from treadle.model.tokenizer import Tokenizer, build_tokenizer
-from treadle.model.torch_names import to_torch
+from treadle.model.network.engine import Engine
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.torch_state_dict import to_torch
+from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
+from treadle.model.torch_import import import_state_dict
 
 
 def letters(count: int) -> Tokenizer:

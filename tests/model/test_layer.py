@@ -11,7 +11,7 @@ from small_networks import CELLS, assert_close, same_bytes
 from treadle.kernels import reference
 from treadle.kernels.random import uniform
 from treadle.model import Adam, Cell, ConfigError, LayerError, RecurrentLayer
-from treadle.model.parameters import FIRST_STREAM
+from treadle.model.network.parameters import FIRST_STREAM
 
 PAGE = Path(__file__).parents[2] / "docs" / "layer.md"
 Arrays = dict[str, NDArray[Any]]

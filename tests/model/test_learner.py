@@ -22,14 +22,14 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.errors import ConfigError, TrainingError, UnknownSymbolError
-from treadle.model.learner import Learner
-from treadle.model.learning_config import LearningConfig
 from treadle.model.model import Model
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.record import TrainingRecord
-from treadle.model.scores import Details, PieceScore
-from treadle.model.tokenizer import build_tokenizer
-from treadle.model.tokens import TokenScore
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.online.config import LearningConfig
+from treadle.model.online.learner import Learner
+from treadle.model.scoring.scores import Details, PieceScore
+from treadle.model.scoring.token_score import TokenScore
+from treadle.model.tokenizers.build import build_tokenizer
+from treadle.model.training_record import TrainingRecord
 
 pytestmark = pytest.mark.jit  # it trains, which takes minutes uncompiled
 

@@ -16,9 +16,9 @@ from treadle.model.config import (
     TokenizerKind,
     UnknownPolicy,
 )
-from treadle.model.corpus import Corpus, read_corpus
+from treadle.model.data.corpus import Corpus, read_corpus
 from treadle.model.errors import ModelError
-from treadle.model.tokenizer import Tokenizer, build_tokenizer
+from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
 
 SYMBOLS = ["a", "b", "A", ".", "_", " ", "\r", "\n", "\r\n", "\u03a3", "\u00e9", "'"]
 """A sigma is the letter whose lower case depends on what comes after it."""
@@ -57,8 +57,8 @@ def test_parts_give_the_tokens_of_the_whole(
         policy = None if bytewise else list(UnknownPolicy)[number % 3]
         wanted = read(data, tokenizer, policy)
         with monkeypatch.context() as patch:
-            patch.setattr("treadle.model.corpus_files.BLOCK", generator.randrange(1, 9))
-            patch.setattr("treadle.model.corpus_files.LONG_LINE", generator.randrange(1, 20))
+            patch.setattr("treadle.model.data.files.BLOCK", generator.randrange(1, 9))
+            patch.setattr("treadle.model.data.files.LONG_LINE", generator.randrange(1, 20))
             got = read(data, tokenizer, policy)
         if isinstance(wanted, str) or isinstance(got, str):
             assert got == wanted

@@ -24,11 +24,9 @@ from treadle.model.config import (
     TokenizerKind,
     TrainConfig,
 )
-from treadle.model.corpus import CorpusFile
+from treadle.model.data.corpus import CorpusFile
 from treadle.model.errors import ConfigError, CorpusError, TrainingError
-from treadle.model.learner import Learner
-from treadle.model.learning_config import LearningConfig
-from treadle.model.memory import (
+from treadle.model.memory_estimate import (
     check_memory,
     learner_bytes,
     resident_bytes,
@@ -36,10 +34,12 @@ from treadle.model.memory import (
     snapshot_bytes,
     training_bytes,
 )
-from treadle.model.parameters import Shape
-from treadle.model.text_scorer import TextScorer
-from treadle.model.trainer import Trainer
-from treadle.model.workspace import allocate_workspace
+from treadle.model.network.parameters import Shape
+from treadle.model.network.workspace import allocate_workspace
+from treadle.model.online.config import LearningConfig
+from treadle.model.online.learner import Learner
+from treadle.model.scoring.text_scorer import TextScorer
+from treadle.model.training.trainer import Trainer
 
 CORPUS = b"abcdefghijklmnopqrstuvwxyz" * 400
 

@@ -20,9 +20,9 @@ from treadle.model.config import (
     TokenizerKind,
 )
 from treadle.model.model import Model, default_context
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.tokenizer import build_tokenizer
-from treadle.model.workspace import pack_for_inference
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.workspace import pack_for_inference
+from treadle.model.tokenizers.build import build_tokenizer
 
 
 def model_of(layout: CorpusLayout = CorpusLayout.TEXT) -> Model:

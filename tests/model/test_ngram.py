@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from treadle.model import ngram
 from treadle.model.config import CorpusLayout, DataConfig, TokenizerConfig, TokenizerKind
-from treadle.model.corpus import Corpus, TokenData, read_corpus
-from treadle.model.ngram import Baseline, baseline
+from treadle.model.data.corpus import Corpus, TokenData, read_corpus
+from treadle.model.training import baseline as ngram
+from treadle.model.training.baseline import Baseline, baseline
 
 Sequence = list[int]
 Context = tuple[int, ...]

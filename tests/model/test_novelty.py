@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from small_runs import NAMES, TEXT, config_of
 
 from treadle.kernels import suffixes
-from treadle.model import novelty
 from treadle.model.config import (
     CorpusLayout,
     DataConfig,
@@ -23,14 +22,15 @@ from treadle.model.config import (
     TokenizerKind,
     TrainConfig,
 )
-from treadle.model.corpus import Corpus, CorpusFile, read_corpus
+from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.errors import ConfigError
-from treadle.model.memory import check_memory, training_bytes
+from treadle.model.generation import novelty
+from treadle.model.generation.novelty import Novelty, NoveltyIndex, indexing_bytes
+from treadle.model.memory_estimate import check_memory, training_bytes
 from treadle.model.model import Model
-from treadle.model.novelty import Novelty, NoveltyIndex, indexing_bytes
-from treadle.model.parameters import Shape
-from treadle.model.tokenizer import Tokenizer, build_tokenizer
-from treadle.model.trainer import Trainer
+from treadle.model.network.parameters import Shape
+from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
+from treadle.model.training.trainer import Trainer
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 

@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 from small_runs import QUIET, TEXT, config_of, run, weights_of
 
-from treadle.model import auto, probe
 from treadle.model.config import Cell, LimitsConfig, Precision, Preset, TrainConfig
-from treadle.model.outlook import SECOND_LOOK, Outlook, count, duration, second_look, verdict
-from treadle.model.parameters import Shape
-from treadle.model.probe import Speed
-from treadle.model.trainer import Trainer
+from treadle.model.network.parameters import Shape
+from treadle.model.training.auto import preset, throughput
+from treadle.model.training.auto.forecast import (
+    SECOND_LOOK,
+    Outlook,
+    count,
+    duration,
+    second_look,
+    verdict,
+)
+from treadle.model.training.auto.throughput import Speed
+from treadle.model.training.trainer import Trainer
 
 EXPECTED = Outlook(
     seconds=100, tokens=10_000, weights=5_000, readable=90_000, passes=9, speed=1_000, right_s=500
@@ -85,7 +92,7 @@ def test_numbers_are_said_as_people_say_them() -> None:
 def auto_run(monkeypatch: pytest.MonkeyPatch, speed: float) -> TrainConfig:
     """A run of a hundred ticks of the clock, on a machine of which a speed was measured."""
     measured = Speed(Shape(Cell.RNN, 29, 0, 4, 1), Precision.FP32, speed)
-    monkeypatch.setattr(auto, "measure", lambda *_: (measured,))
+    monkeypatch.setattr(preset, "measure", lambda *_: (measured,))
     config = config_of(preset=Preset.AUTO, limits=LimitsConfig(max_time_s=100), report=QUIET)
     return replace(config, given=("network", "data", "optimizer", "limits"))
 
@@ -149,9 +156,9 @@ def test_the_speed_is_that_of_the_median_step(monkeypatch: pytest.MonkeyPatch) -
         def perf_counter() -> float:
             return now[0]
 
-    monkeypatch.setattr(probe, "Engine", Engine)
-    monkeypatch.setattr(probe, "Optimizer", Optimizer)
-    monkeypatch.setattr(probe, "time", Time)
+    monkeypatch.setattr(throughput, "Engine", Engine)
+    monkeypatch.setattr(throughput, "Optimizer", Optimizer)
+    monkeypatch.setattr(throughput, "time", Time)
     shape = Shape(Cell.LSTM, 65, 64, 8, 1)
-    speed = probe._tokens_per_second(TrainConfig(), shape, Precision.FP32, 16, 1, 22.0)
+    speed = throughput._tokens_per_second(TrainConfig(), shape, Precision.FP32, 16, 1, 22.0)
     assert speed == 16 * 32 / 4

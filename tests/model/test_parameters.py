@@ -9,7 +9,7 @@ import pytest
 from treadle.kernels import reference
 from treadle.model.config import Cell, NetworkConfig
 from treadle.model.errors import CheckpointError, ConfigError
-from treadle.model.parameters import Parameters, Shape, carve, check_network, room
+from treadle.model.network.parameters import Parameters, Shape, carve, check_network, room
 
 SHAPES = [
     Shape(cell, V=5, E=embedding, H=3, L=layers)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from treadle.model.pool import PART, Pool, parts
+from treadle.model.network.parallel import PART, Pool, parts
 
 PATIENCE_S = 120.0
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_networks import CELLS, make_batch, make_network, relative_error, same_bytes
 
-from treadle.kernels.compile import BF16_MISSING
+from treadle.kernels.jit import BF16_MISSING
 from treadle.model import (
     Cell,
     ConfigError,
@@ -23,11 +23,11 @@ from treadle.model import (
     Precision,
     TrainConfig,
     Trainer,
-    precision,
     train,
 )
-from treadle.model.engine import Engine
-from treadle.model.pool import Pool
+from treadle.model.network import precision
+from treadle.model.network.engine import Engine
+from treadle.model.network.parallel import Pool
 
 needs_bf16 = pytest.mark.skipif(bool(BF16_MISSING), reason=BF16_MISSING)
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_the_target_must_have_it_too(environment: dict[str, str]) -> None:
-    script = "from treadle.kernels.compile import BF16_MISSING; print(BF16_MISSING)"
+    script = "from treadle.kernels.jit import BF16_MISSING; print(BF16_MISSING)"
     done = subprocess.run(
         [sys.executable, "-c", script],
         check=True, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600,
@@ -134,7 +134,7 @@ def test_the_target_must_have_it_too(environment: dict[str, str]) -> None:
 
 @needs_bf16
 def test_a_target_may_be_named_that_has_it() -> None:
-    script = "from treadle.kernels.compile import BF16_MISSING; print(BF16_MISSING or 'there')"
+    script = "from treadle.kernels.jit import BF16_MISSING; print(BF16_MISSING or 'there')"
     environment = {"NUMBA_CPU_NAME": "x86-64-v4", "NUMBA_CPU_FEATURES": "+avx512bf16"}
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from treadle.kernels.compile import BF16_MISSING
-from treadle.model import probe
+from treadle.kernels.jit import BF16_MISSING
 from treadle.model.config import Cell, NetworkConfig, OptimizerConfig, Precision, TrainConfig
-from treadle.model.parameters import Shape
-from treadle.model.probe import Speed, expected_speed, measure, multiply_adds
+from treadle.model.network.parameters import Shape
+from treadle.model.training.auto import throughput
+from treadle.model.training.auto.throughput import Speed, expected_speed, measure, multiply_adds
 
 
 def lstm(units: int, layers: int = 1) -> Shape:
@@ -49,9 +49,9 @@ def test_the_nearest_size_of_the_same_precision_decides() -> None:
     assert expected_speed(speeds, lstm(70), Precision.FP32) > 5e5
     assert expected_speed(speeds, lstm(256), Precision.BF16) == 7e4
     alone = (Speed(lstm(256), Precision.FP32, 1e4),)
-    assert expected_speed(alone, lstm(256), Precision.BF16) == 1e4 * probe.BF16_FACTOR
+    assert expected_speed(alone, lstm(256), Precision.BF16) == 1e4 * throughput.BF16_FACTOR
     alone = (Speed(lstm(256), Precision.BF16, 1e4),)
-    assert expected_speed(alone, lstm(256), Precision.FP32) == 1e4 / probe.BF16_FACTOR
+    assert expected_speed(alone, lstm(256), Precision.FP32) == 1e4 / throughput.BF16_FACTOR
 
 
 @pytest.mark.jit

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from vectors import json_items, name_of
 
-from treadle.model import corpus_files, reading, records
 from treadle.model.config import (
     CorpusFormat,
     CorpusLayout,
@@ -21,9 +20,11 @@ from treadle.model.config import (
     TokenizerKind,
     UnknownPolicy,
 )
-from treadle.model.corpus import Corpus, CorpusFile, read_corpus
+from treadle.model.data import files as corpus_files
+from treadle.model.data import formats, reader
+from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
+from treadle.model.data.formats import RecordReader
 from treadle.model.errors import CorpusError, UnknownSymbolError
-from treadle.model.records import RecordReader
 
 JSONL, CSV = CorpusFormat.JSONL, CorpusFormat.CSV
 ERROR, SKIP, UNKNOWN = UnknownPolicy.ERROR, UnknownPolicy.SKIP, UnknownPolicy.UNKNOWN
@@ -192,7 +193,7 @@ def test_tables_that_are_none(data: bytes, complaint: str) -> None:
 def test_fields_of_any_length_in_header_and_records(monkeypatch: pytest.MonkeyPatch) -> None:
     long = "x" * 200_000
     assert items(f"{long},text\n1,{long}\n".encode(), CSV) == [long]
-    monkeypatch.setattr(records, "MAX_FIELD", 300_000)
+    monkeypatch.setattr(formats, "MAX_FIELD", 300_000)
     before = csv.field_size_limit(300_000)
     try:
         with pytest.raises(CorpusError, match="line 2: a field has more than 300,000 characters"):
@@ -224,7 +225,7 @@ def test_bare_carriage_returns_between_json_lines_are_named() -> None:
 
 
 def test_an_unknown_symbol_names_its_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_RECORDS", 2)
+    monkeypatch.setattr(reader, "_RECORDS", 2)
     files = [
         CorpusFile(b'{"text": "ab"}\n' * 9, "a"),
         CorpusFile(b'{"text": "ab"}\n\n{"text": "a"}\n{"text": "bxa"}\n', "b", CorpusRole.VALID),

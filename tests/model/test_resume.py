@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 from small_runs import NAMES, QUIET, TEXT, config_of, weights_of
 
-from treadle.kernels.compile import BF16_MISSING
-from treadle.model import run_state
+from treadle.kernels.jit import BF16_MISSING
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -33,8 +32,9 @@ from treadle.model.config import (
 )
 from treadle.model.errors import CheckpointError, TrainingError
 from treadle.model.model import Model
-from treadle.model.run_state import saved_config
-from treadle.model.trainer import Trainer
+from treadle.model.training import checkpoint
+from treadle.model.training.checkpoint import saved_config
+from treadle.model.training.trainer import Trainer
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 STEPS = 24
@@ -270,7 +270,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from treadle.model.config import TrainConfig
-from treadle.model.trainer import Trainer
+from treadle.model.training.trainer import Trainer
 folder = Path(sys.argv[1])
 settings = TrainConfig.from_json(json.loads((folder / "config").read_text()))
 trainer = Trainer(folder / "corpus", settings)
@@ -402,9 +402,9 @@ def test_a_state_of_other_settings_is_refused_by_name(
 
 def rewritten(path: Path, settings: dict[str, Any]) -> None:
     """Writes the state there again with other settings in it."""
-    state = run_state.read(path)
+    state = checkpoint.read(path)
     assert state is not None
-    run_state.write(path, replace(state, content={**state.content, "config": settings}))
+    checkpoint.write(path, replace(state, content={**state.content, "config": settings}))
 
 
 def test_a_state_of_a_treadle_with_fewer_settings_goes_on(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_a_state_of_another_version_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(tmp_path / "run", 4, 7)
-    monkeypatch.setattr("treadle.model.run_state.FORMAT", "2")
+    monkeypatch.setattr("treadle.model.training.checkpoint.FORMAT", "2")
     with pytest.raises(CheckpointError, match="has format '1', and this Treadle reads '2'"):
         Trainer(corpus_of(config()), config()).restore_state(tmp_path / "run")
 

@@ -20,11 +20,11 @@ from treadle.model.config import (
 )
 from treadle.model.errors import UnknownSymbolError
 from treadle.model.model import Model
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.score_stream import StreamScorer
-from treadle.model.scores import Details, PieceScore, Summary
-from treadle.model.tokenizer import build_tokenizer
-from treadle.model.tokens import TokenScore
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.scoring.scores import Details, PieceScore, Summary
+from treadle.model.scoring.stream_scorer import StreamScorer
+from treadle.model.scoring.token_score import TokenScore
+from treadle.model.tokenizers.build import build_tokenizer
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_models import TEXT, model_of
 
-import treadle.model.scorer as scorer_module
-import treadle.model.sequence_scorer as sequence_module
-import treadle.model.workspace as workspace_module
+import treadle.model.network.workspace as workspace_module
+import treadle.model.scoring.scorer as scorer_module
+import treadle.model.scoring.sequence_scorer as sequence_module
 from treadle.kernels import reference
-from treadle.model.batches import Batch
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -23,17 +22,18 @@ from treadle.model.config import (
     TokenizerKind,
     UnknownPolicy,
 )
-from treadle.model.corpus import TokenData
-from treadle.model.engine import SHARD_ROWS
+from treadle.model.data.batching import Batch
+from treadle.model.data.corpus import TokenData
+from treadle.model.data.validation_batches import ValidationBatches
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.pool import Pool
-from treadle.model.scorer import Scorer, mean_loss
-from treadle.model.scores import Details, TextScore
-from treadle.model.tokenizer import build_tokenizer
-from treadle.model.validation_batches import ValidationBatches
-from treadle.model.workspace import pack_for_inference
+from treadle.model.network.engine import SHARD_ROWS
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.workspace import pack_for_inference
+from treadle.model.scoring.scorer import Scorer, mean_loss
+from treadle.model.scoring.scores import Details, TextScore
+from treadle.model.tokenizers.build import build_tokenizer
 
 Ints = NDArray[np.int32]
 

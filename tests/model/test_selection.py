@@ -19,13 +19,13 @@ from treadle.model.config import (
     Split,
     TrainConfig,
 )
-from treadle.model.corpus import Corpus, TokenData, read_corpus
+from treadle.model.data.corpus import Corpus, TokenData, read_corpus
 from treadle.model.errors import TrainingError
 from treadle.model.model import Model
-from treadle.model.progress import Progress
-from treadle.model.record import TrainingRecord, exploded
-from treadle.model.selection import Selection
-from treadle.model.trainer import Trainer, train
+from treadle.model.training.model_selection import Selection
+from treadle.model.training.progress import Progress
+from treadle.model.training.trainer import Trainer, train
+from treadle.model.training_record import TrainingRecord, exploded
 
 
 def progress(step: int, loss: float) -> Progress:
@@ -255,7 +255,7 @@ def test_the_test_loss_is_that_of_the_weights_that_are_kept(
 
 
 def test_a_run_in_haste_leaves_the_test_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("treadle.model.examination.STOP_PATIENCE_S", 0.0)
+    monkeypatch.setattr("treadle.model.training.evaluation.STOP_PATIENCE_S", 0.0)
     corpus = with_test_part(TEXT[:600], DataConfig(validation_fraction=0.4))
     trainer = Trainer(corpus, rising())
     run(trainer)

@@ -12,7 +12,6 @@ import pytest
 from clocks import StillClock
 from small_models import bytes_of, chain_of, letters, model_of, result_of, text_of, tokens_of
 
-from treadle.model import generation
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -21,13 +20,14 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.errors import ConfigError, ForeignStateError, StateError
-from treadle.model.generation import Preparation, seed_of
+from treadle.model.generation import generate
+from treadle.model.generation.generate import Preparation, seed_of
+from treadle.model.generation.sequence import Piece, StopReason, Wanted
 from treadle.model.model import Model
-from treadle.model.session import Piece, StopReason, Wanted
-from treadle.model.state import _HEAD, _HELD_BYTES, SessionState
-from treadle.model.tokenizer import build_tokenizer
-from treadle.model.tokenizer_base import TableStream
-from treadle.model.tokenizer_characters import CharacterTokenizer
+from treadle.model.network.session_state import _HEAD, _HELD_BYTES, SessionState
+from treadle.model.tokenizers.base import TableStream
+from treadle.model.tokenizers.build import build_tokenizer
+from treadle.model.tokenizers.characters import CharacterTokenizer
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 
@@ -164,7 +164,7 @@ def test_the_end_comes_no_earlier_than_asked() -> None:
 def test_stops_are_not_looked_for_before_the_least_tokens() -> None:
     for chunk in (1, 3, 16):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(generation, "CHUNK", chunk)
+            patch.setattr(generate, "CHUNK", chunk)
             found = stream(letters(), "a", stop_sequences=("de",), min_new_tokens=4)
             assert text_of(found) == "bcdefghijabc"
             assert result_of(found).new_tokens == 14
@@ -283,7 +283,7 @@ def test_half_a_character_is_left_to_whoever_goes_on() -> None:
 def test_the_state_at_a_stop_is_that_of_the_text_before_it(
     stops: tuple[str, ...], kept: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "CHUNK", chunk)
+    monkeypatch.setattr(generate, "CHUNK", chunk)
     model = letters()
     stopped = stream(model, "a", seed=3, stop_sequences=stops, max_new_tokens=60)
     shorter = stream(model, "a", seed=3, max_new_tokens=kept)
@@ -404,7 +404,7 @@ def test_a_state_never_stands_within_the_first_character_of_a_stop() -> None:
     model = chain_of(tokenizer, order)
     for chunk in (1, 2, 16):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(generation, "CHUNK", chunk)
+            patch.setattr(generate, "CHUNK", chunk)
             begun = replace(SessionState.fresh(model.parameters.shape, order[-1]), seed=1)
             stopped = stream(model, state=begun, stop_sequences=("é",))
             assert text_of(stopped) == "x"
@@ -424,7 +424,7 @@ def test_an_expression_of_the_empty_text_alone_is_complete_at_once() -> None:
 def test_a_stop_before_nothing_is_left_ends_the_text(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "CHUNK", chunk)
+    monkeypatch.setattr(generate, "CHUNK", chunk)
     model = letters("abc")
     banned = tuple(model.tokenizer.encode("c").tolist())
     pieces = stream(model, regex="abc", stop_sequences=("b",), banned_tokens=banned)
@@ -474,7 +474,7 @@ def test_two_halves_are_the_text_where_tokens_are_counted(
 
 
 def test_a_state_counts_what_stands_before_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "CHUNK", 3)
+    monkeypatch.setattr(generate, "CHUNK", 3)
     ended = stream(
         letters(), "aab", stop_sequences=("fg",), max_new_tokens=60, presence_penalty=0.1
     )

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from treadle.model import train
-from treadle.model.sums import in_order
+from treadle.model.network.ordered_sum import in_order
 
 
 def test_a_sum_may_be_cut_anywhere() -> None:

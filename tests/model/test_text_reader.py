@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from treadle.model import text_reader, tokenizer_subwords, tokenizer_words
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
-from treadle.model.text_reader import MAX_HELD, TextReader, encode_in_steps
-from treadle.model.tokenizer import SubwordTokenizer, Tokenizer, Tokens, build_tokenizer
-from treadle.model.tokenizer_base import MAX_PIECE
+from treadle.model.tokenizers import incremental, subwords, words
+from treadle.model.tokenizers.base import MAX_PIECE
+from treadle.model.tokenizers.build import SubwordTokenizer, Tokenizer, Tokens, build_tokenizer
+from treadle.model.tokenizers.incremental import MAX_HELD, TextReader, encode_in_steps
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 
@@ -86,10 +86,10 @@ def test_however_a_text_is_cut_its_tokens_are_those_of_the_whole(
 def short_pieces(monkeypatch: pytest.MonkeyPatch) -> int:
     """Words and subwords longer than this are cut."""
     most = 4
-    for module in (text_reader, tokenizer_subwords, tokenizer_words):
+    for module in (incremental, subwords, words):
         monkeypatch.setattr(module, "MAX_PIECE", most)
-    monkeypatch.setattr(tokenizer_words, "_WINDOW", 2 * most)
-    monkeypatch.setattr(tokenizer_subwords, "_PART", 2)
+    monkeypatch.setattr(words, "_WINDOW", 2 * most)
+    monkeypatch.setattr(subwords, "_PART", 2)
     return most
 
 
@@ -153,7 +153,7 @@ def test_no_text_is_looked_up_in_long_pieces(
     if library is not None:
         monkeypatch.setattr(tokenizer, "_learned", Watched())
     else:
-        monkeypatch.setattr(tokenizer_words, "pieces_pattern", Watched)
+        monkeypatch.setattr(words, "pieces_pattern", Watched)
     in_steps(tokenizer, text, UnknownPolicy.SKIP)
     assert 0 < max(seen) <= 4 * MAX_PIECE
     seen.clear()
@@ -161,7 +161,7 @@ def test_no_text_is_looked_up_in_long_pieces(
     assert 0 < max(seen) <= 8 * MAX_PIECE
 
 
-PIECES = tokenizer_words.pieces_pattern()
+PIECES = words.pieces_pattern()
 
 
 @pytest.mark.parametrize("case", TOKENIZERS, ids=str)

@@ -10,9 +10,9 @@ from small_models import model_of
 from treadle.model import Model
 from treadle.model.config import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import UnknownSymbolError
-from treadle.model.scores import Details, TextScore
-from treadle.model.sequence_scorer import SequenceScorer
-from treadle.model.text_scorer import Ints, TextScorer
+from treadle.model.scoring.scores import Details, TextScore
+from treadle.model.scoring.sequence_scorer import SequenceScorer
+from treadle.model.scoring.text_scorer import Ints, TextScorer
 
 TEXT = "abc cab bca, a cab abc!, bb aa"
 TEXTS = ["", "a", "bca, a cab", TEXT * 4, "", "abc cab " * 20, "a"]

@@ -10,25 +10,25 @@ import numpy as np
 import pytest
 from small_models import model_of
 
-from treadle.model.beam_rows import Rows
-from treadle.model.choices import Choices, make_choices
 from treadle.model.config import CorpusLayout, SamplingConfig, TokenizerKind
-from treadle.model.constraint import compile_constraint
-from treadle.model.corpus import Corpus, TokenData, read_corpus
-from treadle.model.embedding import Embedder
-from treadle.model.engine import Engine
+from treadle.model.data.corpus import Corpus, TokenData, read_corpus
+from treadle.model.data.token_array import TokenWriter, check_tokens
 from treadle.model.errors import TokenError
-from treadle.model.group import Group, Seat
-from treadle.model.learner import Learner
+from treadle.model.generation.beam_rows import Rows
+from treadle.model.generation.constraint import compile_constraint
+from treadle.model.generation.decoding_batch import Group, Seat
+from treadle.model.generation.novelty import NoveltyIndex
+from treadle.model.generation.prefill import read_tokens
+from treadle.model.generation.sampling import ResolvedSampling, resolve_sampling
 from treadle.model.model import Model
-from treadle.model.ngram import baseline
-from treadle.model.novelty import NoveltyIndex
-from treadle.model.pool import Pool
-from treadle.model.prompt import read_tokens
-from treadle.model.scorer import Scorer
-from treadle.model.scores import Details
-from treadle.model.token_array import TokenWriter, check_tokens
-from treadle.model.trainer import Trainer
+from treadle.model.network.engine import Engine
+from treadle.model.network.parallel import Pool
+from treadle.model.online.learner import Learner
+from treadle.model.scoring.embedder import Embedder
+from treadle.model.scoring.scorer import Scorer
+from treadle.model.scoring.scores import Details
+from treadle.model.training.baseline import baseline
+from treadle.model.training.trainer import Trainer
 
 FRESH = np.ones(1, np.bool_)
 
@@ -53,15 +53,19 @@ def read_prompt(model: Model, token: int) -> None:
 
 
 def join_group(
-    model: Model, token: int = 0, end: int = -1, choices: Choices | None = None, rule: int = 0
+    model: Model,
+    token: int = 0,
+    end: int = -1,
+    choices: ResolvedSampling | None = None,
+    rule: int = 0,
 ) -> None:
     state = replace(model.beginning(), token=token)
-    choices = choices or make_choices(SamplingConfig(), model.tokenizer)
+    choices = choices or resolve_sampling(SamplingConfig(), model.tokenizer)
     Group(model.parameters.shape, model.weights).change([], [Seat(choices, state, end, rule=rule)])
 
 
-def forced(model: Model, token: int) -> Choices:
-    return Choices(SamplingConfig(), forced=np.array([0, token], np.int32))
+def forced(model: Model, token: int) -> ResolvedSampling:
+    return ResolvedSampling(SamplingConfig(), forced=np.array([0, token], np.int32))
 
 
 def engine_of(model: Model) -> Engine:
@@ -134,10 +138,12 @@ def test_what_may_be_none_is_in_the_vocabulary_or_minus_one(model: Model, entran
 
 def test_an_automaton_of_another_vocabulary_is_refused(model: Model) -> None:
     other = model_of(layout=CorpusLayout.LINES)
-    foreign = Choices(SamplingConfig(), constraint=compile_constraint("a+", other.tokenizer))
+    foreign = ResolvedSampling(
+        SamplingConfig(), constraint=compile_constraint("a+", other.tokenizer)
+    )
     with pytest.raises(TokenError, match="automaton"):
         join_group(model, choices=foreign)
-    own = Choices(SamplingConfig(), constraint=compile_constraint("a+", model.tokenizer))
+    own = ResolvedSampling(SamplingConfig(), constraint=compile_constraint("a+", model.tokenizer))
     join_group(model, choices=own)
     with pytest.raises(TokenError, match="automaton"):
         join_group(model, choices=own, rule=1000)

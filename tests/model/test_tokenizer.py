@@ -10,10 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from treadle.model import tokenizer_characters, tokenizer_words
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
 from treadle.model.errors import CheckpointError, ConfigError, CorpusError, UnknownSymbolError
-from treadle.model.tokenizer import (
+from treadle.model.tokenizers import characters
+from treadle.model.tokenizers import words as tokenizer_words
+from treadle.model.tokenizers.build import (
     ByteTokenizer,
     CharacterTokenizer,
     Tokenizer,
@@ -176,7 +177,7 @@ def test_blocks_change_nothing(kind: TokenizerKind, monkeypatch: pytest.MonkeyPa
     text = "".join(SAMPLES)
     whole = build(kind, text, ERROR)
     expected = whole.encode(text).tolist()
-    monkeypatch.setattr(tokenizer_characters, "BLOCK", 3)
+    monkeypatch.setattr(characters, "BLOCK", 3)
     monkeypatch.setattr(tokenizer_words, "_WINDOW", 30)
     blocked = build(kind, text, ERROR)
     assert blocked.to_json() == whole.to_json()

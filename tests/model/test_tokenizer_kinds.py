@@ -20,7 +20,7 @@ from treadle.model.errors import (
     UnknownSymbolError,
 )
 from treadle.model.model import default_context
-from treadle.model.tokenizer import (
+from treadle.model.tokenizers.build import (
     EventTokenizer,
     SubwordTokenizer,
     Tokenizer,

@@ -19,7 +19,6 @@ from small_runs import (
     weights_of,
 )
 
-from treadle.model import examination
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -34,14 +33,15 @@ from treadle.model.config import (
     TrainConfig,
     UnknownPolicy,
 )
-from treadle.model.corpus import read_corpus
+from treadle.model.data.corpus import read_corpus
 from treadle.model.errors import ConfigError, CorpusError, EncodingError
 from treadle.model.model import Model
-from treadle.model.optimizer import learning_rate
-from treadle.model.parameters import Parameters, Shape
-from treadle.model.progress import Progress
-from treadle.model.tokenizer import CharacterTokenizer
-from treadle.model.trainer import Trainer, train
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.tokenizers.build import CharacterTokenizer
+from treadle.model.training import evaluation
+from treadle.model.training.optimizer import learning_rate
+from treadle.model.training.progress import Progress
+from treadle.model.training.trainer import Trainer, train
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 
@@ -439,7 +439,7 @@ def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
 
 
 def test_a_stop_does_not_wait_for_a_long_examination(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examination, "STOP_PATIENCE_S", 0.0)
+    monkeypatch.setattr(evaluation, "STOP_PATIENCE_S", 0.0)
     report = ReportConfig(progress_interval_s=1e6, sample_tokens=50)
     trainer = Trainer(TEXT * 20, config_of(limits=LimitsConfig(max_steps=1000), report=report))
     progress = run(trainer, lambda: steps_of(trainer) >= 2)

@@ -19,7 +19,6 @@ from small_runs import (
 )
 
 from treadle.kernels import reference
-from treadle.model.batches import make_batches
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -34,10 +33,11 @@ from treadle.model.config import (
     TrainConfig,
     UnknownPolicy,
 )
-from treadle.model.corpus import read_corpus
+from treadle.model.data.batching import make_batches
+from treadle.model.data.corpus import read_corpus
 from treadle.model.model import Model
-from treadle.model.parameters import Parameters
-from treadle.model.trainer import Trainer, train
+from treadle.model.network.parameters import Parameters
+from treadle.model.training.trainer import Trainer, train
 
 # ---------------------------------------------------------------- the same bits
 

@@ -24,10 +24,10 @@ from treadle.model.config import (
     Schedule,
 )
 from treadle.model.errors import TrainingError
-from treadle.model.optimizer import learning_rate
-from treadle.model.plan import Plan
-from treadle.model.progress import Progress
-from treadle.model.trainer import Trainer
+from treadle.model.training.optimizer import learning_rate
+from treadle.model.training.plan import Plan
+from treadle.model.training.progress import Progress
+from treadle.model.training.trainer import Trainer
 
 # ---------------------------------------------------------------- progress
 

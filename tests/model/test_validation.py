@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from small_runs import NAMES, QUIET, TEXT, config_of, run, weights_of
 
-from treadle.model import examination, validation
 from treadle.model.config import (
     CorpusLayout,
     CorpusRole,
@@ -22,19 +21,20 @@ from treadle.model.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from treadle.model.corpus import TokenData, read_corpus
-from treadle.model.examination import Loss
-from treadle.model.progress import Progress, Validation
-from treadle.model.tally import Tally
-from treadle.model.trainer import Trainer
-from treadle.model.validation import (
+from treadle.model.data.corpus import TokenData, read_corpus
+from treadle.model.data.validation_batches import ValidationBatches
+from treadle.model.training import evaluation, validation_plan
+from treadle.model.training.evaluation import Loss
+from treadle.model.training.metrics import Tally
+from treadle.model.training.progress import Progress, Validation
+from treadle.model.training.trainer import Trainer
+from treadle.model.training.validation_plan import (
     FINAL_SHARE,
     LEAST_TOKENS,
     ValidationPlan,
     reserve,
     sample_tokens,
 )
-from treadle.model.validation_batches import ValidationBatches
 
 # ---------------------------------------------------------------- what a sample is
 
@@ -115,7 +115,7 @@ def test_validations_take_a_tenth_of_the_work() -> None:
 
 def few(monkeypatch: pytest.MonkeyPatch, tokens: int = 64) -> None:
     """Lets a sample be as small as a tiny run needs it."""
-    monkeypatch.setattr(validation, "LEAST_TOKENS", tokens)
+    monkeypatch.setattr(validation_plan, "LEAST_TOKENS", tokens)
 
 
 def sampled(**sections: object) -> TrainConfig:
@@ -166,7 +166,7 @@ class LeftError(Exception):
     """What a caller leaves a validation with."""
 
 
-def leave_at(trainer: Trainer, step: int, batch: int, *, final: bool = False) -> examination.During:
+def leave_at(trainer: Trainer, step: int, batch: int, *, final: bool = False) -> evaluation.During:
     """Leaves the validation of a step before one of its batches, counted from 0."""
     seen = itertools.count()
 
@@ -231,7 +231,7 @@ def test_the_pass_at_the_end_may_be_left_and_made_again(
 
 def stop_when(
     reached: Callable[[], bool],
-) -> tuple[Callable[[], bool], examination.During, list[int]]:
+) -> tuple[Callable[[], bool], evaluation.During, list[int]]:
     """A stop that comes in the middle of a validation, and the batches that are read after it."""
     stopped, after = [False], list[int]()
 
@@ -247,7 +247,7 @@ def test_a_stop_in_a_validation_is_heeded_before_the_next_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few(monkeypatch)
-    monkeypatch.setattr(examination, "STOP_PATIENCE_S", -1.0)
+    monkeypatch.setattr(evaluation, "STOP_PATIENCE_S", -1.0)
     trainer = Trainer(TEXT, sampled())
     stop, during, after = stop_when(lambda: trainer.steps == 6)
     seen = list(trainer.run(stop, during=during))

@@ -12,12 +12,12 @@ SCRIPT = """
 import importlib, itertools, pkgutil
 import treadle.kernels
 from treadle.model import *
-from treadle.model.choices import Choices
-from treadle.model.group import Group, Seat
-from treadle.model.learner import Learner
-from treadle.model.learning_config import ONLINE_RATES, LearningConfig
-from treadle.model.scorer import Details
-from treadle.model.state import SessionState
+from treadle.model.generation.sampling import ResolvedSampling
+from treadle.model.generation.decoding_batch import Group, Seat
+from treadle.model.online.learner import Learner
+from treadle.model.online.config import ONLINE_RATES, LearningConfig
+from treadle.model.scoring.scorer import Details
+from treadle.model.network.session_state import SessionState
 
 def compiled():
     modules = [importlib.import_module(f"treadle.kernels.{m.name}")
@@ -50,7 +50,7 @@ for number, (cell, embedding, layers, kind, layout) in enumerate(choices):
         group = Group(model.parameters.shape, model.weights)
         for seed in range(3):
             begun = SessionState.fresh(model.parameters.shape, 0)
-            group.change((), [Seat(Choices(SamplingConfig()), begun, end=-1)])
+            group.change((), [Seat(ResolvedSampling(SamplingConfig()), begun, end=-1)])
             group.decode(2)
         group.change(group.seats[1:2], ())
         group.decode(2)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from treadle.model.config import CorpusLayout, DataConfig
-from treadle.model.corpus import CorpusFile, read_corpus
-from treadle.model.run_state import corpus_fingerprint
-from treadle.model.splits import TokenData
-from treadle.model.token_array import JoinedTokens, Tokens, blocks, in_place
+from treadle.model.data.corpus import CorpusFile, read_corpus
+from treadle.model.data.splits import TokenData
+from treadle.model.data.token_array import JoinedTokens, Tokens, blocks, in_place
+from treadle.model.training.checkpoint import corpus_fingerprint
 
 TEXT = b"the quick brown fox\njumps over\nthe lazy dog\n" * 500
 

@@ -14,9 +14,9 @@ from treadle.model.config import (
     ReportConfig,
     TrainConfig,
 )
-from treadle.server.database import JobRow
-from treadle.server.memory_budget import MemoryBudget, Reservation
-from treadle.server.store import MODEL_FILE, Store, StoredModel
+from treadle.server.resources.memory_budget import MemoryBudget, Reservation
+from treadle.server.storage.data_dir import MODEL_FILE, Store, StoredModel
+from treadle.server.storage.database import JobRow
 
 _PLAIN = JobRow(
     id="",

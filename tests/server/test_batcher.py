@@ -12,11 +12,11 @@ from small_models import model_of
 
 from treadle.model import Model, Piece
 from treadle.model.config import SamplingConfig
-from treadle.model.generation import Preparation
-from treadle.model.group import MOST_ROWS, Group
-from treadle.model.session import TOKENS, Session
-from treadle.server.batcher import Batcher, Outlet
-from treadle.server.scheduler import Scheduler
+from treadle.model.generation.decoding_batch import MOST_ROWS, Group
+from treadle.model.generation.generate import Preparation
+from treadle.model.generation.sequence import TOKENS, Session
+from treadle.server.inference.batcher import Batcher, Outlet
+from treadle.server.inference.scheduler import Scheduler
 
 
 @pytest.fixture

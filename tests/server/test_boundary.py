@@ -12,11 +12,11 @@ import grpc
 import pytest
 from grpc import aio
 
-from treadle.server import arrivals, boundary
-from treadle.server.boundary import Boundary, Context
 from treadle.server.errors import not_found
-from treadle.server.memory_budget import MemoryBudget
-from treadle.server.service import SERVICE
+from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.rpc import arrivals, interceptor
+from treadle.server.rpc.interceptor import Context, Interceptor
+from treadle.server.rpc.servicer import SERVICE
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -66,7 +66,7 @@ class Place:
 
     def __init__(self, budget: int = 1 << 30, write_s: float = 60.0) -> None:
         self.budget = MemoryBudget(budget)
-        self.boundary = Boundary(SERVICE, self.budget, 1 << 22, write_s)
+        self.boundary = Interceptor(SERVICE, self.budget, 1 << 22, write_s)
         self.talker = Talker()  # type: ignore[abstract]  # these methods are enough
 
     async def __aenter__(self) -> Place:
@@ -211,7 +211,7 @@ def test_what_a_request_keeps_is_released_however_it_ends() -> None:
 def test_a_full_budget_refuses_large_requests_and_serves_small_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(boundary, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(interceptor, "_PATIENCE_S", 0.2)
 
     async def run() -> None:
         async with Place(1_000_000) as place:
@@ -313,7 +313,7 @@ class Panicking(sequence_pb2_grpc.SequenceServiceServicer):
 
 def test_a_panic_ends_its_call_and_nothing_else() -> None:
     async def run() -> None:
-        layer = Boundary(SERVICE, MemoryBudget(1 << 30), 1 << 22)
+        layer = Interceptor(SERVICE, MemoryBudget(1 << 30), 1 << 22)
         servicer = Panicking()  # type: ignore[abstract]  # two methods are enough
         server = aio.server(interceptors=[layer])
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(servicer, server)

@@ -17,9 +17,9 @@ import grpc
 import pytest
 
 from treadle.server.errors import StatusError
-from treadle.server.store import Store
-from treadle.server.upload_files import UploadFiles
-from treadle.server.workers import Workers
+from treadle.server.jobs.upload_files import UploadFiles
+from treadle.server.jobs.worker_pool import Workers
+from treadle.server.storage.data_dir import Store
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import TEXT, Caller, Server, long_spec, tiny_spec, wait_for

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from treadle.server import versions
-from treadle.server.catalog import Catalog
-from treadle.server.page import Page
-from treadle.server.store import MODEL_FILE, Store
-from treadle.server.version_index import VersionIndex
+from treadle.server.messages.page import Page
+from treadle.server.storage import model_version
+from treadle.server.storage.catalog import Catalog
+from treadle.server.storage.data_dir import MODEL_FILE, Store
+from treadle.server.storage.version_index import VersionIndex
 from treadle.v1 import sequence_pb2 as pb
 
 from .samples import put_model
@@ -70,8 +70,8 @@ def test_a_list_reads_what_it_knows_from_no_disk(
     first = catalog.page(10, "")
     assert [model.name for model in first[0]] == names
     assert [list(model.aliases) for model in first[0]] == [[], ["prod"], []]
-    headers = count_calls(monkeypatch, versions, "read_header")
-    folders = count_calls(monkeypatch, versions, "numbers")
+    headers = count_calls(monkeypatch, model_version, "read_header")
+    folders = count_calls(monkeypatch, model_version, "numbers")
     asked = count_calls(monkeypatch, store.database, "aliases_of")
     monkeypatch.setattr(store, "_described", OrderedDict())
     assert catalog.page(10, "") == first

@@ -8,10 +8,10 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.model import config as settings
-from treadle.model import precision
 from treadle.model.config import TrainConfig
-from treadle.server import convert, records
+from treadle.model.network import precision
 from treadle.server.errors import StatusError
+from treadle.server.messages import requests, responses
 from treadle.v1 import sequence_pb2 as pb
 
 
@@ -47,9 +47,9 @@ def test_both_sides_know_the_same_values(contract: Any, room: type[enum.StrEnum]
 
 
 def test_defaults_are_filled_in() -> None:
-    config = convert.training_order(pb.TrainSpec(model="m"), 1 << 30)
+    config = requests.training_order(pb.TrainSpec(model="m"), 1 << 30)
     assert config == TrainConfig()
-    spec = records.spec("m", config)
+    spec = responses.spec("m", config)
     assert spec.network.cell == pb.CELL_LSTM
     assert spec.optimizer.optimizer == pb.OPTIMIZER_ADAM
     assert spec.optimizer.learning_rate == 0.003
@@ -63,7 +63,7 @@ def test_a_precision_that_the_processor_lacks_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(precision, "BF16_MISSING", "this processor lacks AVX512_BF16")
     spec = pb.TrainSpec(model="m", optimizer=pb.OptimizerSpec(precision=pb.PRECISION_BF16))
     with pytest.raises(StatusError) as caught:
-        convert.training_order(spec)
+        requests.training_order(spec)
     assert violations(caught.value) == {
         "spec.optimizer.precision": "spec.optimizer.precision cannot be bf16: this processor "
         "lacks AVX512_BF16; set precision to fp32"
@@ -133,9 +133,9 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
         init_from="base",
         init_from_version=3,
     )
-    config = convert.training_order(spec)
+    config = requests.training_order(spec)
     assert set(config.given) >= {"network.hidden_size", "limits.max_steps", "seed"}
-    assert records.spec("m", config, spec) == spec
+    assert responses.spec("m", config, spec) == spec
     assert TrainConfig.from_json(config.to_json()) == config
 
 
@@ -150,7 +150,7 @@ def test_all_faults_of_a_spec_are_told_at_once() -> None:
         report=pb.ReportSpec(progress_interval_s=0.01),
     )
     with pytest.raises(StatusError) as caught:
-        convert.training_order(spec)
+        requests.training_order(spec)
     found = violations(caught.value)
     assert set(found) == {
         "spec.model",
@@ -170,7 +170,7 @@ def test_all_faults_of_a_spec_are_told_at_once() -> None:
 
 @pytest.mark.parametrize("name", ["a", "A.b_c-9", "9", "x" * 100])
 def test_good_names(name: str) -> None:
-    convert.check_name(name)
+    requests.check_name(name)
 
 
 @pytest.mark.parametrize(
@@ -179,19 +179,19 @@ def test_good_names(name: str) -> None:
 )
 def test_bad_names(name: str) -> None:
     with pytest.raises(StatusError) as caught:
-        convert.check_name(name)
+        requests.check_name(name)
     assert set(violations(caught.value)) == {"model"}
 
 
 def test_pages() -> None:
     for kind in (pb.ListModelsRequest, pb.ListJobsRequest):
-        assert convert.page_size(kind()) == 100
-        assert convert.page_size(kind(page_size=5)) == 5
-        assert convert.page_size(kind(page_size=2**32 - 1)) == 1000
+        assert requests.page_size(kind()) == 100
+        assert requests.page_size(kind(page_size=5)) == 5
+        assert requests.page_size(kind(page_size=2**32 - 1)) == 1000
 
 
 def test_what_is_none_stays_unset() -> None:
-    progress = records.progress({"step": 3, "sample": "a", "valid_loss": None, "other": 1})
+    progress = responses.progress({"step": 3, "sample": "a", "valid_loss": None, "other": 1})
     assert (progress.step, progress.sample) == (3, "a")
     assert not progress.HasField("valid_loss")
 
@@ -205,9 +205,9 @@ def test_what_is_none_stays_unset() -> None:
 )
 def test_a_run_that_cannot_fit_in_memory_is_refused(spec: pb.TrainSpec, field: str) -> None:
     spec.model = "m"
-    convert.training_order(spec)
+    requests.training_order(spec)
     with pytest.raises(StatusError, match="of memory") as caught:
-        convert.training_order(spec, 200 << 20)
+        requests.training_order(spec, 200 << 20)
     (request,) = caught.value.details
     assert isinstance(request, error_details_pb2.BadRequest)
     assert [violation.field for violation in request.field_violations] == [field]

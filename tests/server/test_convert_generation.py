@@ -7,10 +7,10 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.model.config import CorpusLayout, SamplingConfig, TokenizerConfig
-from treadle.model.tokenizer import Tokenizer, build_tokenizer
-from treadle.server import convert_generation as convert
-from treadle.server.convert import to_json
+from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
 from treadle.server.errors import StatusError
+from treadle.server.messages import generate_request as convert
+from treadle.server.messages.requests import to_json
 from treadle.v1 import sequence_pb2 as pb
 
 

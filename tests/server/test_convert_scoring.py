@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from treadle.model.config import UnknownPolicy
-from treadle.model.scores import Details
-from treadle.server.convert_scoring import Scoring, embedding_policy, scoring, stream_scoring
+from treadle.model.scoring.scores import Details
 from treadle.server.errors import StatusError
+from treadle.server.messages.score_request import Scoring, embedding_policy, scoring, stream_scoring
 from treadle.v1 import sequence_pb2 as pb
 
 

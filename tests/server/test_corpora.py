@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from treadle.server.corpora import Corpora
-from treadle.server.disk import shared_with_group
-from treadle.server.store import Store
+from treadle.server.storage.corpora import Corpora
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.files import shared_with_group
 
 DATA = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(DATA).hexdigest()

@@ -16,17 +16,17 @@ import pytest
 from google.protobuf.internal import encoder, wire_format
 
 from treadle.model.config import TrainConfig
-from treadle.model.record import TrainingRecord
-from treadle.server import records
-from treadle.server.brief import ITEM_BYTES
-from treadle.server.database import Database
+from treadle.model.training_record import TrainingRecord
 from treadle.server.errors import from_exception
-from treadle.server.fsck import check
-from treadle.server.job_damage import damage, without_damage
-from treadle.server.orders import UploadedFile, new_row
-from treadle.server.rows import COLUMNS, DamagedDatabaseError
-from treadle.server.store import DATABASE_FILE, MODEL_FILE, Store
-from treadle.server.upload import MAX_SPEC_BYTES
+from treadle.server.fsck.check import check
+from treadle.server.jobs.upload import MAX_SPEC_BYTES
+from treadle.server.jobs.worker_request import UploadedFile, new_row
+from treadle.server.messages import responses
+from treadle.server.messages.shortening import ITEM_BYTES
+from treadle.server.storage.data_dir import DATABASE_FILE, MODEL_FILE, Store
+from treadle.server.storage.database import Database
+from treadle.server.storage.job_damage import damage, without_damage
+from treadle.server.storage.schema import COLUMNS, DamagedDatabaseError
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Caller, Server, fields_of, long_spec, tiny_spec
@@ -108,13 +108,13 @@ def test_the_largest_job_and_model_are_small_in_a_list(tmp_path: Path) -> None:
         started=started.SerializeToString(),
         progress=progress.SerializeToString(),
     )
-    listed = records.listed_job(row, 0, "")
+    listed = responses.listed_job(row, 0, "")
     assert not listed.damage
     assert listed.spec.model == "m"
     assert not listed.progress.HasField("sample")
     assert listed.started.notices[-1] == "... and 980 more"
     assert listed.ByteSize() <= ITEM_BYTES < 1 << 16
-    assert records.job(row).ByteSize() <= ITEM_BYTES
+    assert responses.job(row).ByteSize() <= ITEM_BYTES
 
     store = Store(tmp_path / "data")
     model = tiny_model()
@@ -123,21 +123,21 @@ def test_the_largest_job_and_model_are_small_in_a_list(tmp_path: Path) -> None:
     stored = put_model(store, "m")
     model.save(draft / MODEL_FILE)
     description = store.describe(stored)
-    large = records.model(stored, type(description)(**{**vars(description), "training": record}))
+    large = responses.model(stored, type(description)(**{**vars(description), "training": record}))
     assert large.ByteSize() <= ITEM_BYTES
     for number in range(1000):
         store.database.set_alias("m", f"{number:0100}", 1)
     names, count = store.aliases_of("m", 1)
     assert (len(names), count) == (100, 1000)
     assert names == sorted(names)
-    described = records.model(stored, description, (names, count))
+    described = responses.model(stored, description, (names, count))
     assert described.alias_count == 1000
     assert described.ByteSize() < 1 << 16
     store.close()
 
 
 def test_samples_are_kept_short() -> None:
-    message = records.progress({"step": 1, "sample": "\U0001f600" * 10_000})
+    message = responses.progress({"step": 1, "sample": "\U0001f600" * 10_000})
     assert 10_000 < len(message.sample.encode()) <= 16 << 10
 
 

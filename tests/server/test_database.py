@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from treadle.server.database import (
+from treadle.server.storage.database import (
     Database,
     DatabaseError,
     JobRow,
     NewerDatabaseError,
     NoSuchJobError,
 )
-from treadle.server.disk import shared_with_group
-from treadle.server.rows import COLUMNS, SCHEMA, SCHEMA_VERSION, UNKNOWN_VERSION
+from treadle.server.storage.files import shared_with_group
+from treadle.server.storage.schema import COLUMNS, SCHEMA, SCHEMA_VERSION, UNKNOWN_VERSION
 
 from .samples import job_row
 
@@ -315,7 +315,7 @@ def test_a_change_that_did_not_end_is_not_there(tmp_path: Path, database: Databa
 
 _APPENDER = """
 import pathlib, sys
-from treadle.server.database import Database
+from treadle.server.storage.database import Database
 database = Database(pathlib.Path(sys.argv[1]))
 while True:
     number = database.append_event("a", b"x" * 1000, 1.0)

@@ -11,14 +11,14 @@ from typing import Any
 import grpc
 import pytest
 
-from treadle.server import jobs as jobs_module
-from treadle.server.disk import DiskSpace, NoSpaceError, SpareSpace
 from treadle.server.errors import StatusError, from_exception
-from treadle.server.housekeeping import Rules, tidy
-from treadle.server.job_files import LAST_FILE, STATE_FILE
-from treadle.server.jobs import JobRoom
-from treadle.server.store import MODEL_FILE, Store
-from treadle.server.upload_files import UploadFiles
+from treadle.server.jobs import manager as jobs_module
+from treadle.server.jobs.manager import JobManager
+from treadle.server.jobs.upload_files import UploadFiles
+from treadle.server.storage.data_dir import MODEL_FILE, Store
+from treadle.server.storage.files import DiskSpace, NoSpaceError, SpareSpace
+from treadle.server.storage.job_files import LAST_FILE, STATE_FILE
+from treadle.server.storage.retention import Rules, tidy
 
 from .harness import until
 from .samples import job_row, put_model, tiny_model
@@ -106,7 +106,7 @@ def test_a_model_is_published_where_there_is_space_for_it(store: Store, disk: Sm
     assert store.claim("m", draft).version == 1
 
 
-async def paused_for_space(room: JobRoom, store: Store, disk: SmallDisk) -> str:
+async def paused_for_space(room: JobManager, store: Store, disk: SmallDisk) -> str:
     """Returns a job that waits for space, of which there is too little."""
     job = await submit(room, store)
     disk.free = KEPT + 5000  # enough, but not for a while
@@ -213,7 +213,7 @@ def test_a_job_can_be_deleted_on_a_full_disk(
 def test_a_job_that_is_cancelled_on_a_full_disk_keeps_what_it_published(
     store: Store, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("treadle.server.endings._FULL_RETRY_S", 0.01)
+    monkeypatch.setattr("treadle.server.jobs.completion._FULL_RETRY_S", 0.01)
     append = store.database.append_event
 
     def unless_full(job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from treadle.benchmarks.kills import survive
 from treadle.model import Model
-from treadle.server.job_files import BEST_FILE, LAST_FILE, STATE_FILE
+from treadle.server.storage.job_files import BEST_FILE, LAST_FILE, STATE_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import (

@@ -10,7 +10,6 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from treadle.model import errors as model_errors
 from treadle.model.errors import ConfigError, ModelError, UnknownSymbolError
-from treadle.server import wire
 from treadle.server.errors import (
     CODES,
     StatusError,
@@ -19,6 +18,7 @@ from treadle.server.errors import (
     invalid,
     not_found,
 )
+from treadle.server.jobs import worker_protocol
 
 KINDS = [
     kind
@@ -34,7 +34,9 @@ def test_the_table_knows_every_error_of_the_model_room() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_has_a_status_and_crosses_the_pipe(kind: type[ModelError]) -> None:
     error = kind("the thing is wrong; mend it")
-    crossed = wire.unpack_error(wire.decode(wire.encode(wire.pack_error(error))))
+    crossed = worker_protocol.unpack_error(
+        worker_protocol.decode(worker_protocol.encode(worker_protocol.pack_error(error)))
+    )
     assert type(crossed) is kind
     status = from_exception(crossed, "a test", field="corpus_chunk")
     assert (status.code, status.message) == (CODES[kind], "the thing is wrong; mend it")
@@ -43,7 +45,7 @@ def test_every_error_has_a_status_and_crosses_the_pipe(kind: type[ModelError]) -
 def test_all_faults_of_a_config_cross_the_pipe_under_their_new_names() -> None:
     error = ConfigError("a.b is wrong", "a.b")
     error.others = (ConfigError("c is wrong", "c"),)
-    crossed = wire.unpack_error(wire.pack_error(error))
+    crossed = worker_protocol.unpack_error(worker_protocol.pack_error(error))
     status = from_exception(crossed, "a test", rename=lambda field: f"spec.{field}")
     (details,) = status.details
     assert isinstance(details, error_details_pb2.BadRequest)
@@ -59,7 +61,7 @@ def test_all_faults_of_a_config_cross_the_pipe_under_their_new_names() -> None:
     ],
 )
 def test_other_errors_cross_the_pipe_too(error: Exception, code: grpc.StatusCode) -> None:
-    crossed = wire.unpack_error(wire.pack_error(error))
+    crossed = worker_protocol.unpack_error(worker_protocol.pack_error(error))
     assert from_exception(crossed, "a test").code is code
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
 
-from treadle.model import run_state
-from treadle.server import versions
-from treadle.server.database import Database
-from treadle.server.disk import StoreError
-from treadle.server.fsck import check, run
-from treadle.server.job_files import INIT_FILE
-from treadle.server.rows import ADDED, SCHEMA_VERSION
-from treadle.server.store import DATABASE_FILE, HASH_FILE, MODEL_FILE, Store
+from treadle.model.training import checkpoint
+from treadle.server.fsck.check import check, run
+from treadle.server.storage import model_version
+from treadle.server.storage.data_dir import DATABASE_FILE, HASH_FILE, MODEL_FILE, Store
+from treadle.server.storage.database import Database
+from treadle.server.storage.files import StoreError
+from treadle.server.storage.job_files import INIT_FILE
+from treadle.server.storage.schema import ADDED, SCHEMA_VERSION
 from treadle.v1 import sequence_pb2 as pb
 
 from .samples import job_row, put_model, tiny_model
@@ -44,8 +44,8 @@ def root(tmp_path: Path) -> Path:
         files = f'[{{"sha256": "{corpus}"}}]'
         store.database.add_job(job_row(state, state=state, files=files))
         weights = {"weights": np.arange(9, dtype=np.float32)}
-        kept = run_state.RunState({"steps": 3}, weights)
-        run_state.write(store.job_dir(state) / "state.safetensors", kept)
+        kept = checkpoint.RunState({"steps": 3}, weights)
+        checkpoint.write(store.job_dir(state) / "state.safetensors", kept)
     store.close()
     return root
 
@@ -221,14 +221,14 @@ def test_jobs_whose_corpus_is_lost_are_marked_as_failed(root: Path, damaged: boo
 def test_jobs_whose_corpus_cannot_be_read_just_now_go_on(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = versions.file_hash
+    original = model_version.file_hash
 
     def failing(path: Path) -> str:
         if path.name == CORPUS:
             raise OSError(errno.EIO, "Input/output error")
         return original(path)
 
-    monkeypatch.setattr(versions, "file_hash", failing)
+    monkeypatch.setattr(model_version, "file_hash", failing)
     repaired(root, "the corpus cannot be read", "check the permissions and the disk", left=True)
     monkeypatch.undo()
     assert check(root, repair=True).clean

@@ -14,19 +14,20 @@ from clocks import StillClock
 from small_models import model_of
 
 from treadle.model import Model
-from treadle.model.generation import Preparation
-from treadle.model.session import Piece
-from treadle.model.tokens import Alternative, TokenScore
-from treadle.server import generating, records
-from treadle.server.admission import Admission, Load
-from treadle.server.batcher import Outlet
+from treadle.model.generation.generate import Preparation
+from treadle.model.generation.sequence import Piece
+from treadle.model.scoring.token_score import Alternative, TokenScore
 from treadle.server.errors import StatusError
-from treadle.server.generating import GeneratingRoom
-from treadle.server.generation_bytes import TOKEN_BYTES, piece_bytes
-from treadle.server.loaded import Source
-from treadle.server.memory_budget import MemoryBudget
-from treadle.server.scheduler import Scheduler
-from treadle.server.stream_places import StreamPlaces
+from treadle.server.inference import generate
+from treadle.server.inference.admission import Admission, Load
+from treadle.server.inference.batcher import Outlet
+from treadle.server.inference.generate import GenerateHandler
+from treadle.server.inference.generation_bytes import TOKEN_BYTES, piece_bytes
+from treadle.server.inference.model_cache import Source
+from treadle.server.inference.scheduler import Scheduler
+from treadle.server.inference.stream_places import StreamPlaces
+from treadle.server.messages import responses
+from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
 
 MODEL = model_of()
@@ -52,12 +53,12 @@ def budget() -> MemoryBudget:
 
 
 @pytest.fixture
-def room(budget: MemoryBudget) -> Iterator[GeneratingRoom]:
+def room(budget: MemoryBudget) -> Iterator[GenerateHandler]:
     scheduler = Scheduler(2)
     streams = StreamPlaces(9, "streams", 60)
     load = Load(Admission(9, "calls"), Admission(999, "texts"), streams, streams)
     sources: Any = Sources()
-    yield GeneratingRoom(
+    yield GenerateHandler(
         sources,
         load,
         scheduler,
@@ -71,7 +72,7 @@ def room(budget: MemoryBudget) -> Iterator[GeneratingRoom]:
     scheduler.close()
 
 
-def replies_of(room: GeneratingRoom, **fields: Any) -> list[pb.GenerateResponse]:
+def replies_of(room: GenerateHandler, **fields: Any) -> list[pb.GenerateResponse]:
     """Copies of all replies: a message of an echo is used for one text after the other."""
 
     async def read() -> list[pb.GenerateResponse]:
@@ -89,13 +90,13 @@ DETAILS: dict[str, Any] = {"ranks": True, "top_log_probabilities": 20}
 
 
 def test_an_echo_is_the_score_of_the_prompt_whatever_windows_it_comes_in(
-    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch
+    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = MODEL.score(PROMPT, details=generating_details()).tokens
     wanted = pb.GenerateResponse()
-    records.add_tokens(wanted, whole)
+    responses.add_tokens(wanted, whole)
     for size in (500, 20_000, 1 << 30):
-        monkeypatch.setattr(generating, "_ECHO_BYTES", size)
+        monkeypatch.setattr(generate, "_ECHO_BYTES", size)
         replies = replies_of(room, prompt=PROMPT, echo=True, n=3, max_new_tokens=1, **DETAILS)
         for index in range(3):
             *echo, last = [reply for reply in replies if reply.index == index]
@@ -109,15 +110,15 @@ def test_an_echo_is_the_score_of_the_prompt_whatever_windows_it_comes_in(
 
 
 def generating_details() -> Any:
-    from treadle.model.scores import Details
+    from treadle.model.scoring.scores import Details
 
     return Details(ranks=True, alternatives=20)
 
 
 def test_an_echo_does_not_run_ahead_of_its_reader(
-    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch
+    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generating, "_ECHO_BYTES", 1000)
+    monkeypatch.setattr(generate, "_ECHO_BYTES", 1000)
     made: list[int] = []
     echo = Preparation.echo
 
@@ -148,7 +149,7 @@ def test_an_echo_does_not_run_ahead_of_its_reader(
 
 
 def test_time_counts_from_the_call_on(
-    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch
+    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = StillClock(monkeypatch)
     read = Preparation._read
@@ -174,7 +175,7 @@ def test_time_counts_from_the_call_on(
 
 
 def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
-    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch
+    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = StillClock(monkeypatch)
     sources: Any = room._sources
@@ -203,7 +204,7 @@ def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
 
 @pytest.mark.parametrize("stage", ["_encode", "_read", "_echo"])
 def test_a_call_that_is_cancelled_takes_no_other_step(
-    room: GeneratingRoom, stage: str, monkeypatch: pytest.MonkeyPatch
+    room: GenerateHandler, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, begun, go = [0], threading.Event(), threading.Event()
 
@@ -240,10 +241,10 @@ def test_a_call_that_is_cancelled_takes_no_other_step(
 
 
 def test_large_replies_are_written_away_from_the_event_loop(
-    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch
+    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[tuple[str, int]] = []
-    add_tokens = records.add_tokens
+    add_tokens = responses.add_tokens
 
     def watched(message: Any, tokens: Any) -> int:
         tokens = tuple(tokens)
@@ -251,11 +252,11 @@ def test_large_replies_are_written_away_from_the_event_loop(
         written.append((threading.current_thread().name, weight))
         return add_tokens(message, tokens)
 
-    monkeypatch.setattr(records, "add_tokens", watched)
+    monkeypatch.setattr(responses, "add_tokens", watched)
     replies_of(room, n=64, max_new_tokens=50, echo=True, prompt="ab", **DETAILS)
     loop = [weight for name, weight in written if not name.startswith("turn")]
     assert sum(weight for _, weight in written) > 64 * 50 * 5
-    assert max(loop, default=0) <= generating._HEAVY
+    assert max(loop, default=0) <= generate._HEAVY
 
 
 def test_a_long_text_comes_in_several_replies() -> None:
@@ -263,7 +264,7 @@ def test_a_long_text_comes_in_several_replies() -> None:
     text = "aé" * 100_000
     pieces = [Piece(text, (), None)]
     most = 1 << 16
-    steps = list(records.generated(pieces, Source(MODEL), 0, most))
+    steps = list(responses.generated(pieces, Source(MODEL), 0, most))
     replies = [reply for reply in steps if reply is not None]
     assert "".join(reply.text for reply in replies) == text
     assert len(replies) > 3
@@ -276,7 +277,7 @@ def test_a_reply_is_cut_where_it_gets_too_large() -> None:
         Piece(f"{number} ", (TokenScore(1, "b", -1.0, 1, others),) * 40, None)
         for number in range(5)
     ]
-    steps = list(records.generated(pieces, Source(MODEL), 7, 2000))
+    steps = list(responses.generated(pieces, Source(MODEL), 7, 2000))
     replies = [reply for reply in steps if reply is not None]
     assert len(steps) > len(replies)
     assert len(replies) > 5
@@ -325,17 +326,17 @@ class Member:
 
 @pytest.mark.parametrize("texts", [1, 8])
 def test_a_reader_who_stops_is_kept_a_bounded_number_of_bytes(
-    room: GeneratingRoom, monkeypatch: pytest.MonkeyPatch, texts: int
+    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch, texts: int
 ) -> None:
     """And what it reads then is what a quick reader gets."""
-    monkeypatch.setattr(generating, "unread_bytes", lambda texts: 20_000 * texts)
+    monkeypatch.setattr(generate, "unread_bytes", lambda texts: 20_000 * texts)
     outlets: list[Outlet] = []
 
     def outlet_of(most_bytes: int) -> Outlet:
         outlets.append(Outlet(most_bytes))
         return outlets[-1]
 
-    monkeypatch.setattr(generating, "Outlet", outlet_of)
+    monkeypatch.setattr(generate, "Outlet", outlet_of)
     fields: dict[str, Any] = {
         "n": texts,
         "max_new_tokens": 1000,
@@ -374,7 +375,7 @@ def tokens_in(replies: list[pb.GenerateResponse], index: int) -> tuple[str, list
 
 
 def test_what_a_generation_keeps_is_released_however_it_ends(
-    budget: MemoryBudget, room: GeneratingRoom
+    budget: MemoryBudget, room: GenerateHandler
 ) -> None:
     for fields in (
         {},
@@ -403,7 +404,7 @@ def test_what_a_generation_keeps_is_released_however_it_ends(
 
 
 def test_a_generation_that_does_not_fit_is_refused(
-    budget: MemoryBudget, room: GeneratingRoom
+    budget: MemoryBudget, room: GenerateHandler
 ) -> None:
     with budget.reserve(budget.limit // 8 * 7 - (1 << 20), "models"):
         assert replies_of(room, prompt="ab", max_new_tokens=3)

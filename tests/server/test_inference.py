@@ -23,9 +23,9 @@ from treadle.model.config import (
     TrainConfig,
 )
 from treadle.server.errors import StatusError
-from treadle.server.loaded import LoadedModels
-from treadle.server.memory_budget import MemoryBudget
-from treadle.server.store import MODEL_FILE, Store
+from treadle.server.inference.model_cache import ModelCache
+from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.storage.data_dir import MODEL_FILE, Store
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, detail_of, fields_of, tiny_spec, wait_for
@@ -180,7 +180,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_model_is_loaded_once_for_many_callers(store: Store, loads: list[str]) -> None:
     async def run() -> None:
-        models = LoadedModels(store, 1 << 30, MemoryBudget(1 << 30))
+        models = ModelCache(store, 1 << 30, MemoryBudget(1 << 30))
         found = await asyncio.gather(*(models.get("a") for _ in range(20)))
         assert len({id(source.model) for source in found}) == 1
 
@@ -191,7 +191,7 @@ def test_a_model_is_loaded_once_for_many_callers(store: Store, loads: list[str])
 def test_the_longest_unused_model_goes_first(store: Store, loads: list[str]) -> None:
     async def run() -> None:
         # Beside the parameters lie packed weights and a table.
-        models = LoadedModels(store, 6 * store.find("a").size_bytes, MemoryBudget(1 << 30))
+        models = ModelCache(store, 6 * store.find("a").size_bytes, MemoryBudget(1 << 30))
         for name in ("a", "b", "a", "c", "a", "b"):
             await models.get(name)
 
@@ -201,7 +201,7 @@ def test_the_longest_unused_model_goes_first(store: Store, loads: list[str]) -> 
 
 def test_one_model_stays_however_large_it_is(store: Store, loads: list[str]) -> None:
     async def run() -> None:
-        models = LoadedModels(store, 0, MemoryBudget(1 << 30))
+        models = ModelCache(store, 0, MemoryBudget(1 << 30))
         for name in ("a", "a", "b", "b"):
             await models.get(name)
 
@@ -216,7 +216,7 @@ def test_a_loaded_model_holds_its_bytes_until_nobody_uses_it(
 
     async def run() -> None:
         budget = MemoryBudget(1 << 30)
-        models = LoadedModels(store, size, budget)
+        models = ModelCache(store, size, budget)
         first = await models.get("a")
         "".join(piece.text for piece in first.model.stream("a", max_new_tokens=3))
         assert budget.used == size
@@ -240,7 +240,7 @@ def test_models_that_nobody_uses_make_room_and_others_do_not(
 
     async def run() -> None:
         budget = MemoryBudget(4 * size)  # of which half a model is for small requests
-        models = LoadedModels(store, 1 << 30, budget)
+        models = ModelCache(store, 1 << 30, budget)
         used = await models.get("a")
         await models.get("b")
         await models.get("c")
@@ -265,7 +265,7 @@ def test_a_model_that_cannot_be_loaded_holds_nothing(store: Store) -> None:
 
     async def run() -> None:
         budget = MemoryBudget(1000)
-        models = LoadedModels(store, 1 << 30, budget)
+        models = ModelCache(store, 1 << 30, budget)
         with pytest.raises(StatusError) as caught:
             await models.get("b")
         assert "larger --memory-budget" in caught.value.message
@@ -282,7 +282,7 @@ def test_a_model_that_cannot_be_loaded_holds_nothing(store: Store) -> None:
 
 def test_a_caller_that_goes_does_not_take_the_load_along(store: Store, loads: list[str]) -> None:
     async def run() -> None:
-        models = LoadedModels(store, 1 << 30, MemoryBudget(1 << 30))
+        models = ModelCache(store, 1 << 30, MemoryBudget(1 << 30))
         first, second = (asyncio.create_task(models.get("a")) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
@@ -296,7 +296,7 @@ def test_a_damaged_file_is_data_loss_every_time(store: Store) -> None:
     store.find("a").path.write_bytes(b"\0" * 100)
 
     async def run() -> None:
-        models = LoadedModels(store, 1 << 30, MemoryBudget(1 << 30))
+        models = ModelCache(store, 1 << 30, MemoryBudget(1 << 30))
         for _ in range(2):
             with pytest.raises(StatusError) as caught:
                 await models.get("a")
@@ -317,7 +317,7 @@ def test_a_model_deleted_while_it_is_loaded_is_not_kept(
         return model
 
     async def run() -> None:
-        models = LoadedModels(store, 1 << 30, MemoryBudget(1 << 30))
+        models = ModelCache(store, 1 << 30, MemoryBudget(1 << 30))
         monkeypatch.setattr(Model, "load", held)
         waiting = asyncio.create_task(models.get("a"))
         assert await asyncio.to_thread(entered.wait, PATIENCE_S)

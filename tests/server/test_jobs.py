@@ -15,16 +15,16 @@ import pytest
 
 from treadle.model import train
 from treadle.model.config import NetworkConfig, TrainConfig
-from treadle.server import wire
-from treadle.server.attempt import RunLimits
-from treadle.server.endings import Endings
 from treadle.server.errors import StatusError, aborted
-from treadle.server.job import CANCELLING, PAUSING
-from treadle.server.job_files import FINAL_FILE, LAST_FILE
-from treadle.server.jobs import JobRoom, RoomLimits
-from treadle.server.orders import UploadedFile, new_id, new_row
-from treadle.server.store import Store
-from treadle.server.workers import Worker, Workers
+from treadle.server.jobs import worker_protocol
+from treadle.server.jobs.completion import Completion
+from treadle.server.jobs.job import CANCELLING, PAUSING
+from treadle.server.jobs.manager import JobLimits, JobManager
+from treadle.server.jobs.runner import RunLimits
+from treadle.server.jobs.worker_pool import Worker, Workers
+from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.job_files import FINAL_FILE, LAST_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, until
@@ -52,16 +52,16 @@ class FakeWorker:
     took_too_much = starved = False
 
     def __init__(self, model: bytes = b"") -> None:
-        self.sent: list[wire.Message] = []
+        self.sent: list[worker_protocol.Message] = []
         self._model = model
         self.told = asyncio.Event()
 
-    def send(self, message: wire.Message) -> None:
+    def send(self, message: worker_protocol.Message) -> None:
         self.sent.append(message)
         if "stop" in message or "pause" in message:
             self.told.set()
 
-    def ask_to_leave(self, message: wire.Message) -> None:
+    def ask_to_leave(self, message: worker_protocol.Message) -> None:
         self.send(message)
 
     async def look_after(self, timeout_s: float, limit_bytes: int | None = None) -> None:
@@ -70,7 +70,7 @@ class FakeWorker:
     def kill(self) -> None:
         pass
 
-    async def receive(self) -> wire.Message:
+    async def receive(self) -> worker_protocol.Message:
         (Path(self.sent[0]["job"]["directory"]) / FINAL_FILE).write_bytes(self._model)
         return {"event": "saved"}
 
@@ -78,7 +78,7 @@ class FakeWorker:
 class StubbornWorker(FakeWorker):
     """Goes on until it is told to stop, without having made a step."""
 
-    async def receive(self) -> wire.Message:
+    async def receive(self) -> worker_protocol.Message:
         await self.told.wait()
         last = next(sent for sent in reversed(self.sent) if {"stop", "pause"} & set(sent))
         if "stop" in last:
@@ -93,7 +93,7 @@ class DyingWorker(FakeWorker):
         super().__init__()
         self._checkpoint = checkpoint
 
-    async def receive(self) -> wire.Message:
+    async def receive(self) -> worker_protocol.Message:
         if self._checkpoint:
             self._checkpoint = False
             return {"event": "checkpoint"}
@@ -103,11 +103,11 @@ class DyingWorker(FakeWorker):
 class TellingWorker(FakeWorker):
     """Says what it was made to say, and then saves."""
 
-    def __init__(self, model: bytes, *messages: wire.Message) -> None:
+    def __init__(self, model: bytes, *messages: worker_protocol.Message) -> None:
         super().__init__(model)
         self._messages = list(messages)
 
-    async def receive(self) -> wire.Message:
+    async def receive(self) -> worker_protocol.Message:
         return dict(self._messages.pop(0)) if self._messages else await super().receive()
 
 
@@ -127,12 +127,14 @@ class FakeWorkers(Workers):
         return asyncio.create_task(asyncio.sleep(0))
 
 
-def make_room(store: Store, workers: Workers, max_run_s: float = 0.0, restarts: int = 2) -> JobRoom:
+def make_room(
+    store: Store, workers: Workers, max_run_s: float = 0.0, restarts: int = 2
+) -> JobManager:
     limits = RunLimits(1, checkpoint_interval_s=1.0, min_free_bytes=0, max_run_s=max_run_s)
-    return JobRoom(store, workers, RoomLimits(1, 2, 2, restarts), limits)
+    return JobManager(store, workers, JobLimits(1, 2, 2, restarts), limits)
 
 
-async def submit(room: JobRoom, store: Store, name: str = "m") -> str:
+async def submit(room: JobManager, store: Store, name: str = "m") -> str:
     """Queues a job on TEXT."""
     writer = store.corpora.writer()
     writer.write(TEXT)
@@ -145,12 +147,12 @@ async def submit(room: JobRoom, store: Store, name: str = "m") -> str:
     return job
 
 
-async def follow(room: JobRoom, job: str, after: int = 0) -> list[pb.JobEvent]:
+async def follow(room: JobManager, job: str, after: int = 0) -> list[pb.JobEvent]:
     async with asyncio.timeout(PATIENCE_S):
         return [event async for event in room.book.watch(job, after)]
 
 
-def progress(step: int, **values: float) -> wire.Message:
+def progress(step: int, **values: float) -> worker_protocol.Message:
     return {"event": "progress", "step": step, "tokens_seen": step, **values}
 
 
@@ -176,7 +178,7 @@ def test_what_is_made_again_after_a_crash_is_told_once(store: Store, model: byte
         again = [progress(3), progress(4), progress(4, valid_loss=1.0), progress(5)]
 
         class Dying(TellingWorker):
-            async def receive(self) -> wire.Message:
+            async def receive(self) -> worker_protocol.Message:
                 if not self._messages:
                     raise aborted("it died")
                 return await super().receive()
@@ -219,7 +221,7 @@ def test_what_a_job_is_at_before_its_first_step_is_told_and_taken_back(
 def test_how_far_a_validation_has_come_is_told_until_its_loss_is(
     store: Store, model: bytes
 ) -> None:
-    def validation(step: int, done: int, final: bool = False) -> wire.Message:
+    def validation(step: int, done: int, final: bool = False) -> worker_protocol.Message:
         values = {"tokens_done": done, "tokens_total": 9, "role": "valid", "is_final": final}
         return {"event": "validation", "step": step, **values}
 
@@ -317,13 +319,13 @@ def test_a_job_is_deleted_once_its_end_is_cleared_up(
     store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clear = threading.Event()
-    tidy = Endings._tidy
+    tidy = Completion._tidy
 
-    def tidy_late(endings: Endings, job: str) -> None:
+    def tidy_late(endings: Completion, job: str) -> None:
         clear.wait(PATIENCE_S)
         tidy(endings, job)
 
-    monkeypatch.setattr(Endings, "_tidy", tidy_late)
+    monkeypatch.setattr(Completion, "_tidy", tidy_late)
 
     async def run() -> None:
         room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
@@ -394,7 +396,7 @@ def test_a_checkpoint_forgives_what_died_before(store: Store, model: bytes) -> N
 def test_a_full_disk_delays_the_note_of_an_end(
     store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("treadle.server.endings._FULL_RETRY_S", 0.01)
+    monkeypatch.setattr("treadle.server.jobs.completion._FULL_RETRY_S", 0.01)
     append, failures = store.database.append_event, 3
 
     def full(job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
@@ -427,7 +429,7 @@ def test_a_full_disk_delays_the_note_of_an_end(
     ids=lambda message: message["event"],
 )
 def test_what_finds_the_disk_full_pauses_the_job(
-    store: Store, monkeypatch: pytest.MonkeyPatch, message: wire.Message
+    store: Store, monkeypatch: pytest.MonkeyPatch, message: worker_protocol.Message
 ) -> None:
     append = store.database.append_event
 
@@ -439,7 +441,7 @@ def test_what_finds_the_disk_full_pauses_the_job(
     monkeypatch.setattr(store.database, "append_event", full)
 
     class Reporting(StubbornWorker):
-        async def receive(self) -> wire.Message:
+        async def receive(self) -> worker_protocol.Message:
             if len(self.sent) == 1:
                 return dict(message)
             return await super().receive()
@@ -518,7 +520,7 @@ def test_running_jobs_share_the_threads(store: Store) -> None:
             return made[-1]
 
         limits = RunLimits(4, checkpoint_interval_s=1.0, min_free_bytes=0)
-        room = JobRoom(store, FakeWorkers(make), RoomLimits(2, 2, 2, 1), limits)
+        room = JobManager(store, FakeWorkers(make), JobLimits(2, 2, 2, 1), limits)
         first = await submit(room, store)
         room.open()
         await until(lambda: made and made[0].sent)
@@ -616,14 +618,14 @@ class SlowWorker(StubbornWorker):
         super().__init__()
         self.free = asyncio.Event()
 
-    async def receive(self) -> wire.Message:
+    async def receive(self) -> worker_protocol.Message:
         await self.free.wait()
         return await super().receive()
 
 
-def slow_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[JobRoom, SlowWorker]:
+def slow_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[JobManager, SlowWorker]:
     """Returns a room whose one worker does not stop before the test lets it."""
-    monkeypatch.setattr("treadle.server.jobs._ANSWER_S", 0.01)
+    monkeypatch.setattr("treadle.server.jobs.manager._ANSWER_S", 0.01)
     worker = SlowWorker()
     return make_room(store, FakeWorkers(lambda: worker)), worker
 
@@ -678,7 +680,7 @@ def test_a_pause_can_be_taken_back_before_a_worker_follows_it(
 def test_a_full_disk_keeps_no_job_from_being_stopped(
     store: Store, monkeypatch: pytest.MonkeyPatch, wish: str
 ) -> None:
-    monkeypatch.setattr("treadle.server.endings._FULL_RETRY_S", 0.01)
+    monkeypatch.setattr("treadle.server.jobs.completion._FULL_RETRY_S", 0.01)
     is_full = False
 
     def unless_full(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -752,7 +754,7 @@ def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
             super().__init__(model)
             self.free = asyncio.Event()
 
-        async def receive(self) -> wire.Message:
+        async def receive(self) -> worker_protocol.Message:
             await self.free.wait()
             return await super().receive()
 

@@ -16,18 +16,18 @@ import pytest
 
 from treadle.model import Model
 from treadle.model.config import OptimizerKind
-from treadle.model.learner import Learner
-from treadle.model.learning_config import LearningConfig
-from treadle.model.scores import Details
-from treadle.server import convert_learning
-from treadle.server.convert_learning import Publication
-from treadle.server.learning import LearningRoom
-from treadle.server.learning_session import LearningSession
-from treadle.server.memory_budget import MemoryBudget
-from treadle.server.scheduler import Scheduler
-from treadle.server.sources import Sources
-from treadle.server.store import MODEL_FILE, Store
-from treadle.server.stream_places import Openings, StreamPlaces
+from treadle.model.online.config import LearningConfig
+from treadle.model.online.learner import Learner
+from treadle.model.scoring.scores import Details
+from treadle.server.inference.learn import LearnHandler
+from treadle.server.inference.learn_stream import LearningSession
+from treadle.server.inference.resolve import Sources
+from treadle.server.inference.scheduler import Scheduler
+from treadle.server.inference.stream_places import Openings, StreamPlaces
+from treadle.server.messages import learn_request
+from treadle.server.messages.learn_request import Publication
+from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.storage.data_dir import MODEL_FILE, Store
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, detail_of, fields_of, tiny_spec, wait_for
@@ -303,7 +303,7 @@ def publishing(learning: Server, folder: Path) -> Iterator[tuple[Store, Callable
     store, scheduler = Store(folder / "data"), Scheduler(1)
     places, openings = StreamPlaces(1, "learning streams", 60), Openings(1, 60)
     sources = cast(Sources, None)  # the session below has its model already
-    room = LearningRoom(
+    room = LearnHandler(
         sources,
         store,
         places,
@@ -313,7 +313,7 @@ def publishing(learning: Server, folder: Path) -> Iterator[tuple[Store, Callable
         max_message_bytes=1000,
         max_call_s=60,
     )
-    asked = convert_learning.learning(pb.LearnStreamSpec(model="m"))
+    asked = learn_request.learning(pb.LearnStreamSpec(model="m"))
     session = LearningSession(model, asked, 1000, nothing_held(), nothing_held())
     list(session.begin())
 

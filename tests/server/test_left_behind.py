@@ -15,8 +15,8 @@ import pytest
 
 from treadle.model import kernel_folder, sweep_temporary_kernels
 from treadle.model.temporary_files import leftovers, remove_leftovers, temporary_path
-from treadle.server.job_files import FINAL_FILE, STATE_FILE
-from treadle.server.store import Store
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.job_files import FINAL_FILE, STATE_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import Server, long_spec, tiny_spec, wait_for

@@ -11,13 +11,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from treadle.server import disk
 from treadle.server.config import ServerConfig, SettingError
-from treadle.server.disk import StoreError
 from treadle.server.errors import StatusError
-from treadle.server.fsck import check, run
-from treadle.server.housekeeping import Rules, Swept, sweep
-from treadle.server.store import DATABASE_FILE, HASH_FILE, MODEL_FILE, Store
+from treadle.server.fsck.check import check, run
+from treadle.server.storage import files
+from treadle.server.storage.data_dir import DATABASE_FILE, HASH_FILE, MODEL_FILE, Store
+from treadle.server.storage.files import StoreError
+from treadle.server.storage.retention import Rules, Swept, sweep
 
 from .harness import TEXT, Server, tiny_spec
 from .samples import job_row, put_model, tiny_model
@@ -65,7 +65,7 @@ def test_a_link_in_place_of_what_is_ours_is_refused(
     open_and_close(root)
     place = root / name
     if name != "damaged":
-        disk.remove(place)
+        files.remove(place)
     place.symlink_to(elsewhere / "file" if name in ("lock", DATABASE_FILE) else elsewhere)
     before = tree(elsewhere)
     if name != "damaged":
@@ -198,7 +198,7 @@ def test_deep_trees_are_removed(tmp_path: Path) -> None:
         os.close(handle)
         handle = inner
     os.close(handle)
-    assert disk.remove(top)
+    assert files.remove(top)
     assert not top.exists()
 
 

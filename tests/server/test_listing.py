@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from treadle.server.store import Store
+from treadle.server.storage.data_dir import Store
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Server, detail_of, first_progress, long_spec

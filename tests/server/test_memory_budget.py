@@ -11,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.server.errors import StatusError
-from treadle.server.memory_budget import MemoryBudget, Reservation
+from treadle.server.resources.memory_budget import MemoryBudget, Reservation
 
 
 def test_bytes_are_held_until_the_block_ends() -> None:

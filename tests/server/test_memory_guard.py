@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from treadle.server.memory_guard import guard_memory
+from treadle.server.resources.memory_guard import guard_memory
 
 from .harness import until
 

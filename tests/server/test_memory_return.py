@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from treadle.server.memory_return import Heap, MemoryReturn
+from treadle.server.resources.memory_return import Heap, MemoryReturn
 
 MIB = 1 << 20
 
@@ -49,7 +49,7 @@ def test_it_returns_what_is_worth_it_and_not_again_what_never_goes() -> None:
 
 BURST = """
 from pathlib import Path
-from treadle.server.memory_return import Heap, MemoryReturn
+from treadle.server.resources.memory_return import Heap, MemoryReturn
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -8,8 +8,8 @@ import grpc
 import pytest
 
 from treadle.server.errors import StatusError
-from treadle.server.model_limits import ModelLimits
-from treadle.server.store import Store
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.model_limits import ModelLimits
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Server, first_progress, long_spec, tiny_spec

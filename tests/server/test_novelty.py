@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from treadle.model import Model
-from treadle.server.job_files import LAST_FILE
+from treadle.server.storage.job_files import LAST_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, tiny_spec

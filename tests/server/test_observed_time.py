@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from clocks import DayClock
 
-from treadle.server.observed_time import AHEAD_S, BEHIND_S, CONFIRM_S, ObservedTime
+from treadle.server.storage.observed_time import AHEAD_S, BEHIND_S, CONFIRM_S, ObservedTime
 
 NOW = 1_800_000_000.0
 DAY = 86_400.0

@@ -14,10 +14,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from treadle.server import open_files, versions
-from treadle.server.database import Database
 from treadle.server.errors import from_exception
-from treadle.server.store import Store
+from treadle.server.resources import open_files
+from treadle.server.storage import model_version
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.database import Database
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Server, detail_of, requests, tiny_spec, wait_for
@@ -94,7 +95,7 @@ def test_a_model_is_not_called_damaged_where_no_file_can_be_opened(
     def refuse(_: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(versions, "read_header", refuse)
+    monkeypatch.setattr(model_version, "read_header", refuse)
     with pytest.raises(OSError, match="Too many open files") as caught:
         store.describe(stored)
     store.close()

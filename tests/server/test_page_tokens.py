@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from treadle.server import page_tokens
 from treadle.server.errors import StatusError
+from treadle.server.messages import page_tokens
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Caller, Server, fields_of, tiny_spec

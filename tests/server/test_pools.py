@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from treadle.server import pools
-from treadle.server.pools import Pool
+from treadle.server.resources import pools
+from treadle.server.resources.pools import Pool
 
 from .harness import PATIENCE_S
 

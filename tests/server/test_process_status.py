@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from treadle.server import process_status
+from treadle.server.resources import process_status
 
 
 def test_a_process_that_nobody_can_look_at_ends_no_watch_over_it(

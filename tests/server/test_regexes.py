@@ -10,18 +10,25 @@ import grpc
 import pytest
 from clocks import StillClock
 
-from treadle.model import constraint as constraint_module
-from treadle.model.automaton import GLANCE, QUICK, THOROUGH, Automaton, Effort, compile_automaton
 from treadle.model.config import TokenizerConfig
-from treadle.model.constraint import compile_constraint
-from treadle.model.deadline import NEVER, Deadline
 from treadle.model.errors import ConfigError, EffortError
-from treadle.model.tokenizer import build_tokenizer
-from treadle.server import regexes as regexes_module
+from treadle.model.generation import constraint as constraint_module
+from treadle.model.generation.constraint import compile_constraint
+from treadle.model.generation.deadline import NEVER, Deadline
+from treadle.model.generation.regex_automaton import (
+    GLANCE,
+    QUICK,
+    THOROUGH,
+    Automaton,
+    Effort,
+    compile_automaton,
+)
+from treadle.model.tokenizers.build import build_tokenizer
 from treadle.server.errors import StatusError
-from treadle.server.lanes import Lane
-from treadle.server.memory_budget import MemoryBudget
-from treadle.server.regexes import Regexes
+from treadle.server.inference import regexes as regexes_module
+from treadle.server.inference.regexes import Regexes
+from treadle.server.resources.lanes import Lane
+from treadle.server.resources.memory_budget import MemoryBudget
 
 from .harness import until
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from treadle.server import repeated_limits
 from treadle.server.errors import StatusError
+from treadle.server.messages import repeated_limits
 from treadle.v1 import sequence_pb2 as pb
 
 REQUESTS = {

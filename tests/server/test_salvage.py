@@ -20,13 +20,13 @@ from typing import Any
 
 import pytest
 
-from treadle.server import records
-from treadle.server.database import Database
-from treadle.server.disk import StoreError
-from treadle.server.fsck import check
-from treadle.server.rows import ADDED, TABLES, read_row
-from treadle.server.salvage import Salvage, _cells, _kind, _record, _table
-from treadle.server.store import DATABASE_FILE, REPAIRED_FILE, Store
+from treadle.server.fsck.check import check
+from treadle.server.messages import responses
+from treadle.server.storage.data_dir import DATABASE_FILE, REPAIRED_FILE, Store
+from treadle.server.storage.database import Database
+from treadle.server.storage.files import StoreError
+from treadle.server.storage.salvage import Salvage, _cells, _kind, _record, _table
+from treadle.server.storage.schema import ADDED, TABLES, read_row
 from treadle.v1 import sequence_pb2 as pb
 
 from .samples import job_row, put_model
@@ -236,7 +236,7 @@ def serve(root: Path) -> dict[Key, Any]:
     store = Store(root)
     try:
         for row in store.database.jobs(limit=1000):
-            listed = records.listed_job(row, 0, "")
+            listed = responses.listed_job(row, 0, "")
             assert listed.id
             store.database.events(row.id, 0)
         store.database.queued()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from treadle.server.scheduler import LONG_TURN_S, TURN_S, Scheduler, Taker
+from treadle.server.inference.scheduler import LONG_TURN_S, TURN_S, Scheduler, Taker
 
 PATIENCE_S = 120.0
 
@@ -34,7 +34,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("treadle.server.scheduler.time", clock)
+    monkeypatch.setattr("treadle.server.inference.scheduler.time", clock)
     return clock
 
 

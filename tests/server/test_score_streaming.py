@@ -6,15 +6,15 @@ from itertools import pairwise
 
 import pytest
 
-from treadle.model.scores import Details
-from treadle.server import records
-from treadle.server.convert_scoring import scoring, stream_scoring
+from treadle.model.scoring.scores import Details
 from treadle.server.errors import StatusError, invalid
-from treadle.server.loaded import Source
-from treadle.server.reply_growth import ReplyGrowth
-from treadle.server.score_streaming import Stream
-from treadle.server.scoring import _Texts
-from treadle.server.stream_units import Piece
+from treadle.server.inference.model_cache import Source
+from treadle.server.inference.score import _Texts
+from treadle.server.inference.score_stream import Stream
+from treadle.server.inference.stream_units import Piece
+from treadle.server.messages import responses
+from treadle.server.messages.reply_size import ReplyGrowth
+from treadle.server.messages.score_request import scoring, stream_scoring
 from treadle.v1 import sequence_pb2 as pb
 
 from .samples import nothing_held, tiny_model
@@ -68,8 +68,8 @@ def test_a_context_is_read_once_for_all_texts_of_a_call() -> None:
 
     score = tiny_model().score("ab", TEXT, details=Details(ranks=True))
     one = pb.ScoreResponse().scores.add()
-    one.MergeFrom(records.summary(score))
-    records.add_tokens(one, score.tokens)
+    one.MergeFrom(responses.summary(score))
+    responses.add_tokens(one, score.tokens)
     assert steps(100) - steps(1) < len(TEXT) / 64 * 5
 
 

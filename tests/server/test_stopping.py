@@ -20,13 +20,13 @@ from treadle.model.config import (
     ReportConfig,
     TrainConfig,
 )
-from treadle.server.attempt import RunLimits
 from treadle.server.errors import StatusError
-from treadle.server.job_files import STATE_FILE
-from treadle.server.jobs import JobRoom, RoomLimits
-from treadle.server.orders import UploadedFile, new_id, new_row
-from treadle.server.store import Store
-from treadle.server.workers import Workers
+from treadle.server.jobs.manager import JobLimits, JobManager
+from treadle.server.jobs.runner import RunLimits
+from treadle.server.jobs.worker_pool import Workers
+from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.job_files import STATE_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, until
@@ -66,7 +66,7 @@ class Room:
             1, checkpoint_interval_s=interval_s, min_free_bytes=0, max_run_s=max_run_s,
             stop_timeout_s=TIMEOUT_S, max_run_bytes=max_run_bytes,
         )  # fmt: skip
-        self.jobs = JobRoom(store, self._workers, RoomLimits(1, 9, 1, 3), limits)
+        self.jobs = JobManager(store, self._workers, JobLimits(1, 9, 1, 3), limits)
 
     async def open(self) -> None:
         await self.jobs.recover()
@@ -202,7 +202,7 @@ def test_a_step_that_takes_minutes_can_be_left(store: Store) -> None:
 def test_a_process_that_takes_too_much_memory_is_killed_once(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("treadle.server.process_memory.most_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr("treadle.server.resources.process_memory.most_bytes", lambda _: 1 << 20)
 
     async def work(room: Room) -> None:
         job = await room.submit("m", config())

@@ -19,7 +19,7 @@ import pytest
 from treadle.model import Model
 from treadle.model.errors import CheckpointError
 from treadle.server.errors import StatusError
-from treadle.server.store import HASH_FILE, MODEL_FILE, Store, StoredModel, StoreError
+from treadle.server.storage.data_dir import HASH_FILE, MODEL_FILE, Store, StoredModel, StoreError
 
 from .samples import job_row, put_model, tiny_model
 
@@ -202,7 +202,10 @@ def test_what_a_crash_left_is_removed_and_models_stay(tmp_path: Path, trained: M
 
 def test_a_directory_has_one_server(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    code = "import sys, pathlib; from treadle.server.store import Store; Store(pathlib.Path({!r}))"
+    code = (
+        "import pathlib; from treadle.server.storage.data_dir import Store; "
+        "Store(pathlib.Path({!r}))"
+    )
     command = [sys.executable, "-c", code.format(str(tmp_path))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "in use by another server" in done.stderr

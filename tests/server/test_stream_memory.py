@@ -9,9 +9,9 @@ import grpc
 import pytest
 
 from treadle.model import Model
-from treadle.model.learning_config import LearningConfig
-from treadle.model.memory import learner_bytes, scorer_bytes, snapshot_bytes
-from treadle.server.store import MODEL_FILE
+from treadle.model.memory_estimate import learner_bytes, scorer_bytes, snapshot_bytes
+from treadle.model.online.config import LearningConfig
+from treadle.server.storage.data_dir import MODEL_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import Server, detail_of, tiny_spec, wait_for

@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
-from treadle.server.call_deadline import work_within
 from treadle.server.errors import StatusError
-from treadle.server.stream_places import Openings, Place, StreamPlaces
+from treadle.server.inference.stream_places import Openings, Place, StreamPlaces
+from treadle.server.rpc.call_deadline import work_within
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, detail_of, tiny_spec, until, wait_for

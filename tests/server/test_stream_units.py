@@ -9,16 +9,16 @@ import pytest
 from small_models import model_of
 
 from treadle.model.config import CorpusLayout, TokenizerKind, UnknownPolicy
-from treadle.model.learner import Learner
 from treadle.model.model import Model
-from treadle.server import convert_learning
-from treadle.server.convert_scoring import stream_scoring
+from treadle.model.online.learner import Learner
 from treadle.server.errors import StatusError
-from treadle.server.learning_session import LearningSession
-from treadle.server.loaded import Source
-from treadle.server.memory_budget import MemoryBudget
-from treadle.server.score_streaming import Stream
-from treadle.server.stream_units import Piece
+from treadle.server.inference.learn_stream import LearningSession
+from treadle.server.inference.model_cache import Source
+from treadle.server.inference.score_stream import Stream
+from treadle.server.inference.stream_units import Piece
+from treadle.server.messages import learn_request
+from treadle.server.messages.score_request import stream_scoring
+from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
 
 from .samples import nothing_held, tiny_model
@@ -66,7 +66,7 @@ class Learning:
     ) -> None:
         settings = {"learning_rate": 0.5, "window": 8, "optimizer": pb.OPTIMIZER_ADAM, **spec}
         made = pb.LearnStreamSpec(model="m", on_error=on_error, **settings)
-        asked = convert_learning.learning(made)
+        asked = learn_request.learning(made)
         self.session = LearningSession(model, asked, room, nothing_held(), nothing_held())
         list(self.session.begin())
 
@@ -223,7 +223,7 @@ def test_a_policy_that_the_contract_lacks_is_refused() -> None:
     with pytest.raises(StatusError, match="on_error must be"):
         stream_scoring(pb.ScoreStreamSpec(model="m", on_error=beyond))
     with pytest.raises(StatusError, match="on_error must be"):
-        convert_learning.learning(pb.LearnStreamSpec(model="m", on_error=beyond))
+        learn_request.learning(pb.LearnStreamSpec(model="m", on_error=beyond))
 
 
 @pytest.mark.parametrize("kind", ["score", "learn"])
@@ -238,7 +238,7 @@ def test_a_shortage_of_memory_ends_the_call_whatever_on_error_says(kind: str) ->
         steps = stream.feed(Piece.of(text))
     else:
         made = pb.LearnStreamSpec(model="m", ranks=True, on_error=pb.ON_ERROR_SKIP)
-        asked = convert_learning.learning(made)
+        asked = learn_request.learning(made)
         session = LearningSession(tiny_model(), asked, 1 << 30, nothing_held(), full)
         list(session.begin())
         steps = session.answer(pb.LearnStreamRequest(learn=text))

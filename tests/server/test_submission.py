@@ -11,8 +11,8 @@ import grpc
 import pytest
 from google.protobuf import json_format
 
-from treadle.server import convert
 from treadle.server.errors import StatusError
+from treadle.server.messages import requests
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Caller, fields_of, tiny_spec
@@ -79,7 +79,7 @@ def test_subwords_without_their_package_get_no_job(monkeypatch: pytest.MonkeyPat
     spec = tiny_spec(MODEL)
     spec.tokenizer.kind = pb.TOKENIZER_KIND_SUBWORDS
     with pytest.raises(StatusError, match="needs the package tokenizers"):
-        convert.training_order(spec)
+        requests.training_order(spec)
 
 
 EMPTY: list[list[pb.TrainRequest]] = [

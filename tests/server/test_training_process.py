@@ -18,8 +18,8 @@ from treadle.model.config import (
     ReportConfig,
     TrainConfig,
 )
-from treadle.server import wire
-from treadle.server.job_files import FINAL_FILE, LAST_FILE, STATE_FILE
+from treadle.server.jobs import worker_protocol
+from treadle.server.storage.job_files import FINAL_FILE, LAST_FILE, STATE_FILE
 
 from .harness import PATIENCE_S, TEXT
 
@@ -42,7 +42,7 @@ sys.exit(training.serve(requests, replies, False))
 """
 
 
-def order(folder: Path, corpus_bytes: bytes = TEXT, **sections: Any) -> wire.Message:
+def order(folder: Path, corpus_bytes: bytes = TEXT, **sections: Any) -> worker_protocol.Message:
     """Returns a job of a few steps."""
     corpus = folder / "corpus"
     corpus.write_bytes(corpus_bytes)
@@ -66,10 +66,12 @@ def order(folder: Path, corpus_bytes: bytes = TEXT, **sections: Any) -> wire.Mes
     }
 
 
-Answer = Callable[[wire.Message], wire.Message | None]
+Answer = Callable[[worker_protocol.Message], worker_protocol.Message | None]
 
 
-def serve(script: str, job: wire.Message, answer: Answer | None = None) -> list[wire.Message]:
+def serve(
+    script: str, job: worker_protocol.Message, answer: Answer | None = None
+) -> list[worker_protocol.Message]:
     """Has a process do a job, and returns what it says, to its last word.
 
     Args:
@@ -83,11 +85,11 @@ def serve(script: str, job: wire.Message, answer: Answer | None = None) -> list[
     assert process.stdin is not None
     assert process.stdout is not None
     with process:
-        process.stdin.write(wire.encode({"job": job}))
+        process.stdin.write(worker_protocol.encode({"job": job}))
         process.stdin.flush()
         said = []
         for line in process.stdout:
-            message = wire.decode(line)
+            message = worker_protocol.decode(line)
             if message["event"] == "alive":  # as often as the machine is slow
                 continue
             said.append(message)
@@ -95,7 +97,7 @@ def serve(script: str, job: wire.Message, answer: Answer | None = None) -> list[
                 break
             reply = None if answer is None else answer(said[-1])
             if reply is not None:
-                process.stdin.write(wire.encode(reply))
+                process.stdin.write(worker_protocol.encode(reply))
                 process.stdin.flush()
         process.stdin.close()
         process.wait(PATIENCE_S)
@@ -121,7 +123,7 @@ def test_a_disk_that_is_full_at_the_very_end_pauses_the_job(tmp_path: Path) -> N
 SMALL_DISK = """
 import os
 from pathlib import Path
-from treadle.server.disk import DiskSpace
+from treadle.server.storage.files import DiskSpace
 folder = Path(os.environ["SMALL_DISK"])
 def free(self):
     '''A disk of so many bytes, of which the files of this process take some.'''
@@ -191,18 +193,18 @@ def test_a_model_that_was_left_does_not_pass_for_this_runs(tmp_path: Path) -> No
 
 ENDLESS = """
 import time
-import treadle.model.trainer
+import treadle.model.training.trainer
 def endless(*_):
     print("here", file=sys.stderr)
     time.sleep(1e6)
 """
-IN_PREPARATION = f"import sys{ENDLESS}treadle.model.trainer.baseline = endless\n"
+IN_PREPARATION = f"import sys{ENDLESS}treadle.model.training.trainer.baseline = endless\n"
 """Counts n-grams for ever."""
-AT_THE_END = f"import sys{ENDLESS}treadle.model.trainer.Trainer._final_loss = endless\n"
+AT_THE_END = f"import sys{ENDLESS}treadle.model.training.trainer.Trainer._final_loss = endless\n"
 """Reads the whole validation part for ever."""
 SLOW_VALIDATIONS = """
 import time
-from treadle.model.scorer import Scorer
+from treadle.model.scoring.scorer import Scorer
 score = Scorer.log_probabilities
 def slow(*arguments):
     time.sleep(0.06)  # more than the interval of reports
@@ -217,11 +219,11 @@ LONG_TEXT = TEXT * 30
 """Long enough for a sample to be less than half of the validation part."""
 
 
-def once(when: Callable[[wire.Message], bool], reply: wire.Message) -> Answer:
+def once(when: Callable[[worker_protocol.Message], bool], reply: worker_protocol.Message) -> Answer:
     """Answers the first message of a kind."""
-    answered: list[wire.Message] = []
+    answered: list[worker_protocol.Message] = []
 
-    def answer(message: wire.Message) -> wire.Message | None:
+    def answer(message: worker_protocol.Message) -> worker_protocol.Message | None:
         if answered or not when(message):
             return None
         answered.append(message)
@@ -239,7 +241,7 @@ def once(when: Callable[[wire.Message], bool], reply: wire.Message) -> Answer:
     ],
 )
 def test_a_run_that_is_being_prepared_is_left_at_once(
-    reply: wire.Message, event: str, tmp_path: Path
+    reply: worker_protocol.Message, event: str, tmp_path: Path
 ) -> None:
     """However long what it is at takes: it takes for ever here."""
     answer = once(lambda said: said["event"] == "ready", reply)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from treadle.server.scheduler import Scheduler
-from treadle.server.turns import made, run_steps
+from treadle.server.inference.scheduler import Scheduler
+from treadle.server.inference.turns import made, run_steps
 
 from .harness import PATIENCE_S
 

@@ -8,9 +8,9 @@ import grpc
 import pytest
 
 from treadle.server.errors import StatusError, unavailable
-from treadle.server.store import Store
-from treadle.server.upload import Limits, Pace, Upload
-from treadle.server.upload_files import UploadFiles
+from treadle.server.jobs.upload import Limits, Pace, Upload
+from treadle.server.jobs.upload_files import UploadFiles
+from treadle.server.storage.data_dir import Store
 from treadle.v1 import sequence_pb2 as pb
 
 SPEC = pb.TrainRequest(spec=pb.TrainSpec(model="m"))

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from treadle.server.database import Database
 from treadle.server.errors import StatusError
-from treadle.server.event_tail import EventTail
-from treadle.server.job import SUCCEEDED, Job
-from treadle.server.job_book import JobBook
-from treadle.server.turnstile import Turnstile
+from treadle.server.jobs.event_tail import EventTail
+from treadle.server.jobs.job import SUCCEEDED, Job
+from treadle.server.jobs.registry import JobRegistry
+from treadle.server.resources.turnstile import Turnstile
+from treadle.server.storage.database import Database
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S
@@ -39,12 +39,12 @@ def bounded(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(run())
 
 
-def new_book(database: Database) -> JobBook:
+def new_book(database: Database) -> JobRegistry:
     closing: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
-    return JobBook(database, closing, list)
+    return JobRegistry(database, closing, list)
 
 
-async def read_all(book: JobBook, seen: list[int], pause_s: float = 0.0) -> None:
+async def read_all(book: JobRegistry, seen: list[int], pause_s: float = 0.0) -> None:
     async for event in book.watch("j"):
         assert event.job == "j"
         seen.append(event.sequence)

@@ -19,8 +19,8 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from treadle.server import convert
 from treadle.server.errors import StatusError
+from treadle.server.messages import requests as convert
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Caller, fields_of, tiny_spec

@@ -1,0 +1,330 @@
+"""Sixteen floats at once: a type for compiled code, and the operations that loops over units need.
+
+LLVM does not vectorize a fused gate loop over a dozen arrays by itself; here the loop says so
+itself. A body is written once, over `load` and `store` of LANES elements, and runs over a row in
+whole vectors and a last part of one, whose other lanes are neither read nor written. LLVM splits
+a vector into the registers that the processor has, so LANES is the same everywhere, and so are
+the sums that are made of lanes.
+
+`+`, `-`, `*`, `/` and unary `-` work between vectors, and between a vector and a float32; so do
+the functions of `intrinsics`. Under NUMBA_DISABLE_JIT=1 a vector is a NumPy array of LANES
+elements.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+from treadle.kernels.jit import BOUNDS_CHECKED, PYTHON_MODE, jit, jit_inline
+
+Array = npt.NDArray[np.float32]
+
+ZERO = np.float32(0.0)
+
+LANES = 16
+"""Elements of a vector; part of the bits of sums over lanes, so not the processor's to choose."""
+
+FLOAT, INT = ir.FloatType(), ir.IntType(32)
+VECTOR, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
+
+
+class VectorType(types.Type):  # type: ignore[misc]
+    """LANES float32 values."""
+
+    def __init__(self) -> None:
+        super().__init__("Vector")
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, VECTOR)
+
+
+vector_type = VectorType()
+
+
+def is_vector(kind: Any) -> bool:
+    """True for the type of a vector."""
+    return isinstance(kind, VectorType)
+
+
+def is_number(kind: Any) -> bool:
+    """True for the types that arithmetic here works on: vectors and float32."""
+    return is_vector(kind) or bool(kind == types.float32)
+
+
+def broadcast(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
+    """Emit a vector of one value, a float or an int32."""
+    blank = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
+    first = builder.insert_element(blank, scalar, INT(0))
+    zeros = ir.Constant(ir.VectorType(INT, lanes), [0] * lanes)
+    return builder.shuffle_vector(first, blank, zeros)
+
+
+def lanes_below(builder: Any, limit: Any, first: int = 0, lanes: int = LANES) -> Any:
+    """Emit the mask of the lanes whose number, counted from `first`, is below an int32."""
+    numbers = ir.Constant(ir.VectorType(INT, lanes), list(range(first, first + lanes)))
+    return builder.icmp_signed("<", numbers, broadcast(builder, limit, lanes))
+
+
+def masked_load(builder: Any, pointer: Any, mask: Any, others: Any) -> Any:
+    """Emit a load of the masked lanes of a vector of floats; `others` fills the rest."""
+    vector = others.type
+    kind = ir.FunctionType(vector, [pointer.type, INT, mask.type, vector])
+    name = f"llvm.masked.load.v{vector.count}f32.p0"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, [pointer, INT(4), mask, others])
+
+
+def masked_store(builder: Any, value: Any, pointer: Any, mask: Any) -> None:
+    """Emit a store of the masked lanes of a vector of floats."""
+    kind = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, INT, mask.type])
+    name = f"llvm.masked.store.v{value.type.count}f32.p0"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    builder.call(function, [value, pointer, INT(4), mask])
+
+
+def same(builder: Any, signature: Any, arguments: Any) -> list[Any]:
+    """Return an operation's arguments, as vectors if its result is one."""
+    if not is_vector(signature.return_type):
+        return list(arguments)
+    pairs = zip(signature.args, arguments, strict=True)
+    return [value if is_vector(kind) else broadcast(builder, value) for kind, value in pairs]
+
+
+def call(builder: Any, name: str, *values: Any) -> Any:
+    """Emit a call of an LLVM intrinsic over floats or vectors, such as `llvm.fma`."""
+    kind = values[0].type
+    suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
+    function_type = ir.FunctionType(kind, [kind] * len(values))
+    function = cgutils.get_or_insert_function(builder.module, function_type, f"{name}.{suffix}")
+    return builder.call(function, values)
+
+
+def check_range(context: Any, builder: Any, size: Any, first: Any, count: Any) -> None:
+    """Emit an IndexError for elements that an array does not have; nothing in other builds.
+
+    Args:
+        context: Numba's.
+        builder: of the function's code.
+        size: elements of the array.
+        first: the first of those that are read or written.
+        count: how many; 0 or less for none.
+    """
+    if not BOUNDS_CHECKED:
+        return
+    zero, last = ir.Constant(first.type, 0), builder.add(first, count)
+    outside = builder.or_(
+        builder.icmp_signed("<", first, zero), builder.icmp_signed(">", last, size)
+    )
+    some = builder.icmp_signed(">", count, zero)
+    with builder.if_then(builder.and_(some, outside), likely=False):
+        context.call_conv.return_user_exc(builder, IndexError, ("a vector is out of bounds",))
+
+
+def _place(
+    context: Any, builder: Any, kind: Any, array: Any, offset: Any, left: Any
+) -> tuple[Any, Any]:
+    """Where a vector stands in an array, and the mask of its lanes that are below `left`."""
+    made = context.make_array(kind)(context, builder, array)
+    check_range(context, builder, made.nitems, offset, _bounded(builder, left))
+    pointer = builder.bitcast(builder.gep(made.data, [offset]), VECTOR.as_pointer())
+    return pointer, _mask(builder, left)
+
+
+def _mask(builder: Any, left: Any) -> Any:
+    """Lanes below `left`; folds away where that is the constant LANES."""
+    return lanes_below(builder, builder.trunc(_bounded(builder, left), INT))
+
+
+def _bounded(builder: Any, left: Any) -> Any:
+    """`left`, or LANES if that is less."""
+    top = ir.Constant(left.type, LANES)
+    return builder.select(builder.icmp_signed(">", left, top), top, left)
+
+
+def _load_padded(typing_context: Any, array: Any, offset: Any, left: Any, fill: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, mask = _place(context, builder, signature.args[0], *arguments[:3])
+        return masked_load(builder, pointer, mask, broadcast(builder, arguments[3]))
+
+    return vector_type(array, types.intp, types.intp, types.float32), generate
+
+
+def _store(typing_context: Any, array: Any, offset: Any, left: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, mask = _place(context, builder, signature.args[0], *arguments[:3])
+        masked_store(builder, arguments[3], pointer, mask)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, vector_type), generate
+
+
+def _splat(typing_context: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return broadcast(builder, arguments[0])
+
+    return vector_type(types.float32), generate
+
+
+def _part(builder: Any, vector: Any, first: int, width: int) -> Any:
+    """Lanes first to first + width, as a vector of that width."""
+    lanes = ir.Constant(ir.VectorType(INT, width), list(range(first, first + width)))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
+
+
+def _folding(combine: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
+    """Writes the intrinsic that folds a vector's upper half into its lower one, down to one."""
+
+    def fold(typing_context: Any, vector: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            value, width = arguments[0], LANES
+            while width > 1:
+                width //= 2
+                low, high = (_part(builder, value, first, width) for first in (0, width))
+                value = combine(builder, low, high)
+            return builder.extract_element(value, INT(0))
+
+        return types.float32(vector), generate
+
+    return fold
+
+
+def larger_of(builder: Any, a: Any, b: Any) -> Any:
+    """Emit the larger of two values of one type; NaN if either is."""
+    return call(builder, "llvm.maximum", a, b)
+
+
+def python_load_padded(array: Array, offset: int, left: int, fill: np.float32) -> Array:
+    """Stand-in for `load_padded`."""
+    vector = np.full(LANES, fill, np.float32)
+    part = array.reshape(-1)[offset : offset + min(left, LANES)]
+    vector[: part.size] = part
+    return vector
+
+
+def python_store(array: Array, offset: int, left: int, value: Array) -> None:
+    """Stand-in for `store`."""
+    width = min(left, LANES)
+    array.reshape(-1)[offset : offset + width] = value[:width]
+
+
+def python_splat(value: np.float32) -> Array:
+    """Stand-in for `splat`."""
+    return np.full(LANES, value, np.float32)
+
+
+def _python_folding(combine: Callable[[Array, Array], Array]) -> Callable[[Array], np.float32]:
+    def fold(vector: Array) -> np.float32:
+        while vector.size > 1:
+            vector = combine(vector[: vector.size // 2], vector[vector.size // 2 :])
+        return np.float32(vector[0])
+
+    return fold
+
+
+load_padded: Callable[[Array, int, int, np.float32], Array] = (
+    python_load_padded if PYTHON_MODE else intrinsic(_load_padded)
+)
+"""load_padded(array, offset, left, fill): element n is array.flat[offset + n], or `fill` where n
+is not below `left`."""
+
+store: Callable[[Array, int, int, Array], None] = python_store if PYTHON_MODE else intrinsic(_store)
+"""store(array, offset, left, vector): array.flat[offset + n] = vector[n] for n below `left`."""
+
+splat: Callable[[np.float32], Array] = python_splat if PYTHON_MODE else intrinsic(_splat)
+"""splat(value): a vector of one value."""
+
+lane_sum: Callable[[Array], np.float32] = (
+    _python_folding(np.add)
+    if PYTHON_MODE
+    else intrinsic(_folding(lambda builder, a, b: builder.fadd(a, b)))
+)
+"""lane_sum(vector): its sum, the upper half added to the lower one until one is left."""
+
+lane_maximum: Callable[[Array], np.float32] = (
+    _python_folding(np.maximum) if PYTHON_MODE else intrinsic(_folding(larger_of))
+)
+"""lane_maximum(vector): its largest element; NaN if one is NaN."""
+
+
+@jit_inline
+def load(array: Array, offset: int, left: int) -> Array:
+    """Return a vector of array.flat[offset:], with 0 past the first `left` elements."""
+    return load_padded(array, offset, left, ZERO)
+
+
+@jit_inline
+def move(source: Array, start: int, target: Array, to: int, width: int, count: int) -> None:
+    """target.flat[to : to + width] = `count` floats of source.flat[start:], then zeros.
+
+    Where `width` and `count` are constants, the masks fold away.
+    """
+    for x in range(0, width, LANES):
+        store(target, to + x, width - x, load(source, start + x, count - x))
+
+
+@jit
+def copy(source: Array, start: int, target: Array, to: int, count: int) -> None:
+    """target.flat[to : to + count] = source.flat[start : start + count]."""
+    whole = count // LANES * LANES
+    for n in range(0, whole, LANES):
+        store(target, to + n, LANES, load(source, start + n, LANES))
+    if whole < count:
+        store(target, to + whole, count - whole, load(source, start + whole, count - whole))
+
+
+_OPERATORS: dict[Any, str] = {
+    operator.add: "fadd",
+    operator.sub: "fsub",
+    operator.mul: "fmul",
+    operator.truediv: "fdiv",
+}
+
+
+def _register(symbol: Any, instruction: str) -> None:
+    """Teach Numba one operator between vectors and floats."""
+
+    def typed(context: Any) -> Any:
+        def typer(a: Any, b: Any) -> Any:
+            mixed = is_number(a) and is_number(b) and (is_vector(a) or is_vector(b))
+            return vector_type if mixed else None
+
+        return typer
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return getattr(builder, instruction)(*same(builder, signature, arguments))
+
+    type_callable(symbol)(typed)
+    for kinds in (
+        (VectorType, VectorType),
+        (VectorType, types.Float),
+        (types.Float, VectorType),
+    ):
+        lower_builtin(symbol, *kinds)(generate)
+
+
+def _register_negation() -> None:
+    def typed(context: Any) -> Any:
+        return lambda a: vector_type if is_vector(a) else None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fneg(arguments[0])
+
+    type_callable(operator.neg)(typed)
+    lower_builtin(operator.neg, VectorType)(generate)
+
+
+for _symbol, _instruction in _OPERATORS.items():
+    _register(_symbol, _instruction)
+_register_negation()

@@ -1,0 +1,1 @@
+"""Corpora: from files to token arrays, and from token arrays to batches."""

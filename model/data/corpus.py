@@ -1,0 +1,277 @@
+r"""A corpus: read from files, turned to tokens, and cut into what is trained on and what is not.
+
+Text is one sequence per file, whose last part is kept for validation, and the end of that for the
+test. Items (the layout LINES) are independent of each other; those for validation and the test are
+drawn by the seed, per file. Or files of their own validate and test. A line is what stands before
+"\n", without its end ("\n" or "\r\n"); empty lines are left out.
+
+Files are read in blocks, and tokens are kept in the smallest type that holds the vocabulary, in a
+file where a folder for it is given: a corpus takes about its own size in memory, or less.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from treadle.model.config import (
+    CorpusFormat,
+    CorpusLayout,
+    CorpusRole,
+    DataConfig,
+    Split,
+    TokenizerConfig,
+    UnknownPolicy,
+)
+from treadle.model.data.files import CorpusFile, check_encoding, check_not_empty
+from treadle.model.data.reader import FileTokens, Reader
+from treadle.model.data.splits import MIN_HELD_OUT_TOKENS, Shares, Splitter, TokenData
+from treadle.model.data.token_array import Tokens, blocks
+from treadle.model.errors import ConfigError, CorpusError
+from treadle.model.field_checks import member
+from treadle.model.scratch_files import Folder
+from treadle.model.tokenizers.build import Tokenizer
+
+__all__ = ["Corpus", "CorpusFile", "TokenData", "read_corpus"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus read, cut and turned to tokens."""
+
+    tokenizer: Tokenizer
+    """What made the tokens."""
+    layout: CorpusLayout
+    """How it was cut."""
+    train: TokenData
+    """What is trained on."""
+    valid: TokenData | None
+    """What is kept for validation, if anything."""
+    notices: tuple[str, ...] = ()
+    """Sentences about what was left out or chosen for the user."""
+    test: TokenData | None = None
+    """What is kept for the test at the end, if anything."""
+    valid_split: Split | None = None
+    """Where the validation part comes from; None without one."""
+    test_split: Split | None = None
+    """Where the test part comes from; None without one."""
+    valid_characters: int = 0
+    """Code points that the foretold tokens of the validation part stand for; 0 without one, and
+    where unknown tokens are among them, which stand for any number."""
+    test_characters: int = 0
+    """Code points that the foretold tokens of the test part stand for; 0 as above."""
+
+
+def read_corpus(
+    data: bytes | os.PathLike[str] | Sequence[CorpusFile],
+    tokenizer: TokenizerConfig | None = None,
+    data_config: DataConfig | None = None,
+    seed: int = 0,
+    *,
+    fixed: Tokenizer | None = None,
+    folder: Folder | None = None,
+    unknown_policy: UnknownPolicy | None = None,
+) -> Corpus:
+    """Reads a corpus.
+
+    Args:
+        data: The corpus, the file that holds it, or several files.
+        tokenizer: How text becomes tokens; None: the defaults.
+        data_config: How it is read and cut; None: the defaults.
+        seed: Draws the items kept for validation and the test, and those of fractions of files.
+        fixed: The tokenizer to use, that of a model that is to learn from another corpus;
+            `tokenizer` and the layout are then not looked at.
+        folder: Where tokens are kept in nameless files; None: in memory.
+        unknown_policy: With `fixed`, what to do with symbols that it lacks; None: what it does.
+
+    Raises:
+        ConfigError: Settings contradict each other, or an encoding is unknown.
+        CorpusError: It is empty, too small to make one step of training, or malformed.
+        EncodingError: It is not of its encoding, and the policy is ERROR.
+        UnknownSymbolError: The vocabulary has no room for a symbol, and the policy is ERROR.
+        OSError: A file cannot be read, or the folder not be written.
+    """
+    config, data_config = tokenizer or TokenizerConfig(), data_config or DataConfig()
+    if unknown_policy is not None:
+        unknown_policy = member(UnknownPolicy, unknown_policy, "unknown_policy")
+    files = _files(data)
+    layout = check_data(data_config, None if fixed is None else fixed.layout)
+    check_not_empty(files)
+    if fixed is not None:
+        config = fixed.config
+    reader = Reader(config, data_config, layout)
+    training = [file for file in files if file.role is CorpusRole.TRAIN]
+    made = reader.build_tokenizer(training) if fixed is None else fixed
+    read = {
+        role: [reader.read(f, made, unknown_policy, folder) for f in files if f.role is role]
+        for role in CorpusRole
+    }
+    splitter = Splitter(made.vocabulary_size, folder, seed)
+    _check_size(read[CorpusRole.TRAIN])
+    return _cut(made, read, [file.weight for file in training], data_config, splitter)
+
+
+def _files(data: bytes | os.PathLike[str] | Sequence[CorpusFile]) -> list[CorpusFile]:
+    """Returns the files of a corpus."""
+    if isinstance(data, bytes | os.PathLike):
+        return [CorpusFile(data)]
+    files = [] if isinstance(data, str) else list(data)
+    if isinstance(data, str) or not all(isinstance(file, CorpusFile) for file in files):
+        raise CorpusError("a corpus must be bytes, a path (os.PathLike), or a list of CorpusFile")
+    return files
+
+
+def check_data(data: DataConfig, fixed: CorpusLayout | None = None) -> CorpusLayout:
+    """Returns the layout of a corpus whose settings fit together.
+
+    Args:
+        data: How the corpus is read and cut.
+        fixed: The layout of the model that is to learn from it; None: there is none.
+
+    Raises:
+        ConfigError: Settings contradict each other, or the encoding is unknown.
+    """
+    check_encoding(data.encoding)
+    if data.validation_fraction + data.test_fraction >= 1:
+        both = f"{data.validation_fraction:g} and {data.test_fraction:g}"
+        text = f"data.validation_fraction and data.test_fraction, {both}, leave nothing to train on"
+        raise ConfigError(text, "data.test_fraction")
+    plain = data.format is CorpusFormat.PLAIN
+    if fixed is None:
+        return data.layout if plain else CorpusLayout.LINES
+    if not plain and fixed is CorpusLayout.TEXT:
+        text = "data.format must be 'plain': the model to go on from reads text, not items"
+        raise ConfigError(text, "data.format")
+    return fixed
+
+
+def _check_size(files: Sequence[FileTokens]) -> None:
+    if files[0].offsets is None:
+        size, unit, least = sum(file.tokens.size for file in files), "token", 2
+    else:
+        size, unit, least = sum(file.items for file in files), "line with text", 1
+    if size < least:
+        unit = unit if size == 1 else unit.replace("line", "lines").replace("token", "tokens")
+        raise CorpusError(
+            f"the corpus has {size} {unit}, and training needs {least} or more: give it more text"
+        )
+
+
+def _cut(
+    tokenizer: Tokenizer,
+    read: dict[CorpusRole, list[FileTokens]],
+    weights: Sequence[float],
+    data: DataConfig,
+    splitter: Splitter,
+) -> Corpus:
+    """Decides which parts are worth having, and makes them."""
+    training = read[CorpusRole.TRAIN]
+    every = [file for files in read.values() for file in files]
+    notices = tuple(itertools.chain.from_iterable(file.notices for file in every))
+    notices += _missing(sum(file.missing for file in every), data.column)
+    notices += _left_out(sum(file.left_out for file in every), tokenizer)
+    held_out = (CorpusRole.VALID, CorpusRole.TEST)
+    own = {role: splitter.whole(read[role]) for role in held_out if read[role]}
+    shares = Shares(
+        0.0 if CorpusRole.VALID in own else data.validation_fraction,
+        0.0 if CorpusRole.TEST in own else data.test_fraction,
+    )
+    while True:
+        train, valid, test = splitter.split(training, shares, weights)
+        if shares.test and not _worth(test, train):
+            notices += (_not_worth("the test", train, test, "test"),)
+            shares = Shares(shares.valid, 0.0)
+        elif shares.valid and not _worth(valid, train):
+            notices += (_not_worth("validation", train, valid, "validate"),)
+            shares = Shares(0.0, shares.test)
+        else:
+            break
+    split_off = (valid if shares.valid else None, test if shares.test else None)
+    parts = []
+    for role, part in zip(held_out, split_off, strict=True):
+        kept, split = _held_out(own.get(role), part)
+        if role in own and kept is None:
+            notices += (f"the files of the role {role.value} hold nothing to foretell",)
+        parts.append((kept, split, 0 if kept is None else _characters(tokenizer, kept)))
+    (valid_part, valid_split, valid_size), (test_part, test_split, test_size) = parts
+    notices += _unknown(tokenizer, train, "to train on")
+    if valid_part is not None:
+        notices += _unknown(tokenizer, valid_part, "to validate with")
+    return Corpus(
+        tokenizer, tokenizer.layout, train, valid_part, notices, test_part, valid_split,
+        test_split, valid_size, test_size,
+    )  # fmt: skip
+
+
+def _held_out(
+    own: TokenData | None, part: TokenData | None
+) -> tuple[TokenData | None, Split | None]:
+    """Returns a part that is not trained on and where it comes from."""
+    if own is not None:
+        return (own, Split.FILES) if own.predicted else (None, None)
+    if part is None:
+        return None, None
+    return part, Split.TAIL if part.offsets is None else Split.ITEMS
+
+
+def _worth(part: TokenData, train: TokenData) -> bool:
+    return part.predicted >= MIN_HELD_OUT_TOKENS and train.predicted >= 1
+
+
+def _not_worth(purpose: str, train: TokenData, part: TokenData, verb: str) -> str:
+    return (
+        f"nothing kept for {purpose}: it would leave {train.predicted:,} tokens to train on "
+        f"and {part.predicted:,} to {verb} with"
+    )
+
+
+def _missing(count: int, column: str) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (f"{count:,} {'row' if count == 1 else 'rows'} left out: no text in {column!r}",)
+
+
+def _left_out(count: int, tokenizer: Tokenizer) -> tuple[str, ...]:
+    if not count:
+        return ()
+    skips = tokenizer.config.policy is UnknownPolicy.SKIP
+    reason = "empty or of unknown symbols only" if skips else "empty"
+    return (f"{count:,} {'line' if count == 1 else 'lines'} left out: {reason}",)
+
+
+def _count_unknown(tokenizer: Tokenizer, tokens: Tokens) -> int:
+    """Returns how many tokens of a large array are unknown."""
+    if tokenizer.unknown is None:
+        return 0
+    return sum(map(tokenizer.count_unknown, blocks(tokens)))
+
+
+def _unknown(tokenizer: Tokenizer, data: TokenData, purpose: str) -> tuple[str, ...]:
+    """Says what share of a part is unknown, if any of it is."""
+    count, whole = _count_unknown(tokenizer, data.tokens), max(len(data.tokens), 1)
+    if not count:
+        return ()
+    share = 100 * count / whole
+    shown = "less than 0.1" if share < 0.1 else f"{share:.3g}"
+    return (
+        f"{shown} % of the tokens {purpose} are unknown: {count:,} of {whole:,} stand for what the "
+        f"vocabulary of {tokenizer.ordinary:,} {tokenizer.config.kind} lacks",
+    )
+
+
+def _characters(tokenizer: Tokenizer, data: TokenData) -> int:
+    """Returns the code points that the foretold tokens of a part stand for; 0 if unknown."""
+    foretold = data.tokens if data.offsets is not None else data.tokens[1:]
+    if _count_unknown(tokenizer, foretold):
+        return 0
+    count = 0
+    before = foretold[:0]
+    for block in blocks(foretold):
+        # Counted together with the token before, since there may be a blank between them.
+        count += tokenizer.characters(np.append(before, block)) - tokenizer.characters(before)
+        before = block[-1:]
+    return count

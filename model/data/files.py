@@ -1,0 +1,441 @@
+r"""The files of a corpus, read in blocks: never more of one in memory than a few megabytes.
+
+A block ends where a symbol surely ends: before white space that follows something else, for
+tokenizers that read more than a character at a time; after a line's end, for items; anywhere, for
+characters. Where there is no such place for LONG_LINE characters, what is there is handed out as a
+part, and whoever makes tokens of it carries on from part to part.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from treadle.model.config import CorpusRole, UnknownPolicy
+from treadle.model.errors import ConfigError, CorpusError, EncodingError, UnknownSymbolError
+from treadle.model.field_checks import member, real
+from treadle.model.tokenizers.bytes import readable
+
+BLOCK = 1 << 20
+"""Bytes read together."""
+
+LONG_LINE = 1 << 20
+"""Characters of a line above which it is read in parts."""
+
+_HEAD = 4096
+"""Bytes at the beginning of a file by which its encoding is guessed."""
+
+_BOM = "\ufeff"
+_BOM_ENCODINGS = {"utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"}
+"""Encodings whose decoder leaves a byte order mark in the text; that of `utf-16` takes it out."""
+
+_FOREIGN_BOMS = (
+    # UTF-32 first: its mark begins with that of UTF-16.
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+"""What packs a file, by its first bytes."""
+
+_NOT_OF_FILES = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
+"""Text encodings of Python's that are for names and source code."""
+
+_ON_BAD_BYTES = {
+    UnknownPolicy.ERROR: "strict",
+    UnknownPolicy.SKIP: "ignore",
+    UnknownPolicy.UNKNOWN: "replace",
+}
+
+_WEIGHT = real(above=0, most=100)
+
+Cut = Callable[[str], int]
+"""Returns how much of a text may be handed out; what follows waits for more."""
+
+
+@dataclass(frozen=True)
+class CorpusFile:
+    """One file of a corpus.
+
+    Raises:
+        ConfigError: The role is none, the weight is out of its range, or the data is neither bytes
+            nor a path.
+    """
+
+    data: bytes | os.PathLike[str]
+    """Its bytes, or where it is."""
+    name: str = "corpus"
+    """What to call it in messages."""
+    role: CorpusRole = CorpusRole.TRAIN
+    """What it is for; a word such as "valid" does as well."""
+    weight: float = 1.0
+    """Training files: how often a pass reads it; above 0, at most 100."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, bytes | os.PathLike):
+            kind = type(self.data).__name__
+            text = f"the data of a file must be bytes or a path (os.PathLike), not {kind}"
+            raise ConfigError(text, "data")
+        object.__setattr__(self, "role", member(CorpusRole, self.role, "role"))
+        object.__setattr__(self, "weight", _WEIGHT["check"](self.weight, "weight"))
+
+    @property
+    def title(self) -> str:
+        """The file as sentences name it."""
+        return "the corpus" if self.name == "corpus" else f"the file {self.name!r}"
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        data = self.data
+        return Path(data).stat().st_size if isinstance(data, os.PathLike) else len(data)
+
+    def open(self) -> BinaryIO:
+        """Opens it for reading."""
+        if isinstance(self.data, os.PathLike):
+            return Path(self.data).open("rb", buffering=0)
+        return io.BytesIO(self.data)
+
+    def head(self) -> bytes:
+        """Returns its first bytes."""
+        with self.open() as file:
+            return file.read(_HEAD)
+
+    def byte_blocks(self) -> Iterator[bytes]:
+        """Yields its bytes."""
+        with self.open() as file:
+            while block := file.read(BLOCK):
+                yield block
+
+
+def check_encoding(encoding: str) -> None:
+    """Checks that an encoding is one of text.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    try:
+        known = codecs.lookup(encoding)
+    except (LookupError, ValueError):
+        known = None
+    text = getattr(known, "_is_text_encoding", True)
+    if known is None or not text or known.name in _NOT_OF_FILES:
+        text = (
+            f"data.encoding must be a text encoding such as 'utf-8' or 'latin-1', not {encoding!r}"
+        )
+        raise ConfigError(text, "data.encoding")
+
+
+def anywhere(text: str) -> int:
+    """A `Cut`: all of it."""
+    return len(text)
+
+
+def at_blank(text: str) -> int:
+    """A `Cut`: up to the last white space that follows something else."""
+    cut = max(text.rfind(" "), text.rfind("\n"))
+    while cut > 0 and text[cut - 1].isspace():
+        cut -= 1
+    return max(cut, 0)
+
+
+def at_line(text: str) -> int:
+    """A `Cut`: up to and with the last line's end."""
+    return text.rfind("\n") + 1
+
+
+def at_any_line(text: str) -> int:
+    r"""A `Cut`: up to and with the last line's end, "\n", "\r\n" or a bare "\r"."""
+    # A "\r" at the very end may be the first half of "\r\n".
+    return max(text.rfind("\n"), text.rfind("\r", 0, len(text) - 1)) + 1
+
+
+def text_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut) -> Iterator[str]:
+    """Yields the text of a file.
+
+    Args:
+        file: The file.
+        encoding: How it encodes text; one byte order mark at the beginning is left out.
+        policy: What to do with bytes that are no text.
+        cut: Where a block may end.
+
+    Raises:
+        EncodingError: It is not of that encoding, and the policy is ERROR; or it begins with a
+            byte order mark of UTF-16 or UTF-32 where UTF-8 is expected.
+        OSError: It cannot be read.
+    """
+    held: list[str] = []
+    for text in _decoded(file, encoding, policy):
+        end = cut(text)
+        if end:
+            yield "".join([*held, text[:end]])
+            held = [text[end:]]
+        else:
+            held.append(text)
+    rest = "".join(held)
+    if rest:
+        yield rest
+
+
+def text_parts(
+    file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut, *, whole: bool = False
+) -> Iterator[tuple[str, bool]]:
+    """Yields what `text_blocks` does, but a long block without a place to cut in parts.
+
+    Args:
+        file: The file.
+        encoding: As for `text_blocks`, and so are `policy` and `cut`.
+        policy: What to do with bytes that are no text.
+        cut: Where a block may end.
+        whole: Whether long blocks are whole, too.
+
+    Yields:
+        A text, and whether it may end there.
+    """
+    if whole:
+        for text in text_blocks(file, encoding, policy, cut):
+            yield text, True
+        return
+    held, begun = "", False
+    for text in _decoded(file, encoding, policy):
+        end = cut(text)
+        if end:
+            yield held + text[:end], True
+            held, begun = text[end:], False
+        else:
+            held += text
+        if len(held) > LONG_LINE:
+            yield held, False
+            held, begun = "", True
+    if held or begun:
+        yield held, True
+
+
+def line_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
+    r"""Yields whole lines of a file, each ended by "\n", whether it was by "\n" or "\r\n"."""
+    for text in text_blocks(file, encoding, policy, at_line):
+        lines = text.replace("\r\n", "\n")
+        # Only the last block may lack its end.
+        yield lines if lines.endswith("\n") else lines.removesuffix("\r") + "\n"
+
+
+def line_parts(
+    file: CorpusFile, encoding: str, policy: UnknownPolicy, *, whole: bool = False
+) -> Iterator[str]:
+    r"""Yields what `line_blocks` does, but a line of more than LONG_LINE characters in parts.
+
+    Args:
+        file: The file.
+        encoding: As for `text_blocks`, and so is `policy`.
+        policy: What to do with bytes that are no text.
+        whole: Whether long lines are whole, too.
+    """
+    if whole:
+        yield from line_blocks(file, encoding, policy)
+        return
+    held, begun = "", False
+    for text in _decoded(file, encoding, policy):
+        held += text
+        end = at_line(held)
+        if end:
+            yield held[:end].replace("\r\n", "\n")
+            held, begun = held[end:], False
+        if len(held) > LONG_LINE:
+            end = len(held) - held.endswith("\r")  # which may be half of the line's end
+            yield held[:end]
+            held, begun = held[end:], True
+    if held or begun:
+        yield held.removesuffix("\r") + "\n"
+
+
+def byte_line_parts(file: CorpusFile) -> Iterator[bytes]:
+    r"""Yields lines of a file of bytes, as `line_parts` does."""
+    held, begun = b"", False
+    for block in file.byte_blocks():
+        held += block
+        end = held.rfind(b"\n") + 1
+        if end:
+            yield held[:end].replace(b"\r\n", b"\n")
+            held, begun = held[end:], False
+        if len(held) > LONG_LINE:
+            end = len(held) - held.endswith(b"\r")
+            yield held[:end]
+            held, begun = held[end:], True
+    if held or begun:
+        yield held.removesuffix(b"\r") + b"\n"
+
+
+def any_line_texts(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
+    r"""Yields the lines of a file with their ends, each "\n" or a bare "\r"."""
+    for text in text_blocks(file, encoding, policy, at_any_line):
+        yield from io.StringIO(text.replace("\r\n", "\n"), newline="")
+
+
+def encoding_notices(file: CorpusFile, encoding: str, by_line: bool) -> tuple[str, ...]:
+    """Returns what a reader should know who reads a file by an encoding that may be wrong.
+
+    Args:
+        file: The file.
+        encoding: How it is read.
+        by_line: Whether an item is a line.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+        return ()
+    head, notices = file.head(), []
+    wide, packed = _wide_encoding(head), _packed(head)
+    if packed:
+        notices.append(f"{file.title} looks like a file packed by {packed}: unpack it first")
+    elif wide:
+        notices.append(
+            f"{file.title} looks like {wide.upper()[:6]}, since its letters have bytes of 0 "
+            f"between them, and is read as {encoding}: set data.encoding to {wide!r} if it is"
+        )
+    elif by_line and b"\n" not in head and head.rstrip(b"\r").count(b"\r"):
+        notices.append(
+            f"{file.title} begins with more than one carriage return and no line feed, and a "
+            "carriage return does not end a line: convert its line ends if they are that"
+        )
+    return tuple(notices)
+
+
+def _packed(head: bytes) -> str:
+    """Returns what packed a file that begins with these bytes; "" where nothing did."""
+    # Text may begin like the marks that are letters, but holds no such bytes after them.
+    found = (name for mark, name in _PACKED.items() if head.startswith(mark))
+    text = all(byte >= 32 or byte in b"\t\n\r" for byte in head)
+    return "" if text else next(found, "")
+
+
+_MANY, _FEW = 0.7, 0.3
+"""Shares of zeros by which bytes that a wide encoding fills up are told from those of letters."""
+
+
+def _wide_encoding(head: bytes) -> str:
+    """Returns the encoding whose pattern of zeros bytes have; "" where they have none."""
+    if len(head) < 8:
+        return ""
+    shares = [head[place::4].count(0) / len(head[place::4]) for place in range(4)]
+    many = [share >= _MANY for share in shares]
+    few = [share <= _FEW for share in shares]
+    if many[2] and many[3] and few[0]:
+        return "utf-32-le"
+    if many[0] and many[1] and few[3]:
+        return "utf-32-be"
+    if many[1] and many[3] and few[0] and few[2]:
+        return "utf-16-le"
+    if many[0] and many[2] and few[1] and few[3]:
+        return "utf-16-be"
+    return ""
+
+
+def _decoded(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
+    name = codecs.lookup(encoding).name
+    if name == "utf-8":
+        _check_mark(file)
+    decoder = codecs.getincrementaldecoder(encoding)(_ON_BAD_BYTES[policy])
+    offset, begun = 0, name not in _BOM_ENCODINGS
+    for block in itertools.chain(file.byte_blocks(), [b""]):
+        waiting = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as fault:
+            raise _not_text(file, encoding, fault, offset - waiting) from None
+        except UnicodeError as fault:  # UTF-16 without its byte order mark, for one
+            text = f"{file.title} is not {encoding}: {fault}; set data.encoding to what it is"
+            raise EncodingError(text, offset) from None
+        offset += len(block)
+        if text and not begun:
+            begun = True
+            text = text.removeprefix(_BOM)
+        if name == "utf-7":  # the one encoding of files that may hold half of a surrogate pair
+            text = _whole_characters(text, file, policy)
+        if text:
+            yield text
+
+
+def _check_mark(file: CorpusFile) -> None:
+    """Refuses a file that begins with the byte order mark of another encoding than UTF-8."""
+    head = file.head()[:4]
+    for mark, name in _FOREIGN_BOMS:
+        if head.startswith(mark):
+            raise EncodingError(
+                f"{file.title} is not UTF-8 (it begins with the byte order mark of {name}): set "
+                f"data.encoding to {name.lower()!r}, or set tokenizer.kind to 'bytes'"
+            )
+
+
+def _whole_characters(text: str, file: CorpusFile, policy: UnknownPolicy) -> str:
+    try:
+        return readable(text, policy)
+    except UnknownSymbolError:
+        raise EncodingError(
+            f"{file.title} holds half of a surrogate pair: set data.encoding to what it is, or set "
+            "unknown_policy to 'skip'"
+        ) from None
+
+
+def _not_text(
+    file: CorpusFile, encoding: str, fault: UnicodeDecodeError, base: int
+) -> EncodingError:
+    offset = base + fault.start
+    shown = "UTF-8" if codecs.lookup(encoding).name == "utf-8" else encoding
+    guess, remedy = _guess(fault.object, _packed(file.head()))
+    return EncodingError(
+        f"{file.title} is not {shown}{guess}: byte 0x{fault.object[fault.start]:02X} at offset "
+        f"{offset}; {remedy}, or set tokenizer.kind to 'bytes', or unknown_policy to 'skip'",
+        offset,
+    )
+
+
+_ALONE = re.compile(rb"(?<=[A-Za-z ])[\xa0-\xff](?=[A-Za-z ,.])")
+
+
+def _guess(data: bytes, packed: str) -> tuple[str, str]:
+    """Returns what bytes look like that are no UTF-8, and what to do about it."""
+    if packed:
+        return f" (it looks packed by {packed})", "unpack it"
+    if len(_ALONE.findall(data)) > 0:
+        return " (it looks like Latin-1)", "set data.encoding to 'latin-1'"
+    return "", "convert it, or set data.encoding to what it is"
+
+
+class Sized(Protocol):
+    """What is known of a file of a corpus before it is read."""
+
+    @property
+    def role(self) -> str:
+        """What it is for, as a `CorpusRole` has it."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+
+def check_not_empty(files: Sequence[Sized]) -> None:
+    """Refuses a corpus without a byte to train on.
+
+    Raises:
+        CorpusError: It has none.
+    """
+    training = [file for file in files if file.role == CorpusRole.TRAIN]
+    if not training:
+        raise CorpusError("no file of the corpus is there to train on: give one the role train")
+    if not any(file.size for file in training):
+        raise CorpusError("the corpus is empty: give it some text")

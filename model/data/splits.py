@@ -1,0 +1,179 @@
+"""What is trained on, what validates and what tests: parts of files, or files of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.model.data.reader import FileTokens
+from treadle.model.data.shuffle import Purpose, permutation
+from treadle.model.data.token_array import Tokens, TokenWriter, in_place, joined, let_go
+from treadle.model.scratch_files import Folder
+
+MIN_HELD_OUT_TOKENS = 32
+"""A smaller part says too little to be worth what training loses by it."""
+
+_ITEMS = 1 << 16
+"""Items looked at together."""
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """One part of a corpus, as tokens."""
+
+    tokens: Tokens
+    """The tokens, (n,), in the smallest type that holds the vocabulary; all items' one after the
+    other, neither begin nor end among them. They may lie in a file."""
+    offsets: NDArray[np.int64] | None = None
+    """Where each item starts, (items + 1,) int64, the last entry n; None for the layout TEXT."""
+
+    @property
+    def items(self) -> int:
+        """How many items there are; 0 in the layout TEXT."""
+        return 0 if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def predicted(self) -> int:
+        """How many tokens one pass foretells: all but a text's first; in items, the end too."""
+        return (
+            max(len(self.tokens) - 1, 0) if self.offsets is None else len(self.tokens) + self.items
+        )
+
+    def has_item(self, tokens: Sequence[int]) -> bool:
+        """Tells whether an item equals these tokens."""
+        if self.offsets is None:
+            return False
+        wanted = np.array(tokens, np.int64)
+        alike = np.flatnonzero(np.diff(self.offsets) == wanted.size)
+        for first in range(0, alike.size, _ITEMS):
+            starts = self.offsets[alike[first : first + _ITEMS]]
+            items = self.tokens[starts[:, None] + np.arange(wanted.size)]
+            if (items == wanted).all(axis=1).any():
+                return True
+        return False
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which parts of the training files are held out."""
+
+    valid: float
+    """Share for validation, 0 for none."""
+    test: float
+    """Share for the test, 0 for none."""
+
+    @property
+    def kept(self) -> float:
+        """Share that is trained on."""
+        return 1 - (self.valid + self.test)
+
+
+class Splitter:
+    """Puts the parts of a corpus together.
+
+    Args:
+        vocabulary_size: Tokens in the vocabulary.
+        folder: Where token arrays are kept in files; None: in memory.
+        seed: Draws items.
+    """
+
+    def __init__(self, vocabulary_size: int, folder: Folder | None, seed: int) -> None:
+        self._size = vocabulary_size
+        self._folder = folder
+        self._seed = seed
+
+    def whole(self, files: Sequence[FileTokens]) -> TokenData:
+        """Returns files one after the other."""
+        return self._joined([TokenData(file.tokens, file.offsets) for file in files])
+
+    def split(
+        self, files: Sequence[FileTokens], shares: Shares, weights: Sequence[float]
+    ) -> tuple[TokenData, TokenData, TokenData]:
+        """Returns the parts of training files for training, validation and the test.
+
+        Args:
+            files: The files.
+            shares: How much of each is held out: of a text the end, of items those drawn.
+            weights: How often each file's part for training is read in a pass.
+        """
+        parts = [self._parts(file, shares, number) for number, file in enumerate(files)]
+        train = [
+            piece
+            for number, ((part, _, _), weight) in enumerate(zip(parts, weights, strict=True))
+            for piece in self._repeated(part, weight, number)
+        ]
+        valid, test = (self._joined([part[place] for part in parts]) for place in (1, 2))
+        return self._training(train), valid, test
+
+    def _parts(self, file: FileTokens, shares: Shares, number: int) -> list[TokenData]:
+        if file.offsets is None:
+            cuts = _cuts(file.tokens.size, shares)
+            return [TokenData(file.tokens[cuts[i] : cuts[i + 1]]) for i in range(3)]
+        items = file.items
+        order = permutation(items, self._seed, Purpose.VALIDATION_ITEMS, number)
+        part = np.zeros(items, np.uint8)
+        cuts = _cuts(items, shares)
+        part[order[cuts[1] : cuts[2]]] = 1
+        part[order[cuts[2] :]] = 2
+        data = TokenData(file.tokens, file.offsets)
+        return [
+            data if shares.kept == 1 and i == 0 else self._take(data, part == i) for i in range(3)
+        ]
+
+    def _repeated(self, data: TokenData, weight: float, number: int) -> list[TokenData]:
+        """Returns a part as often as its weight says, and then the fraction that is left."""
+        pieces = [data] * int(weight)
+        fraction = weight - int(weight)
+        if not fraction:
+            return pieces
+        if data.offsets is None:
+            return [*pieces, TokenData(data.tokens[: int(data.tokens.size * fraction)])]
+        order = permutation(data.items, self._seed, Purpose.WEIGHTED_ITEMS, number)
+        chosen = np.zeros(data.items, np.bool_)
+        chosen[order[: int(data.items * fraction)]] = True
+        return [*pieces, self._take(data, chosen)]
+
+    def _take(self, data: TokenData, chosen: NDArray[np.bool_]) -> TokenData:
+        """Returns some items, in the order of the corpus."""
+        assert data.offsets is not None
+        with TokenWriter(self._size, self._folder) as writer:
+            for first in range(0, data.items, _ITEMS):
+                offsets = data.offsets[first : first + _ITEMS + 1]
+                wanted = np.repeat(chosen[first : first + _ITEMS], np.diff(offsets))
+                writer.write(data.tokens[offsets[0] : offsets[-1]][wanted])
+            tokens = writer.done()
+        let_go(data.tokens)
+        lengths = np.diff(data.offsets)[chosen]
+        return TokenData(tokens, np.append(0, np.cumsum(lengths)).astype(np.int64))
+
+    def _training(self, parts: Sequence[TokenData]) -> TokenData:
+        """Returns parts one after the other; those that come again are not copied for it."""
+        if len({id(part) for part in parts}) == len(parts):
+            return self._joined(parts)
+        return TokenData(in_place([part.tokens for part in parts]), _offsets(parts))
+
+    def _joined(self, parts: Sequence[TokenData]) -> TokenData:
+        arrays = [part.tokens for part in parts]
+        return TokenData(joined(arrays, self._size, self._folder), _offsets(parts))
+
+
+def _offsets(parts: Sequence[TokenData]) -> NDArray[np.int64] | None:
+    """Returns where the items of parts start that stand one after the other."""
+    if not parts or parts[0].offsets is None:
+        return None
+    starts = [np.zeros(1, np.int64)]
+    size = 0
+    for part in parts:
+        assert part.offsets is not None
+        starts.append(part.offsets[1:] + size)
+        size += part.tokens.size
+    return np.concatenate(starts)
+
+
+def _cuts(count: int, shares: Shares) -> tuple[int, int, int, int]:
+    """Returns where to cut `count` things into those to train, to validate and to test with."""
+    last = int(count * (1 - shares.test))
+    return 0, min(int(count * shares.kept), last), last, count

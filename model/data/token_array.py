@@ -1,0 +1,229 @@
+"""Token arrays that may be larger than one likes to have in memory."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.model.errors import TokenError
+from treadle.model.scratch_files import Folder, scratch_folder
+
+Tokens = NDArray[np.integer[Any]]
+"""Tokens in the smallest type that holds the vocabulary, (n,)."""
+
+BLOCK = 1 << 22
+"""Tokens looked at together."""
+
+
+def token_type(vocabulary_size: int) -> type[np.integer[Any]]:
+    """Returns the smallest type that holds every token."""
+    if vocabulary_size <= 1 << 8:
+        return np.uint8
+    return np.uint16 if vocabulary_size <= 1 << 16 else np.int32
+
+
+def check_tokens(tokens: NDArray[np.integer[Any]], vocabulary_size: int, least: int = 0) -> None:
+    """Checks that tokens are in the vocabulary: kernels index with them, and check nothing.
+
+    It stands before every call of a kernel that is given tokens, wherever they come from.
+
+    Args:
+        tokens: Of any shape.
+        vocabulary_size: Tokens in the vocabulary.
+        least: The lowest legal number; -1 where that stands for none.
+
+    Raises:
+        TokenError: One is not.
+    """
+    if tokens.size and (tokens.min() < least or tokens.max() >= vocabulary_size):
+        odd = tokens[(tokens < least) | (tokens >= vocabulary_size)].flat[0]
+        raise TokenError(
+            f"token {odd} is not in the vocabulary of the model, which has the tokens 0 to "
+            f"{vocabulary_size - 1}: its file or its tokenizer is damaged, take another one"
+        )
+
+
+class TokenWriter:
+    """Gathers tokens, in memory or in a file without a name, which goes with its last map.
+
+    Use it in a `with` block.
+
+    Args:
+        vocabulary_size: Decides on their type.
+        folder: Where the file is; None: in memory.
+    """
+
+    def __init__(self, vocabulary_size: int, folder: Folder | None) -> None:
+        self._type = token_type(vocabulary_size)
+        self._vocabulary_size = vocabulary_size
+        self._parts: list[Tokens] = []
+        self._scratch = None if folder is None else scratch_folder(folder)
+        self._file = None if self._scratch is None else self._scratch.new_file()
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()  # a map of it stays
+
+    def write(self, tokens: Tokens) -> None:
+        """Adds tokens.
+
+        Raises:
+            TokenError: One is not in the vocabulary.
+            OSError: The disk failed or is full.
+        """
+        check_tokens(tokens, self._vocabulary_size)
+        part = tokens.astype(self._type)
+        self._size += part.size
+        if self._file is None or self._scratch is None:
+            self._parts.append(part)
+        else:
+            self._scratch.require(part.nbytes)
+            self._file.write(part.data)
+
+    def done(self) -> Tokens:
+        """Returns all of them, (n,); in a file, as a map of it."""
+        if self._file is None:
+            parts, self._parts = self._parts, []
+            return np.concatenate([np.zeros(0, self._type), *parts])
+        if not self._size:
+            return np.zeros(0, self._type)
+        self._file.flush()
+        tokens: Tokens = np.memmap(self._file, self._type, "r", shape=(self._size,))
+        return tokens
+
+
+class JoinedTokens:
+    """Token arrays one after the other, read where they lie: an array may come any number of times.
+
+    It takes the indices of an array of one dimension: a number, a slice without a step, or an
+    array of numbers.
+
+    Args:
+        parts: The arrays, one or more, all of the same type.
+    """
+
+    def __init__(self, parts: Sequence[Tokens]) -> None:
+        self._arrays: list[Tokens] = []
+        """Every array once."""
+        numbers: dict[int, int] = {}
+        sources, sizes = list[int](), list[int]()
+        for part in parts:
+            if id(part) not in numbers:
+                numbers[id(part)] = len(self._arrays)
+                self._arrays.append(part)
+            sources.append(numbers[id(part)])
+            sizes.append(part.size)
+        self._sources = np.array(sources, np.int64)
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._starts = self._ends - sizes
+        self.dtype = parts[0].dtype
+        self.size = int(self._ends[-1])
+        self.shape = (self.size,)
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> np.integer[Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice | NDArray[np.int64]) -> Tokens: ...
+
+    def __getitem__(self, index: int | slice | NDArray[np.int64]) -> np.integer[Any] | Tokens:
+        if isinstance(index, slice):
+            start, stop, _ = index.indices(self.size)
+            return self._stretch(start, stop)
+        if isinstance(index, np.ndarray):
+            return self._gathered(index)
+        return self._stretch(index, index + 1)[0]  # type: ignore[no-any-return]
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> Tokens:
+        whole = self._stretch(0, self.size)
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    @property
+    def in_memory(self) -> int:
+        """The bytes of its arrays that are in no mapped file."""
+        return sum(map(in_memory, self._arrays))
+
+    def let_go(self) -> None:
+        """Gives the memory of mapped files back; see `let_go`."""
+        for array in self._arrays:
+            let_go(array)
+
+    def _stretch(self, start: int, stop: int) -> Tokens:
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        pieces = [np.zeros(0, self.dtype)]
+        for number in range(first, len(self._ends)):
+            before = int(self._starts[number])
+            if before >= stop:
+                break
+            array = self._arrays[self._sources[number]]
+            pieces.append(array[max(start - before, 0) : stop - before])
+        return np.concatenate(pieces)
+
+    def _gathered(self, places: NDArray[np.int64]) -> Tokens:
+        numbers = np.searchsorted(self._ends, places, side="right")
+        inside = places - self._starts[numbers]
+        sources = self._sources[numbers]
+        out = np.empty(places.shape, self.dtype)
+        for source in np.unique(sources):
+            here = sources == source
+            out[here] = self._arrays[source][inside[here]]
+        return out
+
+
+def in_place(parts: Sequence[Tokens]) -> Tokens:
+    """Returns parts one after the other without a copy of them; see `JoinedTokens`."""
+    return cast(Tokens, JoinedTokens(parts))  # it is read like an array, and never written
+
+
+def joined(parts: Sequence[Tokens], vocabulary_size: int, folder: Folder | None) -> Tokens:
+    """Returns parts one after the other; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    with TokenWriter(vocabulary_size, folder) as writer:
+        for part in parts:
+            for block in blocks(part):
+                writer.write(block)
+        return writer.done()
+
+
+def blocks(tokens: Tokens) -> Iterator[Tokens]:
+    """Yields a token array in pieces, and lets go of the memory of those that were looked at."""
+    for start in range(0, tokens.size, BLOCK):
+        yield tokens[start : start + BLOCK]
+        let_go(tokens)
+
+
+def in_memory(tokens: Tokens) -> int:
+    """Returns the bytes of a token array that are in memory for good, not in a mapped file."""
+    if isinstance(tokens, JoinedTokens):
+        return tokens.in_memory
+    return tokens.nbytes if _map_of(tokens) is None else 0
+
+
+def let_go(tokens: Tokens) -> None:
+    """Gives the memory of a mapped file back; its pages are read again when they are wanted."""
+    if isinstance(tokens, JoinedTokens):
+        tokens.let_go()
+        return
+    found = _map_of(tokens)
+    if found is not None and hasattr(mmap, "MADV_DONTNEED"):
+        found.madvise(mmap.MADV_DONTNEED)
+
+
+def _map_of(tokens: Tokens) -> mmap.mmap | None:
+    """Returns the mapped file that a token array is a part of; None where it is in memory."""
+    base: object = tokens
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None

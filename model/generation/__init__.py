@@ -1,0 +1,1 @@
+"""Generation: sequences that decode together, sampling, constraints and beam search."""

@@ -1,0 +1,56 @@
+"""A prompt is read, window by window, before anything is drawn: once for all that follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels import network, structures
+from treadle.model.data.token_array import check_tokens
+from treadle.model.network.parameters import CELL_CODES, Shape
+from treadle.model.network.session_state import SessionState
+from treadle.model.network.workspace import allocate_workspace
+from treadle.model.scoring.scorer import WINDOW
+
+Ints = npt.NDArray[np.int32]
+
+
+def read_tokens(
+    shape: Shape, weights: structures.Weights, state: SessionState, tokens: Ints
+) -> Iterator[SessionState]:
+    """Read tokens after a state.
+
+    Args:
+        shape: the network's sizes.
+        weights: packed for inference.
+        state: where they begin; not changed.
+        tokens: (N,), of which the last is left to be read by whoever goes on.
+
+    Yields:
+        The state after each window of them, the last of which is the one after all.
+
+    Raises:
+        TokenError: a token is not in the vocabulary.
+    """
+    pending = np.array([state.token] if state.token >= 0 else [], np.int32)
+    sequence = np.concatenate((pending, tokens))
+    check_tokens(sequence, shape.V)
+    if not sequence.size:
+        yield state
+        return
+    carried = structures.State(state.hs[:, None].copy(), state.cs[:, None].copy())
+    work, goes_on = None, np.zeros(1, np.bool_)
+    for start in range(0, sequence.size - 1, WINDOW):
+        stop = min(start + WINDOW, sequence.size - 1)
+        if work is None:
+            work = allocate_workspace(shape, stop - start, 1, backward=False)
+        window = sequence[start:stop].reshape(-1, 1)
+        network.read_shard(CELL_CODES[shape.cell], weights, work, carried, window, goes_on)
+        hs, cs = carried.h[:, 0].copy(), carried.c[:, 0].copy()
+        state = replace(state, hs=hs, cs=cs, token=int(sequence[stop]))
+        yield state
+    if sequence.size == 1:
+        yield replace(state, token=int(sequence[0]))

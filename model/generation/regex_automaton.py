@@ -1,0 +1,242 @@
+"""A regular expression as an automaton over bytes, made within limits of time and memory.
+
+The syntax is that of Rust's crate `regex`, whose automata (Unicode's classes unfolded to UTF-8)
+come through the package outlines-core (Willard and Louf, "Efficient guided generation for large
+language models", 2023).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.model.errors import ConfigError, EffortError
+from treadle.model.generation.regex_worker import (
+    BYTES,
+    CANNOT_READ,
+    END_MARK,
+    OUT_OF_MEMORY,
+    TOO_LARGE,
+)
+from treadle.model.tokenizers.base import SURROGATE
+
+Ints = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
+
+MAX_STATES = 1 << 15
+"""States of an automaton over bytes; two of them go to each place where a text may end."""
+
+_MAX_SIZE = 1 << 15
+"""States that a glance at the expression may expect; what passes may still prove too large."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What one expression may take."""
+
+    cpu_s: float
+    """Seconds of a processor."""
+    wait_s: float
+    """Seconds until it is given up however little of a processor it got."""
+    memory: int
+    """Bytes."""
+    nice: int = 0
+    """How far its process stands back for others."""
+
+
+GLANCE = Effort(0.06, 3.0, 1 << 28)
+"""What does for the expressions that people write."""
+
+QUICK = Effort(0.3, 5.0, 1 << 28, nice=4)
+"""What does for nearly all expressions."""
+
+THOROUGH = Effort(3.0, 20.0, 1 << 30, nice=8)
+"""The most for any."""
+
+_LOOK_AROUND = re.compile(r"\\[bBAzG<>]|[\^$]|\(\?<?[=!]")
+_REPEAT = re.compile(r"\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}")
+_ATOM = re.compile(r"\\[pPxuU]\{[^}]*\}|\\.|\(\?<?[=!]|.", re.DOTALL)
+"""One symbol of an expression, or the first of a class."""
+
+_UNICODE_CLASS = re.compile(r"\\[wWpPDS]")
+_UNICODE_SIZE, _CLASS_SIZE = 310, 8
+"""States that \\w (and its like), and `.` or other classes, take in UTF-8."""
+
+
+@dataclass(frozen=True)
+class Automaton:
+    """What reads a text byte by byte and tells whether it matches as a whole."""
+
+    moves: Ints
+    """(S, 256), the state after a byte, -1 where none leads to a match; row 0 is the start."""
+    complete: Bools
+    """(S,), whether the bytes read so far match as a whole."""
+
+
+def compile_automaton(expression: str, effort: Effort = THOROUGH) -> Automaton:
+    """Make the automaton of a regular expression.
+
+    Args:
+        expression: in the syntax of Rust's crate `regex`, without look-around. All of a text has
+            to match, so `^` before everything and `$` after it say nothing and are legal.
+        effort: what it may take.
+
+    Raises:
+        EffortError: it takes more than `effort`; more of it might do.
+        ConfigError: it is malformed, has look-around or stands for too large an automaton; its
+            field is `regex`.
+    """
+    bare = _without_anchors(expression)
+    if SURROGATE.search(bare):
+        raise _unreadable(expression, "is malformed")
+    if any(_LOOK_AROUND.fullmatch(symbol) for symbol in _symbols(bare)):
+        raise _unreadable(
+            expression, "has look-around, anchors within it or word boundaries: take them out"
+        )
+    if expected_size(bare) > _MAX_SIZE:
+        raise _too_large(expression)
+    done = _run(bare, effort)
+    if done is None or done.returncode < 0 or done.returncode == OUT_OF_MEMORY:
+        raise EffortError(str(_too_large(expression)), "regex")
+    if done.returncode == TOO_LARGE:
+        raise _too_large(expression)
+    if done.returncode == CANNOT_READ:
+        raise _unreadable(expression, "is malformed")
+    if done.returncode:
+        raise RuntimeError(f"the worker failed: {done.stderr.decode(errors='replace')}")
+    return _without_end_mark(done.stdout)
+
+
+def _without_end_mark(data: bytes) -> Automaton:
+    """Read what the worker wrote: a state is complete where the mark leads to a match."""
+    count = int(np.frombuffer(data, np.int32, 1)[0])
+    moves = np.frombuffer(data, np.int32, count * BYTES, offset=4).reshape(count, BYTES).copy()
+    marked = np.frombuffer(data, np.bool_, count, offset=4 + moves.nbytes)
+    after = np.arange(count)
+    for byte in END_MARK.encode():
+        after = np.where(after >= 0, moves[after, byte], -1)
+    complete = (after >= 0) & marked[after]
+    # Nothing but the mark leads to a match; what is left of its way there leads nowhere.
+    moves[(moves >= 0) & marked[moves]] = -1
+    return Automaton(moves, complete)
+
+
+def _run(expression: str, effort: Effort) -> subprocess.CompletedProcess[bytes] | None:
+    """Run the worker; None where it took too long."""
+    if importlib.util.find_spec("outlines_core") is None:
+        raise ConfigError(
+            "regex needs the package outlines-core: pip install outlines-core", "regex"
+        )
+    worker = Path(__file__).with_name("regex_worker.py")
+    # -P: this room's modules are not to stand in for Python's own.
+    limits = [str(MAX_STATES), str(effort.cpu_s), str(effort.memory), str(effort.nice)]
+    check = "trust" if _stays_whole(expression) else "check"
+    command = [sys.executable, "-P", str(worker), *limits, check]
+    try:
+        return subprocess.run(
+            command, input=expression.encode(), capture_output=True, timeout=effort.wait_s
+        )
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _without_anchors(expression: str) -> str:
+    """The expression less what only says that it begins and ends where the text does."""
+    bare = re.sub(r"\A(?:\^|\\A)", "", expression)
+    end = re.search(r"(?<!\\)((?:\\\\)*)(?:\$|\\z)\Z", bare)
+    return bare if end is None else bare[: end.end(1)]
+
+
+def _class_end(expression: str, start: int) -> int:
+    """Where the class that begins at `start` ends; the expression's end where it does not."""
+    depth, at = 0, start
+    while at < len(expression):
+        if expression[at] == "\\":
+            at += 1
+        elif expression[at] == "[":
+            depth += 1
+            # A bracket right after the opening one, or after its ^, stands for itself.
+            at += len(re.match(r"\^?\]?", expression[at + 1 :]).group())  # type: ignore[union-attr]
+        elif expression[at] == "]":
+            depth -= 1
+            if not depth:
+                return at + 1
+        at += 1
+    return len(expression)
+
+
+def _symbols(expression: str) -> Iterator[str]:
+    """Cut an expression into characters, escapes, classes and repeats."""
+    at = 0
+    while at < len(expression):
+        found = _REPEAT.match(expression, at) or _ATOM.match(expression, at)
+        assert found is not None
+        end = _class_end(expression, at) if found[0] == "[" else found.end()
+        yield expression[at:end]
+        at = end
+
+
+def _stays_whole(expression: str) -> bool:
+    """Whether brackets around an expression surely leave it as it is."""
+    depth = 0
+    for symbol in _symbols(expression):
+        depth += (symbol == "(") - (symbol == ")")
+        # A comment of verbose mode may hold anything, and a last backslash takes what follows.
+        if depth < 0 or symbol in "#\\":
+            return False
+    return depth == 0
+
+
+def expected_size(expression: str) -> int:
+    """About how many states an expression stands for, where repeats only multiply."""
+    sums, last = [0], 0
+    for symbol in _symbols(expression):
+        repeat = _REPEAT.fullmatch(symbol)
+        if repeat is not None:
+            factor = max(int(repeat[1]), int(repeat[2] or 0), 1)
+            sums[-1] += last * (factor - 1)
+            last *= factor
+        elif symbol == "(":
+            sums.append(0)
+        elif symbol == ")" and len(sums) > 1:
+            last = sums.pop()
+            sums[-1] += last
+        elif symbol not in "|*+?)":
+            last = _atom_size(symbol)
+            sums[-1] += last
+    return sum(sums)
+
+
+def _atom_size(atom: str) -> int:
+    if _UNICODE_CLASS.search(atom):
+        return _UNICODE_SIZE
+    return _CLASS_SIZE if atom[0] in ".[" else len(atom.encode())
+
+
+def _shown(expression: str) -> str:
+    return repr(expression) if len(expression) <= 60 else repr(expression[:57]) + "..."
+
+
+def _too_large(expression: str) -> ConfigError:
+    return ConfigError(
+        f"regex {_shown(expression)} stands for too large an automaton (more than "
+        f"{MAX_STATES:,} states, or more than {THOROUGH.cpu_s:g} s of work): take smaller "
+        "repeats, or [0-9A-Za-z_] for \\w",
+        "regex",
+    )
+
+
+def _unreadable(expression: str, fault: str) -> ConfigError:
+    return ConfigError(
+        f"regex {_shown(expression)} {fault}; its syntax is that of Rust's crate regex, without "
+        "look-around",
+        "regex",
+    )

@@ -1,0 +1,280 @@
+"""A model as one safetensors file.
+
+Tensors stand under PyTorch's names and in its layout, so that the module in docs/pytorch.md
+loads the file as it is. The header's metadata holds one JSON object under the key `treadle`, with
+`format`, `network`, `tokenizer`, `training` and `default_context` (one key, since safetensors
+writes several in a random order, and equal models are to be equal files). A novelty index, where
+there is one, is two more tensors (see `treadle.model.generation.novelty`). Nothing is pickled. A
+file is written under a temporary name, synced and renamed, and so is whole or not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.model.config import NetworkConfig
+from treadle.model.errors import CheckpointError, ConfigError, CorpusError
+from treadle.model.generation.novelty import NAMES, NoveltyIndex
+from treadle.model.network.parameters import Shape, check_network
+from treadle.model.network.torch_state_dict import from_torch, to_torch
+from treadle.model.scratch_files import Require, anything
+from treadle.model.temporary_files import temporary_path
+from treadle.model.tensor_file import open_tensors, read_tensors
+from treadle.model.tokenizers.build import Tokenizer, tokenizer_from_json
+from treadle.model.training_record import TrainingRecord
+
+Array = npt.NDArray[np.float32]
+
+_VOCABULARY_LIMIT = 45_000_000
+"""Bytes; safetensors holds 100 MB of header, and JSON within JSON may double its quotes."""
+
+_PIECE_BYTES = 16 << 20
+"""Bytes written between two questions whether there is space for them."""
+
+FORMAT = "1"
+"""The version of the file format; a reader refuses any other."""
+
+_TYPES = {
+    "<i8": "I64", "<f4": "F32", "<u4": "U32", "<i4": "I32", "<u2": "U16", "|u1": "U8",
+}  # fmt: skip
+"""The types of tensors that are written, in the order in which safetensors lays them out."""
+
+_UNREADABLE = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
+"""What JSON that is damaged, or of another shape, makes of an attempt to read it."""
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """Everything in a model file but the tensors."""
+
+    network: NetworkConfig
+    """The network's settings."""
+    tokenizer: Tokenizer
+    """How it reads text."""
+    training: TrainingRecord | None
+    """How it was trained; None where it was imported."""
+    default_context: int
+    """The token it goes on from where there is no prompt."""
+    novelty_index: bool = False
+    """Whether the file holds a novelty index; told by its tensors, not by the metadata."""
+
+    @property
+    def shape(self) -> Shape:
+        """The network's sizes."""
+        return Shape.of(self.network, self.tokenizer.vocabulary_size)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the header as safetensors metadata."""
+        content = {
+            "format": FORMAT,
+            "network": self.network.to_json(),
+            "tokenizer": self.tokenizer.to_json(),
+            "training": None if self.training is None else self.training.to_json(),
+            "default_context": self.default_context,
+        }
+        return {"treadle": json.dumps(content, ensure_ascii=False, separators=(",", ":"))}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> ModelHeader:
+        """Read safetensors metadata.
+
+        Raises:
+            CheckpointError: it is not that of a Treadle model, or of another format.
+        """
+        if "treadle" not in metadata:
+            raise CheckpointError(
+                "the file is no Treadle model: its header lacks the key treadle; "
+                "weights from elsewhere come in through import_state_dict"
+            )
+        try:
+            content = _plain(json.loads(metadata["treadle"]), metadata["treadle"])
+            if content["format"] != FORMAT:
+                raise CheckpointError(
+                    f"the file has format {content['format']!r}, and this Treadle reads "
+                    f"{FORMAT!r}: take a newer Treadle"
+                )
+            training = content["training"]
+            header = cls(
+                NetworkConfig.from_json(content["network"]),
+                tokenizer_from_json(content["tokenizer"]),
+                None if training is None else TrainingRecord.from_json(training),
+                int(content["default_context"]),
+            )
+            check_network(header.network)
+        except (*_UNREADABLE, ConfigError) as fault:
+            raise CheckpointError(f"the file's header cannot be read: {fault}") from fault
+        if not 0 <= header.default_context < header.tokenizer.vocabulary_size:
+            raise CheckpointError("the file's header names a default context out of its vocabulary")
+        return header
+
+
+def _plain(content: Any, text: str) -> Any:
+    """Return what was read of a header, if all of its texts are such as can be written again.
+
+    Raises:
+        ValueError: One holds half of a surrogate pair, which only an escape can say.
+    """
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
+def write(
+    path: str | os.PathLike[str],
+    header: ModelHeader,
+    named: Mapping[str, Array],
+    novelty: NoveltyIndex | None = None,
+    require: Require = anything,
+) -> None:
+    """Write a model file, whole or not at all.
+
+    Args:
+        path: where to; an existing file is replaced.
+        header: everything but the tensors.
+        named: the parameters under the names of `Shape.named`.
+        novelty: the index of what the model was trained on; None without one.
+        require: asked before bytes are written.
+    """
+    network = header.network
+    tensors: dict[str, npt.NDArray[Any]] = {**to_torch(named, network.cell, network.layers)}
+    if novelty is not None:
+        tensors |= novelty.tensors()
+    write_whole(Path(path), safetensors_parts(tensors, header.to_metadata()), require=require)
+
+
+def safetensors_parts(
+    tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]
+) -> list[bytes | memoryview]:
+    """Return a safetensors file in parts, byte for byte as its library writes it.
+
+    Tensors are written from where they lie, while the library would copy all of them twice.
+
+    Args:
+        tensors: by name, of the types in `_TYPES`.
+        metadata: what else the header says; of several keys the order is this one.
+    """
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    order = sorted(whole, key=lambda name: (list(_TYPES).index(whole[name].dtype.str), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    begin = 0
+    for name in order:
+        tensor = whole[name]
+        end = begin + tensor.nbytes
+        header[name] = {
+            "dtype": _TYPES[tensor.dtype.str],
+            "shape": tensor.shape,
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin aligned
+    data = [whole[name].reshape(-1).view(np.uint8).data for name in order]
+    return [len(text).to_bytes(8, "little"), text, *data]
+
+
+def check_vocabulary(tokenizer: Tokenizer) -> None:
+    """Refuse a vocabulary that no file could hold, before anything is trained with it.
+
+    Raises:
+        CorpusError: its symbols are too many or too long together.
+    """
+    size = len(json.dumps(tokenizer.to_json()))  # escaped: no less than what is written
+    if size > _VOCABULARY_LIMIT:
+        raise CorpusError(
+            f"the vocabulary takes {size:,} bytes and a model file holds {_VOCABULARY_LIMIT:,}: "
+            "lower max_vocabulary_size, or take another tokenizer"
+        )
+
+
+def write_whole(
+    path: Path,
+    data: bytes | Sequence[bytes | memoryview],
+    previous: Path | None = None,
+    require: Require = anything,
+) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part.
+
+    Args:
+        path: where to; its folder exists.
+        data: the content, whole or in parts.
+        previous: what the old file is called from then on; None: it is replaced. A crash may
+            leave it under this name with no file at `path`.
+        require: asked for all bytes before the first is written, and again as they are.
+
+    Raises:
+        OSError: it could not be written; the old file is where it was.
+    """
+    parts = [memoryview(part) for part in ([data] if isinstance(data, bytes) else data)]
+    require(sum(part.nbytes for part in parts))
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("xb") as file:
+            for part in parts:
+                for start in range(0, len(part), _PIECE_BYTES):
+                    piece = part[start : start + _PIECE_BYTES]
+                    require(len(piece))
+                    file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_header(path: str | os.PathLike[str]) -> ModelHeader:
+    """Read what a model file says of itself, without its tensors.
+
+    Raises:
+        CheckpointError: it is no model file of this format, or it is damaged.
+        OSError: it cannot be read.
+    """
+    with open_tensors(path) as file:
+        return _header(file)
+
+
+def _header(file: Any) -> ModelHeader:
+    indexed = not set(NAMES).isdisjoint(file.keys())
+    return replace(ModelHeader.from_metadata(file.metadata() or {}), novelty_index=indexed)
+
+
+def read(
+    path: str | os.PathLike[str],
+) -> tuple[ModelHeader, dict[str, Array], NoveltyIndex | None]:
+    """Read a model file.
+
+    Returns:
+        The header, the parameters under the names of `Shape.named`, and the novelty index, if
+        there is one.
+
+    Raises:
+        CheckpointError: it is no model file of this format, or it is damaged.
+        OSError: it cannot be read.
+    """
+    with open_tensors(path) as file:
+        header = _header(file)
+        tensors = read_tensors(file)
+    index = {name: tensors.pop(name) for name in NAMES if name in tensors}
+    cell, named = from_torch(tensors)
+    if cell is not header.network.cell:
+        raise CheckpointError(
+            f"the file's tensors are those of a {cell} network, its header says "
+            f"{header.network.cell}"
+        )
+    novelty = NoveltyIndex.from_tensors(index, header.tokenizer) if index else None
+    return header, named, novelty

@@ -1,0 +1,1 @@
+"""The network: its parameters, its memory, and the engine that runs the kernels over it."""

@@ -1,0 +1,269 @@
+"""Runs kernels over whole batches: shards, threads, and the sums over shards.
+
+A batch is split in shards of SHARD_ROWS rows, whatever the number of threads. Each shard is one
+kernel call without the interpreter lock; shards are added in index order. So the bits of a
+gradient depend on the batch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels import network, structures
+from treadle.kernels.dropout import Dropout, kept_levels
+from treadle.kernels.optimizers import add_into
+from treadle.kernels.packing import (
+    pack_transposes,
+    pack_weights,
+    unfold_embedding,
+    unfold_input_weights,
+)
+from treadle.kernels.transposed import allocate_block
+from treadle.model.config import Precision
+from treadle.model.data.token_array import check_tokens
+from treadle.model.network.ordered_sum import in_order
+from treadle.model.network.parallel import Pool, parts
+from treadle.model.network.parameters import CELL_CODES, Parameters, Shape, carve, room
+from treadle.model.network.workspace import (
+    allocate_state,
+    allocate_weights,
+    allocate_workspace,
+    with_transposes,
+)
+
+Array = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
+
+SMALL_VOCABULARY = 256
+"""Tokens up to which no batch is searched for those that it has."""
+
+SHARD_ROWS = 16
+"""Rows of one shard; part of the gradient's bits."""
+
+
+class InterruptedRunError(Exception):
+    """A step or a sample was left before its end, and is to be made again from its beginning."""
+
+
+def never() -> bool:
+    """The signal of a run that nobody interrupts."""
+    return False
+
+
+def shard_slices(rows: int) -> list[slice]:
+    """Return the rows of every shard of a batch."""
+    return [slice(i, min(rows, i + SHARD_ROWS)) for i in range(0, rows, SHARD_ROWS)]
+
+
+def cut_rows(
+    rows: slice, tokens: Ints, targets: Ints, fresh: Bools
+) -> tuple[Ints, Ints, Bools]:  # fmt: skip
+    """Return a shard's part of a batch, contiguous as kernels want it."""
+    return (
+        np.ascontiguousarray(tokens[:, rows]),
+        np.ascontiguousarray(targets[:, rows]),
+        np.ascontiguousarray(fresh[rows]),
+    )
+
+
+def rows_of_table(V: int, tokens: int) -> int:
+    """Return the rows of the folded input for batches of so many tokens.
+
+    A small vocabulary is folded whole: to find out which tokens a batch has would take longer.
+    """
+    return V if V <= SMALL_VOCABULARY else min(V, tokens)
+
+
+class _Shard:
+    """A fixed slice of the batch's rows with all the room that it needs."""
+
+    def __init__(
+        self, shape: Shape, rows: slice, window: int, table_rows: int, drops: tuple[bool, bool],
+        pairs: bool, tail: Array,
+    ) -> None:  # fmt: skip
+        count = rows.stop - rows.start
+        self.rows = rows
+        self.work = allocate_workspace(
+            shape, window, count, True, drops[0], pairs, drops_top=drops[1]
+        )
+        self.state = allocate_state(shape, count)
+        own, shared = _gradient_shapes(shape, table_rows)
+        self.own: Array = np.zeros(room(own), np.float32)
+        self.tail = tail
+        self.gradients = structures.Gradients(**carve(self.own, own), **carve(tail, shared))
+
+
+TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by")
+"""Stacks that shard gradients and parameter gradients share, at the end of either buffer."""
+
+
+def _gradient_shapes(
+    shape: Shape, table_rows: int
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """The arrays of a shard's gradients: those of its own, and those at the end of either."""
+    own: dict[str, tuple[int, ...]] = {"table": (table_rows, shape.G)}
+    if shape.tied:  # the parameters have no such array: it is added to the embedding's gradient
+        own["Wy"] = (shape.H, shape.V)
+    stacks = shape.stacks
+    return own, {name: stacks[name] for name in TAIL if name not in own}
+
+
+class Engine:
+    """Computes the loss and its gradient over batches (T, B), for one set of parameters."""
+
+    def __init__(
+        self, parameters: Parameters, rows: int, window: int, pool: Pool,
+        dropout: float = 0.0, seed: int = 0, precision: Precision = Precision.FP32,
+        output_dropout: float = 0.0, packed: structures.Weights | None = None,
+    ) -> None:  # fmt: skip
+        """Allocate everything that a run needs.
+
+        Args:
+            parameters: read at every batch; change them in place.
+            rows: sequences in a batch, B.
+            window: the most steps of a batch, T.
+            pool: takes the shards.
+            dropout: share of the units dropped between layers, 0 up to and without 1.
+            seed: decides, with a batch's step, which they are.
+            precision: what the passes multiply; see `precision.check_precision`.
+            output_dropout: share of the last layer's units dropped before the output layer.
+            packed: the same parameters packed for inference; every batch packs them anew in the
+                same place, which spares a copy of them. Only with float32 products.
+        """
+        pairs = precision is Precision.BF16
+        self.parameters = parameters
+        self.shape = parameters.shape
+        self.cell = CELL_CODES[self.shape.cell]
+        self.rows = rows
+        self.pool = pool
+        """Takes the shards."""
+        self.interrupted: Callable[[], bool] = never
+        """Asked before every shard, in any thread; once it says so, the batch is dropped."""
+        self._all = np.arange(self.shape.V, dtype=np.int32)
+        table_rows = rows_of_table(self.shape.V, rows * window)
+        if packed is None:
+            self._weights = allocate_weights(self.shape, table_rows, True, pairs)
+        else:
+            self._weights = with_transposes(packed, self.shape, table_rows)
+        self._seed, shares = np.uint64(seed), (dropout, output_dropout)
+        self._kept = [np.uint64(kept_levels(share)) for share in shares]
+        drops = dropout > 0, output_dropout > 0
+        self.gradient = Parameters(self.shape)
+        _, shared = _gradient_shapes(self.shape, table_rows)
+        # The first shard writes where the sum is wanted.
+        tail = self.gradient.flat[self.gradient.flat.size - room(shared) :]
+        self._shards = [
+            _Shard(
+                self.shape, cut, window, table_rows, drops, pairs,
+                np.zeros_like(tail) if cut.start else tail,
+            )
+            for cut in shard_slices(rows)
+        ]  # fmt: skip
+        # The embedding's gradient is one small product a step, and stays a float32 one.
+        block = self._shards[0].work.block
+        self._block = allocate_block(self.shape.E, self.shape.G) if pairs else block
+
+    def _fold(self, tokens: Ints) -> tuple[Ints, Ints]:
+        """Pack the weights for a batch; return the table's tokens and the batch in their terms."""
+        used, folded = self._all, tokens
+        if self._weights.table.shape[0] < self.shape.V:
+            used, inverse = np.unique(tokens, return_inverse=True)
+            folded = inverse.reshape(tokens.shape).astype(np.int32)
+        stacks, weights = self.parameters.stacks, self._weights
+
+        def pack(transposes: bool) -> None:
+            if transposes:
+                pack_transposes(stacks, weights)
+            else:
+                pack_weights(stacks, weights, used)
+
+        self.pool.map(pack, (False, True))
+        return used, folded
+
+    def loss_and_gradient(
+        self, tokens: Ints, targets: Ints, fresh: Bools, step: int = 0
+    ) -> tuple[float, int]:
+        """Run a batch forward and backward; `self.gradient` then holds the mean loss's gradient.
+
+        Args:
+            tokens: (T, B).
+            targets: (T, B), below 0 where nothing is to be learned.
+            fresh: (B,), rows that begin from zeros instead of where the last batch ended.
+            step: optimizer steps done before; with the seed it decides which units are dropped.
+
+        Returns:
+            The sum of -log p(target) in nats, and the number of targets counted.
+
+        Raises:
+            TokenError: A token or target is not in the vocabulary.
+            InterruptedRunError: `interrupted` said so; `carry` what was `carried` before.
+        """
+        check_tokens(tokens, self.shape.V)
+        check_tokens(targets, self.shape.V, least=-1)
+        used, folded = self._fold(tokens)
+        count = int(np.count_nonzero(targets >= 0))
+        scale = np.float32(1 / max(count, 1))
+
+        def run(shard: _Shard) -> float:
+            if self.interrupted():
+                raise InterruptedRunError
+            shard.own[:] = 0
+            shard.tail[:] = 0
+            dropout, top = (
+                Dropout(self._seed, np.uint64(step), shard.rows.start, kept) for kept in self._kept
+            )
+            return network.train_shard(
+                self.cell, self._weights, shard.work, shard.gradients, shard.state,
+                *cut_rows(shard.rows, folded, targets, fresh), scale, dropout, top,
+            )  # fmt: skip
+
+        loss = in_order(self.pool.map(run, self._shards))
+        if self._shards[1:]:
+            self._add_shards()
+        self._unfold(used)
+        return loss, count
+
+    def carried(self) -> tuple[Array, Array]:
+        """Return copies of the states that the next batch goes on from, hs and cs, (L, B, H)."""
+        states = [shard.state for shard in self._shards]
+        return (
+            np.concatenate([state.h for state in states], axis=1),
+            np.concatenate([state.c for state in states], axis=1),
+        )
+
+    def carry(self, hs: Array, cs: Array) -> None:
+        """Let the next batch go on from what `carried` returned, (L, B, H) both."""
+        for shard in self._shards:
+            shard.state.h[...] = hs[:, shard.rows]
+            shard.state.c[...] = cs[:, shard.rows]
+
+    def _unfold(self, used: Ints) -> None:
+        """Turn the table's gradient into those of what it is made of."""
+        stacks, first, out = self.parameters.stacks, self._shards[0], self.gradient.stacks
+
+        def unfold(weights: bool) -> None:
+            if weights:
+                unfold_input_weights(stacks, first.gradients, used, self._block, out)
+            else:
+                unfold_embedding(stacks, first.gradients, used, out)
+
+        self.pool.map(unfold, (True, False))
+
+    def _add_shards(self) -> None:
+        """Add every shard's gradient to the first one's, in order."""
+        first, others = self._shards[0], self._shards[1:]
+
+        def add_own(part: slice) -> None:
+            for shard in others:
+                add_into(shard.own[part], first.own[part])
+
+        def add_tail(part: slice) -> None:
+            for shard in others:
+                add_into(shard.tail[part], first.tail[part])
+
+        self.pool.map(add_own, parts(first.own.size))
+        self.pool.map(add_tail, parts(first.tail.size))

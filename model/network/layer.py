@@ -1,0 +1,249 @@
+"""One recurrent layer over sequences of real-valued vectors, for what is not text.
+
+The same compiled loops as the networks', with NumPy arrays in and out and what is around them the
+caller's own: a head, a loss, an optimizer.
+
+    layer = RecurrentLayer("lstm", input_size=3, hidden_size=32, seed=1)
+    hs, cs = layer.forward(xs)                 # xs (T, B, 3); hs (T+1, B, 32), row 0 the initial
+    dxs, gradients = layer.backward(dhs)       # dhs (T, B, 32), of hs[1:]
+    layer.flat -= 0.1 * layer.gradient         # or treadle.model.Adam
+
+docs/layer.md tells more; examples/python/forecast.py forecasts a noisy series.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels import layer as kernels
+from treadle.kernels.gemm_tile import PANEL
+from treadle.kernels.matmul import pack, pack_transposed, panel_count
+from treadle.kernels.random import fill_uniform
+from treadle.kernels.transposed import ROW_BLOCK, allocate_block
+from treadle.model.config import Cell
+from treadle.model.errors import LayerError
+from treadle.model.field_checks import MAX_UINT64, member, whole
+from treadle.model.network.parameters import CELL_CODES, FIRST_STREAM, carve, room
+from treadle.model.network.torch_state_dict import GATES
+
+Array = npt.NDArray[np.float32]
+
+_LARGEST = 65_536
+"""Inputs or hidden units."""
+
+
+class RecurrentLayer:
+    """A vanilla RNN, GRU or LSTM layer: forward over a sequence, and backward through time.
+
+    Not for several threads at once: `backward` is of the last `forward`. Both let other threads
+    run, so that layers of one's own may share the processor.
+    """
+
+    def __init__(self, cell: Cell | str, input_size: int, hidden_size: int, seed: int = 0) -> None:
+        """Make a layer with small random weights, uniform in +-1/sqrt(H) as PyTorch's.
+
+        Args:
+            cell: "rnn", "gru" or "lstm".
+            input_size: length of an input vector, D, 1 to 65,536.
+            hidden_size: hidden units, H, 1 to 65,536.
+            seed: 64 bits; the same seed gives the same weights, bit for bit. Layers that are
+                stacked want seeds of their own.
+
+        Raises:
+            ConfigError: an argument is out of its range.
+        """
+        self.cell = member(Cell, cell, "cell")
+        self.input_size = _whole(input_size, "input_size", 1, _LARGEST)
+        self.hidden_size = _whole(hidden_size, "hidden_size", 1, _LARGEST)
+        seed = _whole(seed, "seed", 0, MAX_UINT64)
+        shapes = self._shapes()
+        self.flat: Array = np.zeros(room(shapes), np.float32)
+        """All parameters in one buffer, for optimizers; change it in place."""
+        self.gradient: Array = np.zeros_like(self.flat)
+        """The gradient that the last `backward` found, laid out as `flat`."""
+        self.parameters: dict[str, Array] = carve(self.flat, shapes)
+        """Views of `flat`: Wx (D, G), Wh (H, G), b (G,), and of a GRU bh (H,). G is H, 3H or 4H,
+        the gates in PyTorch's order (r z n; i f g o)."""
+        self._gradients = carve(self.gradient, shapes)
+        self._tapes: list[tuple[Array, kernels.LayerTape]] = []
+        limit = np.float32(1 / math.sqrt(self.hidden_size))
+        for number, array in enumerate(self.parameters.values()):
+            stream = np.uint64(FIRST_STREAM + number)
+            fill_uniform(np.uint64(seed), stream, limit, array.reshape(-1))
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        D, H, G = self.input_size, self.hidden_size, GATES[self.cell] * self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"Wx": (D, G), "Wh": (H, G), "b": (G,)}
+        return {**shapes, "bh": (H,)} if self.cell is Cell.GRU else shapes
+
+    def forward(
+        self,
+        xs: npt.NDArray[np.float32],
+        h0: npt.NDArray[np.float32] | None = None,
+        c0: npt.NDArray[np.float32] | None = None,
+    ) -> tuple[Array, Array | None]:
+        """Run the layer over a sequence.
+
+        Args:
+            xs: inputs, (T, B, D), float32, T and B at least 1. Not to be changed before
+                `backward`, which reads it again.
+            h0: initial hidden state, (B, H), float32; None for zeros.
+            c0: initial cell state of an LSTM, alike.
+
+        Returns:
+            hs, (T+1, B, H), row 0 the initial state, and of an LSTM cs, alike; else None. They are
+            read-only, and stay as they are when the layer runs again.
+
+        Raises:
+            LayerError: an argument has another shape or type, or c0 is given and there are no
+                cell states.
+        """
+        D, H = self.input_size, self.hidden_size
+        xs = _checked(xs, "xs", (None, None, D))
+        T, B, _ = xs.shape
+        if c0 is not None and self.cell is not Cell.LSTM:
+            raise LayerError(f"c0 is given, and a layer of cell {self.cell} has no cell states")
+        zeros = np.zeros((B, H), np.float32)
+        h0 = zeros if h0 is None else _checked(h0, "h0", (B, H))
+        c0 = zeros if c0 is None else _checked(c0, "c0", (B, H))
+        Wx, Wh = _packed(self.parameters["Wx"]), _packed(self.parameters["Wh"])
+        b, bh = self.parameters["b"], _hidden_bias(self.parameters)
+        self._tapes = []
+        for rows in _parts(B):
+            part, tape = np.ascontiguousarray(xs[:, rows]), self._tape(T, h0[rows], c0[rows])
+            kernels.layer_forward(CELL_CODES[self.cell], part, Wx, b, Wh, bh, tape, T)
+            self._tapes.append((part, tape))
+        hs = _joined([tape.hs for _, tape in self._tapes])
+        cs = _joined([tape.cs for _, tape in self._tapes])
+        return _read_only(hs), _read_only(cs) if self.cell is Cell.LSTM else None
+
+    def _tape(self, T: int, h0: Array, c0: Array) -> kernels.LayerTape:
+        """Room for a pass from the given states."""
+        (B, H), G = h0.shape, GATES[self.cell] * self.hidden_size
+        is_gru, is_lstm = self.cell is Cell.GRU, self.cell is Cell.LSTM
+        tape = kernels.LayerTape(
+            gates=np.empty((T, B, G), np.float32),
+            hidden=np.empty((T if is_gru else 0, B, 3 * H), np.float32),
+            hs=np.empty((T + 1, B, H), np.float32),
+            cs=np.empty((T + 1 if is_lstm else 0, B, H), np.float32),
+        )
+        tape.hs[0], tape.cs[:1] = h0, c0
+        return tape
+
+    def backward(
+        self,
+        dhs: npt.NDArray[np.float32],
+        dcT: npt.NDArray[np.float32] | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """Backpropagate through time, once for each `forward`.
+
+        The weights must be those of the forward pass still: change them afterwards.
+
+        Args:
+            dhs: gradient of hs[1:], (T, B, H), float32. One of the final hidden state, if there is
+                one, is added to dhs[-1].
+            dcT: gradient of the LSTM's final cell state, (B, H), float32; None for zero.
+
+        Returns:
+            dxs, (T, B, D), the gradient of xs; and the gradients by name: those of `parameters`
+            (views of `gradient`, which the next `backward` overwrites), "h0" (B, H), and of an LSTM
+            "c0" (B, H).
+
+        Raises:
+            LayerError: there is no forward pass to go back from, or an argument has another
+                shape or type.
+        """
+        if not self._tapes:
+            raise LayerError("there is nothing to go back from: call forward first, once for each")
+        T, B = self._tapes[0][0].shape[0], sum(xs.shape[1] for xs, _ in self._tapes)
+        dhs = _checked(dhs, "dhs", (T, B, self.hidden_size))
+        if dcT is not None and self.cell is not Cell.LSTM:
+            raise LayerError(f"dcT is given, and a layer of cell {self.cell} has no cell states")
+        dc = None if dcT is None else _checked(dcT, "dcT", (B, self.hidden_size))
+        tapes, self._tapes = self._tapes, []
+        parts = self._backward(tapes, dhs, dc)
+        states = {"h0": _joined([running.dh for _, running in parts], axis=0)}
+        if self.cell is Cell.LSTM:
+            states["c0"] = _joined([running.dc for _, running in parts], axis=0)
+        return _joined([dxs for dxs, _ in parts]), self._gradients | states
+
+    def _backward(
+        self, tapes: list[tuple[Array, kernels.LayerTape]], dhs: Array, dc: Array | None
+    ) -> list[tuple[Array, kernels.Running]]:
+        """Every part of the batch backward, its rows one after the other."""
+        WxT, WhT = (_packed_transposed(self.parameters[name]) for name in ("Wx", "Wh"))
+        block = allocate_block(max(self.input_size, self.hidden_size), WhT.shape[1])
+        named = self._gradients
+        gradients = kernels.LayerGradients(
+            named["Wx"], named["Wh"], named["b"], _hidden_bias(named)
+        )
+        self.gradient[:] = 0
+        done = []
+        for (xs, tape), rows in zip(tapes, _parts(dhs.shape[1]), strict=True):
+            above, dxs = np.ascontiguousarray(dhs[:, rows]), np.empty_like(xs)
+            running = kernels.Running(np.zeros_like(tape.hs[0]), np.zeros_like(tape.hs[0]))
+            if dc is not None:
+                running.dc[:] = dc[rows]
+            kernels.layer_backward(
+                CELL_CODES[self.cell], xs, WxT, WhT, tape, above, running, gradients, dxs, block,
+                xs.shape[0],
+            )  # fmt: skip
+            done.append((dxs, running))
+        return done
+
+
+def _parts(rows: int) -> list[slice]:
+    """The rows that a kernel takes at once: as many as it gathers in a block."""
+    return [slice(i, min(rows, i + ROW_BLOCK)) for i in range(0, rows, ROW_BLOCK)]
+
+
+def _joined(parts: list[Array], axis: int = 1) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+
+
+def _hidden_bias(arrays: dict[str, Array]) -> Array:
+    """The GRU's bh; of the others nothing, which no kernel looks at."""
+    return arrays["bh"] if "bh" in arrays else np.zeros(0, np.float32)
+
+
+def _whole(value: object, field: str, low: int, high: int) -> int:
+    return cast(int, whole(low, high)["check"](value, field))
+
+
+def _checked(array: object, name: str, shape: tuple[int | None, ...]) -> Array:
+    """Return an array as kernels want it, C-contiguous; None in `shape` stands for 1 or more."""
+    wanted = "(" + ", ".join("*" if size is None else str(size) for size in shape) + ")"
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise LayerError(f"{name} is {kind}: give a NumPy array of float32, shape {wanted}")
+    fits = len(array.shape) == len(shape) and all(
+        size >= 1 if want is None else size == want
+        for size, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        stars = ", * for 1 or more" if "*" in wanted else ""
+        raise LayerError(f"{name} has shape {array.shape}: give {wanted}{stars}")
+    # Kernels are compiled for one type: a slice, a subclass or what is read-only is copied.
+    return np.require(array, np.float32, ["C", "A", "W", "E"])
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _packed(matrix: Array) -> Array:
+    panels = np.empty((panel_count(matrix.shape[1]), matrix.shape[0], PANEL), np.float32)
+    pack(matrix, panels)
+    return panels
+
+
+def _packed_transposed(matrix: Array) -> Array:
+    panels = np.empty((panel_count(matrix.shape[0]), matrix.shape[1], PANEL), np.float32)
+    pack_transposed(matrix, panels)
+    return panels

@@ -1,0 +1,26 @@
+"""Whether this process can train with the precision that a run asks for."""
+
+from __future__ import annotations
+
+from treadle.kernels.jit import BF16_MISSING
+from treadle.model.config import Precision, TrainConfig
+from treadle.model.errors import ConfigError
+
+
+def check_precision(config: TrainConfig) -> None:
+    """Refuse a run whose products cannot be compiled here.
+
+    Only training asks: what was trained with BF16 is an ordinary model, at home everywhere.
+
+    Args:
+        config: the run's settings.
+
+    Raises:
+        ConfigError: this processor, or the one that kernels are compiled for, lacks what BF16
+            needs; says what is missing and what to do.
+    """
+    if config.optimizer.precision is Precision.BF16 and BF16_MISSING:
+        raise ConfigError(
+            f"optimizer.precision cannot be bf16: {BF16_MISSING}; set precision to fp32",
+            "optimizer.precision",
+        )

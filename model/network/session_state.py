@@ -1,0 +1,195 @@
+"""The whole memory of a session: what a model needs to go on with a text, and nothing else.
+
+A recurrent network remembers a text of any length in a few kilobytes of constant size. Written as
+bytes they are the caller's to keep: to store, to copy, to hand to another process that has the
+same model.
+
+Format, little-endian: `TRS`, a byte of the version (1, or 2 with counts), 16 bytes of the model's
+content hash, a byte that is 1 where there is a seed, the seed and the draws of it so far (8 bytes
+each), the last token, which is not read yet (4 bytes, -1 for none), what the text stream holds back
+(a byte of length and 7 bytes), hs and of LSTMs cs in float32, with version 2 the counts, and 16
+bytes by which damage is detected: of SHA-256, or with a key of HMAC-SHA256 (RFC 2104), by which
+forgery is as well.
+
+Counts are what the penalties look at: how often each token was drawn, and how often prompts held
+it. Only those of tokens that were there are written, as three numbers each, in LEB128 (7 bits a
+byte, the lowest first; the high bit is set where more follow): the token less the one before it
+(of the first: the token), the times it was drawn, the times a prompt held it. That is 3 bytes a
+token of a small vocabulary and rarely more than 5: at most 400 bytes for 100 characters, 60 kB for
+a text that has used 12,000 different words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.model.config import Cell
+from treadle.model.errors import ForeignStateError, StateError
+from treadle.model.network.parameters import Shape
+
+Array = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+
+_MAGIC, _MAGIC_COUNTS = b"TRS\x01", b"TRS\x02"
+_HASH_BYTES = 16
+_TAG_BYTES = 16
+_HELD_BYTES = 7
+_MOST_TIMES = 2**30
+"""No text comes to so many; what one more call adds still fits into int32."""
+_MOST_BITS = 35
+"""What five bytes hold, in which any count fits."""
+_HEAD = struct.Struct(f"<4s{_HASH_BYTES}s?QQiB{_HELD_BYTES}s")
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """Where a session stands. Its arrays are never written to."""
+
+    hs: Array = field(repr=False)
+    """(L, H), the hidden states after all tokens but the last."""
+    cs: Array = field(repr=False)
+    """(L, H), the LSTM's cell states; zeros elsewhere."""
+    token: int
+    """The last token, which the states have not read yet; -1 where there is none."""
+    seed: int | None = None
+    """Seed of the draw, 64 bits; None where nothing draws."""
+    position: int = 0
+    """Draws of that seed so far."""
+    held: bytes = b""
+    """What the stream from tokens to text holds back; see `TokenStream.held`."""
+    counts: Ints | None = field(default=None, repr=False, compare=False)
+    """(2, V), how often each token was drawn, and how often prompts held it; None: not counted."""
+
+    @classmethod
+    def fresh(cls, shape: Shape, token: int = -1) -> SessionState:
+        """Return the state before anything was read.
+
+        Args:
+            shape: the network's sizes.
+            token: the token that text begins after; -1 for none.
+        """
+        zeros = np.zeros((shape.L, shape.H), np.float32)
+        return cls(zeros, zeros, token)
+
+    def to_bytes(self, shape: Shape, content_hash: bytes, key: bytes = b"") -> bytes:
+        """Return the state as bytes.
+
+        Args:
+            shape: the network's sizes.
+            content_hash: the model's; see `Model.content_hash`.
+            key: authenticates the state; empty: whoever can read this page can make one.
+        """
+        held = self.held.ljust(_HELD_BYTES, b"\0")
+        head = _HEAD.pack(
+            _MAGIC if self.counts is None else _MAGIC_COUNTS, content_hash[:_HASH_BYTES],
+            self.seed is not None, self.seed or 0, self.position, self.token, len(self.held),
+            held,
+        )  # fmt: skip
+        arrays = (self.hs, self.cs) if shape.cell is Cell.LSTM else (self.hs,)
+        body = head + b"".join(array.astype("<f4").tobytes() for array in arrays)
+        if self.counts is not None:
+            body += _pack_counts(self.counts)
+        return body + _tag(body, key)
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, shape: Shape, content_hash: bytes, key: bytes = b""
+    ) -> SessionState:
+        """Read what `to_bytes` returned.
+
+        Args:
+            data: the bytes.
+            shape: the network's sizes.
+            content_hash: of the model that is to go on.
+            key: that of `to_bytes`.
+
+        Raises:
+            StateError: the bytes are damaged, or were made without this key, or hold what no model
+                makes.
+            ForeignStateError: another model made them.
+        """
+        body, tag = data[:-_TAG_BYTES], data[-_TAG_BYTES:]
+        if not hmac.compare_digest(tag, _tag(body, key)) or len(body) < _HEAD.size:
+            made = " or was not made by this server" if key else ""
+            raise StateError(f"state is damaged{made}: begin without one")
+        head = _HEAD.unpack(body[: _HEAD.size])
+        magic, made_by, draws, seed, position, token, held, padded = head
+        if magic not in (_MAGIC, _MAGIC_COUNTS):
+            raise StateError("state is of another version of Treadle: begin without one")
+        if made_by != content_hash[:_HASH_BYTES]:
+            raise ForeignStateError(
+                "state was made by a model with other weights: name the model and version that "
+                "returned it, or begin without one"
+            )
+        count, size = (2 if shape.cell is Cell.LSTM else 1), (shape.L, shape.H)
+        end = _HEAD.size + 4 * count * shape.L * shape.H
+        whole = len(body) == end if magic == _MAGIC else len(body) > end
+        clean = held <= _HELD_BYTES and not any(padded[held:])
+        if not whole or not clean or not -1 <= token < shape.V:
+            raise StateError("state does not fit the model: begin without one")
+        numbers = np.frombuffer(body[_HEAD.size : end], "<f4").astype(np.float32)
+        if not np.isfinite(numbers).all():
+            raise StateError("state holds what is no finite number: begin without one")
+        arrays = numbers.reshape(count, *size)
+        cs = arrays[1] if count == 2 else np.zeros(size, np.float32)
+        counts = None if magic == _MAGIC else _unpack_counts(body[end:], shape.V)
+        drawn = seed if draws else None
+        return cls(arrays[0], cs, token, drawn, position, padded[:held], counts)
+
+
+def _pack_counts(counts: Ints) -> bytes:
+    """Returns the counts (2, V) as bytes, beginning with how many tokens have any."""
+    tokens = np.flatnonzero(counts.any(axis=0))
+    gaps = np.diff(tokens, prepend=0)
+    rows = np.stack((gaps, *counts[:, tokens]), axis=1)
+    return _leb128([tokens.size, *rows.reshape(-1).tolist()])
+
+
+def _leb128(numbers: list[int]) -> bytes:
+    out = bytearray()
+    for number in numbers:
+        while number > 0x7F:
+            out.append(number & 0x7F | 0x80)
+            number >>= 7
+        out.append(number)
+    return bytes(out)
+
+
+def _unpack_counts(data: bytes, V: int) -> Ints:
+    """Returns what `_pack_counts` packed.
+
+    Raises:
+        StateError: It is not that, or not of a vocabulary of V tokens.
+    """
+    # Not much is read of what is too long, whoever made it.
+    numbers, number, shift = [], 0, 0
+    for byte in data[: 5 * (3 * V + 1) + 1]:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if shift > _MOST_BITS:
+            break
+        if byte < 0x80:
+            numbers.append(number)
+            number, shift = 0, 0
+    count, *rest = numbers or [-1]
+    if shift or 3 * count != len(rest) or max(rest, default=0) > _MOST_TIMES:
+        raise StateError("state is damaged: begin without one")
+    rows = np.array(rest, np.int64).reshape(count, 3)
+    tokens = np.cumsum(rows[:, 0])
+    if count and (tokens[-1] >= V or (np.diff(tokens) < 1).any()):
+        raise StateError("state does not fit the model: begin without one")
+    counts = np.zeros((2, V), np.int32)
+    counts[:, tokens] = rows[:, 1:].T
+    return counts
+
+
+def _tag(body: bytes, key: bytes) -> bytes:
+    if key:
+        return hmac.digest(key, body, "sha256")[:_TAG_BYTES]
+    return hashlib.sha256(body).digest()[:_TAG_BYTES]

@@ -1,0 +1,134 @@
+"""Room for kernels to work in: packed weights, workspaces and states, allocated once a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels import structures
+from treadle.kernels.bf16 import allocate_pair_block, pair_count
+from treadle.kernels.dropout import keep_bytes
+from treadle.kernels.gemm_tile import PANEL
+from treadle.kernels.matmul import panel_count
+from treadle.kernels.packing import pack_weights
+from treadle.kernels.transposed import allocate_block
+from treadle.model.config import Cell
+from treadle.model.network.parameters import Parameters, Shape
+
+Array = npt.NDArray[np.float32]
+
+TABLE_LIMIT = 1 << 24
+"""Elements of the folded input kept for generating and scoring; past it rows are made on demand."""
+
+
+def _panels(*shape: int, pairs: bool = False) -> Any:
+    """Return room for matrices (..., K, N) packed in panels, of float32 numbers or of pairs."""
+    *stack, K, N = shape
+    rows, kind = (pair_count(K), np.uint32) if pairs else (K, np.float32)
+    return np.zeros((*stack, panel_count(N), rows, PANEL), kind)
+
+
+def allocate_weights(
+    shape: Shape, table_rows: int, backward: bool, pairs: bool = False
+) -> structures.Weights:
+    """Return room for packed weights.
+
+    Args:
+        shape: the network's sizes.
+        table_rows: rows of the folded input; 0 to make them on demand.
+        backward: whether the transposes are wanted.
+        pairs: whether all but layer 0's input weights are packed as bfloat16 numbers.
+    """
+    V, E, H, L, G = shape.V, shape.E, shape.H, shape.L, shape.G
+    up, deep = L - 1, L if backward else 0
+    return structures.Weights(
+        table=np.zeros((table_rows, G), np.float32),
+        embedding=np.zeros((0, 0) if table_rows else (V, E), np.float32),
+        Wx0=_panels(E, G),
+        b=np.zeros((L, G), np.float32),
+        bh=np.zeros((L, H), np.float32),
+        Wx=_panels(up, H, G, pairs=pairs),
+        Wh=_panels(L, H, G, pairs=pairs),
+        WxT=_panels(up if backward else 0, G, H, pairs=pairs),
+        WhT=_panels(deep, G, H, pairs=pairs),
+        Wy=_panels(H, V, pairs=pairs),
+        WyT=_panels(V if backward else 0, H, pairs=pairs),
+        by=np.zeros(V, np.float32),
+    )
+
+
+def with_transposes(
+    packed: structures.Weights, shape: Shape, table_rows: int
+) -> structures.Weights:
+    """Return room for packed weights that shares what it can with weights packed for inference.
+
+    Args:
+        packed: room for the same network's weights without transposes, of float32 numbers.
+        shape: the network's sizes.
+        table_rows: rows of the folded input.
+    """
+    H, L, G = shape.H, shape.L, shape.G
+    table = packed.table
+    if table.shape[0] != table_rows:
+        table = np.zeros((table_rows, G), np.float32)
+    return packed._replace(
+        table=table,
+        embedding=np.zeros((0, 0), np.float32),
+        WxT=_panels(L - 1, G, H),
+        WhT=_panels(L, G, H),
+        WyT=_panels(shape.V, H),
+    )
+
+
+def allocate_workspace(
+    shape: Shape, steps: int, rows: int, backward: bool, drops: bool = False, pairs: bool = False,
+    drops_top: bool = False,
+) -> structures.Workspace:  # fmt: skip
+    """Return room for windows of up to `steps` steps and exactly `rows` rows.
+
+    Args:
+        shape: the network's sizes.
+        steps: the longest window.
+        rows: sequences.
+        backward: whether a gradient is wanted.
+        drops: whether units are dropped between layers.
+        pairs: whether gradients of weights are made of bfloat16 numbers.
+        drops_top: whether units are dropped before the output layer.
+    """
+    gather = allocate_pair_block if pairs else allocate_block
+    H, L = shape.H, shape.L
+    dropping, top = steps if drops and L > 1 else 0, steps if drops_top else 0
+    logit_rows = min(structures.LOGIT_ROWS, steps * rows)
+    is_gru, is_lstm = shape.cell is Cell.GRU, shape.cell is Cell.LSTM
+    return structures.Workspace(
+        gates=np.zeros((L, steps, rows, shape.G), np.float32),
+        hidden=np.zeros((L, steps if is_gru else 0, rows, 3 * H), np.float32),
+        hs=np.zeros((L, steps + 1, rows, H), np.float32),
+        cs=np.zeros((L, steps + 1 if is_lstm else 0, rows, H), np.float32),
+        dhs=np.zeros((steps if backward else 0, rows, H), np.float32),
+        logits=np.zeros((logit_rows, shape.V), np.float32),
+        keep=np.zeros((L - 1, dropping, rows, keep_bytes(H)), np.uint8),
+        dropped=np.zeros((dropping, rows, H), np.float32),
+        scale=np.ones(2, np.float32),
+        top_keep=np.zeros((1, top, rows, keep_bytes(H)), np.uint8),
+        top=np.zeros((logit_rows if drops_top else 0, H), np.float32),
+        block=gather(max(H, shape.E), shape.G) if backward else gather(0, 0),
+    )
+
+
+def allocate_state(shape: Shape, rows: int) -> structures.State:
+    """Return the zero state of `rows` sequences."""
+    size = (shape.L, rows, shape.H)
+    return structures.State(np.zeros(size, np.float32), np.zeros(size, np.float32))
+
+
+def pack_for_inference(parameters: Parameters) -> structures.Weights:
+    """Pack parameters for generating and scoring; the result is only ever read."""
+    shape = parameters.shape
+    fits = shape.E == 0 or shape.V * shape.G <= TABLE_LIMIT
+    weights = allocate_weights(shape, shape.V if fits else 0, backward=False)
+    used = np.arange(shape.V if fits else 0, dtype=np.int32)
+    pack_weights(parameters.stacks, weights, used)
+    return weights

@@ -1,0 +1,1 @@
+"""Online learning: a stream is scored first and then learned from."""

@@ -1,0 +1,1 @@
+"""Scoring: the probability of texts and streams, and texts as vectors."""

@@ -1,0 +1,209 @@
+"""Scoring: the log-probability that a network gives to every token, and on request its rank.
+
+One function serves a text and a validation pass: a row scores the same, bit for bit, alone or
+beside others. What a text scored is put together in `scores`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels import network, ranks, structures
+from treadle.model.data.batching import Batch
+from treadle.model.data.token_array import check_tokens
+from treadle.model.network.engine import cut_rows, shard_slices
+from treadle.model.network.ordered_sum import in_order
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import CELL_CODES, Shape
+from treadle.model.network.workspace import allocate_state, allocate_workspace
+from treadle.model.scoring.scores import NO_FLOATS, NO_INTS, Details, Scores
+
+Array = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
+
+WINDOW = 64
+"""Steps scored in one kernel call."""
+
+
+class Scorer:
+    """Scores batches (T, B), window after window, with the state carried between them."""
+
+    def __init__(
+        self, shape: Shape, weights: structures.Weights, rows: int, window: int, pool: Pool
+    ) -> None:
+        """Make room for a pass.
+
+        Args:
+            shape: the network's sizes.
+            weights: packed for inference.
+            rows: sequences side by side, B.
+            window: the most steps of a batch, T.
+            pool: takes the shards.
+        """
+        self._cell = CELL_CODES[shape.cell]
+        self._weights = weights
+        self._pool = pool
+        self._slices = shard_slices(rows)
+        counts = [cut.stop - cut.start for cut in self._slices]
+        self._works = [allocate_workspace(shape, window, count, backward=False) for count in counts]
+        self._states = [allocate_state(shape, count) for count in counts]
+        self._steps = 0
+
+    def log_probabilities(self, tokens: Ints, targets: Ints, fresh: Bools) -> Array:
+        """Score one window.
+
+        Args:
+            tokens: (T, B).
+            targets: (T, B), below 0 where nothing is to be scored.
+            fresh: (B,), rows that begin from zeros instead of where the last window ended.
+
+        Returns:
+            log p(target) in nats, (T, B); 0 where there is no target.
+
+        Raises:
+            TokenError: a token or target is not in the vocabulary.
+        """
+        self._check(tokens, targets)
+        out = np.zeros(tokens.shape, np.float32)
+        self._steps = tokens.shape[0]
+
+        def run(number: int) -> None:
+            rows = self._slices[number]
+            part = np.zeros((tokens.shape[0], rows.stop - rows.start), np.float32)
+            network.score_shard(
+                self._cell, self._weights, self._works[number], self._states[number],
+                *cut_rows(rows, tokens, targets, fresh), part,
+            )  # fmt: skip
+            out[:, rows] = part
+
+        self._pool.map(run, range(len(self._slices)))
+        return out
+
+    def scores(self, tokens: Ints, targets: Ints, fresh: Bools, details: Details) -> Scores:
+        """Score one window in detail.
+
+        Args:
+            tokens: as for `log_probabilities`, and so are `targets` and `fresh`.
+            targets: (T, B).
+            fresh: (B,).
+            details: what is wanted.
+
+        Returns:
+            The scores, (T, B); log-probabilities are bit for bit those of `log_probabilities`.
+
+        Raises:
+            TokenError: a token or target is not in the vocabulary.
+        """
+        if not details.ranks and not details.alternatives:
+            return Scores.plain(self.log_probabilities(tokens, targets, fresh))
+        self._check(tokens, targets)
+        A = min(details.alternatives, self._weights.by.size)
+        out = np.zeros(tokens.shape, np.float32)
+        places = np.zeros((*tokens.shape, int(details.ranks)), np.int32)
+        ids = np.zeros((*tokens.shape, A), np.int32)
+        others = np.zeros((*tokens.shape, A), np.float32)
+        whole = (out, places, ids, others)
+        self._steps = tokens.shape[0]
+
+        def run(number: int) -> None:
+            rows = self._slices[number]
+            parts = tuple(np.ascontiguousarray(array[:, rows]) for array in whole)
+            ranks.score_shard_in_detail(
+                self._cell, self._weights, self._works[number], self._states[number],
+                *cut_rows(rows, tokens, targets, fresh), *parts,
+            )  # fmt: skip
+            for array, part in zip(whole, parts, strict=True):
+                array[:, rows] = part
+
+        self._pool.map(run, range(len(self._slices)))
+        return Scores(
+            out,
+            places[:, :, 0] if details.ranks else NO_INTS,
+            ids if A else NO_INTS,
+            others if A else NO_FLOATS,
+        )
+
+    def read(self, tokens: Ints, fresh: Bools) -> None:
+        """Read one window without a score, for the states after it.
+
+        Args:
+            tokens: (T, B).
+            fresh: (B,), rows that begin from zeros instead of where the last window ended.
+
+        Raises:
+            TokenError: a token is not in the vocabulary.
+        """
+        self._check(tokens)
+        self._steps = tokens.shape[0]
+
+        def run(number: int) -> None:
+            rows, state = self._slices[number], self._states[number]
+            part, _, begins = cut_rows(rows, tokens, tokens, fresh)
+            network.read_shard(
+                self._cell, self._weights, self._works[number], state, part, begins
+            )  # fmt: skip
+
+        self._pool.map(run, range(len(self._slices)))
+
+    def _check(self, tokens: Ints, targets: Ints | None = None) -> None:
+        check_tokens(tokens, self._weights.by.size)
+        if targets is not None:
+            check_tokens(targets, self._weights.by.size, least=-1)
+
+    def begin(self, hs: Array, cs: Array) -> None:
+        """Go on from given states; for a scorer of one row.
+
+        Args:
+            hs: (L, H), the hidden states.
+            cs: (L, H), the LSTM's cell states; zeros elsewhere.
+        """
+        self._states[0].h[:, 0] = hs
+        self._states[0].c[:, 0] = cs
+
+    def states(self, back: int = 0) -> tuple[Array, Array]:
+        """Return the states hs, cs (L, H), for a scorer of one row; copies.
+
+        Args:
+            back: 0 for those after the last window; 1 for those before that window's last step.
+        """
+        state, work = self._states[0], self._works[0]
+        if not back:
+            return state.h[:, 0].copy(), state.c[:, 0].copy()
+        step = self._steps - back
+        cs = work.cs[:, step, 0] if work.cs.shape[1] else state.c[:, 0]
+        return work.hs[:, step, 0].copy(), cs.copy()
+
+
+def mean_loss(
+    shape: Shape,
+    weights: structures.Weights,
+    batches: Iterable[Batch],
+    pool: Pool,
+    give_up: Callable[[int], bool] = lambda tokens: False,
+) -> float | None:
+    """Return the mean of -log p(target) over all targets of the batches, in nats.
+
+    Args:
+        shape: the network's sizes.
+        weights: packed for inference.
+        batches: of one window and one number of rows; at least one target in all.
+        pool: takes the shards.
+        give_up: asked before every batch, with the tokens scored so far; once it says so, the
+            result is None.
+    """
+    scorer, total, count = None, 0.0, 0
+    for batch in batches:
+        if give_up(count):
+            return None
+        if scorer is None:
+            window, rows = batch.tokens.shape
+            scorer = Scorer(shape, weights, rows, window, pool)
+        tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
+        scores = scorer.log_probabilities(tokens, targets, batch.fresh)
+        total = in_order(scores.reshape(-1).tolist(), total)
+        count += int(np.count_nonzero(targets >= 0))
+    return -total / count

@@ -1,0 +1,86 @@
+"""`TextScorer` scores texts that follow the same context, which is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.model.config import UnknownPolicy
+from treadle.model.network.ordered_sum import in_order
+from treadle.model.network.session_state import SessionState
+from treadle.model.scoring.scores import PLAIN, Details, Scores, TextScore, summarize
+from treadle.model.scoring.sequence_scorer import SequenceScorer
+from treadle.model.tokenizers.incremental import encode_in_steps
+
+if TYPE_CHECKING:
+    from treadle.model.model import Model
+
+Ints = npt.NDArray[np.int32]
+
+
+class TextScorer:
+    """Scores one text after the other; each begins where the context ends, or the state."""
+
+    def __init__(
+        self,
+        model: Model,
+        unknown_policy: UnknownPolicy | None = None,
+        details: Details = PLAIN,
+        state: SessionState | None = None,
+    ) -> None:
+        """Make room, once for any number of texts.
+
+        Args:
+            model: what scores.
+            unknown_policy: what to do with unknown symbols; None: the model's own policy.
+            details: what is wanted beside log-probabilities.
+            state: what the context, or each text, follows; None: a new item or text.
+        """
+        self._tokenizer = model.tokenizer
+        self._policy = unknown_policy
+        self._begun = model.beginning(state)
+        self._sequence = SequenceScorer(
+            model.parameters.shape, model.weights, model.tokenizer, self._begun, details
+        )
+
+    def read_context(self, context: str) -> Iterator[None]:
+        """Read what all texts follow, in short steps; its tokens are not scored.
+
+        Raises:
+            UnknownSymbolError: a symbol is not in the vocabulary.
+            ConfigError: the policy needs an unknown token and the model has none.
+        """
+        tokens = yield from encode_in_steps(self._tokenizer, context, self._policy)
+        yield from self._sequence.read(tokens)
+        self._begun = self._sequence.state
+
+    def encode(self, text: str) -> Generator[None, None, Ints]:
+        """Return the tokens of a text, in short steps. Layout LINES: with that of an item's end.
+
+        Raises:
+            UnknownSymbolError: a symbol is not in the vocabulary.
+            ConfigError: the policy needs an unknown token and the model has none.
+        """
+        tokens = yield from encode_in_steps(self._tokenizer, text, self._policy)
+        end = self._tokenizer.end
+        return tokens if end is None else np.append(tokens, np.int32(end)).astype(np.int32)
+
+    def score(self, tokens: Ints) -> Iterator[TextScore | None]:
+        """Score a text by its tokens (N,), in short steps.
+
+        Yields:
+            None after every step, and the score at the end.
+        """
+        sequence = self._sequence
+        sequence.begin(self._begun)
+        parts: list[Scores] = []
+        total = 0.0
+        for _, scores in sequence.score(tokens):
+            parts.append(scores)
+            total = in_order(scores.log_probabilities.tolist(), total)
+            yield None
+        after = sequence.state if self._tokenizer.end is None else sequence.state_before_last
+        yield summarize(self._tokenizer, tokens, Scores.joined(parts), total, after)

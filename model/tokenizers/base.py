@@ -1,0 +1,309 @@
+"""What every tokenizer does: ordinary tokens first, special ones after, three policies.
+
+Ids 0 to `ordinary` - 1 are the symbols of the vocabulary. After them, each only where it is
+needed, come `begin` and `end` (corpora of one item a line) and `unknown` (tokenizers whose
+policy is UNKNOWN). U+FFFD, the replacement character, is how text shows an unknown symbol, so
+a tokenizer with an unknown token reads U+FFFD as that token.
+
+A kind of tokenizer only looks symbols up (`_look_up`); what becomes of those that it does not
+find is decided here, for text and for items alike.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.model.config import CorpusLayout, TokenizerConfig, UnknownPolicy
+from treadle.model.errors import ConfigError, UnknownSymbolError
+from treadle.model.field_checks import member
+
+Tokens = Sequence[int] | NDArray[np.integer[Any]]
+
+REPLACEMENT = "\ufffd"
+"""Stands in text for what is unknown."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a pair of UTF-16: a Python string may hold it, but no file and no request."""
+
+UNKNOWN_MARK = -1
+"""What `_look_up` gives for a symbol that the vocabulary lacks."""
+
+MAX_PIECE = 2048
+"""Characters of the longest piece of a text that words and subwords look up as one. A longer one is
+cut after so many, so that no text, whatever it holds, takes long in one step."""
+
+NEWLINE_MARK = -2
+"""What `_look_up` gives for the end of an item, where items are asked for."""
+
+
+class TokenStream:
+    """Turns tokens into text piece by piece: the pieces join to what `decode` gives for all.
+
+    Args:
+        tokenizer: Whose tokens they are.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def push(self, tokens: Tokens) -> str:
+        """Takes the next tokens; returns the text that is now complete, never half a character."""
+        return self._tokenizer.decode(tokens)
+
+    def flush(self) -> str:
+        """Ends the stream; returns what was held back."""
+        return ""
+
+    @property
+    def held(self) -> bytes:
+        """What a stream that goes on from here has to know, up to 7 bytes."""
+        return b""
+
+    @property
+    def cuts_character(self) -> bool:
+        """Whether the tokens so far end in the middle of a character."""
+        return False
+
+
+class TableStream(TokenStream):
+    """A stream of tokens each of which has one text, whatever comes before it.
+
+    Args:
+        tokenizer: Whose tokens they are.
+        texts: The text of every token, by id.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+        super().__init__(tokenizer)
+        self._texts = texts
+
+    def push(self, tokens: Tokens) -> str:
+        """See `TokenStream.push`."""
+        texts = self._texts
+        return "".join([texts[token] for token in tokens])
+
+
+class Tokenizer(ABC):
+    """Text to tokens and back.
+
+    Args:
+        config: How text becomes tokens.
+        layout: How the corpus is cut; LINES adds the tokens `begin` and `end`.
+        ordinary: Tokens that are not special.
+        has_unknown: Whether there is an unknown token.
+    """
+
+    config: TokenizerConfig
+    """How text becomes tokens."""
+    layout: CorpusLayout
+    """How the corpus was cut for which the tokenizer was built."""
+    ordinary: int
+    """Tokens that are not special; their ids come first."""
+    vocabulary_size: int
+    """All tokens, special ones included."""
+    begin: int | None
+    """The id that stands before every item of a corpus of lines."""
+    end: int | None
+    """The id that stands after every item of a corpus of lines."""
+    unknown: int | None
+    """The id of symbols that the vocabulary lacks."""
+
+    def __init__(
+        self, config: TokenizerConfig, layout: CorpusLayout, ordinary: int, has_unknown: bool
+    ) -> None:
+        self.config = config
+        self.layout = member(CorpusLayout, layout, "layout")
+        lines = self.layout is CorpusLayout.LINES
+        self.ordinary = ordinary
+        self.begin = ordinary if lines else None
+        self.end = ordinary + 1 if lines else None
+        specials = 2 if lines else 0
+        self.unknown = ordinary + specials if has_unknown else None
+        self.vocabulary_size = ordinary + specials + int(has_unknown)
+
+    def encode(self, text: str, policy: UnknownPolicy | None = None) -> NDArray[np.int32]:
+        """Returns the tokens of a text, neither `begin` nor `end` among them.
+
+        Args:
+            text: Any text.
+            policy: What to do with symbols that the vocabulary lacks; None: the tokenizer's own.
+
+        Returns:
+            Tokens, (n,) int32.
+
+        Raises:
+            UnknownSymbolError: A symbol is unknown and the policy is ERROR.
+            ConfigError: The policy is UNKNOWN and there is no unknown token.
+        """
+        text = self._normal(text)
+        return self._resolve(self._look_up(text, items=False), text, policy)
+
+    def encode_items(
+        self, text: str, policy: UnknownPolicy | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        r"""Returns the tokens of items, each of them ended by "\n".
+
+        Args:
+            text: The items; empty ones are legal.
+            policy: What to do with unknown symbols; None: the tokenizer's own.
+
+        Returns:
+            All items' tokens one after the other, (n,) int32, and where each item starts,
+            (items + 1,) int64, the last entry being n.
+
+        Raises:
+            UnknownSymbolError: A symbol is unknown and the policy is ERROR.
+        """
+        text = self._normal(text)
+        return self._cut(self._resolve(self._look_up(text, items=True), text, policy))
+
+    def encode_records(
+        self, texts: Sequence[str], policy: UnknownPolicy | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        r"""Returns the tokens of items given one by one, which may hold "\n".
+
+        Args:
+            texts: The items; empty ones are legal.
+            policy: What to do with unknown symbols; None: the tokenizer's own.
+
+        Returns:
+            As `encode_items`.
+
+        Raises:
+            UnknownSymbolError: A symbol is unknown and the policy is ERROR.
+        """
+        parts = [self.encode(text, policy) for text in texts]
+        ends = np.cumsum([part.size for part in parts], dtype=np.int64)
+        tokens = np.concatenate([np.empty(0, np.int32), *parts])
+        return tokens, np.concatenate(([0], ends)).astype(np.int64)
+
+    @staticmethod
+    def _cut(marked: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Takes the newline marks out of `marked`, and tells where they were."""
+        ends = np.flatnonzero(marked == NEWLINE_MARK)
+        # The k-th mark has k marks before it, which are no longer counted.
+        offsets = np.concatenate(([0], ends - np.arange(ends.size)))
+        return marked[marked != NEWLINE_MARK], offsets.astype(np.int64)
+
+    def _resolve(
+        self, marked: NDArray[np.int32], text: str, policy: UnknownPolicy | None
+    ) -> NDArray[np.int32]:
+        """Applies the policy to the marks of unknown symbols; newline marks stay."""
+        policy = self.check_policy(policy)
+        strangers = marked == UNKNOWN_MARK
+        if not strangers.any():
+            return marked
+        if policy is UnknownPolicy.ERROR:
+            raise self._unknown_symbol(text, marked)
+        if self.unknown is None or policy is UnknownPolicy.SKIP:
+            return marked[np.flatnonzero(~strangers)]
+        marked[strangers] = self.unknown
+        return marked
+
+    def check_policy(self, policy: UnknownPolicy | None) -> UnknownPolicy:
+        """Returns the policy that holds when `policy` is asked for.
+
+        Raises:
+            ConfigError: It is UNKNOWN and there is no unknown token, or it is no policy.
+        """
+        asked = self._asked(policy)
+        if asked is UnknownPolicy.UNKNOWN and self.unknown is None:
+            raise ConfigError(
+                "unknown_policy 'unknown' needs a model that was trained with it; "
+                "this one has no unknown token: take 'error' or 'skip'",
+                "unknown_policy",
+            )
+        return asked
+
+    def _asked(self, policy: UnknownPolicy | None) -> UnknownPolicy:
+        if policy is None:
+            return self.config.policy
+        return member(UnknownPolicy, policy, "unknown_policy")
+
+    def _unknown_symbol(self, text: str, marked: NDArray[np.int32]) -> UnknownSymbolError:
+        symbol, position = self._first_unknown(text, marked)
+        shown = repr(symbol) if len(symbol) <= 40 else repr(symbol[:40]) + "..."
+        code = f" (U+{ord(symbol):04X})" if len(symbol) == 1 else ""
+        remedy = "'skip'" if self.unknown is None else "'skip' or 'unknown'"
+        rare = ", or lower min_frequency" if self.config.min_frequency > 1 else ""
+        return UnknownSymbolError(
+            f"{shown}{code} at position {position} (counted from 0) is not among the "
+            f"{self.ordinary:,} {self.config.kind.plural} of the vocabulary: "
+            f"take it out{rare}, or set unknown_policy to {remedy}",
+            symbol,
+            position,
+        )
+
+    def _normal(self, text: str) -> str:
+        """Returns a text as it is looked up: in lower case, where that is asked for."""
+        return text.lower() if self.config.lowers else text
+
+    def certain(self, text: str) -> int:
+        """Returns how much of the beginning of a text is cut in one way, whatever follows it.
+
+        Args:
+            text: It begins where a piece does, in its final case, and holds no other place that is
+                known to be the end of one.
+
+        Returns:
+            Characters; 0 where that is not known.
+        """
+        return 0
+
+    @abstractmethod
+    def _look_up(self, text: str, *, items: bool) -> NDArray[np.int32]:
+        r"""Returns a token or mark for every symbol; "\n" is marked as such if `items`."""
+
+    @abstractmethod
+    def _first_unknown(self, text: str, marked: NDArray[np.int32]) -> tuple[str, int]:
+        """Returns the first symbol marked as unknown, and its position in code points."""
+
+    @abstractmethod
+    def decode(self, tokens: Tokens) -> str:
+        """Returns the text of tokens: "" for `begin` and `end`, U+FFFD for `unknown`.
+
+        Raises:
+            ValueError: An id is not in the vocabulary.
+        """
+
+    @abstractmethod
+    def token_text(self, token: int) -> str:
+        """Returns the text of one token; "" for special ones and for parts of characters."""
+
+    @abstractmethod
+    def characters(self, tokens: Tokens) -> int:
+        """Returns the code points of text that tokens stand for; 1 for each `unknown`."""
+
+    def count_unknown(self, tokens: Tokens) -> int:
+        """Returns how many of some tokens are `unknown`."""
+        return 0 if self.unknown is None else int(np.count_nonzero(np.equal(tokens, self.unknown)))
+
+    @abstractmethod
+    def _vocabulary_json(self) -> dict[str, Any]:
+        """Returns what `to_json` holds beside the config and the layout."""
+
+    def stream(self, held: bytes = b"") -> TokenStream:
+        """Returns a stream from tokens to text.
+
+        Args:
+            held: What `TokenStream.held` was where the text so far ends; empty: it begins.
+        """
+        return TokenStream(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the tokenizer as JSON values; `tokenizer_from_json` reads them."""
+        head = {"config": self.config.to_json(), "layout": self.layout.value}
+        return head | self._vocabulary_json()
+
+    def _ids(self, tokens: Tokens) -> NDArray[np.int64]:
+        """Returns the tokens as an array, every one of them in the vocabulary."""
+        ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.vocabulary_size):
+            raise ValueError(f"a token is not in 0 to {self.vocabulary_size - 1}")
+        return ids

@@ -1,0 +1,122 @@
+"""Tokenizers: characters, bytes, words, subwords, events or what stands between white space.
+
+`build_tokenizer` makes one for a corpus, `tokenizer_from_json` one that was stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
+from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.field_checks import member
+from treadle.model.tokenizers.base import (
+    REPLACEMENT,
+    SURROGATE,
+    Tokenizer,
+    Tokens,
+    TokenStream,
+)
+from treadle.model.tokenizers.bytes import ByteTokenizer
+from treadle.model.tokenizers.characters import CharacterTokenizer
+from treadle.model.tokenizers.events import EventTokenizer
+from treadle.model.tokenizers.subwords import SubwordTokenizer
+from treadle.model.tokenizers.whitespace import WhitespaceTokenizer
+from treadle.model.tokenizers.words import PieceTokenizer, WordTokenizer
+
+__all__ = [
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "EventTokenizer",
+    "SubwordTokenizer",
+    "TokenStream",
+    "Tokenizer",
+    "Tokens",
+    "WhitespaceTokenizer",
+    "WordTokenizer",
+    "build_tokenizer",
+    "tokenizer_from_json",
+]
+
+
+def build_tokenizer(
+    config: TokenizerConfig,
+    texts: Iterable[str] = (),
+    layout: CorpusLayout = CorpusLayout.TEXT,
+    newline: bool = False,
+) -> Tokenizer:
+    r"""Builds the tokenizer of a corpus.
+
+    Args:
+        config: How text becomes tokens.
+        texts: The corpus, whole or in parts; a part ends where a symbol ends. Bytes need none.
+        layout: How the corpus is cut. LINES adds `begin` and `end`, and knows no "\n".
+        newline: LINES: whether items may hold "\n", which then is a symbol like others.
+
+    Raises:
+        CorpusError: A text holds half of a surrogate pair.
+        ConfigError: Subwords: the package `tokenizers` is not installed, or the vocabulary is to
+            be smaller than all bytes.
+    """
+    layout = member(CorpusLayout, layout, "layout")
+    if config.kind is TokenizerKind.BYTES:
+        return ByteTokenizer(config, layout)
+    if config.lower_case:
+        texts = (text.lower() for text in texts)
+    if config.kind is TokenizerKind.SUBWORDS:
+        return SubwordTokenizer.build(config, layout, texts)
+    without = "\n" if layout is CorpusLayout.LINES and not newline else ""
+    without += REPLACEMENT if config.policy is UnknownPolicy.UNKNOWN else ""
+    if config.kind is TokenizerKind.CHARACTERS:
+        return CharacterTokenizer.build(config, layout, texts, without)
+    return _PIECES[config.kind].build(config, layout, texts, without)
+
+
+_PIECES: dict[TokenizerKind, type[PieceTokenizer]] = {
+    TokenizerKind.WORDS: WordTokenizer,
+    TokenizerKind.EVENTS: EventTokenizer,
+    TokenizerKind.WHITESPACE: WhitespaceTokenizer,
+}
+
+
+def tokenizer_from_json(data: object) -> Tokenizer:
+    """Builds a tokenizer from what `Tokenizer.to_json` returned.
+
+    Raises:
+        CheckpointError: `data` is not that.
+    """
+    if not isinstance(data, Mapping):
+        raise _damaged("it is no mapping")
+    try:
+        config = TokenizerConfig.from_json(data.get("config"))
+        layout = CorpusLayout(str(data.get("layout")))
+    except (ConfigError, ValueError) as fault:
+        raise _damaged(str(fault)) from fault
+    if config.kind is TokenizerKind.BYTES:
+        return ByteTokenizer(config, layout)
+    if config.kind is TokenizerKind.SUBWORDS:
+        try:
+            return SubwordTokenizer(config, layout, str(data.get("subwords")))
+        except ValueError as fault:
+            raise _damaged(str(fault)) from fault
+        except ConfigError as fault:  # the file is fine, and the package missing
+            raise CheckpointError(f"the stored tokenizer cannot be read: {fault}") from fault
+    if config.kind in _PIECES:
+        return _PIECES[config.kind](config, layout, _symbols(data.get("words"), list))
+    return CharacterTokenizer(config, layout, "".join(_symbols(data.get("symbols"), str)))
+
+
+def _symbols(given: object, kind: type[str] | type[list[str]]) -> list[str]:
+    """Returns the vocabulary, every symbol of which is a text that no other equals."""
+    if not isinstance(given, kind) or not all(isinstance(symbol, str) for symbol in given):
+        raise _damaged("its vocabulary is missing or of the wrong type")
+    symbols = list(given)
+    if len(set(symbols)) < len(symbols) or "" in symbols:
+        raise _damaged("its vocabulary holds a symbol twice or an empty one")
+    if any(map(SURROGATE.search, symbols)):
+        raise _damaged("its vocabulary holds a lone surrogate")
+    return symbols
+
+
+def _damaged(reason: str) -> CheckpointError:
+    return CheckpointError(f"the stored tokenizer cannot be read: {reason}; take the file again")

@@ -1,0 +1,51 @@
+"""Networks trained elsewhere: a PyTorch state dict becomes a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.model import Model, default_context
+from treadle.model.network.parameters import Parameters, Shape, check_network
+from treadle.model.network.torch_state_dict import from_torch, network_of
+from treadle.model.tokenizers.build import Tokenizer
+
+
+def import_state_dict(
+    state_dict: Mapping[str, Any], tokenizer: Tokenizer, tied_weights: bool = False
+) -> Model:
+    """Make a model of the weights of a PyTorch module (docs/pytorch.md shows which).
+
+    Cell, layers and sizes are told from names and shapes. To read a file, use
+    `safetensors.numpy.load_file`; nothing here unpickles.
+
+    Args:
+        state_dict: tensor by name; anything that `numpy.asarray` reads, detached and on the CPU.
+        tokenizer: how the network read text; its tokens must have the network's ids.
+        tied_weights: whether the output layer's weights are the embedding's, and stay so where
+            the model is trained on; False keeps two arrays, equal or not.
+
+    Returns:
+        The model, without a training record.
+
+    Raises:
+        CheckpointError: names or shapes are not those of such a module, a number is not finite,
+            the network is larger than Treadle's are, the vocabulary has another size than the
+            output layer, or weights that are to be tied are not equal.
+    """
+    cell, named = from_torch(state_dict)
+    vocabulary = named["by"].shape[0]
+    if vocabulary != tokenizer.vocabulary_size:
+        raise CheckpointError(
+            f"the network knows {vocabulary} tokens and the tokenizer {tokenizer.vocabulary_size}: "
+            "give the tokenizer that it was trained with"
+        )
+    network = replace(network_of(cell, named), tied_weights=tied_weights)
+    try:
+        check_network(network)
+    except ConfigError as fault:
+        raise CheckpointError(str(fault)) from fault
+    parameters = Parameters.from_named(Shape.of(network, vocabulary), named)
+    return Model(network, tokenizer, parameters, None, default_context(tokenizer, fallback=0))

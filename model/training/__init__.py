@@ -1,0 +1,1 @@
+"""Training: from a corpus and its settings to a trained model."""

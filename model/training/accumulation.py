@@ -1,0 +1,86 @@
+"""The gradient of one optimizer step: that of a batch, or of several as if they were one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from treadle.model.data.batching import Batch, Batches
+from treadle.model.network.engine import Engine, InterruptedRunError
+from treadle.model.network.parallel import parts
+from treadle.model.network.parameters import Parameters
+
+
+class Accumulation:
+    """Draws batches and adds up their gradients, in order."""
+
+    def __init__(self, engine: Engine, batches: Batches, together: int) -> None:
+        """Prepare for a run.
+
+        Args:
+            engine: computes the gradients.
+            batches: where the batches come from.
+            together: batches for one step.
+        """
+        self._engine = engine
+        self._batches = batches
+        self._together = together
+        self.gradient = engine.gradient if together == 1 else Parameters(engine.shape)
+        """After `run`, the gradient of the mean loss over all targets of the step's batches."""
+
+    def run(self, step: int) -> tuple[float, int]:
+        """Run the batches of one step.
+
+        Args:
+            step: optimizer steps done before; no two batches of a run drop the same units.
+
+        Returns:
+            The sum of -log p(target) in nats, and the number of targets counted.
+
+        Raises:
+            InterruptedRunError: the engine was interrupted. The step has not been made, and batches
+                and states are where they were before it.
+        """
+        position, carried = self._batches.position, self._engine.carried()
+        try:
+            return self._whole(step, position)
+        except InterruptedRunError:
+            self._batches.seek(position)
+            self._engine.carry(*carried)
+            raise
+
+    def _whole(self, step: int, position: Mapping[str, int]) -> tuple[float, int]:
+        """Run the batches of one step, the first of which stands at `position`."""
+        if self._together == 1:
+            return self._one(next(self._batches), step)
+        # A batch's weight depends on the targets of all: they are counted first and made again,
+        # since so many batches at once may not fit in memory.
+        counts = [self._count(next(self._batches)) for _ in range(self._together)]
+        self._batches.seek(position)
+        total, loss = sum(counts), 0.0
+        self.gradient.flat[:] = 0
+        for number, count in enumerate(counts):
+            loss += self._one(next(self._batches), step * self._together + number)[0]
+            self._add(np.float32(count / max(total, 1)))
+        return loss, total
+
+    def _count(self, batch: Batch) -> int:
+        """Return the targets of a batch."""
+        if self._engine.interrupted():
+            raise InterruptedRunError
+        return int(np.count_nonzero(batch.targets[: batch.steps] >= 0))
+
+    def _one(self, batch: Batch, number: int) -> tuple[float, int]:
+        tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
+        return self._engine.loss_and_gradient(tokens, targets, batch.fresh, number)
+
+    def _add(self, weight: np.float32) -> None:
+        """Add the engine's gradient, which is that of one batch's mean, with its weight."""
+        source, target = self._engine.gradient.flat, self.gradient.flat
+
+        def add(part: slice) -> None:
+            source[part] *= weight
+            target[part] += source[part]
+
+        self._engine.pool.map(add, parts(source.size))

@@ -1,0 +1,87 @@
+"""What the preset AUTO says of what it has picked."""
+
+from __future__ import annotations
+
+from treadle.model.config import LimitsConfig, TrainConfig
+from treadle.model.training.auto.forecast import Outlook, count, duration
+
+
+def notices(before: TrainConfig, picked: TrainConfig, outlook: Outlook) -> tuple[str, ...]:
+    """Say what was picked, and why.
+
+    Args:
+        before: the settings as given.
+        picked: the settings as picked.
+        outlook: what they were picked by.
+
+    Returns:
+        Sentences.
+    """
+    said = [_network(picked, outlook), _regularization(picked, outlook), _batches(picked, outlook)]
+    if picked.optimizer.precision is not before.optimizer.precision:
+        said.append("auto: precision bf16: this processor multiplies it faster at that size")
+    return (*said, *_limits(before.limits, picked.limits), *_budget(outlook))
+
+
+def _network(picked: TrainConfig, outlook: Outlook) -> str:
+    network = picked.network
+    layers = "1 layer" if network.layers == 1 else f"{network.layers} layers"
+    until = "until its limit" if outlook.seconds is None else f"in {outlook.seconds:,.0f} s"
+    return (
+        f"auto: {network.cell.upper()} of {layers}, hidden size {network.hidden_size:,}, embedding "
+        f"size {network.embedding_size:,}: its {count(outlook.weights)} weights can read about "
+        f"{count(outlook.readable)} tokens {until}, of a corpus of {count(outlook.tokens)}"
+    )
+
+
+def _regularization(picked: TrainConfig, outlook: Outlook) -> str:
+    return (
+        f"auto: output dropout {picked.network.output_dropout:g}, weight decay "
+        f"{picked.optimizer.weight_decay:g}: the training part is read about "
+        f"{_times(outlook.passes)}"
+    )
+
+
+def _batches(picked: TrainConfig, outlook: Outlook) -> str:
+    data, optimizer = picked.data, picked.optimizer
+    return (
+        f"auto: batches of {data.batch_size} x {data.window}, learning rate {optimizer.rate:g}, "
+        f"{optimizer.schedule} schedule: about {count(outlook.passes * outlook.tokens)} tokens "
+        "are to be read"
+    )
+
+
+def _limits(before: LimitsConfig, picked: LimitsConfig) -> list[str]:
+    said = []
+    if picked.max_time_s != before.max_time_s:
+        said.append(f"auto: no limit given: training for {picked.max_time_s:g} s")
+    if picked.max_epochs != before.max_epochs:
+        said.append(
+            f"auto: at most {picked.max_epochs:,.0f} passes: more would only learn the corpus by "
+            "heart"
+        )
+    if picked.early_stopping_patience != before.early_stopping_patience:
+        said.append(
+            f"auto: {picked.early_stopping_patience} validations without a better loss end the "
+            "run: so many passes may be more than the corpus bears"
+        )
+    return said
+
+
+def _times(passes: float) -> str:
+    return f"{passes:.2g} times" if passes < 10 else f"{passes:,.0f} times"
+
+
+def _budget(outlook: Outlook) -> tuple[str, ...]:
+    """Judge the time that there is by the time that the corpus is worth."""
+    if outlook.seconds is None or not outlook.right_s:
+        return ()
+    right = duration(outlook.right_s)
+    if outlook.seconds < 0.7 * outlook.right_s:
+        return (f"auto: time is the limit of this run: {right} would be right for this corpus",)
+    if outlook.seconds > 3 * outlook.right_s:
+        return (
+            f"auto: the corpus, not time, is the limit of this run: {right} would be right for "
+            "this corpus",
+        )
+    return ("auto: the time is right for this corpus",)

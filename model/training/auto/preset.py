@@ -1,0 +1,382 @@
+"""The preset AUTO: settings picked by the corpus, the time there is, and this processor.
+
+How large a network to take is one question asked of every row of `_LADDER`, from the largest
+down: can it be fed? It has to read TOKENS_PER_WEIGHT tokens for each of its weights before time
+is up, or it ends undertrained; and the corpus has to hold a token for every so many of them, or it
+learns the corpus by heart (`_WEIGHTS_PER_TOKEN`: more of them where there is time to read the
+corpus often, with more units dropped). The first row that passes both is taken, else the last one.
+The more often the corpus is read on the way, the more units are dropped (`_REGULARIZATION`).
+
+All but the probe of the processor's speed is a function of `Facts` alone. What the caller has
+given (`TrainConfig.given`) is never touched, and what is picked beside it takes it into account.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from treadle.kernels.jit import BF16_MISSING
+from treadle.model.config import (
+    Cell,
+    DataConfig,
+    LimitsConfig,
+    NetworkConfig,
+    OptimizerKind,
+    Precision,
+    Preset,
+    Schedule,
+    TrainConfig,
+)
+from treadle.model.data.corpus import Corpus
+from treadle.model.network.parameters import Shape
+from treadle.model.training.auto.forecast import Outlook
+from treadle.model.training.auto.notices import notices
+from treadle.model.training.auto.throughput import Speed, expected_speed, measure
+
+DEFAULT_SECONDS = 60.0
+"""Of training, where no limit is given at all."""
+WALL_SHARE = 0.95
+"""The share of max_wall_time_s that is left after the start."""
+STEPS_SHARE = 0.9
+"""The share of the time that optimizer steps take; validations and samples take the rest."""
+
+TOKENS_PER_WEIGHT = 6.0
+"""Tokens that a network has to be able to read for each of its weights.
+
+On tiny Shakespeare an LSTM of 512 units reached 1.465 nats by 7.4 for each and nothing dropped, and
+1.441 by 5.1 for each and 0.3 dropped."""
+_WEIGHTS_PER_TOKEN = (
+    # passes over the corpus that there is time for, weights
+    (30.0, 4.0),
+    (0.0, 2.0),
+)
+"""Weights that a token of the corpus can feed, some units being dropped."""
+
+_LADDER = (
+    # units, layers, learning rate
+    (2048, 2, 0.0005),
+    (1536, 2, 0.0007),
+    (1024, 2, 0.001),
+    (768, 2, 0.0015),
+    (768, 1, 0.002),
+    (640, 1, 0.0025),
+    (512, 1, 0.003),
+    (384, 1, 0.003),
+    (256, 1, 0.003),
+    (192, 1, 0.004),
+    (128, 1, 0.005),
+    (64, 1, 0.005),
+)
+"""Networks from the largest down, each with Adam's learning rate."""
+
+_REGULARIZATION = (
+    # passes over the corpus from which on it holds, output dropout, weight decay
+    (30.0, 0.4, 0.1),
+    (12.0, 0.3, 0.1),
+    (5.0, 0.3, 0.02),
+    (2.0, 0.1, 0.0),
+    (0.0, 0.0, 0.0),
+)
+"""How much is dropped and decayed, by how often each token is read.
+
+On names (256 units, 26 passes) 0.2, 0.3 and 0.5 gave 1.903, 1.903 and 1.922 nats."""
+
+_BATCHES = (
+    # rows, steps of a batch, optimizer steps that the run must have for it
+    (128, 128, 80_000),
+    (64, 128, 40_000),
+    (64, 64, 20_000),
+    (32, 64, 8_000),
+    (32, 32, 4_000),
+    (16, 32, 4_000),
+    (16, 16, 0),
+)
+"""At equal tokens the smaller batch is the better one wherever it was measured, from 300,000 to
+3 million tokens (`benchmarks/auto_batches.py`, decision 0006). A larger one is faster, and costs
+little once there are many steps."""
+ROWS_OF_THREAD, MOST_ROWS, FEWEST_STEPS = 16, 128, 500
+"""A thread takes so many rows, so there are so many for each, up to MOST_ROWS in all; fewer where
+the run would have fewer steps than that."""
+BATCHES_PER_PASS = 50
+"""A text is read in no fewer batches, if need be smaller ones than `_BATCHES` has."""
+TOKENS_PER_LINE_BATCH, STEPS_OF_LINES = 1024, 4_000
+"""Lines are short, so there are more of them in a batch: about so many tokens, or fewer where the
+run would have fewer steps than that."""
+
+SHORT_LINE, SHORT_LINE_SPEED = 32, 0.6
+"""Lines of fewer tokens are read at this share of a text's speed: their steps are short, and a
+row that has ended waits for the longest. Measured on names."""
+
+MAX_PASSES = 60.0
+"""Passes over a corpus after which a run ends, however much time is left."""
+MIN_STEPS = 1_000
+"""Steps that a run makes, however many passes over a small corpus that takes."""
+PATIENT_PASSES, PATIENCE = 12.0, 4
+"""From so many passes on, so many validations without a better loss end the run."""
+
+BF16_UNITS = 192
+"""Units from which on BF16 is faster than FP32 where the processor has it."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What settings are picked by."""
+
+    tokens: int
+    """Tokens predicted in one pass over the training part."""
+    items: int
+    """Items of the training part; 0 for one text."""
+    vocabulary: int
+    """Tokens in the vocabulary."""
+    seconds: float | None
+    """Seconds of the run; None where other limits alone end it."""
+    tokens_per_second: tuple[Speed, ...]
+    """What was measured, one speed or more."""
+    has_bf16: bool
+    """Whether this process can train with BF16."""
+    threads: int
+    """Threads that train."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A network that could be trained, and how much it could read."""
+
+    network: NetworkConfig
+    precision: Precision
+    learning_rate: float
+    weights: int
+    core: int
+    """Those of its weights that are counted against time and corpus: the embedding and the output
+    layer are not, since what rows of a large vocabulary cost is the corpus' affair."""
+    readable: float
+    """Tokens that it can read before the limits end the run."""
+    speed: float
+    """Tokens a second that it is trained on."""
+
+
+Picked = tuple[TrainConfig, tuple[str, ...], Outlook | None]
+"""Settings, sentences that say what was picked and why, and what is expected of the run."""
+
+
+def pick(config: TrainConfig, corpus: Corpus, threads: int) -> Picked:
+    """Pick settings for a corpus on this machine; measures the machine for about a second.
+
+    Args:
+        config: its preset AUTO asks for it; without one nothing is picked.
+        corpus: read and cut.
+        threads: threads that will train.
+
+    Returns:
+        The settings, without a preset, so that what was picked is picked once and kept;
+        sentences that say what was picked and why; and what is expected of the run, None where
+        nothing was picked.
+    """
+    if config.preset is not Preset.AUTO:
+        return config, (), None
+    seconds = budget(config)
+    has_bf16 = not BF16_MISSING
+    vocabulary = corpus.tokenizer.vocabulary_size
+    facts = Facts(
+        corpus.train.predicted, corpus.train.items, vocabulary, seconds,
+        measure(config, vocabulary, seconds, has_bf16, threads), has_bf16, threads,
+    )  # fmt: skip
+    return pick_for(config, facts)
+
+
+def budget(config: TrainConfig) -> float | None:
+    """Return the seconds that the limits leave to a run; None where others end it."""
+    limits = config.limits
+    seconds = [] if limits.max_time_s is None else [limits.max_time_s]
+    if limits.max_wall_time_s is not None:
+        seconds.append(limits.max_wall_time_s * WALL_SHARE)
+    if seconds:
+        return min(seconds)
+    return None if _measured_in_tokens(limits) else DEFAULT_SECONDS
+
+
+def pick_for(config: TrainConfig, facts: Facts) -> Picked:
+    """Pick settings by given facts; arguments and result as for `pick`."""
+    candidates = [_candidate(config, facts, row) for row in _LADDER]
+    chosen = _network(candidates, facts)
+    passes = _passes(config, chosen, facts)
+    dropout, decay = next(row[1:] for row in _REGULARIZATION if passes >= row[0])
+    network = replace(chosen.network, **_free(config, "network", output_dropout=dropout))
+    if network.layers > 1:
+        network = replace(network, **_free(config, "network", dropout=network.output_dropout))
+    read = passes * facts.tokens
+    data = _data(config, facts, read)
+    adam = config.optimizer.kind is OptimizerKind.ADAM
+    optimizer = replace(
+        config.optimizer,
+        **_free(config, "optimizer", schedule=Schedule.COSINE, precision=chosen.precision),
+        **(_free(config, "optimizer", learning_rate=chosen.learning_rate) if adam else {}),
+        **(_free(config, "optimizer", weight_decay=decay) if adam else {}),
+    )
+    limits = _limits(config, passes, read < chosen.readable * (1 - 1e-9))
+    picked = replace(
+        config, network=network, data=data, optimizer=optimizer, limits=limits, preset=None
+    )
+    outlook = Outlook(
+        facts.seconds, facts.tokens, chosen.weights, chosen.readable, passes, chosen.speed,
+        _right_seconds(candidates, facts),
+    )  # fmt: skip
+    return picked, notices(config, picked, outlook), outlook
+
+
+def _free(config: TrainConfig, section: str, **settings: Any) -> dict[str, Any]:
+    """Return those settings of a section that the caller has not given."""
+    given = config.given
+    return {
+        name: value
+        for name, value in settings.items()
+        if section not in given and f"{section}.{name}" not in given
+    }
+
+
+def _network(candidates: Sequence[_Candidate], facts: Facts) -> _Candidate:
+    """The largest network of the ladder that time and corpus can feed, else the smallest."""
+    for candidate in candidates:
+        in_time = candidate.readable >= TOKENS_PER_WEIGHT * candidate.core
+        if in_time and candidate.core <= _most_weights(facts, candidate.readable):
+            return candidate
+    return candidates[-1]
+
+
+def _most_weights(facts: Facts, readable: float) -> float:
+    """Weights that a corpus can feed, if so many tokens of it can be read."""
+    passes = readable / max(facts.tokens, 1)
+    per_token = next(weights for least, weights in _WEIGHTS_PER_TOKEN if passes >= least)
+    return per_token * facts.tokens
+
+
+def _right_seconds(candidates: Sequence[_Candidate], facts: Facts) -> float:
+    """Seconds in which the largest network that the corpus can feed reads what it needs."""
+    for candidate in candidates:
+        tokens = TOKENS_PER_WEIGHT * candidate.core
+        if candidate.core <= _most_weights(facts, tokens):
+            return tokens / candidate.speed / STEPS_SHARE
+    return TOKENS_PER_WEIGHT * candidates[-1].core / candidates[-1].speed / STEPS_SHARE
+
+
+def _candidate(config: TrainConfig, facts: Facts, row: tuple[int, int, float]) -> _Candidate:
+    """A row of the ladder as a network, and how fast and how far it can read."""
+    units, layers, rate = row
+    network = _sized(config, facts, units, layers)
+    shape = Shape.of(network, facts.vocabulary)
+    wide = facts.has_bf16 and network.hidden_size >= BF16_UNITS
+    precision = Precision.BF16 if wide else Precision.FP32
+    precision = _free(config, "optimizer", precision=precision).get(
+        "precision", config.optimizer.precision
+    )
+    weights = shape.parameter_count
+    speed = _speed(facts, shape, precision)
+    return _Candidate(
+        network, precision, rate, weights, weights - facts.vocabulary * (shape.E + shape.H + 1),
+        _readable(config, facts, speed), speed,
+    )  # fmt: skip
+
+
+def _sized(config: TrainConfig, facts: Facts, units: int, layers: int) -> NetworkConfig:
+    """A row of the ladder, but for what is given."""
+    V = facts.vocabulary
+    embedding = 64 if V <= 256 else 128 if V <= 5_000 else 256
+    free = _free(config, "network", cell=Cell.LSTM, hidden_size=units, layers=layers)
+    sized = replace(config.network, **free)
+    embedding_free = "embedding_size" in _free(config, "network", embedding_size=0)
+    if sized.tied_weights:  # one size, whichever of the two is given
+        if embedding_free:
+            return replace(sized, embedding_size=sized.hidden_size)
+        if "hidden_size" in free and sized.embedding_size:
+            return replace(sized, hidden_size=sized.embedding_size)
+        return sized
+    embedding = min(embedding, sized.hidden_size)
+    return replace(sized, embedding_size=embedding) if embedding_free else sized
+
+
+def _speed(facts: Facts, shape: Shape, precision: Precision) -> float:
+    """Tokens a second that a network is trained on."""
+    short = facts.items > 0 and facts.tokens < SHORT_LINE * facts.items
+    speed = expected_speed(facts.tokens_per_second, shape, precision)
+    return speed * (SHORT_LINE_SPEED if short else 1.0)
+
+
+def _readable(config: TrainConfig, facts: Facts, speed: float) -> float:
+    """Tokens that a network of a given speed can read before the limits end the run."""
+    limits, tokens = config.limits, []
+    if facts.seconds is not None:
+        tokens.append(facts.seconds * STEPS_SHARE * speed)
+    if limits.max_tokens is not None:
+        tokens.append(float(limits.max_tokens))
+    if limits.max_epochs is not None:
+        tokens.append(limits.max_epochs * facts.tokens)
+    if limits.max_steps is not None:
+        of_step = config.data.batch_size * _row_tokens(facts, config.data.window)
+        tokens.append(limits.max_steps * min(of_step, facts.tokens))
+    return min(tokens)
+
+
+def _row_tokens(facts: Facts, window: int) -> float:
+    """Tokens of a row of a batch."""
+    return min(window, facts.tokens / facts.items) if facts.items else window
+
+
+def _passes(config: TrainConfig, chosen: _Candidate, facts: Facts) -> float:
+    """How often the corpus will be read."""
+    passes = chosen.readable / max(facts.tokens, 1)
+    if _measured_in_tokens(config.limits) or not _free(config, "limits", max_epochs=0):
+        return passes
+    return min(passes, max(MAX_PASSES, _enough_passes(facts)))
+
+
+def _measured_in_tokens(limits: LimitsConfig) -> bool:
+    """Whether the caller has said how much is to be read, rather than how long it may take."""
+    return any(
+        limit is not None for limit in (limits.max_steps, limits.max_epochs, limits.max_tokens)
+    )
+
+
+def _enough_passes(facts: Facts) -> float:
+    """Passes over a small corpus that make MIN_STEPS steps of its few batches."""
+    rows, steps, _ = _BATCHES[-1]
+    of_pass = facts.tokens / (rows * _row_tokens(facts, steps))
+    return MIN_STEPS / max(of_pass, 1.0)
+
+
+def _data(config: TrainConfig, facts: Facts, tokens: float) -> DataConfig:
+    """Rows and steps of a batch, for a run over so many tokens."""
+    least_rows = min(ROWS_OF_THREAD * facts.threads, MOST_ROWS)
+    smallest = _BATCHES[-1][1]
+    while least_rows > ROWS_OF_THREAD and tokens < FEWEST_STEPS * least_rows * smallest:
+        least_rows //= 2
+    rows, steps = next(
+        ((b, t) for b, t, least in _BATCHES if b >= least_rows and tokens >= least * b * t),
+        (least_rows, smallest),
+    )
+    if facts.items:
+        length = facts.tokens / facts.items
+        batch = min(TOKENS_PER_LINE_BATCH, tokens / STEPS_OF_LINES)
+        rows = min(max(16 * round(batch / length / 16), 16), 256)
+        steps = max(steps, 64)
+    of_pass = facts.tokens / BATCHES_PER_PASS
+    while rows > 8 and rows * _row_tokens(facts, steps) > of_pass:
+        rows //= 2
+    while steps > 32 and not facts.items and rows * steps > of_pass:
+        steps //= 2
+    return replace(config.data, **_free(config, "data", batch_size=rows, window=steps))
+
+
+def _limits(config: TrainConfig, passes: float, cut_short: bool) -> LimitsConfig:
+    """The limits given, and an end to what no longer helps."""
+    limits, added = config.limits, dict[str, Any]()
+    by_time = limits.max_time_s is not None or limits.max_wall_time_s is not None
+    if not by_time and not _measured_in_tokens(limits):
+        added |= _free(config, "limits", max_time_s=DEFAULT_SECONDS)
+    if cut_short:
+        added |= _free(config, "limits", max_epochs=float(math.ceil(passes)))
+    if passes >= PATIENT_PASSES and not limits.early_stopping_patience:
+        added |= _free(config, "limits", early_stopping_patience=PATIENCE)
+    return replace(limits, **added)

@@ -1,0 +1,137 @@
+"""How fast this machine trains: a few steps on random tokens, and what follows for other sizes.
+
+Nearly all of a step is matrix products, so the time of a token goes with its multiply-adds, or
+with a power of them a little below 1 where small products keep a fast unit less busy (`_POWERS`).
+So one measured speed foretells others, and of several the nearest in size does.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from treadle.model.config import Cell, NetworkConfig, Precision, TrainConfig
+from treadle.model.network.engine import Engine
+from treadle.model.network.parallel import Pool
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.training.optimizer import Optimizer
+
+MOST_SECONDS, SHARE = 1.5, 0.02
+"""A probe takes so long, or so much of the time that there is, if that is less."""
+BF16_FACTOR = 1.6
+"""How much faster BF16 is where only FP32 was measured, or the other way round."""
+
+_POWERS = {Precision.FP32: 1.0, Precision.BF16: 0.87}
+"""The time of a token by its multiply-adds: fitted to LSTMs of 384 to 640 units on Zen 4."""
+
+_LONG = (384, 64)
+_SHORT = (128, 16)
+"""Units and steps that are measured: of short runs, for which networks are small, the second."""
+_LONG_RUN = 30.0
+"""Seconds of a run that has time for the first."""
+_VOCABULARY = 256
+"""Tokens of the probe at most: a larger output layer is counted, not measured."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of one network."""
+
+    shape: Shape
+    """Its sizes."""
+    precision: Precision
+    """What it multiplied."""
+    tokens_per_second: float
+    """Of whole steps."""
+
+
+def multiply_adds(shape: Shape) -> float:
+    """Return the multiply-adds that a token costs, forward and backward."""
+    H, G = shape.H, shape.G
+    recurrent = shape.L * H * G + (shape.L - 1) * H * G
+    return 3.0 * (recurrent + H * shape.V)
+
+
+def expected_speed(speeds: Sequence[Speed], shape: Shape, precision: Precision) -> float:
+    """Return the tokens a second that a network will be trained on.
+
+    Args:
+        speeds: what was measured, one or more.
+        shape: the network's sizes.
+        precision: what it multiplies.
+    """
+    cost = multiply_adds(shape)
+
+    def distance(speed: Speed) -> tuple[bool, float]:
+        return speed.precision is not precision, abs(math.log(multiply_adds(speed.shape) / cost))
+
+    nearest = min(speeds, key=distance)
+    factor = 1.0
+    if nearest.precision is not precision:
+        factor = BF16_FACTOR if precision is Precision.BF16 else 1 / BF16_FACTOR
+    ratio = multiply_adds(nearest.shape) / cost
+    return float(nearest.tokens_per_second * factor * ratio ** _POWERS[precision])
+
+
+def measure(
+    config: TrainConfig, vocabulary: int, seconds: float | None, has_bf16: bool, threads: int
+) -> tuple[Speed, ...]:
+    """Train for a moment on random tokens; kernels are compiled or loaded before.
+
+    Args:
+        config: the cell and the precision, where they are given.
+        vocabulary: tokens in the vocabulary.
+        seconds: the time that the run has; None for any.
+        has_bf16: whether this process can train with BF16.
+        threads: threads that train.
+
+    Returns:
+        One speed.
+    """
+    units, steps = _LONG if seconds is None or seconds >= _LONG_RUN else _SHORT
+    given = config.given
+    cell = config.network.cell if {"network", "network.cell"} & set(given) else Cell.LSTM
+    fast = has_bf16 and units == _LONG[0]
+    precision = Precision.BF16 if fast else Precision.FP32
+    if {"optimizer", "optimizer.precision"} & set(given):
+        precision = config.optimizer.precision
+    shape = Shape.of(NetworkConfig(cell, units, 1, 64), min(vocabulary, _VOCABULARY))
+    limit = MOST_SECONDS if seconds is None else min(MOST_SECONDS, SHARE * seconds)
+    speed = _tokens_per_second(config, shape, precision, steps, threads, limit)
+    return (Speed(shape, precision, speed),)
+
+
+def _tokens_per_second(
+    config: TrainConfig, shape: Shape, precision: Precision, steps: int, threads: int, limit: float
+) -> float:
+    """By the median of the steps that fit in `limit` seconds, of one at least.
+
+    The fastest step is one in which nothing else ran; a whole run is disturbed like its
+    median step.
+    """
+    rows = max(32, min(16 * threads, 128))
+    pool = Pool(threads)
+    try:
+        parameters = Parameters.initial(shape, seed=0)
+        engine = Engine(parameters, rows, steps, pool, precision=precision, output_dropout=0.3)
+        optimizer = Optimizer(config.optimizer, parameters)
+        tokens = np.random.default_rng(0).integers(shape.V, size=(2, steps, rows), dtype=np.int32)
+        fresh, seconds = np.zeros(rows, np.bool_), list[float]()
+        end = math.inf  # the first step, which compiles, is not counted
+        while not seconds or time.perf_counter() < end:
+            begin = time.perf_counter()
+            engine.loss_and_gradient(tokens[0], tokens[1], fresh, optimizer.steps)
+            optimizer.step(engine.gradient, 1e-3, pool)
+            now = time.perf_counter()
+            if end == math.inf:
+                end = now + limit
+            else:
+                seconds.append(now - begin)
+    finally:
+        pool.close()
+    return steps * rows / statistics.median(seconds)

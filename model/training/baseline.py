@@ -1,0 +1,94 @@
+"""What counting alone reaches: the loss of an n-gram on the validation part of a corpus.
+
+A network that does not beat it has learned no more than which few tokens come after which. The
+n-gram is interpolated by Witten and Bell's rule (see `treadle.kernels.ngram`) and foretells the
+very tokens that a model's validation loss is the mean of: all but the first of a text, and of
+every item all its tokens and its end, from its begin on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.kernels.ngram import allocate_trie, count_ngrams, foretell
+from treadle.model.data.corpus import Corpus, TokenData
+from treadle.model.data.token_array import check_tokens
+from treadle.model.tokenizers.build import Tokenizer
+
+Ints = npt.NDArray[np.int32]
+
+ORDER = 5
+"""Tokens of the longest n-gram that is counted, the one foretold included."""
+ORDER_OF_LARGE = 3
+"""The same for more tokens than SMALL_VOCABULARY: words and subwords rarely repeat for longer."""
+SMALL_VOCABULARY = 256
+
+MAX_TRAIN_TOKENS, MAX_VALID_TOKENS = 5_000_000, 500_000
+"""Tokens of the training part that are counted, and of the validation part that are foretold."""
+MAX_NODES = 1 << 22
+"""Different n-grams that are kept, in 117 MB; counting ends before the token that has no room."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """How well an n-gram foretells a validation part."""
+
+    loss: float
+    """Mean nats a token."""
+    order: int
+    """Tokens of its longest n-grams, the one foretold included."""
+
+
+def baseline(corpus: Corpus) -> Baseline | None:
+    """Count the training part and foretell the validation part.
+
+    The order is ORDER for vocabularies of up to SMALL_VOCABULARY tokens and ORDER_OF_LARGE for
+    larger ones, or less where the training part is shorter; the validation part has no say in it.
+    Of a large corpus the first MAX_TRAIN_TOKENS and the first MAX_VALID_TOKENS are read, items'
+    begin and end tokens counted, and MAX_NODES n-grams are kept.
+
+    Args:
+        corpus: read and cut.
+
+    Returns:
+        The loss; None where nothing is kept for validation, or nothing there can be foretold.
+
+    Raises:
+        TokenError: a token is not in the vocabulary.
+    """
+    if corpus.valid is None:
+        return None
+    V = corpus.tokenizer.vocabulary_size
+    train, begin = _sequence(corpus.train, corpus.tokenizer, MAX_TRAIN_TOKENS)
+    valid, _ = _sequence(corpus.valid, corpus.tokenizer, MAX_VALID_TOKENS)
+    for part in (train, valid):
+        check_tokens(part, V)
+    order = min(ORDER if V <= SMALL_VOCABULARY else ORDER_OF_LARGE, max(train.size, 1))
+    trie = allocate_trie(min(MAX_NODES, train.size * order + 1))
+    path = np.zeros(order, np.int32)
+    count_ngrams(train, begin, V, trie, path)
+    mantissa, exponent, count = foretell(valid, begin, V, trie, path)
+    if not count:
+        return None
+    return Baseline(-(math.log(mantissa) + exponent * math.log(2)) / count, order)
+
+
+def _sequence(data: TokenData, tokenizer: Tokenizer, limit: int) -> tuple[Ints, int]:
+    """Return the first tokens of a part, items with begin and end, and the begin or -1."""
+    if data.offsets is None:
+        return np.array(data.tokens[:limit], np.int32), -1
+    if tokenizer.begin is None or tokenizer.end is None:
+        raise ValueError("items need a tokenizer built for the layout LINES")
+    items = min(data.items, int(np.searchsorted(data.offsets, limit)))
+    offsets = np.asarray(data.offsets[: items + 1], np.int64)
+    last = int(offsets[-1])
+    sequence = np.full(last + 2 * items, tokenizer.end, np.int32)
+    starts = offsets[:-1] + 2 * np.arange(items)  # where each begin stands
+    sequence[starts] = tokenizer.begin
+    inside = np.arange(last) + 2 * np.repeat(np.arange(items), np.diff(offsets)) + 1
+    sequence[inside] = data.tokens[:last]
+    return sequence[:limit], tokenizer.begin

@@ -1,0 +1,89 @@
+"""What validations decide: the best weights so far, a lower learning rate, an early end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.model.config import Schedule, TrainConfig
+from treadle.model.training.progress import Progress
+
+Array = npt.NDArray[np.float32]
+
+
+class Selection:
+    """Keeps the best weights, and counts the validations since."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Begin where nothing has been validated.
+
+        Args:
+            config: the run's settings; tells both patiences and the plateau's factor.
+        """
+        self._stopping = config.limits.early_stopping_patience
+        self._plateau = config.optimizer.schedule is Schedule.PLATEAU
+        self._patience = config.optimizer.plateau_patience
+        self._factor = config.optimizer.plateau_factor
+        self.best: Progress | None = None
+        """The progress that told the lowest validation loss; None before the first."""
+        self.weights: Array | None = None
+        """A copy of the weights then, (n,)."""
+        self.lowered = 1.0
+        """What plateaus have multiplied the learning rate by so far."""
+        self._since_best = 0
+        self._since_lowered = 0
+
+    def lowest(self, loss: float | None) -> float | None:
+        """Return the lowest loss so far, a new one counted."""
+        best = None if self.best is None else self.best.valid_loss
+        losses = [known for known in (best, loss) if known is not None]
+        return min(losses, default=None)
+
+    def offer(self, progress: Progress, weights: Array) -> None:
+        """Take note of a validation.
+
+        Args:
+            progress: with the validation's loss.
+            weights: what was validated, (n,); copied where they are the best so far.
+        """
+        best = None if self.best is None else self.best.valid_loss
+        assert progress.valid_loss is not None
+        if best is None or progress.valid_loss < best:
+            self.best, self.weights = progress, weights.copy()
+            self._since_best = self._since_lowered = 0
+            return
+        self._since_best += 1
+        self._since_lowered += 1
+        if self._plateau and self._since_lowered >= self._patience:
+            self.lowered *= self._factor
+            self._since_lowered = 0
+
+    def over(self, steps: int) -> str:
+        """Return why the run is to end early, in a sentence; empty while it is not."""
+        if not self._stopping or self._since_best < self._stopping or self.best is None:
+            return ""
+        return (
+            f"early_stopping_patience reached after {steps} steps: the lowest validation loss "
+            f"was that of step {self.best.step}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the weights as plain JSON values."""
+        return {
+            "best": None if self.best is None else asdict(self.best),
+            "lowered": self.lowered,
+            "since_best": self._since_best,
+            "since_lowered": self._since_lowered,
+        }
+
+    def restore(self, data: Mapping[str, Any], weights: Array | None) -> None:
+        """Go on from what `to_json` returned, and the weights."""
+        self.best = None if data["best"] is None else Progress.from_json(data["best"])
+        self.weights = weights
+        self.lowered = float(data["lowered"])
+        self._since_best = int(data["since_best"])
+        self._since_lowered = int(data["since_lowered"])

@@ -1,0 +1,150 @@
+"""When a run ends, validates and how far it is; the settings with their defaults filled in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from treadle.model.config import LimitsConfig, Schedule, TrainConfig
+from treadle.model.data.batching import Batches
+from treadle.model.data.corpus import Corpus
+
+DEFAULT_EPOCHS = 10.0
+DEFAULT_STEPS = (300, 20_000)
+"""The fewest and the most steps that a run without limits gets."""
+MAX_STEPS = 2**53
+"""More than any run makes: so many are planned where epochs come to even more."""
+VALIDATIONS = 10
+"""Validations of a run that does not say how often."""
+DEFAULT_WARMUP_STEPS = 100
+
+_NOTHING_TO_WATCH = (
+    "{} has nothing to act on: nothing is kept for validation; set validation_fraction above 0"
+)
+_NOTHING_TO_DROP = (
+    "dropout {!r} has nothing to act on: it acts between layers, and the network has one; "
+    "set layers to 2 or more"
+)
+
+
+class Plan:
+    """When a run ends, validates and how far it is, from its limits."""
+
+    def __init__(self, config: TrainConfig, batches: Batches) -> None:
+        limits, together = config.limits, config.optimizer.accumulation_steps
+        steps = {} if limits.max_steps is None else {"max_steps": limits.max_steps}
+        if limits.max_epochs is not None:
+            asked = min(limits.max_epochs * batches.batches_in(0) / together, MAX_STEPS)
+            steps["max_epochs"] = math.ceil(asked * (1 - 1e-12))  # 1.1 * 10 is above 11
+        self._nearest = min(steps, key=lambda name: steps[name], default="")
+        self.total_steps = steps.get(self._nearest)
+        self._limits = limits
+        self._interval = config.report.validation_interval_steps
+        expected = self.total_steps or DEFAULT_WARMUP_STEPS * 10
+        if limits.max_tokens is not None:
+            a_step = batches.tokens_per_epoch / batches.batches_in(0) * together
+            expected = min(expected, math.ceil(limits.max_tokens / a_step))
+        given = config.optimizer.warmup_steps
+        self.warmup_steps = min(DEFAULT_WARMUP_STEPS, expected // 10) if given is None else given
+
+    def over(self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0) -> str:
+        """Return why the run is over, in a sentence; empty while it is not.
+
+        Args:
+            steps: optimizer steps done.
+            elapsed: seconds of training, validation not counted.
+            tokens: tokens trained on.
+            wall: seconds in which the run ran, everything counted.
+        """
+        limits, met = self._limits, ""
+        if self.total_steps is not None and steps >= self.total_steps:
+            met = self._nearest
+        elif limits.max_tokens is not None and tokens >= limits.max_tokens:
+            met = "max_tokens"
+        elif limits.max_time_s is not None and elapsed >= limits.max_time_s:
+            met = "max_time_s"
+        elif limits.max_wall_time_s is not None and wall >= limits.max_wall_time_s:
+            met = "max_wall_time_s"
+        return f"{met} reached after {steps} steps" if met else ""
+
+    def progress(self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0) -> float:
+        """Return the share of the run that is done, 0 to 1; arguments as for `over`."""
+        limits = self._limits
+        share = steps / self.total_steps if self.total_steps else 0.0
+        if limits.max_time_s is not None:
+            share = max(share, elapsed / limits.max_time_s)
+        if limits.max_tokens is not None:
+            share = max(share, tokens / limits.max_tokens)
+        if limits.max_wall_time_s is not None:
+            share = max(share, wall / limits.max_wall_time_s)
+        return min(1.0, share)
+
+    def time_left(
+        self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0
+    ) -> float | None:
+        """Return the seconds until the nearest limit; arguments as for `over`."""
+        left, limits = [], self._limits
+        if self.total_steps is not None and steps:
+            left.append((self.total_steps - steps) * elapsed / steps)
+        if limits.max_tokens is not None and tokens:
+            left.append(max(0, limits.max_tokens - tokens) * elapsed / tokens)
+        if limits.max_time_s is not None:
+            left.append(max(0.0, limits.max_time_s - elapsed))
+        if limits.max_wall_time_s is not None:
+            left.append(max(0.0, limits.max_wall_time_s - wall))
+        return min(left) if left else None
+
+    def part(self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0) -> int:
+        """Return the parts of the run that are done; after each the model is examined."""
+        if self._interval is not None:
+            return steps // self._interval
+        return int(self.progress(steps, elapsed, tokens, wall) * VALIDATIONS)
+
+
+def fill_in(
+    config: TrainConfig, corpus: Corpus, batches: Batches
+) -> tuple[TrainConfig, tuple[str, ...]]:  # fmt: skip
+    """Return the settings with every default filled in, and what was chosen."""
+    limits, notices = _limits(config, batches)
+    network = config.network
+    if network.dropout and network.layers == 1:
+        notices = (*notices, _NOTHING_TO_DROP.format(network.dropout))
+    notices = (*notices, *_unwatched(config, corpus))
+    data = replace(
+        config.data, layout=corpus.layout, batch_size=batches.batch_size, window=batches.window
+    )
+    filled = replace(config, limits=limits, data=data)
+    plan = Plan(filled, batches)
+    optimizer = replace(
+        config.optimizer, learning_rate=config.optimizer.rate, warmup_steps=plan.warmup_steps
+    )
+    used = corpus.tokenizer.config  # a corpus that was given as read brings its own
+    tokenizer = replace(used, unknown_policy=used.policy)
+    return replace(filled, optimizer=optimizer, tokenizer=tokenizer), notices
+
+
+def _limits(config: TrainConfig, batches: Batches) -> tuple[LimitsConfig, tuple[str, ...]]:
+    """The limits, with one that surely ends the run where none was given."""
+    limits = config.limits
+    ends = (
+        limits.max_steps, limits.max_epochs, limits.max_time_s, limits.max_tokens,
+        limits.max_wall_time_s,
+    )  # fmt: skip
+    if any(limit is not None for limit in ends):
+        return limits, ()
+    fewest, most = DEFAULT_STEPS
+    together = config.optimizer.accumulation_steps
+    steps = min(max(math.ceil(DEFAULT_EPOCHS * batches.batches_in(0) / together), fewest), most)
+    return replace(limits, max_steps=steps), (f"no limit given: training for {steps:,} steps",)
+
+
+def _unwatched(config: TrainConfig, corpus: Corpus) -> tuple[str, ...]:
+    """Notices of settings that wait for validations in a run that has none."""
+    if corpus.valid is not None:
+        return ()
+    waiting = []
+    if config.limits.early_stopping_patience:
+        waiting.append("early_stopping_patience")
+    if config.optimizer.schedule is Schedule.PLATEAU:
+        waiting.append("the schedule plateau")
+    return tuple(_NOTHING_TO_WATCH.format(name) for name in waiting)

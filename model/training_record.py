@@ -1,0 +1,121 @@
+"""What a training run leaves on record in its model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from treadle.model.config import Split, TrainConfig
+from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.field_checks import MAX_UINT64
+
+EXPLODED = 3.0
+"""A run has diverged whose loss is so many times that of guessing."""
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """How a model came to be."""
+
+    config: TrainConfig
+    """The run's settings as used, defaults filled in."""
+    steps: int
+    """Optimizer steps done."""
+    tokens_seen: int
+    """Tokens trained on, repeats counted."""
+    train_loss: float
+    """Mean nats a token over the progress interval before these weights; NaN without one."""
+    valid_loss: float | None
+    """Mean nats a token of the validation part, or of a sample of it, under these weights; None
+    without one."""
+    elapsed_s: float
+    """Seconds of training, validations and samples included."""
+    ended_by: str
+    """What ended the run, in a sentence."""
+    weights_step: int = 0
+    """Optimizer steps behind these weights: fewer than `steps` where they are not the last."""
+    valid_split: Split | None = None
+    """What valid_loss was measured on; None where that is not known."""
+    test_loss: float | None = None
+    """Mean nats a token of the test part under these weights; None without one."""
+    test_split: Split | None = None
+    """What test_loss was measured on; None without a test part."""
+    baseline_loss: float | None = None
+    """An n-gram's mean nats a token of the validation part; None without one."""
+    notices: tuple[str, ...] = ()
+    """What there is to know about how the run ended, in sentences."""
+    valid_tokens: int = 0
+    """Tokens that valid_loss is the mean of; 0 without one, or where that is not known."""
+    test_tokens: int = 0
+    """Tokens that test_loss is the mean of; 0 without one, or where that is not known."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON values."""
+        loss = self.train_loss if math.isfinite(self.train_loss) else None  # JSON has no NaN
+        return {**asdict(self), "config": self.config.to_json(), "train_loss": loss}
+
+    @classmethod
+    def from_json(cls, data: object) -> TrainingRecord:
+        """Build a record from what `to_json` returned.
+
+        Raises:
+            CheckpointError: `data` is not that.
+        """
+        if not isinstance(data, Mapping):
+            raise CheckpointError("the training record cannot be read: it is no mapping")
+        try:
+            loss, valid = data["train_loss"], data["valid_loss"]
+            elapsed = float(data["elapsed_s"])
+            if not (math.isfinite(elapsed) and elapsed >= 0):
+                raise ValueError(f"elapsed_s is {elapsed}, and must be 0 or more")
+            splits = [data.get(name) for name in ("valid_split", "test_split")]
+            return cls(
+                config=TrainConfig.from_json(data["config"]),
+                steps=_count(data, "steps"),
+                tokens_seen=_count(data, "tokens_seen"),
+                train_loss=math.nan if loss is None else float(loss),
+                valid_loss=_float(valid),
+                elapsed_s=elapsed,
+                ended_by=str(data["ended_by"]),
+                # What older files lack: their weights are the last ones.
+                weights_step=_count(data, "weights_step" if "weights_step" in data else "steps"),
+                valid_split=None if splits[0] is None else Split(splits[0]),
+                test_loss=_float(data.get("test_loss")),
+                test_split=None if splits[1] is None else Split(splits[1]),
+                baseline_loss=_float(data.get("baseline_loss")),
+                notices=tuple(map(str, data.get("notices", ()))),
+                valid_tokens=_count(data, "valid_tokens", 0),
+                test_tokens=_count(data, "test_tokens", 0),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as fault:
+            raise CheckpointError(f"the training record cannot be read: {fault}") from fault
+
+
+def exploded(loss: float, V: int) -> tuple[str, ...]:
+    """Say that a run's last loss is far above that of guessing among V tokens, if it is."""
+    guessing = math.log(max(V, 2))
+    if not loss > EXPLODED * guessing:
+        return ()
+    return (
+        f"the run diverged: at its end the loss was {loss:.3g} nats a token, where guessing "
+        f"costs {guessing:.3g}; lower the learning rate",
+    )
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _count(data: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """Return a field that counts something.
+
+    Raises:
+        KeyError: It is missing, and there is no default.
+        ValueError: It is below 0, or above what 64 bits hold.
+    """
+    count = int(data[name] if default is None else data.get(name, default))
+    if not 0 <= count <= MAX_UINT64:
+        raise ValueError(f"{name} is {count}, and must be 0 to {MAX_UINT64}")
+    return count

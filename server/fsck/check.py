@@ -1,0 +1,137 @@
+"""Checks a data directory after a crash, and repairs it where that is wanted.
+
+Nothing is deleted that could be worth a look: what is damaged is moved to `DATA_DIR/damaged/`.
+What is checked, in this order:
+
+- leftovers under `tmp/`;
+- every version's header, and its file against model.sha256; hashes that are missing; empty
+  directories of versions, but for a model's newest, which keeps its number from being reused;
+- every corpus against the hash that is its name;
+- the database: its pages, and every row of it. Where there is a fault, all rows that can be read go
+  into a new one, and the damaged one is moved away;
+- aliases of versions that are not there;
+- the corpora and checkpoints of jobs that are not over, and directories of jobs that are not
+  there.
+
+It may be cut off at any moment and run again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from functools import partial
+from pathlib import Path
+
+from treadle.server.fsck.database import check_events, open_database
+from treadle.server.fsck.jobs import check_jobs, put_jobs_aside
+from treadle.server.fsck.models import (
+    check_aliases,
+    check_corpora,
+    check_corpus_rows,
+    check_models,
+)
+from treadle.server.fsck.report import DAMAGED, Finding, Report, put_aside, remove_whole
+from treadle.server.storage import files
+from treadle.server.storage.data_dir import DATABASE_FILE
+from treadle.server.storage.database import DatabaseError
+from treadle.server.storage.files import StoreError
+
+__all__ = ["Finding", "Report", "check", "run"]
+
+
+def check(root: Path, repair: bool) -> Report:
+    """Checks a data directory that no server uses.
+
+    Args:
+        root: The directory.
+        repair: Whether to repair what is wrong, too.
+
+    Returns:
+        What was found.
+
+    Raises:
+        StoreError: It is not there, a server uses it, or it cannot be read or written.
+    """
+    if not root.is_dir():
+        raise StoreError(f"there is no data directory {root}; name another --data-dir")
+    try:
+        with files.lock(root):
+            return _check(root, repair)
+    except OSError as error:
+        raise files.unusable(root, error) from error
+    except DatabaseError as error:
+        raise StoreError(str(error)) from error
+
+
+def run(root: Path, repair: bool) -> int:
+    """Checks a data directory and prints what was found.
+
+    Returns:
+        The exit code: 0 where nothing was found, else 1; 2 where it cannot be checked.
+    """
+    try:
+        with files.shared_with_group(root):
+            report = check(root, repair)
+    except StoreError as error:
+        print(f"treadle-server: {error}", file=sys.stderr)
+        return 2
+    for finding in report.findings:
+        print(finding)
+    count = len(report.findings)
+    print(f"{root}: {count} {'finding' if count == 1 else 'findings'}")
+    return 0 if report.clean else 1
+
+
+def _check(root: Path, repair: bool) -> Report:
+    report = Report(repair)
+    _check_places(root, report)
+    _check_tmp(root, report)
+    check_models(root, report)
+    corpora = check_corpora(root, report)
+    database, rebuilt = open_database(root, report)
+    if database is None:
+        if not (root / DATABASE_FILE).exists():
+            put_jobs_aside(root, report)
+        return report
+    try:
+        check_events(report, database, root / DATABASE_FILE)
+        check_aliases(root, report, database)
+        check_corpus_rows(root, report, database)
+        check_jobs(root, report, database, corpora, rebuilt)
+    finally:
+        database.close()
+    return report
+
+
+def _check_places(root: Path, report: Report) -> None:
+    """Checks what must be directories and files of our own: nothing is done behind a link.
+
+    Raises:
+        OSError: ELOOP: a link has the name of one.
+    """
+    for name in (DAMAGED, "models", "jobs", "corpora"):
+        place = root / name
+        files.check_no_link(place)
+        if place.exists() and not place.is_dir():
+            action = f"moved to {DAMAGED}/" if name != DAMAGED else "renamed"
+            aside = partial(put_aside, root, place, name)
+            if name == DAMAGED:
+                aside = partial(os.rename, place, root / f"{DAMAGED}-{secrets.token_hex(4)}")
+            report.mend("it is no directory", place, action, aside)
+    tmp = root / "tmp"
+    if tmp.is_symlink() or (tmp.exists() and not tmp.is_dir()):
+        report.mend("it is no directory", tmp, "removed", partial(remove_whole, tmp))
+    database = root / DATABASE_FILE
+    files.check_no_link(database)
+    if database.exists() and not database.is_file():
+        action = f"moved to {DAMAGED}/"
+        report.mend("it is no file", database, action, partial(put_aside, root, database, "db"))
+
+
+def _check_tmp(root: Path, report: Report) -> None:
+    tmp = root / "tmp"
+    for path in sorted(tmp.iterdir()) if tmp.is_dir() and not tmp.is_symlink() else []:
+        what = "it was being made when the server died"
+        report.mend(what, path, "removed", partial(remove_whole, path))

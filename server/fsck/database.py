@@ -1,0 +1,366 @@
+"""The part of the check that looks at the database: its pages, and every row of every table.
+
+A database with a fault is never written to. Its rows go into a new one, which takes its place; it
+is kept in `damaged/`, with a list of what could not go over. The new one is whole before the old
+one moves, so that a repair may be cut off anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from treadle.server.fsck.report import DAMAGED, Report, put_aside
+from treadle.server.jobs.job import FAILED
+from treadle.server.messages.requests import NAME
+from treadle.server.storage import files
+from treadle.server.storage.data_dir import DATABASE_FILE, REPAIRED_FILE
+from treadle.server.storage.database import Database, DatabaseError, NewerDatabaseError
+from treadle.server.storage.files import StoreError
+from treadle.server.storage.job_damage import damage, without_damage
+from treadle.server.storage.salvage import Salvage
+from treadle.server.storage.schema import TABLES, read_row
+from treadle.v1 import sequence_pb2 as pb
+
+LEFT_OUT_FILE = "rows.jsonl"
+"""The rows that could not go over into a new database, for a person to look at."""
+
+_LOGS = ("-wal", "-shm")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_AHEAD = 100_000
+"""How many events a job may have of which its record, in an older copy, does not know."""
+
+_NAMED = 20
+"""Damaged rows that have a finding of their own."""
+
+Values = Sequence[Any]
+Rows = Callable[[], Iterable[tuple[str, Values]]]
+
+
+def open_database(root: Path, report: Report) -> tuple[Database | None, bool]:
+    """Checks the database, and repairs it where that is wanted.
+
+    Args:
+        root: The data directory.
+        report: Where findings go.
+
+    Returns:
+        The database, whole; None where there is none, or none that may be used. And whether it is
+        one that may lack jobs which were there.
+
+    Raises:
+        StoreError: It is that of a newer Treadle.
+        OSError: The disk failed or is full.
+        DatabaseError: The new database failed.
+    """
+    path = root / DATABASE_FILE
+    if (root / REPAIRED_FILE).is_file():
+        what = "an earlier repair of the database was cut off"
+        report.mend(what, path, "finished", partial(_take_place, root))
+    if not path.is_file():
+        return None, False
+    database, found = _open(path, report)
+    if database is not None:
+        review = _Review(database.scan)
+        if not review.faults:
+            return database, False
+        _tell_rows(report, path, review)
+        if report.repair:
+            _rebuild(root, review)
+        database.close()
+        return (Database(path) if report.repair else None), True
+    return _salvage(root, report, found)
+
+
+def _open(path: Path, report: Report) -> tuple[Database | None, str]:
+    """Returns the database, or what is wrong with its pages; what is damaged is not written to."""
+    try:
+        database = Database(path, upgrade=False)
+    except NewerDatabaseError as error:
+        raise StoreError(str(error)) from error
+    except DatabaseError as error:
+        return None, str(error.__cause__ or error)
+    found = _damage(database)
+    if found or not report.repair:
+        if found:
+            database.close()
+        return (None if found else database), found
+    database.close()
+    try:
+        return Database(path), ""
+    except DatabaseError as error:
+        return None, str(error.__cause__ or error)
+
+
+def _damage(database: Database) -> str:
+    """Returns what is wrong with a database, in a few words; empty where nothing is."""
+    try:
+        database.check_structure()
+        return "; ".join(database.check()[:1])
+    except DatabaseError as error:
+        return str(error.__cause__ or error)
+
+
+def _salvage(root: Path, report: Report, found: str) -> tuple[Database | None, bool]:
+    """Takes what can be read of a database that SQLite cannot use over into a new one."""
+    path = root / DATABASE_FILE
+    what = f"the database is damaged ({found})"
+    review = _Review(Salvage(path).rows)
+    if not review.jobs and not review.kept:
+        report.mend(
+            what,
+            path,
+            f"moved to {DAMAGED}/ with the jobs' directories; models stay, jobs and aliases are "
+            "lost, for no row can be read",
+            partial(_put_aside, root),
+        )
+        return None, True
+    kept = ", ".join(f"{review.kept[table]:,} {table}" for table in TABLES)
+    action = f"rebuilt from what can be read ({kept}); the damaged one is moved to {DAMAGED}/"
+    before = len(report.findings)
+    report.mend(what, path, action, partial(_rebuild, root, review))
+    _tell_rows(report, path, review)
+    if not report.repair or "could not" in report.findings[before].action:
+        return None, True
+    return Database(path), True
+
+
+def _tell_rows(report: Report, path: Path, review: _Review) -> None:
+    done = f"the row as it was is in {DAMAGED}/{LEFT_OUT_FILE}"
+    advice = done if report.repair else f"with --repair {done}"
+    for what in review.faults[:_NAMED]:
+        report.note(what, path, advice)
+    if len(review.faults) > _NAMED:
+        report.note(f"{len(review.faults) - _NAMED:,} more rows are damaged", path, advice)
+
+
+@dataclass
+class _Review:
+    """Reads every row and decides what becomes of it.
+
+    Args:
+        source: Yields the rows, table by table, as often as it is called.
+    """
+
+    source: Rows
+    jobs: dict[str, int] = field(default_factory=dict)
+    """The last event's number of every job that is kept."""
+    kept: Counter[str] = field(default_factory=Counter)
+    """Rows that are kept, by table; one that comes twice is counted twice."""
+    faults: list[str] = field(default_factory=list)
+    """What is wrong with each row that is changed or left out, as a sentence."""
+
+    def __post_init__(self) -> None:
+        for table, _ in self.good():
+            self.kept[table] += 1
+
+    def good(
+        self, left_out: Callable[[str, Values, str], object] = lambda *_: None
+    ) -> Iterator[Any]:
+        """Yields the table and the values of every row that is kept.
+
+        Args:
+            left_out: Called with table, values and fault of what is changed or left out.
+        """
+        self.jobs.clear()
+        self.faults.clear()
+        for table, values in self.source():
+            fault, better = self._judge(table, values)
+            if fault:
+                self.faults.append(fault)
+                left_out(table, values, fault)
+            if better is not None:
+                yield table, better
+
+    def _judge(self, table: str, values: Values) -> tuple[str, Values | None]:
+        """Returns what is wrong with a row, or nothing, and its values to keep, if any."""
+        if table == "jobs":
+            return self._job(values)
+        fault = {"events": self._event, "aliases": _alias, "corpora": _corpus}[table](values)
+        if not fault:
+            return "", _typed(table, values)
+        if table == "events" and isinstance(values[1], int) and values[0] in self.jobs:
+            with suppress(TypeError, ValueError):
+                return fault, (values[0], values[1], float(values[2]), b"")
+        return fault, None
+
+    def _job(self, values: Values) -> tuple[str, Values | None]:
+        row = read_row(_typed("jobs", values))
+        fault = damage(row)
+        whole = without_damage(row) if fault else row
+        if whole is None:
+            return f"the record of job {_shown(row.id)} is damaged: {fault}; it is left out", None
+        if whole.id not in self.jobs:  # an old copy of it may come behind it
+            self.jobs[whole.id] = whole.last_sequence
+        failed = whole.state == FAILED != row.state
+        done = "it is marked as failed" if failed else "that is emptied"
+        sentence = f"the record of job {_shown(row.id)} is damaged: {fault}; {done}"
+        return sentence if fault else "", [getattr(whole, name) for name in TABLES["jobs"]]
+
+    def _event(self, values: Values) -> str:
+        job, sequence, time_s, payload = values
+        what = f"event {_shown(sequence)} of job {_shown(job)}"
+        if not isinstance(job, str) or job not in self.jobs:
+            return f"{what} is of no job that is there; it is left out"
+        if not isinstance(sequence, int) or sequence < 1:
+            return f"{what} has no number; it is left out"
+        if sequence > self.jobs[job] + _AHEAD:
+            return f"{what} comes after its last one; it is left out"
+        if not isinstance(time_s, int | float) or not isinstance(payload, bytes):
+            return f"{what} is damaged; it is emptied"
+        try:
+            pb.JobEvent.FromString(payload)
+        except DecodeError:
+            return f"{what} cannot be read; it is emptied"
+        return ""
+
+
+def _alias(values: Values) -> str:
+    model, alias, version = values
+    named = all(isinstance(name, str) and NAME.fullmatch(name) for name in (model, alias))
+    if named and isinstance(version, int) and version > 0:
+        return ""
+    return f"alias {_shown(alias)} of model {_shown(model)} is damaged; it is left out"
+
+
+def _corpus(values: Values) -> str:
+    sha256, size, used_s = values
+    whole = isinstance(sha256, str) and _HASH.fullmatch(sha256)
+    if whole and isinstance(size, int) and size >= 0 and isinstance(used_s, int | float):
+        return ""
+    return f"the record of corpus {_shown(sha256)} is damaged; it is left out"
+
+
+_REAL = {
+    "jobs": [
+        TABLES["jobs"].index(f"{name}_s")
+        for name in ("created", "queued", "started", "ended", "ran")
+    ],
+    "events": [2],
+    "aliases": [],
+    "corpora": [2],
+}
+"""The columns of real numbers; SQLite stores those without a fraction as whole ones."""
+
+
+def _typed(table: str, values: Values) -> Values:
+    typed = list(values)
+    for place in _REAL[table]:
+        if isinstance(typed[place], int):
+            typed[place] = float(typed[place])
+    return typed
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _rebuild(root: Path, review: _Review) -> None:
+    """Makes a new database of the rows that are kept, and puts it in the place of the old one.
+
+    Raises:
+        OSError: The disk failed or is full; the old database is where it was.
+    """
+    draft = root / f"{REPAIRED_FILE}.tmp"
+    for path in (draft, *(root / (draft.name + end) for end in _LOGS)):
+        path.unlink(missing_ok=True)
+    left_out = _LeftOut(root)
+    try:
+        database = Database(draft)
+        try:
+            database.load(review.good(left_out.add))
+        finally:
+            database.close()
+        left_out.keep()
+    except DatabaseError as error:
+        raise OSError(str(error)) from error
+    files.sync(draft)
+    os.rename(draft, root / REPAIRED_FILE)
+    files.sync(root)
+    _take_place(root)
+
+
+class _LeftOut:
+    """Writes down the rows that are changed or left out, one in a line.
+
+    Args:
+        root: The data directory.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / DAMAGED / LEFT_OUT_FILE
+        self._lines = list[str]()
+
+    def add(self, table: str, values: Values, fault: str) -> None:
+        """Adds a row; bytes are written in base64."""
+        named = dict(zip(TABLES[table], map(_plain, values), strict=False))
+        self._lines.append(json.dumps({"table": table, "fault": fault, "values": named}))
+
+    def keep(self) -> None:
+        """Writes the rows behind those that are there already.
+
+        Raises:
+            OSError: The disk failed or is full.
+        """
+        if not self._lines:
+            return
+        files.make_directory(self._path.parent)
+        files.check_no_link(self._path)
+        with self._path.open("a") as file:
+            file.write(json.dumps({"repaired": time.time()}) + "\n")
+            file.writelines(f"{line}\n" for line in self._lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    return value
+
+
+def _take_place(root: Path) -> None:
+    """Puts the repaired database in the place of the old one, which is kept."""
+    _put_aside(root)
+    os.replace(root / REPAIRED_FILE, root / DATABASE_FILE)
+    files.sync(root)
+
+
+def _put_aside(root: Path) -> None:
+    for suffix in ("", *_LOGS):
+        path = root / (DATABASE_FILE + suffix)
+        if path.exists():
+            put_aside(root, path, path.name)
+
+
+def check_events(report: Report, database: Database, path: Path) -> None:
+    """Checks that the last event of every job is there, and is the last: its watchers wait for it.
+
+    Args:
+        report: Where findings go.
+        database: The database, whole.
+        path: Its file.
+
+    Raises:
+        DatabaseError: The database failed.
+    """
+    for job, last in database.uncounted_events():
+        work = partial(database.count_events, job, last)
+        report.mend(f"job {job} has more events than its record says", path, "counted", work)
+    for job, last in database.lost_events():
+        work = partial(database.add_lost_event, job, last, time.time())
+        what = f"the last events of job {job} are missing"
+        report.mend(what, path, "made up for by an event that says nothing", work)

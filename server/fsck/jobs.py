@@ -1,0 +1,166 @@
+"""The part of the check that looks at jobs: their corpora, their checkpoints, their directories."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Set
+from functools import partial
+from pathlib import Path
+
+import grpc
+
+from treadle.model.errors import CheckpointError
+from treadle.model.tensor_file import open_tensors
+from treadle.model.training.checkpoint import is_whole
+from treadle.server.errors import StatusError
+from treadle.server.fsck.report import DAMAGED, Report, put_aside, remove_whole
+from treadle.server.messages.requests import NAME
+from treadle.server.storage.data_dir import DATABASE_FILE
+from treadle.server.storage.database import Database, DatabaseError, JobRow
+from treadle.server.storage.job_damage import damage
+from treadle.server.storage.job_files import INIT_FILE, STATE_FILE
+from treadle.v1 import sequence_pb2 as pb
+
+UNFINISHED = ("queued", "running", "paused")
+"""The states from which a job goes on."""
+
+_PREVIOUS = ".previous"
+_PAGE = 200
+
+
+def check_jobs(
+    root: Path, report: Report, database: Database, corpora: Set[str], rebuilt: bool
+) -> None:
+    """Checks what the jobs need that are not over, and that every job's directory has its job.
+
+    Args:
+        root: The data directory, its corpora checked already.
+        report: Where findings go.
+        database: Its database.
+        corpora: The hashes of the corpora that are whole, or cannot be read just now.
+        rebuilt: Whether the database may lack jobs that were there.
+
+    Raises:
+        OSError: A directory cannot be read.
+        DatabaseError: The database failed.
+    """
+    for row in _unfinished(database):
+        if damage(row):  # told already
+            continue
+        files = root / "jobs" / row.id
+        fault = _fault(row, files, corpora)
+        if fault:
+            what = f"job {row.id} cannot go on: {fault}"
+            work = partial(_fail, database, row.id, fault)
+            report.mend(what, root / DATABASE_FILE, "marked as failed", work)
+        own = files.is_dir() and not files.is_symlink()
+        for path in sorted(files.glob("*.safetensors")) if own else []:
+            _check_file(root, report, path)
+    for place in _directories(root):
+        if place.is_symlink() or not NAME.fullmatch(place.name):
+            _put_directory_aside(root, report, place, "it is no directory of a job")
+        elif database.job(place.name) is None and rebuilt:
+            what = "it is the directory of a job that the database does not know any more"
+            _put_directory_aside(root, report, place, what)
+        elif database.job(place.name) is None:
+            what = "it is the directory of a job that is not there"
+            report.mend(what, place, "removed", partial(remove_whole, place))
+
+
+def put_jobs_aside(root: Path, report: Report) -> None:
+    """Puts every job's directory out of the way, where no database says what they are.
+
+    Args:
+        root: The data directory.
+        report: Where findings go.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    for place in _directories(root):
+        what = "it is the directory of a job, and there is no database that knows it"
+        _put_directory_aside(root, report, place, what)
+
+
+def _put_directory_aside(root: Path, report: Report, place: Path, what: str) -> None:
+    action = f"moved to {DAMAGED}/jobs/{place.name}"
+    report.mend(what, place, action, partial(put_aside, root, place, "jobs", place.name))
+
+
+def _directories(root: Path) -> list[Path]:
+    jobs = root / "jobs"
+    return sorted(path for path in jobs.iterdir() if path.is_dir()) if jobs.is_dir() else []
+
+
+def _unfinished(database: Database) -> list[JobRow]:
+    rows = list[JobRow]()
+    while page := database.jobs(UNFINISHED, after=rows[-1].place if rows else None, limit=_PAGE):
+        rows += page
+    return rows
+
+
+def _fault(row: JobRow, files: Path, corpora: Set[str]) -> str:
+    """Returns why a job cannot go on, as a sentence; empty where it can."""
+    try:
+        missing = [sha256 for sha256 in row.corpora() if sha256 not in corpora]
+    except DatabaseError as error:
+        return str(error)
+    if missing:
+        return f"its corpus {missing[0]} is missing or damaged: train again from the file"
+    if row.init_from and not _opens(files / INIT_FILE):
+        return f"its copy of the model that it goes on from, {row.init_from}, is missing or damaged"
+    return ""
+
+
+def _fail(database: Database, job: str, fault: str) -> None:
+    """Ends a job in the database as the server would: the event for watchers comes with it."""
+    now_s = time.time()
+    error = StatusError(grpc.StatusCode.DATA_LOSS, fault)
+    change = pb.JobStateChange(state=pb.JOB_STATE_FAILED, reason=error.message)
+    event = pb.JobEvent(state=change)
+    event.event_time.FromNanoseconds(round(now_s * 1e9))
+    database.append_event(
+        job,
+        event.SerializeToString(),
+        now_s,
+        state="failed",
+        reason=error.message,
+        ended_s=now_s,
+        error_code=error.code.value[0],
+        error=error.packed(),
+    )
+
+
+def _check_file(root: Path, report: Report, path: Path) -> None:
+    """Checks a checkpoint or a model that a job published."""
+    if _opens(path):
+        return
+    job = path.parent.name
+    what = f"the checkpoint of job {job} is damaged"
+    aside = partial(put_aside, root, path, "jobs", job, path.name)
+    previous = path.with_name(path.name + _PREVIOUS)
+    if not _opens(previous):
+        action = f"moved to {DAMAGED}/jobs/{job}; the job does without it"
+        report.mend(what, path, action, aside)
+        return
+
+    def go_back() -> None:
+        aside()
+        os.replace(previous, path)
+
+    action = f"moved to {DAMAGED}/jobs/{job}; the one before it takes its place"
+    report.mend(what, path, action, go_back)
+
+
+def _opens(path: Path) -> bool:
+    """Returns whether a file is a whole safetensors file; of a state, whether its hash is right."""
+    if not path.is_file():  # a pipe would keep us waiting for ever
+        return False
+    if path.name.startswith(STATE_FILE):
+        return is_whole(path)
+    try:
+        with open_tensors(path):
+            return True
+    except (CheckpointError, OSError):
+        return False

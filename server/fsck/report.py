@@ -1,0 +1,104 @@
+"""What a check of a data directory found, and how damaged things are put out of the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from treadle.server.storage.files import make_directory, remove, sync
+
+DAMAGED = "damaged"
+"""The folder for what is damaged: nothing that might be worth a look is deleted."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong."""
+
+    what: str
+    """What is wrong, as a sentence without its full stop."""
+    where: Path
+    """The file or directory."""
+    action: str
+    """What was done about it or would be done with --repair, or what one may do oneself."""
+
+    def __str__(self) -> str:
+        """Returns one line, whatever is in the names of files."""
+        line = f"{self.where}: {self.what}; {self.action}"
+        return "".join(c if c.isprintable() else _escaped(c) for c in line)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", errors="surrogatepass").decode()
+
+
+@dataclass
+class Report:
+    """What a check found."""
+
+    repair: bool
+    """Whether it was to repair."""
+    findings: list[Finding] = field(default_factory=list)
+    """Everything that is wrong, in the order in which it was found."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+    def note(self, what: str, where: Path, advice: str) -> None:
+        """Adds a finding that is not repaired here."""
+        self.findings.append(Finding(what, where, advice))
+
+    def mend(self, what: str, where: Path, action: str, work: Callable[[], object]) -> None:
+        """Adds a finding, and repairs it where that is wanted.
+
+        Args:
+            what: What is wrong.
+            where: The file or directory.
+            action: The repair, as a participle: `removed`.
+            work: The repair; an OSError of it becomes part of the finding.
+        """
+        if not self.repair:
+            self.findings.append(Finding(what, where, f"with --repair it is {action}"))
+            return
+        try:
+            work()
+        except OSError as error:
+            action = f"it could not be {action}: {error}"
+        self.findings.append(Finding(what, where, action))
+
+
+def put_aside(root: Path, path: Path, *names: str) -> None:
+    """Moves a file or directory to `damaged/NAMES`, under a number too where that is taken.
+
+    Args:
+        root: The data directory.
+        path: What to move.
+        names: Where to, below `damaged/`.
+
+    Raises:
+        OSError: The disk failed or is full.
+    """
+    place = root.joinpath(DAMAGED, *names)
+    for folder in reversed(place.relative_to(root).parents[:-1]):
+        make_directory(root / folder)
+    number = 1
+    while place.exists() or place.is_symlink():
+        number += 1
+        place = root.joinpath(DAMAGED, *names[:-1], f"{names[-1]}.{number}")
+    os.rename(path, place)
+    for folder in (path.parent, place.parent):
+        sync(folder)
+
+
+def remove_whole(path: Path) -> None:
+    """Removes a file, or a directory with all it holds.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if not remove(path):
+        raise OSError("the log says why")

@@ -1,0 +1,1 @@
+"""Generation, scoring and online learning, for many callers at the same time."""

@@ -1,0 +1,178 @@
+"""Learning from a stream: a copy of a model for every call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+import grpc
+
+from treadle.model import Model
+from treadle.model.memory_estimate import learner_bytes
+from treadle.server.errors import StatusError
+from treadle.server.inference.learn_stream import LearningSession
+from treadle.server.inference.resolve import Sources
+from treadle.server.inference.scheduler import Caller, Scheduler
+from treadle.server.inference.stream_places import Openings, StreamPlaces
+from treadle.server.inference.turns import run_steps
+from treadle.server.messages import learn_request, responses
+from treadle.server.messages.learn_request import Publication
+from treadle.server.resources import pools
+from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.rpc.call_deadline import work_within
+from treadle.server.storage.data_dir import CLAIMS, MODEL_FILE, Store, StoredModel, always_deleted
+from treadle.v1 import sequence_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+_PATIENCE_S = 1.0
+"""Seconds that a session may wait for its memory."""
+
+
+class LearnHandler:
+    """Every LearnStream call of one server.
+
+    Args:
+        sources: Finds the models.
+        store: Where models are published.
+        places: Counts the calls.
+        openings: Waits for their specs.
+        scheduler: Gives the turns.
+        budget: Holds the bytes that are kept for callers.
+        max_message_bytes: The largest reply.
+        max_call_s: Seconds that a request of a stream may take.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        store: Store,
+        places: StreamPlaces,
+        openings: Openings,
+        scheduler: Scheduler,
+        budget: MemoryBudget,
+        *,
+        max_message_bytes: int,
+        max_call_s: float,
+    ) -> None:
+        self._sources = sources
+        self._store = store
+        self._places = places
+        self._openings = openings
+        self._scheduler = scheduler
+        self._budget = budget
+        self._max_message_bytes = max_message_bytes
+        self._max_call_s = max_call_s
+
+    async def learn_stream(
+        self, requests: AsyncIterator[pb.LearnStreamRequest]
+    ) -> AsyncIterator[pb.LearnStreamResponse]:
+        """Yields the answer to each request of a stream.
+
+        Between two requests a stream holds its place among those that learn and its copy of the
+        model, and no thread.
+
+        Raises:
+            StatusError: Every way in which that can fail; it ends the session.
+        """
+        spec = learn_request.first_message(await self._openings.first(requests))
+        asked = learn_request.learning(spec)
+        async with self._places.admit() as place:
+            source = await self._sources.models.get(spec.model, spec.version)
+            units = asked.on_error != pb.ON_ERROR_UNSPECIFIED
+            size = learner_bytes(source.model.parameters.shape, asked.config, units)
+            with (
+                self._budget.reserve(0, "learning streams") as held,
+                self._budget.reserve(0, "replies to streams") as held_reply,
+            ):
+                # A silent session may make way for this one.
+                await held.resize_patiently(size, _PATIENCE_S)
+                session = LearningSession(
+                    source.model, asked, self._max_message_bytes, held, held_reply
+                )
+                caller = self._scheduler.caller()
+                await run_steps(caller, session.begin())
+                while await self._answer(await place.next(requests), session, caller, asked.name):
+                    yield session.reply
+                    session.sent()
+
+    async def _answer(
+        self,
+        message: pb.LearnStreamRequest | None,
+        session: LearningSession,
+        caller: Caller,
+        default_name: str,
+    ) -> bool:
+        """Does what a request asks for; returns whether there was one.
+
+        It is a call of its own, so that a silent stream does not keep its last request.
+        """
+        if message is None:
+            return False
+        if learn_request.check_later(message) == "publish":
+            await self._answer_publish(session, message.publish, default_name)
+        else:
+            async with work_within(self._max_call_s, "send smaller pieces"):
+                steps = session.answer(message)
+                del message
+                await run_steps(caller, steps)
+        return True
+
+    async def _answer_publish(
+        self, session: LearningSession, request: pb.Publish, default_name: str
+    ) -> None:
+        """Stores the model of a session, or only checks its names, and makes that the answer."""
+        try:
+            names = learn_request.publication(request, default_name)
+            if request.validate_only:
+                await pools.STORE.run(self._store.check_new, names.name, names.alias)
+                session.published(pb.Model(name=names.name))
+                return
+            session.published(await self._publish(session, names))
+        except Exception as error:
+            session.not_published(error)
+
+    async def _publish(self, session: LearningSession, names: Publication) -> pb.Model:
+        """Stores the model of a session as it is now, whole or not at all."""
+        # The thread runs to its end where the call is cancelled meanwhile; nothing learns then.
+        return await pools.STORE.run(self._store_model, session, names)
+
+    def _store_model(self, session: LearningSession, names: Publication) -> pb.Model:
+        """Stores a model as a new version, and gives it its alias.
+
+        Where that version is deleted before it can be described, it is stored as another one.
+        """
+        self._store.check_new(names.name, names.alias)
+        for left in reversed(range(CLAIMS)):
+            try:
+                return self._store_once(session, names)
+            except FileNotFoundError as error:
+                if not left:
+                    raise always_deleted(names.name) from error
+            except StatusError as error:
+                if error.code is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                if not left:
+                    raise always_deleted(names.name) from error
+        raise AssertionError
+
+    def _store_once(self, session: LearningSession, names: Publication) -> pb.Model:
+        stored = self._claim(names.name, session.learner.current())
+        if names.alias:
+            self._store.set_alias(names.name, names.alias, stored.version)
+        aliases = self._store.aliases_of(stored.name, stored.version)
+        model = responses.model(stored, self._store.describe(stored), aliases)
+        logger.info(
+            "a session that learns stored %s version %d after %d updates",
+            stored.name, stored.version, session.learner.updates,
+        )  # fmt: skip
+        return model
+
+    def _claim(self, name: str, model: Model) -> StoredModel:
+        draft = self._store.new_draft()
+        try:
+            model.save(draft / MODEL_FILE, self._store.space.require)
+            return self._store.claim(name, draft)
+        finally:
+            self._store.discard(draft)

@@ -1,0 +1,204 @@
+"""Models in memory, loaded when first asked for and dropped when long unused."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from treadle.model import Model
+from treadle.model.errors import CheckpointError
+from treadle.server.errors import damaged, not_found, precondition
+from treadle.server.resources import pools
+from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.storage.data_dir import Store, StoredModel
+from treadle.server.storage.job_files import BEST_FILE, LAST_FILE
+
+_TIMES_ITS_FILE = 3
+"""What a model takes in memory: packed weights and a table lie beside its parameters."""
+
+
+@dataclass(frozen=True)
+class JobWeights:
+    """The weights of a job as it published them at one time."""
+
+    job: str
+    """The job's id."""
+    path: Path
+    """Their file, which the next ones replace."""
+    created_ns: int
+    """When it was written."""
+    inode: int
+    """The file's number, which the next one does not have."""
+    size_bytes: int
+    """Bytes of the file."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded model and where it comes from."""
+
+    model: Model
+    """The model."""
+    version: int = 0
+    """Its version, where it is a stored one."""
+    job_step: int = 0
+    """Optimizer steps behind it, where it is a job's."""
+
+
+class ModelCache:
+    """The least recently used models go first once they are too large together.
+
+    A dropped or deleted model lives on for the calls that are using it, and holds its bytes in the
+    budget until the last of them is over. Models that nobody uses go where others need their bytes.
+
+    Args:
+        store: Where models come from.
+        max_bytes: Models of this size together stay loaded, and always the newest one.
+        budget: Holds the bytes that are kept for callers.
+    """
+
+    def __init__(self, store: Store, max_bytes: int, budget: MemoryBudget) -> None:
+        self._store = store
+        self._max_bytes = max_bytes
+        self._budget = budget
+        # A whole StoredModel is the key, since a deleted model's name and number may come again.
+        self._models: OrderedDict[StoredModel | JobWeights, Model] = OrderedDict()
+        self._loading: dict[StoredModel | JobWeights, asyncio.Task[Model]] = {}
+        # Those that calls use as well, though they were dropped: nothing is in memory twice.
+        self._alive: WeakValueDictionary[StoredModel | JobWeights, Model] = WeakValueDictionary()
+        self._lock = threading.RLock()
+        budget.on_shortage(self._spare)
+
+    async def get(self, name: str, version: int = 0) -> Source:
+        """Returns a model by its NAME or NAME@ALIAS, by default its newest version.
+
+        Raises:
+            StatusError: NOT_FOUND, DATA_LOSS for a damaged file, or RESOURCE_EXHAUSTED where it
+                does not fit into memory.
+        """
+        stored = await pools.ROWS.run(self._store.find, name, version)
+        return Source(await self._get(stored), version=stored.version)
+
+    async def get_job(self, job: str, best: bool) -> Source:
+        """Returns the weights that a job has published last, or its best ones.
+
+        Raises:
+            StatusError: FAILED_PRECONDITION: it has published none; RESOURCE_EXHAUSTED: they do
+                not fit into memory.
+        """
+        path = self._store.job_dir(job) / (BEST_FILE if best else LAST_FILE)
+        try:
+            stat = await pools.ROWS.run(path.stat)
+        except FileNotFoundError:
+            what = "best weights: it has not validated" if best else "weights: it has just begun"
+            raise precondition(f"job {job} has published no {what}") from None
+        weights = JobWeights(job, path, stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        model = await self._get(weights)
+        with self._lock:
+            for old in [key for key in self._models if _replaces(weights, key)]:
+                del self._models[old]
+        record = model.training
+        return Source(model, job_step=0 if record is None else record.weights_step)
+
+    def forget(self, name: str, versions: list[int]) -> None:
+        """Drops versions that were deleted."""
+        with self._lock:
+            for stored in [*self._models, *self._loading]:
+                if isinstance(stored, JobWeights):
+                    continue
+                if stored.name == name and stored.version in versions:
+                    self._models.pop(stored, None)
+                    self._alive.pop(stored, None)
+                    self._loading.pop(stored, None)  # those who wait for it still get it
+
+    async def _get(self, stored: StoredModel | JobWeights) -> Model:
+        with self._lock:
+            model = self._alive.get(stored)
+            if model is not None:
+                self._keep(stored, model)
+                return model
+        if stored not in self._loading:
+            loading = asyncio.create_task(self._load(stored))
+            loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._loading[stored] = loading
+        # Shielded: others may wait for the same model when this caller goes away.
+        return await asyncio.shield(self._loading[stored])
+
+    async def _load(self, stored: StoredModel | JobWeights) -> Model:
+        try:
+            model = await self._read(stored)
+        finally:
+            wanted = self._loading.pop(stored, None) is not None
+        if wanted:
+            with self._lock:
+                self._alive[stored] = model
+                self._keep(stored, model)
+        return model
+
+    async def _read(self, stored: StoredModel | JobWeights) -> Model:
+        """Reads a model, whose bytes are held in the budget for as long as it lives."""
+        held = self._budget.reserve(_TIMES_ITS_FILE * stored.size_bytes, _called(stored))
+        try:
+            model = await pools.MODELS.run(Model.load, stored.path)
+        except CheckpointError as error:
+            held.release()
+            if isinstance(stored, JobWeights):
+                raise precondition(f"the weights of job {stored.job} are damaged") from error
+            raise damaged(stored.name, stored.version, error) from error
+        except FileNotFoundError:
+            held.release()
+            if isinstance(stored, JobWeights):
+                raise precondition(f"job {stored.job} was just deleted") from None
+            raise not_found(stored.name, stored.version) from None
+        except BaseException:
+            held.release()
+            raise
+        weakref.finalize(model, held.release).atexit = False
+        return model
+
+    def _keep(self, stored: StoredModel | JobWeights, model: Model) -> None:
+        """Keeps a model as the newest, and drops what then is too much."""
+        self._models[stored] = model
+        self._models.move_to_end(stored)
+        while len(self._models) > 1 and self.size_bytes > self._max_bytes:
+            self._models.popitem(last=False)
+
+    def _spare(self, missing: int) -> None:
+        """Drops models that nobody uses until so many bytes are free; in any thread."""
+        with self._lock:
+            wanted = self._budget.used - missing
+            for stored in [*self._models]:
+                if self._budget.used <= wanted:
+                    return
+                del self._models[stored]
+                used = self._alive.get(stored)
+                if used is not None:  # a call uses it: nothing is gained
+                    self._models[stored] = used
+
+    @property
+    def count(self) -> int:
+        """How many models are loaded."""
+        return len(self._models)
+
+    @property
+    def size_bytes(self) -> int:
+        """What they take in memory, about."""
+        with self._lock:
+            return _TIMES_ITS_FILE * sum(stored.size_bytes for stored in self._models)
+
+
+def _called(stored: StoredModel | JobWeights) -> str:
+    """Returns what is loaded, for a message."""
+    if isinstance(stored, JobWeights):
+        return f"the weights of job {stored.job}"
+    return f"version {stored.version} of model {stored.name!r}"
+
+
+def _replaces(weights: JobWeights, other: StoredModel | JobWeights) -> bool:
+    """Tells whether weights are newer ones of the same file."""
+    return isinstance(other, JobWeights) and other.path == weights.path and other != weights

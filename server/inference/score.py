@@ -1,0 +1,289 @@
+"""Scoring and embedding: the calls that read texts and draw nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from itertools import islice
+
+from treadle.model import Model
+from treadle.model.config import UnknownPolicy
+from treadle.model.errors import ModelError
+from treadle.model.memory_estimate import scorer_bytes
+from treadle.model.scoring.embedder import Embedder
+from treadle.model.scoring.scores import TextScore
+from treadle.model.scoring.text_scorer import TextScorer
+from treadle.server.errors import StatusError, from_model, invalid
+from treadle.server.inference.admission import Load
+from treadle.server.inference.resolve import Sources
+from treadle.server.inference.scheduler import Caller, Scheduler
+from treadle.server.inference.score_stream import Stream
+from treadle.server.inference.scoring_bytes import (
+    embed_bytes,
+    score_bytes,
+    stream_bytes,
+    vector_bytes,
+)
+from treadle.server.inference.stream_places import Openings
+from treadle.server.inference.stream_units import Piece
+from treadle.server.inference.turns import run_steps
+from treadle.server.messages import responses, score_request
+from treadle.server.messages.reply_size import TAG_BYTES, ReplyGrowth
+from treadle.server.messages.score_request import Scoring
+from treadle.server.messages.states import given_state
+from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.rpc.call_deadline import work_within
+from treadle.v1 import sequence_pb2 as pb
+
+_TOO_LARGE = "the reply would be larger than a message may be; "
+
+
+class ScoreHandler:
+    """Every Score, ScoreStream and Embed call of one server.
+
+    Args:
+        sources: Finds the models.
+        load: Counts calls and streams.
+        openings: Waits for the specs of streams.
+        scheduler: Gives the turns.
+        budget: Holds the bytes that are kept for callers.
+        max_message_bytes: The largest reply.
+        max_call_s: Seconds that a call, or a piece of a stream, may take.
+        state_key: Authenticates states; empty: they are not.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        load: Load,
+        openings: Openings,
+        scheduler: Scheduler,
+        budget: MemoryBudget,
+        *,
+        max_message_bytes: int,
+        max_call_s: float,
+        state_key: bytes,
+    ) -> None:
+        self._sources = sources
+        self._load = load
+        self._openings = openings
+        self._scheduler = scheduler
+        self._budget = budget
+        self._max_message_bytes = max_message_bytes
+        self._max_call_s = max_call_s
+        self._state_key = state_key
+
+    async def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
+        """Returns the scores of a request's texts.
+
+        Raises:
+            StatusError: Every way in which that can fail.
+        """
+        asked = score_request.scoring(request)
+        with self._load.calls.admit():
+            async with work_within(self._max_call_s, _FEWER):
+                return await self._score(request, asked)
+
+    async def _score(self, request: pb.ScoreRequest, asked: Scoring) -> pb.ScoreResponse:
+        source = await self._sources.find(request)
+        reply = pb.ScoreResponse(version=source.version, job_step=source.job_step)
+        size = score_bytes(request, source.model.parameters.shape)
+        with (
+            self._budget.reserve(size, "scorings"),
+            self._budget.reserve(0, "replies to scorings") as held_reply,
+        ):
+            growth = ReplyGrowth(held_reply, self._max_message_bytes, partial(_too_large, request))
+            growth.add(reply.ByteSize())
+            work = _Texts(source.model, request, asked, reply, growth, self._state_key)
+            await run_steps(self._scheduler.caller(), work.steps())
+        return reply
+
+    async def score_stream(
+        self, requests: AsyncIterator[pb.ScoreStreamRequest]
+    ) -> AsyncIterator[pb.ScoreStreamResponse]:
+        """Yields the score of each piece of a stream, and then the result.
+
+        Between two pieces a stream holds its place among the streams and its state, and no thread.
+        The next piece is not read before the last one is answered.
+
+        Raises:
+            StatusError: Every way in which that can fail.
+        """
+        spec = _spec_of(await self._openings.first(requests))
+        asked = score_request.stream_scoring(spec)
+        async with self._load.streams.admit() as place:
+            with (
+                self._budget.reserve(0, "streams to score") as held,
+                self._budget.reserve(0, "replies to streams") as held_reply,
+            ):
+                caller = self._scheduler.caller()
+                async with work_within(self._max_call_s, _SHORTER_CONTEXT):
+                    source = await self._sources.find(spec)
+                    shape = source.model.parameters.shape
+                    held.resize(stream_bytes(spec, shape))
+                    stream = Stream(
+                        source, spec, asked, self._max_message_bytes, self._state_key, held_reply
+                    )
+                    del spec  # with its context
+                    await run_steps(caller, stream.begin())
+                held.resize(scorer_bytes(shape))
+                while await self._feed(await place.next(requests), stream, caller):
+                    yield stream.reply
+                    stream.sent()
+                async with work_within(self._max_call_s, _SMALLER):
+                    await run_steps(caller, stream.finish())
+                yield stream.reply
+
+    async def _feed(
+        self, message: pb.ScoreStreamRequest | None, stream: Stream, caller: Caller
+    ) -> bool:
+        """Scores the next piece of a stream; returns whether there was one.
+
+        It is a call of its own, so that a silent stream does not keep its last piece.
+        """
+        if message is None:
+            return False
+        steps = _feeding(stream, message)
+        del message
+        async with work_within(self._max_call_s, _SMALLER):
+            await run_steps(caller, steps)
+        return True
+
+    async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        """Returns the vectors of a request's texts.
+
+        Raises:
+            StatusError: Every way in which that can fail.
+        """
+        policy = score_request.embedding_policy(request)
+        with self._load.calls.admit():
+            async with work_within(self._max_call_s, _FEWER):
+                source = await self._sources.find(request)
+                reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
+                shape = source.model.parameters.shape
+                vectors = vector_bytes(request, shape)
+                if vectors > self._max_message_bytes:  # before any is made
+                    raise invalid([("texts", _TOO_LARGE + "ask for fewer texts at once")])
+                size = vectors + embed_bytes(request, shape)
+                with self._budget.reserve(size, "embeddings"):
+                    steps = _embed(source.model, request, policy, reply)
+                    await run_steps(self._scheduler.caller(), steps)
+                return reply
+
+
+_FEWER = "send fewer or shorter texts"
+_SHORTER_CONTEXT = "send a shorter context"
+_SMALLER = "send smaller pieces"
+"""What to do about work that took too long."""
+
+
+def _spec_of(message: pb.ScoreStreamRequest | None) -> pb.ScoreStreamSpec:
+    """Returns the spec that a stream's first message, or None where there was none, carries."""
+    if message is None or not message.HasField("spec"):
+        raise invalid([("spec", "the first message must be the spec")])
+    return message.spec
+
+
+def _feeding(stream: Stream, message: pb.ScoreStreamRequest) -> Iterator[None]:
+    """Scores a piece, in short steps; its text is taken out of its message in the first one."""
+    piece = Piece.of(_piece_of(message))
+    del message
+    yield from stream.feed(piece)
+
+
+def _piece_of(message: pb.ScoreStreamRequest) -> pb.TextPiece:
+    """Returns the piece that a later message is."""
+    if message.HasField("spec"):
+        raise invalid([("spec", "spec must come once, as the first message")])
+    if not message.HasField("piece"):
+        raise invalid([("piece", "every message after the spec must be a piece")])
+    return message.piece
+
+
+def _embed(
+    model: Model, request: pb.EmbedRequest, policy: UnknownPolicy | None, reply: pb.EmbedResponse
+) -> Iterator[None]:
+    """Adds the vectors of all texts to the reply, in short steps."""
+    embedder = Embedder(model, policy)
+    for index, text in enumerate(request.texts):
+        try:
+            for made in embedder.embedding(text):
+                if made is not None:
+                    reply.embeddings.append(responses.embedding(made, request.all_layers))
+                yield
+        except ModelError as error:
+            raise from_model(error, f"texts[{index}]") from error
+
+
+_TOKENS = 64
+"""Tokens written to a reply in one step."""
+
+
+class _Texts:
+    """Scores the texts of one request, into its reply."""
+
+    def __init__(
+        self,
+        model: Model,
+        request: pb.ScoreRequest,
+        asked: Scoring,
+        reply: pb.ScoreResponse,
+        growth: ReplyGrowth,
+        key: bytes,
+    ) -> None:
+        self._reply = reply
+        self._model = model
+        self._request = request
+        self._asked = asked
+        self._growth = growth
+        self._key = key
+
+    def steps(self) -> Iterator[None]:
+        """Scores all texts, in short steps.
+
+        Raises:
+            StatusError: The state, the context or a text cannot be used, or the reply gets too
+                large.
+        """
+        asked, request = self._asked, self._request
+        state = given_state(self._model, request.state, "state", self._key)
+        field = "context"
+        try:
+            scorer = TextScorer(self._model, asked.policy, asked.details, state)
+            yield from scorer.read_context(request.context)  # once: it may be long, and texts many
+            for index, text in enumerate(request.texts):
+                field = f"texts[{index}]"
+                tokens = yield from scorer.encode(text)
+                if asked.tokens:  # before their details take memory
+                    self._growth.check(tokens.size * asked.token_bytes)
+                for scored in scorer.score(tokens):
+                    if scored is not None:
+                        yield from self._add(scored)
+                    yield
+        except ModelError as error:
+            raise from_model(error, field) from error
+
+    def _add(self, scored: TextScore) -> Iterator[None]:
+        """Adds a score to the reply, in short steps."""
+        message = self._reply.scores.add()
+        message.MergeFrom(responses.summary(scored))
+        if self._request.return_states and scored.state is not None:
+            message.state = self._model.state_bytes(scored.state, self._key)
+        tokens = scored.each_token() if self._asked.tokens else iter(())
+        grown = 0
+        while some := tuple(islice(tokens, _TOKENS)):
+            more = responses.add_tokens(message, some)
+            self._growth.add(more)
+            grown += more
+            yield
+        self._growth.add(message.ByteSize() + TAG_BYTES - grown)
+
+
+def _too_large(request: pb.ScoreRequest) -> StatusError:
+    """Returns the error of a reply with more bytes than a message may have."""
+    text = _TOO_LARGE + "ask for fewer texts at once"
+    names = ("log_probabilities", "ranks", "top_log_probabilities")
+    field = next((name for name in names if getattr(request, name)), None)
+    if field is None:
+        return invalid([("texts", text)])
+    return invalid([(field, f"{text}, or leave out {field}")])

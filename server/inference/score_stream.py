@@ -1,0 +1,151 @@
+"""One ScoreStream call: its pieces in, their scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from treadle.model.errors import ModelError
+from treadle.model.scoring.stream_scorer import StreamMark, StreamScorer
+from treadle.server.errors import StatusError, from_model, invalid
+from treadle.server.inference.model_cache import Source
+from treadle.server.inference.stream_units import Piece, Units, stream_error
+from treadle.server.messages import responses
+from treadle.server.messages.reply_size import ReplyGrowth, write_piece
+from treadle.server.messages.score_request import Scoring
+from treadle.server.messages.states import given_state
+from treadle.server.resources.memory_budget import Reservation
+from treadle.v1 import sequence_pb2 as pb
+
+
+class Stream:
+    """Scores the pieces of one stream; each method is an iterator of short steps.
+
+    It holds on to the weights that it began with, whatever becomes of the model meanwhile.
+
+    Args:
+        source: What scores.
+        spec: How to score.
+        asked: The same, checked.
+        max_message_bytes: The largest reply.
+        key: Authenticates states.
+        held: Where the reply at hand is reserved.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        spec: pb.ScoreStreamSpec,
+        asked: Scoring,
+        max_message_bytes: int,
+        key: bytes,
+        held: Reservation,
+    ) -> None:
+        self._source = source
+        self._spec: pb.ScoreStreamSpec | None = spec
+        self._returns_state = spec.return_state
+        self._asked = asked
+        self._max_message_bytes = max_message_bytes
+        self._key = key
+        self._held = held
+        self._scorer: StreamScorer | None = None
+        self._units = Units(spec.on_error)
+        self._mark: StreamMark | None = None
+        self.reply = pb.ScoreStreamResponse()
+        """The answer to the last piece, and after `finish` the result."""
+
+    def begin(self) -> Iterator[None]:
+        """Makes room, and reads the state and the context.
+
+        Raises:
+            StatusError: The model cannot continue from the state, or cannot read the context.
+        """
+        model, asked, spec = self._source.model, self._asked, self._spec
+        assert spec is not None
+        self._spec = None  # a long context is not needed any more once it is read
+        begun = model.beginning(given_state(model, spec.state, "spec.state", self._key))
+        yield
+        try:
+            self._scorer = StreamScorer(
+                model, asked.details, asked.policy, begun, spec.context, keep_tokens=asked.tokens
+            )
+            del spec
+            yield from self._scorer.read_context()
+        except ModelError as error:
+            raise from_model(error, "spec.context", "spec.{}".format) from error
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a text or item has begun that is not ended yet."""
+        return self._scorer is not None and self._scorer.is_open
+
+    def begin_unit(self) -> None:
+        """Makes `take_back` come back to here."""
+        assert self._scorer is not None
+        self._mark = self._scorer.mark()
+
+    def take_back(self, error: Exception | None = None) -> None:
+        """Goes back to where the unit began; drops what waited then if it is at fault."""
+        assert self._scorer is not None
+        assert self._mark is not None
+        self._scorer.restore(self._mark, error)
+
+    def feed(self, piece: Piece) -> Iterator[None]:
+        """Scores a piece.
+
+        Raises:
+            StatusError: The piece cannot be scored, or its reply would be too large, and that ends
+                the call.
+        """
+        error = yield from self._units.feed(self, piece, self._read)
+        if error is not None:
+            self.reply.piece.error.CopyFrom(error)
+
+    def sent(self) -> None:
+        """Forgets the reply, which was sent: a silent stream keeps none."""
+        self.reply = pb.ScoreStreamResponse()
+        self._held.release()
+
+    def _read(self, text: str, end: bool) -> Iterator[None]:
+        scorer = self._scorer
+        assert scorer is not None
+        self.reply = pb.ScoreStreamResponse(piece=pb.PieceScore())
+        growth = ReplyGrowth(self._held, self._max_message_bytes, _too_large)
+        scoring = scorer.feed(text, end)
+        try:
+            yield from write_piece(self.reply.piece, scoring, scorer.take_tokens, growth)
+        except ModelError as error:
+            raise from_model(error, "piece.text") from error
+
+    def finish(self) -> Iterator[None]:
+        """Scores what waits, and sums up.
+
+        Raises:
+            StatusError: What waits cannot be scored, and that ends the call.
+        """
+        scorer = self._scorer
+        assert scorer is not None
+        self.begin_unit()
+        dropped: pb.StreamError | None = None
+        try:
+            yield from scorer.finish()
+        except ModelError as error:
+            fault = from_model(error, "piece.text")
+            if not self._units.keeps_going:
+                raise fault from error
+            self.take_back(error)
+            dropped = stream_error(fault)
+        result = pb.ScoreStreamResult(
+            total=responses.summary(scorer.total),
+            item_count=scorer.item_count,
+            version=self._source.version,
+            job_step=self._source.job_step,
+            error=dropped,
+        )
+        if self._returns_state:
+            result.state = self._source.model.state_bytes(scorer.state, self._key)
+        self.reply = pb.ScoreStreamResponse(result=result)
+
+
+def _too_large() -> StatusError:
+    text = "the reply would be larger than a message may be; send smaller pieces"
+    return invalid([("piece.text", text)])

@@ -1,0 +1,1 @@
+"""Training jobs: submission, queue, worker processes and completion."""

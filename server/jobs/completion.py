@@ -1,0 +1,256 @@
+"""What becomes of a job whose process has left it: stored, failed, cancelled, or waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+
+from treadle.model import Keep, Model, TrainConfig
+from treadle.model.errors import ModelError
+from treadle.model.temporary_files import remove_leftovers
+from treadle.server.errors import StatusError, from_exception
+from treadle.server.jobs.job import (
+    CANCELLED,
+    CANCELLING,
+    FAILED,
+    OVER,
+    PAUSED,
+    PAUSED_ON_REQUEST,
+    QUEUED,
+    SUCCEEDED,
+    Job,
+    outlast,
+)
+from treadle.server.jobs.runner import Ending, Outcome
+from treadle.server.messages import responses
+from treadle.server.messages.requests import spec_field
+from treadle.server.resources import pools
+from treadle.server.storage.data_dir import CLAIMS, Store, StoredModel, always_deleted
+from treadle.server.storage.files import is_full
+from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, LAST_FILE, STATE_FILE
+from treadle.v1 import sequence_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+_FULL_RETRY_S = 2.0
+"""Seconds between attempts to note a state on a full disk."""
+
+_GONE = grpc.StatusCode.NOT_FOUND
+"""How the store says that a version was just deleted."""
+_TAKEN = grpc.StatusCode.ABORTED
+"""How the store says that somebody has put another model there by hand."""
+
+_ON_REQUEST = "cancelled on request"
+
+
+class Completion:
+    """Brings jobs into the states that their processes have left them for.
+
+    Args:
+        store: Where jobs and models are kept.
+        closing: Whether the server is.
+    """
+
+    def __init__(self, store: Store, closing: Callable[[], bool]) -> None:
+        self._store = store
+        self._closing = closing
+        self._claiming = asyncio.Lock()
+
+    async def settle(self, job: Job, outcome: Outcome) -> None:
+        """Brings a job into a state; on a full disk, as soon as there is room.
+
+        Raises:
+            StatusError, OSError: Its model cannot be stored.
+        """
+        await self._note(lambda: self._settle(job, outcome))
+
+    async def fail(self, job: Job, error: StatusError) -> None:
+        """Ends a job without a model; on a full disk, as soon as there is room."""
+        await self._note(lambda: self._fail(job, error))
+
+    async def cancel(self, job: Job) -> None:
+        """Ends a job that does not run; on a full disk, as soon as there is room.
+
+        What it has published becomes its model.
+
+        Raises:
+            StatusError, OSError: Its model cannot be stored.
+        """
+        await self._note(lambda: self._cancel(job))
+
+    async def _cancel(self, job: Job) -> None:
+        try:
+            path = await pools.STORE.run(self._published, job, _ON_REQUEST)
+            if path is not None:
+                await self._complete(job, path)
+                return
+            await job.enter(CANCELLED, _ON_REQUEST, ended_s=job.time_s())
+        except OSError as error:
+            # No server goes on from its state any more, and its end needs the space.
+            if is_full(error) and job.row.reason == CANCELLING:
+                await pools.STORE.run(self._drop_state, job.id)
+            raise
+        await pools.STORE.run(self._tidy, job.id)
+
+    async def _overrun(self, job: Job, outcome: Outcome) -> None:
+        """Ends a job that has run for as long as it may, with what it has published."""
+        path = await pools.STORE.run(self._published, job, job.overrun)
+        if path is not None:
+            await self._complete(job, path)
+            return
+        death = f"; {outcome.reason}" if outcome.ending is Ending.DIED else ""
+        message = f"{job.overrun}{death}; nothing was trained"
+        await self._fail(job, StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, message))
+
+    async def completed_before(self, job: Job) -> bool:
+        """Completes a job that the last server was about to complete; tells whether it was."""
+        final = self._store.job_dir(job.id) / FINAL_FILE
+        if not await pools.STORE.run(final.exists):
+            return False
+        try:
+            await self._complete(job, final)
+        except Exception:  # it is trained to its end once more
+            logger.exception("job %s: its finished model cannot be stored", job.id)
+        return job.row.state in OVER
+
+    async def _settle(self, job: Job, outcome: Outcome) -> None:
+        match outcome.ending:
+            case Ending.SAVED:
+                await self._complete(job, self._store.job_dir(job.id) / FINAL_FILE)
+            case Ending.FAILED:
+                assert outcome.error is not None
+                name = f"training {job.row.model}"
+                error = from_exception(outcome.error, name, "corpus_chunk", spec_field)
+                await self._fail(job, error)
+            case _ if job.cancelling:
+                await self._cancel(job)
+            case _ if job.overrun:
+                await self._overrun(job, outcome)
+            case _:
+                async with job.deciding:  # whoever resumes it meanwhile finds it paused
+                    await self._wait(job, outcome)
+
+    async def _wait(self, job: Job, outcome: Outcome) -> None:
+        """Lets a job wait for whoever resumes it, or for its next process."""
+        # What pauses a job without a request is a full disk.
+        full = outcome.needs_bytes or bool(job.pausing)
+        waits = {"waits_for_bytes": 0 if job.pausing == PAUSED_ON_REQUEST else max(1, full)}
+        if outcome.ending is Ending.DIED and job.pausing:
+            reason = f"{outcome.reason}; it continues from its last checkpoint"
+            await job.enter(PAUSED, f"{job.pausing}: {reason}", **waits)
+        elif full:
+            await job.enter(PAUSED, outcome.reason, **waits)
+        elif self._closing():
+            await job.enter(QUEUED, f"{outcome.reason}; the job goes on when it starts again")
+        else:  # it was resumed meanwhile, or the process was told to end by somebody else
+            await job.enter(QUEUED, f"{outcome.reason}; the job goes on")
+
+    async def _note(self, settle: Callable[[], Awaitable[None]]) -> None:
+        """Notes an end on disk; where that is full, as soon as there is room."""
+        while True:
+            try:
+                await settle()
+                return
+            except OSError as error:
+                if not is_full(error) or self._closing():
+                    raise
+                logger.warning("the disk is full; the end of a job is noted later")
+                await asyncio.sleep(_FULL_RETRY_S)
+
+    async def _complete(self, job: Job, path: Path) -> None:
+        """Stores a model of a job as a new version, which ends it."""
+        state, reason = (CANCELLED, _ON_REQUEST) if job.cancelling else (SUCCEEDED, "")
+        model = await outlast(self._claim(job, path))
+        reason = "; ".join([*filter(None, [reason]), *model.training.notices])
+        changes = {"version": model.version, "ended_s": job.time_s()}
+        await job.publish(pb.JobEvent(completed=model), state=state, reason=reason, **changes)
+        await pools.STORE.run(self._tidy, job.id)
+        logger.info("job %s stored %s version %d", job.id, model.name, model.version)
+
+    async def _claim(self, job: Job, path: Path) -> pb.Model:
+        """Stores a model file; repeated after a crash at any point, it still gives one version.
+
+        Where that version is deleted before it can be described, it is stored as another one.
+        """
+        version = job.row.claim
+        for left in reversed(range(CLAIMS)):
+            try:
+                stored = await self._claim_version(job, path, version)
+                # A version is new here, and nothing leads to it yet.
+                return responses.model(stored, await pools.STORE.run(self._store.describe, stored))
+            except (FileNotFoundError, StatusError) as error:
+                code = error.code if isinstance(error, StatusError) else _GONE
+                if code not in (_GONE, _TAKEN):
+                    raise
+                if not left:
+                    raise always_deleted(job.row.model) from error
+                if not await pools.STORE.run(path.exists):
+                    raise
+                logger.info("job %s: its model is stored once more: %s", job.id, error)
+                version = 0
+        raise AssertionError
+
+    async def _claim_version(self, job: Job, path: Path, version: int) -> StoredModel:
+        """Stores a model file as a version; 0: as a new one."""
+        name = job.row.model
+        async with self._claiming:
+            if not version:
+                version = await pools.STORE.run(self._store.next_version, name)
+                await job.change(claim=version)
+            return await pools.STORE.run(self._store.claim_file, name, path, version)
+
+    async def _fail(self, job: Job, error: StatusError) -> None:
+        logger.info("job %s ended without a model: %s", job.id, error)
+        changes = {"error_code": error.code.value[0], "error": error.packed()}
+        await job.enter(FAILED, error.message, ended_s=job.time_s(), **changes)
+
+    def _published(self, job: Job, why: str) -> Path | None:
+        """Returns the model of a job that does not run, made of what it has published, if any.
+
+        Args:
+            job: The job.
+            why: Why it ended, for the model's record.
+        """
+        directory = self._store.job_dir(job.id)
+        row = self._store.database.job(job.id)
+        if row is None:  # just deleted
+            return None
+        keep = TrainConfig.from_json(json.loads(row.config)).keep
+        names = (LAST_FILE,) if keep is Keep.LAST else (BEST_FILE, LAST_FILE)
+        for name in names:
+            try:
+                model = Model.load(directory / name)
+            except FileNotFoundError:
+                continue
+            except ModelError as error:
+                logger.error("job %s: %s is of no use: %s", job.id, name, error)
+                continue
+            if model.training is not None:
+                ended_by = f"{why} after {model.training.steps} steps"
+                model.training = replace(model.training, ended_by=ended_by)
+            try:
+                model.save(directory / FINAL_FILE, self._store.space.require)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                return directory / name  # it only does not say why it ended
+            return directory / FINAL_FILE
+        return None
+
+    def _tidy(self, job: str) -> None:
+        """Removes what only a run needs; its last and best weights stay."""
+        directory = self._store.job_dir(job)
+        self._drop_state(job)
+        self._store.discard(directory / FINAL_FILE)
+        remove_leftovers(directory)
+
+    def _drop_state(self, job: str) -> None:
+        """Removes a run's state."""
+        for name in (STATE_FILE, f"{STATE_FILE}.previous"):
+            self._store.discard(self._store.job_dir(job) / name)

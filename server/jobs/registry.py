@@ -1,0 +1,202 @@
+"""What is known of jobs: those that are not over in memory, all of them on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+
+import grpc
+
+from treadle.server.errors import (
+    StatusError,
+    aborted,
+    from_packed,
+    job_damaged,
+    job_not_found,
+    precondition,
+    unavailable,
+)
+from treadle.server.jobs.job import CANCELLED, FAILED, OVER, PAUSED, SUCCEEDED, Job, stored_events
+from treadle.server.resources import pools
+from treadle.server.resources.turnstile import Turnstile
+from treadle.server.storage.database import Database, JobRow
+from treadle.server.storage.job_damage import damage
+from treadle.v1 import sequence_pb2 as pb
+
+_MOMENT_S = 0.02
+
+_AT_ONCE = 8
+"""Events that go out to watchers in one round of the event loop."""
+
+_LAST_WORDS_S = 5.0
+"""How long a watcher of a closing server waits for what running jobs have yet to say."""
+
+
+class JobRegistry:
+    """Every job of one server, to be looked up, listed and watched.
+
+    Args:
+        database: Where jobs are kept.
+        closing: Done when the server is; holds what callers are told.
+        tasks: Gives the tasks of the jobs that run.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        closing: asyncio.Future[StatusError],
+        tasks: Callable[[], Collection[asyncio.Task[None]]],
+    ) -> None:
+        self._database = database
+        self._closing = closing
+        self._tasks = tasks
+        self.live: dict[str, Job] = {}
+        """Jobs that are not over, in the order of the queue."""
+        self._turnstile = Turnstile(_AT_ONCE)
+        closing.add_done_callback(self._wake_watchers)
+
+    def models(self) -> list[str]:
+        """Returns the models that jobs are to make which are not over, one for each job."""
+        return [job.row.model for job in self.live.values() if job.row.state not in OVER]
+
+    async def find(self, job: str, wish: str) -> Job:
+        """Returns a job that is not over.
+
+        Args:
+            job: Its id.
+            wish: What it is to be, such as "paused".
+
+        Raises:
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over.
+        """
+        if job not in self.live:
+            row = await self.row(job)
+            raise precondition(f"job {job} is {row.state} and cannot be {wish}")
+        return self.live[job]
+
+    async def watch(self, job: str, after: int = 0) -> AsyncIterator[pb.JobEvent]:
+        """Yields the events of a job, old ones first, until it is over or paused.
+
+        Args:
+            job: Its id.
+            after: Number of the last event already known.
+
+        Raises:
+            StatusError: NOT_FOUND; what the job ended with; ABORTED where it is paused;
+                UNAVAILABLE where the server is closing; DATA_LOSS where its row or its last
+                events are damaged.
+        """
+        known: Job | None = None
+        missed = 0
+        while True:
+            live = self.live.get(job)
+            news = None if live is None else live.news()
+            known = live or known  # what was told last is still there when it is over
+            async for event in self._events(job, known, after):
+                yield event
+                after = event.sequence
+            is_known = known is not None and (job in self.live or known.row.state in OVER)
+            row = known.row if known is not None and is_known else await self.row(job)
+            if row.last_sequence > after:
+                if missed == row.last_sequence:
+                    raise job_damaged(job, f"its events after number {after:,} are missing")
+                missed = row.last_sequence
+                continue
+            if live is None or not live.cancelling:  # a paused one is about to end
+                _raise_end(row)
+            if row.state == SUCCEEDED or (row.state == CANCELLED and row.version):
+                return
+            if self._closing.done():
+                reason = self._closing.result().message
+                raise unavailable(f"{reason}; job {job} goes on when it has started again")
+            if news is None:  # it is just being added, or let go
+                await asyncio.sleep(_MOMENT_S)
+            else:
+                await news.wait()
+                if self._closing.done() and self._tasks():  # a moment for their last words
+                    await asyncio.wait(self._tasks(), timeout=_LAST_WORDS_S)
+
+    async def _events(self, job: str, known: Job | None, after: int) -> AsyncIterator[pb.JobEvent]:
+        """Yields the events that a job has by now; the newest ones come from memory."""
+        while True:
+            events = None if known is None else known.tail.after(after)
+            if events is None:
+                events = await stored_events(self._database, job, after)
+            if not events:
+                return
+            for event in events:
+                await self._turnstile.pass_through()
+                yield event
+                after = event.sequence
+
+    def _wake_watchers(self, _: object) -> None:
+        for job in [*self.live.values()]:
+            job.tell()
+
+    async def row(self, job: str, *, damaged: bool = False) -> JobRow:
+        """Returns a job's row.
+
+        Args:
+            job: Its id.
+            damaged: Whether a damaged row will do.
+
+        Raises:
+            StatusError: NOT_FOUND; DATA_LOSS where the row is damaged.
+        """
+        if job in self.live:
+            return await self.live[job].whole()
+        row = await pools.ROWS.run(self._database.job, job)
+        if row is None:
+            raise job_not_found(job)
+        if not damaged and (fault := damage(row)):
+            raise job_damaged(job, fault)
+        return row
+
+    def fault(self, row: JobRow) -> str:
+        """Returns what is wrong with a row that keeps its job from being run; empty: nothing."""
+        if row.id in self.live or (row.state in OVER and not row.damage):
+            return ""
+        return damage(row)
+
+    async def page(
+        self, states: Sequence[str], model: str, after: tuple[float, str] | None, limit: int
+    ) -> list[JobRow]:
+        """Returns rows of jobs, the newest first.
+
+        Args:
+            states: Only in these; none: in any.
+            model: Only of this model; empty: of any.
+            after: The place of the job after which the page begins, or None.
+            limit: The most of them.
+        """
+        rows = await pools.LISTS.run(self._database.jobs, states, model, after, limit)
+        return [self.live[row.id].row if row.id in self.live else row for row in rows]
+
+    async def earlier(self, request_id: str) -> JobRow | None:
+        """Returns the job that has a request id; None where none has, or the id is empty.
+
+        Raises:
+            StatusError: DATA_LOSS where its row is damaged.
+        """
+        if not request_id:
+            return None
+        row = await pools.ROWS.run(self._database.job_of_request, request_id)
+        if row is not None and (fault := damage(row)):
+            raise job_damaged(row.id, fault)
+        return row
+
+    async def unknown(self, job: str) -> bool:
+        """Tells whether there is no job with an id."""
+        return job not in self.live and await pools.ROWS.run(self._database.job, job) is None
+
+
+def _raise_end(row: JobRow) -> None:
+    """Raises what a job that failed, was cancelled without a model or is paused ends with."""
+    if row.state == FAILED:
+        raise from_packed(row.error, row.reason)
+    if row.state == CANCELLED and not row.version:
+        message = f"job {row.id} was cancelled before it had trained"
+        raise StatusError(grpc.StatusCode.CANCELLED, message)
+    if row.state == PAUSED:
+        how = "it goes on by itself once there is space" if row.waits_for_bytes else "resume it"
+        raise aborted(f"job {row.id} is paused: {row.reason}; {how}")

@@ -1,0 +1,330 @@
+"""One process that trains one job: from the order to what it ended with."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+
+import grpc
+
+from treadle.model.temporary_files import remove_leftovers
+from treadle.server.errors import StatusError
+from treadle.server.jobs import worker_protocol
+from treadle.server.jobs.job import Job
+from treadle.server.jobs.worker_pool import STOP_TIMEOUT_S, Worker, Workers
+from treadle.server.jobs.worker_request import order
+from treadle.server.messages import responses
+from treadle.server.resources import pools
+from treadle.server.storage.data_dir import Store
+from treadle.v1 import sequence_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 5.0
+"""Seconds between two looks at the free space of the disk, for what events take."""
+
+
+@dataclass(frozen=True)
+class RunLimits:
+    """What holds for each job that runs."""
+
+    threads: int
+    """Threads that all running jobs share."""
+    checkpoint_interval_s: float
+    """Seconds between two checkpoints."""
+    min_free_bytes: int
+    """Bytes of disk below which a job pauses."""
+    max_run_s: float = 0.0
+    """Seconds after which a job is stopped; its model is stored. 0: never."""
+    max_run_bytes: int | None = None
+    """The most memory that a job's arrays may take; None: whatever there is."""
+    stop_timeout_s: float = STOP_TIMEOUT_S
+    """Seconds after which a process is killed that does not stop, or gives no sign of life."""
+
+
+class Ending(enum.Enum):
+    """How a process left its job."""
+
+    SAVED = enum.auto()
+    """The model lies in the job's directory."""
+    PAUSED = enum.auto()
+    """The state lies in the job's directory."""
+    STOPPED = enum.auto()
+    """It was to end, and made no model but those that it has published."""
+    FAILED = enum.auto()
+    """It cannot go on."""
+    DIED = enum.auto()
+    """The process ended without a word."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process left its job, and why."""
+
+    ending: Ending
+    reason: str = ""
+    needs_bytes: int = 0
+    """Bytes of disk space for want of which it paused; 0 where it was not for that."""
+    error: Exception | None = None
+    """What it failed with."""
+
+
+class JobRunner:
+    """Has processes train jobs.
+
+    Args:
+        store: Where jobs are kept.
+        workers: Gives the processes.
+        limits: What holds for each job.
+    """
+
+    def __init__(self, store: Store, workers: Workers, limits: RunLimits) -> None:
+        self._store = store
+        self._workers = workers
+        self._limits = limits
+        self._threads = limits.threads
+        self._leaving = ""
+        self._look_at = 0.0
+        """When to look at the free space again, by the clock that never jumps."""
+        self._without: dict[Job, asyncio.Event] = {}
+        """Of each job that waits for a process: set once it needs none."""
+
+    async def run(self, job: Job) -> Outcome:
+        """Has a new process train a job, from its checkpoint if it has one."""
+        try:
+            worker = await self._take(job)
+        except (StatusError, OSError) as error:  # the latter: too many processes, say
+            logger.error("no training process could be started: %s", error)
+            # Without the path that an OSError names: a client hears of this.
+            reason = getattr(error, "strerror", None) or str(error)
+            return Outcome(Ending.DIED, f"no training process could be started: {reason}")
+        if worker is None:
+            return Outcome(Ending.PAUSED, job.pausing or job.overrun or self._leaving)
+        try:
+            with job.running():
+                outcome = await self._train(job, worker)
+        except BaseException:
+            await self._workers.dismiss(worker)  # it may still be writing
+            raise
+        finally:
+            job.worker = None
+        if outcome.ending is Ending.DIED:
+            await self._workers.dismiss(worker)
+            with suppress(OSError):  # what is left goes with the job's next process, or its end
+                await pools.STORE.run(remove_leftovers, self._store.job_dir(job.id))
+        else:
+            self._workers.dismiss(worker)
+        return outcome
+
+    def stop(self, job: Job, reason: str) -> None:
+        """Asks a job to end with its model, or at once with what it has published."""
+        self._release(job)
+        if job.worker is not None:
+            job.worker.ask_to_leave({"stop": reason, "at_once": True})
+
+    def pause(self, job: Job, reason: str) -> None:
+        """Asks a job to keep its state and end its process."""
+        job.pausing = reason
+        self._release(job)
+        if job.worker is not None:
+            job.worker.ask_to_leave({"pause": reason})
+
+    def leave(self, jobs: Sequence[Job], reason: str) -> None:
+        """Asks all jobs, those that are about to begin included, to keep their state and end."""
+        self._leaving = reason
+        for job in jobs:
+            self._release(job)
+            if job.worker is not None:
+                job.worker.ask_to_leave({"pause": reason})
+
+    def share_threads(self, jobs: Sequence[Job]) -> None:
+        """Gives all running jobs the same share of the threads; their results stay the same."""
+        self._threads = max(1, self._limits.threads // max(1, len(jobs)))
+        for job in jobs:
+            if job.worker is not None:
+                job.worker.send({"threads": self._threads})
+
+    async def _take(self, job: Job) -> Worker | None:
+        """Returns a process for a job; None where it needs none any more: one may take seconds."""
+        without = self._without[job] = asyncio.Event()
+        if job.leaving or self._leaving:
+            without.set()
+        taking = asyncio.create_task(self._workers.take())
+        waiting = asyncio.create_task(without.wait())
+        try:
+            await asyncio.wait([taking, waiting], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            taking.cancel()
+            raise
+        finally:
+            waiting.cancel()
+            del self._without[job]
+        if not taking.done():
+            self._workers.keep(taking)
+            return None
+        return taking.result()
+
+    def _release(self, job: Job) -> None:
+        """Lets a job go on that waits for a process."""
+        if job in self._without:
+            self._without[job].set()
+
+    async def _train(self, job: Job, worker: Worker) -> Outcome:
+        worker.send({"job": order(await job.whole(), self._store, self._limits, self._threads)})
+        job.worker = worker
+        if job.pausing or self._leaving:
+            worker.ask_to_leave({"pause": job.pausing or self._leaving})
+        if job.cancelling:
+            worker.ask_to_leave({"stop": "cancelled", "at_once": True})
+        with self._limited(job, worker):
+            async with self._looked_after(worker):
+                return await self._listen(job, worker)
+
+    @asynccontextmanager
+    async def _looked_after(self, worker: Worker) -> AsyncIterator[None]:
+        """Kills a process that is out of control, within."""
+        looking = asyncio.create_task(
+            worker.look_after(self._limits.stop_timeout_s, self._limits.max_run_bytes)
+        )
+        try:
+            yield
+        finally:
+            looking.cancel()
+
+    @contextmanager
+    def _limited(self, job: Job, worker: Worker) -> Iterator[None]:
+        """Asks a process to stop once its job ran for as long as it may."""
+        most = self._limits.max_run_s
+        if not most:
+            yield
+            return
+        unit = "second" if most == 1 else "seconds"
+        reason = f"the server ends a run after {most:,.15g} {unit}, and did so"
+
+        def end() -> None:
+            job.overrun = reason
+            worker.ask_to_leave({"stop": reason})
+
+        left = max(0.0, most - job.ran_s)
+        timer = asyncio.get_running_loop().call_later(left, end)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    async def _listen(self, job: Job, worker: Worker) -> Outcome:
+        """Passes on what a process says until it is done."""
+        before, kept = job.row.reason, False
+        while True:
+            try:
+                message = await worker.receive()
+            except StatusError as error:
+                # What the kernel took it for may be somebody else's, if it came so far.
+                if worker.took_too_much or (worker.starved and not kept):
+                    logger.error("job %s: %s", job.id, error)
+                    return Outcome(Ending.FAILED, error=_needs_more(self._limits.max_run_bytes))
+                return Outcome(Ending.DIED, error.message)
+            match message.pop("event"):
+                case "started":
+                    await self._started(job, message)
+                    if not job.wish and job.row.reason != before:
+                        with suppress(OSError):  # on a full disk it stays until the next state
+                            await job.change(reason=before)
+                case "progress":
+                    await self._progress(job, message)
+                case "validation":
+                    await self._validation(job, message)
+                case "reading":
+                    await self._say(job, message["reason"])
+                case "anew":
+                    before = await self._say(job, message["reason"])
+                case "checkpoint":
+                    job.crashes = 0
+                    job.space_tries = 0
+                    kept = True
+                case "saved":
+                    return Outcome(Ending.SAVED)
+                case "paused":
+                    return Outcome(Ending.PAUSED, message["reason"], message["needs_bytes"])
+                case "stopped":
+                    return Outcome(Ending.STOPPED, message["reason"])
+                case "failed":
+                    fault = worker_protocol.unpack_error(message["error"])
+                    if isinstance(fault, MemoryError):
+                        fault = _needs_more(self._limits.max_run_bytes)
+                    return Outcome(Ending.FAILED, error=fault)
+
+    async def _say(self, job: Job, reason: str) -> str:
+        """Tells what a running job is at; returns what was told."""
+        reason = job.wish or reason
+        state = pb.JobStateChange(state=pb.JOB_STATE_RUNNING, reason=reason)
+        await self._tell(job, pb.JobEvent(state=state), reason=reason)
+        return reason
+
+    async def _started(self, job: Job, message: worker_protocol.Message) -> None:
+        """Tells that a job started, once: a process that goes on says so again."""
+        if job.has_started:
+            return
+        started = responses.started(await job.whole(), message)
+        config = worker_protocol.encode(message["config"]).decode().strip()
+        event = pb.JobEvent(started=started)
+        await self._tell(job, event, started=started.SerializeToString(), config=config)
+
+    async def _progress(self, job: Job, message: worker_protocol.Message) -> None:
+        """Tells of progress that nobody has heard of: after a crash some steps are made again."""
+        progress = responses.progress(message)
+        last, validated = job.last_progress, progress.HasField("valid_loss")
+        news = validated and not last.HasField("valid_loss")
+        if progress.step > last.step or (progress.step == last.step and news):
+            event = pb.JobEvent(progress=progress)
+            await self._tell(job, event, progress=progress.SerializeToString())
+
+    async def _validation(self, job: Job, message: worker_protocol.Message) -> None:
+        """Tells how far a validation has come, unless its loss was told before a crash."""
+        validation, last = responses.validation(message), job.last_progress
+        known = last.step == validation.step and last.HasField("valid_loss")
+        if last.step > validation.step or (known and not validation.is_final):
+            return
+        await self._tell(job, pb.JobEvent(validation=validation))
+
+    async def _tell(self, job: Job, event: pb.JobEvent, **changes: object) -> None:
+        """Stores and tells an event; on a full disk the job pauses instead."""
+        try:
+            await self._check_space()
+            await job.publish(event, ran_s=job.ran_s, **changes)
+        except OSError as error:
+            logger.error("job %s pauses: %s", job.id, error)
+            if not job.pausing:
+                self.pause(job, f"the disk is full: {error.strerror}")
+
+    async def _check_space(self) -> None:
+        """Checks now and then that events may still be stored: the database grows by them.
+
+        Raises:
+            NoSpaceError: They may not.
+        """
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_S
+            await pools.ROWS.run(self._store.space.require_least)
+
+
+def _needs_more(limit_bytes: int | None) -> StatusError:
+    """Returns what a job fails with whose process took more than it may.
+
+    Args:
+        limit_bytes: What it may take; None: whatever there is.
+    """
+    most = "" if limit_bytes is None else f" ({limit_bytes:,} bytes)"
+    which = "than the machine has" if limit_bytes is None else f"than --max-training-bytes{most}"
+    return StatusError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"the job needs more memory {which}: lower data.batch_size, data.window or "
+        "network.hidden_size, give a smaller corpus or one with shorter lines, or have the server "
+        "started with more",
+    )

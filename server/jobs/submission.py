@@ -1,0 +1,171 @@
+"""From a Train call to a job in the queue: the spec, a place, the corpus, the row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+from treadle.model.config import TrainConfig
+from treadle.model.data.files import check_not_empty
+from treadle.model.errors import CorpusError
+from treadle.model.training.config_check import Beginning
+from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
+from treadle.server.jobs import repeated_request
+from treadle.server.jobs.job import outlast
+from treadle.server.jobs.manager import JobManager
+from treadle.server.jobs.upload import Limits, Upload
+from treadle.server.jobs.upload_files import UploadFiles
+from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
+from treadle.server.messages import requests as convert
+from treadle.server.messages.requests import name_violations
+from treadle.server.resources import pools
+from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.storage import files as disk
+from treadle.server.storage.data_dir import Store, StoredModel
+from treadle.server.storage.database import DatabaseError, JobRow
+from treadle.server.storage.job_files import INIT_FILE
+from treadle.v1 import sequence_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+class Submission:
+    """Takes orders to train.
+
+    Args:
+        store: Where corpora and models are.
+        jobs: Where jobs go.
+        limits: What an upload must keep to.
+        training_bytes: The most memory that a training run may take; None: whatever there is.
+        budget: Holds the bytes that are kept for callers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        jobs: JobManager,
+        limits: Limits,
+        training_bytes: int | None,
+        budget: MemoryBudget,
+    ) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._limits = limits
+        self._training_bytes = training_bytes
+        self._budget = budget
+
+    async def take(self, requests: AsyncIterator[pb.TrainRequest]) -> str:
+        """Reads an order to its end and queues its job.
+
+        Returns:
+            The job's id; that of the earlier one where this is the same order once more.
+
+        Raises:
+            StatusError: Every way in which that can fail.
+        """
+        upload = Upload(requests, self._limits, self._jobs.closing)
+        asked = await upload.spec()
+        earlier = await self._jobs.book.earlier(asked.request_id)
+        if earlier is not None:
+            repeated_request.check_spec(earlier, asked)
+            if not await upload.ends_with_spec():
+                with self._jobs.admit_again():
+                    again = await upload.receive(repeated_request.ComparedCorpora())
+                repeated_request.check_corpus(earlier, again)
+            return earlier.id
+        spec = pb.TrainSpec()
+        spec.CopyFrom(asked)
+        base, spec.init_from_version = await self._base(spec)
+        config = convert.training_order(spec, self._training_bytes, await self._beginning(base))
+        await pools.ROWS.run(self._store.check_new, spec.model, "", self._jobs.book.models())
+        with self._jobs.admit():
+            stored = UploadFiles(self._store.corpora)
+            try:
+                await pools.UPLOADS.run(self._store.space.require)
+                files = await upload.receive(stored)
+                _check_files(files)
+                # Once begun it is done to its end: a call that is cancelled leaves no half of it.
+                kept, job = await outlast(self._queue(stored, spec, asked, config, files, base))
+            finally:
+                await outlast(_close(stored))
+        if kept.id != job:  # of a call that came at the same time
+            repeated_request.check_spec(kept, asked)
+            repeated_request.check_corpus(kept, files)
+        return kept.id
+
+    async def _queue(
+        self,
+        stored: UploadFiles,
+        spec: pb.TrainSpec,
+        asked: pb.TrainSpec,
+        config: TrainConfig,
+        files: list[UploadedFile],
+        base: StoredModel | None,
+    ) -> tuple[JobRow, str]:
+        """Makes a whole upload a job, or leaves nothing of it.
+
+        Returns:
+            The job, or the earlier one with the same request id; and the id that was to be its.
+        """
+        job = new_id()
+        try:
+            await pools.UPLOADS.run(stored.store)
+            await pools.STORE.run(self._lay_out, job, files, base)
+            kept = await self._jobs.submit(
+                new_row(job, spec, config, files, asked.init_from_version)
+            )
+        except BaseException:
+            if await self._jobs.book.unknown(job):
+                await pools.STORE.run(self._store.discard_job, job)
+            raise
+        if kept.id == job:
+            stored.keep()
+        return kept, job
+
+    async def _base(self, spec: pb.TrainSpec) -> tuple[StoredModel | None, int]:
+        """Returns the model to go on from and its version; None and 0 where there is none."""
+        if not spec.init_from:
+            return None, spec.init_from_version
+        faults = name_violations(spec.init_from.partition("@")[0], "spec.init_from")
+        if faults:
+            raise invalid(faults)
+        base = await pools.ROWS.run(self._store.find, spec.init_from, spec.init_from_version)
+        return base, base.version
+
+    async def _beginning(self, base: StoredModel | None) -> Beginning | None:
+        if base is None:
+            return None
+        about = await pools.LISTS.run(self._store.describe, base)
+        return Beginning(about.network, about.tokenizer, about.layout, about.vocabulary_size)
+
+    def _lay_out(self, job: str, files: list[UploadedFile], base: StoredModel | None) -> None:
+        """Makes a job's directory; what it needs is safe from deletion from here on."""
+        directory = self._store.job_dir(job)
+        for file in files:
+            if self._store.corpora.want(file.sha256) is None:  # removed by hand since it was named
+                raise corpus_not_found(file.sha256)
+        if base is not None:
+            try:
+                disk.link(base.path, directory / INIT_FILE, self._store.space)
+            except FileNotFoundError:
+                raise _gone(base) from None
+
+
+async def _close(stored: UploadFiles) -> None:
+    try:
+        await pools.UPLOADS.run(stored.close)
+    except (OSError, DatabaseError) as error:  # the upload's own end says more than this
+        logger.warning("an upload left something behind: %s", error)
+
+
+def _check_files(files: list[UploadedFile]) -> None:
+    """Refuses a corpus that cannot be trained on, whatever is in it."""
+    try:
+        check_not_empty(files)
+    except CorpusError as error:
+        raise from_model(error, "corpus_chunk") from None
+
+
+def _gone(base: StoredModel) -> StatusError:
+    text = f"version {base.version} of model {base.name!r} was just deleted"
+    return invalid([("spec.init_from", text)])

@@ -1,0 +1,382 @@
+"""Reads the stream of a Train call: the spec, then the files of the corpus, then its end.
+
+At no time is more of the corpus in memory than one message and one buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+
+from treadle.server.errors import (
+    StatusError,
+    corpus_not_found,
+    invalid,
+    unavailable,
+)
+from treadle.server.jobs.worker_request import UploadedFile
+from treadle.server.resources import pools
+from treadle.v1 import sequence_pb2 as pb
+
+_BUFFER_BYTES = 1 << 20
+"""Small chunks are gathered up to this size: each write is a trip to another thread."""
+
+MAX_FILES = 1000
+MAX_SPEC_BYTES = 16 << 10
+MAX_WEIGHT = 100.0
+_MAX_NAME = 255
+_MAX_NAMES_BYTES = 128 << 10
+"""Bytes of the names of all files of a corpus: they are kept as long as the job."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an upload must keep to. Seconds that the server itself takes do not count as idle."""
+
+    corpus_bytes: int
+    """The largest corpus."""
+    idle_s: float
+    """Seconds that may pass without a new message."""
+    min_rate: float = 0.0
+    """Bytes a second that must come at least, over every `idle_s` of waiting for them."""
+    total_s: float = math.inf
+    """Seconds from the first message to the end of the corpus."""
+    spec_s: float = 10.0
+    """Seconds to the first message, the spec."""
+
+
+class FileTaker(Protocol):
+    """Takes the bytes of one file; see `CorpusWriter`."""
+
+    def write(self, data: bytes) -> None:
+        """Takes the next bytes."""
+
+    def finish(self) -> tuple[str, int]:
+        """Ends the file; returns its hash and its bytes."""
+
+
+class CorpusTaker(Protocol):
+    """Takes the files of a corpus; see `UploadFiles`."""
+
+    def want(self, sha256: str) -> int | None:
+        """Returns the bytes of a file that is there already; None where it is not."""
+
+    def writer(self) -> FileTaker:
+        """Returns what takes a new file."""
+
+
+class Upload:
+    """One stream of TrainRequest messages.
+
+    Args:
+        requests: The stream.
+        limits: What it must keep to.
+        closing: A future that is done when the server wants uploads to end; its result is the
+            error that they end with.
+    """
+
+    def __init__(
+        self,
+        requests: AsyncIterator[pb.TrainRequest],
+        limits: Limits,
+        closing: asyncio.Future[StatusError],
+    ) -> None:
+        self._requests = aiter(requests)
+        self._limits = limits
+        self._closing = closing
+        self._ahead: list[pb.TrainRequest] = []
+        self._pace = Pace(limits)
+
+    async def spec(self) -> pb.TrainSpec:
+        """Returns the first message.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT where it is no spec or there is none, and as `receive`.
+        """
+        request = await self._next()
+        self._pace.begin()
+        if request is None:
+            raise invalid([("spec", "the stream ended before its first message, the spec")])
+        if request.WhichOneof("message") != "spec":
+            raise invalid([("spec", "the first message must be the spec")])
+        if (size := request.spec.ByteSize()) > MAX_SPEC_BYTES:
+            text = (
+                f"the spec has {size:,} bytes, and may have {MAX_SPEC_BYTES:,}: shorten its texts"
+            )
+            raise invalid([("spec", text)])
+        return request.spec
+
+    async def ends_with_spec(self) -> bool:
+        """Tells whether the stream ends here, before any of the corpus; after `spec`."""
+        request = await self._next()
+        if request is not None:
+            self._ahead.append(request)
+        return request is None
+
+    async def receive(self, corpora: CorpusTaker) -> list[UploadedFile]:
+        """Reads the files of the corpus.
+
+        Args:
+            corpora: What takes them.
+
+        Returns:
+            The files, in the order of the stream.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT for a second spec, an empty message or chunk, a wrong
+                file, too large a corpus, or one without its end or of another size than that
+                says; NOT_FOUND for a file that should be stored already; DEADLINE_EXCEEDED for
+                a client that is silent, or slower than it may be; what `closing` holds.
+            OSError: The disk failed or is full.
+        """
+        receiver = _Receiver(corpora)
+        async for message in self._messages():
+            if isinstance(message, bytes):
+                await receiver.write(message)
+            else:
+                await receiver.begin(message)
+        return await receiver.end()
+
+    async def _messages(self) -> AsyncIterator[pb.CorpusFile | bytes]:
+        """Yields what begins files and their chunks, up to the message that ends the corpus."""
+        size = 0
+        while (request := await self._next()) is not None:
+            match request.WhichOneof("message"):
+                case "corpus_file":
+                    yield request.corpus_file
+                case "corpus_chunk":
+                    if not request.corpus_chunk:  # it would keep a silent upload alive
+                        raise invalid([("corpus_chunk", "a chunk is empty")])
+                    size += len(request.corpus_chunk)
+                    if size > self._limits.corpus_bytes:
+                        most = f"at most {self._limits.corpus_bytes:,} bytes here"
+                        raise invalid([("corpus_chunk", f"the corpus may have {most}")])
+                    yield request.corpus_chunk
+                case "corpus_end":
+                    said = request.corpus_end.size_bytes
+                    if said != size:
+                        wrong = f"the corpus should have {said:,} bytes, but {size:,} arrived"
+                        raise invalid([("corpus_end.size_bytes", wrong)])
+                    return
+                case "spec":
+                    raise invalid([("spec", "only the first message may be the spec")])
+                case _:
+                    raise invalid([("corpus_chunk", "a message is empty")])
+        # gRPC also ends a stream so that is being cancelled.
+        raise invalid([("corpus_end", "the stream ended without it, so the corpus is not whole")])
+
+    async def _next(self) -> pb.TrainRequest | None:
+        """Returns the next message, or None at the end of the stream."""
+        if self._ahead:
+            return self._ahead.pop()
+        reading = asyncio.ensure_future(anext(self._requests, None))
+        waiting: set[asyncio.Future[Any]] = {reading, self._closing}
+        self._pace.wait()
+        try:
+            while not reading.done():
+                left = self._pace.left()
+                await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    break
+                if self._closing.done():
+                    reason = self._closing.result().message
+                    raise unavailable(f"{reason}; nothing was trained")
+                self._pace.check()
+            request = reading.result()
+        finally:
+            reading.cancel()
+        self._pace.came(0 if request is None else len(request.corpus_chunk))
+        return request
+
+
+class Pace:
+    """How fast a client sends, and how slow it may be.
+
+    Args:
+        limits: What it must keep to.
+        clock: Gives seconds that never go back.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._ends = math.inf
+        self._begun = False
+        self._since = self._counted = clock()
+        self._waited_s = 0.0
+        """Seconds of the present window in which the server waited for the client."""
+        self._bytes = 0
+        """Bytes that came in it."""
+
+    def begin(self) -> None:
+        """Begins to count: the spec is here."""
+        self._begun = True
+        self._ends = self._clock() + self._limits.total_s
+        self._waited_s = 0.0
+        self._bytes = 0
+
+    def wait(self) -> None:
+        """Says that the server waits for a message from now on."""
+        self._since = self._counted = self._clock()
+
+    def came(self, size: int) -> None:
+        """Says that a message with so many bytes of the corpus has come.
+
+        Raises:
+            StatusError: DEADLINE_EXCEEDED: it came too late.
+        """
+        self._bytes += size
+        self._check_pace()
+
+    def left(self) -> float:
+        """Returns the seconds after which `check` is to be called, unless a message comes."""
+        now = self._clock()
+        silent = self._since + self._silence - now
+        window = self._counted + self._limits.idle_s - self._waited_s - now
+        return max(0.0, min(silent, window, self._ends - now))
+
+    def check(self) -> None:
+        """Checks a client that has sent nothing for as long as `left` said.
+
+        Raises:
+            StatusError: DEADLINE_EXCEEDED: it was silent for too long, or is too slow.
+        """
+        if self._clock() - self._since >= self._silence:
+            if self._begun:
+                raise _given_up(f"no message for {self._limits.idle_s:g} seconds")
+            raise _given_up(f"no spec for {self._limits.spec_s:g} seconds")
+        self._check_pace()
+
+    @property
+    def _silence(self) -> float:
+        """Seconds that may pass before the next message."""
+        return self._limits.idle_s if self._begun else self._limits.spec_s
+
+    def _check_pace(self) -> None:
+        now = self._clock()
+        limits = self._limits
+        if now >= self._ends:
+            raise _given_up(f"the corpus was not whole after {limits.total_s:,g} seconds")
+        self._waited_s += now - self._counted
+        self._counted = now
+        if self._waited_s < limits.idle_s:
+            return
+        if self._begun and self._bytes < limits.min_rate * self._waited_s:
+            rate = self._bytes / self._waited_s
+            least = f"{limits.min_rate:,g} are the least"
+            raise _given_up(f"the corpus came at {rate:,.1f} bytes a second, and {least}")
+        self._waited_s = 0.0
+        self._bytes = 0
+
+
+def _given_up(why: str) -> StatusError:
+    return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{why}; the upload was given up")
+
+
+class _Receiver:
+    """Takes the files of one upload, one after the other."""
+
+    def __init__(self, corpora: CorpusTaker) -> None:
+        self._corpora = corpora
+        self._files: list[UploadedFile] = []
+        self._about: pb.CorpusFile | None = None
+        self._writer: FileTaker | None = None
+        self._buffer = bytearray()
+
+    async def begin(self, about: pb.CorpusFile) -> None:
+        """Begins a file; one that is stored already is whole at once."""
+        await self._finish_file()
+        names = sum(len(file.name.encode()) for file in self._files)
+        _check(about, len(self._files), names)
+        self._about = about
+        if about.sha256:
+            size = await pools.UPLOADS.run(self._corpora.want, about.sha256)
+            if size is None:
+                raise corpus_not_found(about.sha256)
+            self._add(about.sha256, size)
+        else:
+            self._writer = await pools.UPLOADS.run(self._corpora.writer)
+
+    async def write(self, chunk: bytes) -> None:
+        """Takes the next bytes of the file; of a corpus of one file, without its beginning."""
+        if self._writer is None:
+            if self._about is not None or self._files:
+                raise invalid([("corpus_chunk", "a file that is stored already takes no chunks")])
+            await self.begin(pb.CorpusFile())
+        if not self._buffer and len(chunk) >= _BUFFER_BYTES // 2:
+            await self._write(chunk)
+            return
+        self._buffer += chunk
+        if len(self._buffer) >= _BUFFER_BYTES:
+            await self._flush()
+
+    async def end(self) -> list[UploadedFile]:
+        """Ends the last file and returns all; a corpus of nothing is one empty file."""
+        if self._about is None and not self._files:
+            await self.begin(pb.CorpusFile())
+        await self._finish_file()
+        if all(file.role != "train" for file in self._files):
+            raise invalid([("corpus_file.role", "no file of the corpus is there to train on")])
+        return self._files
+
+    async def _finish_file(self) -> None:
+        if self._writer is None:
+            return
+        await self._flush()
+        sha256, size = await pools.UPLOADS.run(self._writer.finish)
+        self._writer = None
+        self._add(sha256, size)
+
+    def _add(self, sha256: str, size: int) -> None:
+        about = self._about
+        assert about is not None
+        role = {pb.CORPUS_ROLE_VALID: "valid", pb.CORPUS_ROLE_TEST: "test"}.get(about.role, "train")
+        weight = about.weight if about.HasField("weight") else 1.0
+        name = about.name or "corpus"
+        self._files.append(UploadedFile(sha256, name, role, weight, size))
+
+    async def _flush(self) -> None:
+        if self._buffer:
+            data, self._buffer = bytes(self._buffer), bytearray()
+            await self._write(data)
+
+    async def _write(self, data: bytes) -> None:
+        assert self._writer is not None
+        await pools.UPLOADS.run(self._writer.write, data)
+
+
+def _check(about: pb.CorpusFile, before: int, names_bytes: int) -> None:
+    """Refuses a file that cannot be.
+
+    Args:
+        about: What is said of it.
+        before: How many files were before it.
+        names_bytes: Bytes of their names.
+    """
+    faults = []
+    if before >= MAX_FILES:
+        faults.append(("corpus_file", f"a corpus may have at most {MAX_FILES:,} files"))
+    if len(about.name) > _MAX_NAME:
+        faults.append(("corpus_file.name", f"a name may have at most {_MAX_NAME} characters"))
+    elif names_bytes + len(about.name.encode()) > _MAX_NAMES_BYTES:
+        most = f"at most {_MAX_NAMES_BYTES:,} bytes together"
+        faults.append(("corpus_file.name", f"the names of a corpus' files may have {most}"))
+    if about.role not in pb.CorpusRole.values():
+        faults.append(("corpus_file.role", f"{about.role} is no role of the contract"))
+    if about.HasField("weight") and not 0 < about.weight <= MAX_WEIGHT:
+        wanted = f"a number above 0 and at most {MAX_WEIGHT:g}"
+        faults.append(("corpus_file.weight", f"a weight must be {wanted}, not {about.weight:g}"))
+    if about.sha256 and not _is_sha256(about.sha256):
+        faults.append(("corpus_file.sha256", "it must be 64 lower-case hexadecimal digits"))
+    if faults:
+        raise invalid(faults)
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")

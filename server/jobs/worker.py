@@ -1,0 +1,67 @@
+"""`main` is the training process: `python -m treadle.server.jobs.worker [--warm]`.
+
+It talks with the server through its standard input and output (see `wire`), trains one model
+and ends. It never outlives the server: the kernel kills it when the server dies, and the end
+of its input ends it too. It runs at a lower priority, so that requests go before training.
+
+What the work needs is imported late, at the lower priority: it is most of what a short job does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+_NICENESS = 10
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Does one job.
+
+    Returns:
+        The exit code: 0 also where training failed in a way that the server was told.
+    """
+    os.nice(_NICENESS)
+    be_first_to_go()
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: the server says so
+    replies = private_output()
+
+    from treadle.server.jobs.worker_training import serve
+
+    # Unbuffered: a thread still waits on it when Python ends, and may then hold no lock.
+    requests = os.fdopen(0, "rb", buffering=0, closefd=False)
+    try:
+        return serve(requests, replies, warm_up="--warm" in sys.argv)
+    except BrokenPipeError:  # the server is gone, and nobody is left to tell
+        return 1
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when the server dies, however it dies."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        print(f"prctl: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
+
+
+def be_first_to_go() -> None:
+    """Asks Linux to take this process, and not the server, when memory runs out."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
+
+
+def private_output() -> IO[bytes]:
+    """Returns the pipe to the server, and lets whatever is printed go to the log instead."""
+    pipe = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return os.fdopen(pipe, "wb", buffering=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Messages of the wire contract: requests to settings, results to replies."""

@@ -1,0 +1,152 @@
+"""What a request to generate asks for, as settings of the model room."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+
+from treadle.model.config import SamplingConfig, UnknownPolicy
+from treadle.model.errors import ModelError
+from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.tokenizers.incremental import encode_in_steps
+from treadle.server.errors import Violation, invalid
+from treadle.server.messages import repeated_limits
+from treadle.server.messages.requests import build, source_violations, to_json
+from treadle.v1 import sequence_pb2 as pb
+
+MAX_TEXTS = 256
+"""Texts of one Generate call."""
+
+MAX_TOKENS_NAMED = repeated_limits.MOST["GenerateRequest.forced_tokens"]
+"""Tokens that one list of a request may come to."""
+
+_OF_THE_DRAW = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "seed",
+)  # fmt: skip
+_PLAIN = {
+    *_OF_THE_DRAW, "max_new_tokens", "min_new_tokens", "unknown_policy", "max_time_s", "ranks",
+    "top_log_probabilities", "regex", "best_of",
+}  # fmt: skip
+
+
+def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> SamplingConfig:
+    """Returns the settings that a request to generate asks for, but those that name tokens.
+
+    Args:
+        request: The request.
+        max_new_tokens_limit: The most tokens that the server makes in one call.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
+    """
+    values = to_json(request, only=_PLAIN)
+    settings = {**values, "stop_sequences": tuple(request.stop_sequences)}
+    violations = source_violations(request) + _number_violations(request)
+    if request.max_new_tokens > max_new_tokens_limit:
+        del settings["max_new_tokens"]
+        text = f"max_new_tokens must be at most {max_new_tokens_limit:,} on this server"
+        violations.append(("max_new_tokens", text))
+    elif not request.HasField("max_new_tokens"):
+        settings["max_new_tokens"] = min(SamplingConfig().max_new_tokens, max_new_tokens_limit)
+    if request.best_of:
+        violations += [
+            (name, f"{name} is a setting of the draw: leave it out, or best_of")
+            for name in _OF_THE_DRAW
+            if name in values
+        ]
+    return build(lambda: SamplingConfig.from_json(settings), violations, str)
+
+
+def _number_violations(request: pb.GenerateRequest) -> list[Violation]:
+    """Returns what is wrong with how many texts a request asks for."""
+    found = []
+    if request.n > MAX_TEXTS:
+        found.append(("n", f"n must be 1 to {MAX_TEXTS}, not {request.n:,}"))
+    elif request.best_of and request.n > request.best_of:
+        found.append(("n", f"n must be at most best_of, {request.best_of}, not {request.n}"))
+    return found
+
+
+def with_tokens(
+    sampling: SamplingConfig, request: pb.GenerateRequest, tokenizer: Tokenizer
+) -> Generator[None, None, SamplingConfig]:
+    """Adds to settings those that name tokens of a vocabulary, in short steps.
+
+    Args:
+        sampling: What `sampling` returned for the request.
+        request: The request.
+        tokenizer: Of the model that it names.
+
+    Yields:
+        None between two steps: the texts that name tokens may be as long as a message.
+
+    Returns:
+        The settings.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault.
+    """
+    violations: list[Violation] = []
+    biases: list[tuple[int, float]] = []
+    lists: dict[str, list[int]] = {"banned_tokens": [], "forced_tokens": []}
+    for index, entry in enumerate(request.token_biases):
+        place = f"token_biases[{index}]"
+        found = yield from _ids(entry.token, place, tokenizer, True, violations)
+        biases += [(token, entry.bias) for token in found]
+    for name, ids in lists.items():
+        for index, reference in enumerate(getattr(request, name)):
+            place, single = f"{name}[{index}]", name == "banned_tokens"
+            ids += yield from _ids(reference, place, tokenizer, single, violations)
+            if len(ids) > MAX_TOKENS_NAMED:
+                text = (
+                    f"{name} must come to at most {MAX_TOKENS_NAMED:,} tokens: force fewer of them"
+                )
+                violations.append((name, text))
+                break
+    if violations:
+        raise invalid(violations)
+
+    def make() -> SamplingConfig:
+        return replace(
+            sampling,
+            token_biases=tuple(biases),
+            banned_tokens=tuple(lists["banned_tokens"]),
+            forced_tokens=tuple(lists["forced_tokens"]),
+        )
+
+    return build(make, violations, str)
+
+
+def _ids(
+    reference: pb.TokenReference,
+    place: str,
+    tokenizer: Tokenizer,
+    single: bool,
+    violations: list[Violation],
+) -> Generator[None, None, Sequence[int]]:
+    """Returns the tokens that a reference names, in short steps; adds what is wrong with it."""
+
+    def refuse(text: str) -> Sequence[int]:
+        violations.append((place, text))
+        return ()
+
+    kind = reference.WhichOneof("token")
+    if kind is None:
+        return refuse(f"{place} must name a token by its id, its text or as the end")
+    if kind == "id":
+        return [reference.id]
+    if kind == "end":
+        if tokenizer.end is None:
+            return refuse(f"{place} names the end token, and only models of lines have one")
+        return [tokenizer.end]
+    try:
+        found = yield from encode_in_steps(tokenizer, reference.text, UnknownPolicy.ERROR)
+    except ModelError as error:
+        return refuse(f"{place}: {error}")
+    yield
+    if single and found.size != 1:
+        what = f"{reference.text[:40]!r} is {found.size:,} tokens"
+        return refuse(f"{place} must be one token of the vocabulary, and {what}")
+    ids: list[int] = found[: MAX_TOKENS_NAMED + 1].tolist()
+    return ids

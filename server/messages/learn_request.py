@@ -1,0 +1,129 @@
+"""What requests to learn from a stream ask for, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from treadle.model.errors import ConfigError
+from treadle.model.online.config import LearningConfig
+from treadle.model.scoring.scores import Details
+from treadle.server import names
+from treadle.server.errors import Violation, invalid
+from treadle.server.messages.requests import name_violations, on_error_violations, to_json
+from treadle.v1 import sequence_pb2 as pb
+
+_SETTINGS = {
+    "optimizer", "learning_rate", "clip_norm", "window", "unknown_policy", "top_log_probabilities",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a spec wants a stream learnt."""
+
+    name: str
+    """The model's name, without an alias."""
+    config: LearningConfig
+    """How to learn."""
+    details: Details
+    """What is wanted of every token."""
+    tokens: bool
+    """Whether tokens are sent at all."""
+    on_error: int = pb.ON_ERROR_UNSPECIFIED
+    """What to do about a piece that cannot be read, an `OnError`."""
+
+    @property
+    def token_bytes(self) -> int:
+        """What a token in a reply takes at least."""
+        # Tag, length and log-probability; of alternatives tag and length.
+        return 7 + 2 * self.details.alternatives
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Under which names a model is to be stored."""
+
+    name: str
+    """The model's name."""
+    alias: str
+    """The alias of the new version; empty: none."""
+
+
+def learning(spec: pb.LearnStreamSpec) -> Learning:
+    """Returns how a spec wants its stream learnt.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault, such as `spec.window`.
+    """
+    name, mark, alias = spec.model.partition("@")
+    violations = name_violations(name, "model")
+    if mark and not violations:
+        violations = name_violations(alias, "model")
+    values = to_json(spec, only=_SETTINGS)
+    config = LearningConfig()
+    try:
+        config = LearningConfig.from_json(values)
+    except ConfigError as error:
+        violations += [(fault.field, str(fault)) for fault in error.faults]
+    violations += on_error_violations(spec)
+    if violations:
+        raise invalid((f"spec.{field}", f"spec.{text}") for field, text in violations)
+    count = spec.top_log_probabilities
+    wanted = bool(spec.log_probabilities or spec.ranks or count)
+    return Learning(name, config, Details(spec.ranks, count), wanted, spec.on_error)
+
+
+def publication(request: pb.Publish, name: str) -> Publication:
+    """Returns under which names a session's model is to be stored.
+
+    Args:
+        request: The request.
+        name: The name of the model that the session began with.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault, such as `publish.alias`.
+    """
+    name = request.model or name
+    violations = name_violations(name, "model")
+    if request.alias:
+        violations += _alias_violations(request.alias)
+    if violations:
+        raise invalid((f"publish.{field}", f"publish.{text}") for field, text in violations)
+    return Publication(name, request.alias)
+
+
+def _alias_violations(alias: str) -> list[Violation]:
+    found = name_violations(alias, "alias")
+    if alias == names.LATEST:
+        found.append(("alias", "alias must not be 'latest', which always is the newest version"))
+    if alias.isdecimal():
+        found.append(("alias", "alias must not be a number: say version"))
+    return found
+
+
+def first_message(message: pb.LearnStreamRequest | None) -> pb.LearnStreamSpec:
+    """Returns the spec that a stream's first message, or None where there was none, carries.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: it is no spec.
+    """
+    if message is None:
+        raise invalid([("spec", "the stream ended before its first message, the spec")])
+    if not message.HasField("spec"):
+        raise invalid([("spec", "the first message must be the spec")])
+    return message.spec
+
+
+def check_later(message: pb.LearnStreamRequest) -> str:
+    """Returns which field a message after the first one carries.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: a second spec, or nothing.
+    """
+    field = message.WhichOneof("message")
+    if field == "spec":
+        raise invalid([("spec", "spec must come once, as the first message")])
+    if field is None:
+        text = "a message after the spec must carry learn, predict, snapshot, roll_back or publish"
+        raise invalid([("message", text)])
+    return str(field)

@@ -1,0 +1,95 @@
+"""`ReplyGrowth` counts a reply while it is made, against the largest message and the memory budget.
+
+A reply is written as its tokens are scored: one that is too large is never made as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from treadle.model.scoring.scores import PieceScore
+from treadle.model.scoring.token_score import TokenScore
+from treadle.server.errors import StatusError
+from treadle.server.messages import responses
+from treadle.server.resources.memory_budget import Reservation
+from treadle.v1 import sequence_pb2 as pb
+
+_TIMES_ITS_BYTES = 7
+"""What a message of tokens takes in memory, by its bytes on the wire; measured 5 to 7."""
+
+_STEP_BYTES = 1 << 16
+"""Bytes that a reply grows by before its memory is counted again."""
+
+
+TAG_BYTES = 6
+"""The most that the tag and the length of a part of a reply take on the wire."""
+
+
+class ReplyGrowth:
+    """Counts the bytes of one reply.
+
+    Args:
+        held: Where its memory is reserved.
+        limit: The most bytes that it may have on the wire.
+        too_large: Makes the error of a reply that has more.
+    """
+
+    def __init__(self, held: Reservation, limit: int, too_large: Callable[[], StatusError]) -> None:
+        self._held = held
+        self._limit = limit
+        self._too_large = too_large
+        self._size = 0
+        self._counted = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes counted so far."""
+        return self._size
+
+    def add(self, size: int) -> None:
+        """Counts bytes that it has grown by.
+
+        Raises:
+            StatusError: It has become too large; or RESOURCE_EXHAUSTED: its memory does not fit.
+        """
+        self._size += size
+        if self._size > self._limit:
+            raise self._too_large()
+        if self._size - self._counted >= _STEP_BYTES:
+            self._held.resize(_TIMES_ITS_BYTES * self._size)
+            self._counted = self._size
+
+    def check(self, more: int) -> None:
+        """Refuses more bytes that do not fit, before they are made.
+
+        Raises:
+            StatusError: They do not fit.
+        """
+        if self._size + more > self._limit:
+            raise self._too_large()
+
+
+def write_piece(
+    message: pb.PieceScore,
+    scoring: Iterator[PieceScore | None],
+    take_tokens: Callable[[], tuple[TokenScore, ...]],
+    growth: ReplyGrowth,
+) -> Iterator[None]:
+    """Writes the score of a piece into a message, in short steps.
+
+    Args:
+        message: What is written; it is empty.
+        scoring: Scores the piece, a step each time, and gives its score at last.
+        take_tokens: Hands over the tokens that were scored since it was asked last.
+        growth: Counts the message.
+
+    Raises:
+        StatusError: See `ReplyGrowth.add`.
+        ModelError: The piece cannot be scored.
+    """
+    for scored in scoring:
+        growth.add(responses.add_tokens(message, take_tokens()))
+        if scored is not None:
+            message.MergeFrom(responses.piece_score(scored))
+        yield
+    growth.add(message.ByteSize() + TAG_BYTES - growth.size)

@@ -1,0 +1,314 @@
+"""Messages of the wire contract to settings of the model room, and back.
+
+Field names, ranges and defaults are the same on both sides, so messages are walked by their
+descriptors rather than copied field by field; `_RENAMED` lists the exceptions. Ranges are
+checked by the configs themselves, whose errors name every field at fault at once; here their
+names become those of the request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from treadle.model.config import TrainConfig
+from treadle.model.errors import ConfigError
+from treadle.model.memory_estimate import check_memory
+from treadle.model.training.config_check import Beginning, check_config
+from treadle.server.errors import Violation, invalid
+from treadle.v1 import sequence_pb2 as pb
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a model may be called. It is also the name of a directory: no slash, no leading dot."""
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+
+_SPEC = "spec"
+_RENAMED = {"optimizer.kind": "optimizer.optimizer"}
+"""Settings whose field has another name in the contract."""
+
+# The contract's conventions, by field: where these are absent, 0 or "" means "not set".
+_ENUM, _MESSAGE = FieldDescriptor.TYPE_ENUM, FieldDescriptor.TYPE_MESSAGE
+
+Config = TypeVar("Config")
+
+
+def training_order(
+    spec: pb.TrainSpec,
+    max_training_bytes: int | None = None,
+    base: Beginning | None = None,
+) -> TrainConfig:
+    """Returns the settings that a spec asks for.
+
+    Args:
+        spec: The spec.
+        max_training_bytes: The most memory that a run may take; what needs more whatever its
+            corpus is refused. None: whatever there is.
+        base: The model to go on from, where the spec names one.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault.
+    """
+    values = to_json(spec)
+    violations = _take_job_fields(values)
+    if "optimizer" in values.get("optimizer", {}):
+        values["optimizer"]["kind"] = values["optimizer"].pop("optimizer")
+    if "preset" in values:
+        values["given"] = sorted(_dotted(values))
+    if base is not None:
+        violations += _take_over(values, base)
+
+    def make() -> TrainConfig:
+        config = TrainConfig.from_json(values)
+        check_config(config, base)
+        if max_training_bytes is not None:
+            check_memory(config, vocabulary_size=1, limit_bytes=max_training_bytes)
+        return config
+
+    return build(make, violations, spec_field)
+
+
+def _take_job_fields(values: dict[str, Any]) -> list[Violation]:
+    """Takes what is not for the model room out of a spec's values; returns what is wrong."""
+    violations = name_violations(values.pop("model", ""), f"{_SPEC}.model")
+    request_id = values.pop("request_id", "")
+    if len(request_id) > 100 or not request_id.isascii() or not request_id.isprintable():
+        text = "request_id must be up to 100 printable characters of ASCII"
+        violations.append((f"{_SPEC}.request_id", text))
+    version = values.pop("init_from_version", 0)
+    if version and "init_from" not in values:
+        text = "init_from_version needs init_from, the model whose version it is"
+        violations.append((f"{_SPEC}.init_from_version", text))
+    values.pop("init_from", "")
+    return violations
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the names of settings that have a value, such as `network.cell`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+_FREE = {"dropout", "output_dropout", "unknown_policy"}
+"""Settings of network and tokenizer that a model may be trained on with others."""
+
+
+def _take_over(values: dict[str, Any], base: Beginning) -> list[Violation]:
+    """Fills in the settings of the model to go on from; returns those that are asked to differ."""
+    violations = []
+    data = values.setdefault("data", {})
+    if data.get("layout", base.layout) != base.layout:
+        text = f"data.layout is {base.layout} in the model to go on from: leave it out"
+        violations.append((f"{_SPEC}.data.layout", text))
+    data["layout"] = base.layout.value
+    taken = (("network", base.network.to_json()), ("tokenizer", base.tokenizer.to_json()))
+    for name, config in taken:
+        asked = values.get(name, {})
+        for field, value in config.items():
+            if field not in _FREE and field in asked and asked[field] != value:
+                text = f"{name}.{field} is {value} in the model to go on from: leave it out"
+                violations.append((f"{_SPEC}.{name}.{field}", text))
+        values[name] = config | {key: value for key, value in asked.items() if key in _FREE}
+    return violations
+
+
+SourceRequest = pb.GenerateRequest | pb.ScoreRequest | pb.ScoreStreamSpec | pb.EmbedRequest
+"""A request that names a model and version, or a job."""
+
+
+def model_reference(model: str, field: str = "model") -> tuple[str, str]:
+    """Returns the name and the alias, or "", of NAME or NAME@ALIAS.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: nothing can have that name.
+    """
+    name, mark, alias = model.partition("@")
+    violations = name_violations(name, field)
+    if mark and not violations:
+        violations = name_violations(alias, field)
+    if violations:
+        raise invalid(violations)
+    return name, alias
+
+
+def source_violations(request: SourceRequest) -> list[Violation]:
+    """Returns what is wrong with how a request names its weights: a model, or a job."""
+    if not request.job:
+        name, mark, alias = request.model.partition("@")
+        found = name_violations(name, "model")
+        return found or (name_violations(alias, "model") if mark else [])
+    text = "a job is named: leave model and version out"
+    return [("model", text)] if request.model or request.version else []
+
+
+def on_error_violations(spec: pb.ScoreStreamSpec | pb.LearnStreamSpec) -> list[Violation]:
+    """Returns what is wrong with what a stream is to do about errors."""
+    if spec.on_error in pb.OnError.values():
+        return []
+    text = "on_error must be ON_ERROR_STOP, ON_ERROR_SKIP or unset"
+    return [("on_error", f"{text}, not {spec.on_error}")]
+
+
+def job_states(request: pb.ListJobsRequest) -> list[str]:
+    """Returns the states of the jobs to list, sorted; none for all.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: a state is none of the contract, or no model can have
+            that name.
+    """
+    kind = pb.JobState.DESCRIPTOR
+    names = [_enum_name(kind, state) for state in request.states if state]
+    if not all(isinstance(name, str) for name in names):
+        raise invalid([("states", "states must be those of the contract")])
+    if request.model:
+        check_name(request.model)
+    return sorted({str(name) for name in names})
+
+
+def page_size(request: pb.ListModelsRequest | pb.ListJobsRequest) -> int:
+    """Returns the size of the page asked for; a size above the largest is taken as the largest."""
+    return min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+
+
+def deletion(request: pb.DeleteModelRequest) -> int | None:
+    """Returns the version of a model to delete, or None for all of them.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: no model can have that name, or it is not said which
+            versions are meant.
+    """
+    violations = name_violations(request.model, "model")
+    if request.version and request.all_versions:
+        text = "version and all_versions exclude each other: set one of them"
+        violations.append(("all_versions", text))
+    elif not request.version and not request.all_versions:
+        text = "version must be the version to delete, from 1; all_versions deletes all of them"
+        violations.append(("version", text))
+    if violations:
+        raise invalid(violations)
+    return None if request.all_versions else request.version
+
+
+def check_name(name: str) -> None:
+    """Checks the `model` field of a request.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: no model can have that name.
+    """
+    violations = name_violations(name, "model")
+    if violations:
+        raise invalid(violations)
+
+
+def check_alias(model: str, alias: str) -> None:
+    """Checks the `model` and `alias` fields of a request.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: no model, or no alias, can have that name.
+    """
+    violations = name_violations(model, "model") + name_violations(alias, "alias")
+    if alias == "latest" or alias.isdecimal():
+        text = "alias must not be `latest`, which always is the newest version, nor a number"
+        violations.append(("alias", text))
+    if violations:
+        raise invalid(violations)
+
+
+def name_violations(name: str, field: str) -> list[Violation]:
+    """Returns what is wrong with a model's name: nothing, or one violation of `field`."""
+    if NAME.fullmatch(name):
+        return []
+    wanted = "1 to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
+    shown = repr(name) if len(name) <= 40 else repr(name[:40]) + "…"
+    return [(field, f"{field} must be {wanted}, not {shown}")]
+
+
+def spec_field(field: str) -> str:
+    """Returns a training setting's name as a field of TrainRequest, such as `spec.seed`."""
+    return f"{_SPEC}.{_RENAMED.get(field, field)}"
+
+
+def to_json(message: Message, only: Container[str] | None = None) -> dict[str, Any]:
+    """Returns the fields that are set, as JSON values.
+
+    Enum values become their names without the prefix, in lower case; a number that the
+    contract does not know stays a number, for the config to refuse.
+
+    Args:
+        message: The message.
+        only: The fields to convert; None: all of them. On the event loop, lists of what a caller
+            sent must not be among them: they may have millions of entries.
+    """
+    values: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        if (field.type == _ENUM and value == 0) or (only is not None and field.name not in only):
+            continue
+        if field.is_repeated:
+            values[field.name] = list(value)
+        elif field.type == _MESSAGE:
+            values[field.name] = to_json(value)
+        elif field.type == _ENUM:
+            values[field.name] = _enum_name(field.enum_type, value)
+        else:
+            values[field.name] = value
+    return values
+
+
+def fill(message: Message, values: Mapping[str, Any]) -> None:
+    """Sets the fields of a message from JSON values; the opposite of `to_json`.
+
+    Args:
+        message: The message to fill.
+        values: Values by field name. None leaves a field unset, and so does a name that the
+            message does not have.
+    """
+    for field in message.DESCRIPTOR.fields:
+        value = values.get(field.name)
+        if value is None:
+            continue
+        if field.is_repeated:
+            getattr(message, field.name).extend(value)
+        elif field.type == _MESSAGE:
+            getattr(message, field.name).SetInParent()
+            fill(getattr(message, field.name), value)
+        elif field.type == _ENUM:
+            setattr(message, field.name, _enum_number(field.enum_type, value))
+        else:
+            setattr(message, field.name, value)
+
+
+def build(
+    make: Callable[[], Config], violations: list[Violation], rename: Callable[[str], str]
+) -> Config:
+    """Returns what `make` builds, or raises its faults together with the earlier ones."""
+    try:
+        config = make()
+    except ConfigError as error:
+        violations += [
+            (rename(fault.field), str(fault).replace(fault.field, rename(fault.field), 1))
+            for fault in error.faults
+        ]
+    if violations:
+        raise invalid(violations)
+    return config
+
+
+def _prefix(kind: Any) -> str:
+    return str(kind.values_by_number[0].name).removesuffix("UNSPECIFIED")
+
+
+def _enum_name(kind: Any, number: int) -> str | int:
+    value = kind.values_by_number.get(number)
+    return number if value is None else value.name.removeprefix(_prefix(kind)).lower()
+
+
+def _enum_number(kind: Any, name: str) -> int:
+    return int(kind.values_by_name[_prefix(kind) + name.upper()].number)

@@ -1,0 +1,312 @@
+"""Replies of the wire contract, made from what the model room and the store give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from treadle.model.config import TrainConfig
+from treadle.model.generation.sequence import Piece
+from treadle.model.scoring.embedder import Embedding
+from treadle.model.scoring.scores import PieceScore, Summary
+from treadle.model.scoring.token_score import TokenScore
+from treadle.server.errors import StatusError, damaged, job_damaged, shorten
+from treadle.server.inference.model_cache import Source
+from treadle.server.messages.requests import fill
+from treadle.server.messages.shortening import shorten_item
+from treadle.server.storage.data_dir import Description, StoredModel
+from treadle.server.storage.database import JobRow
+from treadle.v1 import sequence_pb2 as pb
+
+MAX_REPLY_BYTES = 1 << 20
+"""About as many bytes of a text's tokens go out in one message."""
+
+_SAMPLE_BYTES = 16 << 10
+_NAME_BYTES = 100
+
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, DecodeError)
+"""What comes of describing what is stored where that is damaged."""
+
+_TOKENS = 64
+"""Tokens and alternatives after which their bytes are looked at."""
+
+_CHARACTERS = 1 << 14
+"""The same of a text."""
+
+
+def spec(name: str, config: TrainConfig, asked: pb.TrainSpec | None = None) -> pb.TrainSpec:
+    """Returns the settings of a run as its spec, every default filled in.
+
+    Args:
+        name: The model's name.
+        config: The settings.
+        asked: The spec as asked for, for what is no setting.
+    """
+    values = config.to_json()
+    values["tokenizer"]["unknown_policy"] = config.tokenizer.policy
+    values["optimizer"]["optimizer"] = values["optimizer"].pop("kind")
+    values["optimizer"]["learning_rate"] = config.optimizer.rate
+    message = pb.TrainSpec(model=name)
+    if asked is not None:
+        message.request_id, message.init_from = asked.request_id, asked.init_from
+        message.init_from_version, message.preset = asked.init_from_version, asked.preset
+    fill(message, values)
+    return message
+
+
+def started(row: JobRow, values: Mapping[str, Any]) -> pb.TrainingStarted:
+    """Returns a `started` event, from the fields of the model room's `Started` as JSON."""
+    config, asked = TrainConfig.from_json(values["config"]), pb.TrainSpec.FromString(row.spec)
+    message = pb.TrainingStarted(spec=spec(row.model, config, asked))
+    fill(message, {**values, "total_steps": values["total_steps"] or 0})
+    shorten_item(message)
+    return message
+
+
+def progress(values: Mapping[str, Any]) -> pb.TrainingProgress:
+    """Returns a `progress` event, from the fields of the model room's `Progress` as JSON."""
+    message = pb.TrainingProgress()
+    fill(message, values)
+    if message.HasField("sample"):
+        message.sample = shorten(message.sample, _SAMPLE_BYTES)
+    shorten_item(message)
+    return message
+
+
+def validation(values: Mapping[str, Any]) -> pb.ValidationProgress:
+    """Returns a `validation` event, from the fields of the model room's `Validation` as JSON."""
+    message = pb.ValidationProgress()
+    fill(message, values)
+    return message
+
+
+def job(row: JobRow, position: int = 0, *, sample: bool = True) -> pb.Job:
+    """Returns one job.
+
+    Args:
+        row: The job.
+        position: How many jobs are before it in the queue.
+        sample: Whether the sample of its last progress comes with it.
+
+    Raises:
+        StatusError: DATA_LOSS: its row is damaged.
+    """
+    try:
+        message = _job(row, position)
+    except _UNREADABLE as error:
+        raise job_damaged(row.id, f"it cannot be read: {error}") from error
+    if not sample and message.HasField("progress"):
+        message.progress.ClearField("sample")
+    shorten_item(message)
+    return message
+
+
+def listed_job(row: JobRow, position: int, fault: str) -> pb.Job:
+    """Returns one job of a list: without its sample, and one that is damaged says only that.
+
+    Args:
+        row: The job.
+        position: How many jobs are before it in the queue.
+        fault: What is wrong with the row; empty where nothing is known to be.
+    """
+    try:
+        if fault:
+            raise job_damaged(row.id, fault)
+        return job(row, position, sample=False)
+    except StatusError as error:
+        return pb.Job(id=_shown(row.id), model=_shown(row.model), damage=error.message)
+
+
+def _shown(name: str) -> str:
+    """Returns what can be shown of a name that may be damaged."""
+    return shorten(name, _NAME_BYTES)
+
+
+def _job(row: JobRow, position: int) -> pb.Job:
+    message = pb.Job(
+        id=row.id,
+        model=row.model,
+        state=pb.JobState.Value(f"JOB_STATE_{row.state.upper()}"),
+        reason=row.reason,
+        spec=pb.TrainSpec.FromString(row.spec),
+        last_sequence=row.last_sequence,
+        restarts=row.restarts,
+        version=row.version,
+        error_code=row.error_code,
+        corpus_bytes=row.corpus_bytes,
+        queue_position=position,
+    )
+    times = {"create_time": row.created_s, "start_time": row.started_s, "end_time": row.ended_s}
+    for name, seconds in times.items():
+        if seconds is not None:
+            getattr(message, name).FromNanoseconds(round(seconds * 1e9))
+    if row.started:
+        message.started.ParseFromString(row.started)
+        message.spec.CopyFrom(message.started.spec)
+    if row.progress:
+        message.progress.ParseFromString(row.progress)
+    return message
+
+
+def model(
+    stored: StoredModel, description: Description, aliases: tuple[Sequence[str], int] = ((), 0)
+) -> pb.Model:
+    """Returns one version of a model.
+
+    Args:
+        stored: The version.
+        description: What its file says of it.
+        aliases: The first names that lead to it, and how many do.
+
+    Raises:
+        StatusError: DATA_LOSS: its file says what no model can be.
+    """
+    try:
+        message = _model(stored, description)
+    except _UNREADABLE as error:
+        raise damaged(stored.name, stored.version, error) from error
+    shorten_item(message)
+    names, message.alias_count = aliases
+    message.aliases.extend(names)
+    return message
+
+
+def damaged_model(stored: StoredModel, damage: str) -> pb.Model:
+    """Returns a version of a model of which nothing can be said but what is wrong with it."""
+    return pb.Model(
+        name=stored.name, version=stored.version, size_bytes=stored.size_bytes, damage=damage
+    )
+
+
+def _model(stored: StoredModel, description: Description) -> pb.Model:
+    tokenizer = description.tokenizer
+    message = pb.Model(
+        name=stored.name,
+        version=stored.version,
+        vocabulary_size=description.vocabulary_size,
+        parameter_count=description.parameter_count,
+        size_bytes=stored.size_bytes,
+        sha256=description.sha256,
+        novelty_index=description.novelty_index,
+    )
+    message.create_time.FromNanoseconds(round(stored.created_s * 1e9))
+    fill(
+        message,
+        {
+            "network": description.network.to_json(),
+            "tokenizer": {**tokenizer.to_json(), "unknown_policy": tokenizer.policy},
+            "layout": description.layout,
+        },
+    )
+    record = description.training
+    if record is not None:
+        fill(message.training, {**vars(record), "spec": None})
+        message.training.spec.CopyFrom(spec(stored.name, record.config))
+    return message
+
+
+def token(score: TokenScore) -> pb.Token:
+    """Returns one token as generated or scored."""
+    message = pb.Token(
+        id=score.id, text=score.text, log_probability=score.log_probability, rank=score.rank
+    )
+    for other in score.alternatives:
+        message.alternatives.add(
+            id=other.id, text=other.text, log_probability=other.log_probability
+        )
+    return message
+
+
+def generated(
+    pieces: Sequence[Piece], source: Source, index: int, most: int = MAX_REPLY_BYTES
+) -> Iterator[pb.GenerateResponse | None]:
+    """Yields the replies for consecutive pieces of text `index`, in short steps.
+
+    The last reply has the text's result where there is one, but for its state.
+
+    Args:
+        pieces: The pieces.
+        source: The model.
+        index: Which text it is.
+        most: About how many bytes of text and tokens a reply may have.
+
+    Yields:
+        A reply, or None after a step that has completed none.
+    """
+    reply, size = pb.GenerateResponse(index=index), 0
+    texts: list[str] = []
+    for part in _parts(pieces):
+        if isinstance(part, str):
+            texts.append(part)
+            size += len(part.encode())
+        else:
+            size += add_tokens(reply, part)
+        if size <= most:
+            yield None
+            continue
+        reply.text = "".join(texts)
+        yield reply
+        reply, size = pb.GenerateResponse(index=index), 0
+        texts.clear()
+    reply.text = "".join(texts)
+    result = pieces[-1].result
+    if result is not None:
+        values = {**vars(result), "stop_reason": result.stop_reason.value, "state": None}
+        values |= {"version": source.version, "job_step": source.job_step}
+        fill(reply.result, values)
+        reply.result.SetInParent()
+    yield reply
+
+
+def _parts(pieces: Sequence[Piece]) -> Iterator[str | Sequence[TokenScore]]:
+    """Yields short parts of the texts of pieces, and some of their tokens, in their order."""
+    for piece in pieces:
+        for start in range(0, len(piece.text), _CHARACTERS):
+            yield piece.text[start : start + _CHARACTERS]
+        others = len(piece.tokens[-1].alternatives) if piece.tokens else 0
+        step = max(1, _TOKENS // (1 + others))
+        for start in range(0, len(piece.tokens), step):
+            yield piece.tokens[start : start + step]
+
+
+def add_tokens(
+    message: pb.TextScore | pb.PieceScore | pb.GenerateResponse, tokens: Iterable[TokenScore]
+) -> int:
+    """Adds tokens to a message; returns the bytes that it has grown by, or a few less."""
+    grown = 0
+    for score in tokens:
+        added = message.tokens.add()
+        added.MergeFrom(token(score))
+        grown += added.ByteSize() + 2  # with its tag and length
+    return grown
+
+
+def summary(score: Summary) -> pb.TextScore:
+    """Returns what tokens scored together, without them."""
+    return pb.TextScore(
+        total_log_probability=score.total_log_probability,
+        token_count=score.token_count,
+        character_count=score.character_count,
+        unknown_count=score.unknown_count,
+        mean_nats=score.mean_nats,
+        perplexity=score.perplexity,
+        bits_per_character=score.bits_per_character,
+    )
+
+
+def piece_score(score: PieceScore) -> pb.PieceScore:
+    """Returns what a piece of a stream scored."""
+    return pb.PieceScore(
+        total_log_probability=score.total_log_probability,
+        token_count=score.token_count,
+        tokens=map(token, score.tokens),
+        whole=None if score.whole is None else summary(score.whole),
+    )
+
+
+def embedding(made: Embedding, all_layers: bool) -> pb.Embedding:
+    """Returns the vector of a text: the last layer's state, or those of all layers."""
+    states = made.states if all_layers else made.states[-1]
+    return pb.Embedding(values=states.reshape(-1).tolist(), token_count=made.token_count)

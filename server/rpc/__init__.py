@@ -1,0 +1,1 @@
+"""The gRPC surface: the servicer and what every call passes through."""

@@ -1,0 +1,274 @@
+"""The outermost layer of every RPC of ours: errors become statuses, calls and bytes are counted.
+
+An aio interceptor, so that the servicer's methods neither catch nor abort. Health and
+reflection go past it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc import aio
+
+from treadle.server.errors import StatusError, from_exception
+from treadle.server.messages import repeated_limits
+from treadle.server.resources.memory_budget import MemoryBudget, Reservation
+from treadle.server.rpc.arrivals import Arrivals
+
+logger = logging.getLogger(__name__)
+
+Context = aio.ServicerContext[Any, Any]
+"""What gRPC hands to a servicer's method."""
+
+DETAILS_KEY = "grpc-status-details-bin"
+"""The trailer that carries google.rpc.Status."""
+
+
+_UNCOUNTED_BYTES = 1 << 14
+"""Messages up to this size are not counted, so that a job can be cancelled and a server be asked
+about however full it is; what is counted for every call is enough for them."""
+
+_PATIENCE_S = 5.0
+"""How long a large message of a stream, or a large reply, waits for room before its call ends."""
+
+
+class Interceptor(aio.ServerInterceptor):
+    """Wraps the methods of one service.
+
+    Args:
+        service: Full name of the service, such as `treadle.v1.SequenceService`.
+        budget: Holds the bytes of requests that are worked off and of replies that are unread.
+        max_message_bytes: The largest request.
+        write_s: Seconds that a client may take to make room for a reply, or to send its request
+            where there is one.
+    """
+
+    def __init__(
+        self, service: str, budget: MemoryBudget, max_message_bytes: int, write_s: float = 60.0
+    ) -> None:
+        self._budget = budget
+        self._arrivals = Arrivals(max_message_bytes, write_s)
+        self._write_s = write_s
+        self._prefix = f"/{service}/"
+        self._methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._eviction: StatusError | None = None
+        self._writing: dict[asyncio.Task[Any], float] = {}
+        self._stuck: set[asyncio.Task[Any]] = set()
+        self._watched = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Waits until no call is running."""
+        await self._idle.wait()
+
+    def evict(self, reason: StatusError) -> None:
+        """Ends every running call with a status.
+
+        Args:
+            reason: What the clients are told.
+        """
+        self._eviction = reason
+        for call in self._calls:
+            call.cancel()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Returns the handler of a call, wrapped if it is one of ours."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(self._prefix):
+            return handler
+        name = method.removeprefix(self._prefix)
+        parse = _Parser(handler.request_deserializer, self._methods[name].input_type)
+        # Messages come and go as bytes, to be parsed under the guard and counted: gRPC itself would
+        # answer what it cannot parse with UNKNOWN and the exception's text.
+        replies: Any
+        if handler.stream_stream is not None:
+            replies = handler.stream_stream
+
+            async def read(stream: Any, context: Context, held: Reservation) -> Any:
+                return parse.all(self._arrivals.first(context, stream, held), held)
+
+        else:
+            # To a client one message is one message. As the only one of a stream it is read and
+            # written here: gRPC would keep half a request of a client that sends no more, and a
+            # reply for one that does not read, and nobody would know.
+            replies = handler.unary_stream or _stream_of(handler.unary_unary)
+
+            async def read(stream: Any, context: Context, held: Reservation) -> Any:
+                return parse.one(await self._arrivals.read(context, held), held)
+
+        wrapped = self._wrapped(replies, name, read, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(wrapped)
+
+    def _wrapped(
+        self,
+        method: Any,
+        name: str,
+        read: Callable[[Any, Context, Reservation], Awaitable[Any]],
+        serialize: Any,
+    ) -> Any:
+        # The replies are written here rather than yielded on to gRPC: when a call is cancelled,
+        # gRPC drops a generator wherever it stands, and its clean-up would wait for the
+        # garbage collector.
+        async def call(stream: Any, context: Context) -> None:
+            async with self._guard(context, name) as task:
+                with (
+                    self._budget.reserve(0, "requests") as asked,
+                    self._budget.reserve(0, "replies that are not read yet") as unread,
+                ):
+                    requests = await read(stream, context, asked)
+                    async with aclosing(method(requests, context)) as replies:
+                        async for reply in replies:
+                            data = serialize(reply)
+                            del reply  # while the next one is waited for, neither is kept
+                            size = _reply_bytes(data)
+                            await unread.resize_patiently(size, _PATIENCE_S, kept=size)
+                            await self._write(context, data, task)
+                            del data
+
+        return call
+
+    async def _write(self, context: Context, reply: bytes, task: asyncio.Task[Any]) -> None:
+        """Writes a reply; who does not read must not hold a place for ever."""
+        # One watch for all writes: a timeout for each would cost a fifth of what writing costs.
+        self._writing[task] = time.monotonic()
+        if not self._watched:
+            self._watch()
+        try:
+            await context.write(reply)
+        except asyncio.CancelledError:
+            if task not in self._stuck:
+                raise
+            task.uncancel()
+            text = f"no reply was read for {self._write_s:g} seconds; the call was given up"
+            raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
+        except Exception as error:
+            # The client has just gone, and gRPC has not said so yet; there is nobody to tell.
+            logger.debug("a reply could not be sent: %s", error)
+            raise asyncio.CancelledError from error
+        finally:
+            del self._writing[task]
+            self._stuck.discard(task)
+
+    def _watch(self) -> None:
+        """Gives up calls that have been writing one reply for too long, and looks again later."""
+        late = time.monotonic() - self._write_s
+        for task, began in self._writing.items():
+            if began <= late and task not in self._stuck:
+                self._stuck.add(task)
+                task.cancel()
+        self._watched = bool(self._writing)
+        if self._watched:
+            asyncio.get_running_loop().call_later(self._write_s / 20, self._watch)
+
+    @asynccontextmanager
+    async def _guard(self, context: Context, name: str) -> AsyncIterator[asyncio.Task[Any]]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        self._idle.clear()
+        try:
+            yield task
+        except asyncio.CancelledError:
+            if self._eviction is None:
+                raise  # the client went away or its deadline passed
+            task.uncancel()
+            await _abort(context, self._eviction)
+        except (aio.AbortError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # a panic of a package in Rust is no Exception
+            await _abort(context, from_exception(error, doing=name))
+        finally:
+            self._calls.discard(task)
+            if not self._calls:
+                self._idle.set()
+
+
+class _Parser:
+    """Turns bytes into the requests of one method.
+
+    Args:
+        parse: What gRPC would call.
+        kind: What a request is.
+    """
+
+    def __init__(self, parse: Any, kind: Descriptor) -> None:
+        self._parse = parse
+        self._kind = kind
+
+    def one(self, data: bytes, held: Reservation) -> Any:
+        """Returns a request, whose bytes are held from now on.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT: it is none, or a list in it is too long;
+                RESOURCE_EXHAUSTED: its bytes do not fit.
+        """
+        held.resize(_request_bytes(data))
+        return self._request(data)
+
+    async def all(self, stream: AsyncIterator[bytes], held: Reservation) -> AsyncIterator[Any]:
+        """Yields the requests of a stream, each held until the next one is asked for; see `one`."""
+        async for data in stream:
+            # Beside these bytes gRPC may have those of the next request already.
+            kept = 2 * len(data)
+            await held.resize_patiently(_request_bytes(data), _PATIENCE_S, kept)
+            # Whoever works a request off says how long it is kept, and its bytes are not.
+            requests = [self._request(data)]
+            del data
+            yield requests.pop()
+            held.release()
+
+    def _request(self, data: bytes) -> Any:
+        repeated_limits.check_bytes(data, self._kind)
+        try:
+            request = self._parse(data)
+        except DecodeError:
+            message = "the request is no message of this method, or has text that is not UTF-8"
+            code = grpc.StatusCode.INVALID_ARGUMENT
+            raise StatusError(code, message, error_details_pb2.BadRequest()) from None
+        repeated_limits.check(request)
+        # What this version does not know may be of any size: it must not be kept or shown.
+        request.DiscardUnknownFields()
+        return request
+
+
+def _stream_of(method: Any) -> Any:
+    """Returns a method with one reply as one with a stream of replies."""
+
+    async def replies(request: Any, context: Context) -> AsyncIterator[Any]:
+        yield await method(request, context)
+
+    return replies
+
+
+def _request_bytes(data: bytes) -> int:
+    """Returns what a request takes: as bytes, as a message, and as text that is taken from it."""
+    return 4 * len(data) if len(data) > _UNCOUNTED_BYTES else 0
+
+
+def _reply_bytes(data: bytes) -> int:
+    """Returns what a reply takes: as bytes, and as a message."""
+    return 2 * len(data) if len(data) > _UNCOUNTED_BYTES else 0
+
+
+async def _abort(context: Context, error: StatusError) -> None:
+    logger.debug("%s: %s", error.code.name, error.message)
+    await context.abort(error.code, error.message, ((DETAILS_KEY, error.packed()),))

@@ -1,0 +1,295 @@
+"""The servicer: each method reads a request, asks a room of the server, and writes the reply.
+
+Errors are raised, not returned: `boundary.Interceptor` turns them into statuses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from importlib.metadata import version
+
+from treadle.model import compiled_for
+from treadle.server.config import ServerConfig
+from treadle.server.inference.admission import Inquiries, Load
+from treadle.server.inference.generate import GenerateHandler
+from treadle.server.inference.learn import LearnHandler
+from treadle.server.inference.model_cache import ModelCache
+from treadle.server.inference.score import ScoreHandler
+from treadle.server.jobs.manager import JobManager
+from treadle.server.jobs.submission import Submission
+from treadle.server.messages import page_tokens, requests, responses
+from treadle.server.messages.page import Page
+from treadle.server.resources import pools
+from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.rpc.interceptor import Context
+from treadle.server.storage.catalog import Catalog
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.database import JobRow
+from treadle.server.warmup import Warming
+from treadle.v1 import sequence_pb2 as pb
+from treadle.v1 import sequence_pb2_grpc
+
+JobPlace = tuple[float, str]
+"""The place of a job in a list of jobs."""
+
+_JOBS = 100
+"""Jobs of a list that are read at once."""
+
+SERVICE = "treadle.v1.SequenceService"
+
+
+class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
+    """The methods of treadle.v1.SequenceService; the contract describes each.
+
+    Args:
+        config: The server's settings.
+        store: Models on disk.
+        models: Models in memory.
+        intake: Takes orders to train.
+        jobs: Training.
+        generating: Generation.
+        scoring: Scoring and embedding.
+        learning: Learning from streams.
+        load: How many calls and sessions run.
+        inquiries: How many calls list and watch.
+        budget: How many bytes are kept for callers.
+        warming: How far the kernels are.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        store: Store,
+        models: ModelCache,
+        intake: Submission,
+        jobs: JobManager,
+        generating: GenerateHandler,
+        scoring: ScoreHandler,
+        learning: LearnHandler,
+        load: Load,
+        inquiries: Inquiries,
+        budget: MemoryBudget,
+        warming: Warming,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._models = models
+        self._intake = intake
+        self._jobs = jobs
+        self._generating = generating
+        self._scoring = scoring
+        self._learning = learning
+        self._load = load
+        self._inquiries = inquiries
+        self._budget = budget
+        self._warming = warming
+        self._catalog = Catalog(store, config.max_message_bytes)
+        self._began = time.monotonic()
+
+    async def Train(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.TrainRequest], context: Context
+    ) -> AsyncIterator[pb.JobEvent]:
+        """Takes the spec, then a place in the queue, then the corpus; follows the job."""
+        with self._inquiries.orders.admit():
+            job = await self._intake.take(request_iterator)
+            async for event in self._jobs.book.watch(job):
+                yield event
+
+    async def WatchJob(  # noqa: N802
+        self, request: pb.WatchJobRequest, context: Context
+    ) -> AsyncIterator[pb.WatchJobResponse]:
+        """Streams the events of a job."""
+        with self._inquiries.watchers.admit():
+            async for event in self._jobs.book.watch(request.job, request.after_sequence):
+                yield pb.WatchJobResponse(event=event)
+
+    async def GetJob(  # noqa: N802
+        self, request: pb.GetJobRequest, context: Context
+    ) -> pb.GetJobResponse:
+        """Describes a job."""
+        return pb.GetJobResponse(job=self._job(await self._jobs.book.row(request.job)))
+
+    async def ListJobs(  # noqa: N802
+        self, request: pb.ListJobsRequest, context: Context
+    ) -> pb.ListJobsResponse:
+        """Lists one page of jobs."""
+        size, states = requests.page_size(request), requests.job_states(request)
+        filters = (*states, f"model={request.model}")
+        place = page_tokens.read(request.page_token, "jobs", filters)
+        after = (place[0], place[1]) if place else None
+        page: Page[pb.Job] = Page(size, self._config.max_message_bytes)
+        with self._inquiries.lists.admit():
+            more = await self._fill(page, states, request.model, after)
+        token = page_tokens.make("jobs", filters, more) if more else ""
+        return pb.ListJobsResponse(jobs=page.items, next_page_token=token)
+
+    async def CancelJob(  # noqa: N802
+        self, request: pb.CancelJobRequest, context: Context
+    ) -> pb.CancelJobResponse:
+        """Ends a job for good."""
+        row = await self._jobs.cancel(request.job)
+        return pb.CancelJobResponse(job=self._job(await self._jobs.book.row(row.id)))
+
+    async def PauseJob(  # noqa: N802
+        self, request: pb.PauseJobRequest, context: Context
+    ) -> pb.PauseJobResponse:
+        """Makes a job wait."""
+        row = await self._jobs.pause(request.job)
+        return pb.PauseJobResponse(job=self._job(await self._jobs.book.row(row.id)))
+
+    async def ResumeJob(  # noqa: N802
+        self, request: pb.ResumeJobRequest, context: Context
+    ) -> pb.ResumeJobResponse:
+        """Puts a paused job back into the queue."""
+        row = await self._jobs.resume(request.job)
+        return pb.ResumeJobResponse(job=self._job(await self._jobs.book.row(row.id)))
+
+    async def DeleteJob(  # noqa: N802
+        self, request: pb.DeleteJobRequest, context: Context
+    ) -> pb.DeleteJobResponse:
+        """Deletes a job."""
+        await self._jobs.delete(request.job)
+        return pb.DeleteJobResponse()
+
+    async def Generate(  # noqa: N802
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Streams text as it is made."""
+        async for reply in self._generating.generate(request):
+            yield reply
+
+    async def Score(  # noqa: N802
+        self, request: pb.ScoreRequest, context: Context
+    ) -> pb.ScoreResponse:
+        """Scores texts."""
+        return await self._scoring.score(request)
+
+    async def ScoreStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
+    ) -> AsyncIterator[pb.ScoreStreamResponse]:
+        """Scores a stream as it comes."""
+        async for reply in self._scoring.score_stream(request_iterator):
+            yield reply
+
+    async def LearnStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.LearnStreamRequest], context: Context
+    ) -> AsyncIterator[pb.LearnStreamResponse]:
+        """Scores a stream and learns from it."""
+        async for reply in self._learning.learn_stream(request_iterator):
+            yield reply
+
+    async def Embed(  # noqa: N802
+        self, request: pb.EmbedRequest, context: Context
+    ) -> pb.EmbedResponse:
+        """Gives the vectors of texts."""
+        return await self._scoring.embed(request)
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        """Lists one page of models."""
+        place = page_tokens.read(request.page_token, "models", ())
+        after = place[0] if place else ""
+        size = requests.page_size(request)
+        with self._inquiries.lists.admit():
+            models, more = await pools.LISTS.run(self._catalog.page, size, after)
+        token = page_tokens.make("models", (), [more]) if more else ""
+        return pb.ListModelsResponse(models=models, next_page_token=token)
+
+    async def GetModel(  # noqa: N802
+        self, request: pb.GetModelRequest, context: Context
+    ) -> pb.GetModelResponse:
+        """Describes one version of a model."""
+        requests.model_reference(request.model)
+        return await pools.LISTS.run(self._get, request.model, request.version)
+
+    async def DeleteModel(  # noqa: N802
+        self, request: pb.DeleteModelRequest, context: Context
+    ) -> pb.DeleteModelResponse:
+        """Deletes versions of a model."""
+        version = requests.deletion(request)
+        delete = self._store.delete
+        gone = await pools.STORE.run(delete, request.model, version, force=request.force)
+        self._models.forget(request.model, gone)
+        return pb.DeleteModelResponse(versions=gone)
+
+    async def SetAlias(  # noqa: N802
+        self, request: pb.SetAliasRequest, context: Context
+    ) -> pb.SetAliasResponse:
+        """Names a version, or moves the name there."""
+        requests.check_alias(request.model, request.alias)
+        set_alias = self._store.set_alias
+        stored = await pools.STORE.run(set_alias, request.model, request.alias, request.version)
+        return pb.SetAliasResponse(model=await pools.LISTS.run(self._catalog.describe, stored))
+
+    async def DeleteAlias(  # noqa: N802
+        self, request: pb.DeleteAliasRequest, context: Context
+    ) -> pb.DeleteAliasResponse:
+        """Takes a name away."""
+        requests.check_alias(request.model, request.alias)
+        await pools.STORE.run(self._store.delete_alias, request.model, request.alias)
+        return pb.DeleteAliasResponse()
+
+    async def GetServerInfo(  # noqa: N802
+        self, request: pb.GetServerInfoRequest, context: Context
+    ) -> pb.GetServerInfoResponse:
+        """Describes the server."""
+        kernels_ready, kernels_total = self._warming.progress
+        return pb.GetServerInfoResponse(
+            version=version("treadle"),
+            cpu_target=compiled_for(),
+            threads=self._config.threads,
+            uptime_s=time.monotonic() - self._began,
+            training_slots=self._config.training_slots,
+            training_running=self._jobs.running,
+            training_queued=self._jobs.queued,
+            training_queue_limit=self._config.training_queue_limit,
+            inference_limit=self._config.inference_limit,
+            inference_running=self._load.calls.running,
+            max_new_tokens_limit=self._config.max_new_tokens_limit,
+            max_corpus_bytes=self._config.max_corpus_bytes,
+            max_message_bytes=self._config.max_message_bytes,
+            sessions_running=self._load.sessions.running,
+            session_limit=self._config.session_limit,
+            score_streams_running=self._load.streams.running,
+            score_stream_limit=self._config.stream_limit,
+            learning_running=self._load.learners.running,
+            learning_limit=self._config.learning_limit,
+            models_loaded=self._models.count,
+            models_loaded_bytes=self._models.size_bytes,
+            kernels_ready=kernels_ready,
+            kernels_total=kernels_total,
+            memory_budget_bytes=self._budget.limit,
+            memory_used_bytes=self._budget.used,
+        )
+
+    async def _fill(
+        self, page: Page[pb.Job], states: list[str], model: str, after: JobPlace | None
+    ) -> JobPlace | None:
+        """Fills a page with jobs, the newest first, a few at a time.
+
+        Returns:
+            The place after which the next page begins; None where this is the last one.
+        """
+        while rows := await self._jobs.book.page(states, model, after, _JOBS):
+            jobs = await pools.LISTS.run(self._listed_jobs, rows, self._jobs.positions())
+            for row, job in zip(rows, jobs, strict=True):
+                if not page.take(job):
+                    return after
+                after = row.place
+        return None
+
+    def _get(self, name: str, number: int) -> pb.GetModelResponse:
+        stored = self._store.find(name, number)
+        return pb.GetModelResponse(
+            model=self._catalog.describe(stored), versions=self._store.versions(stored.name)
+        )
+
+    def _job(self, row: JobRow) -> pb.Job:
+        return responses.job(row, self._jobs.position(row.id))
+
+    def _listed_jobs(self, rows: list[JobRow], positions: Mapping[str, int]) -> list[pb.Job]:
+        """Describes jobs in a list, which a damaged one must not take down."""
+        fault = self._jobs.book.fault
+        return [responses.listed_job(row, positions.get(row.id, 0), fault(row)) for row in rows]

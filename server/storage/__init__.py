@@ -1,0 +1,1 @@
+"""The data directory: models, corpora, the database of jobs, and their retention."""

@@ -1,0 +1,86 @@
+"""`Catalog`: stored models as callers are told of them, from memory wherever that is possible.
+
+A version never changes, so what is said of it is made once. Only what leads to it may change.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from treadle.server.errors import StatusError
+from treadle.server.messages import responses
+from treadle.server.messages.page import Page
+from treadle.server.storage.data_dir import Store, StoredModel
+from treadle.v1 import sequence_pb2 as pb
+
+_KEPT_BYTES = 32 << 20
+"""Bytes of descriptions that are kept: those of some 20,000 models."""
+
+
+class Catalog:
+    """Describes stored models. All methods may block on the disk and be called from any thread.
+
+    Args:
+        store: Where the models are.
+        max_message_bytes: The largest reply.
+    """
+
+    def __init__(self, store: Store, max_message_bytes: int) -> None:
+        self._store = store
+        self._max_message_bytes = max_message_bytes
+        self._kept: OrderedDict[StoredModel, bytes] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+
+    def page(self, most: int, after: str) -> tuple[list[pb.Model], str]:
+        """Returns one page of the newest versions, by name, those that are damaged included.
+
+        Args:
+            most: The most models on the page; fewer where a reply holds no more.
+            after: Name after which the page begins.
+
+        Returns:
+            The models, and the name after which the next page begins; empty on the last.
+        """
+        page: Page[pb.Model] = Page(most, self._max_message_bytes)
+        for stored in self._store.newest(after):
+            if not page.take(self._listed(stored)):
+                return page.items, page.items[-1].name
+        return page.items, ""
+
+    def describe(self, stored: StoredModel) -> pb.Model:
+        """Returns what is said of a version.
+
+        Raises:
+            StatusError: DATA_LOSS where its file is damaged; NOT_FOUND where it is gone.
+            DatabaseError: The database failed.
+        """
+        message = self._description(stored)
+        names, message.alias_count = self._store.aliases_of(stored.name, stored.version)
+        message.aliases.extend(names)
+        return message
+
+    def _listed(self, stored: StoredModel) -> pb.Model:
+        try:
+            return self.describe(stored)
+        except StatusError as error:
+            return responses.damaged_model(stored, error.message)
+
+    def _description(self, stored: StoredModel) -> pb.Model:
+        """Returns what is said of a version, but for its aliases."""
+        with self._lock:
+            kept = self._kept.get(stored)
+            if kept is not None:
+                self._kept.move_to_end(stored)
+        if kept is not None:
+            return pb.Model.FromString(kept)
+        message = responses.model(stored, self._store.describe(stored))
+        data = message.SerializeToString()
+        with self._lock:
+            if stored not in self._kept:
+                self._kept[stored] = data
+                self._kept_bytes += len(data)
+            while self._kept_bytes > _KEPT_BYTES:
+                self._kept_bytes -= len(self._kept.popitem(last=False)[1])
+        return message

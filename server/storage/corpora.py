@@ -1,0 +1,288 @@
+"""Corpora on disk, each once: `DATA_DIR/corpora/SHA256` holds the bytes of that hash.
+
+A corpus is written and hashed under `tmp/`, synced, and claimed by renaming it to its hash. What
+an upload brings is claimed once the upload is whole (see `UploadFiles`): one that breaks off, or a
+server that is killed meanwhile, leaves nothing. The database knows when each was last wanted; what
+nobody wants any more is deleted by `treadle.server.storage.retention`. Files are closed to others,
+since a corpus may be private; see `disk.shared_with_group`. All methods block on the disk and may
+be called from any thread; a writer is one caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from treadle.server.storage.database import Database
+from treadle.server.storage.files import DiskSpace, close_to_others, make_directory, sync
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class Corpora:
+    """The corpora of one data directory.
+
+    Args:
+        root: The data directory; `corpora/` is made in it.
+        tmp: Where corpora are while they are written; on the same disk.
+        database: Where their last use is kept.
+        space: The space of their disk.
+
+    Raises:
+        OSError: The disk failed or is full.
+    """
+
+    def __init__(self, root: Path, tmp: Path, database: Database, space: DiskSpace) -> None:
+        self._home = root / "corpora"
+        self._tmp = tmp
+        self._database = database
+        self._space = space
+        self._uploads: Counter[str] = Counter()
+        """Uploads that need a corpus and have no job yet, by hash."""
+        self._new: set[str] = set()
+        """Hashes of corpora that such uploads brought, and no other one did."""
+        # What is there changes under this lock only.
+        self._changing = threading.Lock()
+        make_directory(self._home)
+        close_to_others(root, self._home)
+
+    def writer(self) -> CorpusWriter:
+        """Returns a writer of a new corpus.
+
+        Raises:
+            OSError: The disk failed or is full.
+        """
+        self._space.require()
+        return CorpusWriter(self, self._tmp / f"corpus-{secrets.token_hex(8)}", self._space)
+
+    def path(self, sha256: str) -> Path:
+        """Returns where the corpus of a hash is, if it is stored.
+
+        Raises:
+            ValueError: It is no SHA-256 in lower-case hexadecimal.
+        """
+        if not _HASH.fullmatch(sha256):
+            raise ValueError(f"{sha256[:80]!r} is no SHA-256 in lower-case hexadecimal")
+        return self._home / sha256
+
+    def has(self, sha256: str) -> bool:
+        """Returns whether the corpus of a hash is stored; False for what is no hash."""
+        return _HASH.fullmatch(sha256) is not None and (self._home / sha256).is_file()
+
+    def want(self, sha256: str) -> int | None:
+        """Notes that a corpus is wanted now, so that it stays; returns its bytes.
+
+        Returns:
+            None where it is not stored.
+        """
+        with self._changing:
+            return self._want(sha256)
+
+    def borrow(self, sha256: str) -> int | None:
+        """Does as `want`, and keeps the corpus until `give_back`."""
+        with self._changing:
+            size = self._want(sha256)
+            if size is not None:
+                self._uploads[sha256] += 1
+            return size
+
+    def give_back(self, sha256: str, *, needed: bool) -> None:
+        """Ends what `borrow` or a borrowing `claim` began.
+
+        Args:
+            sha256: The corpus.
+            needed: Whether a job needs it by now. If not, and uploads alone brought it that came
+                to nothing, it is removed.
+
+        Raises:
+            OSError: The disk failed.
+            DatabaseError: The database failed.
+        """
+        with self._changing:
+            self._uploads[sha256] -= 1
+            last = self._uploads[sha256] <= 0
+            if last:
+                del self._uploads[sha256]
+            if needed:
+                self._new.discard(sha256)
+            if last and sha256 in self._new:
+                self._new.discard(sha256)
+                self._remove(sha256)
+
+    def stored(self) -> Iterator[tuple[str, int]]:
+        """Yields hash and bytes of every corpus on disk; other files are left out."""
+        with os.scandir(self._home) as entries:
+            for entry in entries:
+                if _HASH.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                        yield entry.name, entry.stat().st_size
+
+    def remove(self, sha256: str) -> None:
+        """Removes a corpus, if it is stored. Who has it mapped keeps it until then.
+
+        Raises:
+            ValueError: It is no SHA-256 in lower-case hexadecimal.
+            OSError: The disk failed.
+            DatabaseError: The database failed.
+        """
+        with self._changing:
+            self._remove(sha256)
+
+    def expire(self, sha256: str, before_s: float) -> bool:
+        """Removes a corpus that was last wanted before a time, and returns whether it was.
+
+        Unlike `remove` it looks again under the lock, so that a corpus that is wanted at this
+        very moment stays.
+
+        Raises:
+            ValueError, OSError, DatabaseError: As `remove`.
+        """
+        with self._changing:
+            if sha256 in self._uploads:
+                return False
+            used_s = {known: used for known, _, used in self._database.corpora()}.get(sha256)
+            if used_s is None or used_s >= before_s:
+                return False
+            self._remove(sha256)
+        return True
+
+    def claim(self, path: Path, sha256: str, size: int, *, borrowed: bool = False) -> None:
+        """Makes a whole, synced file the corpus of its hash, or drops it where that is stored.
+
+        Args:
+            path: The file, on the same disk; it is gone afterwards.
+            sha256: Its hash.
+            size: Its bytes.
+            borrowed: Whether it is kept until `give_back`, which may remove it again.
+
+        Raises:
+            OSError: The disk failed or is full.
+            DatabaseError: The database failed.
+        """
+        with self._changing:
+            place = self.path(sha256)
+            new = borrowed and not place.exists()
+            try:
+                if place.is_file() and place.stat().st_size == size:
+                    path.unlink()
+                else:  # not there, or cut short by something beyond us
+                    os.rename(path, place)
+                    sync(self._home)
+                self._database.touch_corpus(sha256, size, time.time())
+            except BaseException:
+                if new:
+                    place.unlink(missing_ok=True)
+                raise
+            if new:
+                self._new.add(sha256)
+            if borrowed:
+                self._uploads[sha256] += 1
+
+    def _want(self, sha256: str) -> int | None:
+        if not self.has(sha256):
+            return None
+        size = self.path(sha256).stat().st_size
+        self._database.touch_corpus(sha256, size, time.time())
+        return size
+
+    def _remove(self, sha256: str) -> None:
+        self.path(sha256).unlink(missing_ok=True)
+        self._database.forget_corpus(sha256)
+
+
+class CorpusWriter:
+    """A corpus that is being written.
+
+    Args:
+        corpora: Where it belongs when it is whole.
+        path: Its file until then; must not exist.
+        space: The space of its disk.
+
+    Raises:
+        OSError: The disk failed or is full.
+    """
+
+    def __init__(self, corpora: Corpora, path: Path, space: DiskSpace) -> None:
+        self._corpora = corpora
+        self._path = path
+        self._space = space
+        self._hash = hashlib.sha256()
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o660)
+        # A cancelled call cannot take its write back from a thread: it must not meet a handle
+        # that was closed under it and given to another file.
+        self._using = threading.Lock()
+        self.size = 0
+        """Bytes written so far."""
+        self.sha256 = ""
+        """The hash of all of them, in lower-case hexadecimal; empty before `finish`."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Appends bytes; neither hashing nor writing copies them.
+
+        Raises:
+            OSError: The disk failed or is full; then only `discard` may follow.
+        """
+        with self._using, memoryview(data) as view:
+            self._space.require(len(view))
+            self._hash.update(view)
+            done = 0
+            while done < len(view):  # a nearly full disk takes a part
+                done += os.write(self._handle, view[done:])
+            self.size += done
+
+    def finish(self) -> tuple[str, int]:
+        """Ends the file, which stays where it is; nothing may be written any more.
+
+        Returns:
+            Its hash in lower-case hexadecimal, and its bytes.
+
+        Raises:
+            OSError: The disk failed or is full; then only `discard` may follow.
+        """
+        with self._using:
+            os.fsync(self._handle)
+            self._close()
+            self.sha256 = self._hash.hexdigest()
+        return self.sha256, self.size
+
+    def claim(self, *, borrowed: bool = False) -> tuple[str, int]:
+        """Stores the corpus, whether it was finished or not.
+
+        Args:
+            borrowed: See `Corpora.claim`.
+
+        Returns:
+            As `finish`.
+
+        Raises:
+            OSError: The disk failed or is full; then only `discard` may follow.
+            DatabaseError: The database failed.
+        """
+        if not self.sha256:
+            self.finish()
+        with self._using:
+            self._corpora.claim(self._path, self.sha256, self.size, borrowed=borrowed)
+        return self.sha256, self.size
+
+    def discard(self) -> None:
+        """Drops what was written, unless it was claimed; may be called again.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        with self._using:
+            self._close()
+            self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._handle >= 0:
+            handle, self._handle = self._handle, -1
+            os.close(handle)

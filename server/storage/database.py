@@ -1,0 +1,539 @@
+"""What the server knows of jobs, aliases and corpora: one SQLite file, `DATA_DIR/treadle.db`.
+
+Every change is one transaction, synced before its method returns, in a write-ahead log: after a
+crash or a loss of power it is there whole or not at all. The file is one server's, which its
+lock on the data directory sees to. Every method blocks on the disk and may be called from any
+thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from treadle.server.resources import open_files
+from treadle.server.storage.files import SpareSpace, check_no_link, is_full
+from treadle.server.storage.schema import (
+    COLUMNS,
+    FIXED,
+    INSERT,
+    SCHEMA,
+    SCHEMA_VERSION,
+    SELECT,
+    TABLES,
+    UPGRADES,
+    DamagedDatabaseError,
+    DatabaseError,
+    JobRow,
+    NewerDatabaseError,
+    NoSuchJobError,
+    read_row,
+    text,
+)
+
+__all__ = ["Database", "DatabaseError", "JobRow", "NewerDatabaseError", "NoSuchJobError"]
+
+Result = TypeVar("Result")
+
+MAX_INTEGER = (1 << 63) - 1
+"""The largest whole number that SQLite holds."""
+
+_NEWER = 1000
+"""By how much the version of a newer Treadle's tables may be higher; beyond it is damage."""
+
+_TIMES = ("created_s", "queued_s", "started_s", "ended_s")
+"""The columns of a job that are times."""
+
+_DAMAGED = (
+    *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_INDEX, sqlite3.SQLITE_CORRUPT_VTAB),
+    *(sqlite3.SQLITE_CORRUPT_SEQUENCE, sqlite3.SQLITE_NOTADB),
+)
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+class Database:
+    """The database of one data directory.
+
+    Args:
+        path: Its file; made, closed to others, if it is missing.
+        upgrade: Whether the tables of an older Treadle become those of this one, which the older
+            one refuses from then on. If not, they do so for this object alone, which must then
+            only read.
+
+    Raises:
+        DatabaseError: It is damaged, of a newer Treadle, or cannot be opened.
+        OSError: The disk failed or is full.
+    """
+
+    def __init__(self, path: Path, *, upgrade: bool = True) -> None:
+        self._path = path
+        self.spare: SpareSpace | None = None
+        """Space to give up where a full disk would keep something from being deleted or ended."""
+        self._lock = threading.RLock()
+        # Made here, since SQLite would let everybody read it; its log gets the same mode.
+        for name in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+            check_no_link(name)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o660))
+        with self._translated():
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._connection.text_factory = text  # one bad byte must not fail a whole list
+        try:
+            with self._translated():
+                self._prepare(upgrade)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file; what is left of the log is moved into it."""
+        with self._lock:
+            self._connection.close()
+
+    def check(self) -> list[str]:
+        """Returns what SQLite finds damaged in the file, as sentences; none where all is well."""
+        with self._translated():
+            found = [
+                str(text) for (text,) in self._connection.execute("PRAGMA integrity_check(20)")
+            ]
+            if found == ["ok"]:
+                found = []
+            for table, row, *_ in self._connection.execute("PRAGMA foreign_key_check"):
+                found.append(f"row {row} of {table} belongs to no job")
+        return found
+
+    def check_structure(self) -> None:
+        """Checks that the file can be written to: what is damaged gets worse by that.
+
+        Raises:
+            DatabaseError: Its pages are damaged. A row with a value that it cannot have is not.
+        """
+        with self._translated():
+            for (found,) in self._connection.execute("PRAGMA quick_check(20)"):
+                if found != "ok" and " value in " not in found:
+                    raise sqlite3.DatabaseError(str(found).partition("\n")[0])
+
+    def scan(self) -> Iterator[tuple[str, Sequence[Any]]]:
+        """Yields the table and the values of every row, as they are stored."""
+        with self._translated():
+            for table, columns in TABLES.items():
+                names = ", ".join(columns)
+                for values in self._connection.execute(f"SELECT {names} FROM {table} NOT INDEXED"):
+                    yield table, values
+
+    def load(self, rows: Iterable[tuple[str, Sequence[Any]]]) -> Counter[str]:
+        """Adds rows as they are, all or none; one that is there already is left out.
+
+        Args:
+            rows: The table and the values of each, in the order of TABLES.
+
+        Returns:
+            How many were added to each table.
+        """
+        places = {name: ", ".join("?" * len(columns)) for name, columns in TABLES.items()}
+        added = Counter[str]()
+        with self._transaction():
+            for table, values in rows:
+                statement = f"INSERT OR IGNORE INTO {table} VALUES ({places[table]})"
+                added[table] += self._connection.execute(statement, values).rowcount
+        return added
+
+    def lost_events(self) -> list[tuple[str, int]]:
+        """Returns the jobs whose last event is missing, and the number of the last one."""
+        return self._rows(
+            "SELECT id, last_sequence FROM jobs WHERE last_sequence > 0 AND NOT EXISTS "
+            "(SELECT 1 FROM events WHERE job = id AND sequence >= last_sequence)"
+        )
+
+    def uncounted_events(self) -> list[tuple[str, int]]:
+        """Returns the jobs with events after their last one, and the greatest number of these."""
+        return self._rows(
+            "SELECT id, MAX(sequence) FROM jobs JOIN events ON job = id "
+            "GROUP BY id HAVING MAX(sequence) > last_sequence"
+        )
+
+    def count_events(self, job: str, last_sequence: int) -> None:
+        """Notes the number of a job's last event."""
+        self._do("UPDATE jobs SET last_sequence = ? WHERE id = ?", last_sequence, job)
+
+    def add_lost_event(self, job: str, sequence: int, time_s: float) -> None:
+        """Adds an event that says nothing, in the place of a job's last one, which is lost."""
+        self.load([("events", (job, sequence, time_s, b""))])
+
+    def add_job(self, row: JobRow, first: bytes = b"") -> JobRow:
+        """Adds a job, unless there is one with the same request id.
+
+        Args:
+            row: The job.
+            first: Its first event, serialized; stored with it or not at all. Empty: none.
+
+        Returns:
+            The row as it is stored, or that of the earlier job with its non-empty request id.
+
+        Raises:
+            DatabaseError: There is a job with its id.
+        """
+        with self._transaction():
+            earlier = self.job_of_request(row.request_id)
+            if earlier is not None:
+                return earlier
+            row = dataclasses.replace(row, last_sequence=1) if first else row
+            self._connection.execute(INSERT, [getattr(row, name) for name in COLUMNS])
+            if first:
+                event = (row.id, 1, row.created_s, first)
+                self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", event)
+        return row
+
+    def job(self, job: str, /) -> JobRow | None:
+        """Returns a job, or None where there is none of that id."""
+        return next(iter(self._jobs("WHERE id = ?", job)), None)
+
+    def job_of_request(self, request_id: str) -> JobRow | None:
+        """Returns the job of a request id; None for an empty one or where there is none."""
+        if not request_id:
+            return None
+        return next(iter(self._jobs("WHERE request_id = ? AND request_id != ''", request_id)), None)
+
+    def jobs(
+        self,
+        states: Sequence[str] = (),
+        model: str = "",
+        after: tuple[float, str] | None = None,
+        limit: int = 100,
+    ) -> list[JobRow]:
+        """Returns jobs, the newest first.
+
+        Args:
+            states: The states wanted; none: all.
+            model: The name of their model; empty: any.
+            after: The place of the last job of the page before, which may be deleted by now;
+                None: from the first.
+            limit: The most jobs to return.
+        """
+        terms, values = ["1"], list[object]()
+        if states:
+            terms.append(f"state IN ({', '.join('?' * len(states))})")
+            values += states
+        if model:
+            terms.append("model = ?")
+            values.append(model)
+        if after is not None:
+            terms.append("(created_s, id) < (?, ?)")
+            values += after
+        where = f"WHERE {' AND '.join(terms)} ORDER BY created_s DESC, id DESC LIMIT ?"
+        return self._jobs(where, *values, limit)
+
+    def queued(self) -> list[JobRow]:
+        """Returns the jobs that wait, the first in the queue first."""
+        return self._jobs("WHERE state = 'queued' ORDER BY queued_s, id")
+
+    def pending_claims(self, model: str) -> list[int]:
+        """Returns the versions of a model that unfinished jobs are about to claim."""
+        rows = self._rows(
+            "SELECT claim FROM jobs WHERE model = ? AND claim > 0 AND version = 0 "
+            "AND state IN ('queued', 'running', 'paused')",
+            model,
+        )
+        return [claim for (claim,) in rows if isinstance(claim, int)]
+
+    def update_job(self, job: str, /, **changes: Any) -> None:
+        """Changes fields of a job.
+
+        Args:
+            job: Its id.
+            changes: New values by the names of `JobRow`'s fields, but for its id and
+                last_sequence.
+
+        Raises:
+            NoSuchJobError: There is no such job.
+            TypeError: There is no such field, or it may not be changed.
+        """
+        _check(changes)
+
+        def update() -> None:
+            with self._transaction():
+                self._change(self._known(job).id, changes)
+
+        self._urgent(update)
+
+    def append_event(self, job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
+        """Adds an event to a job and changes fields of it, both or neither.
+
+        Args:
+            job: Its id.
+            payload: The event, serialized.
+            time_s: When it happened.
+            changes: As for `update_job`.
+
+        Returns:
+            The event's number, one above the last.
+
+        Raises:
+            NoSuchJobError: There is no such job.
+            TypeError: There is no such field, or it may not be changed.
+        """
+        _check(changes)
+
+        def append() -> int:
+            with self._transaction():
+                sequence = self._known(job).last_sequence + 1
+                event = (job, sequence, time_s, payload)
+                self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", event)
+                self._change(job, {**changes, "last_sequence": sequence})
+            return sequence
+
+        # A state must not be lost; what is told of a run can wait for space.
+        return self._urgent(append) if "state" in changes else append()
+
+    def events(
+        self, job: str, after: int, limit: int = 500, max_bytes: int = 1 << 16
+    ) -> list[tuple[int, float, bytes]]:
+        """Returns a job's events in order: number, time and payload.
+
+        Args:
+            job: Its id.
+            after: The number of the last event already known.
+            limit: The most events to return.
+            max_bytes: No more events are returned once their payloads have so many bytes.
+        """
+        statement = (
+            "SELECT sequence, time_s, payload FROM events WHERE job = ? AND sequence > ? "
+            "ORDER BY sequence LIMIT ?"
+        )
+        rows: list[tuple[int, float, bytes]] = []
+        size = 0
+        with self._translated(), closing(self._connection.cursor()) as cursor:
+            for row in cursor.execute(statement, (job, min(after, MAX_INTEGER), limit)):
+                if not isinstance(row[0], int):
+                    continue
+                rows.append(row)
+                size += len(row[2]) if isinstance(row[2], bytes) else 0
+                if size >= max_bytes:
+                    break
+        return rows
+
+    def delete_job(self, job: str) -> None:
+        """Deletes a job and its events, if it is there."""
+        self._urgent(lambda: self._do("DELETE FROM jobs WHERE id = ?", job))
+
+    def over_before(self, before_s: float, limit: int) -> list[str]:
+        """Returns the ids of jobs that were over before a time, the oldest first.
+
+        Args:
+            before_s: The time, in seconds since the epoch.
+            limit: The most of them.
+        """
+        over_s = "MAX(created_s, queued_s, COALESCE(ended_s, 0))"  # a damaged time makes none old
+        rows = self._rows(
+            "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') "
+            f"AND {over_s} < ? ORDER BY {over_s}, id LIMIT ?",
+            *(before_s, limit),
+        )
+        return [str(job) for (job,) in rows]
+
+    def newest_s(self) -> float:
+        """Returns the newest time of all that is known, in seconds since the epoch; 0: none is."""
+        times = [
+            *(f"SELECT MAX({name}) FROM jobs" for name in _TIMES),
+            "SELECT MAX(used_s) FROM corpora",
+            "SELECT MAX(events.time_s) FROM events JOIN jobs "
+            "ON events.job = jobs.id AND events.sequence = jobs.last_sequence",
+        ]
+        found = [row[0] for statement in times for row in self._rows(statement)]
+        return max((float(time_s) for time_s in found if isinstance(time_s, float)), default=0.0)
+
+    def set_alias(self, model: str, alias: str, version: int) -> None:
+        """Lets an alias name a version of a model, and no other any more."""
+        self._do("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?)", model, alias, version)
+
+    def delete_alias(self, model: str, alias: str) -> bool:
+        """Deletes an alias; returns whether it was there."""
+        statement = "DELETE FROM aliases WHERE model = ? AND alias = ?"
+        return bool(self._urgent(lambda: self._do(statement, model, alias)))
+
+    def aliases(self, model: str) -> dict[str, int]:
+        """Returns the version that each of a model's aliases names, in their names' order."""
+        rows = self._rows(
+            "SELECT alias, version FROM aliases WHERE model = ? ORDER BY alias", model
+        )
+        return {
+            alias: version
+            for alias, version in rows
+            if isinstance(alias, str) and isinstance(version, int)
+        }
+
+    def aliased(self, model: str, alias: str) -> int:
+        """Returns the version that an alias of a model names; 0 where there is no such alias."""
+        rows = self._rows(
+            "SELECT version FROM aliases WHERE model = ? AND alias = ?", *(model, alias)
+        )
+        return next((version for (version,) in rows if isinstance(version, int)), 0)
+
+    def aliases_of(self, model: str, version: int, limit: int) -> tuple[list[str], int]:
+        """Returns the first aliases of a version, in their order, and how many there are."""
+        where = "FROM aliases WHERE model = ? AND version = ?"
+        rows = self._rows(f"SELECT alias {where} ORDER BY alias LIMIT ?", model, version, limit)
+        count = len(rows)
+        if count == limit:
+            [(count,)] = self._rows(f"SELECT count(*) {where}", model, version)
+        return [alias for (alias,) in rows if isinstance(alias, str)], count
+
+    def all_aliases(self) -> list[tuple[str, str, int]]:
+        """Returns every alias: model, alias and version."""
+        return self._rows("SELECT model, alias, version FROM aliases ORDER BY model, alias")
+
+    def forget_aliases(self, model: str, versions: Sequence[int]) -> None:
+        """Deletes the aliases of versions of a model."""
+        statement = "DELETE FROM aliases WHERE model = ? AND version = ?"
+
+        def forget() -> None:
+            with self._transaction():
+                for version in versions:
+                    self._connection.execute(statement, (model, version))
+
+        self._urgent(forget)
+
+    def touch_corpus(self, sha256: str, size: int, now_s: float) -> None:
+        """Notes that a corpus, of `size` bytes, is there and was wanted now."""
+        self._do("INSERT OR REPLACE INTO corpora VALUES (?, ?, ?)", sha256, size, now_s)
+
+    def corpora(self) -> list[tuple[str, int, float]]:
+        """Returns every corpus: hash, bytes and when it was last wanted; damaged ones left out."""
+        rows = self._rows("SELECT sha256, size, used_s FROM corpora ORDER BY sha256")
+        kinds = (str, int, float)
+        return [row for row in rows if all(map(isinstance, row, kinds))]
+
+    def forget_corpus(self, sha256: str) -> None:
+        """Forgets a corpus, if it is known."""
+        self._urgent(lambda: self._do("DELETE FROM corpora WHERE sha256 = ?", sha256))
+
+    def corpora_in_use(self) -> set[str]:
+        """Returns the hashes of the corpora of jobs that are queued, running or paused.
+
+        A job whose corpora cannot be read, and which so cannot go on, keeps none.
+        """
+        found = set[str]()
+        for row in self._jobs("WHERE state IN ('queued', 'running', 'paused')"):
+            with suppress(DatabaseError):
+                found.update(row.corpora())
+        return found
+
+    def _prepare(self, upgrade: bool) -> None:
+        """Sets the connection up and makes the tables of a new file."""
+        # The version first: a newer Treadle's file is not to be touched.
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION + _NEWER:
+            raise sqlite3.DatabaseError(f"it says to be of version {version:,}, which none is")
+        if version > SCHEMA_VERSION:
+            raise NewerDatabaseError(
+                f"the database {self._path} is of version {version} and this Treadle reads "
+                f"{SCHEMA_VERSION}: take a newer Treadle"
+            )
+        for pragma in (
+            *("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"),
+            "secure_delete = ON",  # what is deleted must not come back from a damaged file
+        ):
+            self._connection.execute(f"PRAGMA {pragma}")
+        if version == 0:
+            with self._transaction():
+                for statement in SCHEMA:
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version < SCHEMA_VERSION and upgrade:
+            with self._transaction():
+                self._upgrade(version)
+        elif version < SCHEMA_VERSION:
+            self._connection.execute("BEGIN")  # closing the connection rolls it back
+            self._upgrade(version)
+        self._connection.execute("SELECT 1 FROM jobs, events, aliases, corpora LIMIT 0")
+        if upgrade:
+            # Pages of lists begin where the one before ended: that must be a time and an id.
+            self._connection.execute(
+                "UPDATE jobs SET created_s = 0.0 WHERE typeof(created_s) != 'real'"
+            )
+
+    def _upgrade(self, version: int) -> None:
+        """Makes the tables of an older version those of this one, in a transaction."""
+        for older in range(version, SCHEMA_VERSION):
+            self._connection.execute(UPGRADES[older])
+        self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _known(self, job: str) -> JobRow:
+        row = self.job(job)
+        if row is None:
+            raise NoSuchJobError(f"there is no job {job!r}")
+        return row
+
+    def _change(self, job: str, changes: dict[str, Any]) -> None:
+        if not changes:
+            return
+        places = ", ".join(f"{name} = ?" for name in changes)
+        values = (*changes.values(), job)
+        self._connection.execute(f"UPDATE jobs SET {places} WHERE id = ?", values)
+
+    def _jobs(self, where: str, *values: object) -> list[JobRow]:
+        return [read_row(row) for row in self._rows(f"{SELECT} {where}", *values)]
+
+    def _rows(self, statement: str, *values: Any) -> list[Any]:
+        with self._translated():
+            return self._connection.execute(statement, values).fetchall()
+
+    def _urgent(self, work: Callable[[], Result]) -> Result:
+        """Does a short piece of work, on a full disk with the space that was kept for that."""
+        try:
+            return work()
+        except OSError as error:
+            if not is_full(error) or self.spare is None or not self.spare.release():
+                raise
+            return work()
+
+    def _do(self, statement: str, *values: Any) -> int:
+        """Runs a statement in a transaction of its own; returns how many rows it changed."""
+        with self._transaction():
+            return self._connection.execute(statement, values).rowcount
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Does everything within, or nothing of it."""
+        with self._translated():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # SQLite has rolled back by itself where the disk is full.
+                with suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Holds the lock, and gives SQLite's errors as ours."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", None) in _FULL:
+                    text = os.strerror(errno.ENOSPC)
+                    raise OSError(errno.ENOSPC, text, str(self._path)) from error
+                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
+                    open_files.check()
+                damaged = getattr(error, "sqlite_errorcode", None) in _DAMAGED
+                kind = DamagedDatabaseError if damaged else DatabaseError
+                raise kind(
+                    f"the database {self._path} cannot be used ({error}): with no server running, "
+                    f"try treadle-server --fsck --repair --data-dir {self._path.parent}"
+                ) from error
+
+
+def _check(changes: dict[str, Any]) -> None:
+    for name in changes:
+        if name not in COLUMNS or name in FIXED:
+            raise TypeError(f"{name!r} is no field of a job that may be changed")

@@ -1,0 +1,150 @@
+"""`damage`: what is wrong with a job's row as it is stored, such as a byte that a disk changed.
+
+A row that is damaged takes nothing else down: its job is listed as damaged, is not run, and can be
+deleted. `treadle-server --fsck --repair` empties the fields at fault, and a job that cannot go on
+without them is marked as failed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from treadle.model.config import TrainConfig
+from treadle.model.errors import ConfigError
+from treadle.server.errors import StatusError
+from treadle.server.jobs.job import FAILED, OVER, PAUSED, QUEUED, RUNNING
+from treadle.server.messages.requests import NAME
+from treadle.server.storage.schema import DatabaseError, JobRow
+from treadle.v1 import sequence_pb2 as pb
+
+_STATES = {QUEUED, RUNNING, PAUSED, *OVER}
+_COUNTS = {
+    "corpus_bytes": 1 << 63,
+    "last_sequence": 1 << 63,
+    "restarts": 1 << 32,
+    "version": 1 << 63,
+    "claim": 1 << 63,
+    "waits_for_bytes": 1 << 63,
+}
+"""The fields that count something, and the numbers that they stay below."""
+_LAST_S = 2.5e11
+"""Seconds since the epoch that no time of a job comes to: Timestamp ends with the year 9999."""
+
+_BLANK: dict[str, Any] = {
+    "reason": "",
+    "corpus_bytes": 0,
+    "created_s": 0.0,
+    "queued_s": 0.0,
+    "started_s": None,
+    "ended_s": None,
+    "restarts": 0,
+    "started": b"",
+    "progress": b"",
+    "error_code": 0,
+    "error": b"",
+    "ran_s": 0.0,
+    "waits_for_bytes": 0,
+}
+"""What a job can do without, and what stands for it then."""
+
+_NEEDED: dict[str, Any] = {
+    "state": FAILED,
+    "spec": b"",
+    "config": "{}",
+    "files": "[]",
+    "request_id": "",
+    "init_from": "",
+    "init_from_version": 0,
+    "last_sequence": 0,
+    "version": 0,
+    "claim": 0,
+}
+"""What a job that is not over cannot go on without, and what stands for it once it has failed."""
+
+
+def damage(row: JobRow) -> str:
+    """Returns what is wrong with a row, as a sentence; empty where nothing is."""
+    faults = [row.damage] if row.damage else []
+    faults += [f"{name} {fault}" for name, fault in _faults(row).items()]
+    return "; ".join(faults)
+
+
+def without_damage(row: JobRow) -> JobRow | None:
+    """Returns a damaged row without what is wrong in it.
+
+    A job that is not over fails where it needs one of the fields at fault.
+
+    Returns:
+        None where nobody can tell what the row is of.
+    """
+    wrong = {*_faults(row)}
+    if row.damage:
+        wrong.update(row.damage.removesuffix(" cannot be read").split(" and "))
+    empty = _BLANK | _NEEDED
+    if not wrong <= empty.keys():
+        return None
+    whole = replace(row, damage="", **{name: empty[name] for name in wrong})
+    if row.state in OVER or not wrong & _NEEDED.keys():
+        return whole
+    error = StatusError(
+        grpc.StatusCode.DATA_LOSS, f"the record of the job was damaged: {damage(row)}"
+    )
+    return replace(
+        whole,
+        state=FAILED,
+        reason=error.message,
+        ended_s=time.time(),
+        error_code=error.code.value[0],
+        error=error.packed(),
+    )
+
+
+def _faults(row: JobRow) -> dict[str, str]:
+    """Returns what is wrong with each field at fault."""
+    faults = {
+        name: f"is {getattr(row, name)}, which it cannot be"
+        for name, limit in _COUNTS.items()
+        if not 0 <= getattr(row, name) < limit
+    }
+    if not -(1 << 31) <= row.error_code < 1 << 31:
+        faults["error_code"] = f"is {row.error_code}, which it cannot be"
+    for name in ("created_s", "queued_s", "started_s", "ended_s", "ran_s"):
+        value = getattr(row, name)
+        if value is not None and not (math.isfinite(value) and -_LAST_S < value < _LAST_S):
+            faults[name] = "is no time"
+    for name in ("id", "model"):
+        if not NAME.fullmatch(getattr(row, name)):
+            faults[name] = "is no name"
+    if row.state not in _STATES:
+        faults["state"] = f"is {row.state[:40]!r}, which a job cannot be in"
+    for name, read in _READERS.items():
+        try:
+            read(row)
+        except (
+            *(ValueError, TypeError, KeyError, AttributeError, RecursionError),
+            *(ConfigError, DatabaseError, DecodeError),
+        ):
+            faults[name] = "cannot be read"
+    return faults
+
+
+def _config(row: JobRow) -> object:
+    # A job that is over needs its settings no more, and an older Treadle may have had others.
+    return row.state in OVER or TrainConfig.from_json(json.loads(row.config))
+
+
+_READERS: dict[str, Callable[[JobRow], object]] = {
+    "spec": lambda row: pb.TrainSpec.FromString(row.spec),
+    "started": lambda row: pb.TrainingStarted.FromString(row.started),
+    "progress": lambda row: pb.TrainingProgress.FromString(row.progress),
+    "files": lambda row: row.corpora(),
+    "config": _config,
+}

@@ -1,0 +1,163 @@
+"""The directory of one version of a model: what it holds, its hash, and what its file says.
+
+::
+
+    NAME/VERSION/model.safetensors   the model; it never changes
+    NAME/VERSION/model.sha256        its hash, as `sha256sum --check` reads it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig
+from treadle.model.errors import CheckpointError
+from treadle.model.model_file import read_header, write_whole
+from treadle.model.training_record import TrainingRecord
+from treadle.server.errors import damaged, not_found
+from treadle.server.resources.open_files import is_out_of_files
+from treadle.server.storage.files import check_no_link, read_small
+
+MODEL_FILE = "model.safetensors"
+HASH_FILE = "model.sha256"
+
+
+_NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """One version of a model on disk."""
+
+    name: str
+    """The model's name."""
+    version: int
+    """Its version, from 1."""
+    path: Path
+    """Its file."""
+    created_s: float
+    """When it was written, in seconds since the epoch."""
+    size_bytes: int
+    """Bytes of its file."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model's file says of it; little enough to remember of thousands."""
+
+    network: NetworkConfig
+    """The shape of its network."""
+    tokenizer: TokenizerConfig
+    """How it reads text."""
+    layout: CorpusLayout
+    """How its corpus was cut."""
+    vocabulary_size: int
+    """Tokens in its vocabulary, special ones included."""
+    parameter_count: int
+    """Trained numbers in it."""
+    training: TrainingRecord | None
+    """How it was trained; None where it was imported."""
+    sha256: str
+    """SHA-256 of its file, in lower-case hexadecimal."""
+    novelty_index: bool
+    """Whether it holds a novelty index."""
+
+
+def numbers(home: Path) -> list[int]:
+    """Returns the version numbers under a model's directory, in order; empty ones too."""
+    try:
+        names = os.listdir(home)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY:
+            raise
+        return []
+    return sorted(int(name) for name in names if _is_version(name))
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and name[0] != "0" and len(name) < 19
+
+
+def describe(model: StoredModel) -> Description:
+    """Returns what a model's file says of it.
+
+    Raises:
+        StatusError: DATA_LOSS where the file is damaged; NOT_FOUND where it is gone.
+    """
+    try:
+        header = read_header(model.path)
+        return Description(
+            network=header.network,
+            tokenizer=header.tokenizer.config,
+            layout=header.tokenizer.layout,
+            vocabulary_size=header.tokenizer.vocabulary_size,
+            parameter_count=header.shape.parameter_count,
+            training=header.training,
+            sha256=sha256(model.path.parent),
+            novelty_index=header.novelty_index,
+        )
+    except CheckpointError as error:
+        raise damaged(model.name, model.version, error) from error
+    except FileNotFoundError:
+        raise not_found(model.name, model.version) from None
+    except OSError as error:
+        if is_out_of_files(error):  # it says nothing of the file
+            raise
+        fault = CheckpointError(error.strerror or "the disk failed")
+        raise damaged(model.name, model.version, fault) from error
+
+
+def sha256(directory: Path) -> str:
+    """Returns the recorded hash of the model in a directory.
+
+    A model without one, put there by hand, is hashed, and the hash is recorded.
+
+    Raises:
+        FileNotFoundError: There is no model.
+    """
+    digest = recorded(directory)
+    if digest is None:
+        digest = file_hash(directory / MODEL_FILE)
+        with contextlib.suppress(OSError):
+            record(directory, digest)
+    return digest
+
+
+def recorded(directory: Path) -> str | None:
+    """Returns the hash in a directory's HASH_FILE; None where there is none to be read."""
+    try:
+        text = read_small(directory / HASH_FILE).split()[0]
+        if len(bytes.fromhex(text)) == hashlib.sha256().digest_size:
+            return text.lower()
+    except (ValueError, IndexError):
+        pass
+    except OSError as error:
+        if is_out_of_files(error):
+            raise
+    return None
+
+
+def record(directory: Path, digest: str) -> None:
+    """Writes a directory's HASH_FILE, but not where a link leads there.
+
+    Raises:
+        OSError: The disk failed or is full; ELOOP: a link leads there.
+    """
+    for place in (directory, directory.parent):
+        check_no_link(place)
+    write_whole(directory / HASH_FILE, f"{digest}  {MODEL_FILE}\n".encode())
+
+
+def file_hash(path: Path) -> str:
+    """Returns the SHA-256 of a file as it is now, in lower-case hexadecimal.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
