@@ -272,7 +272,7 @@ def test_every_channel_says_what_proxies_are_for() -> None:
     assert wrong == []
 
 
-THREAD_POOLS = {"pools.py", "lanes.py", "warming.py"}
+THREAD_POOLS = {"pools.py", "lanes.py", "warmup.py"}
 """Files of the server that have executors of their own."""
 
 

@@ -105,7 +105,7 @@ def test_a_named_processor_wins(
 
 def test_digest_is_of_all_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.fullmatch("[0-9a-f]{16}", policy.sources_digest())
-    monkeypatch.setattr(policy, "__file__", str(tmp_path / "compile.py"))
+    monkeypatch.setattr(policy, "__file__", str(tmp_path / "jit.py"))
     digests = [policy.sources_digest()]
     for name, text in [("a.py", "1"), ("b.py", "1"), ("b.py", "2"), ("c.py", "")]:
         (tmp_path / name).write_text(text)
