@@ -1,0 +1,114 @@
+"""`Cell`, `TokenizerKind` and the other enums: what a setting with a few named values may be.
+
+The values are those that a config takes as strings and that a model file stores.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class UnknownPolicy(enum.StrEnum):
+    """What to do with a symbol that the vocabulary lacks, and with bytes that are not UTF-8."""
+
+    ERROR = "error"
+    SKIP = "skip"
+    UNKNOWN = "unknown"
+
+
+class TokenizerKind(enum.StrEnum):
+    """What one token is."""
+
+    CHARACTERS = "characters"
+    BYTES = "bytes"
+    WORDS = "words"
+    SUBWORDS = "subwords"
+    EVENTS = "events"
+    WHITESPACE = "whitespace"
+
+    @property
+    def plural(self) -> str:
+        """What sentences call several tokens."""
+        return "words" if self is TokenizerKind.WHITESPACE else self.value
+
+
+class Cell(enum.StrEnum):
+    """The recurrent cell of a network."""
+
+    RNN = "rnn"
+    GRU = "gru"
+    LSTM = "lstm"
+
+
+class CorpusLayout(enum.StrEnum):
+    """How a corpus is cut into sequences: one long text, or one item a line."""
+
+    TEXT = "text"
+    LINES = "lines"
+
+
+class CorpusFormat(enum.StrEnum):
+    """What the bytes of a corpus file are."""
+
+    PLAIN = "plain"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+class MissingPolicy(enum.StrEnum):
+    """What to do with a row of JSON lines or CSV that has no text."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
+
+class CorpusRole(enum.StrEnum):
+    """What a corpus file is for."""
+
+    TRAIN = "train"
+    VALID = "valid"
+    TEST = "test"
+
+
+class Split(enum.StrEnum):
+    """Where the tokens of a loss come from: a tail, items drawn by the seed, or own files."""
+
+    TAIL = "tail"
+    ITEMS = "items"
+    FILES = "files"
+
+
+class OptimizerKind(enum.StrEnum):
+    """The rule by which gradients change weights."""
+
+    SGD = "sgd"
+    ADAGRAD = "adagrad"
+    ADAM = "adam"
+
+
+class Schedule(enum.StrEnum):
+    """How the learning rate changes over a run."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+    PLATEAU = "plateau"
+
+
+class Precision(enum.StrEnum):
+    """The numbers that training multiplies matrices of; all sums are of float32 numbers."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Preset(enum.StrEnum):
+    """Settings that are picked as a whole."""
+
+    AUTO = "auto"
+
+
+class Keep(enum.StrEnum):
+    """Which weights of a run become the model: the best by validation, or the last."""
+
+    BEST = "best"
+    LAST = "last"
