@@ -181,10 +181,10 @@ def corpus_not_found(sha256: str) -> StatusError:
     return _missing(message, CORPUS_RESOURCE, sha256)
 
 
-def alias_not_found(model: str, alias: str) -> StatusError:
-    """Returns NOT_FOUND for an alias."""
-    message = f"model {model!r} has no alias {alias!r}"
-    return _missing(message, MODEL_RESOURCE, f"{model}@{alias}")
+def unknown_alias(model: str, alias: str) -> StatusError:
+    """Returns NOT_FOUND for an alias that a model does not have."""
+    message = f"there is no alias {shorten(alias, _MAX_FIELD_BYTES)!r} of model {model!r}"
+    return _missing(message, MODEL_RESOURCE, model)
 
 
 def _missing(message: str, kind: str, name: str) -> StatusError:

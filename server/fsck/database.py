@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError
 
 from treadle.server.fsck.report import DAMAGED, Report, put_aside
 from treadle.server.jobs.job import FAILED
-from treadle.server.messages.requests import NAME
+from treadle.server.names import is_name
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import DATABASE_FILE, REPAIRED_FILE
 from treadle.server.storage.database import Database, DatabaseError, NewerDatabaseError
@@ -229,7 +229,7 @@ class _Review:
 
 def _alias(values: Values) -> str:
     model, alias, version = values
-    named = all(isinstance(name, str) and NAME.fullmatch(name) for name in (model, alias))
+    named = all(isinstance(name, str) and is_name(name) for name in (model, alias))
     if named and isinstance(version, int) and version > 0:
         return ""
     return f"alias {_shown(alias)} of model {_shown(model)} is damaged; it is left out"

@@ -15,7 +15,7 @@ from treadle.model.tensor_file import open_tensors
 from treadle.model.training.checkpoint import is_whole
 from treadle.server.errors import StatusError
 from treadle.server.fsck.report import DAMAGED, Report, put_aside, remove_whole
-from treadle.server.messages.requests import NAME
+from treadle.server.names import is_name
 from treadle.server.storage.data_dir import DATABASE_FILE
 from treadle.server.storage.database import Database, DatabaseError, JobRow
 from treadle.server.storage.job_damage import damage
@@ -58,7 +58,7 @@ def check_jobs(
         for path in sorted(files.glob("*.safetensors")) if own else []:
             _check_file(root, report, path)
     for place in _directories(root):
-        if place.is_symlink() or not NAME.fullmatch(place.name):
+        if place.is_symlink() or not is_name(place.name):
             _put_directory_aside(root, report, place, "it is no directory of a job")
         elif database.job(place.name) is None and rebuilt:
             what = "it is the directory of a job that the database does not know any more"

@@ -8,7 +8,7 @@ from pathlib import Path
 from treadle.model.errors import CheckpointError
 from treadle.model.model_file import read_header
 from treadle.server.fsck.report import DAMAGED, Report, put_aside
-from treadle.server.messages.requests import NAME
+from treadle.server.names import is_name
 from treadle.server.storage import model_version
 from treadle.server.storage.database import Database
 from treadle.server.storage.model_version import HASH_FILE, MODEL_FILE
@@ -26,7 +26,7 @@ def check_models(root: Path, report: Report) -> None:
     """
     models = root / "models"
     for home in sorted(models.iterdir()) if models.is_dir() else []:
-        if NAME.fullmatch(home.name):
+        if is_name(home.name):
             _check_model(root, report, home)
 
 

@@ -17,7 +17,7 @@ from treadle.server.jobs.upload import Limits, Upload
 from treadle.server.jobs.upload_files import UploadFiles
 from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
 from treadle.server.messages import requests as convert
-from treadle.server.messages.requests import name_violations
+from treadle.server.names import name_violations
 from treadle.server.resources import pools
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage import files as disk

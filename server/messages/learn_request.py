@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from treadle.model.errors import ConfigError
 from treadle.model.online.config import LearningConfig
 from treadle.model.scoring.scores import Details
-from treadle.server import names
-from treadle.server.errors import Violation, invalid
-from treadle.server.messages.requests import name_violations, on_error_violations, to_json
+from treadle.server.errors import invalid
+from treadle.server.messages.requests import on_error_violations, to_json
+from treadle.server.names import alias_violations, name_violations, reference_violations
 from treadle.v1 import sequence_pb2 as pb
 
 _SETTINGS = {
@@ -55,10 +55,7 @@ def learning(spec: pb.LearnStreamSpec) -> Learning:
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, such as `spec.window`.
     """
-    name, mark, alias = spec.model.partition("@")
-    violations = name_violations(name, "model")
-    if mark and not violations:
-        violations = name_violations(alias, "model")
+    violations = reference_violations(spec.model)
     values = to_json(spec, only=_SETTINGS)
     config = LearningConfig()
     try:
@@ -70,6 +67,7 @@ def learning(spec: pb.LearnStreamSpec) -> Learning:
         raise invalid((f"spec.{field}", f"spec.{text}") for field, text in violations)
     count = spec.top_log_probabilities
     wanted = bool(spec.log_probabilities or spec.ranks or count)
+    name = spec.model.partition("@")[0]
     return Learning(name, config, Details(spec.ranks, count), wanted, spec.on_error)
 
 
@@ -86,19 +84,10 @@ def publication(request: pb.Publish, name: str) -> Publication:
     name = request.model or name
     violations = name_violations(name, "model")
     if request.alias:
-        violations += _alias_violations(request.alias)
+        violations += alias_violations(request.alias)
     if violations:
         raise invalid((f"publish.{field}", f"publish.{text}") for field, text in violations)
     return Publication(name, request.alias)
-
-
-def _alias_violations(alias: str) -> list[Violation]:
-    found = name_violations(alias, "alias")
-    if alias == names.LATEST:
-        found.append(("alias", "alias must not be 'latest', which always is the newest version"))
-    if alias.isdecimal():
-        found.append(("alias", "alias must not be a number: say version"))
-    return found
 
 
 def first_message(message: pb.LearnStreamRequest | None) -> pb.LearnStreamSpec:

@@ -8,7 +8,6 @@ names become those of the request.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -20,10 +19,13 @@ from treadle.model.errors import ConfigError
 from treadle.model.memory_estimate import check_memory
 from treadle.model.training.config_check import Beginning, check_config
 from treadle.server.errors import Violation, invalid
+from treadle.server.names import (
+    check_name,
+    name_violations,
+    reference_violations,
+    request_id_violations,
+)
 from treadle.v1 import sequence_pb2 as pb
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""What a model may be called. It is also the name of a directory: no slash, no leading dot."""
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -76,10 +78,7 @@ def training_order(
 def _take_job_fields(values: dict[str, Any]) -> list[Violation]:
     """Takes what is not for the model room out of a spec's values; returns what is wrong."""
     violations = name_violations(values.pop("model", ""), f"{_SPEC}.model")
-    request_id = values.pop("request_id", "")
-    if len(request_id) > 100 or not request_id.isascii() or not request_id.isprintable():
-        text = "request_id must be up to 100 printable characters of ASCII"
-        violations.append((f"{_SPEC}.request_id", text))
+    violations += request_id_violations(values.pop("request_id", ""), f"{_SPEC}.request_id")
     version = values.pop("init_from_version", 0)
     if version and "init_from" not in values:
         text = "init_from_version needs init_from, the model whose version it is"
@@ -124,27 +123,10 @@ SourceRequest = pb.GenerateRequest | pb.ScoreRequest | pb.ScoreStreamSpec | pb.E
 """A request that names a model and version, or a job."""
 
 
-def model_reference(model: str, field: str = "model") -> tuple[str, str]:
-    """Returns the name and the alias, or "", of NAME or NAME@ALIAS.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT: nothing can have that name.
-    """
-    name, mark, alias = model.partition("@")
-    violations = name_violations(name, field)
-    if mark and not violations:
-        violations = name_violations(alias, field)
-    if violations:
-        raise invalid(violations)
-    return name, alias
-
-
 def source_violations(request: SourceRequest) -> list[Violation]:
     """Returns what is wrong with how a request names its weights: a model, or a job."""
     if not request.job:
-        name, mark, alias = request.model.partition("@")
-        found = name_violations(name, "model")
-        return found or (name_violations(alias, "model") if mark else [])
+        return reference_violations(request.model)
     text = "a job is named: leave model and version out"
     return [("model", text)] if request.model or request.version else []
 
@@ -195,40 +177,6 @@ def deletion(request: pb.DeleteModelRequest) -> int | None:
     if violations:
         raise invalid(violations)
     return None if request.all_versions else request.version
-
-
-def check_name(name: str) -> None:
-    """Checks the `model` field of a request.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT: no model can have that name.
-    """
-    violations = name_violations(name, "model")
-    if violations:
-        raise invalid(violations)
-
-
-def check_alias(model: str, alias: str) -> None:
-    """Checks the `model` and `alias` fields of a request.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT: no model, or no alias, can have that name.
-    """
-    violations = name_violations(model, "model") + name_violations(alias, "alias")
-    if alias == "latest" or alias.isdecimal():
-        text = "alias must not be `latest`, which always is the newest version, nor a number"
-        violations.append(("alias", text))
-    if violations:
-        raise invalid(violations)
-
-
-def name_violations(name: str, field: str) -> list[Violation]:
-    """Returns what is wrong with a model's name: nothing, or one violation of `field`."""
-    if NAME.fullmatch(name):
-        return []
-    wanted = "1 to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
-    shown = repr(name) if len(name) <= 40 else repr(name[:40]) + "…"
-    return [(field, f"{field} must be {wanted}, not {shown}")]
 
 
 def spec_field(field: str) -> str:

@@ -20,6 +20,7 @@ from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.submission import Submission
 from treadle.server.messages import page_tokens, requests, responses
 from treadle.server.messages.page import Page
+from treadle.server.names import check_model_and_alias, check_reference
 from treadle.server.resources import pools
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.rpc.interceptor import Context
@@ -201,7 +202,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.GetModelRequest, context: Context
     ) -> pb.GetModelResponse:
         """Describes one version of a model."""
-        requests.model_reference(request.model)
+        check_reference(request.model)
         return await pools.LISTS.run(self._get, request.model, request.version)
 
     async def DeleteModel(  # noqa: N802
@@ -218,7 +219,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.SetAliasRequest, context: Context
     ) -> pb.SetAliasResponse:
         """Names a version, or moves the name there."""
-        requests.check_alias(request.model, request.alias)
+        check_model_and_alias(request.model, request.alias)
         set_alias = self._store.set_alias
         stored = await pools.STORE.run(set_alias, request.model, request.alias, request.version)
         return pb.SetAliasResponse(model=await pools.LISTS.run(self._catalog.describe, stored))
@@ -227,7 +228,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.DeleteAliasRequest, context: Context
     ) -> pb.DeleteAliasResponse:
         """Takes a name away."""
-        requests.check_alias(request.model, request.alias)
+        check_model_and_alias(request.model, request.alias)
         await pools.STORE.run(self._store.delete_alias, request.model, request.alias)
         return pb.DeleteAliasResponse()
 

@@ -32,7 +32,7 @@ import grpc
 from treadle.model.model_file import read_header
 from treadle.model.temporary_files import remove_leftovers
 from treadle.server.errors import StatusError, aborted, not_found, precondition
-from treadle.server.messages.requests import NAME
+from treadle.server.names import is_name
 from treadle.server.storage import files, model_version
 from treadle.server.storage.corpora import Corpora
 from treadle.server.storage.database import Database, DatabaseError
@@ -128,7 +128,7 @@ class Store(ModelStore):
             ValueError: No job can have that id.
             OSError: The disk failed or is full.
         """
-        if not NAME.fullmatch(job):
+        if not is_name(job):
             raise ValueError(f"{job[:80]!r} is no job's id")
         path = self._jobs / job
         files.make_directory(path)
@@ -149,7 +149,7 @@ class Store(ModelStore):
 
     def discard_job(self, job: str) -> None:
         """Removes a job's directory, if it is there; see `discard`."""
-        if NAME.fullmatch(job):
+        if is_name(job):
             self.discard(self._jobs / job)
 
     def next_version(self, name: str) -> int:

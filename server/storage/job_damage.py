@@ -21,7 +21,7 @@ from treadle.model.config import TrainConfig
 from treadle.model.errors import ConfigError
 from treadle.server.errors import StatusError
 from treadle.server.jobs.job import FAILED, OVER, PAUSED, QUEUED, RUNNING
-from treadle.server.messages.requests import NAME
+from treadle.server.names import is_name
 from treadle.server.storage.schema import DatabaseError, JobRow
 from treadle.v1 import sequence_pb2 as pb
 
@@ -121,7 +121,7 @@ def _faults(row: JobRow) -> dict[str, str]:
         if value is not None and not (math.isfinite(value) and -_LAST_S < value < _LAST_S):
             faults[name] = "is no time"
     for name in ("id", "model"):
-        if not NAME.fullmatch(getattr(row, name)):
+        if not is_name(getattr(row, name)):
             faults[name] = "is no name"
     if row.state not in _STATES:
         faults["state"] = f"is {row.state[:40]!r}, which a job cannot be in"

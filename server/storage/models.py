@@ -15,9 +15,8 @@ from pathlib import Path
 
 import grpc
 
-from treadle.server import names as aliases
-from treadle.server.errors import StatusError, not_found, shorten
-from treadle.server.messages.requests import NAME
+from treadle.server.errors import StatusError, not_found, shorten, unknown_alias
+from treadle.server.names import LATEST, check_alias, is_name, split
 from treadle.server.resources.open_files import is_out_of_files
 from treadle.server.storage import model_version
 from treadle.server.storage.database import Database
@@ -118,13 +117,13 @@ class ModelStore:
             StatusError: NOT_FOUND; INVALID_ARGUMENT for an alias and a version.
             DatabaseError: The database failed.
         """
-        name, alias = aliases.split(name, version)
-        if alias and not NAME.fullmatch(name):  # the rest of NAME@ALIAS is not checked before
+        name, alias = split(name, version)
+        if alias and not is_name(name):  # the rest of NAME@ALIAS is not checked before
             raise not_found(shorten(name, 100))
-        if alias and alias != aliases.LATEST:
+        if alias and alias != LATEST:
             version = self.database.aliased(name, alias)
             if version < 1:
-                raise aliases.unknown(name, alias) if self.versions(name) else not_found(name)
+                raise unknown_alias(name, alias) if self.versions(name) else not_found(name)
         if not version:
             return self._newest_of(name)
         try:
@@ -151,7 +150,7 @@ class ModelStore:
             OSError: The disk is full.
             DatabaseError: The database failed.
         """
-        aliases.check(alias)
+        check_alias(alias)
         with self._changing:
             model = self.find(name, version)
             self._check_alias(model.name, alias)
@@ -179,7 +178,7 @@ class ModelStore:
         with self._renaming(name):
             there = self.database.delete_alias(name, alias)
         if not there:
-            raise aliases.unknown(name, alias) if self.versions(name) else not_found(name)
+            raise unknown_alias(name, alias) if self.versions(name) else not_found(name)
 
     def aliases_of(self, name: str, version: int) -> tuple[list[str], int]:
         """Returns the first names of a version in their order, and how many there are.
@@ -269,7 +268,7 @@ class ModelStore:
             after: Name after which they begin.
         """
         names = sorted(name for name in os.listdir(self._models) if name > after)
-        for name in filter(NAME.fullmatch, names):
+        for name in filter(is_name, names):
             try:
                 yield self.find(name)
             except StatusError:  # a directory without a version, or just deleted

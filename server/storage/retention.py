@@ -18,7 +18,7 @@ from pathlib import Path
 
 from treadle.model import sweep_temporary_kernels
 from treadle.model.temporary_files import leftovers
-from treadle.server.messages.requests import NAME
+from treadle.server.names import is_name
 from treadle.server.resources import pools
 from treadle.server.storage import files
 from treadle.server.storage.corpora import Corpora
@@ -187,7 +187,7 @@ def _sweep_orphans(
 ) -> Iterator[str]:
     for place in sorted(jobs_root.iterdir()):
         # A name that no job can have is not ours; nor is what a link leads to.
-        if not NAME.fullmatch(place.name) or place.is_symlink() or not place.is_dir():
+        if not is_name(place.name) or place.is_symlink() or not place.is_dir():
             continue
         if place.name in keep or database.job(place.name) is not None:
             continue

@@ -168,21 +168,6 @@ def test_all_faults_of_a_spec_are_told_at_once() -> None:
     assert found["spec.network.layers"].startswith("spec.network.layers must be a whole number")
 
 
-@pytest.mark.parametrize("name", ["a", "A.b_c-9", "9", "x" * 100])
-def test_good_names(name: str) -> None:
-    requests.check_name(name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", ".", "..", "../x", "a/b", "a\\b", "-a", "_a", ".a", "a b", "a\n", "ä", "x" * 101, "a\0"],
-)
-def test_bad_names(name: str) -> None:
-    with pytest.raises(StatusError) as caught:
-        requests.check_name(name)
-    assert set(violations(caught.value)) == {"model"}
-
-
 def test_pages() -> None:
     for kind in (pb.ListModelsRequest, pb.ListJobsRequest):
         assert requests.page_size(kind()) == 100
