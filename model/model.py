@@ -1,43 +1,30 @@
-"""A trained network with its tokenizer: what is stored, generated from and scored with."""
+"""`Model` is a trained network as users hold it: it loads, saves, generates and scores."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from treadle.kernels import structures
 from treadle.model import model_file
 from treadle.model.config import CorpusLayout, NetworkConfig, SamplingConfig, UnknownPolicy
-from treadle.model.errors import StateError
 from treadle.model.generation.generate import Preparation, pieces
 from treadle.model.generation.novelty import NoveltyIndex
 from treadle.model.generation.sequence import TOKENS, Piece, Wanted
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.session_state import SessionState
-from treadle.model.network.workspace import pack_for_inference
+from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scores import PLAIN, Details, TextScore
 from treadle.model.scoring.text_scorer import TextScorer
 from treadle.model.scratch_files import Require, anything
 from treadle.model.tokenizers.build import Tokenizer
 from treadle.model.training_record import TrainingRecord
 
-Ints = npt.NDArray[np.int32]
-
-
-_MOST_DRAWS = 1 << 63
-"""No text is longer; a state that says so was made by hand."""
-
 
 class Model:
-    """A trained network, its tokenizer and how it was trained.
+    """A trained network, how it was trained, and what is new to it.
 
     Reading from it (`stream`, `generate`, `score`) is safe from many threads at once; its
     parameters must not change after the first of these calls.
@@ -52,95 +39,77 @@ class Model:
         default_context: int = 0,
         novelty: NoveltyIndex | None = None,
     ) -> None:
-        """Put a model together.
+        """Combine the parts of a model.
 
         Args:
-            network: the network's settings.
-            tokenizer: how it reads text; tells the corpus layout too.
-            parameters: its numbers.
-            training: how it was trained; None where it was imported.
-            default_context: the token it goes on from where there is no prompt (layout TEXT).
-            novelty: tells what of a text is new; None where it was trained without.
+            network: The network's settings.
+            tokenizer: Turns text into tokens and back; also holds the corpus layout.
+            parameters: The network's numbers.
+            training: How it was trained; None where it was imported.
+            default_context: The token that a text follows where there is no prompt (layout TEXT).
+            novelty: Finds what of a text is new; None where it was trained without.
         """
-        self.network = network
-        self.tokenizer = tokenizer
-        self.parameters = parameters
+        self.trained = TrainedNetwork(network, tokenizer, parameters, default_context)
+        """What generation, scoring and online learning compute with."""
         self.training = training
-        self.default_context = default_context
         self.novelty = novelty
-        self._packing = threading.Lock()
-        self._packed: structures.Weights | None = None
-        self._hash = b""
+
+    @property
+    def network(self) -> NetworkConfig:
+        """The network's settings."""
+        return self.trained.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Turns text into tokens and back."""
+        return self.trained.tokenizer
+
+    @property
+    def parameters(self) -> Parameters:
+        """The network's numbers."""
+        return self.trained.parameters
+
+    @property
+    def default_context(self) -> int:
+        """The token that a text follows where there is no prompt (layout TEXT)."""
+        return self.trained.default_context
 
     @property
     def layout(self) -> CorpusLayout:
-        """How the corpus was cut."""
-        return self.tokenizer.layout
+        """How the corpus was cut into sequences."""
+        return self.trained.layout
 
     @property
     def vocabulary_size(self) -> int:
         """Tokens in the vocabulary, special ones included."""
-        return self.tokenizer.vocabulary_size
+        return self.trained.vocabulary_size
 
     @property
     def parameter_count(self) -> int:
         """How many numbers were trained."""
-        return self.parameters.shape.parameter_count
+        return self.trained.shape.parameter_count
 
     @property
     def content_hash(self) -> bytes:
-        """SHA-256 of what decides on its results: the network, the tokenizer and the numbers."""
-        if not self._hash:
-            settings = {
-                "network": self.network.to_json(),
-                "tokenizer": self.tokenizer.to_json(),
-                "default_context": self.default_context,
-            }
-            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-            digest.update(self.parameters.flat.data)  # without a copy of all numbers
-            self._hash = digest.digest()
-        return self._hash
-
-    def beginning(self, state: SessionState | None = None) -> SessionState:
-        """Return where a text begins: at a state, or at a new item or text.
-
-        A new text of layout TEXT begins with no token at all (-1): a prompt's first token is
-        then read as it is.
-        """
-        begin = -1 if self.tokenizer.begin is None else self.tokenizer.begin
-        return state or SessionState.fresh(self.parameters.shape, begin)
-
-    def state_bytes(self, state: SessionState, key: bytes = b"") -> bytes:
-        """Return a state as bytes; see `SessionState.to_bytes`."""
-        return state.to_bytes(self.parameters.shape, self.content_hash, key)
-
-    def read_state(self, data: bytes, key: bytes = b"") -> SessionState:
-        """Read a state that this model has made; see `SessionState.from_bytes`.
-
-        Raises:
-            StateError: the bytes are damaged, or were made without this key.
-            ForeignStateError: another model made them.
-        """
-        state = SessionState.from_bytes(data, self.parameters.shape, self.content_hash, key)
-        begins_late = state.token < 0 and self.tokenizer.begin is not None
-        stream = self.tokenizer.stream(state.held)
-        strange = stream.push([]) != "" or stream.held != state.held  # no text ends with that
-        if (
-            strange
-            or begins_late
-            or state.token == self.tokenizer.end
-            or state.position >= _MOST_DRAWS
-        ):
-            raise StateError("state is none that this model has made: begin without one")
-        return state
+        """SHA-256 of all that determines results: settings, tokenizer and parameters."""
+        return self.trained.content_hash
 
     @property
     def weights(self) -> structures.Weights:
-        """The weights as kernels read them, packed once; never written to."""
-        with self._packing:
-            if self._packed is None:
-                self._packed = pack_for_inference(self.parameters)
-            return self._packed
+        """The parameters as kernels read them; see `TrainedNetwork.weights`."""
+        return self.trained.weights
+
+    def beginning(self, state: SessionState | None = None) -> SessionState:
+        """Return the state that a text begins with; see `TrainedNetwork.beginning`."""
+        return self.trained.beginning(state)
+
+    def state_bytes(self, state: SessionState, key: bytes = b"") -> bytes:
+        """Return a state as bytes; see `SessionState.to_bytes`."""
+        return self.trained.state_bytes(state, key)
+
+    def read_state(self, data: bytes, key: bytes = b"") -> SessionState:
+        """Read a state that this model has made; see `TrainedNetwork.read_state`."""
+        return self.trained.read_state(data, key)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -205,10 +174,10 @@ class Model:
             UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
         """
         sampling = replace(sampling or SamplingConfig(), **settings)
-        preparation = Preparation(self, prompt, sampling, state)
+        preparation = Preparation(self.trained, prompt, sampling, state)
         for _ in preparation.encode():  # so that what is wrong with it is known before a piece
             pass
-        return pieces(self, preparation, index, wanted)
+        return pieces(self.trained, preparation, index, wanted)
 
     def generate(
         self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any
@@ -259,20 +228,7 @@ class Model:
         Yields:
             None after every step, and the score at the end.
         """
-        scorer = TextScorer(self, unknown_policy, details, state)
+        scorer = TextScorer(self.trained, unknown_policy, details, state)
         yield from scorer.read_context(context)
         tokens = yield from scorer.encode(text)
         yield from scorer.score(tokens)
-
-
-def default_context(tokenizer: Tokenizer, fallback: int) -> int:
-    """Return the token that text begins after: an item's begin, else a line's end.
-
-    Args:
-        tokenizer: of the model.
-        fallback: for a vocabulary that has neither.
-    """
-    if tokenizer.begin is not None:
-        return tokenizer.begin
-    newline = tokenizer.encode("\n", UnknownPolicy.SKIP)
-    return int(newline[0]) if newline.size else fallback

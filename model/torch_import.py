@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from treadle.model.errors import CheckpointError, ConfigError
-from treadle.model.model import Model, default_context
+from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters, Shape, check_network
 from treadle.model.network.torch_state_dict import from_torch, network_of
+from treadle.model.network.trained_network import default_context
 from treadle.model.tokenizers.build import Tokenizer
 
 

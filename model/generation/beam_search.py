@@ -34,10 +34,10 @@ from treadle.model.generation.sequence import StopReason
 from treadle.model.generation.spelling import Spelling, spell
 from treadle.model.generation.stop_sequences import StopFilter
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.token_score import Alternative, TokenScore
 
 if TYPE_CHECKING:
-    from treadle.model.model import Model
     from treadle.model.tokenizers.build import Tokenizer
 
 
@@ -157,7 +157,7 @@ class BeamSearch:
     """The search for the likeliest texts after a state."""
 
     def __init__(
-        self, model: Model, choices: ResolvedSampling, begun: SessionState, count: int,
+        self, model: TrainedNetwork, choices: ResolvedSampling, begun: SessionState, count: int,
         goes_on: bool = False, deadline: Deadline | None = None,
     ) -> None:  # fmt: skip
         """Begin; nothing is computed yet.
@@ -182,7 +182,7 @@ class BeamSearch:
         self._end = -1 if model.tokenizer.end is None else model.tokenizer.end
         bias = self._choices.bias
         self._most_bias = 0.0 if bias is None else max(0.0, float(bias.max()))
-        self._rows = Rows(model.parameters.shape, model.weights, begun)
+        self._rows = Rows(model.shape, model.weights, begun)
         stops = StopFilter(sampling.stop_sequences) if sampling.stop_sequences else None
         root = _Node(None, begun.token, 0, 0.0, 0.0, held=begun.held, filter=stops)
         self._live: list[_Node] = []
@@ -332,7 +332,7 @@ class BeamSearch:
         kept = ids[: spelling.kept]
         tokens, state = np.array(kept, np.int32), self._begun
         if self._goes_on:
-            for after in read_tokens(model.parameters.shape, model.weights, self._begun, tokens):
+            for after in read_tokens(model.shape, model.weights, self._begun, tokens):
                 state = after
                 yield
         rule, complete = ([0] + [node.rule for node in path])[spelling.kept], None

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,11 @@ from treadle.model.generation.prefill import read_tokens
 from treadle.model.generation.sampling import resolve_sampling
 from treadle.model.generation.sequence import GenerateResult, Piece, Session, StopReason, Wanted
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scores import Details, Scores, token_scores
 from treadle.model.scoring.sequence_scorer import SequenceScorer
 from treadle.model.tokenizers.build import TokenStream
 from treadle.model.tokenizers.incremental import encode_in_steps
-
-if TYPE_CHECKING:
-    from treadle.model.model import Model
 
 Ints = npt.NDArray[np.int32]
 
@@ -53,7 +51,8 @@ class Preparation:
     """A prompt that is read once, for one text after it or for many."""
 
     def __init__(
-        self, model: Model, prompt: str, sampling: SamplingConfig, state: SessionState | None,
+        self, model: TrainedNetwork, prompt: str, sampling: SamplingConfig,
+        state: SessionState | None,
         constraint: Constraint | None = None, deadline: Deadline | None = None,
     ) -> None:  # fmt: skip
         """Begin; of the prompt nothing is looked at yet.
@@ -153,7 +152,7 @@ class Preparation:
         self._text, self._encoded = "", True
 
     def _read(self) -> Iterator[None]:
-        shape, weights = self.model.parameters.shape, self.model.weights
+        shape, weights = self.model.shape, self.model.weights
         states = read_tokens(shape, weights, self.before, self.prompt)
         self.after = next(states)
         for after in states:
@@ -177,9 +176,7 @@ class Preparation:
             return
         model, asked = self.model, self.choices.sampling
         details = Details(asked.ranks, asked.top_log_probabilities)
-        sequence = SequenceScorer(
-            model.parameters.shape, model.weights, model.tokenizer, self.before, details
-        )
+        sequence = SequenceScorer(model.shape, model.weights, model.tokenizer, self.before, details)
         for part, scores in sequence.score(self.prompt):
             for cut in range(0, part.size, _TOKENS):
                 some, their = _slice(part, scores, cut)
@@ -258,15 +255,17 @@ def _slice(ids: Ints, scores: Scores, start: int) -> tuple[Ints, Scores]:
     return ids[start:stop], scores.part(max(start - unscored, 0), stop - unscored)
 
 
-def _after(model: Model, state: SessionState, ids: list[int]) -> SessionState:
+def _after(model: TrainedNetwork, state: SessionState, ids: list[int]) -> SessionState:
     """The state after tokens that follow another state."""
     tokens = np.array(ids, np.int32)
     if tokens.size:
-        *_, state = read_tokens(model.parameters.shape, model.weights, state, tokens)
+        *_, state = read_tokens(model.shape, model.weights, state, tokens)
     return state
 
 
-def pieces(model: Model, preparation: Preparation, index: int, wanted: Wanted) -> Iterator[Piece]:
+def pieces(
+    model: TrainedNetwork, preparation: Preparation, index: int, wanted: Wanted
+) -> Iterator[Piece]:
     """Yield text `index` as it is made, a kernel call a piece; the last piece has the result.
 
     While a long prompt is read, pieces are empty.
@@ -287,7 +286,7 @@ def pieces(model: Model, preparation: Preparation, index: int, wanted: Wanted) -
     if piece is not None:
         yield piece
         return
-    group = Group(model.parameters.shape, model.weights)
+    group = Group(model.shape, model.weights)
     group.change((), [session.seat])
     count = 1
     while piece is None or piece.result is None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from treadle.kernels import structures
 from treadle.model.config import DataConfig, OptimizerConfig, Schedule, TrainConfig
 from treadle.model.errors import TrainingError
 from treadle.model.model import Model
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
+from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.online.config import LearningConfig
 from treadle.model.online.sequence import LearningSequence, Learnt
 from treadle.model.online.weights import OnlineWeights
@@ -62,7 +62,13 @@ class Learner:
         self._model = model
         self._config = config or LearningConfig()
         self._weights = OnlineWeights(model.parameters, self._config, Pool(threads))
-        session = _Session(model, self._weights)
+        session = TrainedNetwork(
+            model.network,
+            model.tokenizer,
+            self._weights.parameters,
+            model.default_context,
+            packed=self._weights.packed,
+        )
         details = details or Details()
         self._sequence = LearningSequence(
             self._weights, self._config.window, model.tokenizer, model.beginning(), details
@@ -253,31 +259,17 @@ def _history(told: str, before: str) -> str:
     return _BEFORE.join(steps)
 
 
-class _Session(Model):
-    """A model whose weights change in place, for the scorer of one session."""
-
-    def __init__(self, model: Model, learnt: OnlineWeights) -> None:
-        super().__init__(
-            model.network, model.tokenizer, learnt.parameters, None, model.default_context
-        )
-        self._learnt = learnt
-
-    @property
-    def weights(self) -> structures.Weights:
-        return self._learnt.packed
-
-
 class _Stream(StreamScorer):
     """A stream that scores with a sequence of the session's."""
 
     def __init__(
         self,
-        model: Model,
+        network: TrainedNetwork,
         config: LearningConfig,
         details: Details,
         sequence: LearningSequence,
         keep_tokens: bool,
     ) -> None:
-        policy, begun = config.unknown_policy, model.beginning()
-        super().__init__(model, details, policy, begun, keep_tokens=keep_tokens)
+        policy, begun = config.unknown_policy, network.beginning()
+        super().__init__(network, details, policy, begun, keep_tokens=keep_tokens)
         self._sequence = sequence

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.model.config import UnknownPolicy
-from treadle.model.model import Model
 from treadle.model.network.parallel import Pool
+from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scorer import WINDOW, Scorer
 from treadle.model.tokenizers.incremental import encode_in_steps
 
@@ -32,17 +32,17 @@ class Embedding:
 class Embedder:
     """Makes texts vectors, one after the other, in the same room."""
 
-    def __init__(self, model: Model, policy: UnknownPolicy | None = None) -> None:
+    def __init__(self, network: TrainedNetwork, policy: UnknownPolicy | None = None) -> None:
         """Make room.
 
         Args:
-            model: whose states they are.
+            network: whose states they are.
             policy: what to do with unknown symbols; None: the model's own policy.
         """
-        self._tokenizer = model.tokenizer
+        self._tokenizer = network.tokenizer
         self._policy = policy
-        self._scorer = Scorer(model.parameters.shape, model.weights, 1, WINDOW, Pool(1))
-        shape = model.parameters.shape
+        self._scorer = Scorer(network.shape, network.weights, 1, WINDOW, Pool(1))
+        shape = network.shape
         self._zeros = np.zeros((shape.L, shape.H), np.float32)
 
     def embedding(self, text: str) -> Iterator[Embedding | None]:

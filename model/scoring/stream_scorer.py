@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from treadle.model.config import UnknownPolicy
 from treadle.model.errors import UnknownSymbolError
-from treadle.model.model import Model
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scores import Details, PieceScore, Scores, Summary, token_scores
 from treadle.model.scoring.sequence_scorer import SequenceScorer
 from treadle.model.scoring.token_score import TokenScore
@@ -33,7 +33,7 @@ class StreamScorer:
 
     def __init__(
         self,
-        model: Model,
+        network: TrainedNetwork,
         details: Details,
         policy: UnknownPolicy | None,
         begun: SessionState,
@@ -44,7 +44,7 @@ class StreamScorer:
         """Begin a stream.
 
         Args:
-            model: what scores.
+            network: what scores.
             details: what is wanted of every scored token.
             policy: what to do with unknown symbols; None: the model's own policy.
             begun: where the first text begins; see `Model.beginning`. Later ones do after nothing.
@@ -55,12 +55,12 @@ class StreamScorer:
         Raises:
             ConfigError: the policy is UNKNOWN and there is no unknown token.
         """
-        self._model = model
-        self._tokenizer = model.tokenizer
-        self._reader = TextReader(model.tokenizer, policy)
+        self._network = network
+        self._tokenizer = network.tokenizer
+        self._reader = TextReader(network.tokenizer, policy)
         self._context, self._policy = context, policy
         self._sequence = SequenceScorer(
-            model.parameters.shape, model.weights, model.tokenizer, begun, details
+            network.shape, network.weights, network.tokenizer, begun, details
         )
         self._keep_tokens = keep_tokens
         self._item, self._total, self._piece = _Tally(), _Tally(), _Tally()
@@ -182,7 +182,7 @@ class StreamScorer:
         self.is_open = False
         whole, self._item = self._item.summary, _Tally()
         self._shown = []
-        self._sequence.begin(self._model.beginning())
+        self._sequence.begin(self._network.beginning())
         return whole
 
     def _score(self, tokens: Ints) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +10,10 @@ import numpy.typing as npt
 from treadle.model.config import UnknownPolicy
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scores import PLAIN, Details, Scores, TextScore, summarize
 from treadle.model.scoring.sequence_scorer import SequenceScorer
 from treadle.model.tokenizers.incremental import encode_in_steps
-
-if TYPE_CHECKING:
-    from treadle.model.model import Model
 
 Ints = npt.NDArray[np.int32]
 
@@ -26,7 +23,7 @@ class TextScorer:
 
     def __init__(
         self,
-        model: Model,
+        network: TrainedNetwork,
         unknown_policy: UnknownPolicy | None = None,
         details: Details = PLAIN,
         state: SessionState | None = None,
@@ -34,16 +31,16 @@ class TextScorer:
         """Make room, once for any number of texts.
 
         Args:
-            model: what scores.
+            network: what scores.
             unknown_policy: what to do with unknown symbols; None: the model's own policy.
             details: what is wanted beside log-probabilities.
             state: what the context, or each text, follows; None: a new item or text.
         """
-        self._tokenizer = model.tokenizer
+        self._tokenizer = network.tokenizer
         self._policy = unknown_policy
-        self._begun = model.beginning(state)
+        self._begun = network.beginning(state)
         self._sequence = SequenceScorer(
-            model.parameters.shape, model.weights, model.tokenizer, self._begun, details
+            network.shape, network.weights, network.tokenizer, self._begun, details
         )
 
     def read_context(self, context: str) -> Iterator[None]:

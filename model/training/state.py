@@ -16,8 +16,9 @@ from treadle.model.data.corpus import Corpus, TokenData
 from treadle.model.errors import CheckpointError, ConfigError, TrainingError
 from treadle.model.field_checks import MAX_UINT64, whole
 from treadle.model.generation.novelty import NoveltyIndex, indexed_tokens, too_large
-from treadle.model.model import Model, default_context
+from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters
+from treadle.model.network.trained_network import default_context
 from treadle.model.training import checkpoint
 from treadle.model.training.auto.forecast import second_look, verdict
 from treadle.model.training.evaluation import Loss, Sample

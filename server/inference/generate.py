@@ -208,7 +208,7 @@ class _Call:
         yield
         sampling = yield from with_tokens(self._sampling, request, model.tokenizer)
         self._preparation = Preparation(
-            model, request.prompt, sampling, state, self._constraint, self._deadline
+            model.trained, request.prompt, sampling, state, self._constraint, self._deadline
         )
         yield
         if request.return_state:

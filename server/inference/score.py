@@ -204,7 +204,7 @@ def _embed(
     model: Model, request: pb.EmbedRequest, policy: UnknownPolicy | None, reply: pb.EmbedResponse
 ) -> Iterator[None]:
     """Adds the vectors of all texts to the reply, in short steps."""
-    embedder = Embedder(model, policy)
+    embedder = Embedder(model.trained, policy)
     for index, text in enumerate(request.texts):
         try:
             for made in embedder.embedding(text):
@@ -249,7 +249,7 @@ class _Texts:
         state = given_state(self._model, request.state, "state", self._key)
         field = "context"
         try:
-            scorer = TextScorer(self._model, asked.policy, asked.details, state)
+            scorer = TextScorer(self._model.trained, asked.policy, asked.details, state)
             yield from scorer.read_context(request.context)  # once: it may be long, and texts many
             for index, text in enumerate(request.texts):
                 field = f"texts[{index}]"

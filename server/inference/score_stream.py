@@ -66,7 +66,12 @@ class Stream:
         yield
         try:
             self._scorer = StreamScorer(
-                model, asked.details, asked.policy, begun, spec.context, keep_tokens=asked.tokens
+                model.trained,
+                asked.details,
+                asked.policy,
+                begun,
+                spec.context,
+                keep_tokens=asked.tokens,
             )
             del spec
             yield from self._scorer.read_context()

@@ -172,7 +172,7 @@ def score(model: Model, draw: Mutator, state: SessionState | None = None) -> Non
 
 def embed(model: Model, draw: Mutator) -> None:
     """Makes a text a vector."""
-    list(Embedder(model, UnknownPolicy.SKIP).embedding(draw.random.choice(("", "a", TEXT))))
+    list(Embedder(model.trained, UnknownPolicy.SKIP).embedding(draw.random.choice(("", "a", TEXT))))
 
 
 def learn(model: Model, draw: Mutator) -> None:

@@ -71,7 +71,7 @@ def search(
     """Everything that a search finds."""
     begun = begun or after(model, prompt)
     choices = resolve_sampling(SamplingConfig(**settings), model.tokenizer)
-    beam = BeamSearch(model, choices, begun, count, goes_on)
+    beam = BeamSearch(model.trained, choices, begun, count, goes_on)
     for _ in beam.steps():
         pass
     return beam.results()
@@ -164,7 +164,7 @@ def test_the_search_ends_when_nothing_can_pass_what_was_found() -> None:
     model = make_model()
     sampling = SamplingConfig(best_of=4, max_new_tokens=10_000)
     choices = resolve_sampling(sampling, model.tokenizer)
-    beam = BeamSearch(model, choices, after(model), 2)
+    beam = BeamSearch(model.trained, choices, after(model), 2)
     steps = sum(1 for _ in beam.steps())
     assert steps < 1000
     short = search(model, 2, best_of=4, max_new_tokens=steps)
@@ -296,7 +296,7 @@ def test_time_ends_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     model, now = make_model("ab", TEXT), [0.0]
     monkeypatch.setattr("treadle.model.generation.deadline.time.monotonic", lambda: now[0])
     sampling = SamplingConfig(best_of=3, max_new_tokens=1000, max_time_s=5)
-    beam = BeamSearch(model, resolve_sampling(sampling, model.tokenizer), after(model), 2)
+    beam = BeamSearch(model.trained, resolve_sampling(sampling, model.tokenizer), after(model), 2)
     for step, _ in enumerate(beam.steps()):
         now[0] = 6.0 if step >= 6 else 0.0
     found = beam.results()

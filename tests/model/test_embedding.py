@@ -33,7 +33,7 @@ def model_of(cell: Cell = Cell.LSTM, layout: CorpusLayout = CorpusLayout.TEXT) -
 
 
 def embed(model: Model, text: str) -> Embedding:
-    *_, found = Embedder(model).embedding(text)
+    *_, found = Embedder(model.trained).embedding(text)
     assert found is not None
     return found
 
@@ -76,7 +76,7 @@ def test_an_empty_text_is_what_there_is_before_it() -> None:
 
 
 def test_texts_before_it_change_no_bit() -> None:
-    model, embedder = model_of(), Embedder(model_of())
+    model, embedder = model_of(), Embedder(model_of().trained)
     for text in (TEXT * 5, "abc", "", "cab"):
         *_, found = embedder.embedding(text)
         assert found is not None
@@ -93,9 +93,9 @@ def test_an_embedding_is_the_hidden_state_that_a_score_hands_out() -> None:
 def test_unknown_symbols_fall_under_the_policy() -> None:
     model = model_of()
     with pytest.raises(UnknownSymbolError, match=r"'x' .* position 1 "):
-        list(Embedder(model).embedding("ax"))
+        list(Embedder(model.trained).embedding("ax"))
     with pytest.raises(ConfigError, match="no unknown token"):
-        list(Embedder(model, UnknownPolicy.UNKNOWN).embedding("ax"))
-    *_, found = Embedder(model, UnknownPolicy.SKIP).embedding("axb")
+        list(Embedder(model.trained, UnknownPolicy.UNKNOWN).embedding("ax"))
+    *_, found = Embedder(model.trained, UnknownPolicy.SKIP).embedding("axb")
     assert found is not None
     assert found.states.tobytes() == embed(model, "ab").states.tobytes()

@@ -314,7 +314,7 @@ def test_without_a_prompt_a_text_begins_after_the_default_context(kind: Tokenize
     order = tokenizer.encode("\n !").tolist() or [0]  # of events there is but one
     assert kind is TokenizerKind.EVENTS or len(order) > 1
     model = chain_of(tokenizer, order)
-    model.default_context = order[0]
+    model.trained.default_context = order[0]
     pieces = list(model.stream(max_new_tokens=len(order) - 1))
     assert text_of(pieces) == tokenizer.decode(order[1:])
     assert result_of(pieces).prompt_tokens == 0

@@ -116,9 +116,9 @@ def test_a_learner_keeps_nothing_twice(optimizer: str, copies: int) -> None:
 def test_a_scorer_takes_about_what_was_told(cell: Cell) -> None:
     model = model_of(cell=cell, hidden_size=256, layers=3)
     _ = model.weights
-    TextScorer(model)
+    TextScorer(model.trained)
     tracemalloc.start()
-    scorer = TextScorer(model)
+    scorer = TextScorer(model.trained)
     taken = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert scorer is not None

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import treadle.model
-import treadle.model.model as model_module
 from treadle.model.config import (
     Cell,
     CorpusLayout,
@@ -19,8 +18,10 @@ from treadle.model.config import (
     TokenizerConfig,
     TokenizerKind,
 )
-from treadle.model.model import Model, default_context
+from treadle.model.model import Model
+from treadle.model.network import trained_network
 from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.trained_network import default_context
 from treadle.model.network.workspace import pack_for_inference
 from treadle.model.tokenizers.build import build_tokenizer
 
@@ -54,7 +55,7 @@ def test_weights_are_packed_once_and_only_where_they_are_used(
         time.sleep(0.05)  # so that the others come while it packs
         return pack_for_inference(parameters)
 
-    monkeypatch.setattr(model_module, "pack_for_inference", counted)
+    monkeypatch.setattr(trained_network, "pack_for_inference", counted)
     model = model_of()
     assert packed == []
 

@@ -51,7 +51,7 @@ MODELS = {
 
 
 def stream_of(model: Model, context: str = "", **settings: bool) -> StreamScorer:
-    return StreamScorer(model, DETAILS, None, model.beginning(), context, **settings)
+    return StreamScorer(model.trained, DETAILS, None, model.beginning(), context, **settings)
 
 
 def feed(stream: StreamScorer, text: str, end: bool = False) -> PieceScore:
@@ -151,7 +151,7 @@ def test_a_stream_goes_on_in_another(layout: CorpusLayout, kind: TokenizerKind, 
         tokens = list(feed(first, text[:cut]).tokens)
         list(first.finish())
         begun = model.read_state(model.state_bytes(first.state))
-        second = StreamScorer(model, DETAILS, None, begun)
+        second = StreamScorer(model.trained, DETAILS, None, begun)
         tokens += feed(second, text[cut:], end=True).tokens
         assert first.total.token_count + second.total.token_count == wanted.token_count
         assert [token for token in tokens if token.rank] == [
@@ -179,7 +179,7 @@ def test_an_unknown_symbol_is_named_by_its_place_in_the_whole_text() -> None:
     model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
     with pytest.raises(UnknownSymbolError, match="'x'"):
         list(stream_of(model, "x").read_context())
-    skipping = StreamScorer(model, Details(), UnknownPolicy.SKIP, model.beginning())
+    skipping = StreamScorer(model.trained, Details(), UnknownPolicy.SKIP, model.beginning())
     assert feed(skipping, "axb").token_count == 1
 
 

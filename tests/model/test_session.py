@@ -205,7 +205,7 @@ def test_ranks_and_alternatives_are_those_of_the_models_own_probabilities() -> N
 def test_a_prompt_is_echoed_as_it_scores() -> None:
     model = model_of()
     settings = {"ranks": True, "top_log_probabilities": 2}
-    preparation = Preparation(model, "cab abc", _sampling(**settings), None)
+    preparation = Preparation(model.trained, "cab abc", _sampling(**settings), None)
     pieces = [piece for piece in preparation.echo(True) if piece is not None]
     echoed = tokens_of(pieces)
     assert text_of(pieces) == "cab abc"
@@ -219,7 +219,7 @@ def test_a_prompt_is_echoed_as_it_scores() -> None:
 
 
 def read_prompt(model: Model, text: str) -> Preparation:
-    preparation = Preparation(model, text, _sampling(seed=1), None)
+    preparation = Preparation(model.trained, text, _sampling(seed=1), None)
     list(preparation.read())
     return preparation
 
@@ -533,7 +533,7 @@ def test_time_ends_the_reading_of_a_prompt(
     prompt: str, echoes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, model = StillClock(monkeypatch), model_of()
-    preparation = Preparation(model, prompt, _sampling(max_time_s=5, seed=4), None)
+    preparation = Preparation(model.trained, prompt, _sampling(max_time_s=5, seed=4), None)
     steps = preparation.echo(True) if echoes else preparation.read()
     next(steps)
     clock.now += 4.9
@@ -548,7 +548,7 @@ def test_time_ends_the_reading_of_a_prompt(
 
 def test_a_text_whose_time_is_over_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, model = StillClock(monkeypatch), model_of()
-    preparation = Preparation(model, "ab", _sampling(max_time_s=5, seed=4), None)
+    preparation = Preparation(model.trained, "ab", _sampling(max_time_s=5, seed=4), None)
     list(preparation.read())
     session = preparation.session(0, Wanted(state=True))
     assert session.nothing_to_draw() is None
@@ -577,7 +577,7 @@ def test_a_prompt_is_decoded_and_read_in_short_steps(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(CharacterTokenizer, "encode", encoding)
     monkeypatch.setattr(TableStream, "push", pushing)
-    preparation = Preparation(model, prompt, _sampling(seed=1), None)
+    preparation = Preparation(model.trained, prompt, _sampling(seed=1), None)
     assert sum(1 for _ in preparation.read()) > len(prompt) / 64
     echoed = [piece for piece in preparation.echo(True) if piece is not None]
     assert text_of(echoed) == prompt

@@ -56,7 +56,7 @@ def test_texts_score_as_if_each_had_the_context_read_for_itself(
     before = model.score("cab a").state
     for context in ("", "a", TEXT, (TEXT * 9)[:129]):
         for state in (None, before):
-            scorer = TextScorer(model, None, DETAILS, state)
+            scorer = TextScorer(model.trained, None, DETAILS, state)
             list(scorer.read_context(context))
             for text, score in zip(TEXTS, scores(scorer, TEXTS), strict=True):
                 alone = model.score(text, context, details=DETAILS, state=state)
@@ -72,13 +72,13 @@ def test_a_context_is_read_once_however_many_texts_follow(monkeypatch: pytest.Mo
         return reading(self, tokens)
 
     monkeypatch.setattr(SequenceScorer, "read", counted)
-    scorer = TextScorer(model_of())
+    scorer = TextScorer(model_of().trained)
     list(scorer.read_context(TEXT))
     scores(scorer, ["abc"] * 50)
     assert read == [len(TEXT)]
 
 
 def test_a_context_that_cannot_be_read_says_so() -> None:
-    scorer = TextScorer(model_of(), UnknownPolicy.ERROR)
+    scorer = TextScorer(model_of().trained, UnknownPolicy.ERROR)
     with pytest.raises(UnknownSymbolError):
         list(scorer.read_context("a#"))

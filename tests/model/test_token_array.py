@@ -167,7 +167,7 @@ def test_a_package_that_gives_strange_tokens_harms_nobody(monkeypatch: pytest.Mo
     uses: list[Callable[[], object]] = [
         lambda: model.score("ab"),
         lambda: model.generate("ab", max_new_tokens=2),
-        lambda: list(Embedder(model).embedding("ab")),
+        lambda: list(Embedder(model.trained).embedding("ab")),
         lambda: list(Learner(model).feed("ab", end=True)),
         lambda: model.tokenizer.encode_records(["ab"]),
         lambda: read_corpus(b"abc abc", fixed=model.tokenizer),

@@ -19,7 +19,7 @@ from treadle.model.errors import (
     PackageError,
     UnknownSymbolError,
 )
-from treadle.model.model import default_context
+from treadle.model.network.trained_network import default_context
 from treadle.model.tokenizers.build import (
     EventTokenizer,
     SubwordTokenizer,

@@ -27,7 +27,7 @@ def scheduler() -> Iterator[Scheduler]:
 
 
 def sessions_of(model: Model, count: int, **settings: Any) -> list[Session]:
-    preparation = Preparation(model, "ab", SamplingConfig(**{"seed": 1, **settings}), None)
+    preparation = Preparation(model.trained, "ab", SamplingConfig(**{"seed": 1, **settings}), None)
     list(preparation.read())
     return [preparation.session(index, TOKENS) for index in range(count)]
 

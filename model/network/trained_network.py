@@ -1,0 +1,142 @@
+"""`TrainedNetwork` holds what computing with a network needs: settings, tokenizer and parameters.
+
+Generation, scoring, online learning and evaluation take one. `treadle.model.Model` adds what a
+user needs on top: the model file, the training record, the novelty index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+
+from treadle.kernels import structures
+from treadle.model.config import CorpusLayout, NetworkConfig, UnknownPolicy
+from treadle.model.errors import StateError
+from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.session_state import SessionState
+from treadle.model.network.workspace import pack_for_inference
+from treadle.model.tokenizers.build import Tokenizer
+
+_MOST_DRAWS = 1 << 63
+"""No text is longer; a state with more draws was not made by a model."""
+
+
+class TrainedNetwork:
+    """A network with its tokenizer and its parameters, ready to compute with.
+
+    It is safe to use from many threads at once. Its parameters must not change after the first
+    use of `weights`, unless whoever changes them passes `packed` and packs them again.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        tokenizer: Tokenizer,
+        parameters: Parameters,
+        default_context: int = 0,
+        packed: structures.Weights | None = None,
+    ) -> None:
+        """Combine the parts of a network.
+
+        Args:
+            config: The network's settings.
+            tokenizer: Turns text into tokens and back; also holds the corpus layout.
+            parameters: The network's numbers.
+            default_context: The token that a text follows where there is no prompt (layout TEXT).
+            packed: The same parameters packed for inference; None: they are packed at first use.
+        """
+        self.config = config
+        self.tokenizer = tokenizer
+        self.parameters = parameters
+        self.default_context = default_context
+        self._packing = threading.Lock()
+        self._packed = packed
+        self._hash = b""
+
+    @property
+    def shape(self) -> Shape:
+        """The network's sizes."""
+        return self.parameters.shape
+
+    @property
+    def layout(self) -> CorpusLayout:
+        """How the corpus was cut into sequences."""
+        return self.tokenizer.layout
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens in the vocabulary, special ones included."""
+        return self.tokenizer.vocabulary_size
+
+    @property
+    def weights(self) -> structures.Weights:
+        """The parameters as kernels read them, packed once; never written to."""
+        with self._packing:
+            if self._packed is None:
+                self._packed = pack_for_inference(self.parameters)
+            return self._packed
+
+    @property
+    def content_hash(self) -> bytes:
+        """SHA-256 of all that determines results: settings, tokenizer and parameters."""
+        if not self._hash:
+            settings = {
+                "network": self.config.to_json(),
+                "tokenizer": self.tokenizer.to_json(),
+                "default_context": self.default_context,
+            }
+            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+            digest.update(self.parameters.flat.data)  # without a copy of all numbers
+            self._hash = digest.digest()
+        return self._hash
+
+    def beginning(self, state: SessionState | None = None) -> SessionState:
+        """Return the state that a text begins with: the given one, or that of a new item or text.
+
+        A new text of layout TEXT begins with no token at all (-1): a prompt's first token is
+        then read as it is.
+        """
+        begin = -1 if self.tokenizer.begin is None else self.tokenizer.begin
+        return state or SessionState.fresh(self.shape, begin)
+
+    def state_bytes(self, state: SessionState, key: bytes = b"") -> bytes:
+        """Return a state as bytes; see `SessionState.to_bytes`."""
+        return state.to_bytes(self.shape, self.content_hash, key)
+
+    def read_state(self, data: bytes, key: bytes = b"") -> SessionState:
+        """Read a state that this network has made; see `SessionState.from_bytes`.
+
+        Args:
+            data: The state's bytes.
+            key: The key that the state was made with.
+
+        Raises:
+            StateError: The bytes are damaged, or were made without this key.
+            ForeignStateError: Another model made them.
+        """
+        state = SessionState.from_bytes(data, self.shape, self.content_hash, key)
+        begins_late = state.token < 0 and self.tokenizer.begin is not None
+        stream = self.tokenizer.stream(state.held)
+        strange = stream.push([]) != "" or stream.held != state.held  # no text ends with that
+        if (
+            strange
+            or begins_late
+            or state.token == self.tokenizer.end
+            or state.position >= _MOST_DRAWS
+        ):
+            raise StateError("state is none that this model has made: begin without one")
+        return state
+
+
+def default_context(tokenizer: Tokenizer, fallback: int) -> int:
+    """Return the token that a text follows by default: an item's begin, else a line's end.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        fallback: The token for a vocabulary that has neither.
+    """
+    if tokenizer.begin is not None:
+        return tokenizer.begin
+    newline = tokenizer.encode("\n", UnknownPolicy.SKIP)
+    return int(newline[0]) if newline.size else fallback
