@@ -324,6 +324,7 @@ class _LeftOut:
             file.writelines(f"{line}\n" for line in self._lines)
             file.flush()
             os.fsync(file.fileno())
+        files.sync(self._path.parent)
 
 
 def _plain(value: object) -> object:

@@ -146,7 +146,7 @@ class Submission:
                 raise corpus_not_found(file.sha256)
         if base is not None:
             try:
-                disk.link(base.path, directory / INIT_FILE, self._store.space)
+                disk.link_or_copy(base.path, directory / INIT_FILE, self._store.space)
             except FileNotFoundError:
                 raise _gone(base) from None
 

@@ -175,7 +175,7 @@ class Corpora:
                     path.unlink()
                 else:  # not there, or cut short by something beyond us
                     os.rename(path, place)
-                    sync(self._home)
+                sync(self._home)  # also of an earlier claim, whose sync may have failed
                 self._database.touch_corpus(sha256, size, time.time())
             except BaseException:
                 if new:

@@ -106,6 +106,7 @@ class Store(ModelStore):
                 super().__init__(models, database, limits)
                 self.observed_time = ObservedTime(root / CLOCK_FILE, database.newest_s())
                 self.corpora = Corpora(root, self._tmp, database, self.space)
+                files.sync(root)
             except OSError as error:
                 raise files.unusable(root, error) from error
             except DatabaseError as error:
@@ -131,7 +132,9 @@ class Store(ModelStore):
         if not is_name(job):
             raise ValueError(f"{job[:80]!r} is no job's id")
         path = self._jobs / job
-        files.make_directory(path)
+        if path.is_symlink() or not path.is_dir():
+            files.make_directory(path)
+            files.sync(self._jobs)  # a row of the database is about to rely on it
         return path
 
     def new_draft(self) -> Path:
@@ -210,8 +213,7 @@ class Store(ModelStore):
         draft = self.new_draft()
         try:
             if not self._is_claimed(name, path, version):
-                files.link(path, draft / MODEL_FILE, self.space)
-                files.sync(draft / MODEL_FILE)
+                files.link_or_copy(path, draft / MODEL_FILE, self.space)
             return self.claim(name, draft, version)
         finally:
             self.discard(draft)

@@ -316,13 +316,32 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def link(path: Path, place: Path, space: DiskSpace) -> None:
+def link_or_copy(path: Path, place: Path, space: DiskSpace) -> None:
     """Makes `place` the same file as `path`, or a copy where the file system has no links.
+
+    Both the file and its name outlast a loss of power once this returns.
+
+    Args:
+        path: The file; it must be replaced, never written to, from now on.
+        place: The new name; must not exist.
+        space: The space of its disk.
 
     Raises:
         NoSpaceError: There is no space for a copy.
-        OSError: The disk failed or is full.
+        OSError: The disk failed or is full; nothing is left at `place`.
     """
+    try:
+        _link_or_copy(path, place, space)
+        sync(place)
+        sync(place.parent)
+    except FileExistsError:
+        raise
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
+
+
+def _link_or_copy(path: Path, place: Path, space: DiskSpace) -> None:
     try:
         os.link(path, place)
     except OSError as error:
