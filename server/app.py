@@ -33,6 +33,7 @@ from treadle.server.address import (
 )
 from treadle.server.config import ServerConfig, SettingError
 from treadle.server.errors import unavailable
+from treadle.server.failures import DatabaseError
 from treadle.server.inference.admission import Admission, Inquiries, Load
 from treadle.server.inference.generate import GenerateHandler
 from treadle.server.inference.learn import LearnHandler
@@ -55,7 +56,6 @@ from treadle.server.rpc.reflection import add_reflection
 from treadle.server.rpc.servicer import SERVICE, SequenceService
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import Store, StoreError
-from treadle.server.storage.database import DatabaseError
 from treadle.server.storage.model_limits import ModelLimits
 from treadle.server.storage.retention import Rules, keep_house
 from treadle.server.warmup import Warming

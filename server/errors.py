@@ -44,9 +44,7 @@ from treadle.model.errors import (
     TrainingError,
     UnknownSymbolError,
 )
-from treadle.server.resources.open_files import is_out_of_files
-from treadle.server.storage.files import NoSpaceError, is_full
-from treadle.server.storage.schema import DamagedDatabaseError
+from treadle.server.failures import DamagedDatabaseError, NoSpaceError, is_full, is_out_of_files
 
 logger = logging.getLogger(__name__)
 

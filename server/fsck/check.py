@@ -24,6 +24,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from treadle.server.failures import DatabaseError
 from treadle.server.fsck.database import check_events, open_database
 from treadle.server.fsck.jobs import check_jobs, put_jobs_aside
 from treadle.server.fsck.models import (
@@ -35,7 +36,6 @@ from treadle.server.fsck.models import (
 from treadle.server.fsck.report import DAMAGED, Finding, Report, put_aside, remove_whole
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import DATABASE_FILE
-from treadle.server.storage.database import DatabaseError
 from treadle.server.storage.files import StoreError
 
 __all__ = ["Finding", "Report", "check", "run"]

@@ -22,12 +22,13 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from treadle.server.failures import DatabaseError
 from treadle.server.fsck.report import DAMAGED, Report, put_aside
 from treadle.server.jobs.job import FAILED
 from treadle.server.names import is_name
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import DATABASE_FILE, REPAIRED_FILE
-from treadle.server.storage.database import Database, DatabaseError, NewerDatabaseError
+from treadle.server.storage.database import Database, NewerDatabaseError
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.job_damage import damage, without_damage
 from treadle.server.storage.salvage import Salvage

@@ -14,10 +14,11 @@ from treadle.model.errors import CheckpointError
 from treadle.model.tensor_file import open_tensors
 from treadle.model.training.checkpoint import is_whole
 from treadle.server.errors import StatusError
+from treadle.server.failures import DatabaseError
 from treadle.server.fsck.report import DAMAGED, Report, put_aside, remove_whole
 from treadle.server.names import is_name
 from treadle.server.storage.data_dir import DATABASE_FILE
-from treadle.server.storage.database import Database, DatabaseError, JobRow
+from treadle.server.storage.database import Database, JobRow
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import INIT_FILE, STATE_FILE
 from treadle.v1 import sequence_pb2 as pb

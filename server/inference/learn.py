@@ -18,8 +18,8 @@ from treadle.server.inference.turns import run_steps
 from treadle.server.messages import learn_request, responses
 from treadle.server.messages.learn_request import Publication
 from treadle.server.resources import pools
+from treadle.server.resources.call_deadline import work_within
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.rpc.call_deadline import work_within
 from treadle.server.storage.data_dir import CLAIMS, MODEL_FILE, Store, StoredModel, always_deleted
 from treadle.v1 import sequence_pb2 as pb
 

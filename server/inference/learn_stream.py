@@ -9,7 +9,7 @@ from treadle.model import Model
 from treadle.model.errors import ModelError
 from treadle.model.memory_estimate import snapshot_bytes
 from treadle.model.online.learner import Learner
-from treadle.server.errors import StatusError, from_exception, from_model, invalid
+from treadle.server.errors import from_exception, from_model
 from treadle.server.inference.stream_units import Piece, Units, stream_error
 from treadle.server.messages.learn_request import Learning
 from treadle.server.messages.reply_size import ReplyGrowth, write_piece
@@ -126,7 +126,9 @@ class LearningSession:
     def _read(self, learn: bool, text: str, end: bool) -> Iterator[None]:
         field = "learn.text" if learn else "predict.text"
         self.reply = pb.LearnStreamResponse(piece=pb.PieceScore())
-        growth = ReplyGrowth(self._held_reply, self._max_message_bytes, partial(_too_large, field))
+        growth = ReplyGrowth(
+            self._held_reply, self._max_message_bytes, field, "send smaller pieces"
+        )
         scoring = self.learner.feed(text, end, learn)
         try:
             yield from write_piece(self.reply.piece, scoring, self.learner.take_tokens, growth)
@@ -137,8 +139,3 @@ class LearningSession:
         """Forgets the reply, which was sent: a silent session keeps none."""
         self.reply = pb.LearnStreamResponse()
         self._held_reply.release()
-
-
-def _too_large(field: str) -> StatusError:
-    text = "the reply would be larger than a message may be; send smaller pieces"
-    return invalid([(field, text)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from itertools import islice
 
 from treadle.model import Model
@@ -13,7 +12,7 @@ from treadle.model.memory_estimate import scorer_bytes
 from treadle.model.scoring.embedder import Embedder
 from treadle.model.scoring.scores import TextScore
 from treadle.model.scoring.text_scorer import TextScorer
-from treadle.server.errors import StatusError, from_model, invalid
+from treadle.server.errors import from_model, invalid
 from treadle.server.inference.admission import Load
 from treadle.server.inference.resolve import Sources
 from treadle.server.inference.scheduler import Caller, Scheduler
@@ -28,14 +27,15 @@ from treadle.server.inference.stream_places import Openings
 from treadle.server.inference.stream_units import Piece
 from treadle.server.inference.turns import run_steps
 from treadle.server.messages import responses, score_request
-from treadle.server.messages.reply_size import TAG_BYTES, ReplyGrowth
+from treadle.server.messages.reply_size import TAG_BYTES, ReplyGrowth, check_reply_size
 from treadle.server.messages.score_request import Scoring
 from treadle.server.messages.states import given_state
+from treadle.server.resources.call_deadline import work_within
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.rpc.call_deadline import work_within
 from treadle.v1 import sequence_pb2 as pb
 
-_TOO_LARGE = "the reply would be larger than a message may be; "
+_FEWER_AT_ONCE = "ask for fewer texts at once"
+"""What to do about a reply that would be too large."""
 
 
 class ScoreHandler:
@@ -92,7 +92,8 @@ class ScoreHandler:
             self._budget.reserve(size, "scorings"),
             self._budget.reserve(0, "replies to scorings") as held_reply,
         ):
-            growth = ReplyGrowth(held_reply, self._max_message_bytes, partial(_too_large, request))
+            field, remedy = _reply_fault(request)
+            growth = ReplyGrowth(held_reply, self._max_message_bytes, field, remedy)
             growth.add(reply.ByteSize())
             work = _Texts(source.model, request, asked, reply, growth, self._state_key)
             await run_steps(self._scheduler.caller(), work.steps())
@@ -162,8 +163,8 @@ class ScoreHandler:
                 reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
                 shape = source.model.parameters.shape
                 vectors = vector_bytes(request, shape)
-                if vectors > self._max_message_bytes:  # before any is made
-                    raise invalid([("texts", _TOO_LARGE + "ask for fewer texts at once")])
+                # Before any vector is made.
+                check_reply_size(vectors, self._max_message_bytes, "texts", _FEWER_AT_ONCE)
                 size = vectors + embed_bytes(request, shape)
                 with self._budget.reserve(size, "embeddings"):
                     steps = _embed(source.model, request, policy, reply)
@@ -279,11 +280,10 @@ class _Texts:
         self._growth.add(message.ByteSize() + TAG_BYTES - grown)
 
 
-def _too_large(request: pb.ScoreRequest) -> StatusError:
-    """Returns the error of a reply with more bytes than a message may have."""
-    text = _TOO_LARGE + "ask for fewer texts at once"
+def _reply_fault(request: pb.ScoreRequest) -> tuple[str, str]:
+    """Returns the field at fault where a reply is too large, and the remedy."""
     names = ("log_probabilities", "ranks", "top_log_probabilities")
     field = next((name for name in names if getattr(request, name)), None)
     if field is None:
-        return invalid([("texts", text)])
-    return invalid([(field, f"{text}, or leave out {field}")])
+        return "texts", _FEWER_AT_ONCE
+    return field, f"{_FEWER_AT_ONCE}, or leave out {field}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from treadle.model.errors import ModelError
 from treadle.model.scoring.stream_scorer import StreamMark, StreamScorer
-from treadle.server.errors import StatusError, from_model, invalid
+from treadle.server.errors import from_model
 from treadle.server.inference.model_cache import Source
 from treadle.server.inference.stream_units import Piece, Units, stream_error
 from treadle.server.messages import responses
@@ -114,7 +114,9 @@ class Stream:
         scorer = self._scorer
         assert scorer is not None
         self.reply = pb.ScoreStreamResponse(piece=pb.PieceScore())
-        growth = ReplyGrowth(self._held, self._max_message_bytes, _too_large)
+        growth = ReplyGrowth(
+            self._held, self._max_message_bytes, "piece.text", "send smaller pieces"
+        )
         scoring = scorer.feed(text, end)
         try:
             yield from write_piece(self.reply.piece, scoring, scorer.take_tokens, growth)
@@ -149,8 +151,3 @@ class Stream:
         if self._returns_state:
             result.state = self._source.model.state_bytes(scorer.state, self._key)
         self.reply = pb.ScoreStreamResponse(result=result)
-
-
-def _too_large() -> StatusError:
-    text = "the reply would be larger than a message may be; send smaller pieces"
-    return invalid([("piece.text", text)])

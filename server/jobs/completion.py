@@ -15,6 +15,7 @@ from treadle.model import Keep, Model, TrainConfig
 from treadle.model.errors import ModelError
 from treadle.model.temporary_files import remove_leftovers
 from treadle.server.errors import StatusError, from_exception
+from treadle.server.failures import is_full
 from treadle.server.jobs.job import (
     CANCELLED,
     CANCELLING,
@@ -32,7 +33,6 @@ from treadle.server.messages import responses
 from treadle.server.messages.requests import spec_field
 from treadle.server.resources import pools
 from treadle.server.storage.data_dir import CLAIMS, Store, StoredModel, always_deleted
-from treadle.server.storage.files import is_full
 from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, LAST_FILE, STATE_FILE
 from treadle.v1 import sequence_pb2 as pb
 

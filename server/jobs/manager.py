@@ -31,6 +31,7 @@ from treadle.server.errors import (
     precondition,
     unavailable,
 )
+from treadle.server.failures import DatabaseError, is_full
 from treadle.server.jobs.completion import Completion
 from treadle.server.jobs.job import (
     CANCELLING,
@@ -49,8 +50,7 @@ from treadle.server.jobs.runner import Ending, JobRunner, Outcome, RunLimits
 from treadle.server.jobs.worker_pool import Workers
 from treadle.server.resources import pools
 from treadle.server.storage.data_dir import Store
-from treadle.server.storage.database import DatabaseError, JobRow
-from treadle.server.storage.files import is_full
+from treadle.server.storage.database import JobRow
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import STATE_FILE
 

@@ -10,6 +10,7 @@ from treadle.model.data.files import check_not_empty
 from treadle.model.errors import CorpusError
 from treadle.model.training.config_check import Beginning
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
+from treadle.server.failures import DatabaseError
 from treadle.server.jobs import repeated_request
 from treadle.server.jobs.job import outlast
 from treadle.server.jobs.manager import JobManager
@@ -22,7 +23,7 @@ from treadle.server.resources import pools
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage import files as disk
 from treadle.server.storage.data_dir import Store, StoredModel
-from treadle.server.storage.database import DatabaseError, JobRow
+from treadle.server.storage.database import JobRow
 from treadle.server.storage.job_files import INIT_FILE
 from treadle.v1 import sequence_pb2 as pb
 

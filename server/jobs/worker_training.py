@@ -25,10 +25,11 @@ from treadle.model.scratch_files import ScratchFolder
 from treadle.model.temporary_files import remove_leftovers
 from treadle.model.training.checkpoint import saved_config
 from treadle.model.training.progress import Validation
+from treadle.server.failures import NoSpaceError, is_full
 from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.worker_control import Replies, Wishes, beating
 from treadle.server.resources.process_memory import limit_own
-from treadle.server.storage.files import DiskSpace, NoSpaceError, is_full
+from treadle.server.storage.files import DiskSpace
 from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
 
 _MAX_SAMPLE = 10_000

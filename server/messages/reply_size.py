@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from treadle.model.scoring.scores import PieceScore
 from treadle.model.scoring.token_score import TokenScore
-from treadle.server.errors import StatusError
+from treadle.server.errors import invalid
 from treadle.server.messages import responses
 from treadle.server.resources.memory_budget import Reservation
 from treadle.v1 import sequence_pb2 as pb
@@ -25,19 +25,38 @@ TAG_BYTES = 6
 """The most that the tag and the length of a part of a reply take on the wire."""
 
 
+def check_reply_size(size: int, limit: int, field: str, remedy: str) -> None:
+    """Checks that a reply is not larger than a message may be.
+
+    Args:
+        size: Its bytes on the wire.
+        limit: The most bytes of a message.
+        field: The field of the request that is at fault.
+        remedy: What to do about it, as a clause.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: it is larger.
+    """
+    if size > limit:
+        text = f"the reply would be larger than a message may be; {remedy}"
+        raise invalid([(field, text)])
+
+
 class ReplyGrowth:
     """Counts the bytes of one reply.
 
     Args:
         held: Where its memory is reserved.
         limit: The most bytes that it may have on the wire.
-        too_large: Makes the error of a reply that has more.
+        field: The field of the request that is at fault where the reply is too large.
+        remedy: What to do about it, as a clause.
     """
 
-    def __init__(self, held: Reservation, limit: int, too_large: Callable[[], StatusError]) -> None:
+    def __init__(self, held: Reservation, limit: int, field: str, remedy: str) -> None:
         self._held = held
         self._limit = limit
-        self._too_large = too_large
+        self._field = field
+        self._remedy = remedy
         self._size = 0
         self._counted = 0
 
@@ -53,8 +72,7 @@ class ReplyGrowth:
             StatusError: It has become too large; or RESOURCE_EXHAUSTED: its memory does not fit.
         """
         self._size += size
-        if self._size > self._limit:
-            raise self._too_large()
+        self.check(0)
         if self._size - self._counted >= _STEP_BYTES:
             self._held.resize(_TIMES_ITS_BYTES * self._size)
             self._counted = self._size
@@ -65,8 +83,7 @@ class ReplyGrowth:
         Raises:
             StatusError: They do not fit.
         """
-        if self._size + more > self._limit:
-            raise self._too_large()
+        check_reply_size(self._size + more, self._limit, self._field, self._remedy)
 
 
 def write_piece(

@@ -29,11 +29,6 @@ def allow_many() -> int:
     return wanted
 
 
-def is_out_of_files(error: BaseException) -> bool:
-    """Returns whether an error says that no more files may be open."""
-    return isinstance(error, OSError) and error.errno in _OUT_OF_FILES
-
-
 def check() -> None:
     """Checks that a file can be opened, for those whose errors do not say whether that was it.
 

@@ -23,8 +23,8 @@ from treadle.server.messages.page import Page
 from treadle.server.names import check_model_and_alias, check_reference
 from treadle.server.resources import pools
 from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.rpc.catalog import Catalog
 from treadle.server.rpc.interceptor import Context
-from treadle.server.storage.catalog import Catalog
 from treadle.server.storage.data_dir import Store
 from treadle.server.storage.database import JobRow
 from treadle.server.warmup import Warming

@@ -32,10 +32,11 @@ import grpc
 from treadle.model.model_file import read_header
 from treadle.model.temporary_files import remove_leftovers
 from treadle.server.errors import StatusError, aborted, not_found, precondition
+from treadle.server.failures import DatabaseError, is_full
 from treadle.server.names import is_name
 from treadle.server.storage import files, model_version
 from treadle.server.storage.corpora import Corpora
-from treadle.server.storage.database import Database, DatabaseError
+from treadle.server.storage.database import Database
 from treadle.server.storage.files import DiskSpace, SpareSpace, StoreError
 from treadle.server.storage.model_limits import DEFAULT_LIMITS, ModelLimits
 from treadle.server.storage.model_version import HASH_FILE, MODEL_FILE, Description, StoredModel
@@ -337,7 +338,7 @@ def _made(folder: Path) -> bool:
     try:
         folder.mkdir(mode=0o770)
     except OSError as error:
-        if not files.is_full(error):
+        if not is_full(error):
             raise
         return False
     return True

@@ -19,8 +19,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from treadle.server.failures import DamagedDatabaseError, DatabaseError, is_full
 from treadle.server.resources import open_files
-from treadle.server.storage.files import SpareSpace, check_no_link, is_full
+from treadle.server.storage.files import SpareSpace, check_no_link
 from treadle.server.storage.schema import (
     COLUMNS,
     FIXED,
@@ -30,8 +31,6 @@ from treadle.server.storage.schema import (
     SELECT,
     TABLES,
     UPGRADES,
-    DamagedDatabaseError,
-    DatabaseError,
     JobRow,
     NewerDatabaseError,
     NoSuchJobError,
@@ -39,7 +38,7 @@ from treadle.server.storage.schema import (
     text,
 )
 
-__all__ = ["Database", "DatabaseError", "JobRow", "NewerDatabaseError", "NoSuchJobError"]
+__all__ = ["Database", "JobRow", "NewerDatabaseError", "NoSuchJobError"]
 
 Result = TypeVar("Result")
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from treadle.server.failures import NoSpaceError
+
 logger = logging.getLogger(__name__)
 
 _SMALL_BYTES = 4096
@@ -28,22 +30,6 @@ _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACC
 
 class StoreError(Exception):
     """The data directory cannot be used. The message is one sentence."""
-
-
-class NoSpaceError(OSError):
-    """There is no space for so many bytes more.
-
-    Args:
-        size: How many bytes.
-        free: Bytes that are free.
-        least_free: Bytes that are to stay free.
-    """
-
-    def __init__(self, size: int, free: int, least_free: int) -> None:
-        text = f"{free:,} bytes of it are free, of which {least_free:,} are to stay so"
-        super().__init__(errno.ENOSPC, text)
-        self.size = size
-        """How many bytes."""
 
 
 class DiskSpace:
@@ -148,11 +134,6 @@ class SpareSpace:
             return False
         logger.warning("the disk is full: the space that was kept for that is given up")
         return True
-
-
-def is_full(error: BaseException) -> bool:
-    """Returns whether an error says that the disk is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager

@@ -20,9 +20,10 @@ from google.protobuf.message import DecodeError
 from treadle.model.config import TrainConfig
 from treadle.model.errors import ConfigError
 from treadle.server.errors import StatusError
+from treadle.server.failures import DatabaseError
 from treadle.server.jobs.job import FAILED, OVER, PAUSED, QUEUED, RUNNING
 from treadle.server.names import is_name
-from treadle.server.storage.schema import DatabaseError, JobRow
+from treadle.server.storage.schema import JobRow
 from treadle.v1 import sequence_pb2 as pb
 
 _STATES = {QUEUED, RUNNING, PAUSED, *OVER}

@@ -20,7 +20,7 @@ from treadle.model.errors import CheckpointError
 from treadle.model.model_file import read_header, write_whole
 from treadle.model.training_record import TrainingRecord
 from treadle.server.errors import damaged, not_found
-from treadle.server.resources.open_files import is_out_of_files
+from treadle.server.failures import is_out_of_files
 from treadle.server.storage.files import check_no_link, read_small
 
 MODEL_FILE = "model.safetensors"

@@ -16,8 +16,8 @@ from pathlib import Path
 import grpc
 
 from treadle.server.errors import StatusError, not_found, shorten, unknown_alias
+from treadle.server.failures import is_out_of_files
 from treadle.server.names import LATEST, check_alias, is_name, split
-from treadle.server.resources.open_files import is_out_of_files
 from treadle.server.storage import model_version
 from treadle.server.storage.database import Database
 from treadle.server.storage.model_limits import (

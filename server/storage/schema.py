@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from treadle.server.failures import DatabaseError
+
 SCHEMA_VERSION = 3
 """The version of the tables; a server refuses a file of a newer one."""
 
@@ -24,14 +26,6 @@ UNKNOWN_VERSION = -1
 
 
 _NO_COLUMN = {"column": False}
-
-
-class DatabaseError(Exception):
-    """The database cannot be used, or not for what was asked. The message is one sentence."""
-
-
-class DamagedDatabaseError(DatabaseError):
-    """The file of the database is damaged, where it was read."""
 
 
 class NewerDatabaseError(DatabaseError):

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from treadle.server.messages.page import Page
+from treadle.server.rpc.catalog import Catalog
 from treadle.server.storage import model_version
-from treadle.server.storage.catalog import Catalog
 from treadle.server.storage.data_dir import MODEL_FILE, Store
 from treadle.server.storage.version_index import VersionIndex
 from treadle.v1 import sequence_pb2 as pb

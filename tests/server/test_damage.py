@@ -18,6 +18,7 @@ from google.protobuf.internal import encoder, wire_format
 from treadle.model.config import TrainConfig
 from treadle.model.training_record import TrainingRecord
 from treadle.server.errors import from_exception
+from treadle.server.failures import DamagedDatabaseError
 from treadle.server.fsck.check import check
 from treadle.server.jobs.upload import MAX_SPEC_BYTES
 from treadle.server.jobs.worker_request import UploadedFile, new_row
@@ -26,7 +27,7 @@ from treadle.server.messages.shortening import ITEM_BYTES
 from treadle.server.storage.data_dir import DATABASE_FILE, MODEL_FILE, Store
 from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage, without_damage
-from treadle.server.storage.schema import COLUMNS, DamagedDatabaseError
+from treadle.server.storage.schema import COLUMNS
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Caller, Server, fields_of, long_spec, tiny_spec

@@ -11,13 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from treadle.server.storage.database import (
-    Database,
-    DatabaseError,
-    JobRow,
-    NewerDatabaseError,
-    NoSuchJobError,
-)
+from treadle.server.failures import DatabaseError
+from treadle.server.storage.database import Database, JobRow, NewerDatabaseError, NoSuchJobError
 from treadle.server.storage.files import shared_with_group
 from treadle.server.storage.schema import COLUMNS, SCHEMA, SCHEMA_VERSION, UNKNOWN_VERSION
 

@@ -10,8 +10,8 @@ import pytest
 from clocks import DayClock
 
 from treadle.model.temporary_files import temporary_path
+from treadle.server.failures import DatabaseError
 from treadle.server.storage.data_dir import Store
-from treadle.server.storage.database import DatabaseError
 from treadle.server.storage.observed_time import CONFIRM_S, ObservedTime
 from treadle.server.storage.retention import MOST, ORPHAN_S, Rules, Swept, keep_house, sweep, tidy
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from treadle.model.scoring.scores import Details
-from treadle.server.errors import StatusError, invalid
+from treadle.server.errors import StatusError
 from treadle.server.inference.model_cache import Source
 from treadle.server.inference.score import _Texts
 from treadle.server.inference.score_stream import Stream
@@ -60,7 +60,7 @@ def test_a_context_is_read_once_for_all_texts_of_a_call() -> None:
     def steps(count: int) -> int:
         request = pb.ScoreRequest(model="m", texts=["ab"] * count, context=TEXT, ranks=True)
         reply = pb.ScoreResponse()
-        growth = ReplyGrowth(nothing_held(), 1 << 20, lambda: invalid([]))
+        growth = ReplyGrowth(nothing_held(), 1 << 20, "piece.text", "send less")
         work = _Texts(tiny_model(), request, scoring(request), reply, growth, b"")
         taken = sum(1 for _ in work.steps())
         assert {text.SerializeToString() for text in reply.scores} == {one.SerializeToString()}

@@ -19,8 +19,8 @@ import pytest
 from treadle.client import Client
 from treadle.server.address import AddressError, clear_socket
 from treadle.server.config import ServerConfig, SettingError
+from treadle.server.failures import DatabaseError
 from treadle.server.storage.data_dir import DATABASE_FILE, Store, StoreError
-from treadle.server.storage.database import DatabaseError
 
 from .harness import PATIENCE_S, TEXT, Server, tiny_spec
 

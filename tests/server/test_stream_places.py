@@ -13,7 +13,7 @@ import pytest
 
 from treadle.server.errors import StatusError
 from treadle.server.inference.stream_places import Openings, Place, StreamPlaces
-from treadle.server.rpc.call_deadline import work_within
+from treadle.server.resources.call_deadline import work_within
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, detail_of, tiny_spec, until, wait_for

@@ -1,0 +1,45 @@
+"""`is_full`, `is_out_of_files` and errors of the storage: failures that have a status of their own.
+
+They stand below everything else, so that both the storage and `errors` can name them.
+"""
+
+from __future__ import annotations
+
+import errno
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+class NoSpaceError(OSError):
+    """The disk has too little space for more bytes.
+
+    Args:
+        size: Bytes to be written.
+        free: Bytes that are free.
+        least_free: Bytes that must stay free.
+    """
+
+    def __init__(self, size: int, free: int, least_free: int) -> None:
+        text = f"{free:,} bytes of it are free, of which {least_free:,} are to stay so"
+        super().__init__(errno.ENOSPC, text)
+        self.size = size
+        """Bytes to be written."""
+
+
+class DatabaseError(Exception):
+    """The database cannot be used, or not for what was asked. The message is one sentence."""
+
+
+class DamagedDatabaseError(DatabaseError):
+    """The file of the database is damaged where it was read."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Returns whether an error says that the disk is full."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def is_out_of_files(error: BaseException) -> bool:
+    """Returns whether an error says that the process may open no more files."""
+    return isinstance(error, OSError) and error.errno in _OUT_OF_FILES
