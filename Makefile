@@ -49,9 +49,10 @@ bench: $(STAMP) ## Check the kernels on this machine and measure them: ARGS='--q
 
 test: lint type test-jit test-nojit ## Everything that must hold before a commit.
 
-lint: $(STAMP) ## Check style and formatting.
+lint: $(STAMP) ## Check style, formatting and the imports between packages and layers.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 type: $(STAMP) ## Check types, strictly.
 	$(BIN)/mypy

@@ -1,9 +1,8 @@
-"""The arrows between the rooms: kernels <- model <- server -> v1 <- client.
+"""Holds what import-linter cannot say: which outside packages each package may import, and how.
 
-benchmarks looks at kernels and model, as the server does at model, and nobody at benchmarks.
-
-Read from the sources with `ast`, so that an import inside a function, under
-TYPE_CHECKING or through importlib counts as well.
+Which Treadle packages and layers may import which are contracts in pyproject.toml, checked by
+`lint-imports`. Here imports are read from the sources with `ast`, so that an import inside a
+function, under TYPE_CHECKING or through importlib counts as well.
 """
 
 from __future__ import annotations
@@ -26,23 +25,13 @@ FOLDERS = {
     "benchmarks": ROOT / "benchmarks",
 }
 
-MAY_IMPORT_ROOMS = {
-    "kernels": {"kernels"},
-    "model": {"model", "kernels"},
-    "server": {"server", "model", "v1"},
-    "client": {"client", "v1"},
-    "v1": {"v1"},
-    # v1 for the script that asks a server for its health; the bench itself knows no wire.
-    "benchmarks": {"benchmarks", "kernels", "model", "v1"},
-}
-
-# What the bench measures Treadle beside. Nobody declares these: they are measured where installed.
+# Rivals that the benchmarks compare with. Nobody declares them: they are measured where installed.
 PEERS = {"torch", "jax", "onnx", "onnxruntime"}
 PEER_WORKERS = {"pytorch.py", "jax_scan.py", "onnx_runtime.py"}
 
-# What may be imported from outside besides the standard library. The server is free in
-# that: it is the room where the parts meet.
-MAY_IMPORT_PACKAGES = {
+# What may be imported from outside, in addition to the standard library. The server is free in
+# that: it is the package where the parts meet.
+ALLOWED = {
     "kernels": {"numpy", "numba", "llvmlite"},
     "model": {"numpy", "outlines_core", "safetensors", "tokenizers"},
     "client": {"grpc", "google.protobuf"},
@@ -65,22 +54,22 @@ KERNELS_STANDARD_LIBRARY = {
 # These choose the compiler's target and its disk cache, so they alone see the machine.
 KERNELS_COMPILER = {"jit.py", "cache_folder.py"}
 
-BARE_ROOMS = {"kernels", "model", "server", "client", "proto", "benchmarks"}
+BARE_NAMES = {"kernels", "model", "server", "client", "proto", "benchmarks"}
 
 
-def sources(room: str) -> list[Path]:
-    """Return a room's Python files, type stubs included."""
-    folder = FOLDERS[room]
+def sources(package: str) -> list[Path]:
+    """Returns a package's Python files, type stubs included."""
+    folder = FOLDERS[package]
     return sorted([*folder.rglob("*.py"), *folder.rglob("*.pyi")])
 
 
-def package_of(room: str, path: Path) -> list[str]:
-    """Return the parts of the package that a file's relative imports start from."""
-    return ["treadle", room, *path.relative_to(FOLDERS[room]).parent.parts]
+def package_of(package: str, path: Path) -> list[str]:
+    """Returns the parts of the package that a file's relative imports start from."""
+    return ["treadle", package, *path.relative_to(FOLDERS[package]).parent.parts]
 
 
 def absolute_module(node: ast.ImportFrom, package: list[str]) -> str:
-    """Return the module a `from` import names, relative dots resolved."""
+    """Returns the module a `from` import names, relative dots resolved."""
     if node.level == 0:
         return node.module or ""
     above = package[: len(package) - (node.level - 1)]
@@ -88,7 +77,7 @@ def absolute_module(node: ast.ImportFrom, package: list[str]) -> str:
 
 
 def imports_of_tree(tree: ast.AST, package: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield every dotted name that a module imports, and the line."""
+    """Yields every dotted name that a module imports, and the line."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -103,47 +92,36 @@ def imports_of_tree(tree: ast.AST, package: list[str]) -> Iterator[tuple[str, in
                 yield str(first.value), node.lineno
 
 
-def imports(room: str) -> Iterator[tuple[Path, int, str]]:
-    """Yield file, line and dotted name of every import in a room."""
-    for path in sources(room):
+def imports(package: str) -> Iterator[tuple[Path, int, str]]:
+    """Yields file, line and dotted name of every import in a package."""
+    for path in sources(package):
         tree = ast.parse(path.read_text("utf-8"), str(path))
-        for name, line in imports_of_tree(tree, package_of(room, path)):
+        for name, line in imports_of_tree(tree, package_of(package, path)):
             yield path, line, name
 
 
 def is_within(name: str, allowed: set[str]) -> bool:
-    """Return whether a dotted name is one of the allowed packages or inside one."""
+    """Returns whether a dotted name is one of the allowed packages or inside one."""
     return any(name == package or name.startswith(package + ".") for package in allowed)
 
 
 def top(name: str) -> str:
-    """Return the first part of a dotted name."""
+    """Returns the first part of a dotted name."""
     return name.partition(".")[0]
 
 
 def place(path: Path, line: int, name: str) -> str:
-    """Return `file:line imports name` for a failed assertion."""
+    """Returns `file:line imports name` for a failed assertion."""
     return f"{path.relative_to(ROOT)}:{line} imports {name}"
 
 
-@pytest.mark.parametrize("room", FOLDERS)
-def test_arrows_between_rooms_point_one_way(room: str) -> None:
-    allowed = {f"treadle.{other}" for other in MAY_IMPORT_ROOMS[room]}
+@pytest.mark.parametrize("package", ALLOWED)
+def test_package_imports_only_what_is_allowed(package: str) -> None:
     wrong = [
         place(path, line, name)
-        for path, line, name in imports(room)
-        if top(name) == "treadle" and not is_within(name, allowed)
-    ]
-    assert wrong == []
-
-
-@pytest.mark.parametrize("room", MAY_IMPORT_PACKAGES)
-def test_room_imports_only_its_packages(room: str) -> None:
-    wrong = [
-        place(path, line, name)
-        for path, line, name in imports(room)
+        for path, line, name in imports(package)
         if top(name) not in sys.stdlib_module_names | {"treadle", "_typeshed", "typing_extensions"}
-        and not is_within(name, MAY_IMPORT_PACKAGES[room])
+        and not is_within(name, ALLOWED[package])
     ]
     assert wrong == []
 
@@ -152,8 +130,8 @@ def test_peers_are_imported_by_their_workers_alone() -> None:
     """A peer that is missing must cost nothing but its own row."""
     wrong = [
         place(path, line, name)
-        for room in FOLDERS
-        for path, line, name in imports(room)
+        for package in FOLDERS
+        for path, line, name in imports(package)
         if top(name) in PEERS and path.name not in PEER_WORKERS
     ]
     assert wrong == []
@@ -184,7 +162,7 @@ def test_kernels_do_no_input_or_output() -> None:
     assert wrong == []
 
 
-def test_nothing_imports_a_room_by_its_bare_name() -> None:
+def test_nothing_imports_a_package_by_its_bare_name() -> None:
     """`import kernels` may find somebody else's package of that name."""
     folders = [*FOLDERS.values(), ROOT / "tests", ROOT / "examples"]
     wrong = [
@@ -192,13 +170,13 @@ def test_nothing_imports_a_room_by_its_bare_name() -> None:
         for folder in folders
         for path in sorted(folder.rglob("*.py"))
         for name, line in imports_of_tree(ast.parse(path.read_text("utf-8")), [])
-        if top(name) in BARE_ROOMS
+        if top(name) in BARE_NAMES
     ]
     assert wrong == []
 
 
 def packages_loaded_by(modules: list[str]) -> set[str]:
-    """Return the top-level packages that a fresh interpreter has after importing modules."""
+    """Returns the top-level packages that a fresh interpreter has after importing modules."""
     script = (
         f"import importlib, sys\n"
         f"for module in {modules!r}: importlib.import_module(module)\n"
@@ -211,11 +189,11 @@ def packages_loaded_by(modules: list[str]) -> set[str]:
     return set(result.stdout.split())
 
 
-def modules_of(room: str) -> list[str]:
-    """Return the dotted names of a room's modules, `__main__` left out."""
+def modules_of(package: str) -> list[str]:
+    """Returns the dotted names of a package's modules, `__main__` left out."""
     return [
-        ".".join([*package_of(room, path), *([path.stem] if path.stem != "__init__" else [])])
-        for path in FOLDERS[room].rglob("*.py")
+        ".".join([*package_of(package, path), *([path.stem] if path.stem != "__init__" else [])])
+        for path in FOLDERS[package].rglob("*.py")
         if path.stem != "__main__"
     ]
 

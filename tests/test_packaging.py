@@ -1,4 +1,4 @@
-"""What gets installed: every room in sdist and wheel, and a bare install that is the client."""
+"""Checks what gets installed: every package, and a bare install that is the client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {
+PACKAGES = {
     "treadle.kernels": "kernels",
     "treadle.model": "model",
     "treadle.server": "server",
@@ -31,9 +31,9 @@ def pyproject() -> dict[str, Any]:
 
 
 def packages_on_disk() -> set[str]:
-    """Return the dotted name of every folder with Python files in a room."""
+    """Returns the dotted name of every folder with Python files in a package."""
     found = set()
-    for package, folder in ROOMS.items():
+    for package, folder in PACKAGES.items():
         for path in (ROOT / folder).rglob("*.py"):
             below = path.parent.relative_to(ROOT / folder).parts
             found.add(".".join([package, *below]))
@@ -41,10 +41,10 @@ def packages_on_disk() -> set[str]:
 
 
 def files_on_disk() -> set[str]:
-    """Return every file that belongs in the wheel, by its name there."""
+    """Returns every file that belongs in the wheel, by its name there."""
     return {
         f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"
-        for package, folder in ROOMS.items()
+        for package, folder in PACKAGES.items()
         for pattern in PACKAGED
         for path in (ROOT / folder).rglob(pattern)
     }
@@ -58,7 +58,7 @@ def test_every_package_on_disk_is_listed(pyproject: dict[str, Any]) -> None:
 def test_every_package_has_an_init() -> None:
     bare = [
         package
-        for package, folder in ROOMS.items()
+        for package, folder in PACKAGES.items()
         for path in (ROOT / folder).rglob("*.py")
         if not (path.parent / "__init__.py").is_file()
     ]
@@ -66,10 +66,10 @@ def test_every_package_has_an_init() -> None:
     assert not (ROOT / "proto" / "treadle" / "__init__.py").exists(), "treadle is a namespace"
 
 
-def test_rooms_are_where_the_types_are_looked_for(pyproject: dict[str, Any]) -> None:
+def test_packages_are_where_the_types_are_looked_for(pyproject: dict[str, Any]) -> None:
     folders = pyproject["tool"]["setuptools"]["package-dir"]
-    assert {name: folders[name] for name in ROOMS} == ROOMS
-    for package, folder in ROOMS.items():
+    assert {name: folders[name] for name in PACKAGES} == PACKAGES
+    for package, folder in PACKAGES.items():
         link = ROOT / ".typing" / package.replace(".", "/")
         assert link.is_symlink()
         assert link.resolve() == (ROOT / folder).resolve()
@@ -82,7 +82,7 @@ def test_bare_install_is_the_client(pyproject: dict[str, Any]) -> None:
 
 
 def build(kind: str, source: Path, out: Path) -> Path:
-    """Build an sdist or a wheel with setuptools itself: no network, no isolation."""
+    """Builds an sdist or a wheel with setuptools itself: no network, no isolation."""
     script = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
     command = [sys.executable, "-c", script, str(out)]
     result = subprocess.run(
@@ -98,8 +98,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel built from the sdist built from a copy of the checkout."""
     folder = tmp_path_factory.mktemp("packaging")
     checkout = folder / "checkout"
-    for room in ROOMS.values():
-        shutil.copytree(ROOT / room, checkout / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for source in PACKAGES.values():
+        shutil.copytree(
+            ROOT / source, checkout / source, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout)
     for name in ("sdist", "wheel"):
@@ -113,7 +115,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("wheel", unpacked, folder / "wheel")
 
 
-def test_wheel_made_from_the_sdist_holds_every_room(wheel: Path) -> None:
+def test_wheel_made_from_the_sdist_holds_every_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == files_on_disk()
