@@ -19,7 +19,8 @@ from treadle.model.data.batching import TextBatches
 from treadle.model.data.corpus import TokenData
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.training.optimizer import Optimizer, learning_rate
 
 STEPS, ROWS, WINDOW = 200, 33, 13

@@ -22,7 +22,8 @@ from treadle.kernels import reference
 from treadle.model import Cell, compiled_for
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 
 CELLS = ("rnn", "gru", "lstm")
 GRADIENT_TOLERANCE = 1e-7

@@ -10,28 +10,30 @@ model = Model.load("hello.safetensors")
 """
 
 from treadle.model.config import (
+    DataConfig,
+    LimitsConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    ReportConfig,
+    SamplingConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
+from treadle.model.enums import (
     Cell,
     CorpusFormat,
     CorpusLayout,
     CorpusRole,
-    DataConfig,
     Keep,
-    LimitsConfig,
-    NetworkConfig,
-    OptimizerConfig,
     OptimizerKind,
     Precision,
     Preset,
-    ReportConfig,
-    SamplingConfig,
     Schedule,
     Split,
-    TokenizerConfig,
     TokenizerKind,
-    TrainConfig,
     UnknownPolicy,
 )
-from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.errors import (
     CheckpointError,
     ConfigError,
@@ -54,7 +56,8 @@ from treadle.model.online.config import LearningConfig
 from treadle.model.online.learner import Learner
 from treadle.model.scoring.scores import Details, TextScore
 from treadle.model.scoring.token_score import TokenScore
-from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.torch_import import import_state_dict
 from treadle.model.training.adam import Adam
 from treadle.model.training.progress import Progress, Started

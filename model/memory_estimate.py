@@ -11,12 +11,14 @@ from treadle.kernels.dropout import keep_bytes
 from treadle.kernels.gemm_tile import PANEL
 from treadle.kernels.matmul import panel_count
 from treadle.kernels.transposed import ROW_BLOCK
-from treadle.model.config import Cell, OptimizerKind, TrainConfig
+from treadle.model.config import TrainConfig
+from treadle.model.enums import Cell, OptimizerKind
 from treadle.model.errors import ConfigError, TrainingError
-from treadle.model.network.engine import SHARD_ROWS, rows_of_table
-from treadle.model.network.parameters import Shape
+from treadle.model.network.engine import rows_of_table
+from treadle.model.network.prefill import WINDOW
+from treadle.model.network.shape import Shape
+from treadle.model.network.shards import SHARD_ROWS
 from treadle.model.online.config import LearningConfig
-from treadle.model.scoring.scorer import WINDOW
 
 _FLOAT = 4
 _ITEM_BYTES = 72

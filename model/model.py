@@ -9,7 +9,8 @@ from typing import Any
 
 from treadle.kernels import structures
 from treadle.model import model_file
-from treadle.model.config import CorpusLayout, NetworkConfig, SamplingConfig, UnknownPolicy
+from treadle.model.config import NetworkConfig, SamplingConfig
+from treadle.model.enums import CorpusLayout, UnknownPolicy
 from treadle.model.generation.generate import Preparation, pieces
 from treadle.model.generation.novelty import NoveltyIndex
 from treadle.model.generation.sequence import TOKENS, Piece, Wanted
@@ -19,7 +20,7 @@ from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scores import PLAIN, Details, TextScore
 from treadle.model.scoring.text_scorer import TextScorer
 from treadle.model.scratch_files import Require, anything
-from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.training_record import TrainingRecord
 
 

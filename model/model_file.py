@@ -23,12 +23,13 @@ import numpy.typing as npt
 from treadle.model.config import NetworkConfig
 from treadle.model.errors import CheckpointError, ConfigError, CorpusError
 from treadle.model.generation.novelty import NAMES, NoveltyIndex
-from treadle.model.network.parameters import Shape, check_network
+from treadle.model.network.shape import Shape, check_network
 from treadle.model.network.torch_state_dict import from_torch, to_torch
 from treadle.model.scratch_files import Require, anything
 from treadle.model.temporary_files import temporary_path
 from treadle.model.tensor_file import open_tensors, read_tensors
-from treadle.model.tokenizers.build import Tokenizer, tokenizer_from_json
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.build import tokenizer_from_json
 from treadle.model.training_record import TrainingRecord
 
 Array = npt.NDArray[np.float32]

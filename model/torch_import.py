@@ -8,10 +8,11 @@ from typing import Any
 
 from treadle.model.errors import CheckpointError, ConfigError
 from treadle.model.model import Model
-from treadle.model.network.parameters import Parameters, Shape, check_network
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape, check_network
 from treadle.model.network.torch_state_dict import from_torch, network_of
 from treadle.model.network.trained_network import default_context
-from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.tokenizers.base import Tokenizer
 
 
 def import_state_dict(

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from treadle.model.config import Split, TrainConfig
+from treadle.model.config import TrainConfig
+from treadle.model.enums import Split
 from treadle.model.errors import CheckpointError, ConfigError
 from treadle.model.field_checks import MAX_UINT64
 

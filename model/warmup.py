@@ -18,15 +18,13 @@ from treadle.kernels.cache_folder import remove_temporary_folders
 from treadle.kernels.jit import BF16_MISSING, KERNELS, TARGET, TEMPORARY_CACHE
 from treadle.kernels.matches import match_by_ranks
 from treadle.model.config import (
-    Cell,
     DataConfig,
     LimitsConfig,
     NetworkConfig,
     OptimizerConfig,
-    OptimizerKind,
-    Precision,
     TrainConfig,
 )
+from treadle.model.enums import Cell, OptimizerKind, Precision
 from treadle.model.generation.novelty import NoveltyIndex
 from treadle.model.model import Model
 from treadle.model.online.learner import Learner

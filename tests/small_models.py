@@ -14,7 +14,8 @@ from treadle.model.config import (
 )
 from treadle.model.generation.sequence import GenerateResult, Piece
 from treadle.model.model import Model
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.scoring.token_score import TokenScore
 from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
 

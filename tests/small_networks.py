@@ -19,7 +19,8 @@ from treadle.kernels.dropout import (
 from treadle.model.config import Cell
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 
 CELLS = ["rnn", "gru", "lstm"]
 

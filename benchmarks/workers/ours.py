@@ -18,9 +18,10 @@ from treadle.model.generation.decoding_batch import Group, Seat
 from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
 from treadle.model.network.precision import check_precision
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.shape import Shape
 from treadle.model.network.workspace import pack_for_inference
 from treadle.model.scoring.scorer import Scorer
 from treadle.model.training.optimizer import Optimizer, learning_rate

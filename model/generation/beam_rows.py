@@ -12,8 +12,8 @@ from treadle.kernels import structures
 from treadle.kernels.beam import step_log_probabilities
 from treadle.model.data.token_array import check_tokens
 from treadle.model.generation.sampling import ResolvedSampling
-from treadle.model.network.parameters import CELL_CODES, Shape
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.shape import CELL_CODES, Shape
 from treadle.model.network.workspace import allocate_workspace
 
 Array = npt.NDArray[np.float32]

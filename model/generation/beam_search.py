@@ -28,11 +28,11 @@ from treadle.model.generation.beam_rows import (
     rank_of,
 )
 from treadle.model.generation.deadline import Deadline
-from treadle.model.generation.prefill import Ints, read_tokens
 from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.generation.sequence import StopReason
 from treadle.model.generation.spelling import Spelling, spell
 from treadle.model.generation.stop_sequences import StopFilter
+from treadle.model.network.prefill import Ints, read_tokens
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.token_score import Alternative, TokenScore

@@ -19,8 +19,8 @@ from treadle.kernels.logit_edits import NO_RULE, Edits
 from treadle.model.data.token_array import check_tokens
 from treadle.model.generation.constraint import Constraint
 from treadle.model.generation.sampling import ResolvedSampling
-from treadle.model.network.parameters import CELL_CODES, Shape
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.shape import CELL_CODES, Shape
 from treadle.model.network.workspace import allocate_workspace
 
 Array = npt.NDArray[np.float32]

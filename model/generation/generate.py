@@ -17,9 +17,9 @@ from treadle.model.generation.beam_search import BeamSearch, Hypothesis
 from treadle.model.generation.constraint import Constraint
 from treadle.model.generation.deadline import Deadline
 from treadle.model.generation.decoding_batch import Group
-from treadle.model.generation.prefill import read_tokens
 from treadle.model.generation.sampling import resolve_sampling
 from treadle.model.generation.sequence import GenerateResult, Piece, Session, StopReason, Wanted
+from treadle.model.network.prefill import read_tokens
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scores import Details, Scores, token_scores

@@ -22,11 +22,13 @@ from treadle.kernels.packing import (
     unfold_input_weights,
 )
 from treadle.kernels.transposed import allocate_block
-from treadle.model.config import Precision
 from treadle.model.data.token_array import check_tokens
+from treadle.model.enums import Precision
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.parallel import Pool, parts
-from treadle.model.network.parameters import CELL_CODES, Parameters, Shape, carve, room
+from treadle.model.network.parameters import Parameters, flat_size, flat_views
+from treadle.model.network.shape import CELL_CODES, Shape
+from treadle.model.network.shards import cut_rows, shard_slices
 from treadle.model.network.workspace import (
     allocate_state,
     allocate_weights,
@@ -41,9 +43,6 @@ Bools = npt.NDArray[np.bool_]
 SMALL_VOCABULARY = 256
 """Tokens up to which no batch is searched for those that it has."""
 
-SHARD_ROWS = 16
-"""Rows of one shard; part of the gradient's bits."""
-
 
 class InterruptedRunError(Exception):
     """A step or a sample was left before its end, and is to be made again from its beginning."""
@@ -52,22 +51,6 @@ class InterruptedRunError(Exception):
 def never() -> bool:
     """The signal of a run that nobody interrupts."""
     return False
-
-
-def shard_slices(rows: int) -> list[slice]:
-    """Return the rows of every shard of a batch."""
-    return [slice(i, min(rows, i + SHARD_ROWS)) for i in range(0, rows, SHARD_ROWS)]
-
-
-def cut_rows(
-    rows: slice, tokens: Ints, targets: Ints, fresh: Bools
-) -> tuple[Ints, Ints, Bools]:  # fmt: skip
-    """Return a shard's part of a batch, contiguous as kernels want it."""
-    return (
-        np.ascontiguousarray(tokens[:, rows]),
-        np.ascontiguousarray(targets[:, rows]),
-        np.ascontiguousarray(fresh[rows]),
-    )
 
 
 def rows_of_table(V: int, tokens: int) -> int:
@@ -92,9 +75,11 @@ class _Shard:
         )
         self.state = allocate_state(shape, count)
         own, shared = _gradient_shapes(shape, table_rows)
-        self.own: Array = np.zeros(room(own), np.float32)
+        self.own: Array = np.zeros(flat_size(own), np.float32)
         self.tail = tail
-        self.gradients = structures.Gradients(**carve(self.own, own), **carve(tail, shared))
+        self.gradients = structures.Gradients(
+            **flat_views(self.own, own), **flat_views(tail, shared)
+        )
 
 
 TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by")
@@ -155,7 +140,7 @@ class Engine:
         self.gradient = Parameters(self.shape)
         _, shared = _gradient_shapes(self.shape, table_rows)
         # The first shard writes where the sum is wanted.
-        tail = self.gradient.flat[self.gradient.flat.size - room(shared) :]
+        tail = self.gradient.flat[self.gradient.flat.size - flat_size(shared) :]
         self._shards = [
             _Shard(
                 self.shape, cut, window, table_rows, drops, pairs,

@@ -24,11 +24,11 @@ from treadle.kernels.gemm_tile import PANEL
 from treadle.kernels.matmul import pack, pack_transposed, panel_count
 from treadle.kernels.random import fill_uniform
 from treadle.kernels.transposed import ROW_BLOCK, allocate_block
-from treadle.model.config import Cell
+from treadle.model.enums import Cell
 from treadle.model.errors import LayerError
 from treadle.model.field_checks import MAX_UINT64, member, whole
-from treadle.model.network.parameters import CELL_CODES, FIRST_STREAM, carve, room
-from treadle.model.network.torch_state_dict import GATES
+from treadle.model.network.parameters import FIRST_STREAM, flat_size, flat_views
+from treadle.model.network.shape import CELL_CODES, GATES
 
 Array = npt.NDArray[np.float32]
 
@@ -61,14 +61,14 @@ class RecurrentLayer:
         self.hidden_size = _whole(hidden_size, "hidden_size", 1, _LARGEST)
         seed = _whole(seed, "seed", 0, MAX_UINT64)
         shapes = self._shapes()
-        self.flat: Array = np.zeros(room(shapes), np.float32)
+        self.flat: Array = np.zeros(flat_size(shapes), np.float32)
         """All parameters in one buffer, for optimizers; change it in place."""
         self.gradient: Array = np.zeros_like(self.flat)
         """The gradient that the last `backward` found, laid out as `flat`."""
-        self.parameters: dict[str, Array] = carve(self.flat, shapes)
+        self.parameters: dict[str, Array] = flat_views(self.flat, shapes)
         """Views of `flat`: Wx (D, G), Wh (H, G), b (G,), and of a GRU bh (H,). G is H, 3H or 4H,
         the gates in PyTorch's order (r z n; i f g o)."""
-        self._gradients = carve(self.gradient, shapes)
+        self._gradients = flat_views(self.gradient, shapes)
         self._tapes: list[tuple[Array, kernels.LayerTape]] = []
         limit = np.float32(1 / math.sqrt(self.hidden_size))
         for number, array in enumerate(self.parameters.values()):

@@ -9,115 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import structures
 from treadle.kernels.random import fill_uniform
-from treadle.model.config import Cell, NetworkConfig
-from treadle.model.errors import CheckpointError, ConfigError
-from treadle.model.network.torch_state_dict import GATES
+from treadle.model.enums import Cell
+from treadle.model.errors import CheckpointError
+from treadle.model.network.shape import Shape
 
 Array = npt.NDArray[np.float32]
 Named = Mapping[str, npt.NDArray[np.generic]]
-
-CELL_CODES = {Cell.RNN: structures.RNN, Cell.GRU: structures.GRU, Cell.LSTM: structures.LSTM}
 
 _ALIGNMENT = 16  # floats: every view begins on a cache line
 FIRST_STREAM = 16
 """The random stream of the first array of parameters; those below are the draw's."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a network: cell, vocabulary, embedding, hidden units and layers."""
-
-    cell: Cell
-    """The recurrent cell."""
-    V: int
-    """Tokens in the vocabulary."""
-    E: int
-    """Length of an embedding; 0 for one-hot input."""
-    H: int
-    """Hidden units a layer."""
-    L: int
-    """Layers."""
-    tied: bool = False
-    """Whether the output weights are the embedding's transpose; E = H then."""
-
-    @classmethod
-    def of(cls, network: NetworkConfig, vocabulary_size: int) -> Shape:
-        """Return the sizes that a config means for a vocabulary.
-
-        Raises:
-            ConfigError: see `check_network`.
-        """
-        check_network(network)
-        return cls(
-            network.cell, vocabulary_size, network.embedding_size, network.hidden_size,
-            network.layers, network.tied_weights,
-        )  # fmt: skip
-
-    @property
-    def G(self) -> int:  # noqa: N802 - the field's own letter
-        """Columns of the gates: H, 3H or 4H."""
-        return GATES[self.cell] * self.H
-
-    @property
-    def stacks(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every stacked array, in the order of the buffer."""
-        V, E, H, L, G = self.V, self.E, self.H, self.L, self.G
-        return {
-            "embedding": (V, E) if E else (0, 0),
-            "Wx0": (E or V, G),
-            "b": (L, G),
-            "bh": (L, H),
-            "Wx": (L - 1, H, G),
-            "Wh": (L, H, G),
-            "Wy": (0, 0) if self.tied else (H, V),
-            "by": (V,),
-        }
-
-    @property
-    def named(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every array under its name, in the order of the layers."""
-        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.V, self.E)} if self.E else {}
-        for layer in range(self.L):
-            shapes[f"Wx{layer}"] = (self.H if layer else self.E or self.V, self.G)
-            shapes[f"Wh{layer}"] = (self.H, self.G)
-            shapes[f"b{layer}"] = (self.G,)
-            if self.cell is Cell.GRU:
-                shapes[f"bh{layer}"] = (self.H,)
-        if not self.tied:
-            shapes["Wy"] = (self.H, self.V)
-        return {**shapes, "by": (self.V,)}
-
-    @property
-    def parameter_count(self) -> int:
-        """How many numbers are trained."""
-        return sum(math.prod(shape) for shape in self.named.values())
-
-
-def check_network(config: NetworkConfig) -> None:
-    """Refuse settings of a network that contradict one another.
-
-    Args:
-        config: the network's settings.
-
-    Raises:
-        ConfigError: weights are to be tied, and embedding and hidden states differ in size.
-    """
-    if config.tied_weights and config.embedding_size != config.hidden_size:
-        raise ConfigError(
-            f"network.tied_weights needs embedding_size {config.hidden_size}, the hidden_size, "
-            f"and it is {config.embedding_size}: set them to the same, or untie the weights",
-            "network.tied_weights",
-        )
-
-
-def carve(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+def flat_views(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     """Cut views of the given shapes from a flat buffer, each beginning on a cache line."""
     views, position = {}, 0
     for name, shape in shapes.items():
@@ -127,8 +37,8 @@ def carve(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array
     return views
 
 
-def room(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many floats `carve` needs."""
+def flat_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return how many floats `flat_views` needs."""
     return sum(-(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT for shape in shapes.values())
 
 
@@ -142,8 +52,8 @@ class Parameters:
             shape: the network's sizes.
         """
         self.shape = shape
-        self.flat: Array = np.zeros(room(shape.stacks), np.float32)
-        self.stacks = structures.Parameters(**carve(self.flat, shape.stacks))
+        self.flat: Array = np.zeros(flat_size(shape.stacks), np.float32)
+        self.stacks = structures.Parameters(**flat_views(self.flat, shape.stacks))
 
     @classmethod
     def initial(cls, shape: Shape, seed: int) -> Parameters:

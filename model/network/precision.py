@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from treadle.kernels.jit import BF16_MISSING
-from treadle.model.config import Precision, TrainConfig
+from treadle.model.config import TrainConfig
+from treadle.model.enums import Precision
 from treadle.model.errors import ConfigError
 
 

@@ -25,13 +25,16 @@ import hashlib
 import hmac
 import struct
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.config import Cell
+from treadle.model.enums import Cell
 from treadle.model.errors import ForeignStateError, StateError
-from treadle.model.network.parameters import Shape
+
+if TYPE_CHECKING:
+    from treadle.model.network.shape import Shape
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]

@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.model.config import Cell, NetworkConfig
+from treadle.model.config import NetworkConfig
+from treadle.model.enums import Cell
 from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.network.shape import GATES
 
 Array = NDArray[np.float32]
 Read = dict[str, NDArray[np.floating[Any]]]
-
-GATES = {Cell.RNN: 1, Cell.GRU: 3, Cell.LSTM: 4}
-"""How many times H columns the gates of a cell take."""
 
 _EMBEDDING = re.compile(r"(?:embedding|embed|encoder)\.(weight)")
 _OUTPUT = re.compile(r"(?:output|head|linear|fc|decoder)\.(weight|bias)")

@@ -9,14 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from typing import TYPE_CHECKING
 
-from treadle.kernels import structures
-from treadle.model.config import CorpusLayout, NetworkConfig, UnknownPolicy
+from treadle.model.enums import CorpusLayout, UnknownPolicy
 from treadle.model.errors import StateError
-from treadle.model.network.parameters import Parameters, Shape
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.workspace import pack_for_inference
-from treadle.model.tokenizers.build import Tokenizer
+
+if TYPE_CHECKING:
+    from treadle.kernels import structures
+    from treadle.model.config import NetworkConfig
+    from treadle.model.network.parameters import Parameters
+    from treadle.model.network.shape import Shape
+    from treadle.model.tokenizers.base import Tokenizer
 
 _MOST_DRAWS = 1 << 63
 """No text is longer; a state with more draws was not made by a model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,11 @@ from treadle.kernels.gemm_tile import PANEL
 from treadle.kernels.matmul import panel_count
 from treadle.kernels.packing import pack_weights
 from treadle.kernels.transposed import allocate_block
-from treadle.model.config import Cell
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.enums import Cell
+
+if TYPE_CHECKING:
+    from treadle.model.network.parameters import Parameters
+    from treadle.model.network.shape import Shape
 
 Array = npt.NDArray[np.float32]
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from treadle.model.config import OptimizerConfig, OptimizerKind, UnknownPolicy
+from treadle.model.config import OptimizerConfig
+from treadle.model.enums import OptimizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.field_checks import Check, Checked, choice, real, whole
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from treadle.model.config import DataConfig, OptimizerConfig, Schedule, TrainConfig
+from treadle.model.config import DataConfig, OptimizerConfig, TrainConfig
+from treadle.model.enums import Schedule
 from treadle.model.errors import TrainingError
 from treadle.model.model import Model
 from treadle.model.network.parallel import Pool

@@ -14,7 +14,7 @@ from treadle.model.network.session_state import SessionState
 from treadle.model.online.weights import OnlineWeights
 from treadle.model.scoring.scores import NO_FLOATS, NO_INTS, Details, Scores
 from treadle.model.scoring.sequence_scorer import SequenceScorer
-from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.tokenizers.base import Tokenizer
 
 Ints = npt.NDArray[np.int32]
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.config import UnknownPolicy
+from treadle.model.enums import UnknownPolicy
 from treadle.model.network.parallel import Pool
+from treadle.model.network.prefill import WINDOW
 from treadle.model.network.trained_network import TrainedNetwork
-from treadle.model.scoring.scorer import WINDOW, Scorer
+from treadle.model.scoring.scorer import Scorer
 from treadle.model.tokenizers.incremental import encode_in_steps
 
 Array = npt.NDArray[np.float32]

@@ -12,21 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import network, ranks, structures
-from treadle.model.data.batching import Batch
+from treadle.model.data.batch import Batch
 from treadle.model.data.token_array import check_tokens
-from treadle.model.network.engine import cut_rows, shard_slices
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import CELL_CODES, Shape
+from treadle.model.network.shape import CELL_CODES, Shape
+from treadle.model.network.shards import cut_rows, shard_slices
 from treadle.model.network.workspace import allocate_state, allocate_workspace
 from treadle.model.scoring.scores import NO_FLOATS, NO_INTS, Details, Scores
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
-
-WINDOW = 64
-"""Steps scored in one kernel call."""
 
 
 class Scorer:

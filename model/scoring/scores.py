@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.network.session_state import SessionState
 from treadle.model.scoring.token_score import Alternative, TokenScore
-from treadle.model.tokenizers.build import Tokenizer
+
+if TYPE_CHECKING:
+    from treadle.model.network.session_state import SessionState
+    from treadle.model.tokenizers.base import Tokenizer
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]

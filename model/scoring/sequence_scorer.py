@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from treadle.kernels import structures
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Shape
+from treadle.model.network.prefill import WINDOW
 from treadle.model.network.session_state import SessionState
-from treadle.model.scoring.scorer import WINDOW, Scorer
+from treadle.model.network.shape import Shape
+from treadle.model.scoring.scorer import Scorer
 from treadle.model.scoring.scores import Details, Scores
-from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.tokenizers.base import Tokenizer
 
 Ints = npt.NDArray[np.int32]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.config import UnknownPolicy
+from treadle.model.enums import UnknownPolicy
 from treadle.model.errors import UnknownSymbolError
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.session_state import SessionState

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.config import UnknownPolicy
+from treadle.model.enums import UnknownPolicy
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.trained_network import TrainedNetwork

@@ -24,8 +24,8 @@ from treadle.model.data.corpus import check_data
 from treadle.model.errors import ConfigError
 from treadle.model.field_checks import raise_faults
 from treadle.model.memory_estimate import check_memory
-from treadle.model.network.parameters import check_network
 from treadle.model.network.precision import check_precision
+from treadle.model.network.shape import check_network
 from treadle.model.tokenizers.subwords import check_subwords
 
 _SIZES = {"network.hidden_size", "network.embedding_size"}

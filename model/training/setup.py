@@ -15,9 +15,11 @@ from treadle.model.data.token_array import in_memory
 from treadle.model.generation.novelty import indexed_tokens, indexing_bytes
 from treadle.model.memory_estimate import check_memory, corpus_bytes
 from treadle.model.model import Model
-from treadle.model.network.engine import SHARD_ROWS, Engine
+from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
+from treadle.model.network.shards import SHARD_ROWS
 from treadle.model.scratch_files import Folder
 from treadle.model.training import fine_tuning
 from treadle.model.training.optimizer import Optimizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 from treadle.model.config import SamplingConfig
 from treadle.model.generation.constraint import Constraint
 from treadle.model.generation.sequence import Piece
-from treadle.model.network.parameters import Shape
+from treadle.model.network.shape import Shape
 from treadle.v1 import sequence_pb2 as pb
 
 TOKEN_BYTES = 240

@@ -9,11 +9,12 @@ from small_networks import CELLS, same_bytes
 from treadle.model import Cell, DataConfig, Model, NetworkConfig, SamplingConfig, TokenizerConfig
 from treadle.model.data.corpus import read_corpus
 from treadle.model.generation import generate as generating
-from treadle.model.generation import prefill as reading
-from treadle.model.generation.prefill import read_tokens
 from treadle.model.generation.sequence import Wanted
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network import prefill as reading
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.prefill import read_tokens
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.shape import Shape
 
 pytestmark = pytest.mark.jit
 

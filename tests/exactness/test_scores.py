@@ -18,7 +18,8 @@ from treadle.model import (
 )
 from treadle.model.data.validation_batches import ValidationBatches
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.network.workspace import pack_for_inference
 from treadle.model.scoring.scorer import Scorer
 

@@ -28,8 +28,9 @@ from treadle.model.config import (
 from treadle.model.generation.novelty import NoveltyIndex
 from treadle.model.generation.sequence import Wanted
 from treadle.model.model import Model
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.shape import Shape
 from treadle.model.online.learner import Learner
 from treadle.model.scoring.embedder import Embedder
 from treadle.model.scoring.scores import Details

@@ -9,7 +9,7 @@ from small_networks import CELLS, make_network, same_bytes
 from treadle.kernels import network
 from treadle.kernels.beam import step_log_probabilities
 from treadle.kernels.structures import State
-from treadle.model.network.parameters import CELL_CODES
+from treadle.model.network.shape import CELL_CODES
 from treadle.model.network.workspace import allocate_workspace, pack_for_inference
 
 

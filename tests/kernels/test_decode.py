@@ -14,7 +14,7 @@ from treadle.kernels.decode import DRAW_STREAM, Drawn, Sessions, decode
 from treadle.kernels.logit_edits import Edits
 from treadle.kernels.random import uniform
 from treadle.model.network import workspace
-from treadle.model.network.parameters import CELL_CODES
+from treadle.model.network.shape import CELL_CODES
 from treadle.model.network.workspace import allocate_state, allocate_workspace, pack_for_inference
 
 Floats = NDArray[np.float32]

@@ -7,8 +7,8 @@ from small_networks import as_network, assert_close, make_engine
 
 from treadle.model.config import SamplingConfig
 from treadle.model.generation.decoding_batch import Group, Seat
-from treadle.model.generation.prefill import read_tokens
 from treadle.model.generation.sampling import ResolvedSampling
+from treadle.model.network.prefill import read_tokens
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.workspace import pack_for_inference
 

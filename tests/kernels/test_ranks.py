@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as arrays
 from treadle.kernels import network
 from treadle.kernels.ranks import likeliest_ids, rank_of, score_shard_in_detail
 from treadle.model.config import Cell, NetworkConfig
-from treadle.model.network.parameters import CELL_CODES, Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import CELL_CODES, Shape
 from treadle.model.network.workspace import allocate_state, allocate_workspace, pack_for_inference
 
 Array = npt.NDArray[np.float32]

@@ -24,7 +24,8 @@ from treadle.model.data.corpus import read_corpus
 from treadle.model.memory_estimate import training_bytes
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.training.accumulation import Accumulation
 from treadle.model.training.trainer import Trainer
 

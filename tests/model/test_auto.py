@@ -24,7 +24,7 @@ from treadle.model.config import (
     TrainConfig,
 )
 from treadle.model.data.corpus import read_corpus
-from treadle.model.network.parameters import Shape
+from treadle.model.network.shape import Shape
 from treadle.model.training.auto import preset
 from treadle.model.training.auto.preset import Facts, budget, pick, pick_for
 from treadle.model.training.auto.throughput import Speed

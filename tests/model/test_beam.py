@@ -22,13 +22,14 @@ from treadle.model.config import (
 from treadle.model.errors import ConfigError
 from treadle.model.generation.beam_rows import best_first
 from treadle.model.generation.beam_search import BeamSearch, Hypothesis
-from treadle.model.generation.prefill import read_tokens
 from treadle.model.generation.sampling import resolve_sampling
 from treadle.model.generation.sequence import StopReason
 from treadle.model.model import Model
 from treadle.model.network.ordered_sum import in_order
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.prefill import read_tokens
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.shape import Shape
 from treadle.model.tokenizers.build import build_tokenizer
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them

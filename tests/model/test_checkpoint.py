@@ -31,7 +31,8 @@ from treadle.model.errors import CheckpointError
 from treadle.model.generation.novelty import SUFFIXES, TOKENS, Novelty, NoveltyIndex
 from treadle.model.model import Model
 from treadle.model.model_file import read_header, safetensors_parts, write_whole
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.training_record import TrainingRecord
 

@@ -15,7 +15,8 @@ from treadle.model.config import (
 )
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.scoring.embedder import Embedder, Embedding
 from treadle.model.tokenizers.build import build_tokenizer
 

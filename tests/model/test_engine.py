@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from treadle.kernels import reference
 from treadle.kernels.jit import BF16_MISSING
 from treadle.model.config import Cell, Precision
-from treadle.model.network.engine import SHARD_ROWS, SMALL_VOCABULARY, Engine, shard_slices
+from treadle.model.network.engine import SMALL_VOCABULARY, Engine
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
+from treadle.model.network.shards import SHARD_ROWS, shard_slices
 
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]

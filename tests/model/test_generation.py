@@ -41,7 +41,8 @@ from treadle.model.generation.sequence import Piece, StopReason
 from treadle.model.generation.stop_sequences import StopFilter
 from treadle.model.model import Model
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.scoring.scorer import Scorer
 from treadle.model.tokenizers.build import build_tokenizer
 

@@ -23,7 +23,8 @@ from treadle.model.config import (
 )
 from treadle.model.errors import ConfigError, TrainingError, UnknownSymbolError
 from treadle.model.model import Model
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.online.config import LearningConfig
 from treadle.model.online.learner import Learner
 from treadle.model.scoring.scores import Details, PieceScore

@@ -34,7 +34,7 @@ from treadle.model.memory_estimate import (
     snapshot_bytes,
     training_bytes,
 )
-from treadle.model.network.parameters import Shape
+from treadle.model.network.shape import Shape
 from treadle.model.network.workspace import allocate_workspace
 from treadle.model.online.config import LearningConfig
 from treadle.model.online.learner import Learner

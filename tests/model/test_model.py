@@ -20,7 +20,8 @@ from treadle.model.config import (
 )
 from treadle.model.model import Model
 from treadle.model.network import trained_network
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.network.trained_network import default_context
 from treadle.model.network.workspace import pack_for_inference
 from treadle.model.tokenizers.build import build_tokenizer

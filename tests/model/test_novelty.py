@@ -28,7 +28,7 @@ from treadle.model.generation import novelty
 from treadle.model.generation.novelty import Novelty, NoveltyIndex, indexing_bytes
 from treadle.model.memory_estimate import check_memory, training_bytes
 from treadle.model.model import Model
-from treadle.model.network.parameters import Shape
+from treadle.model.network.shape import Shape
 from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
 from treadle.model.training.trainer import Trainer
 

@@ -13,7 +13,8 @@ from treadle.kernels import reference
 from treadle.model.config import Cell, OptimizerConfig, OptimizerKind, Schedule
 from treadle.model.errors import TrainingError
 from treadle.model.network.parallel import PART, Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.training.optimizer import Optimizer, half_cosine, learning_rate
 
 SHAPE = Shape(Cell.GRU, V=5, E=2, H=3, L=2)

@@ -9,7 +9,7 @@ import pytest
 from small_runs import QUIET, TEXT, config_of, run, weights_of
 
 from treadle.model.config import Cell, LimitsConfig, Precision, Preset, TrainConfig
-from treadle.model.network.parameters import Shape
+from treadle.model.network.shape import Shape
 from treadle.model.training.auto import preset, throughput
 from treadle.model.training.auto.forecast import (
     SECOND_LOOK,

@@ -9,7 +9,8 @@ import pytest
 from treadle.kernels import reference
 from treadle.model.config import Cell, NetworkConfig
 from treadle.model.errors import CheckpointError, ConfigError
-from treadle.model.network.parameters import Parameters, Shape, carve, check_network, room
+from treadle.model.network.parameters import Parameters, flat_size, flat_views
+from treadle.model.network.shape import Shape, check_network
 
 SHAPES = [
     Shape(cell, V=5, E=embedding, H=3, L=layers)
@@ -46,9 +47,9 @@ def test_every_number_has_one_place_in_the_buffer(shape: Shape) -> None:
 
 def test_views_begin_on_cache_lines_and_touch_nobody() -> None:
     shapes = {"one": (3, 5), "nothing": (0, 0), "two": (17,), "three": (16,)}
-    flat = np.zeros(room(shapes), np.float32)
-    views = carve(flat, shapes)
-    assert room(shapes) == 16 + 0 + 32 + 16
+    flat = np.zeros(flat_size(shapes), np.float32)
+    views = flat_views(flat, shapes)
+    assert flat_size(shapes) == 16 + 0 + 32 + 16
     for name, shape in shapes.items():
         assert views[name].shape == shape
         assert views[name].flags.c_contiguous

@@ -8,7 +8,7 @@ import pytest
 
 from treadle.kernels.jit import BF16_MISSING
 from treadle.model.config import Cell, NetworkConfig, OptimizerConfig, Precision, TrainConfig
-from treadle.model.network.parameters import Shape
+from treadle.model.network.shape import Shape
 from treadle.model.training.auto import throughput
 from treadle.model.training.auto.throughput import Speed, expected_speed, measure, multiply_adds
 

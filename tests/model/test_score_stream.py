@@ -20,7 +20,8 @@ from treadle.model.config import (
 )
 from treadle.model.errors import UnknownSymbolError
 from treadle.model.model import Model
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.scoring.scores import Details, PieceScore, Summary
 from treadle.model.scoring.stream_scorer import StreamScorer
 from treadle.model.scoring.token_score import TokenScore

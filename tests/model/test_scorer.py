@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from small_models import TEXT, model_of
 
 import treadle.model.network.workspace as workspace_module
-import treadle.model.scoring.scorer as scorer_module
 import treadle.model.scoring.sequence_scorer as sequence_module
 from treadle.kernels import reference
 from treadle.model.config import (
@@ -27,9 +26,11 @@ from treadle.model.data.corpus import TokenData
 from treadle.model.data.validation_batches import ValidationBatches
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
-from treadle.model.network.engine import SHARD_ROWS
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.prefill import WINDOW
+from treadle.model.network.shape import Shape
+from treadle.model.network.shards import SHARD_ROWS
 from treadle.model.network.workspace import pack_for_inference
 from treadle.model.scoring.scorer import Scorer, mean_loss
 from treadle.model.scoring.scores import Details, TextScore
@@ -133,7 +134,7 @@ def test_a_context_is_read_and_not_scored(
 def test_a_text_of_many_windows_scores_what_the_reference_gives_it(cell: Cell) -> None:
     model = model_of(cell=cell, layers=2, hidden_size=33)
     tokens = model.tokenizer.encode(TEXT * 10)
-    assert tokens.size > 5 * scorer_module.WINDOW
+    assert tokens.size > 5 * WINDOW
     check(model, model.score(TEXT * 10), tokens[:0], tokens)
 
 
@@ -248,7 +249,7 @@ def test_an_unknown_token_needs_a_model_that_has_one() -> None:
 def test_the_window_does_not_change_a_bit(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(cell=cell, layers=2)
     text = TEXT * 4
-    assert len(text) > 2 * scorer_module.WINDOW
+    assert len(text) > 2 * WINDOW
     wanted = model.score(text, "a")
     for window in (1, 7, 63, 1000):
         monkeypatch.setattr(sequence_module, "WINDOW", window)

@@ -18,11 +18,11 @@ from treadle.model.generation.beam_rows import Rows
 from treadle.model.generation.constraint import compile_constraint
 from treadle.model.generation.decoding_batch import Group, Seat
 from treadle.model.generation.novelty import NoveltyIndex
-from treadle.model.generation.prefill import read_tokens
 from treadle.model.generation.sampling import ResolvedSampling, resolve_sampling
 from treadle.model.model import Model
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
+from treadle.model.network.prefill import read_tokens
 from treadle.model.online.learner import Learner
 from treadle.model.scoring.embedder import Embedder
 from treadle.model.scoring.scorer import Scorer

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from treadle.model.config import Cell, NetworkConfig
 from treadle.model.errors import CheckpointError
-from treadle.model.network.torch_state_dict import GATES, from_torch, network_of, to_torch
+from treadle.model.network.shape import GATES
+from treadle.model.network.torch_state_dict import from_torch, network_of, to_torch
 
 Arrays = dict[str, NDArray[Any]]
 

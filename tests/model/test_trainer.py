@@ -36,7 +36,8 @@ from treadle.model.config import (
 from treadle.model.data.corpus import read_corpus
 from treadle.model.errors import ConfigError, CorpusError, EncodingError
 from treadle.model.model import Model
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.tokenizers.build import CharacterTokenizer
 from treadle.model.training import evaluation
 from treadle.model.training.optimizer import learning_rate

@@ -31,7 +31,7 @@ from treadle.model.config import (
     TrainConfig,
 )
 from treadle.model.data.corpus import Corpus
-from treadle.model.network.parameters import Shape
+from treadle.model.network.shape import Shape
 from treadle.model.training.auto.forecast import Outlook
 from treadle.model.training.auto.notices import notices
 from treadle.model.training.auto.throughput import Speed, expected_speed, measure

@@ -18,7 +18,8 @@ import numpy as np
 from treadle.model.config import Cell, NetworkConfig, Precision, TrainConfig
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters, Shape
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 from treadle.model.training.optimizer import Optimizer
 
 MOST_SECONDS, SHARE = 1.5, 0.02

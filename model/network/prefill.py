@@ -10,12 +10,14 @@ import numpy.typing as npt
 
 from treadle.kernels import network, structures
 from treadle.model.data.token_array import check_tokens
-from treadle.model.network.parameters import CELL_CODES, Shape
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.shape import CELL_CODES, Shape
 from treadle.model.network.workspace import allocate_workspace
-from treadle.model.scoring.scorer import WINDOW
 
 Ints = npt.NDArray[np.int32]
+
+WINDOW = 64
+"""Steps that one kernel call reads or scores."""
 
 
 def read_tokens(

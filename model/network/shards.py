@@ -1,0 +1,28 @@
+"""`shard_slices` splits the rows of a batch into shards, whatever the number of threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
+
+SHARD_ROWS = 16
+"""Rows of one shard; part of the gradient's bits."""
+
+
+def shard_slices(rows: int) -> list[slice]:
+    """Return the rows of every shard of a batch."""
+    return [slice(i, min(rows, i + SHARD_ROWS)) for i in range(0, rows, SHARD_ROWS)]
+
+
+def cut_rows(
+    rows: slice, tokens: Ints, targets: Ints, fresh: Bools
+) -> tuple[Ints, Ints, Bools]:  # fmt: skip
+    """Return a shard's part of a batch, contiguous as kernels want it."""
+    return (
+        np.ascontiguousarray(tokens[:, rows]),
+        np.ascontiguousarray(targets[:, rows]),
+        np.ascontiguousarray(fresh[rows]),
+    )
