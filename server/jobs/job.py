@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from treadle.server.jobs.event_tail import EventTail
 from treadle.server.jobs.worker_pool import Worker
+from treadle.server.messages.enums import job_state
 from treadle.server.resources import pools
 from treadle.server.storage.database import Database, JobRow
 from treadle.v1 import sequence_pb2 as pb
@@ -130,8 +131,7 @@ class Job:
 
     async def enter(self, state: str, reason: str = "", **changes: Any) -> None:
         """Comes into a state, and tells so."""
-        number = pb.JobState.Value(f"JOB_STATE_{state.upper()}")
-        event = pb.JobEvent(state=pb.JobStateChange(state=number, reason=reason))
+        event = pb.JobEvent(state=pb.JobStateChange(state=job_state(state), reason=reason))
         changes = {"waits_for_bytes": 0, **changes}
         await self.publish(event, state=state, reason=reason, ran_s=self.ran_s, **changes)
 

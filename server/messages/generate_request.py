@@ -11,7 +11,8 @@ from treadle.model.tokenizers.build import Tokenizer
 from treadle.model.tokenizers.incremental import encode_in_steps
 from treadle.server.errors import Violation, invalid
 from treadle.server.messages import repeated_limits
-from treadle.server.messages.requests import build, source_violations, to_json
+from treadle.server.messages.fields import to_json
+from treadle.server.messages.requests import build, source_violations
 from treadle.v1 import sequence_pb2 as pb
 
 MAX_TEXTS = 256

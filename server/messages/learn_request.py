@@ -8,7 +8,8 @@ from treadle.model.errors import ConfigError
 from treadle.model.online.config import LearningConfig
 from treadle.model.scoring.scores import Details
 from treadle.server.errors import invalid
-from treadle.server.messages.requests import on_error_violations, to_json
+from treadle.server.messages.fields import to_json
+from treadle.server.messages.requests import on_error_violations
 from treadle.server.names import alias_violations, name_violations, reference_violations
 from treadle.v1 import sequence_pb2 as pb
 

@@ -1,24 +1,21 @@
-"""Messages of the wire contract to settings of the model room, and back.
+"""`training_order` and its neighbours turn requests into settings of the model package.
 
-Field names, ranges and defaults are the same on both sides, so messages are walked by their
-descriptors rather than copied field by field; `_RENAMED` lists the exceptions. Ranges are
-checked by the configs themselves, whose errors name every field at fault at once; here their
-names become those of the request.
+The configs check ranges themselves, and their errors name every field at fault at once. Here
+these names become those of the request. `_RENAMED` lists settings whose field has another name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
-
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
 
 from treadle.model.config import TrainConfig
 from treadle.model.errors import ConfigError
 from treadle.model.memory_estimate import check_memory
 from treadle.model.training.config_check import Beginning, check_config
 from treadle.server.errors import Violation, invalid
+from treadle.server.messages.enums import word_of
+from treadle.server.messages.fields import to_json
 from treadle.server.names import (
     check_name,
     name_violations,
@@ -33,9 +30,6 @@ MAX_PAGE_SIZE = 1000
 _SPEC = "spec"
 _RENAMED = {"optimizer.kind": "optimizer.optimizer"}
 """Settings whose field has another name in the contract."""
-
-# The contract's conventions, by field: where these are absent, 0 or "" means "not set".
-_ENUM, _MESSAGE = FieldDescriptor.TYPE_ENUM, FieldDescriptor.TYPE_MESSAGE
 
 Config = TypeVar("Config")
 
@@ -147,7 +141,7 @@ def job_states(request: pb.ListJobsRequest) -> list[str]:
             that name.
     """
     kind = pb.JobState.DESCRIPTOR
-    names = [_enum_name(kind, state) for state in request.states if state]
+    names = [word_of(kind, state) for state in request.states if state]
     if not all(isinstance(name, str) for name in names):
         raise invalid([("states", "states must be those of the contract")])
     if request.model:
@@ -184,55 +178,6 @@ def spec_field(field: str) -> str:
     return f"{_SPEC}.{_RENAMED.get(field, field)}"
 
 
-def to_json(message: Message, only: Container[str] | None = None) -> dict[str, Any]:
-    """Returns the fields that are set, as JSON values.
-
-    Enum values become their names without the prefix, in lower case; a number that the
-    contract does not know stays a number, for the config to refuse.
-
-    Args:
-        message: The message.
-        only: The fields to convert; None: all of them. On the event loop, lists of what a caller
-            sent must not be among them: they may have millions of entries.
-    """
-    values: dict[str, Any] = {}
-    for field, value in message.ListFields():
-        if (field.type == _ENUM and value == 0) or (only is not None and field.name not in only):
-            continue
-        if field.is_repeated:
-            values[field.name] = list(value)
-        elif field.type == _MESSAGE:
-            values[field.name] = to_json(value)
-        elif field.type == _ENUM:
-            values[field.name] = _enum_name(field.enum_type, value)
-        else:
-            values[field.name] = value
-    return values
-
-
-def fill(message: Message, values: Mapping[str, Any]) -> None:
-    """Sets the fields of a message from JSON values; the opposite of `to_json`.
-
-    Args:
-        message: The message to fill.
-        values: Values by field name. None leaves a field unset, and so does a name that the
-            message does not have.
-    """
-    for field in message.DESCRIPTOR.fields:
-        value = values.get(field.name)
-        if value is None:
-            continue
-        if field.is_repeated:
-            getattr(message, field.name).extend(value)
-        elif field.type == _MESSAGE:
-            getattr(message, field.name).SetInParent()
-            fill(getattr(message, field.name), value)
-        elif field.type == _ENUM:
-            setattr(message, field.name, _enum_number(field.enum_type, value))
-        else:
-            setattr(message, field.name, value)
-
-
 def build(
     make: Callable[[], Config], violations: list[Violation], rename: Callable[[str], str]
 ) -> Config:
@@ -247,16 +192,3 @@ def build(
     if violations:
         raise invalid(violations)
     return config
-
-
-def _prefix(kind: Any) -> str:
-    return str(kind.values_by_number[0].name).removesuffix("UNSPECIFIED")
-
-
-def _enum_name(kind: Any, number: int) -> str | int:
-    value = kind.values_by_number.get(number)
-    return number if value is None else value.name.removeprefix(_prefix(kind)).lower()
-
-
-def _enum_number(kind: Any, name: str) -> int:
-    return int(kind.values_by_name[_prefix(kind) + name.upper()].number)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
 from treadle.model.config import TrainConfig
-from treadle.model.generation.sequence import Piece
-from treadle.model.scoring.embedder import Embedding
-from treadle.model.scoring.scores import PieceScore, Summary
-from treadle.model.scoring.token_score import TokenScore
 from treadle.server.errors import StatusError, damaged, job_damaged, shorten
-from treadle.server.inference.model_cache import Source
-from treadle.server.messages.requests import fill
+from treadle.server.messages.enums import job_state
+from treadle.server.messages.fields import fill
 from treadle.server.messages.shortening import shorten_item
-from treadle.server.storage.data_dir import Description, StoredModel
-from treadle.server.storage.database import JobRow
 from treadle.v1 import sequence_pb2 as pb
+
+if TYPE_CHECKING:
+    from treadle.model.generation.sequence import Piece
+    from treadle.model.scoring.embedder import Embedding
+    from treadle.model.scoring.scores import PieceScore, Summary
+    from treadle.model.scoring.token_score import TokenScore
+    from treadle.server.inference.model_cache import Source
+    from treadle.server.storage.data_dir import Description, StoredModel
+    from treadle.server.storage.database import JobRow
 
 MAX_REPLY_BYTES = 1 << 20
 """About as many bytes of a text's tokens go out in one message."""
@@ -128,7 +131,7 @@ def _job(row: JobRow, position: int) -> pb.Job:
     message = pb.Job(
         id=row.id,
         model=row.model,
-        state=pb.JobState.Value(f"JOB_STATE_{row.state.upper()}"),
+        state=job_state(row.state),
         reason=row.reason,
         spec=pb.TrainSpec.FromString(row.spec),
         last_sequence=row.last_sequence,

@@ -9,7 +9,8 @@ from treadle.model.errors import ConfigError
 from treadle.model.scoring.scores import Details
 from treadle.server.errors import Violation, invalid
 from treadle.server.messages import repeated_limits
-from treadle.server.messages.requests import on_error_violations, source_violations, to_json
+from treadle.server.messages.fields import to_json
+from treadle.server.messages.requests import on_error_violations, source_violations
 from treadle.v1 import sequence_pb2 as pb
 
 MAX_ALTERNATIVES = 20

@@ -6,14 +6,11 @@ nothing can be opened until some are closed: not a model, and not a new connecti
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 
 _ENOUGH = 1 << 16
 """More than a server comes to. Where the most that is allowed is no limit at all, it is this."""
-
-_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 def allow_many() -> int:

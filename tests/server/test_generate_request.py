@@ -10,7 +10,7 @@ from treadle.model.config import CorpusLayout, SamplingConfig, TokenizerConfig
 from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
 from treadle.server.errors import StatusError
 from treadle.server.messages import generate_request as convert
-from treadle.server.messages.requests import to_json
+from treadle.server.messages.fields import to_json
 from treadle.v1 import sequence_pb2 as pb
 
 

@@ -76,7 +76,7 @@ def test_a_server_takes_all_the_files_that_it_may() -> None:
     script = (
         "import resource\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
-        "from treadle.server import open_files\n"
+        "from treadle.server.resources import open_files\n"
         f"assert open_files.allow_many() == {hard}\n"
         f"assert resource.getrlimit(resource.RLIMIT_NOFILE) == ({hard}, {hard})\n"
         f"assert open_files.allow_many() == {hard}\n"
