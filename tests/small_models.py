@@ -17,7 +17,8 @@ from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
 from treadle.model.scoring.token_score import TokenScore
-from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.build import build_tokenizer
 
 TEXT = "abc cab bca, a cab abc!\nab ca bc, bb aa\n"
 

@@ -6,11 +6,13 @@ A batch has `window` steps of B rows, always; what holds nothing has the target 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.model.data.token_array import Tokens
+if TYPE_CHECKING:
+    from treadle.model.data.token_array import TokenArray
 
 IGNORED = -1
 """The target of a step that is not trained on."""
@@ -50,7 +52,7 @@ class TextRows:
     `scored[b]` are read for their state only.
     """
 
-    data: Tokens
+    data: TokenArray
     starts: Ints
     scored: Ints
     stops: Ints
@@ -72,7 +74,7 @@ class TextRows:
 class ItemRows:
     """Items side by side, each between `begin` and `end`; rows beyond them stay empty."""
 
-    data: Tokens
+    data: TokenArray
     starts: Ints
     lengths: Ints
     begin: int

@@ -18,16 +18,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from treadle.model.config import DataConfig
 from treadle.model.data.batch import IGNORED, Batch, ItemRows, TextRows, even_cuts
-from treadle.model.data.corpus import TokenData
 from treadle.model.data.shuffle import Purpose, permutation
 from treadle.model.errors import CheckpointError, CorpusError
-from treadle.model.tokenizers.build import Tokenizer
+
+if TYPE_CHECKING:
+    from treadle.model.config import DataConfig
+    from treadle.model.data.corpus import TokenData
+    from treadle.model.tokenizers.base import Tokenizer
 
 __all__ = [
     "IGNORED",

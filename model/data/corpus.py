@@ -15,26 +15,23 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from treadle.model.config import (
-    CorpusFormat,
-    CorpusLayout,
-    CorpusRole,
-    DataConfig,
-    Split,
-    TokenizerConfig,
-    UnknownPolicy,
-)
+from treadle.model.config import DataConfig, TokenizerConfig
 from treadle.model.data.files import CorpusFile, check_encoding, check_not_empty
 from treadle.model.data.reader import FileTokens, Reader
 from treadle.model.data.splits import MIN_HELD_OUT_TOKENS, Shares, Splitter, TokenData
-from treadle.model.data.token_array import Tokens, blocks
+from treadle.model.data.token_array import TokenArray, blocks
+from treadle.model.enums import CorpusFormat, CorpusLayout, CorpusRole, Split, UnknownPolicy
 from treadle.model.errors import ConfigError, CorpusError
 from treadle.model.field_checks import member
-from treadle.model.scratch_files import Folder
-from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.tokenizers.build import build_tokenizer
+
+if TYPE_CHECKING:
+    from treadle.model.scratch_files import Folder
+    from treadle.model.tokenizers.base import Tokenizer
 
 __all__ = ["Corpus", "CorpusFile", "TokenData", "read_corpus"]
 
@@ -105,7 +102,12 @@ def read_corpus(
         config = fixed.config
     reader = Reader(config, data_config, layout)
     training = [file for file in files if file.role is CorpusRole.TRAIN]
-    made = reader.build_tokenizer(training) if fixed is None else fixed
+    if fixed is None:
+        texts = reader.texts(training)
+        items_hold_lines = data_config.format is not CorpusFormat.PLAIN
+        made = build_tokenizer(config, texts, layout, items_hold_lines)
+    else:
+        made = fixed
     read = {
         role: [reader.read(f, made, unknown_policy, folder) for f in files if f.role is role]
         for role in CorpusRole
@@ -243,7 +245,7 @@ def _left_out(count: int, tokenizer: Tokenizer) -> tuple[str, ...]:
     return (f"{count:,} {'line' if count == 1 else 'lines'} left out: {reason}",)
 
 
-def _count_unknown(tokenizer: Tokenizer, tokens: Tokens) -> int:
+def _count_unknown(tokenizer: Tokenizer, tokens: TokenArray) -> int:
     """Returns how many tokens of a large array are unknown."""
     if tokenizer.unknown is None:
         return 0

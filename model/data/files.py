@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from treadle.model.config import CorpusRole, UnknownPolicy
+from treadle.model.enums import CorpusRole, UnknownPolicy
 from treadle.model.errors import ConfigError, CorpusError, EncodingError, UnknownSymbolError
 from treadle.model.field_checks import member, real
-from treadle.model.tokenizers.bytes import readable
+from treadle.model.tokenizers.surrogates import handle_surrogates
 
 BLOCK = 1 << 20
 """Bytes read together."""
@@ -383,7 +383,7 @@ def _check_mark(file: CorpusFile) -> None:
 
 def _whole_characters(text: str, file: CorpusFile, policy: UnknownPolicy) -> str:
     try:
-        return readable(text, policy)
+        return handle_surrogates(text, policy)
     except UnknownSymbolError:
         raise EncodingError(
             f"{file.title} holds half of a surrogate pair: set data.encoding to what it is, or set "

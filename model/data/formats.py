@@ -16,12 +16,15 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from treadle.model.config import CorpusFormat, DataConfig, MissingPolicy, UnknownPolicy
 from treadle.model.data.files import CorpusFile, any_line_texts, line_blocks
+from treadle.model.enums import CorpusFormat, MissingPolicy, UnknownPolicy
 from treadle.model.errors import CorpusError, UnknownSymbolError
-from treadle.model.tokenizers.bytes import readable
+from treadle.model.tokenizers.surrogates import handle_surrogates
+
+if TYPE_CHECKING:
+    from treadle.model.config import DataConfig
 
 MAX_FIELD = 1 << 24
 """The most characters of a CSV field."""
@@ -82,7 +85,7 @@ class RecordReader:
                 self._skip(missing)
                 continue
             try:
-                yield readable(item, self._policy)
+                yield handle_surrogates(item, self._policy)
             except UnknownSymbolError as fault:
                 raise CorpusError(
                     f"{where}: the field {self._data.column!r} holds half of a surrogate pair "

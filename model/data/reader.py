@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.model.config import (
-    CorpusFormat,
-    CorpusLayout,
-    DataConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
 from treadle.model.data.files import (
     CorpusFile,
     anywhere,
@@ -29,11 +22,16 @@ from treadle.model.data.files import (
     text_parts,
 )
 from treadle.model.data.formats import RecordReader
-from treadle.model.data.token_array import Tokens, TokenWriter
+from treadle.model.data.token_array import TokenArray, TokenWriter
+from treadle.model.enums import CorpusFormat, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import UnknownSymbolError
-from treadle.model.scratch_files import Folder
-from treadle.model.tokenizers.build import ByteTokenizer, Tokenizer, build_tokenizer
-from treadle.model.tokenizers.incremental import TextReader
+from treadle.model.tokenizers.bytes import ByteTokenizer
+from treadle.model.tokenizers.incremental import IncrementalEncoder
+
+if TYPE_CHECKING:
+    from treadle.model.config import DataConfig, TokenizerConfig
+    from treadle.model.scratch_files import Folder
+    from treadle.model.tokenizers.base import Tokenizer
 
 _RECORDS = 10_000
 """Items of JSON lines or CSV that are looked at together, at most."""
@@ -52,7 +50,7 @@ Items = tuple[NDArray[np.int32], NDArray[np.int64]]
 class FileTokens:
     """One file as tokens."""
 
-    tokens: Tokens
+    tokens: TokenArray
     """The tokens, (n,)."""
     offsets: NDArray[np.int64] | None
     """Where each item starts, (items + 1,), none of them empty; None for the layout TEXT."""
@@ -85,16 +83,14 @@ class Reader:
         by_character = tokenizer.kind in (TokenizerKind.CHARACTERS, TokenizerKind.BYTES)
         self._cut = anywhere if by_character and not tokenizer.lower_case else at_blank
 
-    def build_tokenizer(self, files: list[CorpusFile]) -> Tokenizer:
-        """Builds a tokenizer from the symbols of files.
+    def texts(self, files: list[CorpusFile]) -> Iterator[str]:
+        """Yields the text of files, from which a tokenizer is built.
 
         Raises:
             CorpusError, EncodingError, ConfigError: See `read_corpus`.
             OSError: A file cannot be read.
         """
-        records_hold_lines = self._data.format is not CorpusFormat.PLAIN
-        texts = chain.from_iterable(map(self._texts, files))
-        return build_tokenizer(self._config, texts, self._layout, records_hold_lines)
+        return chain.from_iterable(map(self._texts, files))
 
     def read(
         self,
@@ -200,7 +196,7 @@ class Reader:
             yield from map(tokenizer.encode_bytes, file.byte_blocks())
             return
         before, begun = 0, 0
-        reader = TextReader(tokenizer, policy, max_held=None)
+        reader = IncrementalEncoder(tokenizer, policy, max_held=None)
         whole = self._config.kind in _UNBROKEN
         policy_of_bytes = self._text_policy(policy)
         for text, ends in text_parts(file, self._encoding, policy_of_bytes, self._cut, whole=whole):
@@ -230,7 +226,7 @@ class Reader:
                 )
             return
         before, begun = 0, 0
-        reader = TextReader(tokenizer, policy, max_held=None)
+        reader = IncrementalEncoder(tokenizer, policy, max_held=None)
         whole = self._config.kind in _UNBROKEN
         for text in line_parts(file, self._encoding, self._text_policy(policy), whole=whole):
             head, end, lines = text.partition("\n") if begun or "\n" not in text else ("", "", text)

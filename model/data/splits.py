@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.model.data.reader import FileTokens
 from treadle.model.data.shuffle import Purpose, permutation
-from treadle.model.data.token_array import Tokens, TokenWriter, in_place, joined, let_go
-from treadle.model.scratch_files import Folder
+from treadle.model.data.token_array import TokenArray, TokenWriter, in_place, joined, let_go
+
+if TYPE_CHECKING:
+    from treadle.model.data.reader import FileTokens
+    from treadle.model.scratch_files import Folder
 
 MIN_HELD_OUT_TOKENS = 32
 """A smaller part says too little to be worth what training loses by it."""
@@ -24,7 +27,7 @@ _ITEMS = 1 << 16
 class TokenData:
     """One part of a corpus, as tokens."""
 
-    tokens: Tokens
+    tokens: TokenArray
     """The tokens, (n,), in the smallest type that holds the vocabulary; all items' one after the
     other, neither begin nor end among them. They may lie in a file."""
     offsets: NDArray[np.int64] | None = None

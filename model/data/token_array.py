@@ -9,10 +9,10 @@ from typing import Any, Self, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.model.errors import TokenError
 from treadle.model.scratch_files import Folder, scratch_folder
+from treadle.model.tokenizers.token_ids import check_tokens
 
-Tokens = NDArray[np.integer[Any]]
+TokenArray = NDArray[np.integer[Any]]
 """Tokens in the smallest type that holds the vocabulary, (n,)."""
 
 BLOCK = 1 << 22
@@ -24,27 +24,6 @@ def token_type(vocabulary_size: int) -> type[np.integer[Any]]:
     if vocabulary_size <= 1 << 8:
         return np.uint8
     return np.uint16 if vocabulary_size <= 1 << 16 else np.int32
-
-
-def check_tokens(tokens: NDArray[np.integer[Any]], vocabulary_size: int, least: int = 0) -> None:
-    """Checks that tokens are in the vocabulary: kernels index with them, and check nothing.
-
-    It stands before every call of a kernel that is given tokens, wherever they come from.
-
-    Args:
-        tokens: Of any shape.
-        vocabulary_size: Tokens in the vocabulary.
-        least: The lowest legal number; -1 where that stands for none.
-
-    Raises:
-        TokenError: One is not.
-    """
-    if tokens.size and (tokens.min() < least or tokens.max() >= vocabulary_size):
-        odd = tokens[(tokens < least) | (tokens >= vocabulary_size)].flat[0]
-        raise TokenError(
-            f"token {odd} is not in the vocabulary of the model, which has the tokens 0 to "
-            f"{vocabulary_size - 1}: its file or its tokenizer is damaged, take another one"
-        )
 
 
 class TokenWriter:
@@ -60,7 +39,7 @@ class TokenWriter:
     def __init__(self, vocabulary_size: int, folder: Folder | None) -> None:
         self._type = token_type(vocabulary_size)
         self._vocabulary_size = vocabulary_size
-        self._parts: list[Tokens] = []
+        self._parts: list[TokenArray] = []
         self._scratch = None if folder is None else scratch_folder(folder)
         self._file = None if self._scratch is None else self._scratch.new_file()
         self._size = 0
@@ -72,7 +51,7 @@ class TokenWriter:
         if self._file is not None:
             self._file.close()  # a map of it stays
 
-    def write(self, tokens: Tokens) -> None:
+    def write(self, tokens: TokenArray) -> None:
         """Adds tokens.
 
         Raises:
@@ -88,7 +67,7 @@ class TokenWriter:
             self._scratch.require(part.nbytes)
             self._file.write(part.data)
 
-    def done(self) -> Tokens:
+    def done(self) -> TokenArray:
         """Returns all of them, (n,); in a file, as a map of it."""
         if self._file is None:
             parts, self._parts = self._parts, []
@@ -96,7 +75,7 @@ class TokenWriter:
         if not self._size:
             return np.zeros(0, self._type)
         self._file.flush()
-        tokens: Tokens = np.memmap(self._file, self._type, "r", shape=(self._size,))
+        tokens: TokenArray = np.memmap(self._file, self._type, "r", shape=(self._size,))
         return tokens
 
 
@@ -110,8 +89,8 @@ class JoinedTokens:
         parts: The arrays, one or more, all of the same type.
     """
 
-    def __init__(self, parts: Sequence[Tokens]) -> None:
-        self._arrays: list[Tokens] = []
+    def __init__(self, parts: Sequence[TokenArray]) -> None:
+        self._arrays: list[TokenArray] = []
         """Every array once."""
         numbers: dict[int, int] = {}
         sources, sizes = list[int](), list[int]()
@@ -135,9 +114,9 @@ class JoinedTokens:
     def __getitem__(self, index: int) -> np.integer[Any]: ...
 
     @overload
-    def __getitem__(self, index: slice | NDArray[np.int64]) -> Tokens: ...
+    def __getitem__(self, index: slice | NDArray[np.int64]) -> TokenArray: ...
 
-    def __getitem__(self, index: int | slice | NDArray[np.int64]) -> np.integer[Any] | Tokens:
+    def __getitem__(self, index: int | slice | NDArray[np.int64]) -> np.integer[Any] | TokenArray:
         if isinstance(index, slice):
             start, stop, _ = index.indices(self.size)
             return self._stretch(start, stop)
@@ -145,7 +124,7 @@ class JoinedTokens:
             return self._gathered(index)
         return self._stretch(index, index + 1)[0]  # type: ignore[no-any-return]
 
-    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> Tokens:
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> TokenArray:
         whole = self._stretch(0, self.size)
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
@@ -159,7 +138,7 @@ class JoinedTokens:
         for array in self._arrays:
             let_go(array)
 
-    def _stretch(self, start: int, stop: int) -> Tokens:
+    def _stretch(self, start: int, stop: int) -> TokenArray:
         first = int(np.searchsorted(self._ends, start, side="right"))
         pieces = [np.zeros(0, self.dtype)]
         for number in range(first, len(self._ends)):
@@ -170,7 +149,7 @@ class JoinedTokens:
             pieces.append(array[max(start - before, 0) : stop - before])
         return np.concatenate(pieces)
 
-    def _gathered(self, places: NDArray[np.int64]) -> Tokens:
+    def _gathered(self, places: NDArray[np.int64]) -> TokenArray:
         numbers = np.searchsorted(self._ends, places, side="right")
         inside = places - self._starts[numbers]
         sources = self._sources[numbers]
@@ -181,12 +160,12 @@ class JoinedTokens:
         return out
 
 
-def in_place(parts: Sequence[Tokens]) -> Tokens:
+def in_place(parts: Sequence[TokenArray]) -> TokenArray:
     """Returns parts one after the other without a copy of them; see `JoinedTokens`."""
-    return cast(Tokens, JoinedTokens(parts))  # it is read like an array, and never written
+    return cast(TokenArray, JoinedTokens(parts))  # it is read like an array, and never written
 
 
-def joined(parts: Sequence[Tokens], vocabulary_size: int, folder: Folder | None) -> Tokens:
+def joined(parts: Sequence[TokenArray], vocabulary_size: int, folder: Folder | None) -> TokenArray:
     """Returns parts one after the other; a single one as it is."""
     if len(parts) == 1:
         return parts[0]
@@ -197,21 +176,21 @@ def joined(parts: Sequence[Tokens], vocabulary_size: int, folder: Folder | None)
         return writer.done()
 
 
-def blocks(tokens: Tokens) -> Iterator[Tokens]:
+def blocks(tokens: TokenArray) -> Iterator[TokenArray]:
     """Yields a token array in pieces, and lets go of the memory of those that were looked at."""
     for start in range(0, tokens.size, BLOCK):
         yield tokens[start : start + BLOCK]
         let_go(tokens)
 
 
-def in_memory(tokens: Tokens) -> int:
+def in_memory(tokens: TokenArray) -> int:
     """Returns the bytes of a token array that are in memory for good, not in a mapped file."""
     if isinstance(tokens, JoinedTokens):
         return tokens.in_memory
     return tokens.nbytes if _map_of(tokens) is None else 0
 
 
-def let_go(tokens: Tokens) -> None:
+def let_go(tokens: TokenArray) -> None:
     """Gives the memory of a mapped file back; its pages are read again when they are wanted."""
     if isinstance(tokens, JoinedTokens):
         tokens.let_go()
@@ -221,7 +200,7 @@ def let_go(tokens: Tokens) -> None:
         found.madvise(mmap.MADV_DONTNEED)
 
 
-def _map_of(tokens: Tokens) -> mmap.mmap | None:
+def _map_of(tokens: TokenArray) -> mmap.mmap | None:
     """Returns the mapped file that a token array is a part of; None where it is in memory."""
     base: object = tokens
     while isinstance(base, np.ndarray):

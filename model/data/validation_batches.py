@@ -8,13 +8,16 @@ whole part, and it depends on the part and on the number of tokens alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from treadle.model.data.batch import Batch, Ints, ItemRows, TextRows, even_cuts
 from treadle.model.data.batching import item_tokens
-from treadle.model.data.splits import TokenData
-from treadle.model.tokenizers.build import Tokenizer
+
+if TYPE_CHECKING:
+    from treadle.model.data.splits import TokenData
+    from treadle.model.tokenizers.base import Tokenizer
 
 
 class ValidationBatches:

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from treadle.kernels import structures
 from treadle.kernels.beam import step_log_probabilities
-from treadle.model.data.token_array import check_tokens
 from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.shape import CELL_CODES, Shape
 from treadle.model.network.workspace import allocate_workspace
+from treadle.model.tokenizers.token_ids import check_tokens
 
 Array = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]

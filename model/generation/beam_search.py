@@ -38,7 +38,7 @@ from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.token_score import Alternative, TokenScore
 
 if TYPE_CHECKING:
-    from treadle.model.tokenizers.build import Tokenizer
+    from treadle.model.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,10 @@ import numpy.typing as npt
 from treadle.model.errors import ConfigError, EffortError, TokenError
 from treadle.model.generation.regex_automaton import THOROUGH, Automaton, Effort, compile_automaton
 from treadle.model.generation.token_trie import TokenTree
-from treadle.model.tokenizers.build import (
-    ByteTokenizer,
-    SubwordTokenizer,
-    Tokenizer,
-    WhitespaceTokenizer,
-)
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.bytes import ByteTokenizer
+from treadle.model.tokenizers.subwords import SubwordTokenizer
+from treadle.model.tokenizers.whitespace import WhitespaceTokenizer
 
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]

@@ -16,12 +16,12 @@ import numpy.typing as npt
 from treadle.kernels import structures
 from treadle.kernels.decode import Drawn, Sessions, decode
 from treadle.kernels.logit_edits import NO_RULE, Edits
-from treadle.model.data.token_array import check_tokens
 from treadle.model.generation.constraint import Constraint
 from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.shape import CELL_CODES, Shape
 from treadle.model.network.workspace import allocate_workspace
+from treadle.model.tokenizers.token_ids import check_tokens
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]

@@ -24,8 +24,8 @@ from treadle.model.network.session_state import SessionState
 from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scores import Details, Scores, token_scores
 from treadle.model.scoring.sequence_scorer import SequenceScorer
-from treadle.model.tokenizers.build import TokenStream
 from treadle.model.tokenizers.incremental import encode_in_steps
+from treadle.model.tokenizers.token_stream import TokenStream
 
 Ints = npt.NDArray[np.int32]
 

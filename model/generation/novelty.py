@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from treadle.kernels.matches import longest_match, longest_prefix
 from treadle.kernels.suffixes import suffix_array
 from treadle.model.config import TokenizerKind, UnknownPolicy
-from treadle.model.data.token_array import Tokens, check_tokens, let_go, token_type
+from treadle.model.data.token_array import TokenArray, let_go, token_type
 from treadle.model.errors import CheckpointError
 from treadle.model.tokenizers.base import Tokenizer
-from treadle.model.tokenizers.base import Tokens as Ids
+from treadle.model.tokenizers.token_ids import TokenIds as Ids
+from treadle.model.tokenizers.token_ids import check_tokens
 
 MAX_TOKENS = 1 << 25
 """Tokens of the largest training part that is indexed, each item's end counted as one."""
@@ -47,7 +48,7 @@ class Novelty:
     """Whether the text is no item of it (LINES), or does not stand in it as a whole (TEXT)."""
 
 
-def indexed_tokens(tokens: Tokens, offsets: NDArray[np.int64] | None) -> int:
+def indexed_tokens(tokens: TokenArray, offsets: NDArray[np.int64] | None) -> int:
     """Return how many tokens an index of a training part would hold, items not yet made one."""
     return int(tokens.size) + (0 if offsets is None else len(offsets) - 1)
 
@@ -70,7 +71,7 @@ def too_large(count: int) -> str:
 class NoveltyIndex:
     """Tells what of a text stands in a training part; safe from many threads at once."""
 
-    def __init__(self, tokens: Tokens, suffixes: NDArray[np.int32]) -> None:
+    def __init__(self, tokens: TokenArray, suffixes: NDArray[np.int32]) -> None:
         """Take an index that is known to be whole; see `build` and `from_tensors`.
 
         Args:
@@ -78,7 +79,7 @@ class NoveltyIndex:
             suffixes: (n,) int32, their suffix array.
         """
         # One kind of array, that which may be written to, is one compilation of each kernel.
-        self._tokens: Tokens = np.require(tokens, requirements=("C", "W"))
+        self._tokens: TokenArray = np.require(tokens, requirements=("C", "W"))
         self._suffixes: NDArray[np.int32] = np.require(suffixes, requirements=("C", "W"))
 
     @property
@@ -88,7 +89,7 @@ class NoveltyIndex:
 
     @classmethod
     def build(
-        cls, tokens: Tokens, offsets: NDArray[np.int64] | None, tokenizer: Tokenizer
+        cls, tokens: TokenArray, offsets: NDArray[np.int64] | None, tokenizer: Tokenizer
     ) -> NoveltyIndex:
         """Make the index of a training part.
 
@@ -207,7 +208,7 @@ def _without_begin(ids: NDArray[np.int32], tokenizer: Tokenizer) -> NDArray[np.i
     return np.where(ids == begin, _STRANGER, ids).astype(np.int32)
 
 
-def _separated(text: Tokens, offsets: NDArray[np.int64], tokenizer: Tokenizer) -> Tokens:
+def _separated(text: TokenArray, offsets: NDArray[np.int64], tokenizer: Tokenizer) -> TokenArray:
     """Return every item once, `begin` before, between and after them."""
     assert tokenizer.begin is not None
     lengths, chosen = np.diff(offsets), _first_ones(text, offsets)
@@ -219,7 +220,7 @@ def _separated(text: Tokens, offsets: NDArray[np.int64], tokenizer: Tokenizer) -
     return separated
 
 
-def _first_ones(text: Tokens, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _first_ones(text: TokenArray, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Tell of each item, (items,), whether no item before it equals it."""
     lengths = np.diff(offsets)
     order = np.argsort(lengths, kind="stable")

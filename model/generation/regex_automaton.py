@@ -26,7 +26,7 @@ from treadle.model.generation.regex_worker import (
     OUT_OF_MEMORY,
     TOO_LARGE,
 )
-from treadle.model.tokenizers.base import SURROGATE
+from treadle.model.tokenizers.surrogates import SURROGATE
 
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]

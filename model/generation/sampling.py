@@ -13,7 +13,7 @@ import numpy.typing as npt
 from treadle.model.config import SamplingConfig
 from treadle.model.errors import ConfigError
 from treadle.model.generation.constraint import Constraint, compile_constraint
-from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.tokenizers.base import Tokenizer
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]

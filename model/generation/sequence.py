@@ -25,7 +25,7 @@ from treadle.model.generation.stop_sequences import StopFilter
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.session_state import SessionState
 from treadle.model.scoring.token_score import Alternative, TokenScore
-from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.tokenizers.base import Tokenizer
 
 Ints = npt.NDArray[np.int32]
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from treadle.model.config import SamplingConfig
 from treadle.model.generation.stop_sequences import StopFilter
-from treadle.model.tokenizers.build import Tokenizer, WhitespaceTokenizer
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.whitespace import WhitespaceTokenizer
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from treadle.kernels.packing import (
     unfold_input_weights,
 )
 from treadle.kernels.transposed import allocate_block
-from treadle.model.data.token_array import check_tokens
 from treadle.model.enums import Precision
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.parallel import Pool, parts
@@ -35,6 +34,7 @@ from treadle.model.network.workspace import (
     allocate_workspace,
     with_transposes,
 )
+from treadle.model.tokenizers.token_ids import check_tokens
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]

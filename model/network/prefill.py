@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import network, structures
-from treadle.model.data.token_array import check_tokens
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.shape import CELL_CODES, Shape
 from treadle.model.network.workspace import allocate_workspace
+from treadle.model.tokenizers.token_ids import check_tokens
 
 Ints = npt.NDArray[np.int32]
 

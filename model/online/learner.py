@@ -124,7 +124,7 @@ class Learner:
 
         Raises:
             UnknownSymbolError: a symbol is unknown and the policy is ERROR.
-            ConfigError: too many characters would wait; see `TextReader`.
+            ConfigError: too many characters would wait; see `IncrementalEncoder`.
             TrainingError: the learning rate is too large: the loss, a gradient, a weight or a score
                 is no finite number.
         """

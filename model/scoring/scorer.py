@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from treadle.kernels import network, ranks, structures
 from treadle.model.data.batch import Batch
-from treadle.model.data.token_array import check_tokens
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.parallel import Pool
 from treadle.model.network.shape import CELL_CODES, Shape
 from treadle.model.network.shards import cut_rows, shard_slices
 from treadle.model.network.workspace import allocate_state, allocate_workspace
 from treadle.model.scoring.scores import NO_FLOATS, NO_INTS, Details, Scores
+from treadle.model.tokenizers.token_ids import check_tokens
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]

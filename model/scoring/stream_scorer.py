@@ -20,7 +20,7 @@ from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scores import Details, PieceScore, Scores, Summary, token_scores
 from treadle.model.scoring.sequence_scorer import SequenceScorer
 from treadle.model.scoring.token_score import TokenScore
-from treadle.model.tokenizers.incremental import TextReader, encode_in_steps
+from treadle.model.tokenizers.incremental import IncrementalEncoder, encode_in_steps
 
 Ints = npt.NDArray[np.int32]
 
@@ -57,7 +57,7 @@ class StreamScorer:
         """
         self._network = network
         self._tokenizer = network.tokenizer
-        self._reader = TextReader(network.tokenizer, policy)
+        self._reader = IncrementalEncoder(network.tokenizer, policy)
         self._context, self._policy = context, policy
         self._sequence = SequenceScorer(
             network.shape, network.weights, network.tokenizer, begun, details
@@ -119,7 +119,7 @@ class StreamScorer:
         Raises:
             UnknownSymbolError: a symbol is unknown and the policy is ERROR; its position is that
                 in the whole text. The stream cannot continue, unless it is restored.
-            ConfigError: too many characters would wait; see `TextReader`.
+            ConfigError: too many characters would wait; see `IncrementalEncoder`.
         """
         yield from self._begin()
         self.is_open = self.is_open or bool(text)
@@ -238,7 +238,7 @@ class _Tally:
 class StreamMark:
     """Where a `StreamScorer` stood between two pieces."""
 
-    reader: TextReader
+    reader: IncrementalEncoder
     context: str
     state: SessionState
     item: _Tally

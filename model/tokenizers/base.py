@@ -11,28 +11,30 @@ find is decided here, for text and for items alike.
 
 from __future__ import annotations
 
+import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.model.config import CorpusLayout, TokenizerConfig, UnknownPolicy
-from treadle.model.errors import ConfigError, UnknownSymbolError
+from treadle.model.enums import CorpusLayout, UnknownPolicy
+from treadle.model.errors import ConfigError, CorpusError, UnknownSymbolError
 from treadle.model.field_checks import member
+from treadle.model.tokenizers.surrogates import REPLACEMENT, SURROGATE
+from treadle.model.tokenizers.token_stream import TokenStream
 
-Tokens = Sequence[int] | NDArray[np.integer[Any]]
-
-REPLACEMENT = "\ufffd"
-"""Stands in text for what is unknown."""
-
-SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half a pair of UTF-16: a Python string may hold it, but no file and no request."""
+if TYPE_CHECKING:
+    from treadle.model.config import TokenizerConfig
+    from treadle.model.tokenizers.token_ids import TokenIds
 
 UNKNOWN_MARK = -1
 """What `_look_up` gives for a symbol that the vocabulary lacks."""
+
+BYTE_VALUES = 256
 
 MAX_PIECE = 2048
 """Characters of the longest piece of a text that words and subwords look up as one. A longer one is
@@ -40,53 +42,6 @@ cut after so many, so that no text, whatever it holds, takes long in one step.""
 
 NEWLINE_MARK = -2
 """What `_look_up` gives for the end of an item, where items are asked for."""
-
-
-class TokenStream:
-    """Turns tokens into text piece by piece: the pieces join to what `decode` gives for all.
-
-    Args:
-        tokenizer: Whose tokens they are.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def push(self, tokens: Tokens) -> str:
-        """Takes the next tokens; returns the text that is now complete, never half a character."""
-        return self._tokenizer.decode(tokens)
-
-    def flush(self) -> str:
-        """Ends the stream; returns what was held back."""
-        return ""
-
-    @property
-    def held(self) -> bytes:
-        """What a stream that goes on from here has to know, up to 7 bytes."""
-        return b""
-
-    @property
-    def cuts_character(self) -> bool:
-        """Whether the tokens so far end in the middle of a character."""
-        return False
-
-
-class TableStream(TokenStream):
-    """A stream of tokens each of which has one text, whatever comes before it.
-
-    Args:
-        tokenizer: Whose tokens they are.
-        texts: The text of every token, by id.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-        super().__init__(tokenizer)
-        self._texts = texts
-
-    def push(self, tokens: Tokens) -> str:
-        """See `TokenStream.push`."""
-        texts = self._texts
-        return "".join([texts[token] for token in tokens])
 
 
 class Tokenizer(ABC):
@@ -98,6 +53,9 @@ class Tokenizer(ABC):
         ordinary: Tokens that are not special.
         has_unknown: Whether there is an unknown token.
     """
+
+    cut: ClassVar[re.Pattern[str] | None] = None
+    """Matches end where a text may be cut without a change of its tokens; None: it may anywhere."""
 
     config: TokenizerConfig
     """How text becomes tokens."""
@@ -265,7 +223,7 @@ class Tokenizer(ABC):
         """Returns the first symbol marked as unknown, and its position in code points."""
 
     @abstractmethod
-    def decode(self, tokens: Tokens) -> str:
+    def decode(self, tokens: TokenIds) -> str:
         """Returns the text of tokens: "" for `begin` and `end`, U+FFFD for `unknown`.
 
         Raises:
@@ -277,10 +235,10 @@ class Tokenizer(ABC):
         """Returns the text of one token; "" for special ones and for parts of characters."""
 
     @abstractmethod
-    def characters(self, tokens: Tokens) -> int:
+    def characters(self, tokens: TokenIds) -> int:
         """Returns the code points of text that tokens stand for; 1 for each `unknown`."""
 
-    def count_unknown(self, tokens: Tokens) -> int:
+    def count_unknown(self, tokens: TokenIds) -> int:
         """Returns how many of some tokens are `unknown`."""
         return 0 if self.unknown is None else int(np.count_nonzero(np.equal(tokens, self.unknown)))
 
@@ -294,16 +252,100 @@ class Tokenizer(ABC):
         Args:
             held: What `TokenStream.held` was where the text so far ends; empty: it begins.
         """
-        return TokenStream(self)
+        return TokenStream(self.decode)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the tokenizer as JSON values; `tokenizer_from_json` reads them."""
         head = {"config": self.config.to_json(), "layout": self.layout.value}
         return head | self._vocabulary_json()
 
-    def _ids(self, tokens: Tokens) -> NDArray[np.int64]:
+    def _ids(self, tokens: TokenIds) -> NDArray[np.int64]:
         """Returns the tokens as an array, every one of them in the vocabulary."""
         ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
         if ids.size and not (ids.min() >= 0 and ids.max() < self.vocabulary_size):
             raise ValueError(f"a token is not in 0 to {self.vocabulary_size - 1}")
         return ids
+
+
+def most_frequent(
+    pieces: Iterable[list[str]], most: int, without: str, least: int = 1
+) -> list[str]:
+    """Returns the most frequent pieces, ties in code point order.
+
+    Args:
+        pieces: The pieces of the corpus, in parts.
+        most: How many to return at most.
+        without: Pieces that hold one of these characters are not counted.
+        least: How often a piece must be there.
+
+    Raises:
+        CorpusError: A piece holds half of a surrogate pair, which no file could hold.
+    """
+    counts: Counter[str] = Counter()
+    for some in pieces:
+        counts.update(some)
+    if any(map(SURROGATE.search, counts)):
+        raise CorpusError("a text holds a lone surrogate, which is no character: take it out")
+    legal = (
+        word
+        for word, count in counts.items()
+        if count >= least and not any(symbol in word for symbol in without)
+    )
+    return sorted(legal, key=lambda word: (-counts[word], word))[:most]
+
+
+class WordListTokenizer(Tokenizer):
+    """A tokenizer whose vocabulary is a list of pieces of text.
+
+    Args:
+        config: How text becomes tokens.
+        layout: How the corpus is cut.
+        words: The vocabulary, each piece once; token i is `words[i]`.
+    """
+
+    def __init__(self, config: TokenizerConfig, layout: CorpusLayout, words: Sequence[str]) -> None:
+        super().__init__(
+            config, layout, len(words), has_unknown=config.policy is UnknownPolicy.UNKNOWN
+        )
+        self.words = tuple(words)
+        self._table = {word: token for token, word in enumerate(self.words)}
+        self._texts = [*self.words, *[""] * (self.vocabulary_size - self.ordinary)]
+        if self.unknown is not None:
+            self._texts[self.unknown] = REPLACEMENT
+        self._lengths = np.array([len(text) for text in self._texts], dtype=np.int64)
+
+    @classmethod
+    def build(
+        cls, config: TokenizerConfig, layout: CorpusLayout, texts: Iterable[str], without: str
+    ) -> Self:
+        """Returns a tokenizer whose vocabulary is the most frequent pieces of `texts`.
+
+        Args:
+            config: How text becomes tokens.
+            layout: How the corpus is cut.
+            texts: The corpus, in parts.
+            without: Characters whose pieces are to be unknown.
+
+        Raises:
+            CorpusError: A text holds half of a surrogate pair.
+        """
+        pieces = itertools.chain.from_iterable(map(cls._pieces, texts))
+        most, least = config.max_vocabulary_size, config.min_frequency
+        return cls(config, layout, most_frequent(pieces, most, without, least))
+
+    @staticmethod
+    @abstractmethod
+    def _pieces(text: str) -> Iterator[list[str]]:
+        """Yields the pieces of a text, some at a time."""
+
+    def _find(self, pieces: Sequence[str]) -> NDArray[np.int32]:
+        """Returns the tokens of pieces, or marks."""
+        found = map(self._table.get, pieces, itertools.repeat(UNKNOWN_MARK))
+        return np.fromiter(found, np.int32, len(pieces))
+
+    def token_text(self, token: int) -> str:
+        """See `Tokenizer.token_text`."""
+        return self.words[token] if 0 <= token < self.ordinary else ""
+
+    def _vocabulary_json(self) -> dict[str, Any]:
+        return {"words": list(self.words)}

@@ -6,37 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
+from treadle.model.config import TokenizerConfig
+from treadle.model.enums import CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import CheckpointError, ConfigError
 from treadle.model.field_checks import member
-from treadle.model.tokenizers.base import (
-    REPLACEMENT,
-    SURROGATE,
-    Tokenizer,
-    Tokens,
-    TokenStream,
-)
 from treadle.model.tokenizers.bytes import ByteTokenizer
 from treadle.model.tokenizers.characters import CharacterTokenizer
-from treadle.model.tokenizers.events import EventTokenizer
 from treadle.model.tokenizers.subwords import SubwordTokenizer
-from treadle.model.tokenizers.whitespace import WhitespaceTokenizer
-from treadle.model.tokenizers.words import PieceTokenizer, WordTokenizer
+from treadle.model.tokenizers.surrogates import REPLACEMENT, SURROGATE
+from treadle.model.tokenizers.whitespace import EventTokenizer, WhitespaceTokenizer
+from treadle.model.tokenizers.words import WordTokenizer
 
-__all__ = [
-    "ByteTokenizer",
-    "CharacterTokenizer",
-    "EventTokenizer",
-    "SubwordTokenizer",
-    "TokenStream",
-    "Tokenizer",
-    "Tokens",
-    "WhitespaceTokenizer",
-    "WordTokenizer",
-    "build_tokenizer",
-    "tokenizer_from_json",
-]
+if TYPE_CHECKING:
+    from treadle.model.tokenizers.base import Tokenizer, WordListTokenizer
 
 
 def build_tokenizer(
@@ -69,10 +53,10 @@ def build_tokenizer(
     without += REPLACEMENT if config.policy is UnknownPolicy.UNKNOWN else ""
     if config.kind is TokenizerKind.CHARACTERS:
         return CharacterTokenizer.build(config, layout, texts, without)
-    return _PIECES[config.kind].build(config, layout, texts, without)
+    return _WORD_KINDS[config.kind].build(config, layout, texts, without)
 
 
-_PIECES: dict[TokenizerKind, type[PieceTokenizer]] = {
+_WORD_KINDS: dict[TokenizerKind, type[WordListTokenizer]] = {
     TokenizerKind.WORDS: WordTokenizer,
     TokenizerKind.EVENTS: EventTokenizer,
     TokenizerKind.WHITESPACE: WhitespaceTokenizer,
@@ -101,8 +85,8 @@ def tokenizer_from_json(data: object) -> Tokenizer:
             raise _damaged(str(fault)) from fault
         except ConfigError as fault:  # the file is fine, and the package missing
             raise CheckpointError(f"the stored tokenizer cannot be read: {fault}") from fault
-    if config.kind in _PIECES:
-        return _PIECES[config.kind](config, layout, _symbols(data.get("words"), list))
+    if config.kind in _WORD_KINDS:
+        return _WORD_KINDS[config.kind](config, layout, _symbols(data.get("words"), list))
     return CharacterTokenizer(config, layout, "".join(_symbols(data.get("symbols"), str)))
 
 

@@ -7,22 +7,20 @@ that a corpus of hundreds of megabytes takes seconds and never four bytes a char
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.model.config import CorpusLayout, TokenizerConfig, UnknownPolicy
+from treadle.model.enums import CorpusLayout, UnknownPolicy
 from treadle.model.errors import CorpusError
-from treadle.model.tokenizers.base import (
-    NEWLINE_MARK,
-    REPLACEMENT,
-    UNKNOWN_MARK,
-    TableStream,
-    Tokenizer,
-    Tokens,
-    TokenStream,
-)
+from treadle.model.tokenizers.base import NEWLINE_MARK, UNKNOWN_MARK, Tokenizer
+from treadle.model.tokenizers.surrogates import REPLACEMENT
+from treadle.model.tokenizers.token_stream import LookupStream, TokenStream
+
+if TYPE_CHECKING:
+    from treadle.model.config import TokenizerConfig
+    from treadle.model.tokenizers.token_ids import TokenIds
 
 BLOCK = 1 << 20
 """Characters looked at together."""
@@ -116,11 +114,11 @@ class CharacterTokenizer(Tokenizer):
         position = int(np.argmax(marked == UNKNOWN_MARK))
         return text[position], position
 
-    def decode(self, tokens: Tokens) -> str:
+    def decode(self, tokens: TokenIds) -> str:
         """See `Tokenizer.decode`."""
         return self._codes[self._visible(tokens)].tobytes().decode("utf-32-le")
 
-    def _visible(self, tokens: Tokens) -> NDArray[np.int64]:
+    def _visible(self, tokens: TokenIds) -> NDArray[np.int64]:
         ids = self._ids(tokens)
         if self.begin is None or self.end is None:
             return ids
@@ -128,13 +126,13 @@ class CharacterTokenizer(Tokenizer):
 
     def stream(self, held: bytes = b"") -> TokenStream:
         """See `Tokenizer.stream`."""
-        return TableStream(self, self._texts)
+        return LookupStream(self._texts)
 
     def token_text(self, token: int) -> str:
         """See `Tokenizer.token_text`."""
         return self.symbols[token] if 0 <= token < self.ordinary else ""
 
-    def characters(self, tokens: Tokens) -> int:
+    def characters(self, tokens: TokenIds) -> int:
         """See `Tokenizer.characters`."""
         return self._visible(tokens).size
 

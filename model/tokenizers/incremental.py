@@ -17,19 +17,16 @@ from __future__ import annotations
 
 import copy
 import functools
-import re
 from collections.abc import Generator
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.config import TokenizerKind, UnknownPolicy
+from treadle.model.enums import TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
-from treadle.model.tokenizers.base import MAX_PIECE, SURROGATE
-from treadle.model.tokenizers.build import Tokenizer
-from treadle.model.tokenizers.bytes import readable
-from treadle.model.tokenizers.subwords import CUT
+from treadle.model.tokenizers.base import MAX_PIECE, Tokenizer
+from treadle.model.tokenizers.surrogates import SURROGATE, handle_surrogates
 
 Ints = npt.NDArray[np.int32]
 
@@ -38,13 +35,6 @@ MAX_HELD = 1 << 16
 
 _SIGMA = "\u03a3"
 
-# The pattern's last match in what is new tells where the text may be cut: at its end.
-_CUTS = {
-    TokenizerKind.WORDS: re.compile(r"[^\S ]|_|(?= )"),
-    TokenizerKind.EVENTS: re.compile(r"\s"),
-    TokenizerKind.WHITESPACE: re.compile(r"\s"),
-    TokenizerKind.SUBWORDS: CUT,
-}
 _SLICE = 2048
 """Characters made tokens in one step."""
 
@@ -52,7 +42,7 @@ _SEEN = 2
 """Characters before the new ones that a pattern has to see again."""
 
 
-class TextReader:
+class IncrementalEncoder:
     """Makes tokens of a text that comes in pieces.
 
     The tokens of all pushes and of the end, joined, are `tokenizer.encode` of the whole text.
@@ -80,7 +70,7 @@ class TextReader:
         self._tokenizer = tokenizer
         self._policy = tokenizer.check_policy(policy)
         self._max_held = max_held
-        self._cut = _CUTS.get(tokenizer.config.kind)
+        self._cut = tokenizer.cut
         self._lower = _LowerCase() if tokenizer.config.lowers and not lowered else None
         self._held = ""
         self._position = 0
@@ -169,7 +159,7 @@ class TextReader:
         if SURROGATE.search(text) is None:
             return text
         with _Moved(self._position + len(self._held)):
-            return readable(text, self._policy)
+            return handle_surrogates(text, self._policy)
 
     def _encode(self, text: str) -> Ints:
         with _Moved(self._position):
@@ -205,7 +195,7 @@ def encode_in_steps(
         # made tokens in one step.
         text = text.lower()
         yield
-    reader = TextReader(tokenizer, policy, max_held=None, lowered=lowered)
+    reader = IncrementalEncoder(tokenizer, policy, max_held=None, lowered=lowered)
     parts = []
     for start in range(0, len(text), _SLICE):
         parts.append(reader.push(text[start : start + _SLICE]))

@@ -13,23 +13,21 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.model.config import CorpusLayout, TokenizerConfig, UnknownPolicy
-from treadle.model.data.token_array import check_tokens
+from treadle.model.enums import CorpusLayout, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.rust_panics import no_panics
-from treadle.model.tokenizers.base import (
-    MAX_PIECE,
-    NEWLINE_MARK,
-    Tokenizer,
-    Tokens,
-    TokenStream,
-)
-from treadle.model.tokenizers.bytes import BYTE_VALUES, ByteStream, readable
+from treadle.model.tokenizers.base import BYTE_VALUES, MAX_PIECE, NEWLINE_MARK, Tokenizer
+from treadle.model.tokenizers.surrogates import handle_surrogates
+from treadle.model.tokenizers.token_ids import TokenIds, check_tokens
+from treadle.model.tokenizers.token_stream import ByteStream, TokenStream
+
+if TYPE_CHECKING:
+    from treadle.model.config import TokenizerConfig
 
 _MIN_PAIRS = 2
 """How often a pair of neighbours must be there to become a token."""
@@ -64,6 +62,8 @@ class SubwordTokenizer(Tokenizer):
         ConfigError: The package is not installed.
         ValueError: `learned` is not that.
     """
+
+    cut: ClassVar[re.Pattern[str] | None] = CUT
 
     def __init__(self, config: TokenizerConfig, layout: CorpusLayout, learned: str) -> None:
         vocabulary, merges = read_learned(learned)
@@ -105,7 +105,7 @@ class SubwordTokenizer(Tokenizer):
     def encode(self, text: str, policy: UnknownPolicy | None = None) -> NDArray[np.int32]:
         """See `Tokenizer.encode`; every policy is legal, as nothing is unknown."""
         policy = self.check_policy(policy)
-        parts = _parts(readable(self._normal(text), policy), _PART)
+        parts = _parts(handle_surrogates(self._normal(text), policy), _PART)
         with _no_panics("read a text"):
             ids = [self._learned.encode(part, add_special_tokens=False).ids for part in parts]
         tokens = np.concatenate([np.array(some, np.int64) for some in ids])
@@ -122,7 +122,7 @@ class SubwordTokenizer(Tokenizer):
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """See `Tokenizer.encode_records`."""
         policy = self.check_policy(policy)
-        legal = [_whole(readable(self._normal(text), policy)) for text in texts]
+        legal = [_whole(handle_surrogates(self._normal(text), policy)) for text in texts]
         joined = [part for parts in legal for part in parts]
         with _no_panics("read texts"):
             found = self._learned.encode_batch_fast(joined, add_special_tokens=False)
@@ -153,11 +153,11 @@ class SubwordTokenizer(Tokenizer):
     def _first_unknown(self, text: str, marked: NDArray[np.int32]) -> tuple[str, int]:
         raise AssertionError("nothing is unknown to subwords")
 
-    def decode(self, tokens: Tokens) -> str:
+    def decode(self, tokens: TokenIds) -> str:
         """See `Tokenizer.decode`; bytes that are not UTF-8 give U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", "replace")
 
-    def decode_bytes(self, tokens: Tokens) -> bytes:
+    def decode_bytes(self, tokens: TokenIds) -> bytes:
         """Returns the bytes of tokens; special tokens have none."""
         return b"".join([self._bytes[token] for token in self._ids(tokens).tolist()])
 
@@ -168,13 +168,13 @@ class SubwordTokenizer(Tokenizer):
         except UnicodeDecodeError:
             return ""
 
-    def characters(self, tokens: Tokens) -> int:
+    def characters(self, tokens: TokenIds) -> int:
         """Returns the characters that begin in tokens."""
         return int(self._starts[self._ids(tokens)].sum())
 
     def stream(self, held: bytes = b"") -> TokenStream:
         """See `Tokenizer.stream`; the bytes of a character are held back until it is whole."""
-        return ByteStream(self, held)
+        return ByteStream(self.decode_bytes, held)
 
     def _vocabulary_json(self) -> dict[str, Any]:
         # Read and written again: the package's own order of keys is no promise.
@@ -302,7 +302,7 @@ def _learnable(texts: Iterable[str]) -> Iterator[str]:
     """
     unbroken = 0
     for text in texts:
-        for part in _whole(readable(text, UnknownPolicy.UNKNOWN)):
+        for part in _whole(handle_surrogates(text, UnknownPolicy.UNKNOWN)):
             if len(part) >= MAX_PIECE and CUT.search(part) is None:
                 unbroken += len(part)
                 if unbroken > _MOST_UNBROKEN:

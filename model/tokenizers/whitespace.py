@@ -11,19 +11,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.model.tokenizers.base import NEWLINE_MARK, UNKNOWN_MARK, Tokens, TokenStream
-from treadle.model.tokenizers.words import PieceTokenizer
+from treadle.model.tokenizers.base import NEWLINE_MARK, UNKNOWN_MARK, WordListTokenizer
+from treadle.model.tokenizers.token_stream import TokenStream
+
+if TYPE_CHECKING:
+    from treadle.model.tokenizers.token_ids import TokenIds
 
 NEWLINE = "\n"
 
+EVENT = re.compile(r"\S+")
+"""Matches a run of anything but white space."""
 
-class WhitespaceTokenizer(PieceTokenizer):
+
+class WhitespaceTokenizer(WordListTokenizer):
     """One token a run of anything but white space, or the end of a line."""
+
+    cut: ClassVar[re.Pattern[str] | None] = re.compile(r"\s")
 
     piece: ClassVar[re.Pattern[str]] = re.compile(r"\S+|\n")
     """What matches a token's text."""
@@ -54,11 +62,11 @@ class WhitespaceTokenizer(PieceTokenizer):
             left -= 1
         raise AssertionError("no symbol is unknown")
 
-    def decode(self, tokens: Tokens) -> str:
+    def decode(self, tokens: TokenIds) -> str:
         """See `Tokenizer.decode`: one blank between the tokens of a line."""
         return self.stream().push(self._ids(tokens))
 
-    def texts(self, tokens: Tokens) -> list[str]:
+    def texts(self, tokens: TokenIds) -> list[str]:
         """Returns the texts of tokens, those of special ones left out.
 
         Raises:
@@ -66,7 +74,7 @@ class WhitespaceTokenizer(PieceTokenizer):
         """
         return [text for token in self._ids(tokens).tolist() if (text := self._texts[token])]
 
-    def characters(self, tokens: Tokens) -> int:
+    def characters(self, tokens: TokenIds) -> int:
         """Returns the code points of tokens and of the blanks between them."""
         lengths = self._lengths[self._ids(tokens)]
         shown = self._ids(tokens)[lengths > 0]
@@ -78,8 +86,10 @@ class WhitespaceTokenizer(PieceTokenizer):
         return WhitespaceStream(self, bool(held))
 
 
-EVENT = re.compile(r"\S+")
-"""What matches a run of anything but white space."""
+class EventTokenizer(WhitespaceTokenizer):
+    """One token an event; the end of a line is white space like any other."""
+
+    piece: ClassVar[re.Pattern[str]] = EVENT
 
 
 class WhitespaceStream(TokenStream):
@@ -94,7 +104,7 @@ class WhitespaceStream(TokenStream):
         self._texts = tokenizer.texts
         self._within = within
 
-    def push(self, tokens: Tokens) -> str:
+    def push(self, tokens: TokenIds) -> str:
         """See `TokenStream.push`."""
         parts = []
         for text in self._texts(tokens):

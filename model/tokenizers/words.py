@@ -19,25 +19,21 @@ import functools
 import itertools
 import re
 import unicodedata
-from abc import abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.model.config import CorpusLayout, TokenizerConfig, UnknownPolicy
-from treadle.model.errors import CorpusError
 from treadle.model.tokenizers.base import (
     MAX_PIECE,
     NEWLINE_MARK,
-    REPLACEMENT,
-    SURROGATE,
     UNKNOWN_MARK,
-    Tokenizer,
-    Tokens,
+    WordListTokenizer,
 )
+
+if TYPE_CHECKING:
+    from treadle.model.tokenizers.token_ids import TokenIds
 
 _WINDOW = 2 * MAX_PIECE
 """Characters cut into pieces together: few, since the search lets no other thread run."""
@@ -72,90 +68,10 @@ def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
         start += sum(map(len, pieces))
 
 
-def frequent(pieces: Iterable[list[str]], most: int, without: str, least: int = 1) -> list[str]:
-    """Returns the most frequent pieces, ties in code point order.
-
-    Args:
-        pieces: The pieces of the corpus, in parts.
-        most: How many to return at most.
-        without: Pieces that hold one of these characters are not counted.
-        least: How often a piece must be there.
-
-    Raises:
-        CorpusError: A piece holds half of a surrogate pair, which no file could hold.
-    """
-    counts: Counter[str] = Counter()
-    for some in pieces:
-        counts.update(some)
-    if any(map(SURROGATE.search, counts)):
-        raise CorpusError("a text holds a lone surrogate, which is no character: take it out")
-    legal = (
-        word
-        for word, count in counts.items()
-        if count >= least and not any(symbol in word for symbol in without)
-    )
-    return sorted(legal, key=lambda word: (-counts[word], word))[:most]
-
-
-class PieceTokenizer(Tokenizer):
-    """A tokenizer whose vocabulary is a list of pieces of text.
-
-    Args:
-        config: How text becomes tokens.
-        layout: How the corpus is cut.
-        words: The vocabulary, each piece once; token i is `words[i]`.
-    """
-
-    def __init__(self, config: TokenizerConfig, layout: CorpusLayout, words: Sequence[str]) -> None:
-        super().__init__(
-            config, layout, len(words), has_unknown=config.policy is UnknownPolicy.UNKNOWN
-        )
-        self.words = tuple(words)
-        self._table = {word: token for token, word in enumerate(self.words)}
-        self._texts = [*self.words, *[""] * (self.vocabulary_size - self.ordinary)]
-        if self.unknown is not None:
-            self._texts[self.unknown] = REPLACEMENT
-        self._lengths = np.array([len(text) for text in self._texts], dtype=np.int64)
-
-    @classmethod
-    def build(
-        cls, config: TokenizerConfig, layout: CorpusLayout, texts: Iterable[str], without: str
-    ) -> Self:
-        """Returns a tokenizer whose vocabulary is the most frequent pieces of `texts`.
-
-        Args:
-            config: How text becomes tokens.
-            layout: How the corpus is cut.
-            texts: The corpus, in parts.
-            without: Characters whose pieces are to be unknown.
-
-        Raises:
-            CorpusError: A text holds half of a surrogate pair.
-        """
-        pieces = itertools.chain.from_iterable(map(cls._pieces, texts))
-        most, least = config.max_vocabulary_size, config.min_frequency
-        return cls(config, layout, frequent(pieces, most, without, least))
-
-    @staticmethod
-    @abstractmethod
-    def _pieces(text: str) -> Iterator[list[str]]:
-        """Yields the pieces of a text, some at a time."""
-
-    def _find(self, pieces: Sequence[str]) -> NDArray[np.int32]:
-        """Returns the tokens of pieces, or marks."""
-        found = map(self._table.get, pieces, itertools.repeat(UNKNOWN_MARK))
-        return np.fromiter(found, np.int32, len(pieces))
-
-    def token_text(self, token: int) -> str:
-        """See `Tokenizer.token_text`."""
-        return self.words[token] if 0 <= token < self.ordinary else ""
-
-    def _vocabulary_json(self) -> dict[str, Any]:
-        return {"words": list(self.words)}
-
-
-class WordTokenizer(PieceTokenizer):
+class WordTokenizer(WordListTokenizer):
     """One token a word, a run of punctuation or a white space character."""
+
+    cut: ClassVar[re.Pattern[str] | None] = re.compile(r"[^\S ]|_|(?= )")
 
     @staticmethod
     def _pieces(text: str) -> Iterator[list[str]]:
@@ -185,10 +101,10 @@ class WordTokenizer(PieceTokenizer):
             first -= len(pieces)
         raise AssertionError("no symbol is unknown")
 
-    def decode(self, tokens: Tokens) -> str:
+    def decode(self, tokens: TokenIds) -> str:
         """See `Tokenizer.decode`."""
         return "".join([self._texts[token] for token in self._ids(tokens).tolist()])
 
-    def characters(self, tokens: Tokens) -> int:
+    def characters(self, tokens: TokenIds) -> int:
         """See `Tokenizer.characters`."""
         return int(self._lengths[self._ids(tokens)].sum())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from treadle.model.data.batching import Batch, Batches
 from treadle.model.network.engine import Engine, InterruptedRunError
 from treadle.model.network.parallel import parts
 from treadle.model.network.parameters import Parameters
+
+if TYPE_CHECKING:
+    from treadle.model.data.batching import Batch, Batches
 
 
 class Accumulation:

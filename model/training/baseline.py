@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.ngram import allocate_trie, count_ngrams, foretell
-from treadle.model.data.corpus import Corpus, TokenData
-from treadle.model.data.token_array import check_tokens
-from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.tokenizers.token_ids import check_tokens
+
+if TYPE_CHECKING:
+    from treadle.model.data.corpus import Corpus, TokenData
+    from treadle.model.tokenizers.base import Tokenizer
 
 Ints = npt.NDArray[np.int32]
 

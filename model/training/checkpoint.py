@@ -14,19 +14,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from treadle.model.config import TrainConfig
-from treadle.model.data.corpus import Corpus
 from treadle.model.data.token_array import blocks
 from treadle.model.errors import CheckpointError, ConfigError
 from treadle.model.model_file import safetensors_parts, write_whole
 from treadle.model.scratch_files import Require, anything
 from treadle.model.temporary_files import leftovers
 from treadle.model.tensor_file import open_tensors, read_tensors
+
+if TYPE_CHECKING:
+    from treadle.model.data.corpus import Corpus
 
 Array = npt.NDArray[np.float32]
 

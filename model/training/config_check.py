@@ -9,24 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from treadle.model.config import (
-    CorpusLayout,
-    NetworkConfig,
-    Preset,
-    TokenizerConfig,
-    TokenizerKind,
-    TrainConfig,
-    UnknownPolicy,
-)
 from treadle.model.data.corpus import check_data
+from treadle.model.enums import CorpusLayout, Preset, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.field_checks import raise_faults
 from treadle.model.memory_estimate import check_memory
 from treadle.model.network.precision import check_precision
 from treadle.model.network.shape import check_network
 from treadle.model.tokenizers.subwords import check_subwords
+
+if TYPE_CHECKING:
+    from treadle.model.config import NetworkConfig, TokenizerConfig, TrainConfig
 
 _SIZES = {"network.hidden_size", "network.embedding_size"}
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from treadle.model.config import CorpusRole
-from treadle.model.data.corpus import Corpus
 from treadle.model.data.validation_batches import ValidationBatches
+from treadle.model.enums import CorpusRole
 from treadle.model.generation.sequence import StopReason
-from treadle.model.model import Model
 from treadle.model.network.engine import InterruptedRunError, never
-from treadle.model.network.parallel import Pool
-from treadle.model.network.parameters import Parameters
 from treadle.model.network.workspace import pack_for_inference
 from treadle.model.scoring.scorer import mean_loss
 from treadle.model.training.progress import Validation
+
+if TYPE_CHECKING:
+    from treadle.model.data.corpus import Corpus
+    from treadle.model.model import Model
+    from treadle.model.network.parallel import Pool
+    from treadle.model.network.parameters import Parameters
 
 VALIDATION_STREAMS = 32
 VALIDATION_WINDOW = 64

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig, TrainConfig
-from treadle.model.data.corpus import Corpus
+from treadle.model.config import NetworkConfig, TokenizerConfig, TrainConfig
+from treadle.model.enums import CorpusLayout
 from treadle.model.errors import ConfigError
-from treadle.model.model import Model
-from treadle.model.tokenizers.build import Tokenizer
 from treadle.model.training.config_check import Beginning
+
+if TYPE_CHECKING:
+    from treadle.model.data.corpus import Corpus
+    from treadle.model.model import Model
+    from treadle.model.tokenizers.base import Tokenizer
 
 _FREE = ("dropout", "output_dropout")
 """Settings of a network that no weight depends on."""

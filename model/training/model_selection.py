@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.config import Schedule, TrainConfig
+from treadle.model.enums import Schedule
 from treadle.model.training.progress import Progress
+
+if TYPE_CHECKING:
+    from treadle.model.config import TrainConfig
 
 Array = npt.NDArray[np.float32]
 

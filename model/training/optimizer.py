@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from treadle.kernels import optimizers
-from treadle.model.config import OptimizerConfig, OptimizerKind, Schedule
+from treadle.model.enums import OptimizerKind, Schedule
 from treadle.model.errors import TrainingError
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.parallel import Pool, parts
 from treadle.model.network.parameters import Parameters
+
+if TYPE_CHECKING:
+    from treadle.model.config import OptimizerConfig
 
 _LARGEST = float(np.finfo(np.float32).max)
 

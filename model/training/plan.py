@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from treadle.model.config import LimitsConfig, Schedule, TrainConfig
-from treadle.model.data.batching import Batches
-from treadle.model.data.corpus import Corpus
+from treadle.model.enums import Schedule
+
+if TYPE_CHECKING:
+    from treadle.model.config import LimitsConfig, TrainConfig
+    from treadle.model.data.batching import Batches
+    from treadle.model.data.corpus import Corpus
 
 DEFAULT_EPOCHS = 10.0
 DEFAULT_STEPS = (300, 20_000)

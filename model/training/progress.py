@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from treadle.model.config import CorpusRole, Split, TrainConfig
 from treadle.model.field_checks import typed
+
+if TYPE_CHECKING:
+    from treadle.model.config import TrainConfig
+    from treadle.model.enums import CorpusRole, Split
 
 
 @dataclass(frozen=True)

@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from treadle.model import model_file
-from treadle.model.config import TrainConfig
 from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.data.token_array import in_memory
 from treadle.model.generation.novelty import indexed_tokens, indexing_bytes
 from treadle.model.memory_estimate import check_memory, corpus_bytes
-from treadle.model.model import Model
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
 from treadle.model.network.shards import SHARD_ROWS
-from treadle.model.scratch_files import Folder
 from treadle.model.training import fine_tuning
 from treadle.model.training.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from treadle.model.config import TrainConfig
+    from treadle.model.model import Model
+    from treadle.model.scratch_files import Folder
 
 Source = bytes | os.PathLike[str] | Sequence[CorpusFile] | Corpus
 """What a run may be given to train on: data, a file, several files, or a corpus already read."""

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.config import TrainConfig
-from treadle.model.data.batching import Batches
-from treadle.model.data.corpus import Corpus, TokenData
 from treadle.model.errors import CheckpointError, ConfigError, TrainingError
 from treadle.model.field_checks import MAX_UINT64, whole
 from treadle.model.generation.novelty import NoveltyIndex, indexed_tokens, too_large
@@ -21,7 +18,6 @@ from treadle.model.network.parameters import Parameters
 from treadle.model.network.trained_network import default_context
 from treadle.model.training import checkpoint
 from treadle.model.training.auto.forecast import second_look, verdict
-from treadle.model.training.evaluation import Loss, Sample
 from treadle.model.training.metrics import Tally
 from treadle.model.training.model_selection import Selection
 from treadle.model.training.optimizer import Optimizer
@@ -29,6 +25,12 @@ from treadle.model.training.plan import Plan
 from treadle.model.training.progress import Progress
 from treadle.model.training.validation_plan import ValidationPlan, reserve, sample_tokens
 from treadle.model.training_record import TrainingRecord
+
+if TYPE_CHECKING:
+    from treadle.model.config import TrainConfig
+    from treadle.model.data.batching import Batches
+    from treadle.model.data.corpus import Corpus, TokenData
+    from treadle.model.training.evaluation import Loss, Sample
 
 Array = npt.NDArray[np.float32]
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from treadle.model.config import CorpusRole, Keep, TrainConfig
+from treadle.model.config import TrainConfig
 from treadle.model.data.batching import make_batches
+from treadle.model.enums import CorpusRole, Keep
 from treadle.model.errors import TrainingError
 from treadle.model.memory_estimate import check_resident, resident_bytes
-from treadle.model.model import Model
 from treadle.model.network.engine import Engine, InterruptedRunError, never
 from treadle.model.network.parallel import Pool
 from treadle.model.scratch_files import Folder, Require, anything
@@ -30,6 +30,9 @@ from treadle.model.training.progress import Progress, Started
 from treadle.model.training.setup import Source, check_fits, initial, load_kernels, read
 from treadle.model.training.state import LOWER, Run
 from treadle.model.training_record import exploded
+
+if TYPE_CHECKING:
+    from treadle.model.model import Model
 
 
 class Trainer:

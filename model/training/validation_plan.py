@@ -13,9 +13,13 @@ tokens has the same one on every machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from treadle.model.config import Precision, TrainConfig
+from treadle.model.enums import Precision
 from treadle.model.training.plan import VALIDATIONS
+
+if TYPE_CHECKING:
+    from treadle.model.config import TrainConfig
 
 SHARE = 0.1
 """The most of a run's work that its validations take together."""

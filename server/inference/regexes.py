@@ -15,7 +15,7 @@ from treadle.model.errors import EffortError
 from treadle.model.generation.constraint import Constraint, compile_constraint, kept_constraint
 from treadle.model.generation.deadline import Deadline
 from treadle.model.generation.regex_automaton import GLANCE, QUICK, THOROUGH, Effort, expected_size
-from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.tokenizers.base import Tokenizer
 from treadle.server.errors import StatusError, exhausted
 from treadle.server.resources.lanes import Lane
 from treadle.server.resources.memory_budget import MemoryBudget

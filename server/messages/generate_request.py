@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from treadle.model.config import SamplingConfig, UnknownPolicy
 from treadle.model.errors import ModelError
-from treadle.model.tokenizers.build import Tokenizer
+from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.incremental import encode_in_steps
 from treadle.server.errors import Violation, invalid
 from treadle.server.messages import repeated_limits

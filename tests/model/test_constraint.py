@@ -21,15 +21,12 @@ from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, U
 from treadle.model.errors import ConfigError, EffortError
 from treadle.model.generation.constraint import Constraint, compile_constraint, kept_constraint
 from treadle.model.generation.regex_automaton import QUICK, THOROUGH, Effort, compile_automaton
-from treadle.model.tokenizers.build import (
-    ByteTokenizer,
-    CharacterTokenizer,
-    EventTokenizer,
-    Tokenizer,
-    WhitespaceTokenizer,
-    WordTokenizer,
-    build_tokenizer,
-)
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.build import build_tokenizer
+from treadle.model.tokenizers.bytes import ByteTokenizer
+from treadle.model.tokenizers.characters import CharacterTokenizer
+from treadle.model.tokenizers.whitespace import EventTokenizer, WhitespaceTokenizer
+from treadle.model.tokenizers.words import WordTokenizer
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 

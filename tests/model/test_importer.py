@@ -18,7 +18,8 @@ from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
 from treadle.model.network.torch_state_dict import to_torch
-from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.torch_import import import_state_dict
 
 

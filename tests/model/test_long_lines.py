@@ -18,7 +18,8 @@ from treadle.model.config import (
 )
 from treadle.model.data.corpus import Corpus, read_corpus
 from treadle.model.errors import ModelError
-from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.build import build_tokenizer
 
 SYMBOLS = ["a", "b", "A", ".", "_", " ", "\r", "\n", "\r\n", "\u03a3", "\u00e9", "'"]
 """A sigma is the letter whose lower case depends on what comes after it."""

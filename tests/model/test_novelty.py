@@ -29,7 +29,8 @@ from treadle.model.generation.novelty import Novelty, NoveltyIndex, indexing_byt
 from treadle.model.memory_estimate import check_memory, training_bytes
 from treadle.model.model import Model
 from treadle.model.network.shape import Shape
-from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.training.trainer import Trainer
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them

@@ -25,9 +25,9 @@ from treadle.model.generation.generate import Preparation, seed_of
 from treadle.model.generation.sequence import Piece, StopReason, Wanted
 from treadle.model.model import Model
 from treadle.model.network.session_state import _HEAD, _HELD_BYTES, SessionState
-from treadle.model.tokenizers.base import TableStream
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.tokenizers.characters import CharacterTokenizer
+from treadle.model.tokenizers.token_stream import LookupStream
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 
@@ -565,18 +565,18 @@ def test_a_prompt_is_decoded_and_read_in_short_steps(monkeypatch: pytest.MonkeyP
     # Neither what is encoded nor what is read in one step may grow with the prompt.
     sizes: list[int] = []
     model, prompt = model_of(), "abc " * 20_000
-    encode, push = CharacterTokenizer.encode, TableStream.push
+    encode, push = CharacterTokenizer.encode, LookupStream.push
 
     def encoding(self: CharacterTokenizer, text: str, policy: UnknownPolicy | None = None) -> Any:
         sizes.append(len(text))
         return encode(self, text, policy)
 
-    def pushing(self: TableStream, tokens: Any) -> str:
+    def pushing(self: LookupStream, tokens: Any) -> str:
         sizes.append(len(tokens))
         return push(self, tokens)
 
     monkeypatch.setattr(CharacterTokenizer, "encode", encoding)
-    monkeypatch.setattr(TableStream, "push", pushing)
+    monkeypatch.setattr(LookupStream, "push", pushing)
     preparation = Preparation(model.trained, prompt, _sampling(seed=1), None)
     assert sum(1 for _ in preparation.read()) > len(prompt) / 64
     echoed = [piece for piece in preparation.echo(True) if piece is not None]

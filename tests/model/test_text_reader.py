@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.tokenizers import incremental, subwords, words
-from treadle.model.tokenizers.base import MAX_PIECE
-from treadle.model.tokenizers.build import SubwordTokenizer, Tokenizer, Tokens, build_tokenizer
-from treadle.model.tokenizers.incremental import MAX_HELD, TextReader, encode_in_steps
+from treadle.model.tokenizers.base import MAX_PIECE, Tokenizer
+from treadle.model.tokenizers.build import build_tokenizer
+from treadle.model.tokenizers.incremental import MAX_HELD, IncrementalEncoder, encode_in_steps
+from treadle.model.tokenizers.subwords import SubwordTokenizer
+from treadle.model.tokenizers.token_ids import TokenIds
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 
@@ -49,7 +51,7 @@ TOKENIZERS = {
 }
 
 
-def read(reader: TextReader, pieces: list[str]) -> list[int]:
+def read(reader: IncrementalEncoder, pieces: list[str]) -> list[int]:
     found = [*map(reader.push, pieces), reader.end()]
     assert all(tokens.dtype == np.int32 for tokens in found)
     return [int(token) for tokens in found for token in tokens]
@@ -76,7 +78,7 @@ def test_however_a_text_is_cut_its_tokens_are_those_of_the_whole(
     case: tuple[TokenizerKind, bool], text: str, cuts: list[int], policy: UnknownPolicy
 ) -> None:
     tokenizer = TOKENIZERS[case]
-    reader = TextReader(tokenizer, policy)
+    reader = IncrementalEncoder(tokenizer, policy)
     wanted = tokenizer.encode(text, policy).tolist()
     assert read(reader, list(text)) == wanted
     assert read(reader, cut(text, cuts)) == wanted  # the same reader takes another text
@@ -112,10 +114,10 @@ def test_pieces_that_are_too_long_are_cut_alike_however_a_text_comes(
     short_pieces: int, case: tuple[TokenizerKind, bool], text: str, cuts: list[int]
 ) -> None:
     tokenizer, policy = TOKENIZERS[case], UnknownPolicy.SKIP
-    reader = TextReader(tokenizer, policy, max_held=5 * short_pieces)
+    reader = IncrementalEncoder(tokenizer, policy, max_held=5 * short_pieces)
     wanted = tokenizer.encode(text, policy).tolist()
     assert read(reader, list(text)) == wanted  # no more than a few pieces are held back
-    assert read(TextReader(tokenizer, policy, None), cut(text, cuts)) == wanted
+    assert read(IncrementalEncoder(tokenizer, policy, None), cut(text, cuts)) == wanted
     if case == (TokenizerKind.SUBWORDS, False) and not re.search("[\ud800-\udfff]", text):
         assert tokenizer.decode(wanted) == text
 
@@ -171,7 +173,7 @@ def test_what_is_unknown_is_named_as_in_the_whole_text(
     case: tuple[TokenizerKind, bool], text: str, cuts: list[int]
 ) -> None:
     tokenizer = TOKENIZERS[case]
-    reader = TextReader(tokenizer, UnknownPolicy.ERROR)
+    reader = IncrementalEncoder(tokenizer, UnknownPolicy.ERROR)
     wanted = outcome(lambda: tokenizer.encode(text, UnknownPolicy.ERROR).tolist())
     assert outcome(lambda: read(reader, cut(text, cuts))) == wanted
 
@@ -184,7 +186,7 @@ def outcome(encode: Callable[[], list[int]]) -> object:
         return str(error), error.symbol, error.position
 
 
-def in_steps(tokenizer: Tokenizer, text: str, policy: UnknownPolicy) -> tuple[int, Tokens]:
+def in_steps(tokenizer: Tokenizer, text: str, policy: UnknownPolicy) -> tuple[int, TokenIds]:
     """How many steps a text took, and its tokens."""
     encoding, steps = encode_in_steps(tokenizer, text, policy), 0
     while True:
@@ -211,7 +213,7 @@ def test_a_sigma_makes_no_step_long(kind: TokenizerKind, monkeypatch: pytest.Mon
     tokenizer, sizes = TOKENIZERS[kind, True], list[int]()
     encode = tokenizer.encode
 
-    def counted(text: str, policy: UnknownPolicy | None = None) -> Tokens:
+    def counted(text: str, policy: UnknownPolicy | None = None) -> TokenIds:
         sizes.append(len(text))
         return encode(text, policy)
 
@@ -235,7 +237,7 @@ def test_what_is_unknown_to_a_long_text_is_named_by_its_place(before: int) -> No
 def test_tokens_come_as_soon_as_they_are_certain() -> None:
     def given_at_once(kind: TokenizerKind, text: str) -> list[str]:
         tokenizer = TOKENIZERS[kind, False]
-        tokens = TextReader(tokenizer).push(text)
+        tokens = IncrementalEncoder(tokenizer).push(text)
         return [tokenizer.token_text(token) for token in tokens.tolist()]
 
     assert given_at_once(TokenizerKind.CHARACTERS, "ca") == ["c", "a"]
@@ -247,14 +249,14 @@ def test_tokens_come_as_soon_as_they_are_certain() -> None:
 
 
 def test_a_reader_holds_so_much_and_no_more() -> None:
-    reader = TextReader(TOKENIZERS[TokenizerKind.EVENTS, False], UnknownPolicy.SKIP)
+    reader = IncrementalEncoder(TOKENIZERS[TokenizerKind.EVENTS, False], UnknownPolicy.SKIP)
     assert reader.push("x" * MAX_HELD).size == 0
     with pytest.raises(ConfigError, match=r"65,536 characters .* events"):
         reader.push("x")
 
 
 def test_a_sigma_waits_so_long_and_no_longer() -> None:
-    reader = TextReader(TOKENIZERS[TokenizerKind.CHARACTERS, True], UnknownPolicy.SKIP)
+    reader = IncrementalEncoder(TOKENIZERS[TokenizerKind.CHARACTERS, True], UnknownPolicy.SKIP)
     reader.push("Σ" + "'" * (MAX_HELD - 1))
     assert reader.push("a").size == MAX_HELD + 1
     reader.push("Σ" + "'" * (MAX_HELD - 1))
@@ -265,7 +267,7 @@ def test_a_sigma_waits_so_long_and_no_longer() -> None:
 def test_a_policy_that_the_tokenizer_lacks_is_refused_at_once() -> None:
     tokenizer = build_tokenizer(TokenizerConfig(), ["abc"])
     with pytest.raises(ConfigError, match="no unknown token"):
-        TextReader(tokenizer, UnknownPolicy.UNKNOWN)
+        IncrementalEncoder(tokenizer, UnknownPolicy.UNKNOWN)
 
 
 def test_lower_case_is_final() -> None:
@@ -280,5 +282,5 @@ def test_lower_case_is_final() -> None:
 def test_bytes_are_never_in_lower_case() -> None:
     tokenizer = TOKENIZERS[TokenizerKind.BYTES, True]
     assert tokenizer.encode("AΣ").tolist() == list("AΣ".encode())
-    assert read(TextReader(tokenizer), ["A", "Σ"]) == list("AΣ".encode())
+    assert read(IncrementalEncoder(tokenizer), ["A", "Σ"]) == list("AΣ".encode())
     assert tokenizer.encode_items("AB\n")[0].tolist() == list(b"AB")

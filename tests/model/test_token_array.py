@@ -12,7 +12,7 @@ from small_models import model_of
 
 from treadle.model.config import CorpusLayout, SamplingConfig, TokenizerKind
 from treadle.model.data.corpus import Corpus, TokenData, read_corpus
-from treadle.model.data.token_array import TokenWriter, check_tokens
+from treadle.model.data.token_array import TokenWriter
 from treadle.model.errors import TokenError
 from treadle.model.generation.beam_rows import Rows
 from treadle.model.generation.constraint import compile_constraint
@@ -27,6 +27,7 @@ from treadle.model.online.learner import Learner
 from treadle.model.scoring.embedder import Embedder
 from treadle.model.scoring.scorer import Scorer
 from treadle.model.scoring.scores import Details
+from treadle.model.tokenizers.token_ids import check_tokens
 from treadle.model.training.baseline import baseline
 from treadle.model.training.trainer import Trainer
 

@@ -14,14 +14,11 @@ from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, U
 from treadle.model.errors import CheckpointError, ConfigError, CorpusError, UnknownSymbolError
 from treadle.model.tokenizers import characters
 from treadle.model.tokenizers import words as tokenizer_words
-from treadle.model.tokenizers.build import (
-    ByteTokenizer,
-    CharacterTokenizer,
-    Tokenizer,
-    WordTokenizer,
-    build_tokenizer,
-    tokenizer_from_json,
-)
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.build import build_tokenizer, tokenizer_from_json
+from treadle.model.tokenizers.bytes import ByteTokenizer
+from treadle.model.tokenizers.characters import CharacterTokenizer
+from treadle.model.tokenizers.words import WordTokenizer
 
 CHARACTERS, BYTES, WORDS = TokenizerKind.CHARACTERS, TokenizerKind.BYTES, TokenizerKind.WORDS
 KINDS = (CHARACTERS, BYTES, WORDS)

@@ -20,14 +20,10 @@ from treadle.model.errors import (
     UnknownSymbolError,
 )
 from treadle.model.network.trained_network import default_context
-from treadle.model.tokenizers.build import (
-    EventTokenizer,
-    SubwordTokenizer,
-    Tokenizer,
-    WhitespaceTokenizer,
-    build_tokenizer,
-    tokenizer_from_json,
-)
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.build import build_tokenizer, tokenizer_from_json
+from treadle.model.tokenizers.subwords import SubwordTokenizer
+from treadle.model.tokenizers.whitespace import EventTokenizer, WhitespaceTokenizer
 
 CHARACTERS, BYTES, WORDS, SUBWORDS, EVENTS, WHITESPACE = TokenizerKind
 TEXT, LINES = CorpusLayout

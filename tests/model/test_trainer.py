@@ -38,7 +38,7 @@ from treadle.model.errors import ConfigError, CorpusError, EncodingError
 from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
-from treadle.model.tokenizers.build import CharacterTokenizer
+from treadle.model.tokenizers.characters import CharacterTokenizer
 from treadle.model.training import evaluation
 from treadle.model.training.optimizer import learning_rate
 from treadle.model.training.progress import Progress

@@ -11,7 +11,7 @@ import pytest
 from treadle.model.config import CorpusLayout, DataConfig
 from treadle.model.data.corpus import CorpusFile, read_corpus
 from treadle.model.data.splits import TokenData
-from treadle.model.data.token_array import JoinedTokens, Tokens, blocks, in_place
+from treadle.model.data.token_array import JoinedTokens, TokenArray, blocks, in_place
 from treadle.model.training.checkpoint import corpus_fingerprint
 
 TEXT = b"the quick brown fox\njumps over\nthe lazy dog\n" * 500
@@ -60,9 +60,9 @@ def test_it_is_read_as_if_it_were_there_as_often(tmp_path: Path, layout: CorpusL
 
 def test_joined_tokens_are_indexed_as_one_array() -> None:
     draw = np.random.default_rng(1)
-    first: Tokens = draw.integers(0, 200, 57).astype(np.uint8)
-    second: Tokens = draw.integers(0, 200, 5).astype(np.uint8)
-    empty: Tokens = np.zeros(0, np.uint8)
+    first: TokenArray = draw.integers(0, 200, 57).astype(np.uint8)
+    second: TokenArray = draw.integers(0, 200, 5).astype(np.uint8)
+    empty: TokenArray = np.zeros(0, np.uint8)
     parts = [first, second, first, empty, first, second]
     joined, whole = in_place(parts), np.concatenate(parts)
     assert (joined.size, len(joined), joined.shape) == (whole.size, whole.size, whole.shape)

@@ -7,7 +7,8 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.model.config import CorpusLayout, SamplingConfig, TokenizerConfig
-from treadle.model.tokenizers.build import Tokenizer, build_tokenizer
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.build import build_tokenizer
 from treadle.server.errors import StatusError
 from treadle.server.messages import generate_request as convert
 from treadle.server.messages.fields import to_json

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from treadle.model.config import LimitsConfig, TrainConfig
+from typing import TYPE_CHECKING
+
 from treadle.model.training.auto.forecast import Outlook, count, duration
+
+if TYPE_CHECKING:
+    from treadle.model.config import LimitsConfig, TrainConfig
 
 
 def notices(before: TrainConfig, picked: TrainConfig, outlook: Outlook) -> tuple[str, ...]:

@@ -16,25 +16,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from treadle.kernels.jit import BF16_MISSING
-from treadle.model.config import (
-    Cell,
-    DataConfig,
-    LimitsConfig,
-    NetworkConfig,
-    OptimizerKind,
-    Precision,
-    Preset,
-    Schedule,
-    TrainConfig,
-)
-from treadle.model.data.corpus import Corpus
+from treadle.model.config import DataConfig, LimitsConfig, NetworkConfig, TrainConfig
+from treadle.model.enums import Cell, OptimizerKind, Precision, Preset, Schedule
 from treadle.model.network.shape import Shape
 from treadle.model.training.auto.forecast import Outlook
 from treadle.model.training.auto.notices import notices
 from treadle.model.training.auto.throughput import Speed, expected_speed, measure
+
+if TYPE_CHECKING:
+    from treadle.model.data.corpus import Corpus
 
 DEFAULT_SECONDS = 60.0
 """Of training, where no limit is given at all."""

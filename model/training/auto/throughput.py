@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from treadle.model.config import Cell, NetworkConfig, Precision, TrainConfig
+from treadle.model.config import NetworkConfig, TrainConfig
+from treadle.model.enums import Cell, Precision
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters

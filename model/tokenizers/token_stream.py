@@ -1,0 +1,93 @@
+"""`TokenStream` turns tokens into text while they arrive.
+
+The pieces of text that a stream returns join to the text that `Tokenizer.decode` returns for all
+of its tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from treadle.model.tokenizers.token_ids import TokenIds
+
+
+class TokenStream:
+    """A stream of tokens whose texts do not depend on each other.
+
+    Args:
+        decode: Returns the text of tokens.
+    """
+
+    def __init__(self, decode: Callable[[TokenIds], str]) -> None:
+        self._decode = decode
+
+    def push(self, tokens: TokenIds) -> str:
+        """Takes the next tokens; returns the text that is now complete, never half a character."""
+        return self._decode(tokens)
+
+    def flush(self) -> str:
+        """Ends the stream; returns the text that was held back."""
+        return ""
+
+    @property
+    def held(self) -> bytes:
+        """State of the stream, up to 7 bytes: a new stream that gets it continues this one."""
+        return b""
+
+    @property
+    def cuts_character(self) -> bool:
+        """Whether the tokens so far end in the middle of a character."""
+        return False
+
+
+class LookupStream(TokenStream):
+    """A stream that takes the text of every token from a table.
+
+    Args:
+        texts: The text of every token, by id.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+
+    def push(self, tokens: TokenIds) -> str:
+        """See `TokenStream.push`."""
+        texts = self._texts
+        return "".join([texts[token] for token in tokens])
+
+
+class ByteStream(TokenStream):
+    """A stream of tokens that are bytes, one or several; it decodes UTF-8.
+
+    Args:
+        decode_bytes: Returns the bytes of tokens.
+        held: The first bytes of a character that the text so far ends within.
+    """
+
+    def __init__(self, decode_bytes: Callable[[TokenIds], bytes], held: bytes = b"") -> None:
+        self._bytes = decode_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.setstate((held, 0))
+
+    def push(self, tokens: TokenIds) -> str:
+        """See `TokenStream.push`."""
+        return self._decoder.decode(self._bytes(tokens))
+
+    def flush(self) -> str:
+        """See `TokenStream.flush`: half a character gives U+FFFD."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+    @property
+    def held(self) -> bytes:
+        """See `TokenStream.held`: the bytes of an incomplete character."""
+        return self._decoder.getstate()[0]
+
+    @property
+    def cuts_character(self) -> bool:
+        """See `TokenStream.cuts_character`."""
+        return bool(self.held)
