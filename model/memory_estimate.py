@@ -12,21 +12,23 @@ from treadle.kernels.gemm_tile import PANEL
 from treadle.kernels.matmul import panel_count
 from treadle.kernels.transposed import ROW_BLOCK
 from treadle.model.config import TrainConfig
-from treadle.model.enums import Cell, OptimizerKind
+from treadle.model.enums import OptimizerKind
 from treadle.model.errors import ConfigError, TrainingError
 from treadle.model.network.engine import rows_of_table
-from treadle.model.network.prefill import WINDOW
+from treadle.model.network.memory_estimate import (
+    FLOAT_BYTES,
+    MOMENTS,
+    packed_floats,
+    step_floats,
+)
 from treadle.model.network.shape import Shape
 from treadle.model.network.shards import SHARD_ROWS
-from treadle.model.online.config import LearningConfig
 
-_FLOAT = 4
 _ITEM_BYTES = 72
 """Where an item begins and how long it is, its place in each order, and copies while these are
 made: at most so much was measured, of items of a character each."""
 _SYMBOL_BYTES = 250
 """A symbol of the vocabulary: a string, its place in a table, its count while it is built."""
-_MOMENTS = {OptimizerKind.SGD: 0, OptimizerKind.ADAGRAD: 1, OptimizerKind.ADAM: 2}
 
 
 def training_bytes(
@@ -45,73 +47,25 @@ def training_bytes(
         drops_top: whether units are dropped before the output layer.
     """
     H, L, G = shape.H, shape.L, shape.G
-    dropping = H + (L - 1) * keep_bytes(H) / _FLOAT if drops and L > 1 else 0
+    dropping = H + (L - 1) * keep_bytes(H) / FLOAT_BYTES if drops and L > 1 else 0
     parameters = shape.parameter_count
     table = rows_of_table(shape.V, rows * window) * G
     shards = math.ceil(rows / SHARD_ROWS)
     # parameters, gradient, moments; the best ones; a copy that is validated or saved
-    buffers = 2 + _MOMENTS[kind] + 1 + 2 + accumulates
-    once = parameters * buffers + _packed_floats(shape) + table
-    work = rows * window * (_step_floats(shape) + H + dropping)
+    buffers = 2 + MOMENTS[kind] + 1 + 2 + accumulates
+    once = parameters * buffers + packed_floats(shape) + table
+    work = rows * window * (step_floats(shape) + H + dropping)
     work += 2 * rows * L * H  # the states before a step, in case it is dropped
     logit_rows = min(structures.LOGIT_ROWS, rows * window)
     work += logit_rows * shards * shape.V
     if drops_top:
-        work += rows * window * keep_bytes(H) / _FLOAT + logit_rows * shards * H
+        work += rows * window * keep_bytes(H) / FLOAT_BYTES + logit_rows * shards * H
     if shape.tied:  # the gradient of the embedding's use as output weights stands by itself
         work += shards * H * shape.V
     block = ROW_BLOCK * PANEL * (panel_count(max(H, shape.E)) + panel_count(G))
     # The first shard's gradient lies where the sum is wanted.
     shard = shards * (table + block) + (shards - 1) * parameters
-    return int(_FLOAT * (once + shard + work))
-
-
-def learner_bytes(shape: Shape, config: LearningConfig, units: bool = False) -> int:
-    """Return what a learner takes beside the model that it begins with, in bytes.
-
-    Args:
-        shape: the network's sizes.
-        config: how it learns.
-        units: whether a unit may be taken back, which keeps a copy of what it changes.
-    """
-    H, V, G = shape.H, shape.V, shape.G
-    rows = rows_of_table(V, config.window)
-    # The scorer's input, folded or not, and the engine's table with its gradient.
-    tables = V * max(shape.E, G if shape.E == 0 or config.window >= V else 0) + 2 * rows * G
-    work = config.window * (_step_floats(shape) + H) + min(structures.LOGIT_ROWS, config.window) * V
-    block = ROW_BLOCK * PANEL * (panel_count(max(H, shape.E)) + panel_count(G))
-    own = H * V if shape.tied else 0
-    once = 2 * shape.parameter_count + _packed_floats(shape) + tables + work + block + own
-    moments = _MOMENTS[config.optimizer] * shape.parameter_count
-    copies = snapshot_bytes(shape, config) if units else 0
-    return _FLOAT * (once + moments) + copies + scorer_bytes(shape)
-
-
-def snapshot_bytes(shape: Shape, config: LearningConfig) -> int:
-    """Return what a snapshot of a learner takes, in bytes."""
-    return _FLOAT * shape.parameter_count * (1 + _MOMENTS[config.optimizer])
-
-
-def scorer_bytes(shape: Shape) -> int:
-    """Return what a scorer of one sequence takes beside the model, in bytes."""
-    return _FLOAT * (WINDOW * (_step_floats(shape) + shape.V) + 4 * shape.L * shape.H)
-
-
-def _step_floats(shape: Shape) -> int:
-    """What a workspace holds of gates and states for a step of a row."""
-    states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
-    return shape.L * (shape.G + states * shape.H)
-
-
-def _packed_floats(shape: Shape) -> int:
-    """What the panels of all weights hold, both ways."""
-    H, G, V = shape.H, shape.G, shape.V
-
-    def panels(K: int, N: int) -> int:
-        return K * panel_count(N) * PANEL
-
-    layers = (2 * shape.L - 1) * (panels(H, G) + panels(G, H))
-    return panels(shape.E, G) + layers + panels(H, V) + panels(V, H)
+    return int(FLOAT_BYTES * (once + shard + work))
 
 
 def corpus_bytes(items: int, vocabulary_size: int, tokens_in_memory: int = 0) -> int:

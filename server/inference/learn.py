@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from treadle.model import Model
-from treadle.model.memory_estimate import learner_bytes
+from treadle.model.online.memory_estimate import learner_bytes
 from treadle.server.errors import StatusError
 from treadle.server.inference.learn_stream import LearningSession
 from treadle.server.inference.resolve import Sources

@@ -7,8 +7,8 @@ from functools import partial
 
 from treadle.model import Model
 from treadle.model.errors import ModelError
-from treadle.model.memory_estimate import snapshot_bytes
 from treadle.model.online.learner import Learner
+from treadle.model.online.memory_estimate import snapshot_bytes
 from treadle.server.errors import from_exception, from_model
 from treadle.server.inference.stream_units import Piece, Units, stream_error
 from treadle.server.messages.learn_request import Learning

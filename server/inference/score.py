@@ -8,7 +8,7 @@ from itertools import islice
 from treadle.model import Model
 from treadle.model.config import UnknownPolicy
 from treadle.model.errors import ModelError
-from treadle.model.memory_estimate import scorer_bytes
+from treadle.model.network.memory_estimate import scorer_bytes
 from treadle.model.scoring.embedder import Embedder
 from treadle.model.scoring.scores import TextScore
 from treadle.model.scoring.text_scorer import TextScorer

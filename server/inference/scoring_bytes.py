@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from treadle.model.memory_estimate import scorer_bytes
+from treadle.model.network.memory_estimate import scorer_bytes
 from treadle.model.network.shape import Shape
 from treadle.v1 import sequence_pb2 as pb
 

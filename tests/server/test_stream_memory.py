@@ -9,8 +9,9 @@ import grpc
 import pytest
 
 from treadle.model import Model
-from treadle.model.memory_estimate import learner_bytes, scorer_bytes, snapshot_bytes
+from treadle.model.network.memory_estimate import scorer_bytes
 from treadle.model.online.config import LearningConfig
+from treadle.model.online.memory_estimate import learner_bytes, snapshot_bytes
 from treadle.server.storage.data_dir import MODEL_FILE
 from treadle.v1 import sequence_pb2 as pb
 

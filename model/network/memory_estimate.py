@@ -1,0 +1,36 @@
+"""`scorer_bytes` estimates the memory of a scorer; the rest estimates parts of any computation."""
+
+from __future__ import annotations
+
+from treadle.kernels.gemm_tile import PANEL
+from treadle.kernels.matmul import panel_count
+from treadle.model.enums import Cell, OptimizerKind
+from treadle.model.network.prefill import WINDOW
+from treadle.model.network.shape import Shape
+
+FLOAT_BYTES = 4
+
+MOMENTS = {OptimizerKind.SGD: 0, OptimizerKind.ADAGRAD: 1, OptimizerKind.ADAM: 2}
+"""How many numbers an optimizer keeps for each parameter."""
+
+
+def scorer_bytes(shape: Shape) -> int:
+    """Return what a scorer of one sequence takes beside the model, in bytes."""
+    return FLOAT_BYTES * (WINDOW * (step_floats(shape) + shape.V) + 4 * shape.L * shape.H)
+
+
+def step_floats(shape: Shape) -> int:
+    """What a workspace holds of gates and states for a step of a row."""
+    states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
+    return shape.L * (shape.G + states * shape.H)
+
+
+def packed_floats(shape: Shape) -> int:
+    """What the panels of all weights hold, both ways."""
+    H, G, V = shape.H, shape.G, shape.V
+
+    def panels(K: int, N: int) -> int:
+        return K * panel_count(N) * PANEL
+
+    layers = (2 * shape.L - 1) * (panels(H, G) + panels(G, H))
+    return panels(shape.E, G) + layers + panels(H, V) + panels(V, H)
