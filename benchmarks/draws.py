@@ -3,7 +3,7 @@
     python -m treadle.benchmarks.draws                 # 10,001 weights, the medians of 300 rounds
 
 Every round draws once with each setting, in turn, from the same weights. Next to the draws stands a
-sort of all weights by comparison, which is what a cut would cost without `kernels/selection.py`.
+sort of all weights by comparison, which is what a cut would cost without `kernels/radix_sort.py`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 
 from treadle.benchmarks.machine import processor
 from treadle.kernels.jit import jit
-from treadle.kernels.loss import exponentials, largest
-from treadle.kernels.sampling import Cuts, draw, draw_scratch
-from treadle.kernels.structures import Array
+from treadle.kernels.loss import largest, shifted_exp
+from treadle.kernels.sampling import Truncation, allocate_sampling_scratch, draw
+from treadle.kernels.structs import Array
 
 ZERO, ONE = np.float32(0), np.float32(1)
 EVERYTHING = "all tokens"
 SETTINGS = {
-    EVERYTHING: Cuts(0, ONE, ZERO, ONE),
-    "top-k 40": Cuts(40, ONE, ZERO, ONE),
-    "top-p 0.9": Cuts(0, np.float32(0.9), ZERO, ONE),
-    "min-p 0.05": Cuts(0, ONE, np.float32(0.05), ONE),
-    "typical-p 0.9": Cuts(0, ONE, ZERO, np.float32(0.9)),
+    EVERYTHING: Truncation(0, ONE, ZERO, ONE),
+    "top-k 40": Truncation(40, ONE, ZERO, ONE),
+    "top-p 0.9": Truncation(0, np.float32(0.9), ZERO, ONE),
+    "min-p 0.05": Truncation(0, ONE, np.float32(0.05), ONE),
+    "typical-p 0.9": Truncation(0, ONE, ZERO, np.float32(0.9)),
 }
 SPREADS = (1.0, 3.0, 6.0)
 """Standard deviations of the logits: from a model that knows little to one that is sure."""
@@ -42,11 +42,15 @@ def _sort(weights: Array) -> int:
 def _measure(spread: float, V: int, rounds: int) -> dict[str, float]:
     """Return the median microseconds of every setting."""
     logits = (spread * np.random.default_rng(0).standard_normal(V)).astype(np.float32)
-    most, weights, scratch = np.float32(largest(logits)), np.empty(V, np.float32), draw_scratch(V)
-    exponentials(logits, most, weights)
+    most, weights, scratch = (
+        np.float32(largest(logits)),
+        np.empty(V, np.float32),
+        allocate_sampling_scratch(V),
+    )
+    shifted_exp(logits, most, weights)
     given, half = weights.copy(), np.float32(0.5)
 
-    def drawing(cuts: Cuts) -> Callable[[], int]:
+    def drawing(cuts: Truncation) -> Callable[[], int]:
         return lambda: draw(logits, most, ONE, cuts, half, weights, scratch)
 
     contenders = {name: drawing(cuts) for name, cuts in SETTINGS.items()}

@@ -13,7 +13,7 @@ exp        -87 to 88; 0 below (no subnormals)          1.1 ULP
 log        positive normal numbers                     0.9 ULP
 =========  ==========================================  =======================
 
-All but log take a float or a vector (see `vectors`). None leaves its range: |tanh| <= 1,
+All but log take a float or a vector (see `simd`). None leaves its range: |tanh| <= 1,
 0 <= sigmoid <= 1, exp >= 0. tanh is odd to the bit, but not monotone in its last bits: a larger
 argument may give up to 7 * 2^-24 less. NaN stays NaN in all but log.
 """

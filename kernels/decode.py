@@ -16,29 +16,35 @@ from treadle.kernels.activations import ZERO
 from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.layer import recur_forward
 from treadle.kernels.logit_edits import (
-    NOTHING_LEFT,
-    Edits,
+    DEAD_END,
+    LogitEdits,
     edit_logits,
-    edits_logits,
-    note_token,
+    has_edits,
+    record_token,
 )
-from treadle.kernels.loss import exponentials, largest, log_probability
+from treadle.kernels.loss import largest, log_probability, shifted_exp
 from treadle.kernels.network import embed, layer_tape, output_logits, store_state, upper_layers
 from treadle.kernels.random import uniform
-from treadle.kernels.ranks import likeliest_ids, rank_of
-from treadle.kernels.sampling import Cuts, DrawScratch, draw, draw_scratch, sorts
+from treadle.kernels.sampling import (
+    SamplingScratch,
+    Truncation,
+    allocate_sampling_scratch,
+    draw,
+    sorts,
+)
 from treadle.kernels.simd import copy
-from treadle.kernels.structures import Array, Ints, State, Weights, Workspace
+from treadle.kernels.structs import Array, Ints, State, Weights, Workspace
+from treadle.kernels.token_ranks import token_rank, top_k_tokens
 
 Longs = npt.NDArray[np.uint64]
 
 _NEVER = np.float32(-np.inf)
 
-DRAW_STREAM = np.uint64(1)
+SAMPLING_STREAM = np.uint64(1)
 """Random stream of the draw; parameters are initialized from streams of their own seed."""
 
 
-class Sessions(NamedTuple):
+class Sequences(NamedTuple):
     """What each of M decoding sessions asks for, and where it stands."""
 
     token: Ints
@@ -61,7 +67,7 @@ class Sessions(NamedTuple):
     """(M,), draws of that seed so far; updated."""
 
 
-class Drawn(NamedTuple):
+class DecodedTokens(NamedTuple):
     """What N steps of M sessions give; written."""
 
     tokens: Ints
@@ -77,18 +83,20 @@ class Drawn(NamedTuple):
 
 
 @jit_inline
-def _is_over(sessions: Sessions, edits: Edits, m: int) -> bool:
+def _is_over(sessions: Sequences, edits: LogitEdits, m: int) -> bool:
     ended = sessions.end[m] >= 0 and sessions.token[m] == sessions.end[m]
-    return bool(ended or edits.rule[m] == NOTHING_LEFT)
+    return bool(ended or edits.constraint_state[m] == DEAD_END)
 
 
 @jit_inline
-def _cuts(sessions: Sessions, m: int) -> Cuts:
-    return Cuts(sessions.top_k[m], sessions.top_p[m], sessions.min_p[m], sessions.typical_p[m])
+def _cuts(sessions: Sequences, m: int) -> Truncation:
+    return Truncation(
+        sessions.top_k[m], sessions.top_p[m], sessions.min_p[m], sessions.typical_p[m]
+    )
 
 
 @jit
-def _any_sorts(sessions: Sessions) -> bool:
+def _any_sorts(sessions: Sequences) -> bool:
     """Tell whether any session's draws sort."""
     found = False
     for m in range(sessions.token.size):
@@ -98,8 +106,8 @@ def _any_sorts(sessions: Sessions) -> bool:
 
 @jit
 def _draw_one(
-    sessions: Sessions, edits: Edits, m: int, logits: Array, largest_logit: np.float32,
-    weights: Array, edited: Array, scratch: DrawScratch,
+    sessions: Sequences, edits: LogitEdits, m: int, logits: Array, largest_logit: np.float32,
+    weights: Array, edited: Array, scratch: SamplingScratch,
 ) -> int:  # fmt: skip
     """Draw session m's next token.
 
@@ -109,25 +117,25 @@ def _draw_one(
         m: which one.
         logits: (V,), the model's own.
         largest_logit: the largest of them.
-        weights: (V,); in: their exponentials; overwritten.
+        weights: (V,); in: their shifted_exp; overwritten.
         edited: (V,), written.
         scratch: what `draw` works in.
 
     Returns:
         The token; -1 where none is left to draw.
     """
-    u = uniform(sessions.seed[m], DRAW_STREAM, sessions.position[m])
+    u = uniform(sessions.seed[m], SAMPLING_STREAM, sessions.position[m])
     cuts = _cuts(sessions, m)
-    made, temperature = edits.made[m], sessions.temperature[m]
+    made, temperature = edits.new_tokens[m], sessions.temperature[m]
     if made < edits.forced.shape[1] and edits.forced[m, made] >= 0:
         return int(edits.forced[m, made])
-    if not edits_logits(edits, m):
+    if not has_edits(edits, m):
         return draw(logits, largest_logit, temperature, cuts, u, weights, scratch)
     edit_logits(edits, m, sessions.end[m], logits, edited)
     most = largest(edited)
     if most == _NEVER:
         return -1
-    exponentials(edited, most, weights)
+    shifted_exp(edited, most, weights)
     return draw(edited, most, temperature, cuts, u, weights, scratch)
 
 
@@ -136,15 +144,15 @@ def _tell_alternatives(
     logits: Array, largest_logit: np.float32, whole: np.float32, ids: Ints, out: Array
 ) -> None:  # fmt: skip
     """Write the likeliest tokens' ids (A,) and log-probabilities (A,) of a row (V,)."""
-    likeliest_ids(logits, ids)
+    top_k_tokens(logits, ids)
     for a in range(min(ids.size, logits.size)):
         out[a] = log_probability(logits[ids[a]], largest_logit, whole)
 
 
 @jit_inline
 def _draw_all(
-    sessions: Sessions, edits: Edits, logits: Array, rows: Array, scratch: DrawScratch,
-    drawn: Drawn, n: int,
+    sessions: Sequences, edits: LogitEdits, logits: Array, rows: Array, scratch: SamplingScratch,
+    drawn: DecodedTokens, n: int,
 ) -> bool:  # fmt: skip
     """Draw each session's next token from logits (M, V); return whether any session goes on."""
     alive = False
@@ -153,29 +161,29 @@ def _draw_all(
             continue
         row = logits[m]
         m_logit = largest(row)
-        whole = exponentials(row, m_logit, rows[0])
+        whole = shifted_exp(row, m_logit, rows[0])
         token = _draw_one(sessions, edits, m, row, m_logit, rows[0], rows[1], scratch)
         if token < 0:
-            edits.rule[m] = NOTHING_LEFT
+            edits.constraint_state[m] = DEAD_END
             continue
         drawn.tokens[n, m] = token
         drawn.log_probabilities[n, m] = log_probability(row[token], m_logit, whole)
         if drawn.ranks.shape[0]:
-            drawn.ranks[n, m] = rank_of(row, token)
+            drawn.ranks[n, m] = token_rank(row, token)
         if drawn.alternatives.shape[2]:
             others = drawn.alternative_log_probabilities[n, m]
             _tell_alternatives(row, m_logit, whole, drawn.alternatives[n, m], others)
         sessions.token[m] = token
         sessions.position[m] += np.uint64(1)
-        note_token(edits, m, token)
+        record_token(edits, m, token)
         alive = alive or not _is_over(sessions, edits, m)
     return alive
 
 
 @jit
 def decode(
-    cell: int, weights: Weights, work: Workspace, state: State, sessions: Sessions,
-    edits: Edits, drawn: Drawn,
+    cell: int, weights: Weights, work: Workspace, state: State, sessions: Sequences,
+    edits: LogitEdits, drawn: DecodedTokens,
 ) -> None:  # fmt: skip
     """Draw a chunk of tokens for M sessions.
 
@@ -191,7 +199,10 @@ def decode(
     """
     L, M = state.h.shape[0], state.h.shape[1]
     V, size = weights.by.size, M * state.h.shape[2]
-    rows, scratch = np.empty((2, V), np.float32), draw_scratch(V if _any_sorts(sessions) else 0)
+    rows, scratch = (
+        np.empty((2, V), np.float32),
+        allocate_sampling_scratch(V if _any_sorts(sessions) else 0),
+    )
     logits = work.logits[:M]
     drawn.tokens[:] = -1
     drawn.log_probabilities[:] = ZERO

@@ -23,7 +23,7 @@ import numpy as np
 from treadle.kernels.activations import ZERO
 from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.random import philox_block
-from treadle.kernels.structures import Array, Bits
+from treadle.kernels.structs import Array, Bits
 
 UNITS = 8
 """Units a byte, and a block of random bits, stands for."""

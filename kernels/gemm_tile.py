@@ -9,7 +9,7 @@ read through two strides, which serves A and its transpose alike. The technique 
 Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), and of BLIS.
 
 A tile of pairs is the same with two bfloat16 numbers, k and k + 1, where else one float32 number
-stands (see `bf16`): A's and B's elements are products of both, added in float32.
+stands (see `gemm_bf16`): A's and B's elements are products of both, added in float32.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ def _python_tile(
     return tile
 
 
-def make_tile(rows: int, panels: int, edge: bool, pairs: bool = False) -> Any:
+def make_gemm_tile(rows: int, panels: int, edge: bool, pairs: bool = False) -> Any:
     """Make a tile of `rows` rows and `panels` panels.
 
     Args:

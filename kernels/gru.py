@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, sigmoid, tanh
+from treadle.kernels.gemm_dispatch import add_rows_transposed, matmul
 from treadle.kernels.intrinsics import fma
 from treadle.kernels.jit import jit, jit_inline
-from treadle.kernels.products import add_rows_transposed, matmul
 from treadle.kernels.simd import LANES, load, store
-from treadle.kernels.transposed import Block
+from treadle.kernels.structs import RowBlock
 
 Array = npt.NDArray[np.float32]
 
@@ -111,7 +111,7 @@ def gru_forward(gates: Array, hidden: Array, hs: Array, Wh: Array, bh: Array, st
 @jit
 def gru_backward(
     gates: Array, hidden: Array, hs: Array, WhT: Array, dhs: Array, dh: Array,
-    dWh: Array, block: Block, steps: int,
+    dWh: Array, block: RowBlock, steps: int,
 ) -> None:  # fmt: skip
     """Run backpropagation through time over the first `steps` steps.
 

@@ -1,6 +1,6 @@
 """Single instructions that neither NumPy nor Numba offers, each with a Python stand-in.
 
-They take floats and vectors alike (see `vectors`), but for the two over bits. The stand-ins serve
+They take floats and vectors alike (see `simd`), but for the two over bits. The stand-ins serve
 NUMBA_DISABLE_JIT=1 only. `fma` rounds once in hardware; its stand-in adds the exact product in
 float64 and rounds to float32, which differs in rare last bits.
 """

@@ -165,7 +165,7 @@ TEMPORARY_CACHE = "" if config.DISABLE_JIT else _choose_cache()
 """Why compiled kernels are kept only until this process ends; empty where they stay."""
 
 BF16_MISSING = _bf16_missing()
-"""Why products of bfloat16 numbers (see `bf16`) cannot be compiled; empty where they can."""
+"""Why products of bfloat16 numbers (see `gemm_bf16`) cannot be compiled; empty where they can."""
 
 PYTHON_MODE = bool(config.DISABLE_JIT)
 """True under NUMBA_DISABLE_JIT=1: kernels run as plain Python, for coverage and debugging."""

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from treadle.kernels.gemm import add_rows
+from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul
 from treadle.kernels.gru import gru_backward, gru_forward
 from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.lstm import lstm_backward, lstm_forward
-from treadle.kernels.matmul import add_rows
 from treadle.kernels.optimizers import add_into
-from treadle.kernels.products import add_matmul_transposed, matmul
 from treadle.kernels.rnn import rnn_backward, rnn_forward
-from treadle.kernels.structures import GRU, LSTM, Array
-from treadle.kernels.transposed import Block
+from treadle.kernels.structs import GRU, LSTM, Array, RowBlock
 
 
 class LayerTape(NamedTuple):
@@ -37,7 +36,7 @@ class LayerTape(NamedTuple):
     """(T+1, B, H), the LSTM's cell states; row 0 is the initial one."""
 
 
-class Running(NamedTuple):
+class RunningGradient(NamedTuple):
     """The gradient that runs from step to step: in, of the last state; out, of the initial one."""
 
     dh: Array
@@ -118,8 +117,8 @@ def layer_forward(
 
 @jit
 def recur_backward(
-    cell: int, WhT: Array, tape: LayerTape, dhs: Array, running: Running, dWh: Array, dbh: Array,
-    block: Block, steps: int,
+    cell: int, WhT: Array, tape: LayerTape, dhs: Array, running: RunningGradient,
+    dWh: Array, dbh: Array, block: RowBlock, steps: int,
 ) -> None:  # fmt: skip
     """Go back through time, and add up the gradients of the recurrent weights.
 
@@ -148,8 +147,8 @@ def recur_backward(
 
 @jit
 def layer_backward(
-    cell: int, xs: Array, WxT: Array, WhT: Array, tape: LayerTape, dhs: Array, running: Running,
-    gradients: LayerGradients, dxs: Array, block: Block, steps: int,
+    cell: int, xs: Array, WxT: Array, WhT: Array, tape: LayerTape, dhs: Array,
+    running: RunningGradient, gradients: LayerGradients, dxs: Array, block: RowBlock, steps: int,
 ) -> None:  # fmt: skip
     """Take a layer back through the first `steps` steps.
 

@@ -15,25 +15,25 @@ import numpy as np
 
 from treadle.kernels.activations import ONE, ZERO
 from treadle.kernels.jit import jit
-from treadle.kernels.structures import Array, Ints
+from treadle.kernels.structs import Array, Ints
 
 _NEVER = np.float32(-np.inf)
 
 NEW, PROMPT = 0, 1
 """The rows of a session's counts: tokens of the new text, and of the prompt."""
 
-NO_RULE, NOTHING_LEFT = -1, -2
+NO_CONSTRAINT, DEAD_END = -1, -2
 """What stands for an automaton's state where there is none, and once nothing can be drawn."""
 
 
-class Edits(NamedTuple):
+class LogitEdits(NamedTuple):
     """What M sessions change; each array has a row for those that need it."""
 
-    bias: Ints
+    bias_row: Ints
     """(M,), the row of `biases`, or -1."""
     biases: Array
     """(R, V), added to logits; -inf for tokens never to draw."""
-    counted: Ints
+    count_row: Ints
     """(M,), the row of `counts`, or -1."""
     counts: Ints
     """(C, 2, V), how often the new text and the prompt hold each token; updated."""
@@ -43,29 +43,29 @@ class Edits(NamedTuple):
     """(M,), the presence penalty."""
     frequency: Array
     """(M,), the frequency penalty."""
-    made: Ints
+    new_tokens: Ints
     """(M,), tokens of the new text so far; updated."""
-    least: Ints
+    min_new_tokens: Ints
     """(M,), tokens before which the end token is not drawn."""
-    rule: Ints
-    """(M,), the automaton's state, NO_RULE or NOTHING_LEFT; updated."""
-    rules: Ints
+    constraint_state: Ints
+    """(M,), the automaton's state, NO_CONSTRAINT or DEAD_END; updated."""
+    transitions: Ints
     """(S, V), the state after a token, -1 where it is excluded."""
     forced: Ints
     """(M, F), the first tokens of the new text; -1 past their last."""
 
 
 @jit
-def edits_logits(edits: Edits, m: int) -> bool:
+def has_edits(edits: LogitEdits, m: int) -> bool:
     """Tell whether session m changes logits."""
-    changes = edits.bias[m] >= 0 or edits.counted[m] >= 0 or edits.rule[m] >= 0
-    return bool(changes or edits.made[m] < edits.least[m])
+    changes = edits.bias_row[m] >= 0 or edits.count_row[m] >= 0 or edits.constraint_state[m] >= 0
+    return bool(changes or edits.new_tokens[m] < edits.min_new_tokens[m])
 
 
 @jit
-def _penalize(edits: Edits, m: int, out: Array) -> None:
+def _penalize(edits: LogitEdits, m: int, out: Array) -> None:
     """Apply the penalties of session m to `out` (V,)."""
-    counts, penalty = edits.counts[edits.counted[m]], edits.repetition[m]
+    counts, penalty = edits.counts[edits.count_row[m]], edits.repetition[m]
     for v in range(out.size):
         times = counts[NEW, v]
         if penalty != ONE and times + counts[PROMPT, v] > 0:
@@ -75,7 +75,7 @@ def _penalize(edits: Edits, m: int, out: Array) -> None:
 
 
 @jit
-def edit_logits(edits: Edits, m: int, end: int, logits: Array, out: Array) -> None:
+def edit_logits(edits: LogitEdits, m: int, end: int, logits: Array, out: Array) -> None:
     """Write what session m makes of logits (V,) to `out` (V,).
 
     Args:
@@ -85,29 +85,29 @@ def edit_logits(edits: Edits, m: int, end: int, logits: Array, out: Array) -> No
         logits: the model's own.
         out: another array.
     """
-    if edits.bias[m] >= 0:
-        bias = edits.biases[edits.bias[m]]
+    if edits.bias_row[m] >= 0:
+        bias = edits.biases[edits.bias_row[m]]
         for v in range(out.size):
             out[v] = logits[v] + bias[v]
     else:
         out[:] = logits
-    if edits.counted[m] >= 0:
+    if edits.count_row[m] >= 0:
         _penalize(edits, m, out)
-    if end >= 0 and edits.made[m] < edits.least[m]:
+    if end >= 0 and edits.new_tokens[m] < edits.min_new_tokens[m]:
         out[end] = _NEVER
-    if edits.rule[m] >= 0:
-        allowed = edits.rules[edits.rule[m]]
+    if edits.constraint_state[m] >= 0:
+        allowed = edits.transitions[edits.constraint_state[m]]
         for v in range(out.size):
             if allowed[v] < 0:
                 out[v] = _NEVER
 
 
 @jit
-def note_token(edits: Edits, m: int, token: int) -> None:
+def record_token(edits: LogitEdits, m: int, token: int) -> None:
     """Take down that session m has drawn a token."""
-    edits.made[m] += 1
-    if edits.counted[m] >= 0:
-        edits.counts[edits.counted[m], NEW, token] += 1
-    if edits.rule[m] >= 0:
-        following = edits.rules[edits.rule[m], token]
-        edits.rule[m] = following if following >= 0 else NOTHING_LEFT
+    edits.new_tokens[m] += 1
+    if edits.count_row[m] >= 0:
+        edits.counts[edits.count_row[m], NEW, token] += 1
+    if edits.constraint_state[m] >= 0:
+        following = edits.transitions[edits.constraint_state[m], token]
+        edits.constraint_state[m] = following if following >= 0 else DEAD_END

@@ -1,7 +1,7 @@
 """Softmax cross-entropy over rows of logits, and the logarithm of the softmax.
 
 log p_k = (l_k - m) - log(sum_v exp(l_v - m)), m = max_v l_v. The sum is one vector
-of sums of every LANES-th term, its halves then added until one is left (see `vectors`).
+of sums of every LANES-th term, its halves then added until one is left (see `simd`).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _exponentials(logits: Array, largest_logit: np.float32, v: int, left: int) -
 
 
 @jit
-def exponentials(logits: Array, largest_logit: np.float32, out: Array) -> np.float32:
+def shifted_exp(logits: Array, largest_logit: np.float32, out: Array) -> np.float32:
     """Write exp(logits - largest_logit) to `out`, both (V,), and return their sum."""
     V = logits.size
     whole = V // LANES * LANES
@@ -102,7 +102,7 @@ def cross_entropy(logits: Array, targets: Ints, scale: np.float32) -> float:
             continue
         m = largest(row)
         at_target = row[target]
-        s = exponentials(row, m, row)
+        s = shifted_exp(row, m, row)
         loss -= float(log_probability(at_target, m, s))
         factor = scale * (ONE / s)
         for v in range(row.size):
@@ -127,4 +127,4 @@ def target_log_probabilities(logits: Array, targets: Ints, out: Array) -> None:
             continue
         m = largest(row)
         at_target = row[target]
-        out[n] = log_probability(at_target, m, exponentials(row, m, row))
+        out[n] = log_probability(at_target, m, shifted_exp(row, m, row))

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, sigmoid, tanh
+from treadle.kernels.gemm_dispatch import add_rows_transposed, matmul
 from treadle.kernels.intrinsics import fma
 from treadle.kernels.jit import jit, jit_inline
-from treadle.kernels.products import add_rows_transposed, matmul
 from treadle.kernels.simd import LANES, load, store
-from treadle.kernels.transposed import Block
+from treadle.kernels.structs import RowBlock
 
 Array = npt.NDArray[np.float32]
 
@@ -105,7 +105,7 @@ def lstm_forward(gates: Array, hs: Array, cs: Array, Wh: Array, steps: int) -> N
 @jit
 def lstm_backward(
     gates: Array, hs: Array, cs: Array, WhT: Array, dhs: Array, dh: Array, dc: Array,
-    dWh: Array, block: Block, steps: int,
+    dWh: Array, block: RowBlock, steps: int,
 ) -> None:  # fmt: skip
     """Run backpropagation through time over the first `steps` steps.
 

@@ -11,22 +11,22 @@ import numpy as np
 
 from treadle.kernels.activations import ZERO
 from treadle.kernels.dropout import Dropout, draw_keep, drop, keep_scale
+from treadle.kernels.gemm import add_rows
+from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul
 from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.layer import (
     LayerGradients,
     LayerTape,
-    Running,
+    RunningGradient,
     layer_backward,
     layer_forward,
     recur_backward,
     recur_forward,
 )
-from treadle.kernels.loss import cross_entropy, target_log_probabilities
-from treadle.kernels.matmul import add_rows
+from treadle.kernels.loss import cross_entropy
 from treadle.kernels.optimizers import add_into
-from treadle.kernels.products import add_matmul_transposed, matmul
 from treadle.kernels.simd import copy
-from treadle.kernels.structures import (
+from treadle.kernels.structs import (
     LSTM,
     Array,
     Bools,
@@ -211,7 +211,7 @@ def _backward(
     for layer in range(work.gates.shape[0] - 1, -1, -1):
         WhT, tape = weights.WhT[layer], layer_tape(work, layer, 0, steps)
         cells = B if cell == LSTM else 0
-        running = Running(np.zeros((B, H), np.float32), np.zeros((cells, H), np.float32))
+        running = RunningGradient(np.zeros((B, H), np.float32), np.zeros((cells, H), np.float32))
         dWh, dbh, block = gradients.Wh[layer], gradients.bh[layer], work.block
         if layer == 0:
             recur_backward(cell, WhT, tape, work.dhs, running, dWh, dbh, block, steps)
@@ -257,32 +257,3 @@ def train_shard(
     loss = _loss_and_output_gradients(weights, work, gradients, targets, scale)
     _backward(cell, weights, work, gradients, tokens, steps)
     return loss
-
-
-@jit
-def score_shard(
-    cell: int, weights: Weights, work: Workspace, state: State,
-    tokens: Ints, targets: Ints, fresh: Bools, out: Array,
-) -> None:  # fmt: skip
-    """Forward pass only: write log p of every target.
-
-    Args:
-        cell: RNN, GRU or LSTM.
-        weights: packed.
-        work: as for `train_shard`; dhs is not used.
-        state: in: the state before the window; out: after it.
-        tokens: (T, B), below V.
-        targets: (T, B); below 0 where nothing is to be scored.
-        fresh: (B,), rows that begin from zeros instead of `state`.
-        out: (T, B), written: log-probabilities in nats, 0 where there is no target.
-    """
-    steps, B = tokens.shape
-    N, H = steps * B, work.hs.shape[3]
-    read_shard(cell, weights, work, state, tokens, fresh)
-    states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, H))
-    flat_targets, flat_out = targets.reshape(N), out.reshape(N)
-    for first in range(0, N, work.logits.shape[0]):
-        last = min(N, first + work.logits.shape[0])
-        logits = work.logits[: last - first]
-        output_logits(weights, states[first:last], logits)
-        target_log_probabilities(logits, flat_targets[first:last], flat_out[first:last])

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.jit import jit, jit_inline
-from treadle.kernels.structures import Ints
+from treadle.kernels.structs import Ints
 
 _TINY, _SHIFT = 2.0**-512, 512
 _LOW, _HIGH, _BITS = 0x2545F491, 0x1B873593, 31
@@ -107,7 +107,7 @@ def _mixed(trie: Trie, node: int, child: int, below: float) -> float:
 
 
 @jit
-def foretell(tokens: Ints, begin: int, V: int, trie: Trie, path: Ints) -> tuple[float, int, int]:
+def likelihood(tokens: Ints, begin: int, V: int, trie: Trie, path: Ints) -> tuple[float, int, int]:
     """Multiply the probabilities of all tokens but the first one and every `begin`.
 
     Args:

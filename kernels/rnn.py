@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, tanh
+from treadle.kernels.gemm_dispatch import add_rows_transposed, matmul
 from treadle.kernels.jit import jit, jit_inline
-from treadle.kernels.products import add_rows_transposed, matmul
 from treadle.kernels.simd import LANES, load, store
-from treadle.kernels.transposed import Block
+from treadle.kernels.structs import RowBlock
 
 Array = npt.NDArray[np.float32]
 
@@ -57,7 +57,7 @@ def rnn_forward(gates: Array, hs: Array, Wh: Array, steps: int) -> None:
 @jit
 def rnn_backward(
     gates: Array, hs: Array, WhT: Array, dhs: Array, dh: Array,
-    dWh: Array, block: Block, steps: int,
+    dWh: Array, block: RowBlock, steps: int,
 ) -> None:  # fmt: skip
     """Run backpropagation through time over the first `steps` steps.
 

@@ -24,22 +24,22 @@ import numpy as np
 from treadle.kernels.activations import ONE, ZERO, log
 from treadle.kernels.intrinsics import bits_from_float
 from treadle.kernels.jit import jit, jit_inline
-from treadle.kernels.loss import exponentials, largest, total
-from treadle.kernels.selection import (
+from treadle.kernels.loss import largest, shifted_exp, total
+from treadle.kernels.radix_sort import (
     COUNTS,
     Pairs,
-    SelectionScratch,
-    id_of,
+    SortScratch,
     in_order,
-    pair_of,
+    make_pair,
+    pair_id,
 )
-from treadle.kernels.structures import Array
+from treadle.kernels.structs import Array
 
 _LOWEST = np.float32(-100.0)
 _NOTICED = np.float32(2.0**-25)
 
 
-class Cuts(NamedTuple):
+class Truncation(NamedTuple):
     """Which tokens a draw is among; scalars."""
 
     top_k: int
@@ -52,24 +52,24 @@ class Cuts(NamedTuple):
     """1 for all tokens."""
 
 
-class DrawScratch(NamedTuple):
+class SamplingScratch(NamedTuple):
     """What cutting V weights works in; overwritten."""
 
     distance: Array
     """(V,)."""
-    selection: SelectionScratch
+    selection: SortScratch
     """For V keys."""
 
 
 @jit
-def draw_scratch(V: int) -> DrawScratch:
+def allocate_sampling_scratch(V: int) -> SamplingScratch:
     """Allocate what `draw` works in: once for many draws, since it is large."""
     pairs, counts = np.empty((2, V), np.int64), np.empty(COUNTS, np.int32)
-    return DrawScratch(np.empty(V, np.float32), SelectionScratch(pairs[0], pairs[1], counts))
+    return SamplingScratch(np.empty(V, np.float32), SortScratch(pairs[0], pairs[1], counts))
 
 
 @jit
-def sorts(cuts: Cuts) -> bool:
+def sorts(cuts: Truncation) -> bool:
     """Tell whether a draw sorts, and so needs scratch."""
     return bool(cuts.top_k > 0 or cuts.top_p < ONE or cuts.typical_p < ONE)
 
@@ -89,20 +89,20 @@ def _kept(weights: Array, order: Pairs, ordered: int, threshold: np.float32) -> 
     """Return how many tokens stay, in order, until their weights, added up, reach a threshold."""
     running, kept = ZERO, 0
     while kept < ordered and (kept == 0 or running < threshold):
-        running += weights[id_of(order[kept])]
+        running += weights[pair_id(order[kept])]
         kept += 1
     return kept
 
 
 @jit
-def _cut(weights: Array, top_k: int, top_p: np.float32, scratch: SelectionScratch) -> None:
+def _cut(weights: Array, top_k: int, top_p: np.float32, scratch: SortScratch) -> None:
     """Set to 0 the weights (V,) that top-k and top-p exclude; at least one stays."""
     most = largest(weights)
     most_bits = bits_from_float(most)
     # A sum that begins with the largest takes no notice of less than half of its last bit.
     least, n = most * _NOTICED, 0
     for v in range(weights.size):
-        scratch.pairs[n] = pair_of(np.int32(most_bits - bits_from_float(weights[v])), v)
+        scratch.pairs[n] = make_pair(np.int32(most_bits - bits_from_float(weights[v])), v)
         n += weights[v] >= least
     if n == 0:  # no number among them
         return
@@ -110,8 +110,8 @@ def _cut(weights: Array, top_k: int, top_p: np.float32, scratch: SelectionScratc
     order = in_order(scratch, n, ordered)
     whole = ZERO
     for rank in range(ordered):
-        whole += weights[id_of(order[rank])]
-    last = id_of(order[_kept(weights, order, ordered, top_p * whole) - 1])
+        whole += weights[pair_id(order[rank])]
+    last = pair_id(order[_kept(weights, order, ordered, top_p * whole) - 1])
     border = weights[last]
     for v in range(weights.size):
         stays = weights[v] > border or (weights[v] == border and v <= last)
@@ -128,7 +128,7 @@ def _cut_unlikely(weights: Array, min_p: np.float32) -> None:
 
 
 @jit
-def _cut_untypical(weights: Array, typical_p: np.float32, scratch: DrawScratch) -> None:
+def _cut_untypical(weights: Array, typical_p: np.float32, scratch: SamplingScratch) -> None:
     """Set to 0 the weights (V,) whose surprisal is far from the mean one; at least one stays."""
     V, whole, entropy = weights.size, total(weights), ZERO
     distance, pairs = scratch.distance, scratch.selection.pairs
@@ -140,12 +140,12 @@ def _cut_untypical(weights: Array, typical_p: np.float32, scratch: DrawScratch) 
     n = 0
     for v in range(V):
         distance[v] = abs(distance[v] - entropy)
-        pairs[n] = pair_of(bits_from_float(distance[v]), v)
+        pairs[n] = make_pair(bits_from_float(distance[v]), v)
         n += weights[v] > ZERO
     if n == 0:  # no number among them
         return
     order = in_order(scratch.selection, n, n)
-    last = id_of(order[_kept(weights, order, n, typical_p * whole) - 1])
+    last = pair_id(order[_kept(weights, order, n, typical_p * whole) - 1])
     border = distance[last]
     for v in range(V):
         stays = distance[v] < border or (distance[v] == border and v <= last)
@@ -161,13 +161,13 @@ def _heat(logits: Array, largest_logit: np.float32, temperature: np.float32, out
     for v in range(logits.size):
         difference = logits[v] - largest_logit
         out[v] = difference / temperature if difference > lowest else _LOWEST
-    exponentials(out, ZERO, out)
+    shifted_exp(out, ZERO, out)
 
 
 @jit
 def draw(
-    logits: Array, largest_logit: np.float32, temperature: np.float32, cuts: Cuts,
-    u: np.float32, weights: Array, scratch: DrawScratch,
+    logits: Array, largest_logit: np.float32, temperature: np.float32, cuts: Truncation,
+    u: np.float32, weights: Array, scratch: SamplingScratch,
 ) -> int:  # fmt: skip
     """Draw one token.
 

@@ -6,11 +6,11 @@ import math
 import os
 from pathlib import Path
 
-from treadle.kernels import structures
+from treadle.kernels import structs
 from treadle.kernels.dropout import keep_bytes
+from treadle.kernels.gemm_packing import panel_count
 from treadle.kernels.gemm_tile import PANEL
-from treadle.kernels.matmul import panel_count
-from treadle.kernels.transposed import ROW_BLOCK
+from treadle.kernels.structs import ROW_BLOCK
 from treadle.model.config import TrainConfig
 from treadle.model.enums import OptimizerKind
 from treadle.model.errors import ConfigError, TrainingError
@@ -56,7 +56,7 @@ def training_bytes(
     once = parameters * buffers + packed_floats(shape) + table
     work = rows * window * (step_floats(shape) + H + dropping)
     work += 2 * rows * L * H  # the states before a step, in case it is dropped
-    logit_rows = min(structures.LOGIT_ROWS, rows * window)
+    logit_rows = min(structs.LOGIT_ROWS, rows * window)
     work += logit_rows * shards * shape.V
     if drops_top:
         work += rows * window * keep_bytes(H) / FLOAT_BYTES + logit_rows * shards * H

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from treadle.kernels import structures
+from treadle.kernels import structs
 from treadle.model import model_file
 from treadle.model.config import NetworkConfig, SamplingConfig
 from treadle.model.enums import CorpusLayout, UnknownPolicy
@@ -96,7 +96,7 @@ class Model:
         return self.trained.content_hash
 
     @property
-    def weights(self) -> structures.Weights:
+    def weights(self) -> structs.Weights:
         """The parameters as kernels read them; see `TrainedNetwork.weights`."""
         return self.trained.weights
 

@@ -16,7 +16,7 @@ from treadle.kernels import cache_folder
 from treadle.kernels import jit as policy
 from treadle.kernels.cache_folder import remove_temporary_folders
 from treadle.kernels.jit import BF16_MISSING, KERNELS, TARGET, TEMPORARY_CACHE
-from treadle.kernels.matches import match_by_ranks
+from treadle.kernels.substring_match import longest_match_by_ranks
 from treadle.model.config import (
     DataConfig,
     LimitsConfig,
@@ -52,7 +52,7 @@ def warm() -> None:
     some, ends = np.zeros(2, np.int32), np.arange(3)
     for text in (some.astype(np.uint8), some.astype(np.uint16), some):
         NoveltyIndex(text, some).novelty([0], model.tokenizer)
-        match_by_ranks(text, some, some, ends)
+        longest_match_by_ranks(text, some, some, ends)
     if not BF16_MISSING:
         train(corpus, replace(config, optimizer=OptimizerConfig(precision=Precision.BF16)))
 

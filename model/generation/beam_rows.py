@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import structures
-from treadle.kernels.beam import step_log_probabilities
+from treadle.kernels import structs
+from treadle.kernels.beam_search import step_log_probabilities
 from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.shape import CELL_CODES, Shape
@@ -28,7 +28,7 @@ _MOST_ELEMENTS = 1 << 18
 class Rows:
     """The states of N texts."""
 
-    def __init__(self, shape: Shape, weights: structures.Weights, begun: SessionState) -> None:
+    def __init__(self, shape: Shape, weights: structs.Weights, begun: SessionState) -> None:
         """Begin with one text.
 
         Args:
@@ -39,7 +39,7 @@ class Rows:
         self._shape, self._weights = shape, weights
         self._cell = CELL_CODES[shape.cell]
         self._h, self._c = begun.hs[:, None], begun.cs[:, None]
-        self._works: dict[int, structures.Workspace] = {}
+        self._works: dict[int, structs.Workspace] = {}
         products = shape.H * (shape.V + 2 * shape.L * shape.G)
         most = min(_MOST_PRODUCTS // products, _MOST_ELEMENTS // shape.V, _MOST_ROWS)
         self._most_rows = max(1, most)
@@ -62,7 +62,7 @@ class Rows:
         for first in range(0, len(tokens), self._most_rows):
             some = np.array(tokens[first : first + self._most_rows], np.int32)
             B, last = some.size, first + some.size
-            state = structures.State(self._h[:, first:last].copy(), self._c[:, first:last].copy())
+            state = structs.State(self._h[:, first:last].copy(), self._c[:, first:last].copy())
             if B not in self._works:
                 self._works[B] = allocate_workspace(self._shape, 1, B, backward=False)
             work, out = self._works[B], np.empty((B, self._shape.V), np.float32)
@@ -141,7 +141,7 @@ def followers(
     return Followers(tokens, best, scores, own)
 
 
-def rank_of(logits: Array, token: int) -> int:
+def token_rank(logits: Array, token: int) -> int:
     """Return a token's place by its logit among all (V,), 1 for the likeliest, equals by id."""
     equals: Places = np.flatnonzero(logits[:token] == logits[token])
     return 1 + int(np.count_nonzero(logits > logits[token])) + equals.size

@@ -25,7 +25,7 @@ from treadle.model.generation.beam_rows import (
     Rows,
     best_first,
     followers,
-    rank_of,
+    token_rank,
 )
 from treadle.model.generation.deadline import Deadline
 from treadle.model.generation.sampling import ResolvedSampling
@@ -263,7 +263,7 @@ class BeamSearch:
         for place in order.tolist():
             beam, token = int(beams[place]), int(tokens[place])
             logits, others = seen[beam]
-            rank = rank_of(logits, token) if logits.size else 0
+            rank = token_rank(logits, token) if logits.size else 0
             score, log_probability = float(totals[place]), float(own[place])
             node = self._child(self._live[beam], token, score, log_probability, rank, others)
             reason = self._reason(node)

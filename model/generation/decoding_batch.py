@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import structures
-from treadle.kernels.decode import Drawn, Sessions, decode
-from treadle.kernels.logit_edits import NO_RULE, Edits
+from treadle.kernels import structs
+from treadle.kernels.decode import DecodedTokens, Sequences, decode
+from treadle.kernels.logit_edits import NO_CONSTRAINT, LogitEdits
 from treadle.model.generation.constraint import Constraint
 from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.network.session_state import SessionState
@@ -59,14 +59,14 @@ class Chunk:
     """[M][N]; -1 after a session's end."""
     log_probabilities: list[list[float]]
     """[M][N], of each token under the model itself, in nats."""
-    drawn: Drawn
+    drawn: DecodedTokens
     """The same as arrays (N, M), and what else was asked for."""
 
 
 class Group:
     """Some sessions of one model."""
 
-    def __init__(self, shape: Shape, weights: structures.Weights) -> None:
+    def __init__(self, shape: Shape, weights: structs.Weights) -> None:
         """Begin with no session.
 
         Args:
@@ -80,10 +80,10 @@ class Group:
         """Who is in it, in the order of the rows."""
         self._rules = _Rules(shape.V)
         empty = (shape.L, 0, shape.H)
-        self._state = structures.State(np.zeros(empty, np.float32), np.zeros(empty, np.float32))
+        self._state = structs.State(np.zeros(empty, np.float32), np.zeros(empty, np.float32))
         self._sessions = _sessions([])
         self._edits = _edits([], shape.V, self._rules)
-        self._works: dict[int, structures.Workspace] = {}
+        self._works: dict[int, structs.Workspace] = {}
 
     def change(self, leaving: Collection[Seat], joining: Sequence[Seat]) -> None:
         """Let sessions leave, and others join; those that stay notice nothing.
@@ -107,7 +107,7 @@ class Group:
                 seat.state = self.state_of(m)
         stay = [self.seats[m] for m in keep]
         self._rules = self._rules.of([seat.choices.constraint for seat in (*stay, *joining)])
-        self._state = structures.State(
+        self._state = structs.State(
             *(
                 # Contiguous whatever was picked: kernels are compiled for nothing else.
                 np.ascontiguousarray(
@@ -132,10 +132,10 @@ class Group:
     def _note(self, m: int, seat: Seat) -> None:
         """Take down in a seat what its session has come to."""
         edits = self._edits
-        seat.made = int(edits.made[m])
-        seat.rule = self._rules.local(seat, int(edits.rule[m]))
-        if edits.counted[m] >= 0:
-            seat.counts = edits.counts[edits.counted[m]]
+        seat.made = int(edits.new_tokens[m])
+        seat.rule = self._rules.local(seat, int(edits.constraint_state[m]))
+        if edits.count_row[m] >= 0:
+            seat.counts = edits.counts[edits.count_row[m]]
 
     def decode(self, count: int) -> Chunk:
         """Draw up to `count` tokens for every session.
@@ -148,7 +148,7 @@ class Group:
         ranks = any(sampling.ranks for sampling in asked)
         others = max((sampling.top_log_probabilities for sampling in asked), default=0)
         size = (count, M, min(others, self._shape.V))
-        drawn = Drawn(
+        drawn = DecodedTokens(
             tokens=np.empty((count, M), np.int32),
             log_probabilities=np.empty((count, M), np.float32),
             ranks=np.zeros((count if ranks else 0, M), np.int32),
@@ -204,7 +204,7 @@ class _Rules:
         """Return the row of a session's state."""
         constraint = seat.choices.constraint
         if constraint is None:
-            return NO_RULE
+            return NO_CONSTRAINT
         return seat.rule if seat.rule < 0 else self._first[id(constraint)] + seat.rule
 
     def local(self, seat: Seat, row: int) -> int:
@@ -219,10 +219,10 @@ def _stacked(seats: Sequence[Seat], name: str, like: Array) -> Array:
     return np.stack(arrays, axis=1) if arrays else like[:, :0]
 
 
-def _sessions(seats: Sequence[Seat]) -> Sessions:
+def _sessions(seats: Sequence[Seat]) -> Sequences:
     """What sessions ask for, and where they stand when they join."""
     asked = [seat.choices.sampling for seat in seats]
-    return Sessions(
+    return Sequences(
         token=np.array([seat.state.token for seat in seats], np.int32),
         end=np.array([seat.end for seat in seats], np.int32),
         temperature=np.array([sampling.temperature for sampling in asked], np.float32),
@@ -235,13 +235,13 @@ def _sessions(seats: Sequence[Seat]) -> Sessions:
     )
 
 
-def _joined(old: Sessions, new: Sessions, keep: list[int]) -> Sessions:
+def _joined(old: Sequences, new: Sequences, keep: list[int]) -> Sequences:
     """The rows of `old` that stay, and then those of `new`."""
     pairs: Any = zip(old, new, strict=True)
-    return Sessions(*(np.concatenate((before[keep], added)) for before, added in pairs))
+    return Sequences(*(np.concatenate((before[keep], added)) for before, added in pairs))
 
 
-def _edits(seats: Sequence[Seat], V: int, rules: _Rules) -> Edits:
+def _edits(seats: Sequence[Seat], V: int, rules: _Rules) -> LogitEdits:
     """What sessions change about their logits, as their seats have it."""
     asked = [seat.choices.sampling for seat in seats]
     rows: dict[int, int] = {}
@@ -256,18 +256,18 @@ def _edits(seats: Sequence[Seat], V: int, rules: _Rules) -> Edits:
     forced = np.full((len(seats), longest), -1, np.int32)
     for row, seat in enumerate(seats):
         forced[row, : seat.choices.forced.size] = seat.choices.forced
-    return Edits(
-        bias=np.array([rows.get(id(seat.choices.bias), -1) for seat in seats], np.int32),
+    return LogitEdits(
+        bias_row=np.array([rows.get(id(seat.choices.bias), -1) for seat in seats], np.int32),
         biases=_stack([biases[key] for key in rows], (V,), np.float32),
-        counted=np.array([places.get(id(seat), -1) for seat in seats], np.int32),
+        count_row=np.array([places.get(id(seat), -1) for seat in seats], np.int32),
         counts=_stack(counts, (2, V), np.int32),
         repetition=np.array([sampling.repetition_penalty for sampling in asked], np.float32),
         presence=np.array([sampling.presence_penalty for sampling in asked], np.float32),
         frequency=np.array([sampling.frequency_penalty for sampling in asked], np.float32),
-        made=np.array([seat.made for seat in seats], np.int32),
-        least=np.array([min(s.min_new_tokens, 2**31 - 1) for s in asked], np.int32),
-        rule=np.array([rules.absolute(seat) for seat in seats], np.int32),
-        rules=rules.table,
+        new_tokens=np.array([seat.made for seat in seats], np.int32),
+        min_new_tokens=np.array([min(s.min_new_tokens, 2**31 - 1) for s in asked], np.int32),
+        constraint_state=np.array([rules.absolute(seat) for seat in seats], np.int32),
+        transitions=rules.table,
         forced=forced,
     )
 

@@ -1,10 +1,10 @@
 """What of a generated text is new: an index of the training part, stored with the model.
 
-The index is the training part's tokens and their suffix array (`treadle.kernels.suffixes` makes
-it and `treadle.kernels.matches` looks up by it). Of the layout LINES every item stands in it once,
-with the tokenizer's `begin` before, between and after items. A generated item is looked up without
-it, so no overlap goes from one item into the next; and an item is known if it stands there with
-`begin` on both sides.
+The index is the training part's tokens and their suffix array (`treadle.kernels.suffix_array` makes
+it and `treadle.kernels.substring_match` looks up by it). Of the layout LINES every item stands in
+it once, with the tokenizer's `begin` before, between and after items. A generated item is looked up
+without it, so no overlap goes from one item into the next; and an item is known if it stands there
+with `begin` on both sides.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.kernels.matches import longest_match, longest_prefix
-from treadle.kernels.suffixes import suffix_array
+from treadle.kernels.substring_match import longest_match, longest_prefix
+from treadle.kernels.suffix_array import suffix_array
 from treadle.model.config import TokenizerKind, UnknownPolicy
 from treadle.model.data.token_array import TokenArray, let_go, token_type
 from treadle.model.errors import CheckpointError

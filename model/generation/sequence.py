@@ -15,7 +15,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.decode import Drawn
+from treadle.kernels.decode import DecodedTokens
 from treadle.kernels.logit_edits import NEW
 from treadle.model.errors import ConfigError
 from treadle.model.generation.deadline import NEVER, Deadline
@@ -316,7 +316,7 @@ class Session:
             counts[NEW, token] += times
         return counts
 
-    def _told(self, drawn: Drawn, m: int, count: int) -> tuple[TokenScore, ...]:
+    def _told(self, drawn: DecodedTokens, m: int, count: int) -> tuple[TokenScore, ...]:
         """The tokens of a chunk that count, with what was asked for."""
         text_of, asked = self._tokenizer.token_text, self._sampling
         ids, scores = drawn.tokens[:count, m].tolist(), drawn.log_probabilities[:count, m].tolist()

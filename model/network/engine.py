@@ -12,16 +12,16 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import network, structures
+from treadle.kernels import network, structs
 from treadle.kernels.dropout import Dropout, kept_levels
+from treadle.kernels.gemm_transposed import allocate_row_block
 from treadle.kernels.optimizers import add_into
-from treadle.kernels.packing import (
+from treadle.kernels.weight_packing import (
     pack_transposes,
     pack_weights,
     unfold_embedding,
     unfold_input_weights,
 )
-from treadle.kernels.transposed import allocate_block
 from treadle.model.enums import Precision
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.parallel import Pool, parts
@@ -77,9 +77,7 @@ class _Shard:
         own, shared = _gradient_shapes(shape, table_rows)
         self.own: Array = np.zeros(flat_size(own), np.float32)
         self.tail = tail
-        self.gradients = structures.Gradients(
-            **flat_views(self.own, own), **flat_views(tail, shared)
-        )
+        self.gradients = structs.Gradients(**flat_views(self.own, own), **flat_views(tail, shared))
 
 
 TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by")
@@ -103,7 +101,7 @@ class Engine:
     def __init__(
         self, parameters: Parameters, rows: int, window: int, pool: Pool,
         dropout: float = 0.0, seed: int = 0, precision: Precision = Precision.FP32,
-        output_dropout: float = 0.0, packed: structures.Weights | None = None,
+        output_dropout: float = 0.0, packed: structs.Weights | None = None,
     ) -> None:  # fmt: skip
         """Allocate everything that a run needs.
 
@@ -150,7 +148,7 @@ class Engine:
         ]  # fmt: skip
         # The embedding's gradient is one small product a step, and stays a float32 one.
         block = self._shards[0].work.block
-        self._block = allocate_block(self.shape.E, self.shape.G) if pairs else block
+        self._block = allocate_row_block(self.shape.E, self.shape.G) if pairs else block
 
     def _fold(self, tokens: Ints) -> tuple[Ints, Ints]:
         """Pack the weights for a batch; return the table's tokens and the batch in their terms."""

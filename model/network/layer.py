@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import layer as kernels
+from treadle.kernels.gemm_packing import pack, pack_transposed, panel_count
 from treadle.kernels.gemm_tile import PANEL
-from treadle.kernels.matmul import pack, pack_transposed, panel_count
+from treadle.kernels.gemm_transposed import allocate_row_block
 from treadle.kernels.random import fill_uniform
-from treadle.kernels.transposed import ROW_BLOCK, allocate_block
+from treadle.kernels.structs import ROW_BLOCK
 from treadle.model.enums import Cell
 from treadle.model.errors import LayerError
 from treadle.model.field_checks import MAX_UINT64, member, whole
@@ -173,10 +174,10 @@ class RecurrentLayer:
 
     def _backward(
         self, tapes: list[tuple[Array, kernels.LayerTape]], dhs: Array, dc: Array | None
-    ) -> list[tuple[Array, kernels.Running]]:
+    ) -> list[tuple[Array, kernels.RunningGradient]]:
         """Every part of the batch backward, its rows one after the other."""
         WxT, WhT = (_packed_transposed(self.parameters[name]) for name in ("Wx", "Wh"))
-        block = allocate_block(max(self.input_size, self.hidden_size), WhT.shape[1])
+        block = allocate_row_block(max(self.input_size, self.hidden_size), WhT.shape[1])
         named = self._gradients
         gradients = kernels.LayerGradients(
             named["Wx"], named["Wh"], named["b"], _hidden_bias(named)
@@ -185,7 +186,7 @@ class RecurrentLayer:
         done = []
         for (xs, tape), rows in zip(tapes, _parts(dhs.shape[1]), strict=True):
             above, dxs = np.ascontiguousarray(dhs[:, rows]), np.empty_like(xs)
-            running = kernels.Running(np.zeros_like(tape.hs[0]), np.zeros_like(tape.hs[0]))
+            running = kernels.RunningGradient(np.zeros_like(tape.hs[0]), np.zeros_like(tape.hs[0]))
             if dc is not None:
                 running.dc[:] = dc[rows]
             kernels.layer_backward(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from treadle.kernels.gemm_packing import panel_count
 from treadle.kernels.gemm_tile import PANEL
-from treadle.kernels.matmul import panel_count
 from treadle.model.enums import Cell, OptimizerKind
 from treadle.model.network.prefill import WINDOW
 from treadle.model.network.shape import Shape

@@ -1,7 +1,7 @@
 """The trained numbers of a network: one flat float32 buffer and named views of it.
 
 The optimizer, the norm and the checkpoint see the buffer; the kernels see the views, stacked by
-layer (`treadle.kernels.structures.Parameters`); people see the names of the documentation and of
+layer (`treadle.kernels.structs.Parameters`); people see the names of the documentation and of
 the reference: `embedding`, `Wx0`, `Wh0`, `b0`, `bh0`, `Wx1`, ..., `Wy`, `by`.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import structures
+from treadle.kernels import structs
 from treadle.kernels.random import fill_uniform
 from treadle.model.enums import Cell
 from treadle.model.errors import CheckpointError
@@ -53,7 +53,7 @@ class Parameters:
         """
         self.shape = shape
         self.flat: Array = np.zeros(flat_size(shape.stacks), np.float32)
-        self.stacks = structures.Parameters(**flat_views(self.flat, shape.stacks))
+        self.stacks = structs.Parameters(**flat_views(self.flat, shape.stacks))
 
     @classmethod
     def initial(cls, shape: Shape, seed: int) -> Parameters:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import network, structures
+from treadle.kernels import network, structs
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.shape import CELL_CODES, Shape
 from treadle.model.network.workspace import allocate_workspace
@@ -21,7 +21,7 @@ WINDOW = 64
 
 
 def read_tokens(
-    shape: Shape, weights: structures.Weights, state: SessionState, tokens: Ints
+    shape: Shape, weights: structs.Weights, state: SessionState, tokens: Ints
 ) -> Iterator[SessionState]:
     """Read tokens after a state.
 
@@ -43,7 +43,7 @@ def read_tokens(
     if not sequence.size:
         yield state
         return
-    carried = structures.State(state.hs[:, None].copy(), state.cs[:, None].copy())
+    carried = structs.State(state.hs[:, None].copy(), state.cs[:, None].copy())
     work, goes_on = None, np.zeros(1, np.bool_)
     for start in range(0, sequence.size - 1, WINDOW):
         stop = min(start + WINDOW, sequence.size - 1)

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from treadle.kernels import structures
+from treadle.kernels import structs
 from treadle.model.enums import Cell
 from treadle.model.errors import ConfigError
 
 if TYPE_CHECKING:
     from treadle.model.config import NetworkConfig
 
-CELL_CODES = {Cell.RNN: structures.RNN, Cell.GRU: structures.GRU, Cell.LSTM: structures.LSTM}
+CELL_CODES = {Cell.RNN: structs.RNN, Cell.GRU: structs.GRU, Cell.LSTM: structs.LSTM}
 """The cells as kernels know them."""
 
 GATES = {Cell.RNN: 1, Cell.GRU: 3, Cell.LSTM: 4}

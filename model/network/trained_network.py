@@ -17,7 +17,7 @@ from treadle.model.network.session_state import SessionState
 from treadle.model.network.workspace import pack_for_inference
 
 if TYPE_CHECKING:
-    from treadle.kernels import structures
+    from treadle.kernels import structs
     from treadle.model.config import NetworkConfig
     from treadle.model.network.parameters import Parameters
     from treadle.model.network.shape import Shape
@@ -40,7 +40,7 @@ class TrainedNetwork:
         tokenizer: Tokenizer,
         parameters: Parameters,
         default_context: int = 0,
-        packed: structures.Weights | None = None,
+        packed: structs.Weights | None = None,
     ) -> None:
         """Combine the parts of a network.
 
@@ -75,7 +75,7 @@ class TrainedNetwork:
         return self.tokenizer.vocabulary_size
 
     @property
-    def weights(self) -> structures.Weights:
+    def weights(self) -> structs.Weights:
         """The parameters as kernels read them, packed once; never written to."""
         with self._packing:
             if self._packed is None:

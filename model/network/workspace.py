@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import structures
-from treadle.kernels.bf16 import allocate_pair_block, pair_count
+from treadle.kernels import structs
 from treadle.kernels.dropout import keep_bytes
+from treadle.kernels.gemm_bf16 import allocate_pair_block, pair_count
+from treadle.kernels.gemm_packing import panel_count
 from treadle.kernels.gemm_tile import PANEL
-from treadle.kernels.matmul import panel_count
-from treadle.kernels.packing import pack_weights
-from treadle.kernels.transposed import allocate_block
+from treadle.kernels.gemm_transposed import allocate_row_block
+from treadle.kernels.weight_packing import pack_weights
 from treadle.model.enums import Cell
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _panels(*shape: int, pairs: bool = False) -> Any:
 
 def allocate_weights(
     shape: Shape, table_rows: int, backward: bool, pairs: bool = False
-) -> structures.Weights:
+) -> structs.Weights:
     """Return room for packed weights.
 
     Args:
@@ -46,7 +46,7 @@ def allocate_weights(
     """
     V, E, H, L, G = shape.V, shape.E, shape.H, shape.L, shape.G
     up, deep = L - 1, L if backward else 0
-    return structures.Weights(
+    return structs.Weights(
         table=np.zeros((table_rows, G), np.float32),
         embedding=np.zeros((0, 0) if table_rows else (V, E), np.float32),
         Wx0=_panels(E, G),
@@ -62,9 +62,7 @@ def allocate_weights(
     )
 
 
-def with_transposes(
-    packed: structures.Weights, shape: Shape, table_rows: int
-) -> structures.Weights:
+def with_transposes(packed: structs.Weights, shape: Shape, table_rows: int) -> structs.Weights:
     """Return room for packed weights that shares what it can with weights packed for inference.
 
     Args:
@@ -88,7 +86,7 @@ def with_transposes(
 def allocate_workspace(
     shape: Shape, steps: int, rows: int, backward: bool, drops: bool = False, pairs: bool = False,
     drops_top: bool = False,
-) -> structures.Workspace:  # fmt: skip
+) -> structs.Workspace:  # fmt: skip
     """Return room for windows of up to `steps` steps and exactly `rows` rows.
 
     Args:
@@ -100,12 +98,12 @@ def allocate_workspace(
         pairs: whether gradients of weights are made of bfloat16 numbers.
         drops_top: whether units are dropped before the output layer.
     """
-    gather = allocate_pair_block if pairs else allocate_block
+    gather = allocate_pair_block if pairs else allocate_row_block
     H, L = shape.H, shape.L
     dropping, top = steps if drops and L > 1 else 0, steps if drops_top else 0
-    logit_rows = min(structures.LOGIT_ROWS, steps * rows)
+    logit_rows = min(structs.LOGIT_ROWS, steps * rows)
     is_gru, is_lstm = shape.cell is Cell.GRU, shape.cell is Cell.LSTM
-    return structures.Workspace(
+    return structs.Workspace(
         gates=np.zeros((L, steps, rows, shape.G), np.float32),
         hidden=np.zeros((L, steps if is_gru else 0, rows, 3 * H), np.float32),
         hs=np.zeros((L, steps + 1, rows, H), np.float32),
@@ -121,13 +119,13 @@ def allocate_workspace(
     )
 
 
-def allocate_state(shape: Shape, rows: int) -> structures.State:
+def allocate_state(shape: Shape, rows: int) -> structs.State:
     """Return the zero state of `rows` sequences."""
     size = (shape.L, rows, shape.H)
-    return structures.State(np.zeros(size, np.float32), np.zeros(size, np.float32))
+    return structs.State(np.zeros(size, np.float32), np.zeros(size, np.float32))
 
 
-def pack_for_inference(parameters: Parameters) -> structures.Weights:
+def pack_for_inference(parameters: Parameters) -> structs.Weights:
     """Pack parameters for generating and scoring; the result is only ever read."""
     shape = parameters.shape
     fits = shape.E == 0 or shape.V * shape.G <= TABLE_LIMIT

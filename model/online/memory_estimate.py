@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from treadle.kernels import structures
+from treadle.kernels import structs
+from treadle.kernels.gemm_packing import panel_count
 from treadle.kernels.gemm_tile import PANEL
-from treadle.kernels.matmul import panel_count
-from treadle.kernels.transposed import ROW_BLOCK
+from treadle.kernels.structs import ROW_BLOCK
 from treadle.model.network.engine import rows_of_table
 from treadle.model.network.memory_estimate import (
     FLOAT_BYTES,
@@ -30,7 +30,7 @@ def learner_bytes(shape: Shape, config: LearningConfig, units: bool = False) -> 
     rows = rows_of_table(V, config.window)
     # The scorer's input, folded or not, and the engine's table with its gradient.
     tables = V * max(shape.E, G if shape.E == 0 or config.window >= V else 0) + 2 * rows * G
-    work = config.window * (step_floats(shape) + H) + min(structures.LOGIT_ROWS, config.window) * V
+    work = config.window * (step_floats(shape) + H) + min(structs.LOGIT_ROWS, config.window) * V
     block = ROW_BLOCK * PANEL * (panel_count(max(H, shape.E)) + panel_count(G))
     own = H * V if shape.tied else 0
     once = 2 * shape.parameter_count + packed_floats(shape) + tables + work + block + own

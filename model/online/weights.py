@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.packing import pack_weights
+from treadle.kernels.weight_packing import pack_weights
 from treadle.model.errors import TrainingError
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool

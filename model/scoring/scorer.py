@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import network, ranks, structures
+from treadle.kernels import network, scoring, structs
 from treadle.model.data.batch import Batch
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.parallel import Pool
@@ -30,7 +30,7 @@ class Scorer:
     """Scores batches (T, B), window after window, with the state carried between them."""
 
     def __init__(
-        self, shape: Shape, weights: structures.Weights, rows: int, window: int, pool: Pool
+        self, shape: Shape, weights: structs.Weights, rows: int, window: int, pool: Pool
     ) -> None:
         """Make room for a pass.
 
@@ -71,7 +71,7 @@ class Scorer:
         def run(number: int) -> None:
             rows = self._slices[number]
             part = np.zeros((tokens.shape[0], rows.stop - rows.start), np.float32)
-            network.score_shard(
+            scoring.score_shard(
                 self._cell, self._weights, self._works[number], self._states[number],
                 *cut_rows(rows, tokens, targets, fresh), part,
             )  # fmt: skip
@@ -109,7 +109,7 @@ class Scorer:
         def run(number: int) -> None:
             rows = self._slices[number]
             parts = tuple(np.ascontiguousarray(array[:, rows]) for array in whole)
-            ranks.score_shard_in_detail(
+            scoring.score_shard_in_detail(
                 self._cell, self._weights, self._works[number], self._states[number],
                 *cut_rows(rows, tokens, targets, fresh), *parts,
             )  # fmt: skip
@@ -177,7 +177,7 @@ class Scorer:
 
 def mean_loss(
     shape: Shape,
-    weights: structures.Weights,
+    weights: structs.Weights,
     batches: Iterable[Batch],
     pool: Pool,
     give_up: Callable[[int], bool] = lambda tokens: False,

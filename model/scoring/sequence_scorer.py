@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import structures
+from treadle.kernels import structs
 from treadle.model.network.parallel import Pool
 from treadle.model.network.prefill import WINDOW
 from treadle.model.network.session_state import SessionState
@@ -31,7 +31,7 @@ class SequenceScorer:
     def __init__(
         self,
         shape: Shape,
-        weights: structures.Weights,
+        weights: structs.Weights,
         tokenizer: Tokenizer,
         begun: SessionState,
         details: Details,

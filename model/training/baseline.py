@@ -1,7 +1,7 @@
 """What counting alone reaches: the loss of an n-gram on the validation part of a corpus.
 
 A network that does not beat it has learned no more than which few tokens come after which. The
-n-gram is interpolated by Witten and Bell's rule (see `treadle.kernels.ngram`) and foretells the
+n-gram is interpolated by Witten and Bell's rule (see `treadle.kernels.ngram`) and predicts the
 very tokens that a model's validation loss is the mean of: all but the first of a text, and of
 every item all its tokens and its end, from its begin on.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.ngram import allocate_trie, count_ngrams, foretell
+from treadle.kernels.ngram import allocate_trie, count_ngrams, likelihood
 from treadle.model.tokenizers.token_ids import check_tokens
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Baseline:
 
 
 def baseline(corpus: Corpus) -> Baseline | None:
-    """Count the training part and foretell the validation part.
+    """Count the training part and predict the validation part.
 
     The order is ORDER for vocabularies of up to SMALL_VOCABULARY tokens and ORDER_OF_LARGE for
     larger ones, or less where the training part is shorter; the validation part has no say in it.
@@ -74,7 +74,7 @@ def baseline(corpus: Corpus) -> Baseline | None:
     trie = allocate_trie(min(MAX_NODES, train.size * order + 1))
     path = np.zeros(order, np.int32)
     count_ngrams(train, begin, V, trie, path)
-    mantissa, exponent, count = foretell(valid, begin, V, trie, path)
+    mantissa, exponent, count = likelihood(valid, begin, V, trie, path)
     if not count:
         return None
     return Baseline(-(math.log(mantissa) + exponent * math.log(2)) / count, order)

@@ -17,10 +17,10 @@ import json
 import numpy as np
 from numba.core import config
 from treadle.kernels.jit import BOUNDS_CHECKED, jit
-from treadle.kernels.gemm_tile import PANEL, make_tile
+from treadle.kernels.gemm_tile import PANEL, make_gemm_tile
 from treadle.kernels.simd import LANES, ZERO, load, splat, lane_sum, store
 
-tile, edge = make_tile(2, 1, False), make_tile(1, 1, True)
+tile, edge = make_gemm_tile(2, 1, False), make_gemm_tile(1, 1, True)
 
 @jit
 def read(array, first, count):

@@ -17,12 +17,13 @@ from small_networks import (
 )
 
 from treadle.kernels import reference
+from treadle.kernels.gemm import add_rows, matmul
+from treadle.kernels.gemm_packing import pack, pack_transposed, panel_count
 from treadle.kernels.gemm_tile import PANEL
+from treadle.kernels.gemm_transposed import add_matmul_transposed, allocate_row_block
 from treadle.kernels.gru import gru_backward, gru_forward
 from treadle.kernels.lstm import lstm_backward, lstm_forward
-from treadle.kernels.matmul import add_rows, matmul, pack, pack_transposed, panel_count
 from treadle.kernels.rnn import rnn_backward, rnn_forward
-from treadle.kernels.transposed import add_matmul_transposed, allocate_block
 from treadle.model.network.engine import Engine
 
 Floats = NDArray[np.float32]
@@ -108,7 +109,7 @@ class CellCase:
         matmul(da, packed_transposed(self.arrays["Wx"]), gradients["dxs"], False)
         gradients["dxs"] = gradients["dxs"].reshape(self.arrays["xs"].shape)
         gradients |= {"dWx": np.zeros_like(self.arrays["Wx"]), "dWh": dWh}
-        add_matmul_transposed(xs, da, allocate_block(xs.shape[1], G), gradients["dWx"])
+        add_matmul_transposed(xs, da, allocate_row_block(xs.shape[1], G), gradients["dWx"])
         add_rows(da, gradients["db"])
         if self.cell == "gru":
             gradients["dbh"] = hidden[:T, :, 2 * H :].reshape(T * B, H).sum(axis=0)
@@ -135,7 +136,7 @@ class CellCase:
         dWh: Floats,
     ) -> None:  # fmt: skip
         WhT, dhs = packed_transposed(self.arrays["Wh"]), self.above["dhs"]
-        block = allocate_block(*dWh.shape)
+        block = allocate_row_block(*dWh.shape)
         if self.cell == "lstm":
             lstm_backward(gates, hs, cs, WhT, dhs, dh, dc, dWh, block, self.T)
         elif self.cell == "gru":

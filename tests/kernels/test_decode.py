@@ -9,9 +9,9 @@ from draws import possible
 from numpy.typing import NDArray
 from small_networks import CELLS, Network, make_network, same_bytes
 
-from treadle.kernels import network, reference, structures
-from treadle.kernels.decode import DRAW_STREAM, Drawn, Sessions, decode
-from treadle.kernels.logit_edits import Edits
+from treadle.kernels import reference, scoring, structs
+from treadle.kernels.decode import SAMPLING_STREAM, DecodedTokens, Sequences, decode
+from treadle.kernels.logit_edits import LogitEdits
 from treadle.kernels.random import uniform
 from treadle.model.network import workspace
 from treadle.model.network.shape import CELL_CODES
@@ -52,7 +52,7 @@ def random_request(rng: np.random.Generator, V: int) -> Request:
     )
 
 
-def fill_state(made: Network, requests: list[Request]) -> structures.State:
+def fill_state(made: Network, requests: list[Request]) -> structs.State:
     """The state of a row a request, each drawn by the request's own seed."""
     state = allocate_state(made.shape, len(requests))
     for row, request in enumerate(requests):
@@ -72,8 +72,8 @@ class Decoded:
     """(N, M)."""
     log_probabilities: Floats
     """(N, M)."""
-    state: structures.State
-    sessions: Sessions
+    state: structs.State
+    sessions: Sequences
 
     def row(self, m: int) -> tuple[bytes, ...]:
         """All bits of one session; its state only if it goes on, as no one reads it after."""
@@ -83,20 +83,20 @@ class Decoded:
         return tuple(np.ascontiguousarray(array).tobytes() for array in arrays)
 
 
-def no_edits(M: int, V: int) -> Edits:
+def no_edits(M: int, V: int) -> LogitEdits:
     """Of sessions that leave logits as they are."""
-    return Edits(
-        bias=np.full(M, -1, np.int32),
+    return LogitEdits(
+        bias_row=np.full(M, -1, np.int32),
         biases=np.zeros((0, V), np.float32),
-        counted=np.full(M, -1, np.int32),
+        count_row=np.full(M, -1, np.int32),
         counts=np.zeros((0, 2, V), np.int32),
         repetition=np.ones(M, np.float32),
         presence=np.zeros(M, np.float32),
         frequency=np.zeros(M, np.float32),
-        made=np.zeros(M, np.int32),
-        least=np.zeros(M, np.int32),
-        rule=np.full(M, -1, np.int32),
-        rules=np.zeros((0, V), np.int32),
+        new_tokens=np.zeros(M, np.int32),
+        min_new_tokens=np.zeros(M, np.int32),
+        constraint_state=np.full(M, -1, np.int32),
+        transitions=np.zeros((0, V), np.int32),
         forced=np.zeros((M, 0), np.int32),
     )
 
@@ -108,7 +108,7 @@ def run(
     M = len(requests)
     state, weights = fill_state(made, requests), pack_for_inference(made.parameters)
     work = allocate_workspace(made.shape, 1, M, backward=False)
-    sessions = Sessions(
+    sessions = Sequences(
         token=np.array([r.token for r in requests], np.int32),
         end=np.array([r.end for r in requests], np.int32),
         temperature=np.array([r.temperature for r in requests], np.float32),
@@ -126,7 +126,7 @@ def run(
         part = slice(n, n + chunk)
         cell = CELL_CODES[made.shape.cell]
         none = np.zeros((tokens[part].shape[0], M, 0), np.int32)
-        drawn = Drawn(
+        drawn = DecodedTokens(
             tokens[part], log_probabilities[part], np.zeros((0, M), np.int32), none,
             none.astype(np.float32),
         )  # fmt: skip
@@ -141,7 +141,7 @@ def score(made: Network, request: Request, tokens: Ints) -> Floats:
     inputs = np.concatenate(([request.token], tokens[:-1])).astype(np.int32).reshape(-1, 1)
     out = np.full((tokens.size, 1), np.nan, np.float32)
     cell, fresh = CELL_CODES[made.shape.cell], np.zeros(1, np.bool_)
-    network.score_shard(cell, weights, work, state, inputs, tokens.reshape(-1, 1), fresh, out)
+    scoring.score_shard(cell, weights, work, state, inputs, tokens.reshape(-1, 1), fresh, out)
     return out[:, 0]
 
 
@@ -178,7 +178,7 @@ def test_each_draw_is_of_its_own_seed_and_position(cell: str) -> None:
     decoded = run(made, [request])
     tokens = decoded.tokens[:, 0]
     for n, logits in enumerate(logits_of(made, request, tokens)):
-        u = float(uniform(np.uint64(77), DRAW_STREAM, np.uint64(n)))
+        u = float(uniform(np.uint64(77), SAMPLING_STREAM, np.uint64(n)))
         row = logits.astype(np.float32)
         cut = 6, float(np.float32(0.95)), float(np.float32(0.02))
         assert tokens[n] in possible(row, request.temperature, *cut, u)

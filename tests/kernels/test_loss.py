@@ -11,9 +11,9 @@ from small_networks import relative_error, same_bytes
 from treadle.kernels import reference
 from treadle.kernels.loss import (
     cross_entropy,
-    exponentials,
     largest,
     log_probability,
+    shifted_exp,
     target_log_probabilities,
     total,
 )
@@ -123,7 +123,7 @@ def test_total_has_one_shape(V: int) -> None:
 def test_log_probability() -> None:
     row, out = np.log(np.array([0.1, 0.2, 0.7], np.float32)), np.zeros(3, np.float32)
     top = np.float32(largest(row))
-    sum_of_exponentials = np.float32(exponentials(row, top, out))
+    sum_of_exponentials = np.float32(shifted_exp(row, top, out))
     np.testing.assert_allclose(out, np.array([1, 2, 7]) / 7, rtol=1e-6)
     assert sum_of_exponentials == pytest.approx(10 / 7, rel=1e-6)
     for logit in row:

@@ -23,7 +23,7 @@ from small_models import (
 import treadle.model.generation.generate as generation_module
 import treadle.model.network.workspace as workspace_module
 from treadle.kernels import reference
-from treadle.kernels.decode import DRAW_STREAM
+from treadle.kernels.decode import SAMPLING_STREAM
 from treadle.kernels.random import uniform
 from treadle.model.config import (
     Cell,
@@ -198,7 +198,7 @@ def test_draws_are_those_of_the_reference(cell: Cell, options: dict[str, Any]) -
     wanted = []
     for position in range(25):
         logits, states, _ = reference.network_forward(weights, cell, tokens[:, None], states)
-        u = uniform(np.uint64(11), DRAW_STREAM, np.uint64(position))
+        u = uniform(np.uint64(11), SAMPLING_STREAM, np.uint64(position))
         wanted.append(reference.sample(logits[-1, 0], u=float(u), **options))
         tokens = np.array(wanted[-1:], np.int32)
     found = tokens_of(list(model.stream("ab", seed=11, max_new_tokens=25, **options)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_models import model_of
 
-from treadle.kernels import structures
+from treadle.kernels import structs
 from treadle.kernels.dropout import keep_bytes
 from treadle.model.config import (
     Cell,
@@ -139,7 +139,7 @@ def test_dropout_before_the_output_takes_its_room() -> None:
     told = [
         training_bytes(shape, 40, 32, OptimizerKind.SGD, drops_top=top) for top in (False, True)
     ]
-    shards, logit_rows = 3, structures.LOGIT_ROWS
+    shards, logit_rows = 3, structs.LOGIT_ROWS
     assert told[1] - told[0] == 40 * 32 * keep_bytes(64) + shards * logit_rows * 64 * 4
     config = TrainConfig(network=NetworkConfig(output_dropout=0.5))
     plain = Shape.of(config.network, 65)

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from small_runs import NAMES, TEXT, config_of
 
-from treadle.kernels import suffixes
+from treadle.kernels import suffix_array
 from treadle.model.config import (
     CorpusLayout,
     DataConfig,
@@ -267,7 +267,7 @@ def test_what_making_it_takes_is_told(kind: str) -> None:
     tokens, offsets = part_of(kind, 200_000)
     layout = PLAIN if offsets is None else LINES
     tokenizer: Tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.BYTES), (), layout)
-    suffixes.suffix_array(np.zeros(9, np.int32), 1)  # loads the kernels, which is memory too
+    suffix_array.suffix_array(np.zeros(9, np.int32), 1)  # loads the kernels, which is memory too
     tracemalloc.start()
     NoveltyIndex.build(tokens, offsets, tokenizer)
     peak = tracemalloc.get_traced_memory()[1]

@@ -6,10 +6,12 @@ from numpy.typing import NDArray
 from product_oracle import draw, fused, guarded
 from small_networks import relative_error, same_bytes
 
-from treadle.kernels import transposed
+from treadle.kernels import gemm_transposed
+from treadle.kernels.gemm import add_rows, matmul
+from treadle.kernels.gemm_packing import pack, pack_transposed, panel_count
 from treadle.kernels.gemm_tile import PANEL, ROWS
-from treadle.kernels.matmul import add_rows, matmul, pack, pack_transposed, panel_count
-from treadle.kernels.transposed import ROW_BLOCK, add_rows_transposed, allocate_block
+from treadle.kernels.gemm_transposed import add_rows_transposed, allocate_row_block
+from treadle.kernels.structs import ROW_BLOCK
 
 Floats = NDArray[np.float32]
 
@@ -33,10 +35,10 @@ def product(A: Floats, B: Floats, C: Floats | None = None) -> Floats:
 
 def add_matmul_transposed(A: Floats, B: Floats, C: Floats, panels: int = 2) -> None:
     """C += A^T B, by a block that holds rubbish before, and `panels` panels of B at once."""
-    block = allocate_block(A.shape[1], panels * PANEL)
+    block = allocate_row_block(A.shape[1], panels * PANEL)
     for part in block:
         part[...] = np.nan
-    transposed.add_matmul_transposed(A, B, block, C)
+    gemm_transposed.add_matmul_transposed(A, B, block, C)
 
 
 def chain(A: Floats, B: Floats, C: Floats) -> Floats:
@@ -126,7 +128,7 @@ def test_blocks_of_rows_do_not_matter(rows: int) -> None:
 def test_gathered_rows_are_one_sum(rows: int, M: int, N: int) -> None:
     K = 2 * ROW_BLOCK + 9
     A, B, C = draw(27, K, M), draw(28, K, N), draw(29, M, N)
-    expected, block, gathered = C.copy(), allocate_block(M, N), 0
+    expected, block, gathered = C.copy(), allocate_row_block(M, N), 0
     for k in range(0, K, rows):
         part = slice(k, min(K, k + rows))
         gathered = add_rows_transposed(A[part], B[part], block, gathered, C, part.stop == K)

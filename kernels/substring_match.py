@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.jit import jit, jit_inline
-from treadle.kernels.structures import Ints
+from treadle.kernels.structs import Ints
 
 Text = npt.NDArray[np.integer[Any]]
 Longs = npt.NDArray[np.int64]
@@ -102,7 +102,7 @@ def longest_match(text: Text, suffixes: Ints, query: Ints, ends: Longs) -> tuple
         that starts first. (0, 0) where there is none of any length.
     """
     start, length = _by_comparing(text, suffixes, query, ends, PATIENCE)
-    return (start, length) if start >= 0 else match_by_ranks(text, suffixes, query, ends)
+    return (start, length) if start >= 0 else longest_match_by_ranks(text, suffixes, query, ends)
 
 
 @jit
@@ -136,7 +136,7 @@ def _by_comparing(
     return start, length
 
 
-def match_by_ranks(text: Text, suffixes: Ints, query: Ints, ends: Longs) -> tuple[int, int]:
+def longest_match_by_ranks(text: Text, suffixes: Ints, query: Ints, ends: Longs) -> tuple[int, int]:
     """Find the longest piece without comparing any; arguments and result as `longest_match`'s.
 
     Beside them, 4 n bytes and 8 m log2 m are taken meanwhile.

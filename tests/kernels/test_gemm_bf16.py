@@ -6,11 +6,11 @@ from numpy.typing import NDArray
 from product_oracle import draw, fused, guarded
 from small_networks import relative_error, same_bytes
 
-from treadle.kernels import bf16, products, transposed
+from treadle.kernels import gemm_bf16, gemm_dispatch, gemm_transposed
+from treadle.kernels.gemm_packing import panel_count
 from treadle.kernels.gemm_tile import PANEL, ROWS, halves
 from treadle.kernels.jit import BF16_MISSING
-from treadle.kernels.matmul import panel_count
-from treadle.kernels.transposed import ROW_BLOCK
+from treadle.kernels.structs import ROW_BLOCK
 
 Floats = NDArray[np.float32]
 Pairs = NDArray[np.uint32]
@@ -34,23 +34,23 @@ def rounded(values: Floats) -> Floats:
 def packed(matrix: Floats, transpose: bool = False) -> Pairs:
     """Pack into panels that hold rubbish before."""
     K, N = matrix.shape[::-1] if transpose else matrix.shape
-    panels = np.full((panel_count(N), bf16.pair_count(K), PANEL), RUBBISH, np.uint32)
-    (bf16.pack_transposed if transpose else bf16.pack)(matrix, panels)
+    panels = np.full((panel_count(N), gemm_bf16.pair_count(K), PANEL), RUBBISH, np.uint32)
+    (gemm_bf16.pack_transposed if transpose else gemm_bf16.pack)(matrix, panels)
     return panels
 
 
 def product(A: Floats, B: Floats, C: Floats | None = None) -> Floats:
     out = np.full((len(A), B.shape[1]), np.nan, np.float32) if C is None else C.copy()
-    bf16.matmul(A, packed(B), out, C is not None)
+    gemm_bf16.matmul(A, packed(B), out, C is not None)
     return out
 
 
 def product_transposed(A: Floats, B: Floats, C: Floats, panels: int = 2) -> Floats:
     """C + A^T B, by a block that holds rubbish before."""
-    block, out = bf16.allocate_pair_block(A.shape[1], panels * PANEL), C.copy()
+    block, out = gemm_bf16.allocate_pair_block(A.shape[1], panels * PANEL), C.copy()
     for part in block:
         part.view(np.uint32)[...] = RUBBISH
-    bf16.add_matmul_transposed(A, B, block, out)
+    gemm_bf16.add_matmul_transposed(A, B, block, out)
     return out
 
 
@@ -79,7 +79,9 @@ def test_rounding() -> None:
     second, first = halves(panels)
     both = np.stack([first, second], axis=1).reshape(-1, 3)
     assert same_bytes(both[:, 0], expected)
-    assert same_bytes(bf16.python_round(values).astype(np.uint32) << 16, expected.view(np.uint32))
+    assert same_bytes(
+        gemm_bf16.python_round(values).astype(np.uint32) << 16, expected.view(np.uint32)
+    )
     nothing = packed(np.full((1, 1), np.nan, np.float32)).view(np.float32)
     assert np.isnan(halves(nothing)[1][0, 0, 0])
 
@@ -135,10 +137,10 @@ def test_gathered_rows_are_one_sum(rows: int, M: int, N: int) -> None:
     """Every call begins a pair: an odd number of rows counts as one more, of zeros."""
     calls = 2 * ROW_BLOCK // rows + 1
     A, B, C = draw(27, calls, rows, M), draw(28, calls, rows, N), draw(29, M, N)
-    out, block, gathered = C.copy(), bf16.allocate_pair_block(M, N), 0
+    out, block, gathered = C.copy(), gemm_bf16.allocate_pair_block(M, N), 0
     for call in range(calls):
         last = call == calls - 1
-        gathered = bf16.add_rows_transposed(A[call], B[call], block, gathered, out, last)
+        gathered = gemm_bf16.add_rows_transposed(A[call], B[call], block, gathered, out, last)
     assert gathered == 0
     zeros = ((0, 0), (0, rows % 2), (0, 0))
     A, B = (np.pad(X, zeros).reshape(-1, X.shape[2]) for X in (A, B))
@@ -151,12 +153,12 @@ def test_gathered_rows_are_one_sum(rows: int, M: int, N: int) -> None:
 def test_nothing_is_written_past_the_result(M: int, N: int, add: bool) -> None:
     A, B = draw(19, M, 3), draw(20, 3, N)
     C, untouched = guarded(np.zeros((M, N), np.float32))
-    bf16.matmul(A, packed(B), C, add)
+    gemm_bf16.matmul(A, packed(B), C, add)
     assert same_bytes(C, product(A, B))
     assert untouched()
     left = np.ascontiguousarray(A.T)
     C, untouched = guarded(np.zeros((M, N), np.float32))
-    bf16.add_matmul_transposed(left, B, bf16.allocate_pair_block(M, N), C)
+    gemm_bf16.add_matmul_transposed(left, B, gemm_bf16.allocate_pair_block(M, N), C)
     assert same_bytes(C, product(A, B))
     assert untouched()
 
@@ -175,15 +177,19 @@ def test_the_type_of_the_panels_decides() -> None:
     A, B = draw(30, 5, 7), draw(31, 7, 9)
     for kind, K in ((np.float32, 7), (np.uint32, 4)):
         panels, C = np.zeros((1, K, PANEL), kind), np.zeros((5, 9), np.float32)
-        products.pack(B, panels)
+        gemm_dispatch.pack(B, panels)
         again = np.zeros_like(panels)
-        products.pack_transposed(np.ascontiguousarray(B.T), again)
+        gemm_dispatch.pack_transposed(np.ascontiguousarray(B.T), again)
         assert same_bytes(panels, again)
-        products.matmul(A, panels, C, False)
-        make = bf16.allocate_pair_block if kind == np.uint32 else transposed.allocate_block
+        gemm_dispatch.matmul(A, panels, C, False)
+        make = (
+            gemm_bf16.allocate_pair_block
+            if kind == np.uint32
+            else gemm_transposed.allocate_row_block
+        )
         block, left, D, E = make(5, 9), np.ascontiguousarray(A.T), C * 0, C * 0
-        products.add_matmul_transposed(left, B, block, D)
-        products.add_rows_transposed(left, B, block, 0, E, True)
+        gemm_dispatch.add_matmul_transposed(left, B, block, D)
+        gemm_dispatch.add_rows_transposed(left, B, block, 0, E, True)
         assert same_bytes(C, D)
         assert same_bytes(C, E)
         exact = rounded(A) @ rounded(B) if kind == np.uint32 else A @ B

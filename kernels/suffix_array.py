@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from treadle.kernels.jit import jit
-from treadle.kernels.structures import Bits, Ints
+from treadle.kernels.structs import Bits, Ints
 
 
 def suffix_array(text: Ints, V: int) -> Ints:

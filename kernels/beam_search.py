@@ -10,9 +10,9 @@ import numpy as np
 
 from treadle.kernels.activations import log
 from treadle.kernels.jit import jit
-from treadle.kernels.loss import exponentials, largest
+from treadle.kernels.loss import largest, shifted_exp
 from treadle.kernels.network import output_logits, read_shard
-from treadle.kernels.structures import Array, Ints, State, Weights, Workspace
+from treadle.kernels.structs import Array, Ints, State, Weights, Workspace
 
 
 @jit
@@ -36,7 +36,7 @@ def step_log_probabilities(
     output_logits(weights, work.hs[work.hs.shape[0] - 1, 1], logits)
     for row in range(B):
         m = largest(logits[row])
-        log_whole = log(exponentials(logits[row], m, out[row]))
+        log_whole = log(shifted_exp(logits[row], m, out[row]))
         for v in range(out.shape[1]):
             # As in `loss.log_probability`, whose logarithm is the same for the whole row.
             out[row, v] = (logits[row, v] - m) - log_whole

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from treadle.kernels import network
-from treadle.kernels.ranks import likeliest_ids, rank_of, score_shard_in_detail
+from treadle.kernels import scoring
+from treadle.kernels.scoring import score_shard_in_detail
+from treadle.kernels.token_ranks import token_rank, top_k_tokens
 from treadle.model.config import Cell, NetworkConfig
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import CELL_CODES, Shape
@@ -27,7 +28,7 @@ LOGITS = arrays.arrays(
 @given(LOGITS)
 def test_a_rank_is_the_place_in_a_stable_sort(logits: Array) -> None:
     order = np.argsort(-logits, kind="stable").tolist()
-    assert [rank_of(logits, token) for token in order] == list(range(1, logits.size + 1))
+    assert [token_rank(logits, token) for token in order] == list(range(1, logits.size + 1))
 
 
 @settings(deadline=None)
@@ -35,16 +36,16 @@ def test_a_rank_is_the_place_in_a_stable_sort(logits: Array) -> None:
 def test_the_likeliest_are_the_first_of_a_stable_sort(logits: Array, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, logits.size))
     ids = np.full(count, -7, np.int32)
-    likeliest_ids(logits, ids)
+    top_k_tokens(logits, ids)
     assert ids.tolist() == np.argsort(-logits, kind="stable")[:count].tolist()
 
 
 def test_logits_that_are_no_numbers_stay_in_bounds() -> None:
     logits = np.full(5, np.nan, np.float32)
     ids = np.full(3, -7, np.int32)
-    likeliest_ids(logits, ids)
+    top_k_tokens(logits, ids)
     assert sorted(ids.tolist()) == [0, 1, 2]
-    assert 1 <= rank_of(logits, 4) <= 5
+    assert 1 <= token_rank(logits, 4) <= 5
 
 
 @pytest.mark.parametrize("alternatives", [0, 3])
@@ -67,7 +68,7 @@ def test_details_leave_the_log_probabilities_and_the_state_as_they_are(
     wanted, out = np.empty((T, B), np.float32), np.empty((T, B), np.float32)
     work = allocate_workspace(shape, T, B, backward=False)
     code = CELL_CODES[cell]
-    network.score_shard(code, weights, work, plain, tokens, targets, fresh, wanted)
+    scoring.score_shard(code, weights, work, plain, tokens, targets, fresh, wanted)
     ranks = np.full((T, B, int(ranked)), -7, np.int32)
     ids, values = np.full((T, B, A), -7, np.int32), np.full((T, B, A), -7, np.float32)
     score_shard_in_detail(
@@ -82,7 +83,7 @@ def test_details_leave_the_log_probabilities_and_the_state_as_they_are(
         state = allocate_state(shape, B)
         state.h[:] = 0.3
         target = np.where(targets < 0, -1, token).astype(np.int32)
-        network.score_shard(code, weights, work, state, tokens, target, fresh, every[token])
+        scoring.score_shard(code, weights, work, state, tokens, target, fresh, every[token])
     for t, b in np.ndindex(T, B):
         if targets[t, b] < 0:
             assert not ranks[t, b].any()

@@ -76,7 +76,7 @@ def test_compiled_tile_is_the_python_tile(
 
 
 def test_tiles_are_compiled_unless_in_python_mode() -> None:
-    assert inspect.isfunction(gemm_tile.make_tile(1, 1, edge=False)) == PYTHON_MODE
+    assert inspect.isfunction(gemm_tile.make_gemm_tile(1, 1, edge=False)) == PYTHON_MODE
 
 
 def test_fma_rounds_once() -> None:
@@ -87,7 +87,7 @@ def test_fma_rounds_once() -> None:
 
     fma, one, x = compiled(call), np.float32(1), np.float32(2.0**-11)
     assert fma(one + x, one - x, -one) == -(x * x)
-    # 2^-57 above the middle of two floats: see test_matmul.py. The stand-in rounds twice there.
+    # 2^-57 above the middle of two floats: see test_gemm.py. The stand-in rounds twice there.
     arguments = np.float32(2.0**-24) * (one + x), one - x + x * x, one
     assert fma(*arguments) == np.float32(1 + 2.0**-23)
     assert intrinsics.python_fma(*arguments) == one

@@ -7,35 +7,22 @@ multiply-adds over the rows in the order in which they were gathered, whatever a
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
+from treadle.kernels.gemm import tiles
 from treadle.kernels.gemm_tile import PANEL, ROWS
 from treadle.kernels.jit import jit
-from treadle.kernels.matmul import tiles
 from treadle.kernels.simd import move
+from treadle.kernels.structs import ROW_BLOCK, RowBlock
 
 Array = npt.NDArray[np.float32]
 
-ROW_BLOCK = 256
-"""Rows of a block: one packed panel of it fits the L1 cache."""
 
-
-class Block(NamedTuple):
-    """Room for ROW_BLOCK gathered rows."""
-
-    left: Array
-    """(strips, ROW_BLOCK, ROWS), rows of A, at least ceil(M / ROWS) strips."""
-    right: Array
-    """(panels, ROW_BLOCK, PANEL), rows of B; with fewer panels than B has, B is cut."""
-
-
-def allocate_block(M: int, N: int) -> Block:
+def allocate_row_block(M: int, N: int) -> RowBlock:
     """Return room for gathering rows (M,) of A and (N,) of B."""
     strips, panels = -(-M // ROWS), -(-N // PANEL)
-    return Block(
+    return RowBlock(
         np.zeros((strips, ROW_BLOCK, ROWS), np.float32),
         np.zeros((panels, ROW_BLOCK, PANEL), np.float32),
     )
@@ -71,7 +58,7 @@ def _gather_right(B: Array, first: int, right: Array, at: int) -> None:
 
 
 @jit
-def _multiply(block: Block, rows: int, C: Array, first: int) -> None:
+def _multiply(block: RowBlock, rows: int, C: Array, first: int) -> None:
     """C[:, first:] += A^T B of the gathered rows, as many columns as the block holds."""
     M, N = C.shape
     for panel in range(block.right.shape[0]):
@@ -89,7 +76,7 @@ def _multiply(block: Block, rows: int, C: Array, first: int) -> None:
 
 @jit
 def add_rows_transposed(
-    A: Array, B: Array, block: Block, gathered: int, C: Array, last: bool
+    A: Array, B: Array, block: RowBlock, gathered: int, C: Array, last: bool
 ) -> int:
     """Gather rows for C += A^T B, and add them once the block is full or they are the last.
 
@@ -117,7 +104,7 @@ def add_rows_transposed(
 
 
 @jit
-def add_matmul_transposed(A: Array, B: Array, block: Block, C: Array) -> None:
+def add_matmul_transposed(A: Array, B: Array, block: RowBlock, C: Array) -> None:
     """C += A^T B, the sum over rows in ascending order.
 
     Args:

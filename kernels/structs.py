@@ -12,8 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.transposed import Block
-
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
@@ -24,6 +22,19 @@ RNN, GRU, LSTM = 0, 1, 2
 
 LOGIT_ROWS = 256
 """Rows of logits held at once."""
+
+
+ROW_BLOCK = 256
+"""Rows of a block: one packed panel of it fits the L1 cache."""
+
+
+class RowBlock(NamedTuple):
+    """Room for ROW_BLOCK gathered rows."""
+
+    left: Array
+    """(strips, ROW_BLOCK, ROWS), rows of A, at least ceil(M / ROWS) strips."""
+    right: Array
+    """(panels, ROW_BLOCK, PANEL), rows of B; with fewer panels than B has, B is cut."""
 
 
 class Parameters(NamedTuple):
@@ -103,7 +114,7 @@ class Workspace(NamedTuple):
     nothing is dropped before it."""
     top: Array
     """(LOGIT_ROWS, H), what the output layer reads; (0, H) where nothing is dropped before it."""
-    block: Block
+    block: RowBlock
     """Room for gathering rows of states and gate gradients; none where nothing goes backward."""
 
 

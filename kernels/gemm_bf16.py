@@ -3,7 +3,7 @@
 A bfloat16 number is a float32 number without its last 16 bits, rounded to the nearest, ties to
 even; numbers below float32's normal range become 0. Two of them, k and k + 1, fill the 32 bits of
 a pair, the first in the lower half, and one instruction multiplies and adds LANES pairs:
-AVX512_BF16's VDPBF16PS. Without it there is nothing here (see `compile.BF16_MISSING`).
+AVX512_BF16's VDPBF16PS. Without it there is nothing here (see `jit.BF16_MISSING`).
 
 Packed panels, (panel, pair, PANEL), are uint32; by that `products` tells them from float32 ones.
 Every element of a product is one chain over its pairs in ascending order, whatever the tile; an
@@ -22,11 +22,12 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from treadle.kernels import matmul as singles
-from treadle.kernels.gemm_tile import PAIRS, PANEL, ROWS, make_tile
+from treadle.kernels.gemm_packing import pack_transposed as pack_transposed_float32
+from treadle.kernels.gemm_packing import panel_count
+from treadle.kernels.gemm_tile import PAIRS, PANEL, ROWS, make_gemm_tile
 from treadle.kernels.jit import PYTHON_MODE, jit, jit_inline
 from treadle.kernels.simd import INT, LANES, VECTOR, load, store, vector_type
-from treadle.kernels.transposed import ROW_BLOCK, Block
+from treadle.kernels.structs import ROW_BLOCK, RowBlock
 
 Array = npt.NDArray[np.float32]
 Pairs = npt.NDArray[np.uint32]
@@ -38,8 +39,8 @@ is read and written for it, the better."""
 _LEFT_ROWS = 64
 """Rows that are rounded at once: they stay in the cache while the panels pass by."""
 
-_tile, _edge = (make_tile(ROWS, 1, edge, pairs=True) for edge in (False, True))
-_edge4, _edge1 = (make_tile(rows, 1, edge=True, pairs=True) for rows in (4, 1))
+_tile, _edge = (make_gemm_tile(ROWS, 1, edge, pairs=True) for edge in (False, True))
+_edge4, _edge1 = (make_gemm_tile(rows, 1, edge=True, pairs=True) for rows in (4, 1))
 
 
 def _rounding(order: list[int]) -> Callable[..., Any]:
@@ -98,10 +99,10 @@ def pair_count(K: int) -> int:
     return (K + 1) // 2
 
 
-def allocate_pair_block(M: int, N: int) -> Block:
+def allocate_pair_block(M: int, N: int) -> RowBlock:
     """Return room for gathering rows (M,) of A and (N,) of B; it holds pairs of rows."""
-    shapes = [(singles.panel_count(size), PAIR_BLOCK, PANEL) for size in (M, N)]
-    return Block(*(cast(Any, np.zeros(shape, np.uint32)) for shape in shapes))
+    shapes = [(panel_count(size), PAIR_BLOCK, PANEL) for size in (M, N)]
+    return RowBlock(*(cast(Any, np.zeros(shape, np.uint32)) for shape in shapes))
 
 
 @jit
@@ -157,7 +158,7 @@ def pack_transposed(matrix: Array, panels: Pairs) -> None:
     """Pack the transpose of an (N, K) matrix, like `pack`."""
     pairs = np.empty((matrix.shape[0], panels.shape[1]), np.float32)
     _round_rows(matrix, pairs)
-    singles.pack_transposed(pairs, panels.view(np.float32))
+    pack_transposed_float32(pairs, panels.view(np.float32))
 
 
 @jit
@@ -165,7 +166,7 @@ def _tiles(
     A: Array, start: int, row: int, step: int, P: Array, base: int, K: int,
     C: Array, out: int, width: int, M: int, N: int, add: bool,
 ) -> None:  # fmt: skip
-    """One panel's columns of C, for M rows, as `matmul.tiles`; K counts pairs."""
+    """One panel's columns of C, for M rows, as `gemm.tiles`; K counts pairs."""
     i = 0
     if N >= PANEL:
         while i + ROWS <= M:
@@ -204,7 +205,7 @@ def matmul(A: Array, panels: Pairs, C: Array, add: bool) -> None:
 
 
 @jit
-def _multiply(block: Block, pairs: int, C: Array, first: int) -> None:
+def _multiply(block: RowBlock, pairs: int, C: Array, first: int) -> None:
     """C[:, first:] += A^T B of the gathered rows, as many columns as the block holds."""
     M, N = C.shape
     left, right, size = block.left.view(np.float32), block.right.view(np.float32), PAIR_BLOCK
@@ -218,7 +219,7 @@ def _multiply(block: Block, pairs: int, C: Array, first: int) -> None:
 
 @jit
 def add_rows_transposed(
-    A: Array, B: Array, block: Block, gathered: int, C: Array, last: bool
+    A: Array, B: Array, block: RowBlock, gathered: int, C: Array, last: bool
 ) -> int:
     """Gather rows for C += A^T B, as `transposed.add_rows_transposed`; `gathered` counts pairs.
 
@@ -238,7 +239,7 @@ def add_rows_transposed(
 
 
 @jit
-def add_matmul_transposed(A: Array, B: Array, block: Block, C: Array) -> None:
+def add_matmul_transposed(A: Array, B: Array, block: RowBlock, C: Array) -> None:
     """C += A^T B, as `transposed.add_matmul_transposed`, over pairs of rows."""
     K, N = B.shape
     width = block.right.shape[0] * PANEL

@@ -29,7 +29,7 @@ _FEW = 32
 """So few pairs are sorted by insertion, which then takes less time than counting does."""
 
 
-class SelectionScratch(NamedTuple):
+class SortScratch(NamedTuple):
     """What sorting V keys works in; overwritten."""
 
     pairs: Pairs
@@ -41,17 +41,17 @@ class SelectionScratch(NamedTuple):
 
 
 COUNTS = _DIGITS << _DIGIT_BITS
-"""Elements of `SelectionScratch.counts`."""
+"""Elements of `SortScratch.counts`."""
 
 
 @jit_inline
-def pair_of(key: np.int32, id_: int) -> np.int64:
+def make_pair(key: np.int32, id_: int) -> np.int64:
     """Return the pair that stands for an id with its key, 0 up to and without 2**KEY_BITS."""
     return np.int64((np.int64(key) << _ID_BITS) | id_)
 
 
 @jit_inline
-def id_of(pair: np.int64) -> int:
+def pair_id(pair: np.int64) -> int:
     """Return a pair's id."""
     return int(pair & _ID_MASK)
 
@@ -81,7 +81,7 @@ def _insertion_sort(pairs: Pairs, n: int) -> None:
 
 
 @jit
-def _radix_sort(scratch: SelectionScratch, n: int) -> Pairs:
+def _radix_sort(scratch: SortScratch, n: int) -> Pairs:
     """Sort n pairs by key, stable, and return the array that holds them."""
     pairs, spare, counts = scratch
     digit_bits = -(-_width_of(pairs, n) // _DIGITS)
@@ -112,7 +112,7 @@ def _radix_sort(scratch: SelectionScratch, n: int) -> Pairs:
 
 
 @jit
-def _leave_out_large(scratch: SelectionScratch, n: int, wanted: int) -> int:
+def _leave_out_large(scratch: SortScratch, n: int, wanted: int) -> int:
     """Move pairs to the front, in their order, among them the `wanted` smallest of n.
 
     Returns:
@@ -136,7 +136,7 @@ def _leave_out_large(scratch: SelectionScratch, n: int, wanted: int) -> int:
 
 
 @jit
-def in_order(scratch: SelectionScratch, n: int, wanted: int) -> Pairs:
+def in_order(scratch: SortScratch, n: int, wanted: int) -> Pairs:
     """Sort the smallest of the first n pairs by key, and by id where keys are equal.
 
     Args:

@@ -10,55 +10,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.gemm_tile import PANEL, ROWS, make_tile
+from treadle.kernels.gemm_tile import PANEL, ROWS, make_gemm_tile
 from treadle.kernels.jit import jit
-from treadle.kernels.simd import move
 
 Array = npt.NDArray[np.float32]
 
-_LINE = 16
-"""Floats in a cache line."""
-
-_tile, _edge = make_tile(ROWS, 1, edge=False), make_tile(ROWS, 1, edge=True)
-_tile4 = make_tile(4, 1, edge=False)
+_tile, _edge = make_gemm_tile(ROWS, 1, edge=False), make_gemm_tile(ROWS, 1, edge=True)
+_tile4 = make_gemm_tile(4, 1, edge=False)
 # One row alone has too few accumulators to hide the latency of a multiply-add: several panels.
-_row1, _row2, _row3, _row4 = (make_tile(1, panels, edge=True) for panels in (1, 2, 3, 4))
-
-
-def panel_count(columns: int) -> int:
-    """Return how many panels hold a matrix of so many columns."""
-    return -(-columns // PANEL)
-
-
-@jit
-def pack(matrix: Array, panels: Array) -> None:
-    """Pack a (K, N) matrix into panels (ceil(N / PANEL), K, PANEL), zero past column N."""
-    K, N = matrix.shape
-    for j in range(panels.shape[0]):
-        first = j * PANEL
-        if first + PANEL <= N:
-            for k in range(K):
-                move(matrix, k * N + first, panels, (j * K + k) * PANEL, PANEL, PANEL)
-        else:
-            for k in range(K):
-                move(matrix, k * N + first, panels, (j * K + k) * PANEL, PANEL, N - first)
-
-
-@jit
-def pack_transposed(matrix: Array, panels: Array) -> None:
-    """Pack the transpose of an (N, K) matrix, like `pack`."""
-    N, K = matrix.shape
-    for j in range(panels.shape[0]):
-        first = j * PANEL
-        width = min(PANEL, N - first)
-        for start in range(0, K, _LINE):  # a whole line of each row, while the cache holds it
-            end = min(K, start + _LINE)
-            for x in range(width):
-                for k in range(start, end):
-                    panels[j, k, x] = matrix[first + x, k]
-        if width < PANEL:
-            for k in range(K):
-                panels[j, k, width:] = 0
+_row1, _row2, _row3, _row4 = (make_gemm_tile(1, panels, edge=True) for panels in (1, 2, 3, 4))
 
 
 @jit

@@ -15,12 +15,11 @@ from __future__ import annotations
 import numpy as np
 
 from treadle.kernels.activations import ZERO
+from treadle.kernels.gemm import add_rows
+from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul, pack, pack_transposed
 from treadle.kernels.gemm_tile import PANEL
 from treadle.kernels.jit import jit, jit_inline
-from treadle.kernels.matmul import add_rows
-from treadle.kernels.products import add_matmul_transposed, matmul, pack, pack_transposed
-from treadle.kernels.structures import Array, Gradients, Ints, Parameters, Weights
-from treadle.kernels.transposed import Block
+from treadle.kernels.structs import Array, Gradients, Ints, Parameters, RowBlock, Weights
 
 _LINE = 16
 """Floats in a cache line."""
@@ -108,7 +107,7 @@ def pack_transposes(parameters: Parameters, weights: Weights) -> None:
 
 @jit
 def unfold_input_weights(
-    parameters: Parameters, gradients: Gradients, used: Ints, block: Block, out: Parameters
+    parameters: Parameters, gradients: Gradients, used: Ints, block: RowBlock, out: Parameters
 ) -> None:
     """Turn the table's gradient into those of the input weights and the first bias.
 

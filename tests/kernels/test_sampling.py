@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from treadle.kernels import reference
 from treadle.kernels.jit import PYTHON_MODE
-from treadle.kernels.loss import exponentials, largest
-from treadle.kernels.sampling import Cuts, draw, draw_scratch, likeliest
+from treadle.kernels.loss import largest, shifted_exp
+from treadle.kernels.sampling import Truncation, allocate_sampling_scratch, draw, likeliest
 
 Floats = NDArray[np.float32]
 
@@ -31,9 +31,9 @@ def ours(
 ) -> int:
     row = np.asarray(logits, np.float32)
     weights, largest_logit = np.full(row.size, np.nan, np.float32), np.float32(largest(row))
-    exponentials(row, largest_logit, weights)
-    cuts = Cuts(top_k, np.float32(top_p), np.float32(min_p), np.float32(typical_p))
-    scratch = draw_scratch(row.size)
+    shifted_exp(row, largest_logit, weights)
+    cuts = Truncation(top_k, np.float32(top_p), np.float32(min_p), np.float32(typical_p))
+    scratch = allocate_sampling_scratch(row.size)
     heat = np.float32(temperature)
     return int(draw(row, largest_logit, heat, cuts, np.float32(u), weights, scratch))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from small_texts import texts
 
 from treadle.kernels.jit import PYTHON_MODE
-from treadle.kernels.suffixes import suffix_array
+from treadle.kernels.suffix_array import suffix_array
 
 Ints = NDArray[np.int32]
 

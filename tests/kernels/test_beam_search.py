@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_networks import CELLS, make_network, same_bytes
 
-from treadle.kernels import network
-from treadle.kernels.beam import step_log_probabilities
-from treadle.kernels.structures import State
+from treadle.kernels import scoring
+from treadle.kernels.beam_search import step_log_probabilities
+from treadle.kernels.structs import State
 from treadle.model.network.shape import CELL_CODES
 from treadle.model.network.workspace import allocate_workspace, pack_for_inference
 
@@ -42,7 +42,7 @@ def test_every_log_probability_is_what_scoring_gives(
         for token in range(V):
             theirs = State(*(array[:, row : row + 1].copy() for array in states(L, B, H, seed)))
             score = np.empty((1, 1), np.float32)
-            network.score_shard(
+            scoring.score_shard(
                 code, weights, alone, theirs, tokens[row : row + 1].reshape(1, 1),
                 np.full((1, 1), token, np.int32), np.zeros(1, np.bool_), score,
             )  # fmt: skip

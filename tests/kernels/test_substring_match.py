@@ -12,15 +12,15 @@ import pytest
 from numpy.typing import NDArray
 from small_texts import texts
 
-from treadle.kernels import matches
+from treadle.kernels import substring_match
 from treadle.kernels.jit import PYTHON_MODE
-from treadle.kernels.matches import longest_match, longest_prefix, match_by_ranks
-from treadle.kernels.suffixes import suffix_array
+from treadle.kernels.substring_match import longest_match, longest_match_by_ranks, longest_prefix
+from treadle.kernels.suffix_array import suffix_array
 
 Ints = NDArray[np.int32]
 LookUp = Callable[[Any, Ints, Ints, NDArray[np.int64]], tuple[int, int]]
 
-WAYS = pytest.mark.parametrize("look_up", [longest_match, match_by_ranks])
+WAYS = pytest.mark.parametrize("look_up", [longest_match, longest_match_by_ranks])
 
 LARGE = 2_000 if PYTHON_MODE else 1_000_000
 
@@ -143,7 +143,7 @@ def test_a_query_that_repeats_itself_goes_the_other_way(monkeypatch: pytest.Monk
         suffixes, ends = suffix_array(text, V), lengths_of(query)
         wanted = longest_match(text, suffixes, query, ends)
         for patience in (0, 7, 100):
-            monkeypatch.setattr(matches, "PATIENCE", patience)
+            monkeypatch.setattr(substring_match, "PATIENCE", patience)
             assert longest_match(text, suffixes, query, ends) == wanted
         monkeypatch.undo()
 
