@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from treadle.model.generation.novelty import NAMES, NoveltyIndex
 from treadle.model.network.shape import Shape, check_network
 from treadle.model.network.torch_state_dict import from_torch, to_torch
 from treadle.model.scratch_files import Require, anything
-from treadle.model.temporary_files import temporary_path
-from treadle.model.tensor_file import open_tensors, read_tensors
+from treadle.model.temporary_files import write_whole
+from treadle.model.tensor_file import open_tensors, read_tensors, safetensors_parts
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.build import tokenizer_from_json
 from treadle.model.training_record import TrainingRecord
@@ -37,16 +37,8 @@ Array = npt.NDArray[np.float32]
 _VOCABULARY_LIMIT = 45_000_000
 """Bytes; safetensors holds 100 MB of header, and JSON within JSON may double its quotes."""
 
-_PIECE_BYTES = 16 << 20
-"""Bytes written between two questions whether there is space for them."""
-
 FORMAT = "1"
 """The version of the file format; a reader refuses any other."""
-
-_TYPES = {
-    "<i8": "I64", "<f4": "F32", "<u4": "U32", "<i4": "I32", "<u2": "U16", "|u1": "U8",
-}  # fmt: skip
-"""The types of tensors that are written, in the order in which safetensors lays them out."""
 
 _UNREADABLE = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 """What JSON that is damaged, or of another shape, makes of an attempt to read it."""
@@ -151,36 +143,6 @@ def write(
     write_whole(Path(path), safetensors_parts(tensors, header.to_metadata()), require=require)
 
 
-def safetensors_parts(
-    tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]
-) -> list[bytes | memoryview]:
-    """Return a safetensors file in parts, byte for byte as its library writes it.
-
-    Tensors are written from where they lie, while the library would copy all of them twice.
-
-    Args:
-        tensors: by name, of the types in `_TYPES`.
-        metadata: what else the header says; of several keys the order is this one.
-    """
-    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    order = sorted(whole, key=lambda name: (list(_TYPES).index(whole[name].dtype.str), name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    begin = 0
-    for name in order:
-        tensor = whole[name]
-        end = begin + tensor.nbytes
-        header[name] = {
-            "dtype": _TYPES[tensor.dtype.str],
-            "shape": tensor.shape,
-            "data_offsets": [begin, end],
-        }
-        begin = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin aligned
-    data = [whole[name].reshape(-1).view(np.uint8).data for name in order]
-    return [len(text).to_bytes(8, "little"), text, *data]
-
-
 def check_vocabulary(tokenizer: Tokenizer) -> None:
     """Refuse a vocabulary that no file could hold, before anything is trained with it.
 
@@ -193,49 +155,6 @@ def check_vocabulary(tokenizer: Tokenizer) -> None:
             f"the vocabulary takes {size:,} bytes and a model file holds {_VOCABULARY_LIMIT:,}: "
             "lower max_vocabulary_size, or take another tokenizer"
         )
-
-
-def write_whole(
-    path: Path,
-    data: bytes | Sequence[bytes | memoryview],
-    previous: Path | None = None,
-    require: Require = anything,
-) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part.
-
-    Args:
-        path: where to; its folder exists.
-        data: the content, whole or in parts.
-        previous: what the old file is called from then on; None: it is replaced. A crash may
-            leave it under this name with no file at `path`.
-        require: asked for all bytes before the first is written, and again as they are.
-
-    Raises:
-        OSError: it could not be written; the old file is where it was.
-    """
-    parts = [memoryview(part) for part in ([data] if isinstance(data, bytes) else data)]
-    require(sum(part.nbytes for part in parts))
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("xb") as file:
-            for part in parts:
-                for start in range(0, len(part), _PIECE_BYTES):
-                    piece = part[start : start + _PIECE_BYTES]
-                    require(len(piece))
-                    file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            path.replace(previous)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read_header(path: str | os.PathLike[str]) -> ModelHeader:

@@ -7,11 +7,17 @@ removes it.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from treadle.model.scratch_files import Require, anything
+
+_PIECE_BYTES = 16 << 20
+"""Bytes written between two questions whether there is space for them."""
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
@@ -46,3 +52,46 @@ def remove_leftovers(folder: Path) -> int:
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)
+
+
+def write_whole(
+    path: Path,
+    data: bytes | Sequence[bytes | memoryview],
+    previous: Path | None = None,
+    require: Require = anything,
+) -> None:
+    """Writes a file so that a crash leaves the old one or the new one, never a part.
+
+    Args:
+        path: Where to; its folder exists.
+        data: The content, whole or in parts.
+        previous: What the old file is called from then on; None: it is replaced. A crash may
+            leave it under this name with no file at `path`.
+        require: Asked for all bytes before the first is written, and again as they are.
+
+    Raises:
+        OSError: It could not be written; the old file is where it was.
+    """
+    parts = [memoryview(part) for part in ([data] if isinstance(data, bytes) else data)]
+    require(sum(part.nbytes for part in parts))
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("xb") as file:
+            for part in parts:
+                for start in range(0, len(part), _PIECE_BYTES):
+                    piece = part[start : start + _PIECE_BYTES]
+                    require(len(piece))
+                    file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from treadle.model.config import DataConfig, TokenizerConfig
-from treadle.model.data.files import CorpusFile, check_encoding, check_not_empty
+from treadle.model.data.files import CorpusFile, check_data, check_not_empty
 from treadle.model.data.reader import FileTokens, Reader
 from treadle.model.data.splits import MIN_HELD_OUT_TOKENS, Shares, Splitter, TokenData
 from treadle.model.data.token_array import TokenArray, blocks
 from treadle.model.enums import CorpusFormat, CorpusLayout, CorpusRole, Split, UnknownPolicy
-from treadle.model.errors import ConfigError, CorpusError
+from treadle.model.errors import CorpusError
 from treadle.model.field_checks import member
 from treadle.model.tokenizers.build import build_tokenizer
 
@@ -125,30 +125,6 @@ def _files(data: bytes | os.PathLike[str] | Sequence[CorpusFile]) -> list[Corpus
     if isinstance(data, str) or not all(isinstance(file, CorpusFile) for file in files):
         raise CorpusError("a corpus must be bytes, a path (os.PathLike), or a list of CorpusFile")
     return files
-
-
-def check_data(data: DataConfig, fixed: CorpusLayout | None = None) -> CorpusLayout:
-    """Returns the layout of a corpus whose settings fit together.
-
-    Args:
-        data: How the corpus is read and cut.
-        fixed: The layout of the model that is to learn from it; None: there is none.
-
-    Raises:
-        ConfigError: Settings contradict each other, or the encoding is unknown.
-    """
-    check_encoding(data.encoding)
-    if data.validation_fraction + data.test_fraction >= 1:
-        both = f"{data.validation_fraction:g} and {data.test_fraction:g}"
-        text = f"data.validation_fraction and data.test_fraction, {both}, leave nothing to train on"
-        raise ConfigError(text, "data.test_fraction")
-    plain = data.format is CorpusFormat.PLAIN
-    if fixed is None:
-        return data.layout if plain else CorpusLayout.LINES
-    if not plain and fixed is CorpusLayout.TEXT:
-        text = "data.format must be 'plain': the model to go on from reads text, not items"
-        raise ConfigError(text, "data.format")
-    return fixed
 
 
 def _check_size(files: Sequence[FileTokens]) -> None:

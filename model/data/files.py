@@ -16,12 +16,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from treadle.model.enums import CorpusRole, UnknownPolicy
+from treadle.model.enums import CorpusFormat, CorpusLayout, CorpusRole, UnknownPolicy
 from treadle.model.errors import ConfigError, CorpusError, EncodingError, UnknownSymbolError
 from treadle.model.field_checks import member, real
 from treadle.model.tokenizers.surrogates import handle_surrogates
+
+if TYPE_CHECKING:
+    from treadle.model.config import DataConfig
 
 BLOCK = 1 << 20
 """Bytes read together."""
@@ -138,6 +141,30 @@ def check_encoding(encoding: str) -> None:
             f"data.encoding must be a text encoding such as 'utf-8' or 'latin-1', not {encoding!r}"
         )
         raise ConfigError(text, "data.encoding")
+
+
+def check_data(data: DataConfig, fixed: CorpusLayout | None = None) -> CorpusLayout:
+    """Returns the layout of a corpus whose settings fit together.
+
+    Args:
+        data: How the corpus is read and cut.
+        fixed: The layout of the model that is to learn from it; None: there is none.
+
+    Raises:
+        ConfigError: Settings contradict each other, or the encoding is unknown.
+    """
+    check_encoding(data.encoding)
+    if data.validation_fraction + data.test_fraction >= 1:
+        both = f"{data.validation_fraction:g} and {data.test_fraction:g}"
+        text = f"data.validation_fraction and data.test_fraction, {both}, leave nothing to train on"
+        raise ConfigError(text, "data.test_fraction")
+    plain = data.format is CorpusFormat.PLAIN
+    if fixed is None:
+        return data.layout if plain else CorpusLayout.LINES
+    if not plain and fixed is CorpusLayout.TEXT:
+        text = "data.format must be 'plain': the model to go on from reads text, not items"
+        raise ConfigError(text, "data.format")
+    return fixed
 
 
 def anywhere(text: str) -> int:

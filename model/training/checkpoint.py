@@ -22,10 +22,9 @@ import numpy.typing as npt
 from treadle.model.config import TrainConfig
 from treadle.model.data.token_array import blocks
 from treadle.model.errors import CheckpointError, ConfigError
-from treadle.model.model_file import safetensors_parts, write_whole
 from treadle.model.scratch_files import Require, anything
-from treadle.model.temporary_files import leftovers
-from treadle.model.tensor_file import open_tensors, read_tensors
+from treadle.model.temporary_files import leftovers, write_whole
+from treadle.model.tensor_file import open_tensors, read_tensors, safetensors_parts
 
 if TYPE_CHECKING:
     from treadle.model.data.corpus import Corpus

@@ -8,11 +8,11 @@ be run later: what passes here fails by its corpus only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from treadle.model.data.corpus import check_data
-from treadle.model.enums import CorpusLayout, Preset, TokenizerKind, UnknownPolicy
+from treadle.model.data.files import check_data
+from treadle.model.enums import Preset, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.field_checks import raise_faults
 from treadle.model.memory_estimate import check_memory
@@ -21,26 +21,13 @@ from treadle.model.network.shape import check_network
 from treadle.model.tokenizers.subwords import check_subwords
 
 if TYPE_CHECKING:
-    from treadle.model.config import NetworkConfig, TokenizerConfig, TrainConfig
+    from treadle.model.config import TokenizerConfig, TrainConfig
+    from treadle.model.training.fine_tuning import BaseModelInfo
 
 _SIZES = {"network.hidden_size", "network.embedding_size"}
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """What is known of the model that a run begins from, its weights apart."""
-
-    network: NetworkConfig
-    """The shape of its network."""
-    tokenizer: TokenizerConfig
-    """How it reads text."""
-    layout: CorpusLayout
-    """How its corpus was cut."""
-    vocabulary_size: int
-    """Tokens in its vocabulary."""
-
-
-def check_config(config: TrainConfig, begin: Beginning | None = None) -> None:
+def check_config(config: TrainConfig, begin: BaseModelInfo | None = None) -> None:
     """Checks settings that no corpus could make work.
 
     Args:
@@ -66,7 +53,7 @@ def check_config(config: TrainConfig, begin: Beginning | None = None) -> None:
     raise_faults(faults)
 
 
-def _check_tokenizer(config: TokenizerConfig, begin: Beginning | None) -> None:
+def _check_tokenizer(config: TokenizerConfig, begin: BaseModelInfo | None) -> None:
     """Checks that a tokenizer can be built, or that the model's obeys the policy."""
     if begin is None:
         if config.kind is TokenizerKind.SUBWORDS:

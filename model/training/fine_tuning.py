@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from treadle.model.config import NetworkConfig, TokenizerConfig, TrainConfig
 from treadle.model.enums import CorpusLayout
 from treadle.model.errors import ConfigError
-from treadle.model.training.config_check import Beginning
 
 if TYPE_CHECKING:
     from treadle.model.data.corpus import Corpus
@@ -17,6 +16,20 @@ if TYPE_CHECKING:
 
 _FREE = ("dropout", "output_dropout")
 """Settings of a network that no weight depends on."""
+
+
+@dataclass(frozen=True)
+class BaseModelInfo:
+    """What is known of the model that a run begins from, its weights apart."""
+
+    network: NetworkConfig
+    """The shape of its network."""
+    tokenizer: TokenizerConfig
+    """How it reads text."""
+    layout: CorpusLayout
+    """How its corpus was cut."""
+    vocabulary_size: int
+    """Tokens in its vocabulary."""
 
 
 def take_over(config: TrainConfig, model: Model) -> TrainConfig:
@@ -56,10 +69,10 @@ def take_over(config: TrainConfig, model: Model) -> TrainConfig:
     )
 
 
-def beginning(model: Model) -> Beginning:
+def beginning(model: Model) -> BaseModelInfo:
     """Return what is known of the model that a run begins from, its weights apart."""
     tokenizer = model.tokenizer
-    return Beginning(model.network, tokenizer.config, model.layout, tokenizer.vocabulary_size)
+    return BaseModelInfo(model.network, tokenizer.config, model.layout, tokenizer.vocabulary_size)
 
 
 def check_vocabulary(corpus: Corpus, model: Model) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from treadle.model.config import TrainConfig
 from treadle.model.data.files import check_not_empty
 from treadle.model.errors import CorpusError
-from treadle.model.training.config_check import Beginning
+from treadle.model.training.fine_tuning import BaseModelInfo
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
 from treadle.server.failures import DatabaseError
 from treadle.server.jobs import repeated_request
@@ -133,11 +133,11 @@ class Submission:
         base = await pools.ROWS.run(self._store.find, spec.init_from, spec.init_from_version)
         return base, base.version
 
-    async def _beginning(self, base: StoredModel | None) -> Beginning | None:
+    async def _beginning(self, base: StoredModel | None) -> BaseModelInfo | None:
         if base is None:
             return None
         about = await pools.LISTS.run(self._store.describe, base)
-        return Beginning(about.network, about.tokenizer, about.layout, about.vocabulary_size)
+        return BaseModelInfo(about.network, about.tokenizer, about.layout, about.vocabulary_size)
 
     def _lay_out(self, job: str, files: list[UploadedFile], base: StoredModel | None) -> None:
         """Makes a job's directory; what it needs is safe from deletion from here on."""

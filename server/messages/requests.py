@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from treadle.model.config import TrainConfig
 from treadle.model.errors import ConfigError
 from treadle.model.memory_estimate import check_memory
-from treadle.model.training.config_check import Beginning, check_config
+from treadle.model.training.config_check import check_config
+from treadle.model.training.fine_tuning import BaseModelInfo
 from treadle.server.errors import Violation, invalid
 from treadle.server.messages.enums import word_of
 from treadle.server.messages.fields import to_json
@@ -37,7 +38,7 @@ Config = TypeVar("Config")
 def training_order(
     spec: pb.TrainSpec,
     max_training_bytes: int | None = None,
-    base: Beginning | None = None,
+    base: BaseModelInfo | None = None,
 ) -> TrainConfig:
     """Returns the settings that a spec asks for.
 
@@ -94,7 +95,7 @@ _FREE = {"dropout", "output_dropout", "unknown_policy"}
 """Settings of network and tokenizer that a model may be trained on with others."""
 
 
-def _take_over(values: dict[str, Any], base: Beginning) -> list[Violation]:
+def _take_over(values: dict[str, Any], base: BaseModelInfo) -> list[Violation]:
     """Fills in the settings of the model to go on from; returns those that are asked to differ."""
     violations = []
     data = values.setdefault("data", {})

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig
 from treadle.model.errors import CheckpointError
-from treadle.model.model_file import read_header, write_whole
+from treadle.model.model_file import read_header
+from treadle.model.temporary_files import write_whole
 from treadle.model.training_record import TrainingRecord
 from treadle.server.errors import damaged, not_found
 from treadle.server.failures import is_out_of_files

@@ -30,9 +30,11 @@ from treadle.model.config import (
 from treadle.model.errors import CheckpointError
 from treadle.model.generation.novelty import SUFFIXES, TOKENS, Novelty, NoveltyIndex
 from treadle.model.model import Model
-from treadle.model.model_file import read_header, safetensors_parts, write_whole
+from treadle.model.model_file import read_header
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
+from treadle.model.temporary_files import write_whole
+from treadle.model.tensor_file import safetensors_parts
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.training_record import TrainingRecord
 

@@ -11,7 +11,8 @@ from treadle.model import Trainer
 from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig, TrainConfig
 from treadle.model.errors import ConfigError
 from treadle.model.training import config_check
-from treadle.model.training.config_check import Beginning, check_config
+from treadle.model.training.config_check import check_config
+from treadle.model.training.fine_tuning import BaseModelInfo
 
 BF16 = "this processor has no AVX512_BF16"
 
@@ -85,8 +86,8 @@ def test_what_some_corpus_makes_work_passes(settings: dict[str, Any]) -> None:
     check_config(TrainConfig.from_json(settings))
 
 
-def begin(layout: CorpusLayout, **tokenizer: Any) -> Beginning:
-    return Beginning(NetworkConfig(), TokenizerConfig(**tokenizer), layout, 50)
+def begin(layout: CorpusLayout, **tokenizer: Any) -> BaseModelInfo:
+    return BaseModelInfo(NetworkConfig(), TokenizerConfig(**tokenizer), layout, 50)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def begin(layout: CorpusLayout, **tokenizer: Any) -> Beginning:
     ],
 )
 def test_what_does_not_fit_the_model_to_begin_from_is_refused(
-    settings: dict[str, Any], base: Beginning, field: str
+    settings: dict[str, Any], base: BaseModelInfo, field: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         check_config(TrainConfig.from_json(settings), base)
