@@ -55,7 +55,8 @@ from treadle.server.rpc.interceptor import Interceptor
 from treadle.server.rpc.reflection import add_reflection
 from treadle.server.rpc.servicer import SERVICE, SequenceService
 from treadle.server.storage import files
-from treadle.server.storage.data_dir import Store, StoreError
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.files import StoreError
 from treadle.server.storage.model_limits import ModelLimits
 from treadle.server.storage.retention import Rules, keep_house
 from treadle.server.warmup import Warming

@@ -24,15 +24,15 @@ from google.protobuf.message import DecodeError
 
 from treadle.server.failures import DatabaseError
 from treadle.server.fsck.report import DAMAGED, Report, put_aside
-from treadle.server.jobs.job import FAILED
 from treadle.server.names import is_name
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import DATABASE_FILE, REPAIRED_FILE
-from treadle.server.storage.database import Database, NewerDatabaseError
+from treadle.server.storage.database import Database
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.job_damage import damage, without_damage
+from treadle.server.storage.job_state import JobState
 from treadle.server.storage.salvage import Salvage
-from treadle.server.storage.schema import TABLES, read_row
+from treadle.server.storage.schema import TABLES, NewerDatabaseError, read_row
 from treadle.v1 import sequence_pb2 as pb
 
 LEFT_OUT_FILE = "rows.jsonl"
@@ -205,7 +205,7 @@ class _Review:
             return f"the record of job {_shown(row.id)} is damaged: {fault}; it is left out", None
         if whole.id not in self.jobs:  # an old copy of it may come behind it
             self.jobs[whole.id] = whole.last_sequence
-        failed = whole.state == FAILED != row.state
+        failed = whole.state == JobState.FAILED != row.state
         done = "it is marked as failed" if failed else "that is emptied"
         sentence = f"the record of job {_shown(row.id)} is damaged: {fault}; {done}"
         return sentence if fault else "", [getattr(whole, name) for name in TABLES["jobs"]]

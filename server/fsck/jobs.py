@@ -18,13 +18,12 @@ from treadle.server.failures import DatabaseError
 from treadle.server.fsck.report import DAMAGED, Report, put_aside, remove_whole
 from treadle.server.names import is_name
 from treadle.server.storage.data_dir import DATABASE_FILE
-from treadle.server.storage.database import Database, JobRow
+from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import INIT_FILE, STATE_FILE
+from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
+from treadle.server.storage.schema import JobRow
 from treadle.v1 import sequence_pb2 as pb
-
-UNFINISHED = ("queued", "running", "paused")
-"""The states from which a job goes on."""
 
 _PREVIOUS = ".previous"
 _PAGE = 200
@@ -96,8 +95,10 @@ def _directories(root: Path) -> list[Path]:
 
 def _unfinished(database: Database) -> list[JobRow]:
     rows = list[JobRow]()
-    while page := database.jobs(UNFINISHED, after=rows[-1].place if rows else None, limit=_PAGE):
+    after: tuple[float, str] | None = None
+    while page := database.jobs(UNFINISHED_STATES, after=after, limit=_PAGE):
         rows += page
+        after = page[-1].place
     return rows
 
 
@@ -125,7 +126,7 @@ def _fail(database: Database, job: str, fault: str) -> None:
         job,
         event.SerializeToString(),
         now_s,
-        state="failed",
+        state=JobState.FAILED,
         reason=error.message,
         ended_s=now_s,
         error_code=error.code.value[0],

@@ -20,7 +20,8 @@ from treadle.server.messages.learn_request import Publication
 from treadle.server.resources import pools
 from treadle.server.resources.call_deadline import work_within
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.storage.data_dir import CLAIMS, MODEL_FILE, Store, StoredModel, always_deleted
+from treadle.server.storage.data_dir import CLAIMS, Store, always_deleted
+from treadle.server.storage.model_version import MODEL_FILE, StoredModel
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)

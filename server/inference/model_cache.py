@@ -15,8 +15,9 @@ from treadle.model.errors import CheckpointError
 from treadle.server.errors import damaged, not_found, precondition
 from treadle.server.resources import pools
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.storage.data_dir import Store, StoredModel
+from treadle.server.storage.data_dir import Store
 from treadle.server.storage.job_files import BEST_FILE, LAST_FILE
+from treadle.server.storage.model_version import StoredModel
 
 _TIMES_ITS_FILE = 3
 """What a model takes in memory: packed weights and a table lie beside its parameters."""

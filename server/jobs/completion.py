@@ -17,14 +17,8 @@ from treadle.model.temporary_files import remove_leftovers
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.failures import is_full
 from treadle.server.jobs.job import (
-    CANCELLED,
     CANCELLING,
-    FAILED,
-    OVER,
-    PAUSED,
     PAUSED_ON_REQUEST,
-    QUEUED,
-    SUCCEEDED,
     Job,
     outlast,
 )
@@ -32,8 +26,10 @@ from treadle.server.jobs.runner import Ending, Outcome
 from treadle.server.messages import responses
 from treadle.server.messages.requests import spec_field
 from treadle.server.resources import pools
-from treadle.server.storage.data_dir import CLAIMS, Store, StoredModel, always_deleted
+from treadle.server.storage.data_dir import CLAIMS, Store, always_deleted
 from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, LAST_FILE, STATE_FILE
+from treadle.server.storage.job_state import JobState
+from treadle.server.storage.model_version import StoredModel
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -90,7 +86,7 @@ class Completion:
             if path is not None:
                 await self._complete(job, path)
                 return
-            await job.enter(CANCELLED, _ON_REQUEST, ended_s=job.time_s())
+            await job.enter(JobState.CANCELLED, _ON_REQUEST, ended_s=job.time_s())
         except OSError as error:
             # No server goes on from its state any more, and its end needs the space.
             if is_full(error) and job.row.reason == CANCELLING:
@@ -117,7 +113,7 @@ class Completion:
             await self._complete(job, final)
         except Exception:  # it is trained to its end once more
             logger.exception("job %s: its finished model cannot be stored", job.id)
-        return job.row.state in OVER
+        return job.row.is_final
 
     async def _settle(self, job: Job, outcome: Outcome) -> None:
         match outcome.ending:
@@ -143,13 +139,15 @@ class Completion:
         waits = {"waits_for_bytes": 0 if job.pausing == PAUSED_ON_REQUEST else max(1, full)}
         if outcome.ending is Ending.DIED and job.pausing:
             reason = f"{outcome.reason}; it continues from its last checkpoint"
-            await job.enter(PAUSED, f"{job.pausing}: {reason}", **waits)
+            await job.enter(JobState.PAUSED, f"{job.pausing}: {reason}", **waits)
         elif full:
-            await job.enter(PAUSED, outcome.reason, **waits)
+            await job.enter(JobState.PAUSED, outcome.reason, **waits)
         elif self._closing():
-            await job.enter(QUEUED, f"{outcome.reason}; the job goes on when it starts again")
+            await job.enter(
+                JobState.QUEUED, f"{outcome.reason}; the job goes on when it starts again"
+            )
         else:  # it was resumed meanwhile, or the process was told to end by somebody else
-            await job.enter(QUEUED, f"{outcome.reason}; the job goes on")
+            await job.enter(JobState.QUEUED, f"{outcome.reason}; the job goes on")
 
     async def _note(self, settle: Callable[[], Awaitable[None]]) -> None:
         """Notes an end on disk; where that is full, as soon as there is room."""
@@ -165,9 +163,10 @@ class Completion:
 
     async def _complete(self, job: Job, path: Path) -> None:
         """Stores a model of a job as a new version, which ends it."""
-        state, reason = (CANCELLED, _ON_REQUEST) if job.cancelling else (SUCCEEDED, "")
+        state = JobState.CANCELLED if job.cancelling else JobState.SUCCEEDED
+        why = [_ON_REQUEST] if job.cancelling else []
         model = await outlast(self._claim(job, path))
-        reason = "; ".join([*filter(None, [reason]), *model.training.notices])
+        reason = "; ".join([*why, *model.training.notices])
         changes = {"version": model.version, "ended_s": job.time_s()}
         await job.publish(pb.JobEvent(completed=model), state=state, reason=reason, **changes)
         await pools.STORE.run(self._tidy, job.id)
@@ -208,7 +207,7 @@ class Completion:
     async def _fail(self, job: Job, error: StatusError) -> None:
         logger.info("job %s ended without a model: %s", job.id, error)
         changes = {"error_code": error.code.value[0], "error": error.packed()}
-        await job.enter(FAILED, error.message, ended_s=job.time_s(), **changes)
+        await job.enter(JobState.FAILED, error.message, ended_s=job.time_s(), **changes)
 
     def _published(self, job: Job, why: str) -> Path | None:
         """Returns the model of a job that does not run, made of what it has published, if any.

@@ -19,16 +19,13 @@ from treadle.server.jobs.event_tail import EventTail
 from treadle.server.jobs.worker_pool import Worker
 from treadle.server.messages.enums import job_state
 from treadle.server.resources import pools
-from treadle.server.storage.database import Database, JobRow
+from treadle.server.storage.database import Database
+from treadle.server.storage.job_state import JobState
+from treadle.server.storage.schema import JobRow
 from treadle.v1 import sequence_pb2 as pb
 
-QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
-SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 _WAITING_BYTES = 1 << 12
 """What the newest events of a job that waits may take: there may be many such jobs."""
-
-OVER = frozenset({SUCCEEDED, FAILED, CANCELLED})
-"""States that a job does not leave."""
 
 CANCELLING = "cancelling on request"
 """The reason that a job's row gives from its cancellation until it has ended."""
@@ -129,7 +126,7 @@ class Job:
         """
         await outlast(self._publish(event, changes))
 
-    async def enter(self, state: str, reason: str = "", **changes: Any) -> None:
+    async def enter(self, state: JobState, reason: str = "", **changes: Any) -> None:
         """Comes into a state, and tells so."""
         event = pb.JobEvent(state=pb.JobStateChange(state=job_state(state), reason=reason))
         changes = {"waits_for_bytes": 0, **changes}
@@ -161,13 +158,13 @@ class Job:
             write = self._database.append_event
             number = await pools.ROWS.run(write, self.id, data, now, **changes)
             self._note(last_sequence=number, **changes)
-            waits = self.row.state in (QUEUED, PAUSED)
+            waits = self.row.state in (JobState.QUEUED, JobState.PAUSED)
             self.tail.add(_numbered(data, self.id, number), _WAITING_BYTES if waits else None)
         self.tell()
 
     async def _change(self, changes: dict[str, Any]) -> None:
         async with self._writing:
-            if self.row.state in OVER:
+            if self.row.is_final:
                 return
             await pools.ROWS.run(self._database.update_job, self.id, **changes)
             self._note(**changes)

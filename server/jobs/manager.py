@@ -35,12 +35,8 @@ from treadle.server.failures import DatabaseError, is_full
 from treadle.server.jobs.completion import Completion
 from treadle.server.jobs.job import (
     CANCELLING,
-    OVER,
-    PAUSED,
     PAUSED_ON_REQUEST,
     PAUSING,
-    QUEUED,
-    RUNNING,
     Job,
     outlast,
     queued_event,
@@ -50,9 +46,10 @@ from treadle.server.jobs.runner import Ending, JobRunner, Outcome, RunLimits
 from treadle.server.jobs.worker_pool import Workers
 from treadle.server.resources import pools
 from treadle.server.storage.data_dir import Store
-from treadle.server.storage.database import JobRow
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import STATE_FILE
+from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
+from treadle.server.storage.schema import JobRow
 
 logger = logging.getLogger(__name__)
 
@@ -184,9 +181,9 @@ class JobManager:
         """
         for job in self._waiting()[: self._room.slots]:
             async with job.deciding:
-                if job.row.state == QUEUED:
+                if job.row.state == JobState.QUEUED:
                     with suppress(OSError):  # a full disk must not keep the server from starting
-                        await job.enter(QUEUED, reason)
+                        await job.enter(JobState.QUEUED, reason)
 
     async def submit(self, row: JobRow) -> JobRow:
         """Puts a job into the queue.
@@ -219,14 +216,14 @@ class JobManager:
             self._let_go(job)
 
     async def _recover(self, job: Job) -> None:
-        if job.row.state == RUNNING and await self._endings.completed_before(job):
+        if job.row.state == JobState.RUNNING and await self._endings.completed_before(job):
             return
         if job.cancelling:
             self._end_cancelled(job)
-        elif job.row.state == RUNNING and job.pausing:
-            await job.enter(PAUSED, PAUSED_ON_REQUEST)
-        elif job.row.state == RUNNING:
-            await job.enter(QUEUED, "the server stopped; the job goes on")
+        elif job.row.state == JobState.RUNNING and job.pausing:
+            await job.enter(JobState.PAUSED, PAUSED_ON_REQUEST)
+        elif job.row.state == JobState.RUNNING:
+            await job.enter(JobState.QUEUED, "the server stopped; the job goes on")
 
     def open(self) -> None:
         """Begins to run jobs."""
@@ -287,15 +284,15 @@ class JobManager:
     async def _cancel(self, job: Job) -> JobRow:
         full = None
         async with self._deciding(job):
-            if job.row.state not in OVER:
+            if not job.row.is_final:
                 job.cancelling = True
                 full = await self._noted(job, CANCELLING)
                 if job in self._running:
                     self._attempt.stop(job, "cancelled")
-                elif job not in self._ending and job.row.state not in OVER:  # as it just may be
+                elif job not in self._ending and not job.row.is_final:  # as it just may be
                     self._end_cancelled(job)
         await self._moment(job)
-        if full is not None and job.row.state not in OVER:
+        if full is not None and not job.row.is_final:
             raise full
         return job.row
 
@@ -350,20 +347,20 @@ class JobManager:
     async def _pause(self, job: Job) -> JobRow:
         full = None
         async with self._deciding(job):
-            if job.cancelling and job.row.state not in OVER:
+            if job.cancelling and not job.row.is_final:
                 raise precondition(f"job {job.id} is being cancelled and cannot be paused")
             if job in self._running:
                 self._attempt.pause(job, PAUSED_ON_REQUEST)
                 full = await self._noted(job, PAUSING)
-            elif job.row.state == QUEUED or job.row.waits_for_bytes:
-                await job.enter(PAUSED, PAUSED_ON_REQUEST)
+            elif job.row.state == JobState.QUEUED or job.row.waits_for_bytes:
+                await job.enter(JobState.PAUSED, PAUSED_ON_REQUEST)
             elif job in self._ending:  # if it is to be queued again, it pauses instead
                 job.pausing = job.pausing or PAUSED_ON_REQUEST
         await self._moment(job)
-        if job.row.state in OVER:
+        if job.row.is_final:
             state = job.row.state
             raise precondition(f"job {job.id} is {state}: it ended before it could be paused")
-        if full is not None and job.row.state != PAUSED:
+        if full is not None and job.row.state != JobState.PAUSED:
             raise full
         return job.row
 
@@ -409,7 +406,7 @@ class JobManager:
 
     async def _queue_again(self, job: Job, reason: str) -> None:
         """Puts a paused job into the queue, behind those that wait already."""
-        await job.enter(QUEUED, reason, queued_s=job.time_s())
+        await job.enter(JobState.QUEUED, reason, queued_s=job.time_s())
         job.pausing = ""
         self._jobs[job.id] = self._jobs.pop(job.id)
 
@@ -425,7 +422,7 @@ class JobManager:
         async with self._deciding(job):
             if job.cancelling:
                 raise precondition(f"job {job.id} is being cancelled and cannot be resumed")
-            if job.row.state == PAUSED:
+            if job.row.state == JobState.PAUSED:
                 await self._queue_again(job, "resumed")
             elif job.pausing:
                 await job.change(reason="resumed")
@@ -449,14 +446,14 @@ class JobManager:
     async def _cleared(self, job: str) -> None:
         """Waits until a job whose end is known has removed what it does not need any more."""
         live = self._jobs.get(job)
-        if live is not None and live.row.state in OVER and live in self._ending:
+        if live is not None and live.row.is_final and live in self._ending:
             await asyncio.wait([self._ending[live]])
 
     async def _delete(self, row: JobRow) -> None:
         live = self._jobs.get(row.id)
         if live in self._ending:
             raise precondition(f"job {row.id} is about to end: delete it once it has")
-        if row.state in (QUEUED, RUNNING) and not self.book.fault(row):
+        if row.state in (JobState.QUEUED, JobState.RUNNING) and not self.book.fault(row):
             message = f"job {row.id} is {row.state}: cancel or pause it before you delete it"
             raise precondition(message)
         try:
@@ -475,7 +472,7 @@ class JobManager:
         """Lets one caller at a time decide about a job, which is not started meanwhile."""
         try:
             async with job.deciding:
-                if job.id not in self._jobs and job.row.state not in OVER:
+                if job.id not in self._jobs and not job.row.is_final:
                     raise job_not_found(job.id)  # deleted while this one waited
                 yield
         finally:
@@ -484,16 +481,15 @@ class JobManager:
 
     def _let_go(self, job: Job) -> None:
         """Forgets a job that is over, and wakes all who follow it."""
-        if job.row.state in OVER:
+        if job.row.is_final:
             self._jobs.pop(job.id, None)
         job.tell()
 
     def _left_over(self) -> list[Job]:
         jobs: list[Job] = []
-        states = (QUEUED, RUNNING, PAUSED)
         after: tuple[float, str] | None = None
         # A few at a time: each may be megabytes as it is stored, and a job keeps little of that.
-        while page := self._database.jobs(states, after=after, limit=_ROWS_AT_ONCE):
+        while page := self._database.jobs(UNFINISHED_STATES, after=after, limit=_ROWS_AT_ONCE):
             after = page[-1].place
             for row in page:
                 if fault := damage(row):  # it stays in the list, and can be deleted
@@ -507,7 +503,7 @@ class JobManager:
         jobs = [job for job in self._jobs.values() if job not in busy]
         free = [job for job in jobs if not (job.cancelling or job.deciding.locked())]
         # One whose row says running does not: an earlier server left it so.
-        return [job for job in free if job.row.state in (QUEUED, RUNNING)]
+        return [job for job in free if job.row.state in (JobState.QUEUED, JobState.RUNNING)]
 
     def _schedule(self) -> None:
         """Starts jobs, the oldest first, while there are slots."""
@@ -534,7 +530,7 @@ class JobManager:
             outcome = Outcome(Ending.PAUSED, f"the disk is full: {error.strerror}", needs_bytes=1)
         self._free_slot(job)
         await self._endings.settle(job, outcome)
-        if job.cancelling and job.row.state not in OVER:  # just now
+        if job.cancelling and not job.row.is_final:  # just now
             await self._endings.cancel(job)
 
     def _free_slot(self, job: Job) -> None:
@@ -570,7 +566,7 @@ class JobManager:
         """Has processes train a job, one after the other where they die; returns the last one's."""
         reason = ""
         while True:
-            await job.enter(RUNNING, job.wish or reason, **_first_start(job))
+            await job.enter(JobState.RUNNING, job.wish or reason, **_first_start(job))
             outcome = await self._attempt.run(job)
             if self._killed and outcome.ending is Ending.DIED:
                 raise asyncio.CancelledError  # an `outlast` may have taken the first one

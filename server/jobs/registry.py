@@ -16,11 +16,13 @@ from treadle.server.errors import (
     precondition,
     unavailable,
 )
-from treadle.server.jobs.job import CANCELLED, FAILED, OVER, PAUSED, SUCCEEDED, Job, stored_events
+from treadle.server.jobs.job import Job, stored_events
 from treadle.server.resources import pools
 from treadle.server.resources.turnstile import Turnstile
-from treadle.server.storage.database import Database, JobRow
+from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage
+from treadle.server.storage.job_state import JobState
+from treadle.server.storage.schema import JobRow
 from treadle.v1 import sequence_pb2 as pb
 
 _MOMENT_S = 0.02
@@ -57,7 +59,7 @@ class JobRegistry:
 
     def models(self) -> list[str]:
         """Returns the models that jobs are to make which are not over, one for each job."""
-        return [job.row.model for job in self.live.values() if job.row.state not in OVER]
+        return [job.row.model for job in self.live.values() if not job.row.is_final]
 
     async def find(self, job: str, wish: str) -> Job:
         """Returns a job that is not over.
@@ -95,7 +97,7 @@ class JobRegistry:
             async for event in self._events(job, known, after):
                 yield event
                 after = event.sequence
-            is_known = known is not None and (job in self.live or known.row.state in OVER)
+            is_known = known is not None and (job in self.live or known.row.is_final)
             row = known.row if known is not None and is_known else await self.row(job)
             if row.last_sequence > after:
                 if missed == row.last_sequence:
@@ -104,7 +106,7 @@ class JobRegistry:
                 continue
             if live is None or not live.cancelling:  # a paused one is about to end
                 _raise_end(row)
-            if row.state == SUCCEEDED or (row.state == CANCELLED and row.version):
+            if row.state == JobState.SUCCEEDED or (row.state == JobState.CANCELLED and row.version):
                 return
             if self._closing.done():
                 reason = self._closing.result().message
@@ -154,7 +156,7 @@ class JobRegistry:
 
     def fault(self, row: JobRow) -> str:
         """Returns what is wrong with a row that keeps its job from being run; empty: nothing."""
-        if row.id in self.live or (row.state in OVER and not row.damage):
+        if row.id in self.live or (row.is_final and not row.damage):
             return ""
         return damage(row)
 
@@ -192,11 +194,11 @@ class JobRegistry:
 
 def _raise_end(row: JobRow) -> None:
     """Raises what a job that failed, was cancelled without a model or is paused ends with."""
-    if row.state == FAILED:
+    if row.state == JobState.FAILED:
         raise from_packed(row.error, row.reason)
-    if row.state == CANCELLED and not row.version:
+    if row.state == JobState.CANCELLED and not row.version:
         message = f"job {row.id} was cancelled before it had trained"
         raise StatusError(grpc.StatusCode.CANCELLED, message)
-    if row.state == PAUSED:
+    if row.state == JobState.PAUSED:
         how = "it goes on by itself once there is space" if row.waits_for_bytes else "resume it"
         raise aborted(f"job {row.id} is paused: {row.reason}; {how}")

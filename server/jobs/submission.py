@@ -22,9 +22,10 @@ from treadle.server.names import name_violations
 from treadle.server.resources import pools
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage import files as disk
-from treadle.server.storage.data_dir import Store, StoredModel
-from treadle.server.storage.database import JobRow
+from treadle.server.storage.data_dir import Store
 from treadle.server.storage.job_files import INIT_FILE
+from treadle.server.storage.model_version import StoredModel
+from treadle.server.storage.schema import JobRow
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from treadle.model.config import TrainConfig
 from treadle.server.jobs import worker_protocol
 from treadle.server.storage.data_dir import Store
-from treadle.server.storage.database import JobRow
+from treadle.server.storage.job_state import JobState
+from treadle.server.storage.schema import JobRow
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def new_row(
     """
     now = time.time()
     return JobRow(
-        id=id, model=spec.model, state="queued", reason="",
+        id=id, model=spec.model, state=JobState.QUEUED, reason="",
         spec=spec.SerializeToString(), config=json.dumps(config.to_json()),
         files=json.dumps([asdict(file) for file in files], ensure_ascii=False),
         corpus_bytes=sum(file.size for file in files),

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from treadle.model.scoring.scores import PieceScore, Summary
     from treadle.model.scoring.token_score import TokenScore
     from treadle.server.inference.model_cache import Source
-    from treadle.server.storage.data_dir import Description, StoredModel
-    from treadle.server.storage.database import JobRow
+    from treadle.server.storage.model_version import Description, StoredModel
+    from treadle.server.storage.schema import JobRow
 
 MAX_REPLY_BYTES = 1 << 20
 """About as many bytes of a text's tokens go out in one message."""

@@ -11,7 +11,8 @@ from collections import OrderedDict
 from treadle.server.errors import StatusError
 from treadle.server.messages import responses
 from treadle.server.messages.page import Page
-from treadle.server.storage.data_dir import Store, StoredModel
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.model_version import StoredModel
 from treadle.v1 import sequence_pb2 as pb
 
 _KEPT_BYTES = 32 << 20

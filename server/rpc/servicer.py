@@ -26,7 +26,7 @@ from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.rpc.catalog import Catalog
 from treadle.server.rpc.interceptor import Context
 from treadle.server.storage.data_dir import Store
-from treadle.server.storage.database import JobRow
+from treadle.server.storage.schema import JobRow
 from treadle.server.warmup import Warming
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc

@@ -39,11 +39,9 @@ from treadle.server.storage.corpora import Corpora
 from treadle.server.storage.database import Database
 from treadle.server.storage.files import DiskSpace, SpareSpace, StoreError
 from treadle.server.storage.model_limits import DEFAULT_LIMITS, ModelLimits
-from treadle.server.storage.model_version import HASH_FILE, MODEL_FILE, Description, StoredModel
+from treadle.server.storage.model_version import MODEL_FILE, StoredModel
 from treadle.server.storage.models import ModelStore
 from treadle.server.storage.observed_time import ObservedTime
-
-__all__ = ["HASH_FILE", "MODEL_FILE", "Description", "Store", "StoreError", "StoredModel"]
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from treadle.server.failures import DamagedDatabaseError, DatabaseError, is_full
 from treadle.server.resources import open_files
 from treadle.server.storage.files import SpareSpace, check_no_link
+from treadle.server.storage.job_state import FINAL_STATES, UNFINISHED_STATES
 from treadle.server.storage.schema import (
     COLUMNS,
     FIXED,
@@ -38,8 +39,6 @@ from treadle.server.storage.schema import (
     text,
 )
 
-__all__ = ["Database", "JobRow", "NewerDatabaseError", "NoSuchJobError"]
-
 Result = TypeVar("Result")
 
 MAX_INTEGER = (1 << 63) - 1
@@ -50,6 +49,10 @@ _NEWER = 1000
 
 _TIMES = ("created_s", "queued_s", "started_s", "ended_s")
 """The columns of a job that are times."""
+
+_UNFINISHED = ", ".join(f"'{state}'" for state in UNFINISHED_STATES)
+_FINAL = ", ".join(f"'{state}'" for state in FINAL_STATES)
+"""States of jobs, as a statement lists them."""
 
 _DAMAGED = (
     *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_INDEX, sqlite3.SQLITE_CORRUPT_VTAB),
@@ -229,15 +232,11 @@ class Database:
         where = f"WHERE {' AND '.join(terms)} ORDER BY created_s DESC, id DESC LIMIT ?"
         return self._jobs(where, *values, limit)
 
-    def queued(self) -> list[JobRow]:
-        """Returns the jobs that wait, the first in the queue first."""
-        return self._jobs("WHERE state = 'queued' ORDER BY queued_s, id")
-
     def pending_claims(self, model: str) -> list[int]:
         """Returns the versions of a model that unfinished jobs are about to claim."""
         rows = self._rows(
             "SELECT claim FROM jobs WHERE model = ? AND claim > 0 AND version = 0 "
-            "AND state IN ('queued', 'running', 'paused')",
+            f"AND state IN ({_UNFINISHED})",
             model,
         )
         return [claim for (claim,) in rows if isinstance(claim, int)]
@@ -331,7 +330,7 @@ class Database:
         """
         over_s = "MAX(created_s, queued_s, COALESCE(ended_s, 0))"  # a damaged time makes none old
         rows = self._rows(
-            "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') "
+            f"SELECT id FROM jobs WHERE state IN ({_FINAL}) "
             f"AND {over_s} < ? ORDER BY {over_s}, id LIMIT ?",
             *(before_s, limit),
         )
@@ -419,7 +418,7 @@ class Database:
         A job whose corpora cannot be read, and which so cannot go on, keeps none.
         """
         found = set[str]()
-        for row in self._jobs("WHERE state IN ('queued', 'running', 'paused')"):
+        for row in self._jobs(f"WHERE state IN ({_UNFINISHED})"):
             with suppress(DatabaseError):
                 found.update(row.corpora())
         return found

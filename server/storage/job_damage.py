@@ -21,12 +21,11 @@ from treadle.model.config import TrainConfig
 from treadle.model.errors import ConfigError
 from treadle.server.errors import StatusError
 from treadle.server.failures import DatabaseError
-from treadle.server.jobs.job import FAILED, OVER, PAUSED, QUEUED, RUNNING
 from treadle.server.names import is_name
+from treadle.server.storage.job_state import JobState
 from treadle.server.storage.schema import JobRow
 from treadle.v1 import sequence_pb2 as pb
 
-_STATES = {QUEUED, RUNNING, PAUSED, *OVER}
 _COUNTS = {
     "corpus_bytes": 1 << 63,
     "last_sequence": 1 << 63,
@@ -57,7 +56,7 @@ _BLANK: dict[str, Any] = {
 """What a job can do without, and what stands for it then."""
 
 _NEEDED: dict[str, Any] = {
-    "state": FAILED,
+    "state": JobState.FAILED,
     "spec": b"",
     "config": "{}",
     "files": "[]",
@@ -93,14 +92,14 @@ def without_damage(row: JobRow) -> JobRow | None:
     if not wrong <= empty.keys():
         return None
     whole = replace(row, damage="", **{name: empty[name] for name in wrong})
-    if row.state in OVER or not wrong & _NEEDED.keys():
+    if row.is_final or not wrong & _NEEDED.keys():
         return whole
     error = StatusError(
         grpc.StatusCode.DATA_LOSS, f"the record of the job was damaged: {damage(row)}"
     )
     return replace(
         whole,
-        state=FAILED,
+        state=JobState.FAILED,
         reason=error.message,
         ended_s=time.time(),
         error_code=error.code.value[0],
@@ -124,7 +123,7 @@ def _faults(row: JobRow) -> dict[str, str]:
     for name in ("id", "model"):
         if not is_name(getattr(row, name)):
             faults[name] = "is no name"
-    if row.state not in _STATES:
+    if row.state not in [*JobState]:
         faults["state"] = f"is {row.state[:40]!r}, which a job cannot be in"
     for name, read in _READERS.items():
         try:
@@ -139,7 +138,7 @@ def _faults(row: JobRow) -> dict[str, str]:
 
 def _config(row: JobRow) -> object:
     # A job that is over needs its settings no more, and an older Treadle may have had others.
-    return row.state in OVER or TrainConfig.from_json(json.loads(row.config))
+    return row.is_final or TrainConfig.from_json(json.loads(row.config))
 
 
 _READERS: dict[str, Callable[[JobRow], object]] = {

@@ -210,25 +210,6 @@ class ModelStore:
                 self._aliases_changed += 1
                 self._aliases.pop(name, None)
 
-    def verify(self, model: StoredModel) -> bool:
-        """Reads a version's whole file, and returns whether it still has the hash recorded.
-
-        Where none was recorded, it is now.
-
-        Raises:
-            StatusError: NOT_FOUND.
-            OSError: The file cannot be read.
-        """
-        try:
-            digest = model_version.file_hash(model.path)
-        except FileNotFoundError:
-            raise not_found(model.name, model.version) from None
-        known = model_version.recorded(model.path.parent)
-        if known is None:
-            with contextlib.suppress(OSError):
-                model_version.record(model.path.parent, digest)
-        return known in (None, digest)
-
     def describe(self, model: StoredModel) -> Description:
         """Returns what a model's file says of it; remembered, since versions never change.
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treadle.server.failures import DatabaseError
+from treadle.server.storage.job_state import FINAL_STATES
 
 SCHEMA_VERSION = 3
 """The version of the tables; a server refuses a file of a newer one."""
@@ -45,7 +46,7 @@ class JobRow:
     model: str
     """The name of the model that it makes."""
     state: str
-    """queued, running, paused, succeeded, failed or cancelled."""
+    """A `JobState`, or what a disk made of it."""
     reason: str
     """Why it is in that state, as a sentence; may be empty."""
     spec: bytes
@@ -94,6 +95,11 @@ class JobRow:
     damage: str = field(default="", metadata=_NO_COLUMN)
     """What is wrong with the row as it is stored, as a sentence; the fields at fault are empty or 0
     here. It is no column."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended for good; False where its state cannot be read."""
+        return self.state in FINAL_STATES
 
     @property
     def place(self) -> tuple[float, str]:

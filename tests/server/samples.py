@@ -15,8 +15,10 @@ from treadle.model.config import (
     TrainConfig,
 )
 from treadle.server.resources.memory_budget import MemoryBudget, Reservation
-from treadle.server.storage.data_dir import MODEL_FILE, Store, StoredModel
-from treadle.server.storage.database import JobRow
+from treadle.server.storage import model_version
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.model_version import MODEL_FILE, StoredModel
+from treadle.server.storage.schema import JobRow
 
 _PLAIN = JobRow(
     id="",
@@ -62,6 +64,11 @@ def tiny_model(seed: int = 0) -> Model:
         seed=seed,
     )
     return train(b"abcabcabcabc", config)
+
+
+def has_recorded_hash(stored: StoredModel) -> bool:
+    """Returns whether a version's file has the hash that is recorded of it."""
+    return model_version.recorded(stored.path.parent) == model_version.file_hash(stored.path)
 
 
 def nothing_held() -> Reservation:

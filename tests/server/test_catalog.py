@@ -15,7 +15,8 @@ import pytest
 from treadle.server.messages.page import Page
 from treadle.server.rpc.catalog import Catalog
 from treadle.server.storage import model_version
-from treadle.server.storage.data_dir import MODEL_FILE, Store
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.model_version import MODEL_FILE
 from treadle.server.storage.version_index import VersionIndex
 from treadle.v1 import sequence_pb2 as pb
 

@@ -24,9 +24,10 @@ from treadle.server.jobs.upload import MAX_SPEC_BYTES
 from treadle.server.jobs.worker_request import UploadedFile, new_row
 from treadle.server.messages import responses
 from treadle.server.messages.shortening import ITEM_BYTES
-from treadle.server.storage.data_dir import DATABASE_FILE, MODEL_FILE, Store
+from treadle.server.storage.data_dir import DATABASE_FILE, Store
 from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage, without_damage
+from treadle.server.storage.model_version import MODEL_FILE
 from treadle.server.storage.schema import COLUMNS
 from treadle.v1 import sequence_pb2 as pb
 

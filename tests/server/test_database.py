@@ -12,9 +12,17 @@ from pathlib import Path
 import pytest
 
 from treadle.server.failures import DatabaseError
-from treadle.server.storage.database import Database, JobRow, NewerDatabaseError, NoSuchJobError
+from treadle.server.storage.database import Database
 from treadle.server.storage.files import shared_with_group
-from treadle.server.storage.schema import COLUMNS, SCHEMA, SCHEMA_VERSION, UNKNOWN_VERSION
+from treadle.server.storage.schema import (
+    COLUMNS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    UNKNOWN_VERSION,
+    JobRow,
+    NewerDatabaseError,
+    NoSuchJobError,
+)
 
 from .samples import job_row
 
@@ -105,13 +113,6 @@ def test_pages_go_from_new_to_old_and_see_each_job_once(database: Database) -> N
     assert [row.id for row in database.jobs(("paused", "failed"))] == ["j3"]
     database.delete_job("j3")
     assert [row.id for row in database.jobs(after=(1.0, "j3"))] == ["j2", "j1", "j0"]
-
-
-def test_the_queue_goes_by_the_time_of_queueing(database: Database) -> None:
-    for name, queued_s in (("late", 3.0), ("b", 2.0), ("a", 2.0), ("early", 1.0)):
-        database.add_job(job_row(name, queued_s=queued_s))
-    database.add_job(job_row("runs", state="running", queued_s=0.0))
-    assert [row.id for row in database.queued()] == ["early", "a", "b", "late"]
 
 
 def test_events_are_numbered_without_gaps_from_many_threads(database: Database) -> None:

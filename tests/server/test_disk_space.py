@@ -16,9 +16,10 @@ from treadle.server.failures import NoSpaceError
 from treadle.server.jobs import manager as jobs_module
 from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.upload_files import UploadFiles
-from treadle.server.storage.data_dir import MODEL_FILE, Store
+from treadle.server.storage.data_dir import Store
 from treadle.server.storage.files import DiskSpace, SpareSpace
 from treadle.server.storage.job_files import LAST_FILE, STATE_FILE
+from treadle.server.storage.model_version import MODEL_FILE
 from treadle.server.storage.retention import Rules, tidy
 
 from .harness import until

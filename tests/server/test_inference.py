@@ -25,7 +25,8 @@ from treadle.model.config import (
 from treadle.server.errors import StatusError
 from treadle.server.inference.model_cache import ModelCache
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.storage.data_dir import MODEL_FILE, Store
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.model_version import MODEL_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, detail_of, fields_of, tiny_spec, wait_for

@@ -28,6 +28,7 @@ from treadle.server.storage.job_files import FINAL_FILE, LAST_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, until
+from .samples import job_row
 
 
 @pytest.fixture
@@ -154,6 +155,19 @@ async def follow(room: JobManager, job: str, after: int = 0) -> list[pb.JobEvent
 
 def progress(step: int, **values: float) -> worker_protocol.Message:
     return {"event": "progress", "step": step, "tokens_seen": step, **values}
+
+
+def test_the_queue_goes_by_the_time_of_queueing(store: Store) -> None:
+    for name, queued_s in (("late", 3.0), ("b", 2.0), ("a", 2.0), ("early", 1.0)):
+        store.database.add_job(job_row(name, queued_s=queued_s))
+    store.database.add_job(job_row("runs", state="running", queued_s=0.0))
+
+    async def order() -> list[str]:
+        room = make_room(store, FakeWorkers(FakeWorker))
+        await room.recover()
+        return list(room.positions())
+
+    assert asyncio.run(order()) == ["runs", "early", "a", "b", "late"]
 
 
 def test_every_follower_gets_every_event_once_whenever_it_comes(store: Store, model: bytes) -> None:

@@ -27,7 +27,8 @@ from treadle.server.inference.stream_places import Openings, StreamPlaces
 from treadle.server.messages import learn_request
 from treadle.server.messages.learn_request import Publication
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.storage.data_dir import MODEL_FILE, Store
+from treadle.server.storage.data_dir import Store
+from treadle.server.storage.model_version import MODEL_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, detail_of, fields_of, tiny_spec, wait_for

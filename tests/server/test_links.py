@@ -15,8 +15,9 @@ from treadle.server.config import ServerConfig, SettingError
 from treadle.server.errors import StatusError
 from treadle.server.fsck.check import check, run
 from treadle.server.storage import files
-from treadle.server.storage.data_dir import DATABASE_FILE, HASH_FILE, MODEL_FILE, Store
+from treadle.server.storage.data_dir import DATABASE_FILE, Store
 from treadle.server.storage.files import StoreError
+from treadle.server.storage.model_version import HASH_FILE, MODEL_FILE
 from treadle.server.storage.retention import Rules, Swept, sweep
 
 from .harness import TEXT, Server, tiny_spec

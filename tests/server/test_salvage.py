@@ -239,7 +239,6 @@ def serve(root: Path) -> dict[Key, Any]:
             listed = responses.listed_job(row, 0, "")
             assert listed.id
             store.database.events(row.id, 0)
-        store.database.queued()
         store.database.corpora_in_use()
         return {key_of(table, values): tuple(values) for table, values in store.database.scan()}
     finally:

@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 )
 
 from treadle.model import Model, compiled_for
-from treadle.server.storage.data_dir import MODEL_FILE
+from treadle.server.storage.model_version import MODEL_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Caller, Server, detail_of, fields_of, requests, tiny_spec

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
-from treadle.server.storage.data_dir import MODEL_FILE
+from treadle.server.storage.model_version import MODEL_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import (

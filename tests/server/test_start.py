@@ -20,7 +20,8 @@ from treadle.client import Client
 from treadle.server.address import AddressError, clear_socket
 from treadle.server.config import ServerConfig, SettingError
 from treadle.server.failures import DatabaseError
-from treadle.server.storage.data_dir import DATABASE_FILE, Store, StoreError
+from treadle.server.storage.data_dir import DATABASE_FILE, Store
+from treadle.server.storage.files import StoreError
 
 from .harness import PATIENCE_S, TEXT, Server, tiny_spec
 

@@ -12,7 +12,7 @@ from treadle.model import Model
 from treadle.model.network.memory_estimate import scorer_bytes
 from treadle.model.online.config import LearningConfig
 from treadle.model.online.memory_estimate import learner_bytes, snapshot_bytes
-from treadle.server.storage.data_dir import MODEL_FILE
+from treadle.server.storage.model_version import MODEL_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import Server, detail_of, tiny_spec, wait_for

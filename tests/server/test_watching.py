@@ -11,10 +11,11 @@ import pytest
 
 from treadle.server.errors import StatusError
 from treadle.server.jobs.event_tail import EventTail
-from treadle.server.jobs.job import SUCCEEDED, Job
+from treadle.server.jobs.job import Job
 from treadle.server.jobs.registry import JobRegistry
 from treadle.server.resources.turnstile import Turnstile
 from treadle.server.storage.database import Database
+from treadle.server.storage.job_state import JobState
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S
@@ -77,7 +78,7 @@ def test_an_event_is_read_once_for_all_who_watch(
             await job.publish(progress(step))
             while min(map(len, seen)) <= step:
                 await asyncio.sleep(0)
-        await job.enter(SUCCEEDED)
+        await job.enter(JobState.SUCCEEDED)
         del book.live["j"]
         job.tell()
         await asyncio.gather(*watching)
@@ -98,7 +99,7 @@ def test_who_reads_slowly_misses_nothing(database: Database) -> None:
         for step in range(EVENTS - 1):
             await job.publish(progress(step))
         assert job.tail.after(0) is None
-        await job.enter(SUCCEEDED)
+        await job.enter(JobState.SUCCEEDED)
         del book.live["j"]
         job.tell()
         await watching
