@@ -27,7 +27,7 @@ FUZZ ?=
 BOUNDS ?= tests/kernels tests/model
 
 .DEFAULT_GOAL := help
-.PHONY: help venv not-linked demo bench test lint type test-jit test-nojit test-bounds fuzz proto breaking format image image-test clean
+.PHONY: help venv not-linked demo bench test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs image image-test clean
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -87,6 +87,14 @@ breaking: $(STAMP) ## Check that the wire contract breaks nobody: AGAINST='.git#
 format: $(STAMP) ## Format the code and repair what ruff can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site's tools come with the first build.
+docs: $(VENV)/.docs ## Build the docs site in build/site; warnings are errors.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
 
 image: ## Build the container image `treadle`.
 	tests/image/build.sh treadle

@@ -79,6 +79,8 @@ EDITS = [
 ]
 
 NOT_RUN = [
+    NotRun("CONTRIBUTING.md", "make venv", _INSTALLED),
+    NotRun("CONTRIBUTING.md", "make test", "the tests themselves"),
     NotRun("README.md", "docker build", "needs a container engine: tests/image/run.sh"),
     NotRun("README.md", "make test", "the tests themselves"),
     NotRun("README.md", "make bench", "takes ten minutes: tests/benchmarks/test_bench.py"),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 RUN = ("sh", "python")
 """Languages of blocks that a reader pastes and that the tests run."""
 
-SHOWN = ("json", "text")
+SHOWN = ("json", "mermaid", "text")
 """Languages of blocks that a reader only reads."""
 
 _FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
@@ -44,7 +44,12 @@ def pages() -> list[str]:
     folders = ("docs", "benchmarks", "examples")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.md")]
     kept = [path for path in found if "node_modules" not in path.parts]
-    return ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in kept)]
+    return [
+        "CONTRIBUTING.md",
+        "README.md",
+        "SECURITY.md",
+        *sorted(path.relative_to(ROOT).as_posix() for path in kept),
+    ]
 
 
 def read(page: str) -> str:
