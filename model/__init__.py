@@ -9,6 +9,9 @@ model.save("hello.safetensors")
 model = Model.load("hello.safetensors")
 """
 
+from typing import Any
+from warnings import warn as _warn
+
 from treadle.model.config import (
     DataConfig,
     LimitsConfig,
@@ -48,7 +51,7 @@ from treadle.model.errors import (
     TrainingError,
     UnknownSymbolError,
 )
-from treadle.model.generation.sequence import GenerateResult, Piece, StopReason, Wanted
+from treadle.model.generation.sequence import GenerateResult, OutputOptions, Piece, StopReason
 from treadle.model.model import Model
 from treadle.model.network.layer import RecurrentLayer
 from treadle.model.network.session_state import SessionState
@@ -99,6 +102,7 @@ __all__ = [
     "NetworkConfig",
     "OptimizerConfig",
     "OptimizerKind",
+    "OutputOptions",
     "PackageError",
     "Piece",
     "Precision",
@@ -125,7 +129,6 @@ __all__ = [
     "TrainingRecord",
     "UnknownPolicy",
     "UnknownSymbolError",
-    "Wanted",
     "build_tokenizer",
     "compiled_for",
     "drop_temporary_kernels",
@@ -138,3 +141,15 @@ __all__ = [
     "train",
     "warm",
 ]
+
+_RENAMED = {"Wanted": "OutputOptions"}
+"""Old names of the package's members, which still work, and the new ones."""
+
+
+def __getattr__(name: str) -> Any:
+    """Returns a member by its old name."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _RENAMED[name]
+    _warn(f"treadle.model.{name} is now called {new}", DeprecationWarning, stacklevel=2)
+    return globals()[new]

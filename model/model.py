@@ -6,14 +6,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from warnings import warn
 
 from treadle.kernels import structs
 from treadle.model import model_file
 from treadle.model.config import NetworkConfig, SamplingConfig
 from treadle.model.enums import CorpusLayout, UnknownPolicy
-from treadle.model.generation.generate import Preparation, pieces
+from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.novelty import NoveltyIndex
-from treadle.model.generation.sequence import TOKENS, Piece, Wanted
+from treadle.model.generation.sequence import TOKENS, OutputOptions, Piece
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.trained_network import TrainedNetwork
@@ -153,7 +154,7 @@ class Model:
         *,
         state: SessionState | None = None,
         index: int = 0,
-        wanted: Wanted = TOKENS,
+        output: OutputOptions = TOKENS,
         **settings: Any,
     ) -> Iterator[Piece]:
         """Generate text piece by piece.
@@ -163,7 +164,7 @@ class Model:
             sampling: how to draw and when to stop; None: the defaults.
             state: what came before the prompt; None: nothing.
             index: which of the texts of a seed: each is drawn on its own.
-            wanted: what to tell beside the text.
+            output: What to report in addition to the text.
             **settings: fields of `SamplingConfig` that win over `sampling`.
 
         Returns:
@@ -174,11 +175,14 @@ class Model:
             ConfigError: a setting is out of its range.
             UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
         """
+        if "wanted" in settings:
+            warn("the argument wanted is now called output", DeprecationWarning, stacklevel=2)
+            output = settings.pop("wanted")
         sampling = replace(sampling or SamplingConfig(), **settings)
-        preparation = Preparation(self.trained, prompt, sampling, state)
-        for _ in preparation.encode():  # so that what is wrong with it is known before a piece
+        prepared = PreparedPrompt(self.trained, prompt, sampling, state)
+        for _ in prepared.encode():  # so that what is wrong with it is known before a piece
             pass
-        return pieces(self.trained, preparation, index, wanted)
+        return prepared.stream(index, output)
 
     def generate(
         self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any

@@ -14,7 +14,7 @@ from treadle.benchmarks.workers.serve import Maker, Options, Step
 from treadle.model import Cell, OptimizerConfig, Precision, SamplingConfig, TrainConfig
 from treadle.model.data.batching import TextBatches
 from treadle.model.data.corpus import TokenData
-from treadle.model.generation.decoding_batch import Group, Seat
+from treadle.model.generation.decoding_slots import DecodingSlots, Slot
 from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
@@ -67,12 +67,12 @@ def make_decode(case: Case, options: Options) -> Step:
     shape = shape_of(case)
     weights = pack_for_inference(Parameters.initial(shape, seed=0))
     begun, choices = SessionState.fresh(shape, token=0), ResolvedSampling(SamplingConfig())
-    seats = [Seat(choices, replace(begun, seed=row), end=-1) for row in range(case.rows)]
-    group = Group(shape, weights)
-    group.change((), seats)
+    seats = [Slot(choices, replace(begun, seed=row), end=-1) for row in range(case.rows)]
+    slots = DecodingSlots(shape, weights)
+    slots.replace((), seats)
 
     def step() -> float:
-        return sum(map(len, group.decode(case.steps).tokens))
+        return sum(map(len, slots.decode(case.steps).tokens))
 
     return step
 

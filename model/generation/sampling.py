@@ -1,6 +1,6 @@
-"""What a request's settings come to for one model: the rows that the kernels look at.
+"""`resolve_sampling` turns the settings of a request into the arrays that the kernels read.
 
-Made once for a request, shared by all its sessions, never written to.
+They are made once for a request, shared by all its sequences, and never written to.
 """
 
 from __future__ import annotations
@@ -18,78 +18,87 @@ from treadle.model.tokenizers.base import Tokenizer
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
+NO_TOKEN_LEFT = (
+    "no token is left to draw: banned_tokens, token_biases, min_new_tokens and regex together "
+    "exclude all of them; relax one of them"
+)
+"""The error of settings that contradict each other in the middle of a text."""
+
 
 @dataclass(frozen=True)
 class ResolvedSampling:
-    """How tokens are chosen."""
+    """The settings of a request, resolved for one model."""
 
-    sampling: SamplingConfig
+    settings: SamplingConfig
     """The settings."""
     bias: Array | None = None
-    """(V,), added to logits, -inf for tokens never to draw; None where nothing is."""
+    """(V,), added to logits, -inf for tokens never to draw; None where nothing is added."""
     forced: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
     """(F,), the first tokens of the text."""
     constraint: Constraint | None = None
-    """What the text must match; None: anything."""
+    """The automaton of the regular expression that the text must match; None: any text."""
 
     @property
     def counts(self) -> bool:
-        """Whether penalties need to know how often tokens were there."""
-        asked = self.sampling
+        """Whether penalties need to know how often each token has occurred."""
+        settings = self.settings
         return (
-            asked.repetition_penalty != 1.0
-            or asked.presence_penalty != 0.0
-            or asked.frequency_penalty != 0.0
+            settings.repetition_penalty != 1.0
+            or settings.presence_penalty != 0.0
+            or settings.frequency_penalty != 0.0
         )
 
 
 def resolve_sampling(
-    sampling: SamplingConfig, tokenizer: Tokenizer, constraint: Constraint | None = None
+    settings: SamplingConfig, tokenizer: Tokenizer, constraint: Constraint | None = None
 ) -> ResolvedSampling:
-    """Make a request's settings ready for one model.
+    """Resolves the settings of a request for one model.
 
     Args:
-        sampling: the settings.
-        tokenizer: of the model.
-        constraint: the regular expression's, where it was made already.
+        settings: The settings.
+        tokenizer: The model's tokenizer.
+        constraint: The automaton of the regular expression, where it was built already.
 
     Raises:
-        ConfigError: a token is not in the vocabulary, all of them are banned, a forced one leads
-            away from the regular expression, or that cannot be used.
+        ConfigError: A token is not in the vocabulary, all tokens are banned, a forced one
+            contradicts the regular expression, or that expression cannot be used.
     """
     V = tokenizer.vocabulary_size
     for name in ("token_biases", "banned_tokens", "forced_tokens"):
-        for index, entry in enumerate(getattr(sampling, name)):
+        for index, entry in enumerate(getattr(settings, name)):
             token = entry[0] if isinstance(entry, tuple) else entry
             if token >= V:
                 place = f"{name}[{index}]"
                 raise ConfigError(f"{place} must be a token, 0 to {V - 1}, not {token}", place)
-    bias = _bias(sampling, tokenizer)
+    bias = _bias(settings, tokenizer)
     if bias is not None and not np.isfinite(bias).any():
         raise ConfigError(
             "banned_tokens leaves no token to draw: ban fewer of them", "banned_tokens"
         )
-    if constraint is None and sampling.regex:
-        constraint = compile_constraint(sampling.regex, tokenizer)
-    forced = np.array(sampling.forced_tokens, np.int32)
+    if constraint is None and settings.regex:
+        constraint = compile_constraint(settings.regex, tokenizer)
+    forced = np.array(settings.forced_tokens, np.int32)
     _check_forced(forced, constraint)
-    return ResolvedSampling(sampling, bias, forced, constraint)
+    return ResolvedSampling(settings, bias, forced, constraint)
 
 
-def _bias(sampling: SamplingConfig, tokenizer: Tokenizer) -> Array | None:
-    """What is added to logits; begin and unknown stand for nothing, and are out unless named."""
+def _bias(settings: SamplingConfig, tokenizer: Tokenizer) -> Array | None:
+    """Returns the numbers that are added to logits.
+
+    The tokens `begin` and `unknown` stand for no text: they are never drawn unless named.
+    """
     bias = np.zeros(tokenizer.vocabulary_size, np.float32)
     for token in (tokenizer.begin, tokenizer.unknown):
         if token is not None:
             bias[token] = -np.inf
-    for token, number in sampling.token_biases:
+    for token, number in settings.token_biases:
         bias[token] = number
-    bias[list(sampling.banned_tokens)] = -np.inf
+    bias[list(settings.banned_tokens)] = -np.inf
     return bias if bias.any() else None
 
 
 def _check_forced(forced: Ints, constraint: Constraint | None) -> None:
-    """Refuse forced tokens that lead away from the regular expression."""
+    """Refuses forced tokens that the regular expression does not allow."""
     if constraint is None:
         return
     state = 0
@@ -97,4 +106,4 @@ def _check_forced(forced: Ints, constraint: Constraint | None) -> None:
         state = int(constraint.table[state, token])
         if state < 0:
             place = f"forced_tokens[{index}]"
-            raise ConfigError(f"{place} leads away from regex: change one of them", place)
+            raise ConfigError(f"{place} does not fit regex: change one of them", place)

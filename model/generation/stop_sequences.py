@@ -1,16 +1,22 @@
-"""Stop sequences: where a text ends, and what of it may be shown before that is known."""
+"""`StopFilter` ends a text at a stop sequence, and holds back text that may become one."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from treadle.model.config import SamplingConfig
+from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.tokenizers.whitespace import WhitespaceTokenizer
+
 
 class StopFilter:
-    """Lets text through up to a stop sequence, holding back what may become one.
+    """Lets text through up to a stop sequence.
 
-    The sequence that is complete first ends the text, the longer one of two that end together; so
+    The sequence that is complete first ends the text, the longer one of two that end together. So
     it does not matter how the text is cut.
 
     Args:
-        stops: The sequences to watch for.
+        stops: The stop sequences.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -49,5 +55,57 @@ class StopFilter:
         return 0
 
     def _release(self, length: int) -> str:
-        certain, self._held = self._held[:length], self._held[length:]
+        certain = self._held[:length]
+        self._held = self._held[length:]
         return certain
+
+
+@dataclass(frozen=True)
+class StoppedText:
+    """The text of some tokens, up to a stop sequence."""
+
+    text: str
+    """The text."""
+    stop: str
+    """The stop sequence that ends it, or an empty text."""
+    kept: int
+    """Tokens before the first that has a part of the stop sequence."""
+    held: bytes
+    """The bytes of an unfinished character after those tokens, for the stream that continues."""
+
+
+def stopped_text(
+    tokenizer: Tokenizer, held: bytes, ids: list[int], sampling: SamplingConfig, flush: bool
+) -> StoppedText:
+    """Turns all tokens of a text into text.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        held: The bytes of an unfinished character before the tokens.
+        ids: The tokens, without an end token.
+        sampling: The stop sequences, and the number of first tokens that none of them ends.
+        flush: Whether an unfinished character at the end is shown as U+FFFD.
+    """
+    stream = tokenizer.stream(held)
+    texts = []
+    helds = [held]
+    for token in ids:
+        texts.append(stream.push([token]))
+        helds.append(stream.held)
+    exempt = min(len(ids), sampling.min_new_tokens)
+    stops = StopFilter(sampling.stop_sequences)
+    rest = "".join(texts[exempt:]) + (stream.flush() if flush else "")
+    text = "".join(texts[:exempt]) + stops.push(rest)
+    if not stops.found:
+        return StoppedText(text + stops.flush(), "", len(ids), helds[-1])
+    kept = 0
+    reach = 0
+    while kept < len(ids) and reach + len(texts[kept]) <= len(text):
+        reach += len(texts[kept])
+        kept += 1
+    # The text that a whitespace tokenizer holds back is a blank, not part of a character.
+    if not isinstance(tokenizer, WhitespaceTokenizer):
+        while kept > exempt and helds[kept] and reach == len(text):
+            kept -= 1
+            reach -= len(texts[kept])
+    return StoppedText(text, stops.found, kept, helds[kept])

@@ -14,12 +14,12 @@ from treadle.model.config import SamplingConfig
 from treadle.model.errors import ModelError
 from treadle.model.generation.constraint import Constraint
 from treadle.model.generation.deadline import Deadline
-from treadle.model.generation.generate import Preparation
+from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.novelty import Novelty
-from treadle.model.generation.sequence import GenerateResult, Piece, Session, Wanted
+from treadle.model.generation.sequence import GenerateResult, OutputOptions, Piece, Sequence
 from treadle.server.errors import StatusError, from_model, precondition
 from treadle.server.inference.admission import Load
-from treadle.server.inference.batcher import Batcher, Outlet
+from treadle.server.inference.batcher import Batcher, PieceQueue
 from treadle.server.inference.generation_bytes import (
     call_bytes,
     constraint_bytes,
@@ -30,7 +30,6 @@ from treadle.server.inference.model_cache import Source
 from treadle.server.inference.regexes import Regexes
 from treadle.server.inference.resolve import Sources
 from treadle.server.inference.scheduler import Caller, Scheduler
-from treadle.server.inference.turns import made, run_steps
 from treadle.server.messages import generate_request, responses
 from treadle.server.messages.generate_request import with_tokens
 from treadle.server.messages.states import given_state
@@ -103,7 +102,7 @@ class GenerateHandler:
                 request, sampling, source, self._state_key, caller, deadline, self._budget,
                 self._reply_bytes,
             )  # fmt: skip
-            outlet = Outlet(unread_bytes(texts))
+            queue = PieceQueue(unread_bytes(texts))
             try:
                 await call.prepare(self._regexes)
                 async for reply in call.read():
@@ -116,8 +115,8 @@ class GenerateHandler:
                     async for reply in call.search():
                         yield reply
                     return
-                self._batcher.begin(source.model, call.sessions, outlet)
-                async with aclosing(outlet.read(len(call.sessions))) as batches:
+                self._batcher.begin(source.model, call.sequences, queue)
+                async with aclosing(queue.read(len(call.sequences))) as batches:
                     async for index, pieces in batches:
                         if not call.is_heavy(pieces):
                             for reply in call.light_replies(index, pieces):
@@ -129,7 +128,7 @@ class GenerateHandler:
             except ModelError as error:
                 raise from_model(error, field="prompt") from error
             finally:
-                outlet.gone = True
+                queue.closed = True
                 call.held.release()
 
     async def _find(self, request: pb.GenerateRequest, deadline: Deadline) -> Source:
@@ -166,20 +165,20 @@ class _Call:
         self._caller = caller
         self._deadline = deadline
         tokens = request.log_probabilities or request.ranks or request.top_log_probabilities > 0
-        self._wanted = Wanted(tokens, request.return_state, request.novelty)
+        self._output = OutputOptions(tokens, request.return_state, request.novelty)
         shape = source.model.parameters.shape
         self.held = budget.reserve(call_bytes(request, sampling, shape, tokens), "generations")
         """What it keeps, until it is over."""
-        self._preparation: Preparation
+        self._prompt: PreparedPrompt
         self._constraint: Constraint | None = None
         self._texts = max(request.n, 1)
-        self.sessions: list[Session] = []
+        self.sequences: list[Sequence] = []
         """The texts to draw."""
 
     @property
     def late(self) -> bool:
         """Whether the time ended before the prompt was read."""
-        return self._preparation.late
+        return self._prompt.timed_out
 
     async def prepare(self, regexes: Regexes) -> None:
         """Reads the state, makes the settings ready and finds out whether they fit the model.
@@ -196,7 +195,7 @@ class _Call:
             self.held.resize(self.held.size + constraint_bytes(found))
             if found is None:  # the time is over: nothing will be drawn
                 self._sampling = replace(self._sampling, regex="")
-        await run_steps(self._caller, self._prepare())
+        await self._caller.run_steps(self._prepare())
 
     def _prepare(self) -> Iterator[None]:
         request, model = self._request, self._source.model
@@ -207,7 +206,7 @@ class _Call:
         state = given_state(model, request.state, "state", self._key)
         yield
         sampling = yield from with_tokens(self._sampling, request, model.tokenizer)
-        self._preparation = Preparation(
+        self._prompt = PreparedPrompt(
             model.trained, request.prompt, sampling, state, self._constraint, self._deadline
         )
         yield
@@ -225,26 +224,26 @@ class _Call:
             ModelError: The prompt cannot be read.
         """
         if self._request.echo:
-            async with aclosing(made(self._caller, self._echo())) as windows:
+            async with aclosing(self._caller.iterate(self._echo())) as windows:
                 async for window in windows:
                     for index in range(self._texts):
                         window.index = index
                         yield window
-        await run_steps(self._caller, self._read())
+        await self._caller.run_steps(self._read())
 
     def _read(self) -> Iterator[None]:
         if not self._request.echo:
-            yield from self._preparation.read()
+            yield from self._prompt.read()
         if self.late:
             return
         for index in range(self._texts):
-            self.sessions.append(self._preparation.session(index, self._wanted))
+            self.sequences.append(self._prompt.sequence(index, self._output))
             yield
 
     def _echo(self) -> Iterator[pb.GenerateResponse | None]:
         """Makes messages of about _ECHO_BYTES."""
         reply, size, texts = pb.GenerateResponse(), 0, []
-        for piece in self._preparation.echo(self._wanted.tokens):
+        for piece in self._prompt.echo(self._output.tokens):
             if piece is not None:
                 texts.append(piece.text)
                 size += len(piece.text) + responses.add_tokens(reply, piece.tokens)
@@ -261,13 +260,13 @@ class _Call:
     def unread(self) -> Iterator[pb.GenerateResponse]:
         """Yields the end of every text where the time ended before the prompt was read."""
         for index in range(self._texts):
-            piece = self._preparation.unread(index)
+            piece = self._prompt.timed_out_piece(index)
             yield from self.light_replies(index, [piece])
 
     async def search(self) -> AsyncIterator[pb.GenerateResponse]:
         """Yields the likeliest texts that a beam search finds, best first."""
         found: list[Piece] = []
-        await run_steps(self._caller, self._search(found))
+        await self._caller.run_steps(self._search(found))
         for index, piece in enumerate(found):
             async with aclosing(self.heavy_replies(index, [piece])) as replies:
                 async for reply in replies:
@@ -275,7 +274,7 @@ class _Call:
 
     def _search(self, found: list[Piece]) -> Iterator[None]:
         """Searches in short steps; puts what it finds into `found`."""
-        search = self._preparation.search(self._texts, self._wanted)
+        search = self._prompt.beam_search(self._texts, self._output)
         before, uncounted = self.held.size, 0
         for _ in search.steps():
             if not uncounted:
@@ -286,7 +285,7 @@ class _Call:
             uncounted -= 1
             yield
         for one in search.results():
-            found.append(self._preparation.found(one, self._wanted))
+            found.append(self._prompt.beam_piece(one, self._output))
             yield
 
     def is_heavy(self, pieces: list[Piece]) -> bool:
@@ -304,7 +303,7 @@ class _Call:
         self, index: int, pieces: list[Piece]
     ) -> AsyncGenerator[pb.GenerateResponse]:
         """Yields the replies for pieces that are heavy, each written when the last one is sent."""
-        async with aclosing(made(self._caller, self._replies(index, pieces))) as replies:
+        async with aclosing(self._caller.iterate(self._replies(index, pieces))) as replies:
             async for reply in replies:
                 yield reply
 
@@ -331,5 +330,5 @@ class _Call:
         assert model.novelty is not None
         item = np.array(ids, np.int32)
         if model.tokenizer.begin is not None:
-            item = np.concatenate((self._preparation.prompt, item))
+            item = np.concatenate((self._prompt.tokens, item))
         return model.novelty.novelty(item, model.tokenizer)

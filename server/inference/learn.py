@@ -14,7 +14,6 @@ from treadle.server.inference.learn_stream import LearningSession
 from treadle.server.inference.resolve import Sources
 from treadle.server.inference.scheduler import Caller, Scheduler
 from treadle.server.inference.stream_places import Openings, StreamPlaces
-from treadle.server.inference.turns import run_steps
 from treadle.server.messages import learn_request, responses
 from treadle.server.messages.learn_request import Publication
 from treadle.server.resources import pools
@@ -93,7 +92,7 @@ class LearnHandler:
                     source.model, asked, self._max_message_bytes, held, held_reply
                 )
                 caller = self._scheduler.caller()
-                await run_steps(caller, session.begin())
+                await caller.run_steps(session.begin())
                 while await self._answer(await place.next(requests), session, caller, asked.name):
                     yield session.reply
                     session.sent()
@@ -117,7 +116,7 @@ class LearnHandler:
             async with work_within(self._max_call_s, "send smaller pieces"):
                 steps = session.answer(message)
                 del message
-                await run_steps(caller, steps)
+                await caller.run_steps(steps)
         return True
 
     async def _answer_publish(

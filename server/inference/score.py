@@ -25,7 +25,6 @@ from treadle.server.inference.scoring_bytes import (
 )
 from treadle.server.inference.stream_places import Openings
 from treadle.server.inference.stream_units import Piece
-from treadle.server.inference.turns import run_steps
 from treadle.server.messages import responses, score_request
 from treadle.server.messages.reply_size import TAG_BYTES, ReplyGrowth, check_reply_size
 from treadle.server.messages.score_request import Scoring
@@ -96,7 +95,7 @@ class ScoreHandler:
             growth = ReplyGrowth(held_reply, self._max_message_bytes, field, remedy)
             growth.add(reply.ByteSize())
             work = _Texts(source.model, request, asked, reply, growth, self._state_key)
-            await run_steps(self._scheduler.caller(), work.steps())
+            await self._scheduler.caller().run_steps(work.steps())
         return reply
 
     async def score_stream(
@@ -126,13 +125,13 @@ class ScoreHandler:
                         source, spec, asked, self._max_message_bytes, self._state_key, held_reply
                     )
                     del spec  # with its context
-                    await run_steps(caller, stream.begin())
+                    await caller.run_steps(stream.begin())
                 held.resize(scorer_bytes(shape))
                 while await self._feed(await place.next(requests), stream, caller):
                     yield stream.reply
                     stream.sent()
                 async with work_within(self._max_call_s, _SMALLER):
-                    await run_steps(caller, stream.finish())
+                    await caller.run_steps(stream.finish())
                 yield stream.reply
 
     async def _feed(
@@ -147,7 +146,7 @@ class ScoreHandler:
         steps = _feeding(stream, message)
         del message
         async with work_within(self._max_call_s, _SMALLER):
-            await run_steps(caller, steps)
+            await caller.run_steps(steps)
         return True
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
@@ -168,7 +167,7 @@ class ScoreHandler:
                 size = vectors + embed_bytes(request, shape)
                 with self._budget.reserve(size, "embeddings"):
                     steps = _embed(source.model, request, policy, reply)
-                    await run_steps(self._scheduler.caller(), steps)
+                    await self._scheduler.caller().run_steps(steps)
                 return reply
 
 

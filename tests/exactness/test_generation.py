@@ -9,7 +9,7 @@ from small_networks import CELLS, same_bytes
 from treadle.model import Cell, DataConfig, Model, NetworkConfig, SamplingConfig, TokenizerConfig
 from treadle.model.data.corpus import read_corpus
 from treadle.model.generation import generate as generating
-from treadle.model.generation.sequence import Wanted
+from treadle.model.generation.sequence import OutputOptions
 from treadle.model.network import prefill as reading
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.prefill import read_tokens
@@ -60,7 +60,7 @@ def test_what_was_generated_scores_the_same(model: Model) -> None:
 
 def test_reading_leaves_the_state_that_drawing_leaves(model: Model) -> None:
     """A state returned after a text is the one that the text leaves when it is read."""
-    drawn = list(model.stream(TEXT[:30], SAMPLING, wanted=Wanted(tokens=True, state=True)))
+    drawn = list(model.stream(TEXT[:30], SAMPLING, output=OutputOptions(tokens=True, state=True)))
     result = drawn[-1].result
     assert result is not None
     assert result.state is not None

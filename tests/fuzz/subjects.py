@@ -26,7 +26,7 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.generation.novelty import NoveltyIndex
-from treadle.model.generation.sequence import Wanted
+from treadle.model.generation.sequence import OutputOptions
 from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.session_state import SessionState
@@ -209,7 +209,7 @@ def state_of(model: Model, draw: Mutator) -> SessionState:
     """Returns a state that a model has made; some count tokens for penalties."""
     penalty = draw.random.choice((1.0, 1.5))
     sampling = SamplingConfig(seed=3, max_new_tokens=8, repetition_penalty=penalty)
-    pieces = list(model.stream("", sampling, wanted=Wanted(state=True)))
+    pieces = list(model.stream("", sampling, output=OutputOptions(state=True)))
     result = pieces[-1].result
     assert result is not None
     assert result.state is not None

@@ -6,7 +6,7 @@ from golden_files import GOLDEN_NAMES, load_golden
 from small_networks import as_network, assert_close, make_engine
 
 from treadle.model.config import SamplingConfig
-from treadle.model.generation.decoding_batch import Group, Seat
+from treadle.model.generation.decoding_slots import DecodingSlots, Slot
 from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.network.prefill import read_tokens
 from treadle.model.network.session_state import SessionState
@@ -38,8 +38,8 @@ def test_greedy_generation_equals_pytorch(name: str) -> None:
     network = as_network(golden.cell, golden.parameters)
     weights, begun = pack_for_inference(network.parameters), SessionState.fresh(network.shape)
     *_, state = read_tokens(network.shape, weights, begun, golden.greedy_prompt)
-    group = Group(network.shape, weights)
-    group.change((), [Seat(ResolvedSampling(SamplingConfig(temperature=0)), state, end=-1)])
-    tokens = group.decode(len(golden.greedy_tokens)).tokens[0]
+    slots = DecodingSlots(network.shape, weights)
+    slots.replace((), [Slot(ResolvedSampling(SamplingConfig(temperature=0)), state, end=-1)])
+    tokens = slots.decode(len(golden.greedy_tokens)).tokens[0]
     assert len(tokens) == 60
     assert tokens == golden.greedy_tokens.tolist()

@@ -20,7 +20,7 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.errors import ConfigError
-from treadle.model.generation.beam_rows import best_first
+from treadle.model.generation.beam_rows import largest_first
 from treadle.model.generation.beam_search import BeamSearch, Hypothesis
 from treadle.model.generation.sampling import resolve_sampling
 from treadle.model.generation.sequence import StopReason
@@ -67,12 +67,12 @@ def after(model: Model, prompt: str = "", state: SessionState | None = None) -> 
 
 def search(
     model: Model, count: int = 1, prompt: str = "", begun: SessionState | None = None,
-    goes_on: bool = False, **settings: Any,
+    continues: bool = False, **settings: Any,
 ) -> list[Hypothesis]:  # fmt: skip
     """Everything that a search finds."""
     begun = begun or after(model, prompt)
     choices = resolve_sampling(SamplingConfig(**settings), model.tokenizer)
-    beam = BeamSearch(model.trained, choices, begun, count, goes_on)
+    beam = BeamSearch(model.trained, choices, begun, count, continues)
     for _ in beam.steps():
         pass
     return beam.results()
@@ -324,7 +324,7 @@ def test_states_stand_after_the_text() -> None:
     begun = replace(after(model, "ab"), seed=7, position=3)
     reasons = set()
     settings: dict[str, Any] = {"best_of": 8, "max_new_tokens": 4, "stop_sequences": ("cc",)}
-    for one in search(model, 8, begun=begun, goes_on=True, **settings):
+    for one in search(model, 8, begun=begun, continues=True, **settings):
         assert same_state(one.state, after(model, "ab" + one.text))
         assert (one.state.seed, one.state.position) == (7, 3)
         assert model.tokenizer.decode(list(one.ids)) == one.text
@@ -337,9 +337,9 @@ def test_states_stand_after_the_text() -> None:
 
 def test_a_search_goes_on_where_another_ended() -> None:
     model = make_model("abcd", TEXT)
-    (whole,) = search(model, best_of=1, max_new_tokens=9, goes_on=True)
-    (first,) = search(model, best_of=1, max_new_tokens=4, goes_on=True)
-    (second,) = search(model, best_of=1, max_new_tokens=5, begun=first.state, goes_on=True)
+    (whole,) = search(model, best_of=1, max_new_tokens=9, continues=True)
+    (first,) = search(model, best_of=1, max_new_tokens=4, continues=True)
+    (second,) = search(model, best_of=1, max_new_tokens=5, begun=first.state, continues=True)
     assert first.text + second.text == whole.text
     assert scores_of(first) + scores_of(second) == scores_of(whole)
     assert same_state(second.state, whole.state)
@@ -354,7 +354,7 @@ def forced(model: Model, data: bytes, **settings: Any) -> Hypothesis:
 
 def test_half_characters_are_shown_or_left_to_whoever_goes_on() -> None:
     model = make_model("", TEXT, TokenizerKind.BYTES)
-    shown, left = forced(model, b"a\xe2\x82"), forced(model, b"a\xe2\x82", goes_on=True)
+    shown, left = forced(model, b"a\xe2\x82"), forced(model, b"a\xe2\x82", continues=True)
     assert (shown.text, left.text, left.state.held) == ("a\ufffd", "a", b"\xe2\x82")
     (rest,) = search(model, begun=left.state, best_of=1, max_new_tokens=1, forced_tokens=(0xAC,))
     assert left.text + rest.text == "a€"
@@ -404,13 +404,13 @@ def test_best_first_breaks_ties_by_place() -> None:
         expected = sorted(
             (v for v in range(row.size) if row[v] > -np.inf), key=lambda v: (-row[v], v)
         )
-        assert best_first(row, count).tolist() == expected[:count]
+        assert largest_first(row, count).tolist() == expected[:count]
 
 
 def test_pieces_of_work_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("abcdef\n")
     whole = search(model, 9, best_of=9, max_new_tokens=8)
-    monkeypatch.setattr("treadle.model.generation.beam_rows._MOST_ROWS", 2)
+    monkeypatch.setattr("treadle.model.generation.beam_rows._MAX_ROWS", 2)
     assert [scores_of(one) for one in search(model, 9, best_of=9, max_new_tokens=8)] == [
         scores_of(one) for one in whole
     ]

@@ -35,7 +35,7 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.errors import ConfigError, UnknownSymbolError
-from treadle.model.generation.decoding_batch import Chunk, Group
+from treadle.model.generation.decoding_slots import Chunk, DecodingSlots
 from treadle.model.generation.generate import CHUNK
 from treadle.model.generation.sequence import Piece, StopReason
 from treadle.model.generation.stop_sequences import StopFilter
@@ -562,13 +562,13 @@ def test_a_stream_may_be_dropped_at_any_time() -> None:
 
 def test_a_stream_draws_only_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    decode = Group.decode
+    decode = DecodingSlots.decode
 
-    def counted(self: Group, count: int) -> Chunk:
+    def counted(self: DecodingSlots, count: int) -> Chunk:
         drawn.append(count)
         return decode(self, count)
 
-    monkeypatch.setattr(Group, "decode", counted)
+    monkeypatch.setattr(DecodingSlots, "decode", counted)
     stream = letters().stream("a", max_new_tokens=40)
     assert drawn == []
     next(stream)

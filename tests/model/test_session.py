@@ -21,8 +21,8 @@ from treadle.model.config import (
 )
 from treadle.model.errors import ConfigError, ForeignStateError, StateError
 from treadle.model.generation import generate
-from treadle.model.generation.generate import Preparation, seed_of
-from treadle.model.generation.sequence import Piece, StopReason, Wanted
+from treadle.model.generation.generate import PreparedPrompt, seed_of
+from treadle.model.generation.sequence import OutputOptions, Piece, StopReason
 from treadle.model.model import Model
 from treadle.model.network.session_state import _HEAD, _HELD_BYTES, SessionState
 from treadle.model.tokenizers.build import build_tokenizer
@@ -31,11 +31,11 @@ from treadle.model.tokenizers.token_stream import LookupStream
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
 
-EVERYTHING = Wanted(tokens=True, state=True, ids=True)
+EVERYTHING = OutputOptions(tokens=True, state=True, ids=True)
 
 
 def stream(model: Model, prompt: str = "", **settings: Any) -> list[Piece]:
-    return list(model.stream(prompt, wanted=EVERYTHING, **settings))
+    return list(model.stream(prompt, output=EVERYTHING, **settings))
 
 
 def ids_of(pieces: list[Piece]) -> list[int]:
@@ -205,11 +205,11 @@ def test_ranks_and_alternatives_are_those_of_the_models_own_probabilities() -> N
 def test_a_prompt_is_echoed_as_it_scores() -> None:
     model = model_of()
     settings = {"ranks": True, "top_log_probabilities": 2}
-    preparation = Preparation(model.trained, "cab abc", _sampling(**settings), None)
-    pieces = [piece for piece in preparation.echo(True) if piece is not None]
+    prepared = PreparedPrompt(model.trained, "cab abc", _sampling(**settings), None)
+    pieces = [piece for piece in prepared.echo(True) if piece is not None]
     echoed = tokens_of(pieces)
     assert text_of(pieces) == "cab abc"
-    assert same_state(preparation.after, read_prompt(model, "cab abc").after)
+    assert same_state(prepared.after, read_prompt(model, "cab abc").after)
     scored = model.score("cab abc").tokens
     assert [(t.id, t.log_probability) for t in echoed] == [
         (t.id, t.log_probability) for t in scored
@@ -218,10 +218,10 @@ def test_a_prompt_is_echoed_as_it_scores() -> None:
     assert all(token.rank and len(token.alternatives) == 2 for token in echoed[1:])
 
 
-def read_prompt(model: Model, text: str) -> Preparation:
-    preparation = Preparation(model.trained, text, _sampling(seed=1), None)
-    list(preparation.read())
-    return preparation
+def read_prompt(model: Model, text: str) -> PreparedPrompt:
+    prepared = PreparedPrompt(model.trained, text, _sampling(seed=1), None)
+    list(prepared.read())
+    return prepared
 
 
 def _sampling(**settings: Any) -> Any:
@@ -533,24 +533,24 @@ def test_time_ends_the_reading_of_a_prompt(
     prompt: str, echoes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, model = StillClock(monkeypatch), model_of()
-    preparation = Preparation(model.trained, prompt, _sampling(max_time_s=5, seed=4), None)
-    steps = preparation.echo(True) if echoes else preparation.read()
+    prepared = PreparedPrompt(model.trained, prompt, _sampling(max_time_s=5, seed=4), None)
+    steps = prepared.echo(True) if echoes else prepared.read()
     next(steps)
     clock.now += 4.9
     next(steps)
     clock.now += 0.1
     assert list(steps) == []  # not one more
-    assert preparation.late
-    result = result_of([preparation.unread(0)])
+    assert prepared.timed_out
+    result = result_of([prepared.timed_out_piece(0)])
     assert (result.stop_reason, result.new_tokens, result.seed) == (StopReason.TIME_LIMIT, 0, 4)
     assert result.state is None
 
 
 def test_a_text_whose_time_is_over_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, model = StillClock(monkeypatch), model_of()
-    preparation = Preparation(model.trained, "ab", _sampling(max_time_s=5, seed=4), None)
-    list(preparation.read())
-    session = preparation.session(0, Wanted(state=True))
+    prepared = PreparedPrompt(model.trained, "ab", _sampling(max_time_s=5, seed=4), None)
+    list(prepared.read())
+    session = prepared.sequence(0, OutputOptions(state=True))
     assert session.nothing_to_draw() is None
     clock.now += 5
     only = session.nothing_to_draw()
@@ -558,7 +558,7 @@ def test_a_text_whose_time_is_over_draws_nothing(monkeypatch: pytest.MonkeyPatch
     result = result_of([only])
     assert result.stop_reason is StopReason.TIME_LIMIT
     assert result.state is not None  # that after the prompt
-    assert same_state(result.state, preparation.begun(0))
+    assert same_state(result.state, prepared.begun(0))
 
 
 def test_a_prompt_is_decoded_and_read_in_short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,9 +577,9 @@ def test_a_prompt_is_decoded_and_read_in_short_steps(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(CharacterTokenizer, "encode", encoding)
     monkeypatch.setattr(LookupStream, "push", pushing)
-    preparation = Preparation(model.trained, prompt, _sampling(seed=1), None)
-    assert sum(1 for _ in preparation.read()) > len(prompt) / 64
-    echoed = [piece for piece in preparation.echo(True) if piece is not None]
+    prepared = PreparedPrompt(model.trained, prompt, _sampling(seed=1), None)
+    assert sum(1 for _ in prepared.read()) > len(prompt) / 64
+    echoed = [piece for piece in prepared.echo(True) if piece is not None]
     assert text_of(echoed) == prompt
     assert max(map(len, (piece.tokens for piece in echoed))) <= 16
     assert max(sizes) <= 4096

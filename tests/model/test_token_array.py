@@ -14,9 +14,9 @@ from treadle.model.config import CorpusLayout, SamplingConfig, TokenizerKind
 from treadle.model.data.corpus import Corpus, TokenData, read_corpus
 from treadle.model.data.token_array import TokenWriter
 from treadle.model.errors import TokenError
-from treadle.model.generation.beam_rows import Rows
+from treadle.model.generation.beam_rows import BeamRows
 from treadle.model.generation.constraint import compile_constraint
-from treadle.model.generation.decoding_batch import Group, Seat
+from treadle.model.generation.decoding_slots import DecodingSlots, Slot
 from treadle.model.generation.novelty import NoveltyIndex
 from treadle.model.generation.sampling import ResolvedSampling, resolve_sampling
 from treadle.model.model import Model
@@ -62,7 +62,9 @@ def join_group(
 ) -> None:
     state = replace(model.beginning(), token=token)
     choices = choices or resolve_sampling(SamplingConfig(), model.tokenizer)
-    Group(model.parameters.shape, model.weights).change([], [Seat(choices, state, end, rule=rule)])
+    DecodingSlots(model.parameters.shape, model.weights).replace(
+        [], [Slot(choices, state, end, rule=rule)]
+    )
 
 
 def forced(model: Model, token: int) -> ResolvedSampling:
@@ -100,7 +102,7 @@ ENTRANCES: dict[str, Callable[[Model, int], Any]] = {
         )
     ),
     "group": join_group,
-    "beam": lambda m, t: list(Rows(m.parameters.shape, m.weights, m.beginning()).read([0, t])),
+    "beam": lambda m, t: list(BeamRows(m.parameters.shape, m.weights, m.beginning()).read([0, t])),
     "trained": lambda m, t: engine_of(m).loss_and_gradient(column(0, t), column(0, 0), FRESH),
     "corpus file": write,
     "baseline": lambda m, t: baseline(corpus_with(m, t)),

@@ -13,7 +13,7 @@ import importlib, itertools, pkgutil
 import treadle.kernels
 from treadle.model import *
 from treadle.model.generation.sampling import ResolvedSampling
-from treadle.model.generation.decoding_batch import Group, Seat
+from treadle.model.generation.decoding_slots import DecodingSlots, Slot
 from treadle.model.online.learner import Learner
 from treadle.model.online.config import ONLINE_RATES, LearningConfig
 from treadle.model.scoring.scorer import Details
@@ -47,13 +47,13 @@ for number, (cell, embedding, layers, kind, layout) in enumerate(choices):
     model.generate("a", best_of=2, max_new_tokens=5, **told)
     if kind is TokenizerKind.CHARACTERS:
         model.generate("a", regex="[a-z ]{3,9}", max_new_tokens=9)
-        group = Group(model.parameters.shape, model.weights)
+        slots = DecodingSlots(model.parameters.shape, model.weights)
         for seed in range(3):
             begun = SessionState.fresh(model.parameters.shape, 0)
-            group.change((), [Seat(ResolvedSampling(SamplingConfig()), begun, end=-1)])
-            group.decode(2)
-        group.change(group.seats[1:2], ())
-        group.decode(2)
+            slots.replace((), [Slot(ResolvedSampling(SamplingConfig()), begun, end=-1)])
+            slots.decode(2)
+        slots.replace(slots.slots[1:2], ())
+        slots.decode(2)
     model.score("a text", "of ")
     model.score("a text", "of ", details=Details(told["ranks"], number % 3))
     learner = Learner(model, LearningConfig(list(ONLINE_RATES)[number % 2], clip_norm=1e-3))

@@ -12,10 +12,10 @@ from small_models import model_of
 
 from treadle.model import Model, Piece
 from treadle.model.config import SamplingConfig
-from treadle.model.generation.decoding_batch import MOST_ROWS, Group
-from treadle.model.generation.generate import Preparation
-from treadle.model.generation.sequence import TOKENS, Session
-from treadle.server.inference.batcher import Batcher, Outlet
+from treadle.model.generation.decoding_slots import MAX_SLOTS, DecodingSlots
+from treadle.model.generation.generate import PreparedPrompt
+from treadle.model.generation.sequence import TOKENS, Sequence
+from treadle.server.inference.batcher import Batcher, PieceQueue
 from treadle.server.inference.scheduler import Scheduler
 
 
@@ -26,16 +26,17 @@ def scheduler() -> Iterator[Scheduler]:
     scheduler.close()
 
 
-def sessions_of(model: Model, count: int, **settings: Any) -> list[Session]:
-    preparation = Preparation(model.trained, "ab", SamplingConfig(**{"seed": 1, **settings}), None)
-    list(preparation.read())
-    return [preparation.session(index, TOKENS) for index in range(count)]
+def sequences_of(model: Model, count: int, **settings: Any) -> list[Sequence]:
+    prepared = PreparedPrompt(model.trained, "ab", SamplingConfig(**{"seed": 1, **settings}), None)
+    list(prepared.read())
+    return [prepared.sequence(index, TOKENS) for index in range(count)]
 
 
 async def texts_of(batcher: Batcher, model: Model, count: int, **settings: Any) -> list[str]:
-    outlet, texts = Outlet(1 << 20), [""] * count
-    batcher.begin(model, sessions_of(model, count, **settings), outlet)
-    async for index, pieces in outlet.read(count):
+    queue = PieceQueue(1 << 20)
+    texts = [""] * count
+    batcher.begin(model, sequences_of(model, count, **settings), queue)
+    async for index, pieces in queue.read(count):
         texts[index] += "".join(piece.text for piece in pieces)
     return texts
 
@@ -65,13 +66,13 @@ def test_calls_that_come_as_others_end_give_what_they_gave(scheduler: Scheduler)
 def test_no_group_is_larger_than_its_kernels_allow(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes, decode = [], Group.decode
+    sizes, decode = [], DecodingSlots.decode
 
-    def watched(self: Group, count: int) -> Any:
-        sizes.append(len(self.seats))
+    def watched(self: DecodingSlots, count: int) -> Any:
+        sizes.append(len(self.slots))
         return decode(self, count)
 
-    monkeypatch.setattr(Group, "decode", watched)
+    monkeypatch.setattr(DecodingSlots, "decode", watched)
 
     async def run() -> None:
         batcher, model = Batcher(scheduler), model_of()
@@ -80,20 +81,20 @@ def test_no_group_is_larger_than_its_kernels_allow(
         assert all(texts == found[0] for texts in found)
 
     asyncio.run(run())
-    assert 1 < max(sizes) <= MOST_ROWS
+    assert 1 < max(sizes) <= MAX_SLOTS
 
 
 def test_a_group_that_fails_tells_everybody_and_the_next_call_works(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change, broken = Group.change, [True]
+    change, broken = DecodingSlots.replace, [True]
 
-    def failing(self: Group, *args: Any) -> None:
+    def failing(self: DecodingSlots, *args: Any) -> None:
         if broken[0]:
             raise MemoryError
         change(self, *args)
 
-    monkeypatch.setattr(Group, "change", failing)
+    monkeypatch.setattr(DecodingSlots, "replace", failing)
 
     async def run() -> None:
         batcher, model = Batcher(scheduler), model_of()
@@ -109,9 +110,9 @@ def test_a_group_that_fails_tells_everybody_and_the_next_call_works(
 
 def test_the_pieces_of_one_text_are_its_own(scheduler: Scheduler) -> None:
     async def run() -> list[tuple[int, list[Piece]]]:
-        batcher, model, outlet = Batcher(scheduler), model_of(), Outlet(1 << 20)
-        batcher.begin(model, sessions_of(model, 9, max_new_tokens=30), outlet)
-        return [batch async for batch in outlet.read(9)]
+        batcher, model, queue = Batcher(scheduler), model_of(), PieceQueue(1 << 20)
+        batcher.begin(model, sequences_of(model, 9, max_new_tokens=30), queue)
+        return [batch async for batch in queue.read(9)]
 
     batches = asyncio.run(run())
     for index in range(9):
@@ -125,13 +126,13 @@ def test_the_pieces_of_one_text_are_its_own(scheduler: Scheduler) -> None:
 def test_chunks_are_short_where_much_is_told_of_each_token(
     scheduler: Scheduler, others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chunks, decode = [], Group.decode
+    chunks, decode = [], DecodingSlots.decode
 
-    def watched(self: Group, count: int) -> Any:
-        chunks.append((count, len(self.seats)))
+    def watched(self: DecodingSlots, count: int) -> Any:
+        chunks.append((count, len(self.slots)))
         return decode(self, count)
 
-    monkeypatch.setattr(Group, "decode", watched)
+    monkeypatch.setattr(DecodingSlots, "decode", watched)
 
     async def run() -> None:
         batcher, model = Batcher(scheduler), model_of()

@@ -14,13 +14,13 @@ from clocks import StillClock
 from small_models import model_of
 
 from treadle.model import Model
-from treadle.model.generation.generate import Preparation
+from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.sequence import Piece
 from treadle.model.scoring.token_score import Alternative, TokenScore
 from treadle.server.errors import StatusError
 from treadle.server.inference import generate
 from treadle.server.inference.admission import Admission, Load
-from treadle.server.inference.batcher import Outlet
+from treadle.server.inference.batcher import PieceQueue
 from treadle.server.inference.generate import GenerateHandler
 from treadle.server.inference.generation_bytes import TOKEN_BYTES, piece_bytes
 from treadle.server.inference.model_cache import Source
@@ -120,15 +120,15 @@ def test_an_echo_does_not_run_ahead_of_its_reader(
 ) -> None:
     monkeypatch.setattr(generate, "_ECHO_BYTES", 1000)
     made: list[int] = []
-    echo = Preparation.echo
+    echo = PreparedPrompt.echo
 
-    def counted(self: Preparation, tokens: bool) -> Iterator[Piece | None]:
+    def counted(self: PreparedPrompt, tokens: bool) -> Iterator[Piece | None]:
         for piece in echo(self, tokens):
             if piece is not None:
                 made.append(len(piece.tokens))
             yield piece
 
-    monkeypatch.setattr(Preparation, "echo", counted)
+    monkeypatch.setattr(PreparedPrompt, "echo", counted)
 
     async def read() -> None:
         request = pb.GenerateRequest(model="m", prompt=PROMPT, echo=True, n=2, **DETAILS)
@@ -152,14 +152,14 @@ def test_time_counts_from_the_call_on(
     room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = StillClock(monkeypatch)
-    read = Preparation._read
+    read = PreparedPrompt._read
 
-    def slow(self: Preparation) -> Iterator[None]:
+    def slow(self: PreparedPrompt) -> Iterator[None]:
         for step in read(self):
             clock.now += 1
             yield step
 
-    monkeypatch.setattr(Preparation, "_read", slow)
+    monkeypatch.setattr(PreparedPrompt, "_read", slow)
     fields: dict[str, Any] = {"prompt": PROMPT, "seed": 5, "max_new_tokens": 3}
     ended = replies_of(room, **fields, n=2, max_time_s=9.5, return_state=True)
     assert clock.now == 110.0  # ten steps, and no more
@@ -208,7 +208,7 @@ def test_a_call_that_is_cancelled_takes_no_other_step(
 ) -> None:
     steps, begun, go = [0], threading.Event(), threading.Event()
 
-    def endless(self: Preparation, *_: object) -> Iterator[None]:
+    def endless(self: PreparedPrompt, *_: object) -> Iterator[None]:
         while True:
             steps[0] += 1
             if steps[0] == 3:
@@ -216,7 +216,7 @@ def test_a_call_that_is_cancelled_takes_no_other_step(
                 assert go.wait(60)
             yield
 
-    monkeypatch.setattr(Preparation, stage, endless)
+    monkeypatch.setattr(PreparedPrompt, stage, endless)
 
     async def run() -> None:
         async def read() -> None:
@@ -292,35 +292,35 @@ def test_texts_pause_where_much_is_unread() -> None:
     piece = Piece("b", (TokenScore(1, "b", -1.0, 1, others),), None)
 
     async def run() -> None:
-        outlet = Outlet(5 * piece_bytes(piece))
-        member: Any = Member()
+        queue = PieceQueue(5 * piece_bytes(piece))
+        member: Any = PausedSequence()
         for count in (4, 1):
-            assert not outlet.pause(member)
+            assert not queue.pause(member)
             for _ in range(count):
-                outlet.count(piece)
-            outlet.put((0, [piece] * count))
-        assert outlet.pause(member)
+                queue.count(piece)
+            queue.put((0, [piece] * count))
+        assert queue.pause(member)
         assert member.flushed == 1
-        outlet.wake()
-        async with aclosing(outlet.read(1)) as batches:
+        queue.wake()
+        async with aclosing(queue.read(1)) as batches:
             await anext(batches)
-            assert outlet.pause(member)  # what the reader is at is in memory as well
+            assert queue.pause(member)  # what the reader is at is in memory as well
             await anext(batches)
-            assert not outlet.pause(member)
-            assert outlet.unread_bytes == piece_bytes(piece)
+            assert not queue.pause(member)
+            assert queue.unread_bytes == piece_bytes(piece)
 
     asyncio.run(run())
 
 
-class Member:
-    """A text that was paused."""
+class PausedSequence:
+    """A sequence that was paused."""
 
     flushed = 0
 
     def flush(self) -> None:
         self.flushed += 1
 
-    def rejoin(self) -> None:
+    def resume(self) -> None:
         pass
 
 
@@ -330,13 +330,13 @@ def test_a_reader_who_stops_is_kept_a_bounded_number_of_bytes(
 ) -> None:
     """And what it reads then is what a quick reader gets."""
     monkeypatch.setattr(generate, "unread_bytes", lambda texts: 20_000 * texts)
-    outlets: list[Outlet] = []
+    queues: list[PieceQueue] = []
 
-    def outlet_of(most_bytes: int) -> Outlet:
-        outlets.append(Outlet(most_bytes))
-        return outlets[-1]
+    def queue_of(max_bytes: int) -> PieceQueue:
+        queues.append(PieceQueue(max_bytes))
+        return queues[-1]
 
-    monkeypatch.setattr(generate, "Outlet", outlet_of)
+    monkeypatch.setattr(generate, "PieceQueue", queue_of)
     fields: dict[str, Any] = {
         "n": texts,
         "max_new_tokens": 1000,
@@ -352,10 +352,10 @@ def test_a_reader_who_stops_is_kept_a_bounded_number_of_bytes(
         async for reply in room.generate(pb.GenerateRequest(model="m", **fields)):
             found.append(reply)
             if len(found) % 5 == 1:  # the texts go on until nothing more is drawn
-                outlet = outlets[-1]
+                queue = queues[-1]
                 before = -1
-                while outlet.unread_bytes != before:
-                    before = outlet.unread_bytes
+                while queue.unread_bytes != before:
+                    before = queue.unread_bytes
                     await asyncio.sleep(0.02)
                 most = max(most, before)
         assert 20_000 * texts // 2 < most < (20_000 + one_chunk) * texts
@@ -364,7 +364,7 @@ def test_a_reader_who_stops_is_kept_a_bounded_number_of_bytes(
     slow = asyncio.run(read())
     for index in range(texts):
         assert tokens_in(slow, index) == tokens_in(quick, index)
-    assert all(outlet.unread_bytes == 0 for outlet in outlets)
+    assert all(queue.unread_bytes == 0 for queue in queues)
 
 
 def tokens_in(replies: list[pb.GenerateResponse], index: int) -> tuple[str, list[bytes]]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from treadle.server.inference.scheduler import LONG_TURN_S, TURN_S, Scheduler, Taker
+from treadle.server.inference.scheduler import LONG_TURN_S, TURN_S, Scheduler, Task
 
 PATIENCE_S = 120.0
 
@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-class Worker(Taker):
+class Worker(Task):
     """Takes turns of a length of its own until a number of them is over."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Worker(Taker):
         return self.turns > 0
 
 
-class Gate(Taker):
+class Gate(Task):
     """Holds the only thread until it is opened."""
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ class Panic(BaseException):
     """What a package in Rust raises where it panics: no Exception."""
 
 
-class Panicking(Taker):
+class Panicking(Task):
     """Panics in its turn."""
 
     def __init__(self) -> None:

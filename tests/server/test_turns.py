@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 
 from treadle.server.inference.scheduler import Scheduler
-from treadle.server.inference.turns import made, run_steps
 
 from .harness import PATIENCE_S
 
@@ -35,7 +34,7 @@ class Steps:
 
 def test_all_steps_are_taken_away_from_the_event_loop() -> None:
     scheduler, steps = Scheduler(1), Steps(1000)
-    asyncio.run(run_steps(scheduler.caller(), iter(steps)))
+    asyncio.run(scheduler.caller().run_steps(iter(steps)))
     scheduler.close()
     assert steps.taken == 1000
     assert threading.current_thread().name not in steps.threads
@@ -48,7 +47,7 @@ def test_an_error_of_a_step_ends_the_work() -> None:
 
     scheduler = Scheduler(1)
     with pytest.raises(ValueError, match="no"):
-        asyncio.run(run_steps(scheduler.caller(), fail()))
+        asyncio.run(scheduler.caller().run_steps(fail()))
     scheduler.close()
 
 
@@ -56,7 +55,7 @@ def test_work_that_nobody_waits_for_ends_with_its_step() -> None:
     scheduler, steps = Scheduler(1), Steps(1000, gate=3)
 
     async def leave() -> None:
-        task = asyncio.create_task(run_steps(scheduler.caller(), iter(steps)))
+        task = asyncio.create_task(scheduler.caller().run_steps(iter(steps)))
         await asyncio.to_thread(steps.waits.wait, 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -81,7 +80,7 @@ def test_no_step_is_taken_before_the_reader_has_what_the_one_before_made() -> No
 
     async def read() -> None:
         found = []
-        async for number in made(scheduler.caller(), numbers()):
+        async for number in scheduler.caller().iterate(numbers()):
             found.append(number)
             await scheduler.caller().run(lambda _: None)  # time for a step too many
             assert taken[0] == number + 1
