@@ -9,7 +9,7 @@ model.save("hello.safetensors")
 model = Model.load("hello.safetensors")
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from warnings import warn as _warn
 
 from treadle.model.config import (
@@ -38,12 +38,12 @@ from treadle.model.enums import (
     UnknownPolicy,
 )
 from treadle.model.errors import (
-    CheckpointError,
     ConfigError,
     CorpusError,
     EncodingError,
     ForeignStateError,
     LayerError,
+    LoadError,
     ModelError,
     PackageError,
     StateError,
@@ -79,7 +79,6 @@ from treadle.model.warmup import (
 __all__ = [
     "Adam",
     "Cell",
-    "CheckpointError",
     "ConfigError",
     "Corpus",
     "CorpusError",
@@ -97,6 +96,7 @@ __all__ = [
     "Learner",
     "LearningConfig",
     "LimitsConfig",
+    "LoadError",
     "Model",
     "ModelError",
     "NetworkConfig",
@@ -142,14 +142,15 @@ __all__ = [
     "warm",
 ]
 
-_RENAMED = {"Wanted": "OutputOptions"}
+_RENAMED = {"CheckpointError": "LoadError", "Wanted": "OutputOptions"}
 """Old names of the package's members, which still work, and the new ones."""
 
+if not TYPE_CHECKING:  # to a type checker every name would exist
 
-def __getattr__(name: str) -> Any:
-    """Returns a member by its old name."""
-    if name not in _RENAMED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    new = _RENAMED[name]
-    _warn(f"treadle.model.{name} is now called {new}", DeprecationWarning, stacklevel=2)
-    return globals()[new]
+    def __getattr__(name: str) -> Any:
+        """Returns a member by its old name."""
+        if name not in _RENAMED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        new = _RENAMED[name]
+        _warn(f"treadle.model.{name} is now called {new}", DeprecationWarning, stacklevel=2)
+        return globals()[new]

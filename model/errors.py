@@ -8,7 +8,7 @@
     ├── CorpusError               a corpus that nothing can be learnt from
     │   └── EncodingError         corpus bytes that are not UTF-8
     ├── UnknownSymbolError        a symbol that the vocabulary lacks
-    ├── CheckpointError           a model file or state dict that cannot be used
+    ├── LoadError                 a model file, state dict or checkpoint that cannot be used
     ├── LayerError                an array that a layer cannot take
     ├── StateError                a session's state that is damaged or not authentic
     │   └── ForeignStateError     one that another model has made
@@ -84,8 +84,8 @@ class UnknownSymbolError(ModelError):
         self.position = position
 
 
-class CheckpointError(ModelError):
-    """A model file or state dict is damaged, foreign or of another version."""
+class LoadError(ModelError):
+    """A model file, a state dict or a checkpoint is damaged, foreign or of another version."""
 
 
 class LayerError(ModelError):

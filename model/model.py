@@ -118,7 +118,7 @@ class Model:
         """Read a model file.
 
         Raises:
-            CheckpointError: it is no model file of this format, or it is damaged.
+            LoadError: it is no model file of this format, or it is damaged.
             OSError: it cannot be read.
         """
         header, named, novelty = model_file.read(path)

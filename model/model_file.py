@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.model.config import NetworkConfig
-from treadle.model.errors import CheckpointError, ConfigError, CorpusError
+from treadle.model.errors import ConfigError, CorpusError, LoadError
 from treadle.model.generation.novelty import NAMES, NoveltyIndex
 from treadle.model.network.shape import Shape, check_network
 from treadle.model.network.torch_state_dict import from_torch, to_torch
@@ -80,17 +80,17 @@ class ModelHeader:
         """Read safetensors metadata.
 
         Raises:
-            CheckpointError: it is not that of a Treadle model, or of another format.
+            LoadError: it is not that of a Treadle model, or of another format.
         """
         if "treadle" not in metadata:
-            raise CheckpointError(
+            raise LoadError(
                 "the file is no Treadle model: its header lacks the key treadle; "
                 "weights from elsewhere come in through import_state_dict"
             )
         try:
             content = _plain(json.loads(metadata["treadle"]), metadata["treadle"])
             if content["format"] != FORMAT:
-                raise CheckpointError(
+                raise LoadError(
                     f"the file has format {content['format']!r}, and this Treadle reads "
                     f"{FORMAT!r}: take a newer Treadle"
                 )
@@ -103,9 +103,9 @@ class ModelHeader:
             )
             check_network(header.network)
         except (*_UNREADABLE, ConfigError) as fault:
-            raise CheckpointError(f"the file's header cannot be read: {fault}") from fault
+            raise LoadError(f"the file's header cannot be read: {fault}") from fault
         if not 0 <= header.default_context < header.tokenizer.vocabulary_size:
-            raise CheckpointError("the file's header names a default context out of its vocabulary")
+            raise LoadError("the file's header names a default context out of its vocabulary")
         return header
 
 
@@ -161,7 +161,7 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
     """Read what a model file says of itself, without its tensors.
 
     Raises:
-        CheckpointError: it is no model file of this format, or it is damaged.
+        LoadError: it is no model file of this format, or it is damaged.
         OSError: it cannot be read.
     """
     with open_tensors(path) as file:
@@ -183,7 +183,7 @@ def read(
         there is one.
 
     Raises:
-        CheckpointError: it is no model file of this format, or it is damaged.
+        LoadError: it is no model file of this format, or it is damaged.
         OSError: it cannot be read.
     """
     with open_tensors(path) as file:
@@ -192,7 +192,7 @@ def read(
     index = {name: tensors.pop(name) for name in NAMES if name in tensors}
     cell, named = from_torch(tensors)
     if cell is not header.network.cell:
-        raise CheckpointError(
+        raise LoadError(
             f"the file's tensors are those of a {cell} network, its header says "
             f"{header.network.cell}"
         )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import LoadError
 from treadle.model.rust_panics import no_panics
 
 _TYPES = {
@@ -38,16 +38,16 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
         What `safetensors.safe_open` returns: `keys()`, `metadata()`, `get_tensor(name)`.
 
     Raises:
-        CheckpointError: It is not a whole safetensors file.
+        LoadError: It is not a whole safetensors file.
         OSError: It cannot be read.
     """
     with Path(path).open("rb"):  # a missing or unreadable file is an OSError, not a damaged one
         pass
-    with no_panics("safetensors", "read a file", CheckpointError):
+    with no_panics("safetensors", "read a file", LoadError):
         try:
             file = safe_open(os.fspath(path), framework="numpy")
         except SafetensorError as fault:
-            raise CheckpointError(f"the file is no whole safetensors file: {fault}") from fault
+            raise LoadError(f"the file is no whole safetensors file: {fault}") from fault
         with file:
             yield file
 
@@ -56,12 +56,12 @@ def read_tensors(file: Any) -> dict[str, Any]:
     """Returns all tensors of a file that `open_tensors` opened, by name, as NumPy arrays.
 
     Raises:
-        CheckpointError: One has a type that NumPy lacks, such as bfloat16.
+        LoadError: One has a type that NumPy lacks, such as bfloat16.
     """
     try:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (TypeError, SafetensorError) as fault:
-        raise CheckpointError(f"the file's tensors cannot be read: {fault}") from fault
+        raise LoadError(f"the file's tensors cannot be read: {fault}") from fault
 
 
 def safetensors_parts(

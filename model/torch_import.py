@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.errors import ConfigError, LoadError
 from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape, check_network
@@ -33,14 +33,14 @@ def import_state_dict(
         The model, without a training record.
 
     Raises:
-        CheckpointError: names or shapes are not those of such a module, a number is not finite,
+        LoadError: names or shapes are not those of such a module, a number is not finite,
             the network is larger than Treadle's are, the vocabulary has another size than the
             output layer, or weights that are to be tied are not equal.
     """
     cell, named = from_torch(state_dict)
     vocabulary = named["by"].shape[0]
     if vocabulary != tokenizer.vocabulary_size:
-        raise CheckpointError(
+        raise LoadError(
             f"the network knows {vocabulary} tokens and the tokenizer {tokenizer.vocabulary_size}: "
             "give the tokenizer that it was trained with"
         )
@@ -48,6 +48,6 @@ def import_state_dict(
     try:
         check_network(network)
     except ConfigError as fault:
-        raise CheckpointError(str(fault)) from fault
+        raise LoadError(str(fault)) from fault
     parameters = Parameters.from_named(Shape.of(network, vocabulary), named)
     return Model(network, tokenizer, parameters, None, default_context(tokenizer, fallback=0))

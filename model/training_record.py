@@ -9,7 +9,7 @@ from typing import Any
 
 from treadle.model.config import TrainConfig
 from treadle.model.enums import Split
-from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.errors import ConfigError, LoadError
 from treadle.model.field_checks import MAX_UINT64
 
 EXPLODED = 3.0
@@ -62,10 +62,10 @@ class TrainingRecord:
         """Build a record from what `to_json` returned.
 
         Raises:
-            CheckpointError: `data` is not that.
+            LoadError: `data` is not that.
         """
         if not isinstance(data, Mapping):
-            raise CheckpointError("the training record cannot be read: it is no mapping")
+            raise LoadError("the training record cannot be read: it is no mapping")
         try:
             loss, valid = data["train_loss"], data["valid_loss"]
             elapsed = float(data["elapsed_s"])
@@ -91,7 +91,7 @@ class TrainingRecord:
                 test_tokens=_count(data, "test_tokens", 0),
             )
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as fault:
-            raise CheckpointError(f"the training record cannot be read: {fault}") from fault
+            raise LoadError(f"the training record cannot be read: {fault}") from fault
 
 
 def exploded(loss: float, V: int) -> tuple[str, ...]:

@@ -30,13 +30,13 @@ from google.rpc import (  # type: ignore[import-untyped]
 )
 
 from treadle.model.errors import (
-    CheckpointError,
     ConfigError,
     CorpusError,
     EffortError,
     EncodingError,
     ForeignStateError,
     LayerError,
+    LoadError,
     ModelError,
     PackageError,
     StateError,
@@ -56,7 +56,7 @@ CODES: dict[type[ModelError], grpc.StatusCode] = {
     CorpusError: grpc.StatusCode.INVALID_ARGUMENT,
     EncodingError: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownSymbolError: grpc.StatusCode.INVALID_ARGUMENT,
-    CheckpointError: grpc.StatusCode.DATA_LOSS,
+    LoadError: grpc.StatusCode.DATA_LOSS,
     # Of callers of `treadle.model.network.layer`; no request comes there.
     LayerError: grpc.StatusCode.FAILED_PRECONDITION,
     # The same spec would fail again: nothing to retry, but nothing malformed either.
@@ -147,7 +147,7 @@ def not_found(model: str, version: int = 0) -> StatusError:
 def damaged(model: str, version: int, error: Exception) -> StatusError:
     """Returns DATA_LOSS for a version whose file cannot be read."""
     message = f"version {version} of model {model!r} cannot be read: {error}"
-    return StatusError(CODES[CheckpointError], message, _resource(model, version))
+    return StatusError(CODES[LoadError], message, _resource(model, version))
 
 
 def job_damaged(job: str, fault: str) -> StatusError:

@@ -24,7 +24,7 @@ import numpy as np
 
 from treadle.model.data.batch import IGNORED, Batch, ItemRows, TextRows, even_cuts
 from treadle.model.data.shuffle import Purpose, permutation
-from treadle.model.errors import CheckpointError, CorpusError
+from treadle.model.errors import CorpusError, LoadError
 
 if TYPE_CHECKING:
     from treadle.model.config import DataConfig
@@ -81,12 +81,12 @@ class Batches(ABC):
         """Goes on from a `position` of batches over the same data with the same settings.
 
         Raises:
-            CheckpointError: There is no such position.
+            LoadError: There is no such position.
         """
         epoch, batch = position.get("epoch", -1), position.get("batch", -1)
         whole = isinstance(epoch, int) and isinstance(batch, int)
         if not whole or not 0 <= epoch < 2**32 or not 0 <= batch < self.batches_in(epoch):
-            raise CheckpointError(
+            raise LoadError(
                 f"the place in the corpus (epoch {epoch}, batch {batch}) does not exist: "
                 "go on with the corpus and the settings that the run was begun with"
             )

@@ -20,7 +20,7 @@ from treadle.kernels.substring_match import longest_match, longest_prefix
 from treadle.kernels.suffix_array import suffix_array
 from treadle.model.config import TokenizerKind, UnknownPolicy
 from treadle.model.data.token_array import TokenArray, let_go, token_type
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import LoadError
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.token_ids import TokenIds as Ids
 from treadle.model.tokenizers.token_ids import check_tokens
@@ -170,7 +170,7 @@ class NoveltyIndex:
         checked.
 
         Raises:
-            CheckpointError: it is not that, or not of this tokenizer.
+            LoadError: it is not that, or not of this tokenizer.
         """
         for name in NAMES:
             if name not in tensors:
@@ -189,10 +189,8 @@ class NoveltyIndex:
         return cls(tokens, suffixes)
 
 
-def _damaged(reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"the file's novelty index cannot be read: {reason}; take the file again"
-    )
+def _damaged(reason: str) -> LoadError:
+    return LoadError(f"the file's novelty index cannot be read: {reason}; take the file again")
 
 
 def _content(ids: NDArray[np.int32], tokenizer: Tokenizer) -> NDArray[np.int32]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from treadle.kernels import structs
 from treadle.kernels.random import fill_uniform
 from treadle.model.enums import Cell
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import LoadError
 from treadle.model.network.shape import Shape
 
 Array = npt.NDArray[np.float32]
@@ -98,18 +98,16 @@ class Parameters:
                 there, too, and must then be the embedding's transpose.
 
         Raises:
-            CheckpointError: a name is missing or unknown, a shape is another, or tied weights
+            LoadError: a name is missing or unknown, a shape is another, or tied weights
                 differ.
         """
         arrays = _without_tied(arrays) if shape.tied else arrays
         if set(arrays) != set(shape.named):
             odd = sorted(set(arrays) ^ set(shape.named))
-            raise CheckpointError(f"the parameters do not fit the network: see {', '.join(odd)}")
+            raise LoadError(f"the parameters do not fit the network: see {', '.join(odd)}")
         for name, wanted in shape.named.items():  # before room is made for what a header claims
             if arrays[name].shape != wanted:
-                raise CheckpointError(
-                    f"parameter {name} has shape {arrays[name].shape}, not {wanted}"
-                )
+                raise LoadError(f"parameter {name} has shape {arrays[name].shape}, not {wanted}")
         parameters = cls(shape)
         for name, view in parameters.named().items():
             view[...] = arrays[name]
@@ -122,7 +120,7 @@ def _without_tied(arrays: Named) -> Named:
         return arrays
     ours, theirs = arrays["embedding"], arrays["Wy"].T
     if ours.shape != theirs.shape or ours.tobytes() != theirs.tobytes():
-        raise CheckpointError(
+        raise LoadError(
             "the output weights are not the embedding's: load them without tied_weights"
         )
     return {name: array for name, array in arrays.items() if name != "Wy"}

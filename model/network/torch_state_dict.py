@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from treadle.model.config import NetworkConfig
 from treadle.model.enums import Cell
-from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.errors import ConfigError, LoadError
 from treadle.model.network.shape import GATES
 
 Array = NDArray[np.float32]
@@ -79,7 +79,7 @@ def from_torch(state_dict: Mapping[str, object]) -> tuple[Cell, dict[str, Array]
         The cell, and the parameters as `to_torch` takes them: new arrays, float32, C order.
 
     Raises:
-        CheckpointError: A name is unknown, double or missing, a shape does not fit the others,
+        LoadError: A name is unknown, double or missing, a shape does not fit the others,
             a value is no finite float32, or the network is bidirectional or projected.
     """
     arrays = _read(state_dict)
@@ -107,14 +107,14 @@ def network_of(cell: Cell, parameters: Mapping[str, Array]) -> NetworkConfig:
         parameters: As `from_torch` returns them.
 
     Raises:
-        CheckpointError: It is larger than Treadle's networks are.
+        LoadError: It is larger than Treadle's networks are.
     """
     layers = sum(name.startswith("Wh") for name in parameters)
     embedding_size = parameters["embedding"].shape[1] if "embedding" in parameters else 0
     try:
         return NetworkConfig(cell, parameters["Wh0"].shape[0], layers, embedding_size)
     except ConfigError as fault:
-        raise CheckpointError(f"the network is too large: {fault}") from fault
+        raise LoadError(f"the network is too large: {fault}") from fault
 
 
 def _read(state_dict: Mapping[str, object]) -> Read:
@@ -123,13 +123,13 @@ def _read(state_dict: Mapping[str, object]) -> Read:
     for given, value in state_dict.items():
         name = _canonical(str(given))
         if name in arrays:
-            raise CheckpointError(f"the state dict holds {name} twice, once as {given}")
+            raise LoadError(f"the state dict holds {name} twice, once as {given}")
         try:
             array = np.asarray(value)
         except Exception as fault:  # what a foreign array raises is its own affair
-            raise CheckpointError(f"{given} cannot be read as an array: {fault}") from fault
+            raise LoadError(f"{given} cannot be read as an array: {fault}") from fault
         if array.dtype.kind != "f":
-            raise CheckpointError(f"{given} is of type {array.dtype}: give it as float32")
+            raise LoadError(f"{given} is of type {array.dtype}: give it as float32")
         arrays[name] = array
     return arrays
 
@@ -140,12 +140,10 @@ def _canonical(given: str) -> str:
         if match is not None:
             return module + match[1]
     if given.endswith("_reverse"):
-        raise CheckpointError(f"{given} is of a bidirectional network, which cannot generate")
+        raise LoadError(f"{given} is of a bidirectional network, which cannot generate")
     if "weight_hr_" in given:
-        raise CheckpointError(
-            f"{given} is of a network with projections: train it with proj_size=0"
-        )
-    raise CheckpointError(f"{given!r} is no name of a Treadle network: it has {_KNOWN}")
+        raise LoadError(f"{given} is of a network with projections: train it with proj_size=0")
+    raise LoadError(f"{given!r} is no name of a Treadle network: it has {_KNOWN}")
 
 
 def _count_layers(arrays: Read) -> int:
@@ -154,7 +152,7 @@ def _count_layers(arrays: Read) -> int:
     weights = [f"rnn.weight_{side}_l{layer}" for layer in range(layers) for side in ("ih", "hh")]
     for name in (*weights, "output.weight"):
         if name not in arrays:
-            raise CheckpointError(f"the state dict lacks {name}: give all of the network's weights")
+            raise LoadError(f"the state dict lacks {name}: give all of the network's weights")
     return layers
 
 
@@ -164,7 +162,7 @@ def _cell_of(weight: NDArray[Any]) -> tuple[Cell, int]:
         for cell, gates in GATES.items():
             if weight.shape[0] == gates * weight.shape[1]:
                 return cell, weight.shape[1]
-    raise CheckpointError(
+    raise LoadError(
         f"rnn.weight_hh_l0 has shape {weight.shape}, which is that of no cell: "
         "(H, H) is an RNN's, (3H, H) a GRU's and (4H, H) an LSTM's"
     )
@@ -174,11 +172,11 @@ def _check_shapes(arrays: Read, cell: Cell, hidden: int, layers: int) -> None:
     wanted = _shapes(arrays, GATES[cell] * hidden, hidden, layers)
     for name, array in arrays.items():
         if array.shape != wanted[name] or 0 in array.shape:
-            raise CheckpointError(f"{name} has shape {array.shape}, not {wanted[name]}")
+            raise LoadError(f"{name} has shape {array.shape}, not {wanted[name]}")
     biases = [name for name in wanted if name.startswith("rnn.bias")]
     missing = [name for name in biases if name not in arrays]
     if 0 < len(missing) < len(biases):
-        raise CheckpointError(f"the state dict lacks {missing[0]}: give all biases of rnn, or none")
+        raise LoadError(f"the state dict lacks {missing[0]}: give all biases of rnn, or none")
 
 
 def _shapes(arrays: Read, gates: int, hidden: int, layers: int) -> dict[str, tuple[int, ...]]:
@@ -216,5 +214,5 @@ def _as_float32(name: str, array: NDArray[np.floating[Any]]) -> Array:
     with np.errstate(over="ignore"):
         result = np.array(array, np.float32, order="C")
     if not np.isfinite(result).all():
-        raise CheckpointError(f"{name} holds a value that is no finite float32: train it anew")
+        raise LoadError(f"{name} holds a value that is no finite float32: train it anew")
     return result

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from treadle.model.config import TokenizerConfig
 from treadle.model.enums import CorpusLayout, TokenizerKind, UnknownPolicy
-from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.errors import ConfigError, LoadError
 from treadle.model.field_checks import member
 from treadle.model.tokenizers.bytes import ByteTokenizer
 from treadle.model.tokenizers.characters import CharacterTokenizer
@@ -67,7 +67,7 @@ def tokenizer_from_json(data: object) -> Tokenizer:
     """Builds a tokenizer from what `Tokenizer.to_json` returned.
 
     Raises:
-        CheckpointError: `data` is not that.
+        LoadError: `data` is not that.
     """
     if not isinstance(data, Mapping):
         raise _damaged("it is no mapping")
@@ -84,7 +84,7 @@ def tokenizer_from_json(data: object) -> Tokenizer:
         except ValueError as fault:
             raise _damaged(str(fault)) from fault
         except ConfigError as fault:  # the file is fine, and the package missing
-            raise CheckpointError(f"the stored tokenizer cannot be read: {fault}") from fault
+            raise LoadError(f"the stored tokenizer cannot be read: {fault}") from fault
     if config.kind in _WORD_KINDS:
         return _WORD_KINDS[config.kind](config, layout, _symbols(data.get("words"), list))
     return CharacterTokenizer(config, layout, "".join(_symbols(data.get("symbols"), str)))
@@ -102,5 +102,5 @@ def _symbols(given: object, kind: type[str] | type[list[str]]) -> list[str]:
     return symbols
 
 
-def _damaged(reason: str) -> CheckpointError:
-    return CheckpointError(f"the stored tokenizer cannot be read: {reason}; take the file again")
+def _damaged(reason: str) -> LoadError:
+    return LoadError(f"the stored tokenizer cannot be read: {reason}; take the file again")

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from treadle.model.config import TrainConfig
 from treadle.model.data.token_array import blocks
-from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.errors import ConfigError, LoadError
 from treadle.model.scratch_files import Require, anything
 from treadle.model.temporary_files import leftovers, write_whole
 from treadle.model.tensor_file import open_tensors, read_tensors, safetensors_parts
@@ -37,7 +37,7 @@ FORMAT = "1"
 _KEY = "treadle_run"
 
 
-class _DamagedError(CheckpointError):
+class _DamagedError(LoadError):
     """The file is not what was written."""
 
 
@@ -79,7 +79,7 @@ def read(path: str | os.PathLike[str]) -> RunState | None:
         The state; None where there is none.
 
     Raises:
-        CheckpointError: there are files and all of them are damaged, or of another format.
+        LoadError: there are files and all of them are damaged, or of another format.
         OSError: a file cannot be read.
     """
     path = Path(path)
@@ -108,7 +108,7 @@ def saved_config(path: str | os.PathLike[str]) -> TrainConfig | None:
     A trainer built with them can restore the state, whatever a preset would pick today.
 
     Raises:
-        CheckpointError: as for `read`, or the settings are not of this version.
+        LoadError: as for `read`, or the settings are not of this version.
         OSError: a file cannot be read.
     """
     state = read(path)
@@ -140,17 +140,17 @@ def check_same(state: RunState, config: TrainConfig, fingerprint: str) -> None:
         fingerprint: that of its corpus.
 
     Raises:
-        CheckpointError: the corpus or a setting is another one; names it.
+        LoadError: the corpus or a setting is another one; names it.
     """
     if state.content.get("corpus") != fingerprint:
-        raise CheckpointError(
+        raise LoadError(
             "the training state belongs to another corpus: go on with the one that it was "
             "begun with"
         )
     theirs, ours = _flat(_config(state).to_json()), _flat(config.to_json())
     odd = sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name))
     if odd:
-        raise CheckpointError(
+        raise LoadError(
             f"the training state belongs to other settings (see {', '.join(odd)}): go on with "
             "those that it was begun with"
         )
@@ -161,7 +161,7 @@ def _config(state: RunState) -> TrainConfig:
     try:
         return TrainConfig.from_json(state.content.get("config"))
     except ConfigError as fault:
-        raise CheckpointError(
+        raise LoadError(
             f"the training state's settings cannot be read: {fault}; go on with the Treadle that "
             "wrote it"
         ) from fault
@@ -194,7 +194,7 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
     """Return whether a file is a training state whose content has the hash that it names."""
     try:
         _read(Path(path))
-    except (CheckpointError, OSError):
+    except (LoadError, OSError):
         return False
     return True
 
@@ -207,12 +207,12 @@ def _read(path: Path) -> RunState:
         content = json.loads(held["content"])
         whole = held["sha256"] == _digest(held["content"], tensors)
         version = held["format"]
-    except (CheckpointError, KeyError, TypeError, ValueError, RecursionError) as fault:
+    except (LoadError, KeyError, TypeError, ValueError, RecursionError) as fault:
         raise _damaged(f": {fault}") from fault
     if not whole:
         raise _damaged("")
     if version != FORMAT:
-        raise CheckpointError(
+        raise LoadError(
             f"the training state has format {version!r}, and this Treadle reads {FORMAT!r}: "
             "go on with the Treadle that wrote it"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.errors import CheckpointError, ConfigError, TrainingError
+from treadle.model.errors import ConfigError, LoadError, TrainingError
 from treadle.model.field_checks import MAX_UINT64, whole
 from treadle.model.generation.novelty import NoveltyIndex, indexed_tokens, too_large
 from treadle.model.model import Model
@@ -282,7 +282,7 @@ class Run:
         """Go on from what `capture` returned.
 
         Raises:
-            CheckpointError: it belongs to another corpus or to other settings.
+            LoadError: it belongs to another corpus or to other settings.
         """
         checkpoint.check_same(state, self.config, self._corpus_fingerprint())
         content, tensors, optimizer = state.content, state.tensors, self.optimizer
@@ -305,7 +305,7 @@ class Run:
         except (
             KeyError, TypeError, ValueError, AttributeError, OverflowError, ConfigError,
         ) as fault:  # fmt: skip
-            raise CheckpointError(f"the training state is of another version: {fault}") from fault
+            raise LoadError(f"the training state is of another version: {fault}") from fault
 
     def _check_sizes(self, tensors: Mapping[str, Array]) -> None:
         """Check that a saved run's tensors are as large as this one's, and float32.

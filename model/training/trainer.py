@@ -241,7 +241,7 @@ class Trainer:
             Whether there was one.
 
         Raises:
-            CheckpointError: it is damaged, as is the one before it, or belongs to another corpus
+            LoadError: it is damaged, as is the one before it, or belongs to another corpus
                 or to other settings.
             OSError: it cannot be read.
         """

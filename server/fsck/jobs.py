@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import LoadError
 from treadle.model.tensor_file import open_tensors
 from treadle.model.training.checkpoint import is_whole
 from treadle.server.errors import StatusError
@@ -164,5 +164,5 @@ def _opens(path: Path) -> bool:
     try:
         with open_tensors(path):
             return True
-    except (CheckpointError, OSError):
+    except (LoadError, OSError):
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import LoadError
 from treadle.model.model_file import read_header
 from treadle.server.fsck.report import DAMAGED, Report, put_aside
 from treadle.server.names import is_name
@@ -73,7 +73,7 @@ def _damage(place: Path) -> str:
         return "there is no model in it"
     try:
         read_header(path)
-    except CheckpointError as error:
+    except LoadError as error:
         return f"the model is damaged: {error}"
     known = model_version.recorded(place)
     if known is not None and model_version.file_hash(path) != known:

@@ -11,7 +11,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from treadle.model import Model
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import LoadError
 from treadle.server.errors import damaged, not_found, precondition
 from treadle.server.resources import pools
 from treadle.server.resources.memory_budget import MemoryBudget
@@ -146,7 +146,7 @@ class ModelCache:
         held = self._budget.reserve(_TIMES_ITS_FILE * stored.size_bytes, _called(stored))
         try:
             model = await pools.MODELS.run(Model.load, stored.path)
-        except CheckpointError as error:
+        except LoadError as error:
             held.release()
             if isinstance(stored, JobWeights):
                 raise precondition(f"the weights of job {stored.job} are damaged") from error

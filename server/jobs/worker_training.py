@@ -20,7 +20,7 @@ from typing import IO
 from treadle.model import Model, Progress, Trainer, warm
 from treadle.model.config import CorpusRole, TrainConfig
 from treadle.model.data.corpus import CorpusFile
-from treadle.model.errors import CheckpointError, ModelError
+from treadle.model.errors import LoadError, ModelError
 from treadle.model.scratch_files import ScratchFolder
 from treadle.model.temporary_files import remove_leftovers
 from treadle.model.training.checkpoint import saved_config
@@ -296,7 +296,7 @@ def _prepare(job: worker_protocol.Message, directory: Path, replies: Replies) ->
     trainer = make()
     try:
         trainer.restore_state(directory / STATE_FILE)
-    except CheckpointError as error:
+    except LoadError as error:
         # From its beginning it comes to the same weights; it only takes longer.
         print(f"the run begins anew, without its checkpoint: {error}", file=sys.stderr)
         replies.send(event="anew", reason=f"the job begins anew: {error}")
@@ -307,7 +307,7 @@ def _prepare(job: worker_protocol.Message, directory: Path, replies: Replies) ->
 def _config(job: worker_protocol.Message, state: Path) -> TrainConfig:
     """Returns the settings, as they were settled where the run began before."""
     asked = TrainConfig.from_json(job["config"])
-    with suppress(CheckpointError):  # told when the state is restored
+    with suppress(LoadError):  # told when the state is restored
         saved = saved_config(state)
         if saved is not None:
             # The tokenizer goes into the model as it was asked for, killed or not.

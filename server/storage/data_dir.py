@@ -178,7 +178,7 @@ class Store(ModelStore):
             version: What `next_version` returned; 0: a new one.
 
         Raises:
-            CheckpointError: The draft's file is damaged.
+            LoadError: The draft's file is damaged.
             StatusError: ABORTED: the version is there with other content.
             OSError: The disk failed or is full.
             DatabaseError: The database failed.

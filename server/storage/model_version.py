@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import LoadError
 from treadle.model.model_file import read_header
 from treadle.model.temporary_files import write_whole
 from treadle.model.training_record import TrainingRecord
@@ -102,14 +102,14 @@ def describe(model: StoredModel) -> Description:
             sha256=sha256(model.path.parent),
             novelty_index=header.novelty_index,
         )
-    except CheckpointError as error:
+    except LoadError as error:
         raise damaged(model.name, model.version, error) from error
     except FileNotFoundError:
         raise not_found(model.name, model.version) from None
     except OSError as error:
         if is_out_of_files(error):  # it says nothing of the file
             raise
-        fault = CheckpointError(error.strerror or "the disk failed")
+        fault = LoadError(error.strerror or "the disk failed")
         raise damaged(model.name, model.version, fault) from error
 
 

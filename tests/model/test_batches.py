@@ -21,7 +21,7 @@ from treadle.model.data.batching import (
 )
 from treadle.model.data.corpus import TokenData, read_corpus
 from treadle.model.data.validation_batches import ValidationBatches
-from treadle.model.errors import CheckpointError, CorpusError
+from treadle.model.errors import CorpusError, LoadError
 from treadle.model.tokenizers.build import build_tokenizer
 
 BEGIN, END = 1_000_000, 1_000_001
@@ -218,7 +218,7 @@ def test_resuming_at_any_place_is_never_having_stopped(kind: str) -> None:
     ],
 )
 def test_places_that_do_not_exist(kind: str, position: dict[str, int]) -> None:
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(LoadError, match="does not exist"):
         make(kind).seek(position)
 
 

@@ -27,7 +27,7 @@ from treadle.model.config import (
     TrainConfig,
     UnknownPolicy,
 )
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import LoadError
 from treadle.model.generation.novelty import SUFFIXES, TOKENS, Novelty, NoveltyIndex
 from treadle.model.model import Model
 from treadle.model.model_file import read_header
@@ -96,7 +96,7 @@ def stored(tmp_path: Path) -> Path:
 
 def refusal(path: Path) -> str:
     """The one clear sentence that a file is refused with."""
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(LoadError) as caught:
         Model.load(path)
     message = str(caught.value)
     assert message
@@ -286,7 +286,7 @@ def test_every_truncation_is_refused(stored: Path) -> None:
     for size in [*range(40), *range(40, len(raw), 97), len(raw) - 1]:
         stored.write_bytes(raw[:size])
         assert "is no whole safetensors file" in refusal(stored)
-        with pytest.raises(CheckpointError):
+        with pytest.raises(LoadError):
             read_header(stored)
     stored.write_bytes(raw + b"\0")
     assert "is no whole safetensors file" in refusal(stored)
@@ -320,7 +320,7 @@ def test_any_one_byte_may_be_damaged(stored: Path) -> None:
         try:
             Model.load(stored)
             outcomes.add("read")
-        except CheckpointError:
+        except LoadError:
             outcomes.add("refused")
     assert outcomes == {"read", "refused"}, "changes within a text of the record go unnoticed"
 
@@ -396,7 +396,7 @@ def test_a_header_that_lies_is_refused(
     keys: list[str], value: object, wanted: str, stored: Path
 ) -> None:
     change(stored, *keys, to=value)
-    with pytest.raises(CheckpointError, match=wanted):
+    with pytest.raises(LoadError, match=wanted):
         Model.load(stored)
 
 

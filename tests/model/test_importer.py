@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from treadle.model.config import Cell, CorpusLayout, TokenizerConfig, TokenizerKind
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import LoadError
 from treadle.model.model import Model
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
@@ -119,9 +119,9 @@ def test_what_was_given_is_copied() -> None:
 def test_another_vocabulary_is_refused_with_both_sizes() -> None:
     golden = load_golden("rnn_1layer")
     size = golden.parameters["by"].size
-    with pytest.raises(CheckpointError, match=f"knows {size} tokens and the tokenizer {size + 1}"):
+    with pytest.raises(LoadError, match=f"knows {size} tokens and the tokenizer {size + 1}"):
         import_state_dict(golden.state_dict, letters(size + 1))
-    with pytest.raises(CheckpointError, match="and the tokenizer 256: give the tokenizer that"):
+    with pytest.raises(LoadError, match="and the tokenizer 256: give the tokenizer that"):
         import_state_dict(golden.state_dict, build_tokenizer(TokenizerConfig(TokenizerKind.BYTES)))
 
 
@@ -129,7 +129,7 @@ def test_a_tensor_that_needs_detaching_is_refused_by_name() -> None:
     golden = load_golden("rnn_1layer")
     state_dict: dict[str, Any] = dict(golden.state_dict)
     state_dict["output.bias"] = Tensor(golden.state_dict["output.bias"], requires_grad=True)
-    with pytest.raises(CheckpointError, match=r"output\.bias cannot be read as an array: Can't"):
+    with pytest.raises(LoadError, match=r"output\.bias cannot be read as an array: Can't"):
         import_state_dict(state_dict, letters(17))
 
 
@@ -139,7 +139,7 @@ def test_a_network_larger_than_treadles_is_refused() -> None:
     for layer in range(9):
         state_dict[f"rnn.weight_ih_l{layer}"] = one if layer else np.zeros((1, 2), np.float32)
         state_dict[f"rnn.weight_hh_l{layer}"] = one
-    with pytest.raises(CheckpointError, match=r"too large: network\.layers"):
+    with pytest.raises(LoadError, match=r"too large: network\.layers"):
         import_state_dict(state_dict, letters(2))
     del state_dict["rnn.weight_ih_l8"], state_dict["rnn.weight_hh_l8"]
     assert import_state_dict(state_dict, letters(2)).network.layers == 8
@@ -148,7 +148,7 @@ def test_a_network_larger_than_treadles_is_refused() -> None:
 def test_a_number_that_is_none_is_refused() -> None:
     golden = load_golden("rnn_1layer")
     golden.state_dict["output.bias"][3] = np.nan
-    with pytest.raises(CheckpointError, match="no finite float32"):
+    with pytest.raises(LoadError, match="no finite float32"):
         model_of(golden)
 
 
@@ -205,5 +205,5 @@ def test_tied_weights_are_written_under_both_names(tmp_path: Path) -> None:
     ],
 )
 def test_weights_that_differ_cannot_be_tied(state: dict[str, Any], message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(LoadError, match=message):
         import_state_dict(state, letters(5), tied_weights=True)

@@ -9,14 +9,16 @@ import treadle.model
 from treadle.model import OutputOptions
 
 
-def test_an_old_name_stands_for_the_new_one() -> None:
-    with pytest.warns(DeprecationWarning, match="Wanted is now called OutputOptions"):
-        assert treadle.model.Wanted is OutputOptions
+@pytest.mark.parametrize(("old", "new"), treadle.model._RENAMED.items())
+def test_an_old_name_stands_for_the_new_one(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
+        assert getattr(treadle.model, old) is getattr(treadle.model, new)
+    assert old not in treadle.model.__all__
 
 
 def test_a_name_that_never_was_is_an_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Shelf'"):
-        treadle.model.Shelf  # noqa: B018
+        _ = treadle.model.Shelf  # type: ignore[attr-defined]
 
 
 def test_the_old_argument_of_stream_still_works() -> None:

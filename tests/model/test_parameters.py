@@ -8,7 +8,7 @@ import pytest
 
 from treadle.kernels import reference
 from treadle.model.config import Cell, NetworkConfig
-from treadle.model.errors import CheckpointError, ConfigError
+from treadle.model.errors import ConfigError, LoadError
 from treadle.model.network.parameters import Parameters, flat_size, flat_views
 from treadle.model.network.shape import Shape, check_network
 
@@ -112,17 +112,17 @@ def test_named_arrays_come_in_as_they_went_out(shape: Shape) -> None:
 def test_named_arrays_that_do_not_fit_are_refused_by_name() -> None:
     shape = Shape(Cell.RNN, V=5, E=0, H=3, L=1)
     named = dict(Parameters(shape).named())
-    with pytest.raises(CheckpointError, match=r"see Wh0$"):
+    with pytest.raises(LoadError, match=r"see Wh0$"):
         Parameters.from_named(shape, {name: a for name, a in named.items() if name != "Wh0"})
-    with pytest.raises(CheckpointError, match=r"see Wx1$"):
+    with pytest.raises(LoadError, match=r"see Wx1$"):
         Parameters.from_named(shape, {**named, "Wx1": named["Wx0"]})
-    with pytest.raises(CheckpointError, match=r"^parameter b0 has shape \(4,\), not \(3,\)$"):
+    with pytest.raises(LoadError, match=r"^parameter b0 has shape \(4,\), not \(3,\)$"):
         Parameters.from_named(shape, {**named, "b0": np.zeros(4, np.float32)})
 
 
 def test_a_false_claim_of_size_is_refused_before_it_costs_memory() -> None:
     small = dict(Parameters(Shape(Cell.LSTM, V=2, E=0, H=1, L=8)).named())
-    with pytest.raises(CheckpointError, match="has shape"):
+    with pytest.raises(LoadError, match="has shape"):
         Parameters.from_named(Shape(Cell.LSTM, V=10**9, E=0, H=10**9, L=8), small)
 
 
@@ -135,7 +135,7 @@ def test_tied_weights_come_in_with_their_second_name_or_without(shape: Shape) ->
     for arrays in (named, twice):
         assert Parameters.from_named(shape, arrays).flat.tobytes() == parameters.flat.tobytes()
     twice["Wy"][1, 2] += 1
-    with pytest.raises(CheckpointError, match="are not the embedding's: load them without tied"):
+    with pytest.raises(LoadError, match="are not the embedding's: load them without tied"):
         Parameters.from_named(shape, twice)
 
 

@@ -30,7 +30,7 @@ from treadle.model.config import (
     Schedule,
     TrainConfig,
 )
-from treadle.model.errors import CheckpointError, TrainingError
+from treadle.model.errors import LoadError, TrainingError
 from treadle.model.model import Model
 from treadle.model.training import checkpoint
 from treadle.model.training.checkpoint import saved_config
@@ -355,7 +355,7 @@ def test_every_byte_counts(tmp_path: Path) -> None:
         damaged = bytearray(data)
         damaged[where] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"is damaged.*, and so is the one before it"):
+        with pytest.raises(LoadError, match=r"is damaged.*, and so is the one before it"):
             trainer.restore_state(path)
         assert trainer.steps == 0
     path.write_bytes(data)
@@ -367,7 +367,7 @@ def test_a_state_cut_short_is_damaged(size: int, tmp_path: Path) -> None:
     path = tmp_path / "run"
     saved(path, 4)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match="is damaged"):
+    with pytest.raises(LoadError, match="is damaged"):
         Trainer(corpus_of(config()), config()).restore_state(path)
 
 
@@ -395,7 +395,7 @@ def test_a_state_of_other_settings_is_refused_by_name(
 ) -> None:
     saved(tmp_path / "run", 4)
     other = Trainer(corpus_of(config()), replace(config(), **change))
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(LoadError, match=name):
         other.restore_state(tmp_path / "run")
     assert other.steps == 0
 
@@ -422,14 +422,14 @@ def test_a_state_of_a_treadle_with_more_settings_is_refused(tmp_path: Path) -> N
     trainer = saved(tmp_path / "run", 4)
     rewritten(tmp_path / "run", {**trainer.started.config.to_json(), "unheard_of": 1})
     for attempt in (trainer.restore_state, saved_config):
-        with pytest.raises(CheckpointError, match=r"unheard_of .*; go on with the Treadle that w"):
+        with pytest.raises(LoadError, match=r"unheard_of .*; go on with the Treadle that w"):
             attempt(tmp_path / "run")
 
 
 @pytest.mark.parametrize("corpus", [TEXT[:420].upper(), TEXT[1:421], TEXT[:419] + b"s"])
 def test_a_state_of_another_corpus_is_refused(corpus: bytes, tmp_path: Path) -> None:
     saved(tmp_path / "run", 4)
-    with pytest.raises(CheckpointError, match="belongs to another corpus: go on with the one"):
+    with pytest.raises(LoadError, match="belongs to another corpus: go on with the one"):
         Trainer(corpus, config()).restore_state(tmp_path / "run")
 
 
@@ -438,7 +438,7 @@ def test_a_state_of_another_version_is_refused(
 ) -> None:
     saved(tmp_path / "run", 4, 7)
     monkeypatch.setattr("treadle.model.training.checkpoint.FORMAT", "2")
-    with pytest.raises(CheckpointError, match="has format '1', and this Treadle reads '2'"):
+    with pytest.raises(LoadError, match="has format '1', and this Treadle reads '2'"):
         Trainer(corpus_of(config()), config()).restore_state(tmp_path / "run")
 
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
-from treadle.model.errors import CheckpointError, ConfigError, CorpusError, UnknownSymbolError
+from treadle.model.errors import ConfigError, CorpusError, LoadError, UnknownSymbolError
 from treadle.model.tokenizers import characters
 from treadle.model.tokenizers import words as tokenizer_words
 from treadle.model.tokenizers.base import Tokenizer
@@ -333,9 +333,9 @@ def test_frequent_words_agree_with_a_plain_count(text: str, most: int) -> None:
 )
 def test_damaged_json(change: dict[str, Any]) -> None:
     good = build(CHARACTERS, "abc").to_json()
-    with pytest.raises(CheckpointError, match="tokenizer cannot be read"):
+    with pytest.raises(LoadError, match="tokenizer cannot be read"):
         tokenizer_from_json(good | change)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(LoadError):
         tokenizer_from_json([good])
 
 

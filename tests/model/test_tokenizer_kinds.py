@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
 from treadle.model.errors import (
-    CheckpointError,
     ConfigError,
     CorpusError,
+    LoadError,
     PackageError,
     UnknownSymbolError,
 )
@@ -217,7 +217,7 @@ def test_without_the_package_subwords_say_what_to_install(
         build(SUBWORDS, "abc")
     assert caught.value.field == "tokenizer.kind"
     with pytest.raises(
-        CheckpointError, match=r"be read: .* pip install '.\[bpe\]' in a checkout of Treadle$"
+        LoadError, match=r"be read: .* pip install '.\[bpe\]' in a checkout of Treadle$"
     ):
         tokenizer_from_json(stored)
 
@@ -225,7 +225,7 @@ def test_without_the_package_subwords_say_what_to_install(
 @pytest.mark.parametrize("damage", [None, "", "{}", '{"model": 1}'])
 def test_damaged_subwords_are_told(damage: object) -> None:
     stored = build(SUBWORDS, "abc").to_json() | {"subwords": damage}
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(LoadError, match="cannot be read"):
         tokenizer_from_json(stored)
 
 
@@ -283,7 +283,7 @@ def test_a_subword_tokenizer_that_does_more_than_byte_level_bpe_is_refused(
 ) -> None:
     content = stored_subwords()
     assert read_subwords(content).vocabulary_size == 262
-    with pytest.raises(CheckpointError, match="cannot be read: its"):
+    with pytest.raises(LoadError, match="cannot be read: its"):
         read_subwords(content | {part: value})
 
 
@@ -311,7 +311,7 @@ def test_a_subword_tokenizer_that_does_more_than_byte_level_bpe_is_refused(
 def test_a_subword_model_with_other_settings_is_refused(change: dict[str, object]) -> None:
     content = stored_subwords()
     content["model"] |= change
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(LoadError, match="cannot be read"):
         read_subwords(content)
 
 
@@ -335,14 +335,14 @@ def test_a_subword_model_with_other_settings_is_refused(change: dict[str, object
 def test_a_subword_vocabulary_with_other_ids_or_texts_is_refused(text: str, token: object) -> None:
     content = stored_subwords()
     content["model"]["vocab"][text] = token
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(LoadError, match="cannot be read"):
         read_subwords(content)
 
 
 def test_what_is_left_out_of_a_subword_vocabulary_is_noticed() -> None:
     content = stored_subwords()
     del content["model"]["vocab"]["a"]
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(LoadError, match="cannot be read"):
         read_subwords(content)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from treadle.model.config import Cell, NetworkConfig
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import LoadError
 from treadle.model.network.shape import GATES
 from treadle.model.network.torch_state_dict import from_torch, network_of, to_torch
 
@@ -194,7 +194,7 @@ NAN = np.full((5, 2), np.nan, np.float32)
     ],
 )
 def test_what_cannot_be_used_is_told(state_dict: Arrays, message: str) -> None:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(LoadError) as caught:
         from_torch(state_dict)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -202,5 +202,5 @@ def test_what_cannot_be_used_is_told(state_dict: Arrays, message: str) -> None:
 
 def test_networks_beyond_the_limits() -> None:
     parameters = make(Cell.RNN, layers=9)
-    with pytest.raises(CheckpointError, match=r"too large: network\.layers"):
+    with pytest.raises(LoadError, match=r"too large: network\.layers"):
         network_of(Cell.RNN, parameters)

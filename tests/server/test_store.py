@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from treadle.model import Model
-from treadle.model.errors import CheckpointError
+from treadle.model.errors import LoadError
 from treadle.server.errors import StatusError
 from treadle.server.storage.data_dir import Store
 from treadle.server.storage.files import StoreError
@@ -176,7 +176,7 @@ def test_a_model_put_there_by_hand_is_found_and_hashed(
 def test_a_damaged_draft_is_not_claimed(tmp_path: Path, store: Store) -> None:
     draft = store.new_draft()
     (draft / MODEL_FILE).write_bytes(b"nothing")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(LoadError):
         store.claim("m", draft)
     assert store.versions("m") == []
     assert not list((tmp_path / "models").iterdir())
@@ -465,7 +465,7 @@ def test_a_file_that_is_nowhere_is_not_claimed(store: Store, tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError):
         store.claim_file("m", tmp_path / "nothing.safetensors", 1)
     (tmp_path / "bad").write_bytes(b"no model")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(LoadError):
         store.claim_file("m", tmp_path / "bad", 1)
     assert store.versions("m") == []
     assert not list((tmp_path / "tmp").iterdir())
