@@ -20,9 +20,9 @@ MOST_FILES = 17
 """Python files of one folder, `__init__.py` included."""
 
 # What is not there yet, by package or folder.
-CHAINS = {"kernels": 13, "model": 23, "server": 16}
+CHAINS = {"kernels": 11, "model": 15, "server": 15}
 CYCLIC = {"client"}
-FOLDERS = {"client": 43, "client/commands": 24, "kernels": 32, "benchmarks": 40}
+FOLDERS = {"client": 43, "client/commands": 24}
 
 
 def imports_of(package: str) -> dict[str, set[str]]:
@@ -48,7 +48,8 @@ def test_import_chains_are_short(package: str) -> None:
     assert len(chain) <= CHAINS.get(package, LONGEST_CHAIN), " -> ".join(chain)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+# kernels and benchmarks are flat on purpose: a file there is one kernel, or one measurement.
+@pytest.mark.parametrize("package", ["model", "server", "client"])
 def test_folders_are_small(package: str) -> None:
     files = (ROOT / package).rglob("*.py")
     counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in files)
