@@ -1,21 +1,18 @@
-"""Puts the server together, runs it, and ends it in good order.
+"""`App` puts a server together, starts it and ends it; `run` runs one until SIGTERM or SIGINT.
 
-The order of an end: health says NOT_SERVING; no new call is taken; uploads are told so, running
-jobs keep their state for the next server to go on with, generations and scorings finish. Shortly
-before the grace is over, whatever still runs is ended with UNAVAILABLE; when it is over, so is the
-process, whatever a disk or a thread is at.
+The order of an end: health says NOT_SERVING, and no new call is accepted. Uploads get an error,
+running jobs keep their state for the next server to continue, and generations and scorings finish.
+Shortly before the grace period is over, calls that still run end with UNAVAILABLE. When it is
+over, the process ends, even if a disk or a thread hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
-import os
 import signal
 import sys
-import threading
 import time
 from contextlib import suppress
 from importlib.metadata import version
@@ -23,7 +20,7 @@ from importlib.metadata import version
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from treadle.model import drop_temporary_kernels, temporary_kernels
+from treadle.model import temporary_kernels
 from treadle.server.address import (
     AddressError,
     clear_socket,
@@ -47,45 +44,37 @@ from treadle.server.jobs.runner import RunLimits
 from treadle.server.jobs.submission import Submission
 from treadle.server.jobs.upload import Limits
 from treadle.server.jobs.worker_pool import Workers
+from treadle.server.process import FAREWELL_S, end_by, keep_pauses_short, leave_threads
 from treadle.server.resources import open_files, pools
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.memory_guard import guard_memory
 from treadle.server.resources.memory_return import MemoryReturn, resident_bytes
 from treadle.server.rpc.interceptor import Interceptor
 from treadle.server.rpc.reflection import add_reflection
+from treadle.server.rpc.server_options import server_options
 from treadle.server.rpc.servicer import SERVICE, SequenceService
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import Store
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.model_limits import ModelLimits
 from treadle.server.storage.retention import Rules, keep_house
-from treadle.server.warmup import Warming
+from treadle.server.warmup import Warmup
 from treadle.v1 import sequence_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-_GOODBYE_S = 0.2
-"""What a reply may need to leave, and what a late end is allowed to take."""
-
 _CLOSING_S = 1.5
-"""The last part of the grace, in which what still runs is ended; no less, however short it is."""
+"""Seconds at the end of the grace period in which calls that still run are ended. A shorter grace
+period is extended to them."""
 
 _SILENT_S = 2.0
-"""Silence after which a stream ends where the server takes more memory than it may."""
-
-_SWITCH_S = 0.001
-"""How long a thread that runs Python may keep the event loop waiting: a call needs it several times
-over, and Python's own 5 ms each time would add up."""
-
-_READ_AHEAD_BYTES = 1 << 18
-"""What gRPC may take of a stream before it is asked for: enough for 25 MB/s at a round trip of
-10 ms, and 128 MiB of 512 streams."""
+"""Seconds of silence after which a stream ends if the server takes more memory than it may."""
 
 _HEALTH = health_pb2.HealthCheckResponse
 
 
 class App:
-    """One server: what it consists of, its start and its end.
+    """One server: its parts, its start and its end.
 
     Args:
         config: Its settings.
@@ -97,139 +86,131 @@ class App:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        key = config.state_key_bytes()
+        state_key = config.state_key_bytes()
+
+        # What everything else stands on: the disk, memory for callers, compiled kernels.
         self._store = Store(
             config.data_dir,
             config.min_free_bytes,
             ModelLimits(config.model_limit, config.version_limit, config.alias_limit),
         )
-        self._warming = Warming()
-        self._workers = Workers(config.standby_workers)
         training_bytes = config.training_bytes()
-        budget = MemoryBudget(config.memory_budget_bytes())
+        self._budget = MemoryBudget(config.memory_budget_bytes())
+        self._warmup = Warmup()
+
+        # Training: uploads become jobs, and jobs run in processes of their own.
+        self._workers = Workers(config.standby_workers)
         self._jobs = JobManager(
             self._store,
             self._workers,
-            JobLimits(
-                slots=config.training_slots,
-                queue=config.training_queue_limit,
-                uploads=config.upload_limit,
-                restarts=config.max_restarts,
-            ),
-            RunLimits(
-                threads=config.threads,
-                checkpoint_interval_s=config.checkpoint_interval_s,
-                min_free_bytes=config.min_free_bytes,
-                max_run_s=config.max_training_s,
-                max_run_bytes=training_bytes,
-            ),
-            held_by=lambda: self._warming.reason,
+            _job_limits(config),
+            _run_limits(config, training_bytes),
+            held_by=lambda: self._warmup.reason,
         )
-        uploads = Limits(
-            config.max_corpus_bytes,
-            config.upload_idle_s,
-            config.upload_min_rate,
-            config.upload_max_s or math.inf,
-            config.first_message_s,
+        submission = Submission(
+            self._store, self._jobs, _upload_limits(config), training_bytes, self._budget
         )
-        intake = Submission(self._store, self._jobs, uploads, training_bytes, budget)
-        models = ModelCache(self._store, config.model_cache_bytes, budget)
-        self._scheduler = Scheduler(config.threads)
-        load = Load(
-            calls=Admission(
-                config.inference_limit, "generations and scorings", self._warming.check
-            ),
-            sessions=Admission(config.session_limit, "texts being generated"),
-            streams=StreamPlaces(
-                config.stream_limit,
-                "streams to score",
-                config.stream_idle_s,
-                "open it again, with context or state for what came before",
-                check=self._warming.check,
-            ),
-            learners=StreamPlaces(
-                config.learning_limit,
-                "learning streams",
-                config.stream_idle_s,
-                "what it learned and did not publish is lost: publish before a pause",
-                check=self._warming.check,
-            ),
-        )
-        inquiries = Inquiries(
-            lists=Admission(config.list_limit, "lists"),
-            watchers=Admission(config.watch_limit, "calls that watch jobs"),
-            orders=Admission(config.watch_limit, "calls that bring or follow a job of theirs"),
-        )
-        self._learners = load.learners
-        self._streams = load.streams
-        self._budget = budget
-        openings = Openings(config.stream_limit + config.learning_limit, config.first_message_s)
+
+        # Inference: models in memory, and threads that calls share.
+        self._load = _load(config, self._warmup)
+        inquiries = _inquiries(config)
+        models = ModelCache(self._store, config.model_cache_bytes, self._budget)
         sources = Sources(models, self._jobs.book.row)
+        self._scheduler = Scheduler(config.threads)
+        openings = Openings(config.stream_limit + config.learning_limit, config.first_message_s)
         generating = GenerateHandler(
             sources,
-            load,
+            self._load,
             self._scheduler,
-            budget,
+            self._budget,
             max_new_tokens_limit=config.max_new_tokens_limit,
             max_call_s=config.max_call_s,
             max_message_bytes=config.max_message_bytes,
-            state_key=key,
+            state_key=state_key,
         )
         scoring = ScoreHandler(
             sources,
-            load,
+            self._load,
             openings,
             self._scheduler,
-            budget,
+            self._budget,
             max_message_bytes=config.max_message_bytes,
             max_call_s=config.max_call_s,
-            state_key=key,
+            state_key=state_key,
         )
         learning = LearnHandler(
             sources,
             self._store,
-            load.learners,
+            self._load.learners,
             openings,
             self._scheduler,
-            budget,
+            self._budget,
             max_message_bytes=config.max_message_bytes,
             max_call_s=config.max_call_s,
         )
-        self._house: asyncio.Task[None] | None = None
-        self._guard: asyncio.Task[None] | None = None
-        self._memory_return: MemoryReturn | None = None
-        self._boundary = Interceptor(SERVICE, budget, config.max_message_bytes)
+
+        # gRPC: every call passes the interceptor, and the servicer hands it to its handler.
+        self._interceptor = Interceptor(SERVICE, self._budget, config.max_message_bytes)
         self._health = health.aio.HealthServicer()
-        self._server = aio.server(interceptors=[self._boundary], options=_options(config))
+        self._server = aio.server(
+            interceptors=[self._interceptor], options=server_options(config.max_message_bytes)
+        )
         service = SequenceService(
             config,
             self._store,
             models,
-            intake,
+            submission,
             self._jobs,
             generating,
             scoring,
             learning,
-            load,
+            self._load,
             inquiries,
-            budget,
-            self._warming,
+            self._budget,
+            self._warmup,
         )
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         add_reflection(self._server, (SERVICE, health.SERVICE_NAME))
 
+        # What runs in the background once the server has started.
+        self._tasks: list[asyncio.Task[None]] = []
+        self._memory_return: MemoryReturn | None = None
+
     async def start(self) -> str:
-        """Listens, compiles or loads the kernels, and then says SERVING.
+        """Listens, compiles or loads the kernels, and then reports SERVING.
 
         Returns:
-            The address at which it is listening, with the real port where 0 was asked for.
+            The address at which it is listening, with the real port where port 0 was asked for.
 
         Raises:
             AddressError: The address is taken or not of this machine.
         """
-        address = self._config.address
         await self._set_health(_HEALTH.NOT_SERVING)
+        address = self._listen()
+        silent = SilentStreams(
+            (self._load.learners, self._load.streams), asyncio.get_running_loop()
+        )
+        self._budget.on_shortage(silent.make_way)
+        await self._jobs.recover()  # from now on callers may ask for jobs
+        await self._server.start()
+        # Every kernel is ready before health says so: compiling would delay requests.
+        if temporary_kernels():
+            logger.warning(
+                "compiled kernels are kept only until this server ends: %s", temporary_kernels()
+            )
+        await self._warmup.run(self._jobs.tell_why)
+        keep_pauses_short()
+        self._memory_return = MemoryReturn.begin()
+        self._jobs.open()
+        self._workers.refill()
+        self._start_housekeeping()
+        await self._set_health(_HEALTH.SERVING)
+        return address
+
+    def _listen(self) -> str:
+        """Binds the address; returns it with the real port."""
+        address = self._config.address
         path = socket_path(address)
         if path is not None:
             clear_socket(path)
@@ -239,92 +220,74 @@ class App:
         except RuntimeError:
             fault = listening_fault(address)
             raise AddressError(f"cannot listen on {address}: {fault}") from None
-        loop = asyncio.get_running_loop()
-        silent = SilentStreams((self._learners, self._streams), loop)
-        self._budget.on_shortage(silent.make_way)
-        await self._jobs.recover()  # callers may ask for them from now on
-        await self._server.start()
-        # Every kernel is there before health says so: compiling would hold up requests.
-        if temporary_kernels():
-            logger.warning("compiled kernels are kept until this ends: %s", temporary_kernels())
-        await self._warming.run(self._jobs.tell_why)
-        keep_pauses_short()
-        self._memory_return = MemoryReturn.begin()
-        self._jobs.open()
-        self._workers.refill()
-        rules = Rules(self._config.job_retention_s, self._config.corpus_retention_s)
-        self._house = asyncio.create_task(keep_house(self._store, rules))
-        guard = guard_memory(
-            self._budget.limit,
-            self._config.max_message_bytes,
-            resident_bytes,
-            self._end_silent,
-        )
-        self._guard = asyncio.create_task(guard)
-        await self._set_health(_HEALTH.SERVING)
-        is_socket = address.startswith(("unix:", "unix-abstract:"))
-        return address if is_socket else f"{address.rpartition(':')[0]}:{port}"
+        if address.startswith(("unix:", "unix-abstract:")):
+            return address
+        return f"{address.rpartition(':')[0]}:{port}"
 
-    async def stop(self) -> None:
-        """Ends the server within its grace; see the module's docstring."""
-        began = time.monotonic()
-        grace = self._config.grace_s
-        patience = max(grace - _CLOSING_S, 0.75 * grace)
-        for task in (self._house, self._guard):
-            if task is not None:
-                task.cancel()
-        await self._health.enter_graceful_shutdown()
-        stopping = asyncio.create_task(self._server.stop(grace + _CLOSING_S))
-        finishing = asyncio.gather(
-            self._jobs.close("the server shut down"), self._boundary.wait_idle()
+    def _start_housekeeping(self) -> None:
+        """Starts to delete what is past its retention, and to watch the memory."""
+        config = self._config
+        rules = Rules(config.job_retention_s, config.corpus_retention_s)
+        guard = guard_memory(
+            self._budget.limit, config.max_message_bytes, resident_bytes, self._end_silent
         )
-        try:
-            await asyncio.wait_for(finishing, max(0.0, began + patience - time.monotonic()))
-        except TimeoutError:
-            reason = f"the server shut down, and this did not end within {patience:g} seconds"
-            with suppress(TimeoutError):  # one may be storing a model; it is stored again
-                await asyncio.wait_for(self._jobs.kill(), _GOODBYE_S)
-            with suppress(TimeoutError):  # those whose job has just ended hear how
-                await asyncio.wait_for(self._boundary.wait_idle(), _GOODBYE_S)
-            lost = "what a session learned and did not publish is lost"
-            self._learners.evict(unavailable(f"{reason}; {lost}"))
-            self._boundary.evict(unavailable(reason))
-        # What now keeps it up are health watchers, who never leave by themselves.
-        await asyncio.wait([stopping], timeout=_GOODBYE_S)
-        await self._server.stop(None)
-        await stopping
-        left = began + grace - 2 * _GOODBYE_S - time.monotonic()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._workers.close(), max(left, _GOODBYE_S))
-        self._workers.kill()
-        self._scheduler.close()
-        if self._memory_return is not None:
-            self._memory_return.close()
-        self._warming.close()
-        pools.close()
-        self._store.close()
+        self._tasks += [
+            asyncio.create_task(keep_house(self._store, rules)),
+            asyncio.create_task(guard),
+        ]
 
     def _end_silent(self, count: int) -> None:
-        """Ends so many silent streams, those first that lose less."""
+        """Ends so many silent streams, first those that lose less."""
+        why = "the server had too little memory"
         for _ in range(count):
-            why = "the server had too little memory"
-            if self._streams.give_up_one(why, _SILENT_S) is None:
-                self._learners.give_up_one(why)
+            if self._load.streams.give_up_one(why, _SILENT_S) is None:
+                self._load.learners.give_up_one(why)
 
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE):
             await self._health.set(name, status)
 
+    async def stop(self) -> None:
+        """Ends the server within its grace period; see the module's docstring."""
+        began = time.monotonic()
+        grace = self._config.grace_s
+        for task in self._tasks:
+            task.cancel()
+        await self._health.enter_graceful_shutdown()
+        stopping = asyncio.create_task(self._server.stop(grace + _CLOSING_S))
+        patience = max(grace - _CLOSING_S, 0.75 * grace)
+        await self._finish(began, patience)
+        # What keeps the server up now are health watchers, who never leave by themselves.
+        await asyncio.wait([stopping], timeout=FAREWELL_S)
+        await self._server.stop(None)
+        await stopping
+        left = began + grace - 2 * FAREWELL_S - time.monotonic()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._workers.close(), max(left, FAREWELL_S))
+        self._workers.kill()
+        self._scheduler.close()
+        if self._memory_return is not None:
+            self._memory_return.close()
+        self._warmup.close()
+        pools.close()
+        self._store.close()
 
-def keep_pauses_short() -> None:
-    """Sees to it that Python itself keeps the event loop waiting for a few milliseconds at most.
-
-    Called once everything is imported and compiled: a full collection looks at every object that
-    was not there then, instead of at some hundred thousand that never go, which takes 80 ms.
-    """
-    sys.setswitchinterval(_SWITCH_S)
-    gc.collect()
-    gc.freeze()
+    async def _finish(self, began: float, patience: float) -> None:
+        """Waits for jobs and calls to end, and ends what has not after `patience` seconds."""
+        finishing = asyncio.gather(
+            self._jobs.close("the server shut down"), self._interceptor.wait_idle()
+        )
+        try:
+            await asyncio.wait_for(finishing, max(0.0, began + patience - time.monotonic()))
+        except TimeoutError:
+            reason = f"the server shut down, and this did not end within {patience:g} seconds"
+            with suppress(TimeoutError):  # a job may be storing a model; it is stored again
+                await asyncio.wait_for(self._jobs.kill(), FAREWELL_S)
+            with suppress(TimeoutError):  # callers whose job has just ended get its end
+                await asyncio.wait_for(self._interceptor.wait_idle(), FAREWELL_S)
+            lost = "what a session learned and did not publish is lost"
+            self._load.learners.evict(unavailable(f"{reason}; {lost}"))
+            self._interceptor.evict(unavailable(reason))
 
 
 def run(config: ServerConfig) -> int:
@@ -346,48 +309,8 @@ def run(config: ServerConfig) -> int:
     except (AddressError, DatabaseError, SettingError, StoreError) as error:
         print(f"treadle-server: {error}", file=sys.stderr)
         return 1
-    _leave_threads()
+    leave_threads()
     return 0
-
-
-def _leave_threads() -> None:
-    """Ends the process where a thread is still in a kernel; Python itself would wait for it."""
-    until = time.monotonic() + _GOODBYE_S
-    for thread in threading.enumerate():
-        if not thread.daemon and thread is not threading.current_thread():
-            thread.join(max(0.0, until - time.monotonic()))
-            if thread.is_alive():
-                _exit()
-
-
-def _say_so() -> None:
-    logger.warning("the end took longer than the grace: the process ends at once")
-    _exit()
-
-
-def _exit() -> None:
-    """Ends the process without waiting for its threads."""
-    drop_temporary_kernels()
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(0)
-
-
-def announce(address: str) -> None:
-    """Says where the server listens, and warns where others than this machine reach it.
-
-    Args:
-        address: The address at which it is listening.
-    """
-    print(f"treadle-server {version('treadle')} listening on {address}", flush=True)
-    if callers := exposure(address):
-        logger.warning(
-            "%s may read, train and delete every model: the server has no authentication. "
-            "Listen on 127.0.0.1 or a unix: socket (--address), publish a container's port on "
-            "127.0.0.1, or let a firewall, a NetworkPolicy or a proxy that knows your users "
-            "decide who calls",
-            callers,
-        )
 
 
 async def _run(config: ServerConfig) -> None:
@@ -405,40 +328,82 @@ async def _run(config: ServerConfig) -> None:
     else:
         starting.cancel()
     logger.info("shutting down")
-    end_at_last(config.grace_s)
+    end_by(max(config.grace_s, _CLOSING_S))
     await app.stop()
 
 
-def end_at_last(grace_s: float) -> None:
-    """Sees to it that the process ends, whatever it waits for, once the grace is over.
+def announce(address: str) -> None:
+    """Prints where the server listens, and warns if it can be reached from other machines.
 
-    What is on disk is whole at every moment: the next server takes it up as after a kill.
+    Args:
+        address: The address at which it is listening.
     """
+    print(f"treadle-server {version('treadle')} listening on {address}", flush=True)
+    callers = exposure(address)
+    if callers:
+        logger.warning(
+            "%s may read, train and delete every model: the server has no authentication. "
+            "Listen on 127.0.0.1 or a unix: socket (--address), publish a container's port on "
+            "127.0.0.1, or let a firewall, a NetworkPolicy or a proxy that knows your users "
+            "decide who calls",
+            callers,
+        )
 
-    def end() -> None:
-        time.sleep(max(grace_s, _CLOSING_S))
-        # In another thread: whoever holds up the end may hold the lock of the log, too.
-        last_words = threading.Thread(target=_say_so, daemon=True)
-        last_words.start()
-        last_words.join(_GOODBYE_S)
-        os._exit(0)
 
-    threading.Thread(target=end, name="treadle-grace", daemon=True).start()
+def _job_limits(config: ServerConfig) -> JobLimits:
+    return JobLimits(
+        slots=config.training_slots,
+        queue=config.training_queue_limit,
+        uploads=config.upload_limit,
+        restarts=config.max_restarts,
+    )
 
 
-def _options(config: ServerConfig) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", config.max_message_bytes),
-        # Otherwise a second server would share a busy port without a word.
-        ("grpc.so_reuseport", 0),
-        # A client that vanished without a goodbye is noticed within two minutes ...
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        # ... and clients may ask as often as every ten seconds whether we are still here.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # What gRPC reads ahead of a stream is in no budget: by itself it would read whole messages.
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", _READ_AHEAD_BYTES),
-    ]
+def _run_limits(config: ServerConfig, training_bytes: int | None) -> RunLimits:
+    return RunLimits(
+        threads=config.threads,
+        checkpoint_interval_s=config.checkpoint_interval_s,
+        min_free_bytes=config.min_free_bytes,
+        max_run_s=config.max_training_s,
+        max_run_bytes=training_bytes,
+    )
+
+
+def _upload_limits(config: ServerConfig) -> Limits:
+    return Limits(
+        config.max_corpus_bytes,
+        config.upload_idle_s,
+        config.upload_min_rate,
+        config.upload_max_s or math.inf,
+        config.first_message_s,
+    )
+
+
+def _load(config: ServerConfig, warmup: Warmup) -> Load:
+    """Returns how much inference there may be at once; none before the kernels are ready."""
+    return Load(
+        calls=Admission(config.inference_limit, "generations and scorings", warmup.check),
+        sessions=Admission(config.session_limit, "texts being generated"),
+        streams=StreamPlaces(
+            config.stream_limit,
+            "streams to score",
+            config.stream_idle_s,
+            "open it again, with context or state for what came before",
+            check=warmup.check,
+        ),
+        learners=StreamPlaces(
+            config.learning_limit,
+            "learning streams",
+            config.stream_idle_s,
+            "what it learned and did not publish is lost: publish before a pause",
+            check=warmup.check,
+        ),
+    )
+
+
+def _inquiries(config: ServerConfig) -> Inquiries:
+    return Inquiries(
+        lists=Admission(config.list_limit, "lists"),
+        watchers=Admission(config.watch_limit, "calls that watch jobs"),
+        orders=Admission(config.watch_limit, "calls that bring or follow a job of theirs"),
+    )

@@ -1,7 +1,7 @@
-"""How far the server is with its kernels: what those are told who call before they are ready.
+"""`Warmup` compiles or loads every kernel at start and reports its progress.
 
-A first start compiles every kernel, in a minute or two. Meanwhile health says NOT_SERVING, jobs
-are queued with the reason, and calls that would need kernels are refused with it.
+A first start compiles for a minute or two. Meanwhile health says NOT_SERVING, jobs are queued with
+the reason, and calls that need kernels are refused with it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from treadle.server.errors import unavailable
 
 logger = logging.getLogger(__name__)
 
-_TELL_S = 5.0
-"""Seconds between two messages about how far it is."""
+_REPORT_S = 5.0
+"""Seconds between two progress reports."""
 
 
-class Warming:
+class Warmup:
     """Compiles or loads every kernel, once."""
 
     def __init__(self) -> None:
-        # A thread of its own, which an early end need not wait for.
+        # A thread of its own, for which an early end need not wait.
         self._thread = ThreadPoolExecutor(1, "warm")
         self.done = False
         """True once every kernel is ready."""
@@ -45,45 +45,45 @@ class Warming:
         return f"the server is compiling its kernels ({ready} of {total})"
 
     def check(self) -> None:
-        """Lets a call pass that needs kernels.
+        """Checks that a call that needs kernels can run.
 
         Raises:
             StatusError: UNAVAILABLE: they are not ready.
         """
         if not self.done:
-            raise unavailable(self.reason, _TELL_S)
+            raise unavailable(self.reason, _REPORT_S)
 
-    async def run(self, tell: Callable[[str], Awaitable[None]]) -> None:
-        """Makes every kernel ready, and says every few seconds how far it is.
+    async def run(self, report: Callable[[str], Awaitable[None]]) -> None:
+        """Makes every kernel ready, and reports its progress every few seconds.
 
         Args:
-            tell: Is given the reason for waiting each time.
+            report: Called with the reason for waiting each time.
         """
         began = time.monotonic()
         logger.info("loading the kernels; a first start compiles them, in a minute or two")
         work = asyncio.get_running_loop().run_in_executor(self._thread, warm)
-        while not (await asyncio.wait([work], timeout=_TELL_S))[0]:
+        while not (await asyncio.wait([work], timeout=_REPORT_S))[0]:
             logger.info("%s, %.0f s so far", self.reason, time.monotonic() - began)
-            await tell(self.reason)
+            await report(self.reason)
         await work
         self.done = True
         logger.info("the kernels are ready after %.1f s", time.monotonic() - began)
 
     def close(self) -> None:
-        """Lets go of the thread, which goes on to the end of what it compiles."""
+        """Abandons the thread, which ends after the kernel that it compiles."""
         self._thread.shutdown(wait=False)
 
 
 def warm_up() -> None:
-    """Compiles every kernel, and prints how far it is every few seconds."""
+    """Compiles every kernel, and prints its progress every few seconds."""
     began = time.monotonic()
     print(f"compiling kernels for {compiled_for()} into {kernel_folder()}", flush=True)
-    # A daemon: Ctrl-C in the main thread waits for no compiler.
+    # A daemon thread, so that Ctrl-C does not wait for the compiler.
     failed: list[BaseException] = []
     worker = threading.Thread(target=_warm, args=(failed,), daemon=True)
     worker.start()
     while True:
-        worker.join(_TELL_S)
+        worker.join(_REPORT_S)
         if not worker.is_alive():
             break
         ready, total = kernels_ready()

@@ -1,38 +1,39 @@
-"""The servicer: each method reads a request, asks a room of the server, and writes the reply.
+"""`SequenceService` is the gRPC servicer: each method hands a request to its handler.
 
-Errors are raised, not returned: `boundary.Interceptor` turns them into statuses.
+Errors are raised, not returned: `Interceptor` turns them into statuses.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from treadle.model import compiled_for
-from treadle.server.config import ServerConfig
-from treadle.server.inference.admission import Inquiries, Load
-from treadle.server.inference.generate import GenerateHandler
-from treadle.server.inference.learn import LearnHandler
-from treadle.server.inference.model_cache import ModelCache
-from treadle.server.inference.score import ScoreHandler
-from treadle.server.jobs.manager import JobManager
-from treadle.server.jobs.submission import Submission
 from treadle.server.messages import page_tokens, requests, responses
 from treadle.server.messages.page import Page
 from treadle.server.names import check_model_and_alias, check_reference
 from treadle.server.resources import pools
-from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.rpc.catalog import Catalog
-from treadle.server.rpc.interceptor import Context
-from treadle.server.storage.data_dir import Store
-from treadle.server.storage.schema import JobRow
-from treadle.server.warmup import Warming
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
-JobPlace = tuple[float, str]
-"""The place of a job in a list of jobs."""
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from treadle.server.config import ServerConfig
+    from treadle.server.inference.admission import Inquiries, Load
+    from treadle.server.inference.generate import GenerateHandler
+    from treadle.server.inference.learn import LearnHandler
+    from treadle.server.inference.model_cache import ModelCache
+    from treadle.server.inference.score import ScoreHandler
+    from treadle.server.jobs.manager import JobManager
+    from treadle.server.jobs.submission import Submission
+    from treadle.server.resources.memory_budget import MemoryBudget
+    from treadle.server.rpc.interceptor import Context
+    from treadle.server.storage.data_dir import Store
+    from treadle.server.storage.schema import JobRow
+    from treadle.server.warmup import Warmup
 
 _JOBS = 100
 """Jobs of a list that are read at once."""
@@ -47,15 +48,15 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         config: The server's settings.
         store: Models on disk.
         models: Models in memory.
-        intake: Takes orders to train.
-        jobs: Training.
-        generating: Generation.
-        scoring: Scoring and embedding.
-        learning: Learning from streams.
-        load: How many calls and sessions run.
-        inquiries: How many calls list and watch.
-        budget: How many bytes are kept for callers.
-        warming: How far the kernels are.
+        submission: Validates, stores and queues training jobs.
+        jobs: Training jobs.
+        generating: Handles Generate.
+        scoring: Handles Score, ScoreStream and Embed.
+        learning: Handles LearnStream.
+        load: Counts calls, generated texts and streams.
+        inquiries: Counts calls that list and watch.
+        budget: Counts the bytes that are kept for callers.
+        warmup: Says which kernels are ready.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         config: ServerConfig,
         store: Store,
         models: ModelCache,
-        intake: Submission,
+        submission: Submission,
         jobs: JobManager,
         generating: GenerateHandler,
         scoring: ScoreHandler,
@@ -71,12 +72,12 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         load: Load,
         inquiries: Inquiries,
         budget: MemoryBudget,
-        warming: Warming,
+        warmup: Warmup,
     ) -> None:
         self._config = config
         self._store = store
         self._models = models
-        self._intake = intake
+        self._submission = submission
         self._jobs = jobs
         self._generating = generating
         self._scoring = scoring
@@ -84,7 +85,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self._load = load
         self._inquiries = inquiries
         self._budget = budget
-        self._warming = warming
+        self._warmup = warmup
         self._catalog = Catalog(store, config.max_message_bytes)
         self._began = time.monotonic()
 
@@ -93,7 +94,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> AsyncIterator[pb.JobEvent]:
         """Takes the spec, then a place in the queue, then the corpus; follows the job."""
         with self._inquiries.orders.admit():
-            job = await self._intake.take(request_iterator)
+            job = await self._submission.take(request_iterator)
             async for event in self._jobs.book.watch(job):
                 yield event
 
@@ -236,7 +237,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
         """Describes the server."""
-        kernels_ready, kernels_total = self._warming.progress
+        kernels_ready, kernels_total = self._warmup.progress
         return pb.GetServerInfoResponse(
             version=version("treadle"),
             cpu_target=compiled_for(),
@@ -266,8 +267,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         )
 
     async def _fill(
-        self, page: Page[pb.Job], states: list[str], model: str, after: JobPlace | None
-    ) -> JobPlace | None:
+        self, page: Page[pb.Job], states: list[str], model: str, after: tuple[float, str] | None
+    ) -> tuple[float, str] | None:
         """Fills a page with jobs, the newest first, a few at a time.
 
         Returns:

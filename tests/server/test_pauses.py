@@ -7,7 +7,7 @@ import sys
 
 _PROGRAM = """
 import gc, sys
-from treadle.server.app import keep_pauses_short
+from treadle.server.process import keep_pauses_short
 before = len(gc.get_objects())
 keep_pauses_short()
 print(before, gc.get_freeze_count(), len(gc.get_objects()), sys.getswitchinterval())
