@@ -34,14 +34,14 @@ Start = Callable[..., Server]
 SLOW = """
 import sys, time
 from pathlib import Path
-from treadle.server import warming
+from treadle.server import warmup
 gate = Path(sys.argv.pop(1))
 def warm():
     while not gate.exists():
         time.sleep(0.02)
-warming.warm = warm
-warming.kernels_ready = lambda: (12, 99)
-warming._TELL_S = 0.05
+warmup.warm = warm
+warmup.kernels_ready = lambda: (12, 99)
+warmup._REPORT_S = 0.05
 from treadle.server.cli import main
 sys.exit(main())
 """
