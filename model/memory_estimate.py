@@ -35,16 +35,16 @@ def training_bytes(
     shape: Shape, rows: int, window: int, kind: OptimizerKind, drops: bool = False,
     accumulates: bool = False, drops_top: bool = False,
 ) -> int:  # fmt: skip
-    """Return what the arrays of a run take, in bytes, the corpus not counted.
+    """Returns what the arrays of a run take, in bytes, the corpus not counted.
 
     Args:
-        shape: the network's sizes.
-        rows: sequences in a batch.
-        window: steps of a batch.
-        kind: the optimizer, which keeps moments beside the parameters.
-        drops: whether units are dropped between layers.
-        accumulates: whether gradients of several batches are added up for a step.
-        drops_top: whether units are dropped before the output layer.
+        shape: The network's sizes.
+        rows: Sequences in a batch.
+        window: Steps of a batch.
+        kind: The optimizer, which keeps moments beside the parameters.
+        drops: Whether units are dropped between layers.
+        accumulates: Whether gradients of several batches are added up for a step.
+        drops_top: Whether units are dropped before the output layer.
     """
     H, L, G = shape.H, shape.L, shape.G
     dropping = H + (L - 1) * keep_bytes(H) / FLOAT_BYTES if drops and L > 1 else 0
@@ -69,12 +69,12 @@ def training_bytes(
 
 
 def corpus_bytes(items: int, vocabulary_size: int, tokens_in_memory: int = 0) -> int:
-    """Return what a corpus that was read takes, in bytes; measured.
+    """Returns what a corpus that was read takes, in bytes; measured.
 
     Args:
-        items: independent sequences in all its parts; 0 where it is one text.
-        vocabulary_size: tokens in the vocabulary.
-        tokens_in_memory: bytes of its tokens, where they are in no file.
+        items: Independent sequences in all its parts; 0 where it is one text.
+        vocabulary_size: Tokens in the vocabulary.
+        tokens_in_memory: Bytes of its tokens, where they are in no file.
     """
     return items * _ITEM_BYTES + vocabulary_size * _SYMBOL_BYTES + tokens_in_memory
 
@@ -82,17 +82,17 @@ def corpus_bytes(items: int, vocabulary_size: int, tokens_in_memory: int = 0) ->
 def check_memory(
     config: TrainConfig, vocabulary_size: int, limit_bytes: int, indexing: int = 0, corpus: int = 0
 ) -> None:
-    """Refuse a run that will not fit.
+    """Refuses a run that will not fit.
 
     Args:
-        config: the run's settings.
-        vocabulary_size: tokens in the vocabulary; 1 where it is not known yet.
-        limit_bytes: the most that its arrays may take.
-        indexing: bytes that its novelty index takes while it is made, at the end of the run.
-        corpus: bytes that its corpus takes; see `corpus_bytes`.
+        config: The run's settings.
+        vocabulary_size: Tokens in the vocabulary; 1 where it is not known yet.
+        limit_bytes: The most that its arrays may take.
+        indexing: Bytes that its novelty index takes while it is made, at the end of the run.
+        corpus: Bytes that its corpus takes; see `corpus_bytes`.
 
     Raises:
-        ConfigError: it takes more; names what to lower.
+        ConfigError: It takes more; names what to lower.
     """
     shape = Shape.of(config.network, vocabulary_size)
     data = config.data
@@ -134,7 +134,7 @@ def check_memory(
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process takes now, in bytes; 0 where the system does not tell."""
+    """Returns the memory that this process takes now, in bytes; 0 where it is not known."""
     try:
         pages = Path("/proc/self/statm").read_bytes().split()[1]
     except (OSError, IndexError):
@@ -143,14 +143,14 @@ def resident_bytes() -> int:
 
 
 def check_resident(taken: int, limit_bytes: int | None) -> None:
-    """End a run that has come to take more memory than it may.
+    """Ends a run that has come to take more memory than it may.
 
     Args:
-        taken: what `resident_bytes` returned.
-        limit_bytes: the most that the process may take; None: whatever there is.
+        taken: What `resident_bytes` returned.
+        limit_bytes: The most that the process may take; None: whatever there is.
 
     Raises:
-        TrainingError: it takes more; says how much, and what to lower.
+        TrainingError: It takes more; says how much, and what to lower.
     """
     if limit_bytes is not None and taken > limit_bytes:
         raise TrainingError(

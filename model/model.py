@@ -41,7 +41,7 @@ class Model:
         default_context: int = 0,
         novelty: NoveltyIndex | None = None,
     ) -> None:
-        """Combine the parts of a model.
+        """Combines the parts of a model.
 
         Args:
             network: The network's settings.
@@ -102,24 +102,24 @@ class Model:
         return self.trained.weights
 
     def beginning(self, state: SessionState | None = None) -> SessionState:
-        """Return the state that a text begins with; see `TrainedNetwork.beginning`."""
+        """Returns the state that a text begins with; see `TrainedNetwork.beginning`."""
         return self.trained.beginning(state)
 
     def state_bytes(self, state: SessionState, key: bytes = b"") -> bytes:
-        """Return a state as bytes; see `SessionState.to_bytes`."""
+        """Returns a state as bytes; see `SessionState.to_bytes`."""
         return self.trained.state_bytes(state, key)
 
     def read_state(self, data: bytes, key: bytes = b"") -> SessionState:
-        """Read a state that this model has made; see `TrainedNetwork.read_state`."""
+        """Reads a state that this model has made; see `TrainedNetwork.read_state`."""
         return self.trained.read_state(data, key)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
-        """Read a model file.
+        """Reads a model file.
 
         Raises:
-            LoadError: it is no model file of this format, or it is damaged.
-            OSError: it cannot be read.
+            LoadError: It is no model file of this format, or it is damaged.
+            OSError: It cannot be read.
         """
         header, named, novelty = model_file.read(path)
         shape = header.shape
@@ -133,14 +133,14 @@ class Model:
         )
 
     def save(self, path: str | os.PathLike[str], require: Require = anything) -> None:
-        """Write one safetensors file, by a temporary name beside it, synced and renamed.
+        """Writes one safetensors file, by a temporary name beside it, synced and renamed.
 
         Args:
-            path: where to; an existing file is replaced whole or not at all.
-            require: asked before bytes are written.
+            path: Where to; an existing file is replaced whole or not at all.
+            require: Asked before bytes are written.
 
         Raises:
-            OSError: the disk failed or is full, or `require` refused.
+            OSError: The disk failed or is full, or `require` refused.
         """
         header = model_file.ModelHeader(
             self.network, self.tokenizer, self.training, self.default_context
@@ -157,23 +157,23 @@ class Model:
         output: OutputOptions = TOKENS,
         **settings: Any,
     ) -> Iterator[Piece]:
-        """Generate text piece by piece.
+        """Generates text piece by piece.
 
         Args:
-            prompt: the text to go on from; empty: a new item, or a new line of text.
-            sampling: how to draw and when to stop; None: the defaults.
-            state: what came before the prompt; None: nothing.
-            index: which of the texts of a seed: each is drawn on its own.
+            prompt: The text to go on from; empty: a new item, or a new line of text.
+            sampling: How to draw and when to stop; None: the defaults.
+            state: What came before the prompt; None: nothing.
+            index: Which of the texts of a seed: each is drawn on its own.
             output: What to report in addition to the text.
-            **settings: fields of `SamplingConfig` that win over `sampling`.
+            **settings: Fields of `SamplingConfig` that win over `sampling`.
 
         Returns:
             An iterator of pieces, one short kernel call each; it may be dropped at any time.
             While a long prompt is read, pieces are empty.
 
         Raises:
-            ConfigError: a setting is out of its range.
-            UnknownSymbolError: the prompt has a symbol that the vocabulary lacks.
+            ConfigError: A setting is out of its range.
+            UnknownSymbolError: The prompt has a symbol that the vocabulary lacks.
         """
         if "wanted" in settings:
             warn("the argument wanted is now called output", DeprecationWarning, stacklevel=2)
@@ -187,7 +187,7 @@ class Model:
     def generate(
         self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any
     ) -> str:
-        """Generate text; arguments and errors as for `stream`."""
+        """Generates text; arguments and errors as for `stream`."""
         return "".join(piece.text for piece in self.stream(prompt, sampling, **settings))
 
     def score(
@@ -199,19 +199,19 @@ class Model:
         details: Details = PLAIN,
         state: SessionState | None = None,
     ) -> TextScore:
-        """Score a text: the log-probability of each of its tokens.
+        """Scores a text: the log-probability of each of its tokens.
 
         Args:
-            text: what to score. Layout LINES: one item; its end is scored as well.
-            context: what it follows; read, not scored. Without one, layout TEXT cannot score
+            text: What to score. Layout LINES: one item; its end is scored as well.
+            context: What it follows; read, not scored. Without one, layout TEXT cannot score
                 the first token.
-            unknown_policy: what to do with unknown symbols; None: the model's own policy.
-            details: what is wanted beside log-probabilities.
-            state: what the context, or the text, follows; None: a new item or text.
+            unknown_policy: What to do with unknown symbols; None: the model's own policy.
+            details: What is wanted beside log-probabilities.
+            state: What the context, or the text, follows; None: a new item or text.
 
         Raises:
-            UnknownSymbolError: a symbol is not in the vocabulary.
-            ConfigError: the policy needs an unknown token and the model has none.
+            UnknownSymbolError: A symbol is not in the vocabulary.
+            ConfigError: The policy needs an unknown token and the model has none.
         """
         *_, score = self.scoring(text, context, unknown_policy, details=details, state=state)
         assert score is not None
@@ -226,7 +226,7 @@ class Model:
         details: Details = PLAIN,
         state: SessionState | None = None,
     ) -> Iterator[TextScore | None]:
-        """Score a text in short steps, so that a long one can be dropped or take turns.
+        """Scores a text in short steps, so that a long one can be dropped or take turns.
 
         Arguments and errors are those of `score`.
 

@@ -65,7 +65,7 @@ class ModelHeader:
         return Shape.of(self.network, self.tokenizer.vocabulary_size)
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the header as safetensors metadata."""
+        """Returns the header as safetensors metadata."""
         content = {
             "format": FORMAT,
             "network": self.network.to_json(),
@@ -77,10 +77,10 @@ class ModelHeader:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelHeader:
-        """Read safetensors metadata.
+        """Reads safetensors metadata.
 
         Raises:
-            LoadError: it is not that of a Treadle model, or of another format.
+            LoadError: It is not that of a Treadle model, or of another format.
         """
         if "treadle" not in metadata:
             raise LoadError(
@@ -110,7 +110,7 @@ class ModelHeader:
 
 
 def _plain(content: Any, text: str) -> Any:
-    """Return what was read of a header, if all of its texts are such as can be written again.
+    """Returns what was read of a header, if all of its texts are such as can be written again.
 
     Raises:
         ValueError: One holds half of a surrogate pair, which only an escape can say.
@@ -127,14 +127,14 @@ def write(
     novelty: NoveltyIndex | None = None,
     require: Require = anything,
 ) -> None:
-    """Write a model file, whole or not at all.
+    """Writes a model file, whole or not at all.
 
     Args:
-        path: where to; an existing file is replaced.
-        header: everything but the tensors.
-        named: the parameters under the names of `Shape.named`.
-        novelty: the index of what the model was trained on; None without one.
-        require: asked before bytes are written.
+        path: Where to; an existing file is replaced.
+        header: Everything but the tensors.
+        named: The parameters under the names of `Shape.named`.
+        novelty: The index of what the model was trained on; None without one.
+        require: Asked before bytes are written.
     """
     network = header.network
     tensors: dict[str, npt.NDArray[Any]] = {**to_torch(named, network.cell, network.layers)}
@@ -144,10 +144,10 @@ def write(
 
 
 def check_vocabulary(tokenizer: Tokenizer) -> None:
-    """Refuse a vocabulary that no file could hold, before anything is trained with it.
+    """Refuses a vocabulary that no file could hold, before anything is trained with it.
 
     Raises:
-        CorpusError: its symbols are too many or too long together.
+        CorpusError: Its symbols are too many or too long together.
     """
     size = len(json.dumps(tokenizer.to_json()))  # escaped: no less than what is written
     if size > _VOCABULARY_LIMIT:
@@ -158,11 +158,11 @@ def check_vocabulary(tokenizer: Tokenizer) -> None:
 
 
 def read_header(path: str | os.PathLike[str]) -> ModelHeader:
-    """Read what a model file says of itself, without its tensors.
+    """Reads what a model file says of itself, without its tensors.
 
     Raises:
-        LoadError: it is no model file of this format, or it is damaged.
-        OSError: it cannot be read.
+        LoadError: It is no model file of this format, or it is damaged.
+        OSError: It cannot be read.
     """
     with open_tensors(path) as file:
         return _header(file)
@@ -176,15 +176,15 @@ def _header(file: Any) -> ModelHeader:
 def read(
     path: str | os.PathLike[str],
 ) -> tuple[ModelHeader, dict[str, Array], NoveltyIndex | None]:
-    """Read a model file.
+    """Reads a model file.
 
     Returns:
         The header, the parameters under the names of `Shape.named`, and the novelty index, if
         there is one.
 
     Raises:
-        LoadError: it is no model file of this format, or it is damaged.
-        OSError: it cannot be read.
+        LoadError: It is no model file of this format, or it is damaged.
+        OSError: It cannot be read.
     """
     with open_tensors(path) as file:
         header = _header(file)

@@ -18,22 +18,22 @@ from treadle.model.tokenizers.base import Tokenizer
 def import_state_dict(
     state_dict: Mapping[str, Any], tokenizer: Tokenizer, tied_weights: bool = False
 ) -> Model:
-    """Make a model of the weights of a PyTorch module (docs/pytorch.md shows which).
+    """Makes a model of the weights of a PyTorch module (docs/pytorch.md shows which).
 
     Cell, layers and sizes are told from names and shapes. To read a file, use
     `safetensors.numpy.load_file`; nothing here unpickles.
 
     Args:
-        state_dict: tensor by name; anything that `numpy.asarray` reads, detached and on the CPU.
-        tokenizer: how the network read text; its tokens must have the network's ids.
-        tied_weights: whether the output layer's weights are the embedding's, and stay so where
+        state_dict: Tensor by name; anything that `numpy.asarray` reads, detached and on the CPU.
+        tokenizer: How the network read text; its tokens must have the network's ids.
+        tied_weights: Whether the output layer's weights are the embedding's, and stay so where
             the model is trained on; False keeps two arrays, equal or not.
 
     Returns:
         The model, without a training record.
 
     Raises:
-        LoadError: names or shapes are not those of such a module, a number is not finite,
+        LoadError: Names or shapes are not those of such a module, a number is not finite,
             the network is larger than Treadle's are, the vocabulary has another size than the
             output layer, or weights that are to be tied are not equal.
     """

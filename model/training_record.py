@@ -53,13 +53,13 @@ class TrainingRecord:
     """Tokens that test_loss is the mean of; 0 without one, or where that is not known."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as plain JSON values."""
+        """Returns the record as plain JSON values."""
         loss = self.train_loss if math.isfinite(self.train_loss) else None  # JSON has no NaN
         return {**asdict(self), "config": self.config.to_json(), "train_loss": loss}
 
     @classmethod
     def from_json(cls, data: object) -> TrainingRecord:
-        """Build a record from what `to_json` returned.
+        """Builds a record from what `to_json` returned.
 
         Raises:
             LoadError: `data` is not that.
@@ -95,7 +95,7 @@ class TrainingRecord:
 
 
 def exploded(loss: float, V: int) -> tuple[str, ...]:
-    """Say that a run's last loss is far above that of guessing among V tokens, if it is."""
+    """Says that a run's last loss is far above that of guessing among V tokens, if it is."""
     guessing = math.log(max(V, 2))
     if not loss > EXPLODED * guessing:
         return ()
@@ -110,7 +110,7 @@ def _float(value: Any) -> float | None:
 
 
 def _count(data: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    """Return a field that counts something.
+    """Returns a field that counts something.
 
     Raises:
         KeyError: It is missing, and there is no default.

@@ -36,7 +36,7 @@ _UNFINISHED_S = 2 * 86_400.0
 
 
 def warm() -> None:
-    """Train, score and generate with tiny models, so that every kernel is compiled and loaded."""
+    """Trains, score and generate with tiny models, so that every kernel is compiled and loaded."""
     config = TrainConfig(
         data=DataConfig(validation_fraction=0.4, novelty_index=True),
         network=NetworkConfig(hidden_size=2, layers=2, embedding_size=2),
@@ -58,7 +58,7 @@ def warm() -> None:
 
 
 def _warm_inference(model: Model) -> None:
-    """Generate and score in every way that has kernels of its own."""
+    """Generates and score in every way that has kernels of its own."""
     told: dict[str, Any] = {"ranks": True, "top_log_probabilities": 2, "max_new_tokens": 2}
     changed: dict[str, Any] = {"repetition_penalty": 2, "min_p": 0.1, "typical_p": 0.5}
     model.generate("warm", top_p=0.5, **told, **changed, forced_tokens=(0,))
@@ -69,12 +69,12 @@ def _warm_inference(model: Model) -> None:
 
 
 def compiled_for() -> str:
-    """Return the processor that kernels are compiled for, in LLVM's naming."""
+    """Returns the processor that kernels are compiled for, in LLVM's naming."""
     return TARGET.name
 
 
 def kernels_ready() -> tuple[int, int]:
-    """Return how many kernels are compiled so far, and how many there are.
+    """Returns how many kernels are compiled so far, and how many there are.
 
     Where they are loaded from the disk cache, those are counted that are called from Python.
     """
@@ -83,17 +83,17 @@ def kernels_ready() -> tuple[int, int]:
 
 
 def kernel_folder() -> str:
-    """Return the folder of compiled kernels; empty where none are compiled."""
+    """Returns the folder of compiled kernels; empty where none are compiled."""
     return str(policy.config.CACHE_DIR or "")  # type: ignore[attr-defined]
 
 
 def temporary_kernels() -> str:
-    """Return why compiled kernels are kept only until this process ends; empty where they stay."""
+    """Returns why compiled kernels are kept only until this process ends; empty where they stay."""
     return TEMPORARY_CACHE
 
 
 def drop_temporary_kernels() -> None:
-    """Remove compiled kernels that are not to outlive this process; nothing may be compiled then.
+    """Removes compiled kernels that are not to outlive this process; nothing may be compiled then.
 
     The end of the process does so by itself, but for `os._exit`.
     """
@@ -101,13 +101,13 @@ def drop_temporary_kernels() -> None:
 
 
 def sweep_temporary_kernels() -> int:
-    """Remove compiled kernels that processes left which were killed; return how many folders.
+    """Removes compiled kernels that processes left which were killed; return how many folders.
 
     These are temporary folders whose process has ended, and files of the folder of this process
     that have not been whole for days.
 
     Raises:
-        OSError: the disk failed.
+        OSError: The disk failed.
     """
     count = 0
     parent = Path(tempfile.gettempdir())

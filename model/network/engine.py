@@ -54,7 +54,7 @@ def never() -> bool:
 
 
 def rows_of_table(V: int, tokens: int) -> int:
-    """Return the rows of the folded input for batches of so many tokens.
+    """Returns the rows of the folded input for batches of so many tokens.
 
     A small vocabulary is folded whole: to find out which tokens a batch has would take longer.
     """
@@ -103,18 +103,18 @@ class Engine:
         dropout: float = 0.0, seed: int = 0, precision: Precision = Precision.FP32,
         output_dropout: float = 0.0, packed: structs.Weights | None = None,
     ) -> None:  # fmt: skip
-        """Allocate everything that a run needs.
+        """Allocates everything that a run needs.
 
         Args:
-            parameters: read at every batch; change them in place.
-            rows: sequences in a batch, B.
-            window: the most steps of a batch, T.
-            pool: takes the shards.
-            dropout: share of the units dropped between layers, 0 up to and without 1.
-            seed: decides, with a batch's step, which they are.
-            precision: what the passes multiply; see `precision.check_precision`.
-            output_dropout: share of the last layer's units dropped before the output layer.
-            packed: the same parameters packed for inference; every batch packs them anew in the
+            parameters: Read at every batch; change them in place.
+            rows: Sequences in a batch, B.
+            window: The most steps of a batch, T.
+            pool: Takes the shards.
+            dropout: Share of the units dropped between layers, 0 up to and without 1.
+            seed: Decides, with a batch's step, which they are.
+            precision: What the passes multiply; see `precision.check_precision`.
+            output_dropout: Share of the last layer's units dropped before the output layer.
+            packed: The same parameters packed for inference; every batch packs them anew in the
                 same place, which spares a copy of them. Only with float32 products.
         """
         pairs = precision is Precision.BF16
@@ -151,7 +151,7 @@ class Engine:
         self._block = allocate_row_block(self.shape.E, self.shape.G) if pairs else block
 
     def _fold(self, tokens: Ints) -> tuple[Ints, Ints]:
-        """Pack the weights for a batch; return the table's tokens and the batch in their terms."""
+        """Packs the weights for a batch; return the table's tokens and the batch in their terms."""
         used, folded = self._all, tokens
         if self._weights.table.shape[0] < self.shape.V:
             used, inverse = np.unique(tokens, return_inverse=True)
@@ -170,13 +170,13 @@ class Engine:
     def loss_and_gradient(
         self, tokens: Ints, targets: Ints, fresh: Bools, step: int = 0
     ) -> tuple[float, int]:
-        """Run a batch forward and backward; `self.gradient` then holds the mean loss's gradient.
+        """Runs a batch forward and backward; `self.gradient` then holds the mean loss's gradient.
 
         Args:
             tokens: (T, B).
             targets: (T, B), below 0 where nothing is to be learned.
             fresh: (B,), rows that begin from zeros instead of where the last batch ended.
-            step: optimizer steps done before; with the seed it decides which units are dropped.
+            step: Optimizer steps done before; with the seed it decides which units are dropped.
 
         Returns:
             The sum of -log p(target) in nats, and the number of targets counted.
@@ -211,7 +211,7 @@ class Engine:
         return loss, count
 
     def carried(self) -> tuple[Array, Array]:
-        """Return copies of the states that the next batch goes on from, hs and cs, (L, B, H)."""
+        """Returns copies of the states that the next batch goes on from, hs and cs, (L, B, H)."""
         states = [shard.state for shard in self._shards]
         return (
             np.concatenate([state.h for state in states], axis=1),
@@ -219,13 +219,13 @@ class Engine:
         )
 
     def carry(self, hs: Array, cs: Array) -> None:
-        """Let the next batch go on from what `carried` returned, (L, B, H) both."""
+        """Lets the next batch go on from what `carried` returned, (L, B, H) both."""
         for shard in self._shards:
             shard.state.h[...] = hs[:, shard.rows]
             shard.state.c[...] = cs[:, shard.rows]
 
     def _unfold(self, used: Ints) -> None:
-        """Turn the table's gradient into those of what it is made of."""
+        """Turns the table's gradient into those of what it is made of."""
         stacks, first, out = self.parameters.stacks, self._shards[0], self.gradient.stacks
 
         def unfold(weights: bool) -> None:
@@ -237,7 +237,7 @@ class Engine:
         self.pool.map(unfold, (True, False))
 
     def _add_shards(self) -> None:
-        """Add every shard's gradient to the first one's, in order."""
+        """Adds every shard's gradient to the first one's, in order."""
         first, others = self._shards[0], self._shards[1:]
 
         def add_own(part: slice) -> None:

@@ -45,17 +45,17 @@ class RecurrentLayer:
     """
 
     def __init__(self, cell: Cell | str, input_size: int, hidden_size: int, seed: int = 0) -> None:
-        """Make a layer with small random weights, uniform in +-1/sqrt(H) as PyTorch's.
+        """Makes a layer with small random weights, uniform in +-1/sqrt(H) as PyTorch's.
 
         Args:
             cell: "rnn", "gru" or "lstm".
-            input_size: length of an input vector, D, 1 to 65,536.
-            hidden_size: hidden units, H, 1 to 65,536.
+            input_size: Length of an input vector, D, 1 to 65,536.
+            hidden_size: Hidden units, H, 1 to 65,536.
             seed: 64 bits; the same seed gives the same weights, bit for bit. Layers that are
                 stacked want seeds of their own.
 
         Raises:
-            ConfigError: an argument is out of its range.
+            ConfigError: An argument is out of its range.
         """
         self.cell = member(Cell, cell, "cell")
         self.input_size = _whole(input_size, "input_size", 1, _LARGEST)
@@ -87,20 +87,20 @@ class RecurrentLayer:
         h0: npt.NDArray[np.float32] | None = None,
         c0: npt.NDArray[np.float32] | None = None,
     ) -> tuple[Array, Array | None]:
-        """Run the layer over a sequence.
+        """Runs the layer over a sequence.
 
         Args:
-            xs: inputs, (T, B, D), float32, T and B at least 1. Not to be changed before
+            xs: Inputs, (T, B, D), float32, T and B at least 1. Not to be changed before
                 `backward`, which reads it again.
-            h0: initial hidden state, (B, H), float32; None for zeros.
-            c0: initial cell state of an LSTM, alike.
+            h0: Initial hidden state, (B, H), float32; None for zeros.
+            c0: Initial cell state of an LSTM, alike.
 
         Returns:
             hs, (T+1, B, H), row 0 the initial state, and of an LSTM cs, alike; else None. They are
             read-only, and stay as they are when the layer runs again.
 
         Raises:
-            LayerError: an argument has another shape or type, or c0 is given and there are no
+            LayerError: An argument has another shape or type, or c0 is given and there are no
                 cell states.
         """
         D, H = self.input_size, self.hidden_size
@@ -145,9 +145,9 @@ class RecurrentLayer:
         The weights must be those of the forward pass still: change them afterwards.
 
         Args:
-            dhs: gradient of hs[1:], (T, B, H), float32. One of the final hidden state, if there is
+            dhs: Gradient of hs[1:], (T, B, H), float32. One of the final hidden state, if there is
                 one, is added to dhs[-1].
-            dcT: gradient of the LSTM's final cell state, (B, H), float32; None for zero.
+            dcT: Gradient of the LSTM's final cell state, (B, H), float32; None for zero.
 
         Returns:
             dxs, (T, B, D), the gradient of xs; and the gradients by name: those of `parameters`
@@ -155,7 +155,7 @@ class RecurrentLayer:
             "c0" (B, H).
 
         Raises:
-            LayerError: there is no forward pass to go back from, or an argument has another
+            LayerError: There is no forward pass to go back from, or an argument has another
                 shape or type.
         """
         if not self._tapes:
@@ -216,7 +216,7 @@ def _whole(value: object, field: str, low: int, high: int) -> int:
 
 
 def _checked(array: object, name: str, shape: tuple[int | None, ...]) -> Array:
-    """Return an array as kernels want it, C-contiguous; None in `shape` stands for 1 or more."""
+    """Returns an array as kernels want it, C-contiguous; None in `shape` stands for 1 or more."""
     wanted = "(" + ", ".join("*" if size is None else str(size) for size in shape) + ")"
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__

@@ -15,7 +15,7 @@ MOMENTS = {OptimizerKind.SGD: 0, OptimizerKind.ADAGRAD: 1, OptimizerKind.ADAM: 2
 
 
 def scorer_bytes(shape: Shape) -> int:
-    """Return what a scorer of one sequence takes beside the model, in bytes."""
+    """Returns what a scorer of one sequence takes beside the model, in bytes."""
     return FLOAT_BYTES * (WINDOW * (step_floats(shape) + shape.V) + 4 * shape.L * shape.H)
 
 

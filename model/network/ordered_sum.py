@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 
 def in_order(values: Iterable[float], start: float = 0.0) -> float:
-    """Add up from left to right in float64.
+    """Adds up from left to right in float64.
 
     NumPy's sum is pairwise and Python's compensates since 3.12; this one may be cut anywhere, the
     sum so far being the next part's `start`, and so a stream adds up to what the whole does.
 
     Args:
-        values: what to add.
-        start: the sum so far.
+        values: What to add.
+        start: The sum so far.
     """
     total = start
     for value in values:

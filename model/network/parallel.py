@@ -39,7 +39,7 @@ class _Job(Generic[Item, Result]):
         self._errors: dict[int, BaseException] = {}
 
     def take(self) -> None:
-        """Work on items until all are taken."""
+        """Works on items until all are taken."""
         while (number := next(self._numbers)) < len(self._items):
             try:
                 self._results[number] = self._work(self._items[number])
@@ -51,7 +51,7 @@ class _Job(Generic[Item, Result]):
                     self._done.release()
 
     def results(self) -> list[Result]:
-        """Wait for all items; the results in order, or the first item's error."""
+        """Waits for all items; the results in order, or the first item's error."""
         self._done.acquire()
         if self._errors:
             raise self._errors[min(self._errors)]
@@ -74,10 +74,10 @@ class Pool:
     """Threads that take items of work beside the caller; close it, or drop it, to end them."""
 
     def __init__(self, threads: int) -> None:
-        """Start a pool.
+        """Starts a pool.
 
         Args:
-            threads: how many items run at once, the caller's own among them, at least 1.
+            threads: How many items run at once, the caller's own among them, at least 1.
         """
         self._jobs: SimpleQueue[_Job[Any, Any] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -90,10 +90,10 @@ class Pool:
         return len(self._threads) + 1
 
     def resize(self, threads: int) -> None:
-        """Go on with another number of threads.
+        """Goes on with another number of threads.
 
         Args:
-            threads: as for a new pool. No `map` may be under way.
+            threads: As for a new pool. No `map` may be under way.
         """
         self._stop()
         self._start(threads - 1)
@@ -113,10 +113,10 @@ class Pool:
         self._threads.clear()  # the same list, which the finalizer has as well
 
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """Return work(item) of every item, in order.
+        """Returns work(item) of every item, in order.
 
         Raises:
-            BaseException: what work raised for the first item that it failed for; other items may
+            BaseException: What work raised for the first item that it failed for; other items may
                 or may not have been worked on.
         """
         listed = list(items)
@@ -129,10 +129,10 @@ class Pool:
         return job.results()
 
     def close(self) -> None:
-        """End the threads, once they have done what they are at."""
+        """Ends the threads, once they have done what they are at."""
         self._stop()
 
 
 def parts(size: int) -> list[slice]:
-    """Return the parts of a flat buffer that threads take; no bit depends on where they end."""
+    """Returns the parts of a flat buffer that threads take; no bit depends on where they end."""
     return [slice(i, min(size, i + PART)) for i in range(0, size, PART)]

@@ -28,7 +28,7 @@ FIRST_STREAM = 16
 
 
 def flat_views(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Cut views of the given shapes from a flat buffer, each beginning on a cache line."""
+    """Cuts views of the given shapes from a flat buffer, each beginning on a cache line."""
     views, position = {}, 0
     for name, shape in shapes.items():
         size = math.prod(shape)
@@ -38,7 +38,7 @@ def flat_views(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
 
 
 def flat_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many floats `flat_views` needs."""
+    """Returns how many floats `flat_views` needs."""
     return sum(-(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT for shape in shapes.values())
 
 
@@ -46,10 +46,10 @@ class Parameters:
     """All numbers of one network, or one of the buffers beside them (gradients, moments)."""
 
     def __init__(self, shape: Shape) -> None:
-        """Make room for a network's numbers, all 0.
+        """Makes room for a network's numbers, all 0.
 
         Args:
-            shape: the network's sizes.
+            shape: The network's sizes.
         """
         self.shape = shape
         self.flat: Array = np.zeros(flat_size(shape.stacks), np.float32)
@@ -57,14 +57,14 @@ class Parameters:
 
     @classmethod
     def initial(cls, shape: Shape, seed: int) -> Parameters:
-        """Draw small random parameters, as PyTorch does by default.
+        """Draws small random parameters, as PyTorch does by default.
 
         Weights and biases are uniform in +-1/sqrt(H); embeddings have unit variance, uniform
         rather than normal so that no library's logarithm decides on their bits. One that is the
         output weights, too, begins as those do: logits would be large from the start otherwise.
 
         Args:
-            shape: the network's sizes.
+            shape: The network's sizes.
             seed: 64 bits; the same seed gives the same bits everywhere.
         """
         parameters = cls(shape)
@@ -78,7 +78,7 @@ class Parameters:
         return parameters
 
     def named(self) -> dict[str, Array]:
-        """Return views under the names `embedding`, `Wx0`, `Wh0`, `b0`, ..., `Wy`, `by`."""
+        """Returns views under the names `embedding`, `Wx0`, `Wh0`, `b0`, ..., `Wy`, `by`."""
         views = {}
         for name in self.shape.named:
             if name in ("embedding", "Wx0", "Wy", "by"):
@@ -90,15 +90,15 @@ class Parameters:
 
     @classmethod
     def from_named(cls, shape: Shape, arrays: Named) -> Parameters:
-        """Copy arrays under their names into one buffer.
+        """Copies arrays under their names into one buffer.
 
         Args:
-            shape: the network's sizes.
-            arrays: one array a name of `shape.named`, in its shape. Of tied weights `Wy` may be
+            shape: The network's sizes.
+            arrays: One array a name of `shape.named`, in its shape. Of tied weights `Wy` may be
                 there, too, and must then be the embedding's transpose.
 
         Raises:
-            LoadError: a name is missing or unknown, a shape is another, or tied weights
+            LoadError: A name is missing or unknown, a shape is another, or tied weights
                 differ.
         """
         arrays = _without_tied(arrays) if shape.tied else arrays
@@ -115,7 +115,7 @@ class Parameters:
 
 
 def _without_tied(arrays: Named) -> Named:
-    """Leave out the output weights, which have to be the embedding's transpose bit for bit."""
+    """Leaves out the output weights, which have to be the embedding's transpose bit for bit."""
     if "Wy" not in arrays or "embedding" not in arrays:
         return arrays
     ours, theirs = arrays["embedding"], arrays["Wy"].T

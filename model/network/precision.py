@@ -9,15 +9,15 @@ from treadle.model.errors import ConfigError
 
 
 def check_precision(config: TrainConfig) -> None:
-    """Refuse a run whose products cannot be compiled here.
+    """Refuses a run whose products cannot be compiled here.
 
     Only training asks: what was trained with BF16 is an ordinary model, at home everywhere.
 
     Args:
-        config: the run's settings.
+        config: The run's settings.
 
     Raises:
-        ConfigError: this processor, or the one that kernels are compiled for, lacks what BF16
+        ConfigError: This processor, or the one that kernels are compiled for, lacks what BF16
             needs; says what is missing and what to do.
     """
     if config.optimizer.precision is Precision.BF16 and BF16_MISSING:

@@ -23,19 +23,19 @@ WINDOW = 64
 def read_tokens(
     shape: Shape, weights: structs.Weights, state: SessionState, tokens: Ints
 ) -> Iterator[SessionState]:
-    """Read tokens after a state.
+    """Reads tokens after a state.
 
     Args:
-        shape: the network's sizes.
-        weights: packed for inference.
-        state: where they begin; not changed.
+        shape: The network's sizes.
+        weights: Packed for inference.
+        state: Where they begin; not changed.
         tokens: (N,), of which the last is left to be read by whoever goes on.
 
     Yields:
         The state after each window of them, the last of which is the one after all.
 
     Raises:
-        TokenError: a token is not in the vocabulary.
+        TokenError: A token is not in the vocabulary.
     """
     pending = np.array([state.token] if state.token >= 0 else [], np.int32)
     sequence = np.concatenate((pending, tokens))

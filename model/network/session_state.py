@@ -71,22 +71,22 @@ class SessionState:
 
     @classmethod
     def fresh(cls, shape: Shape, token: int = -1) -> SessionState:
-        """Return the state before anything was read.
+        """Returns the state before anything was read.
 
         Args:
-            shape: the network's sizes.
-            token: the token that text begins after; -1 for none.
+            shape: The network's sizes.
+            token: The token that text begins after; -1 for none.
         """
         zeros = np.zeros((shape.L, shape.H), np.float32)
         return cls(zeros, zeros, token)
 
     def to_bytes(self, shape: Shape, content_hash: bytes, key: bytes = b"") -> bytes:
-        """Return the state as bytes.
+        """Returns the state as bytes.
 
         Args:
-            shape: the network's sizes.
-            content_hash: the model's; see `Model.content_hash`.
-            key: authenticates the state; empty: whoever can read this page can make one.
+            shape: The network's sizes.
+            content_hash: The model's; see `Model.content_hash`.
+            key: Authenticates the state; empty: whoever can read this page can make one.
         """
         held = self.held.ljust(_HELD_BYTES, b"\0")
         head = _HEAD.pack(
@@ -104,18 +104,18 @@ class SessionState:
     def from_bytes(
         cls, data: bytes, shape: Shape, content_hash: bytes, key: bytes = b""
     ) -> SessionState:
-        """Read what `to_bytes` returned.
+        """Reads what `to_bytes` returned.
 
         Args:
-            data: the bytes.
-            shape: the network's sizes.
-            content_hash: of the model that is to go on.
-            key: that of `to_bytes`.
+            data: The bytes.
+            shape: The network's sizes.
+            content_hash: Of the model that is to go on.
+            key: That of `to_bytes`.
 
         Raises:
-            StateError: the bytes are damaged, or were made without this key, or hold what no model
+            StateError: The bytes are damaged, or were made without this key, or hold what no model
                 makes.
-            ForeignStateError: another model made them.
+            ForeignStateError: Another model made them.
         """
         body, tag = data[:-_TAG_BYTES], data[-_TAG_BYTES:]
         if not hmac.compare_digest(tag, _tag(body, key)) or len(body) < _HEAD.size:

@@ -39,10 +39,10 @@ class Shape:
 
     @classmethod
     def of(cls, network: NetworkConfig, vocabulary_size: int) -> Shape:
-        """Return the sizes that a config means for a vocabulary.
+        """Returns the sizes that a config means for a vocabulary.
 
         Raises:
-            ConfigError: see `check_network`.
+            ConfigError: See `check_network`.
         """
         check_network(network)
         return cls(
@@ -91,13 +91,13 @@ class Shape:
 
 
 def check_network(config: NetworkConfig) -> None:
-    """Refuse settings of a network that contradict one another.
+    """Refuses settings of a network that contradict one another.
 
     Args:
-        config: the network's settings.
+        config: The network's settings.
 
     Raises:
-        ConfigError: weights are to be tied, and embedding and hidden states differ in size.
+        ConfigError: Weights are to be tied, and embedding and hidden states differ in size.
     """
     if config.tied_weights and config.embedding_size != config.hidden_size:
         raise ConfigError(

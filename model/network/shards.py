@@ -13,14 +13,14 @@ SHARD_ROWS = 16
 
 
 def shard_slices(rows: int) -> list[slice]:
-    """Return the rows of every shard of a batch."""
+    """Returns the rows of every shard of a batch."""
     return [slice(i, min(rows, i + SHARD_ROWS)) for i in range(0, rows, SHARD_ROWS)]
 
 
 def cut_rows(
     rows: slice, tokens: Ints, targets: Ints, fresh: Bools
 ) -> tuple[Ints, Ints, Bools]:  # fmt: skip
-    """Return a shard's part of a batch, contiguous as kernels want it."""
+    """Returns a shard's part of a batch, contiguous as kernels want it."""
     return (
         np.ascontiguousarray(tokens[:, rows]),
         np.ascontiguousarray(targets[:, rows]),

@@ -42,7 +42,7 @@ class TrainedNetwork:
         default_context: int = 0,
         packed: structs.Weights | None = None,
     ) -> None:
-        """Combine the parts of a network.
+        """Combines the parts of a network.
 
         Args:
             config: The network's settings.
@@ -97,7 +97,7 @@ class TrainedNetwork:
         return self._hash
 
     def beginning(self, state: SessionState | None = None) -> SessionState:
-        """Return the state that a text begins with: the given one, or that of a new item or text.
+        """Returns the state that a text begins with: the given one, or that of a new item or text.
 
         A new text of layout TEXT begins with no token at all (-1): a prompt's first token is
         then read as it is.
@@ -106,11 +106,11 @@ class TrainedNetwork:
         return state or SessionState.fresh(self.shape, begin)
 
     def state_bytes(self, state: SessionState, key: bytes = b"") -> bytes:
-        """Return a state as bytes; see `SessionState.to_bytes`."""
+        """Returns a state as bytes; see `SessionState.to_bytes`."""
         return state.to_bytes(self.shape, self.content_hash, key)
 
     def read_state(self, data: bytes, key: bytes = b"") -> SessionState:
-        """Read a state that this network has made; see `SessionState.from_bytes`.
+        """Reads a state that this network has made; see `SessionState.from_bytes`.
 
         Args:
             data: The state's bytes.
@@ -135,7 +135,7 @@ class TrainedNetwork:
 
 
 def default_context(tokenizer: Tokenizer, fallback: int) -> int:
-    """Return the token that a text follows by default: an item's begin, else a line's end.
+    """Returns the token that a text follows by default: an item's begin, else a line's end.
 
     Args:
         tokenizer: The model's tokenizer.

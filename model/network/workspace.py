@@ -27,7 +27,7 @@ TABLE_LIMIT = 1 << 24
 
 
 def _panels(*shape: int, pairs: bool = False) -> Any:
-    """Return room for matrices (..., K, N) packed in panels, of float32 numbers or of pairs."""
+    """Returns room for matrices (..., K, N) packed in panels, of float32 numbers or of pairs."""
     *stack, K, N = shape
     rows, kind = (pair_count(K), np.uint32) if pairs else (K, np.float32)
     return np.zeros((*stack, panel_count(N), rows, PANEL), kind)
@@ -36,13 +36,13 @@ def _panels(*shape: int, pairs: bool = False) -> Any:
 def allocate_weights(
     shape: Shape, table_rows: int, backward: bool, pairs: bool = False
 ) -> structs.Weights:
-    """Return room for packed weights.
+    """Returns room for packed weights.
 
     Args:
-        shape: the network's sizes.
-        table_rows: rows of the folded input; 0 to make them on demand.
-        backward: whether the transposes are wanted.
-        pairs: whether all but layer 0's input weights are packed as bfloat16 numbers.
+        shape: The network's sizes.
+        table_rows: Rows of the folded input; 0 to make them on demand.
+        backward: Whether the transposes are wanted.
+        pairs: Whether all but layer 0's input weights are packed as bfloat16 numbers.
     """
     V, E, H, L, G = shape.V, shape.E, shape.H, shape.L, shape.G
     up, deep = L - 1, L if backward else 0
@@ -63,12 +63,12 @@ def allocate_weights(
 
 
 def with_transposes(packed: structs.Weights, shape: Shape, table_rows: int) -> structs.Weights:
-    """Return room for packed weights that shares what it can with weights packed for inference.
+    """Returns room for packed weights that shares what it can with weights packed for inference.
 
     Args:
-        packed: room for the same network's weights without transposes, of float32 numbers.
-        shape: the network's sizes.
-        table_rows: rows of the folded input.
+        packed: Room for the same network's weights without transposes, of float32 numbers.
+        shape: The network's sizes.
+        table_rows: Rows of the folded input.
     """
     H, L, G = shape.H, shape.L, shape.G
     table = packed.table
@@ -87,16 +87,16 @@ def allocate_workspace(
     shape: Shape, steps: int, rows: int, backward: bool, drops: bool = False, pairs: bool = False,
     drops_top: bool = False,
 ) -> structs.Workspace:  # fmt: skip
-    """Return room for windows of up to `steps` steps and exactly `rows` rows.
+    """Returns room for windows of up to `steps` steps and exactly `rows` rows.
 
     Args:
-        shape: the network's sizes.
-        steps: the longest window.
-        rows: sequences.
-        backward: whether a gradient is wanted.
-        drops: whether units are dropped between layers.
-        pairs: whether gradients of weights are made of bfloat16 numbers.
-        drops_top: whether units are dropped before the output layer.
+        shape: The network's sizes.
+        steps: The longest window.
+        rows: Sequences.
+        backward: Whether a gradient is wanted.
+        drops: Whether units are dropped between layers.
+        pairs: Whether gradients of weights are made of bfloat16 numbers.
+        drops_top: Whether units are dropped before the output layer.
     """
     gather = allocate_pair_block if pairs else allocate_row_block
     H, L = shape.H, shape.L
@@ -120,13 +120,13 @@ def allocate_workspace(
 
 
 def allocate_state(shape: Shape, rows: int) -> structs.State:
-    """Return the zero state of `rows` sequences."""
+    """Returns the zero state of `rows` sequences."""
     size = (shape.L, rows, shape.H)
     return structs.State(np.zeros(size, np.float32), np.zeros(size, np.float32))
 
 
 def pack_for_inference(parameters: Parameters) -> structs.Weights:
-    """Pack parameters for generating and scoring; the result is only ever read."""
+    """Packs parameters for generating and scoring; the result is only ever read."""
     shape = parameters.shape
     fits = shape.E == 0 or shape.V * shape.G <= TABLE_LIMIT
     weights = allocate_weights(shape, shape.V if fits else 0, backward=False)

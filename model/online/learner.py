@@ -48,17 +48,17 @@ class Learner:
         keep_tokens: bool = True,
         threads: int = 1,
     ) -> None:
-        """Copy a model.
+        """Copies a model.
 
         Args:
-            model: what to begin with.
-            config: how to learn; None: the defaults.
-            details: what is wanted of every scored token beside its log-probability; None: nothing.
-            keep_tokens: whether a PieceScore holds its tokens.
-            threads: threads that an update may use; they do not change the result.
+            model: What to begin with.
+            config: How to learn; None: the defaults.
+            details: What is wanted of every scored token beside its log-probability; None: nothing.
+            keep_tokens: Whether a PieceScore holds its tokens.
+            threads: Threads that an update may use; they do not change the result.
 
         Raises:
-            ConfigError: the policy is UNKNOWN and the model has no unknown token.
+            ConfigError: The policy is UNKNOWN and the model has no unknown token.
         """
         self._model = model
         self._config = config or LearningConfig()
@@ -100,22 +100,22 @@ class Learner:
         return self._stream.piece_token_count
 
     def take_tokens(self) -> tuple[TokenScore, ...]:
-        """Return the tokens of the piece that is being fed which are scored by now.
+        """Returns the tokens of the piece that is being fed which are scored by now.
 
         They are handed over: neither the next call nor the piece's score has them again.
         """
         return self._stream.take_tokens()
 
     def feed(self, text: str, end: bool = False, learn: bool = True) -> Iterator[PieceScore | None]:
-        """Score the next piece, and learn from it window after window, in short steps.
+        """Scores the next piece, and learn from it window after window, in short steps.
 
         Each window of the piece, of `config.window` tokens but for the last one, is scored with
         the weights that have learned everything before it. With a learning rate of 0 no window is
         learned from, and the scores are those of `Model.score`.
 
         Args:
-            text: the next text, of any length.
-            end: whether the text or item ends here: what waits to be made a token is taken, of
+            text: The next text, of any length.
+            end: Whether the text or item ends here: what waits to be made a token is taken, of
                 layout LINES the end token too, and what follows begins again, after nothing.
             learn: False: only score it, and continue from it.
 
@@ -123,9 +123,9 @@ class Learner:
             None after every step, one window's scoring or learning; at last the score.
 
         Raises:
-            UnknownSymbolError: a symbol is unknown and the policy is ERROR.
-            ConfigError: too many characters would wait; see `IncrementalEncoder`.
-            TrainingError: the learning rate is too large: the loss, a gradient, a weight or a score
+            UnknownSymbolError: A symbol is unknown and the policy is ERROR.
+            ConfigError: Too many characters would wait; see `IncrementalEncoder`.
+            TrainingError: The learning rate is too large: the loss, a gradient, a weight or a score
                 is no finite number.
         """
         self._check_whole()
@@ -138,17 +138,17 @@ class Learner:
             yield scored
 
     def snapshot(self) -> None:
-        """Keep everything as it is now, in place of the last snapshot.
+        """Keeps everything as it is now, in place of the last snapshot.
 
         Raises:
-            TrainingError: a piece was left halfway.
+            TrainingError: A piece was left halfway.
         """
         self._check_whole()
         self._weights.snapshot()
         self._kept = self._mark()
 
     def roll_back(self) -> None:
-        """Go back to the last snapshot, or to the beginning where there is none.
+        """Goes back to the last snapshot, or to the beginning where there is none.
 
         What follows is then scored and learned bit for bit as it was after that snapshot, which
         stays to be gone back to again.
@@ -157,42 +157,42 @@ class Learner:
         self._restore(self._kept)
 
     def begin_unit(self) -> None:
-        """Make `take_back` come back to here.
+        """Makes `take_back` come back to here.
 
         Raises:
-            TrainingError: a piece was left halfway.
+            TrainingError: A piece was left halfway.
         """
         self._check_whole()
         self._weights.guard()
         self._unit = self._mark()
 
     def take_back(self, error: Exception | None = None) -> None:
-        """Go back to where `begin_unit` was called last; the snapshot stays what it is.
+        """Goes back to where `begin_unit` was called last; the snapshot stays what it is.
 
         What follows is scored and learned bit for bit as if nothing had come since. Text that
         waited then is dropped where it is at fault: it would fail again.
 
         Args:
-            error: what failed since.
+            error: What failed since.
         """
         self._weights.undo()
         self._restore(self._unit, error)
 
     def publish(self) -> Model:
-        """Return a model with the weights as they are now, which shares nothing with the session.
+        """Returns a model with the weights as they are now, which shares nothing with the session.
 
         Raises:
-            TrainingError: a piece was left halfway.
+            TrainingError: A piece was left halfway.
         """
         return self._with(self._weights.copied)
 
     def current(self) -> Model:
-        """Return a model with the weights as they are now, to store it before anything changes.
+        """Returns a model with the weights as they are now, to store it before anything changes.
 
         Its parameters are the session's own, which spares a copy: what is learned changes them.
 
         Raises:
-            TrainingError: a piece was left halfway.
+            TrainingError: A piece was left halfway.
         """
         return self._with(lambda: self._weights.parameters)
 

@@ -19,12 +19,12 @@ from treadle.model.online.config import LearningConfig
 
 
 def learner_bytes(shape: Shape, config: LearningConfig, units: bool = False) -> int:
-    """Return what a learner takes beside the model that it begins with, in bytes.
+    """Returns what a learner takes beside the model that it begins with, in bytes.
 
     Args:
-        shape: the network's sizes.
-        config: how it learns.
-        units: whether a unit may be taken back, which keeps a copy of what it changes.
+        shape: The network's sizes.
+        config: How it learns.
+        units: Whether a unit may be taken back, which keeps a copy of what it changes.
     """
     H, V, G = shape.H, shape.V, shape.G
     rows = rows_of_table(V, config.window)
@@ -40,5 +40,5 @@ def learner_bytes(shape: Shape, config: LearningConfig, units: bool = False) -> 
 
 
 def snapshot_bytes(shape: Shape, config: LearningConfig) -> int:
-    """Return what a snapshot of a learner takes, in bytes."""
+    """Returns what a snapshot of a learner takes, in bytes."""
     return FLOAT_BYTES * shape.parameter_count * (1 + MOMENTS[config.optimizer])

@@ -46,14 +46,14 @@ class LearningSequence(SequenceScorer):
         begun: SessionState,
         details: Details,
     ) -> None:
-        """Make room, once for any number of tokens.
+        """Makes room, once for any number of tokens.
 
         Args:
-            weights: what learns.
-            window: the most tokens of one update.
-            tokenizer: of the model.
-            begun: where the sequence begins.
-            details: what is wanted of every scored token.
+            weights: What learns.
+            window: The most tokens of one update.
+            tokenizer: Of the model.
+            begun: Where the sequence begins.
+            details: What is wanted of every scored token.
         """
         self._learner = weights
         self._window = window
@@ -66,22 +66,22 @@ class LearningSequence(SequenceScorer):
         super().__init__(weights.parameters.shape, weights.packed, tokenizer, begun, details)
 
     def begin(self, begun: SessionState) -> None:
-        """Begin at a state; what is scored and not learned yet is learned first."""
+        """Begins at a state; what is scored and not learned yet is learned first."""
         self.learn()
         super().begin(begun)
 
     def forget(self) -> None:
-        """Drop what is scored and not learned yet."""
+        """Drops what is scored and not learned yet."""
         self._scored = []
 
     def score(self, tokens: Ints) -> Iterator[tuple[Ints, Scores]]:
-        """Score tokens (N,) and learn from every full window, in short steps.
+        """Scores tokens (N,) and learn from every full window, in short steps.
 
         Yields:
             As its base does, and nothing at all after a step of learning.
 
         Raises:
-            TrainingError: a score is no finite number, and as `learn`.
+            TrainingError: A score is no finite number, and as `learn`.
         """
         while tokens.size:
             part, tokens = self._cut(tokens)
@@ -94,10 +94,10 @@ class LearningSequence(SequenceScorer):
                 yield NO_INTS, Scores.plain(NO_FLOATS)
 
     def learn(self) -> None:
-        """Learn from what is scored and not learned yet, at most one window, in one update.
+        """Learns from what is scored and not learned yet, at most one window, in one update.
 
         Raises:
-            TrainingError: see `OnlineWeights.learn`.
+            TrainingError: See `OnlineWeights.learn`.
         """
         if not self._scored:
             return
@@ -113,7 +113,7 @@ class LearningSequence(SequenceScorer):
             self.learnt = Learnt(self.learnt.tokens + window.size - 1, nats, seconds)
 
     def _cut(self, tokens: Ints) -> tuple[Ints, Ints]:
-        """Return what of tokens (N,) belongs to the window being scored, and what comes later."""
+        """Returns what of tokens (N,) belongs to the window being scored, and what comes later."""
         if not self.learns:
             return tokens, tokens[:0]
         if not self._scored:

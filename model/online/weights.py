@@ -39,12 +39,12 @@ class OnlineWeights:
     """Weights that learn, with the optimizer's state."""
 
     def __init__(self, beginning: Parameters, config: LearningConfig, pool: Pool) -> None:
-        """Copy the weights to begin with.
+        """Copies the weights to begin with.
 
         Args:
-            beginning: only ever read; they are also what `roll_back` goes back to first.
-            config: the update rule and its settings.
-            pool: takes parts of an update; its threads change no bit.
+            beginning: Only ever read; they are also what `roll_back` goes back to first.
+            config: The update rule and its settings.
+            pool: Takes parts of an update; its threads change no bit.
         """
         shape = beginning.shape
         self.parameters = Parameters(shape)
@@ -70,7 +70,7 @@ class OnlineWeights:
         return self._optimizer.steps
 
     def learn(self, hs: Array, cs: Array, tokens: Ints, targets: Ints) -> float:
-        """Take one step down the gradient of a window's mean loss.
+        """Takes one step down the gradient of a window's mean loss.
 
         Args:
             hs: (L, H), the hidden states before the window.
@@ -82,7 +82,7 @@ class OnlineWeights:
             The sum of -log p(target) in nats, under the weights before the step.
 
         Raises:
-            TrainingError: the loss, the gradient or a new weight is no finite number. In the last
+            TrainingError: The loss, the gradient or a new weight is no finite number. In the last
                 case the weights are useless until they are rolled back; else they are as before.
         """
         self._engine.carry(hs[:, None], cs[:, None])
@@ -103,10 +103,10 @@ class OnlineWeights:
         return loss
 
     def fault(self, what: str) -> TrainingError:
-        """Return the error of learning that went out of bounds.
+        """Returns the error of learning that went out of bounds.
 
         Args:
-            what: what is no finite number any more.
+            what: What is no finite number any more.
         """
         return TrainingError(
             f"{what} is no finite number after {self.updates} updates: lower learning_rate, "
@@ -114,11 +114,11 @@ class OnlineWeights:
         )
 
     def snapshot(self) -> None:
-        """Keep everything as it is now, in place of the last snapshot."""
+        """Keeps everything as it is now, in place of the last snapshot."""
         self._kept = self._copied_into(self._kept)
 
     def roll_back(self) -> None:
-        """Go back to the last snapshot, which stays, or to the beginning."""
+        """Goes back to the last snapshot, which stays, or to the beginning."""
         if self._kept is not None:
             self._restore(self._kept)
             return
@@ -131,23 +131,23 @@ class OnlineWeights:
         self._pack()
 
     def guard(self) -> None:
-        """Make `undo` come back to here; nothing is copied before an update is made."""
+        """Makes `undo` come back to here; nothing is copied before an update is made."""
         self._guarded, self._changed = True, False
 
     def undo(self) -> None:
-        """Go back to where `guard` was called last; the snapshot stays what it is."""
+        """Goes back to where `guard` was called last; the snapshot stays what it is."""
         if self._changed and self._undo is not None:
             self._restore(self._undo)
         self._changed = False
 
     def copied(self) -> Parameters:
-        """Return a copy of the weights as they are now."""
+        """Returns a copy of the weights as they are now."""
         parameters = Parameters(self.parameters.shape)
         parameters.flat[:] = self.parameters.flat
         return parameters
 
     def _copied_into(self, kept: _Kept | None) -> _Kept:
-        """Copy everything as it is now, into the memory of a copy that is needed no more."""
+        """Copies everything as it is now, into the memory of a copy that is needed no more."""
         if kept is None:
             kept = _Kept([np.empty_like(flat) for flat in self._buffers()], 0, (1.0, 1.0))
         for copy, flat in zip(kept.buffers, self._buffers(), strict=True):

@@ -34,11 +34,11 @@ class Embedder:
     """Makes texts vectors, one after the other, in the same room."""
 
     def __init__(self, network: TrainedNetwork, policy: UnknownPolicy | None = None) -> None:
-        """Make room.
+        """Makes room.
 
         Args:
-            network: whose states they are.
-            policy: what to do with unknown symbols; None: the model's own policy.
+            network: Whose states they are.
+            policy: What to do with unknown symbols; None: the model's own policy.
         """
         self._tokenizer = network.tokenizer
         self._policy = policy
@@ -47,7 +47,7 @@ class Embedder:
         self._zeros = np.zeros((shape.L, shape.H), np.float32)
 
     def embedding(self, text: str) -> Iterator[Embedding | None]:
-        """Read a text, in short steps.
+        """Reads a text, in short steps.
 
         Layout LINES reads the token that begins an item before it, and none that ends it. Where
         there is nothing to read the states are zeros.
@@ -56,8 +56,8 @@ class Embedder:
             None after every step, and at last the embedding.
 
         Raises:
-            UnknownSymbolError: a symbol is not in the vocabulary and the policy is ERROR.
-            ConfigError: the policy is UNKNOWN and there is no unknown token.
+            UnknownSymbolError: A symbol is not in the vocabulary and the policy is ERROR.
+            ConfigError: The policy is UNKNOWN and there is no unknown token.
         """
         tokens = yield from encode_in_steps(self._tokenizer, text, self._policy)
         begin = [] if self._tokenizer.begin is None else [self._tokenizer.begin]

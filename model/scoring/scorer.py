@@ -32,14 +32,14 @@ class Scorer:
     def __init__(
         self, shape: Shape, weights: structs.Weights, rows: int, window: int, pool: Pool
     ) -> None:
-        """Make room for a pass.
+        """Makes room for a pass.
 
         Args:
-            shape: the network's sizes.
-            weights: packed for inference.
-            rows: sequences side by side, B.
-            window: the most steps of a batch, T.
-            pool: takes the shards.
+            shape: The network's sizes.
+            weights: Packed for inference.
+            rows: Sequences side by side, B.
+            window: The most steps of a batch, T.
+            pool: Takes the shards.
         """
         self._cell = CELL_CODES[shape.cell]
         self._weights = weights
@@ -51,7 +51,7 @@ class Scorer:
         self._steps = 0
 
     def log_probabilities(self, tokens: Ints, targets: Ints, fresh: Bools) -> Array:
-        """Score one window.
+        """Scores one window.
 
         Args:
             tokens: (T, B).
@@ -62,7 +62,7 @@ class Scorer:
             log p(target) in nats, (T, B); 0 where there is no target.
 
         Raises:
-            TokenError: a token or target is not in the vocabulary.
+            TokenError: A token or target is not in the vocabulary.
         """
         self._check(tokens, targets)
         out = np.zeros(tokens.shape, np.float32)
@@ -81,19 +81,19 @@ class Scorer:
         return out
 
     def scores(self, tokens: Ints, targets: Ints, fresh: Bools, details: Details) -> Scores:
-        """Score one window in detail.
+        """Scores one window in detail.
 
         Args:
-            tokens: as for `log_probabilities`, and so are `targets` and `fresh`.
+            tokens: As for `log_probabilities`, and so are `targets` and `fresh`.
             targets: (T, B).
             fresh: (B,).
-            details: what is wanted.
+            details: What is wanted.
 
         Returns:
             The scores, (T, B); log-probabilities are bit for bit those of `log_probabilities`.
 
         Raises:
-            TokenError: a token or target is not in the vocabulary.
+            TokenError: A token or target is not in the vocabulary.
         """
         if not details.ranks and not details.alternatives:
             return Scores.plain(self.log_probabilities(tokens, targets, fresh))
@@ -125,14 +125,14 @@ class Scorer:
         )
 
     def read(self, tokens: Ints, fresh: Bools) -> None:
-        """Read one window without a score, for the states after it.
+        """Reads one window without a score, for the states after it.
 
         Args:
             tokens: (T, B).
             fresh: (B,), rows that begin from zeros instead of where the last window ended.
 
         Raises:
-            TokenError: a token is not in the vocabulary.
+            TokenError: A token is not in the vocabulary.
         """
         self._check(tokens)
         self._steps = tokens.shape[0]
@@ -152,7 +152,7 @@ class Scorer:
             check_tokens(targets, self._weights.by.size, least=-1)
 
     def begin(self, hs: Array, cs: Array) -> None:
-        """Go on from given states; for a scorer of one row.
+        """Goes on from given states; for a scorer of one row.
 
         Args:
             hs: (L, H), the hidden states.
@@ -162,7 +162,7 @@ class Scorer:
         self._states[0].c[:, 0] = cs
 
     def states(self, back: int = 0) -> tuple[Array, Array]:
-        """Return the states hs, cs (L, H), for a scorer of one row; copies.
+        """Returns the states hs, cs (L, H), for a scorer of one row; copies.
 
         Args:
             back: 0 for those after the last window; 1 for those before that window's last step.
@@ -182,14 +182,14 @@ def mean_loss(
     pool: Pool,
     give_up: Callable[[int], bool] = lambda tokens: False,
 ) -> float | None:
-    """Return the mean of -log p(target) over all targets of the batches, in nats.
+    """Returns the mean of -log p(target) over all targets of the batches, in nats.
 
     Args:
-        shape: the network's sizes.
-        weights: packed for inference.
-        batches: of one window and one number of rows; at least one target in all.
-        pool: takes the shards.
-        give_up: asked before every batch, with the tokens scored so far; once it says so, the
+        shape: The network's sizes.
+        weights: Packed for inference.
+        batches: Of one window and one number of rows; at least one target in all.
+        pool: Takes the shards.
+        give_up: Asked before every batch, with the tokens scored so far; once it says so, the
             result is None.
     """
     scorer, total, count = None, 0.0, 0

@@ -60,17 +60,17 @@ class Scores:
 
     @classmethod
     def plain(cls, log_probabilities: Array) -> Self:
-        """Return scores without details."""
+        """Returns scores without details."""
         return cls(log_probabilities, NO_INTS, NO_INTS, NO_FLOATS)
 
     def text(self) -> Self:
-        """Return one text's scores (N,), from those of its window (T, 1)."""
+        """Returns one text's scores (N,), from those of its window (T, 1)."""
         parts = (getattr(self, field.name) for field in fields(self))
         return type(self)(*(part[:, 0] if part.ndim > 1 else part for part in parts))
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Return the scores of one text, from those of its parts."""
+        """Returns the scores of one text, from those of its parts."""
         parts = [part for part in parts if part.log_probabilities.size]
         if not parts:
             return cls.plain(NO_FLOATS)
@@ -81,7 +81,7 @@ class Scores:
         return cls(*(join(field.name) for field in fields(cls)))
 
     def part(self, start: int, stop: int) -> Self:
-        """Return the scores of some tokens, from those of a text."""
+        """Returns the scores of some tokens, from those of a text."""
         return type(self)(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
 
@@ -90,12 +90,12 @@ _BLOCK = 64
 
 
 def token_scores(tokenizer: Tokenizer, ids: Ints, scores: Scores) -> tuple[TokenScore, ...]:
-    """Return tokens with their texts and scores.
+    """Returns tokens with their texts and scores.
 
     Args:
-        tokenizer: what made the tokens.
+        tokenizer: What made the tokens.
         ids: (N,).
-        scores: of the last of them; the tokens before are those that nothing foretells.
+        scores: Of the last of them; the tokens before are those that nothing foretells.
     """
     unscored = ids.size - scores.log_probabilities.size
     text, count = tokenizer.token_text, scores.log_probabilities.size
@@ -179,7 +179,7 @@ class TextScore(Summary):
         return tuple(self.each_token())
 
     def each_token(self) -> Iterator[TokenScore]:
-        """Yield every token of the text; those of a long one are many times its size."""
+        """Yields every token of the text; those of a long one are many times its size."""
         scores = Scores(
             self.log_probabilities, self.ranks, self.alternative_ids,
             self.alternative_log_probabilities,
@@ -210,14 +210,14 @@ def summarize(
     tokenizer: Tokenizer, ids: Ints, scores: Scores, total: float,
     state: SessionState | None = None,
 ) -> TextScore:  # fmt: skip
-    """Put scores and tokens together.
+    """Puts scores and tokens together.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: Of the model.
         ids: (N,), the text's tokens, an end token included where one is scored.
-        scores: of all of them, or of all but the first.
-        total: the sum of their log-probabilities, in the order of the tokens.
-        state: after the text.
+        scores: Of all of them, or of all but the first.
+        total: The sum of their log-probabilities, in the order of the tokens.
+        state: After the text.
     """
     count = scores.log_probabilities.size
     return TextScore(

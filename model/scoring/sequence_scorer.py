@@ -36,14 +36,14 @@ class SequenceScorer:
         begun: SessionState,
         details: Details,
     ) -> None:
-        """Make room, once for any number of tokens.
+        """Makes room, once for any number of tokens.
 
         Args:
-            shape: the network's sizes.
-            weights: packed for inference.
-            tokenizer: of the model.
-            begun: where the sequence begins; see `Model.beginning`.
-            details: what is wanted of every scored token.
+            shape: The network's sizes.
+            weights: Packed for inference.
+            tokenizer: Of the model.
+            begun: Where the sequence begins; see `Model.beginning`.
+            details: What is wanted of every scored token.
         """
         self._scorer = Scorer(shape, weights, 1, WINDOW, Pool(1))
         self._tokenizer = tokenizer
@@ -51,21 +51,21 @@ class SequenceScorer:
         self.begin(begun)
 
     def begin(self, begun: SessionState) -> None:
-        """Begin at a state."""
+        """Begins at a state."""
         self._scorer.begin(begun.hs, begun.cs)
         self._begun = begun
         self._before, self._last = -1, begun.token
         self._shown = self._tokenizer.stream(begun.held)
 
     def read(self, tokens: Ints) -> Iterator[None]:
-        """Read tokens (N,) without a score, a window a step."""
+        """Reads tokens (N,) without a score, a window a step."""
         for window in self._windows(tokens):
             if window.size > 1:
                 self._scorer.read(window[:-1].reshape(-1, 1), _GOES_ON)
             yield
 
     def score(self, tokens: Ints) -> Iterator[tuple[Ints, Scores]]:
-        """Score tokens (N,), a window a step.
+        """Scores tokens (N,), a window a step.
 
         Yields:
             The next tokens (n,) and their scores (n,). Nothing foretells a token that has none
@@ -81,7 +81,7 @@ class SequenceScorer:
                 yield window, Scores.plain(np.zeros(0, np.float32))
 
     def _windows(self, tokens: Ints) -> Iterator[Ints]:
-        """Yield the tokens of each window, the last one before it first where there is one."""
+        """Yields the tokens of each window, the last one before it first where there is one."""
         start = 0
         while start < tokens.size:
             lead = np.array([self._last] if self._last >= 0 else [], np.int32)

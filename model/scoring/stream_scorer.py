@@ -41,19 +41,19 @@ class StreamScorer:
         *,
         keep_tokens: bool = True,
     ) -> None:
-        """Begin a stream.
+        """Begins a stream.
 
         Args:
-            network: what scores.
-            details: what is wanted of every scored token.
-            policy: what to do with unknown symbols; None: the model's own policy.
-            begun: where the first text begins; see `Model.beginning`. Later ones do after nothing.
-            context: what the first text follows; read by `read_context`, or else with the first
+            network: What scores.
+            details: What is wanted of every scored token.
+            policy: What to do with unknown symbols; None: the model's own policy.
+            begun: Where the first text begins; see `Model.beginning`. Later ones do after nothing.
+            context: What the first text follows; read by `read_context`, or else with the first
                 piece, and not scored.
-            keep_tokens: whether a PieceScore holds its tokens.
+            keep_tokens: Whether a PieceScore holds its tokens.
 
         Raises:
-            ConfigError: the policy is UNKNOWN and there is no unknown token.
+            ConfigError: The policy is UNKNOWN and there is no unknown token.
         """
         self._network = network
         self._tokenizer = network.tokenizer
@@ -87,7 +87,7 @@ class StreamScorer:
         return self._sequence.state
 
     def take_tokens(self) -> tuple[TokenScore, ...]:
-        """Return the tokens of the piece that is being fed which are scored by now.
+        """Returns the tokens of the piece that is being fed which are scored by now.
 
         They are handed over: neither the next call nor the piece's score has them again.
         """
@@ -95,10 +95,10 @@ class StreamScorer:
         return taken
 
     def read_context(self) -> Iterator[None]:
-        """Read the context, in short steps, if that is not done yet.
+        """Reads the context, in short steps, if that is not done yet.
 
         Raises:
-            UnknownSymbolError: a symbol of it is unknown and the policy is ERROR.
+            UnknownSymbolError: A symbol of it is unknown and the policy is ERROR.
         """
         if self._context:
             context, self._context = self._context, ""
@@ -106,20 +106,20 @@ class StreamScorer:
             yield from self._sequence.read(tokens)
 
     def feed(self, text: str, end: bool = False) -> Iterator[PieceScore | None]:
-        """Score the next piece, in short steps.
+        """Scores the next piece, in short steps.
 
         Args:
-            text: the next text, of any length.
-            end: whether the text or item ends here: what waits is scored, of layout LINES the end
+            text: The next text, of any length.
+            end: Whether the text or item ends here: what waits is scored, of layout LINES the end
                 token too, and what follows begins again, after nothing.
 
         Yields:
             None after every step, and at last the score.
 
         Raises:
-            UnknownSymbolError: a symbol is unknown and the policy is ERROR; its position is that
+            UnknownSymbolError: A symbol is unknown and the policy is ERROR; its position is that
                 in the whole text. The stream cannot continue, unless it is restored.
-            ConfigError: too many characters would wait; see `IncrementalEncoder`.
+            ConfigError: Too many characters would wait; see `IncrementalEncoder`.
         """
         yield from self._begin()
         self.is_open = self.is_open or bool(text)
@@ -134,30 +134,30 @@ class StreamScorer:
         yield PieceScore(self._piece.nats, self._piece.tokens, tuple(self._piece_tokens), whole)
 
     def finish(self) -> Iterator[None]:
-        """End the stream without an end of its text: score what waits, in short steps.
+        """Ends the stream without an end of its text: score what waits, in short steps.
 
         Raises:
-            UnknownSymbolError: as for `feed`.
+            UnknownSymbolError: As for `feed`.
         """
         yield from self._begin()
         yield from self._score(self._reader.end())
 
     def mark(self) -> StreamMark:
-        """Return where the stream stands between two pieces."""
+        """Returns where the stream stands between two pieces."""
         return StreamMark(
             self._reader.copied(), self._context, self._sequence.state, replace(self._item),
             replace(self._total), tuple(self._shown), self.item_count, self.is_open,
         )  # fmt: skip
 
     def restore(self, mark: StreamMark, error: Exception | None = None) -> None:
-        """Go back to where the stream stood, as often as one likes.
+        """Goes back to where the stream stood, as often as one likes.
 
         What follows scores bit for bit what it did then. Text that waited then is dropped where
         it is at fault: it would fail again.
 
         Args:
-            mark: where it stood.
-            error: what failed since.
+            mark: Where it stood.
+            error: What failed since.
         """
         at_fault = (
             isinstance(error, UnknownSymbolError)
@@ -173,7 +173,7 @@ class StreamScorer:
         self.item_count, self.is_open = mark.item_count, mark.is_open
 
     def _begin(self) -> Iterator[None]:
-        """Begin a piece."""
+        """Begins a piece."""
         self._piece, self._piece_tokens = _Tally(), []
         yield from self.read_context()
 
@@ -186,7 +186,7 @@ class StreamScorer:
         return whole
 
     def _score(self, tokens: Ints) -> Iterator[None]:
-        """Score tokens (N,), a window a step."""
+        """Scores tokens (N,), a window a step."""
         for part, scores in self._sequence.score(tokens):
             self._add(part, scores)
             yield
@@ -201,7 +201,7 @@ class StreamScorer:
             self._piece_tokens += token_scores(self._tokenizer, part, scores)
 
     def _characters(self, scored: Ints) -> int:
-        """Return the code points that more of the item's scored tokens (n,) stand for."""
+        """Returns the code points that more of the item's scored tokens (n,) stand for."""
         # Counted together with the last token that showed: events have blanks between them.
         before, tokens = self._shown, scored.tolist()
         count = self._tokenizer.characters
@@ -222,7 +222,7 @@ class _Tally:
     unknown: int = 0
 
     def add(self, values: list[float], characters: int, unknown: int) -> None:
-        """Count more tokens, by their log-probabilities."""
+        """Counts more tokens, by their log-probabilities."""
         self.nats = in_order(values, self.nats)
         self.tokens += len(values)
         self.characters += characters

@@ -28,13 +28,13 @@ class TextScorer:
         details: Details = PLAIN,
         state: SessionState | None = None,
     ) -> None:
-        """Make room, once for any number of texts.
+        """Makes room, once for any number of texts.
 
         Args:
-            network: what scores.
-            unknown_policy: what to do with unknown symbols; None: the model's own policy.
-            details: what is wanted beside log-probabilities.
-            state: what the context, or each text, follows; None: a new item or text.
+            network: What scores.
+            unknown_policy: What to do with unknown symbols; None: the model's own policy.
+            details: What is wanted beside log-probabilities.
+            state: What the context, or each text, follows; None: a new item or text.
         """
         self._tokenizer = network.tokenizer
         self._policy = unknown_policy
@@ -44,29 +44,29 @@ class TextScorer:
         )
 
     def read_context(self, context: str) -> Iterator[None]:
-        """Read what all texts follow, in short steps; its tokens are not scored.
+        """Reads what all texts follow, in short steps; its tokens are not scored.
 
         Raises:
-            UnknownSymbolError: a symbol is not in the vocabulary.
-            ConfigError: the policy needs an unknown token and the model has none.
+            UnknownSymbolError: A symbol is not in the vocabulary.
+            ConfigError: The policy needs an unknown token and the model has none.
         """
         tokens = yield from encode_in_steps(self._tokenizer, context, self._policy)
         yield from self._sequence.read(tokens)
         self._begun = self._sequence.state
 
     def encode(self, text: str) -> Generator[None, None, Ints]:
-        """Return the tokens of a text, in short steps. Layout LINES: with that of an item's end.
+        """Returns the tokens of a text, in short steps. Layout LINES: with that of an item's end.
 
         Raises:
-            UnknownSymbolError: a symbol is not in the vocabulary.
-            ConfigError: the policy needs an unknown token and the model has none.
+            UnknownSymbolError: A symbol is not in the vocabulary.
+            ConfigError: The policy needs an unknown token and the model has none.
         """
         tokens = yield from encode_in_steps(self._tokenizer, text, self._policy)
         end = self._tokenizer.end
         return tokens if end is None else np.append(tokens, np.int32(end)).astype(np.int32)
 
     def score(self, tokens: Ints) -> Iterator[TextScore | None]:
-        """Score a text by its tokens (N,), in short steps.
+        """Scores a text by its tokens (N,), in short steps.
 
         Yields:
             None after every step, and the score at the end.
