@@ -1,4 +1,4 @@
-"""What the files under deploy/ say of each other: labels, ports, and who may call."""
+"""Checks that the files under deploy/ agree: labels, ports, and who may call."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
     sdist = build("sdist", checkout, folder / "sdist")
     with tarfile.open(sdist) as archive:
-        # Python 3.11.4 and newer want to be told; Debian 12 has 3.11.2, which knows no filters.
+        # Python 3.11.4 and newer warn without a filter; Debian 12 has 3.11.2, which has none.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(folder / "unpacked")
     (unpacked,) = (folder / "unpacked").iterdir()

@@ -1,4 +1,4 @@
-"""The wire contract: its generated code is current, and buf finds nothing to say about it."""
+"""Checks that the generated code of the wire contract is current and that buf accepts it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOOLS = Path(sys.executable).parent
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a tool from the environment that runs the tests."""
+    """Runs a tool from the environment that runs the tests."""
     environment = os.environ | {"PATH": f"{TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"}
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -24,12 +24,12 @@ def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[s
 
 
 def contracts() -> list[Path]:
-    """Return every .proto file, relative to the folder that protoc starts from."""
+    """Returns every .proto file, relative to the folder that protoc starts from."""
     return sorted(path.relative_to(PROTO) for path in PROTO.rglob("*.proto"))
 
 
 def generated_files(folder: Path) -> dict[Path, bytes]:
-    """Return the generated files below a folder, by relative path."""
+    """Returns the generated files below a folder, by relative path."""
     return {
         path.relative_to(folder): path.read_bytes()
         for pattern in ("*_pb2*.py", "*_pb2*.pyi")
