@@ -85,7 +85,7 @@ def test_words_are_those_of_the_field(name: str) -> None:
         for path, text in texts(name)
         for match in WORDS.finditer(text)
     ]
-    assert wrong == [], "tests/prose.toml has what to write instead"
+    assert not wrong, "\n".join(["tests/prose.toml has what to write instead:", *wrong])
 
 
 @pytest.mark.parametrize("package", [p for p in PACKAGES if p not in NOT_CLEAN["modules"]])
@@ -98,7 +98,7 @@ def test_a_module_begins_with_its_main_name(package: str) -> None:
         is_folder = path.endswith(("__init__.py", "__main__.py"))
         if QUESTION.match(sentence) or not (named or is_folder):
             wrong.append(f"{path}: {sentence}")
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("package", [p for p in PACKAGES if p not in NOT_CLEAN["third_person"]])
@@ -111,7 +111,7 @@ def test_functions_are_described_in_the_third_person(package: str) -> None:
                 word = docstring.split()[0].rstrip(",.")
                 if not re.fullmatch(r"[A-Z]\w*[a-rt-z]s|[A-Z]\w*sses", word):
                     wrong.append(f"{path}:{function.lineno} {function.name}: {word}")
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def parallel_assignments(tree: ast.Module) -> list[int]:
@@ -136,7 +136,7 @@ def test_a_line_holds_one_statement(package: str) -> None:
         f"{path}:{line}" for path, tree in sources(package) for line in parallel_assignments(tree)
     ]
     lines = sum(text.count("\n") for path, text in texts(package) if path.endswith(".py"))
-    assert len(packed) < 2 * lines / 1000, packed
+    assert len(packed) < 2 * lines / 1000, "\n".join(packed)
 
 
 def test_the_formatter_lays_out_nearly_everything() -> None:
@@ -148,7 +148,7 @@ def test_the_formatter_lays_out_nearly_everything() -> None:
         for path, text in texts(folder)
         for _ in range(text.count(mark))
     ]
-    assert len(skips) < SETTINGS["fmt_skips"]
+    assert len(skips) < SETTINGS["fmt_skips"], "\n".join(skips)
 
 
 def test_parallel_assignments_are_counted() -> None:
