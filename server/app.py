@@ -54,7 +54,7 @@ from treadle.server.rpc.reflection import add_reflection
 from treadle.server.rpc.server_options import server_options
 from treadle.server.rpc.servicer import SERVICE, SequenceService
 from treadle.server.storage import files
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.model_limits import ModelLimits
 from treadle.server.storage.retention import Rules, keep_house
@@ -89,7 +89,7 @@ class App:
         state_key = config.state_key_bytes()
 
         # What everything else stands on: the disk, memory for callers, compiled kernels.
-        self._store = Store(
+        self._data_dir = DataDir(
             config.data_dir,
             config.min_free_bytes,
             ModelLimits(config.model_limit, config.version_limit, config.alias_limit),
@@ -101,20 +101,20 @@ class App:
         # Training: uploads become jobs, and jobs run in processes of their own.
         self._workers = Workers(config.standby_workers)
         self._jobs = JobManager(
-            self._store,
+            self._data_dir,
             self._workers,
             _job_limits(config),
             _run_limits(config, training_bytes),
             held_by=lambda: self._warmup.reason,
         )
         submission = Submission(
-            self._store, self._jobs, _upload_limits(config), training_bytes, self._budget
+            self._data_dir, self._jobs, _upload_limits(config), training_bytes, self._budget
         )
 
         # Inference: models in memory, and threads that calls share.
         self._load = _load(config, self._warmup)
         inquiries = _inquiries(config)
-        models = ModelCache(self._store, config.model_cache_bytes, self._budget)
+        models = ModelCache(self._data_dir, config.model_cache_bytes, self._budget)
         sources = Sources(models, self._jobs.book.row)
         self._scheduler = Scheduler(config.threads)
         openings = Openings(config.stream_limit + config.learning_limit, config.first_message_s)
@@ -140,7 +140,7 @@ class App:
         )
         learning = LearnHandler(
             sources,
-            self._store,
+            self._data_dir.models,
             self._load.learners,
             openings,
             self._scheduler,
@@ -157,7 +157,7 @@ class App:
         )
         service = SequenceService(
             config,
-            self._store,
+            self._data_dir.models,
             models,
             submission,
             self._jobs,
@@ -232,7 +232,7 @@ class App:
             self._budget.limit, config.max_message_bytes, resident_bytes, self._end_silent
         )
         self._tasks += [
-            asyncio.create_task(keep_house(self._store, rules)),
+            asyncio.create_task(keep_house(self._data_dir, rules)),
             asyncio.create_task(guard),
         ]
 
@@ -270,7 +270,7 @@ class App:
             self._memory_return.close()
         self._warmup.close()
         pools.close()
-        self._store.close()
+        self._data_dir.close()
 
     async def _finish(self, began: float, patience: float) -> None:
         """Waits for jobs and calls to end, and ends what has not after `patience` seconds."""

@@ -19,8 +19,8 @@ from treadle.server.messages.learn_request import Publication
 from treadle.server.resources import pools
 from treadle.server.resources.call_deadline import work_within
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.storage.data_dir import CLAIMS, Store, always_deleted
 from treadle.server.storage.model_version import MODEL_FILE, StoredModel
+from treadle.server.storage.models import CLAIMS, ModelStore, always_deleted
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class LearnHandler:
 
     Args:
         sources: Finds the models.
-        store: Where models are published.
+        model_store: Where models are published.
         places: Counts the calls.
         openings: Waits for their specs.
         scheduler: Gives the turns.
@@ -47,7 +47,7 @@ class LearnHandler:
     def __init__(
         self,
         sources: Sources,
-        store: Store,
+        model_store: ModelStore,
         places: StreamPlaces,
         openings: Openings,
         scheduler: Scheduler,
@@ -57,7 +57,7 @@ class LearnHandler:
         max_call_s: float,
     ) -> None:
         self._sources = sources
-        self._store = store
+        self._model_store = model_store
         self._places = places
         self._openings = openings
         self._scheduler = scheduler
@@ -126,7 +126,7 @@ class LearnHandler:
         try:
             names = learn_request.publication(request, default_name)
             if request.validate_only:
-                await pools.STORE.run(self._store.check_new, names.name, names.alias)
+                await pools.STORE.run(self._model_store.check_new, names.name, names.alias)
                 session.published(pb.Model(name=names.name))
                 return
             session.published(await self._publish(session, names))
@@ -143,7 +143,7 @@ class LearnHandler:
 
         Where that version is deleted before it can be described, it is stored as another one.
         """
-        self._store.check_new(names.name, names.alias)
+        self._model_store.check_new(names.name, names.alias)
         for left in reversed(range(CLAIMS)):
             try:
                 return self._store_once(session, names)
@@ -160,9 +160,9 @@ class LearnHandler:
     def _store_once(self, session: LearningSession, names: Publication) -> pb.Model:
         stored = self._claim(names.name, session.learner.current())
         if names.alias:
-            self._store.set_alias(names.name, names.alias, stored.version)
-        aliases = self._store.aliases_of(stored.name, stored.version)
-        model = responses.model(stored, self._store.describe(stored), aliases)
+            self._model_store.set_alias(names.name, names.alias, stored.version)
+        aliases = self._model_store.aliases.of_version(stored.name, stored.version)
+        model = responses.model(stored, self._model_store.describe(stored), aliases)
         logger.info(
             "a session that learns stored %s version %d after %d updates",
             stored.name, stored.version, session.learner.updates,
@@ -170,9 +170,9 @@ class LearnHandler:
         return model
 
     def _claim(self, name: str, model: Model) -> StoredModel:
-        draft = self._store.new_draft()
+        draft = self._model_store.new_draft()
         try:
-            model.save(draft / MODEL_FILE, self._store.space.require)
-            return self._store.claim(name, draft)
+            model.save(draft / MODEL_FILE, self._model_store.space.require)
+            return self._model_store.claim(name, draft)
         finally:
-            self._store.discard(draft)
+            self._model_store.discard(draft)

@@ -15,7 +15,7 @@ from treadle.model.errors import LoadError
 from treadle.server.errors import damaged, not_found, precondition
 from treadle.server.resources import pools
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import BEST_FILE, LAST_FILE
 from treadle.server.storage.model_version import StoredModel
 
@@ -58,13 +58,13 @@ class ModelCache:
     budget until the last of them is over. Models that nobody uses go where others need their bytes.
 
     Args:
-        store: Where models come from.
+        data_dir: Where models come from.
         max_bytes: Models of this size together stay loaded, and always the newest one.
         budget: Holds the bytes that are kept for callers.
     """
 
-    def __init__(self, store: Store, max_bytes: int, budget: MemoryBudget) -> None:
-        self._store = store
+    def __init__(self, data_dir: DataDir, max_bytes: int, budget: MemoryBudget) -> None:
+        self._data_dir = data_dir
         self._max_bytes = max_bytes
         self._budget = budget
         # A whole StoredModel is the key, since a deleted model's name and number may come again.
@@ -82,7 +82,7 @@ class ModelCache:
             StatusError: NOT_FOUND, DATA_LOSS for a damaged file, or RESOURCE_EXHAUSTED where it
                 does not fit into memory.
         """
-        stored = await pools.ROWS.run(self._store.find, name, version)
+        stored = await pools.ROWS.run(self._data_dir.models.find, name, version)
         return Source(await self._get(stored), version=stored.version)
 
     async def get_job(self, job: str, best: bool) -> Source:
@@ -92,7 +92,7 @@ class ModelCache:
             StatusError: FAILED_PRECONDITION: it has published none; RESOURCE_EXHAUSTED: they do
                 not fit into memory.
         """
-        path = self._store.job_dir(job) / (BEST_FILE if best else LAST_FILE)
+        path = self._data_dir.jobs.directory(job) / (BEST_FILE if best else LAST_FILE)
         try:
             stat = await pools.ROWS.run(path.stat)
         except FileNotFoundError:

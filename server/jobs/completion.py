@@ -26,10 +26,12 @@ from treadle.server.jobs.runner import Ending, Outcome
 from treadle.server.messages import responses
 from treadle.server.messages.requests import spec_field
 from treadle.server.resources import pools
-from treadle.server.storage.data_dir import CLAIMS, Store, always_deleted
-from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, LAST_FILE, STATE_FILE
+from treadle.server.storage import files
+from treadle.server.storage.data_dir import DataDir
+from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, LAST_FILE
 from treadle.server.storage.job_state import JobState
 from treadle.server.storage.model_version import StoredModel
+from treadle.server.storage.models import CLAIMS, always_deleted
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -49,12 +51,12 @@ class Completion:
     """Brings jobs into the states that their processes have left them for.
 
     Args:
-        store: Where jobs and models are kept.
+        data_dir: Where jobs and models are kept.
         closing: Whether the server is.
     """
 
-    def __init__(self, store: Store, closing: Callable[[], bool]) -> None:
-        self._store = store
+    def __init__(self, data_dir: DataDir, closing: Callable[[], bool]) -> None:
+        self._data_dir = data_dir
         self._closing = closing
         self._claiming = asyncio.Lock()
 
@@ -90,7 +92,7 @@ class Completion:
         except OSError as error:
             # No server goes on from its state any more, and its end needs the space.
             if is_full(error) and job.row.reason == CANCELLING:
-                await pools.STORE.run(self._drop_state, job.id)
+                await pools.STORE.run(self._data_dir.jobs.remove_checkpoint, job.id)
             raise
         await pools.STORE.run(self._tidy, job.id)
 
@@ -106,7 +108,7 @@ class Completion:
 
     async def completed_before(self, job: Job) -> bool:
         """Completes a job that the last server was about to complete; tells whether it was."""
-        final = self._store.job_dir(job.id) / FINAL_FILE
+        final = self._data_dir.jobs.directory(job.id) / FINAL_FILE
         if not await pools.STORE.run(final.exists):
             return False
         try:
@@ -118,7 +120,7 @@ class Completion:
     async def _settle(self, job: Job, outcome: Outcome) -> None:
         match outcome.ending:
             case Ending.SAVED:
-                await self._complete(job, self._store.job_dir(job.id) / FINAL_FILE)
+                await self._complete(job, self._data_dir.jobs.directory(job.id) / FINAL_FILE)
             case Ending.FAILED:
                 assert outcome.error is not None
                 name = f"training {job.row.model}"
@@ -182,7 +184,9 @@ class Completion:
             try:
                 stored = await self._claim_version(job, path, version)
                 # A version is new here, and nothing leads to it yet.
-                return responses.model(stored, await pools.STORE.run(self._store.describe, stored))
+                return responses.model(
+                    stored, await pools.STORE.run(self._data_dir.models.describe, stored)
+                )
             except (FileNotFoundError, StatusError) as error:
                 code = error.code if isinstance(error, StatusError) else _GONE
                 if code not in (_GONE, _TAKEN):
@@ -200,9 +204,9 @@ class Completion:
         name = job.row.model
         async with self._claiming:
             if not version:
-                version = await pools.STORE.run(self._store.next_version, name)
+                version = await pools.STORE.run(self._data_dir.models.next_version, name)
                 await job.change(claim=version)
-            return await pools.STORE.run(self._store.claim_file, name, path, version)
+            return await pools.STORE.run(self._data_dir.models.claim_file, name, path, version)
 
     async def _fail(self, job: Job, error: StatusError) -> None:
         logger.info("job %s ended without a model: %s", job.id, error)
@@ -216,8 +220,8 @@ class Completion:
             job: The job.
             why: Why it ended, for the model's record.
         """
-        directory = self._store.job_dir(job.id)
-        row = self._store.database.job(job.id)
+        directory = self._data_dir.jobs.directory(job.id)
+        row = self._data_dir.database.job(job.id)
         if row is None:  # just deleted
             return None
         keep = TrainConfig.from_json(json.loads(row.config)).keep
@@ -234,7 +238,7 @@ class Completion:
                 ended_by = f"{why} after {model.training.steps} steps"
                 model.training = replace(model.training, ended_by=ended_by)
             try:
-                model.save(directory / FINAL_FILE, self._store.space.require)
+                model.save(directory / FINAL_FILE, self._data_dir.space.require)
             except OSError as error:
                 if not is_full(error):
                     raise
@@ -244,12 +248,7 @@ class Completion:
 
     def _tidy(self, job: str) -> None:
         """Removes what only a run needs; its last and best weights stay."""
-        directory = self._store.job_dir(job)
-        self._drop_state(job)
-        self._store.discard(directory / FINAL_FILE)
+        self._data_dir.jobs.remove_checkpoint(job)
+        directory = self._data_dir.jobs.directory(job)
+        files.remove(directory / FINAL_FILE)
         remove_leftovers(directory)
-
-    def _drop_state(self, job: str) -> None:
-        """Removes a run's state."""
-        for name in (STATE_FILE, f"{STATE_FILE}.previous"):
-            self._store.discard(self._store.job_dir(job) / name)

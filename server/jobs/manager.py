@@ -45,7 +45,7 @@ from treadle.server.jobs.registry import JobRegistry
 from treadle.server.jobs.runner import Ending, JobRunner, Outcome, RunLimits
 from treadle.server.jobs.worker_pool import Workers
 from treadle.server.resources import pools
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import STATE_FILE
 from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
@@ -88,7 +88,7 @@ class JobManager:
     """Every training job of one server.
 
     Args:
-        store: Where jobs and models are kept.
+        data_dir: Where jobs and models are kept.
         workers: Who trains.
         room: How many jobs there may be.
         run: What holds for each of them.
@@ -97,31 +97,31 @@ class JobManager:
 
     def __init__(
         self,
-        store: Store,
+        data_dir: DataDir,
         workers: Workers,
         room: JobLimits,
         run: RunLimits,
         held_by: Callable[[], str] = lambda: "",
     ) -> None:
-        self._store = store
-        self._database = store.database
+        self._data_dir = data_dir
+        self._database = data_dir.database
         self._room = room
-        self._attempt = JobRunner(store, workers, run)
+        self._attempt = JobRunner(data_dir, workers, run)
         self._uploading = 0
         self._comparing = 0
         """Uploads that are only compared with those of jobs that are there."""
         self._open = False
         self._looking: asyncio.Task[None] | None = None
-        store.space.reserved = self._reserved
+        data_dir.space.reserved = self._reserved
         self._killed = False
         self._held_by = held_by
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._ending: dict[Job, asyncio.Task[None]] = {}
         """Jobs without a process whose end is being noted; they hold no slot."""
-        self._endings = Completion(store, lambda: self.closing.done())
+        self._endings = Completion(data_dir, lambda: self.closing.done())
         self.closing: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
         """Done when no job may come any more; holds what callers are told."""
-        self.book = JobRegistry(store.database, self.closing, self._tasks)
+        self.book = JobRegistry(data_dir.database, self.closing, self._tasks)
         """What is known of jobs."""
         self._jobs = self.book.live
 
@@ -202,7 +202,7 @@ class JobManager:
             self._jobs[row.id] = Job(self._database, kept)
             self._schedule()
         else:
-            await pools.STORE.run(self._store.discard_job, row.id)
+            await pools.STORE.run(self._data_dir.jobs.remove, row.id)
         return kept
 
     async def recover(self) -> None:
@@ -395,7 +395,7 @@ class JobManager:
         for job in list(self._jobs.values()):
             if not job.row.waits_for_bytes or job.space_try_at > time.monotonic():
                 continue
-            if not await pools.ROWS.run(self._store.space.has_again, job.row.waits_for_bytes):
+            if not await pools.ROWS.run(self._data_dir.space.has_again, job.row.waits_for_bytes):
                 continue
             async with self._deciding(job):
                 if job.row.waits_for_bytes and not job.cancelling:  # nobody has decided meanwhile
@@ -415,7 +415,7 @@ class JobManager:
         size = 0
         for job in list(self._running):
             with suppress(OSError):  # it has none yet
-                size += (self._store.jobs_root / job.id / STATE_FILE).stat().st_size
+                size += (self._data_dir.jobs.root / job.id / STATE_FILE).stat().st_size
         return size
 
     async def _resume(self, job: Job) -> JobRow:
@@ -462,10 +462,10 @@ class JobManager:
             if not is_full(error):
                 raise
             # First the files, then the row: that makes room for the change.
-            await pools.STORE.run(self._store.discard_job, row.id)
+            await pools.STORE.run(self._data_dir.jobs.remove, row.id)
             await pools.ROWS.run(self._database.delete_job, row.id)
         self._jobs.pop(row.id, None)
-        await pools.STORE.run(self._store.discard_job, row.id)
+        await pools.STORE.run(self._data_dir.jobs.remove, row.id)
 
     @asynccontextmanager
     async def _deciding(self, job: Job) -> AsyncIterator[None]:

@@ -20,7 +20,7 @@ from treadle.server.jobs.worker_pool import STOP_TIMEOUT_S, Worker, Workers
 from treadle.server.jobs.worker_request import order
 from treadle.server.messages import responses
 from treadle.server.resources import pools
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -78,13 +78,13 @@ class JobRunner:
     """Has processes train jobs.
 
     Args:
-        store: Where jobs are kept.
+        data_dir: Where jobs are kept.
         workers: Gives the processes.
         limits: What holds for each job.
     """
 
-    def __init__(self, store: Store, workers: Workers, limits: RunLimits) -> None:
-        self._store = store
+    def __init__(self, data_dir: DataDir, workers: Workers, limits: RunLimits) -> None:
+        self._data_dir = data_dir
         self._workers = workers
         self._limits = limits
         self._threads = limits.threads
@@ -116,7 +116,7 @@ class JobRunner:
         if outcome.ending is Ending.DIED:
             await self._workers.dismiss(worker)
             with suppress(OSError):  # what is left goes with the job's next process, or its end
-                await pools.STORE.run(remove_leftovers, self._store.job_dir(job.id))
+                await pools.STORE.run(remove_leftovers, self._data_dir.jobs.directory(job.id))
         else:
             self._workers.dismiss(worker)
         return outcome
@@ -175,7 +175,7 @@ class JobRunner:
             self._without[job].set()
 
     async def _train(self, job: Job, worker: Worker) -> Outcome:
-        worker.send({"job": order(await job.whole(), self._store, self._limits, self._threads)})
+        worker.send({"job": order(await job.whole(), self._data_dir, self._limits, self._threads)})
         job.worker = worker
         if job.pausing or self._leaving:
             worker.ask_to_leave({"pause": job.pausing or self._leaving})
@@ -311,7 +311,7 @@ class JobRunner:
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + _LOOK_S
-            await pools.ROWS.run(self._store.space.require_least)
+            await pools.ROWS.run(self._data_dir.space.require_least)
 
 
 def _needs_more(limit_bytes: int | None) -> StatusError:

@@ -22,7 +22,7 @@ from treadle.server.names import name_violations
 from treadle.server.resources import pools
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage import files as disk
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import INIT_FILE
 from treadle.server.storage.model_version import StoredModel
 from treadle.server.storage.schema import JobRow
@@ -35,7 +35,7 @@ class Submission:
     """Takes orders to train.
 
     Args:
-        store: Where corpora and models are.
+        data_dir: Where corpora and models are.
         jobs: Where jobs go.
         limits: What an upload must keep to.
         training_bytes: The most memory that a training run may take; None: whatever there is.
@@ -44,13 +44,13 @@ class Submission:
 
     def __init__(
         self,
-        store: Store,
+        data_dir: DataDir,
         jobs: JobManager,
         limits: Limits,
         training_bytes: int | None,
         budget: MemoryBudget,
     ) -> None:
-        self._store = store
+        self._data_dir = data_dir
         self._jobs = jobs
         self._limits = limits
         self._training_bytes = training_bytes
@@ -79,11 +79,13 @@ class Submission:
         spec.CopyFrom(asked)
         base, spec.init_from_version = await self._base(spec)
         config = convert.training_order(spec, self._training_bytes, await self._beginning(base))
-        await pools.ROWS.run(self._store.check_new, spec.model, "", self._jobs.book.models())
+        await pools.ROWS.run(
+            self._data_dir.models.check_new, spec.model, "", self._jobs.book.models()
+        )
         with self._jobs.admit():
-            stored = UploadFiles(self._store.corpora)
+            stored = UploadFiles(self._data_dir.corpora)
             try:
-                await pools.UPLOADS.run(self._store.space.require)
+                await pools.UPLOADS.run(self._data_dir.space.require)
                 files = await upload.receive(stored)
                 _check_files(files)
                 # Once begun it is done to its end: a call that is cancelled leaves no half of it.
@@ -118,7 +120,7 @@ class Submission:
             )
         except BaseException:
             if await self._jobs.book.unknown(job):
-                await pools.STORE.run(self._store.discard_job, job)
+                await pools.STORE.run(self._data_dir.jobs.remove, job)
             raise
         if kept.id == job:
             stored.keep()
@@ -131,24 +133,28 @@ class Submission:
         faults = name_violations(spec.init_from.partition("@")[0], "spec.init_from")
         if faults:
             raise invalid(faults)
-        base = await pools.ROWS.run(self._store.find, spec.init_from, spec.init_from_version)
+        base = await pools.ROWS.run(
+            self._data_dir.models.find, spec.init_from, spec.init_from_version
+        )
         return base, base.version
 
     async def _beginning(self, base: StoredModel | None) -> BaseModelInfo | None:
         if base is None:
             return None
-        about = await pools.LISTS.run(self._store.describe, base)
+        about = await pools.LISTS.run(self._data_dir.models.describe, base)
         return BaseModelInfo(about.network, about.tokenizer, about.layout, about.vocabulary_size)
 
     def _lay_out(self, job: str, files: list[UploadedFile], base: StoredModel | None) -> None:
         """Makes a job's directory; what it needs is safe from deletion from here on."""
-        directory = self._store.job_dir(job)
+        directory = self._data_dir.jobs.directory(job)
         for file in files:
-            if self._store.corpora.want(file.sha256) is None:  # removed by hand since it was named
+            if (
+                self._data_dir.corpora.want(file.sha256) is None
+            ):  # removed by hand since it was named
                 raise corpus_not_found(file.sha256)
         if base is not None:
             try:
-                disk.link_or_copy(base.path, directory / INIT_FILE, self._store.space)
+                disk.link_or_copy(base.path, directory / INIT_FILE, self._data_dir.space)
             except FileNotFoundError:
                 raise _gone(base) from None
 

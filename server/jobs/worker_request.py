@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from treadle.model.config import TrainConfig
 from treadle.server.jobs import worker_protocol
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_state import JobState
 from treadle.server.storage.schema import JobRow
 from treadle.v1 import sequence_pb2 as pb
@@ -71,12 +71,14 @@ def new_row(
     )  # fmt: skip
 
 
-def order(row: JobRow, store: Store, limits: RunLimits, threads: int) -> worker_protocol.Message:
+def order(
+    row: JobRow, data_dir: DataDir, limits: RunLimits, threads: int
+) -> worker_protocol.Message:
     """Returns what a process is told of a job.
 
     Args:
         row: The job.
-        store: Where its corpus and its directory are.
+        data_dir: Where its corpus and its directory are.
         limits: What holds for every job.
         threads: Threads that it may use.
     """
@@ -85,13 +87,13 @@ def order(row: JobRow, store: Store, limits: RunLimits, threads: int) -> worker_
         # Settled at the first start; a model's tokenizer says what was asked for, killed or not.
         config["tokenizer"]["unknown_policy"] = None
     return {
-        "files": [file | {"path": str(store.corpora.path(file["sha256"]))} for file in files],
-        "directory": str(store.job_dir(row.id)),
+        "files": [file | {"path": str(data_dir.corpora.path(file["sha256"]))} for file in files],
+        "directory": str(data_dir.jobs.directory(row.id)),
         "init_from": bool(row.init_from),
         "config": config,
         "threads": threads,
         "memory_limit_bytes": limits.max_run_bytes,
         "checkpoint_interval_s": limits.checkpoint_interval_s,
         "min_free_bytes": limits.min_free_bytes,
-        "reserved_bytes": store.space.reserved(),
+        "reserved_bytes": data_dir.space.reserved(),
     }

@@ -11,8 +11,8 @@ from collections import OrderedDict
 from treadle.server.errors import StatusError
 from treadle.server.messages import responses
 from treadle.server.messages.page import Page
-from treadle.server.storage.data_dir import Store
 from treadle.server.storage.model_version import StoredModel
+from treadle.server.storage.models import ModelStore
 from treadle.v1 import sequence_pb2 as pb
 
 _KEPT_BYTES = 32 << 20
@@ -23,12 +23,12 @@ class Catalog:
     """Describes stored models. All methods may block on the disk and be called from any thread.
 
     Args:
-        store: Where the models are.
+        model_store: Where the models are.
         max_message_bytes: The largest reply.
     """
 
-    def __init__(self, store: Store, max_message_bytes: int) -> None:
-        self._store = store
+    def __init__(self, model_store: ModelStore, max_message_bytes: int) -> None:
+        self._model_store = model_store
         self._max_message_bytes = max_message_bytes
         self._kept: OrderedDict[StoredModel, bytes] = OrderedDict()
         self._kept_bytes = 0
@@ -45,7 +45,7 @@ class Catalog:
             The models, and the name after which the next page begins; empty on the last.
         """
         page: Page[pb.Model] = Page(most, self._max_message_bytes)
-        for stored in self._store.newest(after):
+        for stored in self._model_store.newest(after):
             if not page.take(self._listed(stored)):
                 return page.items, page.items[-1].name
         return page.items, ""
@@ -58,7 +58,9 @@ class Catalog:
             DatabaseError: The database failed.
         """
         message = self._description(stored)
-        names, message.alias_count = self._store.aliases_of(stored.name, stored.version)
+        names, message.alias_count = self._model_store.aliases.of_version(
+            stored.name, stored.version
+        )
         message.aliases.extend(names)
         return message
 
@@ -76,7 +78,7 @@ class Catalog:
                 self._kept.move_to_end(stored)
         if kept is not None:
             return pb.Model.FromString(kept)
-        message = responses.model(stored, self._store.describe(stored))
+        message = responses.model(stored, self._model_store.describe(stored))
         data = message.SerializeToString()
         with self._lock:
             if stored not in self._kept:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from treadle.server.jobs.submission import Submission
     from treadle.server.resources.memory_budget import MemoryBudget
     from treadle.server.rpc.interceptor import Context
-    from treadle.server.storage.data_dir import Store
+    from treadle.server.storage.models import ModelStore
     from treadle.server.storage.schema import JobRow
     from treadle.server.warmup import Warmup
 
@@ -46,7 +46,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
 
     Args:
         config: The server's settings.
-        store: Models on disk.
+        model_store: Models on disk.
         models: Models in memory.
         submission: Validates, stores and queues training jobs.
         jobs: Training jobs.
@@ -62,7 +62,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     def __init__(
         self,
         config: ServerConfig,
-        store: Store,
+        model_store: ModelStore,
         models: ModelCache,
         submission: Submission,
         jobs: JobManager,
@@ -75,7 +75,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         warmup: Warmup,
     ) -> None:
         self._config = config
-        self._store = store
+        self._model_store = model_store
         self._models = models
         self._submission = submission
         self._jobs = jobs
@@ -86,7 +86,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self._inquiries = inquiries
         self._budget = budget
         self._warmup = warmup
-        self._catalog = Catalog(store, config.max_message_bytes)
+        self._catalog = Catalog(model_store, config.max_message_bytes)
         self._began = time.monotonic()
 
     async def Train(  # noqa: N802
@@ -211,7 +211,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.DeleteModelResponse:
         """Deletes versions of a model."""
         version = requests.deletion(request)
-        delete = self._store.delete
+        delete = self._model_store.delete
         gone = await pools.STORE.run(delete, request.model, version, force=request.force)
         self._models.forget(request.model, gone)
         return pb.DeleteModelResponse(versions=gone)
@@ -221,7 +221,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.SetAliasResponse:
         """Names a version, or moves the name there."""
         check_model_and_alias(request.model, request.alias)
-        set_alias = self._store.set_alias
+        set_alias = self._model_store.set_alias
         stored = await pools.STORE.run(set_alias, request.model, request.alias, request.version)
         return pb.SetAliasResponse(model=await pools.LISTS.run(self._catalog.describe, stored))
 
@@ -230,7 +230,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.DeleteAliasResponse:
         """Takes a name away."""
         check_model_and_alias(request.model, request.alias)
-        await pools.STORE.run(self._store.delete_alias, request.model, request.alias)
+        await pools.STORE.run(self._model_store.delete_alias, request.model, request.alias)
         return pb.DeleteAliasResponse()
 
     async def GetServerInfo(  # noqa: N802
@@ -283,9 +283,9 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         return None
 
     def _get(self, name: str, number: int) -> pb.GetModelResponse:
-        stored = self._store.find(name, number)
+        stored = self._model_store.find(name, number)
         return pb.GetModelResponse(
-            model=self._catalog.describe(stored), versions=self._store.versions(stored.name)
+            model=self._catalog.describe(stored), versions=self._model_store.versions(stored.name)
         )
 
     def _job(self, row: JobRow) -> pb.Job:

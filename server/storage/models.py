@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -15,15 +16,24 @@ from pathlib import Path
 
 import grpc
 
-from treadle.server.errors import StatusError, not_found, shorten, unknown_alias
-from treadle.server.failures import is_out_of_files
+from treadle.model.model_file import read_header
+from treadle.server.errors import (
+    StatusError,
+    aborted,
+    not_found,
+    precondition,
+    shorten,
+    unknown_alias,
+)
+from treadle.server.failures import DatabaseError, is_full, is_out_of_files
 from treadle.server.names import LATEST, check_alias, is_name, split
-from treadle.server.storage import model_version
+from treadle.server.storage import files, model_version
+from treadle.server.storage.aliases import Aliases
 from treadle.server.storage.database import Database
+from treadle.server.storage.files import DiskSpace
 from treadle.server.storage.model_limits import (
     DEFAULT_LIMITS,
     ModelLimits,
-    too_many_aliases,
     too_many_models,
     too_many_versions,
 )
@@ -38,29 +48,41 @@ _ALIASES = 100
 """Aliases of a version that are shown."""
 
 
+CLAIMS = 20
+"""How often one model is claimed whose version is deleted, or taken by hand, meanwhile."""
+
+
 class ModelStore:
-    """The models that are stored.
+    """The models of one data directory, each in versions that never change.
 
     Args:
-        models: Their directory.
-        database: Where their aliases are.
-        limits: How many there may be.
+        root: The directory of the models' directories.
+        tmp: Where versions are made, on the same disk.
+        database: Where aliases and the claims of jobs are.
+        space: The space of the disk.
+        limits: How many models, versions and aliases there may be.
     """
 
     def __init__(
-        self, models: Path, database: Database, limits: ModelLimits = DEFAULT_LIMITS
+        self,
+        root: Path,
+        tmp: Path,
+        database: Database,
+        space: DiskSpace,
+        limits: ModelLimits = DEFAULT_LIMITS,
     ) -> None:
-        self._models = models
+        self._models = root
+        self._tmp = tmp
+        self._database = database
+        self.space = space
+        """The space of the disk."""
         self._limits = limits
-        self.database = database
-        """Jobs, events, aliases and corpora."""
-        # Names and versions change under this lock only.
+        self.aliases = Aliases(database, limits.aliases)
+        """The aliases of all models."""
+        # Versions and aliases change under this lock only.
         self._changing = threading.Lock()
-        self._naming = threading.Lock()
         self._described: OrderedDict[StoredModel, Description] = OrderedDict()
-        self._index = VersionIndex(models)
-        self._aliases: dict[str, dict[int, tuple[list[str], int]]] = {}
-        self._aliases_changed = 0
+        self._index = VersionIndex(root)
 
     def check_free(self, name: str) -> None:
         """Checks that versions of `name` can be stored, before anybody trains one.
@@ -100,7 +122,7 @@ class ModelStore:
             if not self._is_there(name) and models + new > self._limits.models:
                 raise too_many_models(models)
         if alias:
-            self._check_alias(name, alias)
+            self.aliases.check_new(name, alias)
 
     def versions(self, name: str) -> list[int]:
         """Returns a model's versions, oldest first; none where there is no such model."""
@@ -121,7 +143,7 @@ class ModelStore:
         if alias and not is_name(name):  # the rest of NAME@ALIAS is not checked before
             raise not_found(shorten(name, 100))
         if alias and alias != LATEST:
-            version = self.database.aliased(name, alias)
+            version = self.aliases.version(name, alias)
             if version < 1:
                 raise unknown_alias(name, alias) if self.versions(name) else not_found(name)
         if not version:
@@ -153,62 +175,23 @@ class ModelStore:
         check_alias(alias)
         with self._changing:
             model = self.find(name, version)
-            self._check_alias(model.name, alias)
-            with self._renaming(model.name):
-                self.database.set_alias(model.name, alias, model.version)
+            self.aliases.check_new(model.name, alias)
+            self.aliases.set(model.name, alias, model.version)
         return model
-
-    def _check_alias(self, name: str, alias: str) -> None:
-        """Refuses a new alias where a model has as many as it may."""
-        known = self.database.aliases(name)
-        if alias not in known and len(known) >= self._limits.aliases:
-            raise too_many_aliases(name, len(known))
 
     def _is_there(self, name: str) -> bool:
         return (self._models / name).exists()
 
     def delete_alias(self, name: str, alias: str) -> None:
-        """Takes a name away from the version that has it.
+        """Deletes an alias of a model; its version stays.
 
         Raises:
             StatusError: NOT_FOUND.
             OSError: The disk is full.
             DatabaseError: The database failed.
         """
-        with self._renaming(name):
-            there = self.database.delete_alias(name, alias)
-        if not there:
+        if not self.aliases.delete(name, alias):
             raise unknown_alias(name, alias) if self.versions(name) else not_found(name)
-
-    def aliases_of(self, name: str, version: int) -> tuple[list[str], int]:
-        """Returns the first names of a version in their order, and how many there are.
-
-        `latest` is not among them.
-
-        Raises:
-            DatabaseError: The database failed.
-        """
-        known = self._aliases.get(name, {}).get(version)
-        if known is not None:
-            return known
-        changed = self._aliases_changed
-        found = self.database.aliases_of(name, version, _ALIASES)
-        with self._naming:
-            if changed == self._aliases_changed:  # else it may be what was there before
-                if len(self._aliases) >= _REMEMBERED:
-                    self._aliases.clear()
-                self._aliases.setdefault(name, {})[version] = found
-        return found
-
-    @contextlib.contextmanager
-    def _renaming(self, name: str) -> Iterator[None]:
-        """Has the database asked again which aliases a model has, after a change of them."""
-        try:
-            yield
-        finally:
-            with self._naming:
-                self._aliases_changed += 1
-                self._aliases.pop(name, None)
 
     def describe(self, model: StoredModel) -> Description:
         """Returns what a model's file says of it; remembered, since versions never change.
@@ -268,3 +251,196 @@ class ModelStore:
         path = self._file(name, version)
         stat = path.stat()
         return StoredModel(name, version, path, stat.st_mtime, stat.st_size)
+
+    def new_draft(self) -> Path:
+        """Returns a new directory under `tmp/`, for a version to be made in."""
+        draft = self._tmp_name("model")
+        draft.mkdir(mode=0o770)
+        return draft
+
+    def discard(self, path: Path) -> None:
+        """Removes what `new_draft` returned, if it is still there.
+
+        What cannot be removed is logged and left: under `tmp/` until the next start.
+        """
+        files.remove(path)
+
+    def next_version(self, name: str) -> int:
+        """Returns the number that the next version of a model gets.
+
+        It is above every version there was, and above what unfinished jobs wrote down in `claim`:
+        write it down there before another job asks.
+
+        Raises:
+            DatabaseError: The database failed.
+        """
+        pending = self._database.pending_claims(name)
+        return max([*model_version.numbers(self._models / name), *pending], default=0) + 1
+
+    def claim(self, name: str, draft: Path, version: int = 0) -> StoredModel:
+        """Makes the model in a draft a version of `name`.
+
+        With a version it may be repeated after a crash: a version that is there with the same
+        content, or whose draft is gone, is taken as claimed.
+
+        Args:
+            name: The model's name, already checked.
+            draft: Directory of `new_draft` that holds MODEL_FILE; it is moved away.
+            version: What `next_version` returned; 0: a new one.
+
+        Raises:
+            LoadError: The draft's file is damaged.
+            StatusError: ABORTED: the version is there with other content.
+            OSError: The disk failed or is full.
+            DatabaseError: The database failed.
+        """
+        if version and self._is_claimed(name, draft / MODEL_FILE, version):
+            self.discard(draft)
+        else:
+            read_header(draft / MODEL_FILE)
+            files.sync(draft)
+            with self._changing:
+                version = version or self.next_version(name)
+                self._move_in(name, draft, version)
+        # Hashed in its place: a large model takes seconds, and is safe by now.
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            model_version.sha256(self._models / name / str(version))
+        return self._stat(name, version)
+
+    def claim_file(self, name: str, path: Path, version: int) -> StoredModel:
+        """Makes a model's file a version of `name`, without moving it: it is linked or copied.
+
+        It may be repeated after a crash, as `claim`, also where the file is gone since.
+
+        Args:
+            name: The model's name, already checked.
+            path: The file; it must be replaced, never written to, from now on.
+            version: What `next_version` returned.
+
+        Raises:
+            As `claim`; FileNotFoundError where neither the file nor the version is there.
+        """
+        draft = self.new_draft()
+        try:
+            if not self._is_claimed(name, path, version):
+                files.link_or_copy(path, draft / MODEL_FILE, self.space)
+            return self.claim(name, draft, version)
+        finally:
+            self.discard(draft)
+
+    def delete(self, name: str, version: int | None, *, force: bool = False) -> list[int]:
+        """Deletes one version of a model, or all of them.
+
+        Args:
+            name: The model's name.
+            version: The version; None: all of them.
+            force: Delete versions that aliases name as well, and these aliases.
+
+        Returns:
+            The versions deleted, oldest first.
+
+        Raises:
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: an alias names one of the versions, or the
+                model is a link, which can only be deleted as a whole.
+            DatabaseError: The database failed.
+        """
+        home = self._models / name
+        with self._changing:
+            present = self.versions(name)
+            gone = [number for number in present if version in (None, number)]
+            if not gone:
+                raise not_found(name, version or 0)
+            if not force:
+                self._check_unnamed(name, gone)
+            trash = self._tmp_name("deleted")
+            keeper = None
+            if gone == present:
+                os.rename(home, trash)
+            else:
+                [number] = gone
+                self.check_free(name)
+                os.rename(home / str(number), trash)
+                if number > max(model_version.numbers(home), default=0):
+                    keeper = home / str(number)
+            self._index.forget(name)
+            # First the files, then what is noted: on a full disk that makes room for it.
+            noted = keeper is None or _made(keeper)
+            files.sync(self._models if gone == present else home)
+            self.discard(trash)
+            if keeper is not None and not noted:
+                keeper.mkdir(mode=0o770)
+                files.sync(home)
+            self._forget_aliases(name, gone)
+        return gone
+
+    def _check_unnamed(self, name: str, gone: list[int]) -> None:
+        """Refuses to delete versions that aliases name."""
+        named = [
+            f"{alias} (version {version})"
+            for alias, version in self.aliases.of_model(name).items()
+            if version in gone
+        ]
+        if named:
+            shown = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
+            which = f"the alias {shown} leads" if len(named) == 1 else f"the aliases {shown} lead"
+            raise precondition(
+                f"{which} to what is to be deleted of model {name!r}: move or delete "
+                f"{'it' if len(named) == 1 else 'them'} first, or set force to delete all the same"
+            )
+
+    def _forget_aliases(self, name: str, gone: list[int]) -> None:
+        try:
+            self.aliases.forget(name, gone)
+        except (OSError, DatabaseError) as error:
+            # They lead nowhere, which `find` says; `_move_in` keeps them from leading elsewhere.
+            logger.warning("aliases of deleted versions of %s are left: %s", name, error)
+
+    def _is_claimed(self, name: str, path: Path, version: int) -> bool:
+        """Returns whether a version is there already, as what the file at `path` is or was."""
+        stored = self._file(name, version)
+        if not stored.is_file():
+            return False
+        if not path.exists() or path.samefile(stored):
+            return True
+        if model_version.file_hash(path) == model_version.file_hash(stored):
+            return True
+        message = f"version {version} of model {name!r} is stored already, with other weights"
+        raise StatusError(grpc.StatusCode.ABORTED, message)
+
+    def _move_in(self, name: str, draft: Path, version: int) -> None:
+        """Makes a draft a version that is not there, or is an empty directory."""
+        if version in self.aliases.of_model(name).values():  # of an earlier model of this name
+            self.aliases.forget(name, [version])
+        home = self._models / name
+        self.check_free(name)
+        home.mkdir(mode=0o770, exist_ok=True)
+        newest = max(model_version.numbers(home), default=0)
+        os.rename(draft, home / str(version))
+        self._index.forget(name)
+        files.sync(home)
+        if newest < version:  # where it is an empty directory, it kept its number for long enough
+            with contextlib.suppress(OSError):
+                (home / str(newest)).rmdir()
+        files.sync(self._models)
+
+    def _tmp_name(self, kind: str) -> Path:
+        return self._tmp / f"{kind}-{secrets.token_hex(8)}"
+
+
+def always_deleted(name: str) -> StatusError:
+    """Returns ABORTED: a model was deleted each time that it was stored."""
+    return aborted(
+        f"model {name!r} was deleted {CLAIMS} times while it was stored; make it again when "
+        "nobody deletes it"
+    )
+
+
+def _made(folder: Path) -> bool:
+    """Makes a folder; returns whether there was space for it."""
+    try:
+        folder.mkdir(mode=0o770)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return False
+    return True

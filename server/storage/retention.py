@@ -22,7 +22,7 @@ from treadle.server.names import is_name
 from treadle.server.resources import pools
 from treadle.server.storage import files
 from treadle.server.storage.corpora import Corpora
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.observed_time import AHEAD_S
@@ -72,17 +72,17 @@ class Swept:
     """Files that killed processes had not finished; deleted."""
 
 
-async def keep_house(store: Store, rules: Rules, every_s: float = 600.0) -> None:
+async def keep_house(data_dir: DataDir, rules: Rules, every_s: float = 600.0) -> None:
     """Sweeps now and then until it is cancelled; a sweep that fails is logged.
 
     Args:
-        store: The data directory.
+        data_dir: The data directory.
         rules: How long things are kept.
         every_s: Seconds between two sweeps.
     """
     while True:
         try:
-            swept = await pools.SWEEPS.run(tidy, store, rules)
+            swept = await pools.SWEEPS.run(tidy, data_dir, rules)
             if swept != Swept():
                 logger.info("swept %s", swept)
         except Exception as error:  # a full disk, say; there may be room the next time
@@ -90,15 +90,15 @@ async def keep_house(store: Store, rules: Rules, every_s: float = 600.0) -> None
         await asyncio.sleep(every_s)
 
 
-def tidy(store: Store, rules: Rules) -> Swept:
+def tidy(data_dir: DataDir, rules: Rules) -> Swept:
     """Sweeps by the clock, unless that is doubtful; see `sweep`."""
     with suppress(OSError):
-        store.spare.fill()
-    now_s = store.observed_time.now()
+        data_dir.spare.fill()
+    now_s = data_dir.observed_time.now()
     if now_s is None:
         return Swept()
-    left = sweep_temporary_kernels() + _sweep_leftovers(store.jobs_root, now_s)
-    swept = sweep(store.database, store.corpora, store.jobs_root, rules, now_s)
+    left = sweep_temporary_kernels() + _sweep_leftovers(data_dir.jobs.root, now_s)
+    swept = sweep(data_dir.database, data_dir.corpora, data_dir.jobs.root, rules, now_s)
     return replace(swept, leftovers=left)
 
 

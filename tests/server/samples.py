@@ -16,7 +16,7 @@ from treadle.model.config import (
 )
 from treadle.server.resources.memory_budget import MemoryBudget, Reservation
 from treadle.server.storage import model_version
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.model_version import MODEL_FILE, StoredModel
 from treadle.server.storage.schema import JobRow
 
@@ -76,8 +76,8 @@ def nothing_held() -> Reservation:
     return MemoryBudget(1 << 50).reserve(0, "tests")
 
 
-def put_model(store: Store, name: str, seed: int = 0) -> StoredModel:
+def put_model(data_dir: DataDir, name: str, seed: int = 0) -> StoredModel:
     """Stores a tiny model as the next version of `name`."""
-    draft = store.new_draft()
+    draft = data_dir.models.new_draft()
     tiny_model(seed).save(draft / MODEL_FILE)
-    return store.claim(name, draft)
+    return data_dir.models.claim(name, draft)

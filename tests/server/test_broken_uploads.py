@@ -19,7 +19,7 @@ import pytest
 from treadle.server.errors import StatusError
 from treadle.server.jobs.upload_files import UploadFiles
 from treadle.server.jobs.worker_pool import Workers
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import TEXT, Caller, Server, long_spec, tiny_spec, wait_for
@@ -106,9 +106,9 @@ def test_a_file_may_be_named_by_its_hash_once_it_was_sent(server: Server) -> Non
 
 
 def test_what_two_uploads_brought_goes_with_the_last_of_them(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    data_dir = DataDir(tmp_path)
     try:
-        first, second, third = (UploadFiles(store.corpora) for _ in range(3))
+        first, second, third = (UploadFiles(data_dir.corpora) for _ in range(3))
         for files in (first, second, third):
             files.writer().write(b"the same")
             writer = files.writer()
@@ -116,30 +116,30 @@ def test_what_two_uploads_brought_goes_with_the_last_of_them(tmp_path: Path) -> 
             writer.finish()
             files.store()
         first.close()
-        assert len(list(store.corpora.stored())) == 3
+        assert len(list(data_dir.corpora.stored())) == 3
         second.keep()
         second.close()
         third.close()
-        assert len(list(store.corpora.stored())) == 2  # the second's
+        assert len(list(data_dir.corpora.stored())) == 2  # the second's
         assert not list((tmp_path / "tmp").iterdir())
-        again = UploadFiles(store.corpora)
-        for sha256, size in store.corpora.stored():
+        again = UploadFiles(data_dir.corpora)
+        for sha256, size in data_dir.corpora.stored():
             assert again.want(sha256) == size
         again.close()
-        assert len(list(store.corpora.stored())) == 2
+        assert len(list(data_dir.corpora.stored())) == 2
     finally:
-        store.close()
+        data_dir.close()
 
 
 def test_what_comes_after_the_end_is_removed(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    data_dir = DataDir(tmp_path)
     try:
-        files = UploadFiles(store.corpora)
+        files = UploadFiles(data_dir.corpora)
         files.close()
         files.writer()  # of a thread that was late
         assert not list((tmp_path / "tmp").iterdir())
     finally:
-        store.close()
+        data_dir.close()
 
 
 def test_a_call_that_sends_nothing_holds_no_place(start: Callable[..., Server]) -> None:
@@ -175,10 +175,10 @@ def test_a_slow_upload_ends_and_gives_its_place_back(start: Callable[..., Server
 
 
 def test_a_corpus_that_is_sent_again_takes_a_place_as_well(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    data_dir = DataDir(tmp_path)
 
     async def run() -> None:
-        room = make_room(store, Workers(standby=0))  # with two places for uploads
+        room = make_room(data_dir, Workers(standby=0))  # with two places for uploads
         with room.admit_again(), room.admit():
             assert room.queued == 1
             for admit in (room.admit, room.admit_again):
@@ -190,4 +190,4 @@ def test_a_corpus_that_is_sent_again_takes_a_place_as_well(tmp_path: Path) -> No
     try:
         asyncio.run(run())
     finally:
-        store.close()
+        data_dir.close()

@@ -15,7 +15,7 @@ import pytest
 from treadle.server.messages.page import Page
 from treadle.server.rpc.catalog import Catalog
 from treadle.server.storage import model_version
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.model_version import MODEL_FILE
 from treadle.server.storage.version_index import VersionIndex
 from treadle.v1 import sequence_pb2 as pb
@@ -26,15 +26,15 @@ MESSAGE_BYTES = 1 << 16
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
-    yield store
-    store.close()
+def data_dir(tmp_path: Path) -> Iterator[DataDir]:
+    data_dir = DataDir(tmp_path)
+    yield data_dir
+    data_dir.close()
 
 
 @pytest.fixture
-def catalog(store: Store) -> Catalog:
-    return Catalog(store, MESSAGE_BYTES)
+def catalog(data_dir: DataDir) -> Catalog:
+    return Catalog(data_dir.models, MESSAGE_BYTES)
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, holder: Any, name: str) -> Callable[[], int]:
@@ -53,7 +53,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, holder: Any, name: str) -> Call
     return so_far
 
 
-def settled(store: Store, tmp_path: Path, *names: str) -> None:
+def settled(data_dir: DataDir, tmp_path: Path, *names: str) -> None:
     """Makes the directories of models as old as they are after a while."""
     long_ago = time.time() - 3600
     for name in names:
@@ -61,53 +61,53 @@ def settled(store: Store, tmp_path: Path, *names: str) -> None:
 
 
 def test_a_list_reads_what_it_knows_from_no_disk(
-    tmp_path: Path, store: Store, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data_dir: DataDir, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["a", "b", "c"]
     for name in names:
-        put_model(store, name)
-    store.set_alias("b", "prod")
-    settled(store, tmp_path, *names)
+        put_model(data_dir, name)
+    data_dir.models.set_alias("b", "prod")
+    settled(data_dir, tmp_path, *names)
     first = catalog.page(10, "")
     assert [model.name for model in first[0]] == names
     assert [list(model.aliases) for model in first[0]] == [[], ["prod"], []]
     headers = count_calls(monkeypatch, model_version, "read_header")
     folders = count_calls(monkeypatch, model_version, "numbers")
-    asked = count_calls(monkeypatch, store.database, "aliases_of")
-    monkeypatch.setattr(store, "_described", OrderedDict())
+    asked = count_calls(monkeypatch, data_dir.database, "aliases_of")
+    monkeypatch.setattr(data_dir.models, "_described", OrderedDict())
     assert catalog.page(10, "") == first
     assert (headers(), folders(), asked()) == (0, 0, 0)
-    store.set_alias("c", "prod")
+    data_dir.models.set_alias("c", "prod")
     assert [list(model.aliases) for model in catalog.page(10, "")[0]] == [[], ["prod"], ["prod"]]
     assert (headers(), folders(), asked()) == (0, 0, 1)
-    put_model(store, "b")
-    store.delete_alias("c", "prod")
+    put_model(data_dir, "b")
+    data_dir.models.delete_alias("c", "prod")
     listed = catalog.page(10, "")[0]
     assert [(model.name, model.version, list(model.aliases)) for model in listed] == [
         ("a", 1, []),
         ("b", 2, []),
         ("c", 1, []),
     ]
-    store.delete("a", None)
+    data_dir.models.delete("a", None)
     assert [model.name for model in catalog.page(10, "")[0]] == ["b", "c"]
 
 
 def test_versions_put_there_and_taken_away_by_hand_are_noticed(
-    tmp_path: Path, store: Store
+    tmp_path: Path, data_dir: DataDir
 ) -> None:
-    put_model(store, "m")
-    settled(store, tmp_path, "m")
+    put_model(data_dir, "m")
+    settled(data_dir, tmp_path, "m")
     home = tmp_path / "models" / "m"
-    assert store.versions("m") == [1]
+    assert data_dir.models.versions("m") == [1]
     (home / "2").mkdir()
-    settled(store, tmp_path, "m")
-    assert store.versions("m") == [1]
+    settled(data_dir, tmp_path, "m")
+    assert data_dir.models.versions("m") == [1]
     (home / "2" / MODEL_FILE).write_bytes((home / "1" / MODEL_FILE).read_bytes())
-    assert store.versions("m") == [1, 2]  # the model's own directory does not show it
-    settled(store, tmp_path, "m")
-    assert store.find("m").version == 2
+    assert data_dir.models.versions("m") == [1, 2]  # the model's own directory does not show it
+    settled(data_dir, tmp_path, "m")
+    assert data_dir.models.find("m").version == 2
     (home / "2" / MODEL_FILE).unlink()
-    assert store.find("m").version == 1
+    assert data_dir.models.find("m").version == 1
 
 
 def test_a_directory_that_has_just_changed_is_read_again(tmp_path: Path) -> None:
@@ -122,11 +122,11 @@ def test_a_directory_that_has_just_changed_is_read_again(tmp_path: Path) -> None
 
 
 def test_a_page_ends_where_a_message_does(
-    store: Store, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"m{number}" for number in range(8)]
     for name in names:
-        put_model(store, name)
+        put_model(data_dir, name)
     description = catalog._description
 
     def long(stored: Any) -> pb.Model:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from treadle.server.storage.corpora import Corpora
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.files import shared_with_group
 
 DATA = bytes(range(256)) * 1000
@@ -19,15 +19,15 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
-    yield store
-    store.close()
+def data_dir(tmp_path: Path) -> Iterator[DataDir]:
+    data_dir = DataDir(tmp_path)
+    yield data_dir
+    data_dir.close()
 
 
 @pytest.fixture
-def corpora(store: Store) -> Corpora:
-    return store.corpora
+def corpora(data_dir: DataDir) -> Corpora:
+    return data_dir.corpora
 
 
 def put(corpora: Corpora, *pieces: bytes | bytearray | memoryview) -> str:
@@ -37,20 +37,20 @@ def put(corpora: Corpora, *pieces: bytes | bytearray | memoryview) -> str:
     return writer.claim()[0]
 
 
-def test_a_corpus_is_stored_under_its_hash(tmp_path: Path, store: Store) -> None:
+def test_a_corpus_is_stored_under_its_hash(tmp_path: Path, data_dir: DataDir) -> None:
     with shared_with_group(tmp_path):  # as a server does; the folder is its owner's only
-        writer = store.corpora.writer()
+        writer = data_dir.corpora.writer()
     for begin in range(0, len(DATA), 999):
         writer.write(DATA[begin : begin + 999])
     assert writer.size == len(DATA)
-    assert not store.corpora.has(SHA256)
+    assert not data_dir.corpora.has(SHA256)
     assert writer.claim() == (SHA256, len(DATA))
-    path = store.corpora.path(SHA256)
+    path = data_dir.corpora.path(SHA256)
     assert path == tmp_path / "corpora" / SHA256
     assert path.read_bytes() == DATA
-    assert store.corpora.has(SHA256)
+    assert data_dir.corpora.has(SHA256)
     assert path.stat().st_mode & 0o777 == 0o600
-    ((known, size, used_s),) = store.database.corpora()
+    ((known, size, used_s),) = data_dir.database.corpora()
     assert (known, size) == (SHA256, len(DATA))
     assert abs(used_s - time.time()) < 60
     writer.discard()
@@ -90,14 +90,14 @@ def test_many_may_store_the_same_corpus_at_once(tmp_path: Path, corpora: Corpora
     assert not list((tmp_path / "tmp").iterdir())
 
 
-def test_what_is_discarded_is_gone(tmp_path: Path, store: Store) -> None:
-    writer = store.corpora.writer()
+def test_what_is_discarded_is_gone(tmp_path: Path, data_dir: DataDir) -> None:
+    writer = data_dir.corpora.writer()
     writer.write(DATA)
     writer.discard()
     writer.discard()
     assert not list((tmp_path / "tmp").iterdir())
     assert not list((tmp_path / "corpora").iterdir())
-    assert store.database.corpora() == []
+    assert data_dir.database.corpora() == []
 
 
 @pytest.mark.parametrize("name", ["", "../treadle.db", "A" * 64, "a" * 63, "a" * 64 + "\n"])
@@ -109,30 +109,30 @@ def test_what_is_no_hash_names_no_corpus(corpora: Corpora, name: str) -> None:
         corpora.remove(name)
 
 
-def test_a_removed_corpus_stays_for_who_has_it_open(store: Store) -> None:
-    put(store.corpora, DATA)
-    with store.corpora.path(SHA256).open("rb") as reader:
-        store.corpora.remove(SHA256)
+def test_a_removed_corpus_stays_for_who_has_it_open(data_dir: DataDir) -> None:
+    put(data_dir.corpora, DATA)
+    with data_dir.corpora.path(SHA256).open("rb") as reader:
+        data_dir.corpora.remove(SHA256)
         assert reader.read() == DATA
-    assert not store.corpora.has(SHA256)
-    assert store.database.corpora() == []
-    store.corpora.remove(SHA256)
+    assert not data_dir.corpora.has(SHA256)
+    assert data_dir.database.corpora() == []
+    data_dir.corpora.remove(SHA256)
 
 
-def test_only_what_was_not_wanted_since_expires(store: Store) -> None:
-    put(store.corpora, DATA)
-    store.database.touch_corpus(SHA256, len(DATA), 100.0)
-    assert not store.corpora.expire(SHA256, 100.0)
-    assert store.corpora.has(SHA256)
-    assert store.corpora.expire(SHA256, 100.1)
-    assert not store.corpora.has(SHA256)
-    assert not store.corpora.expire(SHA256, 100.1)
+def test_only_what_was_not_wanted_since_expires(data_dir: DataDir) -> None:
+    put(data_dir.corpora, DATA)
+    data_dir.database.touch_corpus(SHA256, len(DATA), 100.0)
+    assert not data_dir.corpora.expire(SHA256, 100.0)
+    assert data_dir.corpora.has(SHA256)
+    assert data_dir.corpora.expire(SHA256, 100.1)
+    assert not data_dir.corpora.has(SHA256)
+    assert not data_dir.corpora.expire(SHA256, 100.1)
 
 
 def test_a_full_disk_leaves_nothing_behind(
-    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(store.corpora, b"an earlier one")
+    put(data_dir.corpora, b"an earlier one")
     earlier = sorted((tmp_path / "corpora").iterdir())
     written = os.write
     room = [150_000]
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_nothing_behind(
         return count
 
     monkeypatch.setattr(os, "write", nearly_full)
-    writer = store.corpora.writer()
+    writer = data_dir.corpora.writer()
     with pytest.raises(OSError, match="No space left"):
         writer.write(DATA)
     writer.discard()
@@ -153,8 +153,8 @@ def test_a_full_disk_leaves_nothing_behind(
     assert not list((tmp_path / "tmp").iterdir())
     assert sorted((tmp_path / "corpora").iterdir()) == earlier
     monkeypatch.undo()
-    assert put(store.corpora, DATA) == SHA256
-    assert store.corpora.path(SHA256).read_bytes() == DATA
+    assert put(data_dir.corpora, DATA) == SHA256
+    assert data_dir.corpora.path(SHA256).read_bytes() == DATA
 
 
 def test_a_write_that_takes_a_part_is_gone_on_with(
@@ -166,22 +166,26 @@ def test_a_write_that_takes_a_part_is_gone_on_with(
     assert corpora.path(SHA256).read_bytes() == DATA
 
 
-def test_a_sync_that_fails_stores_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sync_that_fails_stores_nothing(
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    writer = store.corpora.writer()
+    writer = data_dir.corpora.writer()
     writer.write(DATA)
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         writer.claim()
     writer.discard()
-    assert not store.corpora.has(SHA256)
-    assert store.database.corpora() == []
+    assert not data_dir.corpora.has(SHA256)
+    assert data_dir.database.corpora() == []
 
 
-def test_a_write_that_comes_too_late_reaches_no_other_file(store: Store, tmp_path: Path) -> None:
-    writer = store.corpora.writer()
+def test_a_write_that_comes_too_late_reaches_no_other_file(
+    data_dir: DataDir, tmp_path: Path
+) -> None:
+    writer = data_dir.corpora.writer()
     writer.write(b"some")
     writer.discard()
     # The next file gets the handle that was closed.

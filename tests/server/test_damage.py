@@ -24,7 +24,7 @@ from treadle.server.jobs.upload import MAX_SPEC_BYTES
 from treadle.server.jobs.worker_request import UploadedFile, new_row
 from treadle.server.messages import responses
 from treadle.server.messages.shortening import ITEM_BYTES
-from treadle.server.storage.data_dir import DATABASE_FILE, Store
+from treadle.server.storage.data_dir import DATABASE_FILE, DataDir
 from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage, without_damage
 from treadle.server.storage.model_version import MODEL_FILE
@@ -118,24 +118,24 @@ def test_the_largest_job_and_model_are_small_in_a_list(tmp_path: Path) -> None:
     assert listed.ByteSize() <= ITEM_BYTES < 1 << 16
     assert responses.job(row).ByteSize() <= ITEM_BYTES
 
-    store = Store(tmp_path / "data")
+    data_dir = DataDir(tmp_path / "data")
     model = tiny_model()
     record = TrainingRecord(TrainConfig(), 1, 1, 1.0, None, 1.0, long, notices=(long,) * 1000)
-    draft = store.new_draft()
-    stored = put_model(store, "m")
+    draft = data_dir.models.new_draft()
+    stored = put_model(data_dir, "m")
     model.save(draft / MODEL_FILE)
-    description = store.describe(stored)
+    description = data_dir.models.describe(stored)
     large = responses.model(stored, type(description)(**{**vars(description), "training": record}))
     assert large.ByteSize() <= ITEM_BYTES
     for number in range(1000):
-        store.database.set_alias("m", f"{number:0100}", 1)
-    names, count = store.aliases_of("m", 1)
+        data_dir.database.set_alias("m", f"{number:0100}", 1)
+    names, count = data_dir.models.aliases.of_version("m", 1)
     assert (len(names), count) == (100, 1000)
     assert names == sorted(names)
     described = responses.model(stored, description, (names, count))
     assert described.alias_count == 1000
     assert described.ByteSize() < 1 << 16
-    store.close()
+    data_dir.close()
 
 
 def test_samples_are_kept_short() -> None:
@@ -166,9 +166,9 @@ def test_a_count_that_cannot_be_is_a_damaged_file(tmp_path: Path, field: str, va
 
 
 def test_damaged_models_are_listed_as_such(start: Start, tmp_path: Path) -> None:
-    store = Store(tmp_path / "data")
-    models = {name: put_model(store, name) for name in ("a", "good", "negative", "odd")}
-    store.close()
+    data_dir = DataDir(tmp_path / "data")
+    models = {name: put_model(data_dir, name) for name in ("a", "good", "negative", "odd")}
+    data_dir.close()
     rewrite_record(models["negative"].path, steps=-1)
     models["odd"].path.write_bytes(b"\xff" * 64)
     server = start()
@@ -328,18 +328,18 @@ def test_a_page_that_is_damaged_while_a_server_runs_is_data_loss(
 
 def test_a_repair_keeps_what_is_whole_in_a_damaged_row(tmp_path: Path) -> None:
     root = tmp_path / "data"
-    store = Store(root)
+    data_dir = DataDir(root)
     spec = pb.TrainSpec(model="m").SerializeToString()
     first = pb.JobEvent(state=pb.JobStateChange(reason="first")).SerializeToString()
     for name in ("good", *DAMAGE):
-        store.database.add_job(job_row(name, spec=spec, state="paused"), first)
-        store.database.append_event(name, first, 2.5)
-    store.database.append_event("good", first, 3.5)
-    store.job_dir("model")
-    store.database.touch_corpus("ab" * 32, 1, 1.5)
-    put_model(store, "m")
-    store.database.set_alias("m", "prod", 1)
-    store.close()
+        data_dir.database.add_job(job_row(name, spec=spec, state="paused"), first)
+        data_dir.database.append_event(name, first, 2.5)
+    data_dir.database.append_event("good", first, 3.5)
+    data_dir.jobs.directory("model")
+    data_dir.database.touch_corpus("ab" * 32, 1, 1.5)
+    put_model(data_dir, "m")
+    data_dir.database.set_alias("m", "prod", 1)
+    data_dir.close()
     for name, (fault, value) in DAMAGE.items():
         change(root, f"UPDATE jobs SET {fault} WHERE id = ?", value, name)
     change(root, "UPDATE events SET payload = ? WHERE job = 'good' AND sequence = 2", b"\xff")
@@ -365,13 +365,13 @@ def test_a_repair_keeps_what_is_whole_in_a_damaged_row(tmp_path: Path) -> None:
     again = check(root, repair=True).findings
     assert [finding.what for finding in again] == []
 
-    store = Store(root)
-    jobs = {row.id: row for row in store.database.jobs()}
+    data_dir = DataDir(root)
+    jobs = {row.id: row for row in data_dir.database.jobs()}
     assert jobs.keys() == {"good", *DAMAGE} - {"model"}
     assert not any(damage(row) for row in jobs.values())
     assert jobs["good"].state == jobs["text"].state == jobs["progress"].state == "paused"
     assert jobs["spec"].state == jobs["config"].state == jobs["files"].state == "failed"
-    assert [number for number, _, _ in store.database.events("good", 0)] == [1, 2, 3]
-    assert store.database.events("text", 1) != []  # its watchers come to an end
-    assert store.database.aliases("m") == {"prod": 1}
-    store.close()
+    assert [number for number, _, _ in data_dir.database.events("good", 0)] == [1, 2, 3]
+    assert data_dir.database.events("text", 1) != []  # its watchers come to an end
+    assert data_dir.database.aliases("m") == {"prod": 1}
+    data_dir.close()

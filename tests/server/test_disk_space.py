@@ -16,7 +16,7 @@ from treadle.server.failures import NoSpaceError
 from treadle.server.jobs import manager as jobs_module
 from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.upload_files import UploadFiles
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.files import DiskSpace, SpareSpace
 from treadle.server.storage.job_files import LAST_FILE, STATE_FILE
 from treadle.server.storage.model_version import MODEL_FILE
@@ -44,10 +44,10 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> SmallDisk:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path, KEPT)
-    yield store
-    store.close()
+def data_dir(tmp_path: Path) -> Iterator[DataDir]:
+    data_dir = DataDir(tmp_path, KEPT)
+    yield data_dir
+    data_dir.close()
 
 
 class WaitingWorker(FakeWorker):
@@ -57,8 +57,8 @@ class WaitingWorker(FakeWorker):
         return {"event": "paused", "reason": "the disk is full", "needs_bytes": 5000}
 
 
-def test_an_upload_looks_for_space_as_it_goes(store: Store, disk: SmallDisk) -> None:
-    files = UploadFiles(store.corpora)
+def test_an_upload_looks_for_space_as_it_goes(data_dir: DataDir, disk: SmallDisk) -> None:
+    files = UploadFiles(data_dir.corpora)
     writer = files.writer()
     disk.free = KEPT + 100
     writer.write(b"x" * 100)
@@ -74,43 +74,45 @@ def test_an_upload_looks_for_space_as_it_goes(store: Store, disk: SmallDisk) -> 
     files.close()
     disk.free = KEPT - 1
     with pytest.raises(NoSpaceError):
-        UploadFiles(store.corpora).writer()
+        UploadFiles(data_dir.corpora).writer()
 
 
 def test_what_running_jobs_need_for_their_states_is_no_space_for_others(
-    store: Store, disk: SmallDisk
+    data_dir: DataDir, disk: SmallDisk
 ) -> None:
     async def run() -> None:
-        room = make_room(store, FakeWorkers(StubbornWorker))
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        job = await submit(room, data_dir)
         room.open()
         await until(lambda: room.running)
-        (store.job_dir(job) / STATE_FILE).write_bytes(b"x" * 300)
+        (data_dir.jobs.directory(job) / STATE_FILE).write_bytes(b"x" * 300)
         disk.free = KEPT + 399
         with pytest.raises(NoSpaceError):
-            store.space.require(100)
-        store.space.require_least()  # its own checkpoint has the space
+            data_dir.space.require(100)
+        data_dir.space.require_least()  # its own checkpoint has the space
         disk.free += 1
-        store.space.require(100)
+        data_dir.space.require(100)
         await room.close("the test ended")
 
     asyncio.run(run())
 
 
-def test_a_model_is_published_where_there_is_space_for_it(store: Store, disk: SmallDisk) -> None:
-    draft = store.new_draft()
+def test_a_model_is_published_where_there_is_space_for_it(
+    data_dir: DataDir, disk: SmallDisk
+) -> None:
+    draft = data_dir.models.new_draft()
     disk.free = KEPT + 100
     with pytest.raises(NoSpaceError):
-        tiny_model().save(draft / MODEL_FILE, store.space.require)
+        tiny_model().save(draft / MODEL_FILE, data_dir.space.require)
     assert list(draft.iterdir()) == []
     disk.free = KEPT + (1 << 20)
-    tiny_model().save(draft / MODEL_FILE, store.space.require)
-    assert store.claim("m", draft).version == 1
+    tiny_model().save(draft / MODEL_FILE, data_dir.space.require)
+    assert data_dir.models.claim("m", draft).version == 1
 
 
-async def paused_for_space(room: JobManager, store: Store, disk: SmallDisk) -> str:
+async def paused_for_space(room: JobManager, data_dir: DataDir, disk: SmallDisk) -> str:
     """Returns a job that waits for space, of which there is too little."""
-    job = await submit(room, store)
+    job = await submit(room, data_dir)
     disk.free = KEPT + 5000  # enough, but not for a while
     room.open()
     with pytest.raises(StatusError, match="goes on by itself once there is space"):
@@ -119,11 +121,11 @@ async def paused_for_space(room: JobManager, store: Store, disk: SmallDisk) -> s
     return job
 
 
-def test_a_job_goes_on_by_itself_once_there_is_space(store: Store, disk: SmallDisk) -> None:
+def test_a_job_goes_on_by_itself_once_there_is_space(data_dir: DataDir, disk: SmallDisk) -> None:
     async def run() -> None:
         made: list[FakeWorker] = [StubbornWorker(), WaitingWorker()]
-        room = make_room(store, FakeWorkers(lambda: made.pop()))
-        job = await paused_for_space(room, store, disk)
+        room = make_room(data_dir, FakeWorkers(lambda: made.pop()))
+        job = await paused_for_space(room, data_dir, disk)
         await asyncio.sleep(0.1)
         assert (await room.book.row(job)).state == "paused"
         assert len(made) == 1
@@ -137,12 +139,12 @@ def test_a_job_goes_on_by_itself_once_there_is_space(store: Store, disk: SmallDi
     asyncio.run(run())
 
 
-def test_it_does_so_under_the_next_server(store: Store, disk: SmallDisk) -> None:
+def test_it_does_so_under_the_next_server(data_dir: DataDir, disk: SmallDisk) -> None:
     async def run() -> None:
-        room = make_room(store, FakeWorkers(WaitingWorker))
-        job = await paused_for_space(room, store, disk)
+        room = make_room(data_dir, FakeWorkers(WaitingWorker))
+        job = await paused_for_space(room, data_dir, disk)
         await room.close("the test ended")
-        following = make_room(store, FakeWorkers(StubbornWorker))
+        following = make_room(data_dir, FakeWorkers(StubbornWorker))
         await following.recover()
         following.open()
         await asyncio.sleep(0.1)
@@ -154,10 +156,10 @@ def test_it_does_so_under_the_next_server(store: Store, disk: SmallDisk) -> None
     asyncio.run(run())
 
 
-def test_what_its_user_paused_waits_for_its_user(store: Store, disk: SmallDisk) -> None:
+def test_what_its_user_paused_waits_for_its_user(data_dir: DataDir, disk: SmallDisk) -> None:
     async def run() -> None:
-        room = make_room(store, FakeWorkers(WaitingWorker))
-        job = await paused_for_space(room, store, disk)
+        room = make_room(data_dir, FakeWorkers(WaitingWorker))
+        job = await paused_for_space(room, data_dir, disk)
         row = await room.pause(job)
         assert (row.state, row.reason, row.waits_for_bytes) == ("paused", "paused on request", 0)
         disk.free = 1 << 40
@@ -171,12 +173,12 @@ def test_what_its_user_paused_waits_for_its_user(store: Store, disk: SmallDisk) 
 
 
 def test_a_job_that_soon_lacks_space_again_waits_longer_each_time(
-    store: Store, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
         workers = FakeWorkers(WaitingWorker)
-        room = make_room(store, workers)
-        job = await paused_for_space(room, store, disk)
+        room = make_room(data_dir, workers)
+        job = await paused_for_space(room, data_dir, disk)
         monkeypatch.setattr(jobs_module, "_SPACE_S", 1000.0)
         room.book.live[job].space_tries = 1
         disk.free = 1 << 40
@@ -191,60 +193,62 @@ def test_a_job_that_soon_lacks_space_again_waits_longer_each_time(
 
 
 def test_a_job_can_be_deleted_on_a_full_disk(
-    store: Store, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delete = store.database.delete_job
+    delete = data_dir.database.delete_job
 
     def unless_full(job: str) -> None:
-        if (store.jobs_root / job).exists():
+        if (data_dir.jobs.root / job).exists():
             raise OSError(errno.ENOSPC, "No space left on device")
         delete(job)
 
     async def run() -> None:
-        room = make_room(store, FakeWorkers(WaitingWorker))
-        job = await paused_for_space(room, store, disk)
-        (store.job_dir(job) / STATE_FILE).write_bytes(b"large")
-        monkeypatch.setattr(store.database, "delete_job", unless_full)
+        room = make_room(data_dir, FakeWorkers(WaitingWorker))
+        job = await paused_for_space(room, data_dir, disk)
+        (data_dir.jobs.directory(job) / STATE_FILE).write_bytes(b"large")
+        monkeypatch.setattr(data_dir.database, "delete_job", unless_full)
         await room.delete(job)
-        assert store.database.job(job) is None
-        assert not (store.jobs_root / job).exists()
+        assert data_dir.database.job(job) is None
+        assert not (data_dir.jobs.root / job).exists()
 
     asyncio.run(run())
 
 
 def test_a_job_that_is_cancelled_on_a_full_disk_keeps_what_it_published(
-    store: Store, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("treadle.server.jobs.completion._FULL_RETRY_S", 0.01)
-    append = store.database.append_event
+    append = data_dir.database.append_event
 
     def unless_full(job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
-        if (store.job_dir(job) / STATE_FILE).exists() and changes.get("state") == "cancelled":
+        if (data_dir.jobs.directory(job) / STATE_FILE).exists() and changes.get(
+            "state"
+        ) == "cancelled":
             raise OSError(errno.ENOSPC, "No space left on device")
         return append(job, payload, time_s, **changes)
 
     async def run() -> None:
-        room = make_room(store, FakeWorkers(WaitingWorker))
-        job = await paused_for_space(room, store, disk)
-        (store.job_dir(job) / STATE_FILE).write_bytes(b"large")
-        tiny_model().save(store.job_dir(job) / LAST_FILE)
+        room = make_room(data_dir, FakeWorkers(WaitingWorker))
+        job = await paused_for_space(room, data_dir, disk)
+        (data_dir.jobs.directory(job) / STATE_FILE).write_bytes(b"large")
+        tiny_model().save(data_dir.jobs.directory(job) / LAST_FILE)
         disk.free = 0
-        monkeypatch.setattr(store.database, "append_event", unless_full)
+        monkeypatch.setattr(data_dir.database, "append_event", unless_full)
         await room.cancel(job)
         await until(lambda: job not in room.book.live)
         row = await room.book.row(job)
         assert (row.state, row.version) == ("cancelled", 1)
-        assert store.versions("m") == [1]
+        assert data_dir.models.versions("m") == [1]
 
     asyncio.run(run())
 
 
-def test_the_spare_space_lets_things_end_on_a_full_disk(store: Store) -> None:
+def test_the_spare_space_lets_things_end_on_a_full_disk(data_dir: DataDir) -> None:
     """SQLite's own limit on pages gives the very error that a full disk does."""
-    database = store.database
+    database = data_dir.database
     for job in ("a", "b"):
         database.add_job(job_row(job))
-    spare = store.jobs_root.parent / "spare"
+    spare = data_dir.jobs.root.parent / "spare"
 
     class Freeing(SpareSpace):
         def release(self) -> bool:
@@ -253,7 +257,7 @@ def test_the_spare_space_lets_things_end_on_a_full_disk(store: Store) -> None:
                 database._rows("PRAGMA max_page_count = 1000000")
             return released
 
-    database.spare = Freeing(spare, store.space, 1 << 16)
+    database.spare = Freeing(spare, data_dir.space, 1 << 16)
     for urgent in (
         lambda: database.append_event("a", bytes(1 << 20), 2.0, state="cancelled"),
         lambda: database.update_job("a", reason="x" * (1 << 20)),
@@ -269,32 +273,32 @@ def test_the_spare_space_lets_things_end_on_a_full_disk(store: Store) -> None:
         assert not spare.exists()
 
 
-def test_the_spare_space_is_taken_where_there_is_enough(store: Store, disk: SmallDisk) -> None:
-    path = store.jobs_root.parent / "spare"
+def test_the_spare_space_is_taken_where_there_is_enough(data_dir: DataDir, disk: SmallDisk) -> None:
+    path = data_dir.jobs.root.parent / "spare"
     disk.free = KEPT + (8 << 20)
-    store.spare.fill()
+    data_dir.spare.fill()
     assert not path.exists()
     disk.free *= 2
-    tidy(store, Rules(0, 0))
+    tidy(data_dir, Rules(0, 0))
     assert path.stat().st_size == 8 << 20
-    assert store.spare.release()
-    assert not store.spare.release()
+    assert data_dir.spare.release()
+    assert not data_dir.spare.release()
 
 
 def test_a_version_can_be_deleted_on_a_full_disk(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):
-        put_model(store, "m")
+        put_model(data_dir, "m")
     mkdir = Path.mkdir
 
     def unless_full(path: Path, *arguments: Any, **named: Any) -> None:
-        if any((store.jobs_root.parent / "tmp").iterdir()):
+        if any((data_dir.jobs.root.parent / "tmp").iterdir()):
             raise OSError(errno.ENOSPC, "No space left on device")
         mkdir(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "mkdir", unless_full)
-    assert store.delete("m", 2) == [2]
-    assert not list((store.jobs_root.parent / "tmp").iterdir())
+    assert data_dir.models.delete("m", 2) == [2]
+    assert not list((data_dir.jobs.root.parent / "tmp").iterdir())
     monkeypatch.undo()
-    assert put_model(store, "m").version == 3  # its number does not come again
+    assert put_model(data_dir, "m").version == 3  # its number does not come again

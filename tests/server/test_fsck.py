@@ -18,7 +18,7 @@ from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
 from treadle.model.training import checkpoint
 from treadle.server.fsck.check import check, run
 from treadle.server.storage import model_version
-from treadle.server.storage.data_dir import DATABASE_FILE, Store
+from treadle.server.storage.data_dir import DATABASE_FILE, DataDir
 from treadle.server.storage.database import Database
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.job_files import INIT_FILE
@@ -33,21 +33,21 @@ from .samples import has_recorded_hash, job_row, put_model, tiny_model
 def root(tmp_path: Path) -> Path:
     """A whole data directory: two models, three versions, a corpus, a job in each state."""
     root = tmp_path / "data"
-    store = Store(root)
+    data_dir = DataDir(root)
     for name in ("m", "m", "m", "n"):
-        put_model(store, name)
-    store.delete("m", 3)
-    store.set_alias("m", "prod", 1)
-    writer = store.corpora.writer()
+        put_model(data_dir, name)
+    data_dir.models.delete("m", 3)
+    data_dir.models.set_alias("m", "prod", 1)
+    writer = data_dir.corpora.writer()
     writer.write(b"abcabc")
     corpus, _ = writer.claim()
     for state in ("queued", "running", "paused", "succeeded", "failed", "cancelled"):
         files = f'[{{"sha256": "{corpus}"}}]'
-        store.database.add_job(job_row(state, state=state, files=files))
+        data_dir.database.add_job(job_row(state, state=state, files=files))
         weights = {"weights": np.arange(9, dtype=np.float32)}
         kept = checkpoint.RunState({"steps": 3}, weights)
-        checkpoint.write(store.job_dir(state) / "state.safetensors", kept)
-    store.close()
+        checkpoint.write(data_dir.jobs.directory(state) / "state.safetensors", kept)
+    data_dir.close()
     return root
 
 
@@ -97,12 +97,12 @@ def test_an_empty_and_an_old_directory_are_whole(tmp_path: Path, root: Path) -> 
 
 
 def test_a_directory_in_use_or_missing_is_not_checked(root: Path, tmp_path: Path) -> None:
-    store = Store(root)
+    data_dir = DataDir(root)
     command = [sys.executable, "-m", "treadle.server", "--fsck", "--data-dir", str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "in use by another server" in done.stderr
-    store.close()
+    data_dir.close()
     with pytest.raises(StoreError, match="no data directory"):
         check(tmp_path / "missing", repair=True)
 
@@ -123,9 +123,9 @@ def test_damaged_versions_are_moved_away(root: Path, damage: str, newest: bool) 
     (place / MODEL_FILE).write_bytes(data)
     if damage == "gone":
         (place / MODEL_FILE).unlink()
-    store = Store(root)
-    store.set_alias("m", "prod", 3 - version)
-    store.close()
+    data_dir = DataDir(root)
+    data_dir.models.set_alias("m", "prod", 3 - version)
+    data_dir.close()
     repaired(root, f"models/m/{version}", f"moved to damaged/m/{version}")
     moved = root / "damaged" / "m" / str(version)
     assert sorted(path.name for path in moved.iterdir()) == sorted(
@@ -133,11 +133,11 @@ def test_damaged_versions_are_moved_away(root: Path, damage: str, newest: bool) 
     )
     if damage != "gone":
         assert (moved / MODEL_FILE).read_bytes() == data
-    store = Store(root)
-    assert store.versions("m") == [3 - version]
-    assert put_model(store, "m").version == 3  # the number does not come again
-    assert has_recorded_hash(store.find("m", 3 - version))
-    store.close()
+    data_dir = DataDir(root)
+    assert data_dir.models.versions("m") == [3 - version]
+    assert put_model(data_dir, "m").version == 3  # the number does not come again
+    assert has_recorded_hash(data_dir.models.find("m", 3 - version))
+    data_dir.close()
 
 
 def test_what_is_damaged_twice_is_kept_twice(root: Path) -> None:
@@ -180,9 +180,9 @@ def test_leftovers_and_empty_versions_are_removed(root: Path) -> None:
 def test_aliases_that_lead_nowhere_are_removed(root: Path) -> None:
     shutil.rmtree(root / "models" / "m" / "1")
     repaired(root, "alias prod", "version 1", "removed")
-    store = Store(root)
-    assert store.database.aliases("m") == {}
-    store.close()
+    data_dir = DataDir(root)
+    assert data_dir.database.aliases("m") == {}
+    data_dir.close()
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -308,12 +308,12 @@ def test_a_database_that_is_lost_is_moved_away_and_models_work(root: Path, damag
     assert check(root, repair=True).clean
     assert (root / "damaged" / DATABASE_FILE).read_bytes() == data
     assert (root / "damaged" / "jobs" / "paused" / "state.safetensors").exists()
-    store = Store(root)
-    assert store.versions("m") == [1, 2]
-    assert store.find("m").version == 2
-    assert put_model(store, "m").version == 4
-    assert store.database.jobs() == []
-    store.close()
+    data_dir = DataDir(root)
+    assert data_dir.models.versions("m") == [1, 2]
+    assert data_dir.models.find("m").version == 2
+    assert put_model(data_dir, "m").version == 4
+    assert data_dir.database.jobs() == []
+    data_dir.close()
     assert check(root, repair=True).clean
 
 
@@ -398,9 +398,9 @@ def test_everything_at_once_cut_off_and_run_again(
                 check(root, repair=True)
     assert not check(root, repair=True).clean
     assert check(root, repair=True).clean
-    store = Store(root)
-    assert store.versions("m") == [2]
-    store.close()
+    data_dir = DataDir(root)
+    assert data_dir.models.versions("m") == [2]
+    data_dir.close()
 
 
 def test_a_repair_that_a_full_disk_stops_says_so_and_loses_nothing(

@@ -11,7 +11,7 @@ from clocks import DayClock
 
 from treadle.model.temporary_files import temporary_path
 from treadle.server.failures import DatabaseError
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.observed_time import CONFIRM_S, ObservedTime
 from treadle.server.storage.retention import MOST, ORPHAN_S, Rules, Swept, keep_house, sweep, tidy
 
@@ -22,176 +22,185 @@ NOW = 1_000_000.0
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
-    yield store
-    store.close()
+def data_dir(tmp_path: Path) -> Iterator[DataDir]:
+    data_dir = DataDir(tmp_path)
+    yield data_dir
+    data_dir.close()
 
 
-def swept(store: Store, job_s: float, corpus_s: float, *keep: str, now_s: float = NOW) -> Swept:
+def swept(
+    data_dir: DataDir, job_s: float, corpus_s: float, *keep: str, now_s: float = NOW
+) -> Swept:
     rules = Rules(job_s, corpus_s)
-    return sweep(store.database, store.corpora, store.jobs_root, rules, now_s, set(keep))
+    return sweep(data_dir.database, data_dir.corpora, data_dir.jobs.root, rules, now_s, set(keep))
 
 
-def put(store: Store, data: bytes, used_s: float) -> str:
-    writer = store.corpora.writer()
+def put(data_dir: DataDir, data: bytes, used_s: float) -> str:
+    writer = data_dir.corpora.writer()
     writer.write(data)
     sha256, size = writer.claim()
-    store.database.touch_corpus(sha256, size, used_s)
+    data_dir.database.touch_corpus(sha256, size, used_s)
     return sha256
 
 
-def add(store: Store, job: str, state: str, ended_s: float | None = None, corpus: str = "") -> None:
+def add(
+    data_dir: DataDir, job: str, state: str, ended_s: float | None = None, corpus: str = ""
+) -> None:
     files = f'[{{"sha256": "{corpus}"}}]' if corpus else "[]"
     row = job_row(job, state=state, ended_s=ended_s, files=files, queued_s=NOW - 1e5)
-    store.database.add_job(row)
-    store.database.append_event(job, b"x", 1.0)
-    (store.job_dir(job) / "state.safetensors").write_bytes(b"state")
+    data_dir.database.add_job(row)
+    data_dir.database.append_event(job, b"x", 1.0)
+    (data_dir.jobs.directory(job) / "state.safetensors").write_bytes(b"state")
 
 
-def jobs(store: Store) -> set[str]:
-    return {row.id for row in store.database.jobs()}
+def jobs(data_dir: DataDir) -> set[str]:
+    return {row.id for row in data_dir.database.jobs()}
 
 
-def test_jobs_go_once_they_have_been_over_for_long_enough(store: Store) -> None:
-    add(store, "old", "succeeded", NOW - 101)
-    add(store, "failed", "failed", NOW - 5000)
-    add(store, "cancelled", "cancelled", NOW - 102)
-    add(store, "new", "succeeded", NOW - 99)
-    add(store, "kept", "failed", NOW - 101)
+def test_jobs_go_once_they_have_been_over_for_long_enough(data_dir: DataDir) -> None:
+    add(data_dir, "old", "succeeded", NOW - 101)
+    add(data_dir, "failed", "failed", NOW - 5000)
+    add(data_dir, "cancelled", "cancelled", NOW - 102)
+    add(data_dir, "new", "succeeded", NOW - 99)
+    add(data_dir, "kept", "failed", NOW - 101)
     for state in ("queued", "running", "paused"):
-        add(store, state, state)
-    assert set(swept(store, 100, 0, "kept").jobs) == {"old", "failed", "cancelled"}
+        add(data_dir, state, state)
+    assert set(swept(data_dir, 100, 0, "kept").jobs) == {"old", "failed", "cancelled"}
     left = {"new", "kept", "queued", "running", "paused"}
-    assert jobs(store) == left
-    assert {path.name for path in store.jobs_root.iterdir()} == left
-    assert store.database.events("old", 0) == []
-    assert swept(store, 100, 0, "kept") == Swept()
+    assert jobs(data_dir) == left
+    assert {path.name for path in data_dir.jobs.root.iterdir()} == left
+    assert data_dir.database.events("old", 0) == []
+    assert swept(data_dir, 100, 0, "kept") == Swept()
 
 
-def test_a_sweep_deletes_a_little_and_the_oldest_first(store: Store) -> None:
+def test_a_sweep_deletes_a_little_and_the_oldest_first(data_dir: DataDir) -> None:
     for number in range(MOST + 50):
         row = job_row(f"j{number}", state="failed", ended_s=float(1000 - number))
-        store.database.add_job(row)
-        put(store, b"%d" % number, 1.0)
+        data_dir.database.add_job(row)
+        put(data_dir, b"%d" % number, 1.0)
     kept = {f"j{number}" for number in range(50)}
-    found = swept(store, 100, 100)
+    found = swept(data_dir, 100, 100)
     assert (len(found.jobs), len(found.corpora)) == (MOST, MOST)
-    assert jobs(store) == kept
-    found = swept(store, 100, 100, *kept)
+    assert jobs(data_dir) == kept
+    found = swept(data_dir, 100, 100, *kept)
     assert (len(found.jobs), len(found.corpora)) == (0, 50)
-    assert len(swept(store, 100, 100).jobs) == 50
+    assert len(swept(data_dir, 100, 100).jobs) == 50
 
 
-def test_what_is_of_the_future_stays(store: Store) -> None:
-    add(store, "ahead", "succeeded", NOW + 40 * 86_400)
-    corpus = put(store, b"abc", NOW + 40 * 86_400)
-    assert swept(store, 100, 100) == Swept()
-    assert store.corpora.has(corpus)
+def test_what_is_of_the_future_stays(data_dir: DataDir) -> None:
+    add(data_dir, "ahead", "succeeded", NOW + 40 * 86_400)
+    corpus = put(data_dir, b"abc", NOW + 40 * 86_400)
+    assert swept(data_dir, 100, 100) == Swept()
+    assert data_dir.corpora.has(corpus)
 
 
 def test_a_start_with_a_clock_far_ahead_deletes_nothing(tmp_path: Path) -> None:
     clock = DayClock(NOW)
-    store = Store(tmp_path)
-    add(store, "done", "succeeded", NOW - 60)
-    corpus = put(store, b"abc", NOW - 60)
-    store.close()
+    data_dir = DataDir(tmp_path)
+    add(data_dir, "done", "succeeded", NOW - 60)
+    corpus = put(data_dir, b"abc", NOW - 60)
+    data_dir.close()
     clock.now_s += 40 * 86_400
-    store = Store(tmp_path)
+    data_dir = DataDir(tmp_path)
     try:
-        newest = store.database.newest_s()
-        store.observed_time = ObservedTime(tmp_path / "clock", newest, clock.time, clock.monotonic)
+        newest = data_dir.database.newest_s()
+        data_dir.observed_time = ObservedTime(
+            tmp_path / "clock", newest, clock.time, clock.monotonic
+        )
         rules = Rules(30 * 86_400, 7 * 86_400)
-        assert tidy(store, rules) == Swept()
-        assert jobs(store) == {"done"}
-        assert store.corpora.has(corpus)
-        assert (store.jobs_root / "done" / "state.safetensors").exists()
+        assert tidy(data_dir, rules) == Swept()
+        assert jobs(data_dir) == {"done"}
+        assert data_dir.corpora.has(corpus)
+        assert (data_dir.jobs.root / "done" / "state.safetensors").exists()
         clock.pass_s(CONFIRM_S)
-        assert tidy(store, rules).jobs == ("done",)  # it was no mistake
+        assert tidy(data_dir, rules).jobs == ("done",)  # it was no mistake
     finally:
-        store.close()
+        data_dir.close()
 
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    data_dir = DataDir(tmp_path)
     names = [temporary_path(Path("final.safetensors")).name for _ in range(2)]
     for name in (*names, "final.safetensors"):
-        (store.job_dir("job") / name).write_bytes(b"a part")
-    store.database.add_job(job_row("job", state="paused"))
+        (data_dir.jobs.directory("job") / name).write_bytes(b"a part")
+    data_dir.database.add_job(job_row("job", state="paused"))
     old = time.time() - 3 * 86_400
-    os.utime(store.job_dir("job") / names[0], (old, old))
-    os.utime(store.job_dir("job") / "final.safetensors", (old, old))
-    assert tidy(store, Rules(0, 0)).leftovers == 1
-    assert {path.name for path in store.job_dir("job").iterdir()} == {names[1], "final.safetensors"}
-    store.close()
-    Store(tmp_path).close()
+    os.utime(data_dir.jobs.directory("job") / names[0], (old, old))
+    os.utime(data_dir.jobs.directory("job") / "final.safetensors", (old, old))
+    assert tidy(data_dir, Rules(0, 0)).leftovers == 1
+    assert {path.name for path in data_dir.jobs.directory("job").iterdir()} == {
+        names[1],
+        "final.safetensors",
+    }
+    data_dir.close()
+    DataDir(tmp_path).close()
     assert [path.name for path in (tmp_path / "jobs" / "job").iterdir()] == ["final.safetensors"]
 
 
-def test_0_keeps_for_ever(store: Store) -> None:
-    add(store, "old", "succeeded", 1.0)
-    corpus = put(store, b"abc", 1.0)
-    assert swept(store, 0, 0) == Swept()
-    assert jobs(store) == {"old"}
-    assert store.corpora.has(corpus)
+def test_0_keeps_for_ever(data_dir: DataDir) -> None:
+    add(data_dir, "old", "succeeded", 1.0)
+    corpus = put(data_dir, b"abc", 1.0)
+    assert swept(data_dir, 0, 0) == Swept()
+    assert jobs(data_dir) == {"old"}
+    assert data_dir.corpora.has(corpus)
 
 
-def test_corpora_go_once_nobody_wanted_them_for_long_enough(store: Store) -> None:
+def test_corpora_go_once_nobody_wanted_them_for_long_enough(data_dir: DataDir) -> None:
     old, new, kept = (
-        put(store, data, used_s)
+        put(data_dir, data, used_s)
         for data, used_s in ((b"old", NOW - 101), (b"new", NOW - 99), (b"kept", NOW - 101))
     )
-    assert swept(store, 0, 100, kept).corpora == (old,)
-    assert not store.corpora.has(old)
-    assert store.corpora.has(new)
-    assert store.corpora.has(kept)
+    assert swept(data_dir, 0, 100, kept).corpora == (old,)
+    assert not data_dir.corpora.has(old)
+    assert data_dir.corpora.has(new)
+    assert data_dir.corpora.has(kept)
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "paused"])
 def test_a_corpus_stays_while_a_job_needs_it_and_its_time_begins_then(
-    store: Store, state: str
+    data_dir: DataDir, state: str
 ) -> None:
-    corpus = put(store, b"abc", 1.0)
-    add(store, "a", state, corpus=corpus)
-    assert swept(store, 0, 100) == Swept()
-    store.database.update_job("a", state="succeeded", ended_s=NOW)
-    assert swept(store, 0, 100, now_s=NOW + 100).corpora == ()
-    assert store.corpora.has(corpus)
-    assert swept(store, 0, 100, now_s=NOW + 101).corpora == (corpus,)
-    assert not store.corpora.has(corpus)
+    corpus = put(data_dir, b"abc", 1.0)
+    add(data_dir, "a", state, corpus=corpus)
+    assert swept(data_dir, 0, 100) == Swept()
+    data_dir.database.update_job("a", state="succeeded", ended_s=NOW)
+    assert swept(data_dir, 0, 100, now_s=NOW + 100).corpora == ()
+    assert data_dir.corpora.has(corpus)
+    assert swept(data_dir, 0, 100, now_s=NOW + 101).corpora == (corpus,)
+    assert not data_dir.corpora.has(corpus)
 
 
-def test_orphans_are_taken_in_or_deleted(store: Store) -> None:
-    corpus = put(store, b"abc", 1.0)
-    store.database.forget_corpus(corpus)
-    store.database.touch_corpus("f" * 64, 3, NOW)
-    (store.job_dir("left") / "state.safetensors").write_bytes(b"state")
-    (store.job_dir("making") / "init.safetensors").write_bytes(b"init")
+def test_orphans_are_taken_in_or_deleted(data_dir: DataDir) -> None:
+    corpus = put(data_dir, b"abc", 1.0)
+    data_dir.database.forget_corpus(corpus)
+    data_dir.database.touch_corpus("f" * 64, 3, NOW)
+    (data_dir.jobs.directory("left") / "state.safetensors").write_bytes(b"state")
+    (data_dir.jobs.directory("making") / "init.safetensors").write_bytes(b"init")
     for name, age_s in (("left", ORPHAN_S + 1), ("making", ORPHAN_S - 1)):
-        os.utime(store.jobs_root / name, (NOW - age_s, NOW - age_s))
+        os.utime(data_dir.jobs.root / name, (NOW - age_s, NOW - age_s))
     expected = Swept(orphans=("left",), adopted=(corpus,), forgotten=("f" * 64,))
-    assert swept(store, 0, 100) == expected
-    assert [path.name for path in store.jobs_root.iterdir()] == ["making"]
-    assert store.database.corpora() == [(corpus, 3, NOW)]
-    assert swept(store, 0, 100) == Swept()
+    assert swept(data_dir, 0, 100) == expected
+    assert [path.name for path in data_dir.jobs.root.iterdir()] == ["making"]
+    assert data_dir.database.corpora() == [(corpus, 3, NOW)]
+    assert swept(data_dir, 0, 100) == Swept()
 
 
 def test_the_house_is_kept_again_after_a_sweep_that_failed(
-    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus = put(store, b"abc", 1.0)
+    corpus = put(data_dir, b"abc", 1.0)
 
     def fail() -> None:
         raise DatabaseError("the database cannot be used")
 
     async def keep() -> None:
-        monkeypatch.setattr(store.database, "corpora_in_use", fail)
-        house = asyncio.create_task(keep_house(store, Rules(0, 100), every_s=0.01))
+        monkeypatch.setattr(data_dir.database, "corpora_in_use", fail)
+        house = asyncio.create_task(keep_house(data_dir, Rules(0, 100), every_s=0.01))
         while "could not be swept" not in caplog.text:
             await asyncio.sleep(0.01)
-        assert store.corpora.has(corpus)
+        assert data_dir.corpora.has(corpus)
         monkeypatch.undo()
-        while store.corpora.has(corpus):
+        while data_dir.corpora.has(corpus):
             await asyncio.sleep(0.01)
         house.cancel()
 

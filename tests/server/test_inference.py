@@ -25,7 +25,7 @@ from treadle.model.config import (
 from treadle.server.errors import StatusError
 from treadle.server.inference.model_cache import ModelCache
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.model_version import MODEL_FILE
 from treadle.v1 import sequence_pb2 as pb
 
@@ -148,8 +148,8 @@ def test_nothing_was_left_running_and_nothing_went_wrong(busy: Server) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
+def data_dir(tmp_path: Path) -> Iterator[DataDir]:
+    data_dir = DataDir(tmp_path)
     config = TrainConfig(
         network=NetworkConfig(hidden_size=4, embedding_size=2),
         data=DataConfig(batch_size=1, window=4),
@@ -157,11 +157,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
     )
     model = train(b"abcabcabcabc", config)
     for name in ("a", "b", "c"):
-        draft = store.new_draft()
+        draft = data_dir.models.new_draft()
         model.save(draft / MODEL_FILE)
-        store.claim(name, draft)
-    yield store
-    store.close()
+        data_dir.models.claim(name, draft)
+    yield data_dir
+    data_dir.close()
 
 
 @pytest.fixture
@@ -179,9 +179,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_a_model_is_loaded_once_for_many_callers(store: Store, loads: list[str]) -> None:
+def test_a_model_is_loaded_once_for_many_callers(data_dir: DataDir, loads: list[str]) -> None:
     async def run() -> None:
-        models = ModelCache(store, 1 << 30, MemoryBudget(1 << 30))
+        models = ModelCache(data_dir, 1 << 30, MemoryBudget(1 << 30))
         found = await asyncio.gather(*(models.get("a") for _ in range(20)))
         assert len({id(source.model) for source in found}) == 1
 
@@ -189,10 +189,12 @@ def test_a_model_is_loaded_once_for_many_callers(store: Store, loads: list[str])
     assert loads == ["a"]
 
 
-def test_the_longest_unused_model_goes_first(store: Store, loads: list[str]) -> None:
+def test_the_longest_unused_model_goes_first(data_dir: DataDir, loads: list[str]) -> None:
     async def run() -> None:
         # Beside the parameters lie packed weights and a table.
-        models = ModelCache(store, 6 * store.find("a").size_bytes, MemoryBudget(1 << 30))
+        models = ModelCache(
+            data_dir, 6 * data_dir.models.find("a").size_bytes, MemoryBudget(1 << 30)
+        )
         for name in ("a", "b", "a", "c", "a", "b"):
             await models.get(name)
 
@@ -200,9 +202,9 @@ def test_the_longest_unused_model_goes_first(store: Store, loads: list[str]) -> 
     assert loads == ["a", "b", "c", "b"]
 
 
-def test_one_model_stays_however_large_it_is(store: Store, loads: list[str]) -> None:
+def test_one_model_stays_however_large_it_is(data_dir: DataDir, loads: list[str]) -> None:
     async def run() -> None:
-        models = ModelCache(store, 0, MemoryBudget(1 << 30))
+        models = ModelCache(data_dir, 0, MemoryBudget(1 << 30))
         for name in ("a", "a", "b", "b"):
             await models.get(name)
 
@@ -211,13 +213,13 @@ def test_one_model_stays_however_large_it_is(store: Store, loads: list[str]) -> 
 
 
 def test_a_loaded_model_holds_its_bytes_until_nobody_uses_it(
-    store: Store, loads: list[str]
+    data_dir: DataDir, loads: list[str]
 ) -> None:
-    size = 3 * store.find("a").size_bytes
+    size = 3 * data_dir.models.find("a").size_bytes
 
     async def run() -> None:
         budget = MemoryBudget(1 << 30)
-        models = ModelCache(store, size, budget)
+        models = ModelCache(data_dir, size, budget)
         first = await models.get("a")
         "".join(piece.text for piece in first.model.stream("a", max_new_tokens=3))
         assert budget.used == size
@@ -225,7 +227,7 @@ def test_a_loaded_model_holds_its_bytes_until_nobody_uses_it(
         assert (models.count, budget.used) == (1, 2 * size)
         assert (await models.get("a")).model is first.model  # not once more beside itself
         assert (models.count, budget.used) == (1, size)
-        models.forget("a", store.delete("a", None))
+        models.forget("a", data_dir.models.delete("a", None))
         assert (models.count, budget.used) == (0, size)
         del first
         assert budget.used == 0
@@ -235,13 +237,13 @@ def test_a_loaded_model_holds_its_bytes_until_nobody_uses_it(
 
 
 def test_models_that_nobody_uses_make_room_and_others_do_not(
-    store: Store, loads: list[str]
+    data_dir: DataDir, loads: list[str]
 ) -> None:
-    size = 3 * store.find("a").size_bytes
+    size = 3 * data_dir.models.find("a").size_bytes
 
     async def run() -> None:
         budget = MemoryBudget(4 * size)  # of which half a model is for small requests
-        models = ModelCache(store, 1 << 30, budget)
+        models = ModelCache(data_dir, 1 << 30, budget)
         used = await models.get("a")
         await models.get("b")
         await models.get("c")
@@ -261,12 +263,12 @@ def test_models_that_nobody_uses_make_room_and_others_do_not(
     assert loads == ["a", "b", "c", "b"]
 
 
-def test_a_model_that_cannot_be_loaded_holds_nothing(store: Store) -> None:
-    store.find("a").path.write_bytes(b"\0" * 1000)
+def test_a_model_that_cannot_be_loaded_holds_nothing(data_dir: DataDir) -> None:
+    data_dir.models.find("a").path.write_bytes(b"\0" * 1000)
 
     async def run() -> None:
         budget = MemoryBudget(1000)
-        models = ModelCache(store, 1 << 30, budget)
+        models = ModelCache(data_dir, 1 << 30, budget)
         with pytest.raises(StatusError) as caught:
             await models.get("b")
         assert "larger --memory-budget" in caught.value.message
@@ -281,9 +283,11 @@ def test_a_model_that_cannot_be_loaded_holds_nothing(store: Store) -> None:
     asyncio.run(run())
 
 
-def test_a_caller_that_goes_does_not_take_the_load_along(store: Store, loads: list[str]) -> None:
+def test_a_caller_that_goes_does_not_take_the_load_along(
+    data_dir: DataDir, loads: list[str]
+) -> None:
     async def run() -> None:
-        models = ModelCache(store, 1 << 30, MemoryBudget(1 << 30))
+        models = ModelCache(data_dir, 1 << 30, MemoryBudget(1 << 30))
         first, second = (asyncio.create_task(models.get("a")) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
@@ -293,11 +297,11 @@ def test_a_caller_that_goes_does_not_take_the_load_along(store: Store, loads: li
     assert loads == ["a"]
 
 
-def test_a_damaged_file_is_data_loss_every_time(store: Store) -> None:
-    store.find("a").path.write_bytes(b"\0" * 100)
+def test_a_damaged_file_is_data_loss_every_time(data_dir: DataDir) -> None:
+    data_dir.models.find("a").path.write_bytes(b"\0" * 100)
 
     async def run() -> None:
-        models = ModelCache(store, 1 << 30, MemoryBudget(1 << 30))
+        models = ModelCache(data_dir, 1 << 30, MemoryBudget(1 << 30))
         for _ in range(2):
             with pytest.raises(StatusError) as caught:
                 await models.get("a")
@@ -307,7 +311,7 @@ def test_a_damaged_file_is_data_loss_every_time(store: Store) -> None:
 
 
 def test_a_model_deleted_while_it_is_loaded_is_not_kept(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered, free, load = threading.Event(), threading.Event(), Model.load
 
@@ -318,11 +322,11 @@ def test_a_model_deleted_while_it_is_loaded_is_not_kept(
         return model
 
     async def run() -> None:
-        models = ModelCache(store, 1 << 30, MemoryBudget(1 << 30))
+        models = ModelCache(data_dir, 1 << 30, MemoryBudget(1 << 30))
         monkeypatch.setattr(Model, "load", held)
         waiting = asyncio.create_task(models.get("a"))
         assert await asyncio.to_thread(entered.wait, PATIENCE_S)
-        models.forget("a", store.delete("a", None))
+        models.forget("a", data_dir.models.delete("a", None))
         free.set()
         assert (await waiting).version == 1  # who asked before still gets it
         assert not models._models

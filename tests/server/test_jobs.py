@@ -23,7 +23,7 @@ from treadle.server.jobs.manager import JobLimits, JobManager
 from treadle.server.jobs.runner import RunLimits
 from treadle.server.jobs.worker_pool import Worker, Workers
 from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import FINAL_FILE, LAST_FILE
 from treadle.v1 import sequence_pb2 as pb
 
@@ -32,10 +32,10 @@ from .samples import job_row
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
-    yield store
-    store.close()
+def data_dir(tmp_path: Path) -> Iterator[DataDir]:
+    data_dir = DataDir(tmp_path)
+    yield data_dir
+    data_dir.close()
 
 
 @pytest.fixture(scope="module")
@@ -129,19 +129,19 @@ class FakeWorkers(Workers):
 
 
 def make_room(
-    store: Store, workers: Workers, max_run_s: float = 0.0, restarts: int = 2
+    data_dir: DataDir, workers: Workers, max_run_s: float = 0.0, restarts: int = 2
 ) -> JobManager:
     limits = RunLimits(1, checkpoint_interval_s=1.0, min_free_bytes=0, max_run_s=max_run_s)
-    return JobManager(store, workers, JobLimits(1, 2, 2, restarts), limits)
+    return JobManager(data_dir, workers, JobLimits(1, 2, 2, restarts), limits)
 
 
-async def submit(room: JobManager, store: Store, name: str = "m") -> str:
+async def submit(room: JobManager, data_dir: DataDir, name: str = "m") -> str:
     """Queues a job on TEXT."""
-    writer = store.corpora.writer()
+    writer = data_dir.corpora.writer()
     writer.write(TEXT)
     sha256, size = writer.claim()
     job = new_id()
-    store.job_dir(job)
+    data_dir.jobs.directory(job)
     file = UploadedFile(sha256, "corpus", "train", 1.0, size)
     row = new_row(job, pb.TrainSpec(model=name), TrainConfig(), [file])
     assert (await room.submit(row)).id == job
@@ -157,24 +157,26 @@ def progress(step: int, **values: float) -> worker_protocol.Message:
     return {"event": "progress", "step": step, "tokens_seen": step, **values}
 
 
-def test_the_queue_goes_by_the_time_of_queueing(store: Store) -> None:
+def test_the_queue_goes_by_the_time_of_queueing(data_dir: DataDir) -> None:
     for name, queued_s in (("late", 3.0), ("b", 2.0), ("a", 2.0), ("early", 1.0)):
-        store.database.add_job(job_row(name, queued_s=queued_s))
-    store.database.add_job(job_row("runs", state="running", queued_s=0.0))
+        data_dir.database.add_job(job_row(name, queued_s=queued_s))
+    data_dir.database.add_job(job_row("runs", state="running", queued_s=0.0))
 
     async def order() -> list[str]:
-        room = make_room(store, FakeWorkers(FakeWorker))
+        room = make_room(data_dir, FakeWorkers(FakeWorker))
         await room.recover()
         return list(room.positions())
 
     assert asyncio.run(order()) == ["runs", "early", "a", "b", "late"]
 
 
-def test_every_follower_gets_every_event_once_whenever_it_comes(store: Store, model: bytes) -> None:
+def test_every_follower_gets_every_event_once_whenever_it_comes(
+    data_dir: DataDir, model: bytes
+) -> None:
     async def run() -> None:
         told = [progress(1), progress(2), progress(3)]
-        room = make_room(store, FakeWorkers(lambda: TellingWorker(model, *told)))
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(lambda: TellingWorker(model, *told)))
+        job = await submit(room, data_dir)
         early = asyncio.create_task(follow(room, job))
         room.open()
         everything = await early
@@ -186,7 +188,7 @@ def test_every_follower_gets_every_event_once_whenever_it_comes(store: Store, mo
     asyncio.run(run())
 
 
-def test_what_is_made_again_after_a_crash_is_told_once(store: Store, model: bytes) -> None:
+def test_what_is_made_again_after_a_crash_is_told_once(data_dir: DataDir, model: bytes) -> None:
     async def run() -> None:
         first = [progress(2), progress(4), progress(4, valid_loss=1.0)]
         again = [progress(3), progress(4), progress(4, valid_loss=1.0), progress(5)]
@@ -198,8 +200,8 @@ def test_what_is_made_again_after_a_crash_is_told_once(store: Store, model: byte
                 return await super().receive()
 
         made = [TellingWorker(model, *again), Dying(model, *first)]
-        room = make_room(store, FakeWorkers(made.pop))
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(made.pop))
+        job = await submit(room, data_dir)
         room.open()
         events = await follow(room, job)
         seen = [
@@ -214,15 +216,15 @@ def test_what_is_made_again_after_a_crash_is_told_once(store: Store, model: byte
 
 
 def test_what_a_job_is_at_before_its_first_step_is_told_and_taken_back(
-    store: Store, model: bytes
+    data_dir: DataDir, model: bytes
 ) -> None:
     reasons: list[str] = []
 
     async def run() -> None:
         reading = {"event": "reading", "reason": "reading a corpus"}
         started = {"event": "started", "config": TrainConfig().to_json(), "total_steps": 9}
-        room = make_room(store, FakeWorkers(lambda: TellingWorker(model, reading, started)))
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(lambda: TellingWorker(model, reading, started)))
+        job = await submit(room, data_dir)
         room.open()
         events = room.book.watch(job, 0)
         reasons.extend([e.state.reason async for e in events if e.HasField("state")])
@@ -233,7 +235,7 @@ def test_what_a_job_is_at_before_its_first_step_is_told_and_taken_back(
 
 
 def test_how_far_a_validation_has_come_is_told_until_its_loss_is(
-    store: Store, model: bytes
+    data_dir: DataDir, model: bytes
 ) -> None:
     def validation(step: int, done: int, final: bool = False) -> worker_protocol.Message:
         values = {"tokens_done": done, "tokens_total": 9, "role": "valid", "is_final": final}
@@ -245,8 +247,8 @@ def test_how_far_a_validation_has_come_is_told_until_its_loss_is(
             validation(2, 3), validation(1, 3), validation(3, 3), progress(3, valid_loss=0.5),
             validation(3, 6, final=True),
         ]  # fmt: skip
-        room = make_room(store, FakeWorkers(lambda: TellingWorker(model, *told)))
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(lambda: TellingWorker(model, *told)))
+        job = await submit(room, data_dir)
         room.open()
         events = await follow(room, job)
         seen = [e.validation for e in events if e.HasField("validation")]
@@ -260,10 +262,10 @@ def test_how_far_a_validation_has_come_is_told_until_its_loss_is(
     asyncio.run(run())
 
 
-def test_jobs_of_a_server_that_closes_wait_for_the_next(store: Store, model: bytes) -> None:
+def test_jobs_of_a_server_that_closes_wait_for_the_next(data_dir: DataDir, model: bytes) -> None:
     async def run() -> None:
-        room = make_room(store, FakeWorkers(StubbornWorker))
-        jobs = [await submit(room, store, name) for name in ("a", "b", "c")]
+        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        jobs = [await submit(room, data_dir, name) for name in ("a", "b", "c")]
         room.open()
         await asyncio.sleep(0)
         following = [asyncio.create_task(follow(room, job)) for job in jobs]
@@ -276,14 +278,14 @@ def test_jobs_of_a_server_that_closes_wait_for_the_next(store: Store, model: byt
         with pytest.raises(StatusError), room.admit():
             pass
         assert {(await room.book.row(job)).state for job in jobs} == {"queued"}
-        following_room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
+        following_room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
         await following_room.recover()
         following_room.open()
         for job in jobs:
             assert (await follow(following_room, job))[-1].completed.version == 1
 
     asyncio.run(run())
-    assert [len(store.versions(name)) for name in ("a", "b", "c")] == [1, 1, 1]
+    assert [len(data_dir.models.versions(name)) for name in ("a", "b", "c")] == [1, 1, 1]
 
 
 class Gate:
@@ -309,12 +311,12 @@ class Gate:
 
 @pytest.mark.parametrize("held", ["next_version", "claim_file", "describe"])
 def test_a_finished_model_is_kept_whenever_the_job_is_killed(
-    store: Store, model: bytes, held: str, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, model: bytes, held: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
-        room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
-        gate = Gate(store, held, monkeypatch)
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
+        gate = Gate(data_dir.models, held, monkeypatch)
+        job = await submit(room, data_dir)
         room.open()
         await gate.entered()
         killing = asyncio.create_task(room.kill())
@@ -326,11 +328,11 @@ def test_a_finished_model_is_kept_whenever_the_job_is_killed(
         assert room.running == 0
 
     asyncio.run(run())
-    assert store.versions("m") == [1]
+    assert data_dir.models.versions("m") == [1]
 
 
 def test_a_job_is_deleted_once_its_end_is_cleared_up(
-    store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clear = threading.Event()
     tidy = Completion._tidy
@@ -342,8 +344,8 @@ def test_a_job_is_deleted_once_its_end_is_cleared_up(
     monkeypatch.setattr(Completion, "_tidy", tidy_late)
 
     async def run() -> None:
-        room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
+        job = await submit(room, data_dir)
         room.open()
         assert (await follow(room, job))[-1].completed.version == 1
         deleting = asyncio.create_task(room.delete(job))
@@ -359,32 +361,32 @@ def test_a_job_is_deleted_once_its_end_is_cleared_up(
 
 @pytest.mark.parametrize("claimed", ["nothing", "number", "version"])
 def test_a_server_that_died_while_it_stored_a_model_stores_it_once(
-    store: Store, model: bytes, claimed: str
+    data_dir: DataDir, model: bytes, claimed: str
 ) -> None:
     async def run() -> None:
-        room = make_room(store, FakeWorkers(StubbornWorker))
-        job = await submit(room, store)
-        store.database.update_job(job, state="running")
-        path = store.job_dir(job) / FINAL_FILE
+        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        job = await submit(room, data_dir)
+        data_dir.database.update_job(job, state="running")
+        path = data_dir.jobs.directory(job) / FINAL_FILE
         path.write_bytes(model)
         if claimed != "nothing":
-            store.database.update_job(job, claim=store.next_version("m"))
+            data_dir.database.update_job(job, claim=data_dir.models.next_version("m"))
         if claimed == "version":
-            store.claim_file("m", path, 1)
-        following = make_room(store, FakeWorkers(StubbornWorker))
+            data_dir.models.claim_file("m", path, 1)
+        following = make_room(data_dir, FakeWorkers(StubbornWorker))
         await following.recover()
         following.open()
         assert (await follow(following, job))[-1].completed.version == 1
 
     asyncio.run(run())
-    assert store.versions("m") == [1]
+    assert data_dir.models.versions("m") == [1]
 
 
-def test_processes_that_die_without_a_checkpoint_end_a_job(store: Store) -> None:
+def test_processes_that_die_without_a_checkpoint_end_a_job(data_dir: DataDir) -> None:
     async def run() -> None:
         workers = FakeWorkers(DyingWorker)
-        room = make_room(store, workers, restarts=2)
-        job = await submit(room, store)
+        room = make_room(data_dir, workers, restarts=2)
+        job = await submit(room, data_dir)
         room.open()
         with pytest.raises(StatusError, match=r"it died .3 times in a row") as caught:
             await follow(room, job)
@@ -395,11 +397,11 @@ def test_processes_that_die_without_a_checkpoint_end_a_job(store: Store) -> None
     asyncio.run(run())
 
 
-def test_a_checkpoint_forgives_what_died_before(store: Store, model: bytes) -> None:
+def test_a_checkpoint_forgives_what_died_before(data_dir: DataDir, model: bytes) -> None:
     async def run() -> None:
         made = [DyingWorker(), DyingWorker(checkpoint=True), DyingWorker(), FakeWorker(model)]
-        room = make_room(store, FakeWorkers(lambda: made.pop(0)), restarts=2)
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(lambda: made.pop(0)), restarts=2)
+        job = await submit(room, data_dir)
         room.open()
         assert (await follow(room, job))[-1].completed.version == 1
         assert (await room.book.row(job)).restarts == 3
@@ -408,10 +410,10 @@ def test_a_checkpoint_forgives_what_died_before(store: Store, model: bytes) -> N
 
 
 def test_a_full_disk_delays_the_note_of_an_end(
-    store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("treadle.server.jobs.completion._FULL_RETRY_S", 0.01)
-    append, failures = store.database.append_event, 3
+    append, failures = data_dir.database.append_event, 3
 
     def full(job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
         nonlocal failures
@@ -420,17 +422,17 @@ def test_a_full_disk_delays_the_note_of_an_end(
             raise OSError(errno.ENOSPC, "No space left on device")
         return append(job, payload, time_s, **changes)
 
-    monkeypatch.setattr(store.database, "append_event", full)
+    monkeypatch.setattr(data_dir.database, "append_event", full)
 
     async def run() -> None:
-        room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
+        job = await submit(room, data_dir)
         room.open()
         assert (await follow(room, job))[-1].completed.version == 1
 
     asyncio.run(run())
     assert failures == 0
-    assert store.versions("m") == [1]
+    assert data_dir.models.versions("m") == [1]
 
 
 @pytest.mark.parametrize(
@@ -443,16 +445,16 @@ def test_a_full_disk_delays_the_note_of_an_end(
     ids=lambda message: message["event"],
 )
 def test_what_finds_the_disk_full_pauses_the_job(
-    store: Store, monkeypatch: pytest.MonkeyPatch, message: worker_protocol.Message
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch, message: worker_protocol.Message
 ) -> None:
-    append = store.database.append_event
+    append = data_dir.database.append_event
 
     def full(job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
         if "progress" in changes or changes.get("reason") == message.get("reason", "none"):
             raise OSError(errno.ENOSPC, "No space left on device")
         return append(job, payload, time_s, **changes)
 
-    monkeypatch.setattr(store.database, "append_event", full)
+    monkeypatch.setattr(data_dir.database, "append_event", full)
 
     class Reporting(StubbornWorker):
         async def receive(self) -> worker_protocol.Message:
@@ -461,8 +463,8 @@ def test_what_finds_the_disk_full_pauses_the_job(
             return await super().receive()
 
     async def run() -> None:
-        room = make_room(store, FakeWorkers(Reporting))
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(Reporting))
+        job = await submit(room, data_dir)
         room.open()
         with pytest.raises(StatusError, match="is paused: the disk is full: No space left"):
             await follow(room, job)
@@ -471,7 +473,7 @@ def test_what_finds_the_disk_full_pauses_the_job(
     asyncio.run(run())
 
 
-def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(store: Store) -> None:
+def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(data_dir: DataDir) -> None:
     class Slow(FakeWorkers):
         """Gives no process before a test says so."""
 
@@ -490,8 +492,8 @@ def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(store: Stor
 
     async def run() -> None:
         workers = Slow()
-        room = make_room(store, workers)
-        job = await submit(room, store)
+        room = make_room(data_dir, workers)
+        job = await submit(room, data_dir)
         room.open()
         await until(lambda: workers.given == 1)
         pausing = asyncio.create_task(room.pause(job))
@@ -503,7 +505,7 @@ def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(store: Stor
         await room.cancel(job)
         with pytest.raises(StatusError, match="cancelled before it had trained"):
             await follow(room, job)
-        last = await submit(room, store)
+        last = await submit(room, data_dir)
         await until(lambda: workers.given == 3)
         await asyncio.wait_for(room.close("the test ended"), PATIENCE_S)
         assert (await room.book.row(last)).state == "queued"
@@ -513,10 +515,10 @@ def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(store: Stor
     asyncio.run(run())
 
 
-def test_a_run_that_takes_too_long_is_told_to_stop(store: Store) -> None:
+def test_a_run_that_takes_too_long_is_told_to_stop(data_dir: DataDir) -> None:
     async def run() -> None:
-        room = make_room(store, FakeWorkers(StubbornWorker), max_run_s=0.01)
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(StubbornWorker), max_run_s=0.01)
+        job = await submit(room, data_dir)
         room.open()
         with pytest.raises(StatusError, match=r"after 0\.01 seconds.*nothing was") as caught:
             await follow(room, job)
@@ -525,7 +527,7 @@ def test_a_run_that_takes_too_long_is_told_to_stop(store: Store) -> None:
     asyncio.run(run())
 
 
-def test_running_jobs_share_the_threads(store: Store) -> None:
+def test_running_jobs_share_the_threads(data_dir: DataDir) -> None:
     async def run() -> None:
         made: list[FakeWorker] = []
 
@@ -534,12 +536,12 @@ def test_running_jobs_share_the_threads(store: Store) -> None:
             return made[-1]
 
         limits = RunLimits(4, checkpoint_interval_s=1.0, min_free_bytes=0)
-        room = JobManager(store, FakeWorkers(make), JobLimits(2, 2, 2, 1), limits)
-        first = await submit(room, store)
+        room = JobManager(data_dir, FakeWorkers(make), JobLimits(2, 2, 2, 1), limits)
+        first = await submit(room, data_dir)
         room.open()
         await until(lambda: made and made[0].sent)
         assert made[0].sent[0]["job"]["threads"] == 4
-        await submit(room, store)
+        await submit(room, data_dir)
         await until(lambda: len(made) == 2 and made[1].sent)
         assert made[0].sent[-1] == {"threads": 2}
         assert made[1].sent[0]["job"]["threads"] == 2
@@ -551,48 +553,48 @@ def test_running_jobs_share_the_threads(store: Store) -> None:
 
 
 def test_what_cannot_be_removed_is_logged(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("the disk is on fire")
 
     monkeypatch.setattr("shutil.rmtree", refuse)
-    store.discard(store.new_draft())
+    data_dir.models.discard(data_dir.models.new_draft())
     assert "the disk is on fire" in caplog.text
 
 
 @pytest.mark.parametrize("reason", [CANCELLING, "cancelled on request; its model is being stored"])
 @pytest.mark.parametrize("state", ["queued", "running", "paused"])
 def test_a_cancel_that_a_crash_cut_short_is_done_by_the_next_server(
-    store: Store, model: bytes, state: str, reason: str
+    data_dir: DataDir, model: bytes, state: str, reason: str
 ) -> None:
     async def run() -> None:
-        room = make_room(store, FakeWorkers(StubbornWorker))
-        job = await submit(room, store)
-        (store.job_dir(job) / LAST_FILE).write_bytes(model)
-        store.database.update_job(job, state=state, reason=reason)  # and here the server died
-        following = make_room(store, FakeWorkers(StubbornWorker))
+        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        job = await submit(room, data_dir)
+        (data_dir.jobs.directory(job) / LAST_FILE).write_bytes(model)
+        data_dir.database.update_job(job, state=state, reason=reason)  # and here the server died
+        following = make_room(data_dir, FakeWorkers(StubbornWorker))
         await following.recover()
         events = await follow(following, job)
         assert events[-1].completed.version == 1
         assert (await following.book.row(job)).state == "cancelled"
 
     asyncio.run(run())
-    assert store.versions("m") == [1]
+    assert data_dir.models.versions("m") == [1]
 
 
-def test_jobs_that_wait_keep_no_large_fields_in_memory(store: Store) -> None:
+def test_jobs_that_wait_keep_no_large_fields_in_memory(data_dir: DataDir) -> None:
     """Each spec may have megabytes; it is there when its job is described or starts."""
     large, count = 500_000, 40
 
     async def run() -> None:
-        room = make_room(store, FakeWorkers(FakeWorker))
+        room = make_room(data_dir, FakeWorkers(FakeWorker))
         spec = pb.TrainSpec(model="m")
         spec.data.column = "x" * large
         for number in range(count):
             row = new_row(f"job-{number:02}", spec, TrainConfig(), [])
             await room.submit(row)
-        again = make_room(store, FakeWorkers(FakeWorker))
+        again = make_room(data_dir, FakeWorkers(FakeWorker))
         tracemalloc.start()
         await again.recover()
         kept, peak = tracemalloc.get_traced_memory()
@@ -610,13 +612,13 @@ def test_jobs_that_wait_keep_no_large_fields_in_memory(store: Store) -> None:
 
 @pytest.mark.parametrize("state", ["queued", "running"])
 def test_a_pause_that_a_crash_cut_short_is_done_by_the_next_server(
-    store: Store, state: str
+    data_dir: DataDir, state: str
 ) -> None:
     async def run() -> None:
-        room = make_room(store, FakeWorkers(StubbornWorker))
-        job = await submit(room, store)
-        store.database.update_job(job, state=state, reason=PAUSING)  # and here the server died
-        following = make_room(store, FakeWorkers(StubbornWorker))
+        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        job = await submit(room, data_dir)
+        data_dir.database.update_job(job, state=state, reason=PAUSING)  # and here the server died
+        following = make_room(data_dir, FakeWorkers(StubbornWorker))
         await following.recover()
         following.open()
         with pytest.raises(StatusError, match="is paused: paused on request; resume it"):
@@ -637,26 +639,26 @@ class SlowWorker(StubbornWorker):
         return await super().receive()
 
 
-def slow_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[JobManager, SlowWorker]:
+def slow_room(data_dir: DataDir, monkeypatch: pytest.MonkeyPatch) -> tuple[JobManager, SlowWorker]:
     """Returns a room whose one worker does not stop before the test lets it."""
     monkeypatch.setattr("treadle.server.jobs.manager._ANSWER_S", 0.01)
     worker = SlowWorker()
-    return make_room(store, FakeWorkers(lambda: worker)), worker
+    return make_room(data_dir, FakeWorkers(lambda: worker)), worker
 
 
 @pytest.mark.parametrize("wish", ["pause", "cancel"])
 def test_a_request_is_noted_and_answered_before_a_worker_follows_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch, wish: str
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch, wish: str
 ) -> None:
     async def run() -> None:
-        room, worker = slow_room(store, monkeypatch)
-        job = await submit(room, store)
+        room, worker = slow_room(data_dir, monkeypatch)
+        job = await submit(room, data_dir)
         room.open()
         await until(lambda: worker.sent)
         row = await asyncio.wait_for(getattr(room, wish)(job), PATIENCE_S)
         noted = {"pause": "pausing on request", "cancel": "cancelling on request"}[wish]
         assert (row.state, row.reason) == ("running", noted)
-        stored = store.database.job(job)
+        stored = data_dir.database.job(job)
         assert stored is not None
         assert stored.reason == noted
         if wish == "cancel":
@@ -672,11 +674,11 @@ def test_a_request_is_noted_and_answered_before_a_worker_follows_it(
 
 
 def test_a_pause_can_be_taken_back_before_a_worker_follows_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
-        room, worker = slow_room(store, monkeypatch)
-        job = await submit(room, store)
+        room, worker = slow_room(data_dir, monkeypatch)
+        job = await submit(room, data_dir)
         room.open()
         await until(lambda: worker.sent)
         await room.pause(job)
@@ -692,7 +694,7 @@ def test_a_pause_can_be_taken_back_before_a_worker_follows_it(
 
 @pytest.mark.parametrize("wish", ["pause", "cancel"])
 def test_a_full_disk_keeps_no_job_from_being_stopped(
-    store: Store, monkeypatch: pytest.MonkeyPatch, wish: str
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch, wish: str
 ) -> None:
     monkeypatch.setattr("treadle.server.jobs.completion._FULL_RETRY_S", 0.01)
     is_full = False
@@ -706,12 +708,12 @@ def test_a_full_disk_keeps_no_job_from_being_stopped(
         return maybe
 
     for name in ("append_event", "update_job"):
-        monkeypatch.setattr(store.database, name, unless_full(getattr(store.database, name)))
+        monkeypatch.setattr(data_dir.database, name, unless_full(getattr(data_dir.database, name)))
 
     async def run() -> None:
         nonlocal is_full
-        room, worker = slow_room(store, monkeypatch)
-        job = await submit(room, store)
+        room, worker = slow_room(data_dir, monkeypatch)
+        job = await submit(room, data_dir)
         room.open()
         await until(lambda: worker.sent)
         is_full = True
@@ -730,16 +732,16 @@ def test_a_full_disk_keeps_no_job_from_being_stopped(
 
 
 def test_a_full_disk_keeps_no_server_from_warming_up(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async def run() -> None:
-        room = make_room(store, FakeWorkers(StubbornWorker))
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        job = await submit(room, data_dir)
         with monkeypatch.context() as patched:
-            patched.setattr(store.database, "append_event", full)
+            patched.setattr(data_dir.database, "append_event", full)
             await room.tell_why("the kernels are not ready")
         await room.tell_why("they still are not")
         assert (await room.book.row(job)).reason == "they still are not"
@@ -748,9 +750,9 @@ def test_a_full_disk_keeps_no_server_from_warming_up(
 
 
 def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
-    store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, free = store.database.append_event, threading.Event()
+    append, free = data_dir.database.append_event, threading.Event()
     is_pausing = False
 
     def full_append(*arguments: Any, **changes: Any) -> int:
@@ -761,7 +763,7 @@ def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
             raise OSError(errno.ENOSPC, "No space left on device")
         return append(*arguments, **changes)
 
-    monkeypatch.setattr(store.database, "append_event", full_append)
+    monkeypatch.setattr(data_dir.database, "append_event", full_append)
 
     class Waiting(FakeWorker):
         def __init__(self) -> None:
@@ -774,8 +776,8 @@ def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
 
     async def run() -> None:
         workers = list[FakeWorker]([FakeWorker(model), first := Waiting()])
-        room = make_room(store, FakeWorkers(workers.pop))
-        jobs = [await submit(room, store), await submit(room, store)]
+        room = make_room(data_dir, FakeWorkers(workers.pop))
+        jobs = [await submit(room, data_dir), await submit(room, data_dir)]
         room.open()
         await until(lambda: first.sent)
         pausing = asyncio.create_task(room.pause(jobs[1]))
@@ -791,9 +793,9 @@ def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
 
 
 def test_a_job_that_ends_while_its_cancellation_is_noted_ends_once(
-    store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, update = store.database.append_event, store.database.update_job
+    append, update = data_dir.database.append_event, data_dir.database.update_job
     cancelled, over = threading.Event(), threading.Event()
     is_ending = False
 
@@ -809,13 +811,13 @@ def test_a_job_that_ends_while_its_cancellation_is_noted_ends_once(
             assert over.wait(PATIENCE_S)
         update(*arguments, **changes)
 
-    monkeypatch.setattr(store.database, "append_event", slow_append)
-    monkeypatch.setattr(store.database, "update_job", slow_update)
+    monkeypatch.setattr(data_dir.database, "append_event", slow_append)
+    monkeypatch.setattr(data_dir.database, "update_job", slow_update)
 
     async def run() -> None:
-        room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
-        job = await submit(room, store)
-        (store.job_dir(job) / LAST_FILE).write_bytes(model)  # it has published before
+        room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
+        job = await submit(room, data_dir)
+        (data_dir.jobs.directory(job) / LAST_FILE).write_bytes(model)  # it has published before
         room.open()
         await until(lambda: is_ending)
         cancelling = asyncio.create_task(room.cancel(job))
@@ -826,8 +828,8 @@ def test_a_job_that_ends_while_its_cancellation_is_noted_ends_once(
         row = await cancelling
         await until(lambda: not room._tasks())
         assert (row.state, row.reason, row.version) == ("succeeded", "", 1)
-        assert store.database.job(job) is not None
-        assert store.versions("m") == [1]
+        assert data_dir.database.job(job) is not None
+        assert data_dir.models.versions("m") == [1]
         ends = [event for event in await follow(room, job) if event.HasField("completed")]
         assert len(ends) == 1
         stored = await room.book.row(job)
@@ -839,30 +841,30 @@ def test_a_job_that_ends_while_its_cancellation_is_noted_ends_once(
 @pytest.mark.parametrize("method", ["describe", "_stat"])
 @pytest.mark.parametrize("end", ["trained", "cancelled"])
 def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
-    store: Store, model: bytes, method: str, end: str, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, model: bytes, method: str, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The deletion came first, then: what was trained is never lost to it."""
-    original, deletions = getattr(store, method), 3
+    original, deletions = getattr(data_dir.models, method), 3
 
     def deleted_first(*arguments: Any) -> Any:
         nonlocal deletions
-        if deletions and store.versions("m"):
+        if deletions and data_dir.models.versions("m"):
             deletions -= 1
-            store.delete("m", None)
+            data_dir.models.delete("m", None)
         return original(*arguments)
 
     async def run() -> None:
         worker = FakeWorker(model) if end == "trained" else StubbornWorker()
-        room = make_room(store, FakeWorkers(lambda: worker))
-        job = await submit(room, store)
-        monkeypatch.setattr(store, method, deleted_first)
+        room = make_room(data_dir, FakeWorkers(lambda: worker))
+        job = await submit(room, data_dir)
+        monkeypatch.setattr(data_dir.models, method, deleted_first)
         if end == "trained":
             room.open()
         else:
-            (store.job_dir(job) / LAST_FILE).write_bytes(model)
+            (data_dir.jobs.directory(job) / LAST_FILE).write_bytes(model)
             await room.cancel(job)
         stored = (await follow(room, job))[-1].completed
-        assert store.versions("m") == [stored.version]
+        assert data_dir.models.versions("m") == [stored.version]
         state = (await room.book.row(job)).state
         assert state == ("succeeded" if end == "trained" else "cancelled")
 
@@ -871,18 +873,18 @@ def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
 
 
 def test_a_model_that_is_deleted_whenever_it_is_stored_is_said(
-    store: Store, model: bytes, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = store.describe
+    original = data_dir.models.describe
 
     def deleted_first(*arguments: Any) -> Any:
-        store.delete("m", None)
+        data_dir.models.delete("m", None)
         return original(*arguments)
 
     async def run() -> None:
-        room = make_room(store, FakeWorkers(lambda: FakeWorker(model)))
-        job = await submit(room, store)
-        monkeypatch.setattr(store, "describe", deleted_first)
+        room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
+        job = await submit(room, data_dir)
+        monkeypatch.setattr(data_dir.models, "describe", deleted_first)
         room.open()
         with pytest.raises(StatusError, match="'m' was deleted 20 times") as caught:
             await follow(room, job)
@@ -893,7 +895,7 @@ def test_a_model_that_is_deleted_whenever_it_is_stored_is_said(
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_job_that_the_kernel_ends_for_want_of_memory_fails_at_once(
-    store: Store, model: bytes, kept: bool
+    data_dir: DataDir, model: bytes, kept: bool
 ) -> None:
     """Unless it came further than before: it may have been taken for what somebody else took."""
 
@@ -903,8 +905,8 @@ def test_a_job_that_the_kernel_ends_for_want_of_memory_fails_at_once(
     async def run() -> None:
         made = [Starved(checkpoint=kept), FakeWorker(model)]
         workers = FakeWorkers(lambda: made.pop(0))
-        room = make_room(store, workers)
-        job = await submit(room, store)
+        room = make_room(data_dir, workers)
+        job = await submit(room, data_dir)
         room.open()
         if kept:
             assert (await follow(room, job))[-1].completed.version == 1

@@ -27,8 +27,9 @@ from treadle.server.inference.stream_places import Openings, StreamPlaces
 from treadle.server.messages import learn_request
 from treadle.server.messages.learn_request import Publication
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.model_version import MODEL_FILE
+from treadle.server.storage.models import ModelStore
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, detail_of, fields_of, tiny_spec, wait_for
@@ -298,15 +299,17 @@ def test_a_publication_that_fails_leaves_a_session_that_skips_errors(learning: S
 
 
 @contextmanager
-def publishing(learning: Server, folder: Path) -> Iterator[tuple[Store, Callable[[str], pb.Model]]]:
+def publishing(
+    learning: Server, folder: Path
+) -> Iterator[tuple[DataDir, Callable[[str], pb.Model]]]:
     """Gives a store and what publishes a model there, as `m` with an alias."""
     model = stored(learning)
-    store, scheduler = Store(folder / "data"), Scheduler(1)
+    data_dir, scheduler = DataDir(folder / "data"), Scheduler(1)
     places, openings = StreamPlaces(1, "learning streams", 60), Openings(1, 60)
     sources = cast(Sources, None)  # the session below has its model already
     room = LearnHandler(
         sources,
-        store,
+        data_dir.models,
         places,
         openings,
         scheduler,
@@ -321,9 +324,9 @@ def publishing(learning: Server, folder: Path) -> Iterator[tuple[Store, Callable
     def publish(alias: str) -> pb.Model:
         return asyncio.run(room._publish(session, Publication("m", alias)))
 
-    yield store, publish
+    yield data_dir, publish
     scheduler.close()
-    store.close()
+    data_dir.close()
 
 
 @pytest.mark.parametrize("fails", ["save", "claim"])
@@ -333,12 +336,12 @@ def test_a_full_disk_leaves_nothing_behind(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with publishing(learning, tmp_path) as (store, publish):
+    with publishing(learning, tmp_path) as (data_dir, publish):
         with monkeypatch.context() as patch:
-            patch.setattr(Model if fails == "save" else Store, fails, full)
+            patch.setattr(Model if fails == "save" else ModelStore, fails, full)
             with pytest.raises(OSError, match="No space"):
                 publish("")
-        assert store.versions("m") == []
+        assert data_dir.models.versions("m") == []
         assert not list((tmp_path / "data" / "tmp").iterdir())
         assert publish("a").aliases == ["a"]
 
@@ -347,18 +350,18 @@ def test_a_full_disk_leaves_nothing_behind(
 def test_a_model_that_is_deleted_while_it_is_published_is_published_again(
     learning: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    original, deletions = getattr(Store, method), 3
+    original, deletions = getattr(ModelStore, method), 3
 
-    def deleted_first(store: Store, *arguments: Any) -> Any:
+    def deleted_first(models: ModelStore, *arguments: Any) -> Any:
         nonlocal deletions
-        if deletions and store.versions("m"):
+        if deletions and models.versions("m"):
             deletions -= 1
-            store.delete("m", None, force=True)
-        return original(store, *arguments)
+            models.delete("m", None, force=True)
+        return original(models, *arguments)
 
-    with publishing(learning, tmp_path) as (store, publish):
-        monkeypatch.setattr(Store, method, deleted_first)
+    with publishing(learning, tmp_path) as (data_dir, publish):
+        monkeypatch.setattr(ModelStore, method, deleted_first)
         model = publish("a")
-        assert store.versions("m") == [model.version]
+        assert data_dir.models.versions("m") == [model.version]
         assert model.aliases == ["a"]
     assert deletions == 0

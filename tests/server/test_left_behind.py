@@ -15,7 +15,7 @@ import pytest
 
 from treadle.model import kernel_folder, sweep_temporary_kernels
 from treadle.model.temporary_files import leftovers, remove_leftovers, temporary_path
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import FINAL_FILE, STATE_FILE
 from treadle.v1 import sequence_pb2 as pb
 
@@ -24,10 +24,10 @@ from .test_jobs import DyingWorker, FakeWorkers, TellingWorker, follow, make_roo
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
-    yield store
-    store.close()
+def data_dir(tmp_path: Path) -> Iterator[DataDir]:
+    data_dir = DataDir(tmp_path)
+    yield data_dir
+    data_dir.close()
 
 
 def test_only_temporary_names_are_leftovers(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_only_temporary_names_are_leftovers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dies", [True, False])
 def test_a_killed_process_leaves_nothing_in_its_jobs_directory(
-    store: Store, dies: bool, small_model: bytes
+    data_dir: DataDir, dies: bool, small_model: bytes
 ) -> None:
     class Killed(DyingWorker):
         async def receive(self) -> dict[str, object]:
@@ -56,8 +56,8 @@ def test_a_killed_process_leaves_nothing_in_its_jobs_directory(
 
     async def run() -> str:
         made = [TellingWorker(small_model), Killed()]
-        room = make_room(store, FakeWorkers((lambda: Killed()) if dies else made.pop))
-        job = await submit(room, store)
+        room = make_room(data_dir, FakeWorkers((lambda: Killed()) if dies else made.pop))
+        job = await submit(room, data_dir)
         room.open()
         try:
             await follow(room, job)
@@ -67,7 +67,7 @@ def test_a_killed_process_leaves_nothing_in_its_jobs_directory(
         return job
 
     job = asyncio.run(run())
-    assert list(leftovers(store.jobs_root / job)) == []
+    assert list(leftovers(data_dir.jobs.root / job)) == []
 
 
 @pytest.fixture(scope="module")

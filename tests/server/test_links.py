@@ -15,7 +15,7 @@ from treadle.server.config import ServerConfig, SettingError
 from treadle.server.errors import StatusError
 from treadle.server.fsck.check import check, run
 from treadle.server.storage import files
-from treadle.server.storage.data_dir import DATABASE_FILE, Store
+from treadle.server.storage.data_dir import DATABASE_FILE, DataDir
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.model_version import HASH_FILE, MODEL_FILE
 from treadle.server.storage.retention import Rules, Swept, sweep
@@ -41,7 +41,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def open_and_close(root: Path) -> None:
-    Store(root).close()
+    DataDir(root).close()
 
 
 def test_a_link_in_place_of_tmp_is_removed_and_not_followed(
@@ -71,7 +71,7 @@ def test_a_link_in_place_of_what_is_ours_is_refused(
     before = tree(elsewhere)
     if name != "damaged":
         with pytest.raises(StoreError, match=f"{name}: a link has this name"):
-            Store(root)
+            DataDir(root)
     with pytest.raises(StoreError, match=f"{name}: a link has this name"):
         check(root, repair=True)
     assert tree(elsewhere) == before
@@ -80,52 +80,57 @@ def test_a_link_in_place_of_what_is_ours_is_refused(
 def test_a_data_directory_may_be_a_link_itself(tmp_path: Path) -> None:
     (tmp_path / "volume").mkdir()
     (tmp_path / "data").symlink_to(tmp_path / "volume")
-    store = Store(tmp_path / "data")
-    put_model(store, "m")
-    store.close()
+    data_dir = DataDir(tmp_path / "data")
+    put_model(data_dir, "m")
+    data_dir.close()
     assert check(tmp_path / "data", repair=True).clean
 
 
 def test_links_of_models_are_read_and_not_changed(tmp_path: Path, elsewhere: Path) -> None:
     root = tmp_path / "data"
-    store = Store(root)
+    data_dir = DataDir(root)
     (elsewhere / "1").mkdir()
     (elsewhere / "2").mkdir()
     for version in "12":
         tiny_model().save(elsewhere / version / MODEL_FILE)
     before = tree(elsewhere)
     (root / "models" / "linked").symlink_to(elsewhere)
-    assert store.describe(store.find("linked")).sha256
-    for change in (lambda: put_model(store, "linked"), lambda: store.delete("linked", 1)):
+    assert data_dir.models.describe(data_dir.models.find("linked")).sha256
+    for change in (
+        lambda: put_model(data_dir, "linked"),
+        lambda: data_dir.models.delete("linked", 1),
+    ):
         with pytest.raises(StatusError) as caught:
             change()
         assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
-    store.close()
+    data_dir.close()
     (elsewhere / "2" / MODEL_FILE).write_bytes(b"damaged")
     before = tree(elsewhere)
     findings = [finding.what for finding in check(root, repair=True).findings]
     assert findings.count("a link leads to the model") == 2
     assert tree(elsewhere) == before
     assert HASH_FILE not in "".join(before)
-    store = Store(root)
-    assert store.delete("linked", None) == [1, 2]
+    data_dir = DataDir(root)
+    assert data_dir.models.delete("linked", None) == [1, 2]
     assert tree(elsewhere) == before
-    store.close()
+    data_dir.close()
 
 
 def test_links_of_jobs_are_not_followed(tmp_path: Path, elsewhere: Path) -> None:
     root = tmp_path / "data"
-    store = Store(root)
-    store.database.add_job(job_row("j", state="paused"))
+    data_dir = DataDir(root)
+    data_dir.database.add_job(job_row("j", state="paused"))
     (elsewhere / "state.safetensors").write_bytes(b"no checkpoint")
     before = tree(elsewhere)
     for name in ("j", "orphan"):
         (root / "jobs" / name).symlink_to(elsewhere)
     os.utime(elsewhere, (0, 0))
     with pytest.raises(OSError, match="symbolic links"):
-        store.job_dir("j")
-    assert sweep(store.database, store.corpora, store.jobs_root, Rules(1, 1), 1e9) == Swept()
-    store.close()
+        data_dir.jobs.directory("j")
+    assert (
+        sweep(data_dir.database, data_dir.corpora, data_dir.jobs.root, Rules(1, 1), 1e9) == Swept()
+    )
+    data_dir.close()
     assert len(check(root, repair=True).findings) == 2
     assert tree(elsewhere) == before
     assert (root / "damaged" / "jobs" / "j").is_symlink()
@@ -135,8 +140,8 @@ def test_what_is_named_badly_keeps_nobody_from_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "data"
-    store = Store(root)
-    good = put_model(store, "good")
+    data_dir = DataDir(root)
+    good = put_model(data_dir, "good")
     for name in (b"\xff\xfe", b"two\nlines", b"x" * 200, b"empty"):
         for folder in ("models", "jobs", "corpora"):
             place = os.path.join(os.fsencode(root / folder), name)
@@ -149,26 +154,26 @@ def test_what_is_named_badly_keeps_nobody_from_the_rest(
     (root / "models" / "round" / "1" / "again").symlink_to("../../round")
     os.mkfifo(root / "corpora" / ("ab" * 32))
     (root / "jobs" / "a-file").touch()
-    (store.job_dir("j") / "other.safetensors").touch()
-    os.mkfifo(store.job_dir("j") / "state.safetensors")
-    store.database.add_job(job_row("j", state="paused"))
+    (data_dir.jobs.directory("j") / "other.safetensors").touch()
+    os.mkfifo(data_dir.jobs.directory("j") / "state.safetensors")
+    data_dir.database.add_job(job_row("j", state="paused"))
     os.mkfifo(root / "models" / "round" / "1" / "model.safetensors")
-    put_model(store, "piped").path.with_name(HASH_FILE).unlink()
+    put_model(data_dir, "piped").path.with_name(HASH_FILE).unlink()
     os.mkfifo(root / "models" / "piped" / "1" / HASH_FILE)
-    sweep(store.database, store.corpora, store.jobs_root, Rules(1, 1), 1e12)
-    assert [model.name for model in store.page(10)[0]] == ["good", "piped", "zero"]
-    assert store.describe(store.find("piped")).sha256
-    assert store.versions("good") == [good.version]
-    store.close()
+    sweep(data_dir.database, data_dir.corpora, data_dir.jobs.root, Rules(1, 1), 1e12)
+    assert [model.name for model in data_dir.models.page(10)[0]] == ["good", "piped", "zero"]
+    assert data_dir.models.describe(data_dir.models.find("piped")).sha256
+    assert data_dir.models.versions("good") == [good.version]
+    data_dir.close()
     capsys.readouterr()
     assert run(root, repair=True) == 1
     printed = capsys.readouterr().out.splitlines()
     assert int(printed[-1].split()[-2]) == len(printed) - 1  # a line a finding
     assert "\\udcff\\udcfe" in printed[-2] + "".join(printed)
     assert check(root, repair=True).clean
-    store = Store(root)
-    assert store.find("good") == good
-    store.close()
+    data_dir = DataDir(root)
+    assert data_dir.models.find("good") == good
+    data_dir.close()
 
 
 def test_files_where_directories_should_be_are_moved_away(tmp_path: Path) -> None:
@@ -181,7 +186,7 @@ def test_files_where_directories_should_be_are_moved_away(tmp_path: Path) -> Non
     (root / DATABASE_FILE).mkdir()
     (root / "damaged").write_text("a file")
     with pytest.raises(StoreError):
-        Store(root)
+        DataDir(root)
     assert len(check(root, repair=False).findings) == 6
     assert len(check(root, repair=True).findings) == 6
     assert check(root, repair=True).clean

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Server, detail_of, first_progress, long_spec
@@ -22,11 +22,11 @@ MESSAGE_BYTES = 4 << 20
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with jobs that take more than a message, and one place to watch."""
     root: Path = tmp_path_factory.mktemp("crowded") / "data"
-    store = Store(root)
+    data_dir = DataDir(root)
     for number in range(JOBS):
         row = job_row(f"old-{number}", state="failed", reason="x" * 20_000, ended_s=1e10)
-        store.database.add_job(row, b"")
-    store.close()
+        data_dir.database.add_job(row, b"")
+    data_dir.close()
     server = Server(root, "--watch-limit", "1", "--job-retention-s", "0")
     yield server
     server.close()

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from treadle.server.errors import StatusError
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.model_limits import ModelLimits
 from treadle.v1 import sequence_pb2 as pb
 
@@ -17,10 +17,10 @@ from .samples import put_model
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path, limits=ModelLimits(models=3, versions=4, aliases=2))
-    yield store
-    store.close()
+def data_dir(tmp_path: Path) -> Iterator[DataDir]:
+    data_dir = DataDir(tmp_path, limits=ModelLimits(models=3, versions=4, aliases=2))
+    yield data_dir
+    data_dir.close()
 
 
 @contextmanager
@@ -31,45 +31,45 @@ def refused(complaint: str) -> Iterator[None]:
     assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_versions(store: Store) -> None:
+def test_versions(data_dir: DataDir) -> None:
     for _ in range(3):
-        put_model(store, "m")
-    store.check_new("m")
-    store.check_new("m", coming=["other"] * 10)
+        put_model(data_dir, "m")
+    data_dir.models.check_new("m")
+    data_dir.models.check_new("m", coming=["other"] * 10)
     with refused("model 'm' has 3 versions and 1 unfinished jobs, and no more may be made"):
-        store.check_new("m", coming=["other", "m"])
-    put_model(store, "m")
+        data_dir.models.check_new("m", coming=["other", "m"])
+    put_model(data_dir, "m")
     with refused("model 'm' has 4 versions, and no more may be made: delete versions first"):
-        store.check_new("m")
-    store.delete("m", 2)
-    store.check_new("m")
+        data_dir.models.check_new("m")
+    data_dir.models.delete("m", 2)
+    data_dir.models.check_new("m")
 
 
-def test_models(store: Store) -> None:
+def test_models(data_dir: DataDir) -> None:
     for name in ("a", "b"):
-        put_model(store, name)
-    store.check_new("c")
+        put_model(data_dir, name)
+    data_dir.models.check_new("c")
     with refused("there are 2 models, and no more may be made"):
-        store.check_new("c", coming=["d"])
-    put_model(store, "c")
+        data_dir.models.check_new("c", coming=["d"])
+    put_model(data_dir, "c")
     with refused("there are 3 models"):
-        store.check_new("d")
-    store.check_new("a")
-    store.delete("b", None)
-    store.check_new("d")
+        data_dir.models.check_new("d")
+    data_dir.models.check_new("a")
+    data_dir.models.delete("b", None)
+    data_dir.models.check_new("d")
 
 
-def test_aliases(store: Store) -> None:
-    put_model(store, "m")
+def test_aliases(data_dir: DataDir) -> None:
+    put_model(data_dir, "m")
     for alias in ("a", "b", "a"):
-        store.set_alias("m", alias, 1)
+        data_dir.models.set_alias("m", alias, 1)
     with refused("model 'm' has 2 aliases, and no more may be made"):
-        store.set_alias("m", "c", 1)
+        data_dir.models.set_alias("m", "c", 1)
     with refused("model 'm' has 2 aliases"):
-        store.check_new("m", "c")
-    store.check_new("m", "b")
-    store.delete_alias("m", "a")
-    assert store.set_alias("m", "c", 1).version == 1
+        data_dir.models.check_new("m", "c")
+    data_dir.models.check_new("m", "b")
+    data_dir.models.delete_alias("m", "a")
+    assert data_dir.models.set_alias("m", "c", 1).version == 1
 
 
 def test_a_train_call_is_refused_before_its_corpus(start: Callable[..., Server]) -> None:

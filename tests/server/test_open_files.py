@@ -17,7 +17,7 @@ import pytest
 from treadle.server.errors import from_exception
 from treadle.server.resources import open_files
 from treadle.server.storage import model_version
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.database import Database
 from treadle.v1 import sequence_pb2 as pb
 
@@ -89,16 +89,16 @@ def test_a_model_is_not_called_damaged_where_no_file_can_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    store = Store(tmp_path)
-    stored = put_model(store, "m")
+    data_dir = DataDir(tmp_path)
+    stored = put_model(data_dir, "m")
 
     def refuse(_: object) -> None:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(model_version, "read_header", refuse)
     with pytest.raises(OSError, match="Too many open files") as caught:
-        store.describe(stored)
-    store.close()
+        data_dir.models.describe(stored)
+    data_dir.close()
     assert from_exception(caught.value, "x").code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

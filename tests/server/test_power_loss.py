@@ -16,7 +16,7 @@ from treadle.server.jobs.submission import Submission
 from treadle.server.jobs.upload import Limits
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage import files
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.database import Database
 from treadle.server.storage.job_files import INIT_FILE
 from treadle.v1 import sequence_pb2 as pb
@@ -27,10 +27,10 @@ from .test_jobs import FakeWorker, FakeWorkers, make_room
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
-    yield store
-    store.close()
+def data_dir(tmp_path: Path) -> Iterator[DataDir]:
+    data_dir = DataDir(tmp_path)
+    yield data_dir
+    data_dir.close()
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def no_links(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(os, "link", link)
 
 
-async def _fine_tune(store: Store) -> str:
+async def _fine_tune(data_dir: DataDir) -> str:
     """Orders a job that continues from model `base`; returns its id."""
 
     async def requests() -> AsyncIterator[pb.TrainRequest]:
@@ -71,43 +71,43 @@ async def _fine_tune(store: Store) -> str:
         yield pb.TrainRequest(corpus_chunk=TEXT)
         yield pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=len(TEXT)))
 
-    room = make_room(store, FakeWorkers(FakeWorker))
+    room = make_room(data_dir, FakeWorkers(FakeWorker))
     budget = MemoryBudget(1 << 30)
-    return await Submission(store, room, Limits(1 << 20, 60.0), None, budget).take(requests())
+    return await Submission(data_dir, room, Limits(1 << 20, 60.0), None, budget).take(requests())
 
 
-def fine_tune(store: Store) -> str:
-    return asyncio.run(_fine_tune(store))
+def fine_tune(data_dir: DataDir) -> str:
+    return asyncio.run(_fine_tune(data_dir))
 
 
 @pytest.mark.parametrize("number", [0, errno.EXDEV, errno.EMLINK])
 def test_the_base_model_of_a_job_is_synced_before_its_row(
-    store: Store, steps: list[str], monkeypatch: pytest.MonkeyPatch, number: int
+    data_dir: DataDir, steps: list[str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    base = put_model(store, "base")
+    base = put_model(data_dir, "base")
     steps.clear()
     if number:
         no_links(monkeypatch, number)
-    job = fine_tune(store)
-    directory = store.jobs_root / job
+    job = fine_tune(data_dir)
+    directory = data_dir.jobs.root / job
     init = directory / INIT_FILE
     assert init.read_bytes() == base.path.read_bytes()
     assert init.samefile(base.path) == (not number)
     before = steps[: steps.index("row")]
-    corpora = store.jobs_root.parent / "corpora"
-    for path in (init, directory, store.jobs_root, corpora, *corpora.iterdir()):
+    corpora = data_dir.jobs.root.parent / "corpora"
+    for path in (init, directory, data_dir.jobs.root, corpora, *corpora.iterdir()):
         assert str(path.stat().st_ino) in before, path
 
 
 def test_a_link_that_the_disk_fails_is_no_reason_to_copy(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_model(store, "base")
+    put_model(data_dir, "base")
     no_links(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        fine_tune(store)
-    assert store.database.jobs() == []
-    assert list(store.jobs_root.iterdir()) == []
+        fine_tune(data_dir)
+    assert data_dir.database.jobs() == []
+    assert list(data_dir.jobs.root.iterdir()) == []
 
 
 def test_a_copy_that_breaks_off_leaves_nothing(

@@ -22,7 +22,7 @@ import pytest
 
 from treadle.server.fsck.check import check
 from treadle.server.messages import responses
-from treadle.server.storage.data_dir import DATABASE_FILE, REPAIRED_FILE, Store
+from treadle.server.storage.data_dir import DATABASE_FILE, REPAIRED_FILE, DataDir
 from treadle.server.storage.database import Database
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.salvage import Salvage, _cells, _kind, _record, _table
@@ -47,8 +47,8 @@ def event(number: int, size: int) -> bytes:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data directory of a server that was killed: a part of its rows is in the log."""
     live = tmp_path_factory.mktemp("live") / "data"
-    store = Store(live)
-    database = store.database
+    data_dir = DataDir(live)
+    database = data_dir.database
     database._connection.execute("PRAGMA synchronous = OFF")  # no power is lost here
     chance = random.Random(7)
     for number in range(40):
@@ -72,7 +72,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if number == 25:
             database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     for version in (1, 2, 3):
-        assert put_model(store, "m").version == version
+        assert put_model(data_dir, "m").version == version
     for number in range(50):
         database.set_alias("m", f"alias-{number}", number % 3 + 1)
         data = f"corpus {number}".encode()
@@ -83,7 +83,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         database.delete_job(f"job-{number:03}")
     killed = tmp_path_factory.mktemp("killed") / "data"
     shutil.copytree(live, killed)
-    store.close()
+    data_dir.close()
     assert (killed / f"{DATABASE_FILE}-wal").stat().st_size > 20 * PAGE
     return killed
 
@@ -233,16 +233,16 @@ def left_out(root: Path) -> set[Key]:
 
 def serve(root: Path) -> dict[Key, Any]:
     """Does what a server does with a directory; returns all rows of its database."""
-    store = Store(root)
+    data_dir = DataDir(root)
     try:
-        for row in store.database.jobs(limit=1000):
+        for row in data_dir.database.jobs(limit=1000):
             listed = responses.listed_job(row, 0, "")
             assert listed.id
-            store.database.events(row.id, 0)
-        store.database.corpora_in_use()
-        return {key_of(table, values): tuple(values) for table, values in store.database.scan()}
+            data_dir.database.events(row.id, 0)
+        data_dir.database.corpora_in_use()
+        return {key_of(table, values): tuple(values) for table, values in data_dir.database.scan()}
     finally:
-        store.close()
+        data_dir.close()
 
 
 @pytest.mark.parametrize("number", range(MUTANTS))
@@ -313,7 +313,7 @@ def test_a_repair_may_be_cut_off_anywhere(
         except KeyboardInterrupt:
             if (root / REPAIRED_FILE).exists():
                 with pytest.raises(StoreError, match="was cut off: run treadle-server --fsck"):
-                    Store(root)
+                    DataDir(root)
     renames[0] = 10**6
     check(root, repair=True)
     assert serve(root).keys() == original.rows.keys()
@@ -349,12 +349,12 @@ def test_many_rows_in_the_file_and_in_the_log_are_found(
 
 def test_rows_of_deleted_jobs_do_not_come_back(tmp_path: Path) -> None:
     root = tmp_path / "data"
-    store = Store(root)
+    data_dir = DataDir(root)
     for number in range(40):
-        store.database.add_job(job_row(f"j{number}", reason="r" * 3000), event(1, 9000))
+        data_dir.database.add_job(job_row(f"j{number}", reason="r" * 3000), event(1, 9000))
     for number in range(39):
-        store.database.delete_job(f"j{number}")
-    store.close()
+        data_dir.database.delete_job(f"j{number}")
+    data_dir.close()
     with sqlite3.connect(root / DATABASE_FILE) as connection:
         (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     connection.close()
@@ -401,19 +401,19 @@ def test_no_bytes_are_too_strange_to_be_looked_at(tmp_path: Path) -> None:
 def test_what_looks_like_rows_within_a_row_is_none(tmp_path: Path) -> None:
     """A caller may put any bytes into a text, and so a page into a page."""
     root = tmp_path / "data"
-    store = Store(root)
-    store.database.add_job(job_row("real"), event(1, 10))
-    store.close()
+    data_dir = DataDir(root)
+    data_dir.database.add_job(job_row("real"), event(1, 10))
+    data_dir.close()
     data = (root / DATABASE_FILE).read_bytes()
     (leaf,) = {
         page for key, pages in pages_of(root / DATABASE_FILE) for page in pages if key[0] == "jobs"
     }
     fake = data[(leaf - 1) * PAGE : leaf * PAGE].replace(b"real", b"fake")
-    store = Store(root)
-    store.database.add_job(job_row("holder", error=bytes(5000) + (fake * 3)[4:]))
+    data_dir = DataDir(root)
+    data_dir.database.add_job(job_row("holder", error=bytes(5000) + (fake * 3)[4:]))
     for shift in range(0, PAGE, 512):
-        store.database.add_job(job_row(f"h{shift}", error=bytes(shift) + fake * 3))
-    store.close()
+        data_dir.database.add_job(job_row(f"h{shift}", error=bytes(shift) + fake * 3))
+    data_dir.close()
     content = bytearray((root / DATABASE_FILE).read_bytes())
     content[24:28] = b"\xff" * 4
     content[18:20] = b"\xff\xff"  # SQLite refuses the file

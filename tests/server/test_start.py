@@ -20,7 +20,7 @@ from treadle.client import Client
 from treadle.server.address import AddressError, clear_socket
 from treadle.server.config import ServerConfig, SettingError
 from treadle.server.failures import DatabaseError
-from treadle.server.storage.data_dir import DATABASE_FILE, Store
+from treadle.server.storage.data_dir import DATABASE_FILE, DataDir
 from treadle.server.storage.files import StoreError
 
 from .harness import PATIENCE_S, TEXT, Server, tiny_spec
@@ -105,7 +105,7 @@ def test_a_broken_data_directory_is_said_in_one_sentence(
     data = tmp_path / "data"
     make(data)
     with pytest.raises((StoreError, DatabaseError)) as caught:
-        Store(data)
+        DataDir(data)
     assert str(data) in str(caught.value)
     assert "Errno" not in str(caught.value)
 
@@ -113,7 +113,7 @@ def test_a_broken_data_directory_is_said_in_one_sentence(
 @pytest.mark.parametrize("place", ["/proc/none", "/dev/null", "/dev/null/data"])
 def test_a_place_that_takes_no_directory_is_said_in_one_sentence(place: str) -> None:
     with pytest.raises(StoreError, match=f"^the data directory {place} cannot be used") as caught:
-        Store(Path(place))
+        DataDir(Path(place))
     assert "Errno" not in str(caught.value)
 
 

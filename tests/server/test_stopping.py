@@ -25,7 +25,7 @@ from treadle.server.jobs.manager import JobLimits, JobManager
 from treadle.server.jobs.runner import RunLimits
 from treadle.server.jobs.worker_pool import Workers
 from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import STATE_FILE
 from treadle.v1 import sequence_pb2 as pb
 
@@ -37,10 +37,10 @@ STEPS = 2000
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
-    yield store
-    store.close()
+def data_dir(tmp_path: Path) -> Iterator[DataDir]:
+    data_dir = DataDir(tmp_path)
+    yield data_dir
+    data_dir.close()
 
 
 def config(**optimizer: int) -> TrainConfig:
@@ -57,16 +57,16 @@ def config(**optimizer: int) -> TrainConfig:
 class Room:
     """A job room with real processes."""
 
-    def __init__(self, store: Store, interval_s: float = 0.0, max_run_s: float = 0.0,
+    def __init__(self, data_dir: DataDir, interval_s: float = 0.0, max_run_s: float = 0.0,
         max_run_bytes: int | None = None,
     ) -> None:  # fmt: skip
-        self._store = store
+        self._data_dir = data_dir
         self._workers = Workers(standby=0)
         limits = RunLimits(
             1, checkpoint_interval_s=interval_s, min_free_bytes=0, max_run_s=max_run_s,
             stop_timeout_s=TIMEOUT_S, max_run_bytes=max_run_bytes,
         )  # fmt: skip
-        self.jobs = JobManager(store, self._workers, JobLimits(1, 9, 1, 3), limits)
+        self.jobs = JobManager(data_dir, self._workers, JobLimits(1, 9, 1, 3), limits)
 
     async def open(self) -> None:
         await self.jobs.recover()
@@ -74,11 +74,11 @@ class Room:
 
     async def submit(self, name: str, settings: TrainConfig) -> str:
         """Queues a job on TEXT."""
-        writer = self._store.corpora.writer()
+        writer = self._data_dir.corpora.writer()
         writer.write(TEXT)
         sha256, size = writer.claim()
         job = new_id()
-        self._store.job_dir(job)
+        self._data_dir.jobs.directory(job)
         file = UploadedFile(sha256, "corpus", "train", 1.0, size)
         await self.jobs.submit(new_row(job, pb.TrainSpec(model=name), settings, [file]))
         return job
@@ -90,7 +90,7 @@ class Room:
 
     async def started(self, job: str) -> None:
         """Waits for the first checkpoint of a job and some progress."""
-        path = self._store.job_dir(job) / STATE_FILE
+        path = self._data_dir.jobs.directory(job) / STATE_FILE
         live = self.jobs.book.live[job]
         await until(lambda: path.exists() and live.last_progress.step)
 
@@ -105,7 +105,7 @@ class Room:
         await self._workers.close()
 
     def weights(self, name: str) -> bytes:
-        return Model.load(self._store.find(name).path).parameters.flat.tobytes()
+        return Model.load(self._data_dir.models.find(name).path).parameters.flat.tobytes()
 
 
 def in_room(room: Callable[[], Room], work: Callable[[Room], Awaitable[None]]) -> None:
@@ -122,7 +122,7 @@ def in_room(room: Callable[[], Room], work: Callable[[Room], Awaitable[None]]) -
     asyncio.run(run())
 
 
-def test_a_process_that_stands_still_is_killed_and_nothing_is_lost(store: Store) -> None:
+def test_a_process_that_stands_still_is_killed_and_nothing_is_lost(data_dir: DataDir) -> None:
     async def work(room: Room) -> None:
         job = await room.submit("still", config())
         await room.started(job)
@@ -143,10 +143,12 @@ def test_a_process_that_stands_still_is_killed_and_nothing_is_lost(store: Store)
         await room.ended(job)
         assert room.weights("still") == train(TEXT, config()).parameters.flat.tobytes()
 
-    in_room(lambda: Room(store), work)
+    in_room(lambda: Room(data_dir), work)
 
 
-def test_a_cancelled_process_that_stands_still_leaves_its_last_checkpoint(store: Store) -> None:
+def test_a_cancelled_process_that_stands_still_leaves_its_last_checkpoint(
+    data_dir: DataDir,
+) -> None:
     async def work(room: Room) -> None:
         job = await room.submit("m", config())
         await room.started(job)
@@ -157,10 +159,10 @@ def test_a_cancelled_process_that_stands_still_leaves_its_last_checkpoint(store:
         assert model.training.ended_by == f"cancelled on request after {model.training.steps} steps"
         assert (await room.jobs.book.row(job)).state == "cancelled"
 
-    in_room(lambda: Room(store), work)
+    in_room(lambda: Room(data_dir), work)
 
 
-def test_a_run_is_ended_in_time_though_its_process_stands_still(store: Store) -> None:
+def test_a_run_is_ended_in_time_though_its_process_stands_still(data_dir: DataDir) -> None:
     jobs: list[str] = []
 
     async def begin(room: Room) -> None:
@@ -175,11 +177,11 @@ def test_a_run_is_ended_in_time_though_its_process_stands_still(store: Store) ->
         assert model.training.ended_by.startswith("the server ends a run after 0.01 seconds")
         assert (await room.jobs.book.row(job)).state == "succeeded"
 
-    in_room(lambda: Room(store), begin)
-    in_room(lambda: Room(store, max_run_s=0.01), work)
+    in_room(lambda: Room(data_dir), begin)
+    in_room(lambda: Room(data_dir, max_run_s=0.01), work)
 
 
-def test_a_step_that_takes_minutes_can_be_left(store: Store) -> None:
+def test_a_step_that_takes_minutes_can_be_left(data_dir: DataDir) -> None:
     """The step is dropped, not waited for: its process needs no kill."""
 
     async def work(room: Room) -> None:
@@ -196,11 +198,11 @@ def test_a_step_that_takes_minutes_can_be_left(store: Store) -> None:
             await room.ended(job)
         assert (await room.jobs.book.row(job)).reason == "cancelled on request"
 
-    in_room(lambda: Room(store), work)
+    in_room(lambda: Room(data_dir), work)
 
 
 def test_a_process_that_takes_too_much_memory_is_killed_once(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("treadle.server.resources.process_memory.most_bytes", lambda _: 1 << 20)
 
@@ -211,4 +213,4 @@ def test_a_process_that_takes_too_much_memory_is_killed_once(
         assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
         assert (await room.jobs.book.row(job)).restarts == 0
 
-    in_room(lambda: Room(store, max_run_bytes=1 << 30), work)
+    in_room(lambda: Room(data_dir, max_run_bytes=1 << 30), work)

@@ -10,7 +10,7 @@ import pytest
 from treadle.server.errors import StatusError, unavailable
 from treadle.server.jobs.upload import Limits, Pace, Upload
 from treadle.server.jobs.upload_files import UploadFiles
-from treadle.server.storage.data_dir import Store
+from treadle.server.storage.data_dir import DataDir
 from treadle.v1 import sequence_pb2 as pb
 
 SPEC = pb.TrainRequest(spec=pb.TrainSpec(model="m"))
@@ -43,27 +43,27 @@ def upload(
 ) -> list[bytes]:
     """Reads a whole upload and returns the bytes of its files; nothing else may stay."""
 
-    async def run(store: Store) -> list[bytes]:
+    async def run(data_dir: DataDir) -> list[bytes]:
         closed: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
         source = stream(*messages, silent=silent)
         reader = Upload(source, Limits(limit, idle_s, spec_s=idle_s), closed)
         await reader.spec()
         if closing:
             closed.set_result(unavailable("closing"))
-        stored = UploadFiles(store.corpora)
+        stored = UploadFiles(data_dir.corpora)
         try:
             files = await reader.receive(stored)
             stored.store()
             stored.keep()
         finally:
             stored.close()
-        return [store.corpora.path(file.sha256).read_bytes() for file in files]
+        return [data_dir.corpora.path(file.sha256).read_bytes() for file in files]
 
-    store = Store(folder)
+    data_dir = DataDir(folder)
     try:
-        return asyncio.run(run(store))
+        return asyncio.run(run(data_dir))
     finally:
-        store.close()
+        data_dir.close()
         assert not list((folder / "tmp").iterdir())
 
 
