@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,49 @@ def test_packages_are_where_the_types_are_looked_for(pyproject: dict[str, Any]) 
 def test_bare_install_is_the_client(pyproject: dict[str, Any]) -> None:
     names = {item.split(">")[0] for item in pyproject["project"]["dependencies"]}
     assert names == {"grpcio", "protobuf"}
+
+
+DISTRIBUTIONS = {
+    "google.protobuf": "protobuf",
+    "google.rpc": "googleapis-common-protos",
+    "grpc": "grpcio",
+    "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection",
+    "llvmlite": "numba",  # which pins its version
+    "numba": "numba",
+    "numpy": "numpy",
+    "outlines_core": "outlines-core",
+    "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
+}
+"""The distribution that brings each module that is imported."""
+
+
+def imported_modules(folder: str) -> set[str]:
+    """Return the modules of other projects that a folder imports."""
+    found = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [item.name for item in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            found |= {".".join(name.split(".")[: 1 + name.startswith("google.")]) for name in names}
+    return {name for name in found if name not in {*sys.stdlib_module_names, "treadle"}}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [("client", []), ("server", ["server"]), ("model", ["server", "bpe"]), ("kernels", ["server"])],
+)
+def test_what_is_imported_is_declared(
+    pyproject: dict[str, Any], folder: str, extras: list[str]
+) -> None:
+    project = pyproject["project"]
+    declared = [*project["dependencies"]]
+    for extra in extras:
+        declared += project["optional-dependencies"][extra]
+    names = {item.split(">")[0] for item in declared}
+    assert {DISTRIBUTIONS[module] for module in imported_modules(folder)} <= names
 
 
 def build(kind: str, source: Path, out: Path) -> Path:
