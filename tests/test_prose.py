@@ -75,7 +75,8 @@ def names_defined(tree: ast.Module) -> set[str]:
 
 def first_sentence(docstring: str) -> str:
     """Returns the first sentence of a docstring on one line."""
-    return re.split(r"(?<=[.:])\s", " ".join(docstring.split()), maxsplit=1)[0]
+    paragraph = " ".join(docstring.partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z`])", paragraph, maxsplit=1)[0]
 
 
 @pytest.mark.parametrize("name", [n for n in folders_and_pages() if n not in NOT_CLEAN["words"]])
@@ -108,7 +109,7 @@ def test_functions_are_described_in_the_third_person(package: str) -> None:
         for function in functions(tree):
             docstring = ast.get_docstring(function)
             if docstring and not is_property(function):
-                word = docstring.split()[0].rstrip(",.")
+                word = docstring.split()[0].rstrip(",.:;")
                 if not re.fullmatch(r"[A-Z]\w*[a-rt-z]s|[A-Z]\w*sses", word):
                     wrong.append(f"{path}:{function.lineno} {function.name}: {word}")
     assert not wrong, "\n".join(wrong)
