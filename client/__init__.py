@@ -1,4 +1,4 @@
-"""A thin client of the Treadle service: grpcio and protobuf only.
+"""`Client` calls a Treadle server; this package needs grpcio and protobuf only.
 
 from pathlib import Path
 from treadle.client import Client
@@ -15,7 +15,6 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
-    from treadle.client.corpus import CorpusFile
     from treadle.client.errors import (
         CancelledError,
         DeadlineExceededError,
@@ -32,8 +31,11 @@ if TYPE_CHECKING:
         UnimplementedError,
         Violation,
     )
-    from treadle.client.items import Items
-    from treadle.client.learn_streams import LearnStream, LearntPieces
+    from treadle.client.files.corpus import CorpusFile
+    from treadle.client.files.decoding import read_lines, read_text
+    from treadle.client.generate_many import Items
+    from treadle.client.generation import GeneratedText, Generation
+    from treadle.client.learn_stream import LearnedPieces, LearnStream
     from treadle.client.options import (
         EmbedOptions,
         GenerateOptions,
@@ -42,13 +44,11 @@ if TYPE_CHECKING:
         ScoreStreamOptions,
         TrainOptions,
     )
-    from treadle.client.pieces import Piece
-    from treadle.client.runs import TrainingRun
-    from treadle.client.score_streams import ScoredPieces, ScoreStream
+    from treadle.client.score_stream import ScoredPieces, ScoreStream
     from treadle.client.session import Session
-    from treadle.client.text_input import read_lines, read_text
-    from treadle.client.texts import Generation, Text
+    from treadle.client.streaming import StreamPiece
     from treadle.client.tokens import END
+    from treadle.client.training_run import TrainingRun
 
 __all__ = [
     "END",
@@ -59,6 +59,7 @@ __all__ = [
     "EmbedOptions",
     "FailedPreconditionError",
     "GenerateOptions",
+    "GeneratedText",
     "Generation",
     "InputError",
     "InternalError",
@@ -66,10 +67,9 @@ __all__ = [
     "Items",
     "LearnStream",
     "LearnStreamOptions",
-    "LearntPieces",
+    "LearnedPieces",
     "NotFoundError",
     "PermissionDeniedError",
-    "Piece",
     "ResourceExhaustedError",
     "ScoreOptions",
     "ScoreStream",
@@ -77,7 +77,7 @@ __all__ = [
     "ScoredPieces",
     "ServerError",
     "Session",
-    "Text",
+    "StreamPiece",
     "TrainOptions",
     "TrainingRun",
     "TreadleError",
@@ -88,51 +88,68 @@ __all__ = [
     "read_text",
 ]
 
-# Some load gRPC, without which the command line prints its help. And until the command has taken
-# Ctrl-C for itself, which it does after this module, Ctrl-C ends in a traceback.
+# Imported when first used: the command line prints its help without gRPC, which some of these
+# modules load. And Ctrl-C ends in a traceback until the command handles it, after this module.
 _LATE = {
     "CancelledError": "treadle.client.errors",
     "Client": "treadle.client.client",
-    "CorpusFile": "treadle.client.corpus",
+    "CorpusFile": "treadle.client.files.corpus",
     "DeadlineExceededError": "treadle.client.errors",
     "END": "treadle.client.tokens",
     "EmbedOptions": "treadle.client.options",
     "FailedPreconditionError": "treadle.client.errors",
     "GenerateOptions": "treadle.client.options",
-    "Generation": "treadle.client.texts",
+    "Generation": "treadle.client.generation",
     "InputError": "treadle.client.errors",
     "InternalError": "treadle.client.errors",
     "InvalidArgumentError": "treadle.client.errors",
-    "Items": "treadle.client.items",
-    "LearnStream": "treadle.client.learn_streams",
+    "Items": "treadle.client.generate_many",
+    "LearnStream": "treadle.client.learn_stream",
     "LearnStreamOptions": "treadle.client.options",
-    "LearntPieces": "treadle.client.learn_streams",
+    "LearnedPieces": "treadle.client.learn_stream",
     "NotFoundError": "treadle.client.errors",
     "PermissionDeniedError": "treadle.client.errors",
-    "Piece": "treadle.client.pieces",
+    "StreamPiece": "treadle.client.streaming",
     "ResourceExhaustedError": "treadle.client.errors",
     "ScoreOptions": "treadle.client.options",
-    "ScoreStream": "treadle.client.score_streams",
+    "ScoreStream": "treadle.client.score_stream",
     "ScoreStreamOptions": "treadle.client.options",
-    "ScoredPieces": "treadle.client.score_streams",
+    "ScoredPieces": "treadle.client.score_stream",
     "ServerError": "treadle.client.errors",
     "Session": "treadle.client.session",
-    "Text": "treadle.client.texts",
+    "GeneratedText": "treadle.client.generation",
     "TrainOptions": "treadle.client.options",
-    "TrainingRun": "treadle.client.runs",
+    "TrainingRun": "treadle.client.training_run",
     "TreadleError": "treadle.client.errors",
     "UnavailableError": "treadle.client.errors",
     "UnimplementedError": "treadle.client.errors",
     "Violation": "treadle.client.errors",
-    "read_lines": "treadle.client.text_input",
-    "read_text": "treadle.client.text_input",
+    "read_lines": "treadle.client.files.decoding",
+    "read_text": "treadle.client.files.decoding",
 }
 
 
+_DEPRECATED = {
+    "LearntPieces": "LearnedPieces",
+    "Piece": "StreamPiece",
+    "Text": "GeneratedText",
+}
+"""Public names of earlier versions, and the names that replace them."""
+
+
 def __getattr__(name: str) -> object:
-    """Loads a public name when it is first used."""
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Loads a public name when it is first used; a deprecated one with a warning."""
     from importlib import import_module
 
+    if name in _DEPRECATED:
+        import warnings
+
+        warnings.warn(
+            f"treadle.client.{name} is deprecated: use treadle.client.{_DEPRECATED[name]}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        name = _DEPRECATED[name]
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LATE[name]), name)

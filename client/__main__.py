@@ -25,7 +25,7 @@ def main() -> NoReturn:
     Python stops it, and the process would then wait for that lock without end.
     """
     signal.signal(signal.SIGINT, _end)
-    from treadle.client.cli import main as run
+    from treadle.client.cli.main import main as run
 
     code = run()
     for stream in (sys.stdout, sys.stderr):

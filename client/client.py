@@ -1,39 +1,109 @@
-"""The client: one object for one server, one method for one call."""
+"""`Client` is the connection to one Treadle server: one method for each call."""
 
 from __future__ import annotations
 
-from typing import Unpack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias, Unpack
 
-from treadle.client.connection import DEFAULT_ADDRESS
-from treadle.client.corpus import Corpora
-from treadle.client.generating import Generating
-from treadle.client.learning import Learning
-from treadle.client.management import Management
-from treadle.client.options import TrainOptions, make_request, make_spec
-from treadle.client.runs import RECONNECT_S, Events, TrainingRun
-from treadle.client.scoring import Scoring
-from treadle.client.streams import Call
-from treadle.client.upload import Upload, choose_format, open_parts
-from treadle.v1.sequence_pb2 import TrainSpec, WatchJobRequest, WatchJobResponse
+from treadle.client.connection import DEFAULT_ADDRESS, Connection
+from treadle.client.errors import InputError
+from treadle.client.files.corpus import Corpora
+from treadle.client.generate_many import Items
+from treadle.client.generation import GeneratedTexts, Generation
+from treadle.client.learn_stream import LearnedPieces, LearnStep, LearnStream, learn_requests
+from treadle.client.messages.fields import make_request
+from treadle.client.options import (
+    EmbedOptions,
+    GenerateOptions,
+    LearnStreamOptions,
+    ScoreOptions,
+    ScoreStreamOptions,
+    TrainOptions,
+    check_model_or_job,
+)
+from treadle.client.score_stream import ScoredPieces, ScoreStream, score_requests
+from treadle.client.scoring import embed_texts, score_texts
+from treadle.client.session import Session
+from treadle.client.streaming import AnyPiece, BackgroundRequests, Call, RequestQueue
+from treadle.client.training_run import RECONNECT_S, TrainingRun, WatchedEvents
+from treadle.client.upload import Upload, choose_format, make_spec, open_parts
+from treadle.v1.sequence_pb2 import (
+    CancelJobRequest,
+    DeleteAliasRequest,
+    DeleteJobRequest,
+    DeleteModelRequest,
+    DeleteModelResponse,
+    Embedding,
+    GenerateRequest,
+    GetJobRequest,
+    GetModelRequest,
+    GetModelResponse,
+    GetServerInfoRequest,
+    GetServerInfoResponse,
+    Job,
+    LearnStreamRequest,
+    LearnStreamSpec,
+    ListJobsRequest,
+    ListModelsRequest,
+    Model,
+    PauseJobRequest,
+    ResumeJobRequest,
+    ScoreStreamRequest,
+    ScoreStreamSpec,
+    SetAliasRequest,
+    TextScore,
+    TrainSpec,
+    WatchJobRequest,
+    WatchJobResponse,
+)
 
 __all__ = ["DEFAULT_ADDRESS", "Client"]
 
+State: TypeAlias = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"] | int
+"""A job's state: a word, or the number of a `treadle.v1.JobState`."""
 
-class Client(Management, Generating, Scoring, Learning):
+
+class Client:
     """A connection to one Treadle server, made when the first call needs it.
 
-    It may be shared by threads. Use it in a `with` block, or call `close()`.
+    Threads may share a client. Use it in a `with` block, or call `close()`. Every call raises a
+    `ServerError` where it fails, and an `InputError` where an argument is of the wrong type.
 
     Args:
         address: `HOST:PORT`, `unix:/PATH`, `unix-abstract:NAME`, or another target that gRPC
             knows, such as `dns:///NAME:PORT`.
-        timeout_s: The longest that a call may take, generation included; training
-            and streams that are scored or learnt have a `timeout_s` of their own.
-            None waits as long as it takes.
+        timeout_s: The longest that a call may take, in seconds, generation included. Training and
+            streams have a `timeout_s` of their own. None sets no limit.
 
     Raises:
-        InputError: The address is of none of these forms.
+        InputError: The address has none of these forms.
     """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float | None = None) -> None:
+        self._connection = Connection(address, timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; calls under way are cancelled. Closing twice is legal."""
+        self._connection.close()
+
+    @property
+    def address(self) -> str:
+        """The server's address."""
+        return self._connection.address
+
+    # ------------------------------------------------------------------ training
 
     def train(
         self,
@@ -52,10 +122,11 @@ class Client(Management, Generating, Scoring, Learning):
                 pieces. A `str` is text, never a file's name. Several files, or files with a
                 role, are a list of `CorpusFile`.
             model: The model's name; a name in use gets a new version.
-            spec: A whole spec, on top of which `model` and `options` are laid.
-            timeout_s: The longest that the call may take, waiting for a slot included.
-            reconnect_s: Where the connection breaks after the job was accepted, the run comes
-                back to it and misses no event; this is how long it tries. 0 never tries.
+            spec: A whole spec; `model` and `options` are set on top of it.
+            timeout_s: The longest that the call may take, in seconds, waiting for a slot
+                included.
+            reconnect_s: How long to try to reconnect where the connection breaks after the job
+                was accepted, in seconds. No event is missed then. 0 never tries.
             **options: The spec's fields, flat: `hidden_size=256, max_time_s=60, ...`. With a
                 `request_id` the call is safe to repeat: it then follows the first one's job.
                 Where no `format` is set, paths that end in .jsonl, .ndjson, .csv or .tsv are read
@@ -68,10 +139,10 @@ class Client(Management, Generating, Scoring, Learning):
         Raises:
             InputError: The corpus cannot be opened, or an option is wrong.
         """
-        made = make_spec(model, spec, options)
-        choose_format(made, corpus)
-        upload = Upload(made, open_parts(corpus))
-        call = self._stub.Train(upload.requests(), timeout=timeout_s)
+        whole_spec = make_spec(model, spec, options)
+        choose_format(whole_spec, corpus)
+        upload = Upload(whole_spec, open_parts(corpus))
+        call = self._connection.stub.Train(upload.requests(), timeout=timeout_s)
         upload.attach(call)
         return TrainingRun(
             call,
@@ -90,22 +161,22 @@ class Client(Management, Generating, Scoring, Learning):
         reconnect_s: float = RECONNECT_S,
         timeout_s: float | None = None,
     ) -> TrainingRun:
-        """Follows a job from any of its events on, those to come included.
+        """Follows a job: its events so far, and those to come.
 
         Args:
             job: The job's id.
             after: The number of the last event already known; 0 yields all events.
-            reconnect_s: How long to try to come back where the connection breaks.
-            timeout_s: The longest to watch.
+            reconnect_s: How long to try to reconnect where the connection breaks, in seconds.
+            timeout_s: The longest to watch, in seconds.
 
         Returns:
-            The run, as `train` returns it. Leaving it leaves the job alone.
+            The run, as `train` returns it. Closing it does not stop the job.
 
         Raises:
             InputError: An argument is of the wrong type.
         """
         return TrainingRun(
-            Events(self._watch(job, after, timeout_s)),
+            WatchedEvents(self._watch(job, after, timeout_s)),
             self.address,
             self._watch,
             job=job,
@@ -117,4 +188,454 @@ class Client(Management, Generating, Scoring, Learning):
     def _watch(self, job: str, after: int, timeout_s: float | None) -> Call[WatchJobResponse]:
         """Calls WatchJob."""
         request = make_request(WatchJobRequest, job=job, after_sequence=after)
-        return self._stub.WatchJob(request, timeout=timeout_s)
+        return self._connection.stub.WatchJob(request, timeout=timeout_s)
+
+    # ---------------------------------------------------------------- generation
+
+    def generate(
+        self, model: str = "", prompt: str = "", **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """Continues a prompt.
+
+        Args:
+            model: The model's name, or NAME@ALIAS; empty where `job=` names a job.
+            prompt: The text to continue from.
+            **options: The other fields of GenerateRequest: `temperature=0.8, seed=1, ...`;
+                `job="..."` takes the weights of a job, running or not, the last ones or,
+                with `job_weights="best"`, the best ones. A token is its number, its text, or
+                `END`: `banned_tokens=["e", END]`, `token_biases={"a": -1.5}`.
+
+        Returns:
+            The generation: iterate over its pieces of text as they are generated, then call
+            `result()` for the stop reason, the seed and the counts.
+
+        Raises:
+            InputError: An option is wrong, or both a model and a job are named, or neither.
+        """
+        check_model_or_job(model, options.get("job", ""))
+        if "n" in options:
+            raise InputError("generate makes one text: generate_many(..., n=...) makes several")
+        request = make_request(GenerateRequest, model=model, prompt=prompt, **options)
+        call = self._connection.stub.Generate(request, timeout=self._connection.timeout_s)
+        return Generation(call, self.address)
+
+    def generate_text(
+        self, model: str = "", prompt: str = "", **options: Unpack[GenerateOptions]
+    ) -> str:
+        """Continues a prompt and returns the whole text; see `generate`.
+
+        Raises:
+            InputError: An option is wrong.
+            ServerError: The call failed.
+        """
+        with self.generate(model, prompt, **options) as generation:
+            return "".join(generation)
+
+    def generate_many(
+        self,
+        model: str = "",
+        prompt: str = "",
+        n: int = 20,
+        *,
+        unique: bool = False,
+        novel: bool = False,
+        max_tries: int | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Items:
+        """Continues a prompt n times, all at once.
+
+        Args:
+            model: The model's name, or NAME@ALIAS; empty where `job=` names a job.
+            prompt: The text to continue from.
+            n: The number of texts; more than 256 are several calls.
+            unique: Only texts that differ from each other: more are generated until there are n.
+            novel: Only texts that are new (`result.novelty.is_new`), likewise. Needs a model
+                with a novelty index.
+            max_tries: With `unique` or `novel`: the most texts to generate. Default: 10 n.
+            **options: As `generate` takes them. The seeds of later calls are derived from the
+                first one's, so the same seed gives the same texts.
+
+        Returns:
+            The texts: iterate over them; `missing` is then the number of texts that could not be
+            found.
+
+        Raises:
+            InputError: An option is wrong, or both a model and a job are named, or neither.
+        """
+        check_model_or_job(model, options.get("job", ""))
+        fields: dict[str, Any] = {"model": model, "prompt": prompt, **options}
+        make_request(GenerateRequest, **fields)  # raises here, not at the first iteration
+
+        def call(count: int, offset: int, fields: dict[str, Any]) -> GeneratedTexts:
+            request = make_request(GenerateRequest, n=count, **fields)
+            call = self._connection.stub.Generate(request, timeout=self._connection.timeout_s)
+            return GeneratedTexts(call, self.address, offset)
+
+        return Items(call, n, unique=unique, novel=novel, max_tries=max_tries, options=fields)
+
+    def session(self, model: str, **options: Unpack[GenerateOptions]) -> Session:
+        """Begins a conversation whose state the caller keeps, or continues from a stored one.
+
+        Args:
+            model: The model's name, or NAME@ALIAS.
+            **options: Options of every reply. `state=` continues from a stored state, and
+                `version=` is the version that it belongs to (default: the newest).
+
+        Returns:
+            The session; the server is called by the first `send`.
+
+        Raises:
+            InputError: No stored model is named.
+        """
+        return Session(self, model, options)
+
+    # ------------------------------------------------------------------- scoring
+
+    def score(
+        self, model: str, texts: str | Iterable[str], **options: Unpack[ScoreOptions]
+    ) -> Iterator[TextScore]:
+        """Scores texts. Many are sent as several calls, all to the same version of the model.
+
+        A long context is sent once: later calls continue from the state after it. The weights of
+        a running job may change between two of these calls.
+
+        Args:
+            model: The model's name, or NAME@ALIAS; empty where `job=` names a job.
+            texts: One text, or any number of them.
+            **options: The other fields of ScoreRequest: `context="...", ranks=True, ...`.
+
+        Yields:
+            One score for each text, in their order.
+
+        Raises:
+            InputError: An option is wrong, or both a model and a job are named, or neither.
+            ServerError: A call failed. Where a text is at fault, the scores of all texts before
+                it were yielded.
+        """
+        yield from score_texts(self._connection, model, texts, options)
+
+    def score_text(self, model: str, text: str, **options: Unpack[ScoreOptions]) -> TextScore:
+        """Scores one text; see `score`.
+
+        Raises:
+            InputError: An option is wrong.
+            ServerError: The call failed.
+        """
+        return next(self.score(model, text, **options))
+
+    def score_stream(
+        self,
+        model: str,
+        pieces: Iterable[AnyPiece],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[ScoreStreamOptions],
+    ) -> ScoredPieces:
+        """Scores a stream of text of any length as it arrives.
+
+        Args:
+            model: The model's name, or NAME@ALIAS; empty where `job=` names a job.
+            pieces: Texts, or `StreamPiece(text, end)`; they are read and sent in the background.
+            timeout_s: The longest that the call may take, in seconds.
+            **options: The other fields of ScoreStreamSpec: `ranks=True, state=..., ...`.
+                `on_error="skip"` continues after a piece that cannot be read, which is answered
+                with an `error`, as if it had not been sent; by default it ends the call.
+
+        Returns:
+            The scores: iterate over them, one for each piece, then call `result()`.
+
+        Raises:
+            InputError: An option is wrong, or both a model and a job are named, or neither.
+        """
+        check_model_or_job(model, options.get("job", ""))
+        spec = make_request(ScoreStreamSpec, model=model, **options)
+        requests = BackgroundRequests(score_requests(spec, pieces))
+        call = self._connection.stub.ScoreStream(requests.requests(), timeout=timeout_s)
+        return ScoredPieces(requests, call, self.address)
+
+    def open_score_stream(
+        self,
+        model: str = "",
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[ScoreStreamOptions],
+    ) -> ScoreStream:
+        """Begins to score a stream whose pieces are sent one by one; use it in a `with` block.
+
+        Args:
+            model: The model's name, or NAME@ALIAS; empty where `job=` names a job.
+            timeout_s: The longest that the call may take, in seconds.
+            **options: The other fields of ScoreStreamSpec.
+
+        Returns:
+            The stream: `send(text, end=False)` scores a piece, `finish()` ends it.
+
+        Raises:
+            InputError: An option is wrong, or both a model and a job are named, or neither.
+        """
+        check_model_or_job(model, options.get("job", ""))
+        spec = make_request(ScoreStreamSpec, model=model, **options)
+        queue = RequestQueue(ScoreStreamRequest(spec=spec))
+        call = self._connection.stub.ScoreStream(queue.requests(), timeout=timeout_s)
+        return ScoreStream(queue, call, self.address)
+
+    def embeddings(
+        self, model: str, texts: str | Iterable[str], **options: Unpack[EmbedOptions]
+    ) -> Iterator[Embedding]:
+        """Yields the vector of each text, with the number of its tokens; see `embed`."""
+        yield from embed_texts(self._connection, model, texts, options)
+
+    def embed(
+        self, model: str, texts: str | Iterable[str], **options: Unpack[EmbedOptions]
+    ) -> list[list[float]]:
+        """Returns the hidden state after each text as a vector.
+
+        Many texts are sent as several calls, all to the same version of the model.
+
+        Args:
+            model: The model's name, or NAME@ALIAS; empty where `job=` names a job.
+            texts: One text, or any number of them.
+            **options: The other fields of EmbedRequest; `all_layers=True` gives the states of
+                all layers, lowest first, one after the other.
+
+        Returns:
+            One list for each text, of hidden_size numbers between -1 and 1 for each layer.
+
+        Raises:
+            InputError: An option is wrong, or both a model and a job are named, or neither.
+            ServerError: A call failed.
+        """
+        return [list(each.values) for each in self.embeddings(model, texts, **options)]
+
+    # ------------------------------------------------------------------ learning
+
+    def learn_stream(
+        self,
+        model: str,
+        pieces: Iterable[LearnStep],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[LearnStreamOptions],
+    ) -> LearnedPieces:
+        """Predicts a stream as it arrives and learns from it, on a copy of the model.
+
+        Args:
+            model: The model to begin with: NAME or NAME@ALIAS.
+            pieces: Texts, or `StreamPiece(text, end)`, to predict and then to learn from; they
+                are read and sent in the background. `Snapshot()`, `RollBack()` and `Publish()`
+                of the contract may stand between them.
+            timeout_s: The longest that the call may take, in seconds.
+            **options: The other fields of LearnStreamSpec: `learning_rate=0.1, ranks=True, ...`.
+                `on_error="skip"` continues after a piece that cannot be read, which is answered
+                with an `error`, as if it had not been sent; `"stop"` reads nothing more and can
+                still publish; by default the call ends, and what was learned is lost.
+
+        Returns:
+            The scores: iterate over them, one for each piece.
+
+        Raises:
+            InputError: An option is wrong.
+        """
+        spec = make_request(LearnStreamSpec, model=model, **options)
+        requests = BackgroundRequests(learn_requests(spec, pieces))
+        call = self._connection.stub.LearnStream(requests.requests(), timeout=timeout_s)
+        return LearnedPieces(requests, call, self.address)
+
+    def open_learn_stream(
+        self,
+        model: str,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[LearnStreamOptions],
+    ) -> LearnStream:
+        """Begins to learn from a stream whose pieces are sent one by one; use it with `with`.
+
+        Args:
+            model: The model to begin with: NAME or NAME@ALIAS.
+            timeout_s: The longest that the call may take, in seconds.
+            **options: The other fields of LearnStreamSpec.
+
+        Returns:
+            The stream: `learn`, `predict`, `snapshot`, `roll_back` and `publish`.
+
+        Raises:
+            InputError: An option is wrong.
+        """
+        spec = make_request(LearnStreamSpec, model=model, **options)
+        queue = RequestQueue(LearnStreamRequest(spec=spec))
+        call = self._connection.stub.LearnStream(queue.requests(), timeout=timeout_s)
+        return LearnStream(queue, call, self.address)
+
+    # -------------------------------------------------------------------- models
+
+    def models(self, *, page_size: int = 0) -> Iterator[Model]:
+        """Yields the newest version of every model by name, page after page.
+
+        Args:
+            page_size: Models in one reply, up to 1,000; 0 leaves it to the server.
+        """
+
+        def request(token: str) -> ListModelsRequest:
+            return make_request(ListModelsRequest, page_size=page_size, page_token=token)
+
+        for page in self._connection.pages(self._connection.stub.ListModels, request):
+            yield from page.models
+
+    def get_model(self, model: str, *, version: int = 0) -> GetModelResponse:
+        """Describes a model and lists its versions.
+
+        Args:
+            model: The model's name, or NAME@ALIAS.
+            version: The version; 0 takes the newest.
+        """
+        request = make_request(GetModelRequest, model=model, version=version)
+        return self._connection.call(self._connection.stub.GetModel, request)
+
+    def delete_model(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        all_versions: bool = False,
+        force: bool = False,
+    ) -> DeleteModelResponse:
+        """Deletes one version of a model, or all of them.
+
+        Args:
+            model: The model's name, without an alias.
+            version: The version to delete, from 1.
+            all_versions: Delete all versions instead of one.
+            force: Delete versions that have an alias as well, and their aliases.
+
+        Returns:
+            The deleted versions.
+
+        Raises:
+            InputError: Neither `version` nor `all_versions` is given, or both, or the version
+                is less than 1.
+            FailedPreconditionError: One of the versions has an alias; nothing was deleted.
+        """
+        if (version is None) == (not all_versions):
+            raise InputError("give either the version to delete, or all_versions=True")
+        if version is not None and not (isinstance(version, int) and version >= 1):
+            raise InputError(f"version cannot be {version!r}: versions count from 1")
+        request = make_request(
+            DeleteModelRequest,
+            model=model,
+            version=version or 0,
+            all_versions=all_versions,
+            force=force,
+        )
+        return self._connection.call(self._connection.stub.DeleteModel, request)
+
+    def set_alias(self, model: str, alias: str, *, version: int = 0) -> Model:
+        """Gives a version of a model an alias, or moves the alias there, in one step.
+
+        Args:
+            model: The model's name.
+            alias: The alias; requests may then ask for `MODEL@ALIAS`.
+            version: The version; 0 takes the newest.
+
+        Returns:
+            The version.
+        """
+        request = make_request(SetAliasRequest, model=model, alias=alias, version=version)
+        return self._connection.call(self._connection.stub.SetAlias, request).model
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        """Removes an alias from a version of a model; the version stays."""
+        request = make_request(DeleteAliasRequest, model=model, alias=alias)
+        self._connection.call(self._connection.stub.DeleteAlias, request)
+
+    # ---------------------------------------------------------------------- jobs
+
+    def jobs(
+        self, states: State | Sequence[State] = (), *, model: str = "", page_size: int = 0
+    ) -> Iterator[Job]:
+        """Yields jobs, newest first, page after page.
+
+        Args:
+            states: Only jobs in this state, or in one of these: `"running"`, ...
+            model: Only jobs that train this model.
+            page_size: Jobs in one reply, up to 1,000; 0 leaves it to the server.
+        """
+        chosen_states = [states] if isinstance(states, str | int) else list(states)
+
+        def request(token: str) -> ListJobsRequest:
+            return make_request(
+                ListJobsRequest,
+                states=chosen_states,
+                model=model,
+                page_size=page_size,
+                page_token=token,
+            )
+
+        for page in self._connection.pages(self._connection.stub.ListJobs, request):
+            yield from page.jobs
+
+    def get_job(self, job: str) -> Job:
+        """Describes a job."""
+        request = make_request(GetJobRequest, job=job)
+        return self._connection.call(self._connection.stub.GetJob, request).job
+
+    def cancel_job(self, job: str) -> Job:
+        """Ends a job for good; if it has trained, its model is stored.
+
+        Returns:
+            The job within a second: ended, or still running for a moment.
+        """
+        request = make_request(CancelJobRequest, job=job)
+        return self._connection.call(self._connection.stub.CancelJob, request).job
+
+    def pause_job(self, job: str) -> Job:
+        """Pauses a job: its whole state is kept on disk until it is resumed.
+
+        Returns:
+            The job within a second: paused, or still running for a moment.
+        """
+        request = make_request(PauseJobRequest, job=job)
+        return self._connection.call(self._connection.stub.PauseJob, request).job
+
+    def resume_job(self, job: str) -> Job:
+        """Puts a paused job back into the queue; it continues as if it had never paused."""
+        request = make_request(ResumeJobRequest, job=job)
+        return self._connection.call(self._connection.stub.ResumeJob, request).job
+
+    def delete_job(self, job: str) -> None:
+        """Deletes a job that has ended or is paused; stored versions of models stay."""
+        request = make_request(DeleteJobRequest, job=job)
+        self._connection.call(self._connection.stub.DeleteJob, request)
+
+    # -------------------------------------------------------------------- server
+
+    def server_info(self) -> GetServerInfoResponse:
+        """Describes the server: version, limits, threads and load."""
+        return self._connection.call(self._connection.stub.GetServerInfo, GetServerInfoRequest())
+
+    def health(self) -> bool:
+        """Asks the standard health service whether the server serves."""
+        return self._connection.check_health(self._connection.timeout_s, wait=False)
+
+    def starting(self) -> str:
+        """Describes the work of a server that is up but does not serve yet.
+
+        Returns:
+            "it is compiling its kernels (12 of 99)"; empty where the server does not say.
+        """
+        return self._connection.start_progress()
+
+    def wait_ready(
+        self, timeout_s: float = 30.0, on_wait: Callable[[str], None] | None = None
+    ) -> None:
+        """Waits until the server is up and serves.
+
+        Args:
+            timeout_s: The longest to wait, in seconds.
+            on_wait: Called with the work of a server that is up but does not serve yet, each time
+                that it changes: "it is compiling its kernels (12 of 99)".
+
+        Raises:
+            UnavailableError: It does not serve by then.
+            ServerError: The server has no health service, or refuses the call.
+        """
+        self._connection.wait_ready(timeout_s, on_wait)

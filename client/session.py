@@ -1,27 +1,35 @@
-"""A conversation with one model, whose whole memory is a few kilobytes in the caller's hand."""
+"""`Session` is a conversation with one model whose memory, a few kilobytes, the caller keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from treadle.client.errors import CancelledError, InputError, InternalError
-from treadle.client.options import GenerateOptions, pinned
+from treadle.client.options import GenerateOptions, without_alias
 from treadle.v1.sequence_pb2 import GenerateResult
 
 if TYPE_CHECKING:
-    from treadle.client.generating import Generating
-    from treadle.client.texts import Generation
+    from treadle.client.generation import Generation
+
+
+class Generator(Protocol):
+    """The part of a `Client` that a session uses."""
+
+    def generate(
+        self, model: str = "", prompt: str = "", **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """Continues a prompt."""
 
 
 class Session:
-    """Sends prompt after prompt, each going on from exactly where the last reply ended.
+    """Sends prompt after prompt; each continues from exactly where the last reply ended.
 
-    The server keeps nothing of it. `state` and `version` may be stored, for ever and anywhere,
+    The server keeps nothing of it. `state` and `version` may be stored anywhere, for any time,
     and given to `client.session(model, state=..., version=...)` later.
 
     Args:
-        client: The client to ask.
+        client: The client.
         model: The model's name, or NAME@ALIAS.
         options: Options of every reply: `state`, `version`, `temperature`, ...
 
@@ -29,53 +37,55 @@ class Session:
         InputError: No model is named, or a job is: its weights change, and a state would be lost.
     """
 
-    def __init__(self, client: Generating, model: str, options: GenerateOptions) -> None:
+    def __init__(self, client: Generator, model: str, options: GenerateOptions) -> None:
         if not model or options.get("job"):
             raise InputError("a session needs a stored model: its state is bound to the weights")
         self._client = client
         self._options: dict[str, Any] = {**options}
         self.model = model
-        """The model's name, or NAME@ALIAS until a reply has told the version."""
+        """The model's name, or NAME@ALIAS."""
         self.state: bytes = self._options.pop("state", b"")
         """The memory so far; empty at the beginning."""
         self.version: int = self._options.pop("version", 0)
-        """The version whose memory it is; 0 until the first reply, unless it was given."""
+        """The version that the state belongs to; 0 until the first reply, unless it was given."""
         self.result: GenerateResult | None = None
-        """What the last reply came to."""
+        """The result of the last reply."""
         self._reply: Generation | None = None
 
     def send(self, prompt: str = "", **options: Unpack[GenerateOptions]) -> str:
-        """Reads a prompt, and returns the reply.
+        """Reads a prompt and returns the reply.
 
         Args:
-            prompt: What comes next; empty only goes on.
+            prompt: The text to continue from, after everything before; may be empty.
             **options: Options of this reply, on top of the session's.
 
         Returns:
-            The new text. The memory holds the prompt and the new text from now on, but not the
+            The new text. The memory then holds the prompt and the new text, but not the
             stop sequence or end token that ended it.
 
         Raises:
             InputError: An option is wrong.
-            ServerError: The call failed; the memory is as it was.
+            ServerError: The call failed; the memory is unchanged.
         """
         return "".join(self.stream(prompt, **options))
 
     def stream(self, prompt: str = "", **options: Unpack[GenerateOptions]) -> Iterator[str]:
-        """Reads a prompt, and yields the reply in pieces as it is made; see `send`.
+        """Reads a prompt and yields the reply in pieces as it is generated; see `send`.
 
-        The memory moves on when the last piece has been taken; a reply that is left early leaves
-        it as it was.
+        The memory changes when the last piece has been taken; a reply that is left early leaves
+        it unchanged.
 
         Raises:
             InputError: An option is wrong.
-            CancelledError: `stop` was called; the memory is as it was.
-            ServerError: The call failed; the memory is as it was.
+            CancelledError: `stop` was called; the memory is unchanged.
+            ServerError: The call failed; the memory is unchanged.
         """
         asked: Any = {**self._options, **options, "return_state": True}
         asked.setdefault("state", self.state)
         asked.setdefault("version", self.version)
-        with self._client.generate(self._name(), prompt, **asked) as generation:
+        # An alias may move, so the version counts once it is known.
+        model = without_alias(self.model) if self.version else self.model
+        with self._client.generate(model, prompt, **asked) as generation:
             self._reply = generation
             try:
                 yield from generation
@@ -86,12 +96,14 @@ class Session:
                 raise
             finally:
                 self._reply = None
-        self.result, self.state, self.version = result, result.state, result.version
+        self.result = result
+        self.state = result.state
+        self.version = result.version
 
     def stop(self) -> None:
         """Ends the reply under way, from another thread: it raises a CancelledError.
 
-        The memory is then as it was before that reply. Nothing where none is under way.
+        The memory is then what it was before that reply. Does nothing between replies.
         """
         reply = self._reply
         if reply is not None:
@@ -101,17 +113,13 @@ class Session:
         """Reads a text without a reply.
 
         Raises:
-            ServerError: The call failed; the memory is as it was.
+            ServerError: The call failed; the memory is unchanged.
         """
         self.send(text, max_new_tokens=0)
 
     def fork(self) -> Session:
-        """Makes a second session that goes on from here on its own."""
+        """Returns a second session that continues from here on its own."""
         options: Any = {**self._options, "state": self.state, "version": self.version}
         twin = Session(self._client, self.model, options)
         twin.result = self.result
         return twin
-
-    def _name(self) -> str:
-        """Names the model: an alias may move, so the number is what counts once it is known."""
-        return pinned(self.model) if self.version else self.model

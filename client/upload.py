@@ -1,13 +1,13 @@
-"""The requests of one Train call: the spec, the corpus piece by piece, and its end."""
+"""`Upload` makes the requests of one Train call: the spec, the corpus in chunks, and its end."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
-from treadle.client.corpus import (
+from treadle.client.errors import InputError
+from treadle.client.files.corpus import (
     Corpora,
     Corpus,
     CorpusFile,
@@ -16,11 +16,11 @@ from treadle.client.corpus import (
     corpus_paths,
     open_corpus,
 )
-from treadle.client.errors import InputError
-from treadle.client.formats import check_readable, format_of
-from treadle.client.options import set_field
-from treadle.client.streams import Call
-from treadle.client.text_input import name_as_text
+from treadle.client.files.formats import check_readable, format_of
+from treadle.client.files.paths import path_as_text
+from treadle.client.messages.fields import set_field
+from treadle.client.options import TrainOptions
+from treadle.client.streaming import BackgroundRequests, Call
 from treadle.v1.sequence_pb2 import (
     TOKENIZER_KIND_BYTES,
     CorpusEnd,
@@ -35,13 +35,13 @@ class Part(NamedTuple):
     """One file of an upload."""
 
     head: FileHead | None
-    """What is said of it before its bytes; None for a corpus that is one plain file."""
+    """The message before its bytes; None for a corpus that is one plain file."""
     source: CorpusSource
     """Its bytes."""
 
 
 def open_parts(corpora: Corpora) -> list[Part]:
-    """Opens everything that an upload will read, so that trouble comes before it begins.
+    """Opens every file of an upload, so that errors come before it begins.
 
     Raises:
         InputError: A file cannot be opened, or its role, name or weight is wrong.
@@ -87,8 +87,8 @@ def _head(file: CorpusFile) -> FileHead:
     head = FileHead()
     name = file.name
     if not name and isinstance(file.data, os.PathLike):
-        name = name_as_text(os.path.basename(os.fspath(file.data)))
-    set_field(head, "name", name_as_text(name))
+        name = path_as_text(os.path.basename(os.fspath(file.data)))
+    set_field(head, "name", path_as_text(name))
     set_field(head, "role", file.role)
     if file.weight != 1:
         set_field(head, "weight", file.weight)
@@ -98,27 +98,36 @@ def _head(file: CorpusFile) -> FileHead:
 class Upload:
     """The requests of one Train call, read from the corpus as the server takes them.
 
-    gRPC iterates over it in a thread of its own. An error there cancels the call and is kept for
-    the thread that reads the responses; the corpus then has no end, so nothing is trained on it.
+    Where reading the corpus fails, the call is cancelled: the corpus then has no end, so the server
+    does not train on it.
+
+    Args:
+        spec: The spec.
+        parts: The files of the corpus, which are closed at the end.
     """
 
     def __init__(self, spec: TrainSpec, parts: Sequence[Part]) -> None:
         self._spec = spec
         self._parts = parts
-        self._call: Call[JobEvent] | None = None
-        self._called = threading.Event()
-        self.error: Exception | None = None
-        """What reading the corpus raised."""
+        self._background = BackgroundRequests(self._read())
         self.sent = False
         """Whether gRPC has taken the whole corpus; a cancellation may still overtake it."""
 
+    @property
+    def error(self) -> Exception | None:
+        """The error that reading the corpus raised."""
+        return self._background.error
+
     def attach(self, call: Call[JobEvent]) -> None:
-        """Tells which call the requests belong to."""
-        self._call = call
-        self._called.set()
+        """Sets the call that the requests belong to."""
+        self._background.attach(call.cancel)
 
     def requests(self) -> Iterator[TrainRequest]:
         """Yields the spec, then the corpus chunk by chunk, then its end."""
+        return self._background.requests()
+
+    def _read(self) -> Iterator[TrainRequest]:
+        """Yields the requests, and closes the files at the end."""
         try:
             yield TrainRequest(spec=self._spec)
             size = 0
@@ -130,10 +139,49 @@ class Upload:
                     yield TrainRequest(corpus_chunk=chunk)
             yield TrainRequest(corpus_end=CorpusEnd(size_bytes=size))
             self.sent = True
-        except Exception as error:
-            self.error = error
-            self._called.wait()
-            if self._call is not None:
-                self._call.cancel()
         finally:
             close_parts(self._parts)
+
+
+def make_spec(model: str, spec: TrainSpec | None, options: TrainOptions) -> TrainSpec:
+    """Lays options over a spec.
+
+    Args:
+        model: The model's name; empty keeps the spec's.
+        spec: Where to begin; it is not changed. None begins with the server's defaults.
+        options: What to set on top.
+
+    Returns:
+        A new spec.
+
+    Raises:
+        InputError: An option is unknown, or its value is of the wrong type or out of range.
+    """
+    made = TrainSpec()
+    if spec is not None:
+        made.CopyFrom(spec)
+    if model:
+        set_field(made, "model", model)
+    for name, value in options.items():
+        group, field = option_home(name)
+        set_field(getattr(made, group) if group else made, field, value)
+    return made
+
+
+def option_home(option: str) -> tuple[str, str]:
+    """Finds where an option stands in a TrainSpec.
+
+    Returns:
+        The name of the part ("" for the spec itself) and the name of the field in it.
+
+    Raises:
+        InputError: There is no such option.
+    """
+    if option == "tokenizer":
+        return "tokenizer", "kind"
+    if option in TrainOptions.__annotations__:
+        for part in TrainSpec.DESCRIPTOR.fields:
+            if part.message_type and option in part.message_type.fields_by_name:
+                return part.name, option
+        return "", option
+    raise InputError(f"there is no training option {option!r}")

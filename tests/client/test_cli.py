@@ -15,8 +15,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
-from treadle.client.cli import main
-from treadle.client.commands import train
+from treadle.client.cli import train
+from treadle.client.cli.main import main
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import STUCK, FakeServer, FakeService, status
@@ -163,7 +163,7 @@ class TestTrouble:
         def broken(*_: object) -> None:
             raise ZeroDivisionError("oh")
 
-        monkeypatch.setattr("treadle.client.commands.server.run_info", broken)
+        monkeypatch.setattr("treadle.client.cli.server.run_info", broken)
         assert main(["info"]) == 1
         assert capsys.readouterr().err.startswith("treadle: this is a bug: ZeroDivisionError: oh")
         monkeypatch.setenv("TREADLE_DEBUG", "1")

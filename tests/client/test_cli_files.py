@@ -14,9 +14,9 @@ import pytest
 from vectors import json_items, name_of, text_inputs
 
 from treadle.client import Client, CorpusFile, InputError
-from treadle.client.commands.stream_input import Input, Unit, units
-from treadle.client.output_files import check_output, write_output
-from treadle.client.text_input import TextSource
+from treadle.client.cli.display.output_file import check_output, write_output
+from treadle.client.cli.input.stream_input import Input, Unit, units
+from treadle.client.files.decoding import TextSource
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import FakeServer, FakeService

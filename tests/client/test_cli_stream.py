@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import pytest
 
-from treadle.client.commands import score_stream
-from treadle.client.commands.common import complain
+from treadle.client.cli import score_stream
+from treadle.client.cli.display.notices import print_notice
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import FORBIDDEN, FakeServer, FakeService
@@ -205,11 +205,11 @@ class TestEnds:
                 pass
 
         def tell(text: str) -> None:
-            complain(text)
+            print_notice(text)
             said.set()
 
         monkeypatch.setattr(score_stream, "PATIENCE_S", 0)
-        monkeypatch.setattr(score_stream, "complain", tell)
+        monkeypatch.setattr(score_stream, "print_notice", tell)
         with score_stream._ended_by_signals(cast(Any, Input())) as signals:
             signal.raise_signal(signal.SIGTERM)
             assert said.wait(PATIENCE_S)

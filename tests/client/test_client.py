@@ -21,7 +21,7 @@ from treadle.client import (
     UnavailableError,
 )
 from treadle.client.connection import channel_options
-from treadle.client.corpus import CHUNK_BYTES
+from treadle.client.files.corpus import CHUNK_BYTES
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import STUCK, FakeServer, FakeService, status

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import struct
 import xml.etree.ElementTree as ElementTree
-import zlib
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treadle.client.bitmap_font import dots, text_width
-from treadle.client.curve import (
+from treadle.client.cli.display.curve import (
     Axis,
     Curve,
     Point,
@@ -25,9 +22,8 @@ from treadle.client.curve import (
     thin,
     tick_step,
 )
-from treadle.client.curve_png import INK, TRAIN, VALID, Canvas, png
-from treadle.client.curve_svg import svg
-from treadle.client.curve_text import draw
+from treadle.client.cli.display.curve_svg import svg
+from treadle.client.cli.display.curve_text import draw
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import events_of
@@ -54,31 +50,6 @@ curves = st.builds(
     ],
     baseline=st.none() | st.floats(0, 100),
 ).filter(lambda curve: curve.points)
-
-
-def read_png(data: bytes) -> tuple[int, int, list[bytes]]:
-    """Decodes a PNG as this client writes it: its width, height and rows of RGB."""
-    assert data.startswith(b"\x89PNG\r\n\x1a\n")
-    at, chunks = 8, {}
-    while at < len(data):
-        length, kind = struct.unpack(">I4s", data[at : at + 8])
-        body = data[at + 8 : at + 8 + length]
-        (checksum,) = struct.unpack(">I", data[at + 8 + length : at + 12 + length])
-        assert checksum == zlib.crc32(kind + body)
-        chunks[kind] = body
-        at += 12 + length
-    assert list(chunks) == [b"IHDR", b"IDAT", b"IEND"]
-    width, height, *rest = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    assert rest == [8, 2, 0, 0, 0]
-    rows = zlib.decompress(chunks[b"IDAT"])
-    stride = 3 * width + 1
-    assert len(rows) == height * stride
-    assert {rows[i * stride] for i in range(height)} == {0}
-    return width, height, [rows[i * stride + 1 : (i + 1) * stride] for i in range(height)]
-
-
-def pixels(row: bytes, color: tuple[int, int, int]) -> list[int]:
-    return [x for x in range(len(row) // 3) if tuple(row[3 * x : 3 * x + 3]) == color]
 
 
 class TestGather:
@@ -221,61 +192,6 @@ class TestSvg:
     @given(curves)
     def test_any_curve_is_xml(self, curve: Curve) -> None:
         ElementTree.fromstring(svg(curve, 300, 200))
-
-
-class TestPng:
-    @pytest.mark.parametrize(("width", "height"), [(960, 540), (320, 200), (160, 160)])
-    def test_curves_are_where_they_belong(self, width: int, height: int) -> None:
-        wide, high, rows = read_png(png(FALLING, width, height))
-        assert (wide, high) == (width, height)
-        area = rows[height // 4 :]
-        first = {x: y for y in reversed(range(len(area))) for x in pixels(area[y], TRAIN)}
-        columns = sorted(first)
-        tops = [first[x] for x in columns]
-        assert len(columns) > width // 3
-        assert tops == sorted(tops)
-        assert any(pixels(row, VALID) for row in area)
-        dotted = max(area, key=lambda row: _runs(pixels(row, INK)))
-        assert _runs(pixels(dotted, INK)) > 10
-
-    @settings(deadline=None)
-    @given(curves)
-    def test_any_curve_is_a_picture(self, curve: Curve) -> None:
-        assert read_png(png(curve, 160, 160))[:2] == (160, 160)
-
-    def test_boxes_stay_on_the_canvas(self) -> None:
-        canvas = Canvas(4, 3)
-        canvas.box(-2, -2, 4, 4, INK)
-        canvas.box(3, 2, 9, 9, TRAIN)
-        canvas.box(9, 9, 1, 1, VALID)
-        canvas.box(-5, 0, 2, 2, VALID)
-        _, _, rows = read_png(canvas.png())
-        assert [pixels(row, INK) for row in rows] == [[0, 1], [0, 1], []]
-        assert [pixels(row, TRAIN) for row in rows] == [[], [], [3]]
-
-
-def _runs(places: list[int]) -> int:
-    """Counts the runs of neighbours."""
-    return sum(b - a > 1 for a, b in pairwise(places)) + bool(places)
-
-
-def test_letters_look_like_themselves() -> None:
-    shown = [["." for _ in range(11)] for _ in range(7)]
-    for x, y in dots("L1"):
-        shown[y][x] = "#"
-    assert ["".join(row) for row in shown] == [
-        "#.......#..",
-        "#......##..",
-        "#.......#..",
-        "#.......#..",
-        "#.......#..",
-        "#.......#..",
-        "#####..###.",
-    ]
-    assert text_width("L1") == 11
-    assert list(dots("世")) == list(dots("?"))
-    letters = [chr(code) for code in range(33, 127)]
-    assert len({tuple(dots(letter)) for letter in letters}) == len(letters)
 
 
 def test_an_axis_is_what_it_says() -> None:

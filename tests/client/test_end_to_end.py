@@ -209,8 +209,8 @@ def test_a_detached_job_is_watched_listed_used_and_drawn(real_server: str, tmp_p
         real_server, "generate", "detached", *greedy
     )
     assert "train" in out(real_server, "curve", job)
-    out(real_server, "curve", job, "--out", str(tmp_path / "loss.png"))
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    out(real_server, "curve", job, "--out", str(tmp_path / "loss.svg"))
+    assert (tmp_path / "loss.svg").read_bytes().startswith(b"<svg ")
     assert out(real_server, "jobs", "delete", job) == f"deleted job {job}\n"
     assert job in complaint(run(real_server, "watch", job), 1)
 

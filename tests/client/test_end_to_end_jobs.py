@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from treadle.client import Client, FailedPreconditionError, InvalidArgumentError, Piece, read_lines
+from treadle.client import (
+    Client,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    StreamPiece,
+    read_lines,
+)
 
 from .shell import complaint, objects, out, run
 
@@ -130,7 +136,7 @@ class TestLog:
         names = ["emma", "olivia", "xqzj"]
         with Client(trained) as client:
             scores = [s.total_log_probability for s in client.score("few-names", names)]
-            pieces = [Piece(name, end=True) for name in names]
+            pieces = [StreamPiece(name, end=True) for name in names]
             with client.score_stream("few-names", pieces, ranks=True) as stream:
                 found = list(stream)
             assert [score.whole.total_log_probability for score in found] == scores

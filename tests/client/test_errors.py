@@ -23,6 +23,7 @@ from treadle.client import (
     Violation,
     errors,
 )
+from treadle.client.messages.status import from_rpc_error, read_status
 
 from .fake import FakeServer, FakeService, status
 
@@ -58,7 +59,7 @@ def test_the_docstring_draws_every_class() -> None:
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code.name != "OK"])
 def test_every_status_becomes_an_error_with_a_sentence(code: grpc.StatusCode) -> None:
-    error = errors.from_rpc_error(Refusal(code), "host:1")
+    error = from_rpc_error(Refusal(code), "host:1")
     assert type(error) is errors.ERRORS[code.name]
     assert error.code == code.name
     assert len(str(error)) > 10
@@ -79,7 +80,7 @@ def test_every_status_becomes_an_error_with_a_sentence(code: grpc.StatusCode) ->
     ],
 )
 def test_connection_trouble_is_put_into_words(details: str, expected: str) -> None:
-    error = errors.from_rpc_error(Refusal(grpc.StatusCode.UNAVAILABLE, details), "host:1")
+    error = from_rpc_error(Refusal(grpc.StatusCode.UNAVAILABLE, details), "host:1")
     assert isinstance(error, UnavailableError)
     assert expected in str(error)
 
@@ -121,7 +122,7 @@ def test_a_status_stands_without_details(client: Client, service: FakeService) -
 
 @pytest.mark.parametrize("garbage", [b"\xff", b"\x1a\x02\xff\xff", b"\x1a\x04\x0a\x02hi", b""])
 def test_unreadable_details_are_left_out(garbage: bytes) -> None:
-    assert errors.read_status(garbage) == ((), None)
+    assert read_status(garbage) == ((), None)
 
 
 def test_nothing_listens() -> None:
@@ -142,7 +143,7 @@ def test_a_timeout_ends_a_call(server: FakeServer) -> None:
 
 def test_what_the_server_says_of_its_own_limit_is_kept() -> None:
     said = "no message for 5 seconds; the upload was given up"
-    error = errors.from_rpc_error(Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, said), "host:1")
+    error = from_rpc_error(Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, said), "host:1")
     assert isinstance(error, DeadlineExceededError)
     assert str(error) == said
 

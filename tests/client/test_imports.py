@@ -48,7 +48,7 @@ def test_the_library_loads_nothing_heavy(name: str) -> None:
 
 
 def test_help_loads_nothing_heavy_and_no_grpc() -> None:
-    code = "from treadle.client.cli import main; main(['--help'])" + LIST_HEAVY
+    code = "from treadle.client.cli.main import main; main(['--help'])" + LIST_HEAVY
     code += "print('grpc' in sys.modules, 'google.protobuf' in sys.modules)"
     assert python(code).endswith("[]\nFalse False\n")
 
@@ -74,7 +74,7 @@ def test_everything_works_without_the_servers_packages(server: FakeServer, tmp_p
     lines = tmp_path / "lines"
     lines.write_text("abc\n")
     code = BLOCK + (
-        "from treadle.client.cli import main\n"
+        "from treadle.client.cli.main import main\n"
         "address, *words = sys.argv[1:]\n"
         "assert main(['--server', address, *words]) == 0"
     )

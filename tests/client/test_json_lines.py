@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treadle.client.json_lines import as_json, to_line
+from treadle.client.cli.display.json_lines import as_json, to_line
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import a_model

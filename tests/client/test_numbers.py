@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from treadle.client.console import Console, middle_cut
-from treadle.client.numbers import number_text, share_text
+from treadle.client.cli.display.console import Console, middle_cut
+from treadle.client.cli.display.numbers import number_text, share_text
 
 
 @pytest.mark.parametrize(

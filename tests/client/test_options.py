@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from treadle.client.cli import make_parser
-from treadle.client.commands.common import duration, size
+from treadle.client.cli.main import make_parser
+from treadle.client.cli.options.values import duration, size
 from treadle.client.errors import InputError
+from treadle.client.messages.enums import enum_word, enum_words
+from treadle.client.messages.fields import set_field
 from treadle.client.options import (
     EmbedOptions,
     GenerateOptions,
@@ -18,12 +20,8 @@ from treadle.client.options import (
     ScoreOptions,
     ScoreStreamOptions,
     TrainOptions,
-    enum_words,
-    make_spec,
-    option_home,
-    set_field,
-    word_of,
 )
+from treadle.client.upload import make_spec, option_home
 from treadle.v1 import sequence_pb2 as v1
 
 
@@ -100,9 +98,9 @@ def test_the_command_line_has_every_word_of_an_enum() -> None:
 
 def test_words_of_enums() -> None:
     enum: Any = v1.StopReason.DESCRIPTOR
-    assert word_of(enum, v1.STOP_REASON_STOP_SEQUENCE) == "stop_sequence"
-    assert word_of(enum, 0) == "unspecified"
-    assert word_of(enum, 99) == "99"
+    assert enum_word(enum, v1.STOP_REASON_STOP_SEQUENCE) == "stop_sequence"
+    assert enum_word(enum, 0) == "unspecified"
+    assert enum_word(enum, 99) == "99"
 
 
 @pytest.mark.parametrize("parser", list(parsers(make_parser())), ids=lambda parser: parser.prog)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treadle.client import splits
-from treadle.client.console import Console
-from treadle.client.progress import (
+from treadle.client.cli.display import splits
+from treadle.client.cli.display.console import Console
+from treadle.client.cli.display.progress import (
     Setting,
     Style,
     bar,
@@ -25,7 +25,7 @@ from treadle.client.progress import (
     state_line,
     validation_line,
 )
-from treadle.client.reports import LiveReport, PlainReport
+from treadle.client.cli.display.reports import LiveReport, PlainReport
 from treadle.v1.sequence_pb2 import (
     CORPUS_ROLE_TEST,
     JOB_STATE_PAUSED,

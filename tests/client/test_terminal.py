@@ -14,7 +14,7 @@ import threading
 
 import pytest
 
-from treadle.client.console import one_line, printable, table
+from treadle.client.cli.display.console import one_line, printable, table
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import STUCK, FakeServer, FakeService

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from treadle.client import END, Client, InputError
-from treadle.client.commands.draw_options import bias, token
+from treadle.client.cli.options.token_values import bias, token
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import FakeService

@@ -279,8 +279,14 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("package", "module", "number", "code", "said"),
     [
-        ("treadle.client", "treadle.client.cli", "SIGINT", 130, "treadle: interrupted\n"),
-        ("treadle.client", "treadle.client.console", "SIGINT", 130, "treadle: interrupted\n"),
+        ("treadle.client", "treadle.client.cli.main", "SIGINT", 130, "treadle: interrupted\n"),
+        (
+            "treadle.client",
+            "treadle.client.cli.display.console",
+            "SIGINT",
+            130,
+            "treadle: interrupted\n",
+        ),
         ("treadle.server", "treadle.server.cli", "SIGINT", 130, ""),
         ("treadle.server", "treadle.server.config", "SIGINT", 130, ""),
         ("treadle.server", "treadle.server.config", "SIGTERM", 143, ""),

@@ -1,0 +1,248 @@
+"""`treadle chat`: a model that continues from each line typed, and remembers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from treadle.client.cli.connect import connect
+from treadle.client.cli.display.console import Console
+from treadle.client.cli.display.notices import print_notice
+from treadle.client.cli.display.output_file import write_output
+from treadle.client.cli.input.chat_terminal import converse
+from treadle.client.cli.input.text_input import input_lines
+from treadle.client.cli.options.parser import Commands
+from treadle.client.cli.options.sampling_options import DRAW
+from treadle.client.cli.options.shared import add_connection, add_encoding, add_unknown, add_version
+from treadle.client.cli.options.state_options import read_state
+from treadle.client.errors import CancelledError, InputError, ServerError, UnavailableError
+from treadle.client.files.paths import display_path
+
+if TYPE_CHECKING:
+    from treadle.client.session import Session
+
+MAX_UNDONE = 1000
+"""How many exchanges `/undo` can take back: a talk through a pipe may be of any length."""
+
+HELP = """\
+/save FILE   keep the state of the conversation in a file
+/load FILE   continue from a state that was kept
+/undo        take back the last exchange, /load or /reset
+/reset       begin again
+/help        this list
+/quit        leave; so do Ctrl-D, and Ctrl-C where you type
+Ctrl-C during a reply ends it, as if its line had not been said.
+A line that begins with // is sent with one / less."""
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `treadle chat`."""
+    parser = commands.add_parser(
+        "chat",
+        help="talk with a model that remembers",
+        description="Read lines, and let the model continue from each of them up to a stop. It "
+        "remembers all that was said in a few kilobytes, which /save keeps in a file; /help "
+        "lists the other commands.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="the model's name, or NAME@ALIAS")
+    add_version(parser, "the model's version (default: the newest)")
+    parser.add_argument(
+        "--state", metavar="FILE", type=read_state, default=argparse.SUPPRESS,
+        help="continue from this state of the same model",
+    )  # fmt: skip
+    add_encoding(parser)
+    parser.add_argument(
+        "--stop", dest="stop_sequences", metavar="TEXT", action="append",
+        help="end a reply where TEXT appears; may be repeated (a newline)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=int, default=argparse.SUPPRESS,
+        help="end a reply after N tokens (256)",
+    )  # fmt: skip
+    group = parser.add_argument_group("draw")
+    group.add_argument(
+        "--temperature", type=float, metavar="F", default=argparse.SUPPRESS,
+        help="0 to 100; 0 is greedy (1)",
+    )  # fmt: skip
+    for flag, settings in DRAW:
+        if flag != "--best-of":
+            group.add_argument(flag, default=argparse.SUPPRESS, **settings)
+    add_unknown(parser, "what to do with unknown symbols (the model's)")
+    add_connection(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Talks until the input ends.
+
+    Returns:
+        The exit code.
+    """
+    from treadle.client.cli.options.shared import given_options
+    from treadle.client.options import GenerateOptions
+    from treadle.v1.sequence_pb2 import CORPUS_LAYOUT_LINES
+
+    options = given_options(args, GenerateOptions)
+    options["stop_sequences"] = args.stop_sequences or ["\n"]
+    with connect(args) as client:
+        model = client.get_model(args.model, version=args.version).model
+        options["version"] = model.version
+        items = model.layout == CORPUS_LAYOUT_LINES
+        session = client.session(args.model, **options)
+        chat = Chat(session, items, console)
+        if sys.stdin is not None and sys.stdin.isatty():
+            return converse(chat.take, session.stop)
+        for line in _piped(args):
+            if not chat.take(line):
+                break
+    return 0
+
+
+class Chat:
+    """A conversation: each line is read and answered, or obeyed if it begins with a slash.
+
+    Args:
+        session: The session that remembers.
+        items: Whether the model's corpus has an item a line: what ends an item ends the memory.
+        console: Where replies go.
+    """
+
+    def __init__(self, session: Session, items: bool, console: Console) -> None:
+        self._session = session
+        self._items = items
+        self._console = console
+        self._before: deque[bytes] = deque(maxlen=MAX_UNDONE)
+        """The states before each exchange, for `/undo`."""
+        self._commands = {
+            "save": self._save,
+            "load": self._load,
+            "undo": self._undo,
+            "reset": self._reset,
+            "help": self._help,
+        }
+
+    def take(self, line: str) -> bool:
+        """Takes a line.
+
+        Returns:
+            False where it asks to leave.
+
+        Raises:
+            UnavailableError: The server is gone; other trouble is reported, and the talk continues.
+        """
+        if line.startswith("//"):
+            line = line[1:]
+        elif line.startswith("/"):
+            return self._obey(*line[1:].strip().partition(" ")[::2])
+        before = self._session.state
+        try:
+            self._answer(line)
+            self._before.append(before)
+        except UnavailableError:
+            raise
+        except CancelledError:
+            self._session.state = before
+            self._say("(ended; the memory is as it was before this line)")
+        except (InputError, ServerError) as error:
+            self._session.state = before
+            self._say(error.in_names_of(self._console.argument_names()))
+        return True
+
+    def _answer(self, line: str) -> None:
+        """Prints the reply to a line as it is made."""
+        begun = False
+        try:
+            for piece in self._session.stream(line if self._items else line + "\n"):
+                self._console.text(piece)
+                begun = True
+        except ServerError:
+            if begun:
+                self._console.text("\n")
+            raise
+        self._console.text("\n")
+        self._after_reply()
+
+    def _after_reply(self) -> None:
+        """Brings the memory, which ends before what ended the reply, to where a line begins."""
+        from treadle.v1.sequence_pb2 import STOP_REASON_END_TOKEN
+
+        result = self._session.result
+        if result is None:
+            return
+        if self._items and result.stop_reason == STOP_REASON_END_TOKEN:
+            self._session.state = b""  # this item is over, and the next one knows nothing of it
+        elif between := result.stop_sequence or ("" if self._items else "\n"):
+            self._session.read(between)
+
+    def _obey(self, command: str, word: str) -> bool:
+        """Does what a line that begins with a slash asks for."""
+        if command == "quit":
+            return False
+        do = self._commands.get(command)
+        if do is None:
+            self._say(f"there is no /{command}: /help lists what there is")
+            return True
+        try:
+            do(word.strip())
+        except (InputError, argparse.ArgumentTypeError) as error:
+            self._say(str(error))
+        return True
+
+    def _save(self, path: str) -> None:
+        """Keeps the state."""
+        if not path:
+            raise InputError("name a file: /save FILE")
+        if not self._session.state:
+            why = (
+                "nothing was said since the last item"
+                if self._items and self._before
+                else "nothing was said yet"
+            )
+            raise InputError(f"{why}: there is no state to keep")
+        write_output(path, self._session.state)
+        self._say(f"{len(self._session.state):,} bytes in {display_path(path)}")
+
+    def _load(self, path: str) -> None:
+        """Continues from a state that was kept."""
+        if not path:
+            raise InputError("name a file: /load FILE")
+        state = read_state(path)
+        self._before.append(self._session.state)
+        self._session.state = state
+
+    def _undo(self, _: str) -> None:
+        """Takes back the last exchange."""
+        if not self._before:
+            raise InputError("there is nothing to take back")
+        self._session.state = self._before.pop()
+
+    def _reset(self, _: str) -> None:
+        """Begins again."""
+        self._before.append(self._session.state)
+        self._session.state = b""
+
+    def _help(self, _: str) -> None:
+        """Lists the commands."""
+        self._say(HELP)
+
+    def _say(self, text: str) -> None:
+        """Says what is no reply; not among the replies where these are piped."""
+        print(text, file=sys.stderr, flush=True)
+
+
+def _piped(args: argparse.Namespace) -> Iterator[str]:
+    """Yields lines from a file or a pipe; says of one why it is not text.
+
+    Raises:
+        InputError: The input is closed, or is another encoding by its byte order mark.
+    """
+    if sys.stdin is None:
+        raise InputError("cannot read standard input: it is closed")
+    for number, line in enumerate(input_lines(args, "-"), 1):
+        if line.fault:
+            print_notice(f"line {number:,} was left out: {line.fault}")
+        else:
+            yield line.text

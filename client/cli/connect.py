@@ -1,0 +1,59 @@
+"""`connect` makes the client of a command; `find_job` finds the job that a word names."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from treadle.client.cli.options.shared import given_options
+from treadle.client.errors import InputError
+
+if TYPE_CHECKING:
+    from treadle.client.client import Client
+    from treadle.v1.sequence_pb2 import Job
+
+LATEST = "latest"
+"""Stands for the newest job."""
+
+
+def connect(args: argparse.Namespace) -> Client:
+    """Makes the client for the server that the command line or the environment names."""
+    from treadle.client.client import DEFAULT_ADDRESS, Client
+
+    address = getattr(args, "server", os.environ.get("TREADLE_SERVER", DEFAULT_ADDRESS))
+    return Client(address, timeout_s=getattr(args, "timeout", None))
+
+
+def find_job(client: Client, job: str) -> Job:
+    """Finds a job by its id, the beginning of it, or `latest`.
+
+    Raises:
+        InputError: Several ids begin like that.
+        ServerError: There is no such job, or a call failed.
+    """
+    from treadle.client.errors import InvalidArgumentError, NotFoundError
+
+    if job == LATEST:
+        newest = next(client.jobs(page_size=1), None)
+        if newest is None:
+            raise InputError("there is no latest job: the server keeps none")
+        return newest
+    try:
+        return client.get_job(job)
+    except (InvalidArgumentError, NotFoundError):
+        found = [each for each in client.jobs(page_size=1000) if each.id.startswith(job)]
+        if not job or not found:
+            raise
+    if len(found) > 1:
+        ids = ", ".join(each.id for each in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise InputError(f"{len(found)} jobs begin with {job!r}: {ids}; give more of the id")
+    return found[0]
+
+
+def request_options(args: argparse.Namespace, client: Client, options: type) -> Any:
+    """Picks a TypedDict's options, with a job's id in full."""
+    picked = given_options(args, options)
+    if "job" in picked:
+        picked["job"] = find_job(client, picked["job"]).id
+    return picked

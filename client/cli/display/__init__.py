@@ -1,0 +1,1 @@
+"""Output of the `treadle` command: tables, progress, curves, JSON and files."""

@@ -1,0 +1,162 @@
+"""A loss curve: what the events of a job tell, and the axes that it is drawn on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from treadle.client.cli.display.numbers import number_text
+from treadle.client.cli.display.progress import Setting
+
+if TYPE_CHECKING:
+    from treadle.v1.sequence_pb2 import JobEvent
+
+
+class Point(NamedTuple):
+    """A loss at a step."""
+
+    step: int
+    """Optimizer steps done."""
+    loss: float
+    """Nats a token."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses of one job."""
+
+    title: str
+    """What the drawing is headed with."""
+    train: tuple[Point, ...]
+    """Training losses, by step."""
+    valid: tuple[Point, ...]
+    """Validation losses, by step."""
+    valid_name: str = "valid"
+    """What to call them: "valid (the last 10 %)"."""
+    baseline: float | None = None
+    """The n-gram's validation loss."""
+    baseline_name: str = ""
+    """What to call it: "5-gram 1.669"."""
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All of them."""
+        return self.train + self.valid
+
+
+def gather(events: Iterable[JobEvent], title: str) -> Curve:
+    """Gathers a curve from the events of a job; losses that are no number are left out."""
+    train: list[Point] = []
+    valid: list[Point] = []
+    setting, baseline = Setting(), None
+    for event in events:
+        if event.HasField("started"):
+            setting = Setting.of(event.started)
+            if event.started.HasField("baseline_loss"):
+                baseline = event.started.baseline_loss
+        elif event.HasField("progress"):
+            progress = event.progress
+            _append(train, Point(progress.step, progress.train_loss))
+            if progress.HasField("valid_loss"):
+                _append(valid, Point(progress.step, progress.valid_loss))
+    name = f"valid ({setting.valid_part})" if setting.valid_part else "valid"
+    return Curve(title, tuple(train), tuple(valid), name, baseline, setting.baseline)
+
+
+def _append(points: list[Point], point: Point) -> None:
+    """Adds a point; a job that went back to its checkpoint passes the same steps again."""
+    while points and points[-1].step >= point.step:
+        points.pop()
+    if math.isfinite(point.loss):
+        points.append(point)
+
+
+class Axis(NamedTuple):
+    """A range of values and its marks."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    """Values to mark, at least one."""
+    labels: tuple[str, ...]
+    """What to write at each."""
+
+    def place(self, value: float) -> float:
+        """Tells where a value lies: 0 at the low end, 1 at the high one."""
+        return (value - self.low) / (self.high - self.low)
+
+
+def step_axis(curve: Curve, most: int) -> Axis:
+    """Makes the axis of steps, from 0 on, with up to so many marks and one."""
+    high = max((point.step for point in curve.points), default=1) or 1
+    step = max(1.0, tick_step(high, most))
+    marks = tuple(step * i for i in range(int(high / step) + 1))
+    return Axis(0.0, float(high), marks, tuple(f"{mark:,.0f}" for mark in marks))
+
+
+def loss_axis(curve: Curve, most: int) -> Axis:
+    """Makes the axis of losses, a little wider than they are, with up to so many marks and one."""
+    losses = [point.loss for point in curve.points]
+    if curve.baseline is not None and math.isfinite(curve.baseline):
+        losses.append(curve.baseline)
+    low, high = min(losses, default=0.0), max(losses, default=1.0)
+    spread = high - low
+    if spread < 1e-6 * max(1.0, abs(high)):  # one value: there is no spread to go by
+        spread = max(1.0, abs(high))
+    margin = 0.04 * spread
+    low, high = low - margin, high + margin
+    step = tick_step(high - low, most)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    marks = tuple(step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)) or (
+        low,
+    )
+    return Axis(low, high, marks, tuple(number_text(mark, digits) for mark in marks))
+
+
+def tick_step(span: float, most: int) -> float:
+    """Finds the smallest of 1, 2 and 5 times a power of ten that fits at most `most` times."""
+    raw = span / max(1, most)
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(times * power for times in (1, 2, 5, 10) if times * power >= raw * (1 - 1e-9))
+
+
+def thin(points: Sequence[Point], high: float, columns: int) -> list[Point]:
+    """Leaves out points that would not be seen.
+
+    Args:
+        points: Points by step.
+        high: The step at the right end.
+        columns: How many columns the drawing has.
+
+    Returns:
+        Of each column the first, the lowest, the highest and the last point, by step.
+    """
+    by_column: dict[int, list[Point]] = {}
+    for point in points:
+        by_column.setdefault(int(point.step / high * columns), []).append(point)
+    kept: list[Point] = []
+    for group in by_column.values():
+        least = min(group, key=lambda point: point.loss)
+        most = max(group, key=lambda point: point.loss)
+        kept += sorted({group[0], least, most, group[-1]})
+    return kept
+
+
+def line(x0: int, y0: int, x1: int, y1: int) -> Iterator[tuple[int, int]]:
+    """Yields the dots of a straight line, both ends included (Bresenham 1965)."""
+    dx, dy = abs(x1 - x0), -abs(y1 - y0)
+    right, down = (1 if x0 < x1 else -1), (1 if y0 < y1 else -1)
+    error = dx + dy
+    while True:
+        yield x0, y0
+        if (x0, y0) == (x1, y1):
+            return
+        twice = 2 * error
+        if twice >= dy:
+            error += dy
+            x0 += right
+        if twice <= dx:
+            error += dx
+            y0 += down

@@ -1,0 +1,170 @@
+"""A loss curve in characters, for a terminal: braille dots, or plain ASCII."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from treadle.client.cli.display.curve import Axis, Curve, Point, line, loss_axis, step_axis, thin
+
+LEAST_COLUMNS, LEAST_ROWS = 10, 3
+"""The smallest area that a curve is drawn in."""
+
+HEAD_AND_FOOT = 4
+"""Lines of title, axis, its labels and the legend."""
+
+# The bits of the eight dots of a braille character, by row and column (Unicode, U+2800).
+BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+
+TRAIN, VALID, BASELINE = "\x1b[36m", "\x1b[33m", "\x1b[2m"
+RESET = "\x1b[0m"
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is drawn with."""
+
+    train: str
+    """Stands for the training curve in the legend; in ASCII, draws it."""
+    valid: str
+    baseline: str
+    corner: str
+    across: str
+    up: str
+    tick: str
+    below: str
+
+
+UNICODE = Marks("⠒⠒", "●", "┈", "└", "─", "│", "┤", "┬")
+ASCII = Marks("*", "o", ".", "+", "-", "|", "+", "+")
+
+
+class Area:
+    """The rectangle that curves are drawn in, a colored character a cell.
+
+    Args:
+        columns: Its columns.
+        rows: Its rows.
+        color: Whether to color it.
+    """
+
+    def __init__(self, columns: int, rows: int, *, color: bool) -> None:
+        self.columns, self.rows = columns, rows
+        self._color = color
+        self._cells = [[" "] * columns for _ in range(rows)]
+
+    def put(self, column: int, row: int, text: str, color: str) -> None:
+        """Puts a character into a cell."""
+        self._cells[row][column] = f"{color}{text}{RESET}" if self._color else text
+
+    def row(self, row: int) -> str:
+        """Returns one row."""
+        return "".join(self._cells[row])
+
+
+def draw(curve: Curve, width: int, height: int, *, unicode: bool, color: bool) -> list[str]:
+    """Draws a curve.
+
+    Args:
+        curve: What to draw.
+        width: Columns to fill.
+        height: Lines to fill.
+        unicode: Whether more than ASCII can be shown.
+        color: Whether to color it.
+
+    Returns:
+        The lines; they are as wide and as many as asked for, unless that is too small for a
+        curve or for the legend.
+    """
+    marks = UNICODE if unicode else ASCII
+    rows = max(LEAST_ROWS, height - HEAD_AND_FOOT)
+    losses = loss_axis(curve, max(3, rows // 3 + 1))
+    label = max(map(len, losses.labels))
+    columns = max(LEAST_COLUMNS, width - label - 2)
+    steps = step_axis(curve, max(1, columns // 14))
+    area = Area(columns, rows, color=color)
+    _draw_baseline(area, curve, losses, marks)
+    _draw_train(area, thin(curve.train, steps.high, 2 * columns), steps, losses, unicode=unicode)
+    for point in curve.valid:
+        column, row = _cell(area, point, steps, losses, 1, 1)
+        area.put(column, row, marks.valid, VALID)
+    return [
+        curve.title,
+        *_with_losses(area, losses, label, marks),
+        *_step_lines(steps, columns, label, marks),
+        _legend(curve, marks, color=color),
+    ]
+
+
+def _cell(
+    area: Area, point: Point, steps: Axis, losses: Axis, across: int, down: int
+) -> tuple[int, int]:
+    """Finds the dot of a point, with so many dots across and down a cell."""
+    last_x, last_y = area.columns * across - 1, area.rows * down - 1
+    x = round(steps.place(point.step) * last_x)
+    return x, round((1 - losses.place(point.loss)) * last_y)
+
+
+def _draw_baseline(area: Area, curve: Curve, losses: Axis, marks: Marks) -> None:
+    """Draws the baseline across the area."""
+    if curve.baseline is not None:
+        row = round((1 - losses.place(curve.baseline)) * (area.rows - 1))
+        for column in range(area.columns):
+            area.put(column, row, marks.baseline, BASELINE)
+
+
+def _draw_train(
+    area: Area, points: Sequence[Point], steps: Axis, losses: Axis, *, unicode: bool
+) -> None:
+    """Draws the training curve."""
+    across, down = (2, 4) if unicode else (1, 1)
+    corners = [_cell(area, point, steps, losses, across, down) for point in points]
+    bits: dict[tuple[int, int], int] = {}
+    for (x0, y0), (x1, y1) in pairwise([*corners[:1], *corners]):
+        for x, y in line(x0, y0, x1, y1):
+            cell = (x // across, y // down)
+            bits[cell] = bits.get(cell, 0) | BRAILLE[y % down][x % across]
+    for (column, row), dots in bits.items():
+        area.put(column, row, chr(0x2800 + dots) if unicode else ASCII.train, TRAIN)
+
+
+def _with_losses(area: Area, losses: Axis, label: int, marks: Marks) -> list[str]:
+    """Puts the axis of losses before the rows."""
+    at_row = {
+        round((1 - losses.place(tick)) * (area.rows - 1)): text
+        for tick, text in zip(losses.ticks, losses.labels, strict=True)
+    }
+    return [
+        f"{at_row.get(row, ''):>{label}} {marks.tick if row in at_row else marks.up}"
+        + area.row(row).rstrip()
+        for row in range(area.rows)
+    ]
+
+
+def _step_lines(steps: Axis, columns: int, label: int, marks: Marks) -> list[str]:
+    """Draws the axis of steps and what stands below it."""
+    axis, below = [marks.across] * columns, [" "] * columns
+    free = 0
+    for tick, text in zip(steps.ticks, steps.labels, strict=True):
+        column = round(steps.place(tick) * (columns - 1))
+        axis[column] = marks.below
+        start = max(0, min(column - len(text) // 2, columns - len(text)))
+        if start >= free:
+            below[start : start + len(text)] = text
+            free = start + len(text) + 1
+    indent = " " * (label + 2)
+    return [indent[:-1] + marks.corner + "".join(axis), (indent + "".join(below)).rstrip()]
+
+
+def _legend(curve: Curve, marks: Marks, *, color: bool) -> str:
+    """Says what is what."""
+    items = [(TRAIN, marks.train, "train")]
+    if curve.valid:
+        items.append((VALID, marks.valid, curve.valid_name))
+    if curve.baseline is not None:
+        items.append((BASELINE, marks.baseline * 2, curve.baseline_name))
+    drawn = [
+        f"{paint}{mark}{RESET} {name}" if color else f"{mark} {name}" for paint, mark, name in items
+    ]
+    return "   ".join(drawn) + "   (nats a token, by step)"

@@ -1,0 +1,27 @@
+"""`print_notice` writes a sentence to standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from treadle.client.cli.display.console import printable
+from treadle.client.cli.display.numbers import share_text
+
+
+def print_notice(text: str) -> None:
+    """Says something on standard error, which may be closed."""
+    if sys.stderr is None:
+        return
+    with contextlib.suppress(OSError):
+        print(f"treadle: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def print_unknown_share(unknown: int, tokens: int) -> None:
+    """Says on standard error what share of the scored tokens is unknown, if any is."""
+    if unknown:
+        print_notice(
+            f"{share_text(unknown / tokens)} of the tokens are unknown ({unknown:,} of "
+            f"{tokens:,}): bits a character are not told, since each may stand for any number of "
+            "characters"
+        )

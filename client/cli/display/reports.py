@@ -1,0 +1,234 @@
+"""Ways to show a training run: drawn over on a terminal, line by line, or as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from treadle.client.cli.display.console import CLEAR_LINE, Console, one_line, printable
+from treadle.client.cli.display.json_lines import to_line
+from treadle.client.cli.display.progress import (
+    Setting,
+    Style,
+    completed_line,
+    plain_line,
+    progress_line,
+    started_lines,
+    state_line,
+    validation_line,
+)
+from treadle.client.cli.options.flag_names import in_training_flags
+from treadle.client.errors import ServerError
+from treadle.v1.sequence_pb2 import (
+    JOB_STATE_QUEUED,
+    JOB_STATE_RUNNING,
+    JobEvent,
+    JobStateChange,
+    TrainingProgress,
+    TrainingStarted,
+    ValidationProgress,
+)
+
+PLAIN_INTERVAL_S = 10.0
+"""Seconds of training between two plain lines, validations aside."""
+
+
+def break_line(trouble: ServerError) -> str:
+    """Says what broke, and that the job is no worse for it."""
+    return f"{trouble}; the job continues, trying to come back to it ..."
+
+
+class Report:
+    """Shows the events of one run, in a `with` block that tidies up behind them."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def show(self, event: JobEvent) -> None:
+        """Shows one event."""
+        raise NotImplementedError
+
+    def show_break(self, trouble: ServerError) -> None:
+        """Shows that the connection broke and will be tried again, if that is of interest."""
+
+    def close(self) -> None:
+        """Leaves the terminal as the next program expects it."""
+
+
+class JsonReport(Report):
+    """One JSON object a line, for programs."""
+
+    def __init__(self, console: Console, *, only_completed: bool = False) -> None:
+        super().__init__(console)
+        self._only_completed = only_completed
+
+    def show(self, event: JobEvent) -> None:
+        """Prints the event as it came."""
+        if event.HasField("completed") or not self._only_completed:
+            self.console.line(to_line(event))
+
+
+class QuietReport(Report):
+    """Only the finished model."""
+
+    def show(self, event: JobEvent) -> None:
+        """Prints the last event."""
+        if event.HasField("completed"):
+            self.console.line(completed_line(event.completed))
+
+
+class PlainReport(Report):
+    """Lines that stay, for terminals that cannot draw over a line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._setting = Setting()
+        self._shown_s = 0.0
+        self._said_at = -PLAIN_INTERVAL_S
+
+    def show(self, event: JobEvent) -> None:
+        """Prints what is worth a line."""
+        match event.WhichOneof("event"):
+            case "state":
+                self.show_state(event.state)
+            case "started":
+                self.show_started(event.started)
+            case "progress":
+                self.show_progress(event.progress)
+            case "validation":
+                self.show_validation(event.validation)
+            case "completed":
+                self.print(completed_line(event.completed))
+                self.print_notices(event.completed.training.notices)
+
+    def show_state(self, change: JobStateChange) -> None:
+        """Prints a change of state, but not that all is well."""
+        if change.reason or change.state not in (JOB_STATE_QUEUED, JOB_STATE_RUNNING):
+            self.print(printable(in_training_flags(state_line(change))))
+
+    def show_break(self, trouble: ServerError) -> None:
+        """Prints why nothing comes for a while."""
+        self.print(printable(break_line(trouble)))
+
+    def show_started(self, started: TrainingStarted) -> None:
+        """Prints what the server made of the corpus."""
+        self._setting = Setting.of(started)
+        for line in started_lines(started):
+            self.print(in_training_flags(line))
+
+    def show_progress(self, progress: TrainingProgress) -> None:
+        """Prints validations, and a sign of life now and then."""
+        due = progress.elapsed_s - self._shown_s >= PLAIN_INTERVAL_S
+        if due or progress.HasField("valid_loss") or progress.HasField("sample"):
+            self._shown_s = progress.elapsed_s
+            self.print(plain_line(progress, self._setting))
+        self.print_notices(progress.notices)
+        if progress.sample:
+            for line in sample_lines(progress):
+                self.print("    " + line)
+
+    def show_validation(self, validation: ValidationProgress) -> None:
+        """Prints a sign of life now and then."""
+        now = time.monotonic()
+        if now - self._said_at >= PLAIN_INTERVAL_S:
+            self._said_at = now
+            self.print(validation_line(validation, self.style))
+
+    def print_notices(self, notices: Iterable[str]) -> None:
+        """Prints what has turned out."""
+        for notice in notices:
+            self.print(f"note: {printable(notice)}")
+
+    @property
+    def style(self) -> Style:
+        """How to draw on this terminal."""
+        console = self.console
+        return Style(width=console.width, color=console.color, unicode=console.unicode)
+
+    def print(self, line: str) -> None:
+        """Prints a line that stays."""
+        self.console.line(line)
+
+
+def sample_lines(progress: TrainingProgress) -> list[str]:
+    """Lays out a sample; a whole item says whether training has seen it."""
+    lines = printable(progress.sample).strip("\n").split("\n")
+    if progress.HasField("sample_is_new"):
+        lines[-1] += "   (new)" if progress.sample_is_new else "   (an item of the corpus)"
+    return lines
+
+
+class LiveReport(PlainReport):
+    """A bar that is drawn over; notices, validations and samples scroll by above it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._valid_loss: float | None = None
+
+    def __enter__(self) -> Self:
+        self._draw("waiting for the server to begin ...")
+        return self
+
+    def show_state(self, change: JobStateChange) -> None:
+        """Draws that the job waits, which passes; prints other changes."""
+        if change.state == JOB_STATE_QUEUED:
+            self._draw_text(state_line(change))
+        else:
+            super().show_state(change)
+
+    def show_break(self, trouble: ServerError) -> None:
+        """Draws it in the bar's place until the next event."""
+        self._draw_text(break_line(trouble))
+
+    def show_progress(self, progress: TrainingProgress) -> None:
+        """Prints what stays, then draws the bar below it."""
+        if progress.HasField("valid_loss"):
+            self._valid_loss = progress.valid_loss
+        if progress.HasField("valid_loss") or progress.HasField("sample"):
+            super().show_progress(progress)
+        else:
+            self.print_notices(progress.notices)
+        total = self._setting.total_steps
+        self._draw(progress_line(progress, total, self._valid_loss, self.style))
+
+    def show_validation(self, validation: ValidationProgress) -> None:
+        """Draws it in the bar's place."""
+        self._draw(validation_line(validation, self.style))
+
+    def print(self, line: str) -> None:
+        """Prints a line in the bar's place; the bar comes back below it."""
+        self._clear()
+        super().print(line)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        self._clear()
+
+    def _draw_text(self, text: str) -> None:
+        self._draw(one_line(text, self.console.width - 1))
+
+    def _draw(self, line: str) -> None:
+        self._write(CLEAR_LINE + line)
+        self.console.transient = True
+
+    def _clear(self) -> None:
+        if self.console.transient:
+            self._write(CLEAR_LINE)
+            self.console.transient = False
+
+    def _write(self, text: str) -> None:
+        self.console.out.write(text)
+        self.console.out.flush()

@@ -1,0 +1,112 @@
+"""The output of `treadle score-stream`: a row for each line, event or chunk, flushed at once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING, Any
+
+from treadle.client.cli.display.console import Console, one_line
+from treadle.client.cli.display.notices import print_unknown_share
+from treadle.client.cli.display.numbers import number_text
+from treadle.client.cli.display.tables import token_table
+from treadle.client.messages.argument_names import rename_fields
+
+if TYPE_CHECKING:
+    from treadle.client.cli.input.stream_input import Unit
+    from treadle.v1.sequence_pb2 import PieceScore, ScoreStreamResult
+
+INDENT = " " * 12
+
+
+class Rows:
+    """Prints what units scored, or those of them that were asked for.
+
+    Args:
+        args: The command line.
+        console: Where to print.
+    """
+
+    def __init__(self, args: argparse.Namespace, console: Console) -> None:
+        self._console = console
+        self._threshold = -math.inf if args.threshold is None else args.threshold
+        self._top_g: int | None = args.top_g
+        self._only_flagged: bool = args.only_flagged
+        self._json: bool = getattr(args, "json", False)
+        self._tokens: bool = bool(
+            getattr(args, "log_probabilities", False)
+            or getattr(args, "ranks", False)
+            or getattr(args, "top_log_probabilities", 0)
+        )
+
+    def print(self, unit: Unit, score: PieceScore) -> None:
+        """Prints the row of a unit, unless it is below the threshold or not flagged."""
+        nats = -score.total_log_probability + 0.0  # no -0
+        worst = max((token.rank for token in score.tokens), default=0)
+        flagged = self._top_g is not None and worst > self._top_g
+        if not nats > self._threshold or (self._only_flagged and not flagged):
+            return
+        if self._json:
+            self._print_json(unit, score, nats, worst, flagged)
+            return
+        cells = [number_text(nats).rjust(10)]
+        if self._top_g is not None:
+            cells.append(f"{worst or '-':>6} {'!' if flagged else ' '}")
+        row = "  ".join([*cells, ""])
+        room = max(0, self._console.width - 1 - len(row)) if self._console.is_terminal else None
+        self._console.line((row + one_line(unit.text, room)).rstrip())
+        if self._tokens:
+            for line in token_table(score.tokens):
+                self._console.line(INDENT + line)
+
+    def _print_json(
+        self, unit: Unit, score: PieceScore, nats: float, worst: int, flagged: bool
+    ) -> None:
+        """Prints a unit as an object; tokens are in it where they were asked for."""
+        from treadle.client.cli.display.json_lines import as_json, to_line
+
+        made: dict[str, Any] = {"line": unit.number, "text": unit.text, "nats": nats}
+        if self._top_g is not None:
+            made |= {"worst_rank": worst, "flagged": flagged}
+        told = as_json(score)
+        if not self._tokens:
+            told.pop("tokens", None)
+        self._console.line(to_line(made | told))
+
+    def print_fault(self, unit: Unit, fault: str) -> None:
+        """Prints the row of a unit that could not be read, whatever rows were asked for."""
+        from treadle.client.cli.display.json_lines import to_line
+
+        fault = rename_fields(fault, self._console.argument_names())
+        if self._json:
+            made = {"line": unit.number, "text": unit.text, "error": fault}
+            self._console.line(to_line(made))
+            return
+        row = f"{'error':>10}  {one_line(fault)}: "
+        room = max(0, self._console.width - 1 - len(row)) if self._console.is_terminal else None
+        self._console.line((row + one_line(unit.text, room)).rstrip())
+
+    def print_total(self, result: ScoreStreamResult, errors: int) -> None:
+        """Prints, as JSON only, what the whole stream scored, and tells of unknown tokens."""
+        from treadle.client.cli.display.json_lines import as_json, to_line
+
+        if self._json:
+            made = {
+                "total": as_json(result.total),
+                "item_count": result.item_count,
+                "error_count": errors,
+            }
+            self._console.line(to_line(made))
+        print_unknown_share(result.total.unknown_count, result.total.token_count)
+
+
+def add_up(whole: PieceScore, part: PieceScore) -> None:
+    """Adds the score of a unit's next piece to those before it, which an error takes back."""
+    if part.HasField("error"):
+        whole.CopyFrom(part)
+        return
+    whole.total_log_probability += part.total_log_probability
+    whole.token_count += part.token_count
+    whole.tokens.extend(part.tokens)
+    if part.HasField("whole"):
+        whole.whole.CopyFrom(part.whole)

@@ -1,0 +1,73 @@
+"""`treadle embed`: texts as vectors."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import tee
+
+from treadle.client.cli.connect import connect, request_options
+from treadle.client.cli.display.console import Console
+from treadle.client.cli.input.labeled_texts import LabeledText, labeled_lines, with_labels
+from treadle.client.cli.options.parser import Commands
+from treadle.client.cli.options.shared import (
+    add_connection,
+    add_encoding,
+    add_model,
+    add_unknown,
+    check_model,
+)
+from treadle.client.errors import InputError
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `treadle embed`."""
+    parser = commands.add_parser(
+        "embed",
+        help="turn texts into vectors",
+        description="Print the hidden state after each text as a vector: a JSON object a line "
+        "with the text, its number of tokens and the values.",
+    )
+    add_model(parser)
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help="the texts")
+    parser.add_argument(
+        "--per-line", metavar="FILE", help="each line of FILE in their place; - reads stdin"
+    )
+    add_encoding(parser)
+    parser.add_argument(
+        "--all-layers",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="the states of all layers, lowest first, one after the other (the last one's)",
+    )
+    add_unknown(parser, "what to do with unknown symbols (the model's)")
+    add_connection(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Prints a vector for each text.
+
+    Raises:
+        InputError: There are no texts, or the options do not go together.
+    """
+    from treadle.client.cli.display.json_lines import as_json, to_line
+    from treadle.client.options import EmbedOptions
+
+    if "job" in vars(args) and args.model is not None:
+        args.texts.insert(0, args.model)  # with --job, every word is a text
+        args.model = None
+    check_model(args)
+    if bool(args.texts) == (args.per_line is not None):
+        raise InputError("give either texts or --per-line FILE")
+    found = labeled_lines(args, args.per_line) if args.per_line else _words(args.texts)
+    labels, texts = tee(found)
+    with connect(args) as client:
+        options = request_options(args, client, EmbedOptions)
+        vectors = client.embeddings(args.model or "", (each.text for each in texts), **options)
+        for text, vector in with_labels(labels, vectors):
+            console.line(to_line({**text.label, **as_json(vector)}))
+
+
+def _words(words: list[str]) -> list[LabeledText]:
+    """Labels the texts of the command line."""
+    return [LabeledText(word, {"text": word}) for word in words]

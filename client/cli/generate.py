@@ -1,0 +1,147 @@
+"""`treadle generate`: text from a model, as it is made."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from treadle.client.cli.connect import connect, request_options
+from treadle.client.cli.display.console import Console
+from treadle.client.cli.display.numbers import number_text
+from treadle.client.cli.display.output_file import write_output
+from treadle.client.cli.display.tables import token_table
+from treadle.client.cli.generate_many import add_items, print_items, wants_items
+from treadle.client.cli.input.text_input import read_text
+from treadle.client.cli.options.parser import Commands
+from treadle.client.cli.options.sampling_options import add_draw
+from treadle.client.cli.options.shared import (
+    add_connection,
+    add_encoding,
+    add_json,
+    add_model,
+    add_unknown,
+    check_model,
+)
+from treadle.client.cli.options.state_options import add_state, save_path
+from treadle.client.errors import InputError
+
+if TYPE_CHECKING:
+    from treadle.client.client import Client
+    from treadle.client.generation import Generation
+    from treadle.v1.sequence_pb2 import GenerateResult
+
+SAVED = "return_state"
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `treadle generate`."""
+    parser = commands.add_parser(
+        "generate",
+        help="generate text from a model",
+        description="Generate text and print it as it is made, without the prompt, and a "
+        "newline at the end. With -n, generate several texts at once and print one a line.",
+    )
+    add_model(parser)
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", default="", help="the text to continue from")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="read it from a file, or - for stdin")
+    add_encoding(parser)
+    add_items(parser)
+    add_draw(parser)
+    add_state(parser, SAVED, "the text")
+    parser.add_argument("--no-newline", action="store_true", help="print the bare text")
+    add_unknown(parser, "what to do with unknown symbols of the prompt (the model's)")
+    add_json(parser)
+    add_connection(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Generates one text or several.
+
+    Raises:
+        InputError: The options do not go together.
+    """
+    from treadle.client.options import GenerateOptions
+
+    check_model(args)
+    several = wants_items(args)
+    if several and SAVED in vars(args):
+        raise InputError("--save-state keeps the state of one text: leave -n and its kin out")
+    prompt = args.prompt if args.prompt_file is None else read_text(args, args.prompt_file)
+    with connect(args) as client:
+        options = request_options(args, client, GenerateOptions)
+        if several:
+            print_items(client, args, prompt, options, console)
+        else:
+            _print_one(client, args, prompt, options, console)
+
+
+def _print_one(
+    client: Client, args: argparse.Namespace, prompt: str, options: dict[str, Any], console: Console
+) -> None:
+    """Generates one text, printing each piece as it comes.
+
+    Raises:
+        OSError: Nobody reads the output any more, or it cannot be written. A state that was asked
+            for is saved all the same.
+    """
+    path = save_path(options, SAVED)
+    broken: OSError | None = None
+    with client.generate(args.model or "", prompt, **options) as generation:
+        try:
+            _print_pieces(generation, args, console)
+        except OSError as error:
+            broken = error
+            if path is None:
+                raise
+        result = generation.result()
+        if path is not None:
+            write_output(path, result.state)
+    if broken is not None:
+        raise broken
+    if not getattr(args, "json", False) and _is_told(options):
+        print(*_summary(generation, result), sep="\n", file=sys.stderr)
+
+
+def _print_pieces(generation: Generation, args: argparse.Namespace, console: Console) -> None:
+    """Prints each piece, or each of the server's messages, as it comes."""
+    if getattr(args, "json", False):
+        _print_json(generation, console)
+        return
+    for piece in generation:
+        console.text(piece)
+    if not args.no_newline:
+        console.text("\n")
+
+
+def _is_told(options: dict[str, Any]) -> bool:
+    """Tells whether anything but the text was asked for."""
+    told = ("log_probabilities", "ranks", "top_log_probabilities", "novelty")
+    return any(name in options for name in told)
+
+
+def _print_json(generation: Generation, console: Console) -> None:
+    """Prints each of the server's messages as it comes."""
+    from treadle.client.cli.display.json_lines import to_line
+
+    for response in generation.responses():
+        console.line(to_line(response))
+
+
+def _summary(generation: Generation, result: GenerateResult) -> list[str]:
+    """Tells each token's log-probability, and what the generation came to."""
+    from treadle.client.messages.enums import field_word
+
+    reason = field_word(result, "stop_reason").replace("_", " ")
+    weights = f"step {result.job_step:,}" if result.job_step else f"version {result.version}"
+    lines = token_table(generation.tokens) if generation.tokens else []
+    lines.append(
+        f"{result.new_tokens} tokens, {number_text(result.total_log_probability)} nats, "
+        f"ended by {reason}; seed {result.seed}, {weights}"
+    )
+    if result.HasField("novelty"):
+        new = "new" if result.novelty.is_new else "not new"
+        lines.append(f"{new}; longest overlap {result.novelty.longest_overlap} characters")
+    return lines

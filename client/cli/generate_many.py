@@ -1,0 +1,97 @@
+"""The part of `treadle generate` that makes several texts at once and prints one a line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from treadle.client.cli.display.console import Console, one_line
+from treadle.client.cli.display.numbers import number_text
+
+if TYPE_CHECKING:
+    from treadle.client.client import Client
+    from treadle.client.generation import GeneratedText
+
+FLAGS = ("n", "unique", "novel", "max_tries", "with_likelihood")
+
+
+def add_items(parser: argparse.ArgumentParser) -> None:
+    """Adds how many texts to make, and which of them count."""
+    group = parser.add_argument_group("several texts, one a line")
+    group.add_argument(
+        "-n", type=int, metavar="N", default=argparse.SUPPRESS, help="so many texts at once (1)"
+    )
+    group.add_argument(
+        "--unique",
+        action="store_true",
+        help="no text twice: make more until there are N different ones",
+    )
+    group.add_argument(
+        "--novel",
+        action="store_true",
+        help="only texts that are not in the training data; needs a model that was trained with "
+        "--novelty-index",
+    )
+    group.add_argument(
+        "--max-tries", type=int, metavar="N", help="give up after so many texts (10 for each)"
+    )
+    group.add_argument(
+        "--with-likelihood",
+        action="store_true",
+        help="print columns: the text, its log-probability in nats and, where novelty is known, "
+        "`new` or `known`",
+    )
+
+
+def wants_items(args: argparse.Namespace) -> bool:
+    """Tells whether several texts, or one in the form of several, are asked for."""
+    given = (vars(args).get(flag) for flag in FLAGS)
+    return any(value is not None and value is not False for value in given)  # -n 0 is refused
+
+
+def print_items(
+    client: Client, args: argparse.Namespace, prompt: str, options: dict[str, Any], console: Console
+) -> None:
+    """Generates several texts and prints each when it and all before it have ended."""
+    n = getattr(args, "n", 1)
+    items = client.generate_many(
+        args.model or "",
+        prompt,
+        n,
+        unique=args.unique,
+        novel=args.novel,
+        max_tries=args.max_tries,
+        **options,
+    )
+    with items:
+        for text in items:
+            console.line(_line(text, args, console))
+    if items.missing:
+        print(
+            f"treadle: only {items.given} of {n} texts after {items.tries} tries", file=sys.stderr
+        )
+
+
+def _line(text: GeneratedText, args: argparse.Namespace, console: Console) -> str:
+    """Shows a text on one line, whatever is in it."""
+    if getattr(args, "json", False):
+        return _json(text)
+    shown = one_line(text.text)
+    if not args.with_likelihood:
+        return shown
+    cells = [number_text(text.result.total_log_probability)]
+    if text.result.HasField("novelty"):
+        cells.append("new" if text.result.novelty.is_new else "known")
+    if console.is_terminal:
+        return "  ".join([shown.ljust(24), cells[0].rjust(10), *cells[1:]])
+    return "\t".join([shown, *cells])
+
+
+def _json(text: GeneratedText) -> str:
+    """Writes a text and what it came to as one object."""
+    from treadle.client.cli.display.json_lines import as_json, to_line
+
+    tokens = {"tokens": [as_json(token) for token in text.tokens]} if text.tokens else {}
+    made = {"index": text.index, "text": text.text, **tokens, "result": as_json(text.result)}
+    return to_line(made)

@@ -1,0 +1,1 @@
+"""Input of the `treadle` command: files, lines, JSON and the terminal."""

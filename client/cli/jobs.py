@@ -1,0 +1,252 @@
+"""`treadle jobs`: list, show, cancel, pause, resume and delete training jobs."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from treadle.client.cli.connect import connect, find_job
+from treadle.client.cli.display.console import Console, one_line
+from treadle.client.cli.display.numbers import number_text
+from treadle.client.cli.display.tables import print_facts, when_text
+from treadle.client.cli.options.flag_names import in_training_flags
+from treadle.client.cli.options.parser import Commands
+from treadle.client.cli.options.shared import add_connection, add_job, add_json
+from treadle.client.errors import InputError
+
+if TYPE_CHECKING:
+    from treadle.client.client import Client
+    from treadle.v1.sequence_pb2 import Job
+
+PAUSE_PATIENCE_S = 60.0
+"""How long `pause` waits for the job to be paused; the server kills a process before."""
+
+_POLL_S = 0.2
+
+STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
+
+DAY_S = 86_400
+
+SURE = 6
+"""Characters of an id that are enough to end the job by."""
+
+ACTIONS = {
+    "show": "describe one job",
+    "cancel": "end a job for good; if it has trained, its model is stored",
+    "pause": "keep a job's state on disk, free its slot, and wait until it is paused",
+    "resume": "put a paused job back into the queue",
+    "delete": "delete a job that is over or paused; stored models stay",
+}
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `treadle jobs` and what can be done to them."""
+    parser = commands.add_parser(
+        "jobs",
+        help="list, show, cancel, pause, resume or delete training jobs",
+        description="List training jobs, newest first, or show or steer one.",
+    )
+    actions = parser.add_subparsers(title="actions", dest="action")
+    listing = actions.add_parser("list", help="list training jobs, newest first (default)")
+    for each in (parser, listing):
+        _add_filters(each)
+        each.set_defaults(run=run_list)
+    added = [parser, listing]
+    for action, text in ACTIONS.items():
+        one = actions.add_parser(action, help=text, description=text.capitalize() + ".")
+        add_job(one)
+        one.set_defaults(run=run_show if action == "show" else run_action)
+        added.append(one)
+    for each in added:
+        add_json(each)
+        add_connection(each)
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    """Adds what narrows a list of jobs."""
+    parser.add_argument(
+        "--state",
+        dest="states",
+        action="append",
+        choices=STATES,
+        default=argparse.SUPPRESS,
+        help="only jobs in this state; may be repeated (all)",
+    )
+    parser.add_argument(
+        "--model",
+        dest="of_model",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help="only jobs that train this model (all)",
+    )
+
+
+def run_list(args: argparse.Namespace, console: Console) -> None:
+    """Lists jobs, newest first."""
+    from treadle.client.cli.display.json_lines import to_line
+
+    with connect(args) as client:
+        jobs = client.jobs(getattr(args, "states", ()), model=getattr(args, "of_model", ""))
+        if getattr(args, "json", False):
+            for job in jobs:
+                console.line(to_line(job))
+            return
+        rows = [_row(job) for job in jobs]
+    if rows:
+        console.table(("id", "model", "state", "step", "loss", "age"), rows, left=3, cut=1)
+    else:
+        console.line("no such jobs" if {"states", "of_model"} & set(vars(args)) else "no jobs yet")
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    """Describes a job in a row of the list."""
+    from treadle.client.messages.enums import field_word
+
+    if job.damage:
+        return job.id, job.model, "damaged", "-", "-", "-"
+    return (
+        job.id,
+        job.model,
+        field_word(job, "state"),
+        step_text(job) or "-",
+        loss_text(job) or "-",
+        age_text(time.time() - job.create_time.ToNanoseconds() / 1e9),
+    )
+
+
+def step_text(job: Job) -> str:
+    """Writes how far a job has come: "1,200/20,000"; empty before it has begun."""
+    if not job.HasField("progress"):
+        return ""
+    total = job.started.total_steps
+    return f"{job.progress.step:,}" + (f"/{total:,}" if total else "")
+
+
+def loss_text(job: Job) -> str:
+    """Writes a job's best validation loss, else its newest training loss."""
+    if not job.HasField("progress"):
+        return ""
+    for field in ("best_valid_loss", "valid_loss"):
+        if job.progress.HasField(field):
+            return f"{number_text(getattr(job.progress, field))} valid"
+    return f"{number_text(job.progress.train_loss)} train"
+
+
+def age_text(seconds: float) -> str:
+    """Writes an age: "12 s", "3:05", "1:02:03", "4 d"."""
+    from treadle.client.cli.display.progress import duration_text
+
+    if seconds >= 2 * DAY_S:
+        return f"{seconds // DAY_S:.0f} d"
+    return duration_text(max(0.0, round(seconds)))
+
+
+def run_show(args: argparse.Namespace, console: Console) -> None:
+    """Describes one job."""
+    from treadle.client.cli.display.json_lines import to_line
+
+    with connect(args) as client:
+        job = find_job(client, args.job)
+    if getattr(args, "json", False):
+        console.line(to_line(job))
+        return
+    print_facts([(name, value) for name, value in _facts(job) if value], console)
+
+
+def _facts(job: Job) -> list[tuple[str, str]]:
+    """Describes a job at length; what is not known yet is empty."""
+    from treadle.client.cli.display.progress import duration_text, size_text, started_lines
+
+    started = started_lines(job.started) if job.HasField("started") else []
+    times = [
+        ("accepted", when_text(job.create_time)),
+        ("began", when_text(job.start_time) if job.HasField("start_time") else ""),
+        ("ended", when_text(job.end_time) if job.HasField("end_time") else ""),
+    ]
+    left = ""
+    if job.HasField("progress") and job.progress.HasField("time_left_s"):
+        left = duration_text(job.progress.time_left_s)
+    return [
+        ("id", job.id),
+        ("model", job.model + (f" version {job.version}" if job.version else "")),
+        ("state", state_text(job)),
+        *times,
+        ("queue", f"{job.queue_position:,} before it" if job.queue_position else ""),
+        ("step", step_text(job)),
+        ("loss", loss_text(job)),
+        ("time left", left),
+        ("memory", size_text(job.progress.memory_bytes) if job.progress.memory_bytes else ""),
+        ("corpus", size_text(job.corpus_bytes)),
+        *(("", one_line(in_training_flags(line))) for line in started),
+        ("events", f"{job.last_sequence:,}"),
+        ("restarts", f"{job.restarts:,}" if job.restarts else ""),
+    ]
+
+
+def state_text(job: Job) -> str:
+    """Writes a job's state, and why where there is something to say."""
+    from treadle.client.messages.enums import field_word
+
+    reason = one_line(in_training_flags(job.reason))
+    return field_word(job, "state") + (f": {reason}" if reason else "")
+
+
+def run_action(args: argparse.Namespace, console: Console) -> None:
+    """Cancels, pauses, resumes or deletes one job."""
+    from treadle.client.cli.display.json_lines import to_line
+
+    with connect(args) as client:
+        job = find_job(client, args.job)
+        _check_named(args.action, args.job, job)
+        if args.action == "delete":
+            client.delete_job(job.id)
+            line = f"deleted job {job.id}"
+        else:
+            job = _steering(client)[args.action](job.id)
+            if args.action == "pause":
+                job = _once_paused(client, job)
+            line = _outcome(args.action, job)
+    console.line(to_line(job) if getattr(args, "json", False) else line)
+
+
+def _check_named(action: str, said: str, job: Job) -> None:
+    """Checks that a job which is to end was named well: a word such as 0 begins many ids.
+
+    Raises:
+        InputError: It was not.
+    """
+    if action in ("cancel", "delete") and len(said) < SURE and said != job.id:
+        raise InputError(
+            f"{said!r} is too little of an id to {action} a job by: give {SURE} characters or more"
+        )
+
+
+def _once_paused(client: Client, job: Job) -> Job:
+    """Returns a job that was told to pause once it has, or after PAUSE_PATIENCE_S."""
+    from treadle.v1.sequence_pb2 import JOB_STATE_RUNNING
+
+    end = time.monotonic() + PAUSE_PATIENCE_S
+    while job.state == JOB_STATE_RUNNING and time.monotonic() < end:
+        time.sleep(_POLL_S)
+        job = client.get_job(job.id)
+    return job
+
+
+def _outcome(action: str, job: Job) -> str:
+    """Says what became of a job; one that is to end or to pause may take a moment."""
+    from treadle.v1.sequence_pb2 import JOB_STATE_RUNNING
+
+    if action in ("cancel", "pause") and job.state == JOB_STATE_RUNNING:
+        return f"job {job.id} is being {'cancelled' if action == 'cancel' else 'paused'}"
+    return f"job {job.id} is {state_text(job)}"
+
+
+def _steering(client: Client) -> dict[str, Callable[[str], Job]]:
+    """Finds the calls behind the words."""
+    return {
+        "cancel": client.cancel_job,
+        "pause": client.pause_job,
+        "resume": client.resume_job,
+    }

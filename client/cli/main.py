@@ -1,0 +1,161 @@
+"""The `treadle` command.
+
+Exit codes: 0 done; 1 the server refused or failed; 2 wrong usage or unusable input; 3 the
+server cannot be reached; 130 interrupted by Ctrl-C. Where nobody reads the output any more,
+141, as any other program in a pipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from types import FrameType
+
+from treadle.client.cli import (
+    chat,
+    curve,
+    embed,
+    generate,
+    jobs,
+    models,
+    score,
+    score_stream,
+    server,
+    train,
+    watch,
+)
+from treadle.client.cli.display.console import CLEAR_LINE, Console, printable
+from treadle.client.cli.options.flag_names import argument_names
+from treadle.client.cli.options.parser import Parser, Version
+from treadle.client.cli.options.shared import add_connection
+from treadle.client.errors import ServerError, TreadleError
+
+COMMANDS = (
+    train,
+    jobs,
+    watch,
+    curve,
+    generate,
+    chat,
+    score,
+    score_stream,
+    embed,
+    models,
+    server,
+)
+"""The modules of the commands, in the order of the help."""
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+EPILOG = """\
+Exit codes: 0 done, 1 the server refused or failed, 2 wrong usage or unusable input,
+3 the server cannot be reached, 130 interrupted.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of the whole command line; it loads no gRPC."""
+    parser = Parser(
+        prog="treadle",
+        description="Train small recurrent sequence models, generate from them and score text.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=Version, help="print the version and exit")
+    add_connection(parser)
+    commands = parser.add_subparsers(title="commands", dest="command", required=True)
+    for command in COMMANDS:
+        command.add_parsers(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: The words after the program's name; None takes the process'.
+
+    Returns:
+        The exit code.
+    """
+    # gRPC's own log would stand between the lines; what matters of it comes as an error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    console = Console.standard()
+    try:
+        with _interruptible(console):
+            code = _run(arguments, console)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would print_notice once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except TreadleError as error:
+        return _fail(_sentence(error, console), error.exit_code)
+    except OSError as error:
+        # Files that commands read and write have sentences of their own: this is the output.
+        return _fail(f"cannot write the output: {error.strerror or error}", 1)
+    except Exception as error:
+        if os.environ.get("TREADLE_DEBUG"):
+            raise
+        return _fail(
+            f"this is a bug: {type(error).__name__}: {error} (TREADLE_DEBUG=1 shows where)", 1
+        )
+    return code
+
+
+@contextlib.contextmanager
+def _interruptible(console: Console) -> Iterator[None]:
+    """Lets Ctrl-C end the process where it stands, which ends its call as well.
+
+    Python would raise KeyboardInterrupt wherever the main thread happens to be, within gRPC too,
+    and with a lock held there the end of the program waits for ever.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):
+            if console.transient:
+                os.write(console.out.fileno(), CLEAR_LINE.encode())
+            os.write(sys.stderr.fileno(), f"treadle: {console.interruption()}\n".encode())
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run(arguments: Sequence[str] | None, console: Console) -> int:
+    """Parses the command line and runs its command."""
+    parser = make_parser()
+    try:
+        parsed = parser.parse_args(arguments)
+    except SystemExit as end:  # --help, --version and wrong usage
+        return end.code if isinstance(end.code, int) else 2
+    console.argument_names = partial(argument_names, parser, parsed)
+    return parsed.run(parsed, console) or 0
+
+
+def _sentence(error: TreadleError, console: Console) -> str:
+    """Puts an error into the command's words, and when to come back where the server said so."""
+    sentence = error.in_names_of(console.argument_names())
+    if isinstance(error, ServerError) and error.retry_delay_s:
+        return f"{sentence} (try again in {error.retry_delay_s:g} s)"
+    return sentence
+
+
+def _fail(sentence: str, code: int) -> int:
+    """Says on standard error what went wrong."""
+    with contextlib.suppress(OSError):  # nobody may be listening there either
+        print(f"treadle: {printable(sentence)}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

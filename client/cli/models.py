@@ -1,0 +1,241 @@
+"""`treadle models`: list, show, name and delete what the server keeps."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from treadle.client.cli.connect import connect
+from treadle.client.cli.display.console import Console
+from treadle.client.cli.display.numbers import number_text
+from treadle.client.cli.display.tables import print_facts, when_text
+from treadle.client.cli.options.parser import Commands
+from treadle.client.cli.options.shared import add_connection, add_json, add_version
+from treadle.client.cli.options.values import version_number
+
+if TYPE_CHECKING:
+    from treadle.v1.sequence_pb2 import Model, TrainingRecord
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `treadle models` and what can be done to them."""
+    parser = commands.add_parser(
+        "models",
+        help="list, show, name or delete models",
+        description="List the newest version of every model, or show, name or delete one.",
+    )
+    parser.set_defaults(run=run_list)
+    actions = parser.add_subparsers(title="actions", dest="action")
+    listing = actions.add_parser("list", help="list the newest version of every model (default)")
+    listing.set_defaults(run=run_list)
+    show = actions.add_parser("show", help="describe one model")
+    show.add_argument("model", metavar="NAME")
+    add_version(show, "the model's version (default: the newest)")
+    show.set_defaults(run=run_show)
+    delete = _add_delete(actions)
+    alias, unalias = _add_aliases(actions)
+    for each in (parser, listing, show, delete, alias, unalias):
+        add_json(each)
+        add_connection(each)
+
+
+def _add_delete(actions: Commands) -> argparse.ArgumentParser:
+    """Adds what deletes versions; which of them has no default."""
+    delete = actions.add_parser(
+        "delete",
+        help="delete one version of a model, or all of them",
+        description="Delete one version of a model, or all of them. There is no way back.",
+    )
+    delete.add_argument("model", metavar="NAME", help="the model's name")
+    which = delete.add_mutually_exclusive_group(required=True)
+    which.add_argument("--version", metavar="N", type=version_number, help="the version to delete")
+    which.add_argument("--all", action="store_true", help="delete all versions")
+    delete.add_argument(
+        "--force",
+        action="store_true",
+        help="delete versions that aliases name as well, and these aliases",
+    )
+    delete.set_defaults(run=run_delete)
+    return delete
+
+
+def _add_aliases(actions: Commands) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Adds what gives names to versions and takes them away."""
+    alias = actions.add_parser(
+        "alias",
+        help="give a version a name, or move the name there",
+        description="Give a version of a model a name, or move the name there, in one step. "
+        "MODEL in other commands may then be NAME@ALIAS.",
+    )
+    alias.add_argument("model", metavar="NAME", help="the model's name")
+    alias.add_argument("alias", metavar="ALIAS", help="the alias, such as stable")
+    add_version(alias, "the version (default: the newest)")
+    alias.set_defaults(run=run_alias)
+    unalias = actions.add_parser("unalias", help="take a name away from a version")
+    unalias.add_argument("model", metavar="NAME", help="the model's name")
+    unalias.add_argument("alias", metavar="ALIAS", help="the alias")
+    unalias.set_defaults(run=run_unalias)
+    return alias, unalias
+
+
+def run_list(args: argparse.Namespace, console: Console) -> None:
+    """Lists the newest version of every model."""
+    from treadle.client.cli.display.json_lines import to_line
+
+    with connect(args) as client:
+        if getattr(args, "json", False):
+            for model in client.models():
+                console.line(to_line(model))
+            return
+        rows = [_row(model) for model in client.models()]
+    if rows:
+        head = ("name", "version", "network", "tokens", "vocabulary", "parameters", "valid loss")
+        console.table((*head, "size", "stored"), rows, cut=0)
+    else:
+        console.line("no models yet")
+
+
+def _row(model: Model) -> tuple[str, ...]:
+    """Describes a model in a row of the list."""
+    from treadle.client.cli.display.progress import network_text, size_text
+    from treadle.client.messages.enums import field_word
+
+    if model.damage:
+        unknown = ("-",) * 4
+        size = size_text(model.size_bytes)
+        return model.name, str(model.version), "damaged", *unknown, size, "-"
+    valid = model.training.valid_loss if model.training.HasField("valid_loss") else None
+    return (
+        model.name,
+        str(model.version),
+        network_text(model.network),
+        field_word(model.tokenizer, "kind"),
+        f"{model.vocabulary_size:,}",
+        f"{model.parameter_count:,}",
+        "-" if valid is None else number_text(valid),
+        size_text(model.size_bytes),
+        _time(model),
+    )
+
+
+def _time(model: Model) -> str:
+    """Writes when a model was stored, to the second, in UTC."""
+    return when_text(model.create_time)
+
+
+def run_show(args: argparse.Namespace, console: Console) -> None:
+    """Describes one version of a model."""
+    from treadle.client.cli.display.json_lines import to_line
+
+    with connect(args) as client:
+        reply = client.get_model(args.model, version=args.version)
+    if getattr(args, "json", False):
+        console.line(to_line(reply))
+        return
+    print_facts([*_facts(reply.model), ("versions", _numbers(reply.versions))], console)
+
+
+def _facts(model: Model) -> list[tuple[str, str]]:
+    """Describes a model at length."""
+    from treadle.client.cli.display.progress import duration_text, network_text, size_text
+    from treadle.client.messages.enums import field_word
+
+    dropout = f", dropout {model.network.dropout!r}" if model.network.dropout else ""
+    facts = [
+        ("name", model.name),
+        ("version", str(model.version)),
+        ("stored", _time(model)),
+        (
+            "network",
+            f"{network_text(model.network)}, embedding {model.network.embedding_size}{dropout}",
+        ),
+        ("tokens", f"{field_word(model.tokenizer, 'kind')}, {model.vocabulary_size:,} of them"),
+        ("unknown symbols", field_word(model.tokenizer, "unknown_policy")),
+        ("layout", field_word(model, "layout")),
+        ("novelty index", "yes" if model.novelty_index else "no"),
+        ("parameters", f"{model.parameter_count:,}"),
+        ("file", f"{size_text(model.size_bytes)}, SHA-256 {model.sha256}"),
+    ]
+    if model.HasField("training"):
+        record = model.training
+        tokens = f"{record.steps:,} steps, {record.tokens_seen:,} tokens"
+        time = duration_text(record.elapsed_s)
+        optimizer = record.spec.optimizer
+        products = f", {field_word(optimizer, 'precision')} products" if optimizer.precision else ""
+        facts.append(("trained", f"{tokens}, {time}{products}"))
+        facts += _losses(record)
+        facts.append(("ended by", record.ended_by))
+        facts += [("note", notice) for notice in record.notices]
+    if model.aliases:
+        more = model.alias_count - len(model.aliases)
+        others = f" and {more:,} more" if more > 0 else ""
+        facts.append(("aliases", ", ".join(model.aliases) + others))
+    return facts
+
+
+def _losses(record: TrainingRecord) -> list[tuple[str, str]]:
+    """Tells a record's losses, and what each was measured on."""
+    from treadle.client.cli.display.splits import test_split, valid_split
+
+    facts = [("train loss", f"{number_text(record.train_loss, 4)} nats")]
+    if record.HasField("valid_loss"):
+        where = valid_split(record.valid_split, record.spec.data)
+        facts.append(("validation loss", f"{number_text(record.valid_loss, 4)} nats{_on(where)}"))
+    if record.HasField("test_loss"):
+        where = test_split(record.test_split, record.spec.data)
+        facts.append(("test loss", f"{number_text(record.test_loss, 4)} nats{_on(where)}"))
+    if record.HasField("baseline_loss"):
+        facts.append(("n-gram's loss", f"{number_text(record.baseline_loss, 4)} nats"))
+    if 0 < record.weights_step < record.steps:
+        facts.append(("weights", f"the best ones, of step {record.weights_step:,}"))
+    return facts
+
+
+def _on(where: str) -> str:
+    """Says what a loss was measured on."""
+    return f" on {where}" if where else ""
+
+
+def run_delete(args: argparse.Namespace, console: Console) -> None:
+    """Deletes one version of a model, or all of them."""
+    from treadle.client.cli.display.json_lines import to_line
+
+    with connect(args) as client:
+        reply = client.delete_model(
+            args.model, version=args.version, all_versions=args.all, force=args.force
+        )
+    if getattr(args, "json", False):
+        console.line(to_line(reply))
+        return
+    plural = "s" if len(reply.versions) > 1 else ""
+    console.line(f"deleted {args.model} version{plural} {_numbers(reply.versions)}")
+
+
+def run_alias(args: argparse.Namespace, console: Console) -> None:
+    """Gives a version a name."""
+    from treadle.client.cli.display.json_lines import to_line
+
+    with connect(args) as client:
+        model = client.set_alias(args.model, args.alias, version=args.version)
+    if getattr(args, "json", False):
+        console.line(to_line(model))
+        return
+    console.line(f"{args.model}@{args.alias} is version {model.version}")
+
+
+def run_unalias(args: argparse.Namespace, console: Console) -> None:
+    """Takes a name away from a version."""
+    from treadle.client.cli.display.json_lines import to_line
+
+    with connect(args) as client:
+        client.delete_alias(args.model, args.alias)
+    if getattr(args, "json", False):
+        console.line(to_line({}))
+        return
+    console.line(f"{args.model} has no alias {args.alias} any more")
+
+
+def _numbers(versions: Iterable[int]) -> str:
+    """Lists version numbers."""
+    return ", ".join(map(str, versions))

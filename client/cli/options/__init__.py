@@ -1,0 +1,1 @@
+"""Options of the `treadle` command: parsers, groups of options and types of values."""

@@ -1,0 +1,56 @@
+"""`Parser` is the argument parser of the `treadle` command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeAlias
+
+from treadle.client.cli.display.console import printable
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What `add_subparsers` returns."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes no abbreviations and complains in one sentence."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parses, and finds an optional MODEL and FILE, and TEXTs, behind options as well.
+
+        Python 3.11's argparse looks for them only before the first option, or right behind the
+        words before them (python/cpython#59317).
+        """
+        parsed, rest = super().parse_known_args(args, namespace)
+        open_ = [name for name in ("model", "file") if getattr(parsed, name, "") is None]
+        words = all(word == "-" or not word.startswith("-") for word in rest)
+        if words and (len(rest) <= len(open_) or "texts" in parsed):
+            for name in open_[: len(rest)]:
+                setattr(parsed, name, rest.pop(0))
+        if words and "texts" in parsed:
+            parsed.texts += rest
+            rest = []
+        return parsed, rest
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with 2, as argparse does, but without the usage's many lines."""
+        self.exit(2, f"treadle: {printable(message)} (see `{self.prog} --help`)\n")
+
+
+class Version(argparse.Action):
+    """Prints the version; it is looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Prints it and exits."""
+        from importlib.metadata import version
+
+        print(f"treadle {version('treadle')}")
+        parser.exit()

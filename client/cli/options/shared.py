@@ -1,0 +1,127 @@
+"""`add_connection`, `add_model` and the others add options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from treadle.client.cli.options.values import duration, version_number
+from treadle.client.errors import InputError
+
+JOB_HELP = "the job's id, the beginning of it, or `latest`"
+
+UNKNOWN_POLICIES = ("error", "skip", "unknown")
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that stand before or after the command's name.
+
+    They have no default: a command's parser would lay it over what stood before its name.
+    """
+    group = parser.add_argument_group("connection")
+    group.add_argument(
+        "--server",
+        metavar="ADDRESS",
+        default=argparse.SUPPRESS,
+        help="the server's HOST:PORT or unix:/PATH (default: $TREADLE_SERVER, or 127.0.0.1:50051)",
+    )
+    group.add_argument(
+        "--timeout",
+        metavar="TIME",
+        type=duration,
+        default=argparse.SUPPRESS,
+        help="give up a call that takes longer, such as 10s or 2m (default: wait)",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds --json."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print JSON, an object a line",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the name of a model and its version, or a job in their place."""
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="the model's name, or NAME@ALIAS")
+    add_version(parser, "the model's version (default: the newest)")
+    parser.add_argument(
+        "--job",
+        metavar="JOB",
+        default=argparse.SUPPRESS,
+        help="use the weights of a job, running or not, in place of a MODEL; " + JOB_HELP,
+    )
+    parser.add_argument(
+        "--best",
+        dest="job_weights",
+        action="store_const",
+        const="best",
+        default=argparse.SUPPRESS,
+        help="with --job: its best weights by validation (its last ones)",
+    )
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """Checks that the command line names either a model or a job.
+
+    Raises:
+        InputError: It names both or neither, or asks for a job's best weights without a job.
+    """
+    job = getattr(args, "job", "")
+    if bool(args.model) == bool(job):
+        raise InputError("give either a MODEL or --job JOB")
+    if not job and "job_weights" in vars(args):
+        raise InputError("--best chooses among the weights of a job: give --job JOB as well")
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """Adds the id of a job."""
+    parser.add_argument("job", metavar="JOB", help=JOB_HELP)
+
+
+def add_version(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds a model's version."""
+    parser.add_argument("--version", metavar="N", type=version_number, default=0, help=text)
+
+
+def add_unknown(parser: argparse._ActionsContainer, text: str) -> None:
+    """Adds the policy for unknown symbols."""
+    parser.add_argument(
+        "--unknown",
+        "--unknown-policy",
+        dest="unknown_policy",
+        choices=UNKNOWN_POLICIES,
+        default=argparse.SUPPRESS,
+        help=text,
+    )
+
+
+def add_encoding(parser: argparse._ActionsContainer) -> None:
+    """Adds how an input encodes text."""
+    parser.add_argument(
+        "--encoding",
+        metavar="NAME",
+        default="utf-8",
+        help="how the file, or standard input, encodes text: latin-1, utf-16, ... (utf-8)",
+    )
+
+
+def given_options(args: argparse.Namespace, options: type) -> dict[str, Any]:
+    """Picks what was given of a TypedDict's options."""
+    return {name: vars(args)[name] for name in options.__annotations__ if name in vars(args)}
+
+
+def add_follow(parser: argparse.ArgumentParser) -> None:
+    """Adds how a run is shown, and how long to come back to it."""
+    parser.add_argument("--quiet", action="store_true", help="print only the finished model")
+    parser.add_argument(
+        "--reconnect",
+        dest="reconnect_s",
+        metavar="TIME",
+        type=duration,
+        default=60.0,
+        help="where the connection breaks, try so long to come back; 0 never tries (60s)",
+    )

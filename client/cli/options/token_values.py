@@ -1,0 +1,47 @@
+"""`token` and `bias` read the tokens that an option of `treadle generate` names."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from treadle.client.tokens import AnyToken
+
+
+def token(text: str) -> AnyToken:
+    """Reads a token: its text, `id:N`, `id:end`, or `text:` before a text that looks like these.
+
+    Raises:
+        argparse.ArgumentTypeError: It begins like a number and is none.
+    """
+    kind, colon, rest = text.partition(":")
+    if colon and kind == "text":
+        return rest
+    if not colon or kind != "id":
+        return text
+    if rest == "end":
+        from treadle.client.tokens import END as END_TOKEN
+
+        return END_TOKEN
+    if not rest.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no token: write id:N, id:end, or text:{text} for the text itself"
+        )
+    return int(rest)
+
+
+def bias(text: str) -> tuple[AnyToken, float]:
+    """Reads TOKEN=X, such as "e=-2" or "id:7=0.5".
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    name, equals, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        equals = ""
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is no bias such as e=-1.5 or id:7=2")
+    return token(name), value

@@ -1,0 +1,209 @@
+"""`treadle score`: how likely a model finds texts."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Iterator
+from itertools import tee
+from typing import TYPE_CHECKING
+
+from treadle.client.cli.connect import connect, request_options
+from treadle.client.cli.display.console import Console, one_line
+from treadle.client.cli.display.notices import print_unknown_share
+from treadle.client.cli.display.numbers import number_text
+from treadle.client.cli.display.output_file import write_output
+from treadle.client.cli.display.tables import token_table
+from treadle.client.cli.input.labeled_texts import LabeledText, labeled_lines, with_labels
+from treadle.client.cli.input.text_input import input_name, read_text
+from treadle.client.cli.options.parser import Commands
+from treadle.client.cli.options.shared import (
+    add_connection,
+    add_encoding,
+    add_json,
+    add_model,
+    add_unknown,
+    check_model,
+)
+from treadle.client.cli.options.state_options import add_state, save_path
+from treadle.client.errors import InputError
+
+if TYPE_CHECKING:
+    from treadle.v1.sequence_pb2 import TextScore
+
+ROW = "{:>6}  {:>7}  {:>11}  {:>7}  {:>10}  {:>9}  {}"
+"""Fixed columns: the rows are printed as the scores come."""
+HEAD = ROW.format("text", "tokens", "nats", "mean", "perplexity", "bits/char", "")
+SAVED = "return_states"
+INDENT = " " * 8
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `treadle score`."""
+    parser = commands.add_parser(
+        "score",
+        help="score text with a model",
+        description="Print how likely a model finds texts: the sum of log-probabilities in "
+        "nats, nats a token, perplexity and bits a character.",
+    )
+    add_model(parser)
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the text; - reads standard input")
+    parser.add_argument(
+        "--text",
+        metavar="TEXT",
+        nargs="+",
+        action="extend",
+        help="texts to score, in place of FILE",
+    )
+    add_encoding(parser)
+    parser.add_argument(
+        "--per-line", action="store_true", help="score each line of FILE on its own"
+    )
+    parser.add_argument(
+        "--context",
+        metavar="TEXT",
+        default=argparse.SUPPRESS,
+        help="text that each follows; read but not scored",
+    )
+    parser.add_argument(
+        "--tokens",
+        dest="log_probabilities",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="tell each token's log-probability",
+    )
+    parser.add_argument(
+        "--ranks",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="and its rank, 1 for the likeliest of all tokens",
+    )
+    parser.add_argument(
+        "--top",
+        dest="top_log_probabilities",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="and the N likeliest tokens in its place",
+    )
+    add_state(parser, SAVED, "the context, or each text,")
+    add_unknown(parser, "what to do with unknown symbols (the model's)")
+    add_json(parser)
+    add_connection(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Scores, printing each text's score as it comes.
+
+    Raises:
+        InputError: The options do not go together.
+    """
+    from treadle.client.options import ScoreOptions
+
+    if "job" in vars(args) and args.file is None:
+        args.model, args.file = None, args.model  # with --job, the one word is the FILE
+    check_model(args)
+    if SAVED in vars(args) and (args.per_line or len(args.text or ()) > 1):
+        raise InputError("--save-state keeps the state after one text: give one")
+    if args.per_line and args.text:
+        raise InputError("--per-line scores the lines of a file: leave --text out")
+    # tee keeps what is sent until its score is there, and no longer.
+    labels, texts = tee(_find_texts(args))
+    with connect(args) as client:
+        options = request_options(args, client, ScoreOptions)
+        path = save_path(options, SAVED)
+        scores = client.score(args.model or "", (each.text for each in texts), **options)
+        pairs = with_labels(labels, scores)
+        if path is not None:
+            pairs = _saved(pairs, path)
+        if getattr(args, "json", False):
+            _print_json(pairs, console)
+        else:
+            _print_table(pairs, console)
+
+
+def _find_texts(args: argparse.Namespace) -> Iterator[LabeledText]:
+    """Finds what to score.
+
+    Raises:
+        InputError: There is nothing to score, or more than one kind of it.
+    """
+    if (args.file is None) == (args.text is None):
+        raise InputError("give either a FILE (- for standard input) or --text")
+    if args.text is not None:
+        return (LabeledText(text, {"text": text}) for text in args.text)
+    if args.per_line:
+        return labeled_lines(args, args.file)
+    return iter([LabeledText(read_text(args, args.file), {"file": input_name(args.file)})])
+
+
+def _saved(
+    pairs: Iterable[tuple[LabeledText, TextScore]], path: str
+) -> Iterator[tuple[LabeledText, TextScore]]:
+    """Passes on the score of the only text, and writes the state after it."""
+    for text, score in pairs:
+        write_output(path, score.state)
+        score.ClearField("state")
+        yield text, score
+
+
+def _print_json(pairs: Iterable[tuple[LabeledText, TextScore]], console: Console) -> None:
+    """Prints an object for each text."""
+    from treadle.client.cli.display.json_lines import as_json, to_line
+
+    unknown = tokens = 0
+    for text, score in pairs:
+        console.line(to_line({**text.label, **as_json(score)}))
+        unknown += score.unknown_count
+        tokens += score.token_count
+    print_unknown_share(unknown, tokens)
+
+
+def _print_table(pairs: Iterable[tuple[LabeledText, TextScore]], console: Console) -> None:
+    """Prints a row for each text and, below several, one for all of them."""
+    from treadle.v1.sequence_pb2 import TextScore
+
+    total = TextScore()
+    count = 0
+    console.line(HEAD.rstrip())
+    for count, (text, score) in enumerate(pairs, 1):
+        name = str(text.label.get("line", count))
+        console.line(_row(name, score, text.label.get("text", ""), console))
+        for line in token_table(score.tokens) if score.tokens else ():
+            console.line(INDENT + line)
+        total.total_log_probability += score.total_log_probability
+        total.token_count += score.token_count
+        total.character_count += score.character_count
+        total.unknown_count += score.unknown_count
+    if count > 1:
+        console.line(_row("all", _with_means(total), "", console))
+    print_unknown_share(total.unknown_count, total.token_count)
+
+
+def _row(name: str, score: TextScore, text: str, console: Console) -> str:
+    """Lays out the score of one text; a dash stands for what has no value."""
+    set_fields = {field.name: value for field, value in score.ListFields()}
+    means = [
+        write(set_fields[field]) if field in set_fields else "-"
+        for field, write in (
+            ("mean_nats", number_text),
+            ("perplexity", "{:.5g}".format),
+            ("bits_per_character", number_text),
+        )
+    ]
+    nats = number_text(score.total_log_probability)
+    row = ROW.format(name, score.token_count, nats, *means, "")
+    room = max(0, console.width - 1 - len(row)) if console.is_terminal else None
+    return (row + one_line(text, room)).rstrip()
+
+
+def _with_means(total: TextScore) -> TextScore:
+    """Fills in the means of a sum of scores, as the server does for one text."""
+    if total.token_count:
+        total.mean_nats = -total.total_log_probability / total.token_count
+        total.perplexity = math.exp(min(total.mean_nats, 700.0))
+    if total.character_count and not total.unknown_count:
+        bits = -total.total_log_probability / math.log(2)
+        total.bits_per_character = bits / total.character_count
+    return total

@@ -1,0 +1,125 @@
+"""`treadle info` and `treadle health`: about the server itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from treadle.client.cli.connect import connect
+from treadle.client.cli.display.console import Console
+from treadle.client.cli.display.tables import print_facts
+from treadle.client.cli.options.parser import Commands
+from treadle.client.cli.options.shared import add_connection, add_json
+from treadle.client.cli.options.values import duration
+from treadle.client.errors import ServerError
+
+if TYPE_CHECKING:
+    from treadle.v1.sequence_pb2 import GetServerInfoResponse
+
+WAITING_S = 5.0
+"""Seconds between two lines about what is waited for."""
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `treadle info` and `treadle health`."""
+    info = commands.add_parser("info", help="describe the server: version, limits and load")
+    add_json(info)
+    add_connection(info)
+    info.set_defaults(run=run_info)
+    health = commands.add_parser(
+        "health",
+        help="ask whether the server serves",
+        description="Ask the standard health service; exit with 0 if the server serves, with 1 "
+        "if it does not, with 3 if it cannot be reached.",
+    )
+    health.add_argument(
+        "--wait", metavar="TIME", type=duration, help="wait so long for it to serve, such as 30s"
+    )
+    add_connection(health)
+    health.set_defaults(run=run_health)
+
+
+def run_info(args: argparse.Namespace, console: Console) -> None:
+    """Describes the server."""
+    from treadle.client.cli.display.json_lines import to_line
+    from treadle.client.cli.display.progress import duration_text, size_text
+
+    with connect(args) as client:
+        info = client.server_info()
+    if getattr(args, "json", False):
+        console.line(to_line(info))
+        return
+    training = f"{info.training_running} of {info.training_slots} running"
+    queue = f"{info.training_queued} of {info.training_queue_limit} waiting"
+    facts = [
+        ("version", info.version),
+        *_starting(info),
+        ("up", duration_text(info.uptime_s)),
+        ("compiled for", info.cpu_target),
+        ("threads", str(info.threads)),
+        ("training", f"{training}, {queue}"),
+        ("inference", f"{info.inference_running} of {info.inference_limit}"),
+        ("streams", f"{info.score_streams_running} of {info.score_stream_limit}"),
+        ("sessions", f"{info.sessions_running} of {info.session_limit}"),
+        ("learners", f"{info.learning_running} of {info.learning_limit}"),
+        ("memory", _memory(info)),
+        ("models loaded", f"{info.models_loaded}, {size_text(info.models_loaded_bytes)}"),
+        ("new tokens", f"up to {info.max_new_tokens_limit:,}"),
+        ("corpus", f"up to {size_text(info.max_corpus_bytes)}"),
+        ("message", f"up to {size_text(info.max_message_bytes)}"),
+    ]
+    print_facts(facts, console)
+
+
+def _memory(info: GetServerInfoResponse) -> str:
+    """Tells what is kept for callers; an older server does not say."""
+    from treadle.client.cli.display.progress import size_text
+
+    if not info.memory_budget_bytes:
+        return "unknown"
+    return f"{size_text(info.memory_used_bytes)} of {size_text(info.memory_budget_bytes)}"
+
+
+def _starting(info: GetServerInfoResponse) -> list[tuple[str, str]]:
+    """Tells how far a server is that does not serve yet."""
+    if not info.kernels_total:
+        return []
+    return [("starting", f"{info.kernels_ready} of {info.kernels_total} kernels are compiled")]
+
+
+def run_health(args: argparse.Namespace, console: Console) -> None:
+    """Tells whether the server serves."""
+    with connect(args) as client:
+        if args.wait:  # 0 asks once, as without it
+            client.wait_ready(args.wait, _Waiting(client.address))
+        elif not client.health():
+            doing = client.starting()
+            raise ServerError(
+                f"the server at {client.address} is up but not serving"
+                + (f": {doing}" if doing else "")
+            )
+    console.line("serving")
+
+
+class _Waiting:
+    """Says on standard error what a server does that is waited for, every few seconds.
+
+    Args:
+        address: The server's address.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._due_s = 0.0
+
+    def __call__(self, doing: str) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._due_s:
+            self._due_s = now_s + WAITING_S
+            print(
+                f"treadle: waiting for the server at {self._address}: {doing}",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,46 @@
+"""`treadle watch`: come back to a job."""
+
+from __future__ import annotations
+
+import argparse
+
+from treadle.client.cli.connect import connect, find_job
+from treadle.client.cli.display.console import Console
+from treadle.client.cli.follow import follow
+from treadle.client.cli.options.parser import Commands
+from treadle.client.cli.options.shared import add_connection, add_follow, add_job, add_json
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `treadle watch`."""
+    parser = commands.add_parser(
+        "watch",
+        help="come back to a job and watch it",
+        description="Show the events of a job from its first one on, and those to come, as "
+        "`treadle train` does. Leaving leaves the job alone.",
+    )
+    add_job(parser)
+    parser.add_argument(
+        "--after",
+        metavar="N",
+        type=int,
+        default=0,
+        help="only events after the one with this sequence number (0: all)",
+    )
+    add_json(parser)
+    add_follow(parser)
+    add_connection(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Shows each event as it comes."""
+    with connect(args) as client:
+        job = find_job(client, args.job)
+        with client.watch(
+            job.id,
+            args.after,
+            reconnect_s=args.reconnect_s,
+            timeout_s=getattr(args, "timeout", None),
+        ) as training:
+            follow(training, args, console)

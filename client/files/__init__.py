@@ -1,0 +1,1 @@
+"""Corpora and text files: opening, decoding, formats."""

@@ -1,0 +1,1 @@
+"""Conversion between Python values, sentences and protobuf messages."""

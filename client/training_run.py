@@ -1,0 +1,230 @@
+"""`TrainingRun` iterates over the events of a training job, also across lost connections."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Self
+
+from treadle.client.errors import InternalError, ServerError
+from treadle.client.streaming import Call, ResponseStream
+from treadle.v1.sequence_pb2 import (
+    JOB_STATE_QUEUED,
+    JOB_STATE_RUNNING,
+    JOB_STATE_UNSPECIFIED,
+    JobEvent,
+    Model,
+    TrainingProgress,
+    TrainingStarted,
+    WatchJobResponse,
+)
+
+if TYPE_CHECKING:
+    from treadle.client.upload import Upload
+
+RECONNECT_S = 60.0
+"""Default of `reconnect_s`: how long a run tries to reconnect to its job."""
+
+FIRST_PAUSE_S = 0.1
+LAST_PAUSE_S = 5.0
+"""The pause before a try doubles from the first value to the last."""
+
+NOT_FINAL = (JOB_STATE_UNSPECIFIED, JOB_STATE_QUEUED, JOB_STATE_RUNNING)
+"""States in which a job sends more events by itself; a paused one waits for a caller."""
+
+Watch = Callable[[str, int, float | None], Call[WatchJobResponse]]
+"""Calls WatchJob with a job, the last event known and a timeout in seconds."""
+
+
+class WatchedEvents:
+    """The events of a WatchJob call, in the form in which Train sends them.
+
+    Args:
+        call: The call.
+    """
+
+    def __init__(self, call: Call[WatchJobResponse]) -> None:
+        self._call = call
+
+    def __next__(self) -> JobEvent:
+        return next(self._call).event
+
+    def cancel(self) -> object:
+        """Ends the call."""
+        return self._call.cancel()
+
+
+class TrainingRun(ResponseStream[JobEvent]):
+    """A training run under way: iterate over its events, or wait for `result()`.
+
+    Leaving it early, by `close()` or by the end of its `with` block, drops an upload under way.
+    An accepted job continues at the server, whether or not a client watches. Where the
+    connection breaks, the run reconnects by itself and yields each event once.
+
+    Args:
+        call: The call under way.
+        address: The server's address, for error messages.
+        watch: Calls WatchJob, to reconnect.
+        upload: The requests of Train; None where an earlier job is watched.
+        job: The job's id, where it is known already.
+        after: The number of the last event known already.
+        reconnect_s: How long to try to reconnect, in seconds; 0 never tries.
+        timeout_s: The longest that all calls together may take; None: no limit.
+    """
+
+    def __init__(
+        self,
+        call: Call[JobEvent],
+        address: str,
+        watch: Watch,
+        *,
+        upload: Upload | None = None,
+        job: str = "",
+        after: int = 0,
+        reconnect_s: float = RECONNECT_S,
+        timeout_s: float | None = None,
+    ) -> None:
+        super().__init__(call, address)
+        self._watch = watch
+        self._upload = upload
+        self._reconnect_s = reconnect_s
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._closing = threading.Event()
+        self.on_break: Callable[[ServerError], None] = _ignore
+        """Called with the error of a broken connection, once before the run reconnects."""
+        self.job = job
+        """The job's id; empty until the server has accepted it."""
+        self.last_sequence = after
+        """The number of the newest event."""
+        self.state = JOB_STATE_UNSPECIFIED
+        """The newest state of the job, a `treadle.v1.JobState`."""
+        self.started: TrainingStarted | None = None
+        """The complete spec and the counts of the corpus, once the server has sent them."""
+        self.progress: TrainingProgress | None = None
+        """The newest progress event."""
+        self.model: Model | None = None
+        """The stored model, once the run has completed."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> JobEvent:
+        while True:
+            event = self._next_event()
+            if event.sequence > self.last_sequence:
+                break
+        if self.last_sequence and event.sequence > self.last_sequence + 1:
+            raise InternalError(
+                f"the server left out events {self.last_sequence + 1} to {event.sequence - 1} "
+                f"of job {self.job}"
+            )
+        self._keep(event)
+        return event
+
+    def close(self) -> None:
+        """Stops watching; nothing more is yielded. An accepted job continues."""
+        super().close()
+        self._closing.set()
+
+    @property
+    def sent(self) -> bool:
+        """Whether gRPC has taken the whole corpus.
+
+        The server has it for certain, and continues by itself, once `job` is set. Between the
+        two, closing the run may still cancel the upload.
+        """
+        return self._upload is None or self._upload.sent
+
+    def detach(self) -> str:
+        """Waits until the server has accepted the job, and leaves it alone.
+
+        Returns:
+            The job's id, for `Client.watch`.
+
+        Raises:
+            ServerError: The server refused it, or the run was closed before.
+        """
+        while not self.job:
+            if next(self, None) is None:
+                raise InternalError("the training run ended before the server accepted it")
+        self.close()
+        return self.job
+
+    def result(self) -> Model:
+        """Waits for the end of the run and returns the stored model.
+
+        Raises:
+            ServerError: The run failed, was paused or cancelled, or was closed before its end.
+        """
+        for _ in self:
+            pass
+        if self.model is None:
+            raise InternalError("the training run ended without a model")
+        return self.model
+
+    def _keep(self, event: JobEvent) -> None:
+        """Updates the attributes from an event."""
+        self.last_sequence = event.sequence
+        self.job = event.job or self.job
+        match event.WhichOneof("event"):
+            case "state":
+                self.state = event.state.state
+            case "started":
+                self.started = event.started
+            case "progress":
+                self.progress = event.progress
+            case "completed":
+                self.model = event.completed
+
+    def _next_event(self) -> JobEvent:
+        """Waits for the next event, and reconnects to the job where the connection broke."""
+        pauses: Iterator[float] | None = None
+        while True:
+            try:
+                return self._receive()
+            except StopIteration:
+                # A server that shuts down may end the stream without a status.
+                if self._closed or self.model is not None or not self._may_reconnect():
+                    raise
+                failure: ServerError = InternalError("the training run ended without a model")
+            except ServerError as error:
+                if self._upload is not None and self._upload.error is not None:
+                    raise self._upload.error from None
+                if not error.broken or not self._may_reconnect():
+                    raise
+                failure = error
+            if pauses is None:
+                pauses = self._pauses()
+                self.on_break(failure)
+            self._reconnect(failure, pauses)
+
+    def _may_reconnect(self) -> bool:
+        """Returns whether there is a job to reconnect to."""
+        return bool(self.job) and self.state in NOT_FINAL and self._reconnect_s > 0
+
+    def _pauses(self) -> Iterator[float]:
+        """Yields the pause before each try, in seconds, while there is time for one more."""
+        end = time.monotonic() + self._reconnect_s
+        pause = FIRST_PAUSE_S
+        while (left := end - time.monotonic()) > 0:
+            yield min(pause, left)
+            pause = min(2 * pause, LAST_PAUSE_S)
+
+    def _reconnect(self, failure: ServerError, pauses: Iterator[float]) -> None:
+        """Waits for the next pause and asks for the events after the last one known."""
+        pause = next(pauses, None)
+        left = None if self._deadline is None else self._deadline - time.monotonic()
+        if pause is None or (left is not None and left <= pause):
+            raise failure
+        if self._closing.wait(pause):
+            raise StopIteration
+        self._call = WatchedEvents(
+            self._watch(self.job, self.last_sequence, None if left is None else left - pause)
+        )
+        if self._closed:  # meanwhile, by another thread
+            self._call.cancel()
+
+
+def _ignore(error: ServerError) -> None:
+    """Ignores a broken connection: the default of `on_break`."""
