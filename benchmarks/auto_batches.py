@@ -32,7 +32,7 @@ from treadle.model.config import (
     ReportConfig,
     TrainConfig,
 )
-from treadle.model.training.setup import Source
+from treadle.model.training.setup import CorpusSource
 
 SHAPES = "8x32,16x32,16x64,32x32,32x64"
 TOKENS = "300000,1000000,3000000"
@@ -103,7 +103,7 @@ def measure(case: Case, shape: Shape, units: int, options: argparse.Namespace) -
     return min(measured) if options.best else measured[-1]
 
 
-def _source(data: bytes) -> Source:
+def _source(data: bytes) -> CorpusSource:
     """Returns the data without a character that the limit of bytes has cut."""
     return data.decode("utf-8", "ignore").encode()
 

@@ -1,4 +1,4 @@
-"""The gradient of one optimizer step: that of a batch, or of several as if they were one."""
+"""`Accumulation` computes the gradient of one optimizer step, of one batch or of several."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from treadle.model.network.parallel import parts
 from treadle.model.network.parameters import Parameters
 
 if TYPE_CHECKING:
-    from treadle.model.data.batching import Batch, Batches
+    from treadle.model.data.batch import Batch
+    from treadle.model.data.batching import Batches
 
 
 class Accumulation:
-    """Draws batches and adds up their gradients, in order."""
+    """Takes the batches of a step and adds up their gradients, in order.
+
+    Args:
+        engine: Computes the gradient of a batch.
+        batches: The batches.
+        together: Batches of one step.
+    """
 
     def __init__(self, engine: Engine, batches: Batches, together: int) -> None:
-        """Prepare for a run.
-
-        Args:
-            engine: computes the gradients.
-            batches: where the batches come from.
-            together: batches for one step.
-        """
         self._engine = engine
         self._batches = batches
         self._together = together
@@ -33,54 +33,58 @@ class Accumulation:
         """After `run`, the gradient of the mean loss over all targets of the step's batches."""
 
     def run(self, step: int) -> tuple[float, int]:
-        """Run the batches of one step.
+        """Runs the batches of one step.
 
         Args:
-            step: optimizer steps done before; no two batches of a run drop the same units.
+            step: Optimizer steps done before; no two batches of a run drop the same units.
 
         Returns:
             The sum of -log p(target) in nats, and the number of targets counted.
 
         Raises:
-            InterruptedRunError: the engine was interrupted. The step has not been made, and batches
-                and states are where they were before it.
+            InterruptedRunError: The engine was interrupted. The step has not been made, and batches
+                and hidden states are where they were before it.
         """
-        position, carried = self._batches.position, self._engine.carried()
+        position = self._batches.position
+        carried = self._engine.carried()
         try:
-            return self._whole(step, position)
+            return self._run(step, position)
         except InterruptedRunError:
             self._batches.seek(position)
             self._engine.carry(*carried)
             raise
 
-    def _whole(self, step: int, position: Mapping[str, int]) -> tuple[float, int]:
-        """Run the batches of one step, the first of which stands at `position`."""
+    def _run(self, step: int, position: Mapping[str, int]) -> tuple[float, int]:
+        """Runs the batches of one step, the first of which stands at `position`."""
         if self._together == 1:
-            return self._one(next(self._batches), step)
+            return self._gradient_of(next(self._batches), step)
         # A batch's weight depends on the targets of all: they are counted first and made again,
         # since so many batches at once may not fit in memory.
         counts = [self._count(next(self._batches)) for _ in range(self._together)]
         self._batches.seek(position)
-        total, loss = sum(counts), 0.0
+        total = sum(counts)
+        loss = 0.0
         self.gradient.flat[:] = 0
         for number, count in enumerate(counts):
-            loss += self._one(next(self._batches), step * self._together + number)[0]
+            loss += self._gradient_of(next(self._batches), step * self._together + number)[0]
             self._add(np.float32(count / max(total, 1)))
         return loss, total
 
     def _count(self, batch: Batch) -> int:
-        """Return the targets of a batch."""
+        """Returns the number of targets of a batch."""
         if self._engine.interrupted():
             raise InterruptedRunError
         return int(np.count_nonzero(batch.targets[: batch.steps] >= 0))
 
-    def _one(self, batch: Batch, number: int) -> tuple[float, int]:
-        tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
+    def _gradient_of(self, batch: Batch, number: int) -> tuple[float, int]:
+        tokens = batch.tokens[: batch.steps]
+        targets = batch.targets[: batch.steps]
         return self._engine.loss_and_gradient(tokens, targets, batch.fresh, number)
 
     def _add(self, weight: np.float32) -> None:
-        """Add the engine's gradient, which is that of one batch's mean, with its weight."""
-        source, target = self._engine.gradient.flat, self.gradient.flat
+        """Adds the engine's gradient, which is that of one batch's mean, with its weight."""
+        source = self._engine.gradient.flat
+        target = self.gradient.flat
 
         def add(part: slice) -> None:
             source[part] *= weight

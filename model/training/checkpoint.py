@@ -42,7 +42,7 @@ class _DamagedError(LoadError):
 
 
 @dataclass(frozen=True)
-class RunState:
+class Checkpoint:
     """What is written: everything that the next step depends on, and the best weights."""
 
     content: Mapping[str, Any]
@@ -51,7 +51,7 @@ class RunState:
     """float32, by name."""
 
 
-def write(path: str | os.PathLike[str], state: RunState, require: Require = anything) -> None:
+def write(path: str | os.PathLike[str], state: Checkpoint, require: Require = anything) -> None:
     """Write a state, whole or not at all; the one before it becomes `<name>.previous`.
 
     Args:
@@ -70,7 +70,7 @@ def write(path: str | os.PathLike[str], state: RunState, require: Require = anyt
     write_whole(path, parts, _previous(path), require)
 
 
-def read(path: str | os.PathLike[str]) -> RunState | None:
+def read(path: str | os.PathLike[str]) -> Checkpoint | None:
     """Read the newest state that is whole, and remove what a killed writer left beside it.
 
     A damaged file gives way to the previous one, so that the next write does not lose that.
@@ -131,7 +131,7 @@ def corpus_fingerprint(corpus: Corpus) -> str:
     return content.hexdigest()
 
 
-def check_same(state: RunState, config: TrainConfig, fingerprint: str) -> None:
+def check_same(state: Checkpoint, config: TrainConfig, fingerprint: str) -> None:
     """Refuse a state of another run.
 
     Args:
@@ -156,7 +156,7 @@ def check_same(state: RunState, config: TrainConfig, fingerprint: str) -> None:
         )
 
 
-def _config(state: RunState) -> TrainConfig:
+def _config(state: Checkpoint) -> TrainConfig:
     """The settings of a state; those that its Treadle did not know have their defaults."""
     try:
         return TrainConfig.from_json(state.content.get("config"))
@@ -199,7 +199,7 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
     return True
 
 
-def _read(path: Path) -> RunState:
+def _read(path: Path) -> Checkpoint:
     try:
         with open_tensors(path) as file:
             held = json.loads((file.metadata() or {})[_KEY])
@@ -216,7 +216,7 @@ def _read(path: Path) -> RunState:
             f"the training state has format {version!r}, and this Treadle reads {FORMAT!r}: "
             "go on with the Treadle that wrote it"
         )
-    return RunState(content, tensors)
+    return Checkpoint(content, tensors)
 
 
 def _damaged(why: str) -> _DamagedError:

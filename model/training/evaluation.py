@@ -1,4 +1,4 @@
-"""How good a model is in the middle of its training: its validation loss and a sample of text."""
+"""`Evaluation` measures a model during its training: validation loss and a sample of text."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ VALIDATION_CONTEXT = 64
 """Validation runs this many rows side by side, each warmed by the tokens before it."""
 
 STOP_PATIENCE_S = 0.5
-"""How long a run that is to stop continues with its examinations: somebody waits for it."""
+"""How long a run that is to stop continues its evaluations, in seconds: somebody waits for it."""
 
-During = Callable[[Validation], None]
+ValidationHook = Callable[[Validation], None]
 """Called before every batch of a validation. What it raises ends the validation."""
 
 
-def nothing(validation: Validation) -> None:
-    """Lets a validation run on."""
+def no_hook(validation: Validation) -> None:
+    """A `ValidationHook` that does nothing."""
 
 
-class Haste:
-    """Whether a run that is to stop has no more time for examinations."""
+class GracePeriod:
+    """The time that a run still has for evaluations after it was asked to stop."""
 
     def __init__(self) -> None:
         self._stopping_since: float | None = None
 
-    def __call__(self, stop: Callable[[], bool]) -> bool:
-        """Return whether `stop` has said so for STOP_PATIENCE_S."""
+    def is_over(self, stop: Callable[[], bool]) -> bool:
+        """Returns whether `stop` has returned True for STOP_PATIENCE_S."""
         if not stop():
             return False
         now = time.monotonic()
@@ -60,7 +60,7 @@ class Sample:
     text: str
     """The text."""
     is_new: bool | None
-    """Whether no item trained on equals it; None where it is no whole item."""
+    """Whether it equals no item of the training part; None where it is not a whole item."""
 
 
 @dataclass(frozen=True)
@@ -72,28 +72,31 @@ class Loss:
     tokens: int
     """Tokens that it is the mean of."""
     seconds_per_token: float
-    """How long reading one took, the loading of kernels not counted where that can be told."""
+    """How long a token took; where that can be measured, without the loading of kernels."""
 
 
 class Evaluation:
-    """Examines models of one run, unless that keeps a run waiting that is to stop."""
+    """Evaluates models of one run, unless that delays a run that is to stop.
+
+    Args:
+        corpus: The corpus, of which the validation part and the test part are read.
+        pool: The threads that compute.
+        out_of_time: Returns whether to leave out what is not done yet.
+        during: Called before every batch.
+        leaving: Returns whether the run is to be left; called before every piece of a sample.
+    """
 
     def __init__(
-        self, corpus: Corpus, pool: Pool, in_haste: Callable[[], bool], during: During = nothing,
+        self,
+        corpus: Corpus,
+        pool: Pool,
+        out_of_time: Callable[[], bool],
+        during: ValidationHook = no_hook,
         leaving: Callable[[], bool] = never,
-    ) -> None:  # fmt: skip
-        """Prepare for a run.
-
-        Args:
-            corpus: has the validation part and the test part.
-            pool: takes the shards.
-            in_haste: whether to leave out what is not done yet.
-            during: called before every batch.
-            leaving: whether the run is to be left; asked before every piece of a sample.
-        """
+    ) -> None:
         self._corpus = corpus
         self._pool = pool
-        self._in_haste = in_haste
+        self._out_of_time = out_of_time
         self._during = during
         self._leaving = leaving
         self._batches: dict[tuple[CorpusRole, int | None], ValidationBatches] = {}
@@ -101,67 +104,83 @@ class Evaluation:
     def loss(
         self, parameters: Parameters, role: CorpusRole, at_most: int | None, *, final: bool
     ) -> Loss | None:
-        """Return the loss on a part; None without one, or in haste.
+        """Returns the loss on a part; None without the part, or where time ran out.
 
         Args:
-            parameters: the weights.
+            parameters: The weights.
             role: VALID or TEST, the part.
-            at_most: tokens of the sample of it that is read; None: all of it.
-            final: whether this is the pass at the end of the run.
+            at_most: Tokens of the sample of it that is read; None: all of it.
+            final: Whether this is the pass at the end of the run.
 
         Raises:
-            Exception: what `during` raised.
+            Exception: What `during` raised.
         """
         batches = self.batches(role, at_most)
         if batches is None:
             return None
 
-        looks: list[tuple[float, int]] = []
+        readings: list[tuple[float, int]] = []
 
         def leave(tokens: int) -> bool:
-            looks.append((time.perf_counter(), tokens))
-            del looks[2:]  # before the first batch, and after it
+            readings.append((time.perf_counter(), tokens))
+            del readings[2:]  # before the first batch, and after it
             self._during(Validation(tokens, batches.tokens, role, final))
-            return self._in_haste()
+            return self._out_of_time()
 
         weights = pack_for_inference(parameters)
         value = mean_loss(parameters.shape, weights, batches, self._pool, leave)
         if value is None:
             return None
-        begin, read = looks[-1]
+        begin, read = readings[-1]
         seconds = (time.perf_counter() - begin) / max(batches.tokens - read, 1)
         return Loss(value, batches.tokens, seconds)
 
     def batches(self, role: CorpusRole, at_most: int | None) -> ValidationBatches | None:
-        """Return what a pass over a part reads; None without the part."""
+        """Returns what a pass over a part reads; None without the part.
+
+        Args:
+            role: VALID or TEST, the part.
+            at_most: Tokens of the sample of it that is read; None: all of it.
+        """
         data = self._corpus.test if role is CorpusRole.TEST else self._corpus.valid
         if data is None:
             return None
-        key = role, at_most
+        key = (role, at_most)
         if key not in self._batches:
             self._batches[key] = ValidationBatches(
-                data, self._corpus.tokenizer, VALIDATION_STREAMS,
-                VALIDATION_WINDOW, VALIDATION_CONTEXT, at_most,
-            )  # fmt: skip
+                data,
+                self._corpus.tokenizer,
+                VALIDATION_STREAMS,
+                VALIDATION_WINDOW,
+                VALIDATION_CONTEXT,
+                at_most,
+            )
         return self._batches[key]
 
     def sample(self, model: Model, tokens: int, seed: int) -> Sample | None:
-        """Return a text of so many tokens; None for none, or in haste.
+        """Returns a text drawn from a model; None for no tokens, or where time ran out.
+
+        Args:
+            model: The model.
+            tokens: Tokens of the text at most.
+            seed: Seed of the draws.
 
         Raises:
-            InterruptedRunError: the run is to be left.
+            InterruptedRunError: The run is to be left.
         """
         if not tokens:
             return None
-        text, ids, whole = "", list[int](), False
+        text = ""
+        ids: list[int] = []
+        whole = False
         for piece in model.stream(max_new_tokens=tokens, seed=seed):
             if self._leaving():
                 raise InterruptedRunError
-            if self._in_haste():
+            if self._out_of_time():
                 return None
             text += piece.text
             ids += [token.id for token in piece.tokens]
             result = piece.result
             whole = result is not None and result.stop_reason is StopReason.END_TOKEN
-        # The end token is none of the item's own.
+        # The end token is not one of the item's own.
         return Sample(text, not self._corpus.train.has_item(ids[:-1]) if whole else None)

@@ -69,7 +69,7 @@ def take_over(config: TrainConfig, model: Model) -> TrainConfig:
     )
 
 
-def beginning(model: Model) -> BaseModelInfo:
+def describe(model: Model) -> BaseModelInfo:
     """Return what is known of the model that a run begins from, its weights apart."""
     tokenizer = model.tokenizer
     return BaseModelInfo(model.network, tokenizer.config, model.layout, tokenizer.vocabulary_size)

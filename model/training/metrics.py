@@ -1,4 +1,4 @@
-"""The numbers of a run as it goes."""
+"""`Metrics` holds the numbers that a training run counts as it proceeds."""
 
 from __future__ import annotations
 
@@ -7,85 +7,116 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from treadle.model.field_checks import typed
-from treadle.model.training.auto.forecast import Outlook
+from treadle.model.training.auto.forecast import Forecast
 from treadle.model.training.progress import Progress
 from treadle.model.training.validation_plan import ValidationPlan
 
+_STORED_NAMES = {
+    "elapsed_s": "elapsed",
+    "wall_s": "wall",
+    "interval_loss": "loss",
+    "interval_s": "interval_seconds",
+    "evaluations_due": "part",
+    "evaluated": "examined",
+    "evaluation_pending": "pending",
+    "gradient_norm": "norm",
+    "learning_rate": "rate",
+    "last_finite_step": "good_step",
+    "last_progress": "last",
+    "validation_plan": "validation",
+    "forecast": "outlook",
+    "speed_checked": "looked",
+}
+"""What stored checkpoints call a field, where that is not its name here."""
+
 
 @dataclass
-class Tally:
-    """What a run has counted so far, beside its weights and the optimizer's state."""
+class Metrics:
+    """What a run has counted so far, next to its weights and the optimizer's state."""
 
     tokens: int = 0
     """Tokens trained on, repeats counted."""
-    elapsed: float = 0.0
-    """Seconds of training, validations and samples included."""
-    wall: float = 0.0
-    """Seconds in which the run ran, everything counted."""
-    loss: float = 0.0
-    """Nats of the interval since the last progress, of all its tokens together."""
+    elapsed_s: float = 0.0
+    """Seconds of training, including validations and samples."""
+    wall_s: float = 0.0
+    """Seconds by the clock in which the run ran, everything counted."""
+    interval_loss: float = 0.0
+    """Sum of the losses since the last progress, in nats."""
     interval_tokens: int = 0
-    """Tokens of that interval."""
-    interval_seconds: float = 0.0
-    """Seconds of that interval."""
-    part: int = 0
-    """The plan's parts that are done."""
-    examined: bool = True
-    """Whether the last step was followed by an examination."""
-    norm: float = 0.0
-    """The last step's gradient norm."""
-    rate: float = 0.0
-    """The last step's learning rate."""
+    """Tokens trained on since the last progress."""
+    interval_s: float = 0.0
+    """Seconds of the steps since the last progress."""
+    evaluations_due: int = 0
+    """Evaluations that were due so far; see `Plan.evaluations_due`."""
+    evaluated: bool = True
+    """Whether an evaluation was due after the last step."""
+    gradient_norm: float = 0.0
+    """The gradient's norm at the last step."""
+    learning_rate: float = 0.0
+    """The learning rate of the last step."""
     valid_loss: float | None = None
-    """The last validation's loss."""
+    """The loss of the last validation, in nats a token."""
     valid_step: int = -1
-    """The step after which that was; -1 before the first."""
-    good_step: int = 0
-    """The last step after which all weights were seen to be finite."""
-    last: Progress | None = None
-    """The last progress."""
+    """The step after which that validation was made; -1 before the first."""
+    last_finite_step: int = 0
+    """The last step after which all weights were found finite."""
+    last_progress: Progress | None = None
+    """The last progress reported."""
     valid_tokens: int = 0
-    """Tokens that valid_loss is the mean of."""
-    pending: bool = False
-    """Whether the validation due after the last step has not been made yet."""
-    validation: ValidationPlan | None = None
+    """Tokens that `valid_loss` is the mean of."""
+    evaluation_pending: bool = False
+    """Whether the evaluation due after the last step is not done yet."""
+    validation_plan: ValidationPlan | None = None
     """What validations read; None before the first."""
-    outlook: Outlook | None = None
-    """What the preset AUTO expects of the run; None without it."""
-    looked: bool = False
-    """Whether AUTO has compared the real speed with the expected one."""
+    forecast: Forecast | None = None
+    """What the preset AUTO expects of the run; None without the preset."""
+    speed_checked: bool = False
+    """Whether the actual speed has been compared with the forecast."""
     notices: list[str] = field(default_factory=list)
     """Sentences for the next progress."""
 
-    def add(self, loss: float, tokens: int, seconds: float) -> None:
-        """Count one step."""
-        self.loss += loss
-        self.interval_tokens += tokens
-        self.interval_seconds += seconds
-        self.tokens += tokens
-        self.elapsed += seconds
+    def add_step(self, loss: float, tokens: int, seconds: float) -> None:
+        """Counts one optimizer step.
 
-    def begin_interval(self) -> None:
-        """Count from zero until the next progress."""
-        self.loss, self.interval_tokens, self.interval_seconds = 0.0, 0, 0.0
+        Args:
+            loss: Sum of the losses of its tokens, in nats.
+            tokens: Tokens trained on.
+            seconds: How long the step took.
+        """
+        self.interval_loss += loss
+        self.interval_tokens += tokens
+        self.interval_s += seconds
+        self.tokens += tokens
+        self.elapsed_s += seconds
+
+    def begin_interval(self, progress: Progress) -> None:
+        """Counts from zero again after a progress was reported."""
+        self.last_progress = progress
+        self.evaluation_pending = False
+        self.notices = []
+        self.interval_loss = 0.0
+        self.interval_tokens = 0
+        self.interval_s = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers as JSON values; a float's shortest decimals keep all its bits."""
-        return asdict(self)
+        """Returns the numbers as JSON values; a float's shortest decimals keep all its bits."""
+        return {_STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Build them from what `to_json` returned."""
-        last, validation, outlook = (data.get(name) for name in ("last", "validation", "outlook"))
-        read = {
-            "last": None if last is None else Progress.from_json(last),
-            "validation": _read(ValidationPlan, validation),
-            "outlook": _read(Outlook, outlook),
-            "notices": list(map(str, data.get("notices", ()))),
+        """Builds the metrics from what `to_json` returned."""
+        names = {stored: name for name, stored in _STORED_NAMES.items()}
+        values = typed(cls, {names.get(stored, stored): value for stored, value in data.items()})
+        progress = values.get("last_progress")
+        values |= {
+            "last_progress": None if progress is None else Progress.from_json(progress),
+            "validation_plan": _read(ValidationPlan, values.get("validation_plan")),
+            "forecast": _read(Forecast, values.get("forecast")),
+            "notices": list(map(str, values.get("notices", ()))),
         }
-        return cls(**{**typed(cls, data), **read})
+        return cls(**values)
 
 
 def _read(kind: type[Any], data: object) -> Any:
-    """Build a dataclass from its fields; None from None."""
+    """Builds a dataclass from its fields; returns None for None."""
     return None if data is None else kind(**typed(kind, data))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 
 
-class Selection:
+class ModelSelection:
     """Keeps the best weights, and counts the validations since."""
 
     def __init__(self, config: TrainConfig) -> None:

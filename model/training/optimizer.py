@@ -131,6 +131,11 @@ class Optimizer:
         self._update(gradient, np.float32(scale), _float32(rate), pool)
         return norm
 
+    def restore(self, steps: int, powers: tuple[float, float]) -> None:
+        """Continues from the steps done and from Adam's `AdamCorrections.powers` then."""
+        self.steps = steps
+        self.corrections.powers = powers
+
     def norm(self, gradient: Parameters, pool: Pool) -> float:
         """Return the global norm, summed block by block in order, whichever thread sums one."""
         block = optimizers.BLOCK

@@ -98,7 +98,9 @@ class Plan:
             left.append(max(0.0, limits.max_wall_time_s - wall))
         return min(left) if left else None
 
-    def part(self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0) -> int:
+    def evaluations_due(
+        self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0
+    ) -> int:
         """Return the parts of the run that are done; after each the model is examined."""
         if self._interval is not None:
             return steps // self._interval

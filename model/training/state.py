@@ -1,11 +1,16 @@
-"""A run between two steps: all that it consists of, and how it is stored and taken up again."""
+"""`TrainingState` holds all that a training run consists of between two steps.
+
+The trainer reports what happens (`record_step`, `record_validation`, `record_progress`, ...), and
+nothing else changes the counters. `checkpoint` returns the whole state for storing, and `restore`
+takes it back.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +18,12 @@ import numpy.typing as npt
 from treadle.model.errors import ConfigError, LoadError, TrainingError
 from treadle.model.field_checks import MAX_UINT64, whole
 from treadle.model.generation.novelty import NoveltyIndex, indexed_tokens, too_large
-from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.trained_network import default_context
-from treadle.model.training import checkpoint
-from treadle.model.training.auto.forecast import second_look, verdict
-from treadle.model.training.metrics import Tally
-from treadle.model.training.model_selection import Selection
+from treadle.model.training.auto.forecast import check_speed, judge_limit
+from treadle.model.training.checkpoint import Checkpoint, check_same, corpus_fingerprint
+from treadle.model.training.metrics import Metrics
+from treadle.model.training.model_selection import ModelSelection
 from treadle.model.training.optimizer import Optimizer
 from treadle.model.training.plan import Plan
 from treadle.model.training.progress import Progress
@@ -29,164 +33,252 @@ from treadle.model.training_record import TrainingRecord
 if TYPE_CHECKING:
     from treadle.model.config import TrainConfig
     from treadle.model.data.batching import Batches
-    from treadle.model.data.corpus import Corpus, TokenData
+    from treadle.model.data.corpus import Corpus
+    from treadle.model.data.splits import TokenData
+    from treadle.model.training.auto.forecast import Forecast
     from treadle.model.training.evaluation import Loss, Sample
 
 Array = npt.NDArray[np.float32]
 
-LOWER = "lower the learning rate"
-"""The remedy for numbers that are none any more."""
+LOWER_RATE = "lower the learning rate"
+"""The remedy where numbers are no longer finite."""
 
 
-class Run:
-    """The whole state of a run."""
+@dataclass(frozen=True)
+class Snapshot:
+    """The weights of a run at one step, with the record for the model file. It shares no memory."""
+
+    parameters: Parameters
+    """A copy of the weights."""
+    record: TrainingRecord
+    """How they were trained."""
+    default_context: int
+    """The token that a text follows where there is no prompt."""
+
+
+class TrainingState:
+    """The whole state of a run.
+
+    Args:
+        corpus: The corpus that is trained on.
+        config: The settings as filled in.
+        parameters: The initial weights, changed in place.
+        batches: The batches of the corpus, at their beginning.
+        forecast: What the preset AUTO expects of the run; None without the preset.
+    """
 
     def __init__(
-        self, corpus: Corpus, config: TrainConfig, parameters: Parameters, batches: Batches
+        self,
+        corpus: Corpus,
+        config: TrainConfig,
+        parameters: Parameters,
+        batches: Batches,
+        forecast: Forecast | None = None,
     ) -> None:
-        """Put a run together at its beginning.
-
-        Args:
-            corpus: what is trained on.
-            config: the settings as filled in.
-            parameters: the initial weights, changed in place.
-            batches: of the corpus, at their beginning.
-        """
         self.corpus = corpus
         self.config = config
         self.parameters = parameters
         self.batches = batches
         self.optimizer = Optimizer(config.optimizer, parameters)
         self.plan = Plan(config, batches)
-        self.selection = Selection(config)
-        self.tally = Tally()
+        self.selection = ModelSelection(config)
+        self.metrics = Metrics(forecast=forecast)
         self.carried: tuple[Array, Array] | None = None
-        """The states that the next batch goes on from, (L, B, H) both; None: zeros."""
+        """The states that the next batch continues from, (L, B, H) both; None: zeros."""
         self.baseline_loss: float | None = None
         """An n-gram's validation loss, for the record."""
         self.ended_by = ""
         """Why the run ended, in a sentence; empty while it has not."""
         self._fingerprint = ""
 
-    def last_model(self) -> Model:
-        """Return the model of the weights as they are now."""
-        tally, steps = self.tally, self.optimizer.steps
-        loss = math.nan if tally.last is None else tally.last.train_loss
-        known = tally.valid_step == steps
-        valid_loss, valid_tokens = (tally.valid_loss, tally.valid_tokens) if known else (None, 0)
-        return self._model(self.parameters.flat, steps, loss, valid_loss, valid_tokens)
+    # ------------------------------------------------------------ what the trainer reports
 
-    def best_model(self) -> Model | None:
-        """Return the model of the best weights; None before the first validation."""
-        best, weights = self.selection.best, self.selection.weights
-        if best is None or weights is None:
-            return None
-        return self._model(weights, best.step, best.train_loss, best.valid_loss, best.valid_tokens)
-
-    def _model(
-        self, weights: Array, step: int, train_loss: float, valid_loss: float | None,
-        valid_tokens: int,
-    ) -> Model:  # fmt: skip
-        """A model of a copy of the weights that the run had at a step."""
-        corpus = self.corpus
-        parameters = Parameters(self.parameters.shape)
-        parameters.flat[:] = weights
-        record = TrainingRecord(
-            config=self.config,
-            steps=self.optimizer.steps,
-            tokens_seen=self.tally.tokens,
-            train_loss=train_loss,
-            valid_loss=valid_loss,
-            elapsed_s=self.tally.elapsed,
-            ended_by=self.ended_by or "not ended yet",
-            weights_step=step,
-            valid_split=corpus.valid_split,
-            test_split=corpus.test_split,
-            baseline_loss=self.baseline_loss,
-            valid_tokens=valid_tokens,
-        )
-        context = default_context(corpus.tokenizer, int(corpus.train.tokens[0]))
-        return Model(self.config.network, corpus.tokenizer, parameters, record, context)
-
-    def novelty_notices(self) -> tuple[str, ...]:
-        """Return why there will be no novelty index though one was asked for, if so."""
-        train = self.corpus.train
-        reason = too_large(indexed_tokens(train.tokens, train.offsets))
-        return (reason,) if reason and self.config.data.novelty_index else ()
-
-    def novelty_index(self) -> NoveltyIndex | None:
-        """Return the index of the training part; None where none was asked for, or none can be.
-
-        It depends on the corpus alone: a run that goes on from its state makes the same one.
-        """
-        if not self.config.data.novelty_index or self.novelty_notices():
-            return None
-        train = self.corpus.train
-        return NoveltyIndex.build(train.tokens, train.offsets, self.corpus.tokenizer)
-
-    def progress(self, loss: Loss | None, sample: Sample | None, memory: int) -> Progress:
-        """Return how far the run has come.
+    def record_step(
+        self, loss: float, tokens: int, norm: float, rate: float, seconds: float, wall: float
+    ) -> None:
+        """Counts one optimizer step.
 
         Args:
-            loss: of the validation that was done; None without one.
-            sample: the text that was drawn; None without one.
-            memory: bytes that the process takes.
+            loss: Sum of the losses of its tokens, in nats.
+            tokens: Tokens trained on.
+            norm: The gradient's norm.
+            rate: The learning rate.
+            seconds: How long the step took.
+            wall: Seconds in which the run ran so far, everything counted.
         """
-        tally = self.tally
+        self.metrics.gradient_norm = norm
+        self.metrics.learning_rate = rate
+        self.metrics.wall_s = wall
+        self.metrics.add_step(loss, tokens, seconds)
+
+    def schedule_evaluation(self) -> bool:
+        """Returns whether an evaluation is due after the step just made, and notes that it is."""
+        done = self.done()
+        evaluations = self.plan.evaluations_due(*done)
+        due = evaluations > self.metrics.evaluations_due or bool(self.plan.over(*done))
+        self.metrics.evaluated = due
+        self.metrics.evaluations_due = evaluations
+        self.metrics.evaluation_pending = due
+        return due
+
+    def schedule_last_evaluation(self) -> bool:
+        """Returns whether the last step still lacks an evaluation, and notes that it is due."""
+        if self.metrics.evaluated:
+            return False
+        self.metrics.evaluated = True
+        self.metrics.evaluation_pending = True
+        return True
+
+    def record_validation(self, loss: Loss | None) -> None:
+        """Notes the loss of a validation after the last step; None where it was left out."""
+        self.metrics.valid_loss = None if loss is None else loss.value
+        self.metrics.valid_tokens = 0 if loss is None else loss.tokens
+        self.metrics.valid_step = self.optimizer.steps
+
+    def record_time(self, seconds: float, wall: float) -> None:
+        """Counts time that was not spent on steps.
+
+        Args:
+            seconds: How long it took.
+            wall: Seconds in which the run ran so far, everything counted.
+        """
+        self.metrics.elapsed_s += seconds
+        self.metrics.wall_s = wall
+
+    def record_progress(self, progress: Progress) -> None:
+        """Notes a progress: its weights, if they are the best so far; counts from zero again."""
+        if progress.valid_loss is not None:
+            self.selection.offer(progress, self.parameters.flat)
+        self.metrics.begin_interval(progress)
+
+    def record_carried(self, carried: tuple[Array, Array]) -> None:
+        """Notes the hidden states that the next batch continues from, (L, B, H) both."""
+        self.carried = carried
+
+    def record_baseline(self, loss: float | None) -> None:
+        """Notes an n-gram's validation loss, for the record."""
+        self.baseline_loss = loss
+
+    def update_end(self, stop: Callable[[], bool]) -> bool:
+        """Returns whether the run ends here, and notes why.
+
+        Args:
+            stop: Returns whether the run was asked to stop; called where no limit ends the run.
+        """
+        self.end(
+            self.plan.over(*self.done())
+            or self.selection.over(self.optimizer.steps)
+            or ("stopped on request" if stop() else "")
+        )
+        return bool(self.ended_by)
+
+    def end(self, sentence: str) -> None:
+        """Notes why the run ended; an empty sentence: it has not."""
+        self.ended_by = sentence
+
+    def check_speed(self) -> None:
+        """Compares the run's speed with AUTO's forecast, once, and notes a sentence about it."""
+        metrics = self.metrics
+        if metrics.speed_checked or metrics.forecast is None:
+            return
+        steps = self.optimizer.steps
+        notice = check_speed(metrics.forecast, steps, metrics.elapsed_s, metrics.tokens)
+        metrics.speed_checked = notice is not None
+        if notice:
+            metrics.notices.append(notice)
+
+    def check_weights(self) -> None:
+        """Notes that all weights are finite.
+
+        Raises:
+            TrainingError: A weight is not.
+        """
+        steps = self.optimizer.steps
+        if not self.is_finite():
+            sentence = f"a weight became infinite by step {steps}; {LOWER_RATE}"
+            raise self.not_finite(sentence, self.metrics.gradient_norm)
+        self.metrics.last_finite_step = steps
+
+    # ------------------------------------------------------------ how far the run is
+
+    def done(self) -> tuple[int, float, int, float]:
+        """Returns the arguments of `Plan`: steps, seconds of training, tokens, wall seconds.
+
+        The seconds reserved for the passes at the end count as if they were spent.
+        """
+        metrics = self.metrics
+        reserved = 0.0
+        plan = metrics.validation_plan
+        if plan is not None and plan.reserve_s is not None:
+            reserved = plan.reserve_s
+        return (
+            self.optimizer.steps,
+            metrics.elapsed_s + reserved,
+            metrics.tokens,
+            metrics.wall_s + reserved,
+        )
+
+    def progress(self, loss: Loss | None, sample: Sample | None, memory: int) -> Progress:
+        """Returns how far the run has come.
+
+        Args:
+            loss: The loss of the validation that was done; None without one.
+            sample: The text that was drawn; None without one.
+            memory: Bytes that the process takes.
+        """
+        metrics = self.metrics
         valid_loss = None if loss is None else loss.value
-        train_loss = tally.loss / max(tally.interval_tokens, 1)
-        if tally.last is not None and not tally.interval_tokens:  # stopped right after a report
-            train_loss = tally.last.train_loss
+        train_loss = metrics.interval_loss / max(metrics.interval_tokens, 1)
+        if metrics.last_progress is not None and not metrics.interval_tokens:
+            train_loss = metrics.last_progress.train_loss  # stopped right after a report
         return Progress(
             step=self.optimizer.steps,
-            epoch=tally.tokens / self.batches.tokens_per_epoch,
-            tokens_seen=tally.tokens,
+            epoch=metrics.tokens / self.batches.tokens_per_epoch,
+            tokens_seen=metrics.tokens,
             train_loss=train_loss,
             valid_loss=valid_loss,
-            tokens_per_second=tally.interval_tokens / max(tally.interval_seconds, 1e-9),
-            elapsed_s=tally.elapsed,
+            tokens_per_second=metrics.interval_tokens / max(metrics.interval_s, 1e-9),
+            elapsed_s=metrics.elapsed_s,
             time_left_s=self.plan.time_left(*self.done()),
-            gradient_norm=tally.norm,
-            learning_rate=tally.rate,
+            gradient_norm=metrics.gradient_norm,
+            learning_rate=metrics.learning_rate,
             sample=None if sample is None else sample.text,
             sample_is_new=None if sample is None else sample.is_new,
             valid_perplexity=None if valid_loss is None else math.exp(min(valid_loss, 700.0)),
-            valid_bits_per_character=self._bits(valid_loss),
+            valid_bits_per_character=self._bits_per_character(valid_loss),
             best_valid_loss=self.selection.lowest(valid_loss),
             memory_bytes=memory,
             valid_tokens=0 if loss is None else loss.tokens,
-            notices=tuple(tally.notices),
+            notices=tuple(metrics.notices),
         )
 
-    def done(self) -> tuple[int, float, int, float]:
-        """Return what the plan goes by: steps, seconds of training, tokens, wall seconds.
+    def _bits_per_character(self, loss: float | None) -> float | None:
+        """Returns a validation loss in bits a code point; None where these are not counted."""
+        valid = self.corpus.valid
+        characters = self.corpus.valid_characters
+        if loss is None or valid is None or not characters:
+            return None
+        return loss * valid.predicted / characters / math.log(2)
 
-        The seconds kept back for the passes at the end count as if they were spent.
-        """
-        tally = self.tally
-        kept_back = 0.0
-        if tally.validation is not None and tally.validation.reserve_s is not None:
-            kept_back = tally.validation.reserve_s
-        return (
-            self.optimizer.steps, tally.elapsed + kept_back, tally.tokens, tally.wall + kept_back,
-        )  # fmt: skip
+    # ------------------------------------------------------------ what validations read
 
     def validation_plan(self) -> ValidationPlan:
-        """Return what validations read; the first call decides it, for the whole run."""
-        tally = self.tally
-        if tally.validation is None:
-            steps, done = self.optimizer.steps, self.plan.progress(*self.done())
-            sample = sample_tokens(self.config, steps, tally.tokens, done)
-            tally.validation = ValidationPlan(sample)
-        return tally.validation
+        """Returns what validations read; the first call decides it, for the whole run."""
+        metrics = self.metrics
+        if metrics.validation_plan is None:
+            share = self.plan.progress(*self.done())
+            sample = sample_tokens(self.config, self.optimizer.steps, metrics.tokens, share)
+            metrics.validation_plan = ValidationPlan(sample)
+        return metrics.validation_plan
 
-    def keep_back(self, loss: Loss) -> None:
-        """Keep time back for the passes at the end, by the speed of the first validation.
+    def reserve_time(self, loss: Loss) -> None:
+        """Reserves time for the passes at the end, by the speed of the first validation.
 
         Args:
-            loss: what that validation brought.
+            loss: The result of that validation.
         """
-        plan, limits = self.validation_plan(), self.config.limits
+        plan = self.validation_plan()
+        limits = self.config.limits
         if plan.reserve_s is not None:
             return
         times = (limits.max_time_s, limits.max_wall_time_s)
@@ -195,131 +287,193 @@ class Run:
         seconds, share = 0.0, 1.0
         if limit is not None:
             seconds, share = reserve(limit, left * loss.seconds_per_token)
-        self.tally.validation = replace(plan, reserve_s=seconds, final_share=share)
+        self.metrics.validation_plan = replace(plan, reserve_s=seconds, final_share=share)
 
     def _unread(self, sample: int) -> Iterator[TokenData]:
-        """Yield the parts that are read at the end alone, for a sample of so many tokens."""
-        valid, test = self.corpus.valid, self.corpus.test
+        """Yields the parts that are read at the end alone, for a sample of so many tokens."""
+        valid = self.corpus.valid
+        test = self.corpus.test
         if valid is not None and valid.predicted > sample:
             yield valid
         if test is not None:
             yield test
 
-    def look_again(self) -> None:
-        """Compare the run's speed with what AUTO expected, once, and note what there is to say."""
-        tally = self.tally
-        if tally.looked or tally.outlook is None:
-            return
-        notice = second_look(tally.outlook, self.optimizer.steps, tally.elapsed, tally.tokens)
-        tally.looked = notice is not None
-        if notice:
-            tally.notices.append(notice)
+    # ------------------------------------------------------------ what the run leaves
 
-    def verdict(self) -> tuple[str, ...]:
-        """Return what AUTO says of the limit that ended the run; nothing without AUTO."""
-        tally, steps, best = self.tally, self.optimizer.steps, self.selection.best
-        if tally.outlook is None:
+    def last_snapshot(self) -> Snapshot:
+        """Returns the weights as they are now."""
+        metrics = self.metrics
+        steps = self.optimizer.steps
+        loss = math.nan if metrics.last_progress is None else metrics.last_progress.train_loss
+        validated = metrics.valid_step == steps
+        valid_loss = metrics.valid_loss if validated else None
+        valid_tokens = metrics.valid_tokens if validated else 0
+        return self._snapshot(self.parameters.flat, steps, loss, valid_loss, valid_tokens)
+
+    def best_snapshot(self) -> Snapshot | None:
+        """Returns the best weights; None before the first validation."""
+        best = self.selection.best
+        weights = self.selection.weights
+        if best is None or weights is None:
+            return None
+        return self._snapshot(
+            weights, best.step, best.train_loss, best.valid_loss, best.valid_tokens
+        )
+
+    def _snapshot(
+        self,
+        weights: Array,
+        step: int,
+        train_loss: float,
+        valid_loss: float | None,
+        valid_tokens: int,
+    ) -> Snapshot:
+        """Returns a copy of the weights that the run had at a step."""
+        corpus = self.corpus
+        parameters = Parameters(self.parameters.shape)
+        parameters.flat[:] = weights
+        record = TrainingRecord(
+            config=self.config,
+            steps=self.optimizer.steps,
+            tokens_seen=self.metrics.tokens,
+            train_loss=train_loss,
+            valid_loss=valid_loss,
+            elapsed_s=self.metrics.elapsed_s,
+            ended_by=self.ended_by or "not ended yet",
+            weights_step=step,
+            valid_split=corpus.valid_split,
+            test_split=corpus.test_split,
+            baseline_loss=self.baseline_loss,
+            valid_tokens=valid_tokens,
+        )
+        context = default_context(corpus.tokenizer, int(corpus.train.tokens[0]))
+        return Snapshot(parameters, record, context)
+
+    def novelty_notices(self) -> tuple[str, ...]:
+        """Returns why there will be no novelty index though the settings ask for one, if so."""
+        train = self.corpus.train
+        reason = too_large(indexed_tokens(train.tokens, train.offsets))
+        return (reason,) if reason and self.config.data.novelty_index else ()
+
+    def novelty_index(self) -> NoveltyIndex | None:
+        """Returns the index of the training part; None where the settings ask for none.
+
+        It depends on the corpus alone: a run that continues from its checkpoint makes the same one.
+        """
+        if not self.config.data.novelty_index or self.novelty_notices():
+            return None
+        train = self.corpus.train
+        return NoveltyIndex.build(train.tokens, train.offsets, self.corpus.tokenizer)
+
+    def limit_notices(self) -> tuple[str, ...]:
+        """Returns what AUTO says of the limit that ended the run; nothing without AUTO."""
+        metrics = self.metrics
+        if metrics.forecast is None:
             return ()
-        best_step = steps if best is None else best.step
-        return verdict(tally.outlook, self.ended_by, tally.elapsed, tally.tokens, steps, best_step)
+        steps = self.optimizer.steps
+        best_step = steps if self.selection.best is None else self.selection.best.step
+        return judge_limit(
+            metrics.forecast, self.ended_by, metrics.elapsed_s, metrics.tokens, steps, best_step
+        )
 
-    def fault(self, sentence: str, norm: float) -> TrainingError:
-        """Return what ends a run whose numbers are none any more.
+    def is_finite(self) -> bool:
+        """Returns whether all weights are finite numbers."""
+        return bool(np.isfinite(self.parameters.flat).all())
+
+    def not_finite(self, sentence: str, norm: float) -> TrainingError:
+        """Returns the error that ends a run whose numbers are no longer finite.
 
         Args:
-            sentence: what happened.
-            norm: the norm of the gradient that led there.
+            sentence: What happened.
+            norm: The norm of the gradient that led there.
         """
-        good = self.optimizer.steps if self.sound() else self.tally.good_step
+        good = self.optimizer.steps if self.is_finite() else self.metrics.last_finite_step
         measured = "" if "norm" in sentence else f"gradient norm {norm:g}; "
         return TrainingError(f"{sentence} ({measured}the last good state is that of step {good})")
 
-    def sound(self) -> bool:
-        """Return whether all weights are finite numbers."""
-        return bool(np.isfinite(self.parameters.flat).all())
+    # ------------------------------------------------------------ storing
 
-    def check_weights(self) -> None:
-        """Note that all weights are finite.
-
-        Raises:
-            TrainingError: one is not.
-        """
-        steps = self.optimizer.steps
-        if not self.sound():
-            raise self.fault(f"a weight became infinite by step {steps}; {LOWER}", self.tally.norm)
-        self.tally.good_step = steps
-
-    def _bits(self, loss: float | None) -> float | None:
-        """A validation loss in bits a code point; None where these are not counted."""
-        valid, characters = self.corpus.valid, self.corpus.valid_characters
-        if loss is None or valid is None or not characters:
-            return None
-        return loss * valid.predicted / characters / math.log(2)
-
-    def capture(self) -> checkpoint.RunState:
-        """Return everything that the rest of the run depends on; it shares memory with the run."""
-        optimizer, selection, carried = self.optimizer, self.selection, self.carried
-        tensors = {
-            "weights": self.parameters.flat,
-            "means": None if optimizer.means is None else optimizer.means.flat,
-            "squares": None if optimizer.squares is None else optimizer.squares.flat,
-            "best_weights": selection.weights,
-            "hs": carried and carried[0],
-            "cs": carried and carried[1],
-        }
+    def checkpoint(self) -> Checkpoint:
+        """Returns everything that the rest of the run depends on; it shares memory with the run."""
+        optimizer = self.optimizer
         content = {
             "config": self.config.to_json(),
             "corpus": self._corpus_fingerprint(),
             "steps": optimizer.steps,
             "powers": optimizer.corrections.powers,
             "position": self.batches.position,
-            "tally": self.tally.to_json(),
-            "selection": selection.to_json(),
+            "tally": self.metrics.to_json(),
+            "selection": self.selection.to_json(),
         }
-        return checkpoint.RunState(content, {k: v for k, v in tensors.items() if v is not None})
+        tensors = {
+            "weights": self.parameters.flat,
+            "means": None if optimizer.means is None else optimizer.means.flat,
+            "squares": None if optimizer.squares is None else optimizer.squares.flat,
+            "best_weights": self.selection.weights,
+            "hs": None if self.carried is None else self.carried[0],
+            "cs": None if self.carried is None else self.carried[1],
+        }
+        present = {name: array for name, array in tensors.items() if array is not None}
+        return Checkpoint(content, present)
 
-    def apply(self, state: checkpoint.RunState) -> None:
-        """Go on from what `capture` returned.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continues from what `checkpoint` returned.
+
+        Args:
+            checkpoint: The checkpoint of a run over the same corpus with the same settings.
 
         Raises:
-            LoadError: it belongs to another corpus or to other settings.
+            LoadError: It belongs to another corpus or to other settings, or to another
+                version of Treadle.
         """
-        checkpoint.check_same(state, self.config, self._corpus_fingerprint())
-        content, tensors, optimizer = state.content, state.tensors, self.optimizer
-        buffers = {"weights": self.parameters, "means": optimizer.means}
-        buffers["squares"] = optimizer.squares
+        check_same(checkpoint, self.config, self._corpus_fingerprint())
         try:
-            self._check_sizes(tensors)
-            self.tally = Tally.from_json(content["tally"])
-            self.batches.seek(content["position"])
-            self.selection.restore(content["selection"], tensors.get("best_weights"))
-            for name, buffer in buffers.items():
-                if buffer is not None:
-                    buffer.flat[:] = tensors[name]
-            self.carried = (tensors["hs"], tensors["cs"]) if "hs" in tensors else None
-            optimizer.steps = cast(int, whole(0, MAX_UINT64)["check"](content["steps"], "steps"))
-            power1, power2 = map(float, content["powers"])
-            if not (0 <= power1 <= 1 and 0 <= power2 <= 1):
-                raise ValueError(f"powers are {power1:g} and {power2:g}")
-            optimizer.corrections.powers = (power1, power2)
+            self._restore(checkpoint.content, checkpoint.tensors)
         except (
-            KeyError, TypeError, ValueError, AttributeError, OverflowError, ConfigError,
-        ) as fault:  # fmt: skip
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            ConfigError,
+        ) as fault:
             raise LoadError(f"the training state is of another version: {fault}") from fault
 
-    def _check_sizes(self, tensors: Mapping[str, Array]) -> None:
-        """Check that a saved run's tensors are as large as this one's, and float32.
+    def _restore(self, content: Any, tensors: Any) -> None:
+        """Takes the parts of a checkpoint; raises what Python raises where one is malformed."""
+        optimizer = self.optimizer
+        self._check_sizes(tensors)
+        self.metrics = Metrics.from_json(content["tally"])
+        self.batches.seek(content["position"])
+        self.selection.restore(content["selection"], tensors.get("best_weights"))
+        buffers = {
+            "weights": self.parameters,
+            "means": optimizer.means,
+            "squares": optimizer.squares,
+        }
+        for name, buffer in buffers.items():
+            if buffer is not None:
+                buffer.flat[:] = tensors[name]
+        self.carried = (tensors["hs"], tensors["cs"]) if "hs" in tensors else None
+        steps = cast(int, whole(0, MAX_UINT64)["check"](content["steps"], "steps"))
+        power1, power2 = map(float, content["powers"])
+        if not (0 <= power1 <= 1 and 0 <= power2 <= 1):
+            raise ValueError(f"powers are {power1:g} and {power2:g}")
+        optimizer.restore(steps, (power1, power2))
+
+    def _check_sizes(self, tensors: Any) -> None:
+        """Checks that a checkpoint's tensors are as large as this run's, and float32.
 
         Raises:
-            ValueError: One is not.
+            ValueError: A tensor is not.
         """
         shape = self.parameters.shape
         states = (shape.L, self.batches.batch_size, shape.H)
         for name, tensor in tensors.items():
-            wanted = states if name in ("hs", "cs") else self.parameters.flat.shape
-            if tensor.shape != wanted or tensor.dtype != np.float32:
+            expected = states if name in ("hs", "cs") else self.parameters.flat.shape
+            if tensor.shape != expected or tensor.dtype != np.float32:
                 raise ValueError(f"{name} is of shape {tensor.shape} and type {tensor.dtype}")
 
     def _corpus_fingerprint(self) -> str:
-        self._fingerprint = self._fingerprint or checkpoint.corpus_fingerprint(self.corpus)
+        self._fingerprint = self._fingerprint or corpus_fingerprint(self.corpus)
         return self._fingerprint

@@ -1,4 +1,7 @@
-"""Training: batches through the engine to the optimizer, with progress as it goes."""
+"""`Trainer` runs the training loop: batches through the engine to the optimizer.
+
+`train` does the same in one call. Progress comes while the run proceeds; see docs/training.md.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from treadle.model.data.batching import make_batches
 from treadle.model.enums import CorpusRole, Keep
 from treadle.model.errors import TrainingError
 from treadle.model.memory_estimate import check_resident, resident_bytes
+from treadle.model.model import Model
 from treadle.model.network.engine import Engine, InterruptedRunError, never
 from treadle.model.network.parallel import Pool
 from treadle.model.scratch_files import Folder, Require, anything
@@ -23,24 +27,58 @@ from treadle.model.training.accumulation import Accumulation
 from treadle.model.training.auto import preset
 from treadle.model.training.baseline import baseline
 from treadle.model.training.config_check import check_config
-from treadle.model.training.evaluation import During, Evaluation, Haste, Loss, Sample, nothing
+from treadle.model.training.evaluation import (
+    Evaluation,
+    GracePeriod,
+    Loss,
+    Sample,
+    ValidationHook,
+    no_hook,
+)
 from treadle.model.training.optimizer import learning_rate
 from treadle.model.training.plan import fill_in
 from treadle.model.training.progress import Progress, Started
-from treadle.model.training.setup import Source, check_fits, initial, load_kernels, read
-from treadle.model.training.state import LOWER, Run
+from treadle.model.training.setup import (
+    CorpusSource,
+    check_fits,
+    initial_parameters,
+    load_corpus,
+    load_kernels,
+)
+from treadle.model.training.state import LOWER_RATE, Snapshot, TrainingState
 from treadle.model.training_record import exploded
 
 if TYPE_CHECKING:
-    from treadle.model.model import Model
+    from treadle.model.training_record import TrainingRecord
 
 
 class Trainer:
-    """One training run."""
+    """One training run.
+
+    The constructor reads the corpus and prepares everything; `started` says what became of the
+    settings.
+
+    Args:
+        corpus: The data, a file of it, several files, or a corpus already read.
+        config: All settings; None: the defaults.
+        threads: Threads that the kernels may use; they do not change the result.
+        memory_limit_bytes: The most that the run may take, its corpus counted; None: whatever
+            there is. `limits.max_memory_bytes` holds as well.
+        init_from: The model whose tokenizer, network and weights the run begins from; None:
+            random weights.
+        folder: Where the tokens of the corpus are kept in nameless files; None: in memory.
+
+    Raises:
+        ConfigError: The run would take more memory than it may, asks for a precision that this
+            processor lacks, or does not fit the model that it begins from.
+        CorpusError: The corpus is empty, too small, or not UTF-8, or its words are too long
+            together for a model file.
+        UnknownSymbolError: A symbol has no token and the policy is ERROR.
+    """
 
     def __init__(
         self,
-        corpus: Source,
+        corpus: CorpusSource,
         config: TrainConfig | None = None,
         threads: int = 1,
         memory_limit_bytes: int | None = None,
@@ -48,49 +86,32 @@ class Trainer:
         init_from: Model | None = None,
         folder: Folder | None = None,
     ) -> None:
-        """Read the corpus and prepare everything; `started` then tells what became of it.
-
-        Args:
-            corpus: the data, a file of it, several files, or a corpus already read.
-            config: all settings; None: the defaults.
-            threads: threads that the kernels may use; they do not change the result.
-            memory_limit_bytes: the most that the run may take, its corpus counted;
-                None: whatever there is. `limits.max_memory_bytes` holds as well.
-            init_from: a model whose tokenizer, network and weights the run begins from.
-            folder: where the corpus' tokens are kept in nameless files; None: in memory.
-
-        Raises:
-            ConfigError: the run would take more memory than it may, wants a precision that
-                this processor lacks, or does not fit the model that it is to begin from.
-            CorpusError: the corpus is empty, too small, or not UTF-8, or its words are too long
-                together for a model file.
-            UnknownSymbolError: a symbol has no token and the policy is ERROR.
-        """
         config = config or TrainConfig()
-        begin = None
+        base = None
         if init_from is not None:
             config = fine_tuning.take_over(config, init_from)
-            begin = fine_tuning.beginning(init_from)
-        check_config(config, begin)
-        corpus = read(corpus, config, init_from, folder)
-        config, picked, outlook = preset.pick(config, corpus, threads)
+            base = fine_tuning.describe(init_from)
+        check_config(config, base)
+        corpus = load_corpus(corpus, config, init_from, folder)
+        config, picked, forecast = preset.pick(config, corpus, threads)
         batches = make_batches(corpus.train, config.data, corpus.tokenizer, config.seed)
         config, chosen = fill_in(config, corpus, batches)
-        parameters = initial(check_fits(corpus, config, memory_limit_bytes), config.seed, init_from)
-        self._state = Run(corpus, config, parameters, batches)
-        self._state.tally.outlook = outlook
-        self._haste = Haste()
+        shape = check_fits(corpus, config, memory_limit_bytes)
+        parameters = initial_parameters(shape, config.seed, init_from)
+        self._state = TrainingState(corpus, config, parameters, batches, forecast)
+        self._grace_period = GracePeriod()
         self._engine: Engine | None = None
         self._clock = 0.0
-        self._whole = True
+        self._between_steps = True
         self.threads = threads
         """Threads that the kernels may use; what is set here holds from the next step on."""
         notices = (*corpus.notices, *picked, *batches.notices, *chosen)
         self.started = self._started((*notices, *self._state.novelty_notices()))
-        self._state.baseline_loss = self.started.baseline_loss
+        self._state.record_baseline(self.started.baseline_loss)
 
     def _started(self, notices: tuple[str, ...]) -> Started:
-        corpus, shape = self._state.corpus, self._state.parameters.shape
+        corpus = self._state.corpus
+        shape = self._state.parameters.shape
         counted = baseline(corpus)
         return Started(
             config=self._state.config,
@@ -114,18 +135,28 @@ class Trainer:
 
     @property
     def last_progress(self) -> Progress | None:
-        """What was told last, also by the run that this one goes on from; None before."""
-        return self._state.tally.last
+        """The last progress, also of the run that this one continues; None before the first."""
+        return self._state.metrics.last_progress
 
     @property
     def model(self) -> Model:
         """The model as it is now, with the record of the run so far. It shares no memory."""
-        return self._state.last_model()
+        return self._model(self._state.last_snapshot())
 
     @property
     def best_model(self) -> Model | None:
         """The model of the lowest validation loss so far; None before the first validation."""
-        return self._state.best_model()
+        snapshot = self._state.best_snapshot()
+        return None if snapshot is None else self._model(snapshot)
+
+    def _model(self, snapshot: Snapshot) -> Model:
+        return Model(
+            self._state.config.network,
+            self._state.corpus.tokenizer,
+            snapshot.parameters,
+            snapshot.record,
+            snapshot.default_context,
+        )
 
     @property
     def ended_by(self) -> str:
@@ -134,318 +165,345 @@ class Trainer:
 
     @ended_by.setter
     def ended_by(self, sentence: str) -> None:
-        self._state.ended_by = sentence
+        self._state.end(sentence)
 
-    def finish(self, stop: Callable[[], bool] = never, during: During = nothing) -> Model:
-        """Return the model to store, by `config.keep`, with its losses on whole parts.
+    def finish(self, stop: Callable[[], bool] = never, during: ValidationHook = no_hook) -> Model:
+        """Returns the model to store, by `config.keep`, with its losses on whole parts.
 
         Where the run's validations read a sample of the validation part, the whole part is read
         now; and so is the test part. Under a limit of time both passes are cut to what the limit
-        leaves. It alone gets a novelty index, where `config.data` asks for one.
+        leaves. Only this model gets a novelty index, where `config.data` asks for one.
 
         Args:
-            stop: asked meanwhile: a run that is to stop does not read for longer than
-                STOP_PATIENCE_S. It keeps the loss on the sample, and has no test loss.
-            during: called before every batch that is read.
+            stop: Returns whether the run is to stop. Then no pass is read for longer than
+                STOP_PATIENCE_S: the model keeps the loss on the sample, and has no test loss.
+            during: Called before every batch that is read.
 
         Raises:
-            TrainingError: no weights of the run are finite numbers.
-            Exception: what `during` raised; the run can be finished again.
+            TrainingError: No weights of the run are finite numbers.
+            Exception: What `during` raised; the run can be finished again.
         """
-        state, best = self._state, self.best_model
-        if best is not None and (state.config.keep is Keep.BEST or not state.sound()):
-            model = best
-        elif state.sound():
-            model = self.model
-        else:
-            raise TrainingError(f"the run left no finite weights to store; {LOWER}")
-        begin, pool = time.perf_counter(), Pool(self.threads)
+        model = self._chosen_model()
+        assert model.training is not None
+        begin = time.perf_counter()
+        pool = Pool(self.threads)
         try:
-            examination = Evaluation(state.corpus, pool, lambda: self._haste(stop), during)
-            valid = self._final_loss(examination, CorpusRole.VALID, model)
-            test = self._final_loss(examination, CorpusRole.TEST, model)
+            evaluation = Evaluation(
+                self._state.corpus, pool, lambda: self._grace_period.is_over(stop), during
+            )
+            valid = self._final_loss(evaluation, CorpusRole.VALID, model)
+            test = self._final_loss(evaluation, CorpusRole.TEST, model)
         finally:
             pool.close()
-        assert model.training is not None
-        last, size = state.tally.last, model.parameters.shape.V
-        notices = () if last is None else exploded(last.train_loss, size)
-        record = replace(model.training, notices=(*notices, *state.verdict()))
-        if valid is not None:
-            record = replace(record, valid_loss=valid.value, valid_tokens=valid.tokens)
-        if test is not None:
-            record = replace(record, test_loss=test.value, test_tokens=test.tokens)
+        notices = (*self._divergence(model), *self._state.limit_notices())
+        record = _with_losses(replace(model.training, notices=notices), valid, test)
         if valid is not None or test is not None:
             seconds = time.perf_counter() - begin
             record = replace(record, elapsed_s=record.elapsed_s + seconds)
         model.training = record
-        model.novelty = state.novelty_index()
+        model.novelty = self._state.novelty_index()
         return model
 
-    def _final_loss(self, examination: Evaluation, role: CorpusRole, model: Model) -> Loss | None:
-        """The loss on a part at the end; None where the record has it, without one, or in haste."""
-        corpus, plan = self._state.corpus, self._state.validation_plan()
+    def _chosen_model(self) -> Model:
+        """Returns the best model or the last one, by `config.keep`."""
+        best = self.best_model
+        finite = self._state.is_finite()
+        if best is not None and (self._state.config.keep is Keep.BEST or not finite):
+            return best
+        if finite:
+            return self.model
+        raise TrainingError(f"the run left no finite weights to store; {LOWER_RATE}")
+
+    def _divergence(self, model: Model) -> tuple[str, ...]:
+        """Returns a sentence if the run diverged."""
+        last = self._state.metrics.last_progress
+        return () if last is None else exploded(last.train_loss, model.parameters.shape.V)
+
+    def _final_loss(self, evaluation: Evaluation, role: CorpusRole, model: Model) -> Loss | None:
+        """Returns the loss on a part at the end; None where the record has it, or where none is."""
+        corpus = self._state.corpus
+        plan = self._state.validation_plan()
         data = corpus.test if role is CorpusRole.TEST else corpus.valid
         if data is None:
             return None
         at_most = None if plan.final_share == 1 else int(data.predicted * plan.final_share)
-        batches = examination.batches(role, at_most)
+        batches = evaluation.batches(role, at_most)
         record = model.training
         assert batches is not None
         assert record is not None
         known = record.valid_tokens if role is CorpusRole.VALID else 0
         if known >= batches.tokens:
             return None
-        loss = examination.loss(model.parameters, role, at_most, final=True)
+        loss = evaluation.loss(model.parameters, role, at_most, final=True)
         if loss is not None and not math.isfinite(loss.value):
-            raise self._not_finite(loss, record.weights_step)
+            raise self._loss_not_finite(loss, record.weights_step)
         return loss
 
-    def _not_finite(self, loss: Loss, step: int) -> TrainingError:
-        sentence = f"the validation loss became {loss.value} after step {step}; {LOWER}"
-        return self._state.fault(sentence, self._state.tally.norm)
+    def _loss_not_finite(self, loss: Loss, step: int) -> TrainingError:
+        sentence = f"the validation loss became {loss.value} after step {step}; {LOWER_RATE}"
+        return self._state.not_finite(sentence, self._state.metrics.gradient_norm)
 
     def save_state(self, path: str | os.PathLike[str], require: Require = anything) -> None:
-        """Write everything that the rest of the run depends on, whole or not at all.
+        """Writes a checkpoint: everything that the rest of the run depends on, whole or not at all.
 
-        Between steps only: in `between`, where `run` yields, or while it does not run. The
-        state before is kept as `<name>.previous`.
+        Call it between steps only: in `between`, where `run` yields, or while the run is paused.
+        The checkpoint before is kept as `<name>.previous`.
 
         Args:
-            path: where to.
-            require: asked before bytes are written.
+            path: Where to write.
+            require: Called before bytes are written; raises OSError where they may not be.
 
         Raises:
-            TrainingError: a weight is no finite number, or a step has failed midway; what was
+            TrainingError: A weight is no finite number, or a step has failed midway; what was
                 written before stays as it is.
-            OSError: it could not be written; what was written before stays as it is.
+            OSError: It could not be written; what was written before stays as it is.
         """
-        self._check_whole()
-        state = self._state
-        state.check_weights()
+        self._check_between_steps()
+        self._state.check_weights()
         if self._engine is not None:
-            state.carried = self._engine.carried()
-        checkpoint.write(path, state.capture(), require)
+            self._state.record_carried(self._engine.carried())
+        checkpoint.write(path, self._state.checkpoint(), require)
 
-    def _check_whole(self) -> None:
-        if not self._whole:
+    def _check_between_steps(self) -> None:
+        if not self._between_steps:
             raise TrainingError(
                 "a step failed midway: go on from the last state that was saved, in a new trainer"
             )
 
     def restore_state(self, path: str | os.PathLike[str]) -> bool:
-        """Go on from a state that a run over the same corpus with the same settings saved.
+        """Continues from a checkpoint of a run over the same corpus with the same settings.
 
         Call it before `run`. A damaged file gives way to the one before it.
 
+        Args:
+            path: Where `save_state` wrote it.
+
         Returns:
-            Whether there was one.
+            Whether there was a checkpoint.
 
         Raises:
-            LoadError: it is damaged, as is the one before it, or belongs to another corpus
+            LoadError: It is damaged, as is the one before it, or belongs to another corpus
                 or to other settings.
-            OSError: it cannot be read.
+            OSError: It cannot be read.
         """
         saved = checkpoint.read(path)
         if saved is not None:
-            self._state.apply(saved)
+            self._state.restore(saved)
         return saved is not None
 
     def run(
-        self, stop: Callable[[], bool] = never, between: Callable[[], bool | None] | None = None,
-        during: During = nothing, interrupted: Callable[[], bool] = never,
-    ) -> Iterator[Progress]:  # fmt: skip
-        """Train until a limit is met or `stop` says so; or leave when `between` says so.
+        self,
+        stop: Callable[[], bool] = never,
+        between: Callable[[], bool | None] | None = None,
+        during: ValidationHook = no_hook,
+        interrupted: Callable[[], bool] = never,
+    ) -> Iterator[Progress]:
+        """Trains until a limit is met or `stop` says so; or pauses when `between` says so.
 
         Args:
-            stop: asked between steps, and while the model is examined: a run that is to stop
+            stop: Called between steps, and while the model is evaluated: a run that is to stop
                 does not validate for longer than STOP_PATIENCE_S more.
-            between: called after every step and what it led to, when `save_state` and `model` may
-                be used. If it returns True, the run is left at once as it is, neither examined
-                nor ended: another `run`, or one from its saved state, goes on with it.
-            during: called before every batch of a validation. What it raises leaves the run as
+            between: Called after every step and what it led to, when `save_state` and `model` may
+                be used. If it returns True, the run pauses at once as it is, neither evaluated
+                nor ended: another `run`, or one from its checkpoint, continues it.
+            during: Called before every batch of a validation. What it raises pauses the run as
                 `between` does, and the validation is made again when the run continues.
-            interrupted: asked many times within a step, in any thread. Once it says so, the step is
-                dropped, as if it had not begun, and `between` and `stop` are asked, one of which
-                must then end the run. A sample is dropped, too, unless `stop` says so. A run that
-                continues makes either again, to the same bits.
+            interrupted: Called many times within a step, in any thread. Once it says so, the step
+                is dropped, as if it had not begun, and `between` and `stop` are called, one of
+                which must then end the run. A sample is dropped, too, unless `stop` says so. A run
+                that continues makes either again, to the same bits.
 
         Yields:
             Progress every `progress_interval_s`, at every validation, and at the end.
 
         Raises:
-            TrainingError: the loss, the gradient or a weight is no finite number any more, or
-                the process has come to take more memory than `limits.max_memory_bytes`.
-            Exception: what `during` raised.
+            TrainingError: The loss, the gradient or a weight is no finite number any more, or
+                the process takes more memory than `limits.max_memory_bytes`.
+            Exception: What `during` raised.
         """
-        self._check_whole()
+        self._check_between_steps()
         state = self._state
-        self._clock = time.perf_counter() - state.tally.wall
+        self._clock = time.perf_counter() - state.metrics.wall_s
         load_kernels(state.config)
         pool = Pool(self.threads)
         try:
-            config, batches = state.config, state.batches
-            engine = Engine(
-                state.parameters, batches.batch_size, batches.window, pool,
-                config.network.dropout, config.seed, config.optimizer.precision,
-                config.network.output_dropout,
-            )  # fmt: skip
-            if state.carried is not None:
-                engine.carry(*state.carried)
-            engine.interrupted = interrupted
-            self._engine = engine
-            examination = Evaluation(
-                state.corpus, pool, lambda: self._haste(stop), during,
+            self._engine = engine = self._new_engine(pool, interrupted)
+            evaluation = Evaluation(
+                state.corpus,
+                pool,
+                lambda: self._grace_period.is_over(stop),
+                during,
                 lambda: interrupted() and not stop(),
-            )  # fmt: skip
+            )
             try:
-                yield from self._run(engine, examination, stop, between)
+                yield from self._run(engine, evaluation, stop, between)
             except InterruptedRunError:  # within a sample
                 if between is not None:
                     between()
         finally:
             if self._engine is not None:
-                state.carried, self._engine = self._engine.carried(), None
+                state.record_carried(self._engine.carried())
+                self._engine = None
             pool.close()
 
+    def _new_engine(self, pool: Pool, interrupted: Callable[[], bool]) -> Engine:
+        state = self._state
+        config = state.config
+        engine = Engine(
+            state.parameters,
+            state.batches.batch_size,
+            state.batches.window,
+            pool,
+            config.network.dropout,
+            config.seed,
+            config.optimizer.precision,
+            config.network.output_dropout,
+        )
+        if state.carried is not None:
+            engine.carry(*state.carried)
+        engine.interrupted = interrupted
+        return engine
+
     def _run(
-        self, engine: Engine, examination: Evaluation, stop: Callable[[], bool],
+        self,
+        engine: Engine,
+        evaluation: Evaluation,
+        stop: Callable[[], bool],
         between: Callable[[], bool | None] | None,
-    ) -> Iterator[Progress]:  # fmt: skip
-        state, tally, report = self._state, self._state.tally, self._state.config.report
-        together = state.config.optimizer.accumulation_steps
-        accumulation = Accumulation(engine, state.batches, together)
-        if tally.pending:  # the run was left in the middle of it
-            yield from self._report(examination)
-        while not self._ended(stop):
+    ) -> Iterator[Progress]:
+        state = self._state
+        interval_s = state.config.report.progress_interval_s
+        accumulation = Accumulation(
+            engine, state.batches, state.config.optimizer.accumulation_steps
+        )
+        if state.metrics.evaluation_pending:  # the run was paused in the middle of it
+            yield from self._report(evaluation)
+        while not state.update_end(stop):
             if engine.pool.threads != (threads := self.threads):
                 engine.pool.resize(threads)
-            self._whole = False
+            self._between_steps = False
             try:
                 self._step(accumulation, engine.pool)
             except InterruptedRunError:
-                self._whole = True
+                self._between_steps = True
                 if between is not None and between():
                     return
                 continue
-            done = state.done()
-            part = state.plan.part(*done)
-            due = part > tally.part or bool(state.plan.over(*done))
-            tally.examined, tally.part, tally.pending = due, part, due
-            state.look_again()
-            if due or tally.interval_seconds >= report.progress_interval_s:
-                yield from self._report(examination if due else None)
-            self._whole = True
+            due = state.schedule_evaluation()
+            state.check_speed()
+            if due or state.metrics.interval_s >= interval_s:
+                yield from self._report(evaluation if due else None)
+            self._between_steps = True
             if between is not None and between():
                 return
-        if not tally.examined:  # stopped between two validations
-            tally.examined = tally.pending = True
-            yield from self._report(examination)
-
-    def _ended(self, stop: Callable[[], bool]) -> bool:
-        state = self._state
-        state.ended_by = (
-            state.plan.over(*state.done())
-            or state.selection.over(state.optimizer.steps)
-            or ("stopped on request" if stop() else "")
-        )
-        return bool(state.ended_by)
+        if state.schedule_last_evaluation():  # stopped between two validations
+            yield from self._report(evaluation)
 
     def _step(self, accumulation: Accumulation, pool: Pool) -> None:
-        """One step: batches, loss, gradient, update.
+        """Makes one step: batches, loss, gradient, update.
 
         Raises:
-            InterruptedRunError: the run was interrupted, and is as it was before the step.
+            InterruptedRunError: The run was interrupted, and is as it was before the step.
         """
         begin = time.perf_counter()
-        state, tally, optimizer = self._state, self._state.tally, self._state.optimizer
-        steps, share = optimizer.steps, state.plan.progress(*state.done())
-        warmup, lowered = state.plan.warmup_steps, state.selection.lowered
-        rate = learning_rate(optimizer.config, steps, share, warmup, lowered)
+        state = self._state
+        optimizer = state.optimizer
+        steps = optimizer.steps
+        rate = learning_rate(
+            optimizer.config,
+            steps,
+            state.plan.progress(*state.done()),
+            state.plan.warmup_steps,
+            state.selection.lowered,
+        )
         loss, count = accumulation.run(steps)
         gradient = accumulation.gradient
         if not math.isfinite(loss):
-            sentence = f"the loss became {loss} at step {steps + 1}; {LOWER}"
-            raise state.fault(sentence, optimizer.norm(gradient, pool))
+            sentence = f"the loss became {loss} at step {steps + 1}; {LOWER_RATE}"
+            raise state.not_finite(sentence, optimizer.norm(gradient, pool))
         try:
-            tally.norm = optimizer.step(gradient, rate, pool)
+            norm = optimizer.step(gradient, rate, pool)
         except TrainingError as fault:
-            raise state.fault(str(fault), math.nan) from fault
+            raise state.not_finite(str(fault), math.nan) from fault
         now = time.perf_counter()
-        tally.rate, tally.wall = rate, now - self._clock
-        tally.add(loss, count, now - begin)
+        state.record_step(loss, count, norm, rate, now - begin, now - self._clock)
 
-    def _report(self, examination: Evaluation | None) -> Iterator[Progress]:
-        """Yield a progress; with an examination, validate and draw a sample first."""
-        state, tally = self._state, self._state.tally
+    def _report(self, evaluation: Evaluation | None) -> Iterator[Progress]:
+        """Yields a progress; with an evaluation, validates and draws a sample first."""
+        state = self._state
         state.check_weights()
-        self._whole = True
-        loss, sample = self._examine(examination) if examination else (None, None)
+        self._between_steps = True
+        loss, sample = self._evaluate(evaluation) if evaluation else (None, None)
         progress = state.progress(loss, sample, resident_bytes())
-        if loss is not None:
-            state.selection.offer(progress, state.parameters.flat)
-        tally.last, tally.pending, tally.notices = progress, False, []
-        tally.begin_interval()
+        state.record_progress(progress)
         yield progress
         check_resident(progress.memory_bytes, state.config.limits.max_memory_bytes)
 
-    def _examine(self, examination: Evaluation) -> tuple[Loss | None, Sample | None]:
-        """The validation loss and a sample of the model as it is now."""
-        state, tally, report = self._state, self._state.tally, self._state.config.report
+    def _evaluate(self, evaluation: Evaluation) -> tuple[Loss | None, Sample | None]:
+        """Returns the validation loss and a sample of the model as it is now."""
+        state = self._state
+        report = state.config.report
         if state.corpus.valid is None and not report.sample_tokens:
             return None, None
         plan = state.validation_plan()
         with self._timed():
-            loss = examination.loss(
+            loss = evaluation.loss(
                 state.parameters, CorpusRole.VALID, plan.sample_tokens, final=False
             )
             if loss is not None and not math.isfinite(loss.value):
-                raise self._not_finite(loss, self.steps)
-            tally.valid_loss, tally.valid_tokens = (loss.value, loss.tokens) if loss else (None, 0)
-            tally.valid_step = self.steps
-            sample = examination.sample(self.model, report.sample_tokens, state.config.seed)
+                raise self._loss_not_finite(loss, self.steps)
+            state.record_validation(loss)
+            sample = evaluation.sample(self.model, report.sample_tokens, state.config.seed)
         if loss is not None:
-            state.keep_back(loss)
+            state.reserve_time(loss)
         return loss, sample
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Counts the time of what is done within as time of the run."""
+        """Counts the time of the block as time of the run."""
         begin = time.perf_counter()
         try:
             yield
         finally:
             now = time.perf_counter()
-            tally = self._state.tally
-            tally.elapsed += now - begin
-            tally.wall = now - self._clock
+            self._state.record_time(now - begin, now - self._clock)
+
+
+def _with_losses(record: TrainingRecord, valid: Loss | None, test: Loss | None) -> TrainingRecord:
+    """Returns a record with the losses of the passes at the end, where they were made."""
+    if valid is not None:
+        record = replace(record, valid_loss=valid.value, valid_tokens=valid.tokens)
+    if test is not None:
+        record = replace(record, test_loss=test.value, test_tokens=test.tokens)
+    return record
 
 
 def train(
-    corpus: Source | str,
+    corpus: CorpusSource | str,
     config: TrainConfig | None = None,
     threads: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
     **limits: Any,
 ) -> Model:
-    """Train a model in one call, for notebooks and scripts.
+    """Trains a model in one call, for notebooks and scripts.
 
     Args:
-        corpus: the text itself (str or bytes), a file's path (os.PathLike), several files, or a
-            corpus read.
-        config: all settings; None: the defaults.
-        threads: threads that the kernels may use.
-        on_progress: called with every progress.
-        **limits: fields of `LimitsConfig` that win over the config's.
+        corpus: The text itself (str or bytes), a file's path (os.PathLike), several files, or a
+            corpus already read.
+        config: All settings; None: the defaults.
+        threads: Threads that the kernels may use.
+        on_progress: Called with every progress.
+        **limits: Fields of `LimitsConfig` that take the place of the config's.
 
     Returns:
         The trained model, by `config.keep` that of the best validation or the last.
 
     Raises:
-        ModelError: see `Trainer` and `Trainer.run`.
+        ModelError: See `Trainer` and `Trainer.run`.
     """
     config = config or TrainConfig()
     config = replace(config, limits=replace(config.limits, **limits))
-    # A lone surrogate becomes bytes that are not UTF-8, for the corpus to refuse by name.
+    # A lone surrogate becomes bytes that are not UTF-8, so that the corpus refuses it by name.
     data = corpus.encode("utf-8", "surrogatepass") if isinstance(corpus, str) else corpus
     trainer = Trainer(data, config, threads)
     for progress in trainer.run():

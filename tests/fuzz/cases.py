@@ -279,7 +279,7 @@ def state(seed: int) -> None:
 
 
 @cache
-def _saved() -> tuple[tuple[Corpus, TrainConfig, checkpoint.RunState], ...]:
+def _saved() -> tuple[tuple[Corpus, TrainConfig, checkpoint.Checkpoint], ...]:
     """Runs of a few steps, as they are saved; each has its corpus."""
     made = []
     with tempfile.TemporaryDirectory() as folder:
@@ -330,7 +330,7 @@ def saved_run(seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state"
         try:
-            checkpoint.write(path, checkpoint.RunState(content, tensors))
+            checkpoint.write(path, checkpoint.Checkpoint(content, tensors))
         except UnicodeEncodeError:
             return
         if attempt(lambda: trainer.restore_state(path)) is None:

@@ -26,10 +26,10 @@ from treadle.model.config import (
 from treadle.model.data.corpus import read_corpus
 from treadle.model.network.shape import Shape
 from treadle.model.training.auto import preset
-from treadle.model.training.auto.preset import Facts, budget, pick, pick_for
-from treadle.model.training.auto.throughput import Speed
+from treadle.model.training.auto.preset import PresetInputs, budget, pick, pick_for
+from treadle.model.training.auto.throughput import Throughput
 
-SPEEDS = (Speed(Shape(Cell.LSTM, 65, 64, 384, 1), Precision.BF16, 81_000.0),)
+SPEEDS = (Throughput(Shape(Cell.LSTM, 65, 64, 384, 1), Precision.BF16, 81_000.0),)
 HOURS = 3600.0
 FIVE, NAMES = (4, 0, 4), (228_000, 32_033, 28)
 PLAYS, LARGE, WORDS = (1_003_853, 0, 65), (18 * 10**7, 0, 200), (10**7, 0, 10_000)
@@ -37,8 +37,10 @@ PLAYS, LARGE, WORDS = (1_003_853, 0, 65), (18 * 10**7, 0, 200), (10**7, 0, 10_00
 SMALL = [FIVE, (40, 3, 9), (900, 0, 40), (18_000, 900, 60)]
 
 
-def facts(corpus: tuple[int, int, int], seconds: float | None = 180.0, **changes: Any) -> Facts:
-    return replace(Facts(*corpus, seconds, SPEEDS, has_bf16=True, threads=2), **changes)
+def facts(
+    corpus: tuple[int, int, int], seconds: float | None = 180.0, **changes: Any
+) -> PresetInputs:
+    return replace(PresetInputs(*corpus, seconds, SPEEDS, has_bf16=True, threads=2), **changes)
 
 
 def asked(limits: LimitsConfig | None = None, **settings: Any) -> TrainConfig:
@@ -311,11 +313,11 @@ def test_tables_go_down_to_everything() -> None:
 @pytest.mark.jit
 def test_this_machine_is_measured_and_used() -> None:
     corpus = read_corpus(b"to be or not to be, that is the question\n" * 50)
-    config, notices, outlook = pick(asked(LimitsConfig(max_time_s=1.0)), corpus, 2)
+    config, notices, forecast = pick(asked(LimitsConfig(max_time_s=1.0)), corpus, 2)
     assert config.preset is None
     assert config.limits.max_time_s == 1
     assert len(notices) >= 3
     assert config.optimizer.precision is Precision.FP32 or not BF16_MISSING
-    assert outlook is not None
-    assert outlook.speed > 0
+    assert forecast is not None
+    assert forecast.speed > 0
     assert pick(config, corpus, 2) == (config, (), None)

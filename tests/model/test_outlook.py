@@ -12,42 +12,42 @@ from treadle.model.config import Cell, LimitsConfig, Precision, Preset, TrainCon
 from treadle.model.network.shape import Shape
 from treadle.model.training.auto import preset, throughput
 from treadle.model.training.auto.forecast import (
-    SECOND_LOOK,
-    Outlook,
+    CHECK_AFTER,
+    Forecast,
+    check_speed,
     count,
     duration,
-    second_look,
-    verdict,
+    judge_limit,
 )
-from treadle.model.training.auto.throughput import Speed
+from treadle.model.training.auto.throughput import Throughput
 from treadle.model.training.trainer import Trainer
 
-EXPECTED = Outlook(
+EXPECTED = Forecast(
     seconds=100, tokens=10_000, weights=5_000, readable=90_000, passes=9, speed=1_000, right_s=500
 )
 
 
 def test_a_second_look_waits_until_there_is_something_to_see() -> None:
-    assert second_look(EXPECTED, 100, 100 * SECOND_LOOK - 0.01, 10) is None
-    assert second_look(EXPECTED, 2, 50, 10) is None
-    assert second_look(EXPECTED, 3, 50, 50_000) == ""
-    assert second_look(EXPECTED, 3, 50, 25_000) == "", "half of it is near enough"
+    assert check_speed(EXPECTED, 100, 100 * CHECK_AFTER - 0.01, 10) is None
+    assert check_speed(EXPECTED, 2, 50, 10) is None
+    assert check_speed(EXPECTED, 3, 50, 50_000) == ""
+    assert check_speed(EXPECTED, 3, 50, 25_000) == "", "half of it is near enough"
 
 
 def test_a_run_of_less_than_half_the_speed_is_told_so() -> None:
-    notice = second_look(EXPECTED, 10, 2, 500)
+    notice = check_speed(EXPECTED, 10, 2, 500)
     assert notice is not None
     assert "reads 250 tokens a second where 1,000 were measured" in notice
     assert notice.endswith("about 33 minutes would be right for this corpus")
-    long = second_look(replace(EXPECTED, right_s=20.0), 10, 2, 500)
+    long = check_speed(replace(EXPECTED, right_s=20.0), 10, 2, 500)
     assert long is not None
     assert "right" not in long, "there is more time than that"
 
 
 def test_nothing_is_said_without_a_limit_of_time() -> None:
     unlimited = replace(EXPECTED, seconds=None)
-    assert second_look(unlimited, 100, 100, 1) == ""
-    assert verdict(unlimited, "max_steps reached after 9 steps", 9, 9, 9, 9) == ()
+    assert check_speed(unlimited, 100, 100, 1) == ""
+    assert judge_limit(unlimited, "max_steps reached after 9 steps", 9, 9, 9, 9) == ()
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_nothing_is_said_without_a_limit_of_time() -> None:
 def test_the_limit_that_ended_a_run_is_judged(
     ended_by: str, tokens: int, best_step: int, said: str
 ) -> None:
-    (notice,) = verdict(EXPECTED, ended_by, 100, tokens, 100, best_step)
+    (notice,) = judge_limit(EXPECTED, ended_by, 100, tokens, 100, best_step)
     assert notice.startswith("auto: ")
     assert said in notice
 
 
 def test_a_limit_of_the_callers_own_is_not_judged() -> None:
     for ended_by in ("max_steps reached after 9 steps", "stopped on request", "cancelled"):
-        assert verdict(EXPECTED, ended_by, 100, 9, 9, 9) == ()
+        assert judge_limit(EXPECTED, ended_by, 100, 9, 9, 9) == ()
 
 
 def test_numbers_are_said_as_people_say_them() -> None:
@@ -91,8 +91,8 @@ def test_numbers_are_said_as_people_say_them() -> None:
 
 def auto_run(monkeypatch: pytest.MonkeyPatch, speed: float) -> TrainConfig:
     """A run of a hundred ticks of the clock, on a machine of which a speed was measured."""
-    measured = Speed(Shape(Cell.RNN, 29, 0, 4, 1), Precision.FP32, speed)
-    monkeypatch.setattr(preset, "measure", lambda *_: (measured,))
+    measured = Throughput(Shape(Cell.RNN, 29, 0, 4, 1), Precision.FP32, speed)
+    monkeypatch.setattr(preset, "measure_throughput", lambda *_: (measured,))
     config = config_of(preset=Preset.AUTO, limits=LimitsConfig(max_time_s=100), report=QUIET)
     return replace(config, given=("network", "data", "optimizer", "limits"))
 

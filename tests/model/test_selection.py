@@ -22,7 +22,7 @@ from treadle.model.config import (
 from treadle.model.data.corpus import Corpus, TokenData, read_corpus
 from treadle.model.errors import TrainingError
 from treadle.model.model import Model
-from treadle.model.training.model_selection import Selection
+from treadle.model.training.model_selection import ModelSelection
 from treadle.model.training.progress import Progress
 from treadle.model.training.trainer import Trainer, train
 from treadle.model.training_record import TrainingRecord, exploded
@@ -32,7 +32,7 @@ def progress(step: int, loss: float) -> Progress:
     return Progress(step, 0, 0, 1.0, loss, 1, 1, None, 1, 1, None)
 
 
-def offered(selection: Selection, *losses: float) -> list[float]:
+def offered(selection: ModelSelection, *losses: float) -> list[float]:
     """Offers one loss after the other; returns how far the rate was lowered after each."""
     lowered = []
     for step, loss in enumerate(losses):
@@ -42,7 +42,7 @@ def offered(selection: Selection, *losses: float) -> list[float]:
 
 
 def test_the_best_weights_are_a_copy_of_the_first_lowest() -> None:
-    selection = Selection(TrainConfig())
+    selection = ModelSelection(TrainConfig())
     assert (selection.best, selection.weights, selection.lowest(None)) == (None, None, None)
     weights = np.zeros(3, np.float32)
     selection.offer(progress(1, 3.0), weights)
@@ -57,16 +57,16 @@ def test_the_best_weights_are_a_copy_of_the_first_lowest() -> None:
 
 def test_a_plateau_lowers_the_rate_after_its_patience_and_then_again() -> None:
     optimizer = OptimizerConfig(schedule=Schedule.PLATEAU, plateau_factor=0.25, plateau_patience=2)
-    selection = Selection(TrainConfig(optimizer=optimizer))
+    selection = ModelSelection(TrainConfig(optimizer=optimizer))
     losses = (5.0, 4.0, 4.0, 4.0, 4.0, 4.5, 3.0, 3.5, 3.5)
     wanted = [1, 1, 1, 0.25, 0.25, 0.0625, 0.0625, 0.0625, 0.015625]
     assert offered(selection, *losses) == wanted
-    other = Selection(TrainConfig(optimizer=replace(optimizer, schedule=Schedule.COSINE)))
+    other = ModelSelection(TrainConfig(optimizer=replace(optimizer, schedule=Schedule.COSINE)))
     assert offered(other, *losses) == [1] * 9
 
 
 def test_the_patience_of_early_stopping_counts_from_the_best() -> None:
-    selection = Selection(TrainConfig(limits=LimitsConfig(early_stopping_patience=3)))
+    selection = ModelSelection(TrainConfig(limits=LimitsConfig(early_stopping_patience=3)))
     offered(selection, 5.0, 6.0, 6.0, 4.0, 4.0, 4.0)
     assert selection.over(6) == ""
     selection.offer(progress(6, 4.0), np.zeros(3, np.float32))
@@ -74,7 +74,7 @@ def test_the_patience_of_early_stopping_counts_from_the_best() -> None:
         "early_stopping_patience reached after 60 steps: the lowest validation loss was that of "
         "step 3"
     )
-    endless = Selection(TrainConfig())
+    endless = ModelSelection(TrainConfig())
     offered(endless, *[1.0] * 50)
     assert endless.over(50) == ""
 

@@ -25,7 +25,7 @@ from treadle.model.data.corpus import TokenData, read_corpus
 from treadle.model.data.validation_batches import ValidationBatches
 from treadle.model.training import evaluation, validation_plan
 from treadle.model.training.evaluation import Loss
-from treadle.model.training.metrics import Tally
+from treadle.model.training.metrics import Metrics
 from treadle.model.training.progress import Progress, Validation
 from treadle.model.training.trainer import Trainer
 from treadle.model.training.validation_plan import (
@@ -166,7 +166,9 @@ class LeftError(Exception):
     """What a caller leaves a validation with."""
 
 
-def leave_at(trainer: Trainer, step: int, batch: int, *, final: bool = False) -> evaluation.During:
+def leave_at(
+    trainer: Trainer, step: int, batch: int, *, final: bool = False
+) -> evaluation.ValidationHook:
     """Leaves the validation of a step before one of its batches, counted from 0."""
     seen = itertools.count()
 
@@ -231,7 +233,7 @@ def test_the_pass_at_the_end_may_be_left_and_made_again(
 
 def stop_when(
     reached: Callable[[], bool],
-) -> tuple[Callable[[], bool], evaluation.During, list[int]]:
+) -> tuple[Callable[[], bool], evaluation.ValidationHook, list[int]]:
     """A stop that comes in the middle of a validation, and the batches that are read after it."""
     stopped, after = [False], list[int]()
 
@@ -307,12 +309,12 @@ def test_time_for_the_end_is_kept_back_and_what_it_is_too_short_for_is_left_out(
     state = trainer._state
     steps = [p.step for p in trainer.run(between=lambda: trainer.steps == 3)]
     assert steps == [3]
-    state.tally.validation = replace(state.validation_plan(), reserve_s=None)
-    state.keep_back(Loss(1.0, 70, seconds_per_token=0.05))  # 45 s for all of it
+    state.metrics.validation_plan = replace(state.validation_plan(), reserve_s=None)
+    state.reserve_time(Loss(1.0, 70, seconds_per_token=0.05))  # 45 s for all of it
     plan = state.validation_plan()
     assert plan == ValidationPlan(plan.sample_tokens, 10.0, plan.final_share)
     assert plan.final_share == pytest.approx(10 / 44.95)
-    state.keep_back(Loss(1.0, 70, seconds_per_token=9.0))
+    state.reserve_time(Loss(1.0, 70, seconds_per_token=9.0))
     assert state.validation_plan() == plan, "decided once"
     last = run(trainer)[-1]
     assert 90 <= last.elapsed_s <= 93, "the rest of the hundred is for the pass at the end"
@@ -320,7 +322,7 @@ def test_time_for_the_end_is_kept_back_and_what_it_is_too_short_for_is_left_out(
     record = trainer.finish().training
     assert record is not None
     assert record.valid_tokens == pytest.approx(899 * 10 / 44.95, abs=32)
-    assert Tally.from_json(state.tally.to_json()) == state.tally
+    assert Metrics.from_json(state.metrics.to_json()) == state.metrics
 
 
 def test_nothing_is_kept_back_where_validations_read_all_or_no_time_ends_the_run() -> None:

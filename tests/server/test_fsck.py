@@ -45,7 +45,7 @@ def root(tmp_path: Path) -> Path:
         files = f'[{{"sha256": "{corpus}"}}]'
         data_dir.database.add_job(job_row(state, state=state, files=files))
         weights = {"weights": np.arange(9, dtype=np.float32)}
-        kept = checkpoint.RunState({"steps": 3}, weights)
+        kept = checkpoint.Checkpoint({"steps": 3}, weights)
         checkpoint.write(data_dir.jobs.directory(state) / "state.safetensors", kept)
     data_dir.close()
     return root

@@ -1,10 +1,13 @@
-"""What the preset AUTO expects of a run: a second look at its speed, and a verdict at its end."""
+"""`Forecast` holds what the preset AUTO expects of a run.
+
+`check_speed` and `judge_limit` compare the run with it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-SECOND_LOOK = 0.02
+CHECK_AFTER = 0.02
 """The share of the time limit after which the real speed is compared with the expected one."""
 SLOW = 0.5
 """A run is slow that reaches less than this share of the expected speed."""
@@ -18,7 +21,7 @@ _TIME_LIMITS = ("max_time_s", "max_wall_time_s")
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Forecast:
     """What is expected of a run."""
 
     seconds: float | None
@@ -38,11 +41,11 @@ class Outlook:
     that is not known."""
 
 
-def second_look(outlook: Outlook, steps: int, elapsed: float, tokens: int) -> str | None:
+def check_speed(forecast: Forecast, steps: int, elapsed: float, tokens: int) -> str | None:
     """Compare the real speed with the expected one.
 
     Args:
-        outlook: what was expected.
+        forecast: what was expected.
         steps: optimizer steps done.
         elapsed: seconds of the run so far.
         tokens: trained on in that time.
@@ -50,30 +53,30 @@ def second_look(outlook: Outlook, steps: int, elapsed: float, tokens: int) -> st
     Returns:
         A notice; empty where the speed is as expected; None while it is too early to tell.
     """
-    seconds = outlook.seconds
-    if seconds is None or not outlook.speed:
+    seconds = forecast.seconds
+    if seconds is None or not forecast.speed:
         return ""
-    if elapsed < SECOND_LOOK * seconds or steps < _FEW_STEPS:
+    if elapsed < CHECK_AFTER * seconds or steps < _FEW_STEPS:
         return None
     speed = tokens / max(elapsed, 1e-9)
-    if speed >= SLOW * outlook.speed:
+    if speed >= SLOW * forecast.speed:
         return ""
-    right = outlook.right_s * outlook.speed / max(speed, 1e-9)
+    right = forecast.right_s * forecast.speed / max(speed, 1e-9)
     advice = f"; {duration(right)} would be right for this corpus" if right > seconds else ""
     return (
-        f"auto: the run reads {count(speed)} tokens a second where {count(outlook.speed)} were "
+        f"auto: the run reads {count(speed)} tokens a second where {count(forecast.speed)} were "
         f"measured before it began: something else uses this machine, and the network may end "
         f"undertrained{advice}"
     )
 
 
-def verdict(
-    outlook: Outlook, ended_by: str, elapsed: float, tokens: int, steps: int, best_step: int
+def judge_limit(
+    forecast: Forecast, ended_by: str, elapsed: float, tokens: int, steps: int, best_step: int
 ) -> tuple[str, ...]:
     """Judge the limit that ended a run.
 
     Args:
-        outlook: what was expected.
+        forecast: what was expected.
         ended_by: the sentence that says why the run ended.
         elapsed: seconds of the run.
         tokens: trained on in that time.
@@ -83,7 +86,7 @@ def verdict(
     Returns:
         One sentence, or none where the caller's own limit of steps, passes or tokens ended it.
     """
-    if outlook.seconds is None or not outlook.speed or not tokens:
+    if forecast.seconds is None or not forecast.speed or not tokens:
         return ()
     by_time = ended_by.startswith(_TIME_LIMITS)
     by_corpus = ended_by.startswith(("max_epochs", "early_stopping_patience"))
@@ -95,7 +98,7 @@ def verdict(
         )
     if not by_time:
         return ()
-    right = outlook.right_s * outlook.speed * elapsed / tokens
+    right = forecast.right_s * forecast.speed * elapsed / tokens
     if elapsed >= _BALANCED * right:
         return ("auto: time and corpus were in balance: twice the time would gain little",)
     return (f"auto: time was the limit: {duration(right)} would be right for this corpus",)

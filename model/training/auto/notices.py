@@ -4,53 +4,57 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from treadle.model.training.auto.forecast import Outlook, count, duration
+from treadle.model.training.auto.forecast import Forecast, count, duration
 
 if TYPE_CHECKING:
     from treadle.model.config import LimitsConfig, TrainConfig
 
 
-def notices(before: TrainConfig, picked: TrainConfig, outlook: Outlook) -> tuple[str, ...]:
+def notices(before: TrainConfig, picked: TrainConfig, forecast: Forecast) -> tuple[str, ...]:
     """Say what was picked, and why.
 
     Args:
         before: the settings as given.
         picked: the settings as picked.
-        outlook: what they were picked by.
+        forecast: what they were picked by.
 
     Returns:
         Sentences.
     """
-    said = [_network(picked, outlook), _regularization(picked, outlook), _batches(picked, outlook)]
+    said = [
+        _network(picked, forecast),
+        _regularization(picked, forecast),
+        _batches(picked, forecast),
+    ]
     if picked.optimizer.precision is not before.optimizer.precision:
         said.append("auto: precision bf16: this processor multiplies it faster at that size")
-    return (*said, *_limits(before.limits, picked.limits), *_budget(outlook))
+    return (*said, *_limits(before.limits, picked.limits), *_budget(forecast))
 
 
-def _network(picked: TrainConfig, outlook: Outlook) -> str:
+def _network(picked: TrainConfig, forecast: Forecast) -> str:
     network = picked.network
     layers = "1 layer" if network.layers == 1 else f"{network.layers} layers"
-    until = "until its limit" if outlook.seconds is None else f"in {outlook.seconds:,.0f} s"
+    until = "until its limit" if forecast.seconds is None else f"in {forecast.seconds:,.0f} s"
     return (
         f"auto: {network.cell.upper()} of {layers}, hidden size {network.hidden_size:,}, embedding "
-        f"size {network.embedding_size:,}: its {count(outlook.weights)} weights can read about "
-        f"{count(outlook.readable)} tokens {until}, of a corpus of {count(outlook.tokens)}"
+        f"size {network.embedding_size:,}: its {count(forecast.weights)} weights can read about "
+        f"{count(forecast.readable)} tokens {until}, of a corpus of {count(forecast.tokens)}"
     )
 
 
-def _regularization(picked: TrainConfig, outlook: Outlook) -> str:
+def _regularization(picked: TrainConfig, forecast: Forecast) -> str:
     return (
         f"auto: output dropout {picked.network.output_dropout:g}, weight decay "
         f"{picked.optimizer.weight_decay:g}: the training part is read about "
-        f"{_times(outlook.passes)}"
+        f"{_times(forecast.passes)}"
     )
 
 
-def _batches(picked: TrainConfig, outlook: Outlook) -> str:
+def _batches(picked: TrainConfig, forecast: Forecast) -> str:
     data, optimizer = picked.data, picked.optimizer
     return (
         f"auto: batches of {data.batch_size} x {data.window}, learning rate {optimizer.rate:g}, "
-        f"{optimizer.schedule} schedule: about {count(outlook.passes * outlook.tokens)} tokens "
+        f"{optimizer.schedule} schedule: about {count(forecast.passes * forecast.tokens)} tokens "
         "are to be read"
     )
 
@@ -76,14 +80,14 @@ def _times(passes: float) -> str:
     return f"{passes:.2g} times" if passes < 10 else f"{passes:,.0f} times"
 
 
-def _budget(outlook: Outlook) -> tuple[str, ...]:
+def _budget(forecast: Forecast) -> tuple[str, ...]:
     """Judge the time that there is by the time that the corpus is worth."""
-    if outlook.seconds is None or not outlook.right_s:
+    if forecast.seconds is None or not forecast.right_s:
         return ()
-    right = duration(outlook.right_s)
-    if outlook.seconds < 0.7 * outlook.right_s:
+    right = duration(forecast.right_s)
+    if forecast.seconds < 0.7 * forecast.right_s:
         return (f"auto: time is the limit of this run: {right} would be right for this corpus",)
-    if outlook.seconds > 3 * outlook.right_s:
+    if forecast.seconds > 3 * forecast.right_s:
         return (
             f"auto: the corpus, not time, is the limit of this run: {right} would be right for "
             "this corpus",

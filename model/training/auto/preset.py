@@ -7,7 +7,7 @@ learns the corpus by heart (`_WEIGHTS_PER_TOKEN`: more of them where there is ti
 corpus often, with more units dropped). The first row that passes both is taken, else the last one.
 The more often the corpus is read on the way, the more units are dropped (`_REGULARIZATION`).
 
-All but the probe of the processor's speed is a function of `Facts` alone. What the caller has
+All but the measured speed of the processor is a function of `PresetInputs`. What the caller has
 given (`TrainConfig.given`) is never touched, and what is picked beside it takes it into account.
 """
 
@@ -22,9 +22,13 @@ from treadle.kernels.jit import BF16_MISSING
 from treadle.model.config import DataConfig, LimitsConfig, NetworkConfig, TrainConfig
 from treadle.model.enums import Cell, OptimizerKind, Precision, Preset, Schedule
 from treadle.model.network.shape import Shape
-from treadle.model.training.auto.forecast import Outlook
+from treadle.model.training.auto.forecast import Forecast
 from treadle.model.training.auto.notices import notices
-from treadle.model.training.auto.throughput import Speed, expected_speed, measure
+from treadle.model.training.auto.throughput import (
+    Throughput,
+    expected_throughput,
+    measure_throughput,
+)
 
 if TYPE_CHECKING:
     from treadle.model.data.corpus import Corpus
@@ -115,7 +119,7 @@ BF16_UNITS = 192
 
 
 @dataclass(frozen=True)
-class Facts:
+class PresetInputs:
     """What settings are picked by."""
 
     tokens: int
@@ -126,7 +130,7 @@ class Facts:
     """Tokens in the vocabulary."""
     seconds: float | None
     """Seconds of the run; None where other limits alone end it."""
-    tokens_per_second: tuple[Speed, ...]
+    tokens_per_second: tuple[Throughput, ...]
     """What was measured, one speed or more."""
     has_bf16: bool
     """Whether this process can train with BF16."""
@@ -151,7 +155,7 @@ class _Candidate:
     """Tokens a second that it is trained on."""
 
 
-Picked = tuple[TrainConfig, tuple[str, ...], Outlook | None]
+Picked = tuple[TrainConfig, tuple[str, ...], Forecast | None]
 """Settings, sentences that say what was picked and why, and what is expected of the run."""
 
 
@@ -173,11 +177,11 @@ def pick(config: TrainConfig, corpus: Corpus, threads: int) -> Picked:
     seconds = budget(config)
     has_bf16 = not BF16_MISSING
     vocabulary = corpus.tokenizer.vocabulary_size
-    facts = Facts(
+    inputs = PresetInputs(
         corpus.train.predicted, corpus.train.items, vocabulary, seconds,
-        measure(config, vocabulary, seconds, has_bf16, threads), has_bf16, threads,
+        measure_throughput(config, vocabulary, seconds, has_bf16, threads), has_bf16, threads,
     )  # fmt: skip
-    return pick_for(config, facts)
+    return pick_for(config, inputs)
 
 
 def budget(config: TrainConfig) -> float | None:
@@ -191,17 +195,17 @@ def budget(config: TrainConfig) -> float | None:
     return None if _measured_in_tokens(limits) else DEFAULT_SECONDS
 
 
-def pick_for(config: TrainConfig, facts: Facts) -> Picked:
-    """Pick settings by given facts; arguments and result as for `pick`."""
-    candidates = [_candidate(config, facts, row) for row in _LADDER]
-    chosen = _network(candidates, facts)
-    passes = _passes(config, chosen, facts)
+def pick_for(config: TrainConfig, inputs: PresetInputs) -> Picked:
+    """Pick settings by given inputs; arguments and result as for `pick`."""
+    candidates = [_candidate(config, inputs, row) for row in _LADDER]
+    chosen = _network(candidates, inputs)
+    passes = _passes(config, chosen, inputs)
     dropout, decay = next(row[1:] for row in _REGULARIZATION if passes >= row[0])
     network = replace(chosen.network, **_free(config, "network", output_dropout=dropout))
     if network.layers > 1:
         network = replace(network, **_free(config, "network", dropout=network.output_dropout))
-    read = passes * facts.tokens
-    data = _data(config, facts, read)
+    read = passes * inputs.tokens
+    data = _data(config, inputs, read)
     adam = config.optimizer.kind is OptimizerKind.ADAM
     optimizer = replace(
         config.optimizer,
@@ -213,11 +217,11 @@ def pick_for(config: TrainConfig, facts: Facts) -> Picked:
     picked = replace(
         config, network=network, data=data, optimizer=optimizer, limits=limits, preset=None
     )
-    outlook = Outlook(
-        facts.seconds, facts.tokens, chosen.weights, chosen.readable, passes, chosen.speed,
-        _right_seconds(candidates, facts),
+    forecast = Forecast(
+        inputs.seconds, inputs.tokens, chosen.weights, chosen.readable, passes, chosen.speed,
+        _right_seconds(candidates, inputs),
     )  # fmt: skip
-    return picked, notices(config, picked, outlook), outlook
+    return picked, notices(config, picked, forecast), forecast
 
 
 def _free(config: TrainConfig, section: str, **settings: Any) -> dict[str, Any]:
@@ -230,52 +234,54 @@ def _free(config: TrainConfig, section: str, **settings: Any) -> dict[str, Any]:
     }
 
 
-def _network(candidates: Sequence[_Candidate], facts: Facts) -> _Candidate:
+def _network(candidates: Sequence[_Candidate], inputs: PresetInputs) -> _Candidate:
     """The largest network of the ladder that time and corpus can feed, else the smallest."""
     for candidate in candidates:
         in_time = candidate.readable >= TOKENS_PER_WEIGHT * candidate.core
-        if in_time and candidate.core <= _most_weights(facts, candidate.readable):
+        if in_time and candidate.core <= _most_weights(inputs, candidate.readable):
             return candidate
     return candidates[-1]
 
 
-def _most_weights(facts: Facts, readable: float) -> float:
+def _most_weights(inputs: PresetInputs, readable: float) -> float:
     """Weights that a corpus can feed, if so many tokens of it can be read."""
-    passes = readable / max(facts.tokens, 1)
+    passes = readable / max(inputs.tokens, 1)
     per_token = next(weights for least, weights in _WEIGHTS_PER_TOKEN if passes >= least)
-    return per_token * facts.tokens
+    return per_token * inputs.tokens
 
 
-def _right_seconds(candidates: Sequence[_Candidate], facts: Facts) -> float:
+def _right_seconds(candidates: Sequence[_Candidate], inputs: PresetInputs) -> float:
     """Seconds in which the largest network that the corpus can feed reads what it needs."""
     for candidate in candidates:
         tokens = TOKENS_PER_WEIGHT * candidate.core
-        if candidate.core <= _most_weights(facts, tokens):
+        if candidate.core <= _most_weights(inputs, tokens):
             return tokens / candidate.speed / STEPS_SHARE
     return TOKENS_PER_WEIGHT * candidates[-1].core / candidates[-1].speed / STEPS_SHARE
 
 
-def _candidate(config: TrainConfig, facts: Facts, row: tuple[int, int, float]) -> _Candidate:
+def _candidate(
+    config: TrainConfig, inputs: PresetInputs, row: tuple[int, int, float]
+) -> _Candidate:
     """A row of the ladder as a network, and how fast and how far it can read."""
     units, layers, rate = row
-    network = _sized(config, facts, units, layers)
-    shape = Shape.of(network, facts.vocabulary)
-    wide = facts.has_bf16 and network.hidden_size >= BF16_UNITS
+    network = _sized(config, inputs, units, layers)
+    shape = Shape.of(network, inputs.vocabulary)
+    wide = inputs.has_bf16 and network.hidden_size >= BF16_UNITS
     precision = Precision.BF16 if wide else Precision.FP32
     precision = _free(config, "optimizer", precision=precision).get(
         "precision", config.optimizer.precision
     )
     weights = shape.parameter_count
-    speed = _speed(facts, shape, precision)
+    speed = _speed(inputs, shape, precision)
     return _Candidate(
-        network, precision, rate, weights, weights - facts.vocabulary * (shape.E + shape.H + 1),
-        _readable(config, facts, speed), speed,
+        network, precision, rate, weights, weights - inputs.vocabulary * (shape.E + shape.H + 1),
+        _readable(config, inputs, speed), speed,
     )  # fmt: skip
 
 
-def _sized(config: TrainConfig, facts: Facts, units: int, layers: int) -> NetworkConfig:
+def _sized(config: TrainConfig, inputs: PresetInputs, units: int, layers: int) -> NetworkConfig:
     """A row of the ladder, but for what is given."""
-    V = facts.vocabulary
+    V = inputs.vocabulary
     embedding = 64 if V <= 256 else 128 if V <= 5_000 else 256
     free = _free(config, "network", cell=Cell.LSTM, hidden_size=units, layers=layers)
     sized = replace(config.network, **free)
@@ -290,39 +296,39 @@ def _sized(config: TrainConfig, facts: Facts, units: int, layers: int) -> Networ
     return replace(sized, embedding_size=embedding) if embedding_free else sized
 
 
-def _speed(facts: Facts, shape: Shape, precision: Precision) -> float:
+def _speed(inputs: PresetInputs, shape: Shape, precision: Precision) -> float:
     """Tokens a second that a network is trained on."""
-    short = facts.items > 0 and facts.tokens < SHORT_LINE * facts.items
-    speed = expected_speed(facts.tokens_per_second, shape, precision)
+    short = inputs.items > 0 and inputs.tokens < SHORT_LINE * inputs.items
+    speed = expected_throughput(inputs.tokens_per_second, shape, precision)
     return speed * (SHORT_LINE_SPEED if short else 1.0)
 
 
-def _readable(config: TrainConfig, facts: Facts, speed: float) -> float:
+def _readable(config: TrainConfig, inputs: PresetInputs, speed: float) -> float:
     """Tokens that a network of a given speed can read before the limits end the run."""
     limits, tokens = config.limits, []
-    if facts.seconds is not None:
-        tokens.append(facts.seconds * STEPS_SHARE * speed)
+    if inputs.seconds is not None:
+        tokens.append(inputs.seconds * STEPS_SHARE * speed)
     if limits.max_tokens is not None:
         tokens.append(float(limits.max_tokens))
     if limits.max_epochs is not None:
-        tokens.append(limits.max_epochs * facts.tokens)
+        tokens.append(limits.max_epochs * inputs.tokens)
     if limits.max_steps is not None:
-        of_step = config.data.batch_size * _row_tokens(facts, config.data.window)
-        tokens.append(limits.max_steps * min(of_step, facts.tokens))
+        of_step = config.data.batch_size * _row_tokens(inputs, config.data.window)
+        tokens.append(limits.max_steps * min(of_step, inputs.tokens))
     return min(tokens)
 
 
-def _row_tokens(facts: Facts, window: int) -> float:
+def _row_tokens(inputs: PresetInputs, window: int) -> float:
     """Tokens of a row of a batch."""
-    return min(window, facts.tokens / facts.items) if facts.items else window
+    return min(window, inputs.tokens / inputs.items) if inputs.items else window
 
 
-def _passes(config: TrainConfig, chosen: _Candidate, facts: Facts) -> float:
+def _passes(config: TrainConfig, chosen: _Candidate, inputs: PresetInputs) -> float:
     """How often the corpus will be read."""
-    passes = chosen.readable / max(facts.tokens, 1)
+    passes = chosen.readable / max(inputs.tokens, 1)
     if _measured_in_tokens(config.limits) or not _free(config, "limits", max_epochs=0):
         return passes
-    return min(passes, max(MAX_PASSES, _enough_passes(facts)))
+    return min(passes, max(MAX_PASSES, _enough_passes(inputs)))
 
 
 def _measured_in_tokens(limits: LimitsConfig) -> bool:
@@ -332,16 +338,16 @@ def _measured_in_tokens(limits: LimitsConfig) -> bool:
     )
 
 
-def _enough_passes(facts: Facts) -> float:
+def _enough_passes(inputs: PresetInputs) -> float:
     """Passes over a small corpus that make MIN_STEPS steps of its few batches."""
     rows, steps, _ = _BATCHES[-1]
-    of_pass = facts.tokens / (rows * _row_tokens(facts, steps))
+    of_pass = inputs.tokens / (rows * _row_tokens(inputs, steps))
     return MIN_STEPS / max(of_pass, 1.0)
 
 
-def _data(config: TrainConfig, facts: Facts, tokens: float) -> DataConfig:
+def _data(config: TrainConfig, inputs: PresetInputs, tokens: float) -> DataConfig:
     """Rows and steps of a batch, for a run over so many tokens."""
-    least_rows = min(ROWS_OF_THREAD * facts.threads, MOST_ROWS)
+    least_rows = min(ROWS_OF_THREAD * inputs.threads, MOST_ROWS)
     smallest = _BATCHES[-1][1]
     while least_rows > ROWS_OF_THREAD and tokens < FEWEST_STEPS * least_rows * smallest:
         least_rows //= 2
@@ -349,15 +355,15 @@ def _data(config: TrainConfig, facts: Facts, tokens: float) -> DataConfig:
         ((b, t) for b, t, least in _BATCHES if b >= least_rows and tokens >= least * b * t),
         (least_rows, smallest),
     )
-    if facts.items:
-        length = facts.tokens / facts.items
+    if inputs.items:
+        length = inputs.tokens / inputs.items
         batch = min(TOKENS_PER_LINE_BATCH, tokens / STEPS_OF_LINES)
         rows = min(max(16 * round(batch / length / 16), 16), 256)
         steps = max(steps, 64)
-    of_pass = facts.tokens / BATCHES_PER_PASS
-    while rows > 8 and rows * _row_tokens(facts, steps) > of_pass:
+    of_pass = inputs.tokens / BATCHES_PER_PASS
+    while rows > 8 and rows * _row_tokens(inputs, steps) > of_pass:
         rows //= 2
-    while steps > 32 and not facts.items and rows * steps > of_pass:
+    while steps > 32 and not inputs.items and rows * steps > of_pass:
         steps //= 2
     return replace(config.data, **_free(config, "data", batch_size=rows, window=steps))
 

@@ -41,7 +41,7 @@ _VOCABULARY = 256
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """What was measured of one network."""
 
     shape: Shape
@@ -59,7 +59,7 @@ def multiply_adds(shape: Shape) -> float:
     return 3.0 * (recurrent + H * shape.V)
 
 
-def expected_speed(speeds: Sequence[Speed], shape: Shape, precision: Precision) -> float:
+def expected_throughput(speeds: Sequence[Throughput], shape: Shape, precision: Precision) -> float:
     """Return the tokens a second that a network will be trained on.
 
     Args:
@@ -69,7 +69,7 @@ def expected_speed(speeds: Sequence[Speed], shape: Shape, precision: Precision) 
     """
     cost = multiply_adds(shape)
 
-    def distance(speed: Speed) -> tuple[bool, float]:
+    def distance(speed: Throughput) -> tuple[bool, float]:
         return speed.precision is not precision, abs(math.log(multiply_adds(speed.shape) / cost))
 
     nearest = min(speeds, key=distance)
@@ -80,9 +80,9 @@ def expected_speed(speeds: Sequence[Speed], shape: Shape, precision: Precision) 
     return float(nearest.tokens_per_second * factor * ratio ** _POWERS[precision])
 
 
-def measure(
+def measure_throughput(
     config: TrainConfig, vocabulary: int, seconds: float | None, has_bf16: bool, threads: int
-) -> tuple[Speed, ...]:
+) -> tuple[Throughput, ...]:
     """Train for a moment on random tokens; kernels are compiled or loaded before.
 
     Args:
@@ -105,7 +105,7 @@ def measure(
     shape = Shape.of(NetworkConfig(cell, units, 1, 64), min(vocabulary, _VOCABULARY))
     limit = MOST_SECONDS if seconds is None else min(MOST_SECONDS, SHARE * seconds)
     speed = _tokens_per_second(config, shape, precision, steps, threads, limit)
-    return (Speed(shape, precision, speed),)
+    return (Throughput(shape, precision, speed),)
 
 
 def _tokens_per_second(
