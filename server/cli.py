@@ -1,8 +1,8 @@
-"""The `treadle-server` command: flags, the environment, and exit codes.
+"""`main` is the `treadle-server` command: it reads flags and the environment and runs the server.
 
-Every flag has an environment variable, which is read once; a flag wins over its variable.
-Exit codes: 0 after a clean end, 1 where the server cannot run, 2 for a wrong flag or variable.
-With --fsck: 0 where nothing is wrong, 1 where something is or was, 2 where it cannot be checked.
+Every flag has an environment variable, which is read once. A flag takes precedence over it.
+Exit codes: 0 after a clean end, 1 if the server cannot run, 2 for a wrong flag or variable.
+With --fsck: 0 if nothing is wrong, 1 if something is or was wrong, 2 if it cannot be checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from treadle.server.config import ServerConfig, SettingError
+from treadle.server.config import ServerConfig, SettingError, range_of
 
 PREFIX = "TREADLE_"
 """What the environment variables begin with."""
@@ -36,6 +36,13 @@ _AT_ADDRESS = object()
 """--check-health without an address."""
 
 _METAVARS = {"int": "N", "float": "SECONDS", "str": "TEXT", "Path": "DIRECTORY"}
+_OWN_METAVARS = {
+    "address": "ADDRESS",
+    "memory_budget": "BYTES",
+    "state_key_file": "FILE",
+    "log_level": "LEVEL",
+}
+"""What the help calls the value of a flag: by its type, and for these flags by their names."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes no abbreviations and complains in one sentence."""
+    """A parser that accepts no abbreviations and reports an error in one sentence."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
@@ -72,7 +79,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    # gRPC's own log would stand between the lines; what matters of it comes as an error.
+    # gRPC's own log would mix with ours; what matters in it arrives as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     parser = build_parser()
     flags = vars(parser.parse_args(arguments))
@@ -84,7 +91,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         parser.error("NUMBA_CPU_FEATURES must be of the form +avx2,-avx512f")
     if flags["repair"] and not flags["fsck"]:
         parser.error("--repair goes with --fsck")
-    # Before NumPy is imported: its BLAS would start a thread a processor, for nothing.
+    # Before NumPy is imported: its BLAS would start a thread for each processor, which nobody uses.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if flags["check_health"] is not None:
         from treadle.server.healthcheck import check_health
@@ -97,7 +104,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         import treadle.model  # noqa: F401 - its kernels look for a folder for what is compiled
     except OSError as error:
         print(
-            f"treadle-server: compiled kernels have no place: {error}. {_REMEDY}", file=sys.stderr
+            f"treadle-server: compiled kernels cannot be stored: {error}. {_REMEDY}",
+            file=sys.stderr,
         )
         return 1
     except ValueError as error:  # of the variables that choose a processor
@@ -121,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="treadle-server",
         description="Train, serve and score small recurrent sequence models over gRPC.",
-        epilog="Each setting may also come from the environment variable named beside it.",
+        epilog="Each setting may also come from the environment variable in its brackets.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('treadle')}")
     parser.add_argument(
@@ -129,35 +137,50 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         const=_AT_ADDRESS,
         metavar="ADDRESS",
-        help="ask a running server for its health (by default the one at --address), and exit "
-        "with 0 if it is serving, else 1",
+        help="ask a running server for its health and exit with 0 if it is serving, else with 1; "
+        "the default ADDRESS is that of --address",
     )
     parser.add_argument(
-        "--warm", action="store_true", help="compile every kernel into the cache and exit"
+        "--warm",
+        action="store_true",
+        help="compile every kernel into the cache and exit; a server otherwise does so at start",
     )
     parser.add_argument(
         "--fsck",
         action="store_true",
-        help="check the data directory of a server that does not run, and exit with 0 if nothing "
-        "is wrong, else 1",
+        help="check the data directory while no server uses it, and exit with 0 if nothing is "
+        "wrong, else with 1; nothing is changed without --repair",
     )
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="with --fsck: repair what is wrong; what is damaged is moved to damaged/ there",
+        help="with --fsck: repair what is wrong, and move what is damaged to damaged/ in the data "
+        "directory",
     )
     texts = field_docs(ServerConfig)
+    defaults = ServerConfig()
     for item in dataclasses.fields(ServerConfig):
-        default = item.default
-        if default is dataclasses.MISSING and item.default_factory is not dataclasses.MISSING:
-            default = item.default_factory()
+        facts = [f"{PREFIX}{item.name.upper()}"]
+        if item.metadata:
+            facts.append(f"range: {range_of(item)}")
+        facts.append(f"default: {getattr(defaults, item.name) or _none(item)}")
         parser.add_argument(
             "--" + item.name.replace("_", "-"),
-            metavar="ADDRESS" if item.name == "address" else _METAVARS[str(item.type)],
-            help=texts[item.name].replace("%", "%%")
-            + f" [{PREFIX}{item.name.upper()}, default: {default}]",
+            metavar=_metavar(item),
+            help=f"{texts[item.name]} [{', '.join(facts)}]".replace("%", "%%"),
         )
     return parser
+
+
+def _metavar(item: dataclasses.Field[Any]) -> str:
+    if item.name.endswith("_bytes"):
+        return "BYTES"
+    return _OWN_METAVARS.get(item.name, _METAVARS[str(item.type)])
+
+
+def _none(item: dataclasses.Field[Any]) -> str:
+    """Returns what the help says of a default that is 0 or empty."""
+    return "none" if item.type == "str" else "0"
 
 
 def read_config(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> ServerConfig:
@@ -179,14 +202,14 @@ def read_config(flags: Mapping[str, str | None], environment: Mapping[str, str])
         source, text = (variable, environment.get(variable)) if given is None else (flag, given)
         if text is None:
             continue
-        if not text.strip():  # never the default: the variable it came from may be misspelled
+        if not text.strip():  # not the default: the variable that it came from may be misspelled
             raise ValueError(f"{source} is empty; give a value, or leave it out for the default")
         sources[item.name] = source
         try:
             values[item.name] = _READERS[str(item.type)](text)
         except ValueError:
-            wanted = "a whole number" if item.type == "int" else "a number"
-            raise ValueError(f"{source} must be {wanted}, not {text[:_SHOWN]!r}") from None
+            kind = "a whole number" if item.type == "int" else "a number"
+            raise ValueError(f"{source} must be {kind}, not {text[:_SHOWN]!r}") from None
     try:
         return ServerConfig(**values)
     except SettingError as error:
@@ -196,7 +219,7 @@ def read_config(flags: Mapping[str, str | None], environment: Mapping[str, str])
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """Returns the docstring under each field of a class, which Python itself throws away.
+    """Returns the docstring under each field of a class, which Python itself discards.
 
     Args:
         kind: A class whose source is at hand.

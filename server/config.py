@@ -1,6 +1,8 @@
-"""Every setting of the server. The docstring under a field is also its help text.
+"""`ServerConfig` holds every setting of the server.
 
-Light on purpose: the health check reads its address from here and must not import NumPy.
+The docstring under a field is the help text of its flag, its metadata the range, and its default
+the default of the flag. The health check reads its address here, so that this module must not
+import NumPy.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 def available_cpus() -> int:
-    """Returns how many processors this process may keep busy, at least 1.
+    """Returns how many processors this process may use, at least 1.
 
-    That is the processors it may run on, or what the container's CPU quota allows where that is
-    less: Numba and OpenBLAS see only the former.
+    These are the processors that it may run on, or fewer where the container's CPU quota allows
+    fewer: Numba and OpenBLAS do not see the quota.
     """
     allowed = len(os.sched_getaffinity(0))
     quota = _cgroup_quota()
@@ -48,7 +50,7 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
 def available_memory(
     cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")
 ) -> int | None:
-    """Returns the bytes that this container or machine has to give; None where nobody tells."""
+    """Returns the bytes of memory of this container or machine; None where they are unknown."""
     known = []
     for path in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # no cgroup here, or the limit is the word "max"
@@ -61,12 +63,12 @@ def available_memory(
 
 
 def default_data_dir() -> Path:
-    """Returns the user's own folder for data, as the XDG rules give it.
+    """Returns the user's own folder for data, as the XDG Base Directory Specification defines it.
 
-    For a user without a home, as containers may run us, it is a folder where we were started.
+    For a user without a home, as in some containers, it is a folder of the working directory.
     """
     base = os.environ.get("XDG_DATA_HOME", "")
-    if not os.path.isabs(base):  # to be ignored, says the XDG specification
+    if not os.path.isabs(base):  # the specification says to ignore it
         home = os.path.expanduser("~")
         if home == "~":
             return Path("treadle-data")
@@ -76,13 +78,13 @@ def default_data_dir() -> Path:
 
 _MIN_KEY_BYTES = 16
 _MAX_KEY_BYTES = 1 << 16
-"""A key file is read no further: it may be a device without an end."""
+"""A key file is read up to here: it may be a device without an end."""
 
 _COUNT = (1 << 32) - 1
-"""The most that GetServerInfo can tell of what is counted."""
+"""The largest count that GetServerInfo can report: a uint32."""
 _BYTES = (1 << 63) - 1
-_BUDGET_WHERE_NOBODY_TELLS = 1 << 30
-"""The memory budget where neither the container nor the machine tells what it has."""
+_BUDGET_OF_UNKNOWN_MEMORY = 1 << 30
+"""The memory budget where neither the container nor the machine says how much memory it has."""
 _SECONDS = 1e9
 """Thirty years."""
 _THREADS = 1024
@@ -93,7 +95,7 @@ class SettingError(ValueError):
 
     Args:
         setting: Its name, as a field of `ServerConfig`.
-        fault: What is wrong with it, to be read behind its name.
+        fault: What is wrong with it, as a clause that follows its name.
     """
 
     def __init__(self, setting: str, fault: str) -> None:
@@ -106,6 +108,21 @@ def _range(least: float, most: float) -> dict[str, Any]:
     return {"least": least, "most": most}
 
 
+def range_of(item: dataclasses.Field[Any]) -> str:
+    """Returns the range of a setting in words, such as `1 to 1024`; empty where it has none.
+
+    Args:
+        item: A field of `ServerConfig`.
+    """
+    if not item.metadata:
+        return ""
+    least = item.metadata["least"]
+    most = item.metadata["most"]
+    if most in (_COUNT, _BYTES, _SECONDS):  # no limit that anybody comes near
+        return f"{least} or more"
+    return f"{least} to {most}"
+
+
 @dataclass(frozen=True)
 class ServerConfig:
     """Settings of one server process, checked when they are built.
@@ -115,91 +132,102 @@ class ServerConfig:
     """
 
     address: str = "127.0.0.1:50051"
-    """HOST:PORT to listen on, unix:/PATH or unix-abstract:NAME; port 0 takes a free one, 0.0.0.0
-    or [::] listens everywhere."""
+    """Address to listen on: HOST:PORT, unix:/PATH or unix-abstract:NAME. Port 0 takes a free port;
+    0.0.0.0 or [::] listens on every network."""
     data_dir: Path = field(default_factory=default_data_dir)
-    """Directory of the models; made if it is missing. One server at a time may use it."""
+    """Directory of models, jobs and corpora; it is created if it is missing. Only one server at a
+    time may use it."""
     threads: int = field(default_factory=available_cpus, metadata=_range(1, _THREADS))
-    """Threads that training jobs share, and as many that generate and that score."""
+    """Threads that running training jobs share, and as many again for inference. The default is the
+    number of processors that this process may use."""
     training_slots: int = field(default=1, metadata=_range(1, _THREADS))
-    """Training jobs that may run at once, sharing the threads; more of them wait."""
+    """Training jobs that may run at once and share the threads; other jobs wait."""
     training_queue_limit: int = field(default=1000, metadata=_range(0, _COUNT))
-    """Training jobs that may wait for a slot, on disk; more of them are refused."""
+    """Training jobs that may wait for a slot, on disk; more are refused."""
     upload_limit: int = field(default=16, metadata=_range(1, _COUNT))
-    """Corpora that may be on their way at once; more of them are refused."""
+    """Corpora that may be uploaded at once; more are refused."""
     checkpoint_interval_s: float = field(default=10.0, metadata=_range(0, _SECONDS))
-    """Seconds between two checkpoints of a training job, whose weights are published then."""
+    """Seconds between two checkpoints of a training job. Its weights can be used from then on."""
     max_restarts: int = field(default=3, metadata=_range(0, _COUNT))
-    """How often in a row a job goes on after its process died without a new checkpoint."""
+    """How often in a row a job is restarted after its process died without a new checkpoint."""
     min_free_bytes: int = field(default=64 << 20, metadata=_range(0, _BYTES))
-    """Bytes to leave free on the data directory's disk: below, jobs pause and uploads end."""
+    """Bytes to leave free on the disk of the data directory. With less space, jobs pause and
+    uploads end."""
     model_limit: int = field(default=100_000, metadata=_range(1, _COUNT))
-    """Models that there may be; a new one is refused."""
+    """Models that may be stored; a new one is refused."""
     version_limit: int = field(default=10_000, metadata=_range(1, _COUNT))
-    """Versions that a model may have, those of unfinished jobs included; a new one is refused."""
+    """Versions that a model may have, with those of unfinished jobs; a new one is refused."""
     alias_limit: int = field(default=100, metadata=_range(1, _COUNT))
     """Aliases that a model may have; a new one is refused."""
     job_retention_s: float = field(default=30 * 86_400.0, metadata=_range(0, _SECONDS))
-    """Seconds that a job which is over is remembered, with its own weights; 0: for ever."""
+    """Seconds after its end for which a job and its own weights are kept; 0 keeps them for ever."""
     corpus_retention_s: float = field(default=7 * 86_400.0, metadata=_range(0, _SECONDS))
-    """Seconds that a corpus stays which no job needs any more; 0: for ever."""
+    """Seconds for which a corpus is kept that no job needs any more; 0 keeps it for ever."""
     memory_budget: int = field(default=0, metadata=_range(0, _BYTES))
     """Bytes of memory that requests, unread replies, loaded models and learners may take together
-    in this process; 0: a third of what the container or the machine has to give at start."""
+    in this process. 0 stands for a third of the memory that the container or the machine has at
+    start."""
     max_training_bytes: int = field(default=0, metadata=_range(0, _BYTES))
-    """The most memory that one training job may take, in bytes, its corpus counted; 0: 80 %
-    of what the container or the machine has to give at start beside memory_budget, divided by
-    training_slots."""
+    """Bytes of memory that one training job may take, with its corpus. 0 stands for 80 % of the
+    memory at start less memory_budget, divided by training_slots."""
     max_training_s: float = field(default=86_400.0, metadata=_range(0, _SECONDS))
-    """Seconds of running after which a training job is stopped and its model stored; 0: never."""
+    """Seconds of running after which a training job is stopped and its model stored; 0 never stops
+    one."""
     standby_workers: int = field(default=1, metadata=_range(0, _THREADS))
-    """Training processes kept ready, so that a short job need not wait for Python to start."""
+    """Training processes that are kept ready, so that a short job need not wait for Python to
+    start."""
     inference_limit: int = field(default=512, metadata=_range(1, _COUNT))
-    """Generations, scorings and embeddings that may run at once, waiting ones included."""
+    """Calls that may generate, score or embed at once, including those that wait; more are
+    refused."""
     list_limit: int = field(default=32, metadata=_range(1, _COUNT))
-    """Lists of jobs and models that may be made at once, waiting ones included."""
+    """Calls that may list jobs or models at once, including those that wait; more are refused."""
     watch_limit: int = field(default=1024, metadata=_range(1, _COUNT))
-    """Calls that may watch jobs at once, and as many that bring a job and then follow it."""
+    """Calls that may watch jobs at once, and as many again that submit a job and follow it; more
+    are refused."""
     stream_limit: int = field(default=512, metadata=_range(1, _COUNT))
-    """Streams to score (ScoreStream) that may be open at once; more of them are refused, unless one
-    is silent for stream_idle_s: it then gives its place to the next."""
+    """Streams to score (ScoreStream) that may be open at once. One more is refused, unless a
+    stream has been silent for stream_idle_s: that one ends, and the new one takes its place."""
     session_limit: int = field(default=1024, metadata=_range(1, _COUNT))
-    """Texts that may be generated at once, waiting ones included: a generation may ask for many."""
+    """Texts that may be generated at once, including those that wait. One call may ask for many;
+    more are refused."""
     learning_limit: int = field(default=16, metadata=_range(0, _COUNT))
-    """Streams that may be learned from at once, each with its own copy of a model; stream_idle_s
-    holds for them as well."""
+    """Learning streams (LearnStream) that may be open at once, each with its own copy of a model.
+    stream_idle_s holds for them as well."""
     stream_idle_s: float = field(default=60.0, metadata=_range(0, _SECONDS))
-    """Seconds of silence after which a stream gives its place to another call, where all places
-    are taken; while there are places, it may be silent for as long as it likes."""
+    """Seconds of silence after which a stream loses its place to a new one, if all places are
+    taken. While places are free, a stream may be silent for any time."""
     first_message_s: float = field(default=10.0, metadata=_range(0.1, _SECONDS))
-    """Seconds that the first message of a stream, its spec, may take; it has no place before."""
+    """Seconds within which the first message of a stream, its spec, must arrive."""
     max_call_s: float = field(default=3600.0, metadata=_range(0.1, _SECONDS))
-    """Seconds that one call to generate, score or embed, or one message of a stream, may take;
-    generated texts end then, and other calls fail."""
+    """Seconds that one call to generate, score or embed, or one message of a stream, may take.
+    Generated texts then end early, and other calls fail."""
     state_key_file: str = ""
-    """File with a secret of 16 bytes or more, which none but its owner may write; states that were
-    not made with it are refused."""
+    """File with a secret of 16 to 65536 bytes that signs session states; only its owner may be able
+    to write it. States with another signature are refused. Without a file, states are not
+    signed."""
     max_new_tokens_limit: int = field(default=100_000, metadata=_range(1, _COUNT))
-    """The largest max_new_tokens that one generation may ask for."""
+    """The largest max_new_tokens of a generation; a larger one is refused."""
     max_corpus_bytes: int = field(default=1 << 30, metadata=_range(1, _BYTES))
-    """The largest corpus, in bytes."""
+    """Bytes of the largest corpus; a larger one is refused."""
     max_message_bytes: int = field(default=4 << 20, metadata=_range(1 << 16, (1 << 31) - 1))
-    """The largest request or reply message, in bytes."""
+    """Bytes of the largest request or reply message."""
     model_cache_bytes: int = field(default=1 << 30, metadata=_range(0, _BYTES))
-    """Loaded models are kept up to this many bytes of memory; the newest always is."""
+    """Bytes of memory up to which loaded models are kept. The model used last is always kept."""
     upload_idle_s: float = field(default=60.0, metadata=_range(0.1, _SECONDS))
-    """Seconds without a byte after which a corpus upload is given up."""
+    """Seconds without a byte after which a corpus upload ends with an error."""
     upload_min_rate: int = field(default=1024, metadata=_range(0, _BYTES))
-    """Bytes a second, over upload_idle_s, below which a corpus upload is given up; 0: never."""
+    """Bytes per second, averaged over upload_idle_s, below which a corpus upload ends with an
+    error; 0 allows any rate."""
     upload_max_s: float = field(default=3600.0, metadata=_range(0, _SECONDS))
-    """Seconds that a corpus upload may take in all; 0: any number."""
+    """Seconds that a corpus upload may take in total; 0 allows any time."""
     grace_s: float = field(default=8.0, metadata=_range(0, _SECONDS))
-    """Seconds after SIGTERM within which the server ends; requests get nearly all of them."""
+    """Seconds after SIGTERM within which the server ends. Running requests get nearly all of them;
+    those that are still left end with UNAVAILABLE."""
     log_level: str = "info"
     """How much is logged to standard error: debug, info, warning or error."""
 
     def state_key_bytes(self) -> bytes:
-        """Returns the secret by which states are authenticated; empty where there is none.
+        """Returns the secret that signs session states; empty where there is none.
 
         Raises:
             SettingError: The file cannot be read, holds too little or too much, or may be written
@@ -227,25 +255,25 @@ class ServerConfig:
             )
         key = read.strip()
         if len(key) < _MIN_KEY_BYTES or len(read) > _MAX_KEY_BYTES:
-            many = f"more than {_MAX_KEY_BYTES}" if len(read) > _MAX_KEY_BYTES else str(len(key))
-            wanted = f"{_MIN_KEY_BYTES} to {_MAX_KEY_BYTES} bytes"
-            fault = f"names {self.state_key_file!r}, which must hold {wanted}, not {many}"
+            found = f"more than {_MAX_KEY_BYTES}" if len(read) > _MAX_KEY_BYTES else str(len(key))
+            allowed = f"{_MIN_KEY_BYTES} to {_MAX_KEY_BYTES} bytes"
+            fault = f"names {self.state_key_file!r}, which must hold {allowed}, not {found}"
             raise SettingError("state_key_file", fault)
         return key
 
     def memory_budget_bytes(self) -> int:
-        """Returns the memory that this process may keep for its callers, as it is now.
+        """Returns the bytes of memory that this process may keep for its callers.
 
-        Without the flag it is a third of what there is. Training jobs may take 80 % of the rest,
-        and what then is left is for Python itself, the compiled kernels and the page cache.
+        Without the flag it is a third of the memory. Training jobs may take 80 % of the rest, and
+        the remainder is for Python itself, the compiled kernels and the page cache.
         """
         if self.memory_budget:
             return self.memory_budget
         memory = available_memory()
-        return _BUDGET_WHERE_NOBODY_TELLS if memory is None else memory // 3
+        return _BUDGET_OF_UNKNOWN_MEMORY if memory is None else memory // 3
 
     def training_bytes(self) -> int | None:
-        """Returns the memory that one run may take, as it is now; None: whatever there is."""
+        """Returns the bytes of memory that one job may take; None: all there is."""
         if self.max_training_bytes:
             return self.max_training_bytes
         memory = available_memory()

@@ -1,3 +1,5 @@
+"""Settings of the server: flags, environment variables, their help and their ranges."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,10 +16,12 @@ from treadle.server.config import (
     available_cpus,
     available_memory,
     default_data_dir,
+    range_of,
 )
 from treadle.v1 import sequence_pb2 as pb
 
 NAMES = [field.name for field in dataclasses.fields(ServerConfig)]
+NUMBERS = [field for field in dataclasses.fields(ServerConfig) if field.metadata]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -27,12 +31,35 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_every_setting_has_help_a_flag_and_a_variable() -> None:
+def test_every_setting_has_help() -> None:
     assert list(field_docs(ServerConfig)) == NAMES
-    text = " ".join(build_parser().format_help().split())
-    for name in NAMES:
-        assert "--" + name.replace("_", "-") in text
-        assert f"TREADLE_{name.upper()}, default:" in text
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(ServerConfig), ids=lambda field: field.name)
+def test_the_help_says_what_a_flag_does_its_range_and_its_default(
+    field: dataclasses.Field[object],
+) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    (action,) = [item for item in build_parser()._actions if flag in item.option_strings]
+    assert action.help is not None
+    assert action.default is None, "the default comes from ServerConfig alone"
+    text, _, facts = action.help.replace("%%", "%").rpartition(" [")
+    assert text == field_docs(ServerConfig)[field.name]
+    assert text.endswith(".")
+    variable, *limits, default = facts.removesuffix("]").split(", ")
+    assert variable == f"TREADLE_{field.name.upper()}"
+    assert limits == ([f"range: {range_of(field)}"] if field.metadata else [])
+    shown = default.removeprefix("default: ").replace("none", "")
+    assert shown == str(getattr(ServerConfig(), field.name))
+    assert read_config({field.name: shown or "x"}, {}) is not None
+
+
+@pytest.mark.parametrize("field", NUMBERS, ids=lambda field: field.name)
+def test_the_ends_of_a_range_are_allowed(field: dataclasses.Field[object]) -> None:
+    least, most = field.metadata["least"], field.metadata["most"]
+    assert range_of(field) in (f"{least} to {most}", f"{least} or more")
+    for value in (least, most):
+        assert getattr(ServerConfig(**{field.name: value}), field.name) == value
 
 
 def test_a_flag_wins_over_its_variable_and_that_over_the_default() -> None:
@@ -40,9 +67,6 @@ def test_a_flag_wins_over_its_variable_and_that_over_the_default() -> None:
     config = read_config({"threads": "5"}, environment)
     assert (config.threads, config.grace_s) == (5, 1.5)
     assert config.data_dir == ServerConfig().data_dir
-
-
-NUMBERS = [field for field in dataclasses.fields(ServerConfig) if field.metadata]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -207,7 +231,7 @@ def test_no_place_for_kernels_is_said(flag: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("treadle-server: compiled kernels have no place:")
+    assert line.startswith("treadle-server: compiled kernels cannot be stored:")
     assert "--tmpfs /tmp" in line
 
 
