@@ -208,8 +208,8 @@ def test_what_a_crash_left_is_removed_and_models_stay(tmp_path: Path, trained: M
 def test_a_directory_has_one_server(tmp_path: Path) -> None:
     data_dir = DataDir(tmp_path)
     code = (
-        "import pathlib; from treadle.server.storage.data_dir import Store; "
-        "Store(pathlib.Path({!r}))"
+        "import pathlib; from treadle.server.storage.data_dir import DataDir; "
+        "DataDir(pathlib.Path({!r}))"
     )
     command = [sys.executable, "-c", code.format(str(tmp_path))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
