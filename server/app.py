@@ -42,10 +42,10 @@ from treadle.server.inference.stream_places import Openings, SilentStreams, Stre
 from treadle.server.jobs.manager import JobLimits, JobManager
 from treadle.server.jobs.runner import RunLimits
 from treadle.server.jobs.submission import Submission
-from treadle.server.jobs.upload import Limits
-from treadle.server.jobs.worker_pool import Workers
+from treadle.server.jobs.upload import UploadLimits
+from treadle.server.jobs.worker_pool import WorkerPool
 from treadle.server.process import FAREWELL_S, end_by, keep_pauses_short, leave_threads
-from treadle.server.resources import open_files, pools
+from treadle.server.resources import open_files, thread_pools
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.memory_guard import guard_memory
 from treadle.server.resources.memory_return import MemoryReturn, resident_bytes
@@ -57,7 +57,7 @@ from treadle.server.storage import files
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.model_limits import ModelLimits
-from treadle.server.storage.retention import Rules, keep_house
+from treadle.server.storage.retention import RetentionPeriods, run_retention
 from treadle.server.warmup import Warmup
 from treadle.v1 import sequence_pb2_grpc
 
@@ -99,7 +99,7 @@ class App:
         self._warmup = Warmup()
 
         # Training: uploads become jobs, and jobs run in processes of their own.
-        self._workers = Workers(config.standby_workers)
+        self._workers = WorkerPool(config.standby_workers)
         self._jobs = JobManager(
             self._data_dir,
             self._workers,
@@ -115,7 +115,7 @@ class App:
         self._load = _load(config, self._warmup)
         inquiries = _inquiries(config)
         models = ModelCache(self._data_dir, config.model_cache_bytes, self._budget)
-        sources = Sources(models, self._jobs.book.row)
+        sources = Sources(models, self._jobs.registry.row)
         self._scheduler = Scheduler(config.threads)
         openings = Openings(config.stream_limit + config.learning_limit, config.first_message_s)
         generating = GenerateHandler(
@@ -199,7 +199,7 @@ class App:
             logger.warning(
                 "compiled kernels are kept only until this server ends: %s", temporary_kernels()
             )
-        await self._warmup.run(self._jobs.tell_why)
+        await self._warmup.run(self._jobs.explain_wait)
         keep_pauses_short()
         self._memory_return = MemoryReturn.begin()
         self._jobs.open()
@@ -227,12 +227,12 @@ class App:
     def _start_housekeeping(self) -> None:
         """Starts to delete what is past its retention, and to watch the memory."""
         config = self._config
-        rules = Rules(config.job_retention_s, config.corpus_retention_s)
+        rules = RetentionPeriods(config.job_retention_s, config.corpus_retention_s)
         guard = guard_memory(
             self._budget.limit, config.max_message_bytes, resident_bytes, self._end_silent
         )
         self._tasks += [
-            asyncio.create_task(keep_house(self._data_dir, rules)),
+            asyncio.create_task(run_retention(self._data_dir, rules)),
             asyncio.create_task(guard),
         ]
 
@@ -269,7 +269,7 @@ class App:
         if self._memory_return is not None:
             self._memory_return.close()
         self._warmup.close()
-        pools.close()
+        thread_pools.close()
         self._data_dir.close()
 
     async def _finish(self, began: float, patience: float) -> None:
@@ -369,8 +369,8 @@ def _run_limits(config: ServerConfig, training_bytes: int | None) -> RunLimits:
     )
 
 
-def _upload_limits(config: ServerConfig) -> Limits:
-    return Limits(
+def _upload_limits(config: ServerConfig) -> UploadLimits:
+    return UploadLimits(
         config.max_corpus_bytes,
         config.upload_idle_s,
         config.upload_min_rate,

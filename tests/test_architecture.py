@@ -250,12 +250,12 @@ def test_every_channel_says_what_proxies_are_for() -> None:
     assert wrong == []
 
 
-THREAD_POOLS = {"pools.py", "lanes.py", "warmup.py"}
+THREAD_POOLS = {"thread_pools.py", "smallest_first.py", "warmup.py"}
 """Files of the server that have executors of their own."""
 
 
 def test_the_server_blocks_in_no_thread_of_a_shared_pool() -> None:
-    """The default executor is one queue for everything; `resources.pools` has them by kind."""
+    """The default executor is one queue for everything; `thread_pools` has one for each kind."""
     wrong = [
         f"{path.name}:{node.lineno} uses {node.attr}"
         for path in sources("server")

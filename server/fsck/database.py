@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 
 from treadle.server.failures import DatabaseError
 from treadle.server.fsck.report import DAMAGED, Report, put_aside
+from treadle.server.fsck.salvage import Salvage
 from treadle.server.names import is_name
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import DATABASE_FILE, REPAIRED_FILE
@@ -31,7 +32,6 @@ from treadle.server.storage.database import Database
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.job_damage import damage, without_damage
 from treadle.server.storage.job_state import JobState
-from treadle.server.storage.salvage import Salvage
 from treadle.server.storage.schema import TABLES, NewerDatabaseError, read_row
 from treadle.v1 import sequence_pb2 as pb
 

@@ -16,7 +16,7 @@ from treadle.server.inference.scheduler import Caller, Scheduler
 from treadle.server.inference.stream_places import Openings, StreamPlaces
 from treadle.server.messages import learn_request, responses
 from treadle.server.messages.learn_request import Publication
-from treadle.server.resources import pools
+from treadle.server.resources import thread_pools
 from treadle.server.resources.call_deadline import work_within
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage.model_version import MODEL_FILE, StoredModel
@@ -126,7 +126,7 @@ class LearnHandler:
         try:
             names = learn_request.publication(request, default_name)
             if request.validate_only:
-                await pools.STORE.run(self._model_store.check_new, names.name, names.alias)
+                await thread_pools.STORE.run(self._model_store.check_new, names.name, names.alias)
                 session.published(pb.Model(name=names.name))
                 return
             session.published(await self._publish(session, names))
@@ -136,7 +136,7 @@ class LearnHandler:
     async def _publish(self, session: LearningSession, names: Publication) -> pb.Model:
         """Stores the model of a session as it is now, whole or not at all."""
         # The thread runs to its end where the call is cancelled meanwhile; nothing learns then.
-        return await pools.STORE.run(self._store_model, session, names)
+        return await thread_pools.STORE.run(self._store_model, session, names)
 
     def _store_model(self, session: LearningSession, names: Publication) -> pb.Model:
         """Stores a model as a new version, and gives it its alias.

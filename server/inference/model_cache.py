@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from treadle.model import Model
 from treadle.model.errors import LoadError
 from treadle.server.errors import damaged, not_found, precondition
-from treadle.server.resources import pools
+from treadle.server.resources import thread_pools
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import BEST_FILE, LAST_FILE
@@ -82,7 +82,7 @@ class ModelCache:
             StatusError: NOT_FOUND, DATA_LOSS for a damaged file, or RESOURCE_EXHAUSTED where it
                 does not fit into memory.
         """
-        stored = await pools.ROWS.run(self._data_dir.models.find, name, version)
+        stored = await thread_pools.DATABASE.run(self._data_dir.models.find, name, version)
         return Source(await self._get(stored), version=stored.version)
 
     async def get_job(self, job: str, best: bool) -> Source:
@@ -94,7 +94,7 @@ class ModelCache:
         """
         path = self._data_dir.jobs.directory(job) / (BEST_FILE if best else LAST_FILE)
         try:
-            stat = await pools.ROWS.run(path.stat)
+            stat = await thread_pools.DATABASE.run(path.stat)
         except FileNotFoundError:
             what = "best weights: it has not validated" if best else "weights: it has just begun"
             raise precondition(f"job {job} has published no {what}") from None
@@ -145,7 +145,7 @@ class ModelCache:
         """Reads a model, whose bytes are held in the budget for as long as it lives."""
         held = self._budget.reserve(_TIMES_ITS_FILE * stored.size_bytes, _called(stored))
         try:
-            model = await pools.MODELS.run(Model.load, stored.path)
+            model = await thread_pools.MODELS.run(Model.load, stored.path)
         except LoadError as error:
             held.release()
             if isinstance(stored, JobWeights):

@@ -17,8 +17,8 @@ from treadle.model.generation.deadline import Deadline
 from treadle.model.generation.regex_automaton import GLANCE, QUICK, THOROUGH, Effort, expected_size
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.server.errors import StatusError, exhausted
-from treadle.server.resources.lanes import Lane
 from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.resources.smallest_first import SmallestFirstPool
 
 MAX_WAITING = 64
 """Expressions that may be made or wait for it at once."""
@@ -61,9 +61,9 @@ class Regexes:
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._lanes = {
-            GLANCE: Lane("regex-glance", _GLANCES),
-            QUICK: Lane("regex-quick", 1),
-            THOROUGH: Lane("regex-thorough", 1),
+            GLANCE: SmallestFirstPool("regex-glance", _GLANCES),
+            QUICK: SmallestFirstPool("regex-quick", 1),
+            THOROUGH: SmallestFirstPool("regex-thorough", 1),
         }
         self._making: dict[tuple[str, int], _Making] = {}
 

@@ -25,7 +25,7 @@ from treadle.server.jobs.job import (
 from treadle.server.jobs.runner import Ending, Outcome
 from treadle.server.messages import responses
 from treadle.server.messages.requests import spec_field
-from treadle.server.resources import pools
+from treadle.server.resources import thread_pools
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, LAST_FILE
@@ -84,7 +84,7 @@ class Completion:
 
     async def _cancel(self, job: Job) -> None:
         try:
-            path = await pools.STORE.run(self._published, job, _ON_REQUEST)
+            path = await thread_pools.STORE.run(self._published, job, _ON_REQUEST)
             if path is not None:
                 await self._complete(job, path)
                 return
@@ -92,13 +92,13 @@ class Completion:
         except OSError as error:
             # No server goes on from its state any more, and its end needs the space.
             if is_full(error) and job.row.reason == CANCELLING:
-                await pools.STORE.run(self._data_dir.jobs.remove_checkpoint, job.id)
+                await thread_pools.STORE.run(self._data_dir.jobs.remove_checkpoint, job.id)
             raise
-        await pools.STORE.run(self._tidy, job.id)
+        await thread_pools.STORE.run(self._tidy, job.id)
 
     async def _overrun(self, job: Job, outcome: Outcome) -> None:
         """Ends a job that has run for as long as it may, with what it has published."""
-        path = await pools.STORE.run(self._published, job, job.overrun)
+        path = await thread_pools.STORE.run(self._published, job, job.overrun)
         if path is not None:
             await self._complete(job, path)
             return
@@ -109,7 +109,7 @@ class Completion:
     async def completed_before(self, job: Job) -> bool:
         """Completes a job that the last server was about to complete; tells whether it was."""
         final = self._data_dir.jobs.directory(job.id) / FINAL_FILE
-        if not await pools.STORE.run(final.exists):
+        if not await thread_pools.STORE.run(final.exists):
             return False
         try:
             await self._complete(job, final)
@@ -171,7 +171,7 @@ class Completion:
         reason = "; ".join([*why, *model.training.notices])
         changes = {"version": model.version, "ended_s": job.time_s()}
         await job.publish(pb.JobEvent(completed=model), state=state, reason=reason, **changes)
-        await pools.STORE.run(self._tidy, job.id)
+        await thread_pools.STORE.run(self._tidy, job.id)
         logger.info("job %s stored %s version %d", job.id, model.name, model.version)
 
     async def _claim(self, job: Job, path: Path) -> pb.Model:
@@ -185,7 +185,7 @@ class Completion:
                 stored = await self._claim_version(job, path, version)
                 # A version is new here, and nothing leads to it yet.
                 return responses.model(
-                    stored, await pools.STORE.run(self._data_dir.models.describe, stored)
+                    stored, await thread_pools.STORE.run(self._data_dir.models.describe, stored)
                 )
             except (FileNotFoundError, StatusError) as error:
                 code = error.code if isinstance(error, StatusError) else _GONE
@@ -193,7 +193,7 @@ class Completion:
                     raise
                 if not left:
                     raise always_deleted(job.row.model) from error
-                if not await pools.STORE.run(path.exists):
+                if not await thread_pools.STORE.run(path.exists):
                     raise
                 logger.info("job %s: its model is stored once more: %s", job.id, error)
                 version = 0
@@ -204,9 +204,11 @@ class Completion:
         name = job.row.model
         async with self._claiming:
             if not version:
-                version = await pools.STORE.run(self._data_dir.models.next_version, name)
+                version = await thread_pools.STORE.run(self._data_dir.models.next_version, name)
                 await job.change(claim=version)
-            return await pools.STORE.run(self._data_dir.models.claim_file, name, path, version)
+            return await thread_pools.STORE.run(
+                self._data_dir.models.claim_file, name, path, version
+            )
 
     async def _fail(self, job: Job, error: StatusError) -> None:
         logger.info("job %s ended without a model: %s", job.id, error)

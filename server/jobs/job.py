@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from treadle.server.jobs.event_tail import EventTail
+from treadle.server.jobs.job_events import EventTail
 from treadle.server.jobs.worker_pool import Worker
 from treadle.server.messages.enums import job_state
-from treadle.server.resources import pools
+from treadle.server.resources import thread_pools
 from treadle.server.storage.database import Database
 from treadle.server.storage.job_state import JobState
 from treadle.server.storage.schema import JobRow
@@ -138,7 +138,7 @@ class Job:
 
     async def whole(self) -> JobRow:
         """Returns its row with all fields, from the database; jobs that wait do not keep them."""
-        row = await pools.ROWS.run(self._database.job, self.id)
+        row = await thread_pools.DATABASE.run(self._database.job, self.id)
         return self.row if row is None else row
 
     def news(self) -> asyncio.Event:
@@ -156,7 +156,7 @@ class Job:
             event.event_time.FromNanoseconds(round(now * 1e9))
             data = event.SerializeToString()
             write = self._database.append_event
-            number = await pools.ROWS.run(write, self.id, data, now, **changes)
+            number = await thread_pools.DATABASE.run(write, self.id, data, now, **changes)
             self._note(last_sequence=number, **changes)
             waits = self.row.state in (JobState.QUEUED, JobState.PAUSED)
             self.tail.add(_numbered(data, self.id, number), _WAITING_BYTES if waits else None)
@@ -166,7 +166,7 @@ class Job:
         async with self._writing:
             if self.row.is_final:
                 return
-            await pools.ROWS.run(self._database.update_job, self.id, **changes)
+            await thread_pools.DATABASE.run(self._database.update_job, self.id, **changes)
             self._note(**changes)
 
     def _note(self, **changes: Any) -> None:
@@ -200,7 +200,7 @@ def queued_event(time_s: float, reason: str = "") -> pb.JobEvent:
 
 async def stored_events(database: Database, job: str, after: int) -> list[pb.JobEvent]:
     """Returns the next events of a job that are stored, after number `after`; none at their end."""
-    rows = await pools.EVENTS.run(database.events, job, after)
+    rows = await thread_pools.EVENTS.run(database.events, job, after)
     return [_numbered(data, job, number) for number, _, data in rows]
 
 

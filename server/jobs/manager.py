@@ -43,8 +43,8 @@ from treadle.server.jobs.job import (
 )
 from treadle.server.jobs.registry import JobRegistry
 from treadle.server.jobs.runner import Ending, JobRunner, Outcome, RunLimits
-from treadle.server.jobs.worker_pool import Workers
-from treadle.server.resources import pools
+from treadle.server.jobs.worker_pool import WorkerPool
+from treadle.server.resources import thread_pools
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import STATE_FILE
@@ -98,7 +98,7 @@ class JobManager:
     def __init__(
         self,
         data_dir: DataDir,
-        workers: Workers,
+        workers: WorkerPool,
         room: JobLimits,
         run: RunLimits,
         held_by: Callable[[], str] = lambda: "",
@@ -121,9 +121,9 @@ class JobManager:
         self._endings = Completion(data_dir, lambda: self.closing.done())
         self.closing: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
         """Done when no job may come any more; holds what callers are told."""
-        self.book = JobRegistry(data_dir.database, self.closing, self._tasks)
+        self.registry = JobRegistry(data_dir.database, self.closing, self._tasks)
         """What is known of jobs."""
-        self._jobs = self.book.live
+        self._jobs = self.registry.live
 
     @property
     def running(self) -> int:
@@ -173,7 +173,7 @@ class JobManager:
         if count >= self._room.uploads:
             raise exhausted(f"{count} corpora are on their way; no more fit", _RETRY_S)
 
-    async def tell_why(self, reason: str) -> None:
+    async def explain_wait(self, reason: str) -> None:
         """Tells those who follow the first jobs of the queue why none runs yet.
 
         Args:
@@ -197,17 +197,17 @@ class JobManager:
     async def _submit(self, row: JobRow) -> JobRow:
         row = replace(row, reason=self._held_by())
         first = queued_event(row.created_s, row.reason).SerializeToString()
-        kept = await pools.ROWS.run(self._database.add_job, row, first)
+        kept = await thread_pools.DATABASE.run(self._database.add_job, row, first)
         if kept.id == row.id:
             self._jobs[row.id] = Job(self._database, kept)
             self._schedule()
         else:
-            await pools.STORE.run(self._data_dir.jobs.remove, row.id)
+            await thread_pools.STORE.run(self._data_dir.jobs.remove, row.id)
         return kept
 
     async def recover(self) -> None:
         """Takes up the jobs that an earlier server left; before any call comes."""
-        for job in await pools.ROWS.run(self._left_over):
+        for job in await thread_pools.DATABASE.run(self._left_over):
             self._jobs[job.id] = job
             try:
                 await self._recover(job)
@@ -278,7 +278,7 @@ class JobManager:
                 that, and a server that starts before it has ended would continue it.
         """
         if job not in self._jobs:
-            return await self.book.row(job)
+            return await self.registry.row(job)
         return await outlast(self._cancel(self._jobs[job]))
 
     async def _cancel(self, job: Job) -> JobRow:
@@ -342,7 +342,7 @@ class JobManager:
                 RESOURCE_EXHAUSTED: it pauses, but the disk is too full to note that, and a server
                 that starts before it has paused would continue it.
         """
-        return await outlast(self._pause(await self.book.find(job, "paused")))
+        return await outlast(self._pause(await self.registry.find(job, "paused")))
 
     async def _pause(self, job: Job) -> JobRow:
         full = None
@@ -372,7 +372,7 @@ class JobManager:
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over, or being cancelled.
         """
-        return await outlast(self._resume(await self.book.find(job, "resumed")))
+        return await outlast(self._resume(await self.registry.find(job, "resumed")))
 
     async def _look_for_space(self) -> None:
         """Lets jobs go on that paused for want of disk space, as there is space for each."""
@@ -395,7 +395,9 @@ class JobManager:
         for job in list(self._jobs.values()):
             if not job.row.waits_for_bytes or job.space_try_at > time.monotonic():
                 continue
-            if not await pools.ROWS.run(self._data_dir.space.has_again, job.row.waits_for_bytes):
+            if not await thread_pools.DATABASE.run(
+                self._data_dir.space.has_again, job.row.waits_for_bytes
+            ):
                 continue
             async with self._deciding(job):
                 if job.row.waits_for_bytes and not job.cancelling:  # nobody has decided meanwhile
@@ -441,7 +443,7 @@ class JobManager:
             async with self._deciding(live):
                 await outlast(self._delete(live.row))
         else:
-            await outlast(self._delete(await self.book.row(job, damaged=True)))
+            await outlast(self._delete(await self.registry.row(job, damaged=True)))
 
     async def _cleared(self, job: str) -> None:
         """Waits until a job whose end is known has removed what it does not need any more."""
@@ -453,19 +455,19 @@ class JobManager:
         live = self._jobs.get(row.id)
         if live in self._ending:
             raise precondition(f"job {row.id} is about to end: delete it once it has")
-        if row.state in (JobState.QUEUED, JobState.RUNNING) and not self.book.fault(row):
+        if row.state in (JobState.QUEUED, JobState.RUNNING) and not self.registry.fault(row):
             message = f"job {row.id} is {row.state}: cancel or pause it before you delete it"
             raise precondition(message)
         try:
-            await pools.ROWS.run(self._database.delete_job, row.id)
+            await thread_pools.DATABASE.run(self._database.delete_job, row.id)
         except OSError as error:
             if not is_full(error):
                 raise
             # First the files, then the row: that makes room for the change.
-            await pools.STORE.run(self._data_dir.jobs.remove, row.id)
-            await pools.ROWS.run(self._database.delete_job, row.id)
+            await thread_pools.STORE.run(self._data_dir.jobs.remove, row.id)
+            await thread_pools.DATABASE.run(self._database.delete_job, row.id)
         self._jobs.pop(row.id, None)
-        await pools.STORE.run(self._data_dir.jobs.remove, row.id)
+        await thread_pools.STORE.run(self._data_dir.jobs.remove, row.id)
 
     @asynccontextmanager
     async def _deciding(self, job: Job) -> AsyncIterator[None]:

@@ -17,8 +17,8 @@ from treadle.server.errors import (
     unavailable,
 )
 from treadle.server.jobs.job import Job, stored_events
-from treadle.server.resources import pools
-from treadle.server.resources.turnstile import Turnstile
+from treadle.server.resources import thread_pools
+from treadle.server.resources.loop_throttle import LoopThrottle
 from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_state import JobState
@@ -54,7 +54,7 @@ class JobRegistry:
         self._tasks = tasks
         self.live: dict[str, Job] = {}
         """Jobs that are not over, in the order of the queue."""
-        self._turnstile = Turnstile(_AT_ONCE)
+        self._throttle = LoopThrottle(_AT_ONCE)
         closing.add_done_callback(self._wake_watchers)
 
     def models(self) -> list[str]:
@@ -127,7 +127,7 @@ class JobRegistry:
             if not events:
                 return
             for event in events:
-                await self._turnstile.pass_through()
+                await self._throttle.wait_turn()
                 yield event
                 after = event.sequence
 
@@ -147,7 +147,7 @@ class JobRegistry:
         """
         if job in self.live:
             return await self.live[job].whole()
-        row = await pools.ROWS.run(self._database.job, job)
+        row = await thread_pools.DATABASE.run(self._database.job, job)
         if row is None:
             raise job_not_found(job)
         if not damaged and (fault := damage(row)):
@@ -171,7 +171,7 @@ class JobRegistry:
             after: The place of the job after which the page begins, or None.
             limit: The most of them.
         """
-        rows = await pools.LISTS.run(self._database.jobs, states, model, after, limit)
+        rows = await thread_pools.LISTS.run(self._database.jobs, states, model, after, limit)
         return [self.live[row.id].row if row.id in self.live else row for row in rows]
 
     async def earlier(self, request_id: str) -> JobRow | None:
@@ -182,14 +182,17 @@ class JobRegistry:
         """
         if not request_id:
             return None
-        row = await pools.ROWS.run(self._database.job_of_request, request_id)
+        row = await thread_pools.DATABASE.run(self._database.job_of_request, request_id)
         if row is not None and (fault := damage(row)):
             raise job_damaged(row.id, fault)
         return row
 
     async def unknown(self, job: str) -> bool:
         """Tells whether there is no job with an id."""
-        return job not in self.live and await pools.ROWS.run(self._database.job, job) is None
+        return (
+            job not in self.live
+            and await thread_pools.DATABASE.run(self._database.job, job) is None
+        )
 
 
 def _raise_end(row: JobRow) -> None:

@@ -16,10 +16,10 @@ from treadle.model.temporary_files import remove_leftovers
 from treadle.server.errors import StatusError
 from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.job import Job
-from treadle.server.jobs.worker_pool import STOP_TIMEOUT_S, Worker, Workers
+from treadle.server.jobs.worker_pool import STOP_TIMEOUT_S, Worker, WorkerPool
 from treadle.server.jobs.worker_request import order
 from treadle.server.messages import responses
-from treadle.server.resources import pools
+from treadle.server.resources import thread_pools
 from treadle.server.storage.data_dir import DataDir
 from treadle.v1 import sequence_pb2 as pb
 
@@ -83,7 +83,7 @@ class JobRunner:
         limits: What holds for each job.
     """
 
-    def __init__(self, data_dir: DataDir, workers: Workers, limits: RunLimits) -> None:
+    def __init__(self, data_dir: DataDir, workers: WorkerPool, limits: RunLimits) -> None:
         self._data_dir = data_dir
         self._workers = workers
         self._limits = limits
@@ -116,7 +116,9 @@ class JobRunner:
         if outcome.ending is Ending.DIED:
             await self._workers.dismiss(worker)
             with suppress(OSError):  # what is left goes with the job's next process, or its end
-                await pools.STORE.run(remove_leftovers, self._data_dir.jobs.directory(job.id))
+                await thread_pools.STORE.run(
+                    remove_leftovers, self._data_dir.jobs.directory(job.id)
+                )
         else:
             self._workers.dismiss(worker)
         return outcome
@@ -311,7 +313,7 @@ class JobRunner:
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + _LOOK_S
-            await pools.ROWS.run(self._data_dir.space.require_least)
+            await thread_pools.DATABASE.run(self._data_dir.space.require_least)
 
 
 def _needs_more(limit_bytes: int | None) -> StatusError:

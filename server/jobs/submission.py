@@ -14,18 +14,18 @@ from treadle.server.failures import DatabaseError
 from treadle.server.jobs import repeated_request
 from treadle.server.jobs.job import outlast
 from treadle.server.jobs.manager import JobManager
-from treadle.server.jobs.upload import Limits, Upload
-from treadle.server.jobs.upload_files import UploadFiles
+from treadle.server.jobs.upload import Upload, UploadLimits
 from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
 from treadle.server.messages import requests as convert
 from treadle.server.names import name_violations
-from treadle.server.resources import pools
+from treadle.server.resources import thread_pools
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage import files as disk
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import INIT_FILE
 from treadle.server.storage.model_version import StoredModel
 from treadle.server.storage.schema import JobRow
+from treadle.server.storage.upload_files import UploadFiles
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Submission:
         self,
         data_dir: DataDir,
         jobs: JobManager,
-        limits: Limits,
+        limits: UploadLimits,
         training_bytes: int | None,
         budget: MemoryBudget,
     ) -> None:
@@ -67,7 +67,7 @@ class Submission:
         """
         upload = Upload(requests, self._limits, self._jobs.closing)
         asked = await upload.spec()
-        earlier = await self._jobs.book.earlier(asked.request_id)
+        earlier = await self._jobs.registry.earlier(asked.request_id)
         if earlier is not None:
             repeated_request.check_spec(earlier, asked)
             if not await upload.ends_with_spec():
@@ -79,13 +79,13 @@ class Submission:
         spec.CopyFrom(asked)
         base, spec.init_from_version = await self._base(spec)
         config = convert.training_order(spec, self._training_bytes, await self._beginning(base))
-        await pools.ROWS.run(
-            self._data_dir.models.check_new, spec.model, "", self._jobs.book.models()
+        await thread_pools.DATABASE.run(
+            self._data_dir.models.check_new, spec.model, "", self._jobs.registry.models()
         )
         with self._jobs.admit():
             stored = UploadFiles(self._data_dir.corpora)
             try:
-                await pools.UPLOADS.run(self._data_dir.space.require)
+                await thread_pools.UPLOADS.run(self._data_dir.space.require)
                 files = await upload.receive(stored)
                 _check_files(files)
                 # Once begun it is done to its end: a call that is cancelled leaves no half of it.
@@ -113,14 +113,14 @@ class Submission:
         """
         job = new_id()
         try:
-            await pools.UPLOADS.run(stored.store)
-            await pools.STORE.run(self._lay_out, job, files, base)
+            await thread_pools.UPLOADS.run(stored.store)
+            await thread_pools.STORE.run(self._lay_out, job, files, base)
             kept = await self._jobs.submit(
                 new_row(job, spec, config, files, asked.init_from_version)
             )
         except BaseException:
-            if await self._jobs.book.unknown(job):
-                await pools.STORE.run(self._data_dir.jobs.remove, job)
+            if await self._jobs.registry.unknown(job):
+                await thread_pools.STORE.run(self._data_dir.jobs.remove, job)
             raise
         if kept.id == job:
             stored.keep()
@@ -133,7 +133,7 @@ class Submission:
         faults = name_violations(spec.init_from.partition("@")[0], "spec.init_from")
         if faults:
             raise invalid(faults)
-        base = await pools.ROWS.run(
+        base = await thread_pools.DATABASE.run(
             self._data_dir.models.find, spec.init_from, spec.init_from_version
         )
         return base, base.version
@@ -141,7 +141,7 @@ class Submission:
     async def _beginning(self, base: StoredModel | None) -> BaseModelInfo | None:
         if base is None:
             return None
-        about = await pools.LISTS.run(self._data_dir.models.describe, base)
+        about = await thread_pools.LISTS.run(self._data_dir.models.describe, base)
         return BaseModelInfo(about.network, about.tokenizer, about.layout, about.vocabulary_size)
 
     def _lay_out(self, job: str, files: list[UploadedFile], base: StoredModel | None) -> None:
@@ -161,7 +161,7 @@ class Submission:
 
 async def _close(stored: UploadFiles) -> None:
     try:
-        await pools.UPLOADS.run(stored.close)
+        await thread_pools.UPLOADS.run(stored.close)
     except (OSError, DatabaseError) as error:  # the upload's own end says more than this
         logger.warning("an upload left something behind: %s", error)
 

@@ -21,7 +21,7 @@ from treadle.server.errors import (
     unavailable,
 )
 from treadle.server.jobs.worker_request import UploadedFile
-from treadle.server.resources import pools
+from treadle.server.resources import thread_pools
 from treadle.v1 import sequence_pb2 as pb
 
 _BUFFER_BYTES = 1 << 20
@@ -36,7 +36,7 @@ _MAX_NAMES_BYTES = 128 << 10
 
 
 @dataclass(frozen=True)
-class Limits:
+class UploadLimits:
     """What an upload must keep to. Seconds that the server itself takes do not count as idle."""
 
     corpus_bytes: int
@@ -51,7 +51,7 @@ class Limits:
     """Seconds to the first message, the spec."""
 
 
-class FileTaker(Protocol):
+class FileSink(Protocol):
     """Takes the bytes of one file; see `CorpusWriter`."""
 
     def write(self, data: bytes) -> None:
@@ -61,13 +61,13 @@ class FileTaker(Protocol):
         """Ends the file; returns its hash and its bytes."""
 
 
-class CorpusTaker(Protocol):
+class CorpusSink(Protocol):
     """Takes the files of a corpus; see `UploadFiles`."""
 
     def want(self, sha256: str) -> int | None:
         """Returns the bytes of a file that is there already; None where it is not."""
 
-    def writer(self) -> FileTaker:
+    def writer(self) -> FileSink:
         """Returns what takes a new file."""
 
 
@@ -84,7 +84,7 @@ class Upload:
     def __init__(
         self,
         requests: AsyncIterator[pb.TrainRequest],
-        limits: Limits,
+        limits: UploadLimits,
         closing: asyncio.Future[StatusError],
     ) -> None:
         self._requests = aiter(requests)
@@ -119,7 +119,7 @@ class Upload:
             self._ahead.append(request)
         return request is None
 
-    async def receive(self, corpora: CorpusTaker) -> list[UploadedFile]:
+    async def receive(self, corpora: CorpusSink) -> list[UploadedFile]:
         """Reads the files of the corpus.
 
         Args:
@@ -203,7 +203,7 @@ class Pace:
         clock: Gives seconds that never go back.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limits: UploadLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
         self._ends = math.inf
@@ -282,11 +282,11 @@ def _given_up(why: str) -> StatusError:
 class _Receiver:
     """Takes the files of one upload, one after the other."""
 
-    def __init__(self, corpora: CorpusTaker) -> None:
+    def __init__(self, corpora: CorpusSink) -> None:
         self._corpora = corpora
         self._files: list[UploadedFile] = []
         self._about: pb.CorpusFile | None = None
-        self._writer: FileTaker | None = None
+        self._writer: FileSink | None = None
         self._buffer = bytearray()
 
     async def begin(self, about: pb.CorpusFile) -> None:
@@ -296,12 +296,12 @@ class _Receiver:
         _check(about, len(self._files), names)
         self._about = about
         if about.sha256:
-            size = await pools.UPLOADS.run(self._corpora.want, about.sha256)
+            size = await thread_pools.UPLOADS.run(self._corpora.want, about.sha256)
             if size is None:
                 raise corpus_not_found(about.sha256)
             self._add(about.sha256, size)
         else:
-            self._writer = await pools.UPLOADS.run(self._corpora.writer)
+            self._writer = await thread_pools.UPLOADS.run(self._corpora.writer)
 
     async def write(self, chunk: bytes) -> None:
         """Takes the next bytes of the file; of a corpus of one file, without its beginning."""
@@ -329,7 +329,7 @@ class _Receiver:
         if self._writer is None:
             return
         await self._flush()
-        sha256, size = await pools.UPLOADS.run(self._writer.finish)
+        sha256, size = await thread_pools.UPLOADS.run(self._writer.finish)
         self._writer = None
         self._add(sha256, size)
 
@@ -348,7 +348,7 @@ class _Receiver:
 
     async def _write(self, data: bytes) -> None:
         assert self._writer is not None
-        await pools.UPLOADS.run(self._writer.write, data)
+        await thread_pools.UPLOADS.run(self._writer.write, data)
 
 
 def _check(about: pb.CorpusFile, before: int, names_bytes: int) -> None:

@@ -38,7 +38,7 @@ HEARTBEAT_S = 1.0
 
 
 @contextmanager
-def beating(replies: Replies) -> Iterator[None]:
+def heartbeat(replies: Replies) -> Iterator[None]:
     """While within, says again and again that the process is alive."""
     over = threading.Event()
 
@@ -54,7 +54,7 @@ def beating(replies: Replies) -> Iterator[None]:
         over.set()
 
 
-class Wishes:
+class RunControl:
     """What is wanted of the run; the trainer looks between shards of batches, too.
 
     Args:

@@ -184,7 +184,7 @@ class Worker:
             await self._process.wait()
 
 
-class Workers:
+class WorkerPool:
     """Gives out training processes and keeps some standing by.
 
     Args:

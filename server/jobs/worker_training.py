@@ -27,7 +27,7 @@ from treadle.model.training.checkpoint import saved_config
 from treadle.model.training.progress import Validation
 from treadle.server.failures import NoSpaceError, is_full
 from treadle.server.jobs import worker_protocol
-from treadle.server.jobs.worker_control import Replies, Wishes, beating
+from treadle.server.jobs.worker_control import Replies, RunControl, heartbeat
 from treadle.server.resources.process_memory import limit_own
 from treadle.server.storage.files import DiskSpace
 from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
@@ -61,20 +61,20 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     """
     pipe = Replies(replies)
     if warm_up:
-        with beating(pipe):
+        with heartbeat(pipe):
             warm()
     pipe.send(event="ready")  # and then nothing: nobody listens to a process that stands by
     line = requests.readline()
     if not line:
         return 0
-    wishes = Wishes(pipe)
+    wishes = RunControl(pipe)
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(1))
     signal.signal(signal.SIGTERM, lambda *_: _pause(wishes))
     threading.Thread(target=_listen, args=(requests, wishes), daemon=True).start()
     try:
         job = worker_protocol.decode(line)["job"]
         limit_own(job["memory_limit_bytes"], job["threads"])
-        with beating(pipe):
+        with heartbeat(pipe):
             _work(job, pipe, wishes)
     except Exception as error:
         if is_full(error):  # what was kept last is whole, and the rest is made again
@@ -103,7 +103,7 @@ class _Keeper:
         trainer: Trainer,
         order: worker_protocol.Message,
         space: DiskSpace,
-        wishes: Wishes,
+        wishes: RunControl,
         replies: Replies,
     ) -> None:
         self._trainer = trainer
@@ -200,7 +200,7 @@ def _full(error: BaseException) -> str:
     return f"the disk is full: {getattr(error, 'strerror', None) or error}"
 
 
-def _work(job: worker_protocol.Message, replies: Replies, wishes: Wishes) -> None:
+def _work(job: worker_protocol.Message, replies: Replies, wishes: RunControl) -> None:
     directory = Path(job["directory"])
     space = DiskSpace(directory, job["min_free_bytes"])
     # One that is left is of an end that was not to be, and must not pass for this run's.
@@ -248,7 +248,7 @@ class _Watcher:
         replies: Where the server hears of validations.
     """
 
-    def __init__(self, trainer: Trainer, wishes: Wishes, replies: Replies) -> None:
+    def __init__(self, trainer: Trainer, wishes: RunControl, replies: Replies) -> None:
         self._trainer = trainer
         self._wishes = wishes
         self._replies = replies
@@ -322,12 +322,12 @@ def _send_progress(replies: Replies, progress: Progress) -> None:
     replies.send(event="progress", **dataclasses.asdict(progress) | {"sample": sample})
 
 
-def _pause(wishes: Wishes) -> None:
+def _pause(wishes: RunControl) -> None:
     """Passes on a signal: its handler may have interrupted whoever holds the lock."""
     threading.Thread(target=wishes.pause, args=(_TOLD_TO_END,), daemon=True).start()
 
 
-def _listen(requests: IO[bytes], wishes: Wishes) -> None:
+def _listen(requests: IO[bytes], wishes: RunControl) -> None:
     """Takes the server's wishes; ends the process when the server is gone."""
     for line in requests:
         message = worker_protocol.decode(line)

@@ -13,7 +13,7 @@ from treadle.model import compiled_for
 from treadle.server.messages import page_tokens, requests, responses
 from treadle.server.messages.page import Page
 from treadle.server.names import check_model_and_alias, check_reference
-from treadle.server.resources import pools
+from treadle.server.resources import thread_pools
 from treadle.server.rpc.catalog import Catalog
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
@@ -95,7 +95,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Takes the spec, then a place in the queue, then the corpus; follows the job."""
         with self._inquiries.orders.admit():
             job = await self._submission.take(request_iterator)
-            async for event in self._jobs.book.watch(job):
+            async for event in self._jobs.registry.watch(job):
                 yield event
 
     async def WatchJob(  # noqa: N802
@@ -103,14 +103,14 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> AsyncIterator[pb.WatchJobResponse]:
         """Streams the events of a job."""
         with self._inquiries.watchers.admit():
-            async for event in self._jobs.book.watch(request.job, request.after_sequence):
+            async for event in self._jobs.registry.watch(request.job, request.after_sequence):
                 yield pb.WatchJobResponse(event=event)
 
     async def GetJob(  # noqa: N802
         self, request: pb.GetJobRequest, context: Context
     ) -> pb.GetJobResponse:
         """Describes a job."""
-        return pb.GetJobResponse(job=self._job(await self._jobs.book.row(request.job)))
+        return pb.GetJobResponse(job=self._job(await self._jobs.registry.row(request.job)))
 
     async def ListJobs(  # noqa: N802
         self, request: pb.ListJobsRequest, context: Context
@@ -131,21 +131,21 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.CancelJobResponse:
         """Ends a job for good."""
         row = await self._jobs.cancel(request.job)
-        return pb.CancelJobResponse(job=self._job(await self._jobs.book.row(row.id)))
+        return pb.CancelJobResponse(job=self._job(await self._jobs.registry.row(row.id)))
 
     async def PauseJob(  # noqa: N802
         self, request: pb.PauseJobRequest, context: Context
     ) -> pb.PauseJobResponse:
         """Makes a job wait."""
         row = await self._jobs.pause(request.job)
-        return pb.PauseJobResponse(job=self._job(await self._jobs.book.row(row.id)))
+        return pb.PauseJobResponse(job=self._job(await self._jobs.registry.row(row.id)))
 
     async def ResumeJob(  # noqa: N802
         self, request: pb.ResumeJobRequest, context: Context
     ) -> pb.ResumeJobResponse:
         """Puts a paused job back into the queue."""
         row = await self._jobs.resume(request.job)
-        return pb.ResumeJobResponse(job=self._job(await self._jobs.book.row(row.id)))
+        return pb.ResumeJobResponse(job=self._job(await self._jobs.registry.row(row.id)))
 
     async def DeleteJob(  # noqa: N802
         self, request: pb.DeleteJobRequest, context: Context
@@ -195,7 +195,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         after = place[0] if place else ""
         size = requests.page_size(request)
         with self._inquiries.lists.admit():
-            models, more = await pools.LISTS.run(self._catalog.page, size, after)
+            models, more = await thread_pools.LISTS.run(self._catalog.page, size, after)
         token = page_tokens.make("models", (), [more]) if more else ""
         return pb.ListModelsResponse(models=models, next_page_token=token)
 
@@ -204,7 +204,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.GetModelResponse:
         """Describes one version of a model."""
         check_reference(request.model)
-        return await pools.LISTS.run(self._get, request.model, request.version)
+        return await thread_pools.LISTS.run(self._get, request.model, request.version)
 
     async def DeleteModel(  # noqa: N802
         self, request: pb.DeleteModelRequest, context: Context
@@ -212,7 +212,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Deletes versions of a model."""
         version = requests.deletion(request)
         delete = self._model_store.delete
-        gone = await pools.STORE.run(delete, request.model, version, force=request.force)
+        gone = await thread_pools.STORE.run(delete, request.model, version, force=request.force)
         self._models.forget(request.model, gone)
         return pb.DeleteModelResponse(versions=gone)
 
@@ -222,15 +222,19 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Names a version, or moves the name there."""
         check_model_and_alias(request.model, request.alias)
         set_alias = self._model_store.set_alias
-        stored = await pools.STORE.run(set_alias, request.model, request.alias, request.version)
-        return pb.SetAliasResponse(model=await pools.LISTS.run(self._catalog.describe, stored))
+        stored = await thread_pools.STORE.run(
+            set_alias, request.model, request.alias, request.version
+        )
+        return pb.SetAliasResponse(
+            model=await thread_pools.LISTS.run(self._catalog.describe, stored)
+        )
 
     async def DeleteAlias(  # noqa: N802
         self, request: pb.DeleteAliasRequest, context: Context
     ) -> pb.DeleteAliasResponse:
         """Takes a name away."""
         check_model_and_alias(request.model, request.alias)
-        await pools.STORE.run(self._model_store.delete_alias, request.model, request.alias)
+        await thread_pools.STORE.run(self._model_store.delete_alias, request.model, request.alias)
         return pb.DeleteAliasResponse()
 
     async def GetServerInfo(  # noqa: N802
@@ -274,8 +278,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         Returns:
             The place after which the next page begins; None where this is the last one.
         """
-        while rows := await self._jobs.book.page(states, model, after, _JOBS):
-            jobs = await pools.LISTS.run(self._listed_jobs, rows, self._jobs.positions())
+        while rows := await self._jobs.registry.page(states, model, after, _JOBS):
+            jobs = await thread_pools.LISTS.run(self._listed_jobs, rows, self._jobs.positions())
             for row, job in zip(rows, jobs, strict=True):
                 if not page.take(job):
                     return after
@@ -293,5 +297,5 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
 
     def _listed_jobs(self, rows: list[JobRow], positions: Mapping[str, int]) -> list[pb.Job]:
         """Describes jobs in a list, which a damaged one must not take down."""
-        fault = self._jobs.book.fault
+        fault = self._jobs.registry.fault
         return [responses.listed_job(row, positions.get(row.id, 0), fault(row)) for row in rows]

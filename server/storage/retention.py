@@ -19,7 +19,7 @@ from pathlib import Path
 from treadle.model import sweep_temporary_kernels
 from treadle.model.temporary_files import leftovers
 from treadle.server.names import is_name
-from treadle.server.resources import pools
+from treadle.server.resources import thread_pools
 from treadle.server.storage import files
 from treadle.server.storage.corpora import Corpora
 from treadle.server.storage.data_dir import DataDir
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 ORPHAN_S = 3600.0
 """Seconds for which a job's directory may be there before its row is: it is being made."""
 
-MOST = 200
+MAX_DELETIONS = 200
 """The most jobs that one sweep deletes, and corpora: where the clock is wrong, time is left to see
 it. Ten minutes later come the next."""
 
@@ -45,7 +45,7 @@ does meanwhile."""
 
 
 @dataclass(frozen=True)
-class Rules:
+class RetentionPeriods:
     """How long things are kept, in seconds; 0: for ever."""
 
     job_retention_s: float
@@ -55,7 +55,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Swept:
+class RetentionReport:
     """What one sweep did."""
 
     jobs: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Swept:
     """Files that killed processes had not finished; deleted."""
 
 
-async def keep_house(data_dir: DataDir, rules: Rules, every_s: float = 600.0) -> None:
+async def run_retention(data_dir: DataDir, rules: RetentionPeriods, every_s: float = 600.0) -> None:
     """Sweeps now and then until it is cancelled; a sweep that fails is logged.
 
     Args:
@@ -82,35 +82,35 @@ async def keep_house(data_dir: DataDir, rules: Rules, every_s: float = 600.0) ->
     """
     while True:
         try:
-            swept = await pools.SWEEPS.run(tidy, data_dir, rules)
-            if swept != Swept():
+            swept = await thread_pools.RETENTION.run(apply_retention, data_dir, rules)
+            if swept != RetentionReport():
                 logger.info("swept %s", swept)
         except Exception as error:  # a full disk, say; there may be room the next time
             logger.warning("old jobs and corpora could not be swept away: %s", error)
         await asyncio.sleep(every_s)
 
 
-def tidy(data_dir: DataDir, rules: Rules) -> Swept:
+def apply_retention(data_dir: DataDir, rules: RetentionPeriods) -> RetentionReport:
     """Sweeps by the clock, unless that is doubtful; see `sweep`."""
     with suppress(OSError):
         data_dir.spare.fill()
     now_s = data_dir.observed_time.now()
     if now_s is None:
-        return Swept()
+        return RetentionReport()
     left = sweep_temporary_kernels() + _sweep_leftovers(data_dir.jobs.root, now_s)
-    swept = sweep(data_dir.database, data_dir.corpora, data_dir.jobs.root, rules, now_s)
+    swept = delete_expired(data_dir.database, data_dir.corpora, data_dir.jobs.root, rules, now_s)
     return replace(swept, leftovers=left)
 
 
-def sweep(
+def delete_expired(
     database: Database,
     corpora: Corpora,
     jobs_root: Path,
-    rules: Rules,
+    rules: RetentionPeriods,
     now_s: float,
     keep: Set[str] = frozenset(),
-    most: int = MOST,
-) -> Swept:
+    most: int = MAX_DELETIONS,
+) -> RetentionReport:
     """Deletes what has been kept for long enough.
 
     Args:
@@ -136,7 +136,7 @@ def sweep(
     gone = [sha256 for sha256 in missing if not corpora.has(sha256)]  # not stored meanwhile
     for sha256 in gone:
         database.forget_corpus(sha256)
-    return Swept(
+    return RetentionReport(
         jobs=jobs,
         corpora=tuple(
             islice(_sweep_corpora(database, corpora, rules.corpus_retention_s, now_s, keep), most)

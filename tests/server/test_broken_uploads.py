@@ -17,9 +17,9 @@ import grpc
 import pytest
 
 from treadle.server.errors import StatusError
-from treadle.server.jobs.upload_files import UploadFiles
-from treadle.server.jobs.worker_pool import Workers
+from treadle.server.jobs.worker_pool import WorkerPool
 from treadle.server.storage.data_dir import DataDir
+from treadle.server.storage.upload_files import UploadFiles
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import TEXT, Caller, Server, long_spec, tiny_spec, wait_for
@@ -178,7 +178,7 @@ def test_a_corpus_that_is_sent_again_takes_a_place_as_well(tmp_path: Path) -> No
     data_dir = DataDir(tmp_path)
 
     async def run() -> None:
-        room = make_room(data_dir, Workers(standby=0))  # with two places for uploads
+        room = make_room(data_dir, WorkerPool(standby=0))  # with two places for uploads
         with room.admit_again(), room.admit():
             assert room.queued == 1
             for admit in (room.admit, room.admit_again):

@@ -15,16 +15,16 @@ from treadle.server.errors import StatusError, from_exception
 from treadle.server.failures import NoSpaceError
 from treadle.server.jobs import manager as jobs_module
 from treadle.server.jobs.manager import JobManager
-from treadle.server.jobs.upload_files import UploadFiles
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.files import DiskSpace, SpareSpace
 from treadle.server.storage.job_files import LAST_FILE, STATE_FILE
 from treadle.server.storage.model_version import MODEL_FILE
-from treadle.server.storage.retention import Rules, tidy
+from treadle.server.storage.retention import RetentionPeriods, apply_retention
+from treadle.server.storage.upload_files import UploadFiles
 
 from .harness import until
 from .samples import job_row, put_model, tiny_model
-from .test_jobs import FakeWorker, FakeWorkers, StubbornWorker, follow, make_room, submit
+from .test_jobs import FakeWorker, FakeWorkerPool, StubbornWorker, follow, make_room, submit
 
 KEPT = 1000
 
@@ -81,7 +81,7 @@ def test_what_running_jobs_need_for_their_states_is_no_space_for_others(
     data_dir: DataDir, disk: SmallDisk
 ) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
         job = await submit(room, data_dir)
         room.open()
         await until(lambda: room.running)
@@ -117,21 +117,21 @@ async def paused_for_space(room: JobManager, data_dir: DataDir, disk: SmallDisk)
     room.open()
     with pytest.raises(StatusError, match="goes on by itself once there is space"):
         await follow(room, job)
-    assert (await room.book.row(job)).waits_for_bytes == 5000
+    assert (await room.registry.row(job)).waits_for_bytes == 5000
     return job
 
 
 def test_a_job_goes_on_by_itself_once_there_is_space(data_dir: DataDir, disk: SmallDisk) -> None:
     async def run() -> None:
         made: list[FakeWorker] = [StubbornWorker(), WaitingWorker()]
-        room = make_room(data_dir, FakeWorkers(lambda: made.pop()))
+        room = make_room(data_dir, FakeWorkerPool(lambda: made.pop()))
         job = await paused_for_space(room, data_dir, disk)
         await asyncio.sleep(0.1)
-        assert (await room.book.row(job)).state == "paused"
+        assert (await room.registry.row(job)).state == "paused"
         assert len(made) == 1
         disk.free = 1 << 40
         await until(lambda: room.running)
-        while (row := await room.book.row(job)).state == "queued":
+        while (row := await room.registry.row(job)).state == "queued":
             await asyncio.sleep(0.005)
         assert (row.state, row.waits_for_bytes) == ("running", 0)
         await room.close("the test ended")
@@ -141,14 +141,14 @@ def test_a_job_goes_on_by_itself_once_there_is_space(data_dir: DataDir, disk: Sm
 
 def test_it_does_so_under_the_next_server(data_dir: DataDir, disk: SmallDisk) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(WaitingWorker))
+        room = make_room(data_dir, FakeWorkerPool(WaitingWorker))
         job = await paused_for_space(room, data_dir, disk)
         await room.close("the test ended")
-        following = make_room(data_dir, FakeWorkers(StubbornWorker))
+        following = make_room(data_dir, FakeWorkerPool(StubbornWorker))
         await following.recover()
         following.open()
         await asyncio.sleep(0.1)
-        assert (await following.book.row(job)).state == "paused"
+        assert (await following.registry.row(job)).state == "paused"
         disk.free = 1 << 40
         await until(lambda: following.running)
         await following.close("the test ended")
@@ -158,15 +158,15 @@ def test_it_does_so_under_the_next_server(data_dir: DataDir, disk: SmallDisk) ->
 
 def test_what_its_user_paused_waits_for_its_user(data_dir: DataDir, disk: SmallDisk) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(WaitingWorker))
+        room = make_room(data_dir, FakeWorkerPool(WaitingWorker))
         job = await paused_for_space(room, data_dir, disk)
         row = await room.pause(job)
         assert (row.state, row.reason, row.waits_for_bytes) == ("paused", "paused on request", 0)
         disk.free = 1 << 40
         await asyncio.sleep(0.1)
-        assert (await room.book.row(job)).state == "paused"
+        assert (await room.registry.row(job)).state == "paused"
         await room.resume(job)
-        await until(lambda: room.running or room.book.live[job].row.waits_for_bytes)
+        await until(lambda: room.running or room.registry.live[job].row.waits_for_bytes)
         await room.close("the test ended")
 
     asyncio.run(run())
@@ -176,17 +176,17 @@ def test_a_job_that_soon_lacks_space_again_waits_longer_each_time(
     data_dir: DataDir, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
-        workers = FakeWorkers(WaitingWorker)
+        workers = FakeWorkerPool(WaitingWorker)
         room = make_room(data_dir, workers)
         job = await paused_for_space(room, data_dir, disk)
         monkeypatch.setattr(jobs_module, "_SPACE_S", 1000.0)
-        room.book.live[job].space_tries = 1
+        room.registry.live[job].space_tries = 1
         disk.free = 1 << 40
         await room.resume_for_space()
         await until(lambda: workers.given == 2 and not room.running)
-        await until(lambda: room.book.live[job].row.waits_for_bytes)
+        await until(lambda: room.registry.live[job].row.waits_for_bytes)
         await room.resume_for_space()  # it is not due
-        assert room.book.live[job].row.state == "paused"
+        assert room.registry.live[job].row.state == "paused"
         await room.close("the test ended")
 
     asyncio.run(run())
@@ -203,7 +203,7 @@ def test_a_job_can_be_deleted_on_a_full_disk(
         delete(job)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(WaitingWorker))
+        room = make_room(data_dir, FakeWorkerPool(WaitingWorker))
         job = await paused_for_space(room, data_dir, disk)
         (data_dir.jobs.directory(job) / STATE_FILE).write_bytes(b"large")
         monkeypatch.setattr(data_dir.database, "delete_job", unless_full)
@@ -228,15 +228,15 @@ def test_a_job_that_is_cancelled_on_a_full_disk_keeps_what_it_published(
         return append(job, payload, time_s, **changes)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(WaitingWorker))
+        room = make_room(data_dir, FakeWorkerPool(WaitingWorker))
         job = await paused_for_space(room, data_dir, disk)
         (data_dir.jobs.directory(job) / STATE_FILE).write_bytes(b"large")
         tiny_model().save(data_dir.jobs.directory(job) / LAST_FILE)
         disk.free = 0
         monkeypatch.setattr(data_dir.database, "append_event", unless_full)
         await room.cancel(job)
-        await until(lambda: job not in room.book.live)
-        row = await room.book.row(job)
+        await until(lambda: job not in room.registry.live)
+        row = await room.registry.row(job)
         assert (row.state, row.version) == ("cancelled", 1)
         assert data_dir.models.versions("m") == [1]
 
@@ -279,7 +279,7 @@ def test_the_spare_space_is_taken_where_there_is_enough(data_dir: DataDir, disk:
     data_dir.spare.fill()
     assert not path.exists()
     disk.free *= 2
-    tidy(data_dir, Rules(0, 0))
+    apply_retention(data_dir, RetentionPeriods(0, 0))
     assert path.stat().st_size == 8 << 20
     assert data_dir.spare.release()
     assert not data_dir.spare.release()

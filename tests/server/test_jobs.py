@@ -21,7 +21,7 @@ from treadle.server.jobs.completion import Completion
 from treadle.server.jobs.job import CANCELLING, PAUSING
 from treadle.server.jobs.manager import JobLimits, JobManager
 from treadle.server.jobs.runner import RunLimits
-from treadle.server.jobs.worker_pool import Worker, Workers
+from treadle.server.jobs.worker_pool import Worker, WorkerPool
 from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import FINAL_FILE, LAST_FILE
@@ -112,7 +112,7 @@ class TellingWorker(FakeWorker):
         return dict(self._messages.pop(0)) if self._messages else await super().receive()
 
 
-class FakeWorkers(Workers):
+class FakeWorkerPool(WorkerPool):
     """Gives out workers as a test makes them."""
 
     def __init__(self, make: Callable[[], FakeWorker]) -> None:
@@ -129,7 +129,7 @@ class FakeWorkers(Workers):
 
 
 def make_room(
-    data_dir: DataDir, workers: Workers, max_run_s: float = 0.0, restarts: int = 2
+    data_dir: DataDir, workers: WorkerPool, max_run_s: float = 0.0, restarts: int = 2
 ) -> JobManager:
     limits = RunLimits(1, checkpoint_interval_s=1.0, min_free_bytes=0, max_run_s=max_run_s)
     return JobManager(data_dir, workers, JobLimits(1, 2, 2, restarts), limits)
@@ -150,7 +150,7 @@ async def submit(room: JobManager, data_dir: DataDir, name: str = "m") -> str:
 
 async def follow(room: JobManager, job: str, after: int = 0) -> list[pb.JobEvent]:
     async with asyncio.timeout(PATIENCE_S):
-        return [event async for event in room.book.watch(job, after)]
+        return [event async for event in room.registry.watch(job, after)]
 
 
 def progress(step: int, **values: float) -> worker_protocol.Message:
@@ -163,7 +163,7 @@ def test_the_queue_goes_by_the_time_of_queueing(data_dir: DataDir) -> None:
     data_dir.database.add_job(job_row("runs", state="running", queued_s=0.0))
 
     async def order() -> list[str]:
-        room = make_room(data_dir, FakeWorkers(FakeWorker))
+        room = make_room(data_dir, FakeWorkerPool(FakeWorker))
         await room.recover()
         return list(room.positions())
 
@@ -175,7 +175,7 @@ def test_every_follower_gets_every_event_once_whenever_it_comes(
 ) -> None:
     async def run() -> None:
         told = [progress(1), progress(2), progress(3)]
-        room = make_room(data_dir, FakeWorkers(lambda: TellingWorker(model, *told)))
+        room = make_room(data_dir, FakeWorkerPool(lambda: TellingWorker(model, *told)))
         job = await submit(room, data_dir)
         early = asyncio.create_task(follow(room, job))
         room.open()
@@ -200,7 +200,7 @@ def test_what_is_made_again_after_a_crash_is_told_once(data_dir: DataDir, model:
                 return await super().receive()
 
         made = [TellingWorker(model, *again), Dying(model, *first)]
-        room = make_room(data_dir, FakeWorkers(made.pop))
+        room = make_room(data_dir, FakeWorkerPool(made.pop))
         job = await submit(room, data_dir)
         room.open()
         events = await follow(room, job)
@@ -210,7 +210,7 @@ def test_what_is_made_again_after_a_crash_is_told_once(data_dir: DataDir, model:
             if event.HasField("progress")
         ]
         assert seen == [(2, False), (4, False), (4, True), (5, False)]
-        assert (await room.book.row(job)).restarts == 1
+        assert (await room.registry.row(job)).restarts == 1
 
     asyncio.run(run())
 
@@ -223,12 +223,12 @@ def test_what_a_job_is_at_before_its_first_step_is_told_and_taken_back(
     async def run() -> None:
         reading = {"event": "reading", "reason": "reading a corpus"}
         started = {"event": "started", "config": TrainConfig().to_json(), "total_steps": 9}
-        room = make_room(data_dir, FakeWorkers(lambda: TellingWorker(model, reading, started)))
+        room = make_room(data_dir, FakeWorkerPool(lambda: TellingWorker(model, reading, started)))
         job = await submit(room, data_dir)
         room.open()
-        events = room.book.watch(job, 0)
+        events = room.registry.watch(job, 0)
         reasons.extend([e.state.reason async for e in events if e.HasField("state")])
-        assert (await room.book.row(job)).reason == ""
+        assert (await room.registry.row(job)).reason == ""
 
     asyncio.run(run())
     assert "reading a corpus" in reasons
@@ -247,7 +247,7 @@ def test_how_far_a_validation_has_come_is_told_until_its_loss_is(
             validation(2, 3), validation(1, 3), validation(3, 3), progress(3, valid_loss=0.5),
             validation(3, 6, final=True),
         ]  # fmt: skip
-        room = make_room(data_dir, FakeWorkers(lambda: TellingWorker(model, *told)))
+        room = make_room(data_dir, FakeWorkerPool(lambda: TellingWorker(model, *told)))
         job = await submit(room, data_dir)
         room.open()
         events = await follow(room, job)
@@ -264,7 +264,7 @@ def test_how_far_a_validation_has_come_is_told_until_its_loss_is(
 
 def test_jobs_of_a_server_that_closes_wait_for_the_next(data_dir: DataDir, model: bytes) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
         jobs = [await submit(room, data_dir, name) for name in ("a", "b", "c")]
         room.open()
         await asyncio.sleep(0)
@@ -277,8 +277,8 @@ def test_jobs_of_a_server_that_closes_wait_for_the_next(data_dir: DataDir, model
             assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(StatusError), room.admit():
             pass
-        assert {(await room.book.row(job)).state for job in jobs} == {"queued"}
-        following_room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
+        assert {(await room.registry.row(job)).state for job in jobs} == {"queued"}
+        following_room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
         await following_room.recover()
         following_room.open()
         for job in jobs:
@@ -314,7 +314,7 @@ def test_a_finished_model_is_kept_whenever_the_job_is_killed(
     data_dir: DataDir, model: bytes, held: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
+        room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
         gate = Gate(data_dir.models, held, monkeypatch)
         job = await submit(room, data_dir)
         room.open()
@@ -344,7 +344,7 @@ def test_a_job_is_deleted_once_its_end_is_cleared_up(
     monkeypatch.setattr(Completion, "_tidy", tidy_late)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
+        room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
         job = await submit(room, data_dir)
         room.open()
         assert (await follow(room, job))[-1].completed.version == 1
@@ -354,7 +354,7 @@ def test_a_job_is_deleted_once_its_end_is_cleared_up(
         clear.set()
         await deleting
         with pytest.raises(StatusError, match="no job"):
-            await room.book.row(job)
+            await room.registry.row(job)
 
     asyncio.run(run())
 
@@ -364,7 +364,7 @@ def test_a_server_that_died_while_it_stored_a_model_stores_it_once(
     data_dir: DataDir, model: bytes, claimed: str
 ) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
         job = await submit(room, data_dir)
         data_dir.database.update_job(job, state="running")
         path = data_dir.jobs.directory(job) / FINAL_FILE
@@ -373,7 +373,7 @@ def test_a_server_that_died_while_it_stored_a_model_stores_it_once(
             data_dir.database.update_job(job, claim=data_dir.models.next_version("m"))
         if claimed == "version":
             data_dir.models.claim_file("m", path, 1)
-        following = make_room(data_dir, FakeWorkers(StubbornWorker))
+        following = make_room(data_dir, FakeWorkerPool(StubbornWorker))
         await following.recover()
         following.open()
         assert (await follow(following, job))[-1].completed.version == 1
@@ -384,7 +384,7 @@ def test_a_server_that_died_while_it_stored_a_model_stores_it_once(
 
 def test_processes_that_die_without_a_checkpoint_end_a_job(data_dir: DataDir) -> None:
     async def run() -> None:
-        workers = FakeWorkers(DyingWorker)
+        workers = FakeWorkerPool(DyingWorker)
         room = make_room(data_dir, workers, restarts=2)
         job = await submit(room, data_dir)
         room.open()
@@ -392,7 +392,7 @@ def test_processes_that_die_without_a_checkpoint_end_a_job(data_dir: DataDir) ->
             await follow(room, job)
         assert caught.value.code is grpc.StatusCode.ABORTED
         assert workers.given == 3
-        assert (await room.book.row(job)).state == "failed"
+        assert (await room.registry.row(job)).state == "failed"
 
     asyncio.run(run())
 
@@ -400,11 +400,11 @@ def test_processes_that_die_without_a_checkpoint_end_a_job(data_dir: DataDir) ->
 def test_a_checkpoint_forgives_what_died_before(data_dir: DataDir, model: bytes) -> None:
     async def run() -> None:
         made = [DyingWorker(), DyingWorker(checkpoint=True), DyingWorker(), FakeWorker(model)]
-        room = make_room(data_dir, FakeWorkers(lambda: made.pop(0)), restarts=2)
+        room = make_room(data_dir, FakeWorkerPool(lambda: made.pop(0)), restarts=2)
         job = await submit(room, data_dir)
         room.open()
         assert (await follow(room, job))[-1].completed.version == 1
-        assert (await room.book.row(job)).restarts == 3
+        assert (await room.registry.row(job)).restarts == 3
 
     asyncio.run(run())
 
@@ -425,7 +425,7 @@ def test_a_full_disk_delays_the_note_of_an_end(
     monkeypatch.setattr(data_dir.database, "append_event", full)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
+        room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
         job = await submit(room, data_dir)
         room.open()
         assert (await follow(room, job))[-1].completed.version == 1
@@ -463,18 +463,18 @@ def test_what_finds_the_disk_full_pauses_the_job(
             return await super().receive()
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(Reporting))
+        room = make_room(data_dir, FakeWorkerPool(Reporting))
         job = await submit(room, data_dir)
         room.open()
         with pytest.raises(StatusError, match="is paused: the disk is full: No space left"):
             await follow(room, job)
-        assert (await room.book.row(job)).state == "paused"
+        assert (await room.registry.row(job)).state == "paused"
 
     asyncio.run(run())
 
 
 def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(data_dir: DataDir) -> None:
-    class Slow(FakeWorkers):
+    class Slow(FakeWorkerPool):
         """Gives no process before a test says so."""
 
         def __init__(self) -> None:
@@ -508,7 +508,7 @@ def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(data_dir: D
         last = await submit(room, data_dir)
         await until(lambda: workers.given == 3)
         await asyncio.wait_for(room.close("the test ended"), PATIENCE_S)
-        assert (await room.book.row(last)).state == "queued"
+        assert (await room.registry.row(last)).state == "queued"
         workers.ready.set()  # no process is lost that nobody needed any more
         assert len(await asyncio.gather(*workers.kept)) == 3
 
@@ -517,7 +517,7 @@ def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(data_dir: D
 
 def test_a_run_that_takes_too_long_is_told_to_stop(data_dir: DataDir) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(StubbornWorker), max_run_s=0.01)
+        room = make_room(data_dir, FakeWorkerPool(StubbornWorker), max_run_s=0.01)
         job = await submit(room, data_dir)
         room.open()
         with pytest.raises(StatusError, match=r"after 0\.01 seconds.*nothing was") as caught:
@@ -536,7 +536,7 @@ def test_running_jobs_share_the_threads(data_dir: DataDir) -> None:
             return made[-1]
 
         limits = RunLimits(4, checkpoint_interval_s=1.0, min_free_bytes=0)
-        room = JobManager(data_dir, FakeWorkers(make), JobLimits(2, 2, 2, 1), limits)
+        room = JobManager(data_dir, FakeWorkerPool(make), JobLimits(2, 2, 2, 1), limits)
         first = await submit(room, data_dir)
         room.open()
         await until(lambda: made and made[0].sent)
@@ -569,15 +569,15 @@ def test_a_cancel_that_a_crash_cut_short_is_done_by_the_next_server(
     data_dir: DataDir, model: bytes, state: str, reason: str
 ) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
         job = await submit(room, data_dir)
         (data_dir.jobs.directory(job) / LAST_FILE).write_bytes(model)
         data_dir.database.update_job(job, state=state, reason=reason)  # and here the server died
-        following = make_room(data_dir, FakeWorkers(StubbornWorker))
+        following = make_room(data_dir, FakeWorkerPool(StubbornWorker))
         await following.recover()
         events = await follow(following, job)
         assert events[-1].completed.version == 1
-        assert (await following.book.row(job)).state == "cancelled"
+        assert (await following.registry.row(job)).state == "cancelled"
 
     asyncio.run(run())
     assert data_dir.models.versions("m") == [1]
@@ -588,24 +588,24 @@ def test_jobs_that_wait_keep_no_large_fields_in_memory(data_dir: DataDir) -> Non
     large, count = 500_000, 40
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(FakeWorker))
+        room = make_room(data_dir, FakeWorkerPool(FakeWorker))
         spec = pb.TrainSpec(model="m")
         spec.data.column = "x" * large
         for number in range(count):
             row = new_row(f"job-{number:02}", spec, TrainConfig(), [])
             await room.submit(row)
-        again = make_room(data_dir, FakeWorkers(FakeWorker))
+        again = make_room(data_dir, FakeWorkerPool(FakeWorker))
         tracemalloc.start()
         await again.recover()
         kept, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert len(again.book.live) == count
+        assert len(again.registry.live) == count
         assert kept < large
         assert peak < count * large // 2
         for place in (room, again):
-            for job, live in place.book.live.items():
+            for job, live in place.registry.live.items():
                 assert live.row.spec == b""
-                assert len((await place.book.row(job)).spec) > large
+                assert len((await place.registry.row(job)).spec) > large
 
     asyncio.run(run())
 
@@ -615,10 +615,10 @@ def test_a_pause_that_a_crash_cut_short_is_done_by_the_next_server(
     data_dir: DataDir, state: str
 ) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
         job = await submit(room, data_dir)
         data_dir.database.update_job(job, state=state, reason=PAUSING)  # and here the server died
-        following = make_room(data_dir, FakeWorkers(StubbornWorker))
+        following = make_room(data_dir, FakeWorkerPool(StubbornWorker))
         await following.recover()
         following.open()
         with pytest.raises(StatusError, match="is paused: paused on request; resume it"):
@@ -643,7 +643,7 @@ def slow_room(data_dir: DataDir, monkeypatch: pytest.MonkeyPatch) -> tuple[JobMa
     """Returns a room whose one worker does not stop before the test lets it."""
     monkeypatch.setattr("treadle.server.jobs.manager._ANSWER_S", 0.01)
     worker = SlowWorker()
-    return make_room(data_dir, FakeWorkers(lambda: worker)), worker
+    return make_room(data_dir, FakeWorkerPool(lambda: worker)), worker
 
 
 @pytest.mark.parametrize("wish", ["pause", "cancel"])
@@ -686,7 +686,7 @@ def test_a_pause_can_be_taken_back_before_a_worker_follows_it(
         orders = len([message for message in worker.sent if "job" in message])
         worker.free.set()
         await until(lambda: len([m for m in worker.sent if "job" in m]) > orders)
-        assert (await room.book.row(job)).state in ("queued", "running")
+        assert (await room.registry.row(job)).state in ("queued", "running")
         await room.close("the test ended")
 
     asyncio.run(run())
@@ -722,7 +722,7 @@ def test_a_full_disk_keeps_no_job_from_being_stopped(
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         worker.free.set()
         await until(lambda: not room.running)  # its slot is free, and its end is noted later
-        assert (await room.book.row(job)).state == "running"
+        assert (await room.registry.row(job)).state == "running"
         is_full = False
         end = {"pause": "is paused: paused on request", "cancel": "cancelled before it had"}[wish]
         with pytest.raises(StatusError, match=end):
@@ -738,13 +738,13 @@ def test_a_full_disk_keeps_no_server_from_warming_up(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(StubbornWorker))
+        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
         job = await submit(room, data_dir)
         with monkeypatch.context() as patched:
             patched.setattr(data_dir.database, "append_event", full)
-            await room.tell_why("the kernels are not ready")
-        await room.tell_why("they still are not")
-        assert (await room.book.row(job)).reason == "they still are not"
+            await room.explain_wait("the kernels are not ready")
+        await room.explain_wait("they still are not")
+        assert (await room.registry.row(job)).reason == "they still are not"
 
     asyncio.run(run())
 
@@ -776,7 +776,7 @@ def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
 
     async def run() -> None:
         workers = list[FakeWorker]([FakeWorker(model), first := Waiting()])
-        room = make_room(data_dir, FakeWorkers(workers.pop))
+        room = make_room(data_dir, FakeWorkerPool(workers.pop))
         jobs = [await submit(room, data_dir), await submit(room, data_dir)]
         room.open()
         await until(lambda: first.sent)
@@ -815,13 +815,13 @@ def test_a_job_that_ends_while_its_cancellation_is_noted_ends_once(
     monkeypatch.setattr(data_dir.database, "update_job", slow_update)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
+        room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
         job = await submit(room, data_dir)
         (data_dir.jobs.directory(job) / LAST_FILE).write_bytes(model)  # it has published before
         room.open()
         await until(lambda: is_ending)
         cancelling = asyncio.create_task(room.cancel(job))
-        await until(lambda: room.book.live[job].cancelling)
+        await until(lambda: room.registry.live[job].cancelling)
         cancelled.set()
         await until(lambda: not room._tasks())
         over.set()
@@ -832,7 +832,7 @@ def test_a_job_that_ends_while_its_cancellation_is_noted_ends_once(
         assert data_dir.models.versions("m") == [1]
         ends = [event for event in await follow(room, job) if event.HasField("completed")]
         assert len(ends) == 1
-        stored = await room.book.row(job)
+        stored = await room.registry.row(job)
         assert (stored.state, stored.reason) == ("succeeded", "")
 
     asyncio.run(run())
@@ -855,7 +855,7 @@ def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
 
     async def run() -> None:
         worker = FakeWorker(model) if end == "trained" else StubbornWorker()
-        room = make_room(data_dir, FakeWorkers(lambda: worker))
+        room = make_room(data_dir, FakeWorkerPool(lambda: worker))
         job = await submit(room, data_dir)
         monkeypatch.setattr(data_dir.models, method, deleted_first)
         if end == "trained":
@@ -865,7 +865,7 @@ def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
             await room.cancel(job)
         stored = (await follow(room, job))[-1].completed
         assert data_dir.models.versions("m") == [stored.version]
-        state = (await room.book.row(job)).state
+        state = (await room.registry.row(job)).state
         assert state == ("succeeded" if end == "trained" else "cancelled")
 
     asyncio.run(run())
@@ -882,7 +882,7 @@ def test_a_model_that_is_deleted_whenever_it_is_stored_is_said(
         return original(*arguments)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkers(lambda: FakeWorker(model)))
+        room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
         job = await submit(room, data_dir)
         monkeypatch.setattr(data_dir.models, "describe", deleted_first)
         room.open()
@@ -904,7 +904,7 @@ def test_a_job_that_the_kernel_ends_for_want_of_memory_fails_at_once(
 
     async def run() -> None:
         made = [Starved(checkpoint=kept), FakeWorker(model)]
-        workers = FakeWorkers(lambda: made.pop(0))
+        workers = FakeWorkerPool(lambda: made.pop(0))
         room = make_room(data_dir, workers)
         job = await submit(room, data_dir)
         room.open()

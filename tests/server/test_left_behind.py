@@ -20,7 +20,7 @@ from treadle.server.storage.job_files import FINAL_FILE, STATE_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import Server, long_spec, tiny_spec, wait_for
-from .test_jobs import DyingWorker, FakeWorkers, TellingWorker, follow, make_room, submit
+from .test_jobs import DyingWorker, FakeWorkerPool, TellingWorker, follow, make_room, submit
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_killed_process_leaves_nothing_in_its_jobs_directory(
 
     async def run() -> str:
         made = [TellingWorker(small_model), Killed()]
-        room = make_room(data_dir, FakeWorkers((lambda: Killed()) if dies else made.pop))
+        room = make_room(data_dir, FakeWorkerPool((lambda: Killed()) if dies else made.pop))
         job = await submit(room, data_dir)
         room.open()
         try:

@@ -18,7 +18,7 @@ from treadle.server.storage import files
 from treadle.server.storage.data_dir import DATABASE_FILE, DataDir
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.model_version import HASH_FILE, MODEL_FILE
-from treadle.server.storage.retention import Rules, Swept, sweep
+from treadle.server.storage.retention import RetentionPeriods, RetentionReport, delete_expired
 
 from .harness import TEXT, Server, tiny_spec
 from .samples import job_row, put_model, tiny_model
@@ -128,7 +128,10 @@ def test_links_of_jobs_are_not_followed(tmp_path: Path, elsewhere: Path) -> None
     with pytest.raises(OSError, match="symbolic links"):
         data_dir.jobs.directory("j")
     assert (
-        sweep(data_dir.database, data_dir.corpora, data_dir.jobs.root, Rules(1, 1), 1e9) == Swept()
+        delete_expired(
+            data_dir.database, data_dir.corpora, data_dir.jobs.root, RetentionPeriods(1, 1), 1e9
+        )
+        == RetentionReport()
     )
     data_dir.close()
     assert len(check(root, repair=True).findings) == 2
@@ -160,7 +163,9 @@ def test_what_is_named_badly_keeps_nobody_from_the_rest(
     os.mkfifo(root / "models" / "round" / "1" / "model.safetensors")
     put_model(data_dir, "piped").path.with_name(HASH_FILE).unlink()
     os.mkfifo(root / "models" / "piped" / "1" / HASH_FILE)
-    sweep(data_dir.database, data_dir.corpora, data_dir.jobs.root, Rules(1, 1), 1e12)
+    delete_expired(
+        data_dir.database, data_dir.corpora, data_dir.jobs.root, RetentionPeriods(1, 1), 1e12
+    )
     assert [model.name for model in data_dir.models.page(10)[0]] == ["good", "piped", "zero"]
     assert data_dir.models.describe(data_dir.models.find("piped")).sha256
     assert data_dir.models.versions("good") == [good.version]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from treadle.server.jobs.submission import Submission
-from treadle.server.jobs.upload import Limits
+from treadle.server.jobs.upload import UploadLimits
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import DataDir
@@ -23,7 +23,7 @@ from treadle.v1 import sequence_pb2 as pb
 
 from .harness import TEXT
 from .samples import put_model
-from .test_jobs import FakeWorker, FakeWorkers, make_room
+from .test_jobs import FakeWorker, FakeWorkerPool, make_room
 
 
 @pytest.fixture
@@ -71,9 +71,11 @@ async def _fine_tune(data_dir: DataDir) -> str:
         yield pb.TrainRequest(corpus_chunk=TEXT)
         yield pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=len(TEXT)))
 
-    room = make_room(data_dir, FakeWorkers(FakeWorker))
+    room = make_room(data_dir, FakeWorkerPool(FakeWorker))
     budget = MemoryBudget(1 << 30)
-    return await Submission(data_dir, room, Limits(1 << 20, 60.0), None, budget).take(requests())
+    return await Submission(data_dir, room, UploadLimits(1 << 20, 60.0), None, budget).take(
+        requests()
+    )
 
 
 def fine_tune(data_dir: DataDir) -> str:

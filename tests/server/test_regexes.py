@@ -27,8 +27,8 @@ from treadle.model.tokenizers.build import build_tokenizer
 from treadle.server.errors import StatusError
 from treadle.server.inference import regexes as regexes_module
 from treadle.server.inference.regexes import Regexes
-from treadle.server.resources.lanes import Lane
 from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.resources.smallest_first import SmallestFirstPool
 
 from .harness import until
 
@@ -90,7 +90,7 @@ def test_neither_a_kept_nor_a_cheap_expression_waits_for_hostile_ones(compiler: 
 
 def test_in_a_lane_small_ones_go_first() -> None:
     async def run() -> list[int]:
-        lane, go, begun = Lane("lane", 1), threading.Event(), list[int]()
+        lane, go, begun = SmallestFirstPool("lane", 1), threading.Event(), list[int]()
 
         def work(number: int) -> None:
             begun.append(number)
@@ -114,7 +114,7 @@ def test_in_a_lane_small_ones_go_first() -> None:
 
 def test_a_place_in_a_lane_is_free_when_the_work_has_ended_and_not_before() -> None:
     async def run() -> None:
-        lane, go, begun = Lane("lane", 1), threading.Event(), threading.Event()
+        lane, go, begun = SmallestFirstPool("lane", 1), threading.Event(), threading.Event()
 
         def work() -> None:
             begun.set()

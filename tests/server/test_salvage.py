@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 
 from treadle.server.fsck.check import check
+from treadle.server.fsck.salvage import Salvage, _cells, _kind, _record, _table
 from treadle.server.messages import responses
 from treadle.server.storage.data_dir import DATABASE_FILE, REPAIRED_FILE, DataDir
 from treadle.server.storage.database import Database
 from treadle.server.storage.files import StoreError
-from treadle.server.storage.salvage import Salvage, _cells, _kind, _record, _table
 from treadle.server.storage.schema import ADDED, TABLES, read_row
 from treadle.v1 import sequence_pb2 as pb
 

@@ -23,7 +23,7 @@ from treadle.model.config import (
 from treadle.server.errors import StatusError
 from treadle.server.jobs.manager import JobLimits, JobManager
 from treadle.server.jobs.runner import RunLimits
-from treadle.server.jobs.worker_pool import Workers
+from treadle.server.jobs.worker_pool import WorkerPool
 from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import STATE_FILE
@@ -61,7 +61,7 @@ class Room:
         max_run_bytes: int | None = None,
     ) -> None:  # fmt: skip
         self._data_dir = data_dir
-        self._workers = Workers(standby=0)
+        self._workers = WorkerPool(standby=0)
         limits = RunLimits(
             1, checkpoint_interval_s=interval_s, min_free_bytes=0, max_run_s=max_run_s,
             stop_timeout_s=TIMEOUT_S, max_run_bytes=max_run_bytes,
@@ -85,19 +85,19 @@ class Room:
 
     def pid(self, job: str) -> int:
         """Returns the id of the process that trains a job; 0 where there is none."""
-        live = self.jobs.book.live.get(job)
+        live = self.jobs.registry.live.get(job)
         return 0 if live is None or live.worker is None else live.worker.pid
 
     async def started(self, job: str) -> None:
         """Waits for the first checkpoint of a job and some progress."""
         path = self._data_dir.jobs.directory(job) / STATE_FILE
-        live = self.jobs.book.live[job]
+        live = self.jobs.registry.live[job]
         await until(lambda: path.exists() and live.last_progress.step)
 
     async def ended(self, job: str) -> pb.Model:
         """Returns the model of a job, once it has ended with one."""
         async with asyncio.timeout(PATIENCE_S):
-            return [event async for event in self.jobs.book.watch(job)][-1].completed
+            return [event async for event in self.jobs.registry.watch(job)][-1].completed
 
     async def close(self) -> None:
         await self.jobs.kill()
@@ -127,7 +127,7 @@ def test_a_process_that_stands_still_is_killed_and_nothing_is_lost(data_dir: Dat
         job = await room.submit("still", config())
         await room.started(job)
         os.kill(room.pid(job), signal.SIGSTOP)
-        live = room.jobs.book.live[job]
+        live = room.jobs.registry.live[job]
         await until(lambda: "gave no sign of life for 3 seconds" in live.row.reason)
         await until(lambda: room.pid(job))
         os.kill(room.pid(job), signal.SIGSTOP)
@@ -136,7 +136,7 @@ def test_a_process_that_stands_still_is_killed_and_nothing_is_lost(data_dir: Dat
         with pytest.raises(StatusError, match="did not stop within 3 seconds"):
             await room.ended(job)
         assert room.jobs.running == 0
-        row = await room.jobs.book.row(job)
+        row = await room.jobs.registry.row(job)
         assert row.state == "paused"
         assert row.reason.startswith("paused on request: ")
         await room.jobs.resume(job)
@@ -157,7 +157,7 @@ def test_a_cancelled_process_that_stands_still_leaves_its_last_checkpoint(
         assert (row.state, row.reason) == ("running", "cancelling on request")
         model = await room.ended(job)
         assert model.training.ended_by == f"cancelled on request after {model.training.steps} steps"
-        assert (await room.jobs.book.row(job)).state == "cancelled"
+        assert (await room.jobs.registry.row(job)).state == "cancelled"
 
     in_room(lambda: Room(data_dir), work)
 
@@ -175,7 +175,7 @@ def test_a_run_is_ended_in_time_though_its_process_stands_still(data_dir: DataDi
         os.kill(room.pid(job), signal.SIGSTOP)
         model = await room.ended(job)
         assert model.training.ended_by.startswith("the server ends a run after 0.01 seconds")
-        assert (await room.jobs.book.row(job)).state == "succeeded"
+        assert (await room.jobs.registry.row(job)).state == "succeeded"
 
     in_room(lambda: Room(data_dir), begin)
     in_room(lambda: Room(data_dir, max_run_s=0.01), work)
@@ -187,7 +187,7 @@ def test_a_step_that_takes_minutes_can_be_left(data_dir: DataDir) -> None:
     async def work(room: Room) -> None:
         long = config(accumulation_steps=4096)
         job = await room.submit("long", long)
-        await until(lambda: room.jobs.book.live[job].has_started)
+        await until(lambda: room.jobs.registry.live[job].has_started)
         await room.jobs.pause(job)
         with pytest.raises(StatusError, match="is paused: paused on request; resume it"):
             await room.ended(job)
@@ -196,7 +196,7 @@ def test_a_step_that_takes_minutes_can_be_left(data_dir: DataDir) -> None:
         await room.jobs.cancel(job)
         with pytest.raises(StatusError, match="was cancelled before it had trained"):
             await room.ended(job)
-        assert (await room.jobs.book.row(job)).reason == "cancelled on request"
+        assert (await room.jobs.registry.row(job)).reason == "cancelled on request"
 
     in_room(lambda: Room(data_dir), work)
 
@@ -211,6 +211,6 @@ def test_a_process_that_takes_too_much_memory_is_killed_once(
         with pytest.raises(StatusError, match="more memory than --max-training-bytes") as caught:
             await room.ended(job)
         assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
-        assert (await room.jobs.book.row(job)).restarts == 0
+        assert (await room.jobs.registry.row(job)).restarts == 0
 
     in_room(lambda: Room(data_dir, max_run_bytes=1 << 30), work)

@@ -8,9 +8,9 @@ import grpc
 import pytest
 
 from treadle.server.errors import StatusError, unavailable
-from treadle.server.jobs.upload import Limits, Pace, Upload
-from treadle.server.jobs.upload_files import UploadFiles
+from treadle.server.jobs.upload import Pace, Upload, UploadLimits
 from treadle.server.storage.data_dir import DataDir
+from treadle.server.storage.upload_files import UploadFiles
 from treadle.v1 import sequence_pb2 as pb
 
 SPEC = pb.TrainRequest(spec=pb.TrainSpec(model="m"))
@@ -46,7 +46,7 @@ def upload(
     async def run(data_dir: DataDir) -> list[bytes]:
         closed: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
         source = stream(*messages, silent=silent)
-        reader = Upload(source, Limits(limit, idle_s, spec_s=idle_s), closed)
+        reader = Upload(source, UploadLimits(limit, idle_s, spec_s=idle_s), closed)
         await reader.spec()
         if closing:
             closed.set_result(unavailable("closing"))
@@ -149,7 +149,7 @@ def sent(pace: Pace, clock: Passing, *pieces: tuple[float, int]) -> None:
 
 def begun(total_s: float = 1000.0) -> tuple[Pace, Passing]:
     clock = Passing()
-    pace = Pace(Limits(1 << 30, idle_s=60.0, min_rate=100.0, total_s=total_s), clock)
+    pace = Pace(UploadLimits(1 << 30, idle_s=60.0, min_rate=100.0, total_s=total_s), clock)
     sent(pace, clock, (5.0, 0))
     pace.begin()
     return pace, clock

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from treadle.server.errors import StatusError
-from treadle.server.jobs.event_tail import EventTail
 from treadle.server.jobs.job import Job
+from treadle.server.jobs.job_events import EventTail
 from treadle.server.jobs.registry import JobRegistry
-from treadle.server.resources.turnstile import Turnstile
+from treadle.server.resources.loop_throttle import LoopThrottle
 from treadle.server.storage.database import Database
 from treadle.server.storage.job_state import JobState
 from treadle.v1 import sequence_pb2 as pb
@@ -134,7 +134,7 @@ def test_a_query_for_events_ends_by_their_bytes(database: Database) -> None:
 
 def test_a_few_pass_in_each_round() -> None:
     async def main() -> None:
-        turnstile, rounds, passed = Turnstile(4), [0], list[int]()
+        loop_throttle, rounds, passed = LoopThrottle(4), [0], list[int]()
 
         async def count() -> None:
             while len(passed) < 41:
@@ -142,7 +142,7 @@ def test_a_few_pass_in_each_round() -> None:
                 await asyncio.sleep(0)
 
         async def go_through() -> None:
-            await turnstile.pass_through()
+            await loop_throttle.wait_turn()
             passed.append(rounds[0])
 
         tasks = [asyncio.create_task(go_through()) for _ in range(42)]
@@ -154,6 +154,6 @@ def test_a_few_pass_in_each_round() -> None:
         assert max(passed.count(number) for number in passed) <= 8
         assert len(set(passed)) >= 8
         await asyncio.sleep(0.01)
-        await turnstile.pass_through()  # also after it stood still
+        await loop_throttle.wait_turn()  # also after it stood still
 
     bounded(main)

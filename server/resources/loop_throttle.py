@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 
 
-class Turnstile:
+class LoopThrottle:
     """Lets so many tasks go on in each round of the event loop, who came first first.
 
     A thousand tasks that are all woken by one event would otherwise be one round of a thousand
@@ -22,7 +22,7 @@ class Turnstile:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._turning = False
 
-    async def pass_through(self) -> None:
+    async def wait_turn(self) -> None:
         """Waits until it is the caller's turn."""
         loop = asyncio.get_running_loop()
         if not self._turning:

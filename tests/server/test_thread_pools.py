@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from treadle.server.resources import pools
-from treadle.server.resources.pools import Pool
+from treadle.server.resources import thread_pools
+from treadle.server.resources.thread_pools import ThreadPool
 
 from .harness import PATIENCE_S
 
@@ -16,8 +16,10 @@ from .harness import PATIENCE_S
 def test_a_full_pool_leaves_the_others_free() -> None:
     async def main() -> list[str]:
         held = threading.Event()
-        kept = [asyncio.ensure_future(pools.LISTS.run(held.wait, PATIENCE_S)) for _ in range(50)]
-        free = [pool for pool in pools.ALL if pool is not pools.LISTS]
+        kept = [
+            asyncio.ensure_future(thread_pools.LISTS.run(held.wait, PATIENCE_S)) for _ in range(50)
+        ]
+        free = [pool for pool in thread_pools.ALL if pool is not thread_pools.LISTS]
         async with asyncio.timeout(PATIENCE_S / 2):
             names = await asyncio.gather(
                 *(pool.run(lambda: threading.current_thread().name) for pool in free)
@@ -29,7 +31,7 @@ def test_a_full_pool_leaves_the_others_free() -> None:
 
     names = asyncio.run(main())
     assert [name.partition("_")[0] for name in names] == [
-        pool.name for pool in pools.ALL if pool is not pools.LISTS
+        pool.name for pool in thread_pools.ALL if pool is not thread_pools.LISTS
     ]
 
 
@@ -38,12 +40,12 @@ def test_what_the_work_raises_reaches_the_caller() -> None:
         raise ValueError(text)
 
     with pytest.raises(ValueError, match="no such luck"):
-        asyncio.run(Pool("one", 1).run(fail, text="no such luck"))
+        asyncio.run(ThreadPool("one", 1).run(fail, text="no such luck"))
 
 
 def test_a_closed_pool_drops_what_waits_and_opens_again() -> None:
     async def main() -> None:
-        pool, held = Pool("one", 1), threading.Event()
+        pool, held = ThreadPool("one", 1), threading.Event()
         begun: list[int] = []
         first = asyncio.ensure_future(pool.run(held.wait, PATIENCE_S))
         second = asyncio.ensure_future(pool.run(begun.append, 1))

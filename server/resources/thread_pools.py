@@ -18,7 +18,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class Pool:
+class ThreadPool:
     """Some threads for one kind of work; they begin when first needed.
 
     Args:
@@ -65,28 +65,28 @@ class Pool:
             executor.shutdown(wait=False, cancel_futures=True)
 
 
-ROWS = Pool("rows", 4)
+DATABASE = ThreadPool("database", 4)
 """Short reads and writes of the database, and which version a name leads to."""
 
-EVENTS = Pool("events", 2)
+EVENTS = ThreadPool("events", 2)
 """What watchers of jobs read."""
 
-LISTS = Pool("lists", 2)
+LISTS = ThreadPool("lists", 2)
 """Pages of lists, and descriptions of single models."""
 
-MODELS = Pool("models", 2)
+MODELS = ThreadPool("models", 2)
 """Models being read into memory."""
 
-STORE = Pool("store", 4)
+STORE = ThreadPool("store", 4)
 """Versions being stored and deleted, and directories of jobs: seconds for a large model."""
 
-UPLOADS = Pool("uploads", 8)
+UPLOADS = ThreadPool("uploads", 8)
 """Corpora being written."""
 
-SWEEPS = Pool("sweeps", 1)
+RETENTION = ThreadPool("retention", 1)
 """Old jobs and corpora being deleted."""
 
-ALL = (ROWS, EVENTS, LISTS, MODELS, STORE, UPLOADS, SWEEPS)
+ALL = (DATABASE, EVENTS, LISTS, MODELS, STORE, UPLOADS, RETENTION)
 """Every pool there is."""
 
 

@@ -13,7 +13,15 @@ from treadle.model.temporary_files import temporary_path
 from treadle.server.failures import DatabaseError
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.observed_time import CONFIRM_S, ObservedTime
-from treadle.server.storage.retention import MOST, ORPHAN_S, Rules, Swept, keep_house, sweep, tidy
+from treadle.server.storage.retention import (
+    MAX_DELETIONS,
+    ORPHAN_S,
+    RetentionPeriods,
+    RetentionReport,
+    apply_retention,
+    delete_expired,
+    run_retention,
+)
 
 from .harness import PATIENCE_S
 from .samples import job_row
@@ -30,9 +38,11 @@ def data_dir(tmp_path: Path) -> Iterator[DataDir]:
 
 def swept(
     data_dir: DataDir, job_s: float, corpus_s: float, *keep: str, now_s: float = NOW
-) -> Swept:
-    rules = Rules(job_s, corpus_s)
-    return sweep(data_dir.database, data_dir.corpora, data_dir.jobs.root, rules, now_s, set(keep))
+) -> RetentionReport:
+    rules = RetentionPeriods(job_s, corpus_s)
+    return delete_expired(
+        data_dir.database, data_dir.corpora, data_dir.jobs.root, rules, now_s, set(keep)
+    )
 
 
 def put(data_dir: DataDir, data: bytes, used_s: float) -> str:
@@ -70,17 +80,17 @@ def test_jobs_go_once_they_have_been_over_for_long_enough(data_dir: DataDir) -> 
     assert jobs(data_dir) == left
     assert {path.name for path in data_dir.jobs.root.iterdir()} == left
     assert data_dir.database.events("old", 0) == []
-    assert swept(data_dir, 100, 0, "kept") == Swept()
+    assert swept(data_dir, 100, 0, "kept") == RetentionReport()
 
 
 def test_a_sweep_deletes_a_little_and_the_oldest_first(data_dir: DataDir) -> None:
-    for number in range(MOST + 50):
+    for number in range(MAX_DELETIONS + 50):
         row = job_row(f"j{number}", state="failed", ended_s=float(1000 - number))
         data_dir.database.add_job(row)
         put(data_dir, b"%d" % number, 1.0)
     kept = {f"j{number}" for number in range(50)}
     found = swept(data_dir, 100, 100)
-    assert (len(found.jobs), len(found.corpora)) == (MOST, MOST)
+    assert (len(found.jobs), len(found.corpora)) == (MAX_DELETIONS, MAX_DELETIONS)
     assert jobs(data_dir) == kept
     found = swept(data_dir, 100, 100, *kept)
     assert (len(found.jobs), len(found.corpora)) == (0, 50)
@@ -90,7 +100,7 @@ def test_a_sweep_deletes_a_little_and_the_oldest_first(data_dir: DataDir) -> Non
 def test_what_is_of_the_future_stays(data_dir: DataDir) -> None:
     add(data_dir, "ahead", "succeeded", NOW + 40 * 86_400)
     corpus = put(data_dir, b"abc", NOW + 40 * 86_400)
-    assert swept(data_dir, 100, 100) == Swept()
+    assert swept(data_dir, 100, 100) == RetentionReport()
     assert data_dir.corpora.has(corpus)
 
 
@@ -107,13 +117,13 @@ def test_a_start_with_a_clock_far_ahead_deletes_nothing(tmp_path: Path) -> None:
         data_dir.observed_time = ObservedTime(
             tmp_path / "clock", newest, clock.time, clock.monotonic
         )
-        rules = Rules(30 * 86_400, 7 * 86_400)
-        assert tidy(data_dir, rules) == Swept()
+        rules = RetentionPeriods(30 * 86_400, 7 * 86_400)
+        assert apply_retention(data_dir, rules) == RetentionReport()
         assert jobs(data_dir) == {"done"}
         assert data_dir.corpora.has(corpus)
         assert (data_dir.jobs.root / "done" / "state.safetensors").exists()
         clock.pass_s(CONFIRM_S)
-        assert tidy(data_dir, rules).jobs == ("done",)  # it was no mistake
+        assert apply_retention(data_dir, rules).jobs == ("done",)  # it was no mistake
     finally:
         data_dir.close()
 
@@ -127,7 +137,7 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     old = time.time() - 3 * 86_400
     os.utime(data_dir.jobs.directory("job") / names[0], (old, old))
     os.utime(data_dir.jobs.directory("job") / "final.safetensors", (old, old))
-    assert tidy(data_dir, Rules(0, 0)).leftovers == 1
+    assert apply_retention(data_dir, RetentionPeriods(0, 0)).leftovers == 1
     assert {path.name for path in data_dir.jobs.directory("job").iterdir()} == {
         names[1],
         "final.safetensors",
@@ -140,7 +150,7 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
 def test_0_keeps_for_ever(data_dir: DataDir) -> None:
     add(data_dir, "old", "succeeded", 1.0)
     corpus = put(data_dir, b"abc", 1.0)
-    assert swept(data_dir, 0, 0) == Swept()
+    assert swept(data_dir, 0, 0) == RetentionReport()
     assert jobs(data_dir) == {"old"}
     assert data_dir.corpora.has(corpus)
 
@@ -162,7 +172,7 @@ def test_a_corpus_stays_while_a_job_needs_it_and_its_time_begins_then(
 ) -> None:
     corpus = put(data_dir, b"abc", 1.0)
     add(data_dir, "a", state, corpus=corpus)
-    assert swept(data_dir, 0, 100) == Swept()
+    assert swept(data_dir, 0, 100) == RetentionReport()
     data_dir.database.update_job("a", state="succeeded", ended_s=NOW)
     assert swept(data_dir, 0, 100, now_s=NOW + 100).corpora == ()
     assert data_dir.corpora.has(corpus)
@@ -178,11 +188,11 @@ def test_orphans_are_taken_in_or_deleted(data_dir: DataDir) -> None:
     (data_dir.jobs.directory("making") / "init.safetensors").write_bytes(b"init")
     for name, age_s in (("left", ORPHAN_S + 1), ("making", ORPHAN_S - 1)):
         os.utime(data_dir.jobs.root / name, (NOW - age_s, NOW - age_s))
-    expected = Swept(orphans=("left",), adopted=(corpus,), forgotten=("f" * 64,))
+    expected = RetentionReport(orphans=("left",), adopted=(corpus,), forgotten=("f" * 64,))
     assert swept(data_dir, 0, 100) == expected
     assert [path.name for path in data_dir.jobs.root.iterdir()] == ["making"]
     assert data_dir.database.corpora() == [(corpus, 3, NOW)]
-    assert swept(data_dir, 0, 100) == Swept()
+    assert swept(data_dir, 0, 100) == RetentionReport()
 
 
 def test_the_house_is_kept_again_after_a_sweep_that_failed(
@@ -195,7 +205,7 @@ def test_the_house_is_kept_again_after_a_sweep_that_failed(
 
     async def keep() -> None:
         monkeypatch.setattr(data_dir.database, "corpora_in_use", fail)
-        house = asyncio.create_task(keep_house(data_dir, Rules(0, 100), every_s=0.01))
+        house = asyncio.create_task(run_retention(data_dir, RetentionPeriods(0, 100), every_s=0.01))
         while "could not be swept" not in caplog.text:
             await asyncio.sleep(0.01)
         assert data_dir.corpora.has(corpus)

@@ -13,7 +13,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class Lane:
+class SmallestFirstPool:
     """Does pieces of work, small ones first, and of equal ones who came first.
 
     Sizes are equal that differ by less than a factor of two.
