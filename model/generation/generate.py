@@ -191,9 +191,7 @@ class PreparedPrompt:
         network = self._network
         settings = self.sampling.settings
         details = Details(settings.ranks, settings.top_log_probabilities)
-        scorer = SequenceScorer(
-            network.shape, network.weights, network.tokenizer, self.before, details
-        )
+        scorer = SequenceScorer(network, self.before, details)
         for window, scores in scorer.score(self.tokens):
             for start in range(0, window.size, _SCORED_TOKENS):
                 ids, some_scores = _slice(window, scores, start)

@@ -1,4 +1,4 @@
-"""One sequence scored and then learned from, window by window."""
+"""`LearningSequence` scores one sequence and learns from it, window by window."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy.typing as npt
 
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.online.weights import OnlineWeights
 from treadle.model.scoring.scores import NO_FLOATS, NO_INTS, Details, Scores
 from treadle.model.scoring.sequence_scorer import SequenceScorer
-from treadle.model.tokenizers.base import Tokenizer
 
 Ints = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """What was learned so far."""
+class LearnedTotals:
+    """Totals over all that a session has learned so far."""
 
     tokens: int = 0
     """Tokens that updates learned to predict, repeats counted."""
@@ -32,64 +32,69 @@ class Learnt:
 
 
 class LearningSequence(SequenceScorer):
-    """Scores as its base does; what it has scored, it learns from before it scores any more.
+    """Scores like its base class, and learns from what it has scored before it scores any more.
 
-    A window is scored with one set of weights, and learned from in one update, from the state that
-    stood before it.
+    A window is scored with one set of weights, and learned from in one update, beginning with the
+    state before the window.
     """
 
     def __init__(
         self,
+        network: TrainedNetwork,
         weights: OnlineWeights,
         window: int,
-        tokenizer: Tokenizer,
-        begun: SessionState,
+        start: SessionState,
         details: Details,
     ) -> None:
-        """Makes room, once for any number of tokens.
+        """Allocates memory, once for any number of tokens.
 
         Args:
-            weights: What learns.
+            network: The network that scores, with the weights that learn.
+            weights: The weights that learn.
             window: The most tokens of one update.
-            tokenizer: Of the model.
-            begun: Where the sequence begins.
-            details: What is wanted of every scored token.
+            start: The state that the sequence begins with.
+            details: What to report of every scored token.
         """
-        self._learner = weights
+        self._online_weights = weights
         self._window = window
         self._scored: list[Ints] = []
-        self._start = begun
+        self._window_start = start
         self.learns = False
         """Whether what is scored from now on is learned from as well."""
-        self.learnt = Learnt()
-        """What was learned so far."""
-        super().__init__(weights.parameters.shape, weights.packed, tokenizer, begun, details)
+        self.totals = LearnedTotals()
+        """Totals over all that was learned so far."""
+        super().__init__(network, start, details)
 
-    def begin(self, begun: SessionState) -> None:
+    def begin(self, start: SessionState) -> None:
         """Begins at a state; what is scored and not learned yet is learned first."""
         self.learn()
-        super().begin(begun)
+        super().begin(start)
 
-    def forget(self) -> None:
-        """Drops what is scored and not learned yet."""
+    def rewind(self, totals: LearnedTotals) -> None:
+        """Drops what is scored and not learned yet, and sets the totals to earlier ones."""
         self._scored = []
+        self.totals = totals
 
     def score(self, tokens: Ints) -> Iterator[tuple[Ints, Scores]]:
-        """Scores tokens (N,) and learn from every full window, in short steps.
+        """Scores tokens (N,) and learns from every full window, in short steps.
+
+        Args:
+            tokens: (N,), the next tokens.
 
         Yields:
-            As its base does, and nothing at all after a step of learning.
+            What its base class yields, and empty arrays after a step of learning.
 
         Raises:
-            TrainingError: A score is no finite number, and as `learn`.
+            TrainingError: A score is not a finite number, and as `learn`.
         """
         while tokens.size:
-            part, tokens = self._cut(tokens)
+            part, tokens = self._split(tokens)
             for piece, scores in super().score(part):
-                if self._learner.updates and not np.isfinite(scores.log_probabilities).all():
-                    raise self._learner.fault("a log-probability")
+                is_finite = np.isfinite(scores.log_probabilities).all()
+                if self._online_weights.updates and not is_finite:
+                    raise self._online_weights.not_finite("a log-probability")
                 yield piece, scores
-            if self._full():
+            if self._is_full():
                 self.learn()
                 yield NO_INTS, Scores.plain(NO_FLOATS)
 
@@ -102,29 +107,31 @@ class LearningSequence(SequenceScorer):
         if not self._scored:
             return
         begin = time.perf_counter()
-        before = self._start
-        lead = [before.token] if before.token >= 0 else []
+        start = self._window_start
+        lead = [start.token] if start.token >= 0 else []
         window = np.concatenate((np.array(lead, np.int32), *self._scored)).astype(np.int32)
         self._scored = []
         if window.size > 1:
-            loss = self._learner.learn(before.hs, before.cs, window[:-1], window[1:])
-            seconds = self.learnt.seconds + time.perf_counter() - begin
-            nats = in_order([loss], self.learnt.nats)
-            self.learnt = Learnt(self.learnt.tokens + window.size - 1, nats, seconds)
+            loss = self._online_weights.learn(start.hs, start.cs, window[:-1], window[1:])
+            self.totals = LearnedTotals(
+                tokens=self.totals.tokens + window.size - 1,
+                nats=in_order([loss], self.totals.nats),
+                seconds=self.totals.seconds + time.perf_counter() - begin,
+            )
 
-    def _cut(self, tokens: Ints) -> tuple[Ints, Ints]:
-        """Returns what of tokens (N,) belongs to the window being scored, and what comes later."""
+    def _split(self, tokens: Ints) -> tuple[Ints, Ints]:
+        """Returns the tokens that belong to the window being scored, and those of later ones."""
         if not self.learns:
             return tokens, tokens[:0]
         if not self._scored:
-            self._start = self.state
-        room = self._window - self._targets()
-        self._scored.append(tokens[:room])
-        return tokens[:room], tokens[room:]
+            self._window_start = self.state
+        capacity = self._window - self._target_count()
+        self._scored.append(tokens[:capacity])
+        return tokens[:capacity], tokens[capacity:]
 
-    def _full(self) -> bool:
-        return bool(self._scored) and self._targets() == self._window
+    def _is_full(self) -> bool:
+        return bool(self._scored) and self._target_count() == self._window
 
-    def _targets(self) -> int:
-        """Tokens of the window that something predicts."""
-        return sum(part.size for part in self._scored) - (self._start.token < 0)
+    def _target_count(self) -> int:
+        """Returns how many tokens of the window have a token before them that predicts them."""
+        return sum(part.size for part in self._scored) - (self._window_start.token < 0)

@@ -1,6 +1,6 @@
-"""A session's own copy of a model's weights, and one update of it from one window.
+"""`OnlineWeights` is a session's own copy of a model's weights, updated one window at a time.
 
-Everything that the next update depends on can be kept, once, and gone back to.
+All that the next update depends on can be kept in a snapshot and restored.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from treadle.model.training.optimizer import Optimizer
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-_GOES_ON = np.zeros(1, np.bool_)
+_NOT_FRESH = np.zeros(1, np.bool_)
+"""Marks the one row of a batch as continued, not as begun from zeros."""
 
 
 @dataclass
-class _Kept:
-    """What a snapshot holds of weights and optimizer."""
+class _Snapshot:
+    """Weights and optimizer as they were."""
 
     buffers: list[Array]
     steps: int
@@ -42,9 +43,10 @@ class OnlineWeights:
         """Copies the weights to begin with.
 
         Args:
-            beginning: Only ever read; they are also what `roll_back` goes back to first.
+            beginning: The weights to begin with; only read. `roll_back` returns to them as long as
+                there is no snapshot.
             config: The update rule and its settings.
-            pool: Takes parts of an update; its threads change no bit.
+            pool: Runs parts of an update; the number of its threads changes no bit.
         """
         shape = beginning.shape
         self.parameters = Parameters(shape)
@@ -55,18 +57,20 @@ class OnlineWeights:
         self._optimizer = Optimizer(config.rule, self.parameters)
         # The table of a large vocabulary takes longer than the few rows of it that a window needs.
         whole = shape.E == 0 or config.window >= shape.V
-        self.packed = allocate_weights(shape, shape.V if whole else 0, backward=False)
-        """The same as scoring reads them, packed in place after every change."""
+        table_rows = shape.V if whole else 0
+        self.packed = allocate_weights(shape, table_rows, backward=False)
+        """The same weights as scoring reads them, packed in place after every change."""
         self._engine = Engine(self.parameters, 1, config.window, pool, packed=self.packed)
-        self._folded = np.arange(shape.V if whole else 0, dtype=np.int32)
-        self._kept: _Kept | None = None
-        self._undo: _Kept | None = None
-        self._guarded = self._changed = False
+        self._table_tokens = np.arange(table_rows, dtype=np.int32)
+        self._snapshot: _Snapshot | None = None
+        self._unit: _Snapshot | None = None
+        self._in_unit = False
+        self._changed = False
         self.roll_back()
 
     @property
     def updates(self) -> int:
-        """Updates behind the weights."""
+        """Updates made to the weights so far."""
         return self._optimizer.steps
 
     def learn(self, hs: Array, cs: Array, tokens: Ints, targets: Ints) -> float:
@@ -75,69 +79,71 @@ class OnlineWeights:
         Args:
             hs: (L, H), the hidden states before the window.
             cs: (L, H), the LSTM's cell states.
-            tokens: (T,), what the network reads, T up to the window's length.
-            targets: (T,), what it is to predict.
+            tokens: (T,), the tokens that the network reads, T up to the window's length.
+            targets: (T,), the tokens that it is to predict.
 
         Returns:
             The sum of -log p(target) in nats, under the weights before the step.
 
         Raises:
-            TrainingError: The loss, the gradient or a new weight is no finite number. In the last
-                case the weights are useless until they are rolled back; else they are as before.
+            TrainingError: The loss, the gradient or a new weight is not a finite number. In the
+                last case the weights are useless until they are rolled back; otherwise they are as
+                before.
         """
         self._engine.carry(hs[:, None], cs[:, None])
-        batch = tokens.reshape(-1, 1), targets.reshape(-1, 1)
-        loss, _ = self._engine.loss_and_gradient(*batch, _GOES_ON, self.updates)
+        loss, _ = self._engine.loss_and_gradient(
+            tokens.reshape(-1, 1), targets.reshape(-1, 1), _NOT_FRESH, self.updates
+        )
         if not math.isfinite(loss):
-            raise self.fault("the loss")
-        if self._guarded and not self._changed:
-            self._undo = self._copied_into(self._undo)
+            raise self.not_finite("the loss")
+        if self._in_unit and not self._changed:
+            self._unit = self._copied_into(self._unit)
             self._changed = True
         try:
             self._optimizer.step(self._engine.gradient, self._config.rate, self._pool)
         except TrainingError as error:
-            raise self.fault("the gradient") from error
+            raise self.not_finite("the gradient") from error
         if not math.isfinite(self._optimizer.norm(self.parameters, self._pool)):
-            raise self.fault("a weight")
+            raise self.not_finite("a weight")
         self._pack()
         return loss
 
-    def fault(self, what: str) -> TrainingError:
-        """Returns the error of learning that went out of bounds.
+    def not_finite(self, quantity: str) -> TrainingError:
+        """Returns the error of learning that has diverged.
 
         Args:
-            what: What is no finite number any more.
+            quantity: The quantity that is not a finite number any more, with its article.
         """
         return TrainingError(
-            f"{what} is no finite number after {self.updates} updates: lower learning_rate, "
-            f"which is {self._config.rate:g}, or set clip_norm"
+            f"{quantity} is not a finite number after {self.updates} updates: lower "
+            f"learning_rate, which is {self._config.rate:g}, or set clip_norm"
         )
 
     def snapshot(self) -> None:
         """Keeps everything as it is now, in place of the last snapshot."""
-        self._kept = self._copied_into(self._kept)
+        self._snapshot = self._copied_into(self._snapshot)
 
     def roll_back(self) -> None:
         """Goes back to the last snapshot, which stays, or to the beginning."""
-        if self._kept is not None:
-            self._restore(self._kept)
+        if self._snapshot is not None:
+            self._restore(self._snapshot)
             return
-        weights, *others = self._buffers()
+        weights, *moments = self._buffers()
         weights[:] = self._beginning.flat
-        for moments in others:
-            moments[:] = 0
-        self._optimizer.steps = 0
-        self._optimizer.corrections.powers = (1.0, 1.0)
+        for buffer in moments:
+            buffer[:] = 0
+        self._optimizer.restore(0, (1.0, 1.0))
         self._pack()
 
-    def guard(self) -> None:
-        """Makes `undo` come back to here; nothing is copied before an update is made."""
-        self._guarded, self._changed = True, False
+    def begin_unit(self) -> None:
+        """Makes `take_back` return to this point; nothing is copied before an update is made."""
+        self._in_unit = True
+        self._changed = False
 
-    def undo(self) -> None:
-        """Goes back to where `guard` was called last; the snapshot stays what it is."""
-        if self._changed and self._undo is not None:
-            self._restore(self._undo)
+    def take_back(self) -> None:
+        """Goes back to the last call of `begin_unit`; the snapshot stays what it is."""
+        if self._changed and self._unit is not None:
+            self._restore(self._unit)
         self._changed = False
 
     def copied(self) -> Parameters:
@@ -146,28 +152,27 @@ class OnlineWeights:
         parameters.flat[:] = self.parameters.flat
         return parameters
 
-    def _copied_into(self, kept: _Kept | None) -> _Kept:
-        """Copies everything as it is now, into the memory of a copy that is needed no more."""
-        if kept is None:
-            kept = _Kept([np.empty_like(flat) for flat in self._buffers()], 0, (1.0, 1.0))
-        for copy, flat in zip(kept.buffers, self._buffers(), strict=True):
+    def _copied_into(self, snapshot: _Snapshot | None) -> _Snapshot:
+        """Copies everything as it is now into the memory of a snapshot, or into new memory."""
+        if snapshot is None:
+            snapshot = _Snapshot([np.empty_like(flat) for flat in self._buffers()], 0, (1.0, 1.0))
+        for copy, flat in zip(snapshot.buffers, self._buffers(), strict=True):
             copy[:] = flat
-        kept.steps = self._optimizer.steps
-        kept.powers = self._optimizer.corrections.powers
-        return kept
+        snapshot.steps = self._optimizer.steps
+        snapshot.powers = self._optimizer.corrections.powers
+        return snapshot
 
-    def _restore(self, kept: _Kept) -> None:
-        for flat, copy in zip(self._buffers(), kept.buffers, strict=True):
+    def _restore(self, snapshot: _Snapshot) -> None:
+        for flat, copy in zip(self._buffers(), snapshot.buffers, strict=True):
             flat[:] = copy
-        self._optimizer.steps = kept.steps
-        self._optimizer.corrections.powers = kept.powers
+        self._optimizer.restore(snapshot.steps, snapshot.powers)
         self._pack()
 
     def _buffers(self) -> list[Array]:
-        """The weights and the optimizer's moments."""
+        """Returns the weights and the optimizer's moments."""
         optimizer = self._optimizer
         moments = [buffer for buffer in (optimizer.means, optimizer.squares) if buffer is not None]
         return [self.parameters.flat, *(buffer.flat for buffer in moments)]
 
     def _pack(self) -> None:
-        pack_weights(self.parameters.stacks, self.packed, self._folded)
+        pack_weights(self.parameters.stacks, self.packed, self._table_tokens)

@@ -1,4 +1,4 @@
-"""A text as a vector: what the network's states are once it has read it."""
+"""`Embedder` turns a text into a vector: the network's hidden states after reading it."""
 
 from __future__ import annotations
 
@@ -17,40 +17,44 @@ from treadle.model.tokenizers.incremental import encode_in_steps
 
 Array = npt.NDArray[np.float32]
 
-_GOES_ON = np.zeros(1, np.bool_)
+_NOT_FRESH = np.zeros(1, np.bool_)
+"""Marks the one row of a batch as continued, not as begun from zeros."""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """What a text leaves behind."""
+    """The hidden states after a text."""
 
     states: Array = field(repr=False)
     """(L, H), the hidden states after the text's last token, each number between -1 and 1."""
     token_count: int
-    """Tokens read, without what stands before an item."""
+    """Tokens read, without the token that begins an item."""
 
 
 class Embedder:
-    """Makes texts vectors, one after the other, in the same room."""
+    """Turns texts into vectors, one after the other, in the same memory."""
 
     def __init__(self, network: TrainedNetwork, policy: UnknownPolicy | None = None) -> None:
-        """Makes room.
+        """Allocates memory, once for any number of texts.
 
         Args:
-            network: Whose states they are.
+            network: The network that reads the texts.
             policy: What to do with unknown symbols; None: the model's own policy.
         """
+        shape = network.shape
         self._tokenizer = network.tokenizer
         self._policy = policy
-        self._scorer = Scorer(network.shape, network.weights, 1, WINDOW, Pool(1))
-        shape = network.shape
+        self._scorer = Scorer(shape, network.weights, 1, WINDOW, Pool(1))
         self._zeros = np.zeros((shape.L, shape.H), np.float32)
 
     def embedding(self, text: str) -> Iterator[Embedding | None]:
         """Reads a text, in short steps.
 
-        Layout LINES reads the token that begins an item before it, and none that ends it. Where
-        there is nothing to read the states are zeros.
+        Layout LINES reads the token that begins an item before the text, and no token that ends
+        it. If there is nothing to read, the states are zeros.
+
+        Args:
+            text: The text to read.
 
         Yields:
             None after every step, and at last the embedding.
@@ -61,10 +65,11 @@ class Embedder:
         """
         tokens = yield from encode_in_steps(self._tokenizer, text, self._policy)
         begin = [] if self._tokenizer.begin is None else [self._tokenizer.begin]
-        read = np.concatenate((np.array(begin, np.int32), tokens))
+        sequence = np.concatenate((np.array(begin, np.int32), tokens))
         self._scorer.begin(self._zeros, self._zeros)
-        for start in range(0, read.size, WINDOW):
-            window = read[start : start + WINDOW].reshape(-1, 1)
-            self._scorer.read(window, _GOES_ON)
+        for start in range(0, sequence.size, WINDOW):
+            window = sequence[start : start + WINDOW].reshape(-1, 1)
+            self._scorer.read(window, _NOT_FRESH)
             yield None
-        yield Embedding(self._scorer.states()[0], tokens.size)
+        hs, _ = self._scorer.states()
+        yield Embedding(hs, tokens.size)

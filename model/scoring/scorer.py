@@ -1,7 +1,7 @@
-"""Scoring: the log-probability that a network gives to every token, and on request its rank.
+"""`Scorer` computes the log-probability of every token, and on request its rank.
 
-One function serves a text and a validation pass: a row scores the same, bit for bit, alone or
-beside others. What a text scored is put together in `scores`.
+It serves texts and validation passes alike: a row scores the same, bit for bit, alone or next to
+others.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Scorer:
     def __init__(
         self, shape: Shape, weights: structs.Weights, rows: int, window: int, pool: Pool
     ) -> None:
-        """Makes room for a pass.
+        """Allocates memory for a pass.
 
         Args:
             shape: The network's sizes.
-            weights: Packed for inference.
+            weights: The parameters packed for inference.
             rows: Sequences side by side, B.
             window: The most steps of a batch, T.
-            pool: Takes the shards.
+            pool: Runs the shards.
         """
         self._cell = CELL_CODES[shape.cell]
         self._weights = weights
@@ -54,12 +54,12 @@ class Scorer:
         """Scores one window.
 
         Args:
-            tokens: (T, B).
-            targets: (T, B), below 0 where nothing is to be scored.
+            tokens: (T, B), the tokens to read.
+            targets: (T, B), the tokens to score, below 0 where nothing is to be scored.
             fresh: (B,), rows that begin from zeros instead of where the last window ended.
 
         Returns:
-            log p(target) in nats, (T, B); 0 where there is no target.
+            (T, B), log p(target) in nats; 0 where there is no target.
 
         Raises:
             TokenError: A token or target is not in the vocabulary.
@@ -72,9 +72,13 @@ class Scorer:
             rows = self._slices[number]
             part = np.zeros((tokens.shape[0], rows.stop - rows.start), np.float32)
             scoring.score_shard(
-                self._cell, self._weights, self._works[number], self._states[number],
-                *cut_rows(rows, tokens, targets, fresh), part,
-            )  # fmt: skip
+                self._cell,
+                self._weights,
+                self._works[number],
+                self._states[number],
+                *cut_rows(rows, tokens, targets, fresh),
+                part,
+            )
             out[:, rows] = part
 
         self._pool.map(run, range(len(self._slices)))
@@ -84,13 +88,13 @@ class Scorer:
         """Scores one window in detail.
 
         Args:
-            tokens: As for `log_probabilities`, and so are `targets` and `fresh`.
-            targets: (T, B).
-            fresh: (B,).
-            details: What is wanted.
+            tokens: (T, B), the tokens to read.
+            targets: (T, B), the tokens to score, below 0 where nothing is to be scored.
+            fresh: (B,), rows that begin from zeros instead of where the last window ended.
+            details: What to report of every target.
 
         Returns:
-            The scores, (T, B); log-probabilities are bit for bit those of `log_probabilities`.
+            (T, B), the scores; log-probabilities are bit for bit those of `log_probabilities`.
 
         Raises:
             TokenError: A token or target is not in the vocabulary.
@@ -110,9 +114,13 @@ class Scorer:
             rows = self._slices[number]
             parts = tuple(np.ascontiguousarray(array[:, rows]) for array in whole)
             scoring.score_shard_in_detail(
-                self._cell, self._weights, self._works[number], self._states[number],
-                *cut_rows(rows, tokens, targets, fresh), *parts,
-            )  # fmt: skip
+                self._cell,
+                self._weights,
+                self._works[number],
+                self._states[number],
+                *cut_rows(rows, tokens, targets, fresh),
+                *parts,
+            )
             for array, part in zip(whole, parts, strict=True):
                 array[:, rows] = part
 
@@ -125,10 +133,10 @@ class Scorer:
         )
 
     def read(self, tokens: Ints, fresh: Bools) -> None:
-        """Reads one window without a score, for the states after it.
+        """Reads one window without scoring it, for the states after it.
 
         Args:
-            tokens: (T, B).
+            tokens: (T, B), the tokens to read.
             fresh: (B,), rows that begin from zeros instead of where the last window ended.
 
         Raises:
@@ -138,11 +146,15 @@ class Scorer:
         self._steps = tokens.shape[0]
 
         def run(number: int) -> None:
-            rows, state = self._slices[number], self._states[number]
-            part, _, begins = cut_rows(rows, tokens, tokens, fresh)
+            part, _, begins = cut_rows(self._slices[number], tokens, tokens, fresh)
             network.read_shard(
-                self._cell, self._weights, self._works[number], state, part, begins
-            )  # fmt: skip
+                self._cell,
+                self._weights,
+                self._works[number],
+                self._states[number],
+                part,
+                begins,
+            )
 
         self._pool.map(run, range(len(self._slices)))
 
@@ -152,7 +164,7 @@ class Scorer:
             check_tokens(targets, self._weights.by.size, least=-1)
 
     def begin(self, hs: Array, cs: Array) -> None:
-        """Goes on from given states; for a scorer of one row.
+        """Continues from given states; for a scorer of one row.
 
         Args:
             hs: (L, H), the hidden states.
@@ -162,12 +174,17 @@ class Scorer:
         self._states[0].c[:, 0] = cs
 
     def states(self, back: int = 0) -> tuple[Array, Array]:
-        """Returns the states hs, cs (L, H), for a scorer of one row; copies.
+        """Returns copies of the states; for a scorer of one row.
 
         Args:
-            back: 0 for those after the last window; 1 for those before that window's last step.
+            back: 0 for the states after the last window; 1 for those before that window's last
+                step.
+
+        Returns:
+            The hidden states and the cell states, (L, H) each.
         """
-        state, work = self._states[0], self._works[0]
+        state = self._states[0]
+        work = self._works[0]
         if not back:
             return state.h[:, 0].copy(), state.c[:, 0].copy()
         step = self._steps - back
@@ -182,24 +199,30 @@ def mean_loss(
     pool: Pool,
     give_up: Callable[[int], bool] = lambda tokens: False,
 ) -> float | None:
-    """Returns the mean of -log p(target) over all targets of the batches, in nats.
+    """Computes the mean loss over all targets of some batches.
 
     Args:
         shape: The network's sizes.
-        weights: Packed for inference.
-        batches: Of one window and one number of rows; at least one target in all.
-        pool: Takes the shards.
-        give_up: Asked before every batch, with the tokens scored so far; once it says so, the
-            result is None.
+        weights: The parameters packed for inference.
+        batches: Batches of one window and one number of rows, with at least one target in all.
+        pool: Runs the shards.
+        give_up: Called before every batch with the number of tokens scored so far; once it
+            returns true, the pass ends.
+
+    Returns:
+        The mean of -log p(target), in nats; None if the pass was given up.
     """
-    scorer, total, count = None, 0.0, 0
+    scorer = None
+    total = 0.0
+    count = 0
     for batch in batches:
         if give_up(count):
             return None
         if scorer is None:
             window, rows = batch.tokens.shape
             scorer = Scorer(shape, weights, rows, window, pool)
-        tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
+        tokens = batch.tokens[: batch.steps]
+        targets = batch.targets[: batch.steps]
         scores = scorer.log_probabilities(tokens, targets, batch.fresh)
         total = in_order(scores.reshape(-1).tolist(), total)
         count += int(np.count_nonzero(targets >= 0))

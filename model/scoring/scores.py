@@ -1,4 +1,4 @@
-"""What scoring gives: of each token, of a whole text, and of a piece of a stream."""
+"""`Scores` of tokens, and the `TextScore` and `PieceScore` that are made of them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-NO_INTS, NO_FLOATS = np.zeros(0, np.int32), np.zeros(0, np.float32)
-"""What was not asked for."""
+NO_INTS = np.zeros(0, np.int32)
+NO_FLOATS = np.zeros(0, np.float32)
+"""Stand for what was not requested."""
 
 
 def _no_ints() -> Ints:
@@ -33,12 +34,12 @@ def _no_floats() -> Array:
 
 @dataclass(frozen=True)
 class Details:
-    """What is wanted of every scored token, beside its log-probability."""
+    """What to report of every scored token besides its log-probability."""
 
     ranks: bool = False
-    """Its place among all tokens by probability."""
+    """Report its place among all tokens by probability."""
     alternatives: int = 0
-    """How many of the likeliest tokens in its place; more than the vocabulary has give all."""
+    """Report so many of the likeliest tokens in its place, at most the whole vocabulary."""
 
 
 PLAIN = Details()
@@ -47,16 +48,16 @@ PLAIN = Details()
 
 @dataclass(frozen=True)
 class Scores:
-    """What tokens scored. `...` is (T, B) for a window of a batch, and (N,) for a text."""
+    """The scores of tokens. `...` is (T, B) for a window of a batch, and (N,) for a text."""
 
     log_probabilities: Array
-    """(...), log p of every target in nats; 0 where there is none."""
+    """(...), log p of every target in nats; 0 where there is no target."""
     ranks: Ints
-    """(...), each target's rank, 0 where there is none; (0,) where not asked for."""
+    """(...), each target's rank, 0 where there is no target; (0,) if not requested."""
     alternative_ids: Ints
-    """(..., A), the likeliest tokens, likeliest first; (0,) where not asked for."""
+    """(..., A), the likeliest tokens, likeliest first; (0,) if not requested."""
     alternative_log_probabilities: Array
-    """(..., A), theirs in nats; (0,) where not asked for."""
+    """(..., A), their log p in nats; (0,) if not requested."""
 
     @classmethod
     def plain(cls, log_probabilities: Array) -> Self:
@@ -86,37 +87,48 @@ class Scores:
 
 
 _BLOCK = 64
-"""Tokens given their texts together."""
+"""Tokens for which a `TokenScore` is made together."""
 
 
 def token_scores(tokenizer: Tokenizer, ids: Ints, scores: Scores) -> tuple[TokenScore, ...]:
     """Returns tokens with their texts and scores.
 
     Args:
-        tokenizer: What made the tokens.
-        ids: (N,).
-        scores: Of the last of them; the tokens before are those that nothing foretells.
+        tokenizer: The model's tokenizer.
+        ids: (N,), the tokens.
+        scores: (n,), the scores of the last n of them. The tokens before them have no score, since
+            no token predicts them.
     """
-    unscored = ids.size - scores.log_probabilities.size
-    text, count = tokenizer.token_text, scores.log_probabilities.size
+    count = scores.log_probabilities.size
+    unscored = ids.size - count
+    text = tokenizer.token_text
     ranks = scores.ranks.tolist() or [0] * count
-    others: list[tuple[Alternative, ...]] = [()] * count
+    alternatives: list[tuple[Alternative, ...]] = [()] * count
     if scores.alternative_ids.size:
-        pairs = (scores.alternative_ids.tolist(), scores.alternative_log_probabilities.tolist())
-        others = [
+        rows = zip(
+            scores.alternative_ids.tolist(),
+            scores.alternative_log_probabilities.tolist(),
+            strict=True,
+        )
+        alternatives = [
             tuple(Alternative(token, text(token), value) for token, value in zip(*row, strict=True))
-            for row in zip(*pairs, strict=True)
+            for row in rows
         ]
-    rows = zip(
-        ids[unscored:].tolist(), scores.log_probabilities.tolist(), ranks, others, strict=True
-    )
     first = [TokenScore(token, text(token), None) for token in ids[:unscored].tolist()]
-    return (*first, *(TokenScore(token, text(token), *more) for token, *more in rows))
+    columns = zip(
+        ids[unscored:].tolist(),
+        scores.log_probabilities.tolist(),
+        ranks,
+        alternatives,
+        strict=True,
+    )
+    scored = [TokenScore(token, text(token), *column) for token, *column in columns]
+    return (*first, *scored)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What scored tokens come to together."""
+    """The sums over scored tokens, and the measures that follow from them."""
 
     total_log_probability: float
     """Sum over the scored tokens, in nats."""
@@ -129,12 +141,12 @@ class Summary:
 
     @property
     def mean_nats(self) -> float | None:
-        """-log p a token, in nats; None where no token was scored."""
+        """Mean -log p of a token, in nats; None if no token was scored."""
         return -self.total_log_probability / self.token_count if self.token_count else None
 
     @property
     def perplexity(self) -> float | None:
-        """exp(mean_nats), infinite where that exceeds a float; None where none was scored."""
+        """exp(mean_nats), infinite if that exceeds a float; None if no token was scored."""
         mean = self.mean_nats
         if mean is None:
             return None
@@ -142,9 +154,9 @@ class Summary:
 
     @property
     def bits_per_character(self) -> float | None:
-        """-log2 p a code point; None where the scored tokens stand for none.
+        """Mean -log2 p of a code point; None if the scored tokens stand for no text.
 
-        None also where an unknown token was scored: it costs as little as one token does, and may
+        Also None if an unknown token was scored: it costs as little as one token does, and may
         stand for a word of any length.
         """
         if not self.character_count or self.unknown_count:
@@ -154,36 +166,38 @@ class Summary:
 
 @dataclass(frozen=True)
 class TextScore(Summary):
-    """What one text scored."""
+    """The score of one text."""
 
     ids: Ints = field(compare=False, repr=False)
     """The text's tokens, (N,), an end token included where one is scored."""
     log_probabilities: Array = field(compare=False, repr=False)
-    """log p of the last token_count of them, in nats."""
+    """(token_count,), log p of the last token_count of them, in nats."""
     tokenizer: Tokenizer = field(compare=False, repr=False)
-    """What made the tokens."""
+    """The model's tokenizer."""
     ranks: Ints = field(default_factory=_no_ints, compare=False, repr=False)
-    """Their ranks; (0,) where not asked for."""
+    """(token_count,), their ranks; (0,) if not requested."""
     alternative_ids: Ints = field(default_factory=_no_ints, compare=False, repr=False)
-    """(token_count, A), the likeliest tokens in their places; (0,) where not asked for."""
+    """(token_count, A), the likeliest tokens in their places; (0,) if not requested."""
     alternative_log_probabilities: Array = field(
         default_factory=_no_floats, compare=False, repr=False
     )
-    """(token_count, A), theirs in nats; (0,) where not asked for."""
+    """(token_count, A), their log p in nats; (0,) if not requested."""
     state: SessionState | None = field(default=None, compare=False, repr=False)
     """The state after the text, before an end token."""
 
     @property
     def tokens(self) -> tuple[TokenScore, ...]:
-        """Every token of the text, made anew at each call."""
+        """Every token of the text, made again at each call."""
         return tuple(self.each_token())
 
     def each_token(self) -> Iterator[TokenScore]:
         """Yields every token of the text; those of a long one are many times its size."""
         scores = Scores(
-            self.log_probabilities, self.ranks, self.alternative_ids,
+            self.log_probabilities,
+            self.ranks,
+            self.alternative_ids,
             self.alternative_log_probabilities,
-        )  # fmt: skip
+        )
         unscored = self.ids.size - self.token_count
         yield from token_scores(self.tokenizer, self.ids[:unscored], scores.part(0, 0))
         for start in range(0, self.token_count, _BLOCK):
@@ -194,37 +208,41 @@ class TextScore(Summary):
 
 @dataclass(frozen=True)
 class PieceScore:
-    """What a piece of a stream scored: the tokens since the piece before."""
+    """The score of a piece of a stream: of the tokens since the piece before."""
 
     total_log_probability: float
     """Sum over the scored tokens, in nats."""
     token_count: int
     """Tokens scored."""
     tokens: tuple[TokenScore, ...] = ()
-    """Those tokens, and one that nothing foretells; none where they were not asked for."""
+    """Those tokens, and a first one that has no score; empty if they were not requested."""
     whole: Summary | None = None
-    """What the whole text or item scored, where the piece has ended it."""
+    """The sums over the whole text or item, if the piece has ended it."""
 
 
-def summarize(
-    tokenizer: Tokenizer, ids: Ints, scores: Scores, total: float,
+def text_score(
+    tokenizer: Tokenizer,
+    ids: Ints,
+    scores: Scores,
+    total: float,
     state: SessionState | None = None,
-) -> TextScore:  # fmt: skip
-    """Puts scores and tokens together.
+) -> TextScore:
+    """Returns the score of a text.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: The model's tokenizer.
         ids: (N,), the text's tokens, an end token included where one is scored.
-        scores: Of all of them, or of all but the first.
-        total: The sum of their log-probabilities, in the order of the tokens.
-        state: After the text.
+        scores: The scores of all of them, or of all but the first.
+        total: The sum of their log-probabilities, in nats, added in the order of the tokens.
+        state: The state after the text.
     """
     count = scores.log_probabilities.size
+    scored = ids[ids.size - count :]
     return TextScore(
         total_log_probability=total,
         token_count=count,
-        character_count=tokenizer.characters(ids[ids.size - count :]),
-        unknown_count=tokenizer.count_unknown(ids[ids.size - count :]),
+        character_count=tokenizer.characters(scored),
+        unknown_count=tokenizer.count_unknown(scored),
         ids=ids,
         tokenizer=tokenizer,
         **vars(scores),

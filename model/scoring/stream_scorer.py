@@ -1,7 +1,7 @@
-"""Scoring a stream as it comes, in memory that does not grow with it.
+"""`StreamScorer` scores a stream as it comes, in memory that does not grow with it.
 
-Pieces may be cut anywhere: every token scores bit for bit what it does in the whole text, and the
-sums are added up in the order of the tokens, so that they are those of the whole as well.
+Pieces may be cut anywhere: every token scores bit for bit what it scores in the whole text, and
+sums are added up in the order of the tokens, so that they are those of the whole text as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from treadle.model.tokenizers.incremental import IncrementalEncoder, encode_in_s
 Ints = npt.NDArray[np.int32]
 
 _SLICE = 2048
-"""Characters made tokens in one step."""
+"""Characters tokenized in one step."""
 
 
 class StreamScorer:
@@ -36,21 +36,24 @@ class StreamScorer:
         network: TrainedNetwork,
         details: Details,
         policy: UnknownPolicy | None,
-        begun: SessionState,
+        start: SessionState,
         context: str = "",
         *,
         keep_tokens: bool = True,
+        sequence: SequenceScorer | None = None,
     ) -> None:
         """Begins a stream.
 
         Args:
-            network: What scores.
-            details: What is wanted of every scored token.
+            network: The network that scores.
+            details: What to report of every scored token.
             policy: What to do with unknown symbols; None: the model's own policy.
-            begun: Where the first text begins; see `Model.beginning`. Later ones do after nothing.
-            context: What the first text follows; read by `read_context`, or else with the first
-                piece, and not scored.
+            start: The state that the first text begins with; see `TrainedNetwork.beginning`. Later
+                texts begin as new ones.
+            context: The text that the first text follows; read by `read_context`, or else with the
+                first piece, and not scored.
             keep_tokens: Whether a PieceScore holds its tokens.
+            sequence: Scores the tokens; None: a scorer that begins at `start`.
 
         Raises:
             ConfigError: The policy is UNKNOWN and there is no unknown token.
@@ -58,14 +61,15 @@ class StreamScorer:
         self._network = network
         self._tokenizer = network.tokenizer
         self._reader = IncrementalEncoder(network.tokenizer, policy)
-        self._context, self._policy = context, policy
-        self._sequence = SequenceScorer(
-            network.shape, network.weights, network.tokenizer, begun, details
-        )
+        self._context = context
+        self._policy = policy
+        self._sequence = sequence or SequenceScorer(network, start, details)
         self._keep_tokens = keep_tokens
-        self._item, self._total, self._piece = _Tally(), _Tally(), _Tally()
+        self._item = _Totals()
+        self._stream = _Totals()
+        self._piece = _Totals()
         self._piece_tokens: list[TokenScore] = []
-        self._shown: list[int] = []
+        self._last_visible: list[int] = []
         self.item_count = 0
         """Texts or items that were ended."""
         self.is_open = False
@@ -73,8 +77,8 @@ class StreamScorer:
 
     @property
     def total(self) -> Summary:
-        """What all tokens so far scored."""
-        return self._total.summary
+        """Summary of all tokens so far."""
+        return self._stream.summary
 
     @property
     def piece_token_count(self) -> int:
@@ -83,7 +87,7 @@ class StreamScorer:
 
     @property
     def state(self) -> SessionState:
-        """The state after all tokens so far; what waits to be made a token is not among them."""
+        """The state after all tokens so far; text that is held back is not part of it."""
         return self._sequence.state
 
     def take_tokens(self) -> tuple[TokenScore, ...]:
@@ -91,17 +95,22 @@ class StreamScorer:
 
         They are handed over: neither the next call nor the piece's score has them again.
         """
-        taken, self._piece_tokens = tuple(self._piece_tokens), []
+        taken = tuple(self._piece_tokens)
+        self._piece_tokens = []
         return taken
 
     def read_context(self) -> Iterator[None]:
         """Reads the context, in short steps, if that is not done yet.
 
+        Yields:
+            None after every step.
+
         Raises:
             UnknownSymbolError: A symbol of it is unknown and the policy is ERROR.
         """
         if self._context:
-            context, self._context = self._context, ""
+            context = self._context
+            self._context = ""
             tokens = yield from encode_in_steps(self._tokenizer, context, self._policy)
             yield from self._sequence.read(tokens)
 
@@ -110,8 +119,8 @@ class StreamScorer:
 
         Args:
             text: The next text, of any length.
-            end: Whether the text or item ends here: what waits is scored, of layout LINES the end
-                token too, and what follows begins again, after nothing.
+            end: Whether the text or item ends here: text held back is then scored, of layout LINES
+                the end token too, and what follows begins a new text or item.
 
         Yields:
             None after every step, and at last the score.
@@ -119,7 +128,7 @@ class StreamScorer:
         Raises:
             UnknownSymbolError: A symbol is unknown and the policy is ERROR; its position is that
                 in the whole text. The stream cannot continue, unless it is restored.
-            ConfigError: Too many characters would wait; see `IncrementalEncoder`.
+            ConfigError: Too many characters would be held back; see `IncrementalEncoder`.
         """
         yield from self._begin()
         self.is_open = self.is_open or bool(text)
@@ -134,7 +143,10 @@ class StreamScorer:
         yield PieceScore(self._piece.nats, self._piece.tokens, tuple(self._piece_tokens), whole)
 
     def finish(self) -> Iterator[None]:
-        """Ends the stream without an end of its text: score what waits, in short steps.
+        """Ends the stream without an end of its text: scores what is held back, in short steps.
+
+        Yields:
+            None after every step.
 
         Raises:
             UnknownSymbolError: As for `feed`.
@@ -143,45 +155,56 @@ class StreamScorer:
         yield from self._score(self._reader.end())
 
     def mark(self) -> StreamMark:
-        """Returns where the stream stands between two pieces."""
+        """Returns a mark between two pieces that `restore` can return to."""
         return StreamMark(
-            self._reader.copied(), self._context, self._sequence.state, replace(self._item),
-            replace(self._total), tuple(self._shown), self.item_count, self.is_open,
-        )  # fmt: skip
+            reader=self._reader.copied(),
+            context=self._context,
+            state=self._sequence.state,
+            item=replace(self._item),
+            stream=replace(self._stream),
+            last_visible=tuple(self._last_visible),
+            item_count=self.item_count,
+            is_open=self.is_open,
+        )
 
     def restore(self, mark: StreamMark, error: Exception | None = None) -> None:
-        """Goes back to where the stream stood, as often as one likes.
+        """Goes back to a mark; it may be used any number of times.
 
-        What follows scores bit for bit what it did then. Text that waited then is dropped where
-        it is at fault: it would fail again.
+        What follows scores bit for bit what it did then. Text that was held back then is dropped
+        if it caused the error: it would fail again.
 
         Args:
-            mark: Where it stood.
-            error: What failed since.
+            mark: The mark to return to.
+            error: The error since then, if there was one.
         """
         at_fault = (
             isinstance(error, UnknownSymbolError)
             and error.position < mark.reader.position
             and self.item_count == mark.item_count  # else the position is that in a later item
         )
-        self._reader, self._context = mark.reader.copied(), mark.context
+        self._reader = mark.reader.copied()
         if at_fault:
             self._reader.drop()
+        self._context = mark.context
         self._sequence.begin(mark.state)
-        self._item, self._total = replace(mark.item), replace(mark.total)
-        self._shown = list(mark.shown)
-        self.item_count, self.is_open = mark.item_count, mark.is_open
+        self._item = replace(mark.item)
+        self._stream = replace(mark.stream)
+        self._last_visible = list(mark.last_visible)
+        self.item_count = mark.item_count
+        self.is_open = mark.is_open
 
     def _begin(self) -> Iterator[None]:
         """Begins a piece."""
-        self._piece, self._piece_tokens = _Tally(), []
+        self._piece = _Totals()
+        self._piece_tokens = []
         yield from self.read_context()
 
     def _end_item(self) -> Summary:
+        whole = self._item.summary
         self.item_count += 1
         self.is_open = False
-        whole, self._item = self._item.summary, _Tally()
-        self._shown = []
+        self._item = _Totals()
+        self._last_visible = []
         self._sequence.begin(self._network.beginning())
         return whole
 
@@ -192,28 +215,31 @@ class StreamScorer:
             yield
 
     def _add(self, part: Ints, scores: Scores) -> None:
+        """Adds the scores of some tokens (n,) to the totals."""
         scored = part[part.size - scores.log_probabilities.size :]
-        values, characters = scores.log_probabilities.tolist(), self._characters(scored)
+        values = scores.log_probabilities.tolist()
+        characters = self._characters(scored)
         unknown = self._tokenizer.count_unknown(scored)
-        for tally in (self._item, self._total, self._piece):
-            tally.add(values, characters, unknown)
+        for totals in (self._item, self._stream, self._piece):
+            totals.add(values, characters, unknown)
         if self._keep_tokens:
             self._piece_tokens += token_scores(self._tokenizer, part, scores)
 
     def _characters(self, scored: Ints) -> int:
-        """Returns the code points that more of the item's scored tokens (n,) stand for."""
-        # Counted together with the last token that showed: events have blanks between them.
-        before, tokens = self._shown, scored.tolist()
+        """Returns how many more code points the item has with some scored tokens (n,)."""
+        # Counted together with the last visible token: events have blanks between them.
+        before = self._last_visible
+        tokens = scored.tolist()
         count = self._tokenizer.characters
         for token in reversed(tokens):
             if count([token]):
-                self._shown = [token]
+                self._last_visible = [token]
                 break
         return count([*before, *tokens]) - count(before)
 
 
 @dataclass
-class _Tally:
+class _Totals:
     """Running sums over tokens."""
 
     nats: float = 0.0
@@ -222,7 +248,7 @@ class _Tally:
     unknown: int = 0
 
     def add(self, values: list[float], characters: int, unknown: int) -> None:
-        """Counts more tokens, by their log-probabilities."""
+        """Adds more tokens, by their log-probabilities."""
         self.nats = in_order(values, self.nats)
         self.tokens += len(values)
         self.characters += characters
@@ -236,13 +262,13 @@ class _Tally:
 
 @dataclass(frozen=True)
 class StreamMark:
-    """Where a `StreamScorer` stood between two pieces."""
+    """A `StreamScorer` as it was between two pieces."""
 
     reader: IncrementalEncoder
     context: str
     state: SessionState
-    item: _Tally
-    total: _Tally
-    shown: tuple[int, ...]
+    item: _Totals
+    stream: _Totals
+    last_visible: tuple[int, ...]
     item_count: int
     is_open: bool

@@ -11,7 +11,7 @@ from treadle.model.enums import UnknownPolicy
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.trained_network import TrainedNetwork
-from treadle.model.scoring.scores import PLAIN, Details, Scores, TextScore, summarize
+from treadle.model.scoring.scores import PLAIN, Details, Scores, TextScore, text_score
 from treadle.model.scoring.sequence_scorer import SequenceScorer
 from treadle.model.tokenizers.incremental import encode_in_steps
 
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int32]
 
 
 class TextScorer:
-    """Scores one text after the other; each begins where the context ends, or the state."""
+    """Scores one text after the other; each begins where the context ends, or at the state."""
 
     def __init__(
         self,
@@ -28,23 +28,27 @@ class TextScorer:
         details: Details = PLAIN,
         state: SessionState | None = None,
     ) -> None:
-        """Makes room, once for any number of texts.
+        """Allocates memory, once for any number of texts.
 
         Args:
-            network: What scores.
+            network: The network that scores.
             unknown_policy: What to do with unknown symbols; None: the model's own policy.
-            details: What is wanted beside log-probabilities.
-            state: What the context, or each text, follows; None: a new item or text.
+            details: What to report besides log-probabilities.
+            state: The state before the context, or before each text; None: a new item or text.
         """
         self._tokenizer = network.tokenizer
         self._policy = unknown_policy
-        self._begun = network.beginning(state)
-        self._sequence = SequenceScorer(
-            network.shape, network.weights, network.tokenizer, self._begun, details
-        )
+        self._start = network.beginning(state)
+        self._sequence = SequenceScorer(network, self._start, details)
 
     def read_context(self, context: str) -> Iterator[None]:
-        """Reads what all texts follow, in short steps; its tokens are not scored.
+        """Reads the context of all texts, in short steps; its tokens are not scored.
+
+        Args:
+            context: The text that all texts follow.
+
+        Yields:
+            None after every step.
 
         Raises:
             UnknownSymbolError: A symbol is not in the vocabulary.
@@ -52,10 +56,19 @@ class TextScorer:
         """
         tokens = yield from encode_in_steps(self._tokenizer, context, self._policy)
         yield from self._sequence.read(tokens)
-        self._begun = self._sequence.state
+        self._start = self._sequence.state
 
     def encode(self, text: str) -> Generator[None, None, Ints]:
-        """Returns the tokens of a text, in short steps. Layout LINES: with that of an item's end.
+        """Tokenizes a text, in short steps.
+
+        Args:
+            text: The text to tokenize.
+
+        Yields:
+            None after every step.
+
+        Returns:
+            The tokens, (N,); of layout LINES with the one that ends an item.
 
         Raises:
             UnknownSymbolError: A symbol is not in the vocabulary.
@@ -66,13 +79,16 @@ class TextScorer:
         return tokens if end is None else np.append(tokens, np.int32(end)).astype(np.int32)
 
     def score(self, tokens: Ints) -> Iterator[TextScore | None]:
-        """Scores a text by its tokens (N,), in short steps.
+        """Scores a text by its tokens, in short steps.
+
+        Args:
+            tokens: (N,), as `encode` returned them.
 
         Yields:
             None after every step, and the score at the end.
         """
         sequence = self._sequence
-        sequence.begin(self._begun)
+        sequence.begin(self._start)
         parts: list[Scores] = []
         total = 0.0
         for _, scores in sequence.score(tokens):
@@ -80,4 +96,4 @@ class TextScorer:
             total = in_order(scores.log_probabilities.tolist(), total)
             yield None
         after = sequence.state if self._tokenizer.end is None else sequence.state_before_last
-        yield summarize(self._tokenizer, tokens, Scores.joined(parts), total, after)
+        yield text_score(self._tokenizer, tokens, Scores.joined(parts), total, after)

@@ -1,4 +1,4 @@
-"""Tokens as results show them: drawn or scored, with what the model made of them."""
+"""`TokenScore` is a token that was drawn or scored, with its log-probability."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that might have been."""
+    """One of the likeliest tokens in the place of a drawn or scored token."""
 
     id: int
     """Its number in the vocabulary."""
@@ -28,6 +28,6 @@ class TokenScore:
     log_probability: float | None
     """log p in nats under the model itself; None for a first token without context."""
     rank: int = 0
-    """Its place by probability, 1 for the likeliest, equals by id; 0 where not asked for."""
+    """Its place by probability, 1 for the likeliest, equals by id; 0 if not requested."""
     alternatives: tuple[Alternative, ...] = ()
-    """The likeliest tokens in its place, likeliest first, as many as were asked for."""
+    """The likeliest tokens in its place, likeliest first, as many as were requested."""

@@ -79,7 +79,7 @@ def log_probabilities(piece: PieceScore) -> bytes:
 @pytest.mark.parametrize("layout", CorpusLayout)
 @pytest.mark.parametrize("network", [{}, {"embedding_size": 0}], ids=["embedding", "one-hot"])
 @pytest.mark.parametrize("cell", Cell)
-def test_a_window_scores_what_the_unlearnt_model_gives_it(
+def test_a_window_scores_what_the_untrained_model_gives_it(
     cell: Cell, layout: CorpusLayout, network: dict[str, Any]
 ) -> None:
     model = model_of(layout, cell, **network)
@@ -98,7 +98,7 @@ def test_a_window_scores_what_the_unlearnt_model_gives_it(
     assert weights(learner) != model.parameters.flat.tobytes()
 
 
-def test_every_window_is_scored_by_what_has_learnt_the_ones_before() -> None:
+def test_every_window_is_scored_by_what_has_learned_the_ones_before() -> None:
     learner = learner_of(LINES, window=8, learning_rate=0.5)
     piece = feed(learner, TEXT)
     stepwise = learner_of(LINES, window=8, learning_rate=0.5)
@@ -143,7 +143,7 @@ def test_an_item_and_its_end_are_one_update() -> None:
     for count, name in enumerate(("abc", "", "ca"), 1):
         assert feed(learner, name, end=True).token_count == len(name) + 1
         assert learner.updates == count
-    assert learner.learnt.tokens == 8
+    assert learner.learned.tokens == 8
 
 
 def test_a_first_token_that_nothing_foretells_is_no_update() -> None:
@@ -151,7 +151,7 @@ def test_a_first_token_that_nothing_foretells_is_no_update() -> None:
     (token,) = feed(learner, "a").tokens
     assert (token.log_probability, learner.updates) == (None, 0)
     assert feed(learner, "b").token_count == 1
-    assert learner.learnt.tokens == learner.updates == 1
+    assert learner.learned.tokens == learner.updates == 1
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -176,7 +176,7 @@ def test_text_that_is_only_predicted_moves_the_state_and_nothing_else() -> None:
     assert first.tokens + second.tokens == expected
     assert learner.updates == 0
     assert weights(learner) == LINES.parameters.flat.tobytes()
-    # What is learnt next is learnt from the state that the text has led to.
+    # What is learned next is learned from the state that the text has led to.
     behind, fresh = learner_of(LINES), learner_of(LINES)
     feed(behind, TEXT[:20], learn=False)
     assert log_probabilities(feed(behind, "abc")) != log_probabilities(feed(fresh, "abc"))
@@ -207,12 +207,12 @@ def test_a_snapshot_is_gone_back_to_as_often_as_one_likes() -> None:
     feed(learner, "abc cab bca, a c")  # the last word is held back
     feed(learner, "ab abc!", learn=False)
     learner.snapshot()
-    at, updates, learnt = weights(learner), learner.updates, learner.learnt
+    at, updates, learned = weights(learner), learner.updates, learner.learned
     runs = []
     for text in ("abc! ab ca", "bb aa", "abc! ab ca"):
         runs.append((feed(learner, text, end=True), weights(learner)))
         learner.roll_back()
-        assert (weights(learner), learner.updates, learner.learnt) == (at, updates, learnt)
+        assert (weights(learner), learner.updates, learner.learned) == (at, updates, learned)
     assert runs[0] == runs[2] != runs[1]
     assert runs[0][0].tokens
 
@@ -228,12 +228,12 @@ def test_without_a_snapshot_rolling_back_leads_to_the_beginning() -> None:
     assert weights(learner) == after
 
 
-def test_a_learning_rate_beyond_bounds_is_told_and_can_be_rolled_back() -> None:
+def test_a_learning_rate_beyond_bounds_is_reported_and_can_be_rolled_back() -> None:
     wild = learner_of(learning_rate=1e38, clip_norm=1e38, window=4)
     with pytest.raises(TrainingError, match="lower learning_rate, which is 1e\\+38"):
         feed(wild, TEXT * 3)
     for refused in (wild.publish, wild.snapshot, lambda: feed(wild, "a")):
-        with pytest.raises(TrainingError, match="roll the session back first"):
+        with pytest.raises(TrainingError, match="roll it back before you continue"):
             refused()
     wild.roll_back()
     assert weights(wild) == MODEL.parameters.flat.tobytes()

@@ -51,8 +51,9 @@ MODELS = {
 }
 
 
-def stream_of(model: Model, context: str = "", **settings: bool) -> StreamScorer:
-    return StreamScorer(model.trained, DETAILS, None, model.beginning(), context, **settings)
+def stream_of(model: Model, context: str = "", keep_tokens: bool = True) -> StreamScorer:
+    start = model.beginning()
+    return StreamScorer(model.trained, DETAILS, None, start, context, keep_tokens=keep_tokens)
 
 
 def feed(stream: StreamScorer, text: str, end: bool = False) -> PieceScore:

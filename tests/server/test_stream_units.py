@@ -91,8 +91,8 @@ def bits_of(learner: Learner) -> tuple[Any, ...]:
     return (
         buffers, packed, weights.updates, weights._optimizer.corrections.powers,
         state.hs.tobytes(), state.cs.tobytes(), state.token, state.held,
-        mark.reader._held, mark.item, mark.total, mark.shown, mark.item_count, mark.is_open,
-        learner.learnt.tokens, learner.learnt.nats,
+        mark.reader._held, mark.item, mark.stream, mark.last_visible, mark.item_count, mark.is_open,
+        learner.learned.tokens, learner.learned.nats,
     )  # fmt: skip
 
 
