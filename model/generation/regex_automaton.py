@@ -34,9 +34,6 @@ Bools = npt.NDArray[np.bool_]
 MAX_STATES = 1 << 15
 """States of an automaton over bytes; two of them go to each place where a text may end."""
 
-_MAX_SIZE = 1 << 15
-"""States that a glance at the expression may expect; what passes may still prove too large."""
-
 
 @dataclass(frozen=True)
 class Effort:
@@ -62,13 +59,9 @@ THOROUGH = Effort(3.0, 20.0, 1 << 30, nice=8)
 """The most for any."""
 
 _LOOK_AROUND = re.compile(r"\\[bBAzG<>]|[\^$]|\(\?<?[=!]")
-_REPEAT = re.compile(r"\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}")
+_REPEAT = re.compile(r"\{\s*\d+\s*(?:,\s*\d*\s*)?\}")
 _ATOM = re.compile(r"\\[pPxuU]\{[^}]*\}|\\.|\(\?<?[=!]|.", re.DOTALL)
 """One symbol of an expression, or the first of a class."""
-
-_UNICODE_CLASS = re.compile(r"\\[wWpPDS]")
-_UNICODE_SIZE, _CLASS_SIZE = 310, 8
-"""States that \\w (and its like), and `.` or other classes, take in UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +94,6 @@ def compile_automaton(expression: str, effort: Effort = THOROUGH) -> Automaton:
         raise _unreadable(
             expression, "has look-around, anchors within it or word boundaries: take them out"
         )
-    if expected_size(bare) > _MAX_SIZE:
-        raise _too_large(expression)
     done = _run(bare, effort)
     if done is None or done.returncode < 0 or done.returncode == OUT_OF_MEMORY:
         raise EffortError(str(_too_large(expression)), "regex")
@@ -193,32 +184,6 @@ def _stays_whole(expression: str) -> bool:
         if depth < 0 or symbol in "#\\":
             return False
     return depth == 0
-
-
-def expected_size(expression: str) -> int:
-    """About how many states an expression stands for, where repeats only multiply."""
-    sums, last = [0], 0
-    for symbol in _symbols(expression):
-        repeat = _REPEAT.fullmatch(symbol)
-        if repeat is not None:
-            factor = max(int(repeat[1]), int(repeat[2] or 0), 1)
-            sums[-1] += last * (factor - 1)
-            last *= factor
-        elif symbol == "(":
-            sums.append(0)
-        elif symbol == ")" and len(sums) > 1:
-            last = sums.pop()
-            sums[-1] += last
-        elif symbol not in "|*+?)":
-            last = _atom_size(symbol)
-            sums[-1] += last
-    return sum(sums)
-
-
-def _atom_size(atom: str) -> int:
-    if _UNICODE_CLASS.search(atom):
-        return _UNICODE_SIZE
-    return _CLASS_SIZE if atom[0] in ".[" else len(atom.encode())
 
 
 def _shown(expression: str) -> str:

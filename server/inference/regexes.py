@@ -1,8 +1,8 @@
 """Regular expressions on their way to be automata: nobody waits behind a hostile one.
 
 An expression that is kept costs nothing. A new one gets a glance first; what that does not do for
-goes to the next lane, where it gets more time, and waits for more. In each lane those that look
-small go first. So a cheap expression waits for a few glances at most, whatever else was sent.
+goes to the next lane, where it gets more time, and waits for more. In each lane short ones go
+first. So a cheap expression waits for glances only, whatever else was sent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from treadle.model.errors import EffortError
 from treadle.model.generation.constraint import Constraint, compile_constraint, kept_constraint
 from treadle.model.generation.deadline import Deadline
-from treadle.model.generation.regex_automaton import GLANCE, QUICK, THOROUGH, Effort, expected_size
+from treadle.model.generation.regex_automaton import GLANCE, QUICK, THOROUGH, Effort
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.server.errors import StatusError, exhausted
 from treadle.server.resources.memory_budget import MemoryBudget
@@ -28,12 +28,6 @@ MAX_WAIT_S = 30.0
 
 _GLANCES = 2
 """Expressions that get a glance at once."""
-
-_SHORT = 256
-"""Characters of an expression that is looked at more closely."""
-
-_LARGE = 1 << 20
-"""The size of those that are not."""
 
 _RETRY_S = 2.0
 
@@ -119,9 +113,6 @@ class Regexes:
             del self._making[key]
 
     async def _make(self, regex: str, tokenizer: Tokenizer) -> Constraint:
-        # To look at a long one takes milliseconds of the event loop; it is no small one anyway.
-        size = expected_size(regex) if len(regex) <= _SHORT else _LARGE
-
         def make(effort: Effort) -> Constraint:
             held = _THOROUGH_BYTES if effort is THOROUGH else _QUICK_BYTES
             with self._budget.reserve(held, "regular expressions that are being made"):
@@ -130,8 +121,8 @@ class Regexes:
         *lesser, most = self._lanes
         for effort in lesser:
             with suppress(EffortError):
-                return await self._lanes[effort].run(size, make, effort)
-        return await self._lanes[most].run(size, make, most)
+                return await self._lanes[effort].run(len(regex), make, effort)
+        return await self._lanes[most].run(len(regex), make, most)
 
 
 def _crowded() -> StatusError:

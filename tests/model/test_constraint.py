@@ -301,12 +301,10 @@ def test_look_around_is_refused(regex: str) -> None:
         "a{" + 4000 * "9" + "}",
     ],
 )
-def test_what_repeats_too_much_is_refused_at_a_glance(regex: str) -> None:
-    begun = time.process_time()
-    with pytest.raises(ConfigError, match="too large") as error:
-        compile_constraint(regex, characters("ab"))
+def test_what_repeats_too_much_is_refused_within_its_effort(regex: str) -> None:
+    with pytest.raises(ConfigError, match=r"too large|is malformed") as error:
+        compile_constraint(regex, characters("ab"), QUICK)
     assert error.value.field == "regex"
-    assert time.process_time() - begun < 0.2
 
 
 def test_what_takes_too_long_is_ended_by_the_system() -> None:
@@ -375,23 +373,6 @@ def test_brackets_leave_most_expressions_as_they_are() -> None:
         ("(?x)a # )", False),
     ]:
         assert automaton_module._stays_whole(regex) == whole, regex
-
-
-def testexpected_sizes_are_about_right() -> None:
-    for regex, low, high in [
-        ("a{20}", 20, 20),
-        ("(a{3}b){5}", 20, 20),
-        ("[0-9]{3,7}", 50, 60),
-        (r"[a\]b]{2}", 16, 16),
-        (r"[]a]{2}", 16, 16),
-        (r"a\{20}", 3, 6),
-        (r"(\w+ ){2}", 600, 700),
-        ("a{2}{3}", 6, 6),
-        ("x|y*", 2, 2),
-        (")((a", 1, 1),
-        ("[a", 8, 8),
-    ]:
-        assert low <= automaton_module.expected_size(regex) <= high, regex
 
 
 # ---------------------------------------------------------------- the cache
