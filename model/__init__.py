@@ -51,7 +51,7 @@ from treadle.model.errors import (
     TrainingError,
     UnknownSymbolError,
 )
-from treadle.model.generation.sequence import GenerateResult, OutputOptions, Piece, StopReason
+from treadle.model.generation.output import GenerateResult, OutputOptions, Piece, StopReason
 from treadle.model.model import Model
 from treadle.model.network.layer import RecurrentLayer
 from treadle.model.network.session_state import SessionState

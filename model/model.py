@@ -14,7 +14,7 @@ from treadle.model.config import NetworkConfig, SamplingConfig
 from treadle.model.enums import CorpusLayout, UnknownPolicy
 from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.novelty import NoveltyIndex
-from treadle.model.generation.sequence import TOKENS, OutputOptions, Piece
+from treadle.model.generation.output import TOKENS, OutputOptions, Piece
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.trained_network import TrainedNetwork

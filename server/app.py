@@ -31,14 +31,14 @@ from treadle.server.address import (
 from treadle.server.config import ServerConfig, SettingError
 from treadle.server.errors import unavailable
 from treadle.server.failures import DatabaseError
-from treadle.server.inference.admission import Admission, Inquiries, Load
+from treadle.server.inference.admission import Admission, ControlAdmission, InferenceAdmission
 from treadle.server.inference.generate import GenerateHandler
 from treadle.server.inference.learn import LearnHandler
 from treadle.server.inference.model_cache import ModelCache
-from treadle.server.inference.resolve import Sources
+from treadle.server.inference.model_resolver import ModelResolver
+from treadle.server.inference.open_streams import OpenStreams, PendingStreams, SilentStreamCloser
 from treadle.server.inference.scheduler import Scheduler
 from treadle.server.inference.score import ScoreHandler
-from treadle.server.inference.stream_places import Openings, SilentStreams, StreamPlaces
 from treadle.server.jobs.manager import JobLimits, JobManager
 from treadle.server.jobs.runner import RunLimits
 from treadle.server.jobs.submission import Submission
@@ -112,15 +112,17 @@ class App:
         )
 
         # Inference: models in memory, and threads that calls share.
-        self._load = _load(config, self._warmup)
-        inquiries = _inquiries(config)
+        self._admission = _admission(config, self._warmup)
+        control_admission = _control_admission(config)
         models = ModelCache(self._data_dir, config.model_cache_bytes, self._budget)
-        sources = Sources(models, self._jobs.registry.row)
+        resolver = ModelResolver(models, self._jobs.registry.row)
         self._scheduler = Scheduler(config.threads)
-        openings = Openings(config.stream_limit + config.learning_limit, config.first_message_s)
+        pending_streams = PendingStreams(
+            config.stream_limit + config.learning_limit, config.first_message_s
+        )
         generating = GenerateHandler(
-            sources,
-            self._load,
+            resolver,
+            self._admission,
             self._scheduler,
             self._budget,
             max_new_tokens_limit=config.max_new_tokens_limit,
@@ -129,9 +131,9 @@ class App:
             state_key=state_key,
         )
         scoring = ScoreHandler(
-            sources,
-            self._load,
-            openings,
+            resolver,
+            self._admission,
+            pending_streams,
             self._scheduler,
             self._budget,
             max_message_bytes=config.max_message_bytes,
@@ -139,10 +141,10 @@ class App:
             state_key=state_key,
         )
         learning = LearnHandler(
-            sources,
+            resolver,
             self._data_dir.models,
-            self._load.learners,
-            openings,
+            self._admission.learning_streams,
+            pending_streams,
             self._scheduler,
             self._budget,
             max_message_bytes=config.max_message_bytes,
@@ -164,8 +166,8 @@ class App:
             generating,
             scoring,
             learning,
-            self._load,
-            inquiries,
+            self._admission,
+            control_admission,
             self._budget,
             self._warmup,
         )
@@ -188,10 +190,10 @@ class App:
         """
         await self._set_health(_HEALTH.NOT_SERVING)
         address = self._listen()
-        silent = SilentStreams(
-            (self._load.learners, self._load.streams), asyncio.get_running_loop()
+        silent = SilentStreamCloser(
+            (self._admission.learning_streams, self._admission.streams), asyncio.get_running_loop()
         )
-        self._budget.on_shortage(silent.make_way)
+        self._budget.on_shortage(silent.close_one)
         await self._jobs.recover()  # from now on callers may ask for jobs
         await self._server.start()
         # Every kernel is ready before health says so: compiling would delay requests.
@@ -240,8 +242,8 @@ class App:
         """Ends so many silent streams, first those that lose less."""
         why = "the server had too little memory"
         for _ in range(count):
-            if self._load.streams.give_up_one(why, _SILENT_S) is None:
-                self._load.learners.give_up_one(why)
+            if self._admission.streams.close_silent(why, _SILENT_S) is None:
+                self._admission.learning_streams.close_silent(why)
 
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE):
@@ -286,7 +288,7 @@ class App:
             with suppress(TimeoutError):  # callers whose job has just ended get its end
                 await asyncio.wait_for(self._interceptor.wait_idle(), FAREWELL_S)
             lost = "what a session learned and did not publish is lost"
-            self._load.learners.evict(unavailable(f"{reason}; {lost}"))
+            self._admission.learning_streams.close_all_silent(unavailable(f"{reason}; {lost}"))
             self._interceptor.evict(unavailable(reason))
 
 
@@ -379,19 +381,19 @@ def _upload_limits(config: ServerConfig) -> UploadLimits:
     )
 
 
-def _load(config: ServerConfig, warmup: Warmup) -> Load:
+def _admission(config: ServerConfig, warmup: Warmup) -> InferenceAdmission:
     """Returns how much inference there may be at once; none before the kernels are ready."""
-    return Load(
+    return InferenceAdmission(
         calls=Admission(config.inference_limit, "generations and scorings", warmup.check),
-        sessions=Admission(config.session_limit, "texts being generated"),
-        streams=StreamPlaces(
+        sequences=Admission(config.session_limit, "texts being generated"),
+        streams=OpenStreams(
             config.stream_limit,
             "streams to score",
             config.stream_idle_s,
             "open it again, with context or state for what came before",
             check=warmup.check,
         ),
-        learners=StreamPlaces(
+        learning_streams=OpenStreams(
             config.learning_limit,
             "learning streams",
             config.stream_idle_s,
@@ -401,9 +403,9 @@ def _load(config: ServerConfig, warmup: Warmup) -> Load:
     )
 
 
-def _inquiries(config: ServerConfig) -> Inquiries:
-    return Inquiries(
+def _control_admission(config: ServerConfig) -> ControlAdmission:
+    return ControlAdmission(
         lists=Admission(config.list_limit, "lists"),
         watchers=Admission(config.watch_limit, "calls that watch jobs"),
-        orders=Admission(config.watch_limit, "calls that bring or follow a job of theirs"),
+        submissions=Admission(config.watch_limit, "calls that bring or follow a job of theirs"),
     )

@@ -12,7 +12,7 @@ from treadle.model.config import (
     TokenizerKind,
     UnknownPolicy,
 )
-from treadle.model.generation.sequence import GenerateResult, Piece
+from treadle.model.generation.output import GenerateResult, Piece
 from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape

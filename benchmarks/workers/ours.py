@@ -14,8 +14,9 @@ from treadle.benchmarks.workers.serve import Maker, Options, Step
 from treadle.model import Cell, OptimizerConfig, Precision, SamplingConfig, TrainConfig
 from treadle.model.data.batching import TextBatches
 from treadle.model.data.corpus import TokenData
-from treadle.model.generation.decoding_slots import DecodingSlots, Slot
+from treadle.model.generation.decoding_slots import DecodingSlots
 from treadle.model.generation.sampling import ResolvedSampling
+from treadle.model.generation.slot import Slot
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters

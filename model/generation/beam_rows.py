@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import structs
 from treadle.kernels.beam_search import step_log_probabilities
-from treadle.model.generation.sampling import ResolvedSampling
-from treadle.model.network.session_state import SessionState
-from treadle.model.network.shape import CELL_CODES, Shape
+from treadle.model.network.shape import CELL_CODES
 from treadle.model.network.workspace import allocate_workspace
 from treadle.model.tokenizers.token_ids import check_tokens
+
+if TYPE_CHECKING:
+    from treadle.model.generation.sampling import ResolvedSampling
+    from treadle.model.network.session_state import SessionState
+    from treadle.model.network.shape import Shape
 
 Array = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]

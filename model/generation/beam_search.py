@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +30,16 @@ from treadle.model.generation.beam_rows import (
     token_rank,
 )
 from treadle.model.generation.deadline import Deadline
-from treadle.model.generation.sampling import NO_TOKEN_LEFT, ResolvedSampling
-from treadle.model.generation.sequence import StopReason
+from treadle.model.generation.output import NO_TOKEN_LEFT, StopReason
 from treadle.model.generation.stop_sequences import StopFilter, StoppedText, stopped_text
 from treadle.model.network.prefill import read_tokens
-from treadle.model.network.session_state import SessionState
-from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.token_score import Alternative, TokenScore
-from treadle.model.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from treadle.model.generation.sampling import ResolvedSampling
+    from treadle.model.network.session_state import SessionState
+    from treadle.model.network.trained_network import TrainedNetwork
+    from treadle.model.tokenizers.base import Tokenizer
 
 Ints = npt.NDArray[np.int32]
 

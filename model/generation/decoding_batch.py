@@ -6,10 +6,15 @@ Which sequences share a batch changes no bit of any of them: batches are a matte
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from treadle.model.generation.decoding_slots import MAX_SLOTS, Chunk, DecodingSlots
-from treadle.model.generation.sequence import Piece, Sequence
-from treadle.model.network.trained_network import TrainedNetwork
+from treadle.model.generation.decoding_slots import MAX_SLOTS, DecodingSlots
+
+if TYPE_CHECKING:
+    from treadle.model.generation.decoding_slots import Chunk
+    from treadle.model.generation.output import Piece
+    from treadle.model.generation.sequence import Sequence
+    from treadle.model.network.trained_network import TrainedNetwork
 
 MAX_SEQUENCES = MAX_SLOTS
 """The most sequences of one batch."""

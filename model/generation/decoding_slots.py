@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,15 @@ import numpy.typing as npt
 from treadle.kernels import structs
 from treadle.kernels.decode import DecodedTokens, Sequences, decode
 from treadle.kernels.logit_edits import NO_CONSTRAINT, LogitEdits
-from treadle.model.generation.constraint import Constraint
-from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.network.session_state import SessionState
-from treadle.model.network.shape import CELL_CODES, Shape
+from treadle.model.network.shape import CELL_CODES
 from treadle.model.network.workspace import allocate_workspace
 from treadle.model.tokenizers.token_ids import check_tokens
+
+if TYPE_CHECKING:
+    from treadle.model.generation.constraint import Constraint
+    from treadle.model.generation.slot import Slot
+    from treadle.model.network.shape import Shape
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -33,25 +36,6 @@ _MAX_INT32 = 2**31 - 1
 
 _KEPT_WORKSPACES = 4
 """Workspaces that are kept for another use: the number of slots often comes back."""
-
-
-@dataclass(eq=False)
-class Slot:
-    """The place of one sequence: how its tokens are chosen, and where it stands."""
-
-    sampling: ResolvedSampling
-    """How its tokens are chosen."""
-    state: SessionState
-    """Where it stands when it is added; its token is at least 0."""
-    end: int
-    """The token that ends it, or -1."""
-    made: int = 0
-    """Tokens of the new text so far."""
-    rule: int = 0
-    """The state of its automaton, where it has one."""
-    counts: Ints | None = None
-    """(2, V), how often the new text and the prompt hold each token; None where the settings do
-    not need it. Never written to."""
 
 
 @dataclass(frozen=True)

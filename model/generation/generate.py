@@ -6,32 +6,31 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.logit_edits import PROMPT
-from treadle.model.config import SamplingConfig
-from treadle.model.generation.beam_search import BeamSearch, Hypothesis
-from treadle.model.generation.constraint import Constraint
+from treadle.model.generation.beam_search import BeamSearch
 from treadle.model.generation.deadline import Deadline
 from treadle.model.generation.decoding_batch import DecodingBatch
+from treadle.model.generation.output import GenerateResult, OutputOptions, Piece, StopReason
 from treadle.model.generation.sampling import resolve_sampling
-from treadle.model.generation.sequence import (
-    GenerateResult,
-    OutputOptions,
-    Piece,
-    Sequence,
-    StopReason,
-)
+from treadle.model.generation.sequence import Sequence
 from treadle.model.network.prefill import read_tokens
-from treadle.model.network.session_state import SessionState
-from treadle.model.network.trained_network import TrainedNetwork
-from treadle.model.scoring.scores import Details, Scores, token_scores
+from treadle.model.scoring.scores import Details, token_scores
 from treadle.model.scoring.sequence_scorer import SequenceScorer
 from treadle.model.tokenizers.incremental import encode_in_steps
-from treadle.model.tokenizers.token_stream import TokenStream
+
+if TYPE_CHECKING:
+    from treadle.model.config import SamplingConfig
+    from treadle.model.generation.beam_search import Hypothesis
+    from treadle.model.generation.constraint import Constraint
+    from treadle.model.network.session_state import SessionState
+    from treadle.model.network.trained_network import TrainedNetwork
+    from treadle.model.scoring.scores import Scores
+    from treadle.model.tokenizers.token_stream import TokenStream
 
 Ints = npt.NDArray[np.int32]
 

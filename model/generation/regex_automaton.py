@@ -1,6 +1,6 @@
-"""A regular expression as an automaton over bytes, made within limits of time and memory.
+"""`compile_automaton` turns a regular expression into an automaton over bytes, within limits.
 
-The syntax is that of Rust's crate `regex`, whose automata (Unicode's classes unfolded to UTF-8)
+The syntax is that of Rust's crate `regex`. Its automata, with Unicode's classes unfolded to UTF-8,
 come through the package outlines-core (Willard and Louf, "Efficient guided generation for large
 language models", 2023).
 """
@@ -32,31 +32,34 @@ Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
 MAX_STATES = 1 << 15
-"""States of an automaton over bytes; two of them go to each place where a text may end."""
+"""States of an automaton over bytes; each place where a text may end takes two of them."""
+
+_MAX_SHOWN = 60
+"""Characters of an expression that an error shows."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What one expression may take."""
+    """The limits of the work on one expression."""
 
     cpu_s: float
-    """Seconds of a processor."""
+    """Seconds of processor time."""
     wait_s: float
-    """Seconds until it is given up however little of a processor it got."""
+    """Seconds of wall time."""
     memory: int
     """Bytes."""
     nice: int = 0
-    """How far its process stands back for others."""
+    """The niceness that is added to its process."""
 
 
 GLANCE = Effort(0.06, 3.0, 1 << 28)
-"""What does for the expressions that people write."""
+"""Enough for the expressions that people write."""
 
 QUICK = Effort(0.3, 5.0, 1 << 28, nice=4)
-"""What does for nearly all expressions."""
+"""Enough for nearly all expressions."""
 
 THOROUGH = Effort(3.0, 20.0, 1 << 30, nice=8)
-"""The most for any."""
+"""The most for any expression."""
 
 _LOOK_AROUND = re.compile(r"\\[bBAzG<>]|[\^$]|\(\?<?[=!]")
 _REPEAT = re.compile(r"\{\s*\d+\s*(?:,\s*\d*\s*)?\}")
@@ -66,7 +69,7 @@ _ATOM = re.compile(r"\\[pPxuU]\{[^}]*\}|\\.|\(\?<?[=!]|.", re.DOTALL)
 
 @dataclass(frozen=True)
 class Automaton:
-    """What reads a text byte by byte and tells whether it matches as a whole."""
+    """An automaton that reads a text byte by byte."""
 
     moves: Ints
     """(S, 256), the state after a byte, -1 where none leads to a match; row 0 is the start."""
@@ -75,24 +78,24 @@ class Automaton:
 
 
 def compile_automaton(expression: str, effort: Effort = THOROUGH) -> Automaton:
-    """Make the automaton of a regular expression.
+    """Returns the automaton of a regular expression.
 
     Args:
-        expression: in the syntax of Rust's crate `regex`, without look-around. All of a text has
-            to match, so `^` before everything and `$` after it say nothing and are legal.
-        effort: what it may take.
+        expression: In the syntax of Rust's crate `regex`, without look-around. The whole text has
+            to match, so a `^` at the beginning and a `$` at the end are allowed and ignored.
+        effort: The limits of the work.
 
     Raises:
-        EffortError: it takes more than `effort`; more of it might do.
-        ConfigError: it is malformed, has look-around or stands for too large an automaton; its
-            field is `regex`.
+        EffortError: It takes more than `effort`; more of it may be enough.
+        ConfigError: The expression is malformed, has look-around or needs too large an automaton;
+            its field is `regex`.
     """
     bare = _without_anchors(expression)
     if SURROGATE.search(bare):
         raise _unreadable(expression, "is malformed")
     if any(_LOOK_AROUND.fullmatch(symbol) for symbol in _symbols(bare)):
         raise _unreadable(
-            expression, "has look-around, anchors within it or word boundaries: take them out"
+            expression, "has look-around, anchors within it or word boundaries: remove them"
         )
     done = _run(bare, effort)
     if done is None or done.returncode < 0 or done.returncode == OUT_OF_MEMORY:
@@ -106,8 +109,15 @@ def compile_automaton(expression: str, effort: Effort = THOROUGH) -> Automaton:
     return _without_end_mark(done.stdout)
 
 
+def shown(expression: str) -> str:
+    """Returns an expression as errors show it."""
+    if len(expression) <= _MAX_SHOWN:
+        return repr(expression)
+    return repr(expression[: _MAX_SHOWN - 3]) + "..."
+
+
 def _without_end_mark(data: bytes) -> Automaton:
-    """Read what the worker wrote: a state is complete where the mark leads to a match."""
+    """Reads the output of the worker: a state is complete where the mark leads to a match."""
     count = int(np.frombuffer(data, np.int32, 1)[0])
     moves = np.frombuffer(data, np.int32, count * BYTES, offset=4).reshape(count, BYTES).copy()
     marked = np.frombuffer(data, np.bool_, count, offset=4 + moves.nbytes)
@@ -115,19 +125,19 @@ def _without_end_mark(data: bytes) -> Automaton:
     for byte in END_MARK.encode():
         after = np.where(after >= 0, moves[after, byte], -1)
     complete = (after >= 0) & marked[after]
-    # Nothing but the mark leads to a match; what is left of its way there leads nowhere.
+    # Only the mark leads to a match; the states within the mark lead nowhere.
     moves[(moves >= 0) & marked[moves]] = -1
     return Automaton(moves, complete)
 
 
 def _run(expression: str, effort: Effort) -> subprocess.CompletedProcess[bytes] | None:
-    """Run the worker; None where it took too long."""
+    """Runs the worker; returns None where it took too long."""
     if importlib.util.find_spec("outlines_core") is None:
         raise ConfigError(
             "regex needs the package outlines-core: pip install outlines-core", "regex"
         )
     worker = Path(__file__).with_name("regex_worker.py")
-    # -P: this room's modules are not to stand in for Python's own.
+    # -P: modules of this folder must not hide those of the standard library.
     limits = [str(MAX_STATES), str(effort.cpu_s), str(effort.memory), str(effort.nice)]
     check = "trust" if _stays_whole(expression) else "check"
     command = [sys.executable, "-P", str(worker), *limits, check]
@@ -140,15 +150,16 @@ def _run(expression: str, effort: Effort) -> subprocess.CompletedProcess[bytes] 
 
 
 def _without_anchors(expression: str) -> str:
-    """The expression less what only says that it begins and ends where the text does."""
+    """Returns the expression without anchors at its beginning and its end."""
     bare = re.sub(r"\A(?:\^|\\A)", "", expression)
     end = re.search(r"(?<!\\)((?:\\\\)*)(?:\$|\\z)\Z", bare)
     return bare if end is None else bare[: end.end(1)]
 
 
 def _class_end(expression: str, start: int) -> int:
-    """Where the class that begins at `start` ends; the expression's end where it does not."""
-    depth, at = 0, start
+    """Returns the end of the class that begins at `start`; the expression's where it has none."""
+    depth = 0
+    at = start
     while at < len(expression):
         if expression[at] == "\\":
             at += 1
@@ -165,7 +176,7 @@ def _class_end(expression: str, start: int) -> int:
 
 
 def _symbols(expression: str) -> Iterator[str]:
-    """Cut an expression into characters, escapes, classes and repeats."""
+    """Yields the characters, escapes, classes and repeats of an expression."""
     at = 0
     while at < len(expression):
         found = _REPEAT.match(expression, at) or _ATOM.match(expression, at)
@@ -176,24 +187,20 @@ def _symbols(expression: str) -> Iterator[str]:
 
 
 def _stays_whole(expression: str) -> bool:
-    """Whether brackets around an expression surely leave it as it is."""
+    """Returns whether brackets around an expression certainly do not change it."""
     depth = 0
     for symbol in _symbols(expression):
         depth += (symbol == "(") - (symbol == ")")
-        # A comment of verbose mode may hold anything, and a last backslash takes what follows.
+        # A comment of verbose mode may hold anything, and a last backslash escapes the bracket.
         if depth < 0 or symbol in "#\\":
             return False
     return depth == 0
 
 
-def _shown(expression: str) -> str:
-    return repr(expression) if len(expression) <= 60 else repr(expression[:57]) + "..."
-
-
 def _too_large(expression: str) -> ConfigError:
     return ConfigError(
-        f"regex {_shown(expression)} stands for too large an automaton (more than "
-        f"{MAX_STATES:,} states, or more than {THOROUGH.cpu_s:g} s of work): take smaller "
+        f"regex {shown(expression)} needs too large an automaton (more than "
+        f"{MAX_STATES:,} states, or more than {THOROUGH.cpu_s:g} s of work): use smaller "
         "repeats, or [0-9A-Za-z_] for \\w",
         "regex",
     )
@@ -201,7 +208,7 @@ def _too_large(expression: str) -> ConfigError:
 
 def _unreadable(expression: str, fault: str) -> ConfigError:
     return ConfigError(
-        f"regex {_shown(expression)} {fault}; its syntax is that of Rust's crate regex, without "
+        f"regex {shown(expression)} {fault}; its syntax is that of Rust's crate regex, without "
         "look-around",
         "regex",
     )

@@ -6,23 +6,21 @@ They are made once for a request, shared by all its sequences, and never written
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.config import SamplingConfig
 from treadle.model.errors import ConfigError
-from treadle.model.generation.constraint import Constraint, compile_constraint
-from treadle.model.tokenizers.base import Tokenizer
+from treadle.model.generation.constraint import compile_constraint
+
+if TYPE_CHECKING:
+    from treadle.model.config import SamplingConfig
+    from treadle.model.generation.constraint import Constraint
+    from treadle.model.tokenizers.base import Tokenizer
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
-
-NO_TOKEN_LEFT = (
-    "no token is left to draw: banned_tokens, token_biases, min_new_tokens and regex together "
-    "exclude all of them; relax one of them"
-)
-"""The error of settings that contradict each other in the middle of a text."""
 
 
 @dataclass(frozen=True)

@@ -5,96 +5,38 @@ What it gives does not depend on how its tokens were cut into chunks.
 
 from __future__ import annotations
 
-import enum
-from collections import Counter, abc
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.decode import DecodedTokens
 from treadle.kernels.logit_edits import NEW
 from treadle.model.errors import ConfigError
 from treadle.model.generation.deadline import NEVER, Deadline
-from treadle.model.generation.decoding_slots import Chunk, Slot
-from treadle.model.generation.sampling import NO_TOKEN_LEFT, ResolvedSampling
+from treadle.model.generation.output import (
+    NO_TOKEN_LEFT,
+    GenerateResult,
+    OutputOptions,
+    Piece,
+    StopReason,
+)
+from treadle.model.generation.slot import Slot
 from treadle.model.generation.stop_sequences import StopFilter
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.prefill import read_tokens
-from treadle.model.network.session_state import SessionState
-from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.token_score import Alternative, TokenScore
 
+if TYPE_CHECKING:
+    from treadle.kernels.decode import DecodedTokens
+    from treadle.model.generation.decoding_slots import Chunk
+    from treadle.model.generation.sampling import ResolvedSampling
+    from treadle.model.network.session_state import SessionState
+    from treadle.model.network.trained_network import TrainedNetwork
+
 Ints = npt.NDArray[np.int32]
-
-
-class StopReason(enum.StrEnum):
-    """Why a generation ended."""
-
-    MAX_NEW_TOKENS = "max_new_tokens"
-    STOP_SEQUENCE = "stop_sequence"
-    END_TOKEN = "end_token"
-    TIME_LIMIT = "time_limit"
-    REGEX_COMPLETE = "regex_complete"
-
-
-@dataclass(frozen=True)
-class GenerateResult:
-    """The result of a generation."""
-
-    stop_reason: StopReason
-    """Why it ended."""
-    stop_sequence: str
-    """The stop sequence that ended it, or an empty text."""
-    seed: int
-    """The seed used."""
-    prompt_tokens: int
-    """Tokens of the prompt read."""
-    new_tokens: int
-    """Tokens drawn, an end token and those of a stop sequence included."""
-    total_log_probability: float
-    """Sum of the drawn tokens' log-probabilities, in nats."""
-    regex_complete: bool | None = None
-    """Whether the text matches the regular expression as a whole; None without one."""
-    state: SessionState | None = field(default=None, compare=False)
-    """Where to continue from, if it was asked for."""
-    ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
-    """The text's tokens, if they were asked for: no end token, none with part of a stop."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The output of one step of a generation."""
-
-    text: str
-    """The next text: never half a character, nor what may be the beginning of a stop sequence."""
-    tokens: abc.Sequence[TokenScore]
-    """The tokens drawn, where they were asked for; they may run ahead of the text."""
-    result: GenerateResult | None
-    """Set in the last piece only."""
-
-    @property
-    def weight(self) -> int:
-        """How many tokens and alternatives it has; each token of a text has as many."""
-        return len(self.tokens) * (1 + len(self.tokens[-1].alternatives)) if self.tokens else 0
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """What a generation reports in addition to its text."""
-
-    tokens: bool = False
-    """Each token."""
-    state: bool = False
-    """The state at the end. Half a character at the end of the text is then not shown: the text
-    that continues from the state begins with it."""
-    ids: bool = False
-    """All tokens of the text, at the end."""
-
-
-TOKENS = OutputOptions(tokens=True)
-"""Reports each token."""
 
 
 @dataclass

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from treadle.model.config import SamplingConfig
-from treadle.model.tokenizers.base import Tokenizer
-from treadle.model.tokenizers.whitespace import WhitespaceTokenizer
+if TYPE_CHECKING:
+    from treadle.model.config import SamplingConfig
+    from treadle.model.tokenizers.base import Tokenizer
 
 
 class StopFilter:
@@ -103,8 +104,8 @@ def stopped_text(
     while kept < len(ids) and reach + len(texts[kept]) <= len(text):
         reach += len(texts[kept])
         kept += 1
-    # The text that a whitespace tokenizer holds back is a blank, not part of a character.
-    if not isinstance(tokenizer, WhitespaceTokenizer):
+    # A tokenizer that puts blanks between tokens holds back a blank, not part of a character.
+    if not tokenizer.joins_with_blanks:
         while kept > exempt and helds[kept] and reach == len(text):
             kept -= 1
             reach -= len(texts[kept])

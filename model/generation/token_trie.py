@@ -1,4 +1,4 @@
-"""Tokens by their beginnings, so that an automaton reads what several of them share once."""
+"""`TokenTrie` lets an automaton read all tokens at once, shared beginnings only once."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ class _Level(NamedTuple):
     """The beginnings of one length."""
 
     parents: npt.NDArray[np.int64]
-    """(P,), each one's place among the beginnings shorter by a byte."""
+    """(P,), the index of each one among the beginnings shorter by a byte."""
     bytes: npt.NDArray[np.int64]
-    """(P,), each one's last byte."""
+    """(P,), the last byte of each."""
     places: npt.NDArray[np.int64]
-    """(N,), where tokens end; two tokens may have the same bytes."""
+    """(N,), the indices of beginnings that are a whole token, which may repeat."""
     tokens: npt.NDArray[np.int64]
     """(N,), those tokens."""
 
 
-class TokenTree:
-    """The tree of all tokens' bytes."""
+class TokenTrie:
+    """The trie of all tokens' bytes.
+
+    Args:
+        texts: The bytes of each token; a token that has none is never read.
+    """
 
     def __init__(self, texts: list[bytes]) -> None:
-        """Build the tree.
-
-        Args:
-            texts: token i's bytes; a token that has none is never read.
-        """
         self._levels: list[_Level] = []
         nodes: dict[bytes, int] = {b"": 0}
         left = [token for token, text in enumerate(texts) if text]
@@ -59,19 +58,19 @@ class TokenTree:
         """How many beginnings there are."""
 
     def read(self, moves: Ints, states: Ints, V: int) -> Ints:
-        """Let an automaton read every token from some of its states.
+        """Lets an automaton read every token from some of its states.
 
         Args:
             moves: (S, 256), the state after a byte; -1 for none.
             states: (N,), where to begin.
-            V: the vocabulary's size.
+            V: The vocabulary's size.
 
         Returns:
-            (N, V), the state after each token; -1 for none.
+            The state after each token, (N, V); -1 for none.
         """
         out = np.full((V, states.size), -1, np.int32)
         width = moves.shape[1]
-        # State -1, which leads nowhere, is the row before the first: it needs no case of its own.
+        # Row 0 stands for state -1, from which no byte leads anywhere.
         flat = np.concatenate((np.full(width, -1, np.int32), moves.reshape(-1)))
         here = states[None, :].astype(np.int64)
         for level in self._levels:

@@ -57,6 +57,9 @@ class Tokenizer(ABC):
     cut: ClassVar[re.Pattern[str] | None] = None
     """Matches end where a text may be cut without a change of its tokens; None: it may anywhere."""
 
+    joins_with_blanks: ClassVar[bool] = False
+    """Whether text has a blank between two tokens of a line."""
+
     config: TokenizerConfig
     """How text becomes tokens."""
     layout: CorpusLayout
@@ -229,6 +232,10 @@ class Tokenizer(ABC):
         Raises:
             ValueError: An id is not in the vocabulary.
         """
+
+    def decode_bytes(self, tokens: TokenIds) -> bytes:
+        """Returns the bytes of tokens, without blanks between them; special tokens have none."""
+        return "".join(map(self.token_text, self._ids(tokens).tolist())).encode()
 
     @abstractmethod
     def token_text(self, token: int) -> str:

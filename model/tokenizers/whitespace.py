@@ -33,6 +33,8 @@ class WhitespaceTokenizer(WordListTokenizer):
 
     cut: ClassVar[re.Pattern[str] | None] = re.compile(r"\s")
 
+    joins_with_blanks: ClassVar[bool] = True
+
     piece: ClassVar[re.Pattern[str]] = re.compile(r"\S+|\n")
     """What matches a token's text."""
 

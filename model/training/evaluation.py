@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from treadle.model.data.validation_batches import ValidationBatches
 from treadle.model.enums import CorpusRole
-from treadle.model.generation.sequence import StopReason
+from treadle.model.generation.output import StopReason
 from treadle.model.network.engine import InterruptedRunError, never
 from treadle.model.network.workspace import pack_for_inference
 from treadle.model.scoring.scorer import mean_loss

@@ -1,4 +1,4 @@
-"""How many calls the server takes at once."""
+"""`Admission` counts what runs at once, and refuses what would be too much."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from treadle.server.errors import exhausted
-from treadle.server.inference.stream_places import StreamPlaces
+from treadle.server.inference.open_streams import OpenStreams
 
 _RETRY_S = 1.0
 
 
 class Admission:
-    """Counts what is running, and refuses what does not fit.
+    """Counts calls, or texts, of one kind.
 
     Args:
-        limit: How much may run at once.
-        what: What it is, in the plural, as the refusal says it.
+        limit: How many may run at once.
+        what: What they are, in the plural, as the refusal says it.
         check: Called first; raises a StatusError where nothing may be admitted.
     """
 
@@ -26,14 +26,15 @@ class Admission:
         self._what = what
         self._check = check
         self.running = 0
-        """What was admitted and is not over yet."""
+        """How many were admitted and are not over yet."""
 
     @contextmanager
     def admit(self, count: int = 1) -> Iterator[None]:
-        """Holds places for as long as it is entered.
+        """Counts `count` more for as long as the context is entered.
 
         Raises:
-            StatusError: RESOURCE_EXHAUSTED: there are not that many; or what `check` raises.
+            StatusError: RESOURCE_EXHAUSTED: that would be more than may run; or the error that
+                `check` raises.
         """
         self._check()
         if self.running + count > self.limit:
@@ -47,26 +48,26 @@ class Admission:
 
 
 @dataclass(frozen=True)
-class Load:
-    """What the server counts."""
+class InferenceAdmission:
+    """The limits of calls that compute."""
 
     calls: Admission
-    """Calls that generate, score and embed, but for streams."""
-    sessions: Admission
+    """Calls that generate, score and embed, except for streams."""
+    sequences: Admission
     """Texts being generated."""
-    streams: StreamPlaces
+    streams: OpenStreams
     """Streams that are scored."""
-    learners: StreamPlaces
-    """Streams that are learned from."""
+    learning_streams: OpenStreams
+    """Streams that a model learns from."""
 
 
 @dataclass(frozen=True)
-class Inquiries:
-    """What the server counts of calls that ask what there is."""
+class ControlAdmission:
+    """The limits of calls that list, watch and submit."""
 
     lists: Admission
-    """Lists being made."""
+    """Calls that list."""
     watchers: Admission
     """Calls that watch jobs."""
-    orders: Admission
-    """Calls that bring a job and follow it."""
+    submissions: Admission
+    """Calls that submit a job and follow it."""

@@ -12,8 +12,9 @@ from contextlib import suppress
 from treadle.model import Model
 from treadle.model.generation.constraint import Constraint
 from treadle.model.generation.decoding_batch import MAX_SEQUENCES, DecodingBatch
-from treadle.model.generation.sequence import Piece, Sequence
-from treadle.server.inference.generation_bytes import piece_bytes
+from treadle.model.generation.output import Piece
+from treadle.model.generation.sequence import Sequence
+from treadle.server.inference.memory_costs import piece_bytes
 from treadle.server.inference.scheduler import Scheduler, Task
 
 _MESSAGE_S = 0.02

@@ -16,19 +16,20 @@ from treadle.model.generation.constraint import Constraint
 from treadle.model.generation.deadline import Deadline
 from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.novelty import Novelty
-from treadle.model.generation.sequence import GenerateResult, OutputOptions, Piece, Sequence
+from treadle.model.generation.output import GenerateResult, OutputOptions, Piece
+from treadle.model.generation.sequence import Sequence
 from treadle.server.errors import StatusError, from_model, precondition
-from treadle.server.inference.admission import Load
+from treadle.server.inference.admission import InferenceAdmission
 from treadle.server.inference.batcher import Batcher, PieceQueue
-from treadle.server.inference.generation_bytes import (
+from treadle.server.inference.constraint_builder import ConstraintBuilder
+from treadle.server.inference.memory_costs import (
     call_bytes,
     constraint_bytes,
     search_bytes,
     unread_bytes,
 )
-from treadle.server.inference.model_cache import Source
-from treadle.server.inference.regexes import Regexes
-from treadle.server.inference.resolve import Sources
+from treadle.server.inference.model_cache import ResolvedModel
+from treadle.server.inference.model_resolver import ModelResolver
 from treadle.server.inference.scheduler import Caller, Scheduler
 from treadle.server.messages import generate_request, responses
 from treadle.server.messages.generate_request import with_tokens
@@ -53,8 +54,8 @@ class GenerateHandler:
     """Every Generate call of one server.
 
     Args:
-        sources: Finds the models.
-        load: Counts calls and texts.
+        resolver: Finds the models.
+        admission: Counts calls and texts.
         scheduler: Gives the turns.
         budget: Holds the bytes that are kept for callers.
         max_new_tokens_limit: The most tokens of one generation.
@@ -65,8 +66,8 @@ class GenerateHandler:
 
     def __init__(
         self,
-        sources: Sources,
-        load: Load,
+        resolver: ModelResolver,
+        admission: InferenceAdmission,
         scheduler: Scheduler,
         budget: MemoryBudget,
         *,
@@ -75,12 +76,12 @@ class GenerateHandler:
         max_message_bytes: int,
         state_key: bytes,
     ) -> None:
-        self._sources = sources
-        self._load = load
+        self._resolver = resolver
+        self._admission = admission
         self._scheduler = scheduler
         self._budget = budget
         self._batcher = Batcher(scheduler)
-        self._regexes = Regexes(budget)
+        self._constraints = ConstraintBuilder(budget)
         self._max_new_tokens_limit = max_new_tokens_limit
         self._max_call_s = max_call_s
         self._reply_bytes = min(responses.MAX_REPLY_BYTES, max_message_bytes // 2)
@@ -95,7 +96,7 @@ class GenerateHandler:
         sampling = generate_request.sampling(request, self._max_new_tokens_limit)
         deadline = Deadline(min(sampling.max_time_s or self._max_call_s, self._max_call_s))
         texts = max(request.n, 1)
-        with self._load.calls.admit(), self._load.sessions.admit(texts):
+        with self._admission.calls.admit(), self._admission.sequences.admit(texts):
             source = await self._find(request, deadline)
             caller = self._scheduler.caller()
             call = _Call(
@@ -104,7 +105,7 @@ class GenerateHandler:
             )  # fmt: skip
             queue = PieceQueue(unread_bytes(texts))
             try:
-                await call.prepare(self._regexes)
+                await call.prepare(self._constraints)
                 async for reply in call.read():
                     yield reply
                 if call.late:
@@ -131,11 +132,11 @@ class GenerateHandler:
                 queue.closed = True
                 call.held.release()
 
-    async def _find(self, request: pb.GenerateRequest, deadline: Deadline) -> Source:
+    async def _find(self, request: pb.GenerateRequest, deadline: Deadline) -> ResolvedModel:
         """Returns the model; the time of the call may end while it is loaded."""
         with suppress(TimeoutError):
             async with asyncio.timeout(deadline.left_s):
-                return await self._sources.find(request)
+                return await self._resolver.resolve(request)
         text = (
             "max_time_s, or the time that the server gives to a call, ended while the model was "
             "loaded; the next call finds it loaded"
@@ -150,7 +151,7 @@ class _Call:
         self,
         request: pb.GenerateRequest,
         sampling: SamplingConfig,
-        source: Source,
+        source: ResolvedModel,
         key: bytes,
         caller: Caller,
         deadline: Deadline,
@@ -180,7 +181,7 @@ class _Call:
         """Whether the time ended before the prompt was read."""
         return self._prompt.timed_out
 
-    async def prepare(self, regexes: Regexes) -> None:
+    async def prepare(self, constraints: ConstraintBuilder) -> None:
         """Reads the state, makes the settings ready and finds out whether they fit the model.
 
         Raises:
@@ -190,7 +191,7 @@ class _Call:
         if self._request.regex:
             # Not in a turn: an expression may take seconds, which others need not wait for.
             tokenizer = self._source.model.tokenizer
-            found = await regexes.get(self._request.regex, tokenizer, self._deadline)
+            found = await constraints.build(self._request.regex, tokenizer, self._deadline)
             self._constraint = found
             self.held.resize(self.held.size + constraint_bytes(found))
             if found is None:  # the time is over: nothing will be drawn
@@ -310,7 +311,10 @@ class _Call:
     def _replies(self, index: int, pieces: list[Piece]) -> Iterator[pb.GenerateResponse | None]:
         """Writes replies for consecutive pieces of a text, in short steps."""
         result = pieces[-1].result
-        for reply in responses.generated(pieces, self._source, index, self._reply_bytes):
+        source = self._source
+        for reply in responses.generated(
+            pieces, source.version, source.job_step, index, self._reply_bytes
+        ):
             if reply is not None and reply.HasField("result") and result is not None:
                 self._complete(reply.result, result)
             yield reply

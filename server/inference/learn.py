@@ -10,10 +10,10 @@ import grpc
 from treadle.model import Model
 from treadle.model.online.memory_estimate import learner_bytes
 from treadle.server.errors import StatusError
-from treadle.server.inference.learn_stream import LearningSession
-from treadle.server.inference.resolve import Sources
+from treadle.server.inference.learn_stream import LearnStream
+from treadle.server.inference.model_resolver import ModelResolver
+from treadle.server.inference.open_streams import OpenStreams, PendingStreams
 from treadle.server.inference.scheduler import Caller, Scheduler
-from treadle.server.inference.stream_places import Openings, StreamPlaces
 from treadle.server.messages import learn_request, responses
 from treadle.server.messages.learn_request import Publication
 from treadle.server.resources import thread_pools
@@ -34,10 +34,10 @@ class LearnHandler:
     """Every LearnStream call of one server.
 
     Args:
-        sources: Finds the models.
+        resolver: Finds the models.
         model_store: Where models are published.
         places: Counts the calls.
-        openings: Waits for their specs.
+        pending_streams: Waits for their specs.
         scheduler: Gives the turns.
         budget: Holds the bytes that are kept for callers.
         max_message_bytes: The largest reply.
@@ -46,20 +46,20 @@ class LearnHandler:
 
     def __init__(
         self,
-        sources: Sources,
+        resolver: ModelResolver,
         model_store: ModelStore,
-        places: StreamPlaces,
-        openings: Openings,
+        places: OpenStreams,
+        pending_streams: PendingStreams,
         scheduler: Scheduler,
         budget: MemoryBudget,
         *,
         max_message_bytes: int,
         max_call_s: float,
     ) -> None:
-        self._sources = sources
+        self._resolver = resolver
         self._model_store = model_store
         self._places = places
-        self._openings = openings
+        self._pending_streams = pending_streams
         self._scheduler = scheduler
         self._budget = budget
         self._max_message_bytes = max_message_bytes
@@ -76,10 +76,10 @@ class LearnHandler:
         Raises:
             StatusError: Every way in which that can fail; it ends the session.
         """
-        spec = learn_request.first_message(await self._openings.first(requests))
+        spec = learn_request.first_message(await self._pending_streams.first(requests))
         asked = learn_request.learning(spec)
         async with self._places.admit() as place:
-            source = await self._sources.models.get(spec.model, spec.version)
+            source = await self._resolver.models.get(spec.model, spec.version)
             units = asked.on_error != pb.ON_ERROR_UNSPECIFIED
             size = learner_bytes(source.model.parameters.shape, asked.config, units)
             with (
@@ -88,7 +88,7 @@ class LearnHandler:
             ):
                 # A silent session may make way for this one.
                 await held.resize_patiently(size, _PATIENCE_S)
-                session = LearningSession(
+                session = LearnStream(
                     source.model, asked, self._max_message_bytes, held, held_reply
                 )
                 caller = self._scheduler.caller()
@@ -100,7 +100,7 @@ class LearnHandler:
     async def _answer(
         self,
         message: pb.LearnStreamRequest | None,
-        session: LearningSession,
+        session: LearnStream,
         caller: Caller,
         default_name: str,
     ) -> bool:
@@ -120,7 +120,7 @@ class LearnHandler:
         return True
 
     async def _answer_publish(
-        self, session: LearningSession, request: pb.Publish, default_name: str
+        self, session: LearnStream, request: pb.Publish, default_name: str
     ) -> None:
         """Stores the model of a session, or only checks its names, and makes that the answer."""
         try:
@@ -133,12 +133,12 @@ class LearnHandler:
         except Exception as error:
             session.not_published(error)
 
-    async def _publish(self, session: LearningSession, names: Publication) -> pb.Model:
+    async def _publish(self, session: LearnStream, names: Publication) -> pb.Model:
         """Stores the model of a session as it is now, whole or not at all."""
         # The thread runs to its end where the call is cancelled meanwhile; nothing learns then.
         return await thread_pools.STORE.run(self._store_model, session, names)
 
-    def _store_model(self, session: LearningSession, names: Publication) -> pb.Model:
+    def _store_model(self, session: LearnStream, names: Publication) -> pb.Model:
         """Stores a model as a new version, and gives it its alias.
 
         Where that version is deleted before it can be described, it is stored as another one.
@@ -157,7 +157,7 @@ class LearnHandler:
                     raise always_deleted(names.name) from error
         raise AssertionError
 
-    def _store_once(self, session: LearningSession, names: Publication) -> pb.Model:
+    def _store_once(self, session: LearnStream, names: Publication) -> pb.Model:
         stored = self._claim(names.name, session.learner.current())
         if names.alias:
             self._model_store.set_alias(names.name, names.alias, stored.version)

@@ -10,14 +10,14 @@ from treadle.model.errors import ModelError
 from treadle.model.online.learner import Learner
 from treadle.model.online.memory_estimate import snapshot_bytes
 from treadle.server.errors import from_exception, from_model
-from treadle.server.inference.stream_units import Piece, Units, stream_error
+from treadle.server.inference.stream_units import StreamPiece, StreamUnits, stream_error
 from treadle.server.messages.learn_request import Learning
 from treadle.server.messages.reply_size import ReplyGrowth, write_piece
 from treadle.server.resources.memory_budget import Reservation
 from treadle.v1 import sequence_pb2 as pb
 
 
-class LearningSession:
+class LearnStream:
     """Learns from one stream; methods that return an iterator take a short step each time.
 
     It holds on to the weights that it began with, whatever becomes of the model meanwhile.
@@ -45,7 +45,7 @@ class LearningSession:
         self._held_reply = held_reply
         self._has_snapshot = False
         self._learner: Learner | None = None
-        self._units = Units(asked.on_error)
+        self._units = StreamUnits(asked.on_error)
         self.reply = pb.LearnStreamResponse()
         """The answer to the last request."""
 
@@ -79,11 +79,11 @@ class LearningSession:
         self.reply = pb.LearnStreamResponse()
         match request.WhichOneof("message"):
             case "learn":
-                piece = Piece.of(request.learn)
+                piece = StreamPiece.of(request.learn)
                 del request
                 yield from self._feed(piece, True)
             case "predict":
-                piece = Piece.of(request.predict)
+                piece = StreamPiece.of(request.predict)
                 del request
                 yield from self._feed(piece, False)
             case "snapshot":
@@ -118,7 +118,7 @@ class LearningSession:
             raise fault from error
         self.reply = pb.LearnStreamResponse(error=stream_error(fault), updates=self.learner.updates)
 
-    def _feed(self, piece: Piece, learn: bool) -> Iterator[None]:
+    def _feed(self, piece: StreamPiece, learn: bool) -> Iterator[None]:
         error = yield from self._units.feed(self.learner, piece, partial(self._read, learn))
         if error is not None:
             self.reply.piece.error.CopyFrom(error)

@@ -40,7 +40,7 @@ class JobWeights:
 
 
 @dataclass(frozen=True)
-class Source:
+class ResolvedModel:
     """A loaded model and where it comes from."""
 
     model: Model
@@ -75,7 +75,7 @@ class ModelCache:
         self._lock = threading.RLock()
         budget.on_shortage(self._spare)
 
-    async def get(self, name: str, version: int = 0) -> Source:
+    async def get(self, name: str, version: int = 0) -> ResolvedModel:
         """Returns a model by its NAME or NAME@ALIAS, by default its newest version.
 
         Raises:
@@ -83,9 +83,9 @@ class ModelCache:
                 does not fit into memory.
         """
         stored = await thread_pools.DATABASE.run(self._data_dir.models.find, name, version)
-        return Source(await self._get(stored), version=stored.version)
+        return ResolvedModel(await self._get(stored), version=stored.version)
 
-    async def get_job(self, job: str, best: bool) -> Source:
+    async def get_job(self, job: str, best: bool) -> ResolvedModel:
         """Returns the weights that a job has published last, or its best ones.
 
         Raises:
@@ -104,7 +104,7 @@ class ModelCache:
             for old in [key for key in self._models if _replaces(weights, key)]:
                 del self._models[old]
         record = model.training
-        return Source(model, job_step=0 if record is None else record.weights_step)
+        return ResolvedModel(model, job_step=0 if record is None else record.weights_step)
 
     def forget(self, name: str, versions: list[int]) -> None:
         """Drops versions that were deleted."""

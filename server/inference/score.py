@@ -13,18 +13,18 @@ from treadle.model.scoring.embedder import Embedder
 from treadle.model.scoring.scores import TextScore
 from treadle.model.scoring.text_scorer import TextScorer
 from treadle.server.errors import from_model, invalid
-from treadle.server.inference.admission import Load
-from treadle.server.inference.resolve import Sources
-from treadle.server.inference.scheduler import Caller, Scheduler
-from treadle.server.inference.score_stream import Stream
-from treadle.server.inference.scoring_bytes import (
+from treadle.server.inference.admission import InferenceAdmission
+from treadle.server.inference.memory_costs import (
     embed_bytes,
     score_bytes,
     stream_bytes,
     vector_bytes,
 )
-from treadle.server.inference.stream_places import Openings
-from treadle.server.inference.stream_units import Piece
+from treadle.server.inference.model_resolver import ModelResolver
+from treadle.server.inference.open_streams import PendingStreams
+from treadle.server.inference.scheduler import Caller, Scheduler
+from treadle.server.inference.score_stream import ScoreStream
+from treadle.server.inference.stream_units import StreamPiece
 from treadle.server.messages import responses, score_request
 from treadle.server.messages.reply_size import TAG_BYTES, ReplyGrowth, check_reply_size
 from treadle.server.messages.score_request import Scoring
@@ -41,9 +41,9 @@ class ScoreHandler:
     """Every Score, ScoreStream and Embed call of one server.
 
     Args:
-        sources: Finds the models.
-        load: Counts calls and streams.
-        openings: Waits for the specs of streams.
+        resolver: Finds the models.
+        admission: Counts calls and streams.
+        pending_streams: Waits for the specs of streams.
         scheduler: Gives the turns.
         budget: Holds the bytes that are kept for callers.
         max_message_bytes: The largest reply.
@@ -53,9 +53,9 @@ class ScoreHandler:
 
     def __init__(
         self,
-        sources: Sources,
-        load: Load,
-        openings: Openings,
+        resolver: ModelResolver,
+        admission: InferenceAdmission,
+        pending_streams: PendingStreams,
         scheduler: Scheduler,
         budget: MemoryBudget,
         *,
@@ -63,9 +63,9 @@ class ScoreHandler:
         max_call_s: float,
         state_key: bytes,
     ) -> None:
-        self._sources = sources
-        self._load = load
-        self._openings = openings
+        self._resolver = resolver
+        self._admission = admission
+        self._pending_streams = pending_streams
         self._scheduler = scheduler
         self._budget = budget
         self._max_message_bytes = max_message_bytes
@@ -79,12 +79,12 @@ class ScoreHandler:
             StatusError: Every way in which that can fail.
         """
         asked = score_request.scoring(request)
-        with self._load.calls.admit():
+        with self._admission.calls.admit():
             async with work_within(self._max_call_s, _FEWER):
                 return await self._score(request, asked)
 
     async def _score(self, request: pb.ScoreRequest, asked: Scoring) -> pb.ScoreResponse:
-        source = await self._sources.find(request)
+        source = await self._resolver.resolve(request)
         reply = pb.ScoreResponse(version=source.version, job_step=source.job_step)
         size = score_bytes(request, source.model.parameters.shape)
         with (
@@ -109,19 +109,19 @@ class ScoreHandler:
         Raises:
             StatusError: Every way in which that can fail.
         """
-        spec = _spec_of(await self._openings.first(requests))
+        spec = _spec_of(await self._pending_streams.first(requests))
         asked = score_request.stream_scoring(spec)
-        async with self._load.streams.admit() as place:
+        async with self._admission.streams.admit() as place:
             with (
                 self._budget.reserve(0, "streams to score") as held,
                 self._budget.reserve(0, "replies to streams") as held_reply,
             ):
                 caller = self._scheduler.caller()
                 async with work_within(self._max_call_s, _SHORTER_CONTEXT):
-                    source = await self._sources.find(spec)
+                    source = await self._resolver.resolve(spec)
                     shape = source.model.parameters.shape
                     held.resize(stream_bytes(spec, shape))
-                    stream = Stream(
+                    stream = ScoreStream(
                         source, spec, asked, self._max_message_bytes, self._state_key, held_reply
                     )
                     del spec  # with its context
@@ -135,7 +135,7 @@ class ScoreHandler:
                 yield stream.reply
 
     async def _feed(
-        self, message: pb.ScoreStreamRequest | None, stream: Stream, caller: Caller
+        self, message: pb.ScoreStreamRequest | None, stream: ScoreStream, caller: Caller
     ) -> bool:
         """Scores the next piece of a stream; returns whether there was one.
 
@@ -156,9 +156,9 @@ class ScoreHandler:
             StatusError: Every way in which that can fail.
         """
         policy = score_request.embedding_policy(request)
-        with self._load.calls.admit():
+        with self._admission.calls.admit():
             async with work_within(self._max_call_s, _FEWER):
-                source = await self._sources.find(request)
+                source = await self._resolver.resolve(request)
                 reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
                 shape = source.model.parameters.shape
                 vectors = vector_bytes(request, shape)
@@ -184,9 +184,9 @@ def _spec_of(message: pb.ScoreStreamRequest | None) -> pb.ScoreStreamSpec:
     return message.spec
 
 
-def _feeding(stream: Stream, message: pb.ScoreStreamRequest) -> Iterator[None]:
+def _feeding(stream: ScoreStream, message: pb.ScoreStreamRequest) -> Iterator[None]:
     """Scores a piece, in short steps; its text is taken out of its message in the first one."""
-    piece = Piece.of(_piece_of(message))
+    piece = StreamPiece.of(_piece_of(message))
     del message
     yield from stream.feed(piece)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from treadle.model.errors import ModelError
 from treadle.model.scoring.stream_scorer import StreamMark, StreamScorer
 from treadle.server.errors import from_model
-from treadle.server.inference.model_cache import Source
-from treadle.server.inference.stream_units import Piece, Units, stream_error
+from treadle.server.inference.model_cache import ResolvedModel
+from treadle.server.inference.stream_units import StreamPiece, StreamUnits, stream_error
 from treadle.server.messages import responses
 from treadle.server.messages.reply_size import ReplyGrowth, write_piece
 from treadle.server.messages.score_request import Scoring
@@ -17,7 +17,7 @@ from treadle.server.resources.memory_budget import Reservation
 from treadle.v1 import sequence_pb2 as pb
 
 
-class Stream:
+class ScoreStream:
     """Scores the pieces of one stream; each method is an iterator of short steps.
 
     It holds on to the weights that it began with, whatever becomes of the model meanwhile.
@@ -33,7 +33,7 @@ class Stream:
 
     def __init__(
         self,
-        source: Source,
+        source: ResolvedModel,
         spec: pb.ScoreStreamSpec,
         asked: Scoring,
         max_message_bytes: int,
@@ -48,7 +48,7 @@ class Stream:
         self._key = key
         self._held = held
         self._scorer: StreamScorer | None = None
-        self._units = Units(spec.on_error)
+        self._units = StreamUnits(spec.on_error)
         self._mark: StreamMark | None = None
         self.reply = pb.ScoreStreamResponse()
         """The answer to the last piece, and after `finish` the result."""
@@ -94,7 +94,7 @@ class Stream:
         assert self._mark is not None
         self._scorer.restore(self._mark, error)
 
-    def feed(self, piece: Piece) -> Iterator[None]:
+    def feed(self, piece: StreamPiece) -> Iterator[None]:
         """Scores a piece.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Units of a stream: one that cannot be read is taken back whole, and the stream continues."""
+"""`StreamUnits` takes a unit of a stream back whole if a piece of it cannot be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Read = Callable[[str, bool], Iterator[None]]
 """Reads a text, and ends it or not, in short steps; its reply holds nothing of earlier texts."""
 
 
-class Piece(NamedTuple):
+class StreamPiece(NamedTuple):
     """A piece of a stream, taken out of its message, which is of the same size and goes."""
 
     text: str
@@ -28,12 +28,12 @@ class Piece(NamedTuple):
     """Whether the next piece belongs to the same unit."""
 
     @classmethod
-    def of(cls, message: pb.TextPiece) -> Piece:
+    def of(cls, message: pb.TextPiece) -> StreamPiece:
         """Returns the piece that a message is."""
         return cls(message.text, message.end, message.more)
 
 
-class Reader(Protocol):
+class UnitReader(Protocol):
     """What reads a stream, and can be taken back to where a unit began."""
 
     @property
@@ -47,7 +47,7 @@ class Reader(Protocol):
         """Goes back to where the unit began; drops what waited then if it is at fault."""
 
 
-class Units:
+class StreamUnits:
     """Feeds pieces to a reader, and does about its errors what `OnError` says.
 
     Args:
@@ -66,7 +66,7 @@ class Units:
         return self._on_error != pb.ON_ERROR_UNSPECIFIED
 
     def feed(
-        self, reader: Reader, piece: Piece, read: Read
+        self, reader: UnitReader, piece: StreamPiece, read: Read
     ) -> Generator[None, None, pb.StreamError | None]:
         """Reads a piece, in short steps.
 
@@ -105,7 +105,7 @@ class Units:
         if self._on_error != pb.ON_ERROR_STOP:
             self._skipped = None
 
-    def _end(self, reader: Reader, read: Read) -> Iterator[None]:
+    def _end(self, reader: UnitReader, read: Read) -> Iterator[None]:
         """Ends the item that began before the unit; what waits may be at fault as well."""
         if not reader.is_open:
             return

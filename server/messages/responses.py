@@ -15,11 +15,10 @@ from treadle.server.messages.shortening import shorten_item
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
-    from treadle.model.generation.sequence import Piece
+    from treadle.model.generation.output import Piece
     from treadle.model.scoring.embedder import Embedding
     from treadle.model.scoring.scores import PieceScore, Summary
     from treadle.model.scoring.token_score import TokenScore
-    from treadle.server.inference.model_cache import Source
     from treadle.server.storage.model_version import Description, StoredModel
     from treadle.server.storage.schema import JobRow
 
@@ -223,7 +222,7 @@ def token(score: TokenScore) -> pb.Token:
 
 
 def generated(
-    pieces: Sequence[Piece], source: Source, index: int, most: int = MAX_REPLY_BYTES
+    pieces: Sequence[Piece], version: int, job_step: int, index: int, most: int = MAX_REPLY_BYTES
 ) -> Iterator[pb.GenerateResponse | None]:
     """Yields the replies for consecutive pieces of text `index`, in short steps.
 
@@ -231,7 +230,8 @@ def generated(
 
     Args:
         pieces: The pieces.
-        source: The model.
+        version: The version of the model; 0 for the weights of a job.
+        job_step: The step of a job's weights; 0 for a version of a model.
         index: Which text it is.
         most: About how many bytes of text and tokens a reply may have.
 
@@ -257,7 +257,7 @@ def generated(
     result = pieces[-1].result
     if result is not None:
         values = {**vars(result), "stop_reason": result.stop_reason.value, "state": None}
-        values |= {"version": source.version, "job_step": source.job_step}
+        values |= {"version": version, "job_step": job_step}
         fill(reply.result, values)
         reply.result.SetInParent()
     yield reply

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from treadle.server.config import ServerConfig
-    from treadle.server.inference.admission import Inquiries, Load
+    from treadle.server.inference.admission import ControlAdmission, InferenceAdmission
     from treadle.server.inference.generate import GenerateHandler
     from treadle.server.inference.learn import LearnHandler
     from treadle.server.inference.model_cache import ModelCache
@@ -53,8 +53,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         generating: Handles Generate.
         scoring: Handles Score, ScoreStream and Embed.
         learning: Handles LearnStream.
-        load: Counts calls, generated texts and streams.
-        inquiries: Counts calls that list and watch.
+        admission: Counts calls, generated texts and streams.
+        control_admission: Counts calls that list and watch.
         budget: Counts the bytes that are kept for callers.
         warmup: Says which kernels are ready.
     """
@@ -69,8 +69,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         generating: GenerateHandler,
         scoring: ScoreHandler,
         learning: LearnHandler,
-        load: Load,
-        inquiries: Inquiries,
+        admission: InferenceAdmission,
+        control_admission: ControlAdmission,
         budget: MemoryBudget,
         warmup: Warmup,
     ) -> None:
@@ -82,8 +82,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self._generating = generating
         self._scoring = scoring
         self._learning = learning
-        self._load = load
-        self._inquiries = inquiries
+        self._admission = admission
+        self._control_admission = control_admission
         self._budget = budget
         self._warmup = warmup
         self._catalog = Catalog(model_store, config.max_message_bytes)
@@ -93,7 +93,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.TrainRequest], context: Context
     ) -> AsyncIterator[pb.JobEvent]:
         """Takes the spec, then a place in the queue, then the corpus; follows the job."""
-        with self._inquiries.orders.admit():
+        with self._control_admission.submissions.admit():
             job = await self._submission.take(request_iterator)
             async for event in self._jobs.registry.watch(job):
                 yield event
@@ -102,7 +102,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.WatchJobRequest, context: Context
     ) -> AsyncIterator[pb.WatchJobResponse]:
         """Streams the events of a job."""
-        with self._inquiries.watchers.admit():
+        with self._control_admission.watchers.admit():
             async for event in self._jobs.registry.watch(request.job, request.after_sequence):
                 yield pb.WatchJobResponse(event=event)
 
@@ -121,7 +121,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         place = page_tokens.read(request.page_token, "jobs", filters)
         after = (place[0], place[1]) if place else None
         page: Page[pb.Job] = Page(size, self._config.max_message_bytes)
-        with self._inquiries.lists.admit():
+        with self._control_admission.lists.admit():
             more = await self._fill(page, states, request.model, after)
         token = page_tokens.make("jobs", filters, more) if more else ""
         return pb.ListJobsResponse(jobs=page.items, next_page_token=token)
@@ -194,7 +194,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         place = page_tokens.read(request.page_token, "models", ())
         after = place[0] if place else ""
         size = requests.page_size(request)
-        with self._inquiries.lists.admit():
+        with self._control_admission.lists.admit():
             models, more = await thread_pools.LISTS.run(self._catalog.page, size, after)
         token = page_tokens.make("models", (), [more]) if more else ""
         return pb.ListModelsResponse(models=models, next_page_token=token)
@@ -252,15 +252,15 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             training_queued=self._jobs.queued,
             training_queue_limit=self._config.training_queue_limit,
             inference_limit=self._config.inference_limit,
-            inference_running=self._load.calls.running,
+            inference_running=self._admission.calls.running,
             max_new_tokens_limit=self._config.max_new_tokens_limit,
             max_corpus_bytes=self._config.max_corpus_bytes,
             max_message_bytes=self._config.max_message_bytes,
-            sessions_running=self._load.sessions.running,
+            sessions_running=self._admission.sequences.running,
             session_limit=self._config.session_limit,
-            score_streams_running=self._load.streams.running,
+            score_streams_running=self._admission.streams.running,
             score_stream_limit=self._config.stream_limit,
-            learning_running=self._load.learners.running,
+            learning_running=self._admission.learning_streams.running,
             learning_limit=self._config.learning_limit,
             models_loaded=self._models.count,
             models_loaded_bytes=self._models.size_bytes,

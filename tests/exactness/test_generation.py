@@ -9,7 +9,7 @@ from small_networks import CELLS, same_bytes
 from treadle.model import Cell, DataConfig, Model, NetworkConfig, SamplingConfig, TokenizerConfig
 from treadle.model.data.corpus import read_corpus
 from treadle.model.generation import generate as generating
-from treadle.model.generation.sequence import OutputOptions
+from treadle.model.generation.output import OutputOptions
 from treadle.model.network import prefill as reading
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.prefill import read_tokens

@@ -26,7 +26,7 @@ from treadle.model.config import (
     UnknownPolicy,
 )
 from treadle.model.generation.novelty import NoveltyIndex
-from treadle.model.generation.sequence import OutputOptions
+from treadle.model.generation.output import OutputOptions
 from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.session_state import SessionState

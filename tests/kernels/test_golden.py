@@ -6,8 +6,9 @@ from golden_files import GOLDEN_NAMES, load_golden
 from small_networks import as_network, assert_close, make_engine
 
 from treadle.model.config import SamplingConfig
-from treadle.model.generation.decoding_slots import DecodingSlots, Slot
+from treadle.model.generation.decoding_slots import DecodingSlots
 from treadle.model.generation.sampling import ResolvedSampling
+from treadle.model.generation.slot import Slot
 from treadle.model.network.prefill import read_tokens
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.workspace import pack_for_inference

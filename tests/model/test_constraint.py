@@ -19,8 +19,14 @@ import treadle.model.generation.constraint as constraint_module
 import treadle.model.generation.regex_automaton as automaton_module
 from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, EffortError
-from treadle.model.generation.constraint import Constraint, compile_constraint, kept_constraint
-from treadle.model.generation.regex_automaton import QUICK, THOROUGH, Effort, compile_automaton
+from treadle.model.generation.constraint import Constraint, cached_constraint, compile_constraint
+from treadle.model.generation.regex_automaton import (
+    GLANCE,
+    QUICK,
+    THOROUGH,
+    Effort,
+    compile_automaton,
+)
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.tokenizers.bytes import ByteTokenizer
@@ -301,9 +307,9 @@ def test_look_around_is_refused(regex: str) -> None:
         "a{" + 4000 * "9" + "}",
     ],
 )
-def test_what_repeats_too_much_is_refused_within_its_effort(regex: str) -> None:
-    with pytest.raises(ConfigError, match=r"too large|is malformed") as error:
-        compile_constraint(regex, characters("ab"), QUICK)
+def test_what_repeats_too_much_is_ended_by_the_system(regex: str) -> None:
+    with pytest.raises(ConfigError, match=r"too large|malformed") as error:
+        compile_constraint(regex, characters("ab"), GLANCE)
     assert error.value.field == "regex"
 
 
@@ -337,13 +343,13 @@ def test_what_was_only_tried_quickly_is_tried_again(monkeypatch: pytest.MonkeyPa
     tokenizer = characters("abx")
     with pytest.raises(EffortError):
         compile_constraint("x", tokenizer, QUICK)
-    assert kept_constraint("x", tokenizer) is None
+    assert cached_constraint("x", tokenizer) is None
     made = compile_constraint("x", tokenizer, THOROUGH)
-    assert kept_constraint("x", tokenizer) is made
+    assert cached_constraint("x", tokenizer) is made
     assert compile_constraint("x", tokenizer, QUICK) is made
     assert efforts == [QUICK, THOROUGH]
-    assert kept_constraint("a", tokenizer) is None
-    assert compile_constraint("a", tokenizer, QUICK) is kept_constraint("a", tokenizer)
+    assert cached_constraint("a", tokenizer) is None
+    assert compile_constraint("a", tokenizer, QUICK) is cached_constraint("a", tokenizer)
     monkeypatch.setattr(constraint_module, "_QUICK_TABLE", 5)
     with pytest.raises(EffortError):
         compile_constraint("ab", tokenizer, QUICK)
@@ -398,7 +404,7 @@ def test_what_was_compiled_or_refused_is_kept(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = constraint_module._Cache(most_elements=30, most_entries=3)
+    cache = constraint_module._Cache(max_elements=30, max_entries=3)
     tokenizer = characters("ab")
     made = [cache.get("a" * length, tokenizer) for length in (1, 2, 3)]  # 4 + 6 + 8 elements
     assert cache.get("a", tokenizer) is made[0]

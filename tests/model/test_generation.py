@@ -37,7 +37,7 @@ from treadle.model.config import (
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.generation.decoding_slots import Chunk, DecodingSlots
 from treadle.model.generation.generate import CHUNK
-from treadle.model.generation.sequence import Piece, StopReason
+from treadle.model.generation.output import Piece, StopReason
 from treadle.model.generation.stop_sequences import StopFilter
 from treadle.model.model import Model
 from treadle.model.network.parallel import Pool

@@ -16,9 +16,10 @@ from treadle.model.data.token_array import TokenWriter
 from treadle.model.errors import TokenError
 from treadle.model.generation.beam_rows import BeamRows
 from treadle.model.generation.constraint import compile_constraint
-from treadle.model.generation.decoding_slots import DecodingSlots, Slot
+from treadle.model.generation.decoding_slots import DecodingSlots
 from treadle.model.generation.novelty import NoveltyIndex
 from treadle.model.generation.sampling import ResolvedSampling, resolve_sampling
+from treadle.model.generation.slot import Slot
 from treadle.model.model import Model
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool

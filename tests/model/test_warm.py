@@ -13,7 +13,8 @@ import importlib, itertools, pkgutil
 import treadle.kernels
 from treadle.model import *
 from treadle.model.generation.sampling import ResolvedSampling
-from treadle.model.generation.decoding_slots import DecodingSlots, Slot
+from treadle.model.generation.decoding_slots import DecodingSlots
+from treadle.model.generation.slot import Slot
 from treadle.model.online.learner import Learner
 from treadle.model.online.config import ONLINE_RATES, LearningConfig
 from treadle.model.scoring.scorer import Details

@@ -14,7 +14,8 @@ from treadle.model import Model, Piece
 from treadle.model.config import SamplingConfig
 from treadle.model.generation.decoding_slots import MAX_SLOTS, DecodingSlots
 from treadle.model.generation.generate import PreparedPrompt
-from treadle.model.generation.sequence import TOKENS, Sequence
+from treadle.model.generation.output import TOKENS
+from treadle.model.generation.sequence import Sequence
 from treadle.server.inference.batcher import Batcher, PieceQueue
 from treadle.server.inference.scheduler import Scheduler
 

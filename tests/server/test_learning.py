@@ -20,10 +20,10 @@ from treadle.model.online.config import LearningConfig
 from treadle.model.online.learner import Learner
 from treadle.model.scoring.scores import Details
 from treadle.server.inference.learn import LearnHandler
-from treadle.server.inference.learn_stream import LearningSession
-from treadle.server.inference.resolve import Sources
+from treadle.server.inference.learn_stream import LearnStream
+from treadle.server.inference.model_resolver import ModelResolver
+from treadle.server.inference.open_streams import OpenStreams, PendingStreams
 from treadle.server.inference.scheduler import Scheduler
-from treadle.server.inference.stream_places import Openings, StreamPlaces
 from treadle.server.messages import learn_request
 from treadle.server.messages.learn_request import Publication
 from treadle.server.resources.memory_budget import MemoryBudget
@@ -305,20 +305,20 @@ def publishing(
     """Gives a store and what publishes a model there, as `m` with an alias."""
     model = stored(learning)
     data_dir, scheduler = DataDir(folder / "data"), Scheduler(1)
-    places, openings = StreamPlaces(1, "learning streams", 60), Openings(1, 60)
-    sources = cast(Sources, None)  # the session below has its model already
+    places, pending_streams = OpenStreams(1, "learning streams", 60), PendingStreams(1, 60)
+    resolver = cast(ModelResolver, None)  # the session below has its model already
     room = LearnHandler(
-        sources,
+        resolver,
         data_dir.models,
         places,
-        openings,
+        pending_streams,
         scheduler,
         MemoryBudget(1 << 30),
         max_message_bytes=1000,
         max_call_s=60,
     )
     asked = learn_request.learning(pb.LearnStreamSpec(model="m"))
-    session = LearningSession(model, asked, 1000, nothing_held(), nothing_held())
+    session = LearnStream(model, asked, 1000, nothing_held(), nothing_held())
     list(session.begin())
 
     def publish(alias: str) -> pb.Model:

@@ -8,10 +8,10 @@ import pytest
 
 from treadle.model.scoring.scores import Details
 from treadle.server.errors import StatusError
-from treadle.server.inference.model_cache import Source
+from treadle.server.inference.model_cache import ResolvedModel
 from treadle.server.inference.score import _Texts
-from treadle.server.inference.score_stream import Stream
-from treadle.server.inference.stream_units import Piece
+from treadle.server.inference.score_stream import ScoreStream
+from treadle.server.inference.stream_units import StreamPiece
 from treadle.server.messages import responses
 from treadle.server.messages.reply_size import ReplyGrowth
 from treadle.server.messages.score_request import scoring, stream_scoring
@@ -22,17 +22,19 @@ from .samples import nothing_held, tiny_model
 TEXT = "abc" * 3000
 
 
-def stream_of(max_message_bytes: int = 1 << 20, **fields: object) -> Stream:
+def stream_of(max_message_bytes: int = 1 << 20, **fields: object) -> ScoreStream:
     spec = pb.ScoreStreamSpec(model="m", **fields)  # type: ignore[arg-type]
     asked = stream_scoring(spec)
-    source = Source(tiny_model())
-    return Stream(source, spec, asked, max_message_bytes, b"", nothing_held())
+    source = ResolvedModel(tiny_model())
+    return ScoreStream(source, spec, asked, max_message_bytes, b"", nothing_held())
 
 
 def test_a_reply_is_written_as_its_tokens_are_scored() -> None:
     stream = stream_of(ranks=True, top_log_probabilities=2)
     list(stream.begin())
-    sizes = [len(stream.reply.piece.tokens) for _ in stream.feed(Piece.of(pb.TextPiece(text=TEXT)))]
+    sizes = [
+        len(stream.reply.piece.tokens) for _ in stream.feed(StreamPiece.of(pb.TextPiece(text=TEXT)))
+    ]
     assert max(b - a for a, b in pairwise(sizes)) <= 64
     score = tiny_model().score(TEXT)
     assert sizes[-1] == len(score.tokens) == stream.reply.piece.token_count + 1
@@ -44,7 +46,7 @@ def test_a_reply_too_large_is_given_up_before_it_is_whole() -> None:
     stream = stream_of(5000, ranks=True, top_log_probabilities=2)
     list(stream.begin())
     with pytest.raises(StatusError) as caught:
-        list(stream.feed(Piece.of(pb.TextPiece(text=TEXT))))
+        list(stream.feed(StreamPiece.of(pb.TextPiece(text=TEXT))))
     assert "smaller pieces" in caught.value.message
     assert len(stream.reply.piece.tokens) < 5000 / 7 + 64
 
@@ -52,7 +54,7 @@ def test_a_reply_too_large_is_given_up_before_it_is_whole() -> None:
 def test_a_piece_without_tokens_is_answered_all_the_same() -> None:
     stream = stream_of()
     list(stream.begin())
-    list(stream.feed(Piece.of(pb.TextPiece())))
+    list(stream.feed(StreamPiece.of(pb.TextPiece())))
     assert stream.reply.WhichOneof("event") == "piece"
 
 
@@ -76,7 +78,7 @@ def test_a_context_is_read_once_for_all_texts_of_a_call() -> None:
 def test_a_long_context_is_read_in_steps_before_any_piece() -> None:
     stream = stream_of(context=TEXT)
     assert len(list(stream.begin())) > len(TEXT) / 64
-    steps = list(stream.feed(Piece.of(pb.TextPiece(text="abc", end=True))))
+    steps = list(stream.feed(StreamPiece.of(pb.TextPiece(text="abc", end=True))))
     assert len(steps) < 5
     total = tiny_model().score("abc", TEXT).total_log_probability
     assert stream.reply.piece.whole.total_log_probability == total

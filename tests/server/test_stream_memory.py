@@ -16,7 +16,7 @@ from treadle.server.storage.model_version import MODEL_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import Server, detail_of, tiny_spec, wait_for
-from .test_stream_places import Call
+from .test_open_streams import Call
 
 BUDGET = 16 << 20
 WINDOW = 4096
@@ -188,7 +188,7 @@ def test_silent_learners_make_way_where_their_memory_is_wanted(
         assert used(server) <= BUDGET
     error = calls[0].fail()
     assert error.code() is grpc.StatusCode.ABORTED
-    assert "its memory was wanted; what it learned and did not publish" in str(error.details())
+    assert "its memory was needed; what it learned and did not publish" in str(error.details())
     calls[-1].end()
     for call in calls:
         call.drop()

@@ -12,10 +12,10 @@ from treadle.model.config import CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.model import Model
 from treadle.model.online.learner import Learner
 from treadle.server.errors import StatusError
-from treadle.server.inference.learn_stream import LearningSession
-from treadle.server.inference.model_cache import Source
-from treadle.server.inference.score_stream import Stream
-from treadle.server.inference.stream_units import Piece
+from treadle.server.inference.learn_stream import LearnStream
+from treadle.server.inference.model_cache import ResolvedModel
+from treadle.server.inference.score_stream import ScoreStream
+from treadle.server.inference.stream_units import StreamPiece
 from treadle.server.messages import learn_request
 from treadle.server.messages.score_request import stream_scoring
 from treadle.server.resources.memory_budget import MemoryBudget
@@ -48,11 +48,13 @@ def piece(text: str, end: bool = False, more: bool = False) -> pb.TextPiece:
 def scored(model: Model, pieces: Pieces, on_error: Any = pb.ON_ERROR_SKIP) -> list[Any]:
     """What a ScoreStream call answers, its result and state last."""
     spec = pb.ScoreStreamSpec(model="m", return_state=True, ranks=True, on_error=on_error)
-    stream = Stream(Source(model), spec, stream_scoring(spec), ROOM, KEY, nothing_held())
+    stream = ScoreStream(
+        ResolvedModel(model), spec, stream_scoring(spec), ROOM, KEY, nothing_held()
+    )
     list(stream.begin())
     found: list[Any] = []
     for each in pieces:
-        list(stream.feed(Piece.of(each)))
+        list(stream.feed(StreamPiece.of(each)))
         found.append(stream.reply.piece)
     list(stream.finish())
     return [*found, stream.reply.result]
@@ -67,7 +69,7 @@ class Learning:
         settings = {"learning_rate": 0.5, "window": 8, "optimizer": pb.OPTIMIZER_ADAM, **spec}
         made = pb.LearnStreamSpec(model="m", on_error=on_error, **settings)
         asked = learn_request.learning(made)
-        self.session = LearningSession(model, asked, room, nothing_held(), nothing_held())
+        self.session = LearnStream(model, asked, room, nothing_held(), nothing_held())
         list(self.session.begin())
 
     def ask(self, **message: Any) -> pb.LearnStreamResponse:
@@ -233,13 +235,15 @@ def test_a_shortage_of_memory_ends_the_call_whatever_on_error_says(kind: str) ->
     text = pb.TextPiece(text="abc" * 5000)
     if kind == "score":
         spec = pb.ScoreStreamSpec(model="m", ranks=True, on_error=pb.ON_ERROR_SKIP)
-        stream = Stream(Source(tiny_model()), spec, stream_scoring(spec), 1 << 30, KEY, full)
+        stream = ScoreStream(
+            ResolvedModel(tiny_model()), spec, stream_scoring(spec), 1 << 30, KEY, full
+        )
         list(stream.begin())
-        steps = stream.feed(Piece.of(text))
+        steps = stream.feed(StreamPiece.of(text))
     else:
         made = pb.LearnStreamSpec(model="m", ranks=True, on_error=pb.ON_ERROR_SKIP)
         asked = learn_request.learning(made)
-        session = LearningSession(tiny_model(), asked, 1 << 30, nothing_held(), full)
+        session = LearnStream(tiny_model(), asked, 1 << 30, nothing_held(), full)
         list(session.begin())
         steps = session.answer(pb.LearnStreamRequest(learn=text))
     with pytest.raises(StatusError) as caught:

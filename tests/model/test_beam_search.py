@@ -22,8 +22,8 @@ from treadle.model.config import (
 from treadle.model.errors import ConfigError
 from treadle.model.generation.beam_rows import largest_first
 from treadle.model.generation.beam_search import BeamSearch, Hypothesis
+from treadle.model.generation.output import StopReason
 from treadle.model.generation.sampling import resolve_sampling
-from treadle.model.generation.sequence import StopReason
 from treadle.model.model import Model
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.parameters import Parameters

@@ -25,8 +25,8 @@ from treadle.model.generation.regex_automaton import (
 )
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.server.errors import StatusError
-from treadle.server.inference import regexes as regexes_module
-from treadle.server.inference.regexes import Regexes
+from treadle.server.inference import constraint_builder
+from treadle.server.inference.constraint_builder import ConstraintBuilder
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.smallest_first import SmallestFirstPool
 
@@ -71,11 +71,11 @@ def test_neither_a_kept_nor_a_cheap_expression_waits_for_hostile_ones(compiler: 
     hostile = [f"x{number}" for number in range(8)]
 
     async def run() -> None:
-        regexes = Regexes(MemoryBudget(1 << 30))
-        waiting = [asyncio.create_task(regexes.get(text, TOKENIZER, NEVER)) for text in hostile]
+        builder = ConstraintBuilder(MemoryBudget(1 << 30))
+        waiting = [asyncio.create_task(builder.build(text, TOKENIZER, NEVER)) for text in hostile]
         await asyncio.sleep(0)
-        assert await regexes.get("[ab]{3}", TOKENIZER, NEVER) is kept
-        cheap = await regexes.get("[cd]{2}", TOKENIZER, NEVER)  # new, and made meanwhile
+        assert await builder.build("[ab]{3}", TOKENIZER, NEVER) is kept
+        cheap = await builder.build("[cd]{2}", TOKENIZER, NEVER)  # new, and made meanwhile
         assert cheap is not None
         assert cheap.complete.size == 3
         assert not any(task.done() for task in waiting)
@@ -136,8 +136,8 @@ def test_a_place_in_a_lane_is_free_when_the_work_has_ended_and_not_before() -> N
 
 def test_those_who_ask_for_the_same_wait_for_one(compiler: Compiler) -> None:
     async def run() -> None:
-        regexes = Regexes(MemoryBudget(1 << 30))
-        tasks = [asyncio.create_task(regexes.get("xs", TOKENIZER, NEVER)) for _ in range(5)]
+        builder = ConstraintBuilder(MemoryBudget(1 << 30))
+        tasks = [asyncio.create_task(builder.build("xs", TOKENIZER, NEVER)) for _ in range(5)]
         await asyncio.sleep(0)
         tasks[0].cancel()  # one that goes does not take the others' along
         await asyncio.sleep(0)
@@ -152,12 +152,13 @@ def test_those_who_ask_for_the_same_wait_for_one(compiler: Compiler) -> None:
 
 def test_what_nobody_waits_for_any_more_is_not_begun(compiler: Compiler) -> None:
     async def run() -> None:
-        regexes = Regexes(MemoryBudget(1 << 30))
-        first = asyncio.create_task(regexes.get("x-first", TOKENIZER, NEVER))
+        builder = ConstraintBuilder(MemoryBudget(1 << 30))
+        first = asyncio.create_task(builder.build("x-first", TOKENIZER, NEVER))
         while not compiler.thorough:
             await asyncio.sleep(0.001)
         others = [
-            asyncio.create_task(regexes.get(f"x-{number}", TOKENIZER, NEVER)) for number in range(9)
+            asyncio.create_task(builder.build(f"x-{number}", TOKENIZER, NEVER))
+            for number in range(9)
         ]
         while sum(regex.startswith("x-") for regex, _ in compiler.calls) < 21:
             await asyncio.sleep(0.001)
@@ -166,25 +167,26 @@ def test_what_nobody_waits_for_any_more_is_not_begun(compiler: Compiler) -> None
         await asyncio.gather(*others, return_exceptions=True)
         compiler.go.set()
         await first
-        assert regexes._making == {}
+        assert builder._builds == {}
 
     asyncio.run(run())
     assert [regex for regex, effort in compiler.calls if effort is THOROUGH] == ["x-first"]
 
 
 def test_too_many_at_once_are_refused(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regexes_module, "MAX_WAITING", 3)
+    monkeypatch.setattr(constraint_builder, "MAX_WAITING", 3)
 
     async def run() -> None:
-        regexes = Regexes(MemoryBudget(1 << 30))
+        builder = ConstraintBuilder(MemoryBudget(1 << 30))
         tasks = [
-            asyncio.create_task(regexes.get(f"x{number}!", TOKENIZER, NEVER)) for number in range(4)
+            asyncio.create_task(builder.build(f"x{number}!", TOKENIZER, NEVER))
+            for number in range(4)
         ]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         assert [task.done() for task in tasks] == [False, False, False, True]
         with pytest.raises(StatusError, match="regex: too many"):
             await tasks[3]
-        assert await regexes.get("[ab]{3}", TOKENIZER, NEVER) is not None  # is kept
+        assert await builder.build("[ab]{3}", TOKENIZER, NEVER) is not None  # is kept
         compiler.go.set()
         await asyncio.gather(*tasks[:3])
 
@@ -193,9 +195,9 @@ def test_too_many_at_once_are_refused(compiler: Compiler, monkeypatch: pytest.Mo
 
 
 def test_a_wait_has_an_end(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regexes_module, "MAX_WAIT_S", 0.01)
+    monkeypatch.setattr(constraint_builder, "MAX_WAIT_S", 0.01)
     with pytest.raises(StatusError, match="regex: too many"):
-        asyncio.run(Regexes(MemoryBudget(1 << 30)).get("x?", TOKENIZER, NEVER))
+        asyncio.run(ConstraintBuilder(MemoryBudget(1 << 30)).build("x?", TOKENIZER, NEVER))
 
 
 def test_time_that_is_over_ends_the_wait(
@@ -204,13 +206,16 @@ def test_time_that_is_over_ends_the_wait(
     clock = StillClock(monkeypatch)
     deadline = Deadline(5)
     clock.now += 5
-    assert asyncio.run(Regexes(MemoryBudget(1 << 30)).get("x+", TOKENIZER, deadline)) is None
+    assert (
+        asyncio.run(ConstraintBuilder(MemoryBudget(1 << 30)).build("x+", TOKENIZER, deadline))
+        is None
+    )
 
 
 def test_what_is_refused_is_refused_to_everybody(compiler: Compiler) -> None:
     async def run() -> None:
-        regexes = Regexes(MemoryBudget(1 << 30))
-        tasks = [regexes.get("(", TOKENIZER, NEVER) for _ in range(3)]
+        builder = ConstraintBuilder(MemoryBudget(1 << 30))
+        tasks = [builder.build("(", TOKENIZER, NEVER) for _ in range(3)]
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(error, ConfigError) for error in found)
 
@@ -220,21 +225,21 @@ def test_what_is_refused_is_refused_to_everybody(compiler: Compiler) -> None:
 def test_an_expression_holds_memory_while_it_is_made(compiler: Compiler) -> None:
     async def run() -> None:
         budget = MemoryBudget(1 << 30)
-        regexes = Regexes(budget)
-        making = asyncio.create_task(regexes.get("x{9}", TOKENIZER, NEVER))
+        builder = ConstraintBuilder(budget)
+        making = asyncio.create_task(builder.build("x{9}", TOKENIZER, NEVER))
         await until(lambda: compiler.thorough == 1)
         assert budget.used == 256 << 20
         compiler.go.set()
         await making
         assert budget.used == 0
         with pytest.raises(ConfigError):
-            await regexes.get("(", TOKENIZER, NEVER)
+            await builder.build("(", TOKENIZER, NEVER)
         assert budget.used == 0
         with budget.reserve(budget.limit // 8 * 7, "models"):
             with pytest.raises(StatusError) as caught:
-                await regexes.get("[ab]{77}", TOKENIZER, NEVER)
+                await builder.build("[ab]{77}", TOKENIZER, NEVER)
             assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "regular expressions" in caught.value.message
-        assert await regexes.get("[ab]{77}", TOKENIZER, NEVER)  # it was not kept as refused
+        assert await builder.build("[ab]{77}", TOKENIZER, NEVER)  # it was not kept as refused
 
     asyncio.run(run())

@@ -22,7 +22,7 @@ from treadle.model.config import (
 from treadle.model.errors import ConfigError, ForeignStateError, StateError
 from treadle.model.generation import generate
 from treadle.model.generation.generate import PreparedPrompt, seed_of
-from treadle.model.generation.sequence import OutputOptions, Piece, StopReason
+from treadle.model.generation.output import OutputOptions, Piece, StopReason
 from treadle.model.model import Model
 from treadle.model.network.session_state import _HEAD, _HELD_BYTES, SessionState
 from treadle.model.tokenizers.build import build_tokenizer
@@ -399,7 +399,7 @@ def test_a_key_keeps_out_states_that_were_not_made_with_it() -> None:
 def test_a_state_never_stands_within_the_first_character_of_a_stop() -> None:
     tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.SUBWORDS), ["xé xé xé xé"])
     half = bytes_of("xé").tokenizer.encode("é").tolist()[0]
-    marks = {tokenizer.decode_bytes([t]): t for t in range(tokenizer.ordinary)}  # type: ignore[attr-defined]
+    marks = {tokenizer.decode_bytes([t]): t for t in range(tokenizer.ordinary)}
     order = [marks[b"x"], marks[bytes([half])], marks["é".encode()[1:]]]
     model = chain_of(tokenizer, order)
     for chunk in (1, 2, 16):

@@ -1,15 +1,15 @@
-"""Which weights a request means: those of a stored model, or a job's."""
+"""`ModelResolver` finds the weights that a request names: those of a stored model, or of a job."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from treadle.server.inference.model_cache import ModelCache, Source
+from treadle.server.inference.model_cache import ModelCache, ResolvedModel
 from treadle.server.messages.requests import SourceRequest
 from treadle.v1 import sequence_pb2 as pb
 
 
-class Sources:
+class ModelResolver:
     """Finds the model of a request.
 
     Args:
@@ -21,7 +21,7 @@ class Sources:
         self.models = models
         self._check_job = check_job
 
-    async def find(self, request: SourceRequest) -> Source:
+    async def resolve(self, request: SourceRequest) -> ResolvedModel:
         """Returns the model that a request names, or the weights of a job.
 
         Raises:

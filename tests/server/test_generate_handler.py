@@ -15,17 +15,17 @@ from small_models import model_of
 
 from treadle.model import Model
 from treadle.model.generation.generate import PreparedPrompt
-from treadle.model.generation.sequence import Piece
+from treadle.model.generation.output import Piece
 from treadle.model.scoring.token_score import Alternative, TokenScore
 from treadle.server.errors import StatusError
 from treadle.server.inference import generate
-from treadle.server.inference.admission import Admission, Load
+from treadle.server.inference.admission import Admission, InferenceAdmission
 from treadle.server.inference.batcher import PieceQueue
 from treadle.server.inference.generate import GenerateHandler
-from treadle.server.inference.generation_bytes import TOKEN_BYTES, piece_bytes
-from treadle.server.inference.model_cache import Source
+from treadle.server.inference.memory_costs import TOKEN_BYTES, piece_bytes
+from treadle.server.inference.model_cache import ResolvedModel
+from treadle.server.inference.open_streams import OpenStreams
 from treadle.server.inference.scheduler import Scheduler
-from treadle.server.inference.stream_places import StreamPlaces
 from treadle.server.messages import responses
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
@@ -34,17 +34,17 @@ MODEL = model_of()
 PROMPT = "cab abc bca " * 300
 
 
-class Sources:
+class ModelResolver:
     """Always gives the same model, and may have something done before."""
 
     def __init__(self, model: Model = MODEL) -> None:
         self.model = model
         self.loading: Callable[[], object] = lambda: None
 
-    async def find(self, request: pb.GenerateRequest) -> Source:
+    async def resolve(self, request: pb.GenerateRequest) -> ResolvedModel:
         self.loading()
         await asyncio.sleep(0)
-        return Source(self.model, version=3)
+        return ResolvedModel(self.model, version=3)
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def budget() -> MemoryBudget:
 @pytest.fixture
 def room(budget: MemoryBudget) -> Iterator[GenerateHandler]:
     scheduler = Scheduler(2)
-    streams = StreamPlaces(9, "streams", 60)
-    load = Load(Admission(9, "calls"), Admission(999, "texts"), streams, streams)
-    sources: Any = Sources()
+    streams = OpenStreams(9, "streams", 60)
+    admission = InferenceAdmission(Admission(9, "calls"), Admission(999, "texts"), streams, streams)
+    resolver: Any = ModelResolver()
     yield GenerateHandler(
-        sources,
-        load,
+        resolver,
+        admission,
         scheduler,
         budget,
         max_new_tokens_limit=1000,
@@ -68,7 +68,7 @@ def room(budget: MemoryBudget) -> Iterator[GenerateHandler]:
         max_message_bytes=4 << 20,
         state_key=b"",
     )
-    assert (load.calls.running, load.sessions.running, budget.used) == (0, 0, 0)
+    assert (admission.calls.running, admission.sequences.running, budget.used) == (0, 0, 0)
     scheduler.close()
 
 
@@ -178,7 +178,7 @@ def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
     room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = StillClock(monkeypatch)
-    sources: Any = room._sources
+    resolver: Any = room._resolver
 
     def passes() -> None:
         clock.now += 5
@@ -187,17 +187,17 @@ def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
         passes()
         assert deadline.over
 
-    monkeypatch.setattr(room._regexes, "get", late)
+    monkeypatch.setattr(room._constraints, "build", late)
     (only,) = replies_of(room, prompt="ab", regex="a*", max_time_s=5)
     assert only.result.stop_reason == pb.STOP_REASON_TIME_LIMIT
     assert not only.result.HasField("regex_complete")
 
-    class Never(Sources):
-        async def find(self, request: pb.GenerateRequest) -> Source:
+    class Never(ModelResolver):
+        async def resolve(self, request: pb.GenerateRequest) -> ResolvedModel:
             await asyncio.Event().wait()
             raise AssertionError
 
-    sources.find = Never().find
+    resolver.resolve = Never().resolve
     with pytest.raises(StatusError, match="ended while the model was loaded"):
         replies_of(room, prompt="ab", max_time_s=0.001)
 
@@ -264,7 +264,7 @@ def test_a_long_text_comes_in_several_replies() -> None:
     text = "aé" * 100_000
     pieces = [Piece(text, (), None)]
     most = 1 << 16
-    steps = list(responses.generated(pieces, Source(MODEL), 0, most))
+    steps = list(responses.generated(pieces, 1, 0, 0, most))
     replies = [reply for reply in steps if reply is not None]
     assert "".join(reply.text for reply in replies) == text
     assert len(replies) > 3
@@ -277,7 +277,7 @@ def test_a_reply_is_cut_where_it_gets_too_large() -> None:
         Piece(f"{number} ", (TokenScore(1, "b", -1.0, 1, others),) * 40, None)
         for number in range(5)
     ]
-    steps = list(responses.generated(pieces, Source(MODEL), 7, 2000))
+    steps = list(responses.generated(pieces, 1, 0, 7, 2000))
     replies = [reply for reply in steps if reply is not None]
     assert len(steps) > len(replies)
     assert len(replies) > 5

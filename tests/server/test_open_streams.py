@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from treadle.server.errors import StatusError
-from treadle.server.inference.stream_places import Openings, Place, StreamPlaces
+from treadle.server.inference.open_streams import OpenStream, OpenStreams, PendingStreams
 from treadle.server.resources.call_deadline import work_within
 from treadle.v1 import sequence_pb2 as pb
 
@@ -37,7 +37,7 @@ def run(work: Coroutine[Any, Any, object]) -> None:
 class Streams:
     """Streams that take places and then wait for a message."""
 
-    def __init__(self, places: StreamPlaces) -> None:
+    def __init__(self, places: OpenStreams) -> None:
         self.places = places
         self.left: list[int] = []
 
@@ -51,7 +51,7 @@ class Streams:
     async def waiting(self, number: int) -> asyncio.Task[None]:
         """Opens a stream and returns once it waits for a message."""
         task = asyncio.create_task(self.open(number))
-        await until(lambda: any(place.is_silent for place in [*self.places._places][-1:]))
+        await until(lambda: any(place.is_silent for place in [*self.places._streams][-1:]))
         await asyncio.sleep(0.01)  # the clock that tells them apart moves on
         return task
 
@@ -64,13 +64,13 @@ async def refused(work: Coroutine[Any, Any, object] | asyncio.Task[None]) -> Sta
 
 def test_the_longest_silent_stream_gives_its_place_once_all_are_taken() -> None:
     async def scenario() -> None:
-        streams = Streams(StreamPlaces(2, "streams", idle_s=0.0, lost="open it again"))
+        streams = Streams(OpenStreams(2, "streams", idle_s=0.0, remedy="open it again"))
         first, second = await streams.waiting(1), await streams.waiting(2)
         assert streams.places.running == 2
         third = await streams.waiting(3)
         error = await refused(first)
         assert error.code is grpc.StatusCode.ABORTED
-        assert "all 2 places for streams were wanted; open it again" in error.message
+        assert "all 2 places for streams are taken; open it again" in error.message
         assert streams.left == [1]
         assert streams.places.running == 2
         for task in (second, third):
@@ -84,7 +84,7 @@ def test_the_longest_silent_stream_gives_its_place_once_all_are_taken() -> None:
 
 def test_a_stream_that_is_not_silent_for_long_enough_keeps_its_place() -> None:
     async def scenario() -> None:
-        streams = Streams(StreamPlaces(1, "streams", idle_s=1000.0))
+        streams = Streams(OpenStreams(1, "streams", idle_s=1000.0))
         task = await streams.waiting(1)
         error = await refused(streams.open(2))
         assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -97,7 +97,7 @@ def test_a_stream_that_is_not_silent_for_long_enough_keeps_its_place() -> None:
 
 def test_a_stream_at_work_is_never_silent() -> None:
     async def scenario() -> None:
-        places = StreamPlaces(1, "streams", idle_s=0.0)
+        places = OpenStreams(1, "streams", idle_s=0.0)
         async with places.admit() as place:
             assert await place.next(words("a")) == "a"
             assert (place.is_silent, place.silent_s) == (False, 0.0)
@@ -110,7 +110,7 @@ def test_a_stream_at_work_is_never_silent() -> None:
 
 def test_a_place_is_passed_on_only_when_its_stream_has_let_go() -> None:
     async def scenario() -> None:
-        places, order = StreamPlaces(1, "streams", idle_s=0.0), []
+        places, order = OpenStreams(1, "streams", idle_s=0.0), []
 
         async def first() -> None:
             async with places.admit() as place:
@@ -121,7 +121,7 @@ def test_a_place_is_passed_on_only_when_its_stream_has_let_go() -> None:
                     order.append("gone")
 
         task = asyncio.create_task(first())
-        await until(lambda: any(place.is_silent for place in places._places))
+        await until(lambda: any(place.is_silent for place in places._streams))
         async with places.admit():
             order.append("came")
         assert order == ["gone", "came"]
@@ -132,7 +132,7 @@ def test_a_place_is_passed_on_only_when_its_stream_has_let_go() -> None:
 
 def test_a_cancelled_stream_is_not_told_that_it_was_silent() -> None:
     async def scenario() -> None:
-        place = Place()
+        place = OpenStream()
         task = asyncio.create_task(place.next(silence()))
         await until(lambda: place.is_silent)
         task.cancel()
@@ -144,30 +144,30 @@ def test_a_cancelled_stream_is_not_told_that_it_was_silent() -> None:
 
 def test_a_first_message_comes_in_time_or_never() -> None:
     async def scenario() -> None:
-        openings = Openings(2, wait_s=0.05)
-        assert await openings.first(words("spec", "piece")) == "spec"
-        assert await openings.first(words()) is None
-        error = await refused(openings.first(silence()))
+        pending_streams = PendingStreams(2, wait_s=0.05)
+        assert await pending_streams.first(words("spec", "piece")) == "spec"
+        assert await pending_streams.first(words()) is None
+        error = await refused(pending_streams.first(silence()))
         assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert "did not come within 0.05 seconds" in error.message
-        assert openings.waiting == 0
+        assert pending_streams.waiting == 0
 
     run(scenario())
 
 
 def test_calls_without_a_first_message_make_way_for_others() -> None:
     async def scenario() -> None:
-        openings = Openings(2, wait_s=1000.0)
-        silent = [asyncio.create_task(openings.first(silence())) for _ in range(9)]
+        pending_streams = PendingStreams(2, wait_s=1000.0)
+        silent = [asyncio.create_task(pending_streams.first(silence())) for _ in range(9)]
         await until(lambda: sum(task.done() for task in silent) == 7)
-        assert openings.waiting == 2
-        assert await openings.first(words("spec")) == "spec"
+        assert pending_streams.waiting == 2
+        assert await pending_streams.first(words("spec")) == "spec"
         for task in silent:
             task.cancel()
         ends = await asyncio.gather(*silent, return_exceptions=True)
         codes = [end.code for end in ends if isinstance(end, StatusError)]
         assert codes == [grpc.StatusCode.ABORTED] * 8
-        assert openings.waiting == 0
+        assert pending_streams.waiting == 0
 
     run(scenario())
 
