@@ -1,7 +1,7 @@
-"""Adam over buffers of one's own, for what is built around a `RecurrentLayer`.
+"""`Adam` optimizes arrays of the caller, for networks built around a `RecurrentLayer`.
 
 Kingma and Ba, "Adam: a method for stochastic optimization" (2015), with the decoupled weight
-decay of AdamW (Loshchilov and Hutter, 2019): the loop that trains Treadle's networks.
+decay of AdamW (Loshchilov and Hutter, 2019): the same kernel trains Treadle's networks.
 """
 
 from __future__ import annotations
@@ -16,33 +16,40 @@ from treadle.model.training.optimizer import AdamCorrections
 Array = npt.NDArray[np.float32]
 
 
-def _is_ours(array: object) -> bool:
+def _is_float32(array: object) -> bool:
     return isinstance(array, np.ndarray) and array.dtype == np.float32
 
 
 class Adam:
-    """Steps down the gradient by running means of it and of its square."""
+    """Steps down the gradient by running means of it and of its square.
+
+    Args:
+        *buffers: The arrays to optimize, such as `layer.flat` and a head's weights: float32,
+            C-contiguous, of any shapes; `step` changes them in place.
+        rate: The learning rate; the attribute `rate` may be changed between steps.
+        beta1: Decay of the running mean of gradients, 0 or more and below 1.
+        beta2: Decay of the running mean of their squares, 0 or more and below 1.
+        weight_decay: Decoupled weight decay; 0 for plain Adam.
+
+    Raises:
+        LayerError: A buffer is of another type, not contiguous or read-only, or a decay is out
+            of its range.
+    """
 
     def __init__(
-        self, *buffers: Array, rate: float = 0.003, beta1: float = 0.9, beta2: float = 0.99,
+        self,
+        *buffers: Array,
+        rate: float = 0.003,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
         weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
-        """Begin at step 0.
-
-        Args:
-            *buffers: what is learned, such as `layer.flat` and a head's weights: float32,
-                C-contiguous, of any shapes; changed in place by `step`.
-            rate: the learning rate; `rate` may be set anew between steps.
-            beta1: decay of the running mean of gradients, 0 up to and without 1.
-            beta2: decay of the running mean of their squares, 0 up to and without 1.
-            weight_decay: decoupled weight decay; 0 for plain Adam.
-
-        Raises:
-            LayerError: a buffer is of another type, not contiguous or read-only, or a decay is out
-                of its range.
-        """
+    ) -> None:
         for number, buffer in enumerate(buffers):
-            if not _is_ours(buffer) or not buffer.flags.c_contiguous or not buffer.flags.writeable:
+            if (
+                not _is_float32(buffer)
+                or not buffer.flags.c_contiguous
+                or not buffer.flags.writeable
+            ):
                 raise LayerError(
                     f"buffer {number} is no contiguous, writable float32 array: make it one"
                 )
@@ -56,16 +63,16 @@ class Adam:
         self._corrections = AdamCorrections(beta1, beta2)
 
     def step(self, *gradients: Array) -> None:
-        """Take one step.
+        """Takes one step.
 
         Args:
-            *gradients: one a buffer, in its shape; only read.
+            *gradients: The gradient of every buffer, in its shape, float32; only read.
 
         Raises:
-            LayerError: there are more or fewer of them than buffers, or one has another shape or
+            LayerError: There are more or fewer gradients than buffers, or one has another shape or
                 is no float32 array.
         """
-        if not all(_is_ours(gradient) for gradient in gradients):
+        if not all(_is_float32(gradient) for gradient in gradients):
             raise LayerError("a gradient is no float32 array: make it one")
         given = [gradient.shape for gradient in gradients]
         if given != self._shapes:

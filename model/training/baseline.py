@@ -1,9 +1,9 @@
-"""What counting alone reaches: the loss of an n-gram on the validation part of a corpus.
+"""`baseline` measures the validation loss of an n-gram model, to compare a network with.
 
-A network that does not beat it has learned no more than which few tokens come after which. The
-n-gram is interpolated by Witten and Bell's rule (see `treadle.kernels.ngram`) and predicts the
-very tokens that a model's validation loss is the mean of: all but the first of a text, and of
-every item all its tokens and its end, from its begin on.
+A network that is not better has learned no more than which few tokens follow each other. The
+n-gram is interpolated by Witten and Bell's rule (see `treadle.kernels.ngram`). It predicts the
+same tokens that a model's validation loss is the mean of: all but the first of a text, and all
+tokens of every item and its end.
 """
 
 from __future__ import annotations
@@ -25,43 +25,46 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int32]
 
 ORDER = 5
-"""Tokens of the longest n-gram that is counted, the one foretold included."""
+"""Tokens of the longest n-gram that is counted, the predicted one included."""
 ORDER_OF_LARGE = 3
-"""The same for more tokens than SMALL_VOCABULARY: words and subwords rarely repeat for longer."""
+"""The same for larger vocabularies: longer sequences of words or subwords rarely repeat."""
 SMALL_VOCABULARY = 256
+"""Most tokens of a vocabulary for which ORDER holds."""
 
-MAX_TRAIN_TOKENS, MAX_VALID_TOKENS = 5_000_000, 500_000
-"""Tokens of the training part that are counted, and of the validation part that are foretold."""
+MAX_TRAIN_TOKENS = 5_000_000
+"""Most tokens of the training part that are counted."""
+MAX_VALID_TOKENS = 500_000
+"""Most tokens of the validation part that are predicted."""
 MAX_NODES = 1 << 22
-"""Different n-grams that are kept, in 117 MB; counting ends before the token that has no room."""
+"""Most different n-grams that are kept, in 117 MB; counting ends at the token that does not fit."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """How well an n-gram foretells a validation part."""
+    """How well an n-gram predicts a validation part."""
 
     loss: float
     """Mean nats a token."""
     order: int
-    """Tokens of its longest n-grams, the one foretold included."""
+    """Tokens of its longest n-grams, the predicted one included."""
 
 
 def baseline(corpus: Corpus) -> Baseline | None:
-    """Count the training part and predict the validation part.
+    """Counts the training part and predicts the validation part.
 
     The order is ORDER for vocabularies of up to SMALL_VOCABULARY tokens and ORDER_OF_LARGE for
-    larger ones, or less where the training part is shorter; the validation part has no say in it.
-    Of a large corpus the first MAX_TRAIN_TOKENS and the first MAX_VALID_TOKENS are read, items'
-    begin and end tokens counted, and MAX_NODES n-grams are kept.
+    larger ones, or less where the training part is shorter. Of a large corpus the first
+    MAX_TRAIN_TOKENS and the first MAX_VALID_TOKENS are read, items' begin and end tokens counted,
+    and MAX_NODES n-grams are kept.
 
     Args:
-        corpus: read and cut.
+        corpus: The corpus, read and cut.
 
     Returns:
-        The loss; None where nothing is kept for validation, or nothing there can be foretold.
+        The loss; None where nothing is kept for validation, or nothing there can be predicted.
 
     Raises:
-        TokenError: a token is not in the vocabulary.
+        TokenError: A token is not in the vocabulary.
     """
     if corpus.valid is None:
         return None
@@ -81,7 +84,7 @@ def baseline(corpus: Corpus) -> Baseline | None:
 
 
 def _sequence(data: TokenData, tokenizer: Tokenizer, limit: int) -> tuple[Ints, int]:
-    """Return the first tokens of a part, items with begin and end, and the begin or -1."""
+    """Returns the first tokens of a part, items with begin and end, and the begin token or -1."""
     if data.offsets is None:
         return np.array(data.tokens[:limit], np.int32), -1
     if tokenizer.begin is None or tokenizer.end is None:

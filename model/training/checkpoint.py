@@ -1,9 +1,11 @@
-"""A training run as one safetensors file, from which it goes on as if it had never stopped.
+"""`Checkpoint` is a paused training run; `write` and `read` store it as one safetensors file.
+
+A run that continues from it gets the same bits as one that was never paused.
 
 The header's metadata holds one JSON object under the key `treadle_run`: `format`, `sha256` and
 `content`. The SHA-256 is that of the content and of every tensor with its name, type and shape.
-Nothing is pickled. A file is written under a temporary name, synced and renamed; the one before it
-is kept as `<name>.previous`, to go on from where the newer one turns out to be damaged.
+Nothing is pickled. A file is written under a temporary name, synced and renamed. The file before
+it is kept as `<name>.previous`, and used where the newer one turns out to be damaged.
 """
 
 from __future__ import annotations
@@ -43,44 +45,50 @@ class _DamagedError(LoadError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is written: everything that the next step depends on, and the best weights."""
+    """Everything that the next step of a run depends on, and the best weights."""
 
     content: Mapping[str, Any]
     """All but the tensors, as JSON values; `config` is the config as filled in."""
     tensors: Mapping[str, Array]
-    """float32, by name."""
+    """Arrays of float32, by name."""
 
 
-def write(path: str | os.PathLike[str], state: Checkpoint, require: Require = anything) -> None:
-    """Write a state, whole or not at all; the one before it becomes `<name>.previous`.
+def write(
+    path: str | os.PathLike[str], checkpoint: Checkpoint, require: Require = anything
+) -> None:
+    """Writes a checkpoint, whole or not at all; the file before it becomes `<name>.previous`.
 
     Args:
-        path: where to.
-        state: what to write.
-        require: asked before bytes are written.
+        path: Where to write it.
+        checkpoint: The checkpoint.
+        require: Called before bytes are written; raises OSError where they may not be.
 
     Raises:
-        OSError: it could not be written, for instance for lack of space; the old one is whole.
+        OSError: It could not be written, for instance for lack of space; the old one is whole.
     """
     path = Path(path)
-    content = json.dumps(state.content, separators=(",", ":"))
-    tensors = {name: np.ascontiguousarray(state.tensors[name]) for name in sorted(state.tensors)}
-    held = {"format": FORMAT, "sha256": _digest(content, tensors), "content": content}
-    parts = safetensors_parts(tensors, {_KEY: json.dumps(held)})
+    content = json.dumps(checkpoint.content, separators=(",", ":"))
+    arrays = checkpoint.tensors
+    tensors = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    header = {"format": FORMAT, "sha256": _digest(content, tensors), "content": content}
+    parts = safetensors_parts(tensors, {_KEY: json.dumps(header)})
     write_whole(path, parts, _previous(path), require)
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint | None:
-    """Read the newest state that is whole, and remove what a killed writer left beside it.
+    """Reads the newest checkpoint that is whole, and removes temporary files of killed writers.
 
-    A damaged file gives way to the previous one, so that the next write does not lose that.
+    The previous file takes the place of a damaged one, so that the next write does not lose it.
+
+    Args:
+        path: Where `write` put it.
 
     Returns:
-        The state; None where there is none.
+        The checkpoint; None where there is no file.
 
     Raises:
-        LoadError: there are files and all of them are damaged, or of another format.
-        OSError: a file cannot be read.
+        LoadError: There are files and all of them are damaged, or of another format.
+        OSError: A file cannot be read.
     """
     path = Path(path)
     for leftover in leftovers(path.parent):
@@ -95,28 +103,31 @@ def read(path: str | os.PathLike[str]) -> Checkpoint | None:
             return None
     except _DamagedError as damage:
         try:
-            state = _read(_previous(path))
+            checkpoint = _read(_previous(path))
         except (FileNotFoundError, _DamagedError):
             raise damage from None
         _previous(path).replace(path)
-        return state
+        return checkpoint
 
 
 def saved_config(path: str | os.PathLike[str]) -> TrainConfig | None:
-    """Return the settings as filled in of the run that is stored there; None where none is.
+    """Returns the settings of a stored run, as filled in; None where there is no checkpoint.
 
-    A trainer built with them can restore the state, whatever a preset would pick today.
+    A trainer built with them can restore the run, whatever a preset would pick today.
+
+    Args:
+        path: Where `write` put the checkpoint.
 
     Raises:
-        LoadError: as for `read`, or the settings are not of this version.
-        OSError: a file cannot be read.
+        LoadError: See `read`; or the settings are of another version.
+        OSError: A file cannot be read.
     """
-    state = read(path)
-    return None if state is None else _config(state)
+    checkpoint = read(path)
+    return None if checkpoint is None else _config(checkpoint)
 
 
 def corpus_fingerprint(corpus: Corpus) -> str:
-    """Return the SHA-256 of a corpus' tokens and vocabulary, in hexadecimal."""
+    """Returns the SHA-256 of a corpus' tokens and vocabulary, in hexadecimal."""
     vocabulary = corpus.tokenizer.to_json()
     del vocabulary["config"]  # compared by itself, as filled in
     content = hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode())
@@ -131,44 +142,45 @@ def corpus_fingerprint(corpus: Corpus) -> str:
     return content.hexdigest()
 
 
-def check_same(state: Checkpoint, config: TrainConfig, fingerprint: str) -> None:
-    """Refuse a state of another run.
+def check_same(checkpoint: Checkpoint, config: TrainConfig, fingerprint: str) -> None:
+    """Checks that a checkpoint belongs to a run.
 
     Args:
-        state: what was read.
-        config: the settings as filled in of the run that is to go on from it.
-        fingerprint: that of its corpus.
+        checkpoint: The checkpoint.
+        config: The settings of the run, as filled in.
+        fingerprint: The `corpus_fingerprint` of its corpus.
 
     Raises:
-        LoadError: the corpus or a setting is another one; names it.
+        LoadError: The corpus or a setting differs; the message names it.
     """
-    if state.content.get("corpus") != fingerprint:
+    if checkpoint.content.get("corpus") != fingerprint:
         raise LoadError(
-            "the training state belongs to another corpus: go on with the one that it was "
-            "begun with"
+            "the checkpoint belongs to another corpus: continue with the corpus that the run began "
+            "with"
         )
-    theirs, ours = _flat(_config(state).to_json()), _flat(config.to_json())
+    theirs = _flat(_config(checkpoint).to_json())
+    ours = _flat(config.to_json())
     odd = sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name))
     if odd:
         raise LoadError(
-            f"the training state belongs to other settings (see {', '.join(odd)}): go on with "
-            "those that it was begun with"
+            f"the checkpoint belongs to other settings (see {', '.join(odd)}): continue with the "
+            "settings that the run began with"
         )
 
 
-def _config(state: Checkpoint) -> TrainConfig:
-    """The settings of a state; those that its Treadle did not know have their defaults."""
+def _config(checkpoint: Checkpoint) -> TrainConfig:
+    """Returns the settings of a checkpoint; those that its version lacks have their defaults."""
     try:
-        return TrainConfig.from_json(state.content.get("config"))
+        return TrainConfig.from_json(checkpoint.content.get("config"))
     except ConfigError as fault:
         raise LoadError(
-            f"the training state's settings cannot be read: {fault}; go on with the Treadle that "
-            "wrote it"
+            f"the settings of the checkpoint cannot be read: {fault}; continue with the version of "
+            "Treadle that wrote it"
         ) from fault
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
+    """Returns settings by their dotted names."""
     if not isinstance(config, dict):
         return {prefix: config}
     result: dict[str, Any] = {}
@@ -191,7 +203,7 @@ def _digest(content: str, tensors: Mapping[str, Array]) -> str:
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is a training state whose content has the hash that it names."""
+    """Returns whether a file is a checkpoint whose content has the hash that it names."""
     try:
         _read(Path(path))
     except (LoadError, OSError):
@@ -202,24 +214,24 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
 def _read(path: Path) -> Checkpoint:
     try:
         with open_tensors(path) as file:
-            held = json.loads((file.metadata() or {})[_KEY])
+            header = json.loads((file.metadata() or {})[_KEY])
             tensors = read_tensors(file)
-        content = json.loads(held["content"])
-        whole = held["sha256"] == _digest(held["content"], tensors)
-        version = held["format"]
+        content = json.loads(header["content"])
+        whole = header["sha256"] == _digest(header["content"], tensors)
+        version = header["format"]
     except (LoadError, KeyError, TypeError, ValueError, RecursionError) as fault:
         raise _damaged(f": {fault}") from fault
     if not whole:
         raise _damaged("")
     if version != FORMAT:
         raise LoadError(
-            f"the training state has format {version!r}, and this Treadle reads {FORMAT!r}: "
-            "go on with the Treadle that wrote it"
+            f"the checkpoint has format {version!r}, and this version of Treadle reads {FORMAT!r}: "
+            "continue with the version that wrote it"
         )
     return Checkpoint(content, tensors)
 
 
 def _damaged(why: str) -> _DamagedError:
     return _DamagedError(
-        f"the training state is damaged{why}, and so is the one before it, if there was one"
+        f"the checkpoint is damaged{why}, and so is the one before it, if there was one"
     )

@@ -1,8 +1,8 @@
-"""`check_config`: all that can be said against a run's settings before its corpus is read.
+"""`check_config` checks a run's settings before its corpus is read.
 
-Each config checks its own ranges when it is built; here settings meet one another, this machine,
-and the model that a run begins from. A run asks first thing, and so does whoever accepts one to
-be run later: what passes here fails by its corpus only.
+Each config checks its own ranges when it is built. Here settings are checked against each other,
+against this machine, and against the model that a run begins from. The trainer calls it first, and
+the server calls it when it accepts a job: settings that pass can only fail because of the corpus.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 _SIZES = {"network.hidden_size", "network.embedding_size"}
 
 
-def check_config(config: TrainConfig, begin: BaseModelInfo | None = None) -> None:
-    """Checks settings that no corpus could make work.
+def check_config(config: TrainConfig, base: BaseModelInfo | None = None) -> None:
+    """Checks that settings can work for some corpus.
 
     Args:
-        config: The settings; where the run begins from a model, with what it takes over.
-        begin: The model that it begins from; None: random weights.
+        config: The settings; those that are taken over from a base model are already in place.
+        base: The model that the run begins from; None: random weights.
 
     Raises:
-        ConfigError: Names every setting at fault.
+        ConfigError: A setting cannot work; `faults` holds one error for every such setting.
     """
     checks: list[Callable[[], object]] = [
         lambda: check_precision(config),
-        lambda: check_data(config.data, None if begin is None else begin.layout),
-        lambda: _check_tokenizer(config.tokenizer, begin),
+        lambda: check_data(config.data, None if base is None else base.layout),
+        lambda: _check_tokenizer(config.tokenizer, base),
         lambda: _check_network(config),
-        lambda: _check_memory(config, 1 if begin is None else begin.vocabulary_size),
+        lambda: _check_memory(config, 1 if base is None else base.vocabulary_size),
     ]
     faults: list[ConfigError] = []
     for check in checks:
@@ -53,12 +53,12 @@ def check_config(config: TrainConfig, begin: BaseModelInfo | None = None) -> Non
     raise_faults(faults)
 
 
-def _check_tokenizer(config: TokenizerConfig, begin: BaseModelInfo | None) -> None:
-    """Checks that a tokenizer can be built, or that the model's obeys the policy."""
-    if begin is None:
+def _check_tokenizer(config: TokenizerConfig, base: BaseModelInfo | None) -> None:
+    """Checks that a tokenizer can be built, or that the base model's supports the policy."""
+    if base is None:
         if config.kind is TokenizerKind.SUBWORDS:
             check_subwords(config)
-    elif config.policy is UnknownPolicy.UNKNOWN and not begin.tokenizer.obeys_unknown:
+    elif config.policy is UnknownPolicy.UNKNOWN and not base.tokenizer.obeys_unknown:
         raise ConfigError(
             "tokenizer.unknown_policy cannot be 'unknown': the model to begin from has no "
             "unknown token; take 'error' or 'skip'",
@@ -67,13 +67,13 @@ def _check_tokenizer(config: TokenizerConfig, begin: BaseModelInfo | None) -> No
 
 
 def _check_network(config: TrainConfig) -> None:
-    """Checks the network's sizes, but for those that the preset is still to pick."""
+    """Checks the network's sizes, except those that the preset will pick."""
     if config.preset is not Preset.AUTO or set(config.given) >= _SIZES:
         check_network(config.network)
 
 
 def _check_memory(config: TrainConfig, vocabulary_size: int) -> None:
-    """Checks that the run's own limit holds the network, in the smallest batches."""
+    """Checks that the network fits in the run's memory limit, with the smallest batches."""
     limit = config.limits.max_memory_bytes
     if limit is None:
         return

@@ -1,4 +1,7 @@
-"""What a run that begins from a model takes over from it, and what may differ."""
+"""`take_over` gives a run that begins from a model the settings of that model.
+
+`BaseModelInfo` describes that model, the base model, to checks that need no weights.
+"""
 
 from __future__ import annotations
 
@@ -15,44 +18,46 @@ if TYPE_CHECKING:
     from treadle.model.tokenizers.base import Tokenizer
 
 _FREE = ("dropout", "output_dropout")
-"""Settings of a network that no weight depends on."""
+"""Settings of a network that may differ from the base model's."""
 
 
 @dataclass(frozen=True)
 class BaseModelInfo:
-    """What is known of the model that a run begins from, its weights apart."""
+    """The base model of a run, without its weights."""
 
     network: NetworkConfig
-    """The shape of its network."""
+    """The settings of its network."""
     tokenizer: TokenizerConfig
-    """How it reads text."""
+    """The settings of its tokenizer."""
     layout: CorpusLayout
-    """How its corpus was cut."""
+    """How its corpus was cut into sequences."""
     vocabulary_size: int
     """Tokens in its vocabulary."""
 
 
 def take_over(config: TrainConfig, model: Model) -> TrainConfig:
-    """Return the settings with the model's network, tokenizer and layout.
+    """Returns the settings with the model's network, tokenizer and layout.
 
     A setting counts as given where `config.given` names it, or where it differs from its default.
 
     Args:
-        config: the run's settings.
-        model: what the run begins from.
+        config: The run's settings.
+        model: The model that the run begins from.
 
     Raises:
-        ConfigError: a given setting is not the model's; names it.
+        ConfigError: A given setting differs from the model's; the message names it.
     """
     network = config.network
     for field in fields(NetworkConfig):
-        name, theirs = field.name, getattr(model.network, field.name)
+        name = field.name
+        theirs = getattr(model.network, name)
         given = _given(config, f"network.{name}", getattr(network, name), field.default)
         if given and name not in _FREE:
             _check_equal(f"network.{name}", getattr(network, name), theirs)
         if not given:
             network = replace(network, **{name: theirs})
-    layout, kind = config.data.layout, config.tokenizer.kind
+    layout = config.data.layout
+    kind = config.tokenizer.kind
     used = model.tokenizer.config
     if _given(config, "data.layout", layout, CorpusLayout.TEXT):
         _check_equal("data.layout", layout, model.layout)
@@ -70,25 +75,31 @@ def take_over(config: TrainConfig, model: Model) -> TrainConfig:
 
 
 def describe(model: Model) -> BaseModelInfo:
-    """Return what is known of the model that a run begins from, its weights apart."""
+    """Returns the description of a base model."""
     tokenizer = model.tokenizer
     return BaseModelInfo(model.network, tokenizer.config, model.layout, tokenizer.vocabulary_size)
 
 
 def check_vocabulary(corpus: Corpus, model: Model) -> None:
-    """Refuse a corpus whose tokens are not those of the model.
+    """Checks that the tokens of a corpus are those of a model.
+
+    Args:
+        corpus: The corpus, already read.
+        model: The model that a run begins from.
 
     Raises:
-        ConfigError: its layout or its vocabulary is another one.
+        ConfigError: The layout or the vocabulary differs.
     """
     _check_equal("data.layout", corpus.layout, model.layout)
-    ours, theirs = corpus.tokenizer, model.tokenizer
+    ours = corpus.tokenizer
+    theirs = model.tokenizer
     _check_equal("tokenizer.kind", ours.config.kind, theirs.config.kind)
-    sizes = ours.vocabulary_size, theirs.vocabulary_size  # a policy may have a token of its own
-    if sizes[0] != sizes[1] or _vocabulary(ours) != _vocabulary(theirs):
+    # The sizes may differ although the symbols do not: the policy UNKNOWN adds a token.
+    same_size = ours.vocabulary_size == theirs.vocabulary_size
+    if not same_size or _vocabulary(ours) != _vocabulary(theirs):
         raise ConfigError(
-            f"tokenizer: the corpus has a vocabulary of {sizes[0]} tokens that is not "
-            f"that of the model, of {sizes[1]}: read it with the model's tokenizer",
+            f"tokenizer: the corpus has a vocabulary of {ours.vocabulary_size} tokens that is not "
+            f"that of the model, of {theirs.vocabulary_size}: read it with the model's tokenizer",
             "tokenizer",
         )
 

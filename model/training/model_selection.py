@@ -1,4 +1,4 @@
-"""What validations decide: the best weights so far, a lower learning rate, an early end."""
+"""`ModelSelection` keeps the best weights, and decides on plateaus and an early end."""
 
 from __future__ import annotations
 
@@ -19,45 +19,50 @@ Array = npt.NDArray[np.float32]
 
 
 class ModelSelection:
-    """Keeps the best weights, and counts the validations since."""
+    """Keeps the best weights, and counts the validations since.
+
+    Args:
+        config: The run's settings: both patiences and the plateau's factor.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
-        """Begin where nothing has been validated.
-
-        Args:
-            config: the run's settings; tells both patiences and the plateau's factor.
-        """
         self._stopping = config.limits.early_stopping_patience
         self._plateau = config.optimizer.schedule is Schedule.PLATEAU
         self._patience = config.optimizer.plateau_patience
         self._factor = config.optimizer.plateau_factor
         self.best: Progress | None = None
-        """The progress that told the lowest validation loss; None before the first."""
+        """The progress with the lowest validation loss; None before the first."""
         self.weights: Array | None = None
-        """A copy of the weights then, (n,)."""
+        """A copy of the weights at that progress, (n,) float32."""
         self.lowered = 1.0
-        """What plateaus have multiplied the learning rate by so far."""
+        """The factor by which plateaus have lowered the learning rate so far."""
         self._since_best = 0
         self._since_lowered = 0
 
     def lowest(self, loss: float | None) -> float | None:
-        """Return the lowest loss so far, a new one counted."""
+        """Returns the lowest validation loss so far, in nats a token.
+
+        Args:
+            loss: A new loss to count; None: none.
+        """
         best = None if self.best is None else self.best.valid_loss
         losses = [known for known in (best, loss) if known is not None]
         return min(losses, default=None)
 
     def offer(self, progress: Progress, weights: Array) -> None:
-        """Take note of a validation.
+        """Records a validation.
 
         Args:
-            progress: with the validation's loss.
-            weights: what was validated, (n,); copied where they are the best so far.
+            progress: The progress with the validation's loss.
+            weights: The weights, (n,) float32; copied where they are the best so far.
         """
         best = None if self.best is None else self.best.valid_loss
         assert progress.valid_loss is not None
         if best is None or progress.valid_loss < best:
-            self.best, self.weights = progress, weights.copy()
-            self._since_best = self._since_lowered = 0
+            self.best = progress
+            self.weights = weights.copy()
+            self._since_best = 0
+            self._since_lowered = 0
             return
         self._since_best += 1
         self._since_lowered += 1
@@ -66,7 +71,11 @@ class ModelSelection:
             self._since_lowered = 0
 
     def over(self, steps: int) -> str:
-        """Return why the run is to end early, in a sentence; empty while it is not."""
+        """Returns why the run is to end early, in a sentence; empty while it is not.
+
+        Args:
+            steps: Optimizer steps done.
+        """
         if not self._stopping or self._since_best < self._stopping or self.best is None:
             return ""
         return (
@@ -75,7 +84,7 @@ class ModelSelection:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the weights as plain JSON values."""
+        """Returns everything but the weights as JSON values."""
         return {
             "best": None if self.best is None else asdict(self.best),
             "lowered": self.lowered,
@@ -84,7 +93,7 @@ class ModelSelection:
         }
 
     def restore(self, data: Mapping[str, Any], weights: Array | None) -> None:
-        """Go on from what `to_json` returned, and the weights."""
+        """Continues from what `to_json` returned, and the weights, (n,) float32."""
         self.best = None if data["best"] is None else Progress.from_json(data["best"])
         self.weights = weights
         self.lowered = float(data["lowered"])

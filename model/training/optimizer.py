@@ -1,4 +1,4 @@
-"""The learning rate's schedule, and the optimizer with its state."""
+"""`Optimizer` updates the parameters by their gradient; `learning_rate` is its schedule."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _LARGEST = float(np.finfo(np.float32).max)
 def learning_rate(
     config: OptimizerConfig, step: int, progress: float, warmup: int, lowered: float = 1.0
 ) -> float:
-    """Return the rate of one step.
+    """Returns the learning rate of one step.
 
     Args:
-        config: the optimizer's settings.
-        step: steps done before this one.
-        progress: the share of the run that is done, 0 to 1.
-        warmup: steps over which the rate rises.
-        lowered: what plateaus have multiplied the rate by so far.
+        config: The optimizer's settings.
+        step: Steps done before this one.
+        progress: The share of the run that is done, 0 to 1.
+        warmup: Steps over which the rate rises.
+        lowered: The factor by which plateaus have lowered the rate so far.
     """
     rate = config.rate * lowered
     if config.schedule is Schedule.COSINE:
@@ -40,14 +40,14 @@ def learning_rate(
 
 
 def _float32(setting: float) -> np.float32:
-    """Return the nearest float32; a setting beyond them is as good as the largest of them."""
+    """Returns the nearest float32; the largest one for a setting beyond it."""
     return np.float32(min(setting, _LARGEST))
 
 
 def half_cosine(progress: float) -> float:
-    """Return (1 + cos(pi progress)) / 2 for 0 to 1: from 1 down to 0.
+    """Returns (1 + cos(pi progress)) / 2, for 0 to 1: from 1 down to 0.
 
-    A platform's cosine differs between processors in its last bits, so this one is summed from the
+    The last bits of the C library's cosine depend on the platform. So this one is summed from the
     sine's series about the middle, with nothing but + - * and /.
     """
     x = math.pi * (0.5 - progress)
@@ -59,39 +59,43 @@ def half_cosine(progress: float) -> float:
 
 
 class AdamCorrections:
-    """What a step of Adam divides its running means by, step after step."""
+    """The corrections of Adam's running means, step after step.
+
+    Args:
+        beta1: Decay of the mean of gradients.
+        beta2: Decay of the mean of their squares.
+    """
 
     def __init__(self, beta1: float, beta2: float) -> None:
-        """Begin at step 0, with the decays of both means."""
-        self._betas = beta1, beta2
-        # Products rather than powers: a platform's pow would decide on their last bits.
+        self._betas = (beta1, beta2)
+        # Products rather than powers: the last bits of pow depend on the platform.
         self.powers = (1.0, 1.0)
-        """Both decays to the power of the steps done: all that there is to carry on."""
+        """Both decays to the power of the steps done: the whole state."""
 
     def next(self) -> tuple[np.float32, ...]:
-        """Return the next step's decays, what each leaves of 1, and corrections, for the kernel.
+        """Returns the next step's arguments of the kernel: decays, 1 - decays, and corrections.
 
-        What is left, and with it the corrections, is taken before rounding to float32, in which a
-        decay such as 0.99999999 is 1.
+        Differences and corrections are computed before rounding to float32, in which a decay such
+        as 0.99999999 is 1.
         """
         beta1, beta2 = self._betas
-        power1, power2 = self.powers[0] * beta1, self.powers[1] * beta2
+        power1 = self.powers[0] * beta1
+        power2 = self.powers[1] * beta2
         self.powers = (power1, power2)
-        corrections = 1 / (1 - power1), 1 / math.sqrt(1 - power2)
+        corrections = (1 / (1 - power1), 1 / math.sqrt(1 - power2))
         settings = (beta1, beta2, 1 - beta1, 1 - beta2, *corrections)
         return tuple(np.float32(number) for number in settings)
 
 
 class Optimizer:
-    """Updates parameters in place: clips the gradient, then takes one step of the rule."""
+    """Updates parameters in place: clips the gradient, then takes one step of the rule.
+
+    Args:
+        config: The rule and its settings.
+        parameters: The parameters to update.
+    """
 
     def __init__(self, config: OptimizerConfig, parameters: Parameters) -> None:
-        """Make the state of a run at its beginning.
-
-        Args:
-            config: rule and settings.
-            parameters: what is updated.
-        """
         self.config = config
         self.parameters = parameters
         self.steps = 0
@@ -102,18 +106,18 @@ class Optimizer:
         self.corrections = AdamCorrections(config.beta1, config.beta2)
 
     def step(self, gradient: Parameters, rate: float, pool: Pool | None = None) -> float:
-        """Take one step.
+        """Takes one step.
 
         Args:
-            gradient: of the mean loss; clipped in place by value, where that is asked for.
-            rate: the learning rate.
-            pool: takes parts of the parameters; None: the caller works alone.
+            gradient: The gradient of the mean loss; clipped in place by value, if so configured.
+            rate: The learning rate.
+            pool: The threads that share the work; None: the calling thread alone.
 
         Returns:
             The gradient's global norm before it was clipped by norm.
 
         Raises:
-            TrainingError: the norm is no finite number; the parameters are left as they were.
+            TrainingError: The norm is no finite number; the parameters are left as they were.
         """
         pool = pool or Pool(1)
         if self.config.clip_value:
@@ -137,7 +141,7 @@ class Optimizer:
         self.corrections.powers = powers
 
     def norm(self, gradient: Parameters, pool: Pool) -> float:
-        """Return the global norm, summed block by block in order, whichever thread sums one."""
+        """Returns the global norm; blocks are added in order, whichever threads sum them."""
         block = optimizers.BLOCK
         sums = np.zeros(-(-gradient.flat.size // block))
 
@@ -151,12 +155,14 @@ class Optimizer:
     def _update(
         self, gradient: Parameters, scale: np.float32, rate: np.float32, pool: Pool
     ) -> None:
-        weights, decay = self.parameters.flat, _float32(self.config.weight_decay)
+        weights = self.parameters.flat
+        decay = _float32(self.config.weight_decay)
         buffers = [p.flat for p in (gradient, self.means, self.squares) if p is not None]
         rule: Callable[..., None] = optimizers.sgd
         settings: tuple[np.float32, ...] = (scale, rate, decay)
         if self.means is not None:
-            rule, settings = optimizers.adam, (*settings, *self.corrections.next())
+            rule = optimizers.adam
+            settings = (*settings, *self.corrections.next())
         elif self.squares is not None:
             rule = optimizers.adagrad
         pool.map(

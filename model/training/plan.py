@@ -1,4 +1,7 @@
-"""When a run ends, validates and how far it is; the settings with their defaults filled in."""
+"""`Plan` says when a run ends, when it evaluates its model, and how far it is.
+
+`fill_in` fills in the defaults of the settings.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,15 @@ if TYPE_CHECKING:
     from treadle.model.data.corpus import Corpus
 
 DEFAULT_EPOCHS = 10.0
+"""Passes of a run without limits."""
 DEFAULT_STEPS = (300, 20_000)
-"""The fewest and the most steps that a run without limits gets."""
+"""The fewest and the most steps of a run without limits."""
 MAX_STEPS = 2**53
-"""More than any run makes: so many are planned where epochs come to even more."""
+"""Most steps planned; no run makes more."""
 VALIDATIONS = 10
-"""Validations of a run that does not say how often."""
+"""Evaluations of a run whose settings do not say how often."""
 DEFAULT_WARMUP_STEPS = 100
+"""Steps of warmup where the settings do not say how many."""
 
 _NOTHING_TO_WATCH = (
     "{} has nothing to act on: nothing is kept for validation; set validation_fraction above 0"
@@ -32,10 +37,16 @@ _NOTHING_TO_DROP = (
 
 
 class Plan:
-    """When a run ends, validates and how far it is, from its limits."""
+    """Derives from the limits when a run ends, when it evaluates its model, and how far it is.
+
+    Args:
+        config: The settings.
+        batches: The batches of the corpus.
+    """
 
     def __init__(self, config: TrainConfig, batches: Batches) -> None:
-        limits, together = config.limits, config.optimizer.accumulation_steps
+        limits = config.limits
+        together = config.optimizer.accumulation_steps
         steps = {} if limits.max_steps is None else {"max_steps": limits.max_steps}
         if limits.max_epochs is not None:
             asked = min(limits.max_epochs * batches.batches_in(0) / together, MAX_STEPS)
@@ -52,15 +63,16 @@ class Plan:
         self.warmup_steps = min(DEFAULT_WARMUP_STEPS, expected // 10) if given is None else given
 
     def over(self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0) -> str:
-        """Return why the run is over, in a sentence; empty while it is not.
+        """Returns why the run is over, in a sentence; empty while it is not.
 
         Args:
-            steps: optimizer steps done.
-            elapsed: seconds of training, validation not counted.
-            tokens: tokens trained on.
-            wall: seconds in which the run ran, everything counted.
+            steps: Optimizer steps done.
+            elapsed: Seconds of training, including validations.
+            tokens: Tokens trained on.
+            wall: Seconds in which the run ran, everything counted.
         """
-        limits, met = self._limits, ""
+        limits = self._limits
+        met = ""
         if self.total_steps is not None and steps >= self.total_steps:
             met = self._nearest
         elif limits.max_tokens is not None and tokens >= limits.max_tokens:
@@ -72,7 +84,7 @@ class Plan:
         return f"{met} reached after {steps} steps" if met else ""
 
     def progress(self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0) -> float:
-        """Return the share of the run that is done, 0 to 1; arguments as for `over`."""
+        """Returns the share of the run that is done, 0 to 1; arguments as for `over`."""
         limits = self._limits
         share = steps / self.total_steps if self.total_steps else 0.0
         if limits.max_time_s is not None:
@@ -86,8 +98,9 @@ class Plan:
     def time_left(
         self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0
     ) -> float | None:
-        """Return the seconds until the nearest limit; arguments as for `over`."""
-        left, limits = [], self._limits
+        """Returns the seconds until the nearest limit; arguments as for `over`."""
+        left = []
+        limits = self._limits
         if self.total_steps is not None and steps:
             left.append((self.total_steps - steps) * elapsed / steps)
         if limits.max_tokens is not None and tokens:
@@ -101,7 +114,7 @@ class Plan:
     def evaluations_due(
         self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0
     ) -> int:
-        """Return the parts of the run that are done; after each the model is examined."""
+        """Returns how many evaluations of the model were due so far; arguments as for `over`."""
         if self._interval is not None:
             return steps // self._interval
         return int(self.progress(steps, elapsed, tokens, wall) * VALIDATIONS)
@@ -109,8 +122,14 @@ class Plan:
 
 def fill_in(
     config: TrainConfig, corpus: Corpus, batches: Batches
-) -> tuple[TrainConfig, tuple[str, ...]]:  # fmt: skip
-    """Return the settings with every default filled in, and what was chosen."""
+) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Returns the settings with every default filled in, and sentences about what was chosen.
+
+    Args:
+        config: The settings as given.
+        corpus: The corpus that is trained on.
+        batches: Its batches.
+    """
     limits, notices = _limits(config, batches)
     network = config.network
     if network.dropout and network.layers == 1:
@@ -124,18 +143,21 @@ def fill_in(
     optimizer = replace(
         config.optimizer, learning_rate=config.optimizer.rate, warmup_steps=plan.warmup_steps
     )
-    used = corpus.tokenizer.config  # a corpus that was given as read brings its own
+    used = corpus.tokenizer.config  # a corpus that is already read has its own
     tokenizer = replace(used, unknown_policy=used.policy)
     return replace(filled, optimizer=optimizer, tokenizer=tokenizer), notices
 
 
 def _limits(config: TrainConfig, batches: Batches) -> tuple[LimitsConfig, tuple[str, ...]]:
-    """The limits, with one that surely ends the run where none was given."""
+    """Returns the limits, with one that ends the run where the settings have none."""
     limits = config.limits
     ends = (
-        limits.max_steps, limits.max_epochs, limits.max_time_s, limits.max_tokens,
+        limits.max_steps,
+        limits.max_epochs,
+        limits.max_time_s,
+        limits.max_tokens,
         limits.max_wall_time_s,
-    )  # fmt: skip
+    )
     if any(limit is not None for limit in ends):
         return limits, ()
     fewest, most = DEFAULT_STEPS
@@ -145,7 +167,7 @@ def _limits(config: TrainConfig, batches: Batches) -> tuple[LimitsConfig, tuple[
 
 
 def _unwatched(config: TrainConfig, corpus: Corpus) -> tuple[str, ...]:
-    """Notices of settings that wait for validations in a run that has none."""
+    """Returns sentences about settings that depend on validations, for a run that has none."""
     if corpus.valid is not None:
         return ()
     waiting = []

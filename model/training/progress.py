@@ -1,4 +1,4 @@
-"""What a training run tells as it goes."""
+"""`Started`, `Progress` and `Validation` are what a training run reports as it proceeds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Started:
-    """What became of the settings and the corpus."""
+    """The settings and the corpus as a run uses them."""
 
     config: TrainConfig
     """The settings as used: every default filled in, every shrunk value as shrunk."""
     notices: tuple[str, ...]
-    """Sentences about what was shrunk or chosen."""
+    """Sentences about settings that were shrunk or chosen."""
     train_tokens: int
     """Tokens trained on."""
     valid_tokens: int
@@ -45,7 +45,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come."""
+    """How far a run has come, and how good it is."""
 
     step: int
     """Optimizer steps done."""
@@ -56,19 +56,19 @@ class Progress:
     train_loss: float
     """Mean nats a token since the last progress."""
     valid_loss: float | None
-    """Mean nats a token of what validations read; None where none was done."""
+    """Mean nats a token of what validations read; None where no validation was done."""
     tokens_per_second: float
     """Tokens trained on a second since the last progress."""
     elapsed_s: float
     """Seconds of training, validations and samples included."""
     time_left_s: float | None
-    """Seconds until the nearest limit, as far as can be told."""
+    """Estimated seconds until the nearest limit; None where there is no estimate."""
     gradient_norm: float
     """The gradient's global norm at the last step, before clipping."""
     learning_rate: float
     """The learning rate of the last step."""
     sample: str | None
-    """Text drawn from the model as it is now; None where none was."""
+    """Text drawn from the model as it is now; None where no text was drawn."""
     valid_perplexity: float | None = None
     """exp(valid_loss); None without it."""
     valid_bits_per_character: float | None = None
@@ -78,15 +78,15 @@ class Progress:
     memory_bytes: int = 0
     """Bytes of memory that the process takes; 0 where that is not known."""
     sample_is_new: bool | None = None
-    """Whether no item trained on equals the sample; None where that is no whole item."""
+    """Whether the sample equals no item trained on; None where it is not a whole item."""
     valid_tokens: int = 0
     """Tokens that valid_loss is the mean of; 0 without it."""
     notices: tuple[str, ...] = ()
-    """Sentences about what has turned out since the last progress."""
+    """Sentences about what the run found since the last progress."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Build it from what `dataclasses.asdict` returned, read from JSON."""
+        """Builds a progress from what `dataclasses.asdict` returned, read from JSON."""
         values = typed(cls, data)
         return cls(**{**values, "notices": tuple(map(str, values.get("notices", ())))})
 

@@ -437,7 +437,7 @@ class TrainingState:
             OverflowError,
             ConfigError,
         ) as fault:
-            raise LoadError(f"the training state is of another version: {fault}") from fault
+            raise LoadError(f"the checkpoint is of another version: {fault}") from fault
 
     def _restore(self, content: Any, tensors: Any) -> None:
         """Takes the parts of a checkpoint; raises what Python raises where one is malformed."""

@@ -267,7 +267,7 @@ class Trainer:
     def _check_between_steps(self) -> None:
         if not self._between_steps:
             raise TrainingError(
-                "a step failed midway: go on from the last state that was saved, in a new trainer"
+                "a step failed midway: continue from the last saved state, in a new trainer"
             )
 
     def restore_state(self, path: str | os.PathLike[str]) -> bool:

@@ -1,13 +1,13 @@
-"""How much of a run goes into its validations: the sample that each reads, and the full pass.
+"""`ValidationPlan` says what the validations of a run read: a sample each, and all at the end.
 
 The validations of a run read the same sample of the validation part, so that their losses compare.
-They take at most SHARE of its work, together. At the end the weights that are kept read the whole
-part, once. Where a limit of time ends the run, that pass and the one over the test part lie within
-the limit: time is kept back for them, as much as they need by the first validation's speed, and
-at most FINAL_SHARE of the limit; what they cannot read in that time they leave out.
+Together they take at most SHARE of its work. At the end the model that is kept is evaluated on the
+whole part, once. Where a limit of time ends the run, that pass and the one over the test part lie
+within the limit: time is reserved for them, as much as they need by the first validation's speed,
+and at most FINAL_SHARE of the limit; what they cannot read in that time they leave out.
 
-A sample is sized at the first validation, by tokens alone: a run that ends by steps, passes or
-tokens has the same one on every machine.
+The size of the sample is decided at the first validation, by tokens alone: a run that ends by
+steps, passes or tokens has the same sample on every machine.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from treadle.model.config import TrainConfig
 
 SHARE = 0.1
-"""The most of a run's work that its validations take together."""
+"""The largest share of a run's work that its validations take together."""
 FINAL_SHARE = 0.1
-"""The most of a limit of time that is kept back for the passes at the end."""
+"""The largest share of a time limit that is reserved for the passes at the end."""
 LEAST_TOKENS = 4096
-"""A sample of fewer tokens would say too little, whatever share of the run it takes."""
+"""The smallest sample: fewer tokens would say too little, whatever share of the run they take."""
 
 _COST = {Precision.FP32: 1 / 3, Precision.BF16: 0.6}
-"""The work of validating a token, in units of training on it: there is no way back, and
-validation computes in float32."""
+"""The work of validating a token, in units of training on it: validation has no backward pass, and
+it computes in float32."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,21 @@ class ValidationPlan:
     """What the validations of a run read, as decided at the first one."""
 
     sample_tokens: int
-    """Tokens of the validation part that each reads; more than it has for all of it."""
+    """Tokens of the validation part that each reads; all of it where it has no more."""
     reserve_s: float | None = None
-    """Seconds of the time limit that are kept back for the passes at the end; None: undecided."""
+    """Seconds of the time limit reserved for the passes at the end; None: not decided yet."""
     final_share: float = 1.0
     """The share of the validation and the test part that is read at the end."""
 
 
 def sample_tokens(config: TrainConfig, steps: int, tokens: int, share: float) -> int:
-    """Return the tokens that each validation of a run may read.
+    """Returns the tokens that each validation of a run may read.
 
     Args:
-        config: the settings as filled in.
-        steps: optimizer steps done at the first validation, 1 or more.
-        tokens: tokens trained on until then.
-        share: the share of the run that is done then, 0 to 1.
+        config: The settings as filled in.
+        steps: Optimizer steps done at the first validation, 1 or more.
+        tokens: Tokens trained on until then.
+        share: The share of the run that is done then, 0 to 1.
     """
     interval = config.report.validation_interval_steps
     if interval is None:
@@ -63,11 +63,11 @@ def sample_tokens(config: TrainConfig, steps: int, tokens: int, share: float) ->
 
 
 def reserve(limit_s: float, full_s: float) -> tuple[float, float]:
-    """Return what is kept back of a time limit.
+    """Returns what is reserved of a time limit.
 
     Args:
-        limit_s: the limit.
-        full_s: what the passes at the end would take to read everything.
+        limit_s: The limit, in seconds.
+        full_s: Seconds that the passes at the end would take to read everything.
 
     Returns:
         The seconds, and the share of everything that can be read in them.

@@ -88,7 +88,7 @@ def test_more_time_means_no_smaller_network_and_no_less_dropout() -> None:
 
 def test_a_slower_machine_gets_a_smaller_network() -> None:
     slow = tuple(replace(speed, tokens_per_second=2_000.0) for speed in SPEEDS)
-    assert units(PLAYS, 180, tokens_per_second=slow) < units(PLAYS, 180)
+    assert units(PLAYS, 180, throughput=slow) < units(PLAYS, 180)
     config, _ = picked(PLAYS, has_bf16=False)
     assert config.optimizer.precision is Precision.FP32
     assert config.network.hidden_size < 512

@@ -422,14 +422,16 @@ def test_a_state_of_a_treadle_with_more_settings_is_refused(tmp_path: Path) -> N
     trainer = saved(tmp_path / "run", 4)
     rewritten(tmp_path / "run", {**trainer.started.config.to_json(), "unheard_of": 1})
     for attempt in (trainer.restore_state, saved_config):
-        with pytest.raises(LoadError, match=r"unheard_of .*; go on with the Treadle that w"):
+        with pytest.raises(
+            LoadError, match=r"unheard_of .*; continue with the version of Treadle that w"
+        ):
             attempt(tmp_path / "run")
 
 
 @pytest.mark.parametrize("corpus", [TEXT[:420].upper(), TEXT[1:421], TEXT[:419] + b"s"])
 def test_a_state_of_another_corpus_is_refused(corpus: bytes, tmp_path: Path) -> None:
     saved(tmp_path / "run", 4)
-    with pytest.raises(LoadError, match="belongs to another corpus: go on with the one"):
+    with pytest.raises(LoadError, match="belongs to another corpus: continue with the corpus"):
         Trainer(corpus, config()).restore_state(tmp_path / "run")
 
 
@@ -438,7 +440,7 @@ def test_a_state_of_another_version_is_refused(
 ) -> None:
     saved(tmp_path / "run", 4, 7)
     monkeypatch.setattr("treadle.model.training.checkpoint.FORMAT", "2")
-    with pytest.raises(LoadError, match="has format '1', and this Treadle reads '2'"):
+    with pytest.raises(LoadError, match="has format '1', and this version of Treadle reads '2'"):
         Trainer(corpus_of(config()), config()).restore_state(tmp_path / "run")
 
 
@@ -485,9 +487,9 @@ def test_a_run_that_failed_midway_is_not_saved(tmp_path: Path) -> None:
     trainer._state.parameters.stacks.by[1] = -3e38
     with pytest.raises(TrainingError, match=r"at step 5; .*last good state is that of step 4\)"):
         list(trainer.run())
-    with pytest.raises(TrainingError, match="failed midway: go on from the last state"):
+    with pytest.raises(TrainingError, match="failed midway: continue from the last saved state"):
         trainer.save_state(path)
-    with pytest.raises(TrainingError, match="failed midway: go on from the last state"):
+    with pytest.raises(TrainingError, match="failed midway: continue from the last saved state"):
         list(trainer.run())
     again = Trainer(corpus_of(config()), config())
     assert again.restore_state(path)

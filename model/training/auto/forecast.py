@@ -1,6 +1,7 @@
 """`Forecast` holds what the preset AUTO expects of a run.
 
-`check_speed` and `judge_limit` compare the run with it.
+`check_speed` compares it with the run's speed soon after the start, and `judge_limit` with the
+whole run at the end.
 """
 
 from __future__ import annotations
@@ -8,55 +9,55 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHECK_AFTER = 0.02
-"""The share of the time limit after which the real speed is compared with the expected one."""
+"""The share of the time limit after which the speed is compared with the forecast."""
 SLOW = 0.5
-"""A run is slow that reaches less than this share of the expected speed."""
-_FEW_STEPS = 3
-"""So many steps at least tell a speed."""
+"""A run that reaches less than this share of the expected speed is slow."""
+_FEWEST_STEPS = 3
+"""Fewer steps say too little about the speed."""
 _BALANCED = 0.7
-"""A run that had this share of the time that is right for its corpus, or a best loss that came
-before this share of its steps, was not limited by time."""
+"""Time was not the limit where a run had this share of the time that suits its corpus, or where its
+best loss came before this share of its steps."""
 
 _TIME_LIMITS = ("max_time_s", "max_wall_time_s")
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is expected of a run."""
+    """What the preset expects of a run. Checkpoints store the fields under these names."""
 
     seconds: float | None
-    """Of the run; None where other limits than time end it."""
+    """Seconds of the run; None where other limits than time end it."""
     tokens: int
-    """Predicted in one pass over the training part."""
+    """Tokens predicted in one pass over the training part."""
     weights: int
-    """That are trained."""
+    """Weights of the network."""
     readable: float
-    """Tokens that can be read before the limits given end the run."""
+    """Tokens that can be read before the given limits end the run."""
     passes: float
-    """Over the training part, before what was picked ends the run."""
+    """Passes over the training part before the picked limits end the run."""
     speed: float = 0.0
-    """Tokens a second that the network picked is trained on; 0 where that is not known."""
+    """Tokens per second that the picked network is trained on; 0 where that is not known."""
     right_s: float = 0.0
-    """Seconds in which the largest network that the corpus can feed reads what it needs; 0 where
-    that is not known."""
+    """Seconds in which the largest network that suits the corpus reads what it needs; 0 where that
+    is not known."""
 
 
 def check_speed(forecast: Forecast, steps: int, elapsed: float, tokens: int) -> str | None:
-    """Compare the real speed with the expected one.
+    """Compares the speed of a run with the forecast.
 
     Args:
-        forecast: what was expected.
-        steps: optimizer steps done.
-        elapsed: seconds of the run so far.
-        tokens: trained on in that time.
+        forecast: The forecast.
+        steps: Optimizer steps done.
+        elapsed: Seconds of the run so far.
+        tokens: Tokens trained on in that time.
 
     Returns:
-        A notice; empty where the speed is as expected; None while it is too early to tell.
+        A sentence; empty where the speed is as expected; None while it is too early to say.
     """
     seconds = forecast.seconds
     if seconds is None or not forecast.speed:
         return ""
-    if elapsed < CHECK_AFTER * seconds or steps < _FEW_STEPS:
+    if elapsed < CHECK_AFTER * seconds or steps < _FEWEST_STEPS:
         return None
     speed = tokens / max(elapsed, 1e-9)
     if speed >= SLOW * forecast.speed:
@@ -64,8 +65,8 @@ def check_speed(forecast: Forecast, steps: int, elapsed: float, tokens: int) -> 
     right = forecast.right_s * forecast.speed / max(speed, 1e-9)
     advice = f"; {duration(right)} would be right for this corpus" if right > seconds else ""
     return (
-        f"auto: the run reads {count(speed)} tokens a second where {count(forecast.speed)} were "
-        f"measured before it began: something else uses this machine, and the network may end "
+        f"auto: training reads {count(speed)} tokens per second, and {count(forecast.speed)} were "
+        f"measured before the run: something else uses this machine, and the network may end "
         f"undertrained{advice}"
     )
 
@@ -73,15 +74,15 @@ def check_speed(forecast: Forecast, steps: int, elapsed: float, tokens: int) -> 
 def judge_limit(
     forecast: Forecast, ended_by: str, elapsed: float, tokens: int, steps: int, best_step: int
 ) -> tuple[str, ...]:
-    """Judge the limit that ended a run.
+    """Judges the limit that ended a run.
 
     Args:
-        forecast: what was expected.
-        ended_by: the sentence that says why the run ended.
-        elapsed: seconds of the run.
-        tokens: trained on in that time.
-        steps: optimizer steps done.
-        best_step: the step of the lowest validation loss; `steps` where nothing was validated.
+        forecast: The forecast.
+        ended_by: The sentence that says why the run ended.
+        elapsed: Seconds of the run.
+        tokens: Tokens trained on in that time.
+        steps: Optimizer steps done.
+        best_step: The step of the lowest validation loss; `steps` where nothing was validated.
 
     Returns:
         One sentence, or none where the caller's own limit of steps, passes or tokens ended it.
@@ -105,7 +106,7 @@ def judge_limit(
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people say it: "about 25 minutes"."""
+    """Returns a duration in words, such as "about 25 minutes"."""
     for size, name in ((86_400.0, "day"), (3600.0, "hour"), (60.0, "minute")):
         if seconds >= 1.5 * size:
             return f"about {_rounded(seconds / size)} {name}s"
@@ -114,14 +115,14 @@ def duration(seconds: float) -> str:
 
 
 def _rounded(number: float) -> str:
-    """Two digits of a number, and zeros."""
+    """Returns a number with two digits, filled up by zeros."""
     if number < 3 and round(number, 1) != round(number):
         return f"{number:.1f}"
     return f"{int(float(f'{number:.2g}')):,}"
 
 
 def count(number: float) -> str:
-    """Return a number as people say it: "9.0 million"."""
+    """Returns a number in words, such as "9.0 million"."""
     for size, name in ((1e9, "billion"), (1e6, "million")):
         if number >= size:
             return f"{number / size:.1f} {name}"

@@ -1,4 +1,4 @@
-"""What the preset AUTO says of what it has picked."""
+"""`notices` describes in sentences what the preset AUTO has picked."""
 
 from __future__ import annotations
 
@@ -11,24 +11,21 @@ if TYPE_CHECKING:
 
 
 def notices(before: TrainConfig, picked: TrainConfig, forecast: Forecast) -> tuple[str, ...]:
-    """Say what was picked, and why.
+    """Returns sentences that say what was picked, and why.
 
     Args:
-        before: the settings as given.
-        picked: the settings as picked.
-        forecast: what they were picked by.
-
-    Returns:
-        Sentences.
+        before: The settings as given.
+        picked: The settings as picked.
+        forecast: What is expected of the run.
     """
-    said = [
+    sentences = [
         _network(picked, forecast),
         _regularization(picked, forecast),
         _batches(picked, forecast),
     ]
     if picked.optimizer.precision is not before.optimizer.precision:
-        said.append("auto: precision bf16: this processor multiplies it faster at that size")
-    return (*said, *_limits(before.limits, picked.limits), *_budget(forecast))
+        sentences.append("auto: precision bf16: this processor multiplies it faster at this size")
+    return (*sentences, *_limits(before.limits, picked.limits), *_budget(forecast))
 
 
 def _network(picked: TrainConfig, forecast: Forecast) -> str:
@@ -38,42 +35,42 @@ def _network(picked: TrainConfig, forecast: Forecast) -> str:
     return (
         f"auto: {network.cell.upper()} of {layers}, hidden size {network.hidden_size:,}, embedding "
         f"size {network.embedding_size:,}: its {count(forecast.weights)} weights can read about "
-        f"{count(forecast.readable)} tokens {until}, of a corpus of {count(forecast.tokens)}"
+        f"{count(forecast.readable)} tokens {until}, from a corpus of {count(forecast.tokens)}"
     )
 
 
 def _regularization(picked: TrainConfig, forecast: Forecast) -> str:
     return (
         f"auto: output dropout {picked.network.output_dropout:g}, weight decay "
-        f"{picked.optimizer.weight_decay:g}: the training part is read about "
+        f"{picked.optimizer.weight_decay:g}: the training part will be read about "
         f"{_times(forecast.passes)}"
     )
 
 
 def _batches(picked: TrainConfig, forecast: Forecast) -> str:
-    data, optimizer = picked.data, picked.optimizer
+    data = picked.data
+    optimizer = picked.optimizer
     return (
         f"auto: batches of {data.batch_size} x {data.window}, learning rate {optimizer.rate:g}, "
         f"{optimizer.schedule} schedule: about {count(forecast.passes * forecast.tokens)} tokens "
-        "are to be read"
+        "will be read"
     )
 
 
 def _limits(before: LimitsConfig, picked: LimitsConfig) -> list[str]:
-    said = []
+    sentences = []
     if picked.max_time_s != before.max_time_s:
-        said.append(f"auto: no limit given: training for {picked.max_time_s:g} s")
+        sentences.append(f"auto: no limit given: training for {picked.max_time_s:g} s")
     if picked.max_epochs != before.max_epochs:
-        said.append(
-            f"auto: at most {picked.max_epochs:,.0f} passes: more would only learn the corpus by "
-            "heart"
+        sentences.append(
+            f"auto: at most {picked.max_epochs:,.0f} passes: more would only memorize the corpus"
         )
     if picked.early_stopping_patience != before.early_stopping_patience:
-        said.append(
+        sentences.append(
             f"auto: {picked.early_stopping_patience} validations without a better loss end the "
-            "run: so many passes may be more than the corpus bears"
+            "run: with so many passes it may overfit the corpus"
         )
-    return said
+    return sentences
 
 
 def _times(passes: float) -> str:
@@ -81,7 +78,7 @@ def _times(passes: float) -> str:
 
 
 def _budget(forecast: Forecast) -> tuple[str, ...]:
-    """Judge the time that there is by the time that the corpus is worth."""
+    """Returns a sentence that compares the time of the run with the time that suits the corpus."""
     if forecast.seconds is None or not forecast.right_s:
         return ()
     right = duration(forecast.right_s)

@@ -1,14 +1,14 @@
-"""The preset AUTO: settings picked by the corpus, the time there is, and this processor.
+"""`pick` implements the preset AUTO: settings for a corpus, a time and this processor.
 
-How large a network to take is one question asked of every row of `_LADDER`, from the largest
-down: can it be fed? It has to read TOKENS_PER_WEIGHT tokens for each of its weights before time
-is up, or it ends undertrained; and the corpus has to hold a token for every so many of them, or it
-learns the corpus by heart (`_WEIGHTS_PER_TOKEN`: more of them where there is time to read the
-corpus often, with more units dropped). The first row that passes both is taken, else the last one.
-The more often the corpus is read on the way, the more units are dropped (`_REGULARIZATION`).
+The network's size is found by asking one question of every row of `_LADDER`, from the largest
+down: is there enough to train it? It has to read TOKENS_PER_WEIGHT tokens for each of its weights
+in the time of the run, or it ends undertrained. And the corpus has to hold a token for every few
+of them, or the network memorizes it (`_WEIGHTS_PER_TOKEN`: more weights where there is time to
+read the corpus often, with more units dropped). The first row that passes both is taken, else the
+last one. The more often the corpus is read, the more units are dropped (`_REGULARIZATION`).
 
-All but the measured speed of the processor is a function of `PresetInputs`. What the caller has
-given (`TrainConfig.given`) is never touched, and what is picked beside it takes it into account.
+All but the measured speed is a function of `PresetInputs` (`pick_for`). Settings that the caller
+has given (`TrainConfig.given`) are never changed; what is picked takes them into account.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
     from treadle.model.data.corpus import Corpus
 
 DEFAULT_SECONDS = 60.0
-"""Of training, where no limit is given at all."""
+"""Seconds of training where no limit is given at all."""
 WALL_SHARE = 0.95
-"""The share of max_wall_time_s that is left after the start."""
+"""The share of max_wall_time_s that the start leaves to training."""
 STEPS_SHARE = 0.9
 """The share of the time that optimizer steps take; validations and samples take the rest."""
 
 TOKENS_PER_WEIGHT = 6.0
-"""Tokens that a network has to be able to read for each of its weights.
+"""Tokens that a network has to read for each of its weights.
 
-On tiny Shakespeare an LSTM of 512 units reached 1.465 nats by 7.4 for each and nothing dropped, and
-1.441 by 5.1 for each and 0.3 dropped."""
+On tiny Shakespeare an LSTM of 512 units reached 1.465 nats with 7.4 for each and no dropout,
+and 1.441 with 5.1 for each and dropout 0.3."""
 _WEIGHTS_PER_TOKEN = (
     # passes over the corpus that there is time for, weights
     (30.0, 4.0),
     (0.0, 2.0),
 )
-"""Weights that a token of the corpus can feed, some units being dropped."""
+"""Most weights per token of the corpus, with dropout."""
 
 _LADDER = (
     # units, layers, learning rate
@@ -77,7 +77,7 @@ _REGULARIZATION = (
     (2.0, 0.1, 0.0),
     (0.0, 0.0, 0.0),
 )
-"""How much is dropped and decayed, by how often each token is read.
+"""Dropout and weight decay by how often each token is read.
 
 On names (256 units, 26 passes) 0.2, 0.3 and 0.5 gave 1.903, 1.903 and 1.922 nats."""
 
@@ -91,36 +91,44 @@ _BATCHES = (
     (16, 32, 4_000),
     (16, 16, 0),
 )
-"""At equal tokens the smaller batch is the better one wherever it was measured, from 300,000 to
+"""For equal tokens the smaller batch was better wherever it was measured, from 300,000 to
 3 million tokens (`benchmarks/auto_batches.py`, decision 0006). A larger one is faster, and costs
 little once there are many steps."""
-ROWS_OF_THREAD, MOST_ROWS, FEWEST_STEPS = 16, 128, 500
-"""A thread takes so many rows, so there are so many for each, up to MOST_ROWS in all; fewer where
-the run would have fewer steps than that."""
+ROWS_OF_THREAD = 16
+"""Rows of a batch for every thread, which is what one thread takes at a time."""
+MOST_ROWS = 128
+"""The most rows of a batch that threads ask for."""
+FEWEST_STEPS = 500
+"""A run that would have fewer steps gets fewer rows than its threads could take."""
 BATCHES_PER_PASS = 50
-"""A text is read in no fewer batches, if need be smaller ones than `_BATCHES` has."""
-TOKENS_PER_LINE_BATCH, STEPS_OF_LINES = 1024, 4_000
-"""Lines are short, so there are more of them in a batch: about so many tokens, or fewer where the
-run would have fewer steps than that."""
+"""A pass has at least this many batches; for a small text they are smaller than `_BATCHES` says."""
+TOKENS_PER_LINE_BATCH = 1024
+"""Tokens of a batch of lines, about. Lines are short, so a batch holds more of them."""
+STEPS_OF_LINES = 4_000
+"""A run over lines that would have fewer steps gets smaller batches."""
 
-SHORT_LINE, SHORT_LINE_SPEED = 32, 0.6
-"""Lines of fewer tokens are read at this share of a text's speed: their steps are short, and a
-row that has ended waits for the longest. Measured on names."""
+SHORT_LINE = 32
+"""Lines of fewer tokens are short."""
+SHORT_LINE_SPEED = 0.6
+"""Short lines are read at this share of a text's speed: a row that has ended waits for the longest.
+Measured on names."""
 
 MAX_PASSES = 60.0
-"""Passes over a corpus after which a run ends, however much time is left."""
+"""Most passes over a corpus, even if time is left."""
 MIN_STEPS = 1_000
-"""Steps that a run makes, however many passes over a small corpus that takes."""
-PATIENT_PASSES, PATIENCE = 12.0, 4
-"""From so many passes on, so many validations without a better loss end the run."""
+"""Fewest steps of a run, even if they take more passes over a small corpus."""
+PATIENT_PASSES = 12.0
+"""Passes from which on a run may end early."""
+PATIENCE = 4
+"""Validations without a better loss that end such a run."""
 
 BF16_UNITS = 192
-"""Units from which on BF16 is faster than FP32 where the processor has it."""
+"""Hidden size from which on BF16 is faster than FP32, on a processor that has it."""
 
 
 @dataclass(frozen=True)
 class PresetInputs:
-    """What settings are picked by."""
+    """All that determines which settings are picked."""
 
     tokens: int
     """Tokens predicted in one pass over the training part."""
@@ -130,8 +138,8 @@ class PresetInputs:
     """Tokens in the vocabulary."""
     seconds: float | None
     """Seconds of the run; None where other limits alone end it."""
-    tokens_per_second: tuple[Throughput, ...]
-    """What was measured, one speed or more."""
+    throughput: tuple[Throughput, ...]
+    """The measured speed of one network or more."""
     has_bf16: bool
     """Whether this process can train with BF16."""
     threads: int
@@ -147,12 +155,12 @@ class _Candidate:
     learning_rate: float
     weights: int
     core: int
-    """Those of its weights that are counted against time and corpus: the embedding and the output
-    layer are not, since what rows of a large vocabulary cost is the corpus' affair."""
+    """The weights that time and corpus limit: all but the embedding and the output layer, whose
+    size depends on the vocabulary."""
     readable: float
     """Tokens that it can read before the limits end the run."""
     speed: float
-    """Tokens a second that it is trained on."""
+    """Tokens per second that it is trained on."""
 
 
 Picked = tuple[TrainConfig, tuple[str, ...], Forecast | None]
@@ -160,17 +168,16 @@ Picked = tuple[TrainConfig, tuple[str, ...], Forecast | None]
 
 
 def pick(config: TrainConfig, corpus: Corpus, threads: int) -> Picked:
-    """Pick settings for a corpus on this machine; measures the machine for about a second.
+    """Picks settings for a corpus on this machine; measures the machine for about a second.
 
     Args:
-        config: its preset AUTO asks for it; without one nothing is picked.
-        corpus: read and cut.
-        threads: threads that will train.
+        config: The settings; without the preset AUTO nothing is picked.
+        corpus: The corpus, read and cut.
+        threads: Threads that will train.
 
     Returns:
-        The settings, without a preset, so that what was picked is picked once and kept;
-        sentences that say what was picked and why; and what is expected of the run, None where
-        nothing was picked.
+        The settings, without a preset, so that they are picked once and kept; sentences that say
+        what was picked and why; and the forecast of the run, None where nothing was picked.
     """
     if config.preset is not Preset.AUTO:
         return config, (), None
@@ -178,14 +185,19 @@ def pick(config: TrainConfig, corpus: Corpus, threads: int) -> Picked:
     has_bf16 = not BF16_MISSING
     vocabulary = corpus.tokenizer.vocabulary_size
     inputs = PresetInputs(
-        corpus.train.predicted, corpus.train.items, vocabulary, seconds,
-        measure_throughput(config, vocabulary, seconds, has_bf16, threads), has_bf16, threads,
-    )  # fmt: skip
+        corpus.train.predicted,
+        corpus.train.items,
+        vocabulary,
+        seconds,
+        measure_throughput(config, vocabulary, seconds, has_bf16, threads),
+        has_bf16,
+        threads,
+    )
     return pick_for(config, inputs)
 
 
 def budget(config: TrainConfig) -> float | None:
-    """Return the seconds that the limits leave to a run; None where others end it."""
+    """Returns the seconds that the limits leave to a run; None where others than time end it."""
     limits = config.limits
     seconds = [] if limits.max_time_s is None else [limits.max_time_s]
     if limits.max_wall_time_s is not None:
@@ -196,7 +208,12 @@ def budget(config: TrainConfig) -> float | None:
 
 
 def pick_for(config: TrainConfig, inputs: PresetInputs) -> Picked:
-    """Pick settings by given inputs; arguments and result as for `pick`."""
+    """Picks settings by given inputs; the result is that of `pick`.
+
+    Args:
+        config: The settings.
+        inputs: All that determines what is picked.
+    """
     candidates = [_candidate(config, inputs, row) for row in _LADDER]
     chosen = _network(candidates, inputs)
     passes = _passes(config, chosen, inputs)
@@ -218,14 +235,19 @@ def pick_for(config: TrainConfig, inputs: PresetInputs) -> Picked:
         config, network=network, data=data, optimizer=optimizer, limits=limits, preset=None
     )
     forecast = Forecast(
-        inputs.seconds, inputs.tokens, chosen.weights, chosen.readable, passes, chosen.speed,
+        inputs.seconds,
+        inputs.tokens,
+        chosen.weights,
+        chosen.readable,
+        passes,
+        chosen.speed,
         _right_seconds(candidates, inputs),
-    )  # fmt: skip
+    )
     return picked, notices(config, picked, forecast), forecast
 
 
 def _free(config: TrainConfig, section: str, **settings: Any) -> dict[str, Any]:
-    """Return those settings of a section that the caller has not given."""
+    """Returns those settings of a section that the caller has not given."""
     given = config.given
     return {
         name: value
@@ -235,7 +257,7 @@ def _free(config: TrainConfig, section: str, **settings: Any) -> dict[str, Any]:
 
 
 def _network(candidates: Sequence[_Candidate], inputs: PresetInputs) -> _Candidate:
-    """The largest network of the ladder that time and corpus can feed, else the smallest."""
+    """Returns the largest network that time and corpus suffice for, else the smallest."""
     for candidate in candidates:
         in_time = candidate.readable >= TOKENS_PER_WEIGHT * candidate.core
         if in_time and candidate.core <= _most_weights(inputs, candidate.readable):
@@ -244,14 +266,14 @@ def _network(candidates: Sequence[_Candidate], inputs: PresetInputs) -> _Candida
 
 
 def _most_weights(inputs: PresetInputs, readable: float) -> float:
-    """Weights that a corpus can feed, if so many tokens of it can be read."""
+    """Returns the most weights that a corpus suffices for, if so many tokens can be read."""
     passes = readable / max(inputs.tokens, 1)
     per_token = next(weights for least, weights in _WEIGHTS_PER_TOKEN if passes >= least)
     return per_token * inputs.tokens
 
 
 def _right_seconds(candidates: Sequence[_Candidate], inputs: PresetInputs) -> float:
-    """Seconds in which the largest network that the corpus can feed reads what it needs."""
+    """Returns the seconds that the largest network that suits the corpus needs."""
     for candidate in candidates:
         tokens = TOKENS_PER_WEIGHT * candidate.core
         if candidate.core <= _most_weights(inputs, tokens):
@@ -262,7 +284,7 @@ def _right_seconds(candidates: Sequence[_Candidate], inputs: PresetInputs) -> fl
 def _candidate(
     config: TrainConfig, inputs: PresetInputs, row: tuple[int, int, float]
 ) -> _Candidate:
-    """A row of the ladder as a network, and how fast and how far it can read."""
+    """Returns the network of a row of the ladder, its speed, and how much it can read."""
     units, layers, rate = row
     network = _sized(config, inputs, units, layers)
     shape = Shape.of(network, inputs.vocabulary)
@@ -274,15 +296,25 @@ def _candidate(
     weights = shape.parameter_count
     speed = _speed(inputs, shape, precision)
     return _Candidate(
-        network, precision, rate, weights, weights - inputs.vocabulary * (shape.E + shape.H + 1),
-        _readable(config, inputs, speed), speed,
-    )  # fmt: skip
+        network,
+        precision,
+        rate,
+        weights,
+        weights - inputs.vocabulary * (shape.E + shape.H + 1),
+        _readable(config, inputs, speed),
+        speed,
+    )
 
 
 def _sized(config: TrainConfig, inputs: PresetInputs, units: int, layers: int) -> NetworkConfig:
-    """A row of the ladder, but for what is given."""
+    """Returns the network of a row of the ladder, with the given settings in place."""
     V = inputs.vocabulary
-    embedding = 64 if V <= 256 else 128 if V <= 5_000 else 256
+    if V <= 256:
+        embedding = 64
+    elif V <= 5_000:
+        embedding = 128
+    else:
+        embedding = 256
     free = _free(config, "network", cell=Cell.LSTM, hidden_size=units, layers=layers)
     sized = replace(config.network, **free)
     embedding_free = "embedding_size" in _free(config, "network", embedding_size=0)
@@ -297,15 +329,16 @@ def _sized(config: TrainConfig, inputs: PresetInputs, units: int, layers: int) -
 
 
 def _speed(inputs: PresetInputs, shape: Shape, precision: Precision) -> float:
-    """Tokens a second that a network is trained on."""
+    """Returns the tokens per second that a network is trained on."""
     short = inputs.items > 0 and inputs.tokens < SHORT_LINE * inputs.items
-    speed = expected_throughput(inputs.tokens_per_second, shape, precision)
+    speed = expected_throughput(inputs.throughput, shape, precision)
     return speed * (SHORT_LINE_SPEED if short else 1.0)
 
 
 def _readable(config: TrainConfig, inputs: PresetInputs, speed: float) -> float:
-    """Tokens that a network of a given speed can read before the limits end the run."""
-    limits, tokens = config.limits, []
+    """Returns the tokens that a network of this speed can read before the limits end the run."""
+    limits = config.limits
+    tokens = []
     if inputs.seconds is not None:
         tokens.append(inputs.seconds * STEPS_SHARE * speed)
     if limits.max_tokens is not None:
@@ -319,12 +352,12 @@ def _readable(config: TrainConfig, inputs: PresetInputs, speed: float) -> float:
 
 
 def _row_tokens(inputs: PresetInputs, window: int) -> float:
-    """Tokens of a row of a batch."""
+    """Returns the tokens of a row of a batch."""
     return min(window, inputs.tokens / inputs.items) if inputs.items else window
 
 
 def _passes(config: TrainConfig, chosen: _Candidate, inputs: PresetInputs) -> float:
-    """How often the corpus will be read."""
+    """Returns how often the corpus will be read."""
     passes = chosen.readable / max(inputs.tokens, 1)
     if _measured_in_tokens(config.limits) or not _free(config, "limits", max_epochs=0):
         return passes
@@ -332,21 +365,21 @@ def _passes(config: TrainConfig, chosen: _Candidate, inputs: PresetInputs) -> fl
 
 
 def _measured_in_tokens(limits: LimitsConfig) -> bool:
-    """Whether the caller has said how much is to be read, rather than how long it may take."""
+    """Returns whether the limits say how much to read, rather than how long to train."""
     return any(
         limit is not None for limit in (limits.max_steps, limits.max_epochs, limits.max_tokens)
     )
 
 
 def _enough_passes(inputs: PresetInputs) -> float:
-    """Passes over a small corpus that make MIN_STEPS steps of its few batches."""
+    """Returns the passes over a small corpus that make MIN_STEPS steps."""
     rows, steps, _ = _BATCHES[-1]
     of_pass = inputs.tokens / (rows * _row_tokens(inputs, steps))
     return MIN_STEPS / max(of_pass, 1.0)
 
 
 def _data(config: TrainConfig, inputs: PresetInputs, tokens: float) -> DataConfig:
-    """Rows and steps of a batch, for a run over so many tokens."""
+    """Returns the rows and steps of a batch, for a run over so many tokens."""
     least_rows = min(ROWS_OF_THREAD * inputs.threads, MOST_ROWS)
     smallest = _BATCHES[-1][1]
     while least_rows > ROWS_OF_THREAD and tokens < FEWEST_STEPS * least_rows * smallest:
@@ -369,8 +402,9 @@ def _data(config: TrainConfig, inputs: PresetInputs, tokens: float) -> DataConfi
 
 
 def _limits(config: TrainConfig, passes: float, cut_short: bool) -> LimitsConfig:
-    """The limits given, and an end to what no longer helps."""
-    limits, added = config.limits, dict[str, Any]()
+    """Returns the given limits, and those that end a run that no longer improves."""
+    limits = config.limits
+    added: dict[str, Any] = {}
     by_time = limits.max_time_s is not None or limits.max_wall_time_s is not None
     if not by_time and not _measured_in_tokens(limits):
         added |= _free(config, "limits", max_time_s=DEFAULT_SECONDS)

@@ -1,8 +1,9 @@
-"""How fast this machine trains: a few steps on random tokens, and what follows for other sizes.
+"""`measure_throughput` measures how fast this machine trains, and `expected_throughput` applies it.
 
-Nearly all of a step is matrix products, so the time of a token goes with its multiply-adds, or
-with a power of them a little below 1 where small products keep a fast unit less busy (`_POWERS`).
-So one measured speed foretells others, and of several the nearest in size does.
+A few steps are trained on random tokens. Nearly all of a step is matrix products, so the time of a
+token grows with its multiply-adds, or with a power of them a little below 1 where small products
+use a fast unit less (`_POWERS`). So one measured speed predicts that of other sizes; of several,
+the nearest in size is taken.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from treadle.model.config import NetworkConfig, TrainConfig
+from treadle.model.config import NetworkConfig
 from treadle.model.enums import Cell, Precision
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
@@ -23,56 +25,65 @@ from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
 from treadle.model.training.optimizer import Optimizer
 
-MOST_SECONDS, SHARE = 1.5, 0.02
-"""A probe takes so long, or so much of the time that there is, if that is less."""
+if TYPE_CHECKING:
+    from treadle.model.config import TrainConfig
+
+MOST_SECONDS = 1.5
+"""Seconds that a measurement takes at most."""
+SHARE = 0.02
+"""The share of the run's time that a measurement takes at most."""
 BF16_FACTOR = 1.6
-"""How much faster BF16 is where only FP32 was measured, or the other way round."""
+"""How much faster BF16 is, where only FP32 was measured or the other way round."""
 
 _POWERS = {Precision.FP32: 1.0, Precision.BF16: 0.87}
-"""The time of a token by its multiply-adds: fitted to LSTMs of 384 to 640 units on Zen 4."""
+"""The power of its multiply-adds that a token's time grows with: fitted to LSTMs of 384 to 640
+units on Zen 4."""
 
 _LONG = (384, 64)
 _SHORT = (128, 16)
-"""Units and steps that are measured: of short runs, for which networks are small, the second."""
+"""Units and steps that are measured: the second for short runs, whose networks are small."""
 _LONG_RUN = 30.0
 """Seconds of a run that has time for the first."""
 _VOCABULARY = 256
-"""Tokens of the probe at most: a larger output layer is counted, not measured."""
+"""Most tokens of the measured network: a larger output layer is calculated, not measured."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What was measured of one network."""
+    """The measured speed of one network."""
 
     shape: Shape
     """Its sizes."""
     precision: Precision
-    """What it multiplied."""
+    """The precision of its matrix products."""
     tokens_per_second: float
-    """Of whole steps."""
+    """Tokens per second of whole steps."""
 
 
 def multiply_adds(shape: Shape) -> float:
-    """Return the multiply-adds that a token costs, forward and backward."""
-    H, G = shape.H, shape.G
+    """Returns the multiply-adds that a token costs, forward and backward."""
+    H = shape.H
+    G = shape.G
     recurrent = shape.L * H * G + (shape.L - 1) * H * G
     return 3.0 * (recurrent + H * shape.V)
 
 
-def expected_throughput(speeds: Sequence[Throughput], shape: Shape, precision: Precision) -> float:
-    """Return the tokens a second that a network will be trained on.
+def expected_throughput(
+    measured: Sequence[Throughput], shape: Shape, precision: Precision
+) -> float:
+    """Returns the tokens per second that a network will be trained on.
 
     Args:
-        speeds: what was measured, one or more.
-        shape: the network's sizes.
-        precision: what it multiplies.
+        measured: One measurement or more.
+        shape: The network's sizes.
+        precision: The precision of its matrix products.
     """
     cost = multiply_adds(shape)
 
-    def distance(speed: Throughput) -> tuple[bool, float]:
-        return speed.precision is not precision, abs(math.log(multiply_adds(speed.shape) / cost))
+    def distance(one: Throughput) -> tuple[bool, float]:
+        return one.precision is not precision, abs(math.log(multiply_adds(one.shape) / cost))
 
-    nearest = min(speeds, key=distance)
+    nearest = min(measured, key=distance)
     factor = 1.0
     if nearest.precision is not precision:
         factor = BF16_FACTOR if precision is Precision.BF16 else 1 / BF16_FACTOR
@@ -83,24 +94,24 @@ def expected_throughput(speeds: Sequence[Throughput], shape: Shape, precision: P
 def measure_throughput(
     config: TrainConfig, vocabulary: int, seconds: float | None, has_bf16: bool, threads: int
 ) -> tuple[Throughput, ...]:
-    """Train for a moment on random tokens; kernels are compiled or loaded before.
+    """Trains for a moment on random tokens; kernels are compiled or loaded before.
 
     Args:
-        config: the cell and the precision, where they are given.
-        vocabulary: tokens in the vocabulary.
-        seconds: the time that the run has; None for any.
-        has_bf16: whether this process can train with BF16.
-        threads: threads that train.
+        config: The cell and the precision, where they are given.
+        vocabulary: Tokens in the vocabulary.
+        seconds: The time of the run, in seconds; None where others than time end it.
+        has_bf16: Whether this process can train with BF16.
+        threads: Threads that train.
 
     Returns:
-        One speed.
+        One measurement.
     """
     units, steps = _LONG if seconds is None or seconds >= _LONG_RUN else _SHORT
-    given = config.given
-    cell = config.network.cell if {"network", "network.cell"} & set(given) else Cell.LSTM
+    given = set(config.given)
+    cell = config.network.cell if {"network", "network.cell"} & given else Cell.LSTM
     fast = has_bf16 and units == _LONG[0]
     precision = Precision.BF16 if fast else Precision.FP32
-    if {"optimizer", "optimizer.precision"} & set(given):
+    if {"optimizer", "optimizer.precision"} & given:
         precision = config.optimizer.precision
     shape = Shape.of(NetworkConfig(cell, units, 1, 64), min(vocabulary, _VOCABULARY))
     limit = MOST_SECONDS if seconds is None else min(MOST_SECONDS, SHARE * seconds)
@@ -111,7 +122,7 @@ def measure_throughput(
 def _tokens_per_second(
     config: TrainConfig, shape: Shape, precision: Precision, steps: int, threads: int, limit: float
 ) -> float:
-    """By the median of the steps that fit in `limit` seconds, of one at least.
+    """Returns the speed by the median of the steps that fit in `limit` seconds, at least one.
 
     The fastest step is one in which nothing else ran; a whole run is disturbed like its
     median step.
@@ -123,7 +134,8 @@ def _tokens_per_second(
         engine = Engine(parameters, rows, steps, pool, precision=precision, output_dropout=0.3)
         optimizer = Optimizer(config.optimizer, parameters)
         tokens = np.random.default_rng(0).integers(shape.V, size=(2, steps, rows), dtype=np.int32)
-        fresh, seconds = np.zeros(rows, np.bool_), list[float]()
+        fresh = np.zeros(rows, np.bool_)
+        seconds: list[float] = []
         end = math.inf  # the first step, which compiles, is not counted
         while not seconds or time.perf_counter() < end:
             begin = time.perf_counter()
