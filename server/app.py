@@ -39,11 +39,12 @@ from treadle.server.inference.model_resolver import ModelResolver
 from treadle.server.inference.open_streams import OpenStreams, PendingStreams, SilentStreamCloser
 from treadle.server.inference.scheduler import Scheduler
 from treadle.server.inference.score import ScoreHandler
-from treadle.server.jobs.manager import JobLimits, JobManager
-from treadle.server.jobs.runner import RunLimits
+from treadle.server.jobs.job_queue import JobLimits
+from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.submission import Submission
 from treadle.server.jobs.upload import UploadLimits
 from treadle.server.jobs.worker_pool import WorkerPool
+from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.process import FAREWELL_S, end_by, keep_pauses_short, leave_threads
 from treadle.server.resources import open_files, thread_pools
 from treadle.server.resources.memory_budget import MemoryBudget
@@ -105,7 +106,7 @@ class App:
             self._workers,
             _job_limits(config),
             _run_limits(config, training_bytes),
-            held_by=lambda: self._warmup.reason,
+            hold_reason=lambda: self._warmup.reason,
         )
         submission = Submission(
             self._data_dir, self._jobs, _upload_limits(config), training_bytes, self._budget

@@ -87,7 +87,7 @@ class Job:
         return self.row.id
 
     @property
-    def wish(self) -> str:
+    def request_reason(self) -> str:
         """The reason that its row gives while somebody waits for it to end or to pause."""
         if self.cancelling:
             return CANCELLING

@@ -17,14 +17,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from treadle.server.errors import (
     StatusError,
-    aborted,
     exhausted,
     from_exception,
     job_not_found,
@@ -41,9 +40,11 @@ from treadle.server.jobs.job import (
     outlast,
     queued_event,
 )
+from treadle.server.jobs.job_queue import RETRY_S, JobLimits, JobQueue
 from treadle.server.jobs.registry import JobRegistry
-from treadle.server.jobs.runner import Ending, JobRunner, Outcome, RunLimits
+from treadle.server.jobs.runner import Ending, JobRunner, Outcome
 from treadle.server.jobs.worker_pool import WorkerPool
+from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.resources import thread_pools
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_damage import damage
@@ -59,10 +60,6 @@ twice as long each time."""
 _SPACE_TRIES = 7
 """Times that its waiting doubles, to ten minutes."""
 
-_RETRY_S = 5.0
-
-_BACKOFF_S = 0.1
-
 _ROWS_AT_ONCE = 8
 """Rows read together at the start."""
 
@@ -70,108 +67,48 @@ _ANSWER_S = 0.3
 """How long the answer to a request waits for what it leads to; most jobs are quicker."""
 
 
-@dataclass(frozen=True)
-class JobLimits:
-    """How many jobs there may be."""
-
-    slots: int
-    """Jobs that may run at once."""
-    queue: int
-    """Jobs that may wait, those still uploading included."""
-    uploads: int
-    """Jobs that may upload at once."""
-    restarts: int
-    """How often in a row a job goes on after its process died without a new checkpoint."""
-
-
 class JobManager:
     """Every training job of one server.
 
     Args:
         data_dir: Where jobs and models are kept.
-        workers: Who trains.
-        room: How many jobs there may be.
-        run: What holds for each of them.
-        held_by: Says why the server runs no job yet; empty where it does.
+        workers: Gives the processes that train.
+        limits: How many jobs there may be.
+        run_limits: What holds for each of them.
+        hold_reason: Returns why the server runs no job yet; empty where it does.
     """
 
     def __init__(
         self,
         data_dir: DataDir,
         workers: WorkerPool,
-        room: JobLimits,
-        run: RunLimits,
-        held_by: Callable[[], str] = lambda: "",
+        limits: JobLimits,
+        run_limits: RunLimits,
+        hold_reason: Callable[[], str] = lambda: "",
     ) -> None:
         self._data_dir = data_dir
         self._database = data_dir.database
-        self._room = room
-        self._attempt = JobRunner(data_dir, workers, run)
-        self._uploading = 0
-        self._comparing = 0
-        """Uploads that are only compared with those of jobs that are there."""
-        self._open = False
+        self._slots = limits.slots
+        self._hold_reason = hold_reason
         self._looking: asyncio.Task[None] | None = None
-        data_dir.space.reserved = self._reserved
-        self._killed = False
-        self._held_by = held_by
-        self._running: dict[Job, asyncio.Task[None]] = {}
-        self._ending: dict[Job, asyncio.Task[None]] = {}
-        """Jobs without a process whose end is being noted; they hold no slot."""
-        self._endings = Completion(data_dir, lambda: self.closing.done())
+        """Looks for disk space that jobs wait for."""
         self.closing: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
-        """Done when no job may come any more; holds what callers are told."""
-        self.registry = JobRegistry(data_dir.database, self.closing, self._tasks)
-        """What is known of jobs."""
+        """Done when the server takes no more jobs; holds the error for callers."""
+        self._runner = JobRunner(data_dir, workers, run_limits, limits.restarts)
+        self._completion = Completion(data_dir, self.closing.done)
+        self.registry = JobRegistry(data_dir.database, self.closing, lambda: self.queue.tasks())
+        """All jobs, to be looked up, listed and watched."""
         self._jobs = self.registry.live
-
-    @property
-    def running(self) -> int:
-        """Jobs that hold a slot."""
-        return len(self._running)
-
-    @property
-    def queued(self) -> int:
-        """Jobs that wait for a slot or for the rest of their corpus."""
-        return self._uploading + len(self._waiting())
-
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Holds a place in the queue while a corpus is on its way.
-
-        Raises:
-            StatusError: RESOURCE_EXHAUSTED: all are taken; UNAVAILABLE: the server is closing.
-        """
-        self._check_uploads()
-        if self.running + self.queued >= self._room.slots + self._room.queue:
-            message = f"the training queue is full: {self.running} running, {self.queued} waiting"
-            raise exhausted(message, _RETRY_S)
-        self._uploading += 1
-        try:
-            yield
-        finally:
-            self._uploading -= 1
-
-    @contextmanager
-    def admit_again(self) -> Iterator[None]:
-        """Holds a place while the corpus of a job that is there is on its way once more.
-
-        Raises:
-            StatusError: RESOURCE_EXHAUSTED: all are taken; UNAVAILABLE: the server is closing.
-        """
-        self._check_uploads()
-        self._comparing += 1
-        try:
-            yield
-        finally:
-            self._comparing -= 1
-
-    def _check_uploads(self) -> None:
-        if self.closing.done():
-            raise self.closing.result()
-        count = self._uploading + self._comparing
-        if count >= self._room.uploads:
-            raise exhausted(f"{count} corpora are on their way; no more fit", _RETRY_S)
+        self.queue = JobQueue(
+            self._jobs,
+            limits,
+            self.closing,
+            run=self._run,
+            running_changed=self._runner.share_threads,
+            left=self._forget_if_final,
+        )
+        """The jobs that wait, run or are about to end."""
+        data_dir.space.reserved = self._reserved
 
     async def explain_wait(self, reason: str) -> None:
         """Tells those who follow the first jobs of the queue why none runs yet.
@@ -179,7 +116,7 @@ class JobManager:
         Args:
             reason: Why, as a sentence.
         """
-        for job in self._waiting()[: self._room.slots]:
+        for job in self.queue.waiting[: self._slots]:
             async with job.deciding:
                 if job.row.state == JobState.QUEUED:
                     with suppress(OSError):  # a full disk must not keep the server from starting
@@ -195,12 +132,12 @@ class JobManager:
         return await outlast(self._submit(row))
 
     async def _submit(self, row: JobRow) -> JobRow:
-        row = replace(row, reason=self._held_by())
+        row = replace(row, reason=self._hold_reason())
         first = queued_event(row.created_s, row.reason).SerializeToString()
         kept = await thread_pools.DATABASE.run(self._database.add_job, row, first)
         if kept.id == row.id:
             self._jobs[row.id] = Job(self._database, kept)
-            self._schedule()
+            self.queue.schedule()
         else:
             await thread_pools.STORE.run(self._data_dir.jobs.remove, row.id)
         return kept
@@ -213,13 +150,13 @@ class JobManager:
                 await self._recover(job)
             except Exception:  # one job must not keep the server from starting
                 logger.exception("job %s cannot be taken up as it is; it waits", job.id)
-            self._let_go(job)
+            self._forget_if_final(job)
 
     async def _recover(self, job: Job) -> None:
-        if job.row.state == JobState.RUNNING and await self._endings.completed_before(job):
+        if job.row.state == JobState.RUNNING and await self._completion.completed_before(job):
             return
         if job.cancelling:
-            self._end_cancelled(job)
+            self._begin_cancel(job)
         elif job.row.state == JobState.RUNNING and job.pausing:
             await job.enter(JobState.PAUSED, PAUSED_ON_REQUEST)
         elif job.row.state == JobState.RUNNING:
@@ -227,9 +164,8 @@ class JobManager:
 
     def open(self) -> None:
         """Begins to run jobs."""
-        self._open = True
         self._looking = asyncio.create_task(self._look_for_space())
-        self._schedule()
+        self.queue.open()
 
     async def close(self, reason: str) -> None:
         """Makes all running jobs keep their state, to be gone on with by the next server.
@@ -241,31 +177,21 @@ class JobManager:
             self.closing.set_result(unavailable(reason))
         if self._looking is not None:
             self._looking.cancel()
-        self._attempt.leave(list(self._running), reason)
-        if tasks := self._tasks():
+        self._runner.leave(self.queue.running, reason)
+        if tasks := self.queue.tasks():
             await asyncio.wait(tasks)
         for job in self._jobs.values():
             job.tell()
 
     async def kill(self) -> None:
         """Ends all running processes at once; the next server goes on from their checkpoints."""
-        self._killed = True
-        for job in self._running:
-            if job.worker is not None:
-                job.worker.kill()
-        tasks = self._tasks()
+        self.queue.stop()
+        self._runner.kill(self.queue.running)
+        tasks = self.queue.tasks()
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-    def position(self, job: str) -> int:
-        """Returns how many jobs are before one in the queue; 0 where it does not wait."""
-        return self.positions().get(job, 0)
-
-    def positions(self) -> dict[str, int]:
-        """Returns how many jobs are before each one that waits, by their ids."""
-        return {job.id: place for place, job in enumerate(self._waiting())}
 
     async def cancel(self, job: str) -> JobRow:
         """Has a job end for good, keeping what it has learned; nothing where it is over.
@@ -286,50 +212,40 @@ class JobManager:
         async with self._deciding(job):
             if not job.row.is_final:
                 job.cancelling = True
-                full = await self._noted(job, CANCELLING)
-                if job in self._running:
-                    self._attempt.stop(job, "cancelled")
-                elif job not in self._ending and not job.row.is_final:  # as it just may be
-                    self._end_cancelled(job)
-        await self._moment(job)
+                full = await self._record_request(job, CANCELLING)
+                if self.queue.is_running(job):
+                    self._runner.stop(job, "cancelled")
+                elif not self.queue.is_ending(job) and not job.row.is_final:  # as it just may be
+                    self._begin_cancel(job)
+        await self._wait_briefly(job)
         if full is not None and not job.row.is_final:
             raise full
         return job.row
 
-    def _end_cancelled(self, job: Job) -> None:
+    def _begin_cancel(self, job: Job) -> None:
         """Begins to end a cancelled job that does not run."""
-        self._ending[job] = asyncio.create_task(self._until_ended(job))
+        self.queue.begin_end(job, lambda: self._guarded(job, self._completion.cancel(job)))
 
-    async def _until_ended(self, job: Job) -> None:
-        """Ends a cancelled job that does not run; never raises."""
-        await self._guarded(job, self._endings.cancel(job))
-        del self._ending[job]
-        self._let_go(job)
-
-    async def _noted(self, job: Job, wish: str) -> StatusError | None:
+    async def _record_request(self, job: Job, request: str) -> StatusError | None:
         """Notes a request for the next server; returns what the caller is told if it cannot."""
         try:
-            await job.change(reason=wish)
+            await job.change(reason=request)
         except OSError as error:
             if not is_full(error):
                 raise
             logger.error("job %s: a request cannot be noted: %s", job.id, error)
             return exhausted(
-                f"job {job.id} is {wish}, but the disk is too full to note that: free some space, "
-                "or a server that starts before it is done continues the job",
-                _RETRY_S,
+                f"job {job.id} is {request}, but the disk is too full to note that: free some "
+                "space, or a server that starts before it is done continues the job",
+                RETRY_S,
             )
         return None
 
-    async def _moment(self, job: Job) -> None:
+    async def _wait_briefly(self, job: Job) -> None:
         """Waits until a job has neither a process nor an end to note, but not for long."""
-        tasks = [*filter(None, (self._running.get(job), self._ending.get(job)))]
+        tasks = self.queue.tasks_of(job)
         if tasks:
             await asyncio.wait(tasks, timeout=_ANSWER_S)
-
-    def _tasks(self) -> list[asyncio.Task[None]]:
-        """Returns the tasks of the jobs that run or whose end is being noted."""
-        return [*self._running.values(), *self._ending.values()]
 
     async def pause(self, job: str) -> JobRow:
         """Has a job wait until it is resumed.
@@ -349,14 +265,14 @@ class JobManager:
         async with self._deciding(job):
             if job.cancelling and not job.row.is_final:
                 raise precondition(f"job {job.id} is being cancelled and cannot be paused")
-            if job in self._running:
-                self._attempt.pause(job, PAUSED_ON_REQUEST)
-                full = await self._noted(job, PAUSING)
+            if self.queue.is_running(job):
+                self._runner.pause(job, PAUSED_ON_REQUEST)
+                full = await self._record_request(job, PAUSING)
             elif job.row.state == JobState.QUEUED or job.row.waits_for_bytes:
                 await job.enter(JobState.PAUSED, PAUSED_ON_REQUEST)
-            elif job in self._ending:  # if it is to be queued again, it pauses instead
+            elif self.queue.is_ending(job):  # if it is to be queued again, it pauses instead
                 job.pausing = job.pausing or PAUSED_ON_REQUEST
-        await self._moment(job)
+        await self._wait_briefly(job)
         if job.row.is_final:
             state = job.row.state
             raise precondition(f"job {job.id} is {state}: it ended before it could be paused")
@@ -410,12 +326,12 @@ class JobManager:
         """Puts a paused job into the queue, behind those that wait already."""
         await job.enter(JobState.QUEUED, reason, queued_s=job.time_s())
         job.pausing = ""
-        self._jobs[job.id] = self._jobs.pop(job.id)
+        self.queue.move_to_back(job)
 
     def _reserved(self) -> int:
         """Returns the bytes that running jobs need to write their next states; from any thread."""
         size = 0
-        for job in list(self._running):
+        for job in self.queue.running:
             with suppress(OSError):  # it has none yet
                 size += (self._data_dir.jobs.root / job.id / STATE_FILE).stat().st_size
         return size
@@ -448,12 +364,12 @@ class JobManager:
     async def _cleared(self, job: str) -> None:
         """Waits until a job whose end is known has removed what it does not need any more."""
         live = self._jobs.get(job)
-        if live is not None and live.row.is_final and live in self._ending:
-            await asyncio.wait([self._ending[live]])
+        if live is not None and live.row.is_final and self.queue.is_ending(live):
+            await asyncio.wait(self.queue.tasks_of(live))
 
     async def _delete(self, row: JobRow) -> None:
         live = self._jobs.get(row.id)
-        if live in self._ending:
+        if live is not None and self.queue.is_ending(live):
             raise precondition(f"job {row.id} is about to end: delete it once it has")
         if row.state in (JobState.QUEUED, JobState.RUNNING) and not self.registry.fault(row):
             message = f"job {row.id} is {row.state}: cancel or pause it before you delete it"
@@ -478,10 +394,10 @@ class JobManager:
                     raise job_not_found(job.id)  # deleted while this one waited
                 yield
         finally:
-            self._let_go(job)
-            self._schedule()
+            self._forget_if_final(job)
+            self.queue.schedule()
 
-    def _let_go(self, job: Job) -> None:
+    def _forget_if_final(self, job: Job) -> None:
         """Forgets a job that is over, and wakes all who follow it."""
         if job.row.is_final:
             self._jobs.pop(job.id, None)
@@ -500,46 +416,21 @@ class JobManager:
                     jobs.append(Job(self._database, row))
         return sorted(jobs, key=lambda job: (job.row.queued_s, job.id))
 
-    def _waiting(self) -> list[Job]:
-        busy = self._running.keys() | self._ending.keys()
-        jobs = [job for job in self._jobs.values() if job not in busy]
-        free = [job for job in jobs if not (job.cancelling or job.deciding.locked())]
-        # One whose row says running does not: an earlier server left it so.
-        return [job for job in free if job.row.state in (JobState.QUEUED, JobState.RUNNING)]
-
-    def _schedule(self) -> None:
-        """Starts jobs, the oldest first, while there are slots."""
-        if not self._open or self._killed or self.closing.done():
-            return
-        for job in self._waiting()[: max(0, self._room.slots - self.running)]:
-            self._running[job] = asyncio.create_task(self._run(job))
-        self._attempt.share_threads(list(self._running))
-
     async def _run(self, job: Job) -> None:
-        """Does a job until it is over or has to wait; never raises."""
-        await self._guarded(job, self._trained(job))
-        self._running.pop(job, None)
-        self._ending.pop(job, None)
-        self._let_go(job)
-        self._schedule()
+        """Runs a job until it is over or has to wait; never raises."""
+        await self._guarded(job, self._train(job))
 
-    async def _trained(self, job: Job) -> None:
+    async def _train(self, job: Job) -> None:
         try:
-            outcome = await self._attempts(job)
+            outcome = await self._runner.run(job)
         except OSError as error:
             if not is_full(error):
                 raise
             outcome = Outcome(Ending.PAUSED, f"the disk is full: {error.strerror}", needs_bytes=1)
-        self._free_slot(job)
-        await self._endings.settle(job, outcome)
+        self.queue.free_slot(job)
+        await self._completion.settle(job, outcome)
         if job.cancelling and not job.row.is_final:  # just now
-            await self._endings.cancel(job)
-
-    def _free_slot(self, job: Job) -> None:
-        """Lets the next job run: the end of this one may take long, or wait for disk space."""
-        if job in self._running:
-            self._ending[job] = self._running.pop(job)
-            self._schedule()
+            await self._completion.cancel(job)
 
     async def _guarded(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
         """Awaits what brings a job to its end; where that fails, so does the job."""
@@ -558,33 +449,8 @@ class JobManager:
     async def _give_up(self, job: Job, error: Exception) -> None:
         """Ends a job that an error of ours keeps from going on; never raises."""
         failure = from_exception(error, f"job {job.id}")
-        self._free_slot(job)
+        self.queue.free_slot(job)
         try:
-            await self._endings.fail(job, failure)
+            await self._completion.fail(job, failure)
         except Exception:  # the next server finds it running, and goes on
             logger.exception("job %s: its end cannot be noted", job.id)
-
-    async def _attempts(self, job: Job) -> Outcome:
-        """Has processes train a job, one after the other where they die; returns the last one's."""
-        reason = ""
-        while True:
-            await job.enter(JobState.RUNNING, job.wish or reason, **_first_start(job))
-            outcome = await self._attempt.run(job)
-            if self._killed and outcome.ending is Ending.DIED:
-                raise asyncio.CancelledError  # an `outlast` may have taken the first one
-            if outcome.ending is not Ending.DIED or job.leaving:
-                return outcome
-            job.crashes += 1
-            if job.crashes > self._room.restarts:
-                times = f"{job.crashes} times in a row without a new checkpoint between"
-                error = aborted(f"{outcome.reason} ({times})")
-                return Outcome(Ending.FAILED, error=error)
-            logger.warning("job %s goes on: %s", job.id, outcome.reason)
-            await job.change(restarts=job.row.restarts + 1)
-            reason = f"{outcome.reason}; the job goes on from its last checkpoint"
-            if job.crashes > 1:  # what made it die may pass
-                await asyncio.sleep(min(_BACKOFF_S * 2**job.crashes, _RETRY_S))
-
-
-def _first_start(job: Job) -> dict[str, float]:
-    return {} if job.row.started_s else {"started_s": job.time_s()}

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from treadle.server.errors import StatusError, already_exists
-from treadle.server.jobs.worker_request import UploadedFile
 from treadle.server.messages.fields import to_json
 from treadle.server.storage.schema import UNKNOWN_VERSION, JobRow
+from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
 
 _SHOWN = 5

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import grpc
 
 from treadle.model.temporary_files import remove_leftovers
-from treadle.server.errors import StatusError
+from treadle.server.errors import StatusError, aborted
 from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.job import Job
-from treadle.server.jobs.worker_pool import STOP_TIMEOUT_S, Worker, WorkerPool
-from treadle.server.jobs.worker_request import order
+from treadle.server.jobs.worker_pool import Worker, WorkerPool
+from treadle.server.jobs.worker_request import RunLimits, worker_request
 from treadle.server.messages import responses
 from treadle.server.resources import thread_pools
 from treadle.server.storage.data_dir import DataDir
+from treadle.server.storage.job_state import JobState
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -29,22 +30,9 @@ _LOOK_S = 5.0
 """Seconds between two looks at the free space of the disk, for what events take."""
 
 
-@dataclass(frozen=True)
-class RunLimits:
-    """What holds for each job that runs."""
-
-    threads: int
-    """Threads that all running jobs share."""
-    checkpoint_interval_s: float
-    """Seconds between two checkpoints."""
-    min_free_bytes: int
-    """Bytes of disk below which a job pauses."""
-    max_run_s: float = 0.0
-    """Seconds after which a job is stopped; its model is stored. 0: never."""
-    max_run_bytes: int | None = None
-    """The most memory that a job's arrays may take; None: whatever there is."""
-    stop_timeout_s: float = STOP_TIMEOUT_S
-    """Seconds after which a process is killed that does not stop, or gives no sign of life."""
+_BACKOFF_S = 0.1
+"""Seconds before a second restart, doubled before each further one."""
+_MAX_BACKOFF_S = 5.0
 
 
 class Ending(enum.Enum):
@@ -81,20 +69,56 @@ class JobRunner:
         data_dir: Where jobs are kept.
         workers: Gives the processes.
         limits: What holds for each job.
+        restarts: How often in a row a job continues after its process died without a new
+            checkpoint.
     """
 
-    def __init__(self, data_dir: DataDir, workers: WorkerPool, limits: RunLimits) -> None:
+    def __init__(
+        self, data_dir: DataDir, workers: WorkerPool, limits: RunLimits, restarts: int
+    ) -> None:
         self._data_dir = data_dir
         self._workers = workers
         self._limits = limits
+        self._restarts = restarts
         self._threads = limits.threads
         self._leaving = ""
+        """Why all jobs are to leave; empty where they are not."""
+        self._killed = False
         self._look_at = 0.0
         """When to look at the free space again, by the clock that never jumps."""
         self._without: dict[Job, asyncio.Event] = {}
         """Of each job that waits for a process: set once it needs none."""
 
     async def run(self, job: Job) -> Outcome:
+        """Has processes train a job, one after the other where they die.
+
+        Returns:
+            How the last process left the job.
+
+        Raises:
+            OSError: The disk is full.
+            DatabaseError: The database failed.
+        """
+        reason = ""
+        while True:
+            await job.enter(JobState.RUNNING, job.request_reason or reason, **_first_start(job))
+            outcome = await self._run_once(job)
+            if self._killed and outcome.ending is Ending.DIED:
+                raise asyncio.CancelledError  # an `outlast` may have taken the first one
+            if outcome.ending is not Ending.DIED or job.leaving:
+                return outcome
+            job.crashes += 1
+            if job.crashes > self._restarts:
+                times = f"{job.crashes} times in a row without a new checkpoint between"
+                error = aborted(f"{outcome.reason} ({times})")
+                return Outcome(Ending.FAILED, error=error)
+            logger.warning("job %s continues: %s", job.id, outcome.reason)
+            await job.change(restarts=job.row.restarts + 1)
+            reason = f"{outcome.reason}; the job continues from its last checkpoint"
+            if job.crashes > 1:  # the cause of its death may pass
+                await asyncio.sleep(min(_BACKOFF_S * 2**job.crashes, _MAX_BACKOFF_S))
+
+    async def _run_once(self, job: Job) -> Outcome:
         """Has a new process train a job, from its checkpoint if it has one."""
         try:
             worker = await self._take(job)
@@ -144,6 +168,13 @@ class JobRunner:
             if job.worker is not None:
                 job.worker.ask_to_leave({"pause": reason})
 
+    def kill(self, jobs: Sequence[Job]) -> None:
+        """Kills the processes of jobs, which the next server continues from their checkpoints."""
+        self._killed = True
+        for job in jobs:
+            if job.worker is not None:
+                job.worker.kill()
+
     def share_threads(self, jobs: Sequence[Job]) -> None:
         """Gives all running jobs the same share of the threads; their results stay the same."""
         self._threads = max(1, self._limits.threads // max(1, len(jobs)))
@@ -177,7 +208,9 @@ class JobRunner:
             self._without[job].set()
 
     async def _train(self, job: Job, worker: Worker) -> Outcome:
-        worker.send({"job": order(await job.whole(), self._data_dir, self._limits, self._threads)})
+        worker.send(
+            {"job": worker_request(await job.whole(), self._data_dir, self._limits, self._threads)}
+        )
         job.worker = worker
         if job.pausing or self._leaving:
             worker.ask_to_leave({"pause": job.pausing or self._leaving})
@@ -234,7 +267,7 @@ class JobRunner:
             match message.pop("event"):
                 case "started":
                     await self._started(job, message)
-                    if not job.wish and job.row.reason != before:
+                    if not job.request_reason and job.row.reason != before:
                         with suppress(OSError):  # on a full disk it stays until the next state
                             await job.change(reason=before)
                 case "progress":
@@ -263,7 +296,7 @@ class JobRunner:
 
     async def _say(self, job: Job, reason: str) -> str:
         """Tells what a running job is at; returns what was told."""
-        reason = job.wish or reason
+        reason = job.request_reason or reason
         state = pb.JobStateChange(state=pb.JOB_STATE_RUNNING, reason=reason)
         await self._tell(job, pb.JobEvent(state=state), reason=reason)
         return reason
@@ -314,6 +347,10 @@ class JobRunner:
         if now >= self._look_at:
             self._look_at = now + _LOOK_S
             await thread_pools.DATABASE.run(self._data_dir.space.require_least)
+
+
+def _first_start(job: Job) -> dict[str, float]:
+    return {} if job.row.started_s else {"started_s": job.time_s()}
 
 
 def _needs_more(limit_bytes: int | None) -> StatusError:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import AsyncIterator
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 
 from treadle.model.config import TrainConfig
 from treadle.model.data.files import check_not_empty
@@ -15,7 +19,6 @@ from treadle.server.jobs import repeated_request
 from treadle.server.jobs.job import outlast
 from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.upload import Upload, UploadLimits
-from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
 from treadle.server.messages import requests as convert
 from treadle.server.names import name_violations
 from treadle.server.resources import thread_pools
@@ -23,9 +26,10 @@ from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage import files as disk
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import INIT_FILE
+from treadle.server.storage.job_state import JobState
 from treadle.server.storage.model_version import StoredModel
 from treadle.server.storage.schema import JobRow
-from treadle.server.storage.upload_files import UploadFiles
+from treadle.server.storage.upload_files import UploadedFile, UploadFiles
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -71,7 +75,7 @@ class Submission:
         if earlier is not None:
             repeated_request.check_spec(earlier, asked)
             if not await upload.ends_with_spec():
-                with self._jobs.admit_again():
+                with self._jobs.queue.admit_repeated():
                     again = await upload.receive(repeated_request.ComparedCorpora())
                 repeated_request.check_corpus(earlier, again)
             return earlier.id
@@ -82,7 +86,7 @@ class Submission:
         await thread_pools.DATABASE.run(
             self._data_dir.models.check_new, spec.model, "", self._jobs.registry.models()
         )
-        with self._jobs.admit():
+        with self._jobs.queue.admit():
             stored = UploadFiles(self._data_dir.corpora)
             try:
                 await thread_pools.UPLOADS.run(self._data_dir.space.require)
@@ -177,3 +181,38 @@ def _check_files(files: list[UploadedFile]) -> None:
 def _gone(base: StoredModel) -> StatusError:
     text = f"version {base.version} of model {base.name!r} was just deleted"
     return invalid([("spec.init_from", text)])
+
+
+def new_id() -> str:
+    """Returns the id of a new job; ids sort by the time at which they were made."""
+    return f"{time.time_ns() // 1_000_000:011x}-{secrets.token_hex(4)}"
+
+
+def new_row(
+    id: str,  # noqa: A002
+    spec: pb.TrainSpec,
+    config: TrainConfig,
+    files: Sequence[UploadedFile],
+    init_from_version: int = 0,
+) -> JobRow:
+    """Returns the row of a job that is to be queued.
+
+    Args:
+        id: Its id.
+        spec: What was asked for, with the version of `init_from` that was taken.
+        config: The same as settings.
+        files: Its corpus.
+        init_from_version: The version of `init_from` as asked for; 0: the newest.
+    """
+    now = time.time()
+    return JobRow(
+        id=id, model=spec.model, state=JobState.QUEUED, reason="",
+        spec=spec.SerializeToString(), config=json.dumps(config.to_json()),
+        files=json.dumps([asdict(file) for file in files], ensure_ascii=False),
+        corpus_bytes=sum(file.size for file in files),
+        request_id=spec.request_id, init_from=spec.init_from,
+        created_s=now, queued_s=now, started_s=None, ended_s=None,
+        last_sequence=0, restarts=0, started=b"", progress=b"",
+        version=0, claim=0, error_code=0, error=b"", ran_s=0.0,
+        init_from_version=init_from_version,
+    )  # fmt: skip

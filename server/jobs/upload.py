@@ -20,8 +20,8 @@ from treadle.server.errors import (
     invalid,
     unavailable,
 )
-from treadle.server.jobs.worker_request import UploadedFile
 from treadle.server.resources import thread_pools
+from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
 
 _BUFFER_BYTES = 1 << 20

@@ -1,80 +1,42 @@
-"""What a job is to do: from a request to the row that the database keeps, and on to the worker."""
+"""`worker_request` makes the message that tells a training process what to do."""
 
 from __future__ import annotations
 
 import json
-import secrets
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from treadle.model.config import TrainConfig
 from treadle.server.jobs import worker_protocol
-from treadle.server.storage.data_dir import DataDir
-from treadle.server.storage.job_state import JobState
-from treadle.server.storage.schema import JobRow
+from treadle.server.jobs.worker_pool import STOP_TIMEOUT_S
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
-    from treadle.server.jobs.runner import RunLimits
+    from treadle.server.storage.data_dir import DataDir
+    from treadle.server.storage.schema import JobRow
 
 
 @dataclass(frozen=True)
-class UploadedFile:
-    """One file of a corpus, stored."""
+class RunLimits:
+    """What holds for each job that runs."""
 
-    sha256: str
-    """SHA-256 of its bytes, in lower-case hexadecimal: its name in the store."""
-    name: str
-    """What to call it in messages."""
-    role: str
-    """What it is for: train, valid or test."""
-    weight: float
-    """How often a pass reads it."""
-    size: int
-    """Its bytes."""
-
-
-def new_id() -> str:
-    """Returns the id of a new job; ids sort by the time at which they were made."""
-    return f"{time.time_ns() // 1_000_000:011x}-{secrets.token_hex(4)}"
+    threads: int
+    """Threads that all running jobs share."""
+    checkpoint_interval_s: float
+    """Seconds between two checkpoints."""
+    min_free_bytes: int
+    """Bytes of disk below which a job pauses."""
+    max_run_s: float = 0.0
+    """Seconds after which a job is stopped; its model is stored. 0: never."""
+    max_run_bytes: int | None = None
+    """The most memory that a job's arrays may take; None: whatever there is."""
+    stop_timeout_s: float = STOP_TIMEOUT_S
+    """Seconds after which a process is killed that does not stop, or gives no sign of life."""
 
 
-def new_row(
-    id: str,  # noqa: A002
-    spec: pb.TrainSpec,
-    config: TrainConfig,
-    files: Sequence[UploadedFile],
-    init_from_version: int = 0,
-) -> JobRow:
-    """Returns the row of a job that is to be queued.
-
-    Args:
-        id: Its id.
-        spec: What was asked for, with the version of `init_from` that was taken.
-        config: The same as settings.
-        files: Its corpus.
-        init_from_version: The version of `init_from` as asked for; 0: the newest.
-    """
-    now = time.time()
-    return JobRow(
-        id=id, model=spec.model, state=JobState.QUEUED, reason="",
-        spec=spec.SerializeToString(), config=json.dumps(config.to_json()),
-        files=json.dumps([asdict(file) for file in files], ensure_ascii=False),
-        corpus_bytes=sum(file.size for file in files),
-        request_id=spec.request_id, init_from=spec.init_from,
-        created_s=now, queued_s=now, started_s=None, ended_s=None,
-        last_sequence=0, restarts=0, started=b"", progress=b"",
-        version=0, claim=0, error_code=0, error=b"", ran_s=0.0,
-        init_from_version=init_from_version,
-    )  # fmt: skip
-
-
-def order(
+def worker_request(
     row: JobRow, data_dir: DataDir, limits: RunLimits, threads: int
 ) -> worker_protocol.Message:
-    """Returns what a process is told of a job.
+    """Returns what a process needs to know of a job, as JSON values.
 
     Args:
         row: The job.

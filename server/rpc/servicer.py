@@ -248,8 +248,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             threads=self._config.threads,
             uptime_s=time.monotonic() - self._began,
             training_slots=self._config.training_slots,
-            training_running=self._jobs.running,
-            training_queued=self._jobs.queued,
+            training_running=self._jobs.queue.running_count,
+            training_queued=self._jobs.queue.waiting_count,
             training_queue_limit=self._config.training_queue_limit,
             inference_limit=self._config.inference_limit,
             inference_running=self._admission.calls.running,
@@ -279,7 +279,9 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             The place after which the next page begins; None where this is the last one.
         """
         while rows := await self._jobs.registry.page(states, model, after, _JOBS):
-            jobs = await thread_pools.LISTS.run(self._listed_jobs, rows, self._jobs.positions())
+            jobs = await thread_pools.LISTS.run(
+                self._listed_jobs, rows, self._jobs.queue.positions()
+            )
             for row, job in zip(rows, jobs, strict=True):
                 if not page.take(job):
                     return after
@@ -293,7 +295,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         )
 
     def _job(self, row: JobRow) -> pb.Job:
-        return responses.job(row, self._jobs.position(row.id))
+        return responses.job(row, self._jobs.queue.position(row.id))
 
     def _listed_jobs(self, rows: list[JobRow], positions: Mapping[str, int]) -> list[pb.Job]:
         """Describes jobs in a list, which a damaged one must not take down."""

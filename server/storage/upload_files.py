@@ -9,8 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import dataclass
 
 from treadle.server.storage.corpora import Corpora, CorpusWriter
+
+
+@dataclass(frozen=True)
+class UploadedFile:
+    """One file of a corpus, stored."""
+
+    sha256: str
+    """SHA-256 of its bytes, in lower-case hexadecimal: its name in the store."""
+    name: str
+    """What to call it in messages."""
+    role: str
+    """What it is for: train, valid or test."""
+    weight: float
+    """How often a pass reads it."""
+    size: int
+    """Its bytes."""
 
 
 class UploadFiles:

@@ -179,12 +179,12 @@ def test_a_corpus_that_is_sent_again_takes_a_place_as_well(tmp_path: Path) -> No
 
     async def run() -> None:
         room = make_room(data_dir, WorkerPool(standby=0))  # with two places for uploads
-        with room.admit_again(), room.admit():
-            assert room.queued == 1
-            for admit in (room.admit, room.admit_again):
+        with room.queue.admit_repeated(), room.queue.admit():
+            assert room.queue.waiting_count == 1
+            for admit in (room.queue.admit, room.queue.admit_repeated):
                 with pytest.raises(StatusError, match="2 corpora are on their way"), admit():
                     pass
-        with room.admit(), room.admit():
+        with room.queue.admit(), room.queue.admit():
             pass
 
     try:

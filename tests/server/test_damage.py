@@ -20,8 +20,8 @@ from treadle.model.training_record import TrainingRecord
 from treadle.server.errors import from_exception
 from treadle.server.failures import DamagedDatabaseError
 from treadle.server.fsck.check import check
+from treadle.server.jobs.submission import new_row
 from treadle.server.jobs.upload import MAX_SPEC_BYTES
-from treadle.server.jobs.worker_request import UploadedFile, new_row
 from treadle.server.messages import responses
 from treadle.server.messages.shortening import ITEM_BYTES
 from treadle.server.storage.data_dir import DATABASE_FILE, DataDir
@@ -29,6 +29,7 @@ from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage, without_damage
 from treadle.server.storage.model_version import MODEL_FILE
 from treadle.server.storage.schema import COLUMNS
+from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Caller, Server, fields_of, long_spec, tiny_spec

@@ -84,7 +84,7 @@ def test_what_running_jobs_need_for_their_states_is_no_space_for_others(
         room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
         job = await submit(room, data_dir)
         room.open()
-        await until(lambda: room.running)
+        await until(lambda: room.queue.running_count)
         (data_dir.jobs.directory(job) / STATE_FILE).write_bytes(b"x" * 300)
         disk.free = KEPT + 399
         with pytest.raises(NoSpaceError):
@@ -130,7 +130,7 @@ def test_a_job_goes_on_by_itself_once_there_is_space(data_dir: DataDir, disk: Sm
         assert (await room.registry.row(job)).state == "paused"
         assert len(made) == 1
         disk.free = 1 << 40
-        await until(lambda: room.running)
+        await until(lambda: room.queue.running_count)
         while (row := await room.registry.row(job)).state == "queued":
             await asyncio.sleep(0.005)
         assert (row.state, row.waits_for_bytes) == ("running", 0)
@@ -150,7 +150,7 @@ def test_it_does_so_under_the_next_server(data_dir: DataDir, disk: SmallDisk) ->
         await asyncio.sleep(0.1)
         assert (await following.registry.row(job)).state == "paused"
         disk.free = 1 << 40
-        await until(lambda: following.running)
+        await until(lambda: following.queue.running_count)
         await following.close("the test ended")
 
     asyncio.run(run())
@@ -166,7 +166,7 @@ def test_what_its_user_paused_waits_for_its_user(data_dir: DataDir, disk: SmallD
         await asyncio.sleep(0.1)
         assert (await room.registry.row(job)).state == "paused"
         await room.resume(job)
-        await until(lambda: room.running or room.registry.live[job].row.waits_for_bytes)
+        await until(lambda: room.queue.running_count or room.registry.live[job].row.waits_for_bytes)
         await room.close("the test ended")
 
     asyncio.run(run())
@@ -183,7 +183,7 @@ def test_a_job_that_soon_lacks_space_again_waits_longer_each_time(
         room.registry.live[job].space_tries = 1
         disk.free = 1 << 40
         await room.resume_for_space()
-        await until(lambda: workers.given == 2 and not room.running)
+        await until(lambda: workers.given == 2 and not room.queue.running_count)
         await until(lambda: room.registry.live[job].row.waits_for_bytes)
         await room.resume_for_space()  # it is not due
         assert room.registry.live[job].row.state == "paused"

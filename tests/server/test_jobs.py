@@ -19,12 +19,14 @@ from treadle.server.errors import StatusError, aborted
 from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.completion import Completion
 from treadle.server.jobs.job import CANCELLING, PAUSING
-from treadle.server.jobs.manager import JobLimits, JobManager
-from treadle.server.jobs.runner import RunLimits
+from treadle.server.jobs.job_queue import JobLimits
+from treadle.server.jobs.manager import JobManager
+from treadle.server.jobs.submission import new_id, new_row
 from treadle.server.jobs.worker_pool import Worker, WorkerPool
-from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
+from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import FINAL_FILE, LAST_FILE
+from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, until
@@ -165,7 +167,7 @@ def test_the_queue_goes_by_the_time_of_queueing(data_dir: DataDir) -> None:
     async def order() -> list[str]:
         room = make_room(data_dir, FakeWorkerPool(FakeWorker))
         await room.recover()
-        return list(room.positions())
+        return list(room.queue.positions())
 
     assert asyncio.run(order()) == ["runs", "early", "a", "b", "late"]
 
@@ -269,13 +271,13 @@ def test_jobs_of_a_server_that_closes_wait_for_the_next(data_dir: DataDir, model
         room.open()
         await asyncio.sleep(0)
         following = [asyncio.create_task(follow(room, job)) for job in jobs]
-        await until(lambda: (room.running, room.queued) == (1, 2))
+        await until(lambda: (room.queue.running_count, room.queue.waiting_count) == (1, 2))
         await room.close("the test ended")
         for task in following:
             with pytest.raises(StatusError, match=r"the test ended; job .* goes on") as caught:
                 await task
             assert caught.value.code is grpc.StatusCode.UNAVAILABLE
-        with pytest.raises(StatusError), room.admit():
+        with pytest.raises(StatusError), room.queue.admit():
             pass
         assert {(await room.registry.row(job)).state for job in jobs} == {"queued"}
         following_room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
@@ -325,7 +327,7 @@ def test_a_finished_model_is_kept_whenever_the_job_is_killed(
         gate.open()
         await killing
         assert (await follow(room, job))[-1].completed.version == 1
-        assert room.running == 0
+        assert room.queue.running_count == 0
 
     asyncio.run(run())
     assert data_dir.models.versions("m") == [1]
@@ -721,7 +723,9 @@ def test_a_full_disk_keeps_no_job_from_being_stopped(
             await getattr(room, wish)(job)
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         worker.free.set()
-        await until(lambda: not room.running)  # its slot is free, and its end is noted later
+        await until(
+            lambda: not room.queue.running_count
+        )  # its slot is free, and its end is noted later
         assert (await room.registry.row(job)).state == "running"
         is_full = False
         end = {"pause": "is paused: paused on request", "cancel": "cancelled before it had"}[wish]
@@ -783,7 +787,7 @@ def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
         pausing = asyncio.create_task(room.pause(jobs[1]))
         await until(lambda: is_pausing)
         first.free.set()
-        await until(lambda: not room._tasks())  # the slot is free, and nobody may take it yet
+        await until(lambda: not room.queue.tasks())  # the slot is free, and nobody may take it yet
         free.set()
         with pytest.raises(OSError, match="No space left"):
             await pausing
@@ -823,10 +827,10 @@ def test_a_job_that_ends_while_its_cancellation_is_noted_ends_once(
         cancelling = asyncio.create_task(room.cancel(job))
         await until(lambda: room.registry.live[job].cancelling)
         cancelled.set()
-        await until(lambda: not room._tasks())
+        await until(lambda: not room.queue.tasks())
         over.set()
         row = await cancelling
-        await until(lambda: not room._tasks())
+        await until(lambda: not room.queue.tasks())
         assert (row.state, row.reason, row.version) == ("succeeded", "", 1)
         assert data_dir.database.job(job) is not None
         assert data_dir.models.versions("m") == [1]

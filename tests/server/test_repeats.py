@@ -15,8 +15,8 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.server.errors import StatusError
 from treadle.server.jobs import repeated_request
-from treadle.server.jobs.worker_request import UploadedFile
 from treadle.server.storage.schema import UNKNOWN_VERSION
+from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Caller, Server, detail_of, fields_of, requests, tiny_spec

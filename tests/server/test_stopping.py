@@ -21,12 +21,14 @@ from treadle.model.config import (
     TrainConfig,
 )
 from treadle.server.errors import StatusError
-from treadle.server.jobs.manager import JobLimits, JobManager
-from treadle.server.jobs.runner import RunLimits
+from treadle.server.jobs.job_queue import JobLimits
+from treadle.server.jobs.manager import JobManager
+from treadle.server.jobs.submission import new_id, new_row
 from treadle.server.jobs.worker_pool import WorkerPool
-from treadle.server.jobs.worker_request import UploadedFile, new_id, new_row
+from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import STATE_FILE
+from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, until
@@ -135,7 +137,7 @@ def test_a_process_that_stands_still_is_killed_and_nothing_is_lost(data_dir: Dat
         assert (row.state, row.reason) == ("running", "pausing on request")
         with pytest.raises(StatusError, match="did not stop within 3 seconds"):
             await room.ended(job)
-        assert room.jobs.running == 0
+        assert room.jobs.queue.running_count == 0
         row = await room.jobs.registry.row(job)
         assert row.state == "paused"
         assert row.reason.startswith("paused on request: ")
