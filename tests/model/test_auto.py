@@ -115,7 +115,7 @@ def test_a_tiny_corpus_is_not_read_for_ten_hours() -> None:
         assert config.limits.max_epochs >= preset.MAX_PASSES
         assert config.limits.early_stopping_patience == preset.PATIENCE
         assert config.network.output_dropout == 0.4
-        assert any("passes" in notice and "heart" in notice for notice in notices)
+        assert any("passes" in notice and "memorize" in notice for notice in notices)
         assert config.limits.max_time_s == 10 * HOURS
     assert picked(FIVE, 60)[0].limits.max_epochs == preset.MIN_STEPS
     assert picked(LARGE, 10 * HOURS)[0].limits == LimitsConfig(max_time_s=10 * HOURS)

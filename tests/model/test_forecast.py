@@ -34,10 +34,10 @@ def test_a_second_look_waits_until_there_is_something_to_see() -> None:
     assert check_speed(EXPECTED, 3, 50, 25_000) == "", "half of it is near enough"
 
 
-def test_a_run_of_less_than_half_the_speed_is_told_so() -> None:
+def test_a_run_of_less_than_half_the_speed_gets_a_notice() -> None:
     notice = check_speed(EXPECTED, 10, 2, 500)
     assert notice is not None
-    assert "reads 250 tokens a second where 1,000 were measured" in notice
+    assert "reads 250 tokens per second, and 1,000 were measured" in notice
     assert notice.endswith("about 33 minutes would be right for this corpus")
     long = check_speed(replace(EXPECTED, right_s=20.0), 10, 2, 500)
     assert long is not None
@@ -98,7 +98,7 @@ def auto_run(monkeypatch: pytest.MonkeyPatch, speed: float) -> TrainConfig:
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_slow_run_is_told_once_however_often_it_is_left(
+def test_a_slow_run_gets_one_notice_however_often_it_is_paused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = auto_run(monkeypatch, speed=1e6)
@@ -111,21 +111,21 @@ def test_a_slow_run_is_told_once_however_often_it_is_left(
     assert not any("auto:" in notice for notice in again.started.notices), "it was picked once"
     again.restore_state(tmp_path / "run")
     seen = first + run(again)
-    told = [notice for p in seen for notice in p.notices]
-    assert len(told) == 1
-    assert "tokens a second where" in told[0]
+    notices = [notice for p in seen for notice in p.notices]
+    assert len(notices) == 1
+    assert "tokens per second" in notices[0]
     record = again.finish().training
     assert record is not None
     (notice,) = record.notices
     assert notice.startswith("auto: ")
     assert "limit" in notice or "balance" in notice
     whole = Trainer(TEXT, config)
-    assert [notice for p in run(whole) for notice in p.notices] == told
+    assert [notice for p in run(whole) for notice in p.notices] == notices
     assert weights_of(whole.model) == weights_of(again.model)
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_run_of_the_expected_speed_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_the_expected_speed_gets_no_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = run(Trainer(TEXT, auto_run(monkeypatch, speed=1e-3)))
     assert [notice for p in seen for notice in p.notices] == []
 
