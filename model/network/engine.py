@@ -1,8 +1,8 @@
-"""Runs kernels over whole batches: shards, threads, and the sums over shards.
+"""`Engine` computes the loss and its gradient over whole batches, shard by shard.
 
-A batch is split in shards of SHARD_ROWS rows, whatever the number of threads. Each shard is one
-kernel call without the interpreter lock; shards are added in index order. So the bits of a
-gradient depend on the batch alone.
+A batch is split into shards of SHARD_ROWS rows, whatever the number of threads. Each shard is one
+kernel call without the interpreter lock, and their gradients are added in index order. So the bits
+of a gradient depend on the batch alone.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
 SMALL_VOCABULARY = 256
-"""Tokens up to which no batch is searched for those that it has."""
+"""Tokens of the largest vocabulary that is folded whole; see `rows_of_table`."""
 
 
 class InterruptedRunError(Exception):
-    """A step or a sample was left before its end, and is to be made again from its beginning."""
+    """A step or a sample was interrupted, and must be made again from its beginning."""
 
 
 def never() -> bool:
-    """The signal of a run that nobody interrupts."""
+    """Returns False: the `interrupted` of a run that nothing interrupts."""
     return False
 
 
@@ -57,17 +57,27 @@ def rows_of_table(V: int, tokens: int) -> int:
     """Returns the rows of the folded input for batches of so many tokens.
 
     A small vocabulary is folded whole: to find out which tokens a batch has would take longer.
+
+    Args:
+        V: Tokens in the vocabulary.
+        tokens: Tokens in a batch.
     """
     return V if V <= SMALL_VOCABULARY else min(V, tokens)
 
 
 class _Shard:
-    """A fixed slice of the batch's rows with all the room that it needs."""
+    """A fixed slice of the batch's rows with all the memory that it needs."""
 
     def __init__(
-        self, shape: Shape, rows: slice, window: int, table_rows: int, drops: tuple[bool, bool],
-        pairs: bool, tail: Array,
-    ) -> None:  # fmt: skip
+        self,
+        shape: Shape,
+        rows: slice,
+        window: int,
+        table_rows: int,
+        drops: tuple[bool, bool],
+        pairs: bool,
+        tail: Array,
+    ) -> None:
         count = rows.stop - rows.start
         self.rows = rows
         self.work = allocate_workspace(
@@ -80,42 +90,49 @@ class _Shard:
         self.gradients = structs.Gradients(**flat_views(self.own, own), **flat_views(tail, shared))
 
 
-TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by")
-"""Stacks that shard gradients and parameter gradients share, at the end of either buffer."""
+_TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by")
+"""Stacks that the gradients of shards and of parameters have in common, at the end of both."""
 
 
 def _gradient_shapes(
     shape: Shape, table_rows: int
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """The arrays of a shard's gradients: those of its own, and those at the end of either."""
+    """Returns the shapes of a shard's gradients: those of its own, and those of the common tail."""
     own: dict[str, tuple[int, ...]] = {"table": (table_rows, shape.G)}
     if shape.tied:  # the parameters have no such array: it is added to the embedding's gradient
         own["Wy"] = (shape.H, shape.V)
     stacks = shape.stacks
-    return own, {name: stacks[name] for name in TAIL if name not in own}
+    return own, {name: stacks[name] for name in _TAIL if name not in own}
 
 
 class Engine:
     """Computes the loss and its gradient over batches (T, B), for one set of parameters."""
 
     def __init__(
-        self, parameters: Parameters, rows: int, window: int, pool: Pool,
-        dropout: float = 0.0, seed: int = 0, precision: Precision = Precision.FP32,
-        output_dropout: float = 0.0, packed: structs.Weights | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        parameters: Parameters,
+        rows: int,
+        window: int,
+        pool: Pool,
+        dropout: float = 0.0,
+        seed: int = 0,
+        precision: Precision = Precision.FP32,
+        output_dropout: float = 0.0,
+        packed: structs.Weights | None = None,
+    ) -> None:
         """Allocates everything that a run needs.
 
         Args:
-            parameters: Read at every batch; change them in place.
+            parameters: The network's parameters, read at every batch; change them in place.
             rows: Sequences in a batch, B.
             window: The most steps of a batch, T.
-            pool: Takes the shards.
-            dropout: Share of the units dropped between layers, 0 up to and without 1.
-            seed: Decides, with a batch's step, which they are.
+            pool: Runs the shards.
+            dropout: Share of the units dropped between layers, at least 0 and below 1.
+            seed: 64 bits; decides, with a batch's step, which units are dropped.
             precision: What the passes multiply; see `precision.check_precision`.
             output_dropout: Share of the last layer's units dropped before the output layer.
-            packed: The same parameters packed for inference; every batch packs them anew in the
-                same place, which spares a copy of them. Only with float32 products.
+            packed: The same parameters packed for inference. Every batch packs them again in the
+                same place, which saves a copy of them. Only with float32 products.
         """
         pairs = precision is Precision.BF16
         self.parameters = parameters
@@ -123,40 +140,54 @@ class Engine:
         self.cell = CELL_CODES[self.shape.cell]
         self.rows = rows
         self.pool = pool
-        """Takes the shards."""
+        """Runs the shards."""
         self.interrupted: Callable[[], bool] = never
-        """Asked before every shard, in any thread; once it says so, the batch is dropped."""
+        """Called before every shard, in any thread; once it returns true, the batch is dropped."""
         self._all = np.arange(self.shape.V, dtype=np.int32)
         table_rows = rows_of_table(self.shape.V, rows * window)
         if packed is None:
             self._weights = allocate_weights(self.shape, table_rows, True, pairs)
         else:
             self._weights = with_transposes(packed, self.shape, table_rows)
-        self._seed, shares = np.uint64(seed), (dropout, output_dropout)
-        self._kept = [np.uint64(kept_levels(share)) for share in shares]
-        drops = dropout > 0, output_dropout > 0
+        self._seed = np.uint64(seed)
+        self._kept = [np.uint64(kept_levels(share)) for share in (dropout, output_dropout)]
+        drops = (dropout > 0, output_dropout > 0)
         self.gradient = Parameters(self.shape)
         _, shared = _gradient_shapes(self.shape, table_rows)
-        # The first shard writes where the sum is wanted.
+        # The first shard writes into the sum itself.
         tail = self.gradient.flat[self.gradient.flat.size - flat_size(shared) :]
         self._shards = [
             _Shard(
-                self.shape, cut, window, table_rows, drops, pairs,
+                self.shape,
+                cut,
+                window,
+                table_rows,
+                drops,
+                pairs,
                 np.zeros_like(tail) if cut.start else tail,
             )
             for cut in shard_slices(rows)
-        ]  # fmt: skip
-        # The embedding's gradient is one small product a step, and stays a float32 one.
+        ]
+        # The embedding's gradient is one small product a step, which stays in float32.
         block = self._shards[0].work.block
         self._block = allocate_row_block(self.shape.E, self.shape.G) if pairs else block
 
     def _fold(self, tokens: Ints) -> tuple[Ints, Ints]:
-        """Packs the weights for a batch; return the table's tokens and the batch in their terms."""
-        used, folded = self._all, tokens
+        """Packs the weights for a batch.
+
+        Args:
+            tokens: (T, B), the batch.
+
+        Returns:
+            The tokens that the table has a row for, and the batch (T, B) as rows of the table.
+        """
+        used = self._all
+        folded = tokens
         if self._weights.table.shape[0] < self.shape.V:
             used, inverse = np.unique(tokens, return_inverse=True)
             folded = inverse.reshape(tokens.shape).astype(np.int32)
-        stacks, weights = self.parameters.stacks, self._weights
+        stacks = self.parameters.stacks
+        weights = self._weights
 
         def pack(transposes: bool) -> None:
             if transposes:
@@ -173,8 +204,8 @@ class Engine:
         """Runs a batch forward and backward; `self.gradient` then holds the mean loss's gradient.
 
         Args:
-            tokens: (T, B).
-            targets: (T, B), below 0 where nothing is to be learned.
+            tokens: (T, B), the tokens to read.
+            targets: (T, B), the tokens to predict, below 0 where nothing is to be learned.
             fresh: (B,), rows that begin from zeros instead of where the last batch ended.
             step: Optimizer steps done before; with the seed it decides which units are dropped.
 
@@ -183,7 +214,8 @@ class Engine:
 
         Raises:
             TokenError: A token or target is not in the vocabulary.
-            InterruptedRunError: `interrupted` said so; `carry` what was `carried` before.
+            InterruptedRunError: `interrupted` returned true; restore the states by `carry` before
+                the batch is run again.
         """
         check_tokens(tokens, self.shape.V)
         check_tokens(targets, self.shape.V, least=-1)
@@ -200,9 +232,16 @@ class Engine:
                 Dropout(self._seed, np.uint64(step), shard.rows.start, kept) for kept in self._kept
             )
             return network.train_shard(
-                self.cell, self._weights, shard.work, shard.gradients, shard.state,
-                *cut_rows(shard.rows, folded, targets, fresh), scale, dropout, top,
-            )  # fmt: skip
+                self.cell,
+                self._weights,
+                shard.work,
+                shard.gradients,
+                shard.state,
+                *cut_rows(shard.rows, folded, targets, fresh),
+                scale,
+                dropout,
+                top,
+            )
 
         loss = in_order(self.pool.map(run, self._shards))
         if self._shards[1:]:
@@ -211,7 +250,7 @@ class Engine:
         return loss, count
 
     def carried(self) -> tuple[Array, Array]:
-        """Returns copies of the states that the next batch goes on from, hs and cs, (L, B, H)."""
+        """Returns copies of the states that the next batch continues from, hs and cs, (L, B, H)."""
         states = [shard.state for shard in self._shards]
         return (
             np.concatenate([state.h for state in states], axis=1),
@@ -219,14 +258,16 @@ class Engine:
         )
 
     def carry(self, hs: Array, cs: Array) -> None:
-        """Lets the next batch go on from what `carried` returned, (L, B, H) both."""
+        """Makes the next batch continue from what `carried` returned, (L, B, H) both."""
         for shard in self._shards:
             shard.state.h[...] = hs[:, shard.rows]
             shard.state.c[...] = cs[:, shard.rows]
 
     def _unfold(self, used: Ints) -> None:
-        """Turns the table's gradient into those of what it is made of."""
-        stacks, first, out = self.parameters.stacks, self._shards[0], self.gradient.stacks
+        """Turns the table's gradient into those of the arrays that it is computed from."""
+        stacks = self.parameters.stacks
+        first = self._shards[0]
+        out = self.gradient.stacks
 
         def unfold(weights: bool) -> None:
             if weights:
@@ -238,7 +279,8 @@ class Engine:
 
     def _add_shards(self) -> None:
         """Adds every shard's gradient to the first one's, in order."""
-        first, others = self._shards[0], self._shards[1:]
+        first = self._shards[0]
+        others = self._shards[1:]
 
         def add_own(part: slice) -> None:
             for shard in others:

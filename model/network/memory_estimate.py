@@ -1,4 +1,4 @@
-"""`scorer_bytes` estimates the memory of a scorer; the rest estimates parts of any computation."""
+"""`scorer_bytes` estimates the memory of a scorer, from parts that other estimates share."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from treadle.model.network.prefill import WINDOW
 from treadle.model.network.shape import Shape
 
 FLOAT_BYTES = 4
+"""Bytes of a float32 number."""
 
 MOMENTS = {OptimizerKind.SGD: 0, OptimizerKind.ADAGRAD: 1, OptimizerKind.ADAM: 2}
 """How many numbers an optimizer keeps for each parameter."""
 
 
 def scorer_bytes(shape: Shape) -> int:
-    """Returns what a scorer of one sequence takes beside the model, in bytes."""
+    """Returns the memory of a scorer of one sequence without the model, in bytes."""
     return FLOAT_BYTES * (WINDOW * (step_floats(shape) + shape.V) + 4 * shape.L * shape.H)
 
 
 def step_floats(shape: Shape) -> int:
-    """What a workspace holds of gates and states for a step of a row."""
+    """Returns how many floats a workspace holds of gates and states for a step of a row."""
     states = {Cell.LSTM: 2, Cell.GRU: 4, Cell.RNN: 1}[shape.cell]
     return shape.L * (shape.G + states * shape.H)
 
 
 def packed_floats(shape: Shape) -> int:
-    """What the panels of all weights hold, both ways."""
-    H, G, V = shape.H, shape.G, shape.V
+    """Returns how many floats the panels of all weights and their transposes hold."""
+    H = shape.H
+    G = shape.G
+    V = shape.V
 
     def panels(K: int, N: int) -> int:
         return K * panel_count(N) * PANEL

@@ -1,4 +1,4 @@
-"""Sums whose bits say only what was added and in which order."""
+"""`in_order` adds numbers in a fixed order, so that the bits of the sum depend on nothing else."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 
 def in_order(values: Iterable[float], start: float = 0.0) -> float:
-    """Adds up from left to right in float64.
+    """Adds up numbers from left to right in float64.
 
-    NumPy's sum is pairwise and Python's compensates since 3.12; this one may be cut anywhere, the
-    sum so far being the next part's `start`, and so a stream adds up to what the whole does.
+    NumPy's sum is pairwise, and Python's compensates rounding since 3.12. This sum may be cut
+    anywhere, with the sum so far as the next part's `start`: the parts of a stream add up to the
+    same bits as the whole.
 
     Args:
-        values: What to add.
+        values: The numbers to add.
         start: The sum so far.
     """
     total = start

@@ -1,9 +1,8 @@
-"""Threads that take parts of the work of a step; no result depends on their number.
+"""`Pool` runs parts of a step in several threads; no result depends on their number.
 
-The caller works too, and takes whatever no other thread has begun: to wake a thread takes longer
-than many a part of a step does, so nobody ever waits for one to wake. The same rule makes a step
-degrade gently when another program takes a processor: the threads that run take what the others
-do not.
+The calling thread works too, and takes whatever no other thread has begun. Waking a thread takes
+longer than many parts of a step, so the caller never waits for one to wake. When another program
+takes a processor, the threads that still run take the items that the others do not.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PART = 2 * BLOCK
-"""Elements of a part of a flat buffer: enough to be worth a trip to another thread."""
+"""Elements of a part of a flat buffer: enough to outweigh handing it to another thread."""
 
 
 class _Job(Generic[Item, Result]):
-    """Items of work that any number of threads take, one after the other."""
+    """Items of work that any number of threads take, one at a time."""
 
     def __init__(self, work: Callable[[Item], Result], items: list[Item]) -> None:
         self._work = work
         self._items = items
-        self._numbers = itertools.count()  # next() of it is one step for all threads
+        self._numbers = itertools.count()  # next() is atomic
         self._left = len(items)
         self._lock = threading.Lock()
         self._done = threading.Lock()
@@ -59,10 +58,10 @@ class _Job(Generic[Item, Result]):
 
 
 def _serve(jobs: SimpleQueue[_Job[Any, Any] | None]) -> None:
-    """What a thread does until it is told to end."""
+    """Runs jobs until None comes; the main loop of a thread."""
     while (job := jobs.get()) is not None:
         job.take()
-        del job  # while it waits, a thread must keep nobody alive
+        del job  # while it waits, a thread must keep no job alive
 
 
 def _end(jobs: SimpleQueue[_Job[Any, Any] | None], threads: list[threading.Thread]) -> None:
@@ -71,13 +70,13 @@ def _end(jobs: SimpleQueue[_Job[Any, Any] | None], threads: list[threading.Threa
 
 
 class Pool:
-    """Threads that take items of work beside the caller; close it, or drop it, to end them."""
+    """Threads that share items of work with the caller; close or drop the pool to end them."""
 
     def __init__(self, threads: int) -> None:
         """Starts a pool.
 
         Args:
-            threads: How many items run at once, the caller's own among them, at least 1.
+            threads: How many items run at once, the caller's included, at least 1.
         """
         self._jobs: SimpleQueue[_Job[Any, Any] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -86,11 +85,11 @@ class Pool:
 
     @property
     def threads(self) -> int:
-        """How many items run at once, the caller's own among them."""
+        """How many items run at once, the caller's included."""
         return len(self._threads) + 1
 
     def resize(self, threads: int) -> None:
-        """Goes on with another number of threads.
+        """Continues with another number of threads.
 
         Args:
             threads: As for a new pool. No `map` may be under way.
@@ -115,9 +114,13 @@ class Pool:
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Returns work(item) of every item, in order.
 
+        Args:
+            work: The function to call, from any thread.
+            items: Its arguments, one for each call.
+
         Raises:
-            BaseException: What work raised for the first item that it failed for; other items may
-                or may not have been worked on.
+            BaseException: What `work` raised for the first item that failed; other items may or
+                may not have been worked on.
         """
         listed = list(items)
         if not self._threads or len(listed) < 2:
@@ -129,10 +132,13 @@ class Pool:
         return job.results()
 
     def close(self) -> None:
-        """Ends the threads, once they have done what they are at."""
+        """Ends the threads after the items that they work on."""
         self._stop()
 
 
 def parts(size: int) -> list[slice]:
-    """Returns the parts of a flat buffer that threads take; no bit depends on where they end."""
+    """Splits a flat buffer of `size` elements into parts for threads.
+
+    No bit of a result depends on where the parts end.
+    """
     return [slice(i, min(size, i + PART)) for i in range(0, size, PART)]

@@ -1,8 +1,8 @@
-"""The trained numbers of a network: one flat float32 buffer and named views of it.
+"""`Parameters` holds the numbers of a network in one flat float32 buffer, with named views.
 
-The optimizer, the norm and the checkpoint see the buffer; the kernels see the views, stacked by
-layer (`treadle.kernels.structs.Parameters`); people see the names of the documentation and of
-the reference: `embedding`, `Wx0`, `Wh0`, `b0`, `bh0`, `Wx1`, ..., `Wy`, `by`.
+The optimizer, the norm and the checkpoint use the buffer; the kernels use the views, stacked by
+layer (`treadle.kernels.structs.Parameters`); users see the names of the documentation and of the
+reference: `embedding`, `Wx0`, `Wh0`, `b0`, `bh0`, `Wx1`, ..., `Wy`, `by`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from treadle.model.network.shape import Shape
 Array = npt.NDArray[np.float32]
 Named = Mapping[str, npt.NDArray[np.generic]]
 
-_ALIGNMENT = 16  # floats: every view begins on a cache line
+_ALIGNMENT = 16
+"""Floats of a cache line; every view begins on one."""
+
 FIRST_STREAM = 16
-"""The random stream of the first array of parameters; those below are the draw's."""
+"""The random stream of the first array of parameters; those below belong to sampling."""
 
 
 def flat_views(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Cuts views of the given shapes from a flat buffer, each beginning on a cache line."""
-    views, position = {}, 0
+    """Returns views of a flat buffer, one of each shape, each beginning on a cache line."""
+    views = {}
+    position = 0
     for name, shape in shapes.items():
         size = math.prod(shape)
         views[name] = flat[position : position + size].reshape(shape)
@@ -43,10 +46,10 @@ def flat_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 class Parameters:
-    """All numbers of one network, or one of the buffers beside them (gradients, moments)."""
+    """All numbers of one network, or a buffer of the same layout (gradient, moments)."""
 
     def __init__(self, shape: Shape) -> None:
-        """Makes room for a network's numbers, all 0.
+        """Allocates a network's numbers, all 0.
 
         Args:
             shape: The network's sizes.
@@ -60,8 +63,8 @@ class Parameters:
         """Draws small random parameters, as PyTorch does by default.
 
         Weights and biases are uniform in +-1/sqrt(H); embeddings have unit variance, uniform
-        rather than normal so that no library's logarithm decides on their bits. One that is the
-        output weights, too, begins as those do: logits would be large from the start otherwise.
+        rather than normal so that no library's logarithm decides on their bits. Tied embeddings
+        begin like output weights: logits would be large from the start otherwise.
 
         Args:
             shape: The network's sizes.
@@ -84,7 +87,8 @@ class Parameters:
             if name in ("embedding", "Wx0", "Wy", "by"):
                 views[name] = getattr(self.stacks, name)
             else:
-                stem, layer = name.rstrip("0123456789"), int(name.lstrip("Wbhx"))
+                stem = name.rstrip("0123456789")
+                layer = int(name.lstrip("Wbhx"))
                 views[name] = getattr(self.stacks, stem)[layer - (stem == "Wx")]
         return views
 
@@ -94,20 +98,20 @@ class Parameters:
 
         Args:
             shape: The network's sizes.
-            arrays: One array a name of `shape.named`, in its shape. Of tied weights `Wy` may be
-                there, too, and must then be the embedding's transpose.
+            arrays: One array for each name of `shape.named`, in its shape. With tied weights `Wy`
+                is optional, and must be the embedding's transpose.
 
         Raises:
-            LoadError: A name is missing or unknown, a shape is another, or tied weights
-                differ.
+            LoadError: A name is missing or unknown, a shape is wrong, or tied weights differ.
         """
         arrays = _without_tied(arrays) if shape.tied else arrays
         if set(arrays) != set(shape.named):
             odd = sorted(set(arrays) ^ set(shape.named))
             raise LoadError(f"the parameters do not fit the network: see {', '.join(odd)}")
-        for name, wanted in shape.named.items():  # before room is made for what a header claims
-            if arrays[name].shape != wanted:
-                raise LoadError(f"parameter {name} has shape {arrays[name].shape}, not {wanted}")
+        # Before memory is allocated: a damaged header may claim any size.
+        for name, expected in shape.named.items():
+            if arrays[name].shape != expected:
+                raise LoadError(f"parameter {name} has shape {arrays[name].shape}, not {expected}")
         parameters = cls(shape)
         for name, view in parameters.named().items():
             view[...] = arrays[name]
@@ -115,11 +119,16 @@ class Parameters:
 
 
 def _without_tied(arrays: Named) -> Named:
-    """Leaves out the output weights, which have to be the embedding's transpose bit for bit."""
+    """Returns the arrays without the output weights.
+
+    Raises:
+        LoadError: The output weights are not the embedding's transpose, bit for bit.
+    """
     if "Wy" not in arrays or "embedding" not in arrays:
         return arrays
-    ours, theirs = arrays["embedding"], arrays["Wy"].T
-    if ours.shape != theirs.shape or ours.tobytes() != theirs.tobytes():
+    embedding = arrays["embedding"]
+    output = arrays["Wy"].T
+    if embedding.shape != output.shape or embedding.tobytes() != output.tobytes():
         raise LoadError(
             "the output weights are not the embedding's: load them without tied_weights"
         )

@@ -1,4 +1,4 @@
-"""Whether this process can train with the precision that a run asks for."""
+"""`check_precision` refuses a run whose precision this process cannot compute in."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from treadle.model.errors import ConfigError
 def check_precision(config: TrainConfig) -> None:
     """Refuses a run whose products cannot be compiled here.
 
-    Only training asks: what was trained with BF16 is an ordinary model, at home everywhere.
+    Only training needs this check: a model trained with BF16 runs on every processor.
 
     Args:
         config: The run's settings.
 
     Raises:
         ConfigError: This processor, or the one that kernels are compiled for, lacks what BF16
-            needs; says what is missing and what to do.
+            needs.
     """
     if config.optimizer.precision is Precision.BF16 and BF16_MISSING:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A prompt is read, window by window, before anything is drawn: once for all that follow it."""
+"""`read_tokens` reads a prompt window by window, once for all texts that follow it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ def read_tokens(
 
     Args:
         shape: The network's sizes.
-        weights: Packed for inference.
-        state: Where they begin; not changed.
-        tokens: (N,), of which the last is left to be read by whoever goes on.
+        weights: The parameters packed for inference.
+        state: The state before the tokens; not changed.
+        tokens: (N,), the tokens. The last one becomes the token of the state: the step that
+            continues reads it.
 
     Yields:
-        The state after each window of them, the last of which is the one after all.
+        The state after each window; the last one is the state after all tokens.
 
     Raises:
         TokenError: A token is not in the vocabulary.
@@ -44,14 +45,16 @@ def read_tokens(
         yield state
         return
     carried = structs.State(state.hs[:, None].copy(), state.cs[:, None].copy())
-    work, goes_on = None, np.zeros(1, np.bool_)
+    work = None
+    fresh = np.zeros(1, np.bool_)
     for start in range(0, sequence.size - 1, WINDOW):
         stop = min(start + WINDOW, sequence.size - 1)
         if work is None:
             work = allocate_workspace(shape, stop - start, 1, backward=False)
         window = sequence[start:stop].reshape(-1, 1)
-        network.read_shard(CELL_CODES[shape.cell], weights, work, carried, window, goes_on)
-        hs, cs = carried.h[:, 0].copy(), carried.c[:, 0].copy()
+        network.read_shard(CELL_CODES[shape.cell], weights, work, carried, window, fresh)
+        hs = carried.h[:, 0].copy()
+        cs = carried.c[:, 0].copy()
         state = replace(state, hs=hs, cs=cs, token=int(sequence[stop]))
         yield state
     if sequence.size == 1:

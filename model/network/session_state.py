@@ -1,22 +1,22 @@
-"""The whole memory of a session: what a model needs to go on with a text, and nothing else.
+"""`SessionState` is all that a model needs to continue a text.
 
-A recurrent network remembers a text of any length in a few kilobytes of constant size. Written as
-bytes they are the caller's to keep: to store, to copy, to hand to another process that has the
+A recurrent network remembers a text of any length in a few kilobytes of constant size. As bytes
+they belong to the caller, who may store them, copy them, or pass them to another process with the
 same model.
 
 Format, little-endian: `TRS`, a byte of the version (1, or 2 with counts), 16 bytes of the model's
-content hash, a byte that is 1 where there is a seed, the seed and the draws of it so far (8 bytes
-each), the last token, which is not read yet (4 bytes, -1 for none), what the text stream holds back
+content hash, a byte that is 1 if there is a seed, the seed and its draws so far (8 bytes each), the
+last token, which is not read yet (4 bytes, -1 for none), the bytes that the text stream holds back
 (a byte of length and 7 bytes), hs and of LSTMs cs in float32, with version 2 the counts, and 16
-bytes by which damage is detected: of SHA-256, or with a key of HMAC-SHA256 (RFC 2104), by which
-forgery is as well.
+bytes of SHA-256, which detect damage, or with a key of HMAC-SHA256 (RFC 2104), which detect forgery
+as well.
 
-Counts are what the penalties look at: how often each token was drawn, and how often prompts held
-it. Only those of tokens that were there are written, as three numbers each, in LEB128 (7 bits a
-byte, the lowest first; the high bit is set where more follow): the token less the one before it
-(of the first: the token), the times it was drawn, the times a prompt held it. That is 3 bytes a
-token of a small vocabulary and rarely more than 5: at most 400 bytes for 100 characters, 60 kB for
-a text that has used 12,000 different words.
+The penalties use the counts: how often each token was drawn, and how often prompts contained it.
+Only tokens that occurred are written, as three numbers each, in LEB128 (7 bits a byte, the lowest
+first; the high bit is set if more follow): the token minus the one before it (of the first: the
+token), how often it was drawn, how often prompts contained it. That is 3 bytes a token of a small
+vocabulary and rarely more than 5: at most 400 bytes for 100 characters, 60 kB for a text that has
+used 12,000 different words.
 """
 
 from __future__ import annotations
@@ -39,35 +39,37 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-_MAGIC, _MAGIC_COUNTS = b"TRS\x01", b"TRS\x02"
+_MAGIC = b"TRS\x01"
+_MAGIC_COUNTS = b"TRS\x02"
 _HASH_BYTES = 16
 _TAG_BYTES = 16
 _HELD_BYTES = 7
 _MOST_TIMES = 2**30
-"""No text comes to so many; what one more call adds still fits into int32."""
+"""No text reaches such a count; one more call still fits into int32."""
 _MOST_BITS = 35
-"""What five bytes hold, in which any count fits."""
+"""Bits of five bytes, in which any count fits."""
 _HEAD = struct.Struct(f"<4s{_HASH_BYTES}s?QQiB{_HELD_BYTES}s")
 
 
 @dataclass(frozen=True)
 class SessionState:
-    """Where a session stands. Its arrays are never written to."""
+    """The state of a session after some text. Its arrays are never written to."""
 
     hs: Array = field(repr=False)
     """(L, H), the hidden states after all tokens but the last."""
     cs: Array = field(repr=False)
     """(L, H), the LSTM's cell states; zeros elsewhere."""
     token: int
-    """The last token, which the states have not read yet; -1 where there is none."""
+    """The last token, which the network has not read yet; -1 for no token."""
     seed: int | None = None
-    """Seed of the draw, 64 bits; None where nothing draws."""
+    """Seed of the draws, 64 bits; None if nothing was drawn."""
     position: int = 0
     """Draws of that seed so far."""
     held: bytes = b""
-    """What the stream from tokens to text holds back; see `TokenStream.held`."""
+    """Bytes that the stream from tokens to text holds back; see `TokenStream.held`."""
     counts: Ints | None = field(default=None, repr=False, compare=False)
-    """(2, V), how often each token was drawn, and how often prompts held it; None: not counted."""
+    """(2, V), how often each token was drawn, and how often prompts contained it; None without
+    penalties."""
 
     @classmethod
     def fresh(cls, shape: Shape, token: int = -1) -> SessionState:
@@ -75,7 +77,7 @@ class SessionState:
 
         Args:
             shape: The network's sizes.
-            token: The token that text begins after; -1 for none.
+            token: The token that text follows; -1 for none.
         """
         zeros = np.zeros((shape.L, shape.H), np.float32)
         return cls(zeros, zeros, token)
@@ -85,15 +87,20 @@ class SessionState:
 
         Args:
             shape: The network's sizes.
-            content_hash: The model's; see `Model.content_hash`.
-            key: Authenticates the state; empty: whoever can read this page can make one.
+            content_hash: The model's; see `TrainedNetwork.content_hash`.
+            key: Authenticates the state; empty: anybody can make a valid state.
         """
         held = self.held.ljust(_HELD_BYTES, b"\0")
         head = _HEAD.pack(
-            _MAGIC if self.counts is None else _MAGIC_COUNTS, content_hash[:_HASH_BYTES],
-            self.seed is not None, self.seed or 0, self.position, self.token, len(self.held),
+            _MAGIC if self.counts is None else _MAGIC_COUNTS,
+            content_hash[:_HASH_BYTES],
+            self.seed is not None,
+            self.seed or 0,
+            self.position,
+            self.token,
+            len(self.held),
             held,
-        )  # fmt: skip
+        )
         arrays = (self.hs, self.cs) if shape.cell is Cell.LSTM else (self.hs,)
         body = head + b"".join(array.astype("<f4").tobytes() for array in arrays)
         if self.counts is not None:
@@ -109,15 +116,16 @@ class SessionState:
         Args:
             data: The bytes.
             shape: The network's sizes.
-            content_hash: Of the model that is to go on.
-            key: That of `to_bytes`.
+            content_hash: The content hash of the model that is to continue.
+            key: The key given to `to_bytes`.
 
         Raises:
-            StateError: The bytes are damaged, or were made without this key, or hold what no model
-                makes.
+            StateError: The bytes are damaged, or were made without this key, or contain values that
+                no model makes.
             ForeignStateError: Another model made them.
         """
-        body, tag = data[:-_TAG_BYTES], data[-_TAG_BYTES:]
+        body = data[:-_TAG_BYTES]
+        tag = data[-_TAG_BYTES:]
         if not hmac.compare_digest(tag, _tag(body, key)) or len(body) < _HEAD.size:
             made = " or was not made by this server" if key else ""
             raise StateError(f"state is damaged{made}: begin without one")
@@ -130,7 +138,8 @@ class SessionState:
                 "state was made by a model with other weights: name the model and version that "
                 "returned it, or begin without one"
             )
-        count, size = (2 if shape.cell is Cell.LSTM else 1), (shape.L, shape.H)
+        count = 2 if shape.cell is Cell.LSTM else 1
+        size = (shape.L, shape.H)
         end = _HEAD.size + 4 * count * shape.L * shape.H
         whole = len(body) == end if magic == _MAGIC else len(body) > end
         clean = held <= _HELD_BYTES and not any(padded[held:])
@@ -138,7 +147,7 @@ class SessionState:
             raise StateError("state does not fit the model: begin without one")
         numbers = np.frombuffer(body[_HEAD.size : end], "<f4").astype(np.float32)
         if not np.isfinite(numbers).all():
-            raise StateError("state holds what is no finite number: begin without one")
+            raise StateError("state contains a number that is not finite: begin without one")
         arrays = numbers.reshape(count, *size)
         cs = arrays[1] if count == 2 else np.zeros(size, np.float32)
         counts = None if magic == _MAGIC else _unpack_counts(body[end:], shape.V)
@@ -147,7 +156,7 @@ class SessionState:
 
 
 def _pack_counts(counts: Ints) -> bytes:
-    """Returns the counts (2, V) as bytes, beginning with how many tokens have any."""
+    """Returns the counts (2, V) as bytes, led by the number of tokens that occurred."""
     tokens = np.flatnonzero(counts.any(axis=0))
     gaps = np.diff(tokens, prepend=0)
     rows = np.stack((gaps, *counts[:, tokens]), axis=1)
@@ -170,8 +179,10 @@ def _unpack_counts(data: bytes, V: int) -> Ints:
     Raises:
         StateError: It is not that, or not of a vocabulary of V tokens.
     """
-    # Not much is read of what is too long, whoever made it.
-    numbers, number, shift = [], 0, 0
+    # Bytes that are too long are not read to the end.
+    numbers = []
+    number = 0
+    shift = 0
     for byte in data[: 5 * (3 * V + 1) + 1]:
         number |= (byte & 0x7F) << shift
         shift += 7
@@ -179,7 +190,8 @@ def _unpack_counts(data: bytes, V: int) -> Ints:
             break
         if byte < 0x80:
             numbers.append(number)
-            number, shift = 0, 0
+            number = 0
+            shift = 0
     count, *rest = numbers or [-1]
     if shift or 3 * count != len(rest) or max(rest, default=0) > _MOST_TIMES:
         raise StateError("state is damaged: begin without one")

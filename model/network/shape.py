@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from treadle.model.config import NetworkConfig
 
 CELL_CODES = {Cell.RNN: structs.RNN, Cell.GRU: structs.GRU, Cell.LSTM: structs.LSTM}
-"""The cells as kernels know them."""
+"""The number of each cell in kernels."""
 
 GATES = {Cell.RNN: 1, Cell.GRU: 3, Cell.LSTM: 4}
-"""How many times H columns the gates of a cell take."""
+"""Columns of a cell's gates, in multiples of H."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Shape:
     E: int
     """Length of an embedding; 0 for one-hot input."""
     H: int
-    """Hidden units a layer."""
+    """Hidden units of a layer."""
     L: int
     """Layers."""
     tied: bool = False
@@ -39,16 +39,24 @@ class Shape:
 
     @classmethod
     def of(cls, network: NetworkConfig, vocabulary_size: int) -> Shape:
-        """Returns the sizes that a config means for a vocabulary.
+        """Returns the sizes of a network.
+
+        Args:
+            network: The network's settings.
+            vocabulary_size: Tokens in the vocabulary.
 
         Raises:
             ConfigError: See `check_network`.
         """
         check_network(network)
         return cls(
-            network.cell, vocabulary_size, network.embedding_size, network.hidden_size,
-            network.layers, network.tied_weights,
-        )  # fmt: skip
+            cell=network.cell,
+            V=vocabulary_size,
+            E=network.embedding_size,
+            H=network.hidden_size,
+            L=network.layers,
+            tied=network.tied_weights,
+        )
 
     @property
     def G(self) -> int:  # noqa: N802 - the field's own letter
@@ -58,7 +66,11 @@ class Shape:
     @property
     def stacks(self) -> dict[str, tuple[int, ...]]:
         """The shape of every stacked array, in the order of the buffer."""
-        V, E, H, L, G = self.V, self.E, self.H, self.L, self.G
+        V = self.V
+        E = self.E
+        H = self.H
+        L = self.L
+        G = self.G
         return {
             "embedding": (V, E) if E else (0, 0),
             "Wx0": (E or V, G),
@@ -86,7 +98,7 @@ class Shape:
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers are trained."""
+        """How many numbers the network has."""
         return sum(math.prod(shape) for shape in self.named.values())
 
 
@@ -97,11 +109,11 @@ def check_network(config: NetworkConfig) -> None:
         config: The network's settings.
 
     Raises:
-        ConfigError: Weights are to be tied, and embedding and hidden states differ in size.
+        ConfigError: The weights are tied, but embedding and hidden states differ in size.
     """
     if config.tied_weights and config.embedding_size != config.hidden_size:
         raise ConfigError(
             f"network.tied_weights needs embedding_size {config.hidden_size}, the hidden_size, "
-            f"and it is {config.embedding_size}: set them to the same, or untie the weights",
+            f"but it is {config.embedding_size}: set both to the same number, or untie the weights",
             "network.tied_weights",
         )

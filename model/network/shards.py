@@ -9,7 +9,7 @@ Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
 SHARD_ROWS = 16
-"""Rows of one shard; part of the gradient's bits."""
+"""Rows of one shard; they determine the bits of a gradient."""
 
 
 def shard_slices(rows: int) -> list[slice]:
@@ -18,9 +18,19 @@ def shard_slices(rows: int) -> list[slice]:
 
 
 def cut_rows(
-    rows: slice, tokens: Ints, targets: Ints, fresh: Bools
-) -> tuple[Ints, Ints, Bools]:  # fmt: skip
-    """Returns a shard's part of a batch, contiguous as kernels want it."""
+    rows: slice,
+    tokens: Ints,
+    targets: Ints,
+    fresh: Bools,
+) -> tuple[Ints, Ints, Bools]:
+    """Returns a shard's part of a batch, contiguous as kernels require it.
+
+    Args:
+        rows: The shard's rows.
+        tokens: (T, B), the tokens to read.
+        targets: (T, B), the tokens to predict.
+        fresh: (B,), rows that begin from zeros.
+    """
     return (
         np.ascontiguousarray(tokens[:, rows]),
         np.ascontiguousarray(targets[:, rows]),

@@ -1,13 +1,12 @@
-r"""Parameters under Treadle's names and under PyTorch's, both ways.
+r"""`to_torch` and `from_torch` convert parameters to the names and shapes of PyTorch, and back.
 
-In memory a layer's weights are (inputs, gates x H), to be multiplied from the left; PyTorch's
-are the transposes. The gates stand in PyTorch's order in both. PyTorch has two biases where one
-would do: `bias_ih` is written as `b` and `bias_hh` as zeros, and on the way back they are added.
-Only the GRU's candidate n keeps both, since r multiplies the hidden side's: `b`'s last third
-and `bh`.
+In memory a layer's weights are (inputs, gates x H), multiplied from the left; PyTorch has the
+transposes. The gates have PyTorch's order in both. PyTorch has two biases where one is enough: `b`
+is written as `bias_ih` and zeros as `bias_hh`, and reading adds them. Only the GRU's candidate n
+keeps both, since r multiplies the hidden side's: the last third of `b`, and `bh`.
 
-What Treadle wrote comes back byte for byte. What it cannot compute with (two directions,
-projections, foreign modules) is refused by name.
+What Treadle wrote is read back byte for byte. A network that Treadle cannot compute with (two
+directions, projections, other modules) is refused by name.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ _KNOWN = "embedding.weight, rnn.{weight,bias}_{ih,hh}_l{0,1,...} and output.{wei
 
 
 def to_torch(parameters: Mapping[str, Array], cell: Cell, layers: int) -> dict[str, Array]:
-    """Renames and transposes parameters as PyTorch has them.
+    """Converts parameters to the names and shapes of PyTorch.
 
     Args:
-        parameters: `embedding` (V, E) if there is one; for each layer l `Wx{l}` (D, G H),
+        parameters: `embedding` (V, E), if there is one; for each layer l `Wx{l}` (D, G H),
             `Wh{l}` (H, G H), `b{l}` (G H,) and, for the GRU, `bh{l}` (H,); `Wy` (H, V), unless it
             is the embedding's transpose, and `by` (V,); all float32.
         cell: The recurrent cell.
@@ -60,27 +59,28 @@ def to_torch(parameters: Mapping[str, Array], cell: Cell, layers: int) -> dict[s
         named[f"rnn.weight_hh_l{layer}"] = parameters[f"Wh{layer}"].T
         named[f"rnn.bias_ih_l{layer}"] = bias
         named[f"rnn.bias_hh_l{layer}"] = hidden_bias
-    # Tied weights are written twice, so that a module loads them that knows nothing of it.
+    # Tied weights are written twice, so that a module without tied weights loads them as well.
     output = parameters["Wy"].T if "Wy" in parameters else parameters["embedding"]
-    named["output.weight"], named["output.bias"] = output, parameters["by"]
+    named["output.weight"] = output
+    named["output.bias"] = parameters["by"]
     return {name: np.array(array, np.float32, order="C") for name, array in named.items()}
 
 
 def from_torch(state_dict: Mapping[str, object]) -> tuple[Cell, dict[str, Array]]:
-    """Renames and transposes what PyTorch trained, telling cell and sizes from the shapes.
+    """Converts what PyTorch trained; cell and sizes follow from the shapes.
 
     Args:
-        state_dict: Arrays, or what `np.asarray` reads as such, of floating point. The modules
-            may be called embedding, embed or encoder; rnn, lstm or gru; output, head, linear,
-            fc or decoder. Biases left out (`bias=False`) are zeros. That an `nn.RNN` uses tanh
-            and not relu cannot be told from its weights.
+        state_dict: Floating-point arrays, or what `np.asarray` reads as such. The modules may be
+            called embedding, embed or encoder; rnn, lstm or gru; output, head, linear, fc or
+            decoder. Biases left out (`bias=False`) are zeros. An `nn.RNN` must use tanh: its
+            weights do not show whether it does.
 
     Returns:
         The cell, and the parameters as `to_torch` takes them: new arrays, float32, C order.
 
     Raises:
-        LoadError: A name is unknown, double or missing, a shape does not fit the others,
-            a value is no finite float32, or the network is bidirectional or projected.
+        LoadError: A name is unknown, double or missing, a shape does not fit the others, a value
+            is not a finite float32, or the network is bidirectional or projected.
     """
     arrays = _read(state_dict)
     layers = _count_layers(arrays)
@@ -100,14 +100,14 @@ def from_torch(state_dict: Mapping[str, object]) -> tuple[Cell, dict[str, Array]
 
 
 def network_of(cell: Cell, parameters: Mapping[str, Array]) -> NetworkConfig:
-    """Returns the network's settings, as told from the shapes of its parameters.
+    """Returns the network's settings, which follow from the shapes of its parameters.
 
     Args:
         cell: The recurrent cell.
         parameters: As `from_torch` returns them.
 
     Raises:
-        LoadError: It is larger than Treadle's networks are.
+        LoadError: It is larger than a network of Treadle may be.
     """
     layers = sum(name.startswith("Wh") for name in parameters)
     embedding_size = parameters["embedding"].shape[1] if "embedding" in parameters else 0
@@ -126,7 +126,7 @@ def _read(state_dict: Mapping[str, object]) -> Read:
             raise LoadError(f"the state dict holds {name} twice, once as {given}")
         try:
             array = np.asarray(value)
-        except Exception as fault:  # what a foreign array raises is its own affair
+        except Exception as fault:  # an array of another library may raise anything
             raise LoadError(f"{given} cannot be read as an array: {fault}") from fault
         if array.dtype.kind != "f":
             raise LoadError(f"{given} is of type {array.dtype}: give it as float32")
@@ -140,14 +140,21 @@ def _canonical(given: str) -> str:
         if match is not None:
             return module + match[1]
     if given.endswith("_reverse"):
-        raise LoadError(f"{given} is of a bidirectional network, which cannot generate")
+        raise LoadError(
+            f"{given} belongs to a bidirectional network, which cannot generate: train one with "
+            "bidirectional=False"
+        )
     if "weight_hr_" in given:
         raise LoadError(f"{given} is of a network with projections: train it with proj_size=0")
-    raise LoadError(f"{given!r} is no name of a Treadle network: it has {_KNOWN}")
+    raise LoadError(f"{given!r} is not a parameter of a Treadle network: give only {_KNOWN}")
 
 
 def _count_layers(arrays: Read) -> int:
-    """Returns the number of layers, all of whose weights are there."""
+    """Returns the number of layers.
+
+    Raises:
+        LoadError: A weight of one of them is missing.
+    """
     layers = 1 + max((int(name.rpartition("_l")[2]) for name in arrays if "_l" in name), default=0)
     weights = [f"rnn.weight_{side}_l{layer}" for layer in range(layers) for side in ("ih", "hh")]
     for name in (*weights, "output.weight"):
@@ -157,23 +164,23 @@ def _count_layers(arrays: Read) -> int:
 
 
 def _cell_of(weight: NDArray[Any]) -> tuple[Cell, int]:
-    """Returns the cell and H, told from `weight_hh_l0`, (G H, H)."""
+    """Returns the cell and H, which follow from the shape of `weight_hh_l0`, (G H, H)."""
     if weight.ndim == 2 and weight.shape[1] > 0:
         for cell, gates in GATES.items():
             if weight.shape[0] == gates * weight.shape[1]:
                 return cell, weight.shape[1]
     raise LoadError(
-        f"rnn.weight_hh_l0 has shape {weight.shape}, which is that of no cell: "
+        f"rnn.weight_hh_l0 has shape {weight.shape}, which fits no cell: "
         "(H, H) is an RNN's, (3H, H) a GRU's and (4H, H) an LSTM's"
     )
 
 
 def _check_shapes(arrays: Read, cell: Cell, hidden: int, layers: int) -> None:
-    wanted = _shapes(arrays, GATES[cell] * hidden, hidden, layers)
+    expected = _shapes(arrays, GATES[cell] * hidden, hidden, layers)
     for name, array in arrays.items():
-        if array.shape != wanted[name] or 0 in array.shape:
-            raise LoadError(f"{name} has shape {array.shape}, not {wanted[name]}")
-    biases = [name for name in wanted if name.startswith("rnn.bias")]
+        if array.shape != expected[name] or 0 in array.shape:
+            raise LoadError(f"{name} has shape {array.shape}, not {expected[name]}")
+    biases = [name for name in expected if name.startswith("rnn.bias")]
     missing = [name for name in biases if name not in arrays]
     if 0 < len(missing) < len(biases):
         raise LoadError(f"the state dict lacks {missing[0]}: give all biases of rnn, or none")
@@ -204,8 +211,8 @@ def _biases(arrays: Read, cell: Cell, hidden: int, layer: int) -> Read:
 
 
 def _sum(inputs: NDArray[np.floating[Any]], hiddens: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Where there is nothing to add, even the sign of a zero stays. What comes of numbers that are
-    # not finite is refused later, by name.
+    # If there is nothing to add, even the sign of a zero stays. Numbers that are not finite are
+    # refused later, by name.
     with np.errstate(invalid="ignore", over="ignore"):
         return np.where(hiddens == 0, inputs, inputs + hiddens)
 
@@ -214,5 +221,5 @@ def _as_float32(name: str, array: NDArray[np.floating[Any]]) -> Array:
     with np.errstate(over="ignore"):
         result = np.array(array, np.float32, order="C")
     if not np.isfinite(result).all():
-        raise LoadError(f"{name} holds a value that is no finite float32: train it anew")
+        raise LoadError(f"{name} contains a value that is not a finite float32: train it again")
     return result

@@ -31,7 +31,7 @@ class TrainedNetwork:
     """A network with its tokenizer and its parameters, ready to compute with.
 
     It is safe to use from many threads at once. Its parameters must not change after the first
-    use of `weights`, unless whoever changes them passes `packed` and packs them again.
+    use of `weights`, unless the caller passes `packed` and packs the parameters again.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class TrainedNetwork:
             or state.token == self.tokenizer.end
             or state.position >= _MOST_DRAWS
         ):
-            raise StateError("state is none that this model has made: begin without one")
+            raise StateError("state was not made by this model: begin without one")
         return state
 
 

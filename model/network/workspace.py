@@ -1,4 +1,4 @@
-"""Room for kernels to work in: packed weights, workspaces and states, allocated once a run."""
+"""`allocate_workspace`, `allocate_weights` and `allocate_state` allocate memory for kernels."""
 
 from __future__ import annotations
 
@@ -23,39 +23,45 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 
 TABLE_LIMIT = 1 << 24
-"""Elements of the folded input kept for generating and scoring; past it rows are made on demand."""
+"""The most elements of the folded input for generating and scoring; above it, rows are computed on
+demand."""
 
 
 def _panels(*shape: int, pairs: bool = False) -> Any:
-    """Returns room for matrices (..., K, N) packed in panels, of float32 numbers or of pairs."""
+    """Allocates panels for matrices (..., K, N), of float32 numbers or of pairs of bfloat16."""
     *stack, K, N = shape
-    rows, kind = (pair_count(K), np.uint32) if pairs else (K, np.float32)
-    return np.zeros((*stack, panel_count(N), rows, PANEL), kind)
+    panels = (*stack, panel_count(N))
+    if pairs:
+        return np.zeros((*panels, pair_count(K), PANEL), np.uint32)
+    return np.zeros((*panels, K, PANEL), np.float32)
 
 
 def allocate_weights(
     shape: Shape, table_rows: int, backward: bool, pairs: bool = False
 ) -> structs.Weights:
-    """Returns room for packed weights.
+    """Allocates packed weights.
 
     Args:
         shape: The network's sizes.
         table_rows: Rows of the folded input; 0 to make them on demand.
-        backward: Whether the transposes are wanted.
+        backward: Whether the transposes are needed.
         pairs: Whether all but layer 0's input weights are packed as bfloat16 numbers.
     """
-    V, E, H, L, G = shape.V, shape.E, shape.H, shape.L, shape.G
-    up, deep = L - 1, L if backward else 0
+    V = shape.V
+    E = shape.E
+    H = shape.H
+    L = shape.L
+    G = shape.G
     return structs.Weights(
         table=np.zeros((table_rows, G), np.float32),
         embedding=np.zeros((0, 0) if table_rows else (V, E), np.float32),
         Wx0=_panels(E, G),
         b=np.zeros((L, G), np.float32),
         bh=np.zeros((L, H), np.float32),
-        Wx=_panels(up, H, G, pairs=pairs),
+        Wx=_panels(L - 1, H, G, pairs=pairs),
         Wh=_panels(L, H, G, pairs=pairs),
-        WxT=_panels(up if backward else 0, G, H, pairs=pairs),
-        WhT=_panels(deep, G, H, pairs=pairs),
+        WxT=_panels(L - 1 if backward else 0, G, H, pairs=pairs),
+        WhT=_panels(L if backward else 0, G, H, pairs=pairs),
         Wy=_panels(H, V, pairs=pairs),
         WyT=_panels(V if backward else 0, H, pairs=pairs),
         by=np.zeros(V, np.float32),
@@ -63,14 +69,17 @@ def allocate_weights(
 
 
 def with_transposes(packed: structs.Weights, shape: Shape, table_rows: int) -> structs.Weights:
-    """Returns room for packed weights that shares what it can with weights packed for inference.
+    """Allocates packed weights with transposes, around weights packed for inference.
 
     Args:
-        packed: Room for the same network's weights without transposes, of float32 numbers.
+        packed: The same network's packed weights without transposes, of float32 numbers. What can
+            be shared is shared.
         shape: The network's sizes.
         table_rows: Rows of the folded input.
     """
-    H, L, G = shape.H, shape.L, shape.G
+    H = shape.H
+    L = shape.L
+    G = shape.G
     table = packed.table
     if table.shape[0] != table_rows:
         table = np.zeros((table_rows, G), np.float32)
@@ -84,25 +93,33 @@ def with_transposes(packed: structs.Weights, shape: Shape, table_rows: int) -> s
 
 
 def allocate_workspace(
-    shape: Shape, steps: int, rows: int, backward: bool, drops: bool = False, pairs: bool = False,
+    shape: Shape,
+    steps: int,
+    rows: int,
+    backward: bool,
+    drops: bool = False,
+    pairs: bool = False,
     drops_top: bool = False,
-) -> structs.Workspace:  # fmt: skip
-    """Returns room for windows of up to `steps` steps and exactly `rows` rows.
+) -> structs.Workspace:
+    """Allocates a workspace for windows of up to `steps` steps and exactly `rows` rows.
 
     Args:
         shape: The network's sizes.
         steps: The longest window.
         rows: Sequences.
-        backward: Whether a gradient is wanted.
+        backward: Whether a gradient is needed.
         drops: Whether units are dropped between layers.
-        pairs: Whether gradients of weights are made of bfloat16 numbers.
+        pairs: Whether gradients of weights are products of bfloat16 numbers.
         drops_top: Whether units are dropped before the output layer.
     """
     gather = allocate_pair_block if pairs else allocate_row_block
-    H, L = shape.H, shape.L
-    dropping, top = steps if drops and L > 1 else 0, steps if drops_top else 0
+    H = shape.H
+    L = shape.L
+    dropping = steps if drops and L > 1 else 0
+    top = steps if drops_top else 0
     logit_rows = min(structs.LOGIT_ROWS, steps * rows)
-    is_gru, is_lstm = shape.cell is Cell.GRU, shape.cell is Cell.LSTM
+    is_gru = shape.cell is Cell.GRU
+    is_lstm = shape.cell is Cell.LSTM
     return structs.Workspace(
         gates=np.zeros((L, steps, rows, shape.G), np.float32),
         hidden=np.zeros((L, steps if is_gru else 0, rows, 3 * H), np.float32),
@@ -126,7 +143,7 @@ def allocate_state(shape: Shape, rows: int) -> structs.State:
 
 
 def pack_for_inference(parameters: Parameters) -> structs.Weights:
-    """Packs parameters for generating and scoring; the result is only ever read."""
+    """Packs parameters for generating and scoring; the result is never written to."""
     shape = parameters.shape
     fits = shape.E == 0 or shape.V * shape.G <= TABLE_LIMIT
     weights = allocate_weights(shape, shape.V if fits else 0, backward=False)

@@ -9,7 +9,6 @@ scored, then learned from in one update: truncated backpropagation through time 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -111,12 +110,6 @@ class Learner:
     def learned(self) -> LearnedTotals:
         """Totals over all that the weights have learned since the model."""
         return self._sequence.totals
-
-    @property
-    def learnt(self) -> LearnedTotals:
-        """The old name of `learned`, deprecated."""
-        warnings.warn("Learner.learnt is now called learned", DeprecationWarning, stacklevel=2)
-        return self.learned
 
     @property
     def is_open(self) -> bool:

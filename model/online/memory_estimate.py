@@ -19,14 +19,16 @@ from treadle.model.online.config import LearningConfig
 
 
 def learner_bytes(shape: Shape, config: LearningConfig, units: bool = False) -> int:
-    """Returns what a learner takes beside the model that it begins with, in bytes.
+    """Returns what a learner takes without the model that it begins with, in bytes.
 
     Args:
         shape: The network's sizes.
-        config: How it learns.
-        units: Whether a unit may be taken back, which keeps a copy of what it changes.
+        config: The learner's settings.
+        units: Whether units may be taken back, for which a copy of the weights is kept.
     """
-    H, V, G = shape.H, shape.V, shape.G
+    H = shape.H
+    V = shape.V
+    G = shape.G
     rows = rows_of_table(V, config.window)
     # The scorer's input, folded or not, and the engine's table with its gradient.
     tables = V * max(shape.E, G if shape.E == 0 or config.window >= V else 0) + 2 * rows * G

@@ -267,7 +267,7 @@ def test_the_header_is_read_without_the_tensors(stored: Path) -> None:
     assert header.tokenizer.vocabulary_size == model_of().vocabulary_size
     assert header.training == RECORD
     assert header.shape.parameter_count == model_of().parameter_count
-    assert "no finite float32" in refusal(stored)
+    assert "not a finite float32" in refusal(stored)
 
 
 # ---------------------------------------------------------------- files that are none
@@ -424,7 +424,7 @@ def spoil(tensors: Arrays, name: str, value: float) -> None:
         (lambda t: t.update({"output.bias": np.zeros(2, np.float32)}), "output.bias has shape"),
         (lambda t: t.update({"rnn.weight_hh_l0": np.zeros(9, np.float32)}), "weight_hh_l0"),
         (lambda t: t.update({"output.bias": np.zeros(8, np.int32)}), "output.bias is of type"),
-        (lambda t: spoil(t, "rnn.weight_ih_l0", math.nan), "no finite float32"),
+        (lambda t: spoil(t, "rnn.weight_ih_l0", math.nan), "not a finite float32"),
         (lambda t: spoil(t, "embedding.weight", math.inf), "embedding"),
     ],
 )

@@ -274,20 +274,20 @@ def test_bad_input_is_named(arguments: dict[str, Any], message: str) -> None:
 
 def test_cell_states_are_the_lstms() -> None:
     layer, states = make("gru", 3, 5), np.zeros((2, 5), F)
-    with pytest.raises(LayerError, match="c0 is given, and a layer of cell gru has no cell states"):
+    with pytest.raises(LayerError, match="c0 is given, but a layer of cell gru has no cell states"):
         layer.forward(ZEROS, c0=states)
     layer.forward(ZEROS)
     with pytest.raises(LayerError, match="dcT is given"):
         layer.backward(np.zeros((4, 2, 5), F), states)
 
 
-def test_backward_wants_a_forward_of_its_own() -> None:
+def test_backward_needs_a_forward_of_its_own() -> None:
     layer, dhs = make("gru", 3, 5), np.zeros((4, 2, 5), F)
-    with pytest.raises(LayerError, match="call forward first"):
+    with pytest.raises(LayerError, match="call forward before"):
         layer.backward(dhs)
     layer.forward(ZEROS)
     with pytest.raises(LayerError, match=r"dhs has shape \(3, 2, 5\): give \(4, 2, 5\)"):
         layer.backward(dhs[:3])
     layer.backward(dhs)  # what was refused has used nothing up
-    with pytest.raises(LayerError, match="call forward first"):
+    with pytest.raises(LayerError, match="call forward before"):
         layer.backward(dhs)

@@ -6,7 +6,7 @@ import pytest
 from small_models import model_of
 
 import treadle.model
-from treadle.model import Learner, OutputOptions
+from treadle.model import OutputOptions
 
 
 @pytest.mark.parametrize(("old", "new"), treadle.model._RENAMED.items())
@@ -14,12 +14,6 @@ def test_an_old_name_stands_for_the_new_one(old: str, new: str) -> None:
     with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
         assert getattr(treadle.model, old) is getattr(treadle.model, new)
     assert old not in treadle.model.__all__
-
-
-def test_the_old_property_of_a_learner_still_works() -> None:
-    learner = Learner(model_of())
-    with pytest.warns(DeprecationWarning, match="learnt is now called learned"):
-        assert learner.learnt is learner.learned
 
 
 def test_a_name_that_never_was_is_an_error() -> None:
