@@ -1,4 +1,4 @@
-"""`treadle chat`: a model that continues from each line typed, and remembers."""
+"""The command `treadle chat` lets a model continue from each typed line, with a memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from treadle.client.cli.display.output_file import write_output
 from treadle.client.cli.input.chat_terminal import converse
 from treadle.client.cli.input.text_input import input_lines
 from treadle.client.cli.options.parser import Commands
-from treadle.client.cli.options.sampling_options import DRAW
+from treadle.client.cli.options.sampling_options import (
+    add_max_new_tokens,
+    add_sampling,
+    add_temperature,
+)
 from treadle.client.cli.options.shared import add_connection, add_encoding, add_unknown, add_version
 from treadle.client.cli.options.state_options import read_state
 from treadle.client.errors import CancelledError, InputError, ServerError, UnavailableError
@@ -50,27 +54,26 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument("model", metavar="MODEL", help="the model's name, or NAME@ALIAS")
     add_version(parser, "the model's version (default: the newest)")
     parser.add_argument(
-        "--state", metavar="FILE", type=read_state, default=argparse.SUPPRESS,
-        help="continue from this state of the same model",
-    )  # fmt: skip
+        "--state",
+        metavar="FILE",
+        type=read_state,
+        default=argparse.SUPPRESS,
+        help="continue from the state in FILE, which the same model returned (default: none)",
+    )
     add_encoding(parser)
     parser.add_argument(
-        "--stop", dest="stop_sequences", metavar="TEXT", action="append",
-        help="end a reply where TEXT appears; may be repeated (a newline)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-new-tokens", metavar="N", type=int, default=argparse.SUPPRESS,
-        help="end a reply after N tokens (256)",
-    )  # fmt: skip
-    group = parser.add_argument_group("draw")
-    group.add_argument(
-        "--temperature", type=float, metavar="F", default=argparse.SUPPRESS,
-        help="0 to 100; 0 is greedy (1)",
-    )  # fmt: skip
-    for flag, settings in DRAW:
-        if flag != "--best-of":
-            group.add_argument(flag, default=argparse.SUPPRESS, **settings)
-    add_unknown(parser, "what to do with unknown symbols (the model's)")
+        "--stop",
+        dest="stop_sequences",
+        metavar="TEXT",
+        action="append",
+        help="end a reply where TEXT appears; may be repeated (up to 16, of 1 to 256 "
+        "characters; default: a newline)",
+    )
+    add_max_new_tokens(parser)
+    group = parser.add_argument_group("sampling")
+    add_temperature(group)
+    add_sampling(group)
+    add_unknown(parser)
     add_connection(parser)
     parser.set_defaults(run=run)
 

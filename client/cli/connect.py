@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from treadle.v1.sequence_pb2 import Job
 
 LATEST = "latest"
-"""Stands for the newest job."""
+"""The word for the newest job."""
 
 
 def connect(args: argparse.Namespace) -> Client:
@@ -52,7 +52,7 @@ def find_job(client: Client, job: str) -> Job:
 
 
 def request_options(args: argparse.Namespace, client: Client, options: type) -> Any:
-    """Picks a TypedDict's options, with a job's id in full."""
+    """Returns the given options of a TypedDict, with a job's id in full."""
     picked = given_options(args, options)
     if "job" in picked:
         picked["job"] = find_job(client, picked["job"]).id

@@ -52,15 +52,15 @@ def add_parsers(commands: Commands) -> None:
         "--width",
         metavar="N",
         type=int,
-        help="columns of the terminal, 8 to 1000 (default: all); with --out pixels, 160 to 8192 "
-        f"(default: {PICTURE_WIDTH})",
+        help="columns of the terminal (8 to 1000; default: all), or pixels of --out (160 to 8192; "
+        f"default: {PICTURE_WIDTH})",
     )
     parser.add_argument(
         "--height",
         metavar="N",
         type=int,
-        help=f"lines of the terminal, 8 to 1000 (default: {LINES}); with --out pixels, 160 to 8192 "
-        f"(default: {PICTURE_HEIGHT})",
+        help=f"lines of the terminal (8 to 1000; default: {LINES}), or pixels of --out "
+        f"(160 to 8192; default: {PICTURE_HEIGHT})",
     )
     add_connection(parser)
     parser.set_defaults(run=run)

@@ -1,4 +1,4 @@
-"""`treadle embed`: texts as vectors."""
+"""The command `treadle embed` prints texts as vectors."""
 
 from __future__ import annotations
 
@@ -30,16 +30,19 @@ def add_parsers(commands: Commands) -> None:
     add_model(parser)
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="the texts")
     parser.add_argument(
-        "--per-line", metavar="FILE", help="each line of FILE in their place; - reads stdin"
+        "--per-line",
+        metavar="FILE",
+        help="embed each line of FILE instead; - reads standard input (default: TEXT)",
     )
     add_encoding(parser)
     parser.add_argument(
         "--all-layers",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="the states of all layers, lowest first, one after the other (the last one's)",
+        help="print the states of all layers, lowest first, one after the other (default: the last "
+        "layer's)",
     )
-    add_unknown(parser, "what to do with unknown symbols (the model's)")
+    add_unknown(parser)
     add_connection(parser)
     parser.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""`treadle generate`: text from a model, as it is made."""
+"""The command `treadle generate` prints text from a model as it is generated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from treadle.client.cli.display.tables import token_table
 from treadle.client.cli.generate_many import add_items, print_items, wants_items
 from treadle.client.cli.input.text_input import read_text
 from treadle.client.cli.options.parser import Commands
-from treadle.client.cli.options.sampling_options import add_draw
+from treadle.client.cli.options.sampling_options import add_generation
 from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
@@ -39,19 +39,25 @@ def add_parsers(commands: Commands) -> None:
     parser = commands.add_parser(
         "generate",
         help="generate text from a model",
-        description="Generate text and print it as it is made, without the prompt, and a "
+        description="Generate text and print it as it is generated, without the prompt, and a "
         "newline at the end. With -n, generate several texts at once and print one a line.",
     )
     add_model(parser)
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", default="", help="the text to continue from")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="read it from a file, or - for stdin")
+    prompt.add_argument(
+        "--prompt", metavar="TEXT", default="", help="the text to continue from (default: empty)"
+    )
+    prompt.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        help="read the prompt from FILE, or from standard input for - (default: --prompt)",
+    )
     add_encoding(parser)
     add_items(parser)
-    add_draw(parser)
+    add_generation(parser)
     add_state(parser, SAVED, "the text")
-    parser.add_argument("--no-newline", action="store_true", help="print the bare text")
-    add_unknown(parser, "what to do with unknown symbols of the prompt (the model's)")
+    parser.add_argument("--no-newline", action="store_true", help="print no newline after the text")
+    add_unknown(parser)
     add_json(parser)
     add_connection(parser)
     parser.set_defaults(run=run)
@@ -68,7 +74,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
     check_model(args)
     several = wants_items(args)
     if several and SAVED in vars(args):
-        raise InputError("--save-state keeps the state of one text: leave -n and its kin out")
+        raise InputError(
+            "--save-state keeps the state of one text: leave out -n and the other options of "
+            "several texts"
+        )
     prompt = args.prompt if args.prompt_file is None else read_text(args, args.prompt_file)
     with connect(args) as client:
         options = request_options(args, client, GenerateOptions)
@@ -84,8 +93,8 @@ def _print_one(
     """Generates one text, printing each piece as it comes.
 
     Raises:
-        OSError: Nobody reads the output any more, or it cannot be written. A state that was asked
-            for is saved all the same.
+        OSError: The output has no reader any more, or cannot be written. A requested state is saved
+            all the same.
     """
     path = save_path(options, SAVED)
     broken: OSError | None = None
@@ -101,7 +110,7 @@ def _print_one(
             write_output(path, result.state)
     if broken is not None:
         raise broken
-    if not getattr(args, "json", False) and _is_told(options):
+    if not getattr(args, "json", False) and _prints_more(options):
         print(*_summary(generation, result), sep="\n", file=sys.stderr)
 
 
@@ -116,10 +125,10 @@ def _print_pieces(generation: Generation, args: argparse.Namespace, console: Con
         console.text("\n")
 
 
-def _is_told(options: dict[str, Any]) -> bool:
-    """Tells whether anything but the text was asked for."""
-    told = ("log_probabilities", "ranks", "top_log_probabilities", "novelty")
-    return any(name in options for name in told)
+def _prints_more(options: dict[str, Any]) -> bool:
+    """Returns whether anything besides the text is to be printed."""
+    more = ("log_probabilities", "ranks", "top_log_probabilities", "novelty")
+    return any(name in options for name in more)
 
 
 def _print_json(generation: Generation, console: Console) -> None:
@@ -131,7 +140,7 @@ def _print_json(generation: Generation, console: Console) -> None:
 
 
 def _summary(generation: Generation, result: GenerateResult) -> list[str]:
-    """Tells each token's log-probability, and what the generation came to."""
+    """Returns lines with each token's log-probability and the counts of the generation."""
     from treadle.client.messages.enums import field_word
 
     reason = field_word(result, "stop_reason").replace("_", " ")

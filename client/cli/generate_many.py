@@ -1,4 +1,4 @@
-"""The part of `treadle generate` that makes several texts at once and prints one a line."""
+"""`print_items` generates several texts for `treadle generate` and prints one a line."""
 
 from __future__ import annotations
 
@@ -17,24 +17,31 @@ FLAGS = ("n", "unique", "novel", "max_tries", "with_likelihood")
 
 
 def add_items(parser: argparse.ArgumentParser) -> None:
-    """Adds how many texts to make, and which of them count."""
+    """Adds how many texts to generate, and which of them count."""
     group = parser.add_argument_group("several texts, one a line")
     group.add_argument(
-        "-n", type=int, metavar="N", default=argparse.SUPPRESS, help="so many texts at once (1)"
+        "-n",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="generate N texts at once (1 or more; default: 1)",
     )
     group.add_argument(
         "--unique",
         action="store_true",
-        help="no text twice: make more until there are N different ones",
+        help="only texts that differ from each other: generate more until there are N",
     )
     group.add_argument(
         "--novel",
         action="store_true",
-        help="only texts that are not in the training data; needs a model that was trained with "
+        help="only texts that are not in the training data; needs a model trained with "
         "--novelty-index",
     )
     group.add_argument(
-        "--max-tries", type=int, metavar="N", help="give up after so many texts (10 for each)"
+        "--max-tries",
+        type=int,
+        metavar="N",
+        help="with --unique or --novel: generate at most N texts (1 or more; default: 10 for each)",
     )
     group.add_argument(
         "--with-likelihood",
@@ -45,9 +52,9 @@ def add_items(parser: argparse.ArgumentParser) -> None:
 
 
 def wants_items(args: argparse.Namespace) -> bool:
-    """Tells whether several texts, or one in the form of several, are asked for."""
+    """Returns whether several texts, or one in the form of several, are requested."""
     given = (vars(args).get(flag) for flag in FLAGS)
-    return any(value is not None and value is not False for value in given)  # -n 0 is refused
+    return any(value is not None and value is not False for value in given)  # -n 0 is an error
 
 
 def print_items(
@@ -77,15 +84,15 @@ def _line(text: GeneratedText, args: argparse.Namespace, console: Console) -> st
     """Shows a text on one line, whatever is in it."""
     if getattr(args, "json", False):
         return _json(text)
-    shown = one_line(text.text)
+    line = one_line(text.text)
     if not args.with_likelihood:
-        return shown
+        return line
     cells = [number_text(text.result.total_log_probability)]
     if text.result.HasField("novelty"):
         cells.append("new" if text.result.novelty.is_new else "known")
     if console.is_terminal:
-        return "  ".join([shown.ljust(24), cells[0].rjust(10), *cells[1:]])
-    return "\t".join([shown, *cells])
+        return "  ".join([line.ljust(24), cells[0].rjust(10), *cells[1:]])
+    return "\t".join([line, *cells])
 
 
 def _json(text: GeneratedText) -> str:

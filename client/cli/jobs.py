@@ -1,4 +1,4 @@
-"""`treadle jobs`: list, show, cancel, pause, resume and delete training jobs."""
+"""The command `treadle jobs` lists, shows, cancels, pauses, resumes and deletes jobs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from treadle.client.client import Client
     from treadle.v1.sequence_pb2 import Job
 
-PAUSE_PATIENCE_S = 60.0
-"""How long `pause` waits for the job to be paused; the server kills a process before."""
+PAUSE_TIMEOUT_S = 60.0
+"""How long `pause` waits for the job to be paused; the server kills the process sooner."""
 
 _POLL_S = 0.2
 
@@ -29,24 +29,26 @@ STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 
 DAY_S = 86_400
 
+OUTCOMES = {"cancel": "cancelled", "pause": "paused"}
+
 SURE = 6
-"""Characters of an id that are enough to end the job by."""
+"""Characters of an id that an action needs to end a job."""
 
 ACTIONS = {
     "show": "describe one job",
     "cancel": "end a job for good; if it has trained, its model is stored",
     "pause": "keep a job's state on disk, free its slot, and wait until it is paused",
     "resume": "put a paused job back into the queue",
-    "delete": "delete a job that is over or paused; stored models stay",
+    "delete": "delete a job that has ended or is paused; stored models stay",
 }
 
 
 def add_parsers(commands: Commands) -> None:
-    """Adds `treadle jobs` and what can be done to them."""
+    """Adds `treadle jobs` and its actions."""
     parser = commands.add_parser(
         "jobs",
         help="list, show, cancel, pause, resume or delete training jobs",
-        description="List training jobs, newest first, or show or steer one.",
+        description="List training jobs, newest first, or show or control one.",
     )
     actions = parser.add_subparsers(title="actions", dest="action")
     listing = actions.add_parser("list", help="list training jobs, newest first (default)")
@@ -65,21 +67,21 @@ def add_parsers(commands: Commands) -> None:
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    """Adds what narrows a list of jobs."""
+    """Adds filters of the list."""
     parser.add_argument(
         "--state",
         dest="states",
         action="append",
         choices=STATES,
         default=argparse.SUPPRESS,
-        help="only jobs in this state; may be repeated (all)",
+        help="only jobs in this state; may be repeated (default: all)",
     )
     parser.add_argument(
         "--model",
         dest="of_model",
         metavar="NAME",
         default=argparse.SUPPRESS,
-        help="only jobs that train this model (all)",
+        help="only jobs that train this model (default: all)",
     )
 
 
@@ -156,7 +158,7 @@ def run_show(args: argparse.Namespace, console: Console) -> None:
 
 
 def _facts(job: Job) -> list[tuple[str, str]]:
-    """Describes a job at length; what is not known yet is empty."""
+    """Describes a job at length; a fact that is not known yet is empty."""
     from treadle.client.cli.display.progress import duration_text, size_text, started_lines
 
     started = started_lines(job.started) if job.HasField("started") else []
@@ -186,7 +188,7 @@ def _facts(job: Job) -> list[tuple[str, str]]:
 
 
 def state_text(job: Job) -> str:
-    """Writes a job's state, and why where there is something to say."""
+    """Returns a job's state, with the reason where there is one."""
     from treadle.client.messages.enums import field_word
 
     reason = one_line(in_training_flags(job.reason))
@@ -199,35 +201,35 @@ def run_action(args: argparse.Namespace, console: Console) -> None:
 
     with connect(args) as client:
         job = find_job(client, args.job)
-        _check_named(args.action, args.job, job)
+        _check_id(args.action, args.job, job)
         if args.action == "delete":
             client.delete_job(job.id)
             line = f"deleted job {job.id}"
         else:
-            job = _steering(client)[args.action](job.id)
+            job = _job_calls(client)[args.action](job.id)
             if args.action == "pause":
-                job = _once_paused(client, job)
+                job = _wait_paused(client, job)
             line = _outcome(args.action, job)
     console.line(to_line(job) if getattr(args, "json", False) else line)
 
 
-def _check_named(action: str, said: str, job: Job) -> None:
-    """Checks that a job which is to end was named well: a word such as 0 begins many ids.
+def _check_id(action: str, given: str, job: Job) -> None:
+    """Checks that an action that ends a job names it by enough of its id.
 
     Raises:
-        InputError: It was not.
+        InputError: The given beginning is too short: many ids begin with 0, for example.
     """
-    if action in ("cancel", "delete") and len(said) < SURE and said != job.id:
+    if action in ("cancel", "delete") and len(given) < SURE and given != job.id:
         raise InputError(
-            f"{said!r} is too little of an id to {action} a job by: give {SURE} characters or more"
+            f"{given!r} is too short to {action} a job by: give {SURE} or more characters of its id"
         )
 
 
-def _once_paused(client: Client, job: Job) -> Job:
-    """Returns a job that was told to pause once it has, or after PAUSE_PATIENCE_S."""
+def _wait_paused(client: Client, job: Job) -> Job:
+    """Waits until a job has paused, at most PAUSE_TIMEOUT_S, and returns it."""
     from treadle.v1.sequence_pb2 import JOB_STATE_RUNNING
 
-    end = time.monotonic() + PAUSE_PATIENCE_S
+    end = time.monotonic() + PAUSE_TIMEOUT_S
     while job.state == JOB_STATE_RUNNING and time.monotonic() < end:
         time.sleep(_POLL_S)
         job = client.get_job(job.id)
@@ -235,16 +237,16 @@ def _once_paused(client: Client, job: Job) -> Job:
 
 
 def _outcome(action: str, job: Job) -> str:
-    """Says what became of a job; one that is to end or to pause may take a moment."""
+    """Describes the outcome of an action; ending or pausing may take a moment."""
     from treadle.v1.sequence_pb2 import JOB_STATE_RUNNING
 
     if action in ("cancel", "pause") and job.state == JOB_STATE_RUNNING:
-        return f"job {job.id} is being {'cancelled' if action == 'cancel' else 'paused'}"
+        return f"job {job.id} is being {OUTCOMES[action]}"
     return f"job {job.id} is {state_text(job)}"
 
 
-def _steering(client: Client) -> dict[str, Callable[[str], Job]]:
-    """Finds the calls behind the words."""
+def _job_calls(client: Client) -> dict[str, Callable[[str], Job]]:
+    """Returns the client's method for each action."""
     return {
         "cancel": client.cancel_job,
         "pause": client.pause_job,

@@ -1,4 +1,4 @@
-"""`treadle models`: list, show, name and delete what the server keeps."""
+"""The command `treadle models` lists, shows, names and deletes models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_parsers(commands: Commands) -> None:
-    """Adds `treadle models` and what can be done to them."""
+    """Adds `treadle models` and its actions."""
     parser = commands.add_parser(
         "models",
         help="list, show, name or delete models",
@@ -30,7 +30,7 @@ def add_parsers(commands: Commands) -> None:
     listing = actions.add_parser("list", help="list the newest version of every model (default)")
     listing.set_defaults(run=run_list)
     show = actions.add_parser("show", help="describe one model")
-    show.add_argument("model", metavar="NAME")
+    show.add_argument("model", metavar="NAME", help="the model's name, or NAME@ALIAS")
     add_version(show, "the model's version (default: the newest)")
     show.set_defaults(run=run_show)
     delete = _add_delete(actions)
@@ -41,11 +41,12 @@ def add_parsers(commands: Commands) -> None:
 
 
 def _add_delete(actions: Commands) -> argparse.ArgumentParser:
-    """Adds what deletes versions; which of them has no default."""
+    """Adds the action that deletes versions; which of them has no default."""
     delete = actions.add_parser(
         "delete",
         help="delete one version of a model, or all of them",
-        description="Delete one version of a model, or all of them. There is no way back.",
+        description="Delete one version of a model, or all of them. A deleted version cannot be "
+        "restored.",
     )
     delete.add_argument("model", metavar="NAME", help="the model's name")
     which = delete.add_mutually_exclusive_group(required=True)
@@ -54,25 +55,25 @@ def _add_delete(actions: Commands) -> argparse.ArgumentParser:
     delete.add_argument(
         "--force",
         action="store_true",
-        help="delete versions that aliases name as well, and these aliases",
+        help="delete versions that have an alias as well, and their aliases",
     )
     delete.set_defaults(run=run_delete)
     return delete
 
 
 def _add_aliases(actions: Commands) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    """Adds what gives names to versions and takes them away."""
+    """Adds the actions that set and remove aliases."""
     alias = actions.add_parser(
         "alias",
-        help="give a version a name, or move the name there",
-        description="Give a version of a model a name, or move the name there, in one step. "
+        help="give a version an alias, or move the alias there",
+        description="Give a version of a model an alias, or move the alias there, in one step. "
         "MODEL in other commands may then be NAME@ALIAS.",
     )
     alias.add_argument("model", metavar="NAME", help="the model's name")
     alias.add_argument("alias", metavar="ALIAS", help="the alias, such as stable")
     add_version(alias, "the version (default: the newest)")
     alias.set_defaults(run=run_alias)
-    unalias = actions.add_parser("unalias", help="take a name away from a version")
+    unalias = actions.add_parser("unalias", help="remove an alias from a version")
     unalias.add_argument("model", metavar="NAME", help="the model's name")
     unalias.add_argument("alias", metavar="ALIAS", help="the alias")
     unalias.set_defaults(run=run_unalias)
@@ -175,7 +176,7 @@ def _facts(model: Model) -> list[tuple[str, str]]:
 
 
 def _losses(record: TrainingRecord) -> list[tuple[str, str]]:
-    """Tells a record's losses, and what each was measured on."""
+    """Returns a record's losses, and the part that each was measured on."""
     from treadle.client.cli.display.splits import test_split, valid_split
 
     facts = [("train loss", f"{number_text(record.train_loss, 4)} nats")]
@@ -213,7 +214,7 @@ def run_delete(args: argparse.Namespace, console: Console) -> None:
 
 
 def run_alias(args: argparse.Namespace, console: Console) -> None:
-    """Gives a version a name."""
+    """Sets an alias."""
     from treadle.client.cli.display.json_lines import to_line
 
     with connect(args) as client:
@@ -225,7 +226,7 @@ def run_alias(args: argparse.Namespace, console: Console) -> None:
 
 
 def run_unalias(args: argparse.Namespace, console: Console) -> None:
-    """Takes a name away from a version."""
+    """Removes an alias."""
     from treadle.client.cli.display.json_lines import to_line
 
     with connect(args) as client:

@@ -1,4 +1,4 @@
-"""`treadle score`: how likely a model finds texts."""
+"""The command `treadle score` prints how likely a model finds texts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from treadle.client.cli.display.tables import token_table
 from treadle.client.cli.input.labeled_texts import LabeledText, labeled_lines, with_labels
 from treadle.client.cli.input.text_input import input_name, read_text
 from treadle.client.cli.options.parser import Commands
+from treadle.client.cli.options.sampling_options import add_top
 from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
@@ -53,7 +54,7 @@ def add_parsers(commands: Commands) -> None:
         metavar="TEXT",
         nargs="+",
         action="extend",
-        help="texts to score, in place of FILE",
+        help="texts to score instead of FILE (default: the text of FILE)",
     )
     add_encoding(parser)
     parser.add_argument(
@@ -63,31 +64,24 @@ def add_parsers(commands: Commands) -> None:
         "--context",
         metavar="TEXT",
         default=argparse.SUPPRESS,
-        help="text that each follows; read but not scored",
+        help="text before each text, which is read but not scored (default: none)",
     )
     parser.add_argument(
         "--tokens",
         dest="log_probabilities",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="tell each token's log-probability",
+        help="print each token's log-probability",
     )
     parser.add_argument(
         "--ranks",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="and its rank, 1 for the likeliest of all tokens",
+        help="print each token's rank, 1 for the likeliest of all tokens",
     )
-    parser.add_argument(
-        "--top",
-        dest="top_log_probabilities",
-        type=int,
-        metavar="N",
-        default=argparse.SUPPRESS,
-        help="and the N likeliest tokens in its place",
-    )
+    add_top(parser)
     add_state(parser, SAVED, "the context, or each text,")
-    add_unknown(parser, "what to do with unknown symbols (the model's)")
+    add_unknown(parser)
     add_json(parser)
     add_connection(parser)
     parser.set_defaults(run=run)

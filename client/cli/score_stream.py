@@ -74,7 +74,7 @@ def add_parsers(commands: Commands) -> None:
     add_rows(parser)
     add_learning(parser)
     add_state(parser, SAVED, "the stream")
-    add_unknown(parser, "what to do with unknown symbols (the model's)")
+    add_unknown(parser)
     add_json(parser)
     add_connection(parser)
     parser.set_defaults(run=run)

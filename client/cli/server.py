@@ -1,4 +1,4 @@
-"""`treadle info` and `treadle health`: about the server itself."""
+"""The commands `treadle info` and `treadle health` describe the server itself."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def add_parsers(commands: Commands) -> None:
         "if it does not, with 3 if it cannot be reached.",
     )
     health.add_argument(
-        "--wait", metavar="TIME", type=duration, help="wait so long for it to serve, such as 30s"
+        "--wait",
+        metavar="TIME",
+        type=duration,
+        help="the longest to wait until it serves, such as 30s (default: ask once)",
     )
     add_connection(health)
     health.set_defaults(run=run_health)

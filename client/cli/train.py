@@ -1,4 +1,4 @@
-"""`treadle train`: send a corpus, watch a model learn."""
+"""The command `treadle train` sends a corpus and shows the progress of the training."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def add_parsers(commands: Commands) -> None:
         "train",
         help="train a model on a file, or on several",
         description="Train a model on a file, or on several. A terminal shows a live progress "
-        "bar; piped, or with --json, each event is one JSON object a line. In parentheses stand "
-        "the defaults.",
+        "bar; piped, or with --json, each event is one JSON object a line.",
     )
     add_train_options(parser)
     add_connection(parser)

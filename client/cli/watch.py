@@ -1,4 +1,4 @@
-"""`treadle watch`: come back to a job."""
+"""The command `treadle watch` shows the events of a job."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle watch`."""
     parser = commands.add_parser(
         "watch",
-        help="come back to a job and watch it",
+        help="watch a job",
         description="Show the events of a job from its first one on, and those to come, as "
-        "`treadle train` does. Leaving leaves the job alone.",
+        "`treadle train` does. Leaving does not stop the job.",
     )
     add_job(parser)
     parser.add_argument(
@@ -25,7 +25,7 @@ def add_parsers(commands: Commands) -> None:
         metavar="N",
         type=int,
         default=0,
-        help="only events after the one with this sequence number (0: all)",
+        help="only events after the one with this sequence number (0 or more; default: 0, all)",
     )
     add_json(parser)
     add_follow(parser)

@@ -469,13 +469,13 @@ class TestLearning:
     [
         (["--learn", "--publish", "--alias", ""], "--alias is empty: give a name"),
         (["--learn", "--publish", "--publish-as", ""], "--publish-as is empty: give a name"),
-        (["--learn", "--publish-every", "0"], "--publish-every counts rows: give 1 or more"),
-        (["--publish-every", "0"], "--publish-every is about learning: give --learn as well"),
-        (["--learning-rate", "0"], "--learning-rate is about learning: give --learn as well"),
+        (["--learn", "--publish-every", "0"], "--publish-every cannot be 0: it counts rows from 1"),
+        (["--publish-every", "0"], "--publish-every needs --learn: give that as well"),
+        (["--learning-rate", "0"], "--learning-rate needs --learn: give that as well"),
         (["--learn", "--context", ""], "--context does not go with --learn"),
         (["--threshold", "nan"], "--threshold must be a number of nats, not nan"),
         (["--top-g", "-1"], "--top-g cannot be -1"),
-        (["--column", "text"], "--column names a field of lines of --format jsonl"),
+        (["--column", "text"], "--column needs --format jsonl"),
     ],
 )
 def test_zero_and_nothing_are_not_taken_for_not_set(words: list[str], sentence: str) -> None:

@@ -9,11 +9,11 @@ from typing import Any, NoReturn, TypeAlias
 from treadle.client.cli.display.console import printable
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What `add_subparsers` returns."""
+"""The return type of `add_subparsers`."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes no abbreviations and complains in one sentence."""
+    """A parser that takes no abbreviations and reports an error in one sentence."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)

@@ -14,9 +14,9 @@ UNKNOWN_POLICIES = ("error", "skip", "unknown")
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that stand before or after the command's name.
+    """Adds the options that may precede or follow the command's name.
 
-    They have no default: a command's parser would lay it over what stood before its name.
+    They have no default: the command's parser would set it over the value before the name.
     """
     group = parser.add_argument_group("connection")
     group.add_argument(
@@ -30,7 +30,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         type=duration,
         default=argparse.SUPPRESS,
-        help="give up a call that takes longer, such as 10s or 2m (default: wait)",
+        help="the longest that a call may take, such as 10s or 2m (default: no limit)",
     )
 
 
@@ -40,19 +40,19 @@ def add_json(parser: argparse.ArgumentParser) -> None:
         "--json",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="print JSON, an object a line",
+        help="print JSON, one object a line",
     )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the name of a model and its version, or a job in their place."""
+    """Adds the name of a model and its version, or a job instead."""
     parser.add_argument("model", metavar="MODEL", nargs="?", help="the model's name, or NAME@ALIAS")
     add_version(parser, "the model's version (default: the newest)")
     parser.add_argument(
         "--job",
         metavar="JOB",
         default=argparse.SUPPRESS,
-        help="use the weights of a job, running or not, in place of a MODEL; " + JOB_HELP,
+        help="use the weights of a job, running or not, instead of a MODEL; " + JOB_HELP,
     )
     parser.add_argument(
         "--best",
@@ -60,7 +60,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const="best",
         default=argparse.SUPPRESS,
-        help="with --job: its best weights by validation (its last ones)",
+        help="with --job: the best weights by validation (default: the last ones)",
     )
 
 
@@ -87,35 +87,37 @@ def add_version(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--version", metavar="N", type=version_number, default=0, help=text)
 
 
-def add_unknown(parser: argparse._ActionsContainer, text: str) -> None:
-    """Adds the policy for unknown symbols."""
+def add_unknown(
+    parser: argparse._ActionsContainer, default: str = "the policy of the model"
+) -> None:
+    """Adds --unknown."""
     parser.add_argument(
         "--unknown",
         "--unknown-policy",
         dest="unknown_policy",
         choices=UNKNOWN_POLICIES,
         default=argparse.SUPPRESS,
-        help=text,
+        help=f"how to treat symbols that the vocabulary lacks (default: {default})",
     )
 
 
 def add_encoding(parser: argparse._ActionsContainer) -> None:
-    """Adds how an input encodes text."""
+    """Adds --encoding."""
     parser.add_argument(
         "--encoding",
         metavar="NAME",
         default="utf-8",
-        help="how the file, or standard input, encodes text: latin-1, utf-16, ... (utf-8)",
+        help="the encoding of the file or standard input: latin-1, utf-16, ... (default: utf-8)",
     )
 
 
 def given_options(args: argparse.Namespace, options: type) -> dict[str, Any]:
-    """Picks what was given of a TypedDict's options."""
+    """Returns the options of a TypedDict that were given."""
     return {name: vars(args)[name] for name in options.__annotations__ if name in vars(args)}
 
 
 def add_follow(parser: argparse.ArgumentParser) -> None:
-    """Adds how a run is shown, and how long to come back to it."""
+    """Adds how a run is shown, and how long to try to reconnect to it."""
     parser.add_argument("--quiet", action="store_true", help="print only the finished model")
     parser.add_argument(
         "--reconnect",
@@ -123,5 +125,6 @@ def add_follow(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         type=duration,
         default=60.0,
-        help="where the connection breaks, try so long to come back; 0 never tries (60s)",
+        help="how long to try to reconnect where the connection breaks, 0 never (0 or more; "
+        "default: 60s)",
     )

@@ -1,4 +1,4 @@
-"""Files of states, which the commands read and write as raw bytes."""
+"""`add_state` adds --state and --save-state, files that hold a state as raw bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_state(parser: argparse.ArgumentParser, field: str, text: str) -> None:
     Args:
         parser: The command's parser.
         field: The request's field that asks for the state back.
-        text: What continues from the state.
+        text: The subject that continues from the state, for the help.
     """
     group = parser.add_argument_group("state")
     group.add_argument(
@@ -23,14 +23,15 @@ def add_state(parser: argparse.ArgumentParser, field: str, text: str) -> None:
         metavar="FILE",
         type=read_state,
         default=argparse.SUPPRESS,
-        help=f"{text} continues from this state of the same model",
+        help=f"{text} continues from the state in FILE, which the same model returned "
+        "(default: none)",
     )
     group.add_argument(
         "--save-state",
         dest=field,
         metavar="FILE",
         default=argparse.SUPPRESS,
-        help="write the state at the end into this file",
+        help="write the state at the end to FILE (default: discard it)",
     )
 
 

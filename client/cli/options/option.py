@@ -1,0 +1,35 @@
+"""`add_option` adds an option whose help states its meaning, its range and its default."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_option(
+    group: argparse._ActionsContainer,
+    flag: str,
+    meaning: str,
+    *,
+    values: str = "",
+    default: str = "",
+    **settings: Any,
+) -> None:
+    """Adds an option that is absent from the parsed arguments unless it is given.
+
+    The server knows the defaults; the help states them for the reader, and a test compares them
+    with the configs of the model.
+
+    Args:
+        group: The parser or group.
+        flag: The flag, such as `--hidden-size`.
+        meaning: The help's first part.
+        values: The range of its value, such as "1 to 4,096".
+        default: The default, as the help states it; empty for a switch.
+        **settings: Further arguments of `add_argument`.
+    """
+    notes = [values] if values else []
+    if default:
+        notes.append(f"default: {default}")
+    text = f"{meaning} ({'; '.join(notes)})" if notes else meaning
+    group.add_argument(flag, help=text, default=argparse.SUPPRESS, **settings)
