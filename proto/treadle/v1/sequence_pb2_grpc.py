@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class SequenceServiceStub:
-    """SequenceService trains recurrent sequence models, generates from them and
-    scores text with them.
+    """The service trains recurrent sequence models, generates from them and scores
+    text with them.
     """
 
     def __init__(self, channel):
@@ -134,18 +134,19 @@ class SequenceServiceStub:
 
 
 class SequenceServiceServicer:
-    """SequenceService trains recurrent sequence models, generates from them and
-    scores text with them.
+    """The service trains recurrent sequence models, generates from them and scores
+    text with them.
     """
 
     def Train(self, request_iterator, context):
-        """Starts a job that trains one model, and streams its events. The first request
-        carries the spec, every later one a piece of the corpus, the last one its end.
-        A stream that breaks off before `corpus_end` trains nothing; from then on the
-        job is the server's own, and goes on whether or not its client stays. The
-        events are: one `state` (queued), any number of `state`, one `started`, any
-        number of `progress`, one `completed`. A job that fails, is paused or is
-        cancelled without a model ends the stream with a status.
+        """Starts a job that trains one model, and streams its events. The first
+        request carries the spec, the following ones carry the corpus, and the last
+        one marks its end. A stream that breaks off before `corpus_end` trains
+        nothing. After `corpus_end` the job belongs to the server and continues
+        even if the client disconnects. The events are: one `state` (queued), any
+        number of `state`, one `started`, any number of `progress` and
+        `validation`, one `completed`. If a job fails, is paused, or is cancelled
+        before it has a model, the stream ends with an error status.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -153,145 +154,152 @@ class SequenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Streams the events of a job from any point on, those to come included, each
-        exactly once and in order; it ends as Train does.
+        """Streams the events of a job from any point on, past and future ones, each
+        exactly once and in order. The stream ends as that of Train does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """Describes one job.
+        """Returns one job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Lists jobs, newest first. A job in a list comes without `progress.sample`, and where it would
-        take more than 32 KiB, with its texts and notices cut.
+        """Lists jobs, newest first. A job in a list has no `progress.sample`, and its
+        texts and notices are shortened if it would take more than 32 KiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Ends a job for good. A job that has trained stores its model, the best one by
-        validation, as a new version; a job that has not just ends. The request is noted
-        on disk and answered within a second, with the job as it is then; it is carried
-        out within 40 seconds, whatever the job is at, also by a server that starts again.
+        """Ends a job for good. A job that has trained stores its model as a new
+        version, by default the weights with the lowest validation loss. The
+        request is saved on disk and answered within a second, with the job as it
+        is then. It takes effect within 40 seconds, also if the server restarts
+        meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseJob(self, request, context):
-        """Makes a queued or running job keep its whole state on disk and wait until it
-        is resumed. The request is noted on disk and answered within a second, with the
-        job as it is then; it is carried out within 40 seconds, whatever the job is at,
-        also by a server that starts again. A process that does not stop in 30 seconds is
-        killed, and the job continues from its last checkpoint once it is resumed.
+        """Makes a queued or running job save its whole state on disk and wait until
+        it is resumed. The request is saved on disk and answered within a second,
+        with the job as it is then. It takes effect within 40 seconds, also if the
+        server restarts meanwhile. A training process that does not stop within 30
+        seconds is killed; once resumed, its job continues from its last
+        checkpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeJob(self, request, context):
-        """Puts a paused job back into the queue; it goes on bit for bit as if it had
-        never paused. For a job that is about to pause this takes the pause back.
+        """Puts a paused job back into the queue. Its result is the same, bit for bit,
+        as without the pause. For a job that is about to pause, this withdraws the
+        pause.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Deletes a job that is over or paused: its events, its checkpoint and its own
-        copies of the weights. Stored versions of models stay.
+        """Deletes a job that has ended or is paused: its events, its checkpoint and
+        its own copies of the weights. Stored versions of models stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Generates text from a prompt and streams it as it is made. The last response of
-        each text carries its result; the responses of several texts interleave.
+        """Generates text from a prompt and streams it while it is generated. The last
+        response for each text carries its result. The responses for several texts
+        interleave.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Scores texts: the log-probability that a model gives to each of them.
+        """Scores texts: returns the log-probability that a model assigns to each of
+        them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ScoreStream(self, request_iterator, context):
-        """Scores a text or a stream of items as it comes, in constant memory. The first
-        request carries the spec, every later one a piece of text, each of which is
-        answered by one response; when the client has closed its side, a last response
-        carries the result. However a text is cut, its tokens score the same, bit for
-        bit, and so does their sum: what Score gives.
+        """Scores a text or a stream of items while it arrives, in constant memory.
+        The first request carries the spec, and each following one carries a piece
+        of text that is answered by one response. After the client has closed its
+        side, a last response carries the result. The scores of the tokens and
+        their sum do not depend on how a text is cut into pieces; they are the
+        same, bit for bit, as those of Score.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LearnStream(self, request_iterator, context):
-        """Scores a stream and learns from it, on a copy of the model that belongs to the
-        call: every piece is predicted first, and only then learnt. The first request
-        carries the spec; each later one is answered by one response.
+        """Scores a stream and learns from it, on a copy of the model that belongs to
+        the call. Every piece is scored first and learned afterwards. The first
+        request carries the spec, and each following one is answered by one
+        response.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Gives the hidden state after a text, as a vector.
+        """Returns the hidden state after a text as a vector.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the newest version of every model, by name.
+        """Lists the newest version of every model, sorted by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes one model.
+        """Returns one version of a model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes one version of a model, or all of them where that is asked for.
+        """Deletes one version of a model, or all of them if the request says so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Gives a version of a model a name, or moves the name to another version, in one
-        step; requests may then ask for NAME@ALIAS.
+        """Gives an alias to a version of a model, or moves the alias from another
+        version, atomically. Requests can then name the model as NAME@ALIAS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAlias(self, request, context):
-        """Takes a name away from a version.
+        """Removes an alias from a version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """Describes the server: versions, limits, threads and load.
+        """Returns the server's version, limits and load.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -404,8 +412,8 @@ def add_SequenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SequenceService:
-    """SequenceService trains recurrent sequence models, generates from them and
-    scores text with them.
+    """The service trains recurrent sequence models, generates from them and scores
+    text with them.
     """
 
     @staticmethod
