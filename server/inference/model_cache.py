@@ -8,16 +8,19 @@ import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from treadle.model import Model
 from treadle.model.errors import LoadError
 from treadle.server.errors import damaged, not_found, precondition
 from treadle.server.resources import thread_pools
-from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import BEST_FILE, LAST_FILE
-from treadle.server.storage.model_version import StoredModel
+
+if TYPE_CHECKING:
+    from treadle.server.resources.memory_budget import MemoryBudget
+    from treadle.server.storage.data_dir import DataDir
+    from treadle.server.storage.model_version import StoredModel
 
 _TIMES_ITS_FILE = 3
 """What a model takes in memory: packed weights and a table lie beside its parameters."""

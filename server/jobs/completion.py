@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -27,12 +28,14 @@ from treadle.server.messages import responses
 from treadle.server.messages.requests import spec_field
 from treadle.server.resources import thread_pools
 from treadle.server.storage import files
-from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, LAST_FILE
 from treadle.server.storage.job_state import JobState
-from treadle.server.storage.model_version import StoredModel
 from treadle.server.storage.models import CLAIMS, always_deleted
 from treadle.v1 import sequence_pb2 as pb
+
+if TYPE_CHECKING:
+    from treadle.server.storage.data_dir import DataDir
+    from treadle.server.storage.model_version import StoredModel
 
 logger = logging.getLogger(__name__)
 

@@ -11,18 +11,20 @@ import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
 from treadle.server.jobs.job_events import EventTail
-from treadle.server.jobs.worker_pool import Worker
 from treadle.server.messages.enums import job_state
 from treadle.server.resources import thread_pools
-from treadle.server.storage.database import Database
 from treadle.server.storage.job_state import JobState
-from treadle.server.storage.schema import JobRow
 from treadle.v1 import sequence_pb2 as pb
+
+if TYPE_CHECKING:
+    from treadle.server.jobs.worker_pool import Worker
+    from treadle.server.storage.database import Database
+    from treadle.server.storage.schema import JobRow
 
 _WAITING_BYTES = 1 << 12
 """What the newest events of a job that waits may take: there may be many such jobs."""

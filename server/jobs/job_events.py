@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
-from treadle.v1 import sequence_pb2 as pb
+if TYPE_CHECKING:
+    from treadle.v1 import sequence_pb2 as pb
 
 _MOST_EVENTS = 64
 

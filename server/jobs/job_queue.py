@@ -10,11 +10,13 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from treadle.server.errors import StatusError, exhausted
-from treadle.server.jobs.job import Job
 from treadle.server.storage.job_state import JobState
+
+if TYPE_CHECKING:
+    from treadle.server.jobs.job import Job
 
 RETRY_S = 5.0
 """Seconds after which a caller may find a place in the queue."""

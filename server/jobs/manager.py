@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from treadle.server.errors import (
     StatusError,
@@ -43,14 +43,16 @@ from treadle.server.jobs.job import (
 from treadle.server.jobs.job_queue import RETRY_S, JobLimits, JobQueue
 from treadle.server.jobs.registry import JobRegistry
 from treadle.server.jobs.runner import Ending, JobRunner, Outcome
-from treadle.server.jobs.worker_pool import WorkerPool
-from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.resources import thread_pools
-from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import STATE_FILE
 from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
-from treadle.server.storage.schema import JobRow
+
+if TYPE_CHECKING:
+    from treadle.server.jobs.worker_pool import WorkerPool
+    from treadle.server.jobs.worker_request import RunLimits
+    from treadle.server.storage.data_dir import DataDir
+    from treadle.server.storage.schema import JobRow
 
 logger = logging.getLogger(__name__)
 

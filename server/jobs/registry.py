@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -19,11 +20,13 @@ from treadle.server.errors import (
 from treadle.server.jobs.job import Job, stored_events
 from treadle.server.resources import thread_pools
 from treadle.server.resources.loop_throttle import LoopThrottle
-from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_state import JobState
-from treadle.server.storage.schema import JobRow
-from treadle.v1 import sequence_pb2 as pb
+
+if TYPE_CHECKING:
+    from treadle.server.storage.database import Database
+    from treadle.server.storage.schema import JobRow
+    from treadle.v1 import sequence_pb2 as pb
 
 _MOMENT_S = 0.02
 

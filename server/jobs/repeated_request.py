@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from treadle.server.errors import StatusError, already_exists
 from treadle.server.messages.fields import to_json
 from treadle.server.storage.schema import UNKNOWN_VERSION, JobRow
-from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
+
+if TYPE_CHECKING:
+    from treadle.server.storage.upload_files import UploadedFile
 
 _SHOWN = 5
 """Differences that a message names."""

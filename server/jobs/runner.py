@@ -9,20 +9,23 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 
 from treadle.model.temporary_files import remove_leftovers
 from treadle.server.errors import StatusError, aborted
 from treadle.server.jobs import worker_protocol
-from treadle.server.jobs.job import Job
-from treadle.server.jobs.worker_pool import Worker, WorkerPool
 from treadle.server.jobs.worker_request import RunLimits, worker_request
 from treadle.server.messages import responses
 from treadle.server.resources import thread_pools
-from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_state import JobState
 from treadle.v1 import sequence_pb2 as pb
+
+if TYPE_CHECKING:
+    from treadle.server.jobs.job import Job
+    from treadle.server.jobs.worker_pool import Worker, WorkerPool
+    from treadle.server.storage.data_dir import DataDir
 
 logger = logging.getLogger(__name__)
 

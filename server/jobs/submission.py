@@ -8,8 +8,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from treadle.model.config import TrainConfig
 from treadle.model.data.files import check_not_empty
 from treadle.model.errors import CorpusError
 from treadle.model.training.fine_tuning import BaseModelInfo
@@ -17,20 +17,23 @@ from treadle.server.errors import StatusError, corpus_not_found, from_model, inv
 from treadle.server.failures import DatabaseError
 from treadle.server.jobs import repeated_request
 from treadle.server.jobs.job import outlast
-from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.upload import Upload, UploadLimits
 from treadle.server.messages import requests as convert
 from treadle.server.names import name_violations
 from treadle.server.resources import thread_pools
-from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage import files as disk
-from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import INIT_FILE
 from treadle.server.storage.job_state import JobState
-from treadle.server.storage.model_version import StoredModel
 from treadle.server.storage.schema import JobRow
 from treadle.server.storage.upload_files import UploadedFile, UploadFiles
 from treadle.v1 import sequence_pb2 as pb
+
+if TYPE_CHECKING:
+    from treadle.model.config import TrainConfig
+    from treadle.server.jobs.manager import JobManager
+    from treadle.server.resources.memory_budget import MemoryBudget
+    from treadle.server.storage.data_dir import DataDir
+    from treadle.server.storage.model_version import StoredModel
 
 logger = logging.getLogger(__name__)
 

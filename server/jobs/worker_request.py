@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.worker_pool import STOP_TIMEOUT_S
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
+    from treadle.server.jobs import worker_protocol
     from treadle.server.storage.data_dir import DataDir
     from treadle.server.storage.schema import JobRow
 

@@ -15,7 +15,7 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from treadle.model import Model, Progress, Trainer, warm
 from treadle.model.config import CorpusRole, TrainConfig
@@ -24,13 +24,15 @@ from treadle.model.errors import LoadError, ModelError
 from treadle.model.scratch_files import ScratchFolder
 from treadle.model.temporary_files import remove_leftovers
 from treadle.model.training.checkpoint import saved_config
-from treadle.model.training.progress import Validation
 from treadle.server.failures import NoSpaceError, is_full
 from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.worker_control import Replies, RunControl, heartbeat
 from treadle.server.resources.process_memory import limit_own
 from treadle.server.storage.files import DiskSpace
 from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
+
+if TYPE_CHECKING:
+    from treadle.model.training.progress import Validation
 
 _MAX_SAMPLE = 10_000
 """Characters of a sample that are passed on; words may be of any length."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from treadle.server.storage.database import Database
 from treadle.server.storage.model_limits import too_many_aliases
+
+if TYPE_CHECKING:
+    from treadle.server.storage.database import Database
 
 _SHOWN = 100
 """Aliases of a version that are shown."""

@@ -20,9 +20,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from treadle.server.storage.database import Database
 from treadle.server.storage.files import DiskSpace, close_to_others, make_directory, sync
+
+if TYPE_CHECKING:
+    from treadle.server.storage.database import Database
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 

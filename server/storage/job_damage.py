@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -23,8 +23,10 @@ from treadle.server.errors import StatusError
 from treadle.server.failures import DatabaseError
 from treadle.server.names import is_name
 from treadle.server.storage.job_state import JobState
-from treadle.server.storage.schema import JobRow
 from treadle.v1 import sequence_pb2 as pb
+
+if TYPE_CHECKING:
+    from treadle.server.storage.schema import JobRow
 
 _COUNTS = {
     "corpus_bytes": 1 << 63,

@@ -14,15 +14,18 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig
 from treadle.model.errors import LoadError
 from treadle.model.model_file import read_header
 from treadle.model.temporary_files import write_whole
-from treadle.model.training_record import TrainingRecord
 from treadle.server.errors import damaged, not_found
 from treadle.server.failures import is_out_of_files
 from treadle.server.storage.files import check_no_link, read_small
+
+if TYPE_CHECKING:
+    from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig
+    from treadle.model.training_record import TrainingRecord
 
 MODEL_FILE = "model.safetensors"
 HASH_FILE = "model.sha256"

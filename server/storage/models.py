@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -29,8 +30,6 @@ from treadle.server.failures import DatabaseError, is_full, is_out_of_files
 from treadle.server.names import LATEST, check_alias, is_name, split
 from treadle.server.storage import files, model_version
 from treadle.server.storage.aliases import Aliases
-from treadle.server.storage.database import Database
-from treadle.server.storage.files import DiskSpace
 from treadle.server.storage.model_limits import (
     DEFAULT_LIMITS,
     ModelLimits,
@@ -39,6 +38,10 @@ from treadle.server.storage.model_limits import (
 )
 from treadle.server.storage.model_version import MODEL_FILE, Description, StoredModel
 from treadle.server.storage.version_index import VersionIndex
+
+if TYPE_CHECKING:
+    from treadle.server.storage.database import Database
+    from treadle.server.storage.files import DiskSpace
 
 logger = logging.getLogger(__name__)
 

@@ -15,17 +15,20 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from treadle.model import sweep_temporary_kernels
 from treadle.model.temporary_files import leftovers
 from treadle.server.names import is_name
 from treadle.server.resources import thread_pools
 from treadle.server.storage import files
-from treadle.server.storage.corpora import Corpora
-from treadle.server.storage.data_dir import DataDir
-from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.observed_time import AHEAD_S
+
+if TYPE_CHECKING:
+    from treadle.server.storage.corpora import Corpora
+    from treadle.server.storage.data_dir import DataDir
+    from treadle.server.storage.database import Database
 
 logger = logging.getLogger(__name__)
 

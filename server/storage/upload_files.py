@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from treadle.server.storage.corpora import Corpora, CorpusWriter
+if TYPE_CHECKING:
+    from treadle.server.storage.corpora import Corpora, CorpusWriter
 
 
 @dataclass(frozen=True)
