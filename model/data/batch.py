@@ -1,6 +1,6 @@
-"""One batch, and the two ways to lay tokens side by side in it.
+"""`Batch` is what one training step reads; `TextSegments` and `ItemGroup` fill it with tokens.
 
-A batch has `window` steps of B rows, always; what holds nothing has the target `IGNORED`.
+A batch always has `window` steps of B rows; a step that holds no token has the target `IGNORED`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step of training reads."""
+    """What one training step reads."""
 
     tokens: NDArray[np.int32]
-    """What the network sees, (T, B) int32; 0 where there is nothing."""
+    """Input tokens, (T, B) int32; 0 where there is none."""
     targets: NDArray[np.int32]
-    """What it is to foretell, (T, B) int32; `IGNORED` where nothing is to be."""
+    """Tokens to predict, (T, B) int32; `IGNORED` where there is none."""
     fresh: NDArray[np.bool_]
     """Rows whose hidden state starts at zero before this batch, (B,) bool."""
     steps: int
-    """Leading steps that hold anything: the kernels may leave out the others."""
+    """Leading steps that hold tokens; kernels may leave out the others."""
 
     @property
     def token_count(self) -> int:
-        """Tokens to foretell."""
+        """Number of tokens to predict."""
         return int(np.count_nonzero(self.targets != IGNORED))
 
 
@@ -45,11 +45,11 @@ def even_cuts(length: int, parts: int) -> Ints:
 
 
 @dataclass(frozen=True)
-class TextRows:
-    """Stretches of one text, side by side: row b goes from `starts[b]` to before `stops[b]`.
+class TextSegments:
+    """Segments of one text, side by side: row b goes from `starts[b]` up to `stops[b]`.
 
-    A step at place p of the text sees token p and foretells token p + 1; those before
-    `scored[b]` are read for their state only.
+    A step at position p of the text reads token p and predicts token p + 1. Positions before
+    `scored[b]` are only read for the hidden state.
     """
 
     data: TokenArray
@@ -58,7 +58,13 @@ class TextRows:
     stops: Ints
 
     def batch(self, first: int, last: int, window: int) -> Batch:
-        """Returns the batch of steps `first` to before `last`, counted from the rows' starts."""
+        """Returns the batch of steps `first` to `last` - 1, counted from the rows' starts.
+
+        Args:
+            first: The first step.
+            last: The step after the last.
+            window: Steps of the batch.
+        """
         places = self.starts + np.arange(first, last)[:, None]
         inside = places < self.stops
         places = np.minimum(places, len(self.data) - 2)
@@ -71,8 +77,8 @@ class TextRows:
 
 
 @dataclass(frozen=True)
-class ItemRows:
-    """Items side by side, each between `begin` and `end`; rows beyond them stay empty."""
+class ItemGroup:
+    """Items side by side, each between `begin` and `end`; further rows stay empty."""
 
     data: TokenArray
     starts: Ints
@@ -82,12 +88,19 @@ class ItemRows:
     rows: int
 
     def batch(self, first: int, last: int, window: int) -> Batch:
-        """Returns the batch of steps `first` to before `last`, counted from `begin`."""
+        """Returns the batch of steps `first` to `last` - 1, counted from `begin`.
+
+        Args:
+            first: The first step.
+            last: The step after the last.
+            window: Steps of the batch.
+        """
         step = np.arange(first, last)[:, None]
         here = np.clip(self.starts + step, 0, len(self.data) - 1)
         before = np.clip(self.starts + step - 1, 0, len(self.data) - 1)
         shape = (last - first, self.rows)
-        tokens, targets = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
+        tokens = np.zeros(shape, np.int32)
+        targets = np.full(shape, IGNORED, np.int32)
         filled = slice(0, len(self.starts))
         item = np.where(step == 0, self.begin, self._at(before))
         tokens[:, filled] = np.where(step <= self.lengths, item, 0)
@@ -102,9 +115,10 @@ class ItemRows:
 def _padded(
     tokens: NDArray[np.int32], targets: NDArray[np.int32], fresh: bool, window: int
 ) -> Batch:
-    """Returns a batch of `window` steps, the last of which may hold nothing."""
+    """Returns a batch of `window` steps, the last of which may hold no token."""
     steps, rows = tokens.shape
     all_tokens = np.zeros((window, rows), np.int32)
     all_targets = np.full((window, rows), IGNORED, np.int32)
-    all_tokens[:steps], all_targets[:steps] = tokens, targets
+    all_tokens[:steps] = tokens
+    all_targets[:steps] = targets
     return Batch(all_tokens, all_targets, np.full(rows, fresh), steps)

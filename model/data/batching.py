@@ -1,17 +1,17 @@
-r"""From tokens to the arrays that one step of training reads.
+r"""`make_batches` turns a training part into `Batches`: an endless sequence of batches.
 
-Every token is trained on exactly once a pass: nothing is dropped at the end, and
-where a length does not divide evenly the parts differ by one step instead of leaving a
-remnant, whose gradient would weigh as much as a full batch's.
+Every token is trained on exactly once a pass: nothing is dropped at the end. Where a length does
+not divide evenly, the parts differ by one step. A short remainder would be worse: its gradient
+would weigh as much as that of a full batch.
 
 - Text: the n - 1 transitions from one token to the next are cut into `batch_size` streams,
   side by side; hidden state is carried from batch to batch until the pass ends.
 - Lines: an item is trained on as `begin item -> item end`. Each pass draws an order of the items,
   takes pools of `POOL` groups, sorts each pool by length so that the rows of a group end at
-  about the same step, and draws an order of the groups. A group longer than the window goes
-  on over several batches of the same rows, with state carried.
+  about the same step, and draws an order of the groups. A group longer than the window takes
+  several batches of the same rows, with state carried.
 
-Both are endless and go on from any `position` exactly as if they had never stopped.
+Both continue from any `position` exactly as if they had never stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from treadle.model.data.batch import IGNORED, Batch, ItemRows, TextRows, even_cuts
+from treadle.model.data.batch import IGNORED, Batch, ItemGroup, TextSegments, even_cuts
 from treadle.model.data.shuffle import Purpose, permutation
 from treadle.model.errors import CorpusError, LoadError
 
@@ -45,12 +45,13 @@ POOL = 64
 
 
 class Batches(ABC):
-    """An endless row of batches, pass after pass over the training part.
+    """An endless sequence of batches, pass after pass over the training part.
 
     Args:
         batch_size: Rows of a batch.
         window: Steps of a batch.
-        notices: Sentences about what was shrunk.
+        tokens_per_epoch: Tokens predicted in one pass.
+        notices: Sentences about sizes that were shrunk.
     """
 
     batch_size: int
@@ -58,9 +59,9 @@ class Batches(ABC):
     window: int
     """Steps of every batch, after shrinking."""
     tokens_per_epoch: int
-    """Tokens foretold in one pass."""
+    """Tokens predicted in one pass."""
     notices: tuple[str, ...]
-    """Sentences about what was shrunk."""
+    """Sentences about sizes that were shrunk."""
 
     def __init__(
         self, batch_size: int, window: int, tokens_per_epoch: int, notices: tuple[str, ...]
@@ -74,23 +75,28 @@ class Batches(ABC):
 
     @property
     def position(self) -> dict[str, int]:
-        """Where the next batch stands: `epoch` and `batch`, both from 0."""
+        """The position of the next batch: `epoch` and `batch`, both from 0."""
         return {"epoch": self._epoch, "batch": self._batch}
 
     def seek(self, position: Mapping[str, int]) -> None:
-        """Goes on from a `position` of batches over the same data with the same settings.
+        """Continues from a `position` of batches over the same data with the same settings.
+
+        Args:
+            position: The position.
 
         Raises:
             LoadError: There is no such position.
         """
-        epoch, batch = position.get("epoch", -1), position.get("batch", -1)
+        epoch = position.get("epoch", -1)
+        batch = position.get("batch", -1)
         whole = isinstance(epoch, int) and isinstance(batch, int)
         if not whole or not 0 <= epoch < 2**32 or not 0 <= batch < self.batches_in(epoch):
             raise LoadError(
-                f"the place in the corpus (epoch {epoch}, batch {batch}) does not exist: "
-                "go on with the corpus and the settings that the run was begun with"
+                f"the position in the corpus (epoch {epoch}, batch {batch}) does not exist: "
+                "continue with the corpus and the settings that the run began with"
             )
-        self._epoch, self._batch = epoch, batch
+        self._epoch = epoch
+        self._batch = batch
 
     def __iter__(self) -> Self:
         return self
@@ -99,12 +105,13 @@ class Batches(ABC):
         batch = self._make(self._epoch, self._batch)
         self._batch += 1
         if self._batch == self.batches_in(self._epoch):
-            self._epoch, self._batch = self._epoch + 1, 0
+            self._epoch += 1
+            self._batch = 0
         return batch
 
     @abstractmethod
     def batches_in(self, epoch: int) -> int:
-        """Returns how many batches an epoch has; drawn orders make it vary a little."""
+        """Returns how many batches an epoch has; it varies a little with the drawn orders."""
 
     @abstractmethod
     def _make(self, epoch: int, batch: int) -> Batch:
@@ -127,7 +134,7 @@ class TextBatches(Batches):
         count = len(data.tokens)
         transitions = count - 1
         if transitions < 1:
-            raise CorpusError(f"a text of {count} tokens has nothing to foretell: give it more")
+            raise CorpusError(f"a text of {count} tokens has nothing to predict: give it more")
         rows = max(1, min(batch_size, transitions // window))
         steps = min(window, transitions)
         reason = f"the corpus has {count:,} tokens to train on"
@@ -135,7 +142,7 @@ class TextBatches(Batches):
         notices += _shrunk("window", window, steps, reason)
         super().__init__(rows, steps, transitions, notices)
         edges = even_cuts(transitions, rows)
-        self._streams = TextRows(data.tokens, edges[:-1], edges[:-1], edges[1:])
+        self._segments = TextSegments(data.tokens, edges[:-1], edges[:-1], edges[1:])
         longest = int(np.diff(edges).max())
         self._cuts = even_cuts(longest, -(-longest // steps))
 
@@ -145,7 +152,7 @@ class TextBatches(Batches):
 
     def _make(self, epoch: int, batch: int) -> Batch:
         first, last = self._cuts[batch : batch + 2].tolist()
-        return self._streams.batch(first, last, self.window)
+        return self._segments.batch(first, last, self.window)
 
 
 class LineBatches(Batches):
@@ -157,7 +164,7 @@ class LineBatches(Batches):
         end: The token after every item.
         batch_size: Items side by side. Shrunk to the number of items.
         window: Steps of a batch. Shrunk to the longest item and its end token.
-        seed: Draws the orders.
+        seed: Seed of the orders.
 
     Raises:
         CorpusError: There is no item.
@@ -168,13 +175,17 @@ class LineBatches(Batches):
     ) -> None:
         if data.offsets is None or not data.items:
             raise CorpusError(
-                "a corpus of lines without a line has nothing to foretell: give it some"
+                "a corpus of lines without a line has nothing to predict: give it some"
             )
-        self._data, self._offsets = data.tokens, data.offsets
-        self._begin, self._end, self._seed = begin, end, seed
+        self._data = data.tokens
+        self._offsets = data.offsets
+        self._begin = begin
+        self._end = end
+        self._seed = seed
         self._lengths = np.diff(data.offsets)
         longest = int(self._lengths.max())
-        rows, steps = min(batch_size, data.items), min(window, longest + 1)
+        rows = min(batch_size, data.items)
+        steps = min(window, longest + 1)
         notices = _shrunk("batch size", batch_size, rows, f"there are {rows:,} lines to train on")
         notices += _shrunk("window", window, steps, f"the longest line has {longest:,} tokens")
         super().__init__(rows, steps, data.predicted, notices)
@@ -192,7 +203,8 @@ class LineBatches(Batches):
             span = slice(cuts[pool], cuts[min(pool + POOL, len(cuts) - 1)])
             by_length = np.argsort(self._lengths[order[span]], kind="stable")
             order[span] = order[span][by_length]
-        self._order, self._cuts = order, cuts
+        self._order = order
+        self._cuts = cuts
         self._groups = permutation(len(cuts) - 1, self._seed, Purpose.TRAINING_GROUPS, epoch)
         # The last item of a group is its longest.
         lasting = self._lengths[order[cuts[1:] - 1]][self._groups] + 1
@@ -210,7 +222,7 @@ class LineBatches(Batches):
         first_batch, next_batch = self._first_batches[place : place + 2].tolist()
         group = int(self._groups[place])
         chosen = self._order[self._cuts[group] : self._cuts[group + 1]]
-        items = ItemRows(
+        items = ItemGroup(
             self._data,
             self._offsets[chosen],
             self._lengths[chosen],
@@ -233,11 +245,11 @@ def make_batches(data: TokenData, config: DataConfig, tokenizer: Tokenizer, seed
     Args:
         data: The training part.
         config: Its batch size and window are upper bounds.
-        tokenizer: What made the tokens.
-        seed: Draws the orders of items.
+        tokenizer: The tokenizer of the tokens.
+        seed: Seed of the orders of items.
 
     Raises:
-        CorpusError: There is nothing to foretell.
+        CorpusError: There is nothing to predict.
     """
     if data.offsets is None:
         return TextBatches(data, config.batch_size, config.window)
@@ -246,7 +258,11 @@ def make_batches(data: TokenData, config: DataConfig, tokenizer: Tokenizer, seed
 
 
 def item_tokens(tokenizer: Tokenizer) -> tuple[int, int]:
-    """Returns the tokens that stand before and after every item."""
+    """Returns the tokens before and after every item.
+
+    Args:
+        tokenizer: A tokenizer built for the layout LINES.
+    """
     if tokenizer.begin is None or tokenizer.end is None:
         raise ValueError("items need a tokenizer built for the layout LINES")
     return tokenizer.begin, tokenizer.end

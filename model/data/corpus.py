@@ -1,12 +1,12 @@
-r"""A corpus: read from files, turned to tokens, and cut into what is trained on and what is not.
+r"""`read_corpus` turns files into tokens and divides them into the parts of a `Corpus`.
 
-Text is one sequence per file, whose last part is kept for validation, and the end of that for the
-test. Items (the layout LINES) are independent of each other; those for validation and the test are
-drawn by the seed, per file. Or files of their own validate and test. A line is what stands before
-"\n", without its end ("\n" or "\r\n"); empty lines are left out.
+A text is one sequence per file. Its end is kept for validation, and the very end for the test.
+Items (the layout LINES) are independent of each other; those for validation and the test are drawn
+by the seed, per file. Validation and the test may also have files of their own. A line ends with
+"\n" or "\r\n", which is not part of it; empty lines are left out.
 
 Files are read in blocks, and tokens are kept in the smallest type that holds the vocabulary, in a
-file where a folder for it is given: a corpus takes about its own size in memory, or less.
+file if a folder for it is given. So a corpus takes about its own size in memory, or less.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from treadle.model.config import DataConfig, TokenizerConfig
 from treadle.model.data.files import CorpusFile, check_data, check_not_empty
-from treadle.model.data.reader import FileTokens, Reader
+from treadle.model.data.reader import CorpusReader, FileTokens
 from treadle.model.data.splits import MIN_HELD_OUT_TOKENS, Shares, Splitter, TokenData
 from treadle.model.data.token_array import TokenArray, blocks
 from treadle.model.enums import CorpusFormat, CorpusLayout, CorpusRole, Split, UnknownPolicy
@@ -38,29 +38,29 @@ __all__ = ["Corpus", "CorpusFile", "TokenData", "read_corpus"]
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus read, cut and turned to tokens."""
+    """A corpus as tokens, divided into its parts."""
 
     tokenizer: Tokenizer
-    """What made the tokens."""
+    """The tokenizer of the tokens."""
     layout: CorpusLayout
-    """How it was cut."""
+    """How it was cut into sequences."""
     train: TokenData
-    """What is trained on."""
+    """The part for training."""
     valid: TokenData | None
-    """What is kept for validation, if anything."""
+    """The part for validation; None without one."""
     notices: tuple[str, ...] = ()
-    """Sentences about what was left out or chosen for the user."""
+    """Sentences about what was left out or chosen."""
     test: TokenData | None = None
-    """What is kept for the test at the end, if anything."""
+    """The part for the test at the end; None without one."""
     valid_split: Split | None = None
     """Where the validation part comes from; None without one."""
     test_split: Split | None = None
     """Where the test part comes from; None without one."""
     valid_characters: int = 0
-    """Code points that the foretold tokens of the validation part stand for; 0 without one, and
-    where unknown tokens are among them, which stand for any number."""
+    """Code points that the predicted tokens of the validation part stand for; 0 without the part,
+    and where it has unknown tokens, which stand for any number."""
     test_characters: int = 0
-    """Code points that the foretold tokens of the test part stand for; 0 as above."""
+    """The same for the test part."""
 
 
 def read_corpus(
@@ -79,20 +79,21 @@ def read_corpus(
         data: The corpus, the file that holds it, or several files.
         tokenizer: How text becomes tokens; None: the defaults.
         data_config: How it is read and cut; None: the defaults.
-        seed: Draws the items kept for validation and the test, and those of fractions of files.
-        fixed: The tokenizer to use, that of a model that is to learn from another corpus;
-            `tokenizer` and the layout are then not looked at.
+        seed: Seed by which items are drawn: for validation, the test, and fractions of files.
+        fixed: The tokenizer to use, that of a base model; `tokenizer` and the layout are then
+            ignored.
         folder: Where tokens are kept in nameless files; None: in memory.
-        unknown_policy: With `fixed`, what to do with symbols that it lacks; None: what it does.
+        unknown_policy: With `fixed`, what to do with symbols that it lacks; None: its own policy.
 
     Raises:
         ConfigError: Settings contradict each other, or an encoding is unknown.
-        CorpusError: It is empty, too small to make one step of training, or malformed.
-        EncodingError: It is not of its encoding, and the policy is ERROR.
-        UnknownSymbolError: The vocabulary has no room for a symbol, and the policy is ERROR.
-        OSError: A file cannot be read, or the folder not be written.
+        CorpusError: The corpus is empty, too small for one step of training, or malformed.
+        EncodingError: A file does not have its encoding, and the policy is ERROR.
+        UnknownSymbolError: The vocabulary lacks a symbol, and the policy is ERROR.
+        OSError: A file cannot be read, or the folder cannot be written.
     """
-    config, data_config = tokenizer or TokenizerConfig(), data_config or DataConfig()
+    config = tokenizer or TokenizerConfig()
+    data_config = data_config or DataConfig()
     if unknown_policy is not None:
         unknown_policy = member(UnknownPolicy, unknown_policy, "unknown_policy")
     files = _files(data)
@@ -100,21 +101,21 @@ def read_corpus(
     check_not_empty(files)
     if fixed is not None:
         config = fixed.config
-    reader = Reader(config, data_config, layout)
+    reader = CorpusReader(config, data_config, layout)
     training = [file for file in files if file.role is CorpusRole.TRAIN]
     if fixed is None:
         texts = reader.texts(training)
         items_hold_lines = data_config.format is not CorpusFormat.PLAIN
-        made = build_tokenizer(config, texts, layout, items_hold_lines)
+        used = build_tokenizer(config, texts, layout, items_hold_lines)
     else:
-        made = fixed
+        used = fixed
     read = {
-        role: [reader.read(f, made, unknown_policy, folder) for f in files if f.role is role]
+        role: [reader.read(f, used, unknown_policy, folder) for f in files if f.role is role]
         for role in CorpusRole
     }
-    splitter = Splitter(made.vocabulary_size, folder, seed)
+    splitter = Splitter(used.vocabulary_size, folder, seed)
     _check_size(read[CorpusRole.TRAIN])
-    return _cut(made, read, [file.weight for file in training], data_config, splitter)
+    return _cut(used, read, [file.weight for file in training], data_config, splitter)
 
 
 def _files(data: bytes | os.PathLike[str] | Sequence[CorpusFile]) -> list[CorpusFile]:
@@ -129,9 +130,13 @@ def _files(data: bytes | os.PathLike[str] | Sequence[CorpusFile]) -> list[Corpus
 
 def _check_size(files: Sequence[FileTokens]) -> None:
     if files[0].offsets is None:
-        size, unit, least = sum(file.tokens.size for file in files), "token", 2
+        size = sum(file.tokens.size for file in files)
+        unit = "token"
+        least = 2
     else:
-        size, unit, least = sum(file.items for file in files), "line with text", 1
+        size = sum(file.items for file in files)
+        unit = "line with text"
+        least = 1
     if size < least:
         unit = unit if size == 1 else unit.replace("line", "lines").replace("token", "tokens")
         raise CorpusError(
@@ -146,12 +151,12 @@ def _cut(
     data: DataConfig,
     splitter: Splitter,
 ) -> Corpus:
-    """Decides which parts are worth having, and makes them."""
+    """Decides which parts are large enough, and makes them."""
     training = read[CorpusRole.TRAIN]
     every = [file for files in read.values() for file in files]
     notices = tuple(itertools.chain.from_iterable(file.notices for file in every))
-    notices += _missing(sum(file.missing for file in every), data.column)
-    notices += _left_out(sum(file.left_out for file in every), tokenizer)
+    notices += _missing_notice(sum(file.missing for file in every), data.column)
+    notices += _left_out_notice(sum(file.left_out for file in every), tokenizer)
     held_out = (CorpusRole.VALID, CorpusRole.TEST)
     own = {role: splitter.whole(read[role]) for role in held_out if read[role]}
     shares = Shares(
@@ -160,11 +165,11 @@ def _cut(
     )
     while True:
         train, valid, test = splitter.split(training, shares, weights)
-        if shares.test and not _worth(test, train):
-            notices += (_not_worth("the test", train, test, "test"),)
+        if shares.test and not _large_enough(test, train):
+            notices += (_too_small_notice("the test", train, test, "test"),)
             shares = Shares(shares.valid, 0.0)
-        elif shares.valid and not _worth(valid, train):
-            notices += (_not_worth("validation", train, valid, "validate"),)
+        elif shares.valid and not _large_enough(valid, train):
+            notices += (_too_small_notice("validation", train, valid, "validate"),)
             shares = Shares(0.0, shares.test)
         else:
             break
@@ -173,22 +178,30 @@ def _cut(
     for role, part in zip(held_out, split_off, strict=True):
         kept, split = _held_out(own.get(role), part)
         if role in own and kept is None:
-            notices += (f"the files of the role {role.value} hold nothing to foretell",)
+            notices += (f"the files of the role {role.value} hold nothing to predict",)
         parts.append((kept, split, 0 if kept is None else _characters(tokenizer, kept)))
     (valid_part, valid_split, valid_size), (test_part, test_split, test_size) = parts
-    notices += _unknown(tokenizer, train, "to train on")
+    notices += _unknown_notice(tokenizer, train, "to train on")
     if valid_part is not None:
-        notices += _unknown(tokenizer, valid_part, "to validate with")
+        notices += _unknown_notice(tokenizer, valid_part, "to validate with")
     return Corpus(
-        tokenizer, tokenizer.layout, train, valid_part, notices, test_part, valid_split,
-        test_split, valid_size, test_size,
-    )  # fmt: skip
+        tokenizer,
+        tokenizer.layout,
+        train,
+        valid_part,
+        notices,
+        test_part,
+        valid_split,
+        test_split,
+        valid_size,
+        test_size,
+    )
 
 
 def _held_out(
     own: TokenData | None, part: TokenData | None
 ) -> tuple[TokenData | None, Split | None]:
-    """Returns a part that is not trained on and where it comes from."""
+    """Returns a held-out part and where it comes from."""
     if own is not None:
         return (own, Split.FILES) if own.predicted else (None, None)
     if part is None:
@@ -196,24 +209,24 @@ def _held_out(
     return part, Split.TAIL if part.offsets is None else Split.ITEMS
 
 
-def _worth(part: TokenData, train: TokenData) -> bool:
+def _large_enough(part: TokenData, train: TokenData) -> bool:
     return part.predicted >= MIN_HELD_OUT_TOKENS and train.predicted >= 1
 
 
-def _not_worth(purpose: str, train: TokenData, part: TokenData, verb: str) -> str:
+def _too_small_notice(purpose: str, train: TokenData, part: TokenData, verb: str) -> str:
     return (
         f"nothing kept for {purpose}: it would leave {train.predicted:,} tokens to train on "
         f"and {part.predicted:,} to {verb} with"
     )
 
 
-def _missing(count: int, column: str) -> tuple[str, ...]:
+def _missing_notice(count: int, column: str) -> tuple[str, ...]:
     if not count:
         return ()
     return (f"{count:,} {'row' if count == 1 else 'rows'} left out: no text in {column!r}",)
 
 
-def _left_out(count: int, tokenizer: Tokenizer) -> tuple[str, ...]:
+def _left_out_notice(count: int, tokenizer: Tokenizer) -> tuple[str, ...]:
     if not count:
         return ()
     skips = tokenizer.config.policy is UnknownPolicy.SKIP
@@ -228,9 +241,10 @@ def _count_unknown(tokenizer: Tokenizer, tokens: TokenArray) -> int:
     return sum(map(tokenizer.count_unknown, blocks(tokens)))
 
 
-def _unknown(tokenizer: Tokenizer, data: TokenData, purpose: str) -> tuple[str, ...]:
-    """Says what share of a part is unknown, if any of it is."""
-    count, whole = _count_unknown(tokenizer, data.tokens), max(len(data.tokens), 1)
+def _unknown_notice(tokenizer: Tokenizer, data: TokenData, purpose: str) -> tuple[str, ...]:
+    """Returns a sentence about the share of unknown tokens, if there are any."""
+    count = _count_unknown(tokenizer, data.tokens)
+    whole = max(len(data.tokens), 1)
     if not count:
         return ()
     share = 100 * count / whole
@@ -242,14 +256,14 @@ def _unknown(tokenizer: Tokenizer, data: TokenData, purpose: str) -> tuple[str, 
 
 
 def _characters(tokenizer: Tokenizer, data: TokenData) -> int:
-    """Returns the code points that the foretold tokens of a part stand for; 0 if unknown."""
-    foretold = data.tokens if data.offsets is not None else data.tokens[1:]
-    if _count_unknown(tokenizer, foretold):
+    """Returns the code points that the predicted tokens of a part stand for; 0 if unknown."""
+    predicted = data.tokens if data.offsets is not None else data.tokens[1:]
+    if _count_unknown(tokenizer, predicted):
         return 0
     count = 0
-    before = foretold[:0]
-    for block in blocks(foretold):
-        # Counted together with the token before, since there may be a blank between them.
+    before = predicted[:0]
+    for block in blocks(predicted):
+        # Counted together with the token before, since there may be a space between them.
         count += tokenizer.characters(np.append(before, block)) - tokenizer.characters(before)
         before = block[-1:]
     return count

@@ -1,9 +1,9 @@
-r"""The files of a corpus, read in blocks: never more of one in memory than a few megabytes.
+r"""`CorpusFile` is one file of a corpus, read in blocks of a few megabytes.
 
-A block ends where a symbol surely ends: before white space that follows something else, for
+A block ends where a token certainly ends: before white space that follows another character, for
 tokenizers that read more than a character at a time; after a line's end, for items; anywhere, for
-characters. Where there is no such place for LONG_LINE characters, what is there is handed out as a
-part, and whoever makes tokens of it carries on from part to part.
+characters. Where there is no such place within LONG_LINE characters, the text comes in parts, and
+the caller has to encode it incrementally.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from treadle.model.config import DataConfig
 
 BLOCK = 1 << 20
-"""Bytes read together."""
+"""Bytes read at a time."""
 
 LONG_LINE = 1 << 20
-"""Characters of a line above which it is read in parts."""
+"""A longer line is read in parts, in characters."""
 
 _HEAD = 4096
-"""Bytes at the beginning of a file by which its encoding is guessed."""
+"""Bytes at the beginning of a file that its encoding is guessed from."""
 
 _BOM = "\ufeff"
 _BOM_ENCODINGS = {"utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"}
-"""Encodings whose decoder leaves a byte order mark in the text; that of `utf-16` takes it out."""
+"""Encodings whose decoder leaves a byte order mark in the text, unlike that of `utf-16`."""
 
 _FOREIGN_BOMS = (
     # UTF-32 first: its mark begins with that of UTF-16.
@@ -46,17 +46,17 @@ _FOREIGN_BOMS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-_PACKED = {
+_COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
 }
-"""What packs a file, by its first bytes."""
+"""Compression formats by a file's first bytes."""
 
 _NOT_OF_FILES = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
-"""Text encodings of Python's that are for names and source code."""
+"""Text encodings of Python that are meant for names and source code."""
 
 _ON_BAD_BYTES = {
     UnknownPolicy.ERROR: "strict",
@@ -67,7 +67,7 @@ _ON_BAD_BYTES = {
 _WEIGHT = real(above=0, most=100)
 
 Cut = Callable[[str], int]
-"""Returns how much of a text may be handed out; what follows waits for more."""
+"""Returns how many characters of a text form complete blocks; the rest waits for more text."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ class CorpusFile:
     """One file of a corpus.
 
     Raises:
-        ConfigError: The role is none, the weight is out of its range, or the data is neither bytes
+        ConfigError: The role is unknown, the weight is out of range, or the data is neither bytes
             nor a path.
     """
 
     data: bytes | os.PathLike[str]
-    """Its bytes, or where it is."""
+    """Its bytes, or its path."""
     name: str = "corpus"
-    """What to call it in messages."""
+    """Its name in messages."""
     role: CorpusRole = CorpusRole.TRAIN
-    """What it is for; a word such as "valid" does as well."""
+    """Its use; a string such as "valid" is accepted, too."""
     weight: float = 1.0
     """Training files: how often a pass reads it; above 0, at most 100."""
 
@@ -98,35 +98,38 @@ class CorpusFile:
 
     @property
     def title(self) -> str:
-        """The file as sentences name it."""
+        """The file's name in sentences."""
         return "the corpus" if self.name == "corpus" else f"the file {self.name!r}"
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """Its size in bytes."""
         data = self.data
         return Path(data).stat().st_size if isinstance(data, os.PathLike) else len(data)
 
     def open(self) -> BinaryIO:
-        """Opens it for reading."""
+        """Opens the file for reading."""
         if isinstance(self.data, os.PathLike):
             return Path(self.data).open("rb", buffering=0)
         return io.BytesIO(self.data)
 
     def head(self) -> bytes:
-        """Returns its first bytes."""
+        """Returns the first bytes of the file."""
         with self.open() as file:
             return file.read(_HEAD)
 
     def byte_blocks(self) -> Iterator[bytes]:
-        """Yields its bytes."""
+        """Yields the bytes of the file in blocks."""
         with self.open() as file:
             while block := file.read(BLOCK):
                 yield block
 
 
 def check_encoding(encoding: str) -> None:
-    """Checks that an encoding is one of text.
+    """Checks that an encoding is a text encoding for files.
+
+    Args:
+        encoding: Its name, as Python knows it.
 
     Raises:
         ConfigError: It is not.
@@ -148,7 +151,7 @@ def check_data(data: DataConfig, fixed: CorpusLayout | None = None) -> CorpusLay
 
     Args:
         data: How the corpus is read and cut.
-        fixed: The layout of the model that is to learn from it; None: there is none.
+        fixed: The layout of the base model; None without one.
 
     Raises:
         ConfigError: Settings contradict each other, or the encoding is unknown.
@@ -162,31 +165,31 @@ def check_data(data: DataConfig, fixed: CorpusLayout | None = None) -> CorpusLay
     if fixed is None:
         return data.layout if plain else CorpusLayout.LINES
     if not plain and fixed is CorpusLayout.TEXT:
-        text = "data.format must be 'plain': the model to go on from reads text, not items"
+        text = "data.format must be 'plain': the model to begin from reads text, not items"
         raise ConfigError(text, "data.format")
     return fixed
 
 
-def anywhere(text: str) -> int:
-    """A `Cut`: all of it."""
+def cut_anywhere(text: str) -> int:
+    """Returns the length of the text: a `Cut` anywhere."""
     return len(text)
 
 
-def at_blank(text: str) -> int:
-    """A `Cut`: up to the last white space that follows something else."""
+def cut_at_space(text: str) -> int:
+    """Returns where the last white space after another character begins: a `Cut` at spaces."""
     cut = max(text.rfind(" "), text.rfind("\n"))
     while cut > 0 and text[cut - 1].isspace():
         cut -= 1
     return max(cut, 0)
 
 
-def at_line(text: str) -> int:
-    """A `Cut`: up to and with the last line's end."""
+def cut_at_line(text: str) -> int:
+    r"""Returns the position after the last "\n": a `Cut` at line ends."""
     return text.rfind("\n") + 1
 
 
-def at_any_line(text: str) -> int:
-    r"""A `Cut`: up to and with the last line's end, "\n", "\r\n" or a bare "\r"."""
+def cut_at_any_line(text: str) -> int:
+    r"""Returns the position after the last line end, "\n", "\r\n" or "\r": a `Cut` at them."""
     # A "\r" at the very end may be the first half of "\r\n".
     return max(text.rfind("\n"), text.rfind("\r", 0, len(text) - 1)) + 1
 
@@ -197,13 +200,13 @@ def text_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut
     Args:
         file: The file.
         encoding: How it encodes text; one byte order mark at the beginning is left out.
-        policy: What to do with bytes that are no text.
+        policy: What to do with bytes that are not text.
         cut: Where a block may end.
 
     Raises:
-        EncodingError: It is not of that encoding, and the policy is ERROR; or it begins with a
-            byte order mark of UTF-16 or UTF-32 where UTF-8 is expected.
-        OSError: It cannot be read.
+        EncodingError: The file does not have that encoding, and the policy is ERROR; or it begins
+            with a byte order mark of UTF-16 or UTF-32 where UTF-8 is expected.
+        OSError: The file cannot be read.
     """
     held: list[str] = []
     for text in _decoded(file, encoding, policy):
@@ -221,14 +224,14 @@ def text_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut
 def text_parts(
     file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut, *, whole: bool = False
 ) -> Iterator[tuple[str, bool]]:
-    """Yields what `text_blocks` does, but a long block without a place to cut in parts.
+    """Yields the text of a file as `text_blocks` does, but long blocks without a cut in parts.
 
     Args:
         file: The file.
         encoding: As for `text_blocks`, and so are `policy` and `cut`.
-        policy: What to do with bytes that are no text.
+        policy: What to do with bytes that are not text.
         cut: Where a block may end.
-        whole: Whether long blocks are whole, too.
+        whole: Whether long blocks come whole, too.
 
     Yields:
         A text, and whether it may end there.
@@ -237,24 +240,27 @@ def text_parts(
         for text in text_blocks(file, encoding, policy, cut):
             yield text, True
         return
-    held, begun = "", False
+    held = ""
+    begun = False
     for text in _decoded(file, encoding, policy):
         end = cut(text)
         if end:
             yield held + text[:end], True
-            held, begun = text[end:], False
+            held = text[end:]
+            begun = False
         else:
             held += text
         if len(held) > LONG_LINE:
             yield held, False
-            held, begun = "", True
+            held = ""
+            begun = True
     if held or begun:
         yield held, True
 
 
 def line_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
     r"""Yields whole lines of a file, each ended by "\n", whether it was by "\n" or "\r\n"."""
-    for text in text_blocks(file, encoding, policy, at_line):
+    for text in text_blocks(file, encoding, policy, cut_at_line):
         lines = text.replace("\r\n", "\n")
         # Only the last block may lack its end.
         yield lines if lines.endswith("\n") else lines.removesuffix("\r") + "\n"
@@ -263,57 +269,63 @@ def line_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Itera
 def line_parts(
     file: CorpusFile, encoding: str, policy: UnknownPolicy, *, whole: bool = False
 ) -> Iterator[str]:
-    r"""Yields what `line_blocks` does, but a line of more than LONG_LINE characters in parts.
+    r"""Yields lines as `line_blocks` does, but a line of more than LONG_LINE characters in parts.
 
     Args:
         file: The file.
         encoding: As for `text_blocks`, and so is `policy`.
-        policy: What to do with bytes that are no text.
-        whole: Whether long lines are whole, too.
+        policy: What to do with bytes that are not text.
+        whole: Whether long lines come whole, too.
     """
     if whole:
         yield from line_blocks(file, encoding, policy)
         return
-    held, begun = "", False
+    held = ""
+    begun = False
     for text in _decoded(file, encoding, policy):
         held += text
-        end = at_line(held)
+        end = cut_at_line(held)
         if end:
             yield held[:end].replace("\r\n", "\n")
-            held, begun = held[end:], False
+            held = held[end:]
+            begun = False
         if len(held) > LONG_LINE:
-            end = len(held) - held.endswith("\r")  # which may be half of the line's end
+            end = len(held) - held.endswith("\r")  # it may be half of the line's end
             yield held[:end]
-            held, begun = held[end:], True
+            held = held[end:]
+            begun = True
     if held or begun:
         yield held.removesuffix("\r") + "\n"
 
 
 def byte_line_parts(file: CorpusFile) -> Iterator[bytes]:
     r"""Yields lines of a file of bytes, as `line_parts` does."""
-    held, begun = b"", False
+    held = b""
+    begun = False
     for block in file.byte_blocks():
         held += block
         end = held.rfind(b"\n") + 1
         if end:
             yield held[:end].replace(b"\r\n", b"\n")
-            held, begun = held[end:], False
+            held = held[end:]
+            begun = False
         if len(held) > LONG_LINE:
             end = len(held) - held.endswith(b"\r")
             yield held[:end]
-            held, begun = held[end:], True
+            held = held[end:]
+            begun = True
     if held or begun:
         yield held.removesuffix(b"\r") + b"\n"
 
 
-def any_line_texts(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
+def universal_lines(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
     r"""Yields the lines of a file with their ends, each "\n" or a bare "\r"."""
-    for text in text_blocks(file, encoding, policy, at_any_line):
+    for text in text_blocks(file, encoding, policy, cut_at_any_line):
         yield from io.StringIO(text.replace("\r\n", "\n"), newline="")
 
 
 def encoding_notices(file: CorpusFile, encoding: str, by_line: bool) -> tuple[str, ...]:
-    """Returns what a reader should know who reads a file by an encoding that may be wrong.
+    """Returns sentences about a file whose encoding or line ends look wrong.
 
     Args:
         file: The file.
@@ -321,14 +333,16 @@ def encoding_notices(file: CorpusFile, encoding: str, by_line: bool) -> tuple[st
         by_line: Whether an item is a line.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
         return ()
-    head, notices = file.head(), []
-    wide, packed = _wide_encoding(head), _packed(head)
-    if packed:
-        notices.append(f"{file.title} looks like a file packed by {packed}: unpack it first")
+    head = file.head()
+    notices = []
+    wide = _wide_encoding(head)
+    compression = _compression(head)
+    if compression:
+        notices.append(f"{file.title} looks like a {compression} file: unpack it first")
     elif wide:
         notices.append(
             f"{file.title} looks like {wide.upper()[:6]}, since its letters have bytes of 0 "
@@ -342,20 +356,22 @@ def encoding_notices(file: CorpusFile, encoding: str, by_line: bool) -> tuple[st
     return tuple(notices)
 
 
-def _packed(head: bytes) -> str:
-    """Returns what packed a file that begins with these bytes; "" where nothing did."""
-    # Text may begin like the marks that are letters, but holds no such bytes after them.
-    found = (name for mark, name in _PACKED.items() if head.startswith(mark))
+def _compression(head: bytes) -> str:
+    """Returns the compression of a file that begins with these bytes; "" for none."""
+    # Text may begin with the same letters, but has no control characters after them.
+    found = (name for mark, name in _COMPRESSIONS.items() if head.startswith(mark))
     text = all(byte >= 32 or byte in b"\t\n\r" for byte in head)
     return "" if text else next(found, "")
 
 
-_MANY, _FEW = 0.7, 0.3
-"""Shares of zeros by which bytes that a wide encoding fills up are told from those of letters."""
+_MANY = 0.7
+"""The least share of zeros among the padding bytes of a wide encoding."""
+_FEW = 0.3
+"""The largest share of zeros among its other bytes."""
 
 
 def _wide_encoding(head: bytes) -> str:
-    """Returns the encoding whose pattern of zeros bytes have; "" where they have none."""
+    """Returns the UTF-16 or UTF-32 encoding that the pattern of zeros suggests; "" for none."""
     if len(head) < 8:
         return ""
     shares = [head[place::4].count(0) / len(head[place::4]) for place in range(4)]
@@ -377,7 +393,8 @@ def _decoded(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator
     if name == "utf-8":
         _check_mark(file)
     decoder = codecs.getincrementaldecoder(encoding)(_ON_BAD_BYTES[policy])
-    offset, begun = 0, name not in _BOM_ENCODINGS
+    offset = 0
+    begun = name not in _BOM_ENCODINGS
     for block in itertools.chain(file.byte_blocks(), [b""]):
         waiting = len(decoder.getstate()[0])
         try:
@@ -391,14 +408,14 @@ def _decoded(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator
         if text and not begun:
             begun = True
             text = text.removeprefix(_BOM)
-        if name == "utf-7":  # the one encoding of files that may hold half of a surrogate pair
+        if name == "utf-7":  # the only file encoding that can hold half of a surrogate pair
             text = _whole_characters(text, file, policy)
         if text:
             yield text
 
 
 def _check_mark(file: CorpusFile) -> None:
-    """Refuses a file that begins with the byte order mark of another encoding than UTF-8."""
+    """Raises EncodingError for a file that begins with a byte order mark of UTF-16 or UTF-32."""
     head = file.head()[:4]
     for mark, name in _FOREIGN_BOMS:
         if head.startswith(mark):
@@ -423,7 +440,7 @@ def _not_text(
 ) -> EncodingError:
     offset = base + fault.start
     shown = "UTF-8" if codecs.lookup(encoding).name == "utf-8" else encoding
-    guess, remedy = _guess(fault.object, _packed(file.head()))
+    guess, remedy = _guess(fault.object, _compression(file.head()))
     return EncodingError(
         f"{file.title} is not {shown}{guess}: byte 0x{fault.object[fault.start]:02X} at offset "
         f"{offset}; {remedy}, or set tokenizer.kind to 'bytes', or unknown_policy to 'skip'",
@@ -431,38 +448,41 @@ def _not_text(
     )
 
 
-_ALONE = re.compile(rb"(?<=[A-Za-z ])[\xa0-\xff](?=[A-Za-z ,.])")
+_LONE_LATIN_1 = re.compile(rb"(?<=[A-Za-z ])[\xa0-\xff](?=[A-Za-z ,.])")
 
 
-def _guess(data: bytes, packed: str) -> tuple[str, str]:
-    """Returns what bytes look like that are no UTF-8, and what to do about it."""
-    if packed:
-        return f" (it looks packed by {packed})", "unpack it"
-    if len(_ALONE.findall(data)) > 0:
+def _guess(data: bytes, compression: str) -> tuple[str, str]:
+    """Returns what bytes that are not UTF-8 look like, and the remedy."""
+    if compression:
+        return f" (it looks like a {compression} file)", "unpack it"
+    if len(_LONE_LATIN_1.findall(data)) > 0:
         return " (it looks like Latin-1)", "set data.encoding to 'latin-1'"
     return "", "convert it, or set data.encoding to what it is"
 
 
-class Sized(Protocol):
-    """What is known of a file of a corpus before it is read."""
+class FileInfo(Protocol):
+    """The properties of a corpus file that are known before it is read."""
 
     @property
     def role(self) -> str:
-        """What it is for, as a `CorpusRole` has it."""
+        """Its use, a value of `CorpusRole`."""
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """Its size in bytes."""
 
 
-def check_not_empty(files: Sequence[Sized]) -> None:
-    """Refuses a corpus without a byte to train on.
+def check_not_empty(files: Sequence[FileInfo]) -> None:
+    """Checks that a corpus has at least one byte to train on.
+
+    Args:
+        files: The files of the corpus.
 
     Raises:
         CorpusError: It has none.
     """
     training = [file for file in files if file.role == CorpusRole.TRAIN]
     if not training:
-        raise CorpusError("no file of the corpus is there to train on: give one the role train")
+        raise CorpusError("no file of the corpus has the role train: give it to one of them")
     if not any(file.size for file in training):
         raise CorpusError("the corpus is empty: give it some text")

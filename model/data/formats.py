@@ -1,4 +1,4 @@
-r"""Items from JSON lines and from comma-separated values: `RecordReader`.
+r"""`RecordReader` reads items from JSON lines and from comma-separated values.
 
 JSON lines: each line holds one JSON object, and an item is one of its fields; dots in the field's
 name lead into objects. `tests/vectors/json_items.json` holds the rule by examples, which the
@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from treadle.model.data.files import CorpusFile, any_line_texts, line_blocks
+from treadle.model.data.files import CorpusFile, line_blocks, universal_lines
 from treadle.model.enums import CorpusFormat, MissingPolicy, UnknownPolicy
 from treadle.model.errors import CorpusError, UnknownSymbolError
 from treadle.model.tokenizers.surrogates import handle_surrogates
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from treadle.model.config import DataConfig
 
 MAX_FIELD = 1 << 24
-"""The most characters of a CSV field."""
+"""Most characters of a CSV field."""
 
 MAX_DEPTH = 100
-"""The most lists within lists of a JSON field."""
+"""Most levels of nested lists in a JSON field."""
 
 _SEPARATORS = ",\t;|"
 _SEPARATOR_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.IGNORECASE)
 
 
 class _MissingError(CorpusError):
-    """A row has no text."""
+    """A row without text."""
 
 
 class RecordReader:
@@ -61,15 +61,15 @@ class RecordReader:
             CorpusError: A line is not a JSON object or a record is malformed; the header lacks
                 the column; a row has no text, and such rows are not to be left out; an item is
                 not text, and the policy is ERROR. The message names file and line.
-            EncodingError: It is not of that encoding, and the policy is ERROR.
-            OSError: It cannot be read.
+            EncodingError: The file does not have that encoding, and the policy is ERROR.
+            OSError: The file cannot be read.
         """
         if self._data.format is CorpusFormat.JSONL:
             return self._json_items(file)
         return self._csv_items(file)
 
     def _skip(self, missing: _MissingError) -> None:
-        """Leaves a row without text out, or raises what is wrong with it."""
+        """Leaves out a row without text, or raises the error about it."""
         if self._data.missing is not MissingPolicy.SKIP:
             raise CorpusError(f"{missing}, or set data.missing to 'skip'") from None
         self.missing += 1
@@ -95,8 +95,8 @@ class RecordReader:
 
     def _csv_items(self, file: CorpusFile) -> Iterator[str]:
         column = self._data.column
-        lines = any_line_texts(file, self._data.encoding, self._policy)
-        table = _Table(file.title, lines, column)
+        lines = universal_lines(file, self._data.encoding, self._policy)
+        table = _CsvTable(file.title, lines, column)
         for number, record in table.records():
             if any(map(str.strip, record[table.width :])):
                 raise CorpusError(
@@ -120,7 +120,7 @@ def _columns(record: list[str]) -> str:
 
 def _lines(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
     for block in line_blocks(file, encoding, policy):
-        # Not splitlines: it also cuts at separators that may stand within a field.
+        # Not splitlines: it also splits at separators that a field may hold.
         for line in block.removesuffix("\n").split("\n"):
             yield line + "\n"
 
@@ -131,14 +131,14 @@ def json_item(line: str, column: str, where: str) -> str:
     Args:
         line: The line, which is not blank.
         column: The field; dots lead into objects.
-        where: File and line, for messages.
+        where: File and line, for error messages.
 
     Raises:
-        CorpusError: The line is not a JSON object, or its field holds something else than a
-            text, a number or a list of these, or is null or not there.
+        CorpusError: The line is not a JSON object, or its field is missing, null, or anything else
+            than a text, a number or a list of these.
     """
     try:
-        # Numbers are items as they are written, of however many digits.
+        # Numbers stay as they are written, with all of their digits.
         value = json.loads(line, parse_int=str, parse_float=str)
     except RecursionError:
         raise CorpusError(f"{where}: nested too deeply to be read") from None
@@ -173,7 +173,7 @@ def _field(value: object, column: str, where: str) -> object:
 
 def _text(value: object, column: str, where: str, depth: int = 0) -> str:
     """Returns a field's value as an item: a text, a number, or a list of these."""
-    if isinstance(value, str):  # numbers too: they were read as they are written
+    if isinstance(value, str):  # or a number, which is kept as it is written
         return value
     if isinstance(value, list):
         if depth == MAX_DEPTH:
@@ -189,15 +189,15 @@ def _text(value: object, column: str, where: str, depth: int = 0) -> str:
 
 
 def _kind(value: object) -> str:
-    """Returns what JSON calls a value."""
-    if isinstance(value, float):  # the only numbers that are not read as they are written
+    """Returns the JSON name of a value."""
+    if isinstance(value, float):  # the only numbers that are not kept as they are written
         return "a number that JSON does not have (NaN or an infinity)"
     words = {dict: "an object", list: "a list", bool: "true or false", str: "a text or a number"}
     return words.get(type(value), "null")
 
 
-class _Lines:
-    """Lines of a file, the last of which are kept for what may have to be read again.
+class _RewindableLines:
+    """Lines of a file; the last of them are kept so that they can be read again.
 
     Args:
         source: The lines, with their ends.
@@ -206,7 +206,7 @@ class _Lines:
     def __init__(self, source: Iterator[str]) -> None:
         self._source = source
         self.kept: list[str] = []
-        """The lines taken since the last `drop`."""
+        """The lines taken since the last `forget`."""
         self.first = 1
         """The number of the first of them, from 1."""
 
@@ -223,42 +223,42 @@ class _Lines:
         """The number of the last line taken."""
         return self.first + len(self.kept) - 1
 
-    def drop(self) -> None:
-        """Keeps none of the lines taken so far."""
+    def forget(self) -> None:
+        """Drops the kept lines."""
         self.first += len(self.kept)
         self.kept.clear()
 
-    def back(self) -> None:
-        """Puts the kept lines back, to be taken again."""
+    def rewind(self) -> None:
+        """Puts the kept lines back, to be taken once more."""
         self._source = itertools.chain(self.kept, self._source)
         self.kept = []
 
 
-class _Table:
+class _CsvTable:
     """The records of a CSV file.
 
     Args:
-        title: The file as sentences name it.
+        title: The file's name in sentences.
         lines: Its lines, with their ends.
         column: The column that the header must have.
 
     Raises:
-        CorpusError: The header lacks the column, is malformed, or is not there.
+        CorpusError: The header is missing, malformed, or lacks the column.
     """
 
     def __init__(self, title: str, lines: Iterator[str], column: str) -> None:
         _raise_field_limit()
         self._title = title
-        self._lines = _Lines(lines)
+        self._lines = _RewindableLines(lines)
         self.separator, names = self._header(column)
-        """What stands between fields."""
+        """The separator of fields."""
         self.width = len(names)
         """How many columns the header has."""
         self.place = names.index(column)
-        """Which of a record's fields the column is, from 0."""
+        """The index of the column, from 0."""
 
     def _header(self, column: str) -> tuple[str, list[str]]:
-        """Returns what separates, and the names of the columns; no line of them is taken."""
+        """Returns the separator and the names of the columns; the lines are rewound."""
         headers = []
         faults = []
         for separator in self._separators():
@@ -268,10 +268,10 @@ class _Table:
                 faults.append(fault)
             else:
                 if column in names:
-                    self._lines.back()
+                    self._lines.rewind()
                     return separator, names
                 headers.append(names)
-            self._lines.back()
+            self._lines.rewind()
         names = max(headers, key=len, default=[])
         if len(names) < 2 and faults:
             raise faults[0]
@@ -281,12 +281,12 @@ class _Table:
         )
 
     def _separators(self) -> str:
-        """Returns what may separate; takes a line that says so."""
+        """Returns the possible separators; takes a line that declares one."""
         declared = _SEPARATOR_LINE.fullmatch(next(self._lines, ""))
         if declared is None:
-            self._lines.back()
+            self._lines.rewind()
             return _SEPARATORS
-        self._lines.drop()
+        self._lines.forget()
         return declared[1]
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
@@ -297,10 +297,10 @@ class _Table:
         """
         records = self._records(self.separator)
         next(records)
-        self._lines.drop()
+        self._lines.forget()
         for record in records:
             yield record
-            self._lines.drop()
+            self._lines.forget()
 
     def _records(self, separator: str) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(self._lines, delimiter=separator, strict=True)
@@ -308,10 +308,10 @@ class _Table:
             for record in reader:
                 yield self._lines.first, record
         except csv.Error as fault:
-            self._refuse(separator, str(fault))
+            self._raise_malformed(separator, str(fault))
 
-    def _refuse(self, separator: str, fault: str) -> NoReturn:
-        """Says what is wrong with the record that has begun."""
+    def _raise_malformed(self, separator: str, fault: str) -> NoReturn:
+        """Raises the error about the record that was being read."""
         number = self._lines.last
         if fault == "unexpected end of data":
             number = self._open_quotation(separator)
@@ -327,20 +327,20 @@ class _Table:
         raise CorpusError(f"{self._title}, line {number:,}: {fault}") from None
 
     def _open_quotation(self, separator: str) -> int:
-        """Returns the line in which the quotation opens that the file's end cuts off."""
-        # Read without strictness, all that stands after the open quote is the last field.
+        """Returns the line in which the quotation opens that is never closed."""
+        # Read leniently, all text after the open quote is the last field.
         (record,) = csv.reader(self._lines.kept, delimiter=separator)
         content = record[-1]
         ends = content.count("\n") + content.count("\r")
-        # The end of the last line begins no other.
+        # The end of the last line does not begin another one.
         return self._lines.last - ends + content.endswith(("\n", "\r"))
 
 
 def _raise_field_limit() -> None:
-    """Lets fields of MAX_FIELD characters pass.
+    """Raises the limit of the csv module to MAX_FIELD characters.
 
-    The limit is one for the whole process: it is never lowered again, since another thread may
-    be reading, and two threads that raise it raise it to the same.
+    The limit holds for the whole process. It is never lowered, since another thread may be
+    reading, and two threads that raise it set the same value.
     """
     if csv.field_size_limit() < MAX_FIELD:
         csv.field_size_limit(MAX_FIELD)

@@ -1,4 +1,4 @@
-"""From the files of a corpus to tokens, a block at a time."""
+"""`CorpusReader` turns the files of a corpus into tokens, a block at a time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from treadle.model.data.files import (
     CorpusFile,
-    anywhere,
-    at_blank,
     byte_line_parts,
+    cut_anywhere,
+    cut_at_space,
     encoding_notices,
     line_blocks,
     line_parts,
@@ -34,16 +34,17 @@ if TYPE_CHECKING:
     from treadle.model.tokenizers.base import Tokenizer
 
 _RECORDS = 10_000
-"""Items of JSON lines or CSV that are looked at together, at most."""
+"""Most items of JSON lines or CSV that are encoded together."""
 _RECORD_CHARACTERS = 1 << 20
-"""Characters after which no further item is looked at together with those before."""
+"""Characters after which no further item is encoded together with those before."""
 
 _UNBROKEN = (TokenizerKind.WHITESPACE, TokenizerKind.EVENTS)
-"""Kinds whose tokens may be of any length: a text is read on to the next white space."""
+"""Kinds whose tokens may have any length: a text is read up to the next white space."""
 
-Items = tuple[NDArray[np.int32], NDArray[np.int64]]
-"""Tokens, (n,), and where each item that ends among them starts, (items + 1,): the first number is
-0 also where the item began before, and what stands behind the last one goes on."""
+EncodedItems = tuple[NDArray[np.int32], NDArray[np.int64]]
+"""Tokens, (n,), and where each item that ends among them starts, (items + 1,). The first number is
+0 even if the item began before, and the tokens after the last number belong to an item that
+continues."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class FileTokens:
     tokens: TokenArray
     """The tokens, (n,)."""
     offsets: NDArray[np.int64] | None
-    """Where each item starts, (items + 1,), none of them empty; None for the layout TEXT."""
+    """Where each item starts, (items + 1,); no item is empty. None for the layout TEXT."""
     left_out: int = 0
-    """Items that were left out: they were empty, or of nothing but unknown words."""
+    """Items that were left out: they are empty, or hold only unknown symbols."""
     missing: int = 0
     """Rows of JSON lines or CSV that were left out: they have no text."""
     notices: tuple[str, ...] = ()
@@ -67,13 +68,13 @@ class FileTokens:
         return 0 if self.offsets is None else self.offsets.size - 1
 
 
-class Reader:
+class CorpusReader:
     """Reads files of one corpus.
 
     Args:
         tokenizer: How text becomes tokens.
         data: How files are read.
-        layout: How they are cut.
+        layout: How they are cut into sequences.
     """
 
     def __init__(self, tokenizer: TokenizerConfig, data: DataConfig, layout: CorpusLayout) -> None:
@@ -81,7 +82,7 @@ class Reader:
         self._data = data
         self._layout = layout
         by_character = tokenizer.kind in (TokenizerKind.CHARACTERS, TokenizerKind.BYTES)
-        self._cut = anywhere if by_character and not tokenizer.lower_case else at_blank
+        self._cut = cut_anywhere if by_character and not tokenizer.lower_case else cut_at_space
 
     def texts(self, files: list[CorpusFile]) -> Iterator[str]:
         """Yields the text of files, from which a tokenizer is built.
@@ -103,14 +104,14 @@ class Reader:
 
         Args:
             file: The file.
-            tokenizer: What makes the tokens.
-            policy: What to do with unknown symbols; None: what the tokenizer does.
+            tokenizer: The tokenizer.
+            policy: What to do with unknown symbols; None: the tokenizer's own policy.
             folder: Where tokens are kept in files; None: in memory.
 
         Raises:
             UnknownSymbolError: A symbol is unknown, and the policy is ERROR.
             CorpusError, EncodingError: See `read_corpus`.
-            OSError: The file cannot be read, or the folder not be written.
+            OSError: The file cannot be read, or the folder cannot be written.
         """
         notices = self._notices(file)
         with TokenWriter(tokenizer.vocabulary_size, folder) as writer:
@@ -118,7 +119,7 @@ class Reader:
                 return replace(self._read_items(file, tokenizer, policy, writer), notices=notices)
             for tokens in self._encoded_texts(file, tokenizer, policy):
                 writer.write(tokens)
-            return FileTokens(writer.done(), None, notices=notices)
+            return FileTokens(writer.finish(), None, notices=notices)
 
     def _notices(self, file: CorpusFile) -> tuple[str, ...]:
         if self._config.kind is TokenizerKind.BYTES:
@@ -137,7 +138,10 @@ class Reader:
         policy: UnknownPolicy | None,
         writer: TokenWriter,
     ) -> FileTokens:
-        starts, left_out, size, begun = [np.zeros(1, np.int64)], 0, 0, 0
+        starts = [np.zeros(1, np.int64)]
+        left_out = 0
+        size = 0
+        begun = 0
         records = RecordReader(self._data, self._text_policy(policy))
         if self._data.format is CorpusFormat.PLAIN:
             encoded = self._encoded_items(file, tokenizer, policy)
@@ -154,28 +158,29 @@ class Reader:
             starts.append(filled + size)
             size += tokens.size
             writer.write(tokens)
-        return FileTokens(writer.done(), np.concatenate(starts), left_out, records.missing)
+        return FileTokens(writer.finish(), np.concatenate(starts), left_out, records.missing)
 
     def _text_policy(self, policy: UnknownPolicy | None = None) -> UnknownPolicy:
         """Returns what to do with bytes that are not text: the same as with unknown symbols."""
         return self._config.policy if policy is None else policy
 
     def _as_bytes(self, policy: UnknownPolicy | None) -> bool:
-        """Returns whether a plain file is read byte by byte, whatever is in it.
+        """Returns whether a plain file is read as bytes, without decoding.
 
-        A tokenizer of bytes does so, unless it was said what to do with bytes that are not text.
+        A tokenizer of bytes does so, unless a policy for bytes that are not text is given.
         """
         chosen = self._config.unknown_policy if policy is None else policy
         return self._config.kind is TokenizerKind.BYTES and chosen is None
 
     @property
     def _encoding(self) -> str:
-        """How plain files encode text; a tokenizer of bytes knows UTF-8 alone."""
+        """How plain files encode text; always UTF-8 for a tokenizer of bytes."""
         return "utf-8" if self._config.kind is TokenizerKind.BYTES else self._data.encoding
 
     def _texts(self, file: CorpusFile) -> Iterator[str]:
-        """Yields a file's text for its symbols to be counted."""
-        encoding, policy = self._data.encoding, self._text_policy()
+        """Yields a file's text, for counting its symbols."""
+        encoding = self._data.encoding
+        policy = self._text_policy()
         if self._config.kind is TokenizerKind.BYTES:
             return
         if self._data.format is not CorpusFormat.PLAIN:
@@ -195,27 +200,29 @@ class Reader:
         if isinstance(tokenizer, ByteTokenizer) and self._as_bytes(policy):
             yield from map(tokenizer.encode_bytes, file.byte_blocks())
             return
-        before, begun = 0, 0
-        reader = IncrementalEncoder(tokenizer, policy, max_held=None)
+        before = 0
+        begun = 0
+        encoder = IncrementalEncoder(tokenizer, policy, max_held=None)
         whole = self._config.kind in _UNBROKEN
         policy_of_bytes = self._text_policy(policy)
         for text, ends in text_parts(file, self._encoding, policy_of_bytes, self._cut, whole=whole):
             try:
                 if ends and not begun:
                     yield tokenizer.encode(text, policy)
-                else:  # the reader finds the cuts: a text without white space comes in parts
-                    yield reader.push(text)
+                else:  # the encoder finds the cuts: a text without white space comes in parts
+                    yield encoder.push(text)
                     begun += len(text)
                     if ends:
-                        yield reader.end()
+                        yield encoder.end()
             except UnknownSymbolError as fault:
                 raise _in_file(fault, file, before) from None
             if ends:
-                before, begun = before + (begun or len(text)), 0
+                before = before + (begun or len(text))
+                begun = 0
 
     def _encoded_items(
         self, file: CorpusFile, tokenizer: Tokenizer, policy: UnknownPolicy | None
-    ) -> Iterator[Items]:
+    ) -> Iterator[EncodedItems]:
         if isinstance(tokenizer, ByteTokenizer) and self._as_bytes(policy):
             for data in byte_line_parts(file):
                 whole = data.endswith(b"\n")
@@ -225,19 +232,21 @@ class Reader:
                     else _open(tokenizer.encode_bytes(data))
                 )
             return
-        before, begun = 0, 0
-        reader = IncrementalEncoder(tokenizer, policy, max_held=None)
+        before = 0
+        begun = 0
+        encoder = IncrementalEncoder(tokenizer, policy, max_held=None)
         whole = self._config.kind in _UNBROKEN
         for text in line_parts(file, self._encoding, self._text_policy(policy), whole=whole):
             head, end, lines = text.partition("\n") if begun or "\n" not in text else ("", "", text)
             try:
                 if head or begun:
-                    yield _open(reader.push(head))
+                    yield _open(encoder.push(head))
                 begun += len(head)
                 if end:
-                    last = reader.end()
+                    last = encoder.end()
                     yield last, np.array([0, last.size], np.int64)
-                    before, begun = before + begun + 1, 0
+                    before = before + begun + 1
+                    begun = 0
             except UnknownSymbolError as fault:
                 raise _in_file(fault, file, before) from None
             try:
@@ -253,7 +262,7 @@ class Reader:
         file: CorpusFile,
         tokenizer: Tokenizer,
         policy: UnknownPolicy | None,
-    ) -> Iterator[Items]:
+    ) -> Iterator[EncodedItems]:
         before = 0
         for some in _batched(items):
             try:
@@ -276,26 +285,28 @@ def _lost_line_ends(file: CorpusFile) -> tuple[str, ...]:
 
 
 def _check_item(tokenizer: Tokenizer, text: str, policy: UnknownPolicy | None, where: str) -> None:
-    """Raises what an item's symbols that are unknown deserve, and says where the item is."""
+    """Encodes an item; an error about an unknown symbol says where the item is."""
     try:
         tokenizer.encode(text, policy)
     except UnknownSymbolError as fault:
         raise UnknownSymbolError(f"{where}: {fault}", fault.symbol, fault.position) from None
 
 
-def _open(tokens: NDArray[np.int32]) -> Items:
-    """Returns tokens of an item that goes on."""
+def _open(tokens: NDArray[np.int32]) -> EncodedItems:
+    """Returns tokens of an item that continues."""
     return tokens, np.zeros(1, np.int64)
 
 
 def _batched(items: Iterator[str]) -> Iterator[list[str]]:
-    some, size = list[str](), 0
+    some: list[str] = []
+    size = 0
     for item in items:
         some.append(item)
         size += len(item)
         if len(some) == _RECORDS or size >= _RECORD_CHARACTERS:
             yield some
-            some, size = [], 0
+            some = []
+            size = 0
     if some:
         yield some
 

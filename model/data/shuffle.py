@@ -1,8 +1,8 @@
-"""Orders drawn by a seed.
+"""`permutation` draws an order by a seed.
 
-An order is a function of (seed, purpose, round) and nothing else: it is the same whatever was
-drawn before, and whatever the version of NumPy, since it sorts the raw output of Philox
-(Salmon et al. 2011), whose stream is fixed, and not what `Generator` makes of it.
+An order depends on (seed, purpose, round) and nothing else: not on earlier draws, and not on the
+version of NumPy. It sorts the raw output of Philox (Salmon et al. 2011), whose stream is fixed,
+rather than the output of `Generator`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class Purpose(enum.IntEnum):
-    """What an order is for; orders of different purposes are independent."""
+    """The use of an order; orders for different purposes are independent."""
 
     VALIDATION_ITEMS = 1
     TRAINING_ITEMS = 2
@@ -26,10 +26,10 @@ def permutation(count: int, seed: int, purpose: Purpose, round_: int = 0) -> NDA
     """Returns 0 to `count` - 1 in an order drawn by the seed, (count,) int64.
 
     Args:
-        count: How many.
+        count: The number of elements.
         seed: 0 to 2**64 - 1.
-        purpose: What the order is for.
-        round_: Which of the orders for this purpose, such as the epoch.
+        purpose: The use of the order.
+        round_: Number of the order for this purpose, such as the epoch.
     """
     key = np.array([seed, (int(purpose) << 56) | round_], dtype=np.uint64)
     draws = np.random.Philox(key=key).random_raw(count)

@@ -1,4 +1,7 @@
-"""What is trained on, what validates and what tests: parts of files, or files of their own."""
+"""`Splitter` divides a corpus into parts for training, validation and the test.
+
+`TokenData` is one such part. Parts are cut from training files, or are files of their own.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.model.data.shuffle import Purpose, permutation
-from treadle.model.data.token_array import TokenArray, TokenWriter, in_place, joined, let_go
+from treadle.model.data.token_array import TokenArray, TokenWriter, join, joined_view, release_pages
 
 if TYPE_CHECKING:
     from treadle.model.data.reader import FileTokens
     from treadle.model.scratch_files import Folder
 
 MIN_HELD_OUT_TOKENS = 32
-"""A smaller part says too little to be worth what training loses by it."""
+"""A smaller part is not held out: it would say too little."""
 
 _ITEMS = 1 << 16
-"""Items looked at together."""
+"""Items that are processed together."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class TokenData:
     """One part of a corpus, as tokens."""
 
     tokens: TokenArray
-    """The tokens, (n,), in the smallest type that holds the vocabulary; all items' one after the
-    other, neither begin nor end among them. They may lie in a file."""
+    """The tokens, (n,), in the smallest type that holds the vocabulary: those of all items one
+    after the other, without begin and end. They may lie in a file."""
     offsets: NDArray[np.int64] | None = None
     """Where each item starts, (items + 1,) int64, the last entry n; None for the layout TEXT."""
 
@@ -40,28 +43,28 @@ class TokenData:
 
     @property
     def predicted(self) -> int:
-        """How many tokens one pass foretells: all but a text's first; in items, the end too."""
+        """How many tokens one pass predicts: all but a text's first; of items also their ends."""
         return (
             max(len(self.tokens) - 1, 0) if self.offsets is None else len(self.tokens) + self.items
         )
 
     def has_item(self, tokens: Sequence[int]) -> bool:
-        """Tells whether an item equals these tokens."""
+        """Returns whether an item equals these tokens."""
         if self.offsets is None:
             return False
-        wanted = np.array(tokens, np.int64)
-        alike = np.flatnonzero(np.diff(self.offsets) == wanted.size)
+        item = np.array(tokens, np.int64)
+        alike = np.flatnonzero(np.diff(self.offsets) == item.size)
         for first in range(0, alike.size, _ITEMS):
             starts = self.offsets[alike[first : first + _ITEMS]]
-            items = self.tokens[starts[:, None] + np.arange(wanted.size)]
-            if (items == wanted).all(axis=1).any():
+            items = self.tokens[starts[:, None] + np.arange(item.size)]
+            if (items == item).all(axis=1).any():
                 return True
         return False
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Which parts of the training files are held out."""
+    """The shares of the training files that are held out."""
 
     valid: float
     """Share for validation, 0 for none."""
@@ -75,12 +78,12 @@ class Shares:
 
 
 class Splitter:
-    """Puts the parts of a corpus together.
+    """Divides files into the parts of a corpus.
 
     Args:
         vocabulary_size: Tokens in the vocabulary.
         folder: Where token arrays are kept in files; None: in memory.
-        seed: Draws items.
+        seed: Seed by which items are drawn.
     """
 
     def __init__(self, vocabulary_size: int, folder: Folder | None, seed: int) -> None:
@@ -89,7 +92,7 @@ class Splitter:
         self._seed = seed
 
     def whole(self, files: Sequence[FileTokens]) -> TokenData:
-        """Returns files one after the other."""
+        """Returns files one after the other, as one part."""
         return self._joined([TokenData(file.tokens, file.offsets) for file in files])
 
     def split(
@@ -99,8 +102,8 @@ class Splitter:
 
         Args:
             files: The files.
-            shares: How much of each is held out: of a text the end, of items those drawn.
-            weights: How often each file's part for training is read in a pass.
+            shares: How much of each file is held out: the end of a text, or drawn items.
+            weights: How often a pass reads each file's part for training.
         """
         parts = [self._parts(file, shares, number) for number, file in enumerate(files)]
         train = [
@@ -127,7 +130,7 @@ class Splitter:
         ]
 
     def _repeated(self, data: TokenData, weight: float, number: int) -> list[TokenData]:
-        """Returns a part as often as its weight says, and then the fraction that is left."""
+        """Returns a part as often as its weight says, and then the remaining fraction of it."""
         pieces = [data] * int(weight)
         fraction = weight - int(weight)
         if not fraction:
@@ -140,31 +143,31 @@ class Splitter:
         return [*pieces, self._take(data, chosen)]
 
     def _take(self, data: TokenData, chosen: NDArray[np.bool_]) -> TokenData:
-        """Returns some items, in the order of the corpus."""
+        """Returns the chosen items, in the order of the corpus."""
         assert data.offsets is not None
         with TokenWriter(self._size, self._folder) as writer:
             for first in range(0, data.items, _ITEMS):
                 offsets = data.offsets[first : first + _ITEMS + 1]
-                wanted = np.repeat(chosen[first : first + _ITEMS], np.diff(offsets))
-                writer.write(data.tokens[offsets[0] : offsets[-1]][wanted])
-            tokens = writer.done()
-        let_go(data.tokens)
+                mask = np.repeat(chosen[first : first + _ITEMS], np.diff(offsets))
+                writer.write(data.tokens[offsets[0] : offsets[-1]][mask])
+            tokens = writer.finish()
+        release_pages(data.tokens)
         lengths = np.diff(data.offsets)[chosen]
         return TokenData(tokens, np.append(0, np.cumsum(lengths)).astype(np.int64))
 
     def _training(self, parts: Sequence[TokenData]) -> TokenData:
-        """Returns parts one after the other; those that come again are not copied for it."""
+        """Returns parts one after the other; parts that occur several times are not copied."""
         if len({id(part) for part in parts}) == len(parts):
             return self._joined(parts)
-        return TokenData(in_place([part.tokens for part in parts]), _offsets(parts))
+        return TokenData(joined_view([part.tokens for part in parts]), _offsets(parts))
 
     def _joined(self, parts: Sequence[TokenData]) -> TokenData:
         arrays = [part.tokens for part in parts]
-        return TokenData(joined(arrays, self._size, self._folder), _offsets(parts))
+        return TokenData(join(arrays, self._size, self._folder), _offsets(parts))
 
 
 def _offsets(parts: Sequence[TokenData]) -> NDArray[np.int64] | None:
-    """Returns where the items of parts start that stand one after the other."""
+    """Returns where the items of joined parts start, (items + 1,) int64; None for texts."""
     if not parts or parts[0].offsets is None:
         return None
     starts = [np.zeros(1, np.int64)]
@@ -177,6 +180,6 @@ def _offsets(parts: Sequence[TokenData]) -> NDArray[np.int64] | None:
 
 
 def _cuts(count: int, shares: Shares) -> tuple[int, int, int, int]:
-    """Returns where to cut `count` things into those to train, to validate and to test with."""
+    """Returns the limits of the three parts of `count` elements: training, validation, test."""
     last = int(count * (1 - shares.test))
     return 0, min(int(count * shares.kept), last), last, count

@@ -1,4 +1,7 @@
-"""Token arrays that may be larger than one likes to have in memory."""
+"""`TokenWriter` collects tokens into an array in memory or in a mapped file.
+
+`JoinedTokens` reads several arrays as one. Both keep large corpora out of memory.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ TokenArray = NDArray[np.integer[Any]]
 """Tokens in the smallest type that holds the vocabulary, (n,)."""
 
 BLOCK = 1 << 22
-"""Tokens looked at together."""
+"""Tokens that are processed together."""
 
 
 def token_type(vocabulary_size: int) -> type[np.integer[Any]]:
@@ -27,13 +30,13 @@ def token_type(vocabulary_size: int) -> type[np.integer[Any]]:
 
 
 class TokenWriter:
-    """Gathers tokens, in memory or in a file without a name, which goes with its last map.
+    """Collects tokens, in memory or in a nameless file, which vanishes with its last map.
 
     Use it in a `with` block.
 
     Args:
-        vocabulary_size: Decides on their type.
-        folder: Where the file is; None: in memory.
+        vocabulary_size: Tokens in the vocabulary, which determines the array's type.
+        folder: Where the file is; None: tokens stay in memory.
     """
 
     def __init__(self, vocabulary_size: int, folder: Folder | None) -> None:
@@ -52,10 +55,10 @@ class TokenWriter:
             self._file.close()  # a map of it stays
 
     def write(self, tokens: TokenArray) -> None:
-        """Adds tokens.
+        """Adds tokens, (n,) of any integer type.
 
         Raises:
-            TokenError: One is not in the vocabulary.
+            TokenError: A token is not in the vocabulary.
             OSError: The disk failed or is full.
         """
         check_tokens(tokens, self._vocabulary_size)
@@ -67,10 +70,11 @@ class TokenWriter:
             self._scratch.require(part.nbytes)
             self._file.write(part.data)
 
-    def done(self) -> TokenArray:
-        """Returns all of them, (n,); in a file, as a map of it."""
+    def finish(self) -> TokenArray:
+        """Returns all tokens, (n,); those in a file as a map of it."""
         if self._file is None:
-            parts, self._parts = self._parts, []
+            parts = self._parts
+            self._parts = []
             return np.concatenate([np.zeros(0, self._type), *parts])
         if not self._size:
             return np.zeros(0, self._type)
@@ -80,10 +84,10 @@ class TokenWriter:
 
 
 class JoinedTokens:
-    """Token arrays one after the other, read where they lie: an array may come any number of times.
+    """Token arrays one after the other, read without copies; an array may occur several times.
 
-    It takes the indices of an array of one dimension: a number, a slice without a step, or an
-    array of numbers.
+    It is indexed like an array of one dimension: by a number, a slice without a step, or an array
+    of numbers.
 
     Args:
         parts: The arrays, one or more, all of the same type.
@@ -91,9 +95,10 @@ class JoinedTokens:
 
     def __init__(self, parts: Sequence[TokenArray]) -> None:
         self._arrays: list[TokenArray] = []
-        """Every array once."""
+        """Every array once, however often it occurs."""
         numbers: dict[int, int] = {}
-        sources, sizes = list[int](), list[int]()
+        sources: list[int] = []
+        sizes: list[int] = []
         for part in parts:
             if id(part) not in numbers:
                 numbers[id(part)] = len(self._arrays)
@@ -119,26 +124,26 @@ class JoinedTokens:
     def __getitem__(self, index: int | slice | NDArray[np.int64]) -> np.integer[Any] | TokenArray:
         if isinstance(index, slice):
             start, stop, _ = index.indices(self.size)
-            return self._stretch(start, stop)
+            return self._slice(start, stop)
         if isinstance(index, np.ndarray):
-            return self._gathered(index)
-        return self._stretch(index, index + 1)[0]  # type: ignore[no-any-return]
+            return self._gather(index)
+        return self._slice(index, index + 1)[0]  # type: ignore[no-any-return]
 
     def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> TokenArray:
-        whole = self._stretch(0, self.size)
+        whole = self._slice(0, self.size)
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
     @property
-    def in_memory(self) -> int:
-        """The bytes of its arrays that are in no mapped file."""
-        return sum(map(in_memory, self._arrays))
+    def memory_bytes(self) -> int:
+        """The bytes that its arrays take in memory; mapped files take none."""
+        return sum(map(memory_bytes, self._arrays))
 
-    def let_go(self) -> None:
-        """Gives the memory of mapped files back; see `let_go`."""
+    def release_pages(self) -> None:
+        """Releases the memory of mapped files; see `release_pages`."""
         for array in self._arrays:
-            let_go(array)
+            release_pages(array)
 
-    def _stretch(self, start: int, stop: int) -> TokenArray:
+    def _slice(self, start: int, stop: int) -> TokenArray:
         first = int(np.searchsorted(self._ends, start, side="right"))
         pieces = [np.zeros(0, self.dtype)]
         for number in range(first, len(self._ends)):
@@ -149,7 +154,7 @@ class JoinedTokens:
             pieces.append(array[max(start - before, 0) : stop - before])
         return np.concatenate(pieces)
 
-    def _gathered(self, places: NDArray[np.int64]) -> TokenArray:
+    def _gather(self, places: NDArray[np.int64]) -> TokenArray:
         numbers = np.searchsorted(self._ends, places, side="right")
         inside = places - self._starts[numbers]
         sources = self._sources[numbers]
@@ -160,40 +165,46 @@ class JoinedTokens:
         return out
 
 
-def in_place(parts: Sequence[TokenArray]) -> TokenArray:
-    """Returns parts one after the other without a copy of them; see `JoinedTokens`."""
-    return cast(TokenArray, JoinedTokens(parts))  # it is read like an array, and never written
+def joined_view(parts: Sequence[TokenArray]) -> TokenArray:
+    """Returns parts one after the other without copying them; see `JoinedTokens`."""
+    return cast(TokenArray, JoinedTokens(parts))  # used like a read-only array
 
 
-def joined(parts: Sequence[TokenArray], vocabulary_size: int, folder: Folder | None) -> TokenArray:
-    """Returns parts one after the other; a single one as it is."""
+def join(parts: Sequence[TokenArray], vocabulary_size: int, folder: Folder | None) -> TokenArray:
+    """Returns a copy of parts one after the other; a single part as it is.
+
+    Args:
+        parts: Token arrays.
+        vocabulary_size: Tokens in the vocabulary.
+        folder: Where the array is kept in a file; None: in memory.
+    """
     if len(parts) == 1:
         return parts[0]
     with TokenWriter(vocabulary_size, folder) as writer:
         for part in parts:
             for block in blocks(part):
                 writer.write(block)
-        return writer.done()
+        return writer.finish()
 
 
 def blocks(tokens: TokenArray) -> Iterator[TokenArray]:
-    """Yields a token array in pieces, and lets go of the memory of those that were looked at."""
+    """Yields a token array in blocks, and releases the memory of those already processed."""
     for start in range(0, tokens.size, BLOCK):
         yield tokens[start : start + BLOCK]
-        let_go(tokens)
+        release_pages(tokens)
 
 
-def in_memory(tokens: TokenArray) -> int:
-    """Returns the bytes of a token array that are in memory for good, not in a mapped file."""
+def memory_bytes(tokens: TokenArray) -> int:
+    """Returns the bytes that a token array takes in memory; a mapped file takes none."""
     if isinstance(tokens, JoinedTokens):
-        return tokens.in_memory
+        return tokens.memory_bytes
     return tokens.nbytes if _map_of(tokens) is None else 0
 
 
-def let_go(tokens: TokenArray) -> None:
-    """Gives the memory of a mapped file back; its pages are read again when they are wanted."""
+def release_pages(tokens: TokenArray) -> None:
+    """Releases the memory of a mapped file; its pages are read again when they are used."""
     if isinstance(tokens, JoinedTokens):
-        tokens.let_go()
+        tokens.release_pages()
         return
     found = _map_of(tokens)
     if found is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -201,7 +212,7 @@ def let_go(tokens: TokenArray) -> None:
 
 
 def _map_of(tokens: TokenArray) -> mmap.mmap | None:
-    """Returns the mapped file that a token array is a part of; None where it is in memory."""
+    """Returns the mapped file that holds a token array; None where it is in memory."""
     base: object = tokens
     while isinstance(base, np.ndarray):
         base = base.base

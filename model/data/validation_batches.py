@@ -1,8 +1,8 @@
-"""The batches of a validation: a whole part of a corpus, or the same sample of it every time.
+"""`ValidationBatches` are one pass over a validation part, or over a fixed sample of it.
 
-Of a text the part is cut in rows side by side, and a sample is the beginning of every row. Of
-items, sorted by length, a sample is groups at even distances. So a sample is spread over the
-whole part, and it depends on the part and on the number of tokens alone.
+A text is cut into rows side by side, and a sample is the beginning of every row. Items are sorted
+by length, and a sample is groups at even distances. So a sample is spread over the whole part, and
+depends only on the part and on the number of tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from treadle.model.data.batch import Batch, Ints, ItemRows, TextRows, even_cuts
+from treadle.model.data.batch import Batch, Ints, ItemGroup, TextSegments, even_cuts
 from treadle.model.data.batching import item_tokens
 
 if TYPE_CHECKING:
@@ -21,30 +21,35 @@ if TYPE_CHECKING:
 
 
 class ValidationBatches:
-    """One pass over a validation part or a sample of it; predicts every token exactly once.
+    """One pass over a validation part or a sample of it, which predicts every token exactly once.
 
     Args:
         data: The validation part.
-        tokenizer: What made the tokens.
+        tokenizer: The tokenizer of the tokens.
         streams: Rows side by side at most; fewer where they would be shorter than the window.
         window: Steps of every batch.
-        context: Text: tokens that a row reads, unscored, before its own, so that it starts as
-            warm as if it had come from there.
+        context: Text: tokens that a row reads before its own without predicting them, so that its
+            hidden state is warmed up.
         at_most: Tokens of the sample, rounded up to whole steps of all rows, or to whole groups
             of items; None: the whole part.
     """
 
     def __init__(
-        self, data: TokenData, tokenizer: Tokenizer, streams: int, window: int, context: int,
+        self,
+        data: TokenData,
+        tokenizer: Tokenizer,
+        streams: int,
+        window: int,
+        context: int,
         at_most: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._data = data
         self._window = window
         self._ends = (-1, -1) if data.offsets is None else item_tokens(tokenizer)
-        self._text: TextRows | None = None
+        self._text: TextSegments | None = None
         self._groups: tuple[Ints, ...] = ()
         self.tokens = 0
-        """Tokens that are predicted in all."""
+        """Tokens that the pass predicts."""
         if data.offsets is None:
             self._cut_text(streams, context, at_most)
         elif data.items:
@@ -56,11 +61,12 @@ class ValidationBatches:
             return
         rows = max(1, min(streams, transitions // self._window))
         edges = even_cuts(transitions, rows)
-        firsts, stops = edges[:-1], edges[1:]
+        firsts = edges[:-1]
+        stops = edges[1:]
         if at_most is not None:
             stops = np.minimum(stops, firsts - (-at_most // rows))
         starts = np.maximum(firsts - context, 0)
-        self._text = TextRows(self._data.tokens, starts, firsts, stops)
+        self._text = TextSegments(self._data.tokens, starts, firsts, stops)
         self.tokens = int((stops - firsts).sum())
 
     def _group_items(self, streams: int, at_most: int | None) -> None:
@@ -84,13 +90,13 @@ class ValidationBatches:
             items = self._items(group)
             yield from self._windows(items, int(items.lengths[-1]) + 1)
 
-    def _items(self, group: Ints) -> ItemRows:
+    def _items(self, group: Ints) -> ItemGroup:
         assert self._data.offsets is not None
         starts = self._data.offsets[group]
         lengths = self._data.offsets[group + 1] - starts
         begin, end = self._ends
-        return ItemRows(self._data.tokens, starts, lengths, begin, end, self._rows)
+        return ItemGroup(self._data.tokens, starts, lengths, begin, end, self._rows)
 
-    def _windows(self, rows: TextRows | ItemRows, length: int) -> Iterator[Batch]:
+    def _windows(self, rows: TextSegments | ItemGroup, length: int) -> Iterator[Batch]:
         for first in range(0, length, self._window):
             yield rows.batch(first, min(first + self._window, length), self._window)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from treadle.kernels.substring_match import longest_match, longest_prefix
 from treadle.kernels.suffix_array import suffix_array
 from treadle.model.config import TokenizerKind, UnknownPolicy
-from treadle.model.data.token_array import TokenArray, let_go, token_type
+from treadle.model.data.token_array import TokenArray, release_pages, token_type
 from treadle.model.errors import LoadError
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.token_ids import TokenIds as Ids
@@ -107,7 +107,7 @@ class NoveltyIndex:
             raise ValueError(reason)
         V = tokenizer.vocabulary_size
         text = np.array(tokens)
-        let_go(tokens)
+        release_pages(tokens)
         check_tokens(text, V)
         text = text.astype(token_type(V), copy=False)
         if offsets is not None:

@@ -337,7 +337,8 @@ class WordListTokenizer(Tokenizer):
             CorpusError: A text holds half of a surrogate pair.
         """
         pieces = itertools.chain.from_iterable(map(cls._pieces, texts))
-        most, least = config.max_vocabulary_size, config.min_frequency
+        most = config.max_vocabulary_size
+        least = config.min_frequency
         return cls(config, layout, most_frequent(pieces, most, without, least))
 
     @staticmethod

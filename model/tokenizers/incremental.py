@@ -104,7 +104,8 @@ class IncrementalEncoder:
             UnknownSymbolError: as for `push`.
         """
         before = self._take("" if self._lower is None else self._lower.end())
-        held, self._held = self._held, ""
+        held = self._held
+        self._held = ""
         tokens = np.concatenate((before, self._encode(held)))
         self._position = 0
         return tokens
@@ -151,7 +152,8 @@ class IncrementalEncoder:
             place += self._tokenizer.certain(self._held[place:])
         if not place:
             return np.zeros(0, np.int32)
-        certain, self._held = self._held[:place], self._held[place:]
+        certain = self._held[:place]
+        self._held = self._held[place:]
         return self._encode(certain)
 
     def _legal(self, text: str) -> str:
@@ -239,11 +241,13 @@ class _LowerCase:
         if self._raw and not text.strip(_ignored(text)):
             self._raw += text  # nothing here tells of the sigma that waits
             return ""
-        certain, self._raw = self._raw + text, ""
+        certain = self._raw + text
+        self._raw = ""
         last = certain.rfind(_SIGMA)
         after = certain[last + 1 :]
         if last >= 0 and not after.strip(_ignored(after)):
-            certain, self._raw = certain[:last], certain[last:]
+            self._raw = certain[last:]
+            certain = certain[:last]
         return self._give(certain, self._raw[:1])
 
     def end(self) -> str:
@@ -254,7 +258,8 @@ class _LowerCase:
 
     def _give(self, certain: str, sigma: str) -> str:
         """Return text in lower case as it is between what was before and a sigma, or nothing."""
-        before, self._before = self._before, _last(certain) or self._before
+        before = self._before
+        self._before = _last(certain) or self._before
         lowered = (before + certain + sigma).lower()
         return lowered[len(before.lower()) : len(lowered) - len(sigma)]
 
@@ -273,5 +278,6 @@ def _ignored(text: str) -> str:
 def _is_ignored(character: str) -> bool:
     # Python does not give that property by itself, but it follows the rule: a sigma behind a
     # letter is a final one before such a character alone, and none where a letter comes after.
-    alone, followed = f"a{_SIGMA}{character}".lower(), f"a{_SIGMA}{character}a".lower()
+    alone = f"a{_SIGMA}{character}".lower()
+    followed = f"a{_SIGMA}{character}a".lower()
     return alone[1] == "\u03c2" and followed[1] == "\u03c3"

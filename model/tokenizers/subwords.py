@@ -196,7 +196,8 @@ def read_learned(learned: str) -> tuple[list[str], list[tuple[str, str]]]:
     except RecursionError as fault:
         raise ValueError("its subwords are nested too deeply") from fault
     parts = _only(content, "subword tokenizer", {"version", "model", "pre_tokenizer", "decoder"})
-    splitter, decoder = parts.get("pre_tokenizer"), parts.get("decoder")
+    splitter = parts.get("pre_tokenizer")
+    decoder = parts.get("decoder")
     cuts = _only(splitter, "pre_tokenizer", {"type", "trim_offsets", "use_regex"})
     if cuts.get("type") != "ByteLevel" or cuts.get("use_regex", True) is not True:
         raise ValueError("its pre_tokenizer is not ByteLevel as GPT-2 has it")
@@ -286,7 +287,8 @@ def _parts(text: str, size: int) -> list[str]:
     """
     if len(text) <= MAX_PIECE:
         return [text]
-    places, cuts = [0, *(match.start() for match in CUT.finditer(text)), len(text)], [0]
+    places = [0, *(match.start() for match in CUT.finditer(text)), len(text)]
+    cuts = [0]
     for start, stop in pairwise(places):
         if start - cuts[-1] >= size:
             cuts.append(start)

@@ -55,7 +55,8 @@ def pieces_pattern() -> re.Pattern[str]:
 
 def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
     """Yields where each block of a text starts, and its pieces, none longer than MAX_PIECE."""
-    start, find = 0, pieces_pattern().findall
+    start = 0
+    find = pieces_pattern().findall
     while start < len(text):
         stop = min(start + _WINDOW, len(text))
         pieces = find(text, start, stop)

@@ -34,7 +34,7 @@ ValidationHook = Callable[[Validation], None]
 
 
 def no_hook(validation: Validation) -> None:
-    """A `ValidationHook` that does nothing."""
+    """Does nothing: a `ValidationHook`."""
 
 
 class GracePeriod:

@@ -11,7 +11,7 @@ import numpy as np
 
 from treadle.model import model_file
 from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
-from treadle.model.data.token_array import in_memory
+from treadle.model.data.token_array import memory_bytes
 from treadle.model.generation.novelty import indexed_tokens, indexing_bytes
 from treadle.model.memory_estimate import check_memory, corpus_bytes
 from treadle.model.network.engine import Engine
@@ -90,7 +90,7 @@ def _corpus_bytes(corpus: Corpus) -> int:
     """Returns what a corpus takes, in bytes; tokens that lie in a file do not count."""
     parts = [part for part in (corpus.train, corpus.valid, corpus.test) if part is not None]
     items = sum(part.items for part in parts if part.offsets is not None)
-    kept = sum(in_memory(part.tokens) for part in parts)
+    kept = sum(memory_bytes(part.tokens) for part in parts)
     return corpus_bytes(items, corpus.tokenizer.vocabulary_size, kept)
 
 

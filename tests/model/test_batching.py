@@ -232,13 +232,13 @@ def test_orders_depend_on_seed_and_epoch_only() -> None:
 
 @pytest.mark.parametrize("data", [text_of(0), text_of(1)])
 def test_nothing_to_foretell(data: TokenData) -> None:
-    with pytest.raises(CorpusError, match="nothing to foretell"):
+    with pytest.raises(CorpusError, match="nothing to predict"):
         TextBatches(data, 1, 1)
     assert list(ValidationBatches(data, LINES_TOKENIZER, 4, 4, 4)) == []
 
 
 def test_no_items() -> None:
-    with pytest.raises(CorpusError, match="nothing to foretell"):
+    with pytest.raises(CorpusError, match="nothing to predict"):
         LineBatches(items_of([]), BEGIN, END, 1, 1, 0)
     assert list(ValidationBatches(items_of([]), LINES_TOKENIZER, 4, 4, 4)) == []
 

@@ -500,7 +500,7 @@ def test_text_is_what_the_vectors_say(
     file, encoding = CorpusFile(case["bytes"], "notes.txt"), case["encoding"]
 
     def text(policy: UnknownPolicy) -> str:
-        blocks = corpus_files.text_blocks(file, encoding, policy, corpus_files.anywhere)
+        blocks = corpus_files.text_blocks(file, encoding, policy, corpus_files.cut_anywhere)
         return "".join(blocks)
 
     refused = case.get("refused_at_every_policy", case.get("error") in ("utf16", "utf32"))
@@ -594,13 +594,13 @@ def test_bytes_that_are_not_text_follow_the_policy_with_every_tokenizer(
 
 
 @pytest.mark.parametrize("packer", [gzip.compress, bz2.compress, lzma.compress])
-def test_packed_files_are_named_as_that(packer: Callable[[bytes], bytes]) -> None:
+def test_compressed_files_are_named(packer: Callable[[bytes], bytes]) -> None:
     data = packer(b"hello world\n" * 99)
     name = {"gzip": "gzip", "bz2": "bzip2", "lzma": "xz"}[packer.__module__.removeprefix("_")]
-    with pytest.raises(EncodingError, match=rf"looks packed by {name}\).*; unpack it, or"):
+    with pytest.raises(EncodingError, match=rf"looks like a {name} file\).*; unpack it, or"):
         read_corpus(data)
     corpus = read_corpus(data, TokenizerConfig(unknown_policy=UnknownPolicy.SKIP))
-    assert f"the corpus looks like a file packed by {name}: unpack it first" in corpus.notices
+    assert f"the corpus looks like a {name} file: unpack it first" in corpus.notices
     assert read_corpus(b"BZh is no word\n" * 9, data_config=DataConfig(TEXT, 0.0)).notices == ()
 
 

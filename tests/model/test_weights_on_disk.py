@@ -11,7 +11,7 @@ import pytest
 from treadle.model.config import CorpusLayout, DataConfig
 from treadle.model.data.corpus import CorpusFile, read_corpus
 from treadle.model.data.splits import TokenData
-from treadle.model.data.token_array import JoinedTokens, TokenArray, blocks, in_place
+from treadle.model.data.token_array import JoinedTokens, TokenArray, blocks, joined_view
 from treadle.model.training.checkpoint import corpus_fingerprint
 
 TEXT = b"the quick brown fox\njumps over\nthe lazy dog\n" * 500
@@ -64,7 +64,7 @@ def test_joined_tokens_are_indexed_as_one_array() -> None:
     second: TokenArray = draw.integers(0, 200, 5).astype(np.uint8)
     empty: TokenArray = np.zeros(0, np.uint8)
     parts = [first, second, first, empty, first, second]
-    joined, whole = in_place(parts), np.concatenate(parts)
+    joined, whole = joined_view(parts), np.concatenate(parts)
     assert (joined.size, len(joined), joined.shape) == (whole.size, whole.size, whole.shape)
     assert joined.dtype == whole.dtype
     assert [joined[place] for place in (0, 56, 57, 61, 62)] == whole[[0, 56, 57, 61, 62]].tolist()
