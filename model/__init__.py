@@ -1,4 +1,4 @@
-"""What the loops compute for: train, generate and score, with no server.
+"""Train models, generate and score with them, without a server.
 
 from treadle.model import Model, train
 
@@ -52,6 +52,14 @@ from treadle.model.errors import (
     UnknownSymbolError,
 )
 from treadle.model.generation.output import GenerateResult, OutputOptions, Piece, StopReason
+from treadle.model.kernel_cache import (
+    compiled_for,
+    drop_temporary_kernels,
+    kernel_folder,
+    kernels_ready,
+    sweep_temporary_kernels,
+    temporary_kernels,
+)
 from treadle.model.model import Model
 from treadle.model.network.layer import RecurrentLayer
 from treadle.model.network.session_state import SessionState
@@ -66,15 +74,7 @@ from treadle.model.training.adam import Adam
 from treadle.model.training.progress import Progress, Started
 from treadle.model.training.trainer import Trainer, train
 from treadle.model.training_record import TrainingRecord
-from treadle.model.warmup import (
-    compiled_for,
-    drop_temporary_kernels,
-    kernel_folder,
-    kernels_ready,
-    sweep_temporary_kernels,
-    temporary_kernels,
-    warm,
-)
+from treadle.model.warmup import warm
 
 __all__ = [
     "Adam",

@@ -1,4 +1,4 @@
-"""`Cell`, `TokenizerKind` and the other enums: what a setting with a few named values may be.
+"""`Cell`, `TokenizerKind` and the other enums are the settings with a few named values.
 
 The values are those that a config takes as strings and that a model file stores.
 """
@@ -17,7 +17,7 @@ class UnknownPolicy(enum.StrEnum):
 
 
 class TokenizerKind(enum.StrEnum):
-    """What one token is."""
+    """The unit that one token stands for."""
 
     CHARACTERS = "characters"
     BYTES = "bytes"
@@ -28,7 +28,7 @@ class TokenizerKind(enum.StrEnum):
 
     @property
     def plural(self) -> str:
-        """What sentences call several tokens."""
+        """The plural for several tokens, in sentences."""
         return "words" if self is TokenizerKind.WHITESPACE else self.value
 
 
@@ -48,7 +48,7 @@ class CorpusLayout(enum.StrEnum):
 
 
 class CorpusFormat(enum.StrEnum):
-    """What the bytes of a corpus file are."""
+    """The format of a corpus file."""
 
     PLAIN = "plain"
     JSONL = "jsonl"
@@ -63,7 +63,7 @@ class MissingPolicy(enum.StrEnum):
 
 
 class CorpusRole(enum.StrEnum):
-    """What a corpus file is for."""
+    """The part of the data that a corpus file belongs to."""
 
     TRAIN = "train"
     VALID = "valid"
@@ -71,7 +71,7 @@ class CorpusRole(enum.StrEnum):
 
 
 class Split(enum.StrEnum):
-    """Where the tokens of a loss come from: a tail, items drawn by the seed, or own files."""
+    """The origin of the tokens of a loss: a tail, items drawn by the seed, or separate files."""
 
     TAIL = "tail"
     ITEMS = "items"
@@ -79,7 +79,7 @@ class Split(enum.StrEnum):
 
 
 class OptimizerKind(enum.StrEnum):
-    """The rule by which gradients change weights."""
+    """The rule by which gradients update weights."""
 
     SGD = "sgd"
     ADAGRAD = "adagrad"
@@ -95,14 +95,14 @@ class Schedule(enum.StrEnum):
 
 
 class Precision(enum.StrEnum):
-    """The numbers that training multiplies matrices of; all sums are of float32 numbers."""
+    """The numbers that matrix products of training multiply; all sums are in float32."""
 
     FP32 = "fp32"
     BF16 = "bf16"
 
 
 class Preset(enum.StrEnum):
-    """Settings that are picked as a whole."""
+    """A preset, which chooses settings together."""
 
     AUTO = "auto"
 

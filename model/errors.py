@@ -1,23 +1,23 @@
-"""Everything that can go wrong in the model room, as one tree.
+"""`ModelError` and its subclasses are all errors of `treadle.model`.
 
 ::
 
     ModelError
-    ├── ConfigError               a setting out of its range
-    │   └── EffortError           one that takes more time or memory than it may
-    ├── CorpusError               a corpus that nothing can be learnt from
+    ├── ConfigError               a setting that is out of its range
+    │   └── EffortError           a setting that needs more time or memory than allowed
+    ├── CorpusError               a corpus that nothing can be learned from
     │   └── EncodingError         corpus bytes that are not UTF-8
     ├── UnknownSymbolError        a symbol that the vocabulary lacks
     ├── LoadError                 a model file, state dict or checkpoint that cannot be used
     ├── LayerError                an array that a layer cannot take
     ├── StateError                a session's state that is damaged or not authentic
-    │   └── ForeignStateError     one that another model has made
+    │   └── ForeignStateError     a state that another model has made
     ├── TokenError                a token that is not in the vocabulary
     ├── PackageError              a package that failed where it must not
-    └── TrainingError             a run that cannot go on
+    └── TrainingError             a run that cannot continue
 
-Every message is one sentence for the person at the keyboard: it names the thing and the remedy.
-The extra arguments have defaults so that the errors survive pickling between processes.
+Every message is one sentence for a human reader: it says what is wrong and how to fix it. The extra
+arguments have defaults so that errors can be pickled between processes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ConfigError(ModelError):
         message: One sentence.
         field: The setting, dotted from the config's root, such as `network.hidden_size`.
 
-    `others` holds what else is wrong with the same config.
+    `others` holds the other errors of the same config.
     """
 
     def __init__(self, message: str, field: str = "") -> None:
@@ -44,12 +44,12 @@ class ConfigError(ModelError):
 
     @property
     def faults(self) -> tuple[ConfigError, ...]:
-        """This fault and all others of the same config, one a field."""
+        """This error and all others of the same config, one for each field."""
         return (self, *self.others)
 
 
 class EffortError(ConfigError):
-    """A setting asks for more work than was granted; with more of it, it might be done."""
+    """A setting needs more time or memory than allowed, and might work with more."""
 
 
 class CorpusError(ModelError):
@@ -61,7 +61,7 @@ class EncodingError(CorpusError):
 
     Args:
         message: One sentence.
-        offset: Where the first bad byte stands, in bytes from the corpus' start.
+        offset: Position of the first bad byte, in bytes from the start of the corpus.
     """
 
     def __init__(self, message: str, offset: int = 0) -> None:
@@ -75,7 +75,7 @@ class UnknownSymbolError(ModelError):
     Args:
         message: One sentence.
         symbol: The symbol: a character or a word.
-        position: Where it begins in the text, in code points.
+        position: Position of its start in the text, in code points.
     """
 
     def __init__(self, message: str, symbol: str = "", position: int = 0) -> None:
@@ -93,7 +93,7 @@ class LayerError(ModelError):
 
 
 class TrainingError(ModelError):
-    """A run cannot go on, for instance because its loss is no longer a number."""
+    """A run cannot continue, for instance because its loss is no longer a number."""
 
 
 class StateError(ModelError):
@@ -109,4 +109,4 @@ class TokenError(ModelError):
 
 
 class PackageError(ModelError):
-    """A package that Treadle calls has failed in a way that it does not promise."""
+    """A package that Treadle calls has failed in a way that it does not document."""

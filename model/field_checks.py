@@ -1,9 +1,10 @@
-"""Checks for config fields: each range stands beside its field.
+"""`Checked` is the base of the configs, whose fields carry their ranges as metadata.
 
-A config is a frozen dataclass derived from `Checked`; a field's metadata, made by `whole`,
-`real`, `choice`, `flag`, `text`, `texts` or `section`, says what is legal. A check takes any
-object and the field's dotted name, and returns the value in its proper type or raises
-`ConfigError`. So a config may be built from plain strings and numbers, and once built it is right.
+A config is a frozen dataclass derived from `Checked`. The metadata of a field, made by `whole`,
+`real`, `choice`, `flag`, `text`, `texts`, `numbers`, `biases` or `section`, defines its legal
+values. A check takes any object and the field's dotted name, and returns the value in its proper
+type or raises `ConfigError`. So a config may be built from plain strings and numbers, and once
+built it is valid.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ MAX_UINT32 = 2**32 - 1
 MAX_UINT64 = 2**64 - 1
 
 
-def _refuse(field: str, wanted: str, value: object) -> ConfigError:
+def _error(field: str, expected: str, value: object) -> ConfigError:
     if isinstance(value, str):
-        value = str(value)[:100]  # of a long one no more is shown
+        value = str(value)[:100]  # enough of a long text for the message
     shown = repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return ConfigError(f"{field} must be {wanted}, not {shown}", field)
+    return ConfigError(f"{field} must be {expected}, not {shown}", field)
 
 
 def whole(low: int, high: int) -> dict[str, Check]:
-    """Metadata of a whole number from `low` to `high`, both legal."""
+    """Returns the metadata of a whole number from `low` to `high`, both legal."""
 
     def check(value: object, field: str) -> int:
         # bool is an int to Python, but True is no size.
@@ -45,7 +46,7 @@ def whole(low: int, high: int) -> dict[str, Check]:
             number = int(value)
             if low <= number <= high:
                 return number
-        raise _refuse(field, f"a whole number from {low:,} to {high:,}", value)
+        raise _error(field, f"a whole number from {low:,} to {high:,}", value)
 
     return {"check": check}
 
@@ -57,7 +58,7 @@ def real(
     below: float | None = None,
     most: float | None = None,
 ) -> dict[str, Check]:
-    """Metadata of a finite number within bounds; neither NaN nor infinity is one.
+    """Returns the metadata of a finite number within bounds; neither NaN nor infinity is one.
 
     Args:
         above: Bound that is itself not legal; takes the place of `least`.
@@ -65,15 +66,15 @@ def real(
         below: Upper bound that is itself not legal.
         most: Highest legal number.
     """
-    wanted = (
+    expected = (
         f"a finite number above {above:g}"
         if above is not None
         else f"a finite number, {least:g} or more"
     )
     if most is not None:
-        wanted += f" and at most {most:g}"
+        expected += f" and at most {most:g}"
     if below is not None:
-        wanted += f" and below {below:g}"
+        expected += f" and below {below:g}"
 
     def check(value: object, field: str) -> float:
         if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
@@ -81,7 +82,7 @@ def real(
             low_enough = number >= least if above is None else number > above
             if low_enough and number <= _or_inf(most) and number < _or_inf(below):
                 return number
-        raise _refuse(field, wanted, value)
+        raise _error(field, expected, value)
 
     return {"check": check}
 
@@ -91,7 +92,7 @@ def _or_inf(bound: float | None) -> float:
 
 
 def _as_float(value: int | float | np.number[Any]) -> float:
-    """Returns the number, or NaN (which fails every comparison) where it has no finite float."""
+    """Returns the number as a float, or NaN, which fails every comparison, if it is not finite."""
     try:
         number = float(value)
     except (OverflowError, TypeError):
@@ -100,13 +101,13 @@ def _as_float(value: int | float | np.number[Any]) -> float:
 
 
 def choice(kind: type[enum.StrEnum]) -> dict[str, Check]:
-    """Metadata of a member of `kind`, which may be given by its value."""
-    wanted = "one of " + ", ".join(f"{member.value!r}" for member in kind)
+    """Returns the metadata of a member of `kind`, which may be given by its value."""
+    expected = "one of " + ", ".join(f"{member.value!r}" for member in kind)
 
     def check(value: object, field: str) -> enum.StrEnum:
         if isinstance(value, str) and value in set(kind):
             return kind(value)
-        raise _refuse(field, wanted, value)
+        raise _error(field, expected, value)
 
     return {"check": check}
 
@@ -116,59 +117,59 @@ def member(kind: type[Member], value: object, name: str) -> Member:
 
     Args:
         kind: The enum.
-        value: What was given.
-        name: What messages call it.
+        value: A member or its value.
+        name: The name of the value in messages.
 
     Raises:
-        ConfigError: It is none of them.
+        ConfigError: It is neither.
     """
     return cast(Member, choice(kind)["check"](value, name))
 
 
 def flag() -> dict[str, Check]:
-    """Metadata of a truth value."""
+    """Returns the metadata of a truth value."""
 
     def check(value: object, field: str) -> bool:
         if isinstance(value, (bool, np.bool_)):
             return bool(value)
-        raise _refuse(field, "true or false", value)
+        raise _error(field, "true or false", value)
 
     return {"check": check}
 
 
 def text(shortest: int, longest: int) -> dict[str, Check]:
-    """Metadata of a text of `shortest` to `longest` characters."""
+    """Returns the metadata of a text of `shortest` to `longest` characters."""
 
     def check(value: object, field: str) -> str:
         if isinstance(value, str) and shortest <= len(value) <= longest:
             return value
-        raise _refuse(field, f"a text of {shortest} to {longest} characters", value)
+        raise _error(field, f"a text of {shortest} to {longest} characters", value)
 
     return {"check": check}
 
 
 def texts(most: int, longest: int) -> dict[str, Check]:
-    """Metadata of a tuple of up to `most` texts of 1 to `longest` characters each."""
+    """Returns the metadata of a tuple of up to `most` texts of 1 to `longest` characters each."""
 
     def check(value: object, field: str) -> tuple[str, ...]:
         if isinstance(value, (list, tuple)) and len(value) <= most:
             for index, text in enumerate(value):
                 if not isinstance(text, str) or not 1 <= len(text) <= longest:
-                    wanted = f"a text of 1 to {longest} characters"
-                    raise _refuse(f"{field}[{index}]", wanted, text)
+                    expected = f"a text of 1 to {longest} characters"
+                    raise _error(f"{field}[{index}]", expected, text)
             return tuple(value)
-        raise _refuse(field, f"a list of at most {most} texts", value)
+        raise _error(field, f"a list of at most {most} texts", value)
 
     return {"check": check}
 
 
 def numbers(most: int) -> dict[str, Check]:
-    """Metadata of a tuple of up to `most` whole numbers of 32 bits."""
+    """Returns the metadata of a tuple of up to `most` whole numbers of 32 bits."""
 
     def check(value: object, field: str) -> tuple[int, ...]:
         if isinstance(value, (list, tuple)) and len(value) <= most:
             return tuple(_token(number, f"{field}[{index}]") for index, number in enumerate(value))
-        raise _refuse(field, f"a list of at most {most} whole numbers", value)
+        raise _error(field, f"a list of at most {most} whole numbers", value)
 
     return {"check": check}
 
@@ -178,12 +179,12 @@ def _token(value: object, field: str) -> int:
 
 
 def biases(most: int) -> dict[str, Check]:
-    """Metadata of a tuple of up to `most` pairs: a token, and a number from -100 to 100."""
+    """Returns the metadata of up to `most` pairs: a token, and a number from -100 to 100."""
 
     def check(value: object, field: str) -> tuple[tuple[int, float], ...]:
         if isinstance(value, (list, tuple)) and len(value) <= most:
             return tuple(_pair(pair, f"{field}[{index}]") for index, pair in enumerate(value))
-        raise _refuse(field, f"a list of at most {most} pairs", value)
+        raise _error(field, f"a list of at most {most} pairs", value)
 
     return {"check": check}
 
@@ -192,11 +193,11 @@ def _pair(value: object, field: str) -> tuple[int, float]:
     if isinstance(value, (list, tuple)) and len(value) == 2:
         check = real(least=-100, most=100)["check"]
         return _token(value[0], field), cast(float, check(value[1], field))
-    raise _refuse(field, "a pair of a token and a number", value)
+    raise _error(field, "a pair of a token and a number", value)
 
 
 def section(kind: type[Checked]) -> dict[str, Check]:
-    """Metadata of a config within a config, which may be given as a mapping."""
+    """Returns the metadata of a config within a config, which may be given as a mapping."""
 
     def check(value: object, field: str) -> Checked:
         return value if isinstance(value, kind) else kind.from_json(value)
@@ -206,10 +207,10 @@ def section(kind: type[Checked]) -> dict[str, Check]:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """Base of the configs: checks every field when built, and travels as JSON."""
+    """Base class of the configs: checks every field when built, and converts to JSON and back."""
 
     section: ClassVar[str] = ""
-    """What stands before a field's name in errors, such as `network`."""
+    """The prefix of field names in errors, such as `network`."""
 
     def __post_init__(self) -> None:
         faults: list[ConfigError] = []
@@ -226,7 +227,7 @@ class Checked:
 
     @classmethod
     def dotted(cls, name: str) -> str:
-        """Returns a field's name as errors give it, such as `network.hidden_size`."""
+        """Returns the name of a field in errors, such as `network.hidden_size`."""
         return f"{cls.section}.{name}" if cls.section else name
 
     def to_json(self) -> dict[str, Any]:
@@ -239,33 +240,36 @@ class Checked:
         """Builds the config from what `to_json` returned; fields left out get their defaults.
 
         Raises:
-            ConfigError: A value is out of its range, or `data` is no mapping or names a
+            ConfigError: A value is out of its range, or `data` is not a mapping, or it names a
                 field that does not exist.
         """
         if not isinstance(data, Mapping):
-            raise _refuse(cls.section or "config", "a mapping of fields to values", data)
+            raise _error(cls.section or "config", "a mapping of fields to values", data)
         known = {field.name for field in dataclasses.fields(cls)}
-        strangers = [cls.dotted(str(name)) for name in data if name not in known]
+        unknown = [cls.dotted(str(name)) for name in data if name not in known]
         raise_faults(
-            [ConfigError(f"{name} is not a setting that exists", name) for name in strangers]
+            [
+                ConfigError(f"{name} is not a setting that exists: remove it", name)
+                for name in unknown
+            ]
         )
         return cls(**data)
 
 
 def typed(kind: type[Any], data: object) -> dict[str, Any]:
-    """Returns the fields of a dataclass as they were read from JSON, each of its type.
+    """Returns the fields of a dataclass from JSON values, after checking their types.
 
-    Fields of numbers, texts and truth values are looked at; those of other types are not.
+    Fields of numbers, texts and truth values are checked; those of other types are not.
 
     Args:
         kind: The dataclass.
-        data: What `json.loads` returned for it.
+        data: The values, as `json.loads` returned them.
 
     Raises:
-        TypeError: It is no mapping, or a field is of another type.
+        TypeError: It is not a mapping, or a field has another type.
     """
     if not isinstance(data, Mapping):
-        raise TypeError(f"{kind.__name__} is no mapping")
+        raise TypeError(f"{kind.__name__} is not a mapping")
     for name, hint in get_type_hints(kind).items():
         parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         if name not in data or not set(parts) <= {int, float, str, bool, type(None)}:
@@ -277,7 +281,7 @@ def typed(kind: type[Any], data: object) -> dict[str, Any]:
 
 
 def raise_faults(faults: list[ConfigError]) -> None:
-    """Raises the first fault, which carries the others; with none, does nothing."""
+    """Raises the first error, which carries the others; without errors, does nothing."""
     if faults:
         faults[0].others = tuple(faults[1:])
         raise faults[0]

@@ -1,4 +1,4 @@
-"""How much memory a training run, a learner or a scorer will take, before it takes it."""
+"""`check_memory` estimates the memory of a training run and refuses one that does not fit."""
 
 from __future__ import annotations
 
@@ -25,28 +25,35 @@ from treadle.model.network.shape import Shape
 from treadle.model.network.shards import SHARD_ROWS
 
 _ITEM_BYTES = 72
-"""Where an item begins and how long it is, its place in each order, and copies while these are
-made: at most so much was measured, of items of a character each."""
+"""Bytes of an item: its offset and length, its place in each order, and copies while these are
+made. It is the most that was measured, with items of one character."""
 _SYMBOL_BYTES = 250
-"""A symbol of the vocabulary: a string, its place in a table, its count while it is built."""
+"""Bytes of a symbol of the vocabulary: a string, its table entry, its count while it is built."""
 
 
 def training_bytes(
-    shape: Shape, rows: int, window: int, kind: OptimizerKind, drops: bool = False,
-    accumulates: bool = False, drops_top: bool = False,
-) -> int:  # fmt: skip
-    """Returns what the arrays of a run take, in bytes, the corpus not counted.
+    shape: Shape,
+    rows: int,
+    window: int,
+    kind: OptimizerKind,
+    drops: bool = False,
+    accumulates: bool = False,
+    drops_top: bool = False,
+) -> int:
+    """Returns the memory of the arrays of a run without its corpus, in bytes.
 
     Args:
         shape: The network's sizes.
         rows: Sequences in a batch.
         window: Steps of a batch.
-        kind: The optimizer, which keeps moments beside the parameters.
+        kind: The optimizer, which keeps moments as large as the parameters.
         drops: Whether units are dropped between layers.
         accumulates: Whether gradients of several batches are added up for a step.
         drops_top: Whether units are dropped before the output layer.
     """
-    H, L, G = shape.H, shape.L, shape.G
+    H = shape.H
+    L = shape.L
+    G = shape.G
     dropping = H + (L - 1) * keep_bytes(H) / FLOAT_BYTES if drops and L > 1 else 0
     parameters = shape.parameter_count
     table = rows_of_table(shape.V, rows * window) * G
@@ -60,21 +67,21 @@ def training_bytes(
     work += logit_rows * shards * shape.V
     if drops_top:
         work += rows * window * keep_bytes(H) / FLOAT_BYTES + logit_rows * shards * H
-    if shape.tied:  # the gradient of the embedding's use as output weights stands by itself
+    if shape.tied:  # the gradient of the output weights is a separate array
         work += shards * H * shape.V
     block = ROW_BLOCK * PANEL * (panel_count(max(H, shape.E)) + panel_count(G))
-    # The first shard's gradient lies where the sum is wanted.
+    # The first shard's gradient is the sum itself.
     shard = shards * (table + block) + (shards - 1) * parameters
     return int(FLOAT_BYTES * (once + shard + work))
 
 
 def corpus_bytes(items: int, vocabulary_size: int, tokens_in_memory: int = 0) -> int:
-    """Returns what a corpus that was read takes, in bytes; measured.
+    """Returns the memory of a corpus after it was read, in bytes, from measurements.
 
     Args:
-        items: Independent sequences in all its parts; 0 where it is one text.
+        items: Independent sequences in all its parts; 0 for one text.
         vocabulary_size: Tokens in the vocabulary.
-        tokens_in_memory: Bytes of its tokens, where they are in no file.
+        tokens_in_memory: Bytes of its tokens, if they are not in a file.
     """
     return items * _ITEM_BYTES + vocabulary_size * _SYMBOL_BYTES + tokens_in_memory
 
@@ -82,26 +89,30 @@ def corpus_bytes(items: int, vocabulary_size: int, tokens_in_memory: int = 0) ->
 def check_memory(
     config: TrainConfig, vocabulary_size: int, limit_bytes: int, indexing: int = 0, corpus: int = 0
 ) -> None:
-    """Refuses a run that will not fit.
+    """Refuses a run that does not fit in memory.
 
     Args:
         config: The run's settings.
-        vocabulary_size: Tokens in the vocabulary; 1 where it is not known yet.
-        limit_bytes: The most that its arrays may take.
-        indexing: Bytes that its novelty index takes while it is made, at the end of the run.
-        corpus: Bytes that its corpus takes; see `corpus_bytes`.
+        vocabulary_size: Tokens in the vocabulary; 1 if it is not known yet.
+        limit_bytes: The most memory that it may take.
+        indexing: Bytes for building its novelty index, at the end of the run.
+        corpus: Bytes of its corpus; see `corpus_bytes`.
 
     Raises:
-        ConfigError: It takes more; names what to lower.
+        ConfigError: It takes more; names the setting to lower.
     """
     shape = Shape.of(config.network, vocabulary_size)
     data = config.data
-    kind, drops = config.optimizer.kind, config.network.dropout > 0
-    accumulates = config.optimizer.accumulation_steps > 1
+    kind = config.optimizer.kind
     needed = training_bytes(
-        shape, data.batch_size, data.window, kind, drops, accumulates,
+        shape,
+        data.batch_size,
+        data.window,
+        kind,
+        drops=config.network.dropout > 0,
+        accumulates=config.optimizer.accumulation_steps > 1,
         drops_top=config.network.output_dropout > 0,
-    )  # fmt: skip
+    )
     if needed + corpus + indexing <= limit_bytes:
         return
     if needed <= limit_bytes < needed + corpus:
@@ -119,8 +130,8 @@ def check_memory(
             "novelty_index out, or give less data",
             "data.novelty_index",
         )
-    lone = training_bytes(shape, 1, 1, kind)
-    field = "network.hidden_size" if lone > limit_bytes / 2 else "data.batch_size"
+    smallest = training_bytes(shape, 1, 1, kind)
+    field = "network.hidden_size" if smallest > limit_bytes / 2 else "data.batch_size"
     remedy = (
         "lower network.hidden_size, network.layers or tokenizer.max_vocabulary_size"
         if field == "network.hidden_size"
@@ -143,14 +154,14 @@ def resident_bytes() -> int:
 
 
 def check_resident(taken: int, limit_bytes: int | None) -> None:
-    """Ends a run that has come to take more memory than it may.
+    """Ends a run that takes more memory than allowed.
 
     Args:
-        taken: What `resident_bytes` returned.
-        limit_bytes: The most that the process may take; None: whatever there is.
+        taken: The memory of the process in bytes, from `resident_bytes`.
+        limit_bytes: The most that the process may take; None: no limit.
 
     Raises:
-        TrainingError: It takes more; says how much, and what to lower.
+        TrainingError: It takes more; names the settings to lower.
     """
     if limit_bytes is not None and taken > limit_bytes:
         raise TrainingError(

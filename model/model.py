@@ -1,4 +1,4 @@
-"""`Model` is a trained network as users hold it: it loads, saves, generates and scores."""
+"""`Model` is a trained network for users: it loads, saves, generates and scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from treadle.model.training_record import TrainingRecord
 
 
 class Model:
-    """A trained network, how it was trained, and what is new to it.
+    """A trained network with the record of its training and its novelty index.
 
     Reading from it (`stream`, `generate`, `score`) is safe from many threads at once; its
     parameters must not change after the first of these calls.
@@ -47,9 +47,9 @@ class Model:
             network: The network's settings.
             tokenizer: Turns text into tokens and back; also holds the corpus layout.
             parameters: The network's numbers.
-            training: How it was trained; None where it was imported.
+            training: The record of its training; None if it was imported.
             default_context: The token that a text follows where there is no prompt (layout TEXT).
-            novelty: Finds what of a text is new; None where it was trained without.
+            novelty: Finds which parts of a text are new; None if it was trained without.
         """
         self.trained = TrainedNetwork(network, tokenizer, parameters, default_context)
         """What generation, scoring and online learning compute with."""
@@ -117,27 +117,29 @@ class Model:
     def load(cls, path: str | os.PathLike[str]) -> Model:
         """Reads a model file.
 
+        Args:
+            path: The file.
+
         Raises:
-            LoadError: It is no model file of this format, or it is damaged.
-            OSError: It cannot be read.
+            LoadError: The file is not a model file of this format, or it is damaged.
+            OSError: The file cannot be read.
         """
         header, named, novelty = model_file.read(path)
-        shape = header.shape
         return cls(
             header.network,
             header.tokenizer,
-            Parameters.from_named(shape, named),
+            Parameters.from_named(header.shape, named),
             header.training,
             header.default_context,
             novelty,
         )
 
     def save(self, path: str | os.PathLike[str], require: Require = anything) -> None:
-        """Writes one safetensors file, by a temporary name beside it, synced and renamed.
+        """Writes a model file: a temporary file next to it is written, synced and renamed.
 
         Args:
-            path: Where to; an existing file is replaced whole or not at all.
-            require: Asked before bytes are written.
+            path: The file; an existing one is replaced as a whole or not at all.
+            require: Called before bytes are written.
 
         Raises:
             OSError: The disk failed or is full, or `require` refused.
@@ -160,16 +162,16 @@ class Model:
         """Generates text piece by piece.
 
         Args:
-            prompt: The text to go on from; empty: a new item, or a new line of text.
-            sampling: How to draw and when to stop; None: the defaults.
-            state: What came before the prompt; None: nothing.
-            index: Which of the texts of a seed: each is drawn on its own.
+            prompt: The text to continue; empty: a new item, or a new line of text.
+            sampling: How to draw tokens and when to stop; None: the defaults.
+            state: The state before the prompt; None: that of a new text.
+            index: Which of the texts of a seed to generate, from 0.
             output: What to report in addition to the text.
-            **settings: Fields of `SamplingConfig` that win over `sampling`.
+            **settings: Fields of `SamplingConfig` that override those of `sampling`.
 
         Returns:
-            An iterator of pieces, one short kernel call each; it may be dropped at any time.
-            While a long prompt is read, pieces are empty.
+            An iterator of pieces, one short kernel call each; it may be dropped at any time. While
+            a long prompt is read, pieces are empty.
 
         Raises:
             ConfigError: A setting is out of its range.
@@ -180,14 +182,14 @@ class Model:
             output = settings.pop("wanted")
         sampling = replace(sampling or SamplingConfig(), **settings)
         prepared = PreparedPrompt(self.trained, prompt, sampling, state)
-        for _ in prepared.encode():  # so that what is wrong with it is known before a piece
+        for _ in prepared.encode():  # so that errors of the prompt are raised here
             pass
         return prepared.stream(index, output)
 
     def generate(
         self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any
     ) -> str:
-        """Generates text; arguments and errors as for `stream`."""
+        """Returns generated text; arguments and errors are those of `stream`."""
         return "".join(piece.text for piece in self.stream(prompt, sampling, **settings))
 
     def score(
@@ -202,12 +204,12 @@ class Model:
         """Scores a text: the log-probability of each of its tokens.
 
         Args:
-            text: What to score. Layout LINES: one item; its end is scored as well.
-            context: What it follows; read, not scored. Without one, layout TEXT cannot score
-                the first token.
+            text: The text to score. Layout LINES: one item; its end is scored as well.
+            context: The text before it, which is read but not scored. Without a context, layout
+                TEXT cannot score the first token.
             unknown_policy: What to do with unknown symbols; None: the model's own policy.
-            details: What is wanted beside log-probabilities.
-            state: What the context, or the text, follows; None: a new item or text.
+            details: What to report besides log-probabilities.
+            state: The state before the context, or before the text; None: a new item or text.
 
         Raises:
             UnknownSymbolError: A symbol is not in the vocabulary.
@@ -226,7 +228,7 @@ class Model:
         details: Details = PLAIN,
         state: SessionState | None = None,
     ) -> Iterator[TextScore | None]:
-        """Scores a text in short steps, so that a long one can be dropped or take turns.
+        """Scores a text in short steps, between which the caller can do other work or stop.
 
         Arguments and errors are those of `score`.
 

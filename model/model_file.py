@@ -1,11 +1,11 @@
-"""A model as one safetensors file.
+"""`read` and `write` a model file: a model as one safetensors file, with its `ModelHeader`.
 
-Tensors stand under PyTorch's names and in its layout, so that the module in docs/pytorch.md
-loads the file as it is. The header's metadata holds one JSON object under the key `treadle`, with
-`format`, `network`, `tokenizer`, `training` and `default_context` (one key, since safetensors
-writes several in a random order, and equal models are to be equal files). A novelty index, where
-there is one, is two more tensors (see `treadle.model.generation.novelty`). Nothing is pickled. A
-file is written under a temporary name, synced and renamed, and so is whole or not there.
+Tensors have PyTorch's names and layout, so that the module in docs/pytorch.md loads the file as it
+is. The header's metadata holds one JSON object under the key `treadle`, with `format`, `network`,
+`tokenizer`, `training` and `default_context`. It is one key because safetensors writes several in a
+random order, and equal models must be equal files. A novelty index, if there is one, is two more
+tensors (see `treadle.model.generation.novelty`). Nothing is pickled. A file is written under a
+temporary name, synced and renamed, so it is complete or not there.
 """
 
 from __future__ import annotations
@@ -35,29 +35,30 @@ from treadle.model.training_record import TrainingRecord
 Array = npt.NDArray[np.float32]
 
 _VOCABULARY_LIMIT = 45_000_000
-"""Bytes; safetensors holds 100 MB of header, and JSON within JSON may double its quotes."""
+"""The most bytes of a vocabulary: safetensors allows a header of 100 MB, and JSON within JSON may
+double its quotes."""
 
 FORMAT = "1"
 """The version of the file format; a reader refuses any other."""
 
 _UNREADABLE = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
-"""What JSON that is damaged, or of another shape, makes of an attempt to read it."""
+"""Errors of reading JSON that is damaged or has another structure."""
 
 
 @dataclass(frozen=True)
 class ModelHeader:
-    """Everything in a model file but the tensors."""
+    """Everything in a model file except the tensors."""
 
     network: NetworkConfig
     """The network's settings."""
     tokenizer: Tokenizer
-    """How it reads text."""
+    """Turns text into tokens and back."""
     training: TrainingRecord | None
-    """How it was trained; None where it was imported."""
+    """How the model was trained; None if it was imported."""
     default_context: int
-    """The token it goes on from where there is no prompt."""
+    """The token that a text follows where there is no prompt (layout TEXT)."""
     novelty_index: bool = False
-    """Whether the file holds a novelty index; told by its tensors, not by the metadata."""
+    """Whether the file has a novelty index; set from its tensors, not from the metadata."""
 
     @property
     def shape(self) -> Shape:
@@ -77,22 +78,25 @@ class ModelHeader:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelHeader:
-        """Reads safetensors metadata.
+        """Reads a header from safetensors metadata.
+
+        Args:
+            metadata: The metadata of the file.
 
         Raises:
-            LoadError: It is not that of a Treadle model, or of another format.
+            LoadError: It does not belong to a Treadle model, or has another format.
         """
         if "treadle" not in metadata:
             raise LoadError(
-                "the file is no Treadle model: its header lacks the key treadle; "
-                "weights from elsewhere come in through import_state_dict"
+                "the file is not a Treadle model, since its header lacks the key treadle: load "
+                "weights of other programs with import_state_dict"
             )
         try:
             content = _plain(json.loads(metadata["treadle"]), metadata["treadle"])
             if content["format"] != FORMAT:
                 raise LoadError(
-                    f"the file has format {content['format']!r}, and this Treadle reads "
-                    f"{FORMAT!r}: take a newer Treadle"
+                    f"the file has format {content['format']!r}, but this Treadle reads only "
+                    f"{FORMAT!r}: use a newer Treadle"
                 )
             training = content["training"]
             header = cls(
@@ -105,15 +109,15 @@ class ModelHeader:
         except (*_UNREADABLE, ConfigError) as fault:
             raise LoadError(f"the file's header cannot be read: {fault}") from fault
         if not 0 <= header.default_context < header.tokenizer.vocabulary_size:
-            raise LoadError("the file's header names a default context out of its vocabulary")
+            raise LoadError("the default context in the file's header is not in its vocabulary")
         return header
 
 
 def _plain(content: Any, text: str) -> Any:
-    """Returns what was read of a header, if all of its texts are such as can be written again.
+    """Returns the content of a header, if all of its texts can be written again.
 
     Raises:
-        ValueError: One holds half of a surrogate pair, which only an escape can say.
+        ValueError: A text contains half of a surrogate pair, which only an escape can express.
     """
     if "\\ud" in text or "\\uD" in text:
         json.dumps(content, ensure_ascii=False).encode()
@@ -130,11 +134,14 @@ def write(
     """Writes a model file, whole or not at all.
 
     Args:
-        path: Where to; an existing file is replaced.
-        header: Everything but the tensors.
+        path: The file; an existing one is replaced.
+        header: Everything except the tensors.
         named: The parameters under the names of `Shape.named`.
         novelty: The index of what the model was trained on; None without one.
-        require: Asked before bytes are written.
+        require: Called before bytes are written.
+
+    Raises:
+        OSError: The disk failed or is full, or `require` refused.
     """
     network = header.network
     tensors: dict[str, npt.NDArray[Any]] = {**to_torch(named, network.cell, network.layers)}
@@ -144,25 +151,25 @@ def write(
 
 
 def check_vocabulary(tokenizer: Tokenizer) -> None:
-    """Refuses a vocabulary that no file could hold, before anything is trained with it.
+    """Refuses a vocabulary that is too large for a model file, before training begins.
 
     Raises:
-        CorpusError: Its symbols are too many or too long together.
+        CorpusError: It has too many symbols, or they are too long.
     """
     size = len(json.dumps(tokenizer.to_json()))  # escaped: no less than what is written
     if size > _VOCABULARY_LIMIT:
         raise CorpusError(
-            f"the vocabulary takes {size:,} bytes and a model file holds {_VOCABULARY_LIMIT:,}: "
-            "lower max_vocabulary_size, or take another tokenizer"
+            f"the vocabulary takes {size:,} bytes, but a model file holds {_VOCABULARY_LIMIT:,}: "
+            "lower max_vocabulary_size, or use another tokenizer"
         )
 
 
 def read_header(path: str | os.PathLike[str]) -> ModelHeader:
-    """Reads what a model file says of itself, without its tensors.
+    """Reads the header of a model file, without its tensors.
 
     Raises:
-        LoadError: It is no model file of this format, or it is damaged.
-        OSError: It cannot be read.
+        LoadError: The file is not a model file of this format, or it is damaged.
+        OSError: The file cannot be read.
     """
     with open_tensors(path) as file:
         return _header(file)
@@ -183,8 +190,8 @@ def read(
         there is one.
 
     Raises:
-        LoadError: It is no model file of this format, or it is damaged.
-        OSError: It cannot be read.
+        LoadError: The file is not a model file of this format, or it is damaged.
+        OSError: The file cannot be read.
     """
     with open_tensors(path) as file:
         header = _header(file)
@@ -193,7 +200,7 @@ def read(
     cell, named = from_torch(tensors)
     if cell is not header.network.cell:
         raise LoadError(
-            f"the file's tensors are those of a {cell} network, its header says "
+            f"the file's tensors are those of a {cell} network, but its header says "
             f"{header.network.cell}"
         )
     novelty = NoveltyIndex.from_tensors(index, header.tokenizer) if index else None

@@ -1,7 +1,7 @@
-"""Panics of packages written in Rust, raised as errors of ours: `no_panics`.
+"""`no_panics` turns panics of packages written in Rust into errors.
 
-PyO3 raises a panic as a `PanicException`, which is a BaseException: nothing that catches errors
-catches it, so it would end the thread that it comes to, whoever else is served there.
+PyO3 raises a panic as a `PanicException`, which is a BaseException: no handler of errors catches
+it, so it would end the thread and whatever else runs there.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from treadle.model.errors import ModelError, PackageError
 
 @contextmanager
 def no_panics(package: str, doing: str, error: type[ModelError] = PackageError) -> Iterator[None]:
-    """Turns a panic within the block into an error; everything else passes.
+    """Turns a panic within the block into an error; other exceptions pass.
 
     Args:
-        package: The package that is called, as pip knows it.
-        doing: What it is asked to do, such as "read a model file".
-        error: What to raise.
+        package: The name of the package on PyPI.
+        doing: The action in the message, such as "read a model file".
+        error: The type of error to raise.
 
     Raises:
         ModelError: The package panicked; of the type `error`.

@@ -1,4 +1,4 @@
-"""Files without a name for what is not to be in memory, and who is asked before they grow."""
+"""`ScratchFolder` makes files without a name for data that does not fit in memory."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import IO
 
 Require = Callable[[int], None]
-"""Asked before so many bytes are written; raises OSError where they may not be."""
+"""Called with a number of bytes before they are written; raises OSError if there is no space."""
 
 
 def anything(size: int) -> None:
-    """A `Require`: any number of bytes may be written."""
+    """Allows any number of bytes: the `Require` without a limit."""
 
 
 @dataclass(frozen=True)
 class ScratchFolder:
-    """A folder for files without a name: they go with whoever has them open or mapped."""
+    """A folder for files without a name, which vanish when they are closed and unmapped."""
 
     path: Path
     """The folder."""
     require: Require = anything
-    """Asked before bytes are written there."""
+    """Called before bytes are written there."""
 
     def new_file(self) -> IO[bytes]:
         """Returns a new file.
@@ -35,9 +35,9 @@ class ScratchFolder:
 
 
 Folder = Path | ScratchFolder
-"""A folder to be written to, with or without somebody to ask."""
+"""A folder to be written to, with or without a limit of space."""
 
 
 def scratch_folder(folder: Folder) -> ScratchFolder:
-    """Returns a folder with whoever is to be asked."""
+    """Returns a folder as a `ScratchFolder`."""
     return folder if isinstance(folder, ScratchFolder) else ScratchFolder(folder)

@@ -1,8 +1,8 @@
-"""The names under which files are written before they are whole, and what a killed writer left.
+"""`write_whole` writes a file whole or not at all, and `remove_leftovers` cleans up after a crash.
 
-A file is written next to its place, as `.NAME.RANDOM.tmp`, and renamed once it is synced. A
-process that is killed meanwhile leaves it; nobody reads it, and whoever has the folder to himself
-removes it.
+A file is written next to its place, as `.NAME.RANDOM.tmp`, and renamed once it is synced. If the
+process is killed in between, the temporary file stays. It is never read, and can be removed by the
+only process that writes to the folder.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pathlib import Path
 from treadle.model.scratch_files import Require, anything
 
 _PIECE_BYTES = 16 << 20
-"""Bytes written between two questions whether there is space for them."""
+"""Bytes written between two calls of `Require`."""
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def temporary_path(path: Path) -> Path:
-    """Returns where a file is written before it takes its place."""
+    """Returns the temporary path of a file that is not complete yet."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """Yields the files in a folder that are not whole; none where there is no such folder.
+    """Yields the incomplete files in a folder; none if the folder does not exist.
 
     Raises:
         OSError: The folder cannot be read.
@@ -40,7 +40,9 @@ def leftovers(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Removes what writers that were killed left in a folder, in which nobody writes now.
+    """Removes incomplete files that killed processes left in a folder.
+
+    No process may be writing to the folder.
 
     Returns:
         How many files were removed.
@@ -63,14 +65,15 @@ def write_whole(
     """Writes a file so that a crash leaves the old one or the new one, never a part.
 
     Args:
-        path: Where to; its folder exists.
+        path: The file; its folder exists.
         data: The content, whole or in parts.
-        previous: What the old file is called from then on; None: it is replaced. A crash may
-            leave it under this name with no file at `path`.
-        require: Asked for all bytes before the first is written, and again as they are.
+        previous: The new path of the old file; None: it is replaced. A crash may leave it there
+            with no file at `path`.
+        require: Called with the number of all bytes before the first is written, and again with
+            each part.
 
     Raises:
-        OSError: It could not be written; the old file is where it was.
+        OSError: The file could not be written; the old file is unchanged.
     """
     parts = [memoryview(part) for part in ([data] if isinstance(data, bytes) else data)]
     require(sum(part.nbytes for part in parts))

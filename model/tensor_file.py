@@ -29,7 +29,7 @@ _TYPES = {
 
 @contextmanager
 def open_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Opens a file of tensors, which are read as NumPy arrays.
+    """Opens a safetensors file.
 
     Args:
         path: The file.
@@ -38,7 +38,7 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
         What `safetensors.safe_open` returns: `keys()`, `metadata()`, `get_tensor(name)`.
 
     Raises:
-        LoadError: It is not a whole safetensors file.
+        LoadError: It is not a complete safetensors file.
         OSError: It cannot be read.
     """
     with Path(path).open("rb"):  # a missing or unreadable file is an OSError, not a damaged one
@@ -47,16 +47,19 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
         try:
             file = safe_open(os.fspath(path), framework="numpy")
         except SafetensorError as fault:
-            raise LoadError(f"the file is no whole safetensors file: {fault}") from fault
+            raise LoadError(f"the file is not a complete safetensors file: {fault}") from fault
         with file:
             yield file
 
 
 def read_tensors(file: Any) -> dict[str, Any]:
-    """Returns all tensors of a file that `open_tensors` opened, by name, as NumPy arrays.
+    """Returns all tensors of a file by name, as NumPy arrays.
+
+    Args:
+        file: The file that `open_tensors` opened.
 
     Raises:
-        LoadError: One has a type that NumPy lacks, such as bfloat16.
+        LoadError: A tensor has a type that NumPy lacks, such as bfloat16.
     """
     try:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -67,13 +70,13 @@ def read_tensors(file: Any) -> dict[str, Any]:
 def safetensors_parts(
     tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]
 ) -> list[bytes | memoryview]:
-    """Returns a safetensors file in parts, byte for byte as its library writes it.
+    """Returns the content of a safetensors file in parts, byte for byte as the library writes it.
 
-    Tensors are written from where they lie, while the library would copy all of them twice.
+    The parts are the tensors' own memory; the library would copy all of them twice.
 
     Args:
         tensors: Arrays by name, of the types in `_TYPES`.
-        metadata: What else the header says; of several keys the order is this one.
+        metadata: The header's metadata; its keys are written in this order.
     """
     whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     order = sorted(whole, key=lambda name: (list(_TYPES).index(whole[name].dtype.str), name))

@@ -1,4 +1,4 @@
-"""Networks trained elsewhere: a PyTorch state dict becomes a model."""
+"""`import_state_dict` makes a model of a PyTorch state dict."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ def import_state_dict(
 ) -> Model:
     """Makes a model of the weights of a PyTorch module (docs/pytorch.md shows which).
 
-    Cell, layers and sizes are told from names and shapes. To read a file, use
+    Cell, layers and sizes follow from names and shapes. To read a file, use
     `safetensors.numpy.load_file`; nothing here unpickles.
 
     Args:
-        state_dict: Tensor by name; anything that `numpy.asarray` reads, detached and on the CPU.
-        tokenizer: How the network read text; its tokens must have the network's ids.
-        tied_weights: Whether the output layer's weights are the embedding's, and stay so where
-            the model is trained on; False keeps two arrays, equal or not.
+        state_dict: Tensors by name; anything that `numpy.asarray` reads, detached and on the CPU.
+        tokenizer: The tokenizer that the network was trained with; its tokens must have the
+            network's ids.
+        tied_weights: Whether the output layer's weights are the embedding's, and stay so in further
+            training; False keeps two arrays, equal or not.
 
     Returns:
         The model, without a training record.
 
     Raises:
-        LoadError: Names or shapes are not those of such a module, a number is not finite,
-            the network is larger than Treadle's are, the vocabulary has another size than the
-            output layer, or weights that are to be tied are not equal.
+        LoadError: Names or shapes are not those of such a module, a number is not finite, the
+            network is larger than a network of Treadle may be, the vocabulary and the output layer
+            differ in size, or weights to be tied are not equal.
     """
     cell, named = from_torch(state_dict)
     vocabulary = named["by"].shape[0]
     if vocabulary != tokenizer.vocabulary_size:
         raise LoadError(
-            f"the network knows {vocabulary} tokens and the tokenizer {tokenizer.vocabulary_size}: "
-            "give the tokenizer that it was trained with"
+            f"the network has {vocabulary} tokens, but the tokenizer {tokenizer.vocabulary_size}: "
+            "give the tokenizer that the network was trained with"
         )
     network = replace(network_of(cell, named), tied_weights=tied_weights)
     try:

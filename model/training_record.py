@@ -1,4 +1,4 @@
-"""What a training run leaves on record in its model."""
+"""`TrainingRecord` records in a model how it was trained."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from treadle.model.errors import ConfigError, LoadError
 from treadle.model.field_checks import MAX_UINT64
 
 EXPLODED = 3.0
-"""A run has diverged whose loss is so many times that of guessing."""
+"""A run whose loss is this many times that of guessing has diverged."""
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How a model came to be."""
+    """The settings, the course and the results of a training run."""
 
     config: TrainConfig
-    """The run's settings as used, defaults filled in."""
+    """The run's settings as used, with defaults filled in."""
     steps: int
     """Optimizer steps done."""
     tokens_seen: int
@@ -30,27 +30,27 @@ class TrainingRecord:
     """Mean nats a token over the progress interval before these weights; NaN without one."""
     valid_loss: float | None
     """Mean nats a token of the validation part, or of a sample of it, under these weights; None
-    without one."""
+    without a validation part."""
     elapsed_s: float
     """Seconds of training, validations and samples included."""
     ended_by: str
-    """What ended the run, in a sentence."""
+    """Why the run ended, in a sentence."""
     weights_step: int = 0
-    """Optimizer steps behind these weights: fewer than `steps` where they are not the last."""
+    """Optimizer steps behind these weights: fewer than `steps` if they are not the last ones."""
     valid_split: Split | None = None
-    """What valid_loss was measured on; None where that is not known."""
+    """The split that valid_loss was measured on; None if it is not known."""
     test_loss: float | None = None
-    """Mean nats a token of the test part under these weights; None without one."""
+    """Mean nats a token of the test part under these weights; None without a test part."""
     test_split: Split | None = None
-    """What test_loss was measured on; None without a test part."""
+    """The split that test_loss was measured on; None without a test part."""
     baseline_loss: float | None = None
-    """An n-gram's mean nats a token of the validation part; None without one."""
+    """An n-gram's mean nats a token of the validation part; None without a validation part."""
     notices: tuple[str, ...] = ()
-    """What there is to know about how the run ended, in sentences."""
+    """Remarks on how the run went, in sentences."""
     valid_tokens: int = 0
-    """Tokens that valid_loss is the mean of; 0 without one, or where that is not known."""
+    """Tokens that valid_loss is the mean of; 0 without it, or if it is not known."""
     test_tokens: int = 0
-    """Tokens that test_loss is the mean of; 0 without one, or where that is not known."""
+    """Tokens that test_loss is the mean of; 0 without it, or if it is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as plain JSON values."""
@@ -59,15 +59,18 @@ class TrainingRecord:
 
     @classmethod
     def from_json(cls, data: object) -> TrainingRecord:
-        """Builds a record from what `to_json` returned.
+        """Builds a record from JSON values.
+
+        Args:
+            data: The values that `to_json` returned.
 
         Raises:
-            LoadError: `data` is not that.
+            LoadError: `data` is something else.
         """
         if not isinstance(data, Mapping):
-            raise LoadError("the training record cannot be read: it is no mapping")
+            raise LoadError("the training record cannot be read: it is not a mapping")
         try:
-            loss, valid = data["train_loss"], data["valid_loss"]
+            loss = data["train_loss"]
             elapsed = float(data["elapsed_s"])
             if not (math.isfinite(elapsed) and elapsed >= 0):
                 raise ValueError(f"elapsed_s is {elapsed}, and must be 0 or more")
@@ -77,10 +80,10 @@ class TrainingRecord:
                 steps=_count(data, "steps"),
                 tokens_seen=_count(data, "tokens_seen"),
                 train_loss=math.nan if loss is None else float(loss),
-                valid_loss=_float(valid),
+                valid_loss=_float(data["valid_loss"]),
                 elapsed_s=elapsed,
                 ended_by=str(data["ended_by"]),
-                # What older files lack: their weights are the last ones.
+                # Older files lack it: their weights are the last ones.
                 weights_step=_count(data, "weights_step" if "weights_step" in data else "steps"),
                 valid_split=None if splits[0] is None else Split(splits[0]),
                 test_loss=_float(data.get("test_loss")),
@@ -95,7 +98,12 @@ class TrainingRecord:
 
 
 def exploded(loss: float, V: int) -> tuple[str, ...]:
-    """Says that a run's last loss is far above that of guessing among V tokens, if it is."""
+    """Returns a notice that a run's last loss is far above that of guessing, if it is.
+
+    Args:
+        loss: The last loss, in mean nats a token.
+        V: Tokens in the vocabulary.
+    """
     guessing = math.log(max(V, 2))
     if not loss > EXPLODED * guessing:
         return ()
@@ -110,11 +118,11 @@ def _float(value: Any) -> float | None:
 
 
 def _count(data: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    """Returns a field that counts something.
+    """Returns a field that is a count.
 
     Raises:
         KeyError: It is missing, and there is no default.
-        ValueError: It is below 0, or above what 64 bits hold.
+        ValueError: It is below 0, or does not fit into 64 bits.
     """
     count = int(data[name] if default is None else data.get(name, default))
     if not 0 <= count <= MAX_UINT64:

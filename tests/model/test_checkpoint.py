@@ -285,26 +285,26 @@ def test_every_truncation_is_refused(stored: Path) -> None:
     raw = stored.read_bytes()
     for size in [*range(40), *range(40, len(raw), 97), len(raw) - 1]:
         stored.write_bytes(raw[:size])
-        assert "is no whole safetensors file" in refusal(stored)
+        assert "is not a complete safetensors file" in refusal(stored)
         with pytest.raises(LoadError):
             read_header(stored)
     stored.write_bytes(raw + b"\0")
-    assert "is no whole safetensors file" in refusal(stored)
+    assert "is not a complete safetensors file" in refusal(stored)
 
 
 @pytest.mark.parametrize("raw", [b"", b"hello", b"\0" * 99, b"\xff" * 99, b"PK\x03\x04" * 99])
 def test_garbage_is_refused(raw: bytes, tmp_path: Path) -> None:
     (tmp_path / "model").write_bytes(raw)
-    assert "is no whole safetensors file" in refusal(tmp_path / "model")
+    assert "is not a complete safetensors file" in refusal(tmp_path / "model")
 
 
 def test_a_foreign_file_is_told_the_way_in(tmp_path: Path) -> None:
     path = tmp_path / "model"
     save_file({"rnn.weight_hh_l0": np.zeros((2, 2), np.float32)}, path)
-    assert "is no Treadle model" in refusal(path)
+    assert "is not a Treadle model" in refusal(path)
     assert "import_state_dict" in refusal(path)
     save_file({"x": np.zeros(2, np.float32)}, path, metadata={"format": "pt"})
-    assert "is no Treadle model" in refusal(path)
+    assert "is not a Treadle model" in refusal(path)
 
 
 def test_any_one_byte_may_be_damaged(stored: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_damaged_header_is_refused(text: str, stored: Path) -> None:
 @pytest.mark.parametrize("version", ["2", "0", 1, None])
 def test_another_format_is_refused(version: object, stored: Path) -> None:
     change(stored, "format", to=version)
-    assert f"the file has format {version!r}, and this Treadle reads '1'" in refusal(stored)
+    assert f"the file has format {version!r}, but this Treadle reads only '1'" in refusal(stored)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_another_format_is_refused(version: object, stored: Path) -> None:
         (["network", "hidden_size"], -1, r"network\.hidden_size"),
         (["network", "hidden_size"], 4096, "has shape"),
         (["network", "layers"], 2, "do not fit the network"),
-        (["network", "cell"], "gru", "of a lstm network, its header says gru"),
+        (["network", "cell"], "gru", "of a lstm network, but its header says gru"),
         (["network", "embedding_size"], 0, "embedding"),
         (["network", "colour"], "red", r"network\.colour"),
         (["tokenizer"], 7, "tokenizer cannot be read"),

@@ -119,9 +119,9 @@ def test_what_was_given_is_copied() -> None:
 def test_another_vocabulary_is_refused_with_both_sizes() -> None:
     golden = load_golden("rnn_1layer")
     size = golden.parameters["by"].size
-    with pytest.raises(LoadError, match=f"knows {size} tokens and the tokenizer {size + 1}"):
+    with pytest.raises(LoadError, match=f"has {size} tokens, but the tokenizer {size + 1}"):
         import_state_dict(golden.state_dict, letters(size + 1))
-    with pytest.raises(LoadError, match="and the tokenizer 256: give the tokenizer that"):
+    with pytest.raises(LoadError, match="but the tokenizer 256: give the tokenizer that"):
         import_state_dict(golden.state_dict, build_tokenizer(TokenizerConfig(TokenizerKind.BYTES)))
 
 

@@ -1,0 +1,73 @@
+"""`kernel_folder` and its neighbours report on compiled kernels and clean up their cache."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from treadle.kernels import cache_folder
+from treadle.kernels import jit as policy
+from treadle.kernels.jit import KERNELS, TARGET, TEMPORARY_CACHE
+
+_UNFINISHED_S = 2 * 86_400.0
+"""Seconds after which an incomplete file of compiled code must be left by a killed process."""
+
+
+def compiled_for() -> str:
+    """Returns the processor that kernels are compiled for, in LLVM's naming."""
+    return TARGET.name
+
+
+def kernels_ready() -> tuple[int, int]:
+    """Returns how many kernels are compiled so far, and how many there are.
+
+    Kernels that are loaded from the disk cache are counted once Python has called them.
+    """
+    compiled = sum(1 for kernel in KERNELS if getattr(kernel, "signatures", None))
+    return compiled, len(KERNELS)
+
+
+def kernel_folder() -> str:
+    """Returns the folder of compiled kernels; empty if kernels are not compiled."""
+    return str(policy.config.CACHE_DIR or "")  # type: ignore[attr-defined]
+
+
+def temporary_kernels() -> str:
+    """Returns why compiled kernels are kept only until this process ends; empty if they stay."""
+    return TEMPORARY_CACHE
+
+
+def drop_temporary_kernels() -> None:
+    """Removes compiled kernels that must not outlive this process; nothing may be compiled then.
+
+    A process does so by itself when it ends, except by `os._exit`.
+    """
+    cache_folder.remove_temporary_folders()
+
+
+def sweep_temporary_kernels() -> int:
+    """Removes compiled kernels that killed processes left.
+
+    These are temporary folders whose process has ended, and files in the folder of this process
+    that have been incomplete for days.
+
+    Returns:
+        How many folders and files were removed.
+
+    Raises:
+        OSError: The disk failed.
+    """
+    count = 0
+    for folder in cache_folder._abandoned(Path(tempfile.gettempdir())):
+        shutil.rmtree(folder, ignore_errors=True)
+        count += 1
+    home = kernel_folder()
+    for path in Path(home).rglob("*.tmp.*") if home else ():
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _UNFINISHED_S:
+                path.unlink()
+                count += 1
+    return count
