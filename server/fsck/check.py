@@ -119,19 +119,19 @@ def _check_places(root: Path, report: Report) -> None:
             aside = partial(put_aside, root, place, name)
             if name == DAMAGED:
                 aside = partial(os.rename, place, root / f"{DAMAGED}-{secrets.token_hex(4)}")
-            report.mend("it is no directory", place, action, aside)
+            report.repair("it is no directory", place, action, aside)
     tmp = root / "tmp"
     if tmp.is_symlink() or (tmp.exists() and not tmp.is_dir()):
-        report.mend("it is no directory", tmp, "removed", partial(remove_whole, tmp))
+        report.repair("it is no directory", tmp, "removed", partial(remove_whole, tmp))
     database = root / DATABASE_FILE
     files.check_no_link(database)
     if database.exists() and not database.is_file():
         action = f"moved to {DAMAGED}/"
-        report.mend("it is no file", database, action, partial(put_aside, root, database, "db"))
+        report.repair("it is no file", database, action, partial(put_aside, root, database, "db"))
 
 
 def _check_tmp(root: Path, report: Report) -> None:
     tmp = root / "tmp"
     for path in sorted(tmp.iterdir()) if tmp.is_dir() and not tmp.is_symlink() else []:
         what = "it was being made when the server died"
-        report.mend(what, path, "removed", partial(remove_whole, path))
+        report.repair(what, path, "removed", partial(remove_whole, path))

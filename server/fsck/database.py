@@ -69,7 +69,7 @@ def open_database(root: Path, report: Report) -> tuple[Database | None, bool]:
     path = root / DATABASE_FILE
     if (root / REPAIRED_FILE).is_file():
         what = "an earlier repair of the database was cut off"
-        report.mend(what, path, "finished", partial(_take_place, root))
+        report.repair(what, path, "finished", partial(_take_place, root))
     if not path.is_file():
         return None, False
     database, found = _open(path, report)
@@ -78,10 +78,10 @@ def open_database(root: Path, report: Report) -> tuple[Database | None, bool]:
         if not review.faults:
             return database, False
         _tell_rows(report, path, review)
-        if report.repair:
+        if report.may_repair:
             _rebuild(root, review)
         database.close()
-        return (Database(path) if report.repair else None), True
+        return (Database(path) if report.may_repair else None), True
     return _salvage(root, report, found)
 
 
@@ -94,7 +94,7 @@ def _open(path: Path, report: Report) -> tuple[Database | None, str]:
     except DatabaseError as error:
         return None, str(error.__cause__ or error)
     found = _damage(database)
-    if found or not report.repair:
+    if found or not report.may_repair:
         if found:
             database.close()
         return (None if found else database), found
@@ -120,7 +120,7 @@ def _salvage(root: Path, report: Report, found: str) -> tuple[Database | None, b
     what = f"the database is damaged ({found})"
     review = _Review(Salvage(path).rows)
     if not review.jobs and not review.kept:
-        report.mend(
+        report.repair(
             what,
             path,
             f"moved to {DAMAGED}/ with the jobs' directories; models stay, jobs and aliases are "
@@ -131,16 +131,16 @@ def _salvage(root: Path, report: Report, found: str) -> tuple[Database | None, b
     kept = ", ".join(f"{review.kept[table]:,} {table}" for table in TABLES)
     action = f"rebuilt from what can be read ({kept}); the damaged one is moved to {DAMAGED}/"
     before = len(report.findings)
-    report.mend(what, path, action, partial(_rebuild, root, review))
+    report.repair(what, path, action, partial(_rebuild, root, review))
     _tell_rows(report, path, review)
-    if not report.repair or "could not" in report.findings[before].action:
+    if not report.may_repair or "could not" in report.findings[before].action:
         return None, True
     return Database(path), True
 
 
 def _tell_rows(report: Report, path: Path, review: _Review) -> None:
     done = f"the row as it was is in {DAMAGED}/{LEFT_OUT_FILE}"
-    advice = done if report.repair else f"with --repair {done}"
+    advice = done if report.may_repair else f"with --repair {done}"
     for what in review.faults[:_NAMED]:
         report.note(what, path, advice)
     if len(review.faults) > _NAMED:
@@ -361,8 +361,8 @@ def check_events(report: Report, database: Database, path: Path) -> None:
     """
     for job, last in database.uncounted_events():
         work = partial(database.count_events, job, last)
-        report.mend(f"job {job} has more events than its record says", path, "counted", work)
+        report.repair(f"job {job} has more events than its record says", path, "counted", work)
     for job, last in database.lost_events():
         work = partial(database.add_lost_event, job, last, time.time())
         what = f"the last events of job {job} are missing"
-        report.mend(what, path, "made up for by an event that says nothing", work)
+        report.repair(what, path, "made up for by an event that says nothing", work)

@@ -17,6 +17,7 @@ from treadle.server.errors import StatusError
 from treadle.server.failures import DatabaseError
 from treadle.server.fsck.report import DAMAGED, Report, put_aside, remove_whole
 from treadle.server.names import is_name
+from treadle.server.storage import model_version
 from treadle.server.storage.data_dir import DATABASE_FILE
 from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage
@@ -46,14 +47,14 @@ def check_jobs(
         DatabaseError: The database failed.
     """
     for row in _unfinished(database):
-        if damage(row):  # told already
+        if damage(row):  # reported already
             continue
         files = root / "jobs" / row.id
         fault = _fault(row, files, corpora)
         if fault:
-            what = f"job {row.id} cannot go on: {fault}"
+            what = f"job {row.id} cannot continue: {fault}"
             work = partial(_fail, database, row.id, fault)
-            report.mend(what, root / DATABASE_FILE, "marked as failed", work)
+            report.repair(what, root / DATABASE_FILE, "marked as failed", work)
         own = files.is_dir() and not files.is_symlink()
         for path in sorted(files.glob("*.safetensors")) if own else []:
             _check_file(root, report, path)
@@ -65,7 +66,7 @@ def check_jobs(
             _put_directory_aside(root, report, place, what)
         elif database.job(place.name) is None:
             what = "it is the directory of a job that is not there"
-            report.mend(what, place, "removed", partial(remove_whole, place))
+            report.repair(what, place, "removed", partial(remove_whole, place))
 
 
 def put_jobs_aside(root: Path, report: Report) -> None:
@@ -85,7 +86,7 @@ def put_jobs_aside(root: Path, report: Report) -> None:
 
 def _put_directory_aside(root: Path, report: Report, place: Path, what: str) -> None:
     action = f"moved to {DAMAGED}/jobs/{place.name}"
-    report.mend(what, place, action, partial(put_aside, root, place, "jobs", place.name))
+    report.repair(what, place, action, partial(put_aside, root, place, "jobs", place.name))
 
 
 def _directories(root: Path) -> list[Path]:
@@ -103,15 +104,15 @@ def _unfinished(database: Database) -> list[JobRow]:
 
 
 def _fault(row: JobRow, files: Path, corpora: Set[str]) -> str:
-    """Returns why a job cannot go on, as a sentence; empty where it can."""
+    """Returns why a job cannot continue, as a sentence; empty where it can."""
     try:
         missing = [sha256 for sha256 in row.corpora() if sha256 not in corpora]
     except DatabaseError as error:
         return str(error)
     if missing:
         return f"its corpus {missing[0]} is missing or damaged: train again from the file"
-    if row.init_from and not _opens(files / INIT_FILE):
-        return f"its copy of the model that it goes on from, {row.init_from}, is missing or damaged"
+    if row.init_from and not _may_be_whole(files / INIT_FILE):
+        return f"its copy of the model that it started from, {row.init_from}, is missing or damaged"
     return ""
 
 
@@ -136,15 +137,21 @@ def _fail(database: Database, job: str, fault: str) -> None:
 
 def _check_file(root: Path, report: Report, path: Path) -> None:
     """Checks a checkpoint or a model that a job published."""
-    if _opens(path):
-        return
     job = path.parent.name
+    previous = path.with_name(path.name + _PREVIOUS)
+    try:
+        if _is_whole(path):
+            return
+        previous_is_whole = _is_whole(previous)
+    except OSError as error:  # the file may well be whole, and the job may need it
+        what = f"the checkpoint of job {job} cannot be read ({error})"
+        report.note(what, path, "check the permissions and the disk")
+        return
     what = f"the checkpoint of job {job} is damaged"
     aside = partial(put_aside, root, path, "jobs", job, path.name)
-    previous = path.with_name(path.name + _PREVIOUS)
-    if not _opens(previous):
+    if not previous_is_whole:
         action = f"moved to {DAMAGED}/jobs/{job}; the job does without it"
-        report.mend(what, path, action, aside)
+        report.repair(what, path, action, aside)
         return
 
     def go_back() -> None:
@@ -152,17 +159,30 @@ def _check_file(root: Path, report: Report, path: Path) -> None:
         os.replace(previous, path)
 
     action = f"moved to {DAMAGED}/jobs/{job}; the one before it takes its place"
-    report.mend(what, path, action, go_back)
+    report.repair(what, path, action, go_back)
 
 
-def _opens(path: Path) -> bool:
-    """Returns whether a file is a whole safetensors file; of a state, whether its hash is right."""
-    if not path.is_file():  # a pipe would keep us waiting for ever
+def _may_be_whole(path: Path) -> bool:
+    """Returns whether a file is whole, as `_is_whole`; True where it cannot be read just now."""
+    try:
+        return _is_whole(path)
+    except OSError:
+        return True
+
+
+def _is_whole(path: Path) -> bool:
+    """Returns whether a file is whole: of a checkpoint, whether its hash is right.
+
+    Raises:
+        OSError: The file cannot be read, which says nothing of its content.
+    """
+    if not path.is_file():  # reading a pipe would never end
         return False
+    model_version.file_hash(path)  # reads every byte; what is below takes a failure for damage
     if path.name.startswith(STATE_FILE):
         return is_whole(path)
     try:
         with open_tensors(path):
             return True
-    except (LoadError, OSError):
+    except LoadError:
         return False

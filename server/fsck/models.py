@@ -49,7 +49,7 @@ def _check_version(root: Path, report: Report, place: Path, newest: bool) -> Non
     if not any(place.iterdir()):
         if not newest:  # the newest keeps its number from being given again
             what = "it is the empty directory of a version that is not the newest"
-            report.mend(what, place, "removed", place.rmdir)
+            report.repair(what, place, "removed", place.rmdir)
         return
     try:
         damage = _damage(place)
@@ -60,10 +60,10 @@ def _check_version(root: Path, report: Report, place: Path, newest: bool) -> Non
     if damage:
         name, number = place.parent.name, place.name
         action = f"moved to {DAMAGED}/{name}/{number}"
-        report.mend(damage, place, action, partial(_put_version_aside, root, place, newest))
+        report.repair(damage, place, action, partial(_put_version_aside, root, place, newest))
     elif model_version.recorded(place) is None:
         what = "there is no hash to be read of the model"
-        report.mend(what, place / HASH_FILE, "written", partial(_record, place))
+        report.repair(what, place / HASH_FILE, "written", partial(_record, place))
 
 
 def _damage(place: Path) -> str:
@@ -106,7 +106,7 @@ def check_aliases(root: Path, report: Report, database: Database) -> None:
         home = root / "models" / model
         if not (home / str(version) / MODEL_FILE).is_file():
             what = f"alias {alias} names version {version}, which is not there"
-            report.mend(what, home, "removed", partial(database.delete_alias, model, alias))
+            report.repair(what, home, "removed", partial(database.delete_alias, model, alias))
 
 
 def check_corpora(root: Path, report: Report) -> set[str]:
@@ -136,7 +136,7 @@ def check_corpora(root: Path, report: Report) -> set[str]:
             continue
         what = "it is no corpus with the hash that is its name"
         action = f"moved to {DAMAGED}/corpora/{path.name}"
-        report.mend(what, path, action, partial(put_aside, root, path, "corpora", path.name))
+        report.repair(what, path, action, partial(put_aside, root, path, "corpora", path.name))
     return whole
 
 
@@ -155,4 +155,4 @@ def check_corpus_rows(root: Path, report: Report, database: Database) -> None:
         path = root / "corpora" / sha256
         if not path.is_file():
             what = "the database knows this corpus, and it is not there"
-            report.mend(what, path, "forgotten", partial(database.forget_corpus, sha256))
+            report.repair(what, path, "forgotten", partial(database.forget_corpus, sha256))

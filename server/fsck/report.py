@@ -38,8 +38,8 @@ def _escaped(character: str) -> str:
 class Report:
     """What a check found."""
 
-    repair: bool
-    """Whether it was to repair."""
+    may_repair: bool
+    """Whether what is wrong is repaired as well."""
     findings: list[Finding] = field(default_factory=list)
     """Everything that is wrong, in the order in which it was found."""
 
@@ -52,7 +52,7 @@ class Report:
         """Adds a finding that is not repaired here."""
         self.findings.append(Finding(what, where, advice))
 
-    def mend(self, what: str, where: Path, action: str, work: Callable[[], object]) -> None:
+    def repair(self, what: str, where: Path, action: str, work: Callable[[], object]) -> None:
         """Adds a finding, and repairs it where that is wanted.
 
         Args:
@@ -61,7 +61,7 @@ class Report:
             action: The repair, as a participle: `removed`.
             work: The repair; an OSError of it becomes part of the finding.
         """
-        if not self.repair:
+        if not self.may_repair:
             self.findings.append(Finding(what, where, f"with --repair it is {action}"))
             return
         try:

@@ -22,9 +22,22 @@ class ModelLimits:
 DEFAULT_LIMITS = ModelLimits()
 
 
+def counted(count: int, thing: str, things: str = "") -> str:
+    """Returns a number with its noun, such as `1 model` or `2 models`.
+
+    Args:
+        count: The number.
+        thing: The noun.
+        things: Its plural; empty: the noun with an s.
+    """
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {things or thing + 's'}"
+
+
 def too_many_models(count: int) -> StatusError:
     """Returns what refuses a new model; `count` are there."""
-    return precondition(f"there are {count:,} models, and no more may be made: delete some first")
+    return precondition(
+        f"the server has {counted(count, 'model')}, and no more may be made: delete some first"
+    )
 
 
 def too_many_versions(model: str, count: int, coming: int) -> StatusError:
@@ -35,9 +48,9 @@ def too_many_versions(model: str, count: int, coming: int) -> StatusError:
         count: Versions that it has.
         coming: Versions that jobs are to make.
     """
-    jobs = f" and {coming:,} unfinished jobs" if coming else ""
+    jobs = f" and {counted(coming, 'unfinished job')}" if coming else ""
     return precondition(
-        f"model {model!r} has {count:,} versions{jobs}, and no more may be made: "
+        f"model {model!r} has {counted(count, 'version')}{jobs}, and no more may be made: "
         "delete versions first, or take another name"
     )
 
@@ -45,6 +58,6 @@ def too_many_versions(model: str, count: int, coming: int) -> StatusError:
 def too_many_aliases(model: str, count: int) -> StatusError:
     """Returns what refuses a new alias; `count` are there."""
     return precondition(
-        f"model {model!r} has {count:,} aliases, and no more may be made: "
+        f"model {model!r} has {counted(count, 'alias', 'aliases')}, and no more may be made: "
         "move or delete one of them"
     )

@@ -197,7 +197,7 @@ def test_jobs_whose_corpus_is_lost_are_marked_as_failed(root: Path, damaged: boo
     # Unless it is repaired, a damaged corpus still is where the database says.
     assert len(found) == len(done) - damaged == 4
     for state in ("queued", "running", "paused"):
-        assert sum(f"job {state} cannot go on" in text for text in done) == 1
+        assert sum(f"job {state} cannot continue" in text for text in done) == 1
     assert check(root, repair=True).clean
     assert (root / "damaged" / "corpora" / CORPUS).exists() == damaged
     database = Database(root / DATABASE_FILE)
@@ -256,7 +256,7 @@ def test_a_job_that_has_its_first_model_goes_on(root: Path) -> None:
     first.write_bytes(first.read_bytes()[:-1])
     done = [str(finding) for finding in check(root, repair=True).findings]
     assert len(done) == 2  # the job, and the file
-    assert "job paused cannot go on" in done[0]
+    assert "job paused cannot continue" in done[0]
     assert check(root, repair=True).clean
 
 
@@ -284,6 +284,28 @@ def test_damaged_checkpoints_give_way_to_the_one_before(root: Path, previous: by
         assert not before.exists()
     else:
         assert not path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_damaged(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = root / "jobs" / "running" / "state.safetensors"
+    file_hash = model_version.file_hash
+
+    def unreadable(file: Path) -> str:
+        if file == path:
+            raise OSError(number, os.strerror(number), str(file))
+        return file_hash(file)
+
+    monkeypatch.setattr(model_version, "file_hash", unreadable)
+    (finding,) = check(root, repair=True).findings
+    assert finding.where == path
+    assert "checkpoint of job running cannot be read" in finding.what
+    assert finding.action == "check the permissions and the disk"
+    assert path.exists()
+    monkeypatch.undo()
+    assert check(root, repair=True).clean
 
 
 @pytest.mark.parametrize("damage", ["random", "zeros", "cut", "text"])

@@ -36,7 +36,7 @@ def test_versions(data_dir: DataDir) -> None:
         put_model(data_dir, "m")
     data_dir.models.check_new("m")
     data_dir.models.check_new("m", coming=["other"] * 10)
-    with refused("model 'm' has 3 versions and 1 unfinished jobs, and no more may be made"):
+    with refused("model 'm' has 3 versions and 1 unfinished job, and no more may be made"):
         data_dir.models.check_new("m", coming=["other", "m"])
     put_model(data_dir, "m")
     with refused("model 'm' has 4 versions, and no more may be made: delete versions first"):
@@ -49,10 +49,10 @@ def test_models(data_dir: DataDir) -> None:
     for name in ("a", "b"):
         put_model(data_dir, name)
     data_dir.models.check_new("c")
-    with refused("there are 2 models, and no more may be made"):
+    with refused("the server has 2 models, and no more may be made"):
         data_dir.models.check_new("c", coming=["d"])
     put_model(data_dir, "c")
-    with refused("there are 3 models"):
+    with refused("the server has 3 models"):
         data_dir.models.check_new("d")
     data_dir.models.check_new("a")
     data_dir.models.delete("b", None)
@@ -78,11 +78,11 @@ def test_a_train_call_is_refused_before_its_corpus(start: Callable[..., Server])
     assert caller.trained(tiny_spec("m")).version == 1
     running = caller.train(long_spec("m"), TEXT)
     job = first_progress(running).job
-    with pytest.raises(grpc.RpcError, match="has 1 versions and 1 unfinished jobs") as caught:
+    with pytest.raises(grpc.RpcError, match="has 1 version and 1 unfinished job,") as caught:
         list(caller.train(tiny_spec("m"), source=[pb.TrainRequest(spec=tiny_spec("m"))]))
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     caller.stub.CancelJob(pb.CancelJobRequest(job=job), timeout=PATIENCE_S)
     caller.stub.SetAlias(pb.SetAliasRequest(model="m", alias="a"), timeout=PATIENCE_S)
-    with pytest.raises(grpc.RpcError, match="has 1 aliases") as caught:
+    with pytest.raises(grpc.RpcError, match="has 1 alias, and") as caught:
         caller.stub.SetAlias(pb.SetAliasRequest(model="m", alias="b"), timeout=PATIENCE_S)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
