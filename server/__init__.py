@@ -1,4 +1,4 @@
-"""The gRPC service: it knows the wire contract on one side and the models on the other.
+"""The gRPC server: it implements the contract with the models of `treadle.model`.
 
-Nothing is imported here, so that `treadle-server --check-health` starts without NumPy and Numba.
+It imports nothing, so that `treadle-server --check-health` starts without NumPy and Numba.
 """

@@ -1,6 +1,7 @@
-"""The `treadle-server` command, as `python -m treadle.server` too; see `cli`.
+"""`main` runs the `treadle-server` command, also as `python -m treadle.server`; see `cli`.
 
-What it needs is imported late: a signal during the imports would otherwise end in a traceback.
+Everything else is imported after the signal handlers are set, since a signal during the imports
+would end in a traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ def main() -> int:
     """Runs the command.
 
     Returns:
-        The exit code; 130 after Ctrl-C and 143 after SIGTERM before the server takes them itself.
+        The exit code; 130 after Ctrl-C and 143 after SIGTERM, before the server
+        handles them itself.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)

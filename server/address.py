@@ -1,7 +1,7 @@
-"""Where a server listens: HOST:PORT, or a Unix domain socket.
+"""`address_fault` checks the address of a server: HOST:PORT or a Unix domain socket.
 
-A client reads addresses in `treadle.client.address`; both are held to tests/vectors/addresses.json.
-Light on purpose, as `config`: the health check must not import NumPy.
+`treadle.client.address` checks addresses for clients; tests/vectors/addresses.json holds both to
+the same rules. The health check imports this module, so that it must not import NumPy.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from contextlib import suppress
 from pathlib import Path
 
 FORMS = "HOST:PORT, unix:/PATH or unix-abstract:NAME"
-"""What an address may look like."""
+"""The forms of an address."""
 
 _MAX_SOCKET_BYTES = 107
-"""The longest path of a socket that Linux takes."""
+"""Bytes of the longest socket path on Linux."""
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
 class AddressError(Exception):
-    """The server cannot listen where it should. The message is one sentence."""
+    """The server cannot listen on its address. The message is one sentence."""
 
 
 def address_fault(address: str) -> str:
-    """Returns what is wrong with the form of an address, to be read behind it; empty: nothing."""
+    """Returns what is wrong with the form of an address, as a clause that follows it, or ''."""
     if not address.strip():
         return f"is empty; give {FORMS}"
     if address.startswith("unix:"):
@@ -48,7 +48,7 @@ def _tcp_fault(address: str) -> str:
     if not colon or not port or address.endswith("]"):
         return f"lacks a port; give {FORMS}"
     if not host:
-        return "lacks a host; 0.0.0.0 or [::] listens everywhere"
+        return "lacks a host; 0.0.0.0 or [::] listens on every network"
     if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
         return f"ends in {port!r}, which is no port from 0 to 65535"
     if ":" in host or "[" in host:
@@ -62,42 +62,42 @@ def _tcp_fault(address: str) -> str:
 
 
 def reachable(address: str) -> str:
-    """Returns where to reach a server that listens on `address`.
+    """Returns the address at which this machine reaches a server that listens on `address`.
 
     Args:
-        address: As given to the server; 0.0.0.0 and [::] stand for every interface.
+        address: The address as given to the server; 0.0.0.0 and [::] are every interface.
     """
     host, colon, port = address.rpartition(":")
     return f"{_EVERYWHERE.get(host, host)}{colon}{port}"
 
 
 def exposure(address: str) -> str:
-    """Returns who reaches a server beyond its own machine, as a noun phrase; empty: nobody.
+    """Returns who can reach a server from other machines, as a noun phrase; '' for nobody.
 
     Args:
-        address: As given to the server, and of a form that `address_fault` takes.
+        address: The address as given to the server, in which `address_fault` finds no fault.
     """
     if address.startswith(("unix:", "unix-abstract:")):
         return ""
     host = address.rpartition(":")[0]
     if host in _EVERYWHERE:
         return "everybody on any network that this machine or container is in"
-    places = _places(host.strip("[]"))
-    return "" if all(map(_is_loopback, places)) else f"everybody who reaches {host}"
+    addresses = _addresses(host.strip("[]"))
+    return "" if all(map(_is_loopback, addresses)) else f"everybody who reaches {host}"
 
 
-def _places(host: str) -> list[str]:
-    """Returns the IP addresses of a host; a host that is unknown is taken as it stands."""
+def _addresses(host: str) -> list[str]:
+    """Returns the IP addresses of a host; of an unknown host its name."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
         return [host]
-    return [str(place[0]) for *_, place in found]
+    return [str(address[0]) for *_, address in found]
 
 
-def _is_loopback(place: str) -> bool:
+def _is_loopback(text: str) -> bool:
     try:
-        address = ipaddress.ip_address(place)
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
@@ -105,30 +105,28 @@ def _is_loopback(place: str) -> bool:
 
 
 def socket_path(address: str) -> Path | None:
-    """Returns the file of the socket that an address names; None where it names none."""
+    """Returns the path of the socket that an address names; None for other addresses."""
     return Path(_socket_text(address)) if address.startswith("unix:") else None
 
 
 def clear_socket(path: Path) -> None:
-    """Removes the socket that a killed server left, if there is one.
+    """Removes the socket that a killed server has left, if there is one.
 
-    gRPC itself would take the place of a server that listens there without a word.
+    gRPC itself would silently replace the socket of a server that still listens.
 
     Raises:
-        AddressError: A server listens there, or the file is something else.
+        AddressError: A server listens there, or the file is not a socket.
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise AddressError(
-                f"cannot listen on unix:{path}: a file that is no socket has that name"
-            )
+            raise AddressError(f"cannot listen on unix:{path}: a file of that name is not a socket")
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(5.0)
             probe.connect(os.fspath(path))
     except FileNotFoundError:
         return
     except ConnectionRefusedError:
-        with suppress(OSError):  # what stays is said when the server cannot listen
+        with suppress(OSError):  # if it stays, the server reports that it cannot listen
             path.unlink()
         return
     except OSError as error:
@@ -137,9 +135,9 @@ def clear_socket(path: Path) -> None:
 
 
 def listening_fault(address: str) -> str:
-    """Returns why nothing can listen on an address, in the operating system's words.
+    """Returns why no server can listen on an address, in the operating system's words.
 
-    Asked only after gRPC, which says nothing, has failed.
+    Called after gRPC has failed, which gives no reason.
     """
     path = socket_path(address)
     try:
@@ -149,16 +147,16 @@ def listening_fault(address: str) -> str:
             path.unlink()
         elif not address.startswith("unix-abstract:"):
             host, _, port = address.rpartition(":")
-            for family, kind, _, _, place in socket.getaddrinfo(
+            for family, kind, _, _, target in socket.getaddrinfo(
                 host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             ):
                 with socket.socket(family, kind) as probe:
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(place)
+                    probe.bind(target)
                     probe.listen()
     except OSError as error:
         return (error.strerror or str(error)).lower()
-    return "it is in use, or is no address of this machine"
+    return "it is in use, or is not an address of this machine"
 
 
 def _socket_text(address: str) -> str:

@@ -197,7 +197,8 @@ def read_config(flags: Mapping[str, str | None], environment: Mapping[str, str])
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for item in dataclasses.fields(ServerConfig):
-        flag, variable = "--" + item.name.replace("_", "-"), PREFIX + item.name.upper()
+        flag = "--" + item.name.replace("_", "-")
+        variable = PREFIX + item.name.upper()
         given = flags.get(item.name)
         source, text = (variable, environment.get(variable)) if given is None else (flag, given)
         if text is None:

@@ -286,7 +286,8 @@ class ServerConfig:
         for item in dataclasses.fields(self):
             if not item.metadata:
                 continue
-            least, most = item.metadata["least"], item.metadata["most"]
+            least = item.metadata["least"]
+            most = item.metadata["most"]
             value = getattr(self, item.name)
             if not (least <= value <= most and math.isfinite(value)):
                 shown = most if isinstance(most, int) else f"{most:.0f}"

@@ -1,17 +1,17 @@
-"""How errors become gRPC statuses: one table, and the rich details that google.rpc defines.
+"""`StatusError` ends an RPC with a status; `from_exception` maps every exception to one.
 
 ::
 
-    StatusError                     ends an RPC with a status that the client is meant to see
-    any ModelError                  by `CODES`, below
+    StatusError                     the status that it holds
+    any ModelError                  see `CODES`
     OSError: no space left          RESOURCE_EXHAUSTED
-    DamagedDatabaseError            DATA_LOSS
     OSError: too many open files    RESOURCE_EXHAUSTED
+    DamagedDatabaseError            DATA_LOSS
     MemoryError                     ABORTED
-    anything else                   INTERNAL with an id that the log has too; never a traceback
+    anything else                   INTERNAL with an id that the log contains; never a traceback
 
-INVALID_ARGUMENT carries BadRequest; NOT_FOUND, ALREADY_EXISTS and DATA_LOSS carry ResourceInfo;
-RESOURCE_EXHAUSTED and UNAVAILABLE carry RetryInfo.
+Statuses carry details of google.rpc: INVALID_ARGUMENT carries BadRequest. NOT_FOUND,
+ALREADY_EXISTS and DATA_LOSS carry ResourceInfo. RESOURCE_EXHAUSTED and UNAVAILABLE carry RetryInfo.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from treadle.server.failures import DamagedDatabaseError, NoSpaceError, is_full,
 logger = logging.getLogger(__name__)
 
 CODES: dict[type[ModelError], grpc.StatusCode] = {
-    # A request that fits the contract but not this model, for instance a policy it lacks.
+    # A request that is legal but does not fit this model, for instance a policy that it lacks.
     ModelError: grpc.StatusCode.FAILED_PRECONDITION,
     ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
     EffortError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -57,35 +57,35 @@ CODES: dict[type[ModelError], grpc.StatusCode] = {
     EncodingError: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownSymbolError: grpc.StatusCode.INVALID_ARGUMENT,
     LoadError: grpc.StatusCode.DATA_LOSS,
-    # Of callers of `treadle.model.network.layer`; no request comes there.
+    # Raised for callers of `treadle.model.network.layer`, which no request reaches.
     LayerError: grpc.StatusCode.FAILED_PRECONDITION,
-    # The same spec would fail again: nothing to retry, but nothing malformed either.
+    # The same spec would fail again, but it is not malformed.
     TrainingError: grpc.StatusCode.FAILED_PRECONDITION,
     StateError: grpc.StatusCode.INVALID_ARGUMENT,
     ForeignStateError: grpc.StatusCode.FAILED_PRECONDITION,
-    # Neither the request nor the server is at fault, and the same again fails again.
+    # Neither the request nor the server is at fault, and the same call would fail again.
     TokenError: grpc.StatusCode.FAILED_PRECONDITION,
     PackageError: grpc.StatusCode.FAILED_PRECONDITION,
 }
-"""The status of every error of the model room."""
+"""The status code of every error of the model package."""
 
 JOB_RESOURCE = "treadle.v1.Job"
 CORPUS_RESOURCE = "treadle.v1.CorpusFile"
 MODEL_RESOURCE = "treadle.v1.Model"
 """The type of resource that ResourceInfo names."""
 
-# Clients take 8 KiB of metadata. The message is in there twice, once with three bytes for each
-# byte beyond ASCII, and the details are in base64.
+# Clients accept 8 KiB of metadata. It contains the message twice, once with three bytes for each
+# byte beyond ASCII, and the details in base64.
 _MAX_MESSAGE_BYTES = 700
 _MAX_FIELD_BYTES = 100
 _MAX_TEXT_BYTES = 300
 _MAX_VIOLATIONS_BYTES = 3000
 
 _FILES_S = 5.0
-"""Seconds after which there may be room for another open file."""
+"""Seconds after which a file may be opened again."""
 
 Violation = tuple[str, str]
-"""A field of the request, dotted, and what is wrong with it."""
+"""The dotted path of a request's field, and what is wrong with it."""
 
 
 class StatusError(Exception):
@@ -93,8 +93,8 @@ class StatusError(Exception):
 
     Args:
         code: The status code.
-        message: One sentence for the person at the keyboard.
-        details: Messages of google.rpc that say the same for programs.
+        message: One sentence for people.
+        details: Messages of google.rpc that say the same to programs.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str, *details: Message) -> None:
@@ -117,7 +117,7 @@ class StatusError(Exception):
 
 
 def shorten(text: str, size: int) -> str:
-    """Returns `text`, cut to `size` bytes of UTF-8 with an ellipsis where it is longer."""
+    """Returns `text`; a longer one is cut to `size` bytes of UTF-8 and ends with an ellipsis."""
     data = text.encode(errors="replace")
     if len(data) <= size:
         return data.decode()
@@ -125,7 +125,7 @@ def shorten(text: str, size: int) -> str:
 
 
 def invalid(violations: Iterable[Violation]) -> StatusError:
-    """Returns INVALID_ARGUMENT with one violation a field at fault, as many as fit."""
+    """Returns INVALID_ARGUMENT with one violation for each field at fault, as many as fit."""
     request = error_details_pb2.BadRequest()
     for field, text in violations:
         request.field_violations.add(
@@ -139,7 +139,7 @@ def invalid(violations: Iterable[Violation]) -> StatusError:
 
 
 def not_found(model: str, version: int = 0) -> StatusError:
-    """Returns NOT_FOUND for a model, or for one of its versions where that is not 0."""
+    """Returns NOT_FOUND for a model, or for one of its versions if `version` is not 0."""
     what = f"version {version} of model {model!r}" if version else f"model {model!r}"
     return StatusError(grpc.StatusCode.NOT_FOUND, f"there is no {what}", _resource(model, version))
 
@@ -168,13 +168,13 @@ def job_not_found(job: str) -> StatusError:
 
 
 def already_exists(message: str, job: str) -> StatusError:
-    """Returns ALREADY_EXISTS: a job has what was to be a new one's."""
+    """Returns ALREADY_EXISTS: another job has the request id."""
     resource = error_details_pb2.ResourceInfo(resource_type=JOB_RESOURCE, resource_name=job)
     return StatusError(grpc.StatusCode.ALREADY_EXISTS, message, resource)
 
 
 def corpus_not_found(sha256: str) -> StatusError:
-    """Returns NOT_FOUND for a corpus file that should be stored."""
+    """Returns NOT_FOUND for a corpus file that a client expects to be stored."""
     message = f"no corpus file {sha256} is stored here: send its bytes"
     return _missing(message, CORPUS_RESOURCE, sha256)
 
@@ -193,7 +193,7 @@ def _missing(message: str, kind: str, name: str) -> StatusError:
 
 
 def precondition(message: str) -> StatusError:
-    """Returns FAILED_PRECONDITION: the request fits the contract, but not what is there."""
+    """Returns FAILED_PRECONDITION: the request is legal, but the current state forbids it."""
     return StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
@@ -201,8 +201,8 @@ def from_packed(packed: bytes, message: str) -> StatusError:
     """Returns the error that `StatusError.packed` packed.
 
     Args:
-        packed: What it returned.
-        message: For a status that cannot be read.
+        packed: The serialized google.rpc.Status.
+        message: The message to use if it cannot be read.
     """
     try:
         status = status_pb2.Status.FromString(packed)
@@ -213,27 +213,27 @@ def from_packed(packed: bytes, message: str) -> StatusError:
 
 
 def exhausted(message: str, retry_s: float) -> StatusError:
-    """Returns RESOURCE_EXHAUSTED, worth a retry after `retry_s` seconds."""
+    """Returns RESOURCE_EXHAUSTED; a retry is worthwhile after `retry_s` seconds."""
     return StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, _retry(retry_s))
 
 
 def unavailable(message: str, retry_s: float = 5.0) -> StatusError:
-    """Returns UNAVAILABLE, worth a retry after `retry_s` seconds."""
+    """Returns UNAVAILABLE; a retry is worthwhile after `retry_s` seconds."""
     return StatusError(grpc.StatusCode.UNAVAILABLE, message, _retry(retry_s))
 
 
 def aborted(message: str) -> StatusError:
-    """Returns ABORTED: the run ended through no fault of the request."""
+    """Returns ABORTED: the call ended, and its request is not at fault."""
     return StatusError(grpc.StatusCode.ABORTED, message)
 
 
 def from_model(error: ModelError, field: str, rename: Callable[[str], str] = str) -> StatusError:
-    """Returns the status of an error of the model room.
+    """Returns the status of an error of the model package.
 
     Args:
         error: The error.
-        field: The field of the request that the error is about. A ConfigError names its own.
-        rename: Turns a setting's name, as a ConfigError has it, into that of a field.
+        field: The field of the request that the error is about; a ConfigError names its own.
+        rename: Maps the name of a setting, as a ConfigError has it, to that of a field.
     """
     if isinstance(error, ConfigError) and error.field:
         return invalid((rename(fault.field), str(fault)) for fault in error.faults)
@@ -246,11 +246,11 @@ def from_model(error: ModelError, field: str, rename: Callable[[str], str] = str
 def from_exception(
     error: BaseException, doing: str, field: str = "", rename: Callable[[str], str] = str
 ) -> StatusError:
-    """Returns the status of any error; logs it where it was not foreseen.
+    """Returns the status of any exception; logs those that callers cannot cause.
 
     Args:
-        error: What was raised.
-        doing: What was being done, for the log.
+        error: The exception.
+        doing: The operation that failed, for the log.
         field: The field of the request that a ModelError is about.
         rename: As for `from_model`.
     """

@@ -33,7 +33,7 @@ from treadle.server.inference.model_resolver import ModelResolver
 from treadle.server.inference.scheduler import Caller, Scheduler
 from treadle.server.messages import generate_request, responses
 from treadle.server.messages.generate_request import with_tokens
-from treadle.server.messages.states import given_state
+from treadle.server.messages.session_states import given_state
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
 

@@ -28,7 +28,7 @@ from treadle.server.inference.stream_units import StreamPiece
 from treadle.server.messages import responses, score_request
 from treadle.server.messages.reply_size import TAG_BYTES, ReplyGrowth, check_reply_size
 from treadle.server.messages.score_request import Scoring
-from treadle.server.messages.states import given_state
+from treadle.server.messages.session_states import given_state
 from treadle.server.resources.call_deadline import work_within
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb

@@ -12,7 +12,7 @@ from treadle.server.inference.stream_units import StreamPiece, StreamUnits, stre
 from treadle.server.messages import responses
 from treadle.server.messages.reply_size import ReplyGrowth, write_piece
 from treadle.server.messages.score_request import Scoring
-from treadle.server.messages.states import given_state
+from treadle.server.messages.session_states import given_state
 from treadle.server.resources.memory_budget import Reservation
 from treadle.v1 import sequence_pb2 as pb
 

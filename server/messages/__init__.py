@@ -1,1 +1,1 @@
-"""Messages of the wire contract: requests to settings, results to replies."""
+"""Converts messages of the contract: requests to settings, and results to replies."""

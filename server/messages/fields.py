@@ -19,15 +19,15 @@ _MESSAGE = FieldDescriptor.TYPE_MESSAGE
 
 
 def to_json(message: Message, only: Container[str] | None = None) -> dict[str, Any]:
-    """Returns the fields that are set, as JSON values.
+    """Returns the fields of a message that are set, as JSON values.
 
-    Enum values become their names without the prefix, in lower case; a number that the
-    contract does not know stays a number, for the config to refuse.
+    Enum numbers become words. A number that the contract does not know stays a number, which the
+    config then refuses.
 
     Args:
         message: The message.
-        only: The fields to convert; None: all of them. On the event loop, lists of what a caller
-            sent must not be among them: they may have millions of entries.
+        only: The fields to convert; None: all of them. On the event loop it must leave out lists
+            that a caller sends, which may have millions of entries.
     """
     values: dict[str, Any] = {}
     for field, value in message.ListFields():
@@ -49,8 +49,8 @@ def fill(message: Message, values: Mapping[str, Any]) -> None:
 
     Args:
         message: The message to fill.
-        values: Values by field name. None leaves a field unset, and so does a name that the
-            message does not have.
+        values: Values by field name. None leaves a field unset; names that the message does not
+            have are ignored.
     """
     for field in message.DESCRIPTOR.fields:
         value = values.get(field.name)

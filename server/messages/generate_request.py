@@ -1,4 +1,4 @@
-"""What a request to generate asks for, as settings of the model room."""
+"""`sampling` and `with_tokens` turn a request to generate into settings of the model package."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from treadle.server.messages.requests import build, source_violations
 from treadle.v1 import sequence_pb2 as pb
 
 MAX_TEXTS = 256
-"""Texts of one Generate call."""
+"""The most texts of one Generate call."""
 
 MAX_TOKENS_NAMED = repeated_limits.MOST["GenerateRequest.forced_tokens"]
-"""Tokens that one list of a request may come to."""
+"""The most tokens that one list of a request may contain."""
 
-_OF_THE_DRAW = (
+_SAMPLING_FIELDS = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
     "presence_penalty", "frequency_penalty", "seed",
 )  # fmt: skip
 _PLAIN = {
-    *_OF_THE_DRAW, "max_new_tokens", "min_new_tokens", "unknown_policy", "max_time_s", "ranks",
+    *_SAMPLING_FIELDS, "max_new_tokens", "min_new_tokens", "unknown_policy", "max_time_s", "ranks",
     "top_log_probabilities", "regex", "best_of",
 }  # fmt: skip
 
 
 def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> SamplingConfig:
-    """Returns the settings that a request to generate asks for, but those that name tokens.
+    """Returns the settings of a request to generate, without those that name tokens.
 
     Args:
         request: The request.
-        max_new_tokens_limit: The most tokens that the server makes in one call.
+        max_new_tokens_limit: The most tokens of one text that the server allows.
 
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
@@ -52,15 +52,15 @@ def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> Sampling
         settings["max_new_tokens"] = min(SamplingConfig().max_new_tokens, max_new_tokens_limit)
     if request.best_of:
         violations += [
-            (name, f"{name} is a setting of the draw: leave it out, or best_of")
-            for name in _OF_THE_DRAW
+            (name, f"{name} is a setting of the sampling: leave it out, or best_of")
+            for name in _SAMPLING_FIELDS
             if name in values
         ]
     return build(lambda: SamplingConfig.from_json(settings), violations, str)
 
 
 def _number_violations(request: pb.GenerateRequest) -> list[Violation]:
-    """Returns what is wrong with how many texts a request asks for."""
+    """Returns what is wrong with the number of texts that a request asks for."""
     found = []
     if request.n > MAX_TEXTS:
         found.append(("n", f"n must be 1 to {MAX_TEXTS}, not {request.n:,}"))
@@ -72,15 +72,15 @@ def _number_violations(request: pb.GenerateRequest) -> list[Violation]:
 def with_tokens(
     sampling: SamplingConfig, request: pb.GenerateRequest, tokenizer: Tokenizer
 ) -> Generator[None, None, SamplingConfig]:
-    """Adds to settings those that name tokens of a vocabulary, in short steps.
+    """Adds the settings that name tokens of a vocabulary, in short steps.
 
     Args:
-        sampling: What `sampling` returned for the request.
+        sampling: The result of `sampling` for the request.
         request: The request.
-        tokenizer: Of the model that it names.
+        tokenizer: The tokenizer of the model.
 
     Yields:
-        None between two steps: the texts that name tokens may be as long as a message.
+        None between two steps, since texts that name tokens may be as long as a message.
 
     Returns:
         The settings.
@@ -97,12 +97,11 @@ def with_tokens(
         biases += [(token, entry.bias) for token in found]
     for name, ids in lists.items():
         for index, reference in enumerate(getattr(request, name)):
-            place, single = f"{name}[{index}]", name == "banned_tokens"
+            place = f"{name}[{index}]"
+            single = name == "banned_tokens"
             ids += yield from _ids(reference, place, tokenizer, single, violations)
             if len(ids) > MAX_TOKENS_NAMED:
-                text = (
-                    f"{name} must come to at most {MAX_TOKENS_NAMED:,} tokens: force fewer of them"
-                )
+                text = f"{name} must be at most {MAX_TOKENS_NAMED:,} tokens in total: force fewer"
                 violations.append((name, text))
                 break
     if violations:
@@ -126,7 +125,7 @@ def _ids(
     single: bool,
     violations: list[Violation],
 ) -> Generator[None, None, Sequence[int]]:
-    """Returns the tokens that a reference names, in short steps; adds what is wrong with it."""
+    """Returns the tokens that a reference names, in short steps; adds its violations."""
 
     def refuse(text: str) -> Sequence[int]:
         violations.append((place, text))

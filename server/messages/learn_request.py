@@ -1,4 +1,4 @@
-"""What requests to learn from a stream ask for, checked."""
+"""`learning` and `publication` check the messages of a learning session."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Learning:
-    """How a spec wants a stream learnt."""
+    """The settings of a learning session."""
 
     name: str
     """The model's name, without an alias."""
     config: LearningConfig
-    """How to learn."""
+    """The settings of learning."""
     details: Details
-    """What is wanted of every token."""
+    """The details of every token that are requested."""
     tokens: bool
     """Whether tokens are sent at all."""
     on_error: int = pb.ON_ERROR_UNSPECIFIED
-    """What to do about a piece that cannot be read, an `OnError`."""
+    """The effect of a piece that cannot be read, an `OnError`."""
 
     @property
     def token_bytes(self) -> int:
-        """What a token in a reply takes at least."""
-        # Tag, length and log-probability; of alternatives tag and length.
+        """The fewest bytes of a token in a reply."""
+        # Tag, length and log-probability; tag and length of each alternative.
         return 7 + 2 * self.details.alternatives
 
 
 @dataclass(frozen=True)
 class Publication:
-    """Under which names a model is to be stored."""
+    """The names under which a session's model is stored."""
 
     name: str
     """The model's name."""
@@ -51,7 +51,7 @@ class Publication:
 
 
 def learning(spec: pb.LearnStreamSpec) -> Learning:
-    """Returns how a spec wants its stream learnt.
+    """Returns the settings of a learning session.
 
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, such as `spec.window`.
@@ -67,17 +67,17 @@ def learning(spec: pb.LearnStreamSpec) -> Learning:
     if violations:
         raise invalid((f"spec.{field}", f"spec.{text}") for field, text in violations)
     count = spec.top_log_probabilities
-    wanted = bool(spec.log_probabilities or spec.ranks or count)
+    tokens = bool(spec.log_probabilities or spec.ranks or count)
     name = spec.model.partition("@")[0]
-    return Learning(name, config, Details(spec.ranks, count), wanted, spec.on_error)
+    return Learning(name, config, Details(spec.ranks, count), tokens, spec.on_error)
 
 
 def publication(request: pb.Publish, name: str) -> Publication:
-    """Returns under which names a session's model is to be stored.
+    """Returns the names under which a session's model is to be stored.
 
     Args:
         request: The request.
-        name: The name of the model that the session began with.
+        name: The name of the model with which the session began.
 
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, such as `publish.alias`.
@@ -92,10 +92,13 @@ def publication(request: pb.Publish, name: str) -> Publication:
 
 
 def first_message(message: pb.LearnStreamRequest | None) -> pb.LearnStreamSpec:
-    """Returns the spec that a stream's first message, or None where there was none, carries.
+    """Returns the spec of a stream.
+
+    Args:
+        message: The first message of the stream; None if it has none.
 
     Raises:
-        StatusError: INVALID_ARGUMENT: it is no spec.
+        StatusError: INVALID_ARGUMENT: the message carries no spec.
     """
     if message is None:
         raise invalid([("spec", "the stream ended before its first message, the spec")])
@@ -105,10 +108,10 @@ def first_message(message: pb.LearnStreamRequest | None) -> pb.LearnStreamSpec:
 
 
 def check_later(message: pb.LearnStreamRequest) -> str:
-    """Returns which field a message after the first one carries.
+    """Returns the field that a message after the first one carries.
 
     Raises:
-        StatusError: INVALID_ARGUMENT: a second spec, or nothing.
+        StatusError: INVALID_ARGUMENT: it carries a second spec, or nothing.
     """
     field = message.WhichOneof("message")
     if field == "spec":

@@ -1,4 +1,4 @@
-"""`Page`: the items of one reply to a list, as many as were asked for and as a message may hold."""
+"""`Page` collects the items of one reply to a list, as many as fit into a message."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from google.protobuf.message import Message
 Item = TypeVar("Item", bound=Message)
 
 _TOKEN_BYTES = 2048
-"""Room for the token of the next page and what else a reply has."""
+"""Bytes that are kept free for the token of the next page and the rest of the reply."""
 
 _ITEM_BYTES = 6
-"""Tag and length of an item."""
+"""Bytes of the tag and the length of an item."""
 
 
 class Page(Generic[Item]):
-    """Takes items until there are enough of them, or they have enough bytes.
+    """Collects items until their number or their bytes reach a limit.
 
     Args:
         most: The most items.
-        max_message_bytes: The largest reply.
+        max_message_bytes: Bytes of the largest reply.
     """
 
     def __init__(self, most: int, max_message_bytes: int) -> None:
         self.items: list[Item] = []
-        """The items taken."""
+        """The items of the page."""
         self._most = most
-        self._room = max_message_bytes - _TOKEN_BYTES
+        self._left = max_message_bytes - _TOKEN_BYTES
 
     def take(self, item: Item) -> bool:
-        """Takes an item; returns False where it belongs on the next page. The first always fits."""
+        """Adds an item; returns False if it belongs on the next page. The first always fits."""
         size = item.ByteSize() + _ITEM_BYTES
-        if len(self.items) == self._most or (self.items and size > self._room):
+        if len(self.items) == self._most or (self.items and size > self._left):
             return False
         self.items.append(item)
-        self._room -= size
+        self._left -= size
         return True

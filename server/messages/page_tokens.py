@@ -1,8 +1,8 @@
-"""Tokens of the pages of a list: where the next page begins, and of which list it is.
+"""`make` and `read` convert the position of the next page of a list to a token and back.
 
-A token is text for the caller to give back as it is. It holds the list, a digest of the list's
-filter and the place of the last entry of the page before, and a checksum tells whether it is
-whole. It holds no secret: it leads nowhere that the list itself does not.
+A token is a text that callers return unchanged. It holds the name of the list, a digest of the
+list's filters, the position of the last entry of the page, and a checksum. It holds no secret,
+since it leads to nothing but entries of the list.
 """
 
 from __future__ import annotations
@@ -18,33 +18,32 @@ from treadle.server.errors import invalid
 _CHECKSUM_BYTES = 8
 
 Place = Sequence[str | float]
-"""Where a page ends: the keys that the list is sorted by, of its last entry."""
+"""The position at which a page ends: the sort keys of its last entry."""
 
 _KINDS = {"models": [str], "jobs": [float, str]}
-"""The keys of every list."""
-
+"""The types of the sort keys of each list."""
 
 _NOT_OURS = "page_token must be a next_page_token of an earlier reply"
 
 
 def make(listing: str, filters: Sequence[str], place: Place) -> str:
-    """Returns the token of the page that begins after `place`.
+    """Returns the token of the page that begins after a position.
 
     Args:
         listing: The name of the list, such as "models".
-        filters: What the list is narrowed by, in a fixed order.
-        place: The place of the last entry of this page.
+        filters: The filters of the list, in a fixed order.
+        place: The position of the last entry of this page.
     """
     payload = json.dumps([listing, _digest(filters), list(place)], separators=(",", ":")).encode()
-    return _spelled(_checksum(payload) + payload)
+    return _encoded(_checksum(payload) + payload)
 
 
 def read(token: str, listing: str, filters: Sequence[str]) -> list[Any]:
-    """Returns the place after which the page of a token begins; empty for an empty token.
+    """Returns the position after which the page of a token begins; empty for an empty token.
 
     Raises:
-        StatusError: INVALID_ARGUMENT: the token is none that `make` made for this list and
-            these filters.
+        StatusError: INVALID_ARGUMENT: `make` did not make the token for this list and these
+            filters.
     """
     if not token:
         return []
@@ -53,7 +52,7 @@ def read(token: str, listing: str, filters: Sequence[str]) -> list[Any]:
     except ValueError:
         data = b""
     payload = data[_CHECKSUM_BYTES:]
-    if data[:_CHECKSUM_BYTES] != _checksum(payload) or _spelled(data) != token:
+    if data[:_CHECKSUM_BYTES] != _checksum(payload) or _encoded(data) != token:
         raise _refused(_NOT_OURS)
     made_for, digest, place = _parts(payload)
     if made_for != listing:
@@ -64,7 +63,10 @@ def read(token: str, listing: str, filters: Sequence[str]) -> list[Any]:
 
 
 def _parts(payload: bytes) -> tuple[str, str, list[Any]]:
-    """Returns the list, the digest and the place of a payload; anybody can make its checksum."""
+    """Returns the list, the digest and the position of a payload.
+
+    It checks their types, since anybody can compute the checksum.
+    """
     try:
         listing, digest, place = json.loads(payload)
         whole = [type(key) for key in place] == _KINDS.get(str(listing))
@@ -79,7 +81,7 @@ def _refused(text: str) -> Exception:
     return invalid([("page_token", text)])
 
 
-def _spelled(data: bytes) -> str:
+def _encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 

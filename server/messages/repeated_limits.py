@@ -1,7 +1,7 @@
-"""How many entries the repeated fields of requests may have: counted before they are read.
+"""`check` and `check_bytes` limit the entries of the repeated fields of requests.
 
-A message of 4 MiB may hold two million entries. Even to parse them keeps the event loop waiting for
-a tenth of a second and more, so a large message is counted as the bytes that it came in.
+A message of 4 MiB may hold two million entries. Parsing alone would block the event loop for a
+tenth of a second and more, so that the entries of a large message are counted in its bytes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ MOST = {
 """The most entries of every repeated field of the requests."""
 
 _SMALL_BYTES = 1 << 14
-"""A message of no more bytes is parsed without being counted: it takes no longer."""
+"""A message of at most so many bytes is parsed at once, which takes no longer than counting."""
 
 _MOST_FIELDS = 32_768
-"""Fields of one message, those that are not known and those that come again included."""
+"""Fields of one message, including unknown and repeated ones."""
 
 _PACKED = FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE
 """Kinds of fields whose entries are never packed."""
@@ -39,7 +39,7 @@ _CONTINUED = bytes(range(0x80, 0x100))
 
 
 def check(message: Message) -> None:
-    """Checks the repeated fields of a request, those of the messages in it included.
+    """Checks the repeated fields of a request and of the messages in it.
 
     Raises:
         StatusError: INVALID_ARGUMENT with every field that has too many entries.
@@ -50,13 +50,13 @@ def check(message: Message) -> None:
 
 
 def check_bytes(data: bytes, kind: Descriptor) -> None:
-    """Checks the same in a serialized request, before it is parsed.
+    """Checks the repeated fields of a serialized request, before it is parsed.
 
-    Looks at no more fields than a request may have. What is malformed is left to the parser.
+    It reads at most as many fields as a request may have, and leaves malformed data to the parser.
 
     Args:
         data: The request.
-        kind: What it is.
+        kind: The descriptor of the request.
 
     Raises:
         StatusError: INVALID_ARGUMENT with the first field that has too many entries.
@@ -86,10 +86,10 @@ def _violation(field: Any, prefix: str, count: int) -> Violation:
 
 
 class _Scan:
-    """Walks over the fields of a serialized message; see the encoding in protobuf's documentation.
+    """Walks over the fields of a serialized message, as protobuf's documentation defines them.
 
     Args:
-        data: The message.
+        data: The serialized message.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -97,34 +97,36 @@ class _Scan:
         self._fields = 0
 
     def message(self, kind: Descriptor, start: int, stop: int, prefix: str) -> None:
-        """Counts the entries of the message between two places.
+        """Counts the entries of the message between two offsets.
 
         Raises:
             StatusError: There are too many.
         """
-        known, counts = kind.fields_by_number, dict[int, int]()
+        known = kind.fields_by_number
+        counts: dict[int, int] = {}
         while start < stop:
             self._fields += 1
             if self._fields > _MOST_FIELDS:
                 text = f"the request has more than {_MOST_FIELDS:,} fields and entries"
                 raise invalid([(prefix.rstrip("."), text)])
             tag, start = self._number(start, stop)
-            number, wire = tag >> 3, tag & 7
+            number = tag >> 3
+            wire_type = tag & 7
             size = 0
-            if wire == 0:
+            if wire_type == 0:
                 _, start = self._number(start, stop)
-            elif wire == 2:
+            elif wire_type == 2:
                 size, start = self._number(start, stop)
-            elif wire in (1, 5):
-                start += 8 if wire == 1 else 4
+            elif wire_type in (1, 5):
+                start += 8 if wire_type == 1 else 4
             field = known.get(number)
             if field is not None and field.is_repeated:
-                packed = wire == 2 and field.cpp_type not in _PACKED
+                packed = wire_type == 2 and field.cpp_type not in _PACKED
                 added = self._packed(field, start, min(start + size, stop)) if packed else 1
                 counts[number] = counts.get(number, 0) + added
                 if counts[number] > most(field):
                     raise invalid([_violation(field, prefix, counts[number])])
-            elif field is not None and field.message_type is not None and wire == 2:
+            elif field is not None and field.message_type is not None and wire_type == 2:
                 inner = f"{prefix}{field.name}."
                 self.message(field.message_type, start, min(start + size, stop), inner)
             start += size
@@ -137,7 +139,7 @@ class _Scan:
         return len(self._data[start:stop].translate(None, _CONTINUED))
 
     def _number(self, start: int, stop: int) -> tuple[int, int]:
-        """Returns the varint at a place, and where it ends."""
+        """Returns the varint at an offset, and the offset after it."""
         number = shift = 0
         while start < stop:
             byte = self._data[start]

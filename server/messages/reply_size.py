@@ -1,6 +1,6 @@
-"""`ReplyGrowth` counts a reply while it is made, against the largest message and the memory budget.
+"""`ReplyGrowth` limits a reply while it is made, by the largest message and the memory budget.
 
-A reply is written as its tokens are scored: one that is too large is never made as a whole.
+A reply is written while its tokens are scored, so that one that is too large is never complete.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from treadle.server.resources.memory_budget import Reservation
 from treadle.v1 import sequence_pb2 as pb
 
 _TIMES_ITS_BYTES = 7
-"""What a message of tokens takes in memory, by its bytes on the wire; measured 5 to 7."""
+"""Bytes of memory of a message of tokens per byte on the wire; measured 5 to 7."""
 
 _STEP_BYTES = 1 << 16
-"""Bytes that a reply grows by before its memory is counted again."""
-
+"""Bytes by which a reply grows before its memory is reserved again."""
 
 TAG_BYTES = 6
-"""The most that the tag and the length of a part of a reply take on the wire."""
+"""The most bytes that the tag and the length of a part of a reply take on the wire."""
 
 
 def check_reply_size(size: int, limit: int, field: str, remedy: str) -> None:
@@ -46,7 +45,7 @@ class ReplyGrowth:
     """Counts the bytes of one reply.
 
     Args:
-        held: Where its memory is reserved.
+        held: The reservation of its memory.
         limit: The most bytes that it may have on the wire.
         field: The field of the request that is at fault where the reply is too large.
         remedy: What to do about it, as a clause.
@@ -66,10 +65,11 @@ class ReplyGrowth:
         return self._size
 
     def add(self, size: int) -> None:
-        """Counts bytes that it has grown by.
+        """Counts bytes by which the reply has grown.
 
         Raises:
-            StatusError: It has become too large; or RESOURCE_EXHAUSTED: its memory does not fit.
+            StatusError: INVALID_ARGUMENT: it is too large; RESOURCE_EXHAUSTED: its memory does not
+                fit into the budget.
         """
         self._size += size
         self.check(0)
@@ -78,10 +78,10 @@ class ReplyGrowth:
             self._counted = self._size
 
     def check(self, more: int) -> None:
-        """Refuses more bytes that do not fit, before they are made.
+        """Checks that more bytes fit, before they are made.
 
         Raises:
-            StatusError: They do not fit.
+            StatusError: INVALID_ARGUMENT: they do not fit.
         """
         check_reply_size(self._size + more, self._limit, self._field, self._remedy)
 
@@ -95,10 +95,10 @@ def write_piece(
     """Writes the score of a piece into a message, in short steps.
 
     Args:
-        message: What is written; it is empty.
-        scoring: Scores the piece, a step each time, and gives its score at last.
-        take_tokens: Hands over the tokens that were scored since it was asked last.
-        growth: Counts the message.
+        message: The empty message to write.
+        scoring: Scores the piece in steps, and yields its score at the end.
+        take_tokens: Returns the tokens that were scored since its last call.
+        growth: Counts the bytes of the message.
 
     Raises:
         StatusError: See `ReplyGrowth.add`.

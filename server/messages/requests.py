@@ -30,7 +30,7 @@ MAX_PAGE_SIZE = 1000
 
 _SPEC = "spec"
 _RENAMED = {"optimizer.kind": "optimizer.optimizer"}
-"""Settings whose field has another name in the contract."""
+"""Settings whose field in the contract has another name."""
 
 Config = TypeVar("Config")
 
@@ -40,13 +40,13 @@ def training_order(
     max_training_bytes: int | None = None,
     base: BaseModelInfo | None = None,
 ) -> TrainConfig:
-    """Returns the settings that a spec asks for.
+    """Returns the settings of a training job.
 
     Args:
         spec: The spec.
-        max_training_bytes: The most memory that a run may take; what needs more whatever its
-            corpus is refused. None: whatever there is.
-        base: The model to go on from, where the spec names one.
+        max_training_bytes: Bytes of memory that a run may take; a spec that needs more for any
+            corpus is refused. None: no limit.
+        base: The model to start from, if the spec names one.
 
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault.
@@ -71,7 +71,7 @@ def training_order(
 
 
 def _take_job_fields(values: dict[str, Any]) -> list[Violation]:
-    """Takes what is not for the model room out of a spec's values; returns what is wrong."""
+    """Removes the fields of a spec that are no settings; returns their violations."""
     violations = name_violations(values.pop("model", ""), f"{_SPEC}.model")
     violations += request_id_violations(values.pop("request_id", ""), f"{_SPEC}.request_id")
     version = values.pop("init_from_version", 0)
@@ -92,15 +92,15 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 _FREE = {"dropout", "output_dropout", "unknown_policy"}
-"""Settings of network and tokenizer that a model may be trained on with others."""
+"""Settings of network and tokenizer that may differ from those of the model to start from."""
 
 
 def _take_over(values: dict[str, Any], base: BaseModelInfo) -> list[Violation]:
-    """Fills in the settings of the model to go on from; returns those that are asked to differ."""
+    """Fills in the settings of the model to start from; returns violations of those that differ."""
     violations = []
     data = values.setdefault("data", {})
     if data.get("layout", base.layout) != base.layout:
-        text = f"data.layout is {base.layout} in the model to go on from: leave it out"
+        text = f"data.layout is {base.layout} in the model of init_from: leave it out"
         violations.append((f"{_SPEC}.data.layout", text))
     data["layout"] = base.layout.value
     taken = (("network", base.network.to_json()), ("tokenizer", base.tokenizer.to_json()))
@@ -108,7 +108,7 @@ def _take_over(values: dict[str, Any], base: BaseModelInfo) -> list[Violation]:
         asked = values.get(name, {})
         for field, value in config.items():
             if field not in _FREE and field in asked and asked[field] != value:
-                text = f"{name}.{field} is {value} in the model to go on from: leave it out"
+                text = f"{name}.{field} is {value} in the model of init_from: leave it out"
                 violations.append((f"{_SPEC}.{name}.{field}", text))
         values[name] = config | {key: value for key, value in asked.items() if key in _FREE}
     return violations
@@ -119,15 +119,15 @@ SourceRequest = pb.GenerateRequest | pb.ScoreRequest | pb.ScoreStreamSpec | pb.E
 
 
 def source_violations(request: SourceRequest) -> list[Violation]:
-    """Returns what is wrong with how a request names its weights: a model, or a job."""
+    """Returns the violations of the fields that name weights: a model, or a job."""
     if not request.job:
         return reference_violations(request.model)
-    text = "a job is named: leave model and version out"
+    text = "job is set: leave model and version unset"
     return [("model", text)] if request.model or request.version else []
 
 
 def on_error_violations(spec: pb.ScoreStreamSpec | pb.LearnStreamSpec) -> list[Violation]:
-    """Returns what is wrong with what a stream is to do about errors."""
+    """Returns the violations of the field `on_error` of a stream."""
     if spec.on_error in pb.OnError.values():
         return []
     text = "on_error must be ON_ERROR_STOP, ON_ERROR_SKIP or unset"
@@ -135,10 +135,10 @@ def on_error_violations(spec: pb.ScoreStreamSpec | pb.LearnStreamSpec) -> list[V
 
 
 def job_states(request: pb.ListJobsRequest) -> list[str]:
-    """Returns the states of the jobs to list, sorted; none for all.
+    """Returns the states of the jobs to list, sorted; empty for all states.
 
     Raises:
-        StatusError: INVALID_ARGUMENT: a state is none of the contract, or no model can have
+        StatusError: INVALID_ARGUMENT: the contract does not have a state, or no model can have
             that name.
     """
     kind = pb.JobState.DESCRIPTOR
@@ -151,16 +151,16 @@ def job_states(request: pb.ListJobsRequest) -> list[str]:
 
 
 def page_size(request: pb.ListModelsRequest | pb.ListJobsRequest) -> int:
-    """Returns the size of the page asked for; a size above the largest is taken as the largest."""
+    """Returns the number of entries of a page, at most `MAX_PAGE_SIZE`."""
     return min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
 def deletion(request: pb.DeleteModelRequest) -> int | None:
-    """Returns the version of a model to delete, or None for all of them.
+    """Returns the version of a model to delete; None for all of them.
 
     Raises:
-        StatusError: INVALID_ARGUMENT: no model can have that name, or it is not said which
-            versions are meant.
+        StatusError: INVALID_ARGUMENT: no model can have that name, or the request does not say
+            which versions are meant.
     """
     violations = name_violations(request.model, "model")
     if request.version and request.all_versions:
@@ -175,14 +175,23 @@ def deletion(request: pb.DeleteModelRequest) -> int | None:
 
 
 def spec_field(field: str) -> str:
-    """Returns a training setting's name as a field of TrainRequest, such as `spec.seed`."""
+    """Returns the field of TrainRequest of a training setting, such as `spec.seed`."""
     return f"{_SPEC}.{_RENAMED.get(field, field)}"
 
 
 def build(
     make: Callable[[], Config], violations: list[Violation], rename: Callable[[str], str]
 ) -> Config:
-    """Returns what `make` builds, or raises its faults together with the earlier ones."""
+    """Returns the config that `make` builds.
+
+    Args:
+        make: Builds the config.
+        violations: Violations that were found before.
+        rename: Maps the name of a setting to that of a field.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with the earlier violations and those of the config.
+    """
     try:
         config = make()
     except ConfigError as error:

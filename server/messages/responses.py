@@ -1,4 +1,4 @@
-"""Replies of the wire contract, made from what the model room and the store give."""
+"""`job`, `model`, `generated` and their neighbours build replies of the contract."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from treadle.server.storage.schema import JobRow
 
 MAX_REPLY_BYTES = 1 << 20
-"""About as many bytes of a text's tokens go out in one message."""
+"""About the most bytes of a text and its tokens in one message."""
 
 _SAMPLE_BYTES = 16 << 10
 _NAME_BYTES = 100
 
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, DecodeError)
-"""What comes of describing what is stored where that is damaged."""
+"""The exceptions that damaged data raises while it is described."""
 
 _TOKENS = 64
-"""Tokens and alternatives after which their bytes are looked at."""
+"""Tokens and alternatives after which the bytes of a reply are counted."""
 
 _CHARACTERS = 1 << 14
-"""The same of a text."""
+"""Characters of a text after which the bytes of a reply are counted."""
 
 
 def spec(name: str, config: TrainConfig, asked: pb.TrainSpec | None = None) -> pb.TrainSpec:
-    """Returns the settings of a run as its spec, every default filled in.
+    """Returns the settings of a run as a spec with every default filled in.
 
     Args:
         name: The model's name.
         config: The settings.
-        asked: The spec as asked for, for what is no setting.
+        asked: The spec as requested, for the fields that are no settings.
     """
     values = config.to_json()
     values["tokenizer"]["unknown_policy"] = config.tokenizer.policy
@@ -52,15 +52,18 @@ def spec(name: str, config: TrainConfig, asked: pb.TrainSpec | None = None) -> p
     values["optimizer"]["learning_rate"] = config.optimizer.rate
     message = pb.TrainSpec(model=name)
     if asked is not None:
-        message.request_id, message.init_from = asked.request_id, asked.init_from
-        message.init_from_version, message.preset = asked.init_from_version, asked.preset
+        message.request_id = asked.request_id
+        message.init_from = asked.init_from
+        message.init_from_version = asked.init_from_version
+        message.preset = asked.preset
     fill(message, values)
     return message
 
 
 def started(row: JobRow, values: Mapping[str, Any]) -> pb.TrainingStarted:
-    """Returns a `started` event, from the fields of the model room's `Started` as JSON."""
-    config, asked = TrainConfig.from_json(values["config"]), pb.TrainSpec.FromString(row.spec)
+    """Returns a `started` event, from the fields of `Started` as JSON."""
+    config = TrainConfig.from_json(values["config"])
+    asked = pb.TrainSpec.FromString(row.spec)
     message = pb.TrainingStarted(spec=spec(row.model, config, asked))
     fill(message, {**values, "total_steps": values["total_steps"] or 0})
     shorten_item(message)
@@ -68,7 +71,7 @@ def started(row: JobRow, values: Mapping[str, Any]) -> pb.TrainingStarted:
 
 
 def progress(values: Mapping[str, Any]) -> pb.TrainingProgress:
-    """Returns a `progress` event, from the fields of the model room's `Progress` as JSON."""
+    """Returns a `progress` event, from the fields of `Progress` as JSON."""
     message = pb.TrainingProgress()
     fill(message, values)
     if message.HasField("sample"):
@@ -78,7 +81,7 @@ def progress(values: Mapping[str, Any]) -> pb.TrainingProgress:
 
 
 def validation(values: Mapping[str, Any]) -> pb.ValidationProgress:
-    """Returns a `validation` event, from the fields of the model room's `Validation` as JSON."""
+    """Returns a `validation` event, from the fields of `Validation` as JSON."""
     message = pb.ValidationProgress()
     fill(message, values)
     return message
@@ -89,8 +92,8 @@ def job(row: JobRow, position: int = 0, *, sample: bool = True) -> pb.Job:
 
     Args:
         row: The job.
-        position: How many jobs are before it in the queue.
-        sample: Whether the sample of its last progress comes with it.
+        position: Number of jobs before it in the queue.
+        sample: Whether to include the sample of its last progress event.
 
     Raises:
         StatusError: DATA_LOSS: its row is damaged.
@@ -106,12 +109,12 @@ def job(row: JobRow, position: int = 0, *, sample: bool = True) -> pb.Job:
 
 
 def listed_job(row: JobRow, position: int, fault: str) -> pb.Job:
-    """Returns one job of a list: without its sample, and one that is damaged says only that.
+    """Returns one job of a list, without its sample; a damaged one with the damage alone.
 
     Args:
         row: The job.
-        position: How many jobs are before it in the queue.
-        fault: What is wrong with the row; empty where nothing is known to be.
+        position: Number of jobs before it in the queue.
+        fault: What is wrong with the row; empty if nothing is known.
     """
     try:
         if fault:
@@ -122,7 +125,7 @@ def listed_job(row: JobRow, position: int, fault: str) -> pb.Job:
 
 
 def _shown(name: str) -> str:
-    """Returns what can be shown of a name that may be damaged."""
+    """Returns the part of a name, which may be damaged, that can be shown."""
     return shorten(name, _NAME_BYTES)
 
 
@@ -159,11 +162,11 @@ def model(
 
     Args:
         stored: The version.
-        description: What its file says of it.
-        aliases: The first names that lead to it, and how many do.
+        description: The contents of its file but the weights.
+        aliases: Its first aliases, and their number.
 
     Raises:
-        StatusError: DATA_LOSS: its file says what no model can be.
+        StatusError: DATA_LOSS: its file is damaged.
     """
     try:
         message = _model(stored, description)
@@ -176,7 +179,7 @@ def model(
 
 
 def damaged_model(stored: StoredModel, damage: str) -> pb.Model:
-    """Returns a version of a model of which nothing can be said but what is wrong with it."""
+    """Returns a damaged version of a model, with the damage alone."""
     return pb.Model(
         name=stored.name, version=stored.version, size_bytes=stored.size_bytes, damage=damage
     )
@@ -210,7 +213,7 @@ def _model(stored: StoredModel, description: Description) -> pb.Model:
 
 
 def token(score: TokenScore) -> pb.Token:
-    """Returns one token as generated or scored."""
+    """Returns one generated or scored token."""
     message = pb.Token(
         id=score.id, text=score.text, log_probability=score.log_probability, rank=score.rank
     )
@@ -224,21 +227,22 @@ def token(score: TokenScore) -> pb.Token:
 def generated(
     pieces: Sequence[Piece], version: int, job_step: int, index: int, most: int = MAX_REPLY_BYTES
 ) -> Iterator[pb.GenerateResponse | None]:
-    """Yields the replies for consecutive pieces of text `index`, in short steps.
+    """Yields the replies for consecutive pieces of a text, in short steps.
 
-    The last reply has the text's result where there is one, but for its state.
+    If the last piece has the text's result, the last reply has it too, without the state.
 
     Args:
         pieces: The pieces.
         version: The version of the model; 0 for the weights of a job.
         job_step: The step of a job's weights; 0 for a version of a model.
-        index: Which text it is.
-        most: About how many bytes of text and tokens a reply may have.
+        index: The number of the text.
+        most: About the most bytes of text and tokens in a reply.
 
     Yields:
         A reply, or None after a step that has completed none.
     """
-    reply, size = pb.GenerateResponse(index=index), 0
+    reply = pb.GenerateResponse(index=index)
+    size = 0
     texts: list[str] = []
     for part in _parts(pieces):
         if isinstance(part, str):
@@ -251,7 +255,8 @@ def generated(
             continue
         reply.text = "".join(texts)
         yield reply
-        reply, size = pb.GenerateResponse(index=index), 0
+        reply = pb.GenerateResponse(index=index)
+        size = 0
         texts.clear()
     reply.text = "".join(texts)
     result = pieces[-1].result
@@ -264,7 +269,7 @@ def generated(
 
 
 def _parts(pieces: Sequence[Piece]) -> Iterator[str | Sequence[TokenScore]]:
-    """Yields short parts of the texts of pieces, and some of their tokens, in their order."""
+    """Yields short parts of the texts and of the tokens of pieces, in their order."""
     for piece in pieces:
         for start in range(0, len(piece.text), _CHARACTERS):
             yield piece.text[start : start + _CHARACTERS]
@@ -277,7 +282,7 @@ def _parts(pieces: Sequence[Piece]) -> Iterator[str | Sequence[TokenScore]]:
 def add_tokens(
     message: pb.TextScore | pb.PieceScore | pb.GenerateResponse, tokens: Iterable[TokenScore]
 ) -> int:
-    """Adds tokens to a message; returns the bytes that it has grown by, or a few less."""
+    """Adds tokens to a message; returns about the bytes by which it has grown, or a few less."""
     grown = 0
     for score in tokens:
         added = message.tokens.add()
@@ -287,7 +292,7 @@ def add_tokens(
 
 
 def summary(score: Summary) -> pb.TextScore:
-    """Returns what tokens scored together, without them."""
+    """Returns the score of tokens together, without the tokens."""
     return pb.TextScore(
         total_log_probability=score.total_log_probability,
         token_count=score.token_count,
@@ -300,7 +305,7 @@ def summary(score: Summary) -> pb.TextScore:
 
 
 def piece_score(score: PieceScore) -> pb.PieceScore:
-    """Returns what a piece of a stream scored."""
+    """Returns the score of a piece of a stream."""
     return pb.PieceScore(
         total_log_probability=score.total_log_probability,
         token_count=score.token_count,
@@ -310,6 +315,6 @@ def piece_score(score: PieceScore) -> pb.PieceScore:
 
 
 def embedding(made: Embedding, all_layers: bool) -> pb.Embedding:
-    """Returns the vector of a text: the last layer's state, or those of all layers."""
+    """Returns the vector of a text: the state of the last layer or of all layers."""
     states = made.states if all_layers else made.states[-1]
     return pb.Embedding(values=states.reshape(-1).tolist(), token_count=made.token_count)

@@ -1,4 +1,4 @@
-"""What requests to score and to embed ask for, checked."""
+"""`scoring`, `stream_scoring` and `embedding_policy` check requests to score and to embed."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from treadle.server.messages.requests import on_error_violations, source_violati
 from treadle.v1 import sequence_pb2 as pb
 
 MAX_ALTERNATIVES = 20
-"""The most tokens that are sent beside a token."""
+"""The most alternatives that are sent with a token."""
 
 _Request = pb.ScoreRequest | pb.ScoreStreamSpec | pb.EmbedRequest
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How a request wants texts scored."""
+    """The settings of a request to score."""
 
     policy: UnknownPolicy | None
-    """What to do with unknown symbols; None: what the model does."""
+    """The treatment of unknown symbols; None: the model's own policy."""
     details: Details
-    """What is wanted of every token."""
+    """The details of every token that are requested."""
     tokens: bool
     """Whether tokens are sent at all."""
 
     @property
     def token_bytes(self) -> int:
-        """What a token in a reply takes at least."""
-        # Tag, length and log-probability; of alternatives tag and length.
+        """The fewest bytes of a token in a reply."""
+        # Tag, length and log-probability; tag and length of each alternative.
         return 7 + 2 * self.details.alternatives
 
 
 def scoring(request: pb.ScoreRequest) -> Scoring:
-    """Returns how a request wants its texts scored.
+    """Returns the settings of a request to score.
 
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
@@ -48,7 +48,7 @@ def scoring(request: pb.ScoreRequest) -> Scoring:
 
 
 def stream_scoring(spec: pb.ScoreStreamSpec) -> Scoring:
-    """Returns how a spec wants its stream scored.
+    """Returns the settings of a stream to score.
 
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, such as `spec.model`.
@@ -57,7 +57,7 @@ def stream_scoring(spec: pb.ScoreStreamSpec) -> Scoring:
 
 
 def embedding_policy(request: pb.EmbedRequest) -> UnknownPolicy | None:
-    """Returns what to do with unknown symbols of texts to embed; None: what the model does.
+    """Returns the treatment of unknown symbols of texts to embed; None: the model's own policy.
 
     Raises:
         StatusError: INVALID_ARGUMENT with every field at fault, the model's name included.
@@ -87,7 +87,7 @@ def _scoring(
 
 
 def _policy(request: _Request, violations: list[Violation]) -> UnknownPolicy | None:
-    """Returns a request's policy; adds what is wrong with it and with how it names its weights."""
+    """Returns a request's policy; adds the violations of it and of the fields that name weights."""
     violations[:0] = source_violations(request)
     values = to_json(request, only=("unknown_policy",))
     try:

@@ -1,7 +1,7 @@
-"""`shorten_item`: a description of a job or a model that always fits into a list.
+"""`shorten_item` cuts the description of a job or a model so that it fits into a list.
 
-Most of what a description holds is bounded where it comes in. What is left are sentences that a
-run or a model file brings along, of any number and length.
+Most fields of a description are bounded when they arrive. Only the sentences of a run or a model
+file may be of any number and length.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ ITEM_BYTES = 32 << 10
 """The most bytes of one job or one model in a reply."""
 
 _TEXT_BYTES = (4000, 1000, 250)
-"""What each text is cut to, in turn, until the item fits."""
+"""Bytes to which each text is cut, one after the other, until the item fits."""
 _TEXTS = 20
-"""Texts of a list that are kept."""
+"""Entries of a list of texts that are kept."""
 
 
 def shorten_item(item: Message, size: int = ITEM_BYTES) -> None:

@@ -1,4 +1,4 @@
-"""`work_within` is the server's own deadline: no call works for longer, whatever it asked for."""
+"""`work_within` limits the time of a call by the server's own deadline."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from treadle.server.errors import StatusError
 
 @asynccontextmanager
 async def work_within(limit_s: float, remedy: str) -> AsyncIterator[None]:
-    """Bounds the time that a call, or one message of a stream, is worked on.
+    """Limits the time that a call, or one message of a stream, may take.
 
     Args:
-        limit_s: Seconds that it may take, waiting for turns included.
+        limit_s: Seconds that it may take, including those in which it waits for its turn.
         remedy: What to do about it, as a clause.
 
     Raises:
@@ -30,6 +30,5 @@ async def work_within(limit_s: float, remedy: str) -> AsyncIterator[None]:
             raise
         raise StatusError(
             grpc.StatusCode.DEADLINE_EXCEEDED,
-            f"this took longer than {limit_s:g} seconds, which is what the server gives to a "
-            f"call: {remedy}",
+            f"this took longer than {limit_s:g} seconds, the server's limit for a call: {remedy}",
         ) from None

@@ -1,1 +1,1 @@
-"""The gRPC surface: the servicer and what every call passes through."""
+"""The gRPC side of the server: the servicer, and the interceptor around it."""

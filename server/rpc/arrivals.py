@@ -1,4 +1,7 @@
-"""Requests on their way: gRPC keeps what has arrived of each, and only tells of whole ones."""
+"""`Arrivals` reads the first request of each call, and limits those that arrive slowly.
+
+gRPC keeps the part of a request that has arrived, and reports only complete requests.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +19,30 @@ from grpc import aio
 from treadle.server.errors import StatusError
 from treadle.server.resources.memory_budget import Reservation
 
-_AT_ONCE_S = 0.5
-"""A request that takes no longer holds nothing while it arrives: nearly all do not."""
+_PROMPT_S = 0.5
+"""Seconds within which nearly all requests arrive; these reserve no bytes while they do."""
 
 
 @dataclass
 class _Arrival:
-    """A request that has not arrived as a whole."""
+    """A request that has not arrived completely."""
 
     began_s: float
     held: Reservation
     most_s: float
     failed: StatusError | None = None
-    """Why its call ends before."""
+    """The error with which its call ends before that."""
 
 
 class Arrivals:
     """Reads the first request of each call.
 
-    One that is slow holds as many bytes as the largest may have, since nobody can tell how much of
-    it there is.
+    A slow one reserves the bytes of the largest request, since gRPC does not say how much of it has
+    arrived.
 
     Args:
         largest: Bytes of the largest request.
-        most_s: Seconds that the only request of a call may take.
+        most_s: Seconds within which the only request of a call must arrive.
     """
 
     def __init__(self, largest: int, most_s: float) -> None:
@@ -51,8 +54,8 @@ class Arrivals:
     async def first(
         self, context: Any, requests: AsyncIterator[bytes], held: Reservation
     ) -> AsyncIterator[bytes]:
-        """Yields the requests of a stream; while the first arrives, it is as `read` has it."""
-        data = await self._read(context, held, math.inf)  # a stream has its own limit of time
+        """Yields the requests of a stream; a slow first one reserves bytes, as in `read`."""
+        data = await self._read(context, held, math.inf)  # a stream has its own time limit
         if data is not None:
             yield data
             del data
@@ -64,28 +67,32 @@ class Arrivals:
         """Returns the only request of a call.
 
         Args:
-            context: The call's.
-            held: Where its bytes are held while they arrive.
+            context: The context of the call.
+            held: The reservation of its bytes while they arrive.
 
         Raises:
-            StatusError: INVALID_ARGUMENT: there is none; DEADLINE_EXCEEDED: it takes too long;
-                RESOURCE_EXHAUSTED: it is slow, and its bytes do not fit.
+            StatusError: INVALID_ARGUMENT: the call has no request; DEADLINE_EXCEEDED: it takes too
+                long; RESOURCE_EXHAUSTED: it is slow, and its bytes do not fit into the budget.
         """
         data = await self._read(context, held, self._most_s)
         if data is None:
-            code, text = grpc.StatusCode.INVALID_ARGUMENT, "the call has no request"
-            raise StatusError(code, text, error_details_pb2.BadRequest())
+            raise StatusError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "the call has no request",
+                error_details_pb2.BadRequest(),
+            )
         return data
 
     async def _read(self, context: Any, held: Reservation, most_s: float) -> bytes | None:
-        """Returns the next request of a call; None where there is none."""
+        """Returns the next request of a call; None at the end of the stream."""
         task = asyncio.current_task()
         assert task is not None
-        arrival = self._arriving[task] = _Arrival(time.monotonic(), held, most_s)
-        # One watch for all: a timeout for each would cost a fifth of what a call costs.
+        arrival = _Arrival(time.monotonic(), held, most_s)
+        self._arriving[task] = arrival
+        # One timer for all: a timeout for each would add a fifth to the cost of a call.
         if not self._watched:
             self._watched = True
-            asyncio.get_running_loop().call_later(_AT_ONCE_S, self._watch)
+            asyncio.get_running_loop().call_later(_PROMPT_S, self._watch)
         try:
             data = await context.read()
         except asyncio.CancelledError:
@@ -98,11 +105,11 @@ class Arrivals:
         return None if data is aio.EOF else bytes(data)
 
     def _watch(self) -> None:
-        """Has slow requests hold bytes, ends calls whose do not arrive, and looks again later."""
+        """Reserves bytes for slow requests, ends calls whose request is late, and repeats that."""
         now_s = time.monotonic()
         for task, arrival in self._arriving.items():
             took_s = now_s - arrival.began_s
-            if arrival.failed is not None or took_s < _AT_ONCE_S:
+            if arrival.failed is not None or took_s < _PROMPT_S:
                 continue
             if took_s >= arrival.most_s:
                 text = f"the request did not arrive within {arrival.most_s:g} seconds"
@@ -116,4 +123,4 @@ class Arrivals:
                 task.cancel()
         self._watched = bool(self._arriving)
         if self._watched:
-            asyncio.get_running_loop().call_later(_AT_ONCE_S, self._watch)
+            asyncio.get_running_loop().call_later(_PROMPT_S, self._watch)

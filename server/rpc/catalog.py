@@ -1,6 +1,6 @@
-"""`Catalog`: stored models as callers are told of them, from memory wherever that is possible.
+"""`Catalog` describes stored models to callers, from memory where possible.
 
-A version never changes, so what is said of it is made once. Only what leads to it may change.
+A version never changes, so its description is made once. Only its aliases may change.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Catalog:
     """Describes stored models. All methods may block on the disk and be called from any thread.
 
     Args:
-        model_store: Where the models are.
-        max_message_bytes: The largest reply.
+        model_store: The stored models.
+        max_message_bytes: Bytes of the largest reply.
     """
 
     def __init__(self, model_store: ModelStore, max_message_bytes: int) -> None:
@@ -35,14 +35,14 @@ class Catalog:
         self._lock = threading.Lock()
 
     def page(self, most: int, after: str) -> tuple[list[pb.Model], str]:
-        """Returns one page of the newest versions, by name, those that are damaged included.
+        """Returns one page of the newest versions, sorted by name, including damaged ones.
 
         Args:
-            most: The most models on the page; fewer where a reply holds no more.
-            after: Name after which the page begins.
+            most: The most models on the page; it has fewer if a reply holds no more.
+            after: The name after which the page begins.
 
         Returns:
-            The models, and the name after which the next page begins; empty on the last.
+            The models, and the name after which the next page begins; empty on the last page.
         """
         page: Page[pb.Model] = Page(most, self._max_message_bytes)
         for stored in self._model_store.newest(after):
@@ -51,10 +51,10 @@ class Catalog:
         return page.items, ""
 
     def describe(self, stored: StoredModel) -> pb.Model:
-        """Returns what is said of a version.
+        """Returns the description of a version.
 
         Raises:
-            StatusError: DATA_LOSS where its file is damaged; NOT_FOUND where it is gone.
+            StatusError: DATA_LOSS: its file is damaged; NOT_FOUND: it was deleted.
             DatabaseError: The database failed.
         """
         message = self._description(stored)
@@ -71,7 +71,7 @@ class Catalog:
             return responses.damaged_model(stored, error.message)
 
     def _description(self, stored: StoredModel) -> pb.Model:
-        """Returns what is said of a version, but for its aliases."""
+        """Returns the description of a version without its aliases."""
         with self._lock:
             kept = self._kept.get(stored)
             if kept is not None:

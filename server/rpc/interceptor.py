@@ -1,7 +1,7 @@
-"""The outermost layer of every RPC of ours: errors become statuses, calls and bytes are counted.
+"""`Interceptor` wraps every RPC of the service: it maps errors to statuses and counts bytes.
 
-An aio interceptor, so that the servicer's methods neither catch nor abort. Health and
-reflection go past it.
+With it the servicer's methods neither catch exceptions nor abort calls. Calls to health and
+reflection are not wrapped.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from treadle.server.rpc.arrivals import Arrivals
 logger = logging.getLogger(__name__)
 
 Context = aio.ServicerContext[Any, Any]
-"""What gRPC hands to a servicer's method."""
+"""The context that gRPC passes to a method of a servicer."""
 
 DETAILS_KEY = "grpc-status-details-bin"
 """The trailer that carries google.rpc.Status."""
 
-
 _UNCOUNTED_BYTES = 1 << 14
-"""Messages up to this size are not counted, so that a job can be cancelled and a server be asked
-about however full it is; what is counted for every call is enough for them."""
+"""Messages up to this size are not counted, so that a job can be cancelled even if the memory
+budget is used up. What is counted for every call covers them."""
 
 _PATIENCE_S = 5.0
-"""How long a large message of a stream, or a large reply, waits for room before its call ends."""
+"""Seconds for which a large message of a stream, or a large reply, waits for memory before its call
+ends."""
 
 
 class Interceptor(aio.ServerInterceptor):
@@ -47,10 +47,10 @@ class Interceptor(aio.ServerInterceptor):
 
     Args:
         service: Full name of the service, such as `treadle.v1.SequenceService`.
-        budget: Holds the bytes of requests that are worked off and of replies that are unread.
-        max_message_bytes: The largest request.
-        write_s: Seconds that a client may take to make room for a reply, or to send its request
-            where there is one.
+        budget: Counts the bytes of requests in work and of unread replies.
+        max_message_bytes: Bytes of the largest request.
+        write_s: Seconds within which a client must accept a reply, or send the only request of a
+            call.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Interceptor(aio.ServerInterceptor):
         """Ends every running call with a status.
 
         Args:
-            reason: What the clients are told.
+            reason: The status that the clients get.
         """
         self._eviction = reason
         for call in self._calls:
@@ -90,15 +90,15 @@ class Interceptor(aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Returns the handler of a call, wrapped if it is one of ours."""
+        """Returns the handler of a call, wrapped if it belongs to the service."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or not method.startswith(self._prefix):
             return handler
         name = method.removeprefix(self._prefix)
         parse = _Parser(handler.request_deserializer, self._methods[name].input_type)
-        # Messages come and go as bytes, to be parsed under the guard and counted: gRPC itself would
-        # answer what it cannot parse with UNKNOWN and the exception's text.
+        # Messages are bytes here, so that they are parsed under the guard and counted. gRPC itself
+        # would answer a malformed message with UNKNOWN and the text of the exception.
         replies: Any
         if handler.stream_stream is not None:
             replies = handler.stream_stream
@@ -107,9 +107,9 @@ class Interceptor(aio.ServerInterceptor):
                 return parse.all(self._arrivals.first(context, stream, held), held)
 
         else:
-            # To a client one message is one message. As the only one of a stream it is read and
-            # written here: gRPC would keep half a request of a client that sends no more, and a
-            # reply for one that does not read, and nobody would know.
+            # A single message is read and written as the only one of a stream, which a client
+            # cannot distinguish. gRPC itself would keep half a request of a client that sends no
+            # more, or a reply that nobody reads, for any time and without counting it.
             replies = handler.unary_stream or _stream_of(handler.unary_unary)
 
             async def read(stream: Any, context: Context, held: Reservation) -> Any:
@@ -125,9 +125,9 @@ class Interceptor(aio.ServerInterceptor):
         read: Callable[[Any, Context, Reservation], Awaitable[Any]],
         serialize: Any,
     ) -> Any:
-        # The replies are written here rather than yielded on to gRPC: when a call is cancelled,
-        # gRPC drops a generator wherever it stands, and its clean-up would wait for the
-        # garbage collector.
+        # The replies are written here instead of being yielded to gRPC. When a call is cancelled,
+        # gRPC drops a generator where it stands, and its clean-up would wait for the garbage
+        # collector.
         async def call(stream: Any, context: Context) -> None:
             async with self._guard(context, name) as task:
                 with (
@@ -138,7 +138,7 @@ class Interceptor(aio.ServerInterceptor):
                     async with aclosing(method(requests, context)) as replies:
                         async for reply in replies:
                             data = serialize(reply)
-                            del reply  # while the next one is waited for, neither is kept
+                            del reply  # so that neither is kept while the next one is made
                             size = _reply_bytes(data)
                             await unread.resize_patiently(size, _PATIENCE_S, kept=size)
                             await self._write(context, data, task)
@@ -147,8 +147,8 @@ class Interceptor(aio.ServerInterceptor):
         return call
 
     async def _write(self, context: Context, reply: bytes, task: asyncio.Task[Any]) -> None:
-        """Writes a reply; who does not read must not hold a place for ever."""
-        # One watch for all writes: a timeout for each would cost a fifth of what writing costs.
+        """Writes a reply, and ends the call if the client does not read it in time."""
+        # One timer for all writes: a timeout for each would add a fifth to the cost of writing.
         self._writing[task] = time.monotonic()
         if not self._watched:
             self._watch()
@@ -158,10 +158,10 @@ class Interceptor(aio.ServerInterceptor):
             if task not in self._stuck:
                 raise
             task.uncancel()
-            text = f"no reply was read for {self._write_s:g} seconds; the call was given up"
+            text = f"no reply was read for {self._write_s:g} seconds; the call was ended"
             raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
         except Exception as error:
-            # The client has just gone, and gRPC has not said so yet; there is nobody to tell.
+            # The client has just disconnected, and gRPC does not know it yet.
             logger.debug("a reply could not be sent: %s", error)
             raise asyncio.CancelledError from error
         finally:
@@ -169,7 +169,7 @@ class Interceptor(aio.ServerInterceptor):
             self._stuck.discard(task)
 
     def _watch(self) -> None:
-        """Gives up calls that have been writing one reply for too long, and looks again later."""
+        """Ends calls whose reply has been unread for too long, and schedules the next look."""
         late = time.monotonic() - self._write_s
         for task, began in self._writing.items():
             if began <= late and task not in self._stuck:
@@ -189,12 +189,12 @@ class Interceptor(aio.ServerInterceptor):
             yield task
         except asyncio.CancelledError:
             if self._eviction is None:
-                raise  # the client went away or its deadline passed
+                raise  # the client disconnected, or its deadline passed
             task.uncancel()
             await _abort(context, self._eviction)
         except (aio.AbortError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except BaseException as error:  # a panic of a package in Rust is no Exception
+        except BaseException as error:  # a panic of a Rust package is not an Exception
             await _abort(context, from_exception(error, doing=name))
         finally:
             self._calls.discard(task)
@@ -203,11 +203,11 @@ class Interceptor(aio.ServerInterceptor):
 
 
 class _Parser:
-    """Turns bytes into the requests of one method.
+    """Parses the requests of one method.
 
     Args:
-        parse: What gRPC would call.
-        kind: What a request is.
+        parse: The parser that gRPC would call.
+        kind: The descriptor of the requests.
     """
 
     def __init__(self, parse: Any, kind: Descriptor) -> None:
@@ -215,22 +215,22 @@ class _Parser:
         self._kind = kind
 
     def one(self, data: bytes, held: Reservation) -> Any:
-        """Returns a request, whose bytes are held from now on.
+        """Returns a request, and reserves its bytes.
 
         Raises:
-            StatusError: INVALID_ARGUMENT: it is none, or a list in it is too long;
-                RESOURCE_EXHAUSTED: its bytes do not fit.
+            StatusError: INVALID_ARGUMENT: it is malformed, or a list in it is too long;
+                RESOURCE_EXHAUSTED: its bytes do not fit into the budget.
         """
         held.resize(_request_bytes(data))
         return self._request(data)
 
     async def all(self, stream: AsyncIterator[bytes], held: Reservation) -> AsyncIterator[Any]:
-        """Yields the requests of a stream, each held until the next one is asked for; see `one`."""
+        """Yields the requests of a stream; the bytes of each are reserved until the next one."""
         async for data in stream:
-            # Beside these bytes gRPC may have those of the next request already.
+            # In addition gRPC may hold the bytes of the next request already.
             kept = 2 * len(data)
             await held.resize_patiently(_request_bytes(data), _PATIENCE_S, kept)
-            # Whoever works a request off says how long it is kept, and its bytes are not.
+            # The list drops its reference, so that the consumer alone keeps the request.
             requests = [self._request(data)]
             del data
             yield requests.pop()
@@ -241,17 +241,17 @@ class _Parser:
         try:
             request = self._parse(data)
         except DecodeError:
-            message = "the request is no message of this method, or has text that is not UTF-8"
+            message = "the request is not a message of this method, or has text that is not UTF-8"
             code = grpc.StatusCode.INVALID_ARGUMENT
             raise StatusError(code, message, error_details_pb2.BadRequest()) from None
         repeated_limits.check(request)
-        # What this version does not know may be of any size: it must not be kept or shown.
+        # Unknown fields may be of any size, and must be neither kept nor shown.
         request.DiscardUnknownFields()
         return request
 
 
 def _stream_of(method: Any) -> Any:
-    """Returns a method with one reply as one with a stream of replies."""
+    """Returns a method with one reply as a method with a stream of replies."""
 
     async def replies(request: Any, context: Context) -> AsyncIterator[Any]:
         yield await method(request, context)
@@ -260,12 +260,12 @@ def _stream_of(method: Any) -> Any:
 
 
 def _request_bytes(data: bytes) -> int:
-    """Returns what a request takes: as bytes, as a message, and as text that is taken from it."""
+    """Returns the bytes of memory of a request: serialized, as a message, and its text."""
     return 4 * len(data) if len(data) > _UNCOUNTED_BYTES else 0
 
 
 def _reply_bytes(data: bytes) -> int:
-    """Returns what a reply takes: as bytes, and as a message."""
+    """Returns the bytes of memory of a reply: serialized, and as a message."""
     return 2 * len(data) if len(data) > _UNCOUNTED_BYTES else 0
 
 

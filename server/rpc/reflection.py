@@ -1,7 +1,7 @@
-"""Reflection, as grpcurl and other tools ask for it: versions v1 and v1alpha.
+"""`add_reflection` adds gRPC server reflection, versions v1 and v1alpha, for tools like grpcurl.
 
-grpcio-reflection brings v1alpha alone. Version 1 is the same protocol, message for message and
-field for field, in a package of another name, so the library's servicer answers both.
+grpcio-reflection offers v1alpha only. Version v1 is the same protocol, message for message and
+field for field, under another package name, so that the library's servicer answers both.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 )
 
 V1 = "grpc.reflection.v1.ServerReflection"
-"""The service's name in version 1."""
+"""The name of the service in version v1."""
 
 _METHOD = "ServerReflectionInfo"
 
 
 def add_reflection(server: aio.Server, services: Iterable[str]) -> None:
-    """Lets callers ask a server for its services and their messages.
+    """Adds the reflection services to a server.
 
     Args:
-        server: The server, not started yet.
-        services: Full names of its services.
+        server: The server, before its start.
+        services: Full names of the services to describe.
     """
     _describe_v1()
     names = (*services, reflection.SERVICE_NAME, V1)
@@ -43,7 +43,7 @@ def add_reflection(server: aio.Server, services: Iterable[str]) -> None:
 
 
 def _describe_v1() -> None:
-    """Makes version 1's own description known, so that it can be asked for as well."""
+    """Registers the description of version v1, so that callers can request it as well."""
     pool = descriptor_pool.Default()
     try:
         pool.FindServiceByName(V1)

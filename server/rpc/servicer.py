@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from treadle.server.warmup import Warmup
 
 _JOBS = 100
-"""Jobs of a list that are read at once."""
+"""Jobs of a list that are read from the database at once."""
 
 SERVICE = "treadle.v1.SequenceService"
 
 
 class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
-    """The methods of treadle.v1.SequenceService; the contract describes each.
+    """Implements treadle.v1.SequenceService; the contract describes each method.
 
     Args:
         config: The server's settings.
@@ -92,7 +92,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     async def Train(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.TrainRequest], context: Context
     ) -> AsyncIterator[pb.JobEvent]:
-        """Takes the spec, then a place in the queue, then the corpus; follows the job."""
+        """Accepts the spec, a place in the queue and the corpus; then follows the job."""
         with self._control_admission.submissions.admit():
             job = await self._submission.take(request_iterator)
             async for event in self._jobs.registry.watch(job):
@@ -116,7 +116,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.ListJobsRequest, context: Context
     ) -> pb.ListJobsResponse:
         """Lists one page of jobs."""
-        size, states = requests.page_size(request), requests.job_states(request)
+        size = requests.page_size(request)
+        states = requests.job_states(request)
         filters = (*states, f"model={request.model}")
         place = page_tokens.read(request.page_token, "jobs", filters)
         after = (place[0], place[1]) if place else None
@@ -136,7 +137,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     async def PauseJob(  # noqa: N802
         self, request: pb.PauseJobRequest, context: Context
     ) -> pb.PauseJobResponse:
-        """Makes a job wait."""
+        """Pauses a job."""
         row = await self._jobs.pause(request.job)
         return pb.PauseJobResponse(job=self._job(await self._jobs.registry.row(row.id)))
 
@@ -157,7 +158,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        """Streams text as it is made."""
+        """Streams text while it is generated."""
         async for reply in self._generating.generate(request):
             yield reply
 
@@ -170,7 +171,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     async def ScoreStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
     ) -> AsyncIterator[pb.ScoreStreamResponse]:
-        """Scores a stream as it comes."""
+        """Scores a stream while it arrives."""
         async for reply in self._scoring.score_stream(request_iterator):
             yield reply
 
@@ -184,7 +185,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     async def Embed(  # noqa: N802
         self, request: pb.EmbedRequest, context: Context
     ) -> pb.EmbedResponse:
-        """Gives the vectors of texts."""
+        """Returns the vectors of texts."""
         return await self._scoring.embed(request)
 
     async def ListModels(  # noqa: N802
@@ -219,7 +220,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     async def SetAlias(  # noqa: N802
         self, request: pb.SetAliasRequest, context: Context
     ) -> pb.SetAliasResponse:
-        """Names a version, or moves the name there."""
+        """Gives an alias to a version, or moves it there."""
         check_model_and_alias(request.model, request.alias)
         set_alias = self._model_store.set_alias
         stored = await thread_pools.STORE.run(
@@ -232,7 +233,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     async def DeleteAlias(  # noqa: N802
         self, request: pb.DeleteAliasRequest, context: Context
     ) -> pb.DeleteAliasResponse:
-        """Takes a name away."""
+        """Removes an alias."""
         check_model_and_alias(request.model, request.alias)
         await thread_pools.STORE.run(self._model_store.delete_alias, request.model, request.alias)
         return pb.DeleteAliasResponse()
@@ -273,10 +274,10 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     async def _fill(
         self, page: Page[pb.Job], states: list[str], model: str, after: tuple[float, str] | None
     ) -> tuple[float, str] | None:
-        """Fills a page with jobs, the newest first, a few at a time.
+        """Fills a page with jobs, newest first, a few at a time.
 
         Returns:
-            The place after which the next page begins; None where this is the last one.
+            The place after which the next page begins; None if this is the last one.
         """
         while rows := await self._jobs.registry.page(states, model, after, _JOBS):
             jobs = await thread_pools.LISTS.run(
@@ -298,6 +299,6 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         return responses.job(row, self._jobs.queue.position(row.id))
 
     def _listed_jobs(self, rows: list[JobRow], positions: Mapping[str, int]) -> list[pb.Job]:
-        """Describes jobs in a list, which a damaged one must not take down."""
+        """Describes jobs for a list; a damaged one is marked and does not fail the call."""
         fault = self._jobs.registry.fault
         return [responses.listed_job(row, positions.get(row.id, 0), fault(row)) for row in rows]

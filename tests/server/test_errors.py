@@ -27,19 +27,19 @@ KINDS = [
 ]
 
 
-def test_the_table_knows_every_error_of_the_model_room() -> None:
+def test_the_table_knows_every_error_of_the_model_package() -> None:
     assert set(CODES) == set(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_has_a_status_and_crosses_the_pipe(kind: type[ModelError]) -> None:
-    error = kind("the thing is wrong; mend it")
+    error = kind("the thing is wrong; repair it")
     crossed = worker_protocol.unpack_error(
         worker_protocol.decode(worker_protocol.encode(worker_protocol.pack_error(error)))
     )
     assert type(crossed) is kind
     status = from_exception(crossed, "a test", field="corpus_chunk")
-    assert (status.code, status.message) == (CODES[kind], "the thing is wrong; mend it")
+    assert (status.code, status.message) == (CODES[kind], "the thing is wrong; repair it")
 
 
 def test_all_faults_of_a_config_cross_the_pipe_under_their_new_names() -> None:

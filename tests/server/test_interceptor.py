@@ -247,7 +247,7 @@ def test_a_large_message_of_a_stream_waits_for_room() -> None:
 
 
 def test_half_a_request_is_counted_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "_AT_ONCE_S", 0.05)
+    monkeypatch.setattr(arrivals, "_PROMPT_S", 0.05)
     whole = pb.GetModelRequest(model="small").SerializeToString()
 
     async def run() -> None:

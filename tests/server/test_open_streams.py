@@ -303,7 +303,7 @@ def test_no_call_works_for_longer_than_the_server_gives(start: Callable[..., Ser
         server.caller.score("m", [text])
     for error in (*errors, caught.value):
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert "longer than 0.3 seconds, which is what the server gives" in str(error.details())
+        assert "longer than 0.3 seconds, the server's limit" in str(error.details())
     [*_, last] = server.caller.generate("m", prompt=text)
     assert last.result.stop_reason == pb.STOP_REASON_TIME_LIMIT
     info = server.caller.info()

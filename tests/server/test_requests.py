@@ -23,7 +23,7 @@ def violations(error: StatusError) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("contract", "room"),
+    ("contract", "words"),
     [
         (pb.Cell, settings.Cell),
         (pb.TokenizerKind, settings.TokenizerKind),
@@ -39,11 +39,11 @@ def violations(error: StatusError) -> dict[str, str]:
         (pb.Keep, settings.Keep),
     ],
 )
-def test_both_sides_know_the_same_values(contract: Any, room: type[enum.StrEnum]) -> None:
+def test_both_sides_know_the_same_values(contract: Any, words: type[enum.StrEnum]) -> None:
     values = contract.DESCRIPTOR.values
     prefix = values[0].name.removesuffix("UNSPECIFIED")
     names = {value.name.removeprefix(prefix).lower() for value in values[1:]}
-    assert names == {member.value for member in room}
+    assert names == {member.value for member in words}
 
 
 def test_defaults_are_filled_in() -> None:

@@ -17,9 +17,9 @@ def fields(error: StatusError) -> list[str]:
 
 
 def test_what_is_left_out_is_not_asked_for() -> None:
-    wanted = Scoring(None, Details(), tokens=False)
-    assert scoring(pb.ScoreRequest(model="m", texts=["t"])) == wanted
-    assert stream_scoring(pb.ScoreStreamSpec(model="m")) == wanted
+    plain = Scoring(None, Details(), tokens=False)
+    assert scoring(pb.ScoreRequest(model="m", texts=["t"])) == plain
+    assert stream_scoring(pb.ScoreStreamSpec(model="m")) == plain
     assert embedding_policy(pb.EmbedRequest(job="j", texts=["t"])) is None
 
 
@@ -37,13 +37,13 @@ def test_every_field_at_fault_is_named() -> None:
     request = pb.ScoreRequest(unknown_policy=8, top_log_probabilities=21)  # type: ignore[arg-type]
     with pytest.raises(StatusError) as caught:
         scoring(request)
-    wanted = {"model", "texts", "unknown_policy", "top_log_probabilities"}
-    assert set(fields(caught.value)) == wanted
+    faulty = {"model", "texts", "unknown_policy", "top_log_probabilities"}
+    assert set(fields(caught.value)) == faulty
     spec = pb.ScoreStreamSpec(unknown_policy=8, top_log_probabilities=21)  # type: ignore[arg-type]
     with pytest.raises(StatusError) as caught:
         stream_scoring(spec)
-    assert set(fields(caught.value)) == {f"spec.{name}" for name in wanted - {"texts"}}
-    with pytest.raises(StatusError, match=r"^a job is named") as caught:
+    assert set(fields(caught.value)) == {f"spec.{name}" for name in faulty - {"texts"}}
+    with pytest.raises(StatusError, match=r"^job is set") as caught:
         stream_scoring(pb.ScoreStreamSpec(model="m", job="j"))
     assert fields(caught.value) == ["spec.model"]
     embed = pb.EmbedRequest(model="-", texts=[])
