@@ -121,7 +121,7 @@ def test_four_small_batches_step_like_one_of_their_size() -> None:
     np.testing.assert_allclose(weights(4, 4), weights(16, 1), atol=2e-5)
 
 
-def test_the_sum_takes_its_room() -> None:
+def test_the_sum_takes_its_memory() -> None:
     shape = Shape.of(NETWORK, 26)
     sizes = [
         training_bytes(shape, 4, 4, OptimizerConfig().kind, accumulates=more)

@@ -32,7 +32,7 @@ from treadle.model.network.session_state import SessionState
 from treadle.model.network.shape import Shape
 from treadle.model.tokenizers.build import build_tokenizer
 
-pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled elsewhere
 
 LINES, TEXT = CorpusLayout.LINES, CorpusLayout.TEXT
 

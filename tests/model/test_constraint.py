@@ -34,7 +34,7 @@ from treadle.model.tokenizers.characters import CharacterTokenizer
 from treadle.model.tokenizers.whitespace import EventTokenizer, WhitespaceTokenizer
 from treadle.model.tokenizers.words import WordTokenizer
 
-pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled elsewhere
 
 LINES, TEXT = CorpusLayout.LINES, CorpusLayout.TEXT
 KIND = TokenizerKind

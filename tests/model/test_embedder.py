@@ -20,7 +20,7 @@ from treadle.model.network.shape import Shape
 from treadle.model.scoring.embedder import Embedder, Embedding
 from treadle.model.tokenizers.build import build_tokenizer
 
-pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled elsewhere
 
 TEXT = "abc cab bca, a cab abc! "
 
@@ -39,7 +39,7 @@ def embed(model: Model, text: str) -> Embedding:
     return found
 
 
-def wanted(model: Model, tokens: list[int]) -> NDArray[np.float64]:
+def expected(model: Model, tokens: list[int]) -> NDArray[np.float64]:
     """The hidden states (L, H) after tokens, in float64."""
     weights: reference.Parameters = {
         name: array.astype(np.float64) for name, array in model.parameters.named().items()
@@ -62,7 +62,7 @@ def test_an_embedding_is_the_state_after_the_last_token(
     found = embed(model, TEXT * repeats)
     assert found.token_count == len(tokens)
     assert found.states.shape == (2, 5)
-    np.testing.assert_allclose(found.states, wanted(model, begin + tokens), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.states, expected(model, begin + tokens), rtol=1e-4, atol=1e-5)
 
 
 def test_an_empty_text_is_what_there_is_before_it() -> None:
@@ -73,7 +73,7 @@ def test_an_empty_text_is_what_there_is_before_it() -> None:
     assert model.tokenizer.begin is not None
     item = embed(model, "")
     assert item.token_count == 0
-    np.testing.assert_allclose(item.states, wanted(model, [model.tokenizer.begin]), 1e-4, 1e-6)
+    np.testing.assert_allclose(item.states, expected(model, [model.tokenizer.begin]), 1e-4, 1e-6)
 
 
 def test_texts_before_it_change_no_bit() -> None:

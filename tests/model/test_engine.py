@@ -43,9 +43,9 @@ def widen(parameters: Parameters) -> reference.Parameters:
     return {name: array.astype(np.float64) for name, array in parameters.named().items()}
 
 
-def assert_close(found: NDArray[Any], wanted: NDArray[Any], name: str) -> None:
-    scale = float(np.abs(wanted).max())
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * scale + 1e-9, err_msg=name)
+def assert_close(found: NDArray[Any], expected: NDArray[Any], name: str) -> None:
+    scale = float(np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * scale + 1e-9, err_msg=name)
 
 
 def check_against_reference(shape: Shape, T: int, B: int) -> None:
@@ -57,11 +57,11 @@ def check_against_reference(shape: Shape, T: int, B: int) -> None:
         hs[:, fresh] = 0
         if cs is not None:
             cs[:, fresh] = 0
-        wanted, count, gradients, (hs, cs) = reference.network_loss_and_gradients(
+        expected, count, gradients, (hs, cs) = reference.network_loss_and_gradients(
             wide, shape.cell, tokens, targets, (hs, cs)
         )
         loss, found_count = engine.loss_and_gradient(tokens, targets, fresh)
-        assert loss == pytest.approx(wanted, rel=1e-6)
+        assert loss == pytest.approx(expected, rel=1e-6)
         assert found_count == count
         for name, array in engine.gradient.named().items():
             assert_close(array, gradients[name], name)
@@ -215,14 +215,14 @@ def test_threads_do_not_change_a_bit_of_tied_weights() -> None:
 def test_tied_weights_of_pairs_are_near_those_of_singles() -> None:
     shape = Shape(Cell.LSTM, V=37, E=34, H=34, L=1, tied=True)
     (window,) = windows_of(shape, T=9, B=SHARD_ROWS + 3, count=1)
-    wanted, ours = (
+    exact, ours = (
         Engine(Parameters.initial(shape, 5), SHARD_ROWS + 3, 9, Pool(1), precision=precision)
         for precision in Precision
     )
     assert ours.loss_and_gradient(*window)[0] == pytest.approx(
-        wanted.loss_and_gradient(*window)[0], rel=5e-3
+        exact.loss_and_gradient(*window)[0], rel=5e-3
     )
-    found, expected = ours.gradient.stacks.embedding, wanted.gradient.stacks.embedding
+    found, expected = ours.gradient.stacks.embedding, exact.gradient.stacks.embedding
     assert float(np.abs(found - expected).max()) < 3e-2 * float(np.abs(expected).max())
 
 

@@ -20,7 +20,7 @@ from treadle.model.tokenizers.incremental import MAX_HELD, IncrementalEncoder, e
 from treadle.model.tokenizers.subwords import SubwordTokenizer
 from treadle.model.tokenizers.token_ids import TokenIds
 
-pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled elsewhere
 
 CORPUS = (
     "the cat's hat_box isn't new: it's 12 years old!! \tand\n\nOΣΑΣ ΣΑΣ. İstanbul é €\n"

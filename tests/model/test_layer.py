@@ -103,9 +103,9 @@ def test_states_begin_at_zeros(cell: str) -> None:
     zeros = np.zeros((2, 5), np.float32)
     zeros_given = given | {"h0": zeros} | ({"c0": zeros, "dcT": zeros} if cell == "lstm" else {})
     plain = {name: given[name] for name in ("xs", "dhs")}
-    for ours, wanted in zip(run(layer, plain), run(layer, zeros_given), strict=True):
-        assert ours.keys() == wanted.keys()
-        assert all(same_bytes(ours[name], wanted[name]) for name in ours)
+    for ours, expected in zip(run(layer, plain), run(layer, zeros_given), strict=True):
+        assert ours.keys() == expected.keys()
+        assert all(same_bytes(ours[name], expected[name]) for name in ours)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -134,14 +134,14 @@ def test_a_row_is_the_row_alone(cell: str) -> None:
 def test_stacked_layers_learn_together() -> None:
     """Gradients through two layers: by how much a small step down lowers the loss."""
     lower, upper = make("gru", 2, 4), make("lstm", 4, 3)
-    xs, wanted = draw(1, 5, 3, 2), draw(2, 5, 3, 3)
+    xs, expected = draw(1, 5, 3, 2), draw(2, 5, 3, 3)
 
     def loss() -> tuple[float, NDArray[np.float32]]:
         hs, _ = upper.forward(lower.forward(xs)[0][1:])
-        return float(np.sum(hs[1:].astype(np.float64) * wanted)), hs
+        return float(np.sum(hs[1:].astype(np.float64) * expected)), hs
 
     before, _ = loss()
-    d_lower, _ = upper.backward(wanted)
+    d_lower, _ = upper.backward(expected)
     lower.backward(d_lower)
     square = sum(float(np.square(x.gradient, dtype=np.float64).sum()) for x in (lower, upper))
     for layer in (lower, upper):
@@ -216,16 +216,16 @@ def test_bad_sizes_are_named(arguments: tuple[Any, ...], field: str) -> None:
 def test_adam_steps_as_the_references() -> None:
     """Over two buffers of other shapes, with the rate changed on the way."""
     buffers = draw(1, 7), draw(2, 3, 5)
-    wanted = [buffer.astype(np.float64) for buffer in buffers]
-    moments = [(np.zeros_like(w), np.zeros_like(w)) for w in wanted]
+    expected = [buffer.astype(np.float64) for buffer in buffers]
+    moments = [(np.zeros_like(w), np.zeros_like(w)) for w in expected]
     adam = Adam(*buffers, rate=0.05, beta2=0.95, weight_decay=0.1)
     for step in range(1, 6):
-        gradients = [draw(step, *w.shape) for w in wanted]
+        gradients = [draw(step, *w.shape) for w in expected]
         adam.step(*gradients)
-        for w, g, (m, v) in zip(wanted, gradients, moments, strict=True):
+        for w, g, (m, v) in zip(expected, gradients, moments, strict=True):
             reference.adam_step(w, g, m, v, step, adam.rate, beta2=0.95, weight_decay=0.1)
         adam.rate *= 0.5
-    for buffer, w in zip(buffers, wanted, strict=True):
+    for buffer, w in zip(buffers, expected, strict=True):
         np.testing.assert_allclose(buffer, w, rtol=1e-5, atol=1e-6)
 
 

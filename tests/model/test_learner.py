@@ -121,11 +121,11 @@ def test_every_window_is_scored_by_what_has_learned_the_ones_before() -> None:
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_no_bit(threads: int, optimizer: str) -> None:
     model = model_of(CorpusLayout.LINES, hidden_size=96)  # several parts of the flat buffer
-    alone, beside = (learner_of(model, n, optimizer=optimizer, window=16) for n in (1, threads))
+    alone, together = (learner_of(model, n, optimizer=optimizer, window=16) for n in (1, threads))
     for _ in range(2):
-        ours, theirs = (feed(learner, TEXT, end=True) for learner in (alone, beside))
+        ours, theirs = (feed(learner, TEXT, end=True) for learner in (alone, together))
         assert log_probabilities(ours) == log_probabilities(theirs)
-    assert weights(alone) == weights(beside)
+    assert weights(alone) == weights(together)
 
 
 @pytest.mark.parametrize("cuts", [[8, 24], [16, 16, 40], [0, 32]])

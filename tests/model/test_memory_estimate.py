@@ -1,4 +1,4 @@
-"""What a run will take in memory: told beforehand, near the truth, and refused where too much."""
+"""The estimated memory of a run is near the measured one, and too large a run is refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CORPUS = b"abcdefghijklmnopqrstuvwxyz" * 400
 @pytest.mark.parametrize("cell", Cell)
 @pytest.mark.parametrize("kind", OptimizerKind)
 @pytest.mark.parametrize(("hidden", "layers", "rows"), [(160, 2, 16), (64, 1, 96)])
-def test_a_run_takes_about_what_was_told(
+def test_a_run_takes_about_what_was_estimated(
     cell: Cell, kind: OptimizerKind, hidden: int, layers: int, rows: int
 ) -> None:
     config = TrainConfig(
@@ -61,15 +61,15 @@ def test_a_run_takes_about_what_was_told(
     assert trainer.model.parameter_count
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    told = training_bytes(Shape.of(config.network, 26), rows, 32, kind)
-    assert 0.6 * peak < told < 1.7 * peak
+    estimate = training_bytes(Shape.of(config.network, 26), rows, 32, kind)
+    assert 0.6 * peak < estimate < 1.7 * peak
 
 
 @pytest.mark.jit
 @pytest.mark.parametrize("cell", Cell)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize(("embedding", "layers"), [(8, 1), (0, 2)])
-def test_a_learner_takes_about_what_was_told(
+def test_a_learner_takes_about_what_was_estimated(
     cell: Cell, optimizer: str, embedding: int, layers: int
 ) -> None:
     model = model_of(cell=cell, hidden_size=256, embedding_size=embedding, layers=layers)
@@ -87,8 +87,8 @@ def test_a_learner_takes_about_what_was_told(
     learner.snapshot()
     with_both = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    told = learner_bytes(shape, config)
-    assert 0.9 * taken < told < 1.2 * taken
+    estimate = learner_bytes(shape, config)
+    assert 0.9 * taken < estimate < 1.2 * taken
     assert 0.9 * with_unit < learner_bytes(shape, config, units=True) < 1.2 * with_unit
     assert 0.9 * with_both < learner_bytes(shape, config, True) + snapshot_bytes(shape, config)
 
@@ -108,7 +108,7 @@ def test_a_learner_keeps_nothing_twice(optimizer: str, copies: int) -> None:
 
 
 @pytest.mark.parametrize("cell", Cell)
-def test_a_scorer_takes_about_what_was_told(cell: Cell) -> None:
+def test_a_scorer_takes_about_what_was_estimated(cell: Cell) -> None:
     model = model_of(cell=cell, hidden_size=256, layers=3)
     _ = model.weights
     TextScorer(model.trained)
@@ -120,27 +120,29 @@ def test_a_scorer_takes_about_what_was_told(cell: Cell) -> None:
     assert 0.9 * taken < scorer_bytes(model.parameters.shape) < 1.2 * taken
 
 
-def test_dropout_takes_its_room() -> None:
-    """Beside what else there is: a copy of one layer's states, and a bit a unit."""
+def test_dropout_takes_its_memory() -> None:
+    """In addition to the rest: a copy of one layer's states, and a bit a unit."""
     for cell in Cell:
         shape = Shape(cell, V=26, E=8, H=64, L=3)
-        told = [training_bytes(shape, 40, 32, OptimizerKind.SGD, drops) for drops in (False, True)]
-        rooms = [
+        estimates = [
+            training_bytes(shape, 40, 32, OptimizerKind.SGD, drops) for drops in (False, True)
+        ]
+        workspaces = [
             allocate_workspace(shape, 32, 40, backward=True, drops=drops) for drops in (False, True)
         ]
-        taken = [work.keep.nbytes + work.dropped.nbytes for work in rooms]
+        taken = [work.keep.nbytes + work.dropped.nbytes for work in workspaces]
         assert taken[0] == 0
-        assert told[1] - told[0] == taken[1] > 0
+        assert estimates[1] - estimates[0] == taken[1] > 0
 
 
-def test_dropout_before_the_output_takes_its_room() -> None:
+def test_dropout_before_the_output_takes_its_memory() -> None:
     """A bit a unit and token, and a copy of the states behind each shard's block of logits."""
     shape = Shape(Cell.GRU, V=26, E=8, H=64, L=2)
-    told = [
+    estimates = [
         training_bytes(shape, 40, 32, OptimizerKind.SGD, drops_top=top) for top in (False, True)
     ]
     shards, logit_rows = 3, structs.LOGIT_ROWS
-    assert told[1] - told[0] == 40 * 32 * keep_bytes(64) + shards * logit_rows * 64 * 4
+    assert estimates[1] - estimates[0] == 40 * 32 * keep_bytes(64) + shards * logit_rows * 64 * 4
     config = TrainConfig(network=NetworkConfig(output_dropout=0.5))
     plain = Shape.of(config.network, 65)
     limit = training_bytes(plain, config.data.batch_size, config.data.window, OptimizerKind.ADAM)
@@ -179,9 +181,9 @@ def test_the_limit_of_the_settings_holds_as_well() -> None:
 
 def test_the_memory_of_a_process_is_told() -> None:
     before = resident_bytes()
-    room = np.ones(2**23)  # 64 MiB
+    block = np.ones(2**23)  # 64 MiB
     taken = resident_bytes() - before
-    assert 0.9 * room.nbytes < taken < 2 * room.nbytes
+    assert 0.9 * block.nbytes < taken < 2 * block.nbytes
 
 
 def test_a_run_that_grows_too_large_ends_with_its_state_whole(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_the_file_has_pytorchs_names_and_shapes(cell: Cell, embedding: int, tmp_
     model.save(tmp_path / "model")
     V, H = model.vocabulary_size, 5
     G = {Cell.RNN: 1, Cell.GRU: 3, Cell.LSTM: 4}[cell] * H
-    wanted: dict[str, tuple[int, ...]] = {
+    expected: dict[str, tuple[int, ...]] = {
         "rnn.weight_ih_l0": (G, embedding or V),
         "rnn.weight_hh_l0": (G, H),
         "rnn.bias_ih_l0": (G,),
@@ -155,9 +155,9 @@ def test_the_file_has_pytorchs_names_and_shapes(cell: Cell, embedding: int, tmp_
         "output.bias": (V,),
     }
     if embedding:
-        wanted["embedding.weight"] = (V, embedding)
+        expected["embedding.weight"] = (V, embedding)
     tensors = tensors_of(tmp_path / "model")
-    assert {name: tensor.shape for name, tensor in tensors.items()} == wanted
+    assert {name: tensor.shape for name, tensor in tensors.items()} == expected
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
     named = model.parameters.named()
     assert np.array_equal(tensors["rnn.weight_ih_l1"], named["Wx1"].T)
@@ -251,10 +251,10 @@ def test_a_model_may_have_no_record(tmp_path: Path) -> None:
 
 def test_a_loaded_model_does_not_need_its_file(stored: Path) -> None:
     model = Model.load(stored)
-    wanted = model_of().generate(seed=1, max_new_tokens=5)
+    expected = model_of().generate(seed=1, max_new_tokens=5)
     stored.write_bytes(b"\xff" * stored.stat().st_size)
     stored.unlink()
-    assert model.generate(seed=1, max_new_tokens=5) == wanted
+    assert model.generate(seed=1, max_new_tokens=5) == expected
 
 
 def test_the_header_is_read_without_the_tensors(stored: Path) -> None:
@@ -360,7 +360,7 @@ def test_another_format_is_refused(version: object, stored: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "value", "wanted"),
+    ("keys", "value", "expected"),
     [
         (["network"], None, "header cannot be read"),
         (["network", "cell"], "transformer", r"network\.cell"),
@@ -393,10 +393,10 @@ def test_another_format_is_refused(version: object, stored: Path) -> None:
     ],
 )
 def test_a_header_that_lies_is_refused(
-    keys: list[str], value: object, wanted: str, stored: Path
+    keys: list[str], value: object, expected: str, stored: Path
 ) -> None:
     change(stored, *keys, to=value)
-    with pytest.raises(LoadError, match=wanted):
+    with pytest.raises(LoadError, match=expected):
         Model.load(stored)
 
 
@@ -416,7 +416,7 @@ def spoil(tensors: Arrays, name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "wanted"),
+    ("damage", "expected"),
     [
         (lambda t: t.pop("output.weight"), "lacks output.weight"),
         (lambda t: t.pop("rnn.weight_hh_l0"), "lacks rnn.weight_hh_l0"),
@@ -429,12 +429,12 @@ def spoil(tensors: Arrays, name: str, value: float) -> None:
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(
-    damage: Callable[[Arrays], object], wanted: str, stored: Path
+    damage: Callable[[Arrays], object], expected: str, stored: Path
 ) -> None:
     tensors = tensors_of(stored)
     damage(tensors)
     rewrite(stored, metadata_of(stored)["treadle"], tensors)
-    assert wanted in refusal(stored)
+    assert expected in refusal(stored)
 
 
 def test_a_type_that_numpy_lacks_is_refused(stored: Path) -> None:
@@ -494,7 +494,7 @@ def with_index(path: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "expected"),
     [
         ({"tokens": None}, "novelty.tokens is missing"),
         ({"suffixes": None}, "novelty.suffixes is missing"),
@@ -513,10 +513,10 @@ def with_index(path: Path, **changes: object) -> Path:
     ],
 )
 def test_a_damaged_index_is_refused(
-    changes: dict[str, object], wanted: str, tmp_path: Path
+    changes: dict[str, object], expected: str, tmp_path: Path
 ) -> None:
     path = with_index(tmp_path / "model", **changes)
-    assert "the file's novelty index cannot be read: " + wanted in refusal(path)
+    assert "the file's novelty index cannot be read: " + expected in refusal(path)
 
 
 def test_an_index_is_the_items_and_the_order_of_their_suffixes(tmp_path: Path) -> None:

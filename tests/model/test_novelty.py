@@ -33,7 +33,7 @@ from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.training.trainer import Trainer
 
-pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled elsewhere
 
 PAGE = Path(__file__).parents[2] / "docs" / "novelty.md"
 LINES, PLAIN = CorpusLayout.LINES, CorpusLayout.TEXT

@@ -23,9 +23,9 @@ TIED = [Shape(cell, V=5, E=3, H=3, L=layers, tied=True) for cell in Cell for lay
 def test_names_and_shapes_are_those_of_the_reference(shape: Shape) -> None:
     rng = np.random.default_rng(0)
     sizes = shape.V, shape.E, shape.H, shape.L
-    wanted = reference.initialize(shape.cell, *sizes, rng, tied=shape.tied)
-    assert shape.named == {name: array.shape for name, array in wanted.items()}
-    assert shape.parameter_count == sum(array.size for array in wanted.values())
+    expected = reference.initialize(shape.cell, *sizes, rng, tied=shape.tied)
+    assert shape.named == {name: array.shape for name, array in expected.items()}
+    assert shape.parameter_count == sum(array.size for array in expected.values())
 
 
 def test_the_parameters_of_an_lstm_are_counted_by_hand() -> None:

@@ -59,19 +59,19 @@ def scores_of(score: TextScore) -> list[float | None]:
 def check(model: Model, score: TextScore, before: Ints, tokens: Ints) -> None:
     """A score is that of the reference in every field."""
     sequence = np.concatenate((before, tokens)).astype(np.int32)
-    wanted = reference_scores(model, sequence)[max(before.size - 1, 0) :]
-    unscored = tokens.size - wanted.size
+    expected = reference_scores(model, sequence)[max(before.size - 1, 0) :]
+    unscored = tokens.size - expected.size
     found = scores_of(score)
     assert found[:unscored] == [None] * unscored
-    np.testing.assert_allclose(np.array(found[unscored:], float), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.array(found[unscored:], float), expected, rtol=1e-5, atol=1e-6)
     assert [token.id for token in score.tokens] == tokens.tolist()
     assert [token.text for token in score.tokens] == [
         model.tokenizer.token_text(token) for token in tokens.tolist()
     ]
-    assert score.token_count == wanted.size
-    assert score.total_log_probability == pytest.approx(wanted.sum(), rel=1e-5)
-    assert score.mean_nats == pytest.approx(-wanted.mean(), rel=1e-5)
-    assert score.perplexity == pytest.approx(math.exp(-wanted.mean()), rel=1e-5)
+    assert score.token_count == expected.size
+    assert score.total_log_probability == pytest.approx(expected.sum(), rel=1e-5)
+    assert score.mean_nats == pytest.approx(-expected.mean(), rel=1e-5)
+    assert score.perplexity == pytest.approx(math.exp(-expected.mean()), rel=1e-5)
 
 
 # ---------------------------------------------------------------- against the reference
@@ -250,10 +250,10 @@ def test_the_window_does_not_change_a_bit(cell: Cell, monkeypatch: pytest.Monkey
     model = model_of(cell=cell, layers=2)
     text = TEXT * 4
     assert len(text) > 2 * WINDOW
-    wanted = model.score(text, "a")
+    expected = model.score(text, "a")
     for window in (1, 7, 63, 1000):
         monkeypatch.setattr(sequence_module, "WINDOW", window)
-        assert model.score(text, "a") == wanted
+        assert model.score(text, "a") == expected
 
 
 def text_of_details(score: TextScore) -> list[tuple[int, list[int]]]:
@@ -321,19 +321,19 @@ def test_a_state_tells_generation_what_text_is_before_it() -> None:
 def test_where_text_is_cut_from_its_context_does_not_change_a_bit() -> None:
     model = model_of(cell=Cell.GRU)
     text = TEXT * 2
-    wanted = scores_of(model.score(text))
+    expected = scores_of(model.score(text))
     for cut in (1, 2, 40, 64, 65, 79):
-        assert scores_of(model.score(text[cut:], text[:cut])) == wanted[cut:]
+        assert scores_of(model.score(text[cut:], text[:cut])) == expected[cut:]
 
 
 @pytest.mark.parametrize("cell", Cell)
 def test_a_vocabulary_too_large_for_a_table_does_not_change_a_bit(
     cell: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = model_of(cell=cell, layers=2).score(TEXT)
+    expected = model_of(cell=cell, layers=2).score(TEXT)
     monkeypatch.setattr(workspace_module, "TABLE_LIMIT", 0)
     model = model_of(cell=cell, layers=2)
-    assert model.score(TEXT) == wanted
+    assert model.score(TEXT) == expected
     assert model.weights.table.shape[0] == 0
 
 
@@ -361,10 +361,10 @@ def test_rows_beside_it_do_not_change_a_bit(threads: int) -> None:
 
 def test_threads_may_share_a_model() -> None:
     model, texts = model_of(layers=2), [TEXT[start:] for start in range(8)]
-    wanted = [model.score(text) for text in texts]
+    expected = [model.score(text) for text in texts]
     fresh = model_of(layers=2)
     with ThreadPoolExecutor(4) as executor:
-        assert list(executor.map(fresh.score, texts)) == wanted
+        assert list(executor.map(fresh.score, texts)) == expected
 
 
 # ---------------------------------------------------------------- a mean over batches

@@ -29,7 +29,7 @@ from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.tokenizers.characters import CharacterTokenizer
 from treadle.model.tokenizers.token_stream import LookupStream
 
-pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled elsewhere
 
 EVERYTHING = OutputOptions(tokens=True, state=True, ids=True)
 

@@ -27,7 +27,7 @@ from treadle.model.scoring.stream_scorer import StreamScorer
 from treadle.model.scoring.token_score import TokenScore
 from treadle.model.tokenizers.build import build_tokenizer
 
-pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled beside them
+pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled elsewhere
 
 TEXT = "abc cab bca, a cab abc! ab ca bc, bb aa ca é"
 DETAILS = Details(ranks=True, alternatives=2)
@@ -84,23 +84,23 @@ def test_a_stream_scores_what_its_text_does_in_one_call(
     case: tuple[TokenizerKind, CorpusLayout], text: str, cuts: list[int], context: str
 ) -> None:
     model = MODELS[case]
-    wanted = model.score(text, context, details=DETAILS)
+    expected = model.score(text, context, details=DETAILS)
     stream = stream_of(model, context)
     found = [feed(stream, piece) for piece in pieces_of(text, cuts)]
     found.append(feed(stream, "", end=True))
     # Tokens are compared with their float32 log-probabilities, ranks and alternatives: exactly.
-    assert tuple(token for piece in found for token in piece.tokens) == wanted.tokens
-    assert sum(piece.token_count for piece in found) == wanted.token_count
+    assert tuple(token for piece in found for token in piece.tokens) == expected.tokens
+    assert sum(piece.token_count for piece in found) == expected.token_count
     whole = found[-1].whole
     assert whole is not None
     assert all(piece.whole is None for piece in found[:-1])
-    assert totals(whole) == totals(wanted) == totals(stream.total)
+    assert totals(whole) == totals(expected) == totals(stream.total)
     assert stream.item_count == 1
 
 
 def test_tokens_may_be_taken_as_they_are_scored() -> None:
     model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
-    wanted = feed(stream_of(model), TEXT * 8)
+    expected = feed(stream_of(model), TEXT * 8)
     stream = stream_of(model)
     taken: list[TokenScore] = []
     left: tuple[TokenScore, ...] = ()
@@ -109,7 +109,7 @@ def test_tokens_may_be_taken_as_they_are_scored() -> None:
         assert len(some) <= 65
         taken += some
         left = scored.tokens if scored is not None else ()
-    assert (tuple(taken), left) == (wanted.tokens, ())
+    assert (tuple(taken), left) == (expected.tokens, ())
     assert feed(stream, "a").token_count == 1  # and the next piece has its own
 
 
@@ -129,11 +129,11 @@ def test_what_follows_an_end_begins_anew(case: tuple[TokenizerKind, CorpusLayout
     for number, (text, context) in enumerate([("abc cab", "cab "), ("", ""), ("bca, a", "")]):
         feed(stream, text[:3])
         whole = feed(stream, text[3:], end=True).whole
-        wanted = model.score(text, context)
+        expected = model.score(text, context)
         assert whole is not None
-        assert totals(whole) == totals(wanted)
+        assert totals(whole) == totals(expected)
         assert stream.item_count == number + 1
-        for value in wanted.log_probabilities.tolist():
+        for value in expected.log_probabilities.tolist():
             total += value
     assert stream.total.total_log_probability == total
     assert model.state_bytes(stream.state) == model.state_bytes(model.beginning())
@@ -147,7 +147,7 @@ def test_what_follows_an_end_begins_anew(case: tuple[TokenizerKind, CorpusLayout
 def test_a_stream_goes_on_in_another(layout: CorpusLayout, kind: TokenizerKind, cell: Cell) -> None:
     model = model_of(kind, layout, cell)
     text = "abc cab a bb " * 12
-    wanted = model.score(text, details=DETAILS)
+    expected = model.score(text, details=DETAILS)
     for cut in (0, 4, 65, 104):  # where no event is cut in two
         first = stream_of(model)
         tokens = list(feed(first, text[:cut]).tokens)
@@ -155,9 +155,9 @@ def test_a_stream_goes_on_in_another(layout: CorpusLayout, kind: TokenizerKind, 
         begun = model.read_state(model.state_bytes(first.state))
         second = StreamScorer(model.trained, DETAILS, None, begun)
         tokens += feed(second, text[cut:], end=True).tokens
-        assert first.total.token_count + second.total.token_count == wanted.token_count
+        assert first.total.token_count + second.total.token_count == expected.token_count
         assert [token for token in tokens if token.rank] == [
-            token for token in wanted.tokens if token.rank
+            token for token in expected.tokens if token.rank
         ]
 
 
@@ -166,10 +166,10 @@ def test_finishing_scores_what_waits() -> None:
     stream = stream_of(model)
     assert feed(stream, "abc cab").token_count == 0
     assert len(list(stream.finish())) > 0
-    wanted = model.score("abc cab")
-    assert totals(stream.total) == totals(wanted)
-    assert wanted.state is not None
-    assert model.state_bytes(stream.state) == model.state_bytes(wanted.state)
+    expected = model.score("abc cab")
+    assert totals(stream.total) == totals(expected)
+    assert expected.state is not None
+    assert model.state_bytes(stream.state) == model.state_bytes(expected.state)
     assert stream.item_count == 0
 
 

@@ -78,9 +78,9 @@ def test_greedy_text_is_pytorchs(name: str) -> None:
     golden = load_golden(name)
     model = model_of(golden)
     prompt = model.tokenizer.decode(golden.greedy_prompt.reshape(-1))
-    wanted = model.tokenizer.decode(golden.greedy_tokens.reshape(-1))
-    assert len(wanted) > 20
-    assert model.generate(prompt, temperature=0, max_new_tokens=len(wanted)) == wanted
+    expected = model.tokenizer.decode(golden.greedy_tokens.reshape(-1))
+    assert len(expected) > 20
+    assert model.generate(prompt, temperature=0, max_new_tokens=len(expected)) == expected
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
@@ -96,7 +96,7 @@ def test_an_imported_model_is_stored_and_comes_back(name: str, tmp_path: Path) -
 
 def test_tensors_come_in_as_whatever_numpy_reads() -> None:
     golden = load_golden("gru_1layer")
-    wanted = model_of(golden).parameters.flat.tobytes()
+    expected = model_of(golden).parameters.flat.tobytes()
     tokenizer = letters(golden.parameters["by"].size)
     tensors = {name: Tensor(array) for name, array in golden.state_dict.items()}
     doubles = {name: array.astype(np.float64) for name, array in golden.state_dict.items()}
@@ -104,7 +104,7 @@ def test_tensors_come_in_as_whatever_numpy_reads() -> None:
     strided = {name: np.asfortranarray(array) for name, array in golden.state_dict.items()}
     for state_dict in (tensors, doubles, lists, strided):
         model = import_state_dict(state_dict, tokenizer)
-        assert model.parameters.flat.tobytes() == wanted
+        assert model.parameters.flat.tobytes() == expected
 
 
 def test_what_was_given_is_copied() -> None:

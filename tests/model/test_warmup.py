@@ -43,9 +43,9 @@ for number, (cell, embedding, layers, kind, layout) in enumerate(choices):
     model.generate("of a", max_new_tokens=20, seed=1, top_k=3, top_p=0.5, min_p=0.1)
     model.generate(max_new_tokens=20, temperature=0)
     model.generate("a", typical_p=0.9, presence_penalty=1, banned_tokens=(1,), max_new_tokens=9)
-    told = {"ranks": number % 2 > 0, "top_log_probabilities": number % 3}
-    model.generate("a", forced_tokens=(0, 1), min_new_tokens=4, max_new_tokens=9, **told)
-    model.generate("a", best_of=2, max_new_tokens=5, **told)
+    reported = {"ranks": number % 2 > 0, "top_log_probabilities": number % 3}
+    model.generate("a", forced_tokens=(0, 1), min_new_tokens=4, max_new_tokens=9, **reported)
+    model.generate("a", best_of=2, max_new_tokens=5, **reported)
     if kind is TokenizerKind.CHARACTERS:
         model.generate("a", regex="[a-z ]{3,9}", max_new_tokens=9)
         slots = DecodingSlots(model.parameters.shape, model.weights)
@@ -56,7 +56,7 @@ for number, (cell, embedding, layers, kind, layout) in enumerate(choices):
         slots.replace(slots.slots[1:2], ())
         slots.decode(2)
     model.score("a text", "of ")
-    model.score("a text", "of ", details=Details(told["ranks"], number % 3))
+    model.score("a text", "of ", details=Details(reported["ranks"], number % 3))
     learner = Learner(model, LearningConfig(list(ONLINE_RATES)[number % 2], clip_norm=1e-3))
     list(learner.feed("a text", end=True, learn=True))
 for made in sorted(compiled() - before):
