@@ -25,9 +25,9 @@ class Batch:
     """What one training step reads."""
 
     tokens: NDArray[np.int32]
-    """Input tokens, (T, B) int32; 0 where there is none."""
+    """Input tokens, (T, B) int32; 0 in empty steps."""
     targets: NDArray[np.int32]
-    """Tokens to predict, (T, B) int32; `IGNORED` where there is none."""
+    """Tokens to predict, (T, B) int32; `IGNORED` in steps without one."""
     fresh: NDArray[np.bool_]
     """Rows whose hidden state starts at zero before this batch, (B,) bool."""
     steps: int

@@ -129,7 +129,7 @@ def json_item(line: str, column: str, where: str) -> str:
     """Returns the item of a line of JSON.
 
     Args:
-        line: The line, which is not blank.
+        line: The line; not empty.
         column: The field; dots lead into objects.
         where: File and line, for error messages.
 

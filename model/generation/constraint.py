@@ -192,7 +192,7 @@ def _compile(regex: str, tokenizer: Tokenizer, effort: Effort) -> Constraint:
     # Special tokens have no text that could match.
     texts = [tokenizer.decode_bytes([token]) for token in range(tokenizer.ordinary)]
     following = texts
-    if tokenizer.joins_with_blanks:
+    if tokenizer.joins_with_spaces:
         following = [text if text == _NEWLINE else b" " + text for text in texts]
     table, reached = _table(automaton, texts, following, V, regex)
     complete = automaton.complete[reached]

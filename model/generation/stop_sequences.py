@@ -105,7 +105,7 @@ def stopped_text(
         reach += len(texts[kept])
         kept += 1
     # A tokenizer that puts blanks between tokens holds back a blank, not part of a character.
-    if not tokenizer.joins_with_blanks:
+    if not tokenizer.joins_with_spaces:
         while kept > exempt and helds[kept] and reach == len(text):
             kept -= 1
             reach -= len(texts[kept])

@@ -1,12 +1,12 @@
-"""What every tokenizer does: ordinary tokens first, special ones after, three policies.
+"""`Tokenizer` is the base of all tokenizers, which turn text into tokens and back.
 
-Ids 0 to `ordinary` - 1 are the symbols of the vocabulary. After them, each only where it is
-needed, come `begin` and `end` (corpora of one item a line) and `unknown` (tokenizers whose
-policy is UNKNOWN). U+FFFD, the replacement character, is how text shows an unknown symbol, so
-a tokenizer with an unknown token reads U+FFFD as that token.
+Ids 0 to `ordinary` - 1 are the symbols of the vocabulary. They are followed by `begin` and `end`
+(for corpora of one item a line) and by `unknown` (for the policy UNKNOWN), where these exist.
+Text shows an unknown symbol as U+FFFD, the replacement character. So a tokenizer with an unknown
+token reads U+FFFD as that token.
 
-A kind of tokenizer only looks symbols up (`_look_up`); what becomes of those that it does not
-find is decided here, for text and for items alike.
+A subclass only looks symbols up (`_look_up`). The base class applies the policy to symbols that the
+vocabulary lacks, for text and for items alike.
 """
 
 from __future__ import annotations
@@ -32,48 +32,49 @@ if TYPE_CHECKING:
     from treadle.model.tokenizers.token_ids import TokenIds
 
 UNKNOWN_MARK = -1
-"""What `_look_up` gives for a symbol that the vocabulary lacks."""
+"""Returned by `_look_up` for a symbol that the vocabulary lacks."""
 
 BYTE_VALUES = 256
+"""Number of different bytes."""
 
 MAX_PIECE = 2048
-"""Characters of the longest piece of a text that words and subwords look up as one. A longer one is
-cut after so many, so that no text, whatever it holds, takes long in one step."""
+"""Most characters of a piece of text that is looked up at once, for words and subwords. A longer
+piece is cut after so many, so that no text takes long in one step."""
 
 NEWLINE_MARK = -2
-"""What `_look_up` gives for the end of an item, where items are asked for."""
+"""Returned by `_look_up` for the end of an item, if `items` is set."""
 
 
 class Tokenizer(ABC):
-    """Text to tokens and back.
+    """Turns text into tokens and back.
 
     Args:
         config: How text becomes tokens.
-        layout: How the corpus is cut; LINES adds the tokens `begin` and `end`.
+        layout: How the corpus is cut into sequences; LINES adds the tokens `begin` and `end`.
         ordinary: Tokens that are not special.
         has_unknown: Whether there is an unknown token.
     """
 
-    cut: ClassVar[re.Pattern[str] | None] = None
-    """Matches end where a text may be cut without a change of its tokens; None: it may anywhere."""
+    cut_pattern: ClassVar[re.Pattern[str] | None] = None
+    """Text may be cut at the end of each match, which changes no token; None: it may anywhere."""
 
-    joins_with_blanks: ClassVar[bool] = False
-    """Whether text has a blank between two tokens of a line."""
+    joins_with_spaces: ClassVar[bool] = False
+    """Whether text has a space between two tokens of a line."""
 
     config: TokenizerConfig
     """How text becomes tokens."""
     layout: CorpusLayout
-    """How the corpus was cut for which the tokenizer was built."""
+    """How the corpus of the tokenizer is cut into sequences."""
     ordinary: int
-    """Tokens that are not special; their ids come first."""
+    """Number of tokens that are not special; their ids come first."""
     vocabulary_size: int
-    """All tokens, special ones included."""
+    """Number of all tokens, special ones included."""
     begin: int | None
-    """The id that stands before every item of a corpus of lines."""
+    """The token before every item of a corpus of lines; None in other corpora."""
     end: int | None
-    """The id that stands after every item of a corpus of lines."""
+    """The token after every item of a corpus of lines; None in other corpora."""
     unknown: int | None
-    """The id of symbols that the vocabulary lacks."""
+    """The token of symbols that the vocabulary lacks; None without one."""
 
     def __init__(
         self, config: TokenizerConfig, layout: CorpusLayout, ordinary: int, has_unknown: bool
@@ -89,7 +90,7 @@ class Tokenizer(ABC):
         self.vocabulary_size = ordinary + specials + int(has_unknown)
 
     def encode(self, text: str, policy: UnknownPolicy | None = None) -> NDArray[np.int32]:
-        """Returns the tokens of a text, neither `begin` nor `end` among them.
+        """Returns the tokens of a text, without `begin` and `end`.
 
         Args:
             text: Any text.
@@ -108,7 +109,7 @@ class Tokenizer(ABC):
     def encode_items(
         self, text: str, policy: UnknownPolicy | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        r"""Returns the tokens of items, each of them ended by "\n".
+        r"""Returns the tokens of items, each of which ends with "\n".
 
         Args:
             text: The items; empty ones are legal.
@@ -146,7 +147,7 @@ class Tokenizer(ABC):
 
     @staticmethod
     def _cut(marked: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Takes the newline marks out of `marked`, and tells where they were."""
+        """Removes newline marks from `marked`; returns the tokens, and where each item starts."""
         ends = np.flatnonzero(marked == NEWLINE_MARK)
         # The k-th mark has k marks before it, which are no longer counted.
         offsets = np.concatenate(([0], ends - np.arange(ends.size)))
@@ -157,32 +158,35 @@ class Tokenizer(ABC):
     ) -> NDArray[np.int32]:
         """Applies the policy to the marks of unknown symbols; newline marks stay."""
         policy = self.check_policy(policy)
-        strangers = marked == UNKNOWN_MARK
-        if not strangers.any():
+        unknown = marked == UNKNOWN_MARK
+        if not unknown.any():
             return marked
         if policy is UnknownPolicy.ERROR:
             raise self._unknown_symbol(text, marked)
         if self.unknown is None or policy is UnknownPolicy.SKIP:
-            return marked[np.flatnonzero(~strangers)]
-        marked[strangers] = self.unknown
+            return marked[np.flatnonzero(~unknown)]
+        marked[unknown] = self.unknown
         return marked
 
     def check_policy(self, policy: UnknownPolicy | None) -> UnknownPolicy:
-        """Returns the policy that holds when `policy` is asked for.
+        """Returns the policy to apply.
+
+        Args:
+            policy: The requested policy; None: the tokenizer's own.
 
         Raises:
-            ConfigError: It is UNKNOWN and there is no unknown token, or it is no policy.
+            ConfigError: It is UNKNOWN and there is no unknown token, or it is not a policy.
         """
-        asked = self._asked(policy)
-        if asked is UnknownPolicy.UNKNOWN and self.unknown is None:
+        requested = self._requested(policy)
+        if requested is UnknownPolicy.UNKNOWN and self.unknown is None:
             raise ConfigError(
                 "unknown_policy 'unknown' needs a model that was trained with it; "
                 "this one has no unknown token: take 'error' or 'skip'",
                 "unknown_policy",
             )
-        return asked
+        return requested
 
-    def _asked(self, policy: UnknownPolicy | None) -> UnknownPolicy:
+    def _requested(self, policy: UnknownPolicy | None) -> UnknownPolicy:
         if policy is None:
             return self.config.policy
         return member(UnknownPolicy, policy, "unknown_policy")
@@ -202,18 +206,18 @@ class Tokenizer(ABC):
         )
 
     def _normal(self, text: str) -> str:
-        """Returns a text as it is looked up: in lower case, where that is asked for."""
+        """Returns a text as it is looked up: in lower case, if the config says so."""
         return text.lower() if self.config.lowers else text
 
     def certain(self, text: str) -> int:
-        """Returns how much of the beginning of a text is cut in one way, whatever follows it.
+        """Returns how many characters of a text are certain to be cut in one way.
 
         Args:
-            text: It begins where a piece does, in its final case, and holds no other place that is
-                known to be the end of one.
+            text: A text in its final case, which begins where a piece begins and has no match of
+                `cut_pattern`.
 
         Returns:
-            Characters; 0 where that is not known.
+            Characters whose tokens do not depend on the text that follows; 0 if unknown.
         """
         return 0
 
@@ -234,30 +238,30 @@ class Tokenizer(ABC):
         """
 
     def decode_bytes(self, tokens: TokenIds) -> bytes:
-        """Returns the bytes of tokens, without blanks between them; special tokens have none."""
+        """Returns the bytes of tokens, without spaces between them; special tokens have none."""
         return "".join(map(self.token_text, self._ids(tokens).tolist())).encode()
 
     @abstractmethod
     def token_text(self, token: int) -> str:
-        """Returns the text of one token; "" for special ones and for parts of characters."""
+        """Returns the text of one token; "" for special tokens and for parts of characters."""
 
     @abstractmethod
     def characters(self, tokens: TokenIds) -> int:
-        """Returns the code points of text that tokens stand for; 1 for each `unknown`."""
+        """Returns the number of code points that tokens stand for; 1 for each `unknown`."""
 
     def count_unknown(self, tokens: TokenIds) -> int:
-        """Returns how many of some tokens are `unknown`."""
+        """Returns how many of the tokens are `unknown`."""
         return 0 if self.unknown is None else int(np.count_nonzero(np.equal(tokens, self.unknown)))
 
     @abstractmethod
     def _vocabulary_json(self) -> dict[str, Any]:
-        """Returns what `to_json` holds beside the config and the layout."""
+        """Returns the part of `to_json` next to the config and the layout."""
 
     def stream(self, held: bytes = b"") -> TokenStream:
         """Returns a stream from tokens to text.
 
         Args:
-            held: What `TokenStream.held` was where the text so far ends; empty: it begins.
+            held: `TokenStream.held` of the stream to continue; empty: a new text.
         """
         return TokenStream(self.decode)
 
@@ -267,7 +271,7 @@ class Tokenizer(ABC):
         return head | self._vocabulary_json()
 
     def _ids(self, tokens: TokenIds) -> NDArray[np.int64]:
-        """Returns the tokens as an array, every one of them in the vocabulary."""
+        """Returns the tokens as an array; raises ValueError where one is not in the vocabulary."""
         ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
         if ids.size and not (ids.min() >= 0 and ids.max() < self.vocabulary_size):
             raise ValueError(f"a token is not in 0 to {self.vocabulary_size - 1}")
@@ -281,9 +285,9 @@ def most_frequent(
 
     Args:
         pieces: The pieces of the corpus, in parts.
-        most: How many to return at most.
+        most: The most pieces to return.
         without: Pieces that hold one of these characters are not counted.
-        least: How often a piece must be there.
+        least: How often a piece must occur.
 
     Raises:
         CorpusError: A piece holds half of a surrogate pair, which no file could hold.
@@ -331,7 +335,7 @@ class WordListTokenizer(Tokenizer):
             config: How text becomes tokens.
             layout: How the corpus is cut.
             texts: The corpus, in parts.
-            without: Characters whose pieces are to be unknown.
+            without: Characters; pieces that hold one are not in the vocabulary.
 
         Raises:
             CorpusError: A text holds half of a surrogate pair.
@@ -344,15 +348,15 @@ class WordListTokenizer(Tokenizer):
     @staticmethod
     @abstractmethod
     def _pieces(text: str) -> Iterator[list[str]]:
-        """Yields the pieces of a text, some at a time."""
+        """Yields the pieces of a text in lists."""
 
     def _find(self, pieces: Sequence[str]) -> NDArray[np.int32]:
-        """Returns the tokens of pieces, or marks."""
+        """Returns the tokens of pieces, or `UNKNOWN_MARK`, (n,) int32."""
         found = map(self._table.get, pieces, itertools.repeat(UNKNOWN_MARK))
         return np.fromiter(found, np.int32, len(pieces))
 
     def token_text(self, token: int) -> str:
-        """See `Tokenizer.token_text`."""
+        """Implements `Tokenizer.token_text`."""
         return self.words[token] if 0 <= token < self.ordinary else ""
 
     def _vocabulary_json(self) -> dict[str, Any]:

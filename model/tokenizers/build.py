@@ -1,6 +1,6 @@
-"""Tokenizers: characters, bytes, words, subwords, events or what stands between white space.
+"""`build_tokenizer` builds a tokenizer from a corpus, `tokenizer_from_json` from stored values.
 
-`build_tokenizer` makes one for a corpus, `tokenizer_from_json` one that was stored.
+The kinds are characters, bytes, words, subwords, events, and text between white space.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def build_tokenizer(
 
     Args:
         config: How text becomes tokens.
-        texts: The corpus, whole or in parts; a part ends where a symbol ends. Bytes need none.
-        layout: How the corpus is cut. LINES adds `begin` and `end`, and knows no "\n".
-        newline: LINES: whether items may hold "\n", which then is a symbol like others.
+        texts: The corpus, whole or in parts that end where a symbol ends. Bytes need none.
+        layout: How the corpus is cut into sequences. LINES adds `begin` and `end`.
+        newline: Whether items may hold "\n", which then is a symbol like others; for LINES.
 
     Raises:
         CorpusError: A text holds half of a surrogate pair.
-        ConfigError: Subwords: the package `tokenizers` is not installed, or the vocabulary is to
-            be smaller than all bytes.
+        ConfigError: Subwords: the package `tokenizers` is not installed, or the vocabulary is
+            smaller than the number of bytes.
     """
     layout = member(CorpusLayout, layout, "layout")
     if config.kind is TokenizerKind.BYTES:
@@ -67,7 +67,7 @@ def tokenizer_from_json(data: object) -> Tokenizer:
     """Builds a tokenizer from what `Tokenizer.to_json` returned.
 
     Raises:
-        LoadError: `data` is not that.
+        LoadError: `data` has another form.
     """
     if not isinstance(data, Mapping):
         raise _damaged("it is no mapping")
@@ -91,7 +91,7 @@ def tokenizer_from_json(data: object) -> Tokenizer:
 
 
 def _symbols(given: object, kind: type[str] | type[list[str]]) -> list[str]:
-    """Returns the vocabulary, every symbol of which is a text that no other equals."""
+    """Returns the vocabulary: non-empty texts, all different."""
     if not isinstance(given, kind) or not all(isinstance(symbol, str) for symbol in given):
         raise _damaged("its vocabulary is missing or of the wrong type")
     symbols = list(given)

@@ -1,7 +1,7 @@
-"""Tokens that are bytes: 256 of them, and no data that they cannot hold.
+"""`ByteTokenizer` has one token for each of the 256 bytes, so it can read any data.
 
-A text is its UTF-8 bytes. Tokens that are not UTF-8 are shown with U+FFFD, as Python's and the
-browsers' decoders do.
+A text is encoded as UTF-8. Tokens that are not UTF-8 are decoded to U+FFFD, as by Python and by web
+browsers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class ByteTokenizer(Tokenizer):
-    """One token a byte; token i is byte i, and nothing is unknown.
+    """One token for a byte; token i is byte i, and nothing is unknown.
 
-    The only text that has no bytes is one with lone surrogates, which no file and no request
-    holds: it falls under the policy, and UNKNOWN reads it as U+FFFD.
+    Only a text with lone surrogates has no bytes. No file and no request can hold one. It falls
+    under the policy, and UNKNOWN reads it as U+FFFD.
 
     Args:
         config: How text becomes tokens.
@@ -36,7 +36,7 @@ class ByteTokenizer(Tokenizer):
         super().__init__(config, layout, BYTE_VALUES, has_unknown=False)
 
     def encode(self, text: str, policy: UnknownPolicy | None = None) -> NDArray[np.int32]:
-        """See `Tokenizer.encode`; UNKNOWN is legal here, as nothing needs an unknown token."""
+        """Implements `Tokenizer.encode`; UNKNOWN is legal, as no unknown token is needed."""
         policy = self.check_policy(policy)
         return self.encode_bytes(handle_surrogates(text, policy).encode())
 
@@ -51,8 +51,8 @@ class ByteTokenizer(Tokenizer):
         return self._cut(marked)
 
     def check_policy(self, policy: UnknownPolicy | None) -> UnknownPolicy:
-        """Returns the policy that holds when `policy` is asked for; every one is legal."""
-        return self._asked(policy)
+        """Returns the policy to apply; every policy is legal."""
+        return self._requested(policy)
 
     def _look_up(self, text: str, *, items: bool) -> NDArray[np.int32]:
         marked = self.encode(text)
@@ -64,7 +64,7 @@ class ByteTokenizer(Tokenizer):
         raise AssertionError("nothing is unknown to bytes")
 
     def decode(self, tokens: TokenIds) -> str:
-        """See `Tokenizer.decode`; bytes that are not UTF-8 give U+FFFD."""
+        """Implements `Tokenizer.decode`; bytes that are not UTF-8 give U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", "replace")
 
     def decode_bytes(self, tokens: TokenIds) -> bytes:
@@ -73,16 +73,16 @@ class ByteTokenizer(Tokenizer):
         return ids[ids < BYTE_VALUES].astype(np.uint8).tobytes()
 
     def token_text(self, token: int) -> str:
-        """See `Tokenizer.token_text`: only ASCII bytes are characters by themselves."""
+        """Implements `Tokenizer.token_text`: only ASCII bytes are characters of their own."""
         return chr(token) if 0 <= token < 128 else ""
 
     def characters(self, tokens: TokenIds) -> int:
-        """Returns the characters that begin in tokens: UTF-8's bytes but the continuing ones."""
+        """Returns the number of characters that begin in tokens: bytes that do not continue one."""
         ids = self._ids(tokens)
         return int(np.count_nonzero((ids < BYTE_VALUES) & (ids & 0xC0 != 0x80)))
 
     def stream(self, held: bytes = b"") -> TokenStream:
-        """See `Tokenizer.stream`; the bytes of a character are held back until it is whole."""
+        """Implements `Tokenizer.stream`; bytes of an incomplete character are held back."""
         return ByteStream(self.decode_bytes, held)
 
     def _vocabulary_json(self) -> dict[str, Any]:

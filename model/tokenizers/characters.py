@@ -1,7 +1,7 @@
-"""Tokens that are Unicode code points.
+"""`CharacterTokenizer` has one token for each Unicode code point of the corpus.
 
-A text is viewed as an array of UTF-32 code units and looked up in a table, a block at a time, so
-that a corpus of hundreds of megabytes takes seconds and never four bytes a character twice over.
+A text is viewed as an array of UTF-32 code units and looked up in a table, a block at a time. So a
+corpus of hundreds of megabytes takes seconds and little memory.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from treadle.model.tokenizers.token_ids import TokenIds
 
 BLOCK = 1 << 20
-"""Characters looked at together."""
+"""Characters that are looked up together."""
 
 CODE_POINTS = 0x110000
+"""Number of Unicode code points."""
 
 
 def code_points(text: str) -> NDArray[np.uint32]:
@@ -40,12 +41,12 @@ def _blocks(text: str) -> Iterator[tuple[slice, NDArray[np.uint32]]]:
 
 
 def symbols_of(texts: Iterable[str], without: str, least: int = 1) -> str:
-    """Returns the distinct characters of texts in code point order, but those in `without`.
+    """Returns the distinct characters of texts in code point order, except those in `without`.
 
     Args:
-        texts: Where to look.
+        texts: The texts.
         without: Characters to leave out.
-        least: How often a character must be there.
+        least: How often a character must occur.
 
     Raises:
         CorpusError: A text holds half of a surrogate pair, which no file could hold.
@@ -95,7 +96,7 @@ class CharacterTokenizer(Tokenizer):
             config: How text becomes tokens.
             layout: How the corpus is cut.
             texts: The corpus, in parts.
-            without: Characters that are to be unknown.
+            without: Characters that are not in the vocabulary.
 
         Raises:
             CorpusError: A text holds half of a surrogate pair.
@@ -115,7 +116,7 @@ class CharacterTokenizer(Tokenizer):
         return text[position], position
 
     def decode(self, tokens: TokenIds) -> str:
-        """See `Tokenizer.decode`."""
+        """Implements `Tokenizer.decode`."""
         return self._codes[self._visible(tokens)].tobytes().decode("utf-32-le")
 
     def _visible(self, tokens: TokenIds) -> NDArray[np.int64]:
@@ -125,15 +126,15 @@ class CharacterTokenizer(Tokenizer):
         return ids[np.flatnonzero((ids != self.begin) & (ids != self.end))]
 
     def stream(self, held: bytes = b"") -> TokenStream:
-        """See `Tokenizer.stream`."""
+        """Implements `Tokenizer.stream`."""
         return LookupStream(self._texts)
 
     def token_text(self, token: int) -> str:
-        """See `Tokenizer.token_text`."""
+        """Implements `Tokenizer.token_text`."""
         return self.symbols[token] if 0 <= token < self.ordinary else ""
 
     def characters(self, tokens: TokenIds) -> int:
-        """See `Tokenizer.characters`."""
+        """Implements `Tokenizer.characters`."""
         return self._visible(tokens).size
 
     def _vocabulary_json(self) -> dict[str, Any]:

@@ -1,16 +1,16 @@
-"""Text to tokens as it comes: cut anywhere, it gives the tokens that the whole text has.
+"""`IncrementalEncoder` encodes a text that comes in pieces, with the tokens of the whole text.
 
-What cannot be made tokens before more is known is held back:
+Text whose tokens may depend on what follows is held back:
 
-- words: the last word, or run of punctuation, since it may go on. Every white space character and
-  `_` begins a piece, and all but the blank are one by themselves;
-- events, and what stands between white space: the last one, until there is white space;
-- subwords: all from the last white space on that stands behind a character which is none: what is
-  learned never reaches across it;
-- of words and subwords never much more than MAX_PIECE characters: what is longer is cut;
-- in lower case: a capital sigma, until it is known whether it ends its word. It is the one letter
-  whose lower case depends on its neighbours (Unicode 16, table 3-17): they are looked for across
-  characters such as the apostrophe, which that rule leaves out of account.
+- words: the last word, or run of punctuation, since it may continue. Every white space character
+  and `_` begins a piece, and all except the space are pieces of their own;
+- events, and text between white space: the last token, until white space follows;
+- subwords: everything from the last white space on that follows another character, since no token
+  reaches across it;
+- words and subwords: never much more than MAX_PIECE characters, since longer pieces are cut;
+- in lower case: a capital sigma, until it is known whether it ends its word. It is the only letter
+  whose lower case depends on its neighbours (Unicode 16, table 3-17). The rule skips characters
+  such as the apostrophe when it looks for them.
 """
 
 from __future__ import annotations
@@ -31,21 +31,30 @@ from treadle.model.tokenizers.surrogates import SURROGATE, handle_surrogates
 Ints = npt.NDArray[np.int32]
 
 MAX_HELD = 1 << 16
-"""The most characters that are held back."""
+"""Most characters that are held back."""
 
 _SIGMA = "\u03a3"
 
 _SLICE = 2048
-"""Characters made tokens in one step."""
+"""Characters encoded in one step."""
 
 _SEEN = 2
-"""Characters before the new ones that a pattern has to see again."""
+"""Characters before the new ones that a pattern has to see once more."""
 
 
 class IncrementalEncoder:
-    """Makes tokens of a text that comes in pieces.
+    """Encodes a text that comes in pieces.
 
-    The tokens of all pushes and of the end, joined, are `tokenizer.encode` of the whole text.
+    The tokens of all calls of `push` and of `end`, joined, are `tokenizer.encode` of the text.
+
+    Args:
+        tokenizer: The tokenizer.
+        policy: What to do with unknown symbols; None: the tokenizer's own policy.
+        max_held: Most characters that are held back; None: any number.
+        lowered: Whether the text already is in lower case, if the tokenizer reads it so.
+
+    Raises:
+        ConfigError: The policy is UNKNOWN and there is no unknown token.
     """
 
     def __init__(
@@ -56,35 +65,28 @@ class IncrementalEncoder:
         *,
         lowered: bool = False,
     ) -> None:
-        """Begin a text.
-
-        Args:
-            tokenizer: makes the tokens.
-            policy: what to do with unknown symbols; None: the tokenizer's own policy.
-            max_held: the most characters that are held back; None: any number.
-            lowered: whether the text comes in lower case, where that is how it is looked up.
-
-        Raises:
-            ConfigError: the policy is UNKNOWN and there is no unknown token.
-        """
         self._tokenizer = tokenizer
         self._policy = tokenizer.check_policy(policy)
         self._max_held = max_held
-        self._cut = tokenizer.cut
+        self._cut = tokenizer.cut_pattern
         self._lower = _LowerCase() if tokenizer.config.lowers and not lowered else None
         self._held = ""
         self._position = 0
 
     def push(self, text: str) -> Ints:
-        """Take the next piece of the text, of any length.
+        """Takes the next piece of the text.
+
+        Args:
+            text: The piece, of any length.
 
         Returns:
-            The tokens that are now certain, (n,).
+            The tokens that are now certain, (n,) int32.
 
         Raises:
-            UnknownSymbolError: a symbol is unknown and the policy is ERROR; its position is that
-                in the whole text. The text cannot go on.
-            ConfigError: more than `max_held` characters would be held back. It cannot go on.
+            UnknownSymbolError: A symbol is unknown and the policy is ERROR; its position is that
+                in the whole text. The text cannot be continued.
+            ConfigError: More than `max_held` characters would be held back. The text cannot be
+                continued.
         """
         tokens = self._take(text if self._lower is None else self._lower.push(text))
         if self._max_held is not None and self._waiting > self._max_held:
@@ -95,13 +97,13 @@ class IncrementalEncoder:
         return tokens
 
     def end(self) -> Ints:
-        """End the text; the next push begins another one.
+        """Ends the text; the next `push` begins another one.
 
         Returns:
-            The tokens of what was held back, (n,).
+            The tokens of the text that was held back, (n,) int32.
 
         Raises:
-            UnknownSymbolError: as for `push`.
+            UnknownSymbolError: See `push`.
         """
         before = self._take("" if self._lower is None else self._lower.end())
         held = self._held
@@ -116,13 +118,13 @@ class IncrementalEncoder:
         return self._position + self._waiting
 
     def copied(self) -> Self:
-        """Return a reader that stands where this one does and goes its own way."""
+        """Returns an independent copy of the encoder in its present state."""
         twin = copy.copy(self)
         twin._lower = copy.copy(self._lower)
         return twin
 
     def drop(self) -> None:
-        """Drop what is held back."""
+        """Drops the text that is held back."""
         self._position = self.position
         self._held = ""
         if self._lower is not None:
@@ -137,7 +139,7 @@ class IncrementalEncoder:
         return self._tokenizer.config.kind.plural
 
     def _take(self, text: str) -> Ints:
-        """Take text in its final case; return the tokens that are now certain."""
+        """Takes text in its final case; returns the tokens that are now certain."""
         if self._cut is None:
             return self._encode(text)
         if self._tokenizer.config.kind is TokenizerKind.SUBWORDS:
@@ -157,14 +159,14 @@ class IncrementalEncoder:
         return self._encode(certain)
 
     def _legal(self, text: str) -> str:
-        """Return a text without lone surrogates: they may not hide where it can be cut."""
+        """Returns a text without lone surrogates, so that they do not hide a place to cut."""
         if SURROGATE.search(text) is None:
             return text
-        with _Moved(self._position + len(self._held)):
+        with _ShiftedErrors(self._position + len(self._held)):
             return handle_surrogates(text, self._policy)
 
     def _encode(self, text: str) -> Ints:
-        with _Moved(self._position):
+        with _ShiftedErrors(self._position):
             tokens = self._tokenizer.encode(text, self._policy)
         self._position += len(text)
         return tokens
@@ -173,40 +175,40 @@ class IncrementalEncoder:
 def encode_in_steps(
     tokenizer: Tokenizer, text: str, policy: UnknownPolicy | None = None
 ) -> Generator[None, None, Ints]:
-    """Make tokens of a whole text in short steps, so that a long one can be dropped.
+    """Encodes a whole text in short steps, so that a long one can be abandoned.
 
     Args:
-        tokenizer: makes the tokens.
-        text: of any length.
-        policy: what to do with unknown symbols; None: the tokenizer's own policy.
+        tokenizer: The tokenizer.
+        text: A text of any length.
+        policy: What to do with unknown symbols; None: the tokenizer's own policy.
 
     Yields:
         None between two steps.
 
     Returns:
-        What `tokenizer.encode` does, (n,).
+        The tokens of `tokenizer.encode`, (n,) int32.
 
     Raises:
-        UnknownSymbolError, ConfigError: as `Tokenizer.encode`.
+        UnknownSymbolError: See `Tokenizer.encode`.
+        ConfigError: See `Tokenizer.encode`.
     """
     if len(text) <= _SLICE:
         return tokenizer.encode(text, policy)
     lowered = tokenizer.config.lowers and _SIGMA in text
     if lowered:
-        # What follows a sigma may tell nothing of it for megabytes, and all of it would wait to be
-        # made tokens in one step.
+        # A sigma may wait for megabytes of text, which would then be encoded in one step.
         text = text.lower()
         yield
-    reader = IncrementalEncoder(tokenizer, policy, max_held=None, lowered=lowered)
+    encoder = IncrementalEncoder(tokenizer, policy, max_held=None, lowered=lowered)
     parts = []
     for start in range(0, len(text), _SLICE):
-        parts.append(reader.push(text[start : start + _SLICE]))
+        parts.append(encoder.push(text[start : start + _SLICE]))
         yield
-    return np.concatenate((*parts, reader.end()))
+    return np.concatenate((*parts, encoder.end()))
 
 
-class _Moved:
-    """Moves the positions that errors name, from those in a part to those in the whole text."""
+class _ShiftedErrors:
+    """Shifts the positions in errors, from those in a part to those in the whole text."""
 
     def __init__(self, offset: int) -> None:
         self._offset = offset
@@ -217,7 +219,7 @@ class _Moved:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, UnknownSymbolError) and self._offset:
             position = error.position + self._offset
-            # No symbol holds a blank but before it, so the first such words are the message's.
+            # No symbol holds a space except at its start, so the first match is not part of it.
             message = str(error).replace(
                 f" at position {error.position} ", f" at position {position} ", 1
             )
@@ -228,7 +230,7 @@ class _LowerCase:
     """Turns text into lower case piece by piece; the pieces join to `str.lower` of the whole."""
 
     def __init__(self) -> None:
-        self._before = ""  # the last character given out that the rule takes into account
+        self._before = ""  # the last returned character that the rule does not skip
         self._raw = ""
 
     @property
@@ -237,9 +239,9 @@ class _LowerCase:
         return len(self._raw)
 
     def push(self, text: str) -> str:
-        """Take the next text; return what is now certain."""
+        """Takes the next text; returns the lower case that is now certain."""
         if self._raw and not text.strip(_ignored(text)):
-            self._raw += text  # nothing here tells of the sigma that waits
+            self._raw += text  # all of it is skipped by the rule, so the sigma still waits
             return ""
         certain = self._raw + text
         self._raw = ""
@@ -248,16 +250,16 @@ class _LowerCase:
         if last >= 0 and not after.strip(_ignored(after)):
             self._raw = certain[last:]
             certain = certain[:last]
-        return self._give(certain, self._raw[:1])
+        return self._lowered(certain, self._raw[:1])
 
     def end(self) -> str:
-        """End the text; return what was held back."""
-        lowered = self._give(self._raw, "")
+        """Ends the text; returns the lower case of the text that was held back."""
+        lowered = self._lowered(self._raw, "")
         self._raw = self._before = ""
         return lowered
 
-    def _give(self, certain: str, sigma: str) -> str:
-        """Return text in lower case as it is between what was before and a sigma, or nothing."""
+    def _lowered(self, certain: str, sigma: str) -> str:
+        """Returns the lower case of a text between the characters before it and a sigma, if any."""
         before = self._before
         self._before = _last(certain) or self._before
         lowered = (before + certain + sigma).lower()
@@ -265,19 +267,19 @@ class _LowerCase:
 
 
 def _last(text: str) -> str:
-    """Return the last character of a text that the rule takes into account, or nothing."""
+    """Returns the last character of a text that the rule does not skip, or ""."""
     return text.rstrip(_ignored(text))[-1:]
 
 
 def _ignored(text: str) -> str:
-    """Return the characters of a text that the rule of the final sigma leaves out of account."""
+    """Returns the characters of a text that the rule of the final sigma skips."""
     return "".join(filter(_is_ignored, set(text)))
 
 
 @functools.lru_cache(maxsize=1 << 12)
 def _is_ignored(character: str) -> bool:
-    # Python does not give that property by itself, but it follows the rule: a sigma behind a
-    # letter is a final one before such a character alone, and none where a letter comes after.
+    # Python does not expose that property, but it follows the rule: a sigma after a letter is final
+    # before such a character, and is not where another letter follows.
     alone = f"a{_SIGMA}{character}".lower()
     followed = f"a{_SIGMA}{character}a".lower()
     return alone[1] == "\u03c2" and followed[1] == "\u03c3"

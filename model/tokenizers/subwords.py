@@ -1,8 +1,9 @@
-"""Tokens that are pieces of words, learned from the corpus: byte-level byte-pair encoding.
+"""`SubwordTokenizer` learns pieces of words from the corpus by byte-level byte-pair encoding.
 
-Sennrich et al. 2016, over bytes as GPT-2 has it (Radford et al. 2019): the vocabulary begins with
-all 256 bytes, so any text is legal and comes back as it was, and grows by the pair of neighbours
-that is most frequent within words. The work is done by the package `tokenizers`.
+The method is that of Sennrich et al. 2016, over bytes as in GPT-2 (Radford et al. 2019). The
+vocabulary begins with all 256 bytes, so any text can be encoded and decoded without loss. It grows
+by the pair of neighbours that is most frequent within words. The package `tokenizers` does the
+work.
 """
 
 from __future__ import annotations
@@ -30,40 +31,41 @@ if TYPE_CHECKING:
     from treadle.model.config import TokenizerConfig
 
 _MIN_PAIRS = 2
-"""How often a pair of neighbours must be there to become a token."""
+"""How often a pair of neighbours must occur to become a token."""
 
 CUT = re.compile(r"(?<=\S)(?=[^\S\x1c-\x1f])")
-"""Matches where a text may be cut: before white space, but not within it. What is learned never
-reaches across that. The four characters left out are white space to Python alone."""
+"""Matches where a text may be cut: before white space, but not within it. No token reaches across
+such a place. The four characters left out are white space to Python only."""
 
 _MAX_TOKENS = 1_000_000
-"""The most tokens of a vocabulary, as of `TokenizerConfig.max_vocabulary_size`."""
+"""Most tokens of a vocabulary, as for `TokenizerConfig.max_vocabulary_size`."""
 
 _MAX_TOKEN_BYTES = 1 << 16
-"""Far more than four bytes for each character of the longest piece that anything is learned of."""
+"""Most bytes of a token: far more than the longest piece that is learned from has."""
 
 _MOST_UNBROKEN = 1 << 22
-"""Characters without a place to cut from which subwords are learned."""
+"""Most characters without a place to cut that subwords are learned from."""
 
 _PART = 8192
-"""Characters encoded in one call of the package, which lets no other thread run meanwhile."""
+"""Characters encoded in one call of the package, during which no other thread runs."""
 
 
 class SubwordTokenizer(Tokenizer):
-    """One token a learned piece of a word; nothing is unknown.
+    """One token for a learned piece of a word; nothing is unknown.
 
     Args:
         config: How text becomes tokens.
         layout: How the corpus is cut.
-        learned: What was learned, in the format of the package `tokenizers`. Only its vocabulary
-            and its merges are taken; whatever else would change a token is refused.
+        learned: The result of learning, in the format of the package `tokenizers`. Only the
+            vocabulary and the merges are used; any other setting that changes tokens is an
+            error.
 
     Raises:
         ConfigError: The package is not installed.
-        ValueError: `learned` is not that.
+        ValueError: `learned` has another format.
     """
 
-    cut: ClassVar[re.Pattern[str] | None] = CUT
+    cut_pattern: ClassVar[re.Pattern[str] | None] = CUT
 
     def __init__(self, config: TokenizerConfig, layout: CorpusLayout, learned: str) -> None:
         vocabulary, merges = read_learned(learned)
@@ -103,7 +105,7 @@ class SubwordTokenizer(Tokenizer):
         return cls(config, layout, learned.to_str())
 
     def encode(self, text: str, policy: UnknownPolicy | None = None) -> NDArray[np.int32]:
-        """See `Tokenizer.encode`; every policy is legal, as nothing is unknown."""
+        """Implements `Tokenizer.encode`; every policy is legal, as nothing is unknown."""
         policy = self.check_policy(policy)
         parts = _parts(handle_surrogates(self._normal(text), policy), _PART)
         with _no_panics("read a text"):
@@ -114,13 +116,13 @@ class SubwordTokenizer(Tokenizer):
     def encode_items(
         self, text: str, policy: UnknownPolicy | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """See `Tokenizer.encode_items`."""
+        """Implements `Tokenizer.encode_items`."""
         return self.encode_records(text.split("\n")[:-1], policy)
 
     def encode_records(
         self, texts: Iterable[str], policy: UnknownPolicy | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """See `Tokenizer.encode_records`."""
+        """Implements `Tokenizer.encode_records`."""
         policy = self.check_policy(policy)
         legal = [_whole(handle_surrogates(self._normal(text), policy)) for text in texts]
         joined = [part for parts in legal for part in parts]
@@ -132,17 +134,17 @@ class SubwordTokenizer(Tokenizer):
         return tokens, ends[np.cumsum([0, *map(len, legal)])]
 
     def _checked(self, tokens: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Returns tokens that the package gave, none of which it made up."""
+        """Checks the tokens that the package returned, and converts them to int32."""
         check_tokens(tokens, self.ordinary)
         return tokens.astype(np.int32)
 
     def certain(self, text: str) -> int:
-        """See `Tokenizer.certain`: up to where what is too long is cut."""
+        """Implements `Tokenizer.certain`: up to the last cut of a piece that is too long."""
         return (len(text) - 1) // MAX_PIECE * MAX_PIECE if text else 0
 
     def check_policy(self, policy: UnknownPolicy | None) -> UnknownPolicy:
-        """Returns the policy that holds when `policy` is asked for; every one is legal."""
-        return self._asked(policy)
+        """Returns the policy to apply; every policy is legal."""
+        return self._requested(policy)
 
     def _look_up(self, text: str, *, items: bool) -> NDArray[np.int32]:
         if not items:
@@ -154,7 +156,7 @@ class SubwordTokenizer(Tokenizer):
         raise AssertionError("nothing is unknown to subwords")
 
     def decode(self, tokens: TokenIds) -> str:
-        """See `Tokenizer.decode`; bytes that are not UTF-8 give U+FFFD."""
+        """Implements `Tokenizer.decode`; bytes that are not UTF-8 give U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", "replace")
 
     def decode_bytes(self, tokens: TokenIds) -> bytes:
@@ -162,7 +164,7 @@ class SubwordTokenizer(Tokenizer):
         return b"".join([self._bytes[token] for token in self._ids(tokens).tolist()])
 
     def token_text(self, token: int) -> str:
-        """See `Tokenizer.token_text`: "" for pieces that cut a character in two."""
+        """Implements `Tokenizer.token_text`: "" for parts of a character."""
         try:
             return self._bytes[token].decode() if 0 <= token < self.ordinary else ""
         except UnicodeDecodeError:
@@ -173,11 +175,11 @@ class SubwordTokenizer(Tokenizer):
         return int(self._starts[self._ids(tokens)].sum())
 
     def stream(self, held: bytes = b"") -> TokenStream:
-        """See `Tokenizer.stream`; the bytes of a character are held back until it is whole."""
+        """Implements `Tokenizer.stream`; bytes of an incomplete character are held back."""
         return ByteStream(self.decode_bytes, held)
 
     def _vocabulary_json(self) -> dict[str, Any]:
-        # Read and written again: the package's own order of keys is no promise.
+        # Parsed and written once more: the package does not promise an order of keys.
         return {"subwords": json.dumps(json.loads(self._learned.to_str()), ensure_ascii=False)}
 
 
@@ -188,8 +190,8 @@ def read_learned(learned: str) -> tuple[list[str], list[tuple[str, str]]]:
         learned: In the format of the package `tokenizers`.
 
     Raises:
-        ValueError: It is not that, or it does to text what byte-level BPE alone does not: it has
-            a normalizer, padding, truncation, a post-processor, added tokens or the like.
+        ValueError: It has another format, or settings beyond byte-level BPE: a normalizer, padding,
+            truncation, a post-processor, added tokens or the like.
     """
     try:
         content = json.loads(learned)
@@ -212,7 +214,7 @@ def read_learned(learned: str) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def _only(part: object, name: str, known: set[str]) -> dict[str, Any]:
-    """Returns a part of the format; all of its settings but the known ones have to be off."""
+    """Returns a part of the format; all settings except the known ones have to be off."""
     if not isinstance(part, dict):
         raise ValueError(f"its {name} is no mapping")
     odd = sorted(key for key, value in part.items() if value and key not in known)
@@ -276,14 +278,14 @@ def _no_panics(doing: str) -> AbstractContextManager[None]:
 
 
 def _parts(text: str, size: int) -> list[str]:
-    """Cuts a text where that changes no token, and where it has to be.
+    """Cuts a text where that changes no token, and where it is necessary.
 
-    What stands between two places to cut at, and is longer than MAX_PIECE, is cut after each so
-    many characters: the time that the package takes rises faster than its length.
+    A stretch without a place to cut that is longer than MAX_PIECE is cut into parts of that length:
+    the package's time rises faster than the length.
 
     Args:
         text: Any text.
-        size: About how long the parts are to be at most.
+        size: About the most characters of a part.
     """
     if len(text) <= MAX_PIECE:
         return [text]
@@ -298,9 +300,9 @@ def _parts(text: str, size: int) -> list[str]:
 
 
 def _learnable(texts: Iterable[str]) -> Iterator[str]:
-    """Yields what is learned from: all parts, but of unbroken ones the first so many alone.
+    """Yields the texts to learn from: all parts, but only the first unbroken ones.
 
-    The package remembers every word whole, and such a part is one that no other equals.
+    The package stores every word, and an unbroken part is a word that does not occur twice.
     """
     unbroken = 0
     for text in texts:
@@ -313,12 +315,12 @@ def _learnable(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _whole(text: str) -> list[str]:
-    """Returns a text, cut only where it has to be."""
+    """Returns a text in parts, cut only where it is necessary."""
     return _parts(text, len(text))
 
 
 def _byte_marks() -> list[str]:
-    """Returns the printable character by which the format stands for each byte, as GPT-2 has it."""
+    """Returns the printable character that stands for each byte in the format, as in GPT-2."""
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in plain else next(others)) for byte in range(BYTE_VALUES)]
@@ -337,13 +339,13 @@ def check_subwords(config: TokenizerConfig) -> None:
             f"every byte is one, not {config.max_vocabulary_size}",
             "tokenizer.max_vocabulary_size",
         )
-    # Looked for and not imported: the package is not small.
+    # Only searched for, since importing the package takes long.
     if importlib.util.find_spec("tokenizers") is None:
         raise _missing()
 
 
 def _library() -> Any:
-    """Returns the package `tokenizers`, which is not small and only needed here."""
+    """Returns the package `tokenizers`, which takes long to import and is only needed here."""
     try:
         import tokenizers
     except ModuleNotFoundError:

@@ -54,7 +54,7 @@ class LookupStream(TokenStream):
         self._texts = texts
 
     def push(self, tokens: TokenIds) -> str:
-        """See `TokenStream.push`."""
+        """Implements `TokenStream.push`."""
         texts = self._texts
         return "".join([texts[token] for token in tokens])
 
@@ -73,21 +73,21 @@ class ByteStream(TokenStream):
         self._decoder.setstate((held, 0))
 
     def push(self, tokens: TokenIds) -> str:
-        """See `TokenStream.push`."""
+        """Implements `TokenStream.push`."""
         return self._decoder.decode(self._bytes(tokens))
 
     def flush(self) -> str:
-        """See `TokenStream.flush`: half a character gives U+FFFD."""
+        """Implements `TokenStream.flush`: half a character gives U+FFFD."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
 
     @property
     def held(self) -> bytes:
-        """See `TokenStream.held`: the bytes of an incomplete character."""
+        """Implements `TokenStream.held`: the bytes of an incomplete character."""
         return self._decoder.getstate()[0]
 
     @property
     def cuts_character(self) -> bool:
-        """See `TokenStream.cuts_character`."""
+        """Implements `TokenStream.cuts_character`."""
         return bool(self.held)

@@ -1,10 +1,13 @@
-r"""Tokens that stand between white space, and the ends of lines.
+r"""`WhitespaceTokenizer` and `EventTokenizer` cut text at white space.
 
-A token is a run of anything but white space, or "\n". What is decoded is what was read but for
-white space within lines: there, one blank stands between two tokens. So `<unk>` is one token, and
-the tokens of a text that was cut into words before, such as the Penn Treebank's (Mikolov et al.
-2010), are its words and one end for each line, which are what published perplexities are counted
-over.
+A token is a run of characters that are not white space. To `WhitespaceTokenizer`, "\n" is a token,
+too. Decoding restores the text except for white space within lines, which becomes one space
+between two tokens. So `<unk>` is one token, and a text that is already cut into words, such as the
+Penn Treebank (Mikolov et al. 2010), has its words and one end for each line as tokens. Published
+perplexities are counted over these.
+
+To `EventTokenizer`, line ends are white space. Its tokens are the events of a log: numbers or
+names, such as the ids that a log parser gives to its templates (DeepLog, Du et al. 2017).
 """
 
 from __future__ import annotations
@@ -25,18 +28,18 @@ if TYPE_CHECKING:
 NEWLINE = "\n"
 
 EVENT = re.compile(r"\S+")
-"""Matches a run of anything but white space."""
+"""Matches a run of characters that are not white space."""
 
 
 class WhitespaceTokenizer(WordListTokenizer):
-    """One token a run of anything but white space, or the end of a line."""
+    """One token for a run of characters that are not white space, or for the end of a line."""
 
-    cut: ClassVar[re.Pattern[str] | None] = re.compile(r"\s")
+    cut_pattern: ClassVar[re.Pattern[str] | None] = re.compile(r"\s")
 
-    joins_with_blanks: ClassVar[bool] = True
+    joins_with_spaces: ClassVar[bool] = True
 
     piece: ClassVar[re.Pattern[str]] = re.compile(r"\S+|\n")
-    """What matches a token's text."""
+    """Matches the text of a token."""
 
     @classmethod
     def _pieces(cls, text: str) -> Iterator[list[str]]:
@@ -52,7 +55,7 @@ class WhitespaceTokenizer(WordListTokenizer):
         return np.concatenate(found)
 
     def _first_unknown(self, text: str, marked: NDArray[np.int32]) -> tuple[str, int]:
-        # Where ends of items are marked, they are not among the marks of pieces.
+        # Ends of items are marked, but they are not pieces.
         before = marked[: int(np.argmax(marked == UNKNOWN_MARK))]
         left = before.size
         ends = int(np.count_nonzero(before == NEWLINE_MARK))
@@ -65,11 +68,11 @@ class WhitespaceTokenizer(WordListTokenizer):
         raise AssertionError("no symbol is unknown")
 
     def decode(self, tokens: TokenIds) -> str:
-        """See `Tokenizer.decode`: one blank between the tokens of a line."""
+        """Implements `Tokenizer.decode`: one space between the tokens of a line."""
         return self.stream().push(self._ids(tokens))
 
     def texts(self, tokens: TokenIds) -> list[str]:
-        """Returns the texts of tokens, those of special ones left out.
+        """Returns the texts of tokens, without special tokens.
 
         Raises:
             ValueError: An id is not in the vocabulary.
@@ -77,28 +80,28 @@ class WhitespaceTokenizer(WordListTokenizer):
         return [text for token in self._ids(tokens).tolist() if (text := self._texts[token])]
 
     def characters(self, tokens: TokenIds) -> int:
-        """Returns the code points of tokens and of the blanks between them."""
+        """Returns the number of code points of tokens and of the spaces between them."""
         lengths = self._lengths[self._ids(tokens)]
         shown = self._ids(tokens)[lengths > 0]
         words = shown != self._table.get(NEWLINE, -1)
         return int(lengths.sum()) + int(np.count_nonzero(words[1:] & words[:-1]))
 
     def stream(self, held: bytes = b"") -> TokenStream:
-        """See `Tokenizer.stream`; a token brings the blank before it."""
+        """Implements `Tokenizer.stream`; a token brings the space before it."""
         return WhitespaceStream(self, bool(held))
 
 
 class EventTokenizer(WhitespaceTokenizer):
-    """One token an event; the end of a line is white space like any other."""
+    """One token for an event of a log; the end of a line is white space like any other."""
 
     piece: ClassVar[re.Pattern[str]] = EVENT
 
 
 class WhitespaceStream(TokenStream):
-    """A stream from tokens to text.
+    """A stream from tokens to text, with a space between the tokens of a line.
 
     Args:
-        tokenizer: Whose tokens they are.
+        tokenizer: The tokenizer of the tokens.
         within: Whether the text so far ends within a line.
     """
 
@@ -107,7 +110,7 @@ class WhitespaceStream(TokenStream):
         self._within = within
 
     def push(self, tokens: TokenIds) -> str:
-        """See `TokenStream.push`."""
+        """Implements `TokenStream.push`."""
         parts = []
         for text in self._texts(tokens):
             word = text != NEWLINE
@@ -119,5 +122,5 @@ class WhitespaceStream(TokenStream):
 
     @property
     def held(self) -> bytes:
-        """See `TokenStream.held`: whether the text so far ends within a line."""
+        """Implements `TokenStream.held`: whether the text so far ends within a line."""
         return b"\1" if self._within else b""

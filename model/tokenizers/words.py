@@ -1,16 +1,16 @@
-r"""Tokens that are words, or runs of punctuation, with the blank before them.
+r"""`WordTokenizer` cuts text into words and runs of punctuation, with the space before them.
 
-Every text is the concatenation of its pieces, so nothing is lost but what is unknown:
+Every text is the concatenation of its pieces, so nothing is lost but unknown pieces:
 
-- a line's end, `\n`;
-- a word: letters and digits, with the marks that stand on them (Hindi and Thai write vowels as
-  marks), and the one blank before it;
-- a run of anything else that is neither space nor `_`, and the one blank before it;
+- the end of a line, `\n`;
+- a word: letters and digits with their marks (Hindi and Thai write vowels as marks), and one space
+  before it;
+- a run of other characters, except white space and `_`, and one space before it;
 - any other white space character, and `_`, each by itself.
 
-So every white space character begins a piece, which is what lets a text be cut into blocks.
-Scripts written without blanks (Chinese, Japanese, Thai) give whole phrases as words: take
-characters for them. A piece of more than MAX_PIECE characters is cut after each so many.
+So every white space character begins a piece, and a text can be cut into blocks there. Scripts
+without spaces (Chinese, Japanese, Thai) give whole phrases as words: use characters for them. A
+piece of more than MAX_PIECE characters is cut into parts of that length.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from treadle.model.tokenizers.token_ids import TokenIds
 
 _WINDOW = 2 * MAX_PIECE
-"""Characters cut into pieces together: few, since the search lets no other thread run."""
+"""Characters that are cut into pieces together: few, since the search lets no other thread run."""
 
 _JOINERS = "\u200c\u200d"
 
@@ -48,7 +48,7 @@ def pieces_pattern() -> re.Pattern[str]:
     # selectors; reading the names of the rest would take ten times as long.
     marks = (chr(c) for c in itertools.chain(range(0x300, 0x1F000), range(0xE0100, 0xE01F0)))
     marked = "".join(mark for mark in marks if unicodedata.category(mark).startswith("M"))
-    # The look-ahead spares nearly every character the long class: five times the speed.
+    # The look-ahead avoids the long class for nearly every character: five times the speed.
     word = rf"[^\W_]+(?:(?=[^\x00-\x7f])[{marked}{_JOINERS}]+[^\W_]*)*"
     return re.compile(rf" ?{word}| ?[^\w\s]+|\s|_")
 
@@ -64,22 +64,22 @@ def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
             long = next(index for index, piece in enumerate(pieces) if len(piece) > MAX_PIECE)
             pieces[long:] = [pieces[long][:MAX_PIECE]]
         elif stop < len(text):
-            pieces.pop()  # it may go on
+            pieces.pop()  # it may continue
         yield start, pieces
         start += sum(map(len, pieces))
 
 
 class WordTokenizer(WordListTokenizer):
-    """One token a word, a run of punctuation or a white space character."""
+    """One token for a word, a run of punctuation or a white space character."""
 
-    cut: ClassVar[re.Pattern[str] | None] = re.compile(r"[^\S ]|_|(?= )")
+    cut_pattern: ClassVar[re.Pattern[str] | None] = re.compile(r"[^\S ]|_|(?= )")
 
     @staticmethod
     def _pieces(text: str) -> Iterator[list[str]]:
         return (pieces for _, pieces in _blocks(text))
 
     def certain(self, text: str) -> int:
-        """See `Tokenizer.certain`: all but the last piece."""
+        """Implements `Tokenizer.certain`: all but the last piece."""
         last = 0
         for start, pieces in _blocks(text):
             last = start + sum(map(len, pieces[:-1]))
@@ -103,9 +103,9 @@ class WordTokenizer(WordListTokenizer):
         raise AssertionError("no symbol is unknown")
 
     def decode(self, tokens: TokenIds) -> str:
-        """See `Tokenizer.decode`."""
+        """Implements `Tokenizer.decode`."""
         return "".join([self._texts[token] for token in self._ids(tokens).tolist()])
 
     def characters(self, tokens: TokenIds) -> int:
-        """See `Tokenizer.characters`."""
+        """Implements `Tokenizer.characters`."""
         return int(self._lengths[self._ids(tokens)].sum())
