@@ -1,1 +1,1 @@
-"""What the kernels are worth on this machine: checks first, then figures beside the peers'."""
+"""Checks the kernels on this machine, then measures them next to other libraries."""

@@ -1,4 +1,4 @@
-"""The `treadle-bench` command, as `python -m treadle.benchmarks` too; see `cli`.
+"""`main` runs the `treadle-bench` command, as `python -m treadle.benchmarks` too; see `cli`.
 
 What it needs is imported late: Ctrl-C during the imports would otherwise end in a traceback.
 """
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 
 def main() -> int:
-    """Run the command; return its exit code."""
+    """Runs the command; returns its exit code."""
     signal.signal(signal.SIGINT, _end)
     from treadle.benchmarks.cli import main as run
 

@@ -1,4 +1,4 @@
-"""What becomes of a server that is abused: memory, time, the event loop, disk, what is stored.
+"""`main` attacks a server and reports its memory, time, event loop, disk and stored data.
 
     python benchmarks/abuse.py [SCENARIO ...] [--ordinary 64] [--json FILE] [--quick] [--list]
     python benchmarks/abuse.py --compare BEFORE.json AFTER.json
@@ -131,21 +131,29 @@ def _parser() -> argparse.ArgumentParser:
         help="what runs the server, without flags",
     )
     parser.add_argument(
-        "--data", type=Path, metavar="FOLDER",
+        "--data",
+        type=Path,
+        metavar="FOLDER",
         help="keep the models that all scenarios begin with here, or take them from here",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ordinary", type=int, default=0, metavar="N", help="ordinary streams beside each"
     )
     parser.add_argument(
-        "--memory", type=int, default=4096, metavar="MIB",
+        "--ordinary", type=int, default=0, metavar="N", help="ordinary streams next to each"
+    )
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=4096,
+        metavar="MIB",
         help="memory of the server's container; 0: no container",
-    )  # fmt: skip
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument(
-        "--compare", type=Path, nargs=2, metavar=("BEFORE", "AFTER"),
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
         help="print a table of two such files instead",
-    )  # fmt: skip
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the load, to see it run")
     return parser
 

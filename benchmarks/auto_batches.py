@@ -1,4 +1,4 @@
-"""Which batch, and which network, learns most from a number of tokens: behind AUTO's rules.
+"""`measure` compares batches and networks at equal tokens: the basis of the rules of AUTO.
 
     python benchmarks/auto_batches.py corpus.txt ... [--lines names.txt ...]
         [--tokens 300000,1000000,3000000] [--shapes 8x32,16x32,16x64,32x32,32x64] [--units 128]

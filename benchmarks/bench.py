@@ -1,4 +1,4 @@
-"""A whole run: checks, then every section that was asked for, into one report."""
+"""`run` makes a whole run: the checks, then every selected section, into one report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MEASURES: dict[str, Measure] = {
 
 
 def run(settings: Settings, say: Say, show: Show) -> dict[str, Any]:
-    """Run the sections in their order.
+    """Runs the sections in their order.
 
     Returns:
         `machine`, `settings`, `versions` of what was measured, every section by name (None where
@@ -47,7 +47,8 @@ def run(settings: Settings, say: Say, show: Show) -> dict[str, Any]:
     """
     machine = describe()  # before any load of our own
     show("machine", machine)
-    workers, results = Workers(settings), dict.fromkeys(SECTIONS)
+    workers = Workers(settings)
+    results = dict.fromkeys(SECTIONS)
     try:
         for name in SECTIONS:
             if name in settings.sections:

@@ -1,4 +1,4 @@
-"""Trains small networks and prints a digest of their weights, as JSON, by cell and threads.
+"""`digest` trains small networks and returns digests of their weights, by cell and threads.
 
     python -m treadle.benchmarks.bits 1 2 3
 
@@ -23,11 +23,13 @@ from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
 from treadle.model.training.optimizer import Optimizer, learning_rate
 
-STEPS, ROWS, WINDOW = 200, 33, 13
+STEPS = 200
+ROWS = 33
+WINDOW = 13
 
 
 def digest(cell: str, threads: int) -> str:
-    """Train for STEPS steps; return the SHA-256 of the weights."""
+    """Trains for STEPS steps; returns the SHA-256 of the weights."""
     parameters = Parameters.initial(Shape(Cell(cell), V=37, E=5, H=33, L=2), seed=7)
     tokens = np.random.default_rng(8).integers(37, size=ROWS * WINDOW * 20 + 1, dtype=np.int32)
     batches = TextBatches(TokenData(tokens), ROWS, WINDOW)
@@ -45,7 +47,7 @@ def digest(cell: str, threads: int) -> str:
 
 
 def main() -> None:
-    """Print the digests."""
+    """Prints the digests."""
     threads = [int(argument) for argument in sys.argv[1:]]
     digests = {cell: {str(n): digest(cell, n) for n in threads} for cell in ("rnn", "gru", "lstm")}
     json.dump(digests, sys.stdout)

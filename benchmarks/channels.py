@@ -1,4 +1,4 @@
-"""How the scripts that ask a server of their own make a channel to it."""
+"""`THIS_MACHINE` has the options of a channel to a server on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ratios as an SVG of bars, readable on a light page and on a dark one."""
+"""`svg` draws ratios as bars, readable on a light page and on a dark one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from xml.sax.saxutils import escape
 from treadle.benchmarks.race import Row
 from treadle.benchmarks.summary import is_rltools
 
-WIDTH, LEFT, RIGHT = 720, 150, 70
-BAR, GAP, HEAD, FOOT = 16, 6, 34, 14
+WIDTH = 720
+LEFT = 150
+RIGHT = 70
+BAR = 16
+GAP = 6
+HEAD = 34
+FOOT = 14
 
 PANELS = (
     ("train", "pytorch", "Training, against PyTorch"),
@@ -50,7 +55,7 @@ class Panel:
 
 
 def panels(results: Mapping[str, Any]) -> list[Panel]:
-    """Return a panel for every section and rival that was measured."""
+    """Returns a panel for every section and rival that was measured."""
     made = []
     for section, rival, title in PANELS:
         rows: Sequence[Row] = results.get(section) or []
@@ -73,18 +78,20 @@ def _text(x: float, y: float, text: str, extra: str = "") -> str:
 
 
 def _draw(panel: Panel, top: int) -> list[str]:
-    """Draw one panel; its widest bar fills the width, a dashed line stands at 1."""
+    """Draws one panel; its widest bar fills the width, a dashed line stands at 1."""
     scale = (WIDTH - LEFT - RIGHT) / max(1.0, *(ratio for _, ratio in panel.bars))
     parts = [_text(8, top + 20, f"{panel.title} (times its speed)", ' class="title"')]
     for number, (label, ratio) in enumerate(panel.bars):
         y = top + HEAD + number * (BAR + GAP)
-        kind, width = ("bar" if ratio >= 1 else "behind"), ratio * scale
+        kind = "bar" if ratio >= 1 else "behind"
+        width = ratio * scale
         parts.append(_text(LEFT - 8, y + 12, label, ' text-anchor="end"'))
         parts.append(
             f'<rect class="{kind}" x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}" rx="2"/>'
         )
         parts.append(_text(LEFT + width + 6, y + 12, f"{ratio:.2f}"))
-    x, bottom = LEFT + scale, top + panel.height - FOOT
+    x = LEFT + scale
+    bottom = top + panel.height - FOOT
     parts.append(
         f'<line class="one" x1="{x:.1f}" y1="{top + HEAD - 4}" x2="{x:.1f}" y2="{bottom}"/>'
     )
@@ -92,13 +99,15 @@ def _draw(panel: Panel, top: int) -> list[str]:
 
 
 def svg(results: Mapping[str, Any]) -> str:
-    """Return the whole chart."""
-    drawn, top = [], 8
+    """Returns the whole chart."""
+    drawn = []
+    top = 8
     for panel in panels(results):
         drawn += _draw(panel, top)
         top += panel.height
     if not drawn:
-        drawn, top = [_text(8, 28, "Nothing was measured beside a rival.")], 48
+        drawn = [_text(8, 28, "Nothing was compared with a rival.")]
+        top = 48
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" '
         f'height="{top}" role="img" aria-label="Speed of Treadle in units of its rivals\'">'
@@ -107,5 +116,5 @@ def svg(results: Mapping[str, Any]) -> str:
 
 
 def write(results: Mapping[str, Any], path: Path) -> None:
-    """Write the chart to a file."""
+    """Writes the chart to a file."""
     path.write_text(svg(results), encoding="utf-8")

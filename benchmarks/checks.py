@@ -1,4 +1,4 @@
-"""Whether the kernels are right on this machine: gradients, equality with the reference, bits.
+"""`run_checks` checks the kernels on this machine: gradients, the reference, the same bits.
 
 Numbers of kernels that compute something else are worth nothing, so this runs first.
 """
@@ -45,13 +45,13 @@ class CheckError(Exception):
 
 
 def difference(ours: Array, expected: Array) -> float:
-    """Return the largest difference in units of the largest expected element."""
+    """Returns the largest difference in units of the largest expected element."""
     largest = np.abs(expected).max(initial=1e-30)
     return float(np.abs(ours - expected).max(initial=0.0) / largest)
 
 
 def central_difference(loss: Callable[[], float], array: Array, step: float = 1e-5) -> Array:
-    """Differentiate `loss` by every element of `array`, which is changed and restored."""
+    """Differentiates `loss` by every element of `array`, which is changed and restored."""
     gradient = np.empty_like(array)
     for index in np.ndindex(array.shape):
         value = array[index]
@@ -71,7 +71,7 @@ def _batch(rng: np.random.Generator, V: int, T: int, B: int) -> npt.NDArray[np.i
 
 
 def check_gradients(cell: str) -> float:
-    """Hold the reference's backward pass against finite differences; return the largest error."""
+    """Holds the reference's backward pass against finite differences; returns the largest error."""
     rng = np.random.default_rng(1)
     parameters = reference.initialize(cell, V=5, E=3, H=4, L=2, rng=rng)
     tokens, targets = _batch(rng, 5, T=4, B=3)
@@ -92,14 +92,19 @@ def check_gradients(cell: str) -> float:
 
 
 def check_kernels(cell: str, embedding: int) -> float:
-    """Hold loss and gradients of two windows against the reference; return the largest error."""
-    V, H, L, B, T = 37, 33, 2, 19, 13
+    """Holds loss and gradients of two windows against the reference; returns the largest error."""
+    V = 37
+    H = 33
+    L = 2
+    B = 19
+    T = 13
     rng = np.random.default_rng(2)
     drawn = reference.initialize(cell, V, embedding, H, L, rng, np.float32)
     parameters = Parameters.from_named(Shape(Cell(cell), V, embedding, H, L), drawn)
     exact: reference.Parameters = {name: array.astype(np.float64) for name, array in drawn.items()}
     states = reference.zero_states(exact, cell, B)
-    engine, error = Engine(parameters, B, T, Pool(2)), 0.0
+    engine = Engine(parameters, B, T, Pool(2))
+    error = 0.0
     for window in range(2):
         tokens, targets = _batch(rng, V, T, B)
         loss, _ = engine.loss_and_gradient(tokens, targets, np.full(B, window == 0))
@@ -113,7 +118,7 @@ def check_kernels(cell: str, embedding: int) -> float:
 
 
 def _digests(target: str | None, *threads: str) -> Digests:
-    """Train in a fresh process, for another processor if one is named."""
+    """Trains in a fresh process, for another processor if one is named."""
     environment = dict(os.environ)
     if target is not None:
         environment.pop("NUMBA_CPU_FEATURES", None)
@@ -121,9 +126,13 @@ def _digests(target: str | None, *threads: str) -> Digests:
     command = python("-m", "treadle.benchmarks.bits", *threads)
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S,
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
             check=False,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         raise CheckError(f"training 200 steps took longer than {PATIENCE_S:.0f} s") from None
     if done.returncode:
@@ -134,7 +143,7 @@ def _digests(target: str | None, *threads: str) -> Digests:
 
 
 def has_other_processor() -> bool:
-    """Return whether code for x86-64-v3 can run here."""
+    """Returns whether code for x86-64-v3 can run here."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     features = llvm.get_host_cpu_features()
@@ -142,7 +151,7 @@ def has_other_processor() -> bool:
 
 
 def compare_digests(by_threads: Digests, other: Digests) -> None:
-    """Fail unless all digests of a cell are the same.
+    """Fails unless all digests of a cell are the same.
 
     Raises:
         CheckError: some differ.
@@ -168,7 +177,7 @@ def _bounded(what: str, cell: str, error: float, tolerance: float) -> float:
 
 
 def run_checks(say: Say) -> dict[str, Any]:
-    """Run all checks.
+    """Runs all checks.
 
     Returns:
         The largest errors, and for which processors the bits were compared.
@@ -186,7 +195,8 @@ def run_checks(say: Say) -> dict[str, Any]:
         for c in CELLS
     }
     say("check bits with 1, 2 and 3 threads")
-    ours, other = _digests(None, "1", "2", "3"), {}
+    ours = _digests(None, "1", "2", "3")
+    other = {}
     if has_other_processor():
         say(f"check bits of {OTHER_PROCESSOR}; compiles its kernels the first time")
         other = _digests(OTHER_PROCESSOR, "1")

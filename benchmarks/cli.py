@@ -1,4 +1,4 @@
-"""The `treadle-bench` command: flags, what goes where, and exit codes.
+"""`main` is the `treadle-bench` command: flags, output and exit codes.
 
 Tables or the JSON object go to standard output, progress to standard error. Exit codes: 0 after a
 whole run, also where peers are missing; 1 where a check failed or the server extra is missing; 2
@@ -21,7 +21,7 @@ from treadle.benchmarks.settings import SECTIONS, Settings, usable_cores
 DESCRIPTION = """\
 Checks Treadle's compiled kernels on this machine, then measures them: against the plain NumPy
 reference, against this processor's peak, and against PyTorch, JAX and ONNX Runtime where these are
-installed beside Treadle (pip install torch jax onnx onnxruntime); none of them is needed.
+installed next to Treadle (pip install torch jax onnx onnxruntime); none of them is needed.
 Everything that is compared runs in turn, A B A B, in one run; a figure is the median of its
 rounds, a ratio is one of medians, and 2.00x means twice the rival's speed.
 """
@@ -81,11 +81,13 @@ def _chart_file(text: str) -> Path:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command's parser."""
+    """Returns the command's parser."""
     parser = argparse.ArgumentParser(
-        "treadle-bench", description=DESCRIPTION, epilog=EPILOG,
+        "treadle-bench",
+        description=DESCRIPTION,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("--only", type=_section_names, default=SECTIONS, metavar="SECTIONS", help="see below")
     add("--quick", action="store_true", help="small cases, 3 rounds of 0.1 s: figures mean little")
@@ -94,14 +96,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--threads", type=_count, default=threads, metavar="N", help=words)
     add("--rounds", type=_count, metavar="N", help="samples of a figure (default: 5)")
     add("--seconds", type=_seconds, metavar="S", help="of one sample (default: 0.5)")
-    add("--cold", action="store_true", help="section start: also compile every kernel anew")
+    add("--cold", action="store_true", help="section start: also compile every kernel again")
     add("--json", action="store_true", help="print one JSON object instead of tables")
     add("--plot", type=_chart_file, metavar="FILE.svg", help="write a chart of the ratios")
     return parser
 
 
 def read_settings(flags: argparse.Namespace) -> Settings:
-    """Return what the flags say; --quick only changes defaults."""
+    """Returns what the flags say; --quick only changes defaults."""
     rounds, seconds = (3, 0.1) if flags.quick else (Settings.rounds, Settings.seconds)
     return Settings(
         threads=flags.threads,
@@ -114,13 +116,16 @@ def read_settings(flags: argparse.Namespace) -> Settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Runs the command.
 
     Args:
         arguments: the command line; `sys.argv` where None.
 
     Returns:
         The exit code.
+
+    Raises:
+        ModuleNotFoundError: A module of Treadle itself is missing.
     """
     flags = build_parser().parse_args(arguments)
     # Ended from outside, the bench ends its children as Ctrl-C does.

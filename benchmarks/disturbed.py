@@ -1,4 +1,4 @@
-"""What training loses when another program takes one of its processors.
+"""`disturbed` measures what training loses when another program takes one of its processors.
 
 A child that does nothing but count is pinned to the first processor, and trainers are held to
 as many processors as they have threads, that one among them. Fair shares would leave two threads on
@@ -39,7 +39,7 @@ while os.getppid() == int(sys.argv[2]):
 
 @contextmanager
 def spinning(core: str) -> Iterator[None]:
-    """Keep one processor busy."""
+    """Keeps one processor busy."""
     process = subprocess.Popen(python("-c", _SPIN, core, str(os.getpid())))
     try:
         time.sleep(AWAKE_S)
@@ -50,7 +50,7 @@ def spinning(core: str) -> Iterator[None]:
 
 
 def disturbed(workers: Workers, settings: Settings, say: Say) -> dict[str, Any]:
-    """Train in turn undisturbed and disturbed, ours and PyTorch's.
+    """Trains in turn undisturbed and disturbed, ours and PyTorch's.
 
     Returns:
         By name: rates `quiet` and `busy`, and `slowdown`, the first over the second.

@@ -1,4 +1,4 @@
-"""What a draw costs by how it is cut, next to a draw from all tokens.
+"""`main` measures sampling with top-k, top-p and typical-p next to sampling from all tokens.
 
     python -m treadle.benchmarks.draws                 # 10,001 weights, the medians of 300 rounds
 
@@ -21,7 +21,8 @@ from treadle.kernels.loss import largest, shifted_exp
 from treadle.kernels.sampling import Truncation, allocate_sampling_scratch, draw
 from treadle.kernels.structs import Array
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO = np.float32(0)
+ONE = np.float32(1)
 EVERYTHING = "all tokens"
 SETTINGS = {
     EVERYTHING: Truncation(0, ONE, ZERO, ONE),
@@ -40,15 +41,14 @@ def _sort(weights: Array) -> int:
 
 
 def _measure(spread: float, V: int, rounds: int) -> dict[str, float]:
-    """Return the median microseconds of every setting."""
+    """Returns the median microseconds of every setting."""
     logits = (spread * np.random.default_rng(0).standard_normal(V)).astype(np.float32)
-    most, weights, scratch = (
-        np.float32(largest(logits)),
-        np.empty(V, np.float32),
-        allocate_sampling_scratch(V),
-    )
+    most = np.float32(largest(logits))
+    weights = np.empty(V, np.float32)
+    scratch = allocate_sampling_scratch(V)
     shifted_exp(logits, most, weights)
-    given, half = weights.copy(), np.float32(0.5)
+    given = weights.copy()
+    half = np.float32(0.5)
 
     def drawing(cuts: Truncation) -> Callable[[], int]:
         return lambda: draw(logits, most, ONE, cuts, half, weights, scratch)
@@ -66,7 +66,7 @@ def _measure(spread: float, V: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measures and prints a table."""
     parser = argparse.ArgumentParser(description="What a draw costs by how it is cut.")
     parser.add_argument("--vocabulary", type=int, default=10_001, help="weights (10001)")
     parser.add_argument("--rounds", type=int, default=300, help="of each, interleaved (300)")

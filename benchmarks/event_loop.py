@@ -1,4 +1,4 @@
-"""How long the event loop is held up, and how much the server grows, under the heaviest requests.
+"""`measure` reports delays of the event loop and growth of the server under heavy requests.
 
     python benchmarks/event_loop.py [--seconds 30] [--only prompt,echo,texts,regex,read,lists]
 
@@ -73,8 +73,9 @@ def main() -> None:
         command = [sys.executable, "-m", "treadle.server", "--address", "127.0.0.1:0"]
         server = subprocess.Popen(
             [*command, "--data-dir", folder, "--standby-workers", "0"],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         try:
             assert server.stdout is not None
             measure(server.stdout.readline().split()[-1], server.pid, options)
@@ -112,11 +113,11 @@ def measure(address: str, server: int, options: argparse.Namespace) -> None:
         stub = sequence_pb2_grpc.SequenceServiceStub(channel)
         for kind in KINDS:
             train(stub, kind)
-        wanted = {name for name in options.only.split(",") if name}
+        selected = {name for name in options.only.split(",") if name}
         head = f"{'worst ms':>9}{'p99 ms':>8}{'grew MB':>9}{'took s':>8}  ended"
         print(f"{'':<44}{head}", flush=True)
         for scenario in scenarios():
-            if not wanted or scenario.group in wanted or scenario.group == "idle":
+            if not selected or scenario.group in selected or scenario.group == "idle":
                 run(scenario, stub, address, server, options.seconds)
     print(f"load average {os.getloadavg()[0]:.1f}")
 
@@ -134,7 +135,8 @@ def run(
     assert watcher.stdout is not None
     watcher.stdout.readline()
     Path(f"/proc/{server}/clear_refs").write_text("5")  # the peak is counted from now on
-    before, begin = memory_mb(server, "VmRSS"), time.perf_counter()
+    before = memory_mb(server, "VmRSS")
+    begin = time.perf_counter()
     try:
         outcome = scenario.ask(stub, seconds)
     except grpc.RpcError as error:
@@ -199,7 +201,8 @@ def generate(
     request: pb.GenerateRequest, stub: sequence_pb2_grpc.SequenceServiceStub, seconds: float
 ) -> Outcome:
     """Reads a generation to its end, or for so many seconds."""
-    until, replies = time.perf_counter() + seconds, 0
+    until = time.perf_counter() + seconds
+    replies = 0
     call = stub.Generate(request, timeout=10 * seconds)
     timer = threading.Timer(seconds, call.cancel)
     timer.start()
@@ -216,7 +219,7 @@ def generate(
 
 
 def regexes(stub: sequence_pb2_grpc.SequenceServiceStub, seconds: float) -> Outcome:
-    """Sends four hostile expressions and, beside them, a cached one and a new cheap one."""
+    """Sends four hostile expressions and, next to them, a cached one and a new cheap one."""
     model = "characters"
     cached = pb.GenerateRequest(model=model, regex="[a-z]{1,9}", seed=1)
     list(stub.Generate(cached))
@@ -307,14 +310,24 @@ def scenarios() -> Iterator[Scenario]:
         name = f"echo of 4 MB with 20 alternatives, {kind}"
         yield asks("echo", name, model=kind, prompt=LONG, **one, **detail)
     yield asks(
-        "echo", "the same for 256 texts, characters",
-        model="characters", prompt=LONG, n=256, **one, **detail,
-    )  # fmt: skip
+        "echo",
+        "the same for 256 texts, characters",
+        model="characters",
+        prompt=LONG,
+        n=256,
+        **one,
+        **detail,
+    )
     for kind in ("characters", "subwords"):
         yield asks(
-            "texts", f"256 texts with 20 alternatives, {kind}",
-            model=kind, n=256, max_new_tokens=1000, top_log_probabilities=20, ranks=True,
-        )  # fmt: skip
+            "texts",
+            f"256 texts with 20 alternatives, {kind}",
+            model=kind,
+            n=256,
+            max_new_tokens=1000,
+            top_log_probabilities=20,
+            ranks=True,
+        )
     yield Scenario("regex", "four hostile expressions", regexes)
     for kind in ("characters", "subwords"):
         yield reads(f"embed 4 MB, {kind}", pb.EmbedRequest(model=kind, texts=[LONG]))
@@ -330,24 +343,37 @@ def scenarios() -> Iterator[Scenario]:
     yield reads("2 million empty texts to score", empty, "lists")
     token = pb.TokenReference(id=1)
     yield asks(
-        "lists", "700,000 banned tokens",
-        model="characters", banned_tokens=[token] * (_MESSAGE // 6), **one,
-    )  # fmt: skip
+        "lists",
+        "700,000 banned tokens",
+        model="characters",
+        banned_tokens=[token] * (_MESSAGE // 6),
+        **one,
+    )
     yield asks(
-        "lists", "1.3 million empty token biases",
-        model="characters", token_biases=[pb.TokenBias()] * (_MESSAGE // 3), **one,
-    )  # fmt: skip
+        "lists",
+        "1.3 million empty token biases",
+        model="characters",
+        token_biases=[pb.TokenBias()] * (_MESSAGE // 3),
+        **one,
+    )
     yield Scenario("lists", "4 million states of jobs", list_jobs)
     yield asks(
-        "lists", "1.4 million stop sequences",
-        model="characters", stop_sequences=["a"] * (_MESSAGE // 3), **one,
-    )  # fmt: skip
+        "lists",
+        "1.4 million stop sequences",
+        model="characters",
+        stop_sequences=["a"] * (_MESSAGE // 3),
+        **one,
+    )
     text = pb.TokenReference(text=UNBROKEN)
     yield asks("lists", "a banned token of 4 MB", model="subwords", banned_tokens=[text], **one)
     yield asks(
-        "lists", "forced tokens of 4 MB, 256 texts",
-        model="characters", forced_tokens=[text], n=256, max_new_tokens=100,
-    )  # fmt: skip
+        "lists",
+        "forced tokens of 4 MB, 256 texts",
+        model="characters",
+        forced_tokens=[text],
+        n=256,
+        max_new_tokens=100,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What becomes of raw samples: medians, spread, ratios and their geometric mean."""
+"""`Samples` summarizes raw samples; `ratio` and `geomean` compare them."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ class Samples:
         return (max(self.values) - min(self.values)) / self.median if self.median else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """The figure with everything that it came from."""
+        """Returns the figure with everything that it came from."""
         return {"median": self.median, "spread": self.spread, "samples": list(self.values)}
 
 
 def ratio(ours: Samples | None, other: Samples | None) -> float | None:
-    """Return ours / other, of the medians; None where either was not measured."""
+    """Returns ours / other, of the medians; None where either was not measured."""
     if ours is None or other is None or not other.median:
         return None
     return ours.median / other.median
 
 
 def known(values: Iterable[float | None]) -> list[float]:
-    """Return the values that were measured."""
+    """Returns the values that were measured."""
     return [value for value in values if value is not None]
 
 
 def least(values: Iterable[float | None]) -> float | None:
-    """Return the least of the measured values; None where there is none."""
+    """Returns the least of the measured values; None if nothing was measured."""
     return min(known(values), default=None)
 
 
 def geomean(values: Iterable[float | None]) -> float | None:
-    """Return the geometric mean of the measured values; None where there is none."""
+    """Returns the geometric mean of the measured values; None if nothing was measured."""
     measured = known(values)
     if not measured:
         return None

@@ -1,4 +1,4 @@
-"""Which coefficients give the compiled activations the least error?
+"""`fit` finds the coefficients that give the compiled activations the least error.
 
 Fits, by iteratively re-weighted least squares (Lawson's algorithm on a linearized
 quotient, as Sanathanan and Koerner did for transfer functions):
@@ -24,32 +24,35 @@ LIMIT = 9.02
 
 
 def chebyshev_points(low: float, high: float, count: int) -> Float64s:
-    """Return `count` Chebyshev points of [low, high], dense at the ends."""
+    """Returns `count` Chebyshev points of [low, high], dense at the ends."""
     angles = (np.arange(count) + 0.5) * np.pi / count
     points: Float64s = 0.5 * (low + high) - 0.5 * (high - low) * np.cos(angles)
     return points
 
 
 def fit(columns: Float64s, target: Float64s, rounds: int = 300) -> Float64s:
-    """Solve `columns @ c ~ target` for the least maximum error (Lawson's weights)."""
+    """Solves `columns @ c ~ target` for the least maximum error (Lawson's weights)."""
     weights = np.ones(target.size)
-    best, best_error = np.zeros(columns.shape[1]), np.inf
+    best = np.zeros(columns.shape[1])
+    best_error = np.inf
     for _ in range(rounds):
         root = np.sqrt(weights)
         answer = np.linalg.lstsq(columns * root[:, None], target * root, rcond=None)[0]
         solution = answer.astype(np.float64)
         error = np.abs(columns @ solution - target)
         if error.max() < best_error:
-            best, best_error = solution, float(error.max())
+            best = solution
+            best_error = float(error.max())
         weights *= error / error.mean() + 1e-3
         weights /= weights.sum()
     return best
 
 
 def fit_tanh(numerator: int, denominator: int) -> tuple[Float64s, Float64s, float]:
-    """Fit x P(x^2) / Q(x^2) with Q(0) = 1; return P, Q and the relative error."""
+    """Fits x P(x^2) / Q(x^2) with Q(0) = 1; returns P, Q and the relative error."""
     x = chebyshev_points(1e-3, LIMIT, 6000)
-    y, square = np.tanh(x), x * x
+    y = np.tanh(x)
+    square = x * x
     previous = np.ones_like(x)
     best = (np.zeros(1), np.ones(1), np.inf)
     scale = LIMIT * LIMIT
@@ -68,7 +71,7 @@ def fit_tanh(numerator: int, denominator: int) -> tuple[Float64s, Float64s, floa
 
 
 def fit_exp(degree: int) -> tuple[Float64s, float]:
-    """Fit E of the given degree; return it and the relative error of exp."""
+    """Fits E of the given degree; returns it and the relative error of exp."""
     r = chebyshev_points(-0.5 * np.log(2) - 1e-6, 0.5 * np.log(2) + 1e-6, 4000)
     y = np.exp(r)
     columns = (r**2)[:, None] * r[:, None] ** np.arange(degree + 1) / y[:, None]
@@ -77,7 +80,7 @@ def fit_exp(degree: int) -> tuple[Float64s, float]:
 
 
 def fit_log(degree: int) -> tuple[Float64s, float]:
-    """Fit L of the given degree; return it and the relative error of log."""
+    """Fits L of the given degree; returns it and the relative error of log."""
     f = chebyshev_points(np.sqrt(0.5) - 1, np.sqrt(2.0) - 1, 4000)
     y = np.log1p(f)
     columns = (f**3)[:, None] * f[:, None] ** np.arange(degree + 1) / y[:, None]
@@ -87,7 +90,7 @@ def fit_log(degree: int) -> tuple[Float64s, float]:
 
 
 def main() -> None:
-    """Print every table with the error of the fit in exact arithmetic."""
+    """Prints every table with the error of the fit in exact arithmetic."""
     p, q, error = fit_tanh(6, 3)
     print(f"tanh: relative error {error:.2e} = {error * 2**24:.3f} ulp")
     print("  P", [float(f"{value:.9e}") for value in p])

@@ -1,4 +1,4 @@
-"""Anomalies in HDFS sessions: which of them have an event that the model did not expect.
+"""`score` finds anomalies in HDFS sessions: those with an event that the model did not expect.
 
     python benchmarks/hdfs.py hdfs100k_train.jsonl hdfs100k_test.jsonl [--steps 1500]
 
@@ -71,7 +71,8 @@ def train(stub: sequence_pb2_grpc.SequenceServiceStub, order: pb.TrainSpec, corp
 
     began = time.monotonic()
     *_, last = stub.Train(messages())
-    model, took = last.completed, time.monotonic() - began
+    model = last.completed
+    took = time.monotonic() - began
     print(
         f"trained {model.parameter_count:,} parameters in {took:.1f} s; "
         f"vocabulary {model.vocabulary_size}"
@@ -91,12 +92,14 @@ def score(
             text = " ".join(map(str, events))
             yield pb.ScoreStreamRequest(piece=pb.TextPiece(text=text, end=True))
 
-    began, found = time.monotonic(), []
+    began = time.monotonic()
+    found = []
     *replies, result = stub.ScoreStream(messages())
     for session, reply in zip(sessions, replies, strict=True):
         *events, end = [token.rank for token in reply.piece.tokens]
         found.append(Ranked(session["label"] == 1, max(events, default=0), end))
-    took, tokens = time.monotonic() - began, result.result.total.token_count
+    took = time.monotonic() - began
+    tokens = result.result.total.token_count
     print(
         f"scored {len(found):,} sessions of {tokens:,} tokens in {took:.2f} s; "
         f"{result.result.total.perplexity:.2f} perplexity"

@@ -1,4 +1,4 @@
-"""Turns the published HDFS sessions into the two files that `benchmarks/hdfs.py` reads.
+"""`convert` turns the published HDFS sessions into the two files that `benchmarks/hdfs.py` reads.
 
     python benchmarks/hdfs_sessions.py session_train.pkl session_test.pkl
 

@@ -1,4 +1,4 @@
-"""How long a health check takes while the server trains, and while it does not.
+"""`measure` times health checks while the server trains, and while it does not.
 
     python benchmarks/health_under_training.py [--seconds 20] [--hidden-size 256] [--jobs 1]
 
@@ -81,7 +81,8 @@ def tokens_seen(stub: sequence_pb2_grpc.SequenceServiceStub, job: str) -> int:
 def ask(channel: grpc.Channel, seconds: float) -> list[float]:
     """Returns how long each health check took, in milliseconds."""
     stub = health_pb2_grpc.HealthStub(channel)
-    times, end = [], time.perf_counter() + seconds
+    times = []
+    end = time.perf_counter() + seconds
     while (begin := time.perf_counter()) < end:
         stub.Check(health_pb2.HealthCheckRequest())
         times.append((time.perf_counter() - begin) * 1e3)

@@ -1,4 +1,4 @@
-"""Whether a training job survives what it should: kill -9 of its process and of its server.
+"""`survive` kills the process or the server of a training job, which has to survive both.
 
     python benchmarks/kills.py [--kills 20] [--seed 0] [--steps 12000]
 
@@ -129,7 +129,9 @@ class Watcher(threading.Thread):
 
     def __init__(self, server: Server, job: str, survival: Survival) -> None:
         super().__init__()
-        self._server, self._job, self._survival = server, job, survival
+        self._server = server
+        self._job = job
+        self._survival = survival
         self.error = ""
         """What the job ended with instead of a model."""
 
@@ -161,16 +163,20 @@ class Watcher(threading.Thread):
 
 
 def survive(kills: int, seed: int, steps: int, folder: Path) -> Survival:
-    """Trains undisturbed, then while being killed, and returns what became of it.
+    """Trains undisturbed, then again with kills.
 
     Args:
         kills: How often to kill.
         seed: Draws what is killed and when.
         steps: Steps of the job; it should last longer than all the kills.
         folder: Where the servers keep their data.
+
+    Returns:
+        What became of the second run, compared with the first.
     """
     draw = random.Random(seed)
-    survival, server = Survival(), Server(folder)
+    survival = Survival()
+    server = Server(folder)
     server.start()
     try:
         survival.undisturbed = _weights(folder, "calm", _train(server, "calm", steps))

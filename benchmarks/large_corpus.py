@@ -1,4 +1,4 @@
-"""What a large corpus costs: the speed of its upload and the memory of those who read it.
+"""`measure` reports the speed of a large upload, and the memory of the processes that read it.
 
     python benchmarks/large_corpus.py text.txt [--megabytes 200] [--layout lines]
         [--tokenizer bytes]
@@ -32,7 +32,9 @@ _MEGABYTE = 1_000_000
 
 def chunks(text: bytes, size: int) -> Iterator[bytes]:
     """Yields `size` bytes of copies of a text, each with a number before it."""
-    whole, number, buffer = 0, 0, bytearray()
+    whole = 0
+    number = 0
+    buffer = bytearray()
     while whole < size:
         while len(buffer) < _CHUNK:
             buffer += b"\ncopy %d\n" % number + text

@@ -1,4 +1,4 @@
-"""What a server bears: streams one at a time, 64 and 256 at once, and everything mixed.
+"""`run` loads a server: streams one at a time, 64 and 256 at once, and everything mixed.
 
     python benchmarks/load.py [--only one,many,training,mixed] [--rounds 5] [--minutes 10]
 
@@ -11,7 +11,7 @@ Tiny Shakespeare), and calls it from this process over gRPC on the same machine.
 - mixed: for some minutes generations, scores, cancellations at random, deadlines and garbage;
   which errors came, and the server's memory from the end of the first minute on.
 
-Medians over the rounds; the spread beside them. Whatever else the machine does counts too, so the
+Medians over the rounds; the spread next to them. Whatever else the machine does counts too, so the
 load average stands below.
 """
 
@@ -43,8 +43,10 @@ from treadle.v1 import sequence_pb2_grpc
 if TYPE_CHECKING:
     from treadle.v1.sequence_pb2_grpc import SequenceServiceAsyncStub as Stub
 
-_MODEL, _LETTERS = "load", "".join(map(chr, range(33, 97))) + "\n"
-_PAUSE_S, _TRAINING_S = 0.005, 20.0
+_MODEL = "load"
+_LETTERS = "".join(map(chr, range(33, 97))) + "\n"
+_PAUSE_S = 0.005
+_TRAINING_S = 20.0
 _PARTS = ("one", "many", "training", "mixed")
 
 
@@ -117,7 +119,9 @@ async def upload(spec: pb.TrainSpec, corpus: bytes):  # type: ignore[no-untyped-
 
 async def generate(stub: Stub, tokens: int, seed: int) -> tuple[float, float, int]:
     """Returns the seconds until the first text and until the end, and the tokens made."""
-    began, first, made = time.perf_counter(), 0.0, 0
+    began = time.perf_counter()
+    first = 0.0
+    made = 0
     request = pb.GenerateRequest(model=_MODEL, max_new_tokens=tokens, seed=seed, prompt="A")
     async for reply in stub.Generate(request):
         if reply.text and not first:
@@ -128,7 +132,7 @@ async def generate(stub: Stub, tokens: int, seed: int) -> tuple[float, float, in
 
 
 async def one(stub: Stub, rounds: int) -> None:
-    """A single stream."""
+    """Measures a single stream."""
     firsts = sorted([(await generate(stub, 20, seed))[0] * 1e3 for seed in range(40 * rounds)])
     print(
         f"one: first text p50 {statistics.median(firsts):.2f} ms, "
@@ -142,8 +146,9 @@ async def one(stub: Stub, rounds: int) -> None:
 
 
 async def many(stub: Stub, rounds: int, streams: int = 64, tokens: int = 500) -> None:
-    """Many streams at once."""
-    speeds, shares = [], []
+    """Measures many streams at once."""
+    speeds = []
+    shares = []
     for _ in range(rounds):
         began = time.perf_counter()
         calls = [generate(stub, tokens, seed) for seed in range(streams)]
@@ -170,7 +175,7 @@ def ask_health(address: str) -> None:
 
 
 async def under_training(address: str, stub: Stub, streams: int = 256) -> None:
-    """Many more streams while a job trains, and health checks."""
+    """Measures many more streams while a job trains, and health checks."""
     await train(stub, 256, "background", 10**12)
     job = (await stub.ListJobs(pb.ListJobsRequest())).jobs[0].id
     # Checked from another process: this one is busy reading streams.
@@ -184,15 +189,16 @@ async def under_training(address: str, stub: Stub, streams: int = 256) -> None:
     until = began + _TRAINING_S
 
     async def keep_calling(seed: int) -> int:
-        made, draw = 0, random.Random(seed)
+        made = 0
+        draw = random.Random(seed)
         while time.perf_counter() < until:
             made += (await generate(stub, draw.randint(100, 900), seed))[2]
         return made
 
     made = sum(await asyncio.gather(*(keep_calling(seed) for seed in range(streams))))
     seconds = time.perf_counter() - began
-    told, _ = await checks.communicate(b"enough\n")
-    times = sorted(json.loads(told))
+    printed, _ = await checks.communicate(b"enough\n")
+    times = sorted(json.loads(printed))
     print(
         f"training: {streams} streams, none failed, {made / seconds:,.0f} tokens/s; "
         f"health p50 {statistics.median(times):.2f} ms, "
@@ -203,7 +209,7 @@ async def under_training(address: str, stub: Stub, streams: int = 256) -> None:
 
 
 async def mixed(stub: Stub, pid: int, seconds: float, workers: int = 24) -> None:
-    """Everything at once for a while."""
+    """Measures everything at once for a while."""
     outcomes: Counter[str] = Counter()
     until = time.perf_counter() + seconds
     tasks = [asyncio.create_task(abuse(stub, seed, until, outcomes)) for seed in range(workers)]
@@ -225,7 +231,7 @@ async def mixed(stub: Stub, pid: int, seconds: float, workers: int = 24) -> None
 
 
 async def abuse(stub: Stub, seed: int, until: float, outcomes: Counter[str]) -> None:
-    """One caller of the part `mixed`."""
+    """Plays one caller of the part `mixed`."""
     draw = random.Random(seed)
     while time.perf_counter() < until:
         kind = draw.choice(list(_KINDS))
@@ -243,9 +249,14 @@ async def _generate(stub: Stub, draw: random.Random) -> str:
 
 async def _several(stub: Stub, draw: random.Random) -> str:
     request = pb.GenerateRequest(
-        model=_MODEL, n=draw.randint(2, 8), max_new_tokens=100, stop_sequences=["ab", "Q"],
-        return_state=True, temperature=draw.uniform(0, 2), repetition_penalty=1.2,
-    )  # fmt: skip
+        model=_MODEL,
+        n=draw.randint(2, 8),
+        max_new_tokens=100,
+        stop_sequences=["ab", "Q"],
+        return_state=True,
+        temperature=draw.uniform(0, 2),
+        repetition_penalty=1.2,
+    )
     results = [reply.result async for reply in stub.Generate(request) if reply.HasField("result")]
     return "ok" if len(results) == request.n else "lost a text"
 
@@ -299,7 +310,8 @@ def resident_bytes(pid: int) -> int:
 
 def spread(values: list[float]) -> str:
     """Returns the median with the least and the most."""
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     return f"{statistics.median(values):,.0f} ({low:,.0f} to {high:,.0f})"
 
 

@@ -1,4 +1,4 @@
-"""A million tokens through one ScoreStream: the server's memory, and the sum to the bit.
+"""`measure` sends a million tokens through one ScoreStream: memory, and the sum to the bit.
 
     python benchmarks/long_stream.py [--tokens 1000000] [--hidden-size 128]
 
@@ -54,12 +54,14 @@ def main() -> None:
 
 def measure(stub: sequence_pb2_grpc.SequenceServiceStub, pid: int, options: object) -> None:
     """Trains, streams, and compares."""
-    tokens, hidden = vars(options)["tokens"], vars(options)["hidden_size"]
+    tokens = vars(options)["tokens"]
+    hidden = vars(options)["hidden_size"]
     draw = random.Random(0)
     text = _LETTERS + "".join(draw.choices(_LETTERS, k=tokens - len(_LETTERS)))
     list(stub.Train(upload(text[:50_000].encode(), hidden)))
     sizes: list[float] = []
-    began, done = time.perf_counter(), 0
+    began = time.perf_counter()
+    done = 0
     replies = stub.ScoreStream(pieces(text, draw))
     for reply in replies:
         if reply.HasField("piece"):

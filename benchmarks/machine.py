@@ -1,4 +1,4 @@
-"""What the figures were measured on, as far as readers of them need to know."""
+"""`describe` names the machine that the figures were measured on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def processor() -> str:
-    """Return the processor's name as it calls itself, or what the system has for it."""
+    """Returns the processor's name as it calls itself, or what the system has for it."""
     if CPU_INFO.exists():
         for line in CPU_INFO.read_text("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")
@@ -27,7 +27,7 @@ def processor() -> str:
 
 
 def describe() -> dict[str, Any]:
-    """Return processor, software and load."""
+    """Returns processor, software and load."""
     return {
         "processor": processor(),
         "usable_cores": usable_cores(),

@@ -1,4 +1,4 @@
-"""How good a model of first names gets, and how many of the names that it makes are new.
+"""`train` makes a model of first names: its test loss, and the share of new names.
 
     python benchmarks/names.py names.txt [--train-for 60] [--samples 1000]
 

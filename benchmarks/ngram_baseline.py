@@ -1,4 +1,4 @@
-"""How well does counting alone foretell a text?
+"""`probability` predicts the next character of a text by counts alone.
 
 Interpolated character n-grams with Witten-Bell smoothing (Bell, Cleary and Witten 1990;
 Chen and Goodman 1999, section 2.6), counted on the first 90 % of a file and measured on the last
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def count(text: str, order: int) -> list[dict[str, Counter[str]]]:
-    """Count which characters follow each context of 0 to order - 1 characters."""
+    """Counts which characters follow each context of 0 to order - 1 characters."""
     tables: list[dict[str, Counter[str]]] = []
     for length in range(order):
         table: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -27,20 +27,22 @@ def count(text: str, order: int) -> list[dict[str, Counter[str]]]:
 
 
 def probability(tables: list[dict[str, Counter[str]]], context: str, symbol: str, V: int) -> float:
-    """Return p(symbol | context), each order interpolated with the one below it."""
+    """Returns p(symbol | context), each order interpolated with the one below it."""
     p = 1 / V
     for length, table in enumerate(tables):
         followers = table.get(context[len(context) - length :]) if length <= len(context) else None
         if followers is None:
             break
-        kinds, total = len(followers), followers.total()
+        kinds = len(followers)
+        total = followers.total()
         p = (followers[symbol] + kinds * p) / (total + kinds)
     return p
 
 
 def main() -> None:
-    """Print the mean loss of the validation part."""
-    path, order = Path(sys.argv[1]), int(sys.argv[2])
+    """Prints the mean loss of the validation part."""
+    path = Path(sys.argv[1])
+    order = int(sys.argv[2])
     text = path.read_text(encoding="utf-8")
     cut = int(len(text) * 0.9)
     tables = count(text[:cut], order)

@@ -1,4 +1,4 @@
-"""What learning from a stream brings where its nature changes, and what it costs.
+"""`session` measures what learning from a stream gains where its nature changes, and its cost.
 
     python benchmarks/online.py examples/data/tinyshakespeare.txt [--change permuted]
         [--steps 2000] [--characters 100000] [--optimizer sgd] [--window 64]
@@ -44,7 +44,7 @@ Stub = sequence_pb2_grpc.SequenceServiceStub
 
 
 def permuted(text: str, seed: int = 0) -> str:
-    """Returns a text whose letters stand for others: spelt anew, built as before."""
+    """Returns a text whose letters stand for others: spelled differently, built as before."""
     letters = list(string.ascii_lowercase)
     random.Random(seed).shuffle(letters)
     new = "".join(letters)
@@ -109,14 +109,17 @@ def session(
             piece = pb.TextPiece(text=text[start : start + PIECE])
             yield pb.LearnStreamRequest(**{kind: piece})  # type: ignore[arg-type]
 
-    means, nats, count = [], 0.0, 0
+    means = []
+    nats = 0.0
+    count = 0
     begin = time.perf_counter()
     for number, reply in enumerate(stub.LearnStream(requests()), 1):
         nats -= reply.piece.total_log_probability
         count += reply.piece.token_count
         if number * PIECE % INTERVAL == 0:
             means.append(nats / count)
-            nats, count = 0.0, 0
+            nats = 0.0
+            count = 0
     return means, time.perf_counter() - begin
 
 
@@ -141,12 +144,13 @@ def fastest(
             found, took = session(stub, text, spec, learn=spec.learning_rate > 0)
             if means[number] not in ([], found):
                 raise SystemExit("the same session scored another time what it did not before")
-            means[number], seconds[number] = found, min(seconds[number], took)
+            means[number] = found
+            seconds[number] = min(seconds[number], took)
     return means, seconds
 
 
 def report(means: list[list[float]], seconds: list[float], heads: list[str], change: str) -> None:
-    """Prints the means, and what the sessions cost beside the first."""
+    """Prints the means, and what the sessions cost compared with the first."""
     print("characters   " + "".join(f"{head:>15}" for head in heads))
     for number, row in enumerate(zip(*means, strict=True)):
         mark = f"  {change}" if number >= len(means[0]) // 2 else ""

@@ -1,4 +1,4 @@
-"""The processor's peak in float32 multiply-adds, and how many of them a training step needs.
+"""`multiply_adds` measures the processor's float32 peak; `flops_per_token` counts a step's work.
 
 The peak is measured, not looked up: a loop of fused multiply-adds whose operands never leave
 the registers, enough chains of them side by side to hide their latency, on as many threads as the
@@ -31,7 +31,9 @@ from treadle.kernels.simd import broadcast
 CHAINS = 24 if TARGET.rows == 8 else 12
 """Accumulators: they and two operands fill most of 32 or 16 vector registers."""
 
-_FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_FLOAT = ir.FloatType()
+_INT32 = ir.IntType(32)
+_INT64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, TARGET.lanes)
 
 
@@ -43,7 +45,8 @@ def _emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     fma = cgutils.get_or_insert_function(builder.module, kind, name)
     factor, term = (broadcast(builder, value, TARGET.lanes) for value in (factor, term))
     entry = builder.block
-    body, done = builder.append_basic_block("peak"), builder.append_basic_block("peak_end")
+    body = builder.append_basic_block("peak")
+    done = builder.append_basic_block("peak_end")
     builder.branch(body)
     builder.position_at_end(body)
     count = builder.phi(_INT64)
@@ -82,15 +85,19 @@ def _loop(steps: int, factor: np.float32, term: np.float32) -> np.float32:
 
 
 def multiply_adds(steps: int) -> float:
-    """Run `steps` rounds of all chains on this thread; return their FLOPs."""
+    """Runs `steps` rounds of all chains on this thread; returns their FLOPs."""
     _loop(steps, np.float32(0.5), np.float32(1.0))
     return 2.0 * TARGET.lanes * CHAINS * steps
 
 
 def flops_per_token(case: Case) -> float:
-    """Return the useful FLOPs of a training step, over its tokens."""
-    H, V, E, L = case.hidden, case.vocabulary, case.embedding, case.layers
-    G, N = GATES[case.cell] * case.hidden, case.rows * case.steps
+    """Returns the useful FLOPs of a training step, over its tokens."""
+    H = case.hidden
+    V = case.vocabulary
+    E = case.embedding
+    L = case.layers
+    G = GATES[case.cell] * case.hidden
+    N = case.rows * case.steps
     recurrence = L * H * G * (3 * N - case.rows)
     between = (L - 1) * 3 * N * H * G
     output = 3 * N * H * V

@@ -1,7 +1,7 @@
-"""A worker: a child process that measures on command, and may be missing, die or hang.
+"""`Worker` is a child process that measures on command, and may be missing, die or hang.
 
 See `treadle.benchmarks.workers.serve` for the other side of the pipe. A worker lives as long as
-the bench does and holds one case at a time; a child that died is started anew for the next case.
+the bench does and holds one case at a time; a child that died is started again for the next case.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from typing import IO, Any
 
 from treadle.benchmarks.settings import Case
 
-START_S, MAKE_S, RUN_S = 120.0, 180.0, 60.0
+START_S = 120.0
+MAKE_S = 180.0
+RUN_S = 60.0
 """How long a child may take to start, to make a case, and to run past its time."""
 
 
 class WorkerError(Exception):
-    """A child could not do what it was told; the message says why, in a few words."""
+    """A child could not do a command; the message says why, in a few words."""
 
 
 class NotInstalledError(WorkerError):
@@ -53,7 +55,7 @@ class Worker:
         self._missing: str | None = None
 
     def make(self, case: Case, options: Mapping[str, Any], patience_s: float = MAKE_S) -> None:
-        """Have the child make a case and warm up.
+        """Makes the child build a case and warm up.
 
         Raises:
             NotInstalledError: what it needs is not installed.
@@ -63,7 +65,14 @@ class Worker:
         self._ask({"do": "make", "case": case.as_json(), "options": dict(options)}, patience_s)
 
     def run(self, seconds: float, patience_s: float = RUN_S) -> float:
-        """Have the child time its case for so many seconds; return work a second.
+        """Lets the child time its case.
+
+        Args:
+            seconds: How long to repeat it.
+            patience_s: Seconds after which the child counts as hanging.
+
+        Returns:
+            Work per second.
 
         Raises:
             WorkerError: it failed, died or hung.
@@ -74,8 +83,9 @@ class Worker:
         return float(answer["work"]) / float(answer["seconds"])
 
     def close(self) -> None:
-        """End the child."""
-        process, self._process = self._process, None
+        """Ends the child."""
+        process = self._process
+        self._process = None
         if process is not None:
             process.kill()
             process.communicate()
@@ -91,9 +101,13 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child lives
         self._unread = b""
         self._process = subprocess.Popen(
-            self._command, env=self._environment, bufsize=0,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-        )  # fmt: skip
+            self._command,
+            env=self._environment,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+        )
         hello = self._read(START_S)
         if "missing" in hello:
             self._missing = str(hello["missing"])
@@ -111,7 +125,7 @@ class Worker:
         return self._read(patience_s)
 
     def _read(self, patience_s: float) -> dict[str, Any]:
-        """Read one answer; whatever is no good answer ends the child."""
+        """Reads one answer; whatever is no good answer ends the child."""
         assert self._process is not None
         assert self._process.stdout is not None
         deadline = time.monotonic() + patience_s
@@ -131,7 +145,7 @@ class Worker:
         return answer
 
     def _died(self) -> WorkerError:
-        """Clear up after a child that is gone; return what to raise."""
+        """Clears up after a child that is gone; returns what to raise."""
         assert self._process is not None
         assert self._errors is not None
         code = self._process.wait()
@@ -143,5 +157,5 @@ class Worker:
 
 
 def python(*arguments: str) -> list[str]:
-    """Return the command that runs this interpreter; the working folder hides no package."""
+    """Returns the command that runs this interpreter; the working folder hides no package."""
     return [sys.executable, "-P", *arguments]

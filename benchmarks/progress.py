@@ -1,4 +1,4 @@
-"""Tells whoever waits what is being measured, on standard error."""
+"""`progress_since_now` reports on standard error what is being measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Say = Callable[[str], None]
 
 
 def progress_since_now() -> Say:
-    """Return what prints a line with the seconds that have passed since this call."""
+    """Returns what prints a line with the seconds that have passed since this call."""
     begin = time.monotonic()
 
     def say(text: str) -> None:

@@ -1,8 +1,8 @@
-"""Fair timing: the best setting of each rival by a short trial, then A B A B in one run.
+"""`race` times entrants fairly: the best setting of each rival by a short trial, then A B A B.
 
 A machine's speed changes from second to second, so that what is compared must be measured in turn,
 one short sample each, round after round; a pause between two samples lets threads of the one
-before go to sleep. Whoever is missing, dies or hangs leaves the race with a note.
+before go to sleep. An entrant that is missing, dies or hangs leaves the race with a note.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ Rates = dict[str, list[float]]
 
 
 def fastest(entrants: Sequence[Entrant], seconds: float) -> tuple[Entrant | None, list[str]]:
-    """Try every setting for a moment; return the fastest, and what went wrong."""
-    best, best_rate, notes = None, 0.0, []
+    """Tries every setting for a moment; returns the fastest, and what went wrong."""
+    best = None
+    best_rate = 0.0
+    notes = []
     for entrant in entrants:
         try:
             entrant.worker.make(entrant.case, entrant.options)
@@ -45,12 +47,13 @@ def fastest(entrants: Sequence[Entrant], seconds: float) -> tuple[Entrant | None
             notes.append(str(error))
             continue
         if rate > best_rate:
-            best, best_rate = entrant, rate
+            best = entrant
+            best_rate = rate
     return best, notes
 
 
 def prepare(entrants: Mapping[str, Entrant]) -> tuple[Rates, list[str]]:
-    """Have every worker make its case; return room for rates, and what went wrong."""
+    """Lets every worker make its case; returns empty lists of rates, and what went wrong."""
     rates: Rates = {}
     notes = []
     for name, entrant in entrants.items():
@@ -63,7 +66,7 @@ def prepare(entrants: Mapping[str, Entrant]) -> tuple[Rates, list[str]]:
 
 
 def sample(entrants: Mapping[str, Entrant], rates: Rates, seconds: float) -> list[str]:
-    """Add one sample to everyone's rates; who fails leaves them. Return what went wrong."""
+    """Adds one sample to all rates; an entrant that fails leaves. Returns what went wrong."""
     notes = []
     for name in list(rates):
         time.sleep(PAUSE_S)
@@ -78,7 +81,7 @@ def sample(entrants: Mapping[str, Entrant], rates: Rates, seconds: float) -> lis
 def race(
     entrants: Mapping[str, Entrant], rounds: int, seconds: float
 ) -> tuple[dict[str, Samples], list[str]]:
-    """Time all entrants in turn.
+    """Times all entrants in turn.
 
     Args:
         entrants: by name; no two share a worker.
@@ -95,7 +98,7 @@ def race(
 
 
 def compare(ours: Entrant, rivals: Mapping[str, Sequence[Entrant]], settings: Settings) -> Row:
-    """Measure ours against the best setting of every rival.
+    """Measures ours against the best setting of every rival.
 
     Args:
         ours: of the case.
@@ -105,7 +108,8 @@ def compare(ours: Entrant, rivals: Mapping[str, Sequence[Entrant]], settings: Se
     Returns:
         The case's row: `ours`, `rivals` and `ratios` by name (None where not measured), `notes`.
     """
-    entrants, notes = {OURS: ours}, []
+    entrants = {OURS: ours}
+    notes = []
     for name, choices in rivals.items():
         best, wrong = fastest(choices, settings.seconds / 4)
         notes += wrong
@@ -126,7 +130,7 @@ def compare(ours: Entrant, rivals: Mapping[str, Sequence[Entrant]], settings: Se
 
 
 def as_json(samples: Samples | None, way: str = "") -> Row | None:
-    """Return a figure for the report; None where it was not measured."""
+    """Returns a figure for the report; None where it was not measured."""
     if samples is None:
         return None
     return {**samples.as_json(), "way": way} if way else samples.as_json()

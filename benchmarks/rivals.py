@@ -1,4 +1,4 @@
-"""Who is measured and in which settings: every peer gets its best, found by trying.
+"""`Workers` starts the rivals, each in the best of its settings, found by trying.
 
 Each environment is a child process of its own, since allocators and thread pools read theirs
 once, at start.
@@ -37,7 +37,7 @@ class Entrant:
 
 
 def cores_in_use(count: int) -> str:
-    """Return the first `count` processors of this process, as `0,1`; empty: do not care."""
+    """Returns the first `count` processors of this process, as `0,1`; empty: do not care."""
     if not hasattr(os, "sched_getaffinity"):
         return ""
     return ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[:count])
@@ -49,7 +49,8 @@ class Workers:
     def __init__(self, settings: Settings) -> None:
         """Describe them."""
         self._all: dict[str, Worker] = {}
-        one, some = cores_in_use(1), cores_in_use(settings.threads)
+        one = cores_in_use(1)
+        some = cores_in_use(settings.threads)
         self.ours = self._add("treadle", "ours")
         self.ours_again = self._add("treadle, again", "ours")
         self.ours_held = self._add("treadle, held", "ours", {"TREADLE_BENCH_CORES": some})
@@ -75,19 +76,17 @@ class Workers:
         }
         self.onnxruntime = self._add("onnxruntime", "onnx_runtime")
 
-    def _add(
-        self, name: str, module: str, environment: Mapping[str, str] | None = None
-    ) -> Worker:  # fmt: skip
+    def _add(self, name: str, module: str, environment: Mapping[str, str] | None = None) -> Worker:
         command = python("-m", "treadle.benchmarks.workers.start", module)
         self._all[name] = Worker(name, command, environment)
         return self._all[name]
 
     def versions(self) -> dict[str, str]:
-        """Return the version of every package that was measured."""
+        """Returns the version of every package that was measured."""
         return {name: w.version for name, w in self._all.items() if w.version and "," not in name}
 
     def close(self) -> None:
-        """End all child processes."""
+        """Ends all child processes."""
         for worker in self._all.values():
             worker.close()
 
@@ -101,45 +100,52 @@ def _plural(threads: int) -> str:
 
 
 def pytorch_training(workers: Workers, case: Case, autocast: bool = False) -> list[Entrant]:
-    """One and more threads, Adam fused and not, glibc's allocator as it is and tuned.
+    """Tries one and more threads, Adam fused and not, glibc's allocator as it is and tuned.
 
     Args:
         workers: all of them.
         case: of training.
         autocast: whether products are of bfloat16 numbers.
+
+    Returns:
+        The entrants.
     """
     return [
         Entrant(
-            worker, case, f"{_plural(threads)}, {malloc}, {'fused' if fused else 'default'} Adam",
+            worker,
+            case,
+            f"{_plural(threads)}, {malloc}, {'fused' if fused else 'default'} Adam",
             {"threads": threads, "fused": fused, "autocast": autocast},
         )
         for malloc, worker in workers.pytorch.items()
         for threads in _counts(case.threads)
         for fused in (True, False)
-    ]  # fmt: skip
+    ]
 
 
 def pytorch_decoding(workers: Workers, case: Case) -> list[Entrant]:
-    """The four ways to write the loop, on one thread."""
+    """Tries the four ways to write the loop, on one thread."""
     ways = {"module": "nn.LSTM", "cell": "nn.LSTMCell", "hand": "by hand", "script": "jit.script"}
     worker = workers.pytorch["malloc default"]
     return [Entrant(worker, case, words, {"way": way, "threads": 1}) for way, words in ways.items()]
 
 
 def jax_decoding(worker: Worker, case: Case, flags: str = "") -> list[Entrant]:
-    """Both layouts of the weights, the loop unrolled or not."""
+    """Tries both layouts of the weights, the loop unrolled or not."""
     return [
         Entrant(
-            worker, case, f"{'W h' if transposed else 'h W'}, unroll {unroll}{flags}",
+            worker,
+            case,
+            f"{'W h' if transposed else 'h W'}, unroll {unroll}{flags}",
             {"transposed": transposed, "unroll": unroll},
         )
         for transposed in (True, False)
         for unroll in (1, 4)
-    ]  # fmt: skip
+    ]
 
 
 def onnxruntime_scoring(workers: Workers, case: Case) -> list[Entrant]:
-    """One and more threads within an operator."""
+    """Tries one and more threads within an operator."""
     return [
         Entrant(workers.onnxruntime, case, _plural(threads), {"threads": threads})
         for threads in _counts(case.threads)
@@ -147,7 +153,7 @@ def onnxruntime_scoring(workers: Workers, case: Case) -> list[Entrant]:
 
 
 def numpy_training(workers: Workers, case: Case, dtype: str) -> list[Entrant]:
-    """The reference with one and more BLAS threads."""
+    """Tries the reference with one and more BLAS threads."""
     return [
         Entrant(worker, case, f"{dtype}, BLAS with {_plural(threads)}", {"dtype": dtype})
         for threads, worker in workers.numpy.items()

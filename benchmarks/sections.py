@@ -1,4 +1,4 @@
-"""The sections that hold ours against rivals: training, decoding, scoring; and against itself."""
+"""`train` and the other sections compare Treadle with rivals, and with itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from treadle.benchmarks.settings import Case, Settings
 
 
 def train(workers: Workers, settings: Settings, say: Say) -> list[Row]:
-    """Training steps against PyTorch's; the last row is RLtools' task."""
+    """Compares training steps with PyTorch's; the last row is RLtools' task."""
     rows = []
     for case in [*cases.train_cases(settings), cases.rltools_case(settings)]:
         say(f"train {case.label}, vocabulary {case.vocabulary}")
@@ -30,7 +30,7 @@ def train(workers: Workers, settings: Settings, say: Say) -> list[Row]:
 
 
 def bf16(workers: Workers, settings: Settings, say: Say) -> list[Row]:
-    """Training steps of bfloat16 products against PyTorch's autocast, and our own of float32."""
+    """Compares bfloat16 training steps with PyTorch's autocast, and with ours of float32."""
     rows = []
     for case in cases.bf16_cases(settings):
         say(f"bf16 {case.label}")
@@ -44,7 +44,7 @@ def bf16(workers: Workers, settings: Settings, say: Say) -> list[Row]:
 
 
 def against_numpy(workers: Workers, settings: Settings, say: Say) -> list[Row]:
-    """Training steps against the plain NumPy reference in both widths."""
+    """Compares training steps with the plain NumPy reference in both widths."""
     rows = []
     for case in cases.numpy_cases(settings):
         say(f"numpy {case.label}, batch {case.rows}")
@@ -57,7 +57,7 @@ def against_numpy(workers: Workers, settings: Settings, say: Say) -> list[Row]:
 
 
 def decode(workers: Workers, settings: Settings, say: Say) -> list[Row]:
-    """One session on one thread; JAX also with all the processors it can take."""
+    """Compares one session on one thread; JAX also with all the processors it can take."""
     rows = []
     for case in cases.decode_cases(settings):
         say(f"decode {case.label}")
@@ -75,7 +75,7 @@ def decode(workers: Workers, settings: Settings, say: Say) -> list[Row]:
 
 
 def score(workers: Workers, settings: Settings, say: Say) -> list[Row]:
-    """Forward passes against ONNX Runtime's, which stop at the logits."""
+    """Compares forward passes with ONNX Runtime's, which stop at the logits."""
     rows = []
     for case in cases.score_cases(settings):
         say(f"score {case.label}")
@@ -85,7 +85,7 @@ def score(workers: Workers, settings: Settings, say: Say) -> list[Row]:
 
 
 def sessions(workers: Workers, settings: Settings, say: Say) -> list[Row]:
-    """Many sessions decoded together against one, on one thread."""
+    """Compares many sessions decoded together with one, on one thread."""
     rows = []
     for case in cases.sessions_cases(settings):
         say(f"{case.rows} sessions {case.label}")
@@ -96,7 +96,7 @@ def sessions(workers: Workers, settings: Settings, say: Say) -> list[Row]:
 
 
 def peak(workers: Workers, settings: Settings, say: Say) -> list[Row]:
-    """The share of the processor's multiply-adds that a whole training step makes useful."""
+    """Measures which share of the processor's multiply-adds a whole training step makes useful."""
     return [_against_peak(workers, settings, case, say) for case in cases.peak_cases(settings)]
 
 

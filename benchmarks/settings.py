@@ -1,4 +1,4 @@
-"""What is measured and for how long: the cases of every section, in full and quick form."""
+"""`Settings` says what is measured and for how long: the cases of every section."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 SECTIONS = (
-    "check", "train", "bf16", "peak", "numpy", "decode", "sessions", "score", "busy", "start",
-)  # fmt: skip
+    "check",
+    "train",
+    "bf16",
+    "peak",
+    "numpy",
+    "decode",
+    "sessions",
+    "score",
+    "busy",
+    "start",
+)
 """What `--only` chooses from, in the order measured."""
 
 LABELS = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
@@ -30,13 +39,13 @@ class Settings:
     quick: bool = False
     """Small cases only: to see that everything runs."""
     cold: bool = False
-    """Also compile every kernel anew, which takes a minute or two."""
+    """Also compile every kernel again, which takes a minute or two."""
     sections: tuple[str, ...] = SECTIONS
     """The sections to run."""
 
 
 def usable_cores() -> int:
-    """Return how many processors this process may run on."""
+    """Returns how many processors this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -44,7 +53,7 @@ def usable_cores() -> int:
 
 @dataclass(frozen=True)
 class Case:
-    """One network and batch; what a worker is told to measure."""
+    """One network and batch, as a worker measures it."""
 
     kind: str
     """What to do: train, decode, score, ..."""
@@ -72,7 +81,7 @@ class Case:
         return f"{LABELS[self.cell]} {size}"
 
     def as_json(self) -> dict[str, Any]:
-        """The case for a worker, and for the report."""
+        """Returns the case for a worker, and for the report."""
         return asdict(self)
 
 
@@ -81,7 +90,7 @@ def _sizes(settings: Settings) -> dict[int, int]:
 
 
 def train_cases(settings: Settings) -> list[Case]:
-    """Training steps of all cells and sizes, and one of two layers."""
+    """Returns training steps of all cells and sizes, and one of two layers."""
     cases = [
         Case("train", cell, hidden, rows=rows, threads=settings.threads)
         for cell in LABELS
@@ -93,7 +102,7 @@ def train_cases(settings: Settings) -> list[Case]:
 
 
 def bf16_cases(settings: Settings) -> list[Case]:
-    """Training steps whose products are of bfloat16 numbers."""
+    """Returns training steps whose products are of bfloat16 numbers."""
     sizes = {64: 32} if settings.quick else {256: 64, 512: 64}
     return [
         Case("train", "lstm", hidden, rows=rows, threads=settings.threads)
@@ -102,43 +111,41 @@ def bf16_cases(settings: Settings) -> list[Case]:
 
 
 def rltools_case(settings: Settings) -> Case:
-    """The GRU task of RLtools' benchmark: 256 classes, embedding 32."""
-    return Case(
-        "train", "gru", 64, rows=32, vocabulary=256, embedding=32, threads=settings.threads
-    )  # fmt: skip
+    """Returns the GRU task of RLtools' benchmark: 256 classes, embedding 32."""
+    return Case("train", "gru", 64, rows=32, vocabulary=256, embedding=32, threads=settings.threads)
 
 
 def peak_cases(settings: Settings) -> list[Case]:
-    """The training steps that are held against the processor's peak."""
+    """Returns the training steps that are compared with the processor's peak."""
     large = [case for case in train_cases(settings) if case.layers == 1 and case.cell != "rnn"]
     return [case for case in large if settings.quick or case.hidden >= 256]
 
 
 def numpy_cases(settings: Settings) -> list[Case]:
-    """The teaching script's shape, and a batch of an LSTM."""
+    """Returns the teaching script's shape, and a batch of an LSTM."""
     script = Case("train", "rnn", 100, rows=1, steps=25, embedding=0)
     batch = Case("train", "lstm", 64 if settings.quick else 128, rows=32, threads=settings.threads)
     return [script, batch]
 
 
 def decode_cases(settings: Settings) -> list[Case]:
-    """One session, one thread."""
+    """Returns cases of one session on one thread."""
     return [Case("decode", "lstm", hidden, steps=128) for hidden in _sizes(settings)]
 
 
 def sessions_cases(settings: Settings) -> list[Case]:
-    """Many sessions together; the one session that they are held against is `alone`."""
+    """Returns cases of many sessions together; `alone` is the one session to compare with."""
     sizes = (64,) if settings.quick else (128, 256, 512)
     return [Case("decode", "lstm", hidden, rows=64, steps=16) for hidden in sizes]
 
 
 def alone(case: Case) -> Case:
-    """Return the case of a single session."""
+    """Returns the case of a single session."""
     return replace(case, rows=1, steps=128)
 
 
 def score_cases(settings: Settings) -> list[Case]:
-    """Forward passes over a batch."""
+    """Returns forward passes over a batch."""
     return [
         Case("score", cell, hidden, rows=64, threads=settings.threads)
         for cell in ("lstm", "gru")
@@ -147,6 +154,6 @@ def score_cases(settings: Settings) -> list[Case]:
 
 
 def busy_case(settings: Settings) -> Case:
-    """What is trained while another process takes a processor."""
+    """Returns what is trained while another process takes a processor."""
     size = 64 if settings.quick else 256
     return Case("train", "lstm", size, rows=64, threads=settings.threads)

@@ -1,4 +1,4 @@
-"""How good a model of Tiny Shakespeare gets in a given time, with everything left to AUTO.
+"""`train` makes the best model of Tiny Shakespeare in a given time, chosen by AUTO.
 
     python benchmarks/shakespeare.py examples/data/tinyshakespeare.txt [--train-for 180]
         [--precision fp32]
@@ -35,7 +35,8 @@ def train(corpus: Path, seconds: float, threads: int, precision: str, seed: int)
     given: tuple[str, ...] = ()
     optimizer = OptimizerConfig()
     if precision:
-        optimizer, given = OptimizerConfig(precision=precision), ("optimizer.precision",)  # type: ignore[arg-type]
+        optimizer = OptimizerConfig(precision=precision)  # type: ignore[arg-type]
+        given = ("optimizer.precision",)
     config = TrainConfig(
         preset=Preset.AUTO,
         given=given,

@@ -1,4 +1,4 @@
-"""How long a fresh process takes to its first token, and to load or compile every kernel."""
+"""`start` times a fresh process until its first token, and until every kernel is ready."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATIENCE_S = 600.0
 
 
 def _seconds(script: str, *arguments: str, cache: str | None = None) -> float:
-    """Run a script in a fresh process; return how long it took to its first line of output."""
+    """Runs a script in a fresh process; returns how long it took to its first line of output."""
     environment = {**os.environ, **({"NUMBA_CACHE_DIR": cache} if cache else {})}
     command = python("-c", script, *arguments)
     begin = time.perf_counter()
@@ -53,7 +53,7 @@ def _seconds(script: str, *arguments: str, cache: str | None = None) -> float:
 
 
 def start(settings: Settings, say: Say) -> dict[str, Any]:
-    """Time fresh processes; kernels are loaded from the disk cache unless `cold` says otherwise.
+    """Times fresh processes; kernels are loaded from the disk cache unless `cold` says otherwise.
 
     Returns:
         `first_token_s`, `warm_s` and `cold_s`, the last None where it was not asked for.

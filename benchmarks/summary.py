@@ -1,4 +1,4 @@
-"""The few figures that a whole run comes down to; None for what was not measured."""
+"""`summarize` reduces a whole run to a few figures; None for what was not measured."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ COMPARED = ("train", "bf16", "numpy", "decode", "sessions", "score")
 """Sections that hold ours against rivals."""
 
 RLTOOLS_VOCABULARY = 256
-"""What tells RLtools' task from the other rows of training."""
+"""What distinguishes RLtools' task from the other rows of training."""
 
 
 def ratios(rows: Iterable[Row], rival: str) -> list[float | None]:
-    """Return every row's ratio to one rival."""
+    """Returns every row's ratio to one rival."""
     return [row["ratios"].get(rival) for row in rows]
 
 
 def is_rltools(row: Row) -> bool:
-    """Return whether a row of training is RLtools' task."""
+    """Returns whether a row of training is RLtools' task."""
     return bool(row["case"]["vocabulary"] == RLTOOLS_VOCABULARY)
 
 
@@ -35,7 +35,7 @@ def _median(figure: Mapping[str, Any] | None) -> float | None:
 
 
 def summarize(results: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the summary of a report.
+    """Returns the summary of a report.
 
     Args:
         results: sections by name; those not run may be missing.
@@ -47,7 +47,8 @@ def summarize(results: Mapping[str, Any]) -> dict[str, float | None]:
     training = ratios([row for row in rows("train") if not is_rltools(row)], "pytorch")
     rltools = ratios(filter(is_rltools, rows("train")), "pytorch")
     together = ratios(rows("sessions"), "alone")
-    start, busy = results.get("start") or {}, results.get("busy") or {}
+    start = results.get("start") or {}
+    busy = results.get("busy") or {}
     return {
         "train_vs_pytorch_geomean": geomean(training),
         "train_vs_pytorch_min": least(training),
@@ -69,7 +70,7 @@ def summarize(results: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def losses(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return every case in which a rival was faster: section, label, rival and ratio."""
+    """Returns every case in which a rival was faster: section, label, rival and ratio."""
     return [
         {"section": section, "label": row["label"], "rival": rival, "ratio": ratio}
         for section in COMPARED

@@ -1,4 +1,4 @@
-"""The report as text: a table a section, wide as a terminal."""
+"""`section_text` prints the report as text: a table per section, as wide as a terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BUSY_LOAD = 0.5
 
 
 def lined_up(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table: the first column and the last to the left, the others to the right."""
+    """Returns a table: the first column and the last to the left, the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     last = len(widths) - 1
 
@@ -51,14 +51,14 @@ def lined_up(rows: Sequence[Sequence[str]]) -> str:
 
 
 def rate(figure: Mapping[str, Any] | None) -> str:
-    """Return a median and its spread, as `41,300 ±4%`."""
+    """Returns a median and its spread, as `41,300 ±4%`."""
     if figure is None:
         return NOT_MEASURED
     return f"{figure['median']:,.0f} ±{50 * figure['spread']:.0f}%"
 
 
 def times(value: float | None) -> str:
-    """Return a ratio, as `3.25x`."""
+    """Returns a ratio, as `3.25x`."""
     return NOT_MEASURED if value is None else f"{value:.2f}x"
 
 
@@ -69,7 +69,7 @@ def _name(row: Row) -> str:
 
 
 def comparison(title: str, rows: Sequence[Row]) -> str:
-    """Return a section that holds ours against rivals."""
+    """Returns a section that holds ours against rivals."""
     rivals = list(rows[0]["rivals"])
     head = ["", "Treadle"]
     for rival in rivals:
@@ -91,10 +91,11 @@ def _notes(rows: Sequence[Row]) -> str:
 
 
 def peak(rows: Sequence[Row]) -> str:
-    """Return the section on the processor's peak."""
+    """Returns the section on the processor's peak."""
     lines = [["", "GFLOP/s", "peak", "fraction", ""]]
     for row in rows:
-        useful, most = NOT_MEASURED, NOT_MEASURED
+        useful = NOT_MEASURED
+        most = NOT_MEASURED
         if row["ours"]:
             useful = f"{row['ours']['median'] * row['flops_per_token'] / 1e9:.0f}"
         if row["peak_flops"]:
@@ -106,7 +107,7 @@ def peak(rows: Sequence[Row]) -> str:
 
 
 def busy(section: Mapping[str, Any]) -> str:
-    """Return the section on a processor shared with another program."""
+    """Returns the section on a processor shared with another program."""
     title = "Training while another program takes one processor, tokens a second"
     if "label" not in section:
         return f"{title}\n{_notes([dict(section)])}"
@@ -120,7 +121,7 @@ def busy(section: Mapping[str, Any]) -> str:
 
 
 def start(section: Mapping[str, Any]) -> str:
-    """Return the section on fresh processes."""
+    """Returns the section on fresh processes."""
     names = {
         "first_token_s": "import, load a model, first token",
         "warm_s": "import, warm(): kernels from the disk cache",
@@ -135,7 +136,7 @@ def start(section: Mapping[str, Any]) -> str:
 
 
 def checks(section: Mapping[str, Any]) -> str:
-    """Return what the checks found."""
+    """Returns what the checks found."""
     gradient = max(section["gradient_error"].values())
     kernel = max(section["kernel_error"].values())
     targets = " and ".join(section["same_bits_processors"])
@@ -148,7 +149,7 @@ def checks(section: Mapping[str, Any]) -> str:
 
 
 def machine(section: Mapping[str, Any]) -> str:
-    """Return what is measured on, and a warning where others use it."""
+    """Returns what is measured on, and a warning where others use it."""
     load = section["load_average"]
     busy = load is not None and load > BUSY_LOAD
     return (
@@ -171,14 +172,14 @@ _OTHERS: dict[str, Callable[[Any], str]] = {
 
 
 def section_text(name: str, section: Any) -> str:
-    """Return one section of the report as text."""
+    """Returns one section of the report as text."""
     if name in TITLES:
         return comparison(TITLES[name], section)
     return _OTHERS[name](section)
 
 
 def losses_text(losses: Sequence[Mapping[str, Any]]) -> str:
-    """Return the cases in which a rival was faster; empty where there is none."""
+    """Returns the cases in which a rival was faster; empty if there is no such case."""
     lines = [
         [f"{loss['section']} {loss['label']}", times(loss["ratio"]), RIVALS[loss["rival"]]]
         for loss in losses
@@ -187,6 +188,6 @@ def losses_text(losses: Sequence[Mapping[str, Any]]) -> str:
 
 
 def summary_text(summary: Mapping[str, float | None]) -> str:
-    """Return the summary as text, what was not measured left out."""
+    """Returns the summary as text, what was not measured left out."""
     lines = [[name, f"{value:.3g}", ""] for name, value in summary.items() if value is not None]
     return f"Summary\n\n{lined_up(lines)}" if lines else ""

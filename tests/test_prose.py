@@ -54,10 +54,10 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
                 yield node
 
 
-def is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Returns whether a method is read like an attribute, and so described like one."""
-    decorators = {ast.unparse(decorator) for decorator in function.decorator_list}
-    return any(name.endswith("property") for name in decorators)
+def is_noun(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Returns whether a function is described like a thing: a property, or a benchmark's attack."""
+    decorators = [ast.unparse(decorator) for decorator in function.decorator_list]
+    return any(re.search(r"property$|^scenario\b", name) for name in decorators)
 
 
 def names_defined(tree: ast.Module) -> set[str]:
@@ -108,7 +108,7 @@ def test_functions_are_described_in_the_third_person(package: str) -> None:
     for path, tree in sources(package):
         for function in functions(tree):
             docstring = ast.get_docstring(function)
-            if docstring and not is_property(function):
+            if docstring and not is_noun(function):
                 word = docstring.split()[0].rstrip(",.:;")
                 if not re.fullmatch(r"[A-Z]\w*[a-rt-z]s|[A-Z]\w*sses", word):
                     wrong.append(f"{path}:{function.lineno} {function.name}: {word}")

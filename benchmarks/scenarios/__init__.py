@@ -1,1 +1,1 @@
-"""What `benchmarks/abuse.py` does to a server: a module a section, and what they share."""
+"""The attacks of `benchmarks/abuse.py`: a module per section, and what they share."""

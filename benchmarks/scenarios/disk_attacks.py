@@ -1,4 +1,4 @@
-"""Attacks on the disk: weights that multiply a corpus, uploads that break, what is left behind."""
+"""`full_disk` and others attack the disk: multiplied corpora, broken uploads, leftovers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks by files and by what ends badly: tokenizers, deletions at a bad moment, odd requests."""
+"""`padding_tokenizer` and others attack by files, badly timed deletions and odd requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on what all callers share: the event loop, its threads, and the disk's threads."""
+"""`many_states` and others attack what callers share: the event loop and its threads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _internal(status: str) -> Figure:
 
 @scenario("token-biases", stall_ms=STALL_MS)
 def token_biases(target: Target) -> list[Figure]:
-    """Generate with 1.3 million empty token biases."""
+    """Generates with 1.3 million empty token biases."""
     request = pb.GenerateRequest(
         model="characters", max_new_tokens=1, token_biases=[pb.TokenBias()] * (MESSAGE // 3)
     )
@@ -83,9 +83,13 @@ def list_queued(target: Target) -> list[Figure]:
 def beam_of_60000(target: Target) -> list[Figure]:
     """best_of with 60,000 tokens and alternatives: no work may be lost at the end."""
     request = pb.GenerateRequest(
-        model="characters", prompt="a", best_of=2, n=1, top_log_probabilities=20,
+        model="characters",
+        prompt="a",
+        best_of=2,
+        n=1,
+        top_log_probabilities=20,
         max_new_tokens=target.few(60_000),
-    )  # fmt: skip
+    )
     largest = 0
     status = "OK"
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Attacks on memory: long replies that nobody reads, large pieces, learners, queued specs."""
+"""`unread_replies` and others attack memory: long replies, large pieces, learners, queued specs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ async def echo_all(stub: AsyncStub, calls: int, prompt: str) -> list[str]:
 
     async def read() -> None:
         request = pb.GenerateRequest(
-            model="characters", prompt=prompt, echo=True, top_log_probabilities=20,
+            model="characters",
+            prompt=prompt,
+            echo=True,
+            top_log_probabilities=20,
             max_new_tokens=1,
-        )  # fmt: skip
+        )
         async for _ in stub.Generate(request, timeout=60.0):
             pass
 

@@ -32,7 +32,7 @@ class MemorySampler:
         self.peak_helper_bytes = 0
         """The most that all other children, such as those for expressions, had together."""
         self.seen: dict[int, str] = {}
-        """Every descendant that was seen, with the start time that tells it from a later one."""
+        """Every descendant that was seen, with its start time, since process ids are used again."""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -97,7 +97,7 @@ def is_training_worker(pid: int) -> bool:
 
 
 def start_time(pid: int) -> str:
-    """Returns when a process began, in the kernel's clock; empty where there is none."""
+    """Returns when a process began, in the kernel's clock; empty if there is no such process."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return ""

@@ -1,4 +1,4 @@
-"""`Figure`: one measured number beside its bound; percentiles, and the lines of the table."""
+"""`Figure` is one measured number and its bound; `line` and `comparison` print tables."""
 
 from __future__ import annotations
 
@@ -56,13 +56,15 @@ def line(scenario: str, figure: Figure) -> str:
 
 def common_line(scenario: str, figures: Sequence[Figure]) -> str:
     """Returns the one line for the figures that every scenario has; those beyond are marked."""
-    told = []
+    texts = []
     for figure in figures:
         text = f"{figure.what} {number(figure.value)} {figure.unit}".rstrip()
         if figure.note:
             text += f" ({figure.note})"
-        told.append(f"{text} BEYOND {number(figure.bound)}" if figure.verdict == "beyond" else text)
-    return f"{scenario:<26}{', '.join(told)}"
+        texts.append(
+            f"{text} BEYOND {number(figure.bound)}" if figure.verdict == "beyond" else text
+        )
+    return f"{scenario:<26}{', '.join(texts)}"
 
 
 def number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Attacks by what is stored: one damaged or large thing must not take the others down."""
+"""`bad_job_row` and others attack by stored data: one damaged thing must not hurt the others."""
 
 from __future__ import annotations
 
@@ -60,9 +60,14 @@ def stored_aliases(target: Target) -> list[Figure]:
 def _sample_long(folder: Path, data_dir: Path) -> None:
     progress = pb.TrainingProgress(step=5, sample="x" * 36_000)
     template.add_jobs(
-        folder, data_dir, 300, state="succeeded", progress=progress.SerializeToString(),
-        started_s=1.8e9, ended_s=1.8e9,
-    )  # fmt: skip
+        folder,
+        data_dir,
+        300,
+        state="succeeded",
+        progress=progress.SerializeToString(),
+        started_s=1.8e9,
+        ended_s=1.8e9,
+    )
 
 
 @scenario("long-samples", prepare=_sample_long)

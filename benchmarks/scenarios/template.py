@@ -1,4 +1,4 @@
-"""`Template`: the data directory that every scenario begins with a copy of.
+"""`make` builds the data directory of which every scenario gets a copy.
 
 It holds small models for each kind of text, one of some hundred megabytes, and a training job,
 written down as a row of the database to be multiplied.

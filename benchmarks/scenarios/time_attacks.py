@@ -1,4 +1,4 @@
-"""Attacks on time: silent streams that hold places, jobs that do not stop, endless requests."""
+"""`silent_score_streams` and others attack time: silent streams, jobs that do not stop."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ _SLACK_S = 1.0
 _GIVE_UP_S = 45.0
 
 
-def _held(target: Target, opened: Callable[[AsyncStub], list[Any]], probe: Callable[[], bool],
-          most: float) -> float:  # fmt: skip
+def _held(
+    target: Target, opened: Callable[[AsyncStub], list[Any]], probe: Callable[[], bool], most: float
+) -> float:
     """Returns the seconds until a caller is served while silent calls are open."""
     ready = threading.Event()
     ended = threading.Event()
@@ -283,7 +284,7 @@ def _stop_in_every_state(target: Target, stop: Callable[[str], object]) -> list[
     for state, begin in _STATES.items():
         job = begin(target)
         answers[state], _ = timed(partial(stop, job))
-        if state == "queued":  # the one before it goes on
+        if state == "queued":  # the one before it continues
             for running in target.stub.ListJobs(pb.ListJobsRequest(), timeout=60.0).jobs:
                 if running.state == pb.JOB_STATE_RUNNING:
                     target.stub.CancelJob(pb.CancelJobRequest(job=running.id), timeout=60.0)
@@ -322,7 +323,7 @@ def pause_in_every_state(target: Target) -> list[Figure]:
 
 @scenario("long-context")
 def long_context(target: Target) -> list[Figure]:
-    """Score of 1,000 short texts after a context of 400,000 characters."""
+    """Scores of 1,000 short texts after a context of 400,000 characters."""
     request = pb.ScoreRequest(
         model="characters",
         context=template.words(target.few(400_000)),

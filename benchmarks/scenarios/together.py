@@ -1,4 +1,4 @@
-"""All attacks on memory at once."""
+"""`together` makes all attacks on memory at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs beside a scenario, each in a process of its own: a health check, ordinary streams.
+"""`Watcher` runs next to a scenario, in a process of its own: health checks, ordinary streams.
 
     python -m treadle.benchmarks.scenarios.watchers health ADDRESS
     python -m treadle.benchmarks.scenarios.watchers ordinary ADDRESS STREAMS
@@ -67,8 +67,8 @@ class Watcher:
     def collect(self) -> dict[str, Any]:
         """Ends it and returns what it saw."""
         try:
-            told, _ = self._process.communicate("", timeout=30.0)
-            return dict(json.loads(told))
+            printed, _ = self._process.communicate("", timeout=30.0)
+            return dict(json.loads(printed))
         except (subprocess.TimeoutExpired, ValueError):
             self._process.kill()
             self._process.communicate()
@@ -120,7 +120,7 @@ class Ordinary:
         self.failures: Counter[str] = Counter()
         """Calls that failed, by status and message."""
         self.retries = 0
-        """Calls that were refused for want of room and sent again, as RetryInfo asks."""
+        """Calls that were refused for lack of memory and sent again, as RetryInfo asks."""
 
     async def run(self, streams: int) -> dict[str, Any]:
         """Runs the streams until the end."""

@@ -1,4 +1,4 @@
-"""Measures JAX: a jitted scan that decodes a chunk, sampling inside."""
+"""`make` measures JAX: a jitted scan that decodes a chunk, sampling inside."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ Network = dict[str, Any]
 def _network(case: Case) -> Network:
     """Random weights: the input folded into a table (V, 4H), as ours has it; both layouts."""
     rng = np.random.default_rng(0)
-    H, V = case.hidden, case.vocabulary
+    H = case.hidden
+    V = case.vocabulary
     sizes = {"table": (V, 4 * H), "Wh": (H, 4 * H), "Wy": (H, V), "by": (V,)}
     arrays = {name: rng.uniform(-1, 1, size) / H**0.5 for name, size in sizes.items()}
     return {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
@@ -25,7 +26,8 @@ def _network(case: Case) -> Network:
 
 def _decoder(case: Case, options: Options) -> Any:
     network = _network(case)
-    table, by = network["table"], network["by"]
+    table = network["table"]
+    by = network["by"]
     turned = options["transposed"]
     Wh, Wy = (jnp.array(network[name].T if turned else network[name]) for name in ("Wh", "Wy"))
 
@@ -50,10 +52,11 @@ def _decoder(case: Case, options: Options) -> Any:
 
 
 def make(case: Case, options: Options) -> Step:
-    """Draw a chunk of tokens."""
+    """Draws a chunk of tokens."""
     decoder = _decoder(case, options)
     zeros = jnp.zeros(case.hidden, jnp.float32)
-    key, carry = jax.random.key(0), (jnp.int32(0), zeros, zeros)
+    key = jax.random.key(0)
+    carry = (jnp.int32(0), zeros, zeros)
 
     def step() -> float:
         nonlocal key, carry
@@ -64,5 +67,5 @@ def make(case: Case, options: Options) -> Step:
 
 
 def load() -> tuple[str, Maker]:
-    """Return JAX's version and what makes cases."""
+    """Returns JAX's version and what makes cases."""
     return jax.__version__, make

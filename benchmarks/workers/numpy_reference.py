@@ -1,4 +1,4 @@
-"""Measures the plain NumPy reference: the same step, in float32 or float64."""
+"""`make` measures the plain NumPy reference: the same step, in float32 or float64."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from treadle.kernels import reference
 
 
 def make(case: Case, options: Options) -> Step:
-    """Loss, gradients, clip at a global norm of 1, Adam; the state carried on."""
+    """Computes loss, gradients, clip at a global norm of 1, Adam; the state carried on."""
     rng = np.random.default_rng(0)
-    V, shape = case.vocabulary, (case.steps, case.rows)
+    V = case.vocabulary
+    shape = (case.steps, case.rows)
     parameters = reference.initialize(
         case.cell, V, case.embedding, case.hidden, case.layers, rng, options["dtype"]
     )
@@ -38,5 +39,5 @@ def make(case: Case, options: Options) -> Step:
 
 
 def load() -> tuple[str, Maker]:
-    """Return the version and what makes cases."""
+    """Returns the version and what makes cases."""
     return np.__version__, make

@@ -1,4 +1,4 @@
-"""Measures ONNX Runtime: the forward pass over a batch, to logits and no further."""
+"""`make` measures ONNX Runtime: the forward pass over a batch, to logits and no further."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ from treadle.kernels.reference import GATES
 
 def _weights(case: Case) -> list[Any]:
     rng = np.random.default_rng(0)
-    H, V, E, G = case.hidden, case.vocabulary, case.embedding, GATES[case.cell] * case.hidden
+    H = case.hidden
+    V = case.vocabulary
+    E = case.embedding
+    G = GATES[case.cell] * case.hidden
     sizes = {
-        "embedding": (V, E), "W": (1, G, E), "R": (1, G, H), "b": (1, 2 * G),
-        "Wy": (H, V), "by": (V,), "h0": (1, case.rows, H), "c0": (1, case.rows, H),
-    }  # fmt: skip
+        "embedding": (V, E),
+        "W": (1, G, E),
+        "R": (1, G, H),
+        "b": (1, 2 * G),
+        "Wy": (H, V),
+        "by": (V,),
+        "h0": (1, case.rows, H),
+        "c0": (1, case.rows, H),
+    }
     arrays = {name: rng.uniform(-1, 1, size) / H**0.5 for name, size in sizes.items()}
     tensors = [numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items()]
     return [*tensors, numpy_helper.from_array(np.array([1], np.int64), "direction")]
@@ -50,7 +59,7 @@ def _graph(case: Case) -> bytes:
 
 
 def make(case: Case, options: Options) -> Step:
-    """One forward pass, its buffers bound beforehand."""
+    """Makes one forward pass, its buffers bound beforehand."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options["threads"]
     settings.inter_op_num_threads = 1
@@ -71,5 +80,5 @@ def make(case: Case, options: Options) -> Step:
 
 
 def load() -> tuple[str, Maker]:
-    """Return ONNX Runtime's version and what makes cases."""
+    """Returns ONNX Runtime's version and what makes cases."""
     return str(onnxruntime.__version__), make

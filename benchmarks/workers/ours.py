@@ -1,4 +1,4 @@
-"""Measures Treadle itself: the trainer's own step, the decoder, the scorer, the processor."""
+"""`load` measures Treadle itself: the trainer's step, the decoder, the scorer, the processor."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ TOTAL_STEPS = 10_000
 
 
 def shape_of(case: Case) -> Shape:
-    """Return the sizes of a case's network."""
+    """Returns the sizes of a case's network."""
     return Shape(Cell(case.cell), case.vocabulary, case.embedding, case.hidden, case.layers)
 
 
 def make_train(case: Case, options: Options) -> Step:
-    """A step as `treadle.model.training.trainer` takes it: batch, loss, gradient, clip, Adam."""
+    """Makes a step as `treadle.model.training.trainer` does: batch, loss, gradient, clip, Adam."""
     tokens = np.random.default_rng(0).integers(
         case.vocabulary, size=case.rows * case.steps * 16 + 1, dtype=np.int32
     )
@@ -53,7 +53,8 @@ def make_train(case: Case, options: Options) -> Step:
     def step() -> float:
         batch = next(batches)
         rate = learning_rate(config, optimizer.steps, optimizer.steps / TOTAL_STEPS, 100)
-        tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
+        tokens = batch.tokens[: batch.steps]
+        targets = batch.targets[: batch.steps]
         loss, count = engine.loss_and_gradient(tokens, targets, batch.fresh)
         if not math.isfinite(loss):
             raise ArithmeticError("the loss is no finite number")
@@ -64,10 +65,11 @@ def make_train(case: Case, options: Options) -> Step:
 
 
 def make_decode(case: Case, options: Options) -> Step:
-    """Draw a chunk of tokens, temperature 1; beside others where there are rows."""
+    """Draws a chunk of tokens, temperature 1; together with others where there are rows."""
     shape = shape_of(case)
     weights = pack_for_inference(Parameters.initial(shape, seed=0))
-    begun, choices = SessionState.fresh(shape, token=0), ResolvedSampling(SamplingConfig())
+    begun = SessionState.fresh(shape, token=0)
+    choices = ResolvedSampling(SamplingConfig())
     seats = [Slot(choices, replace(begun, seed=row), end=-1) for row in range(case.rows)]
     slots = DecodingSlots(shape, weights)
     slots.replace((), seats)
@@ -79,7 +81,7 @@ def make_decode(case: Case, options: Options) -> Step:
 
 
 def make_score(case: Case, options: Options) -> Step:
-    """Score a batch: forward pass, and the log-probability of every target."""
+    """Scores a batch: forward pass, and the log-probability of every target."""
     shape = shape_of(case)
     weights = pack_for_inference(Parameters.initial(shape, seed=0))
     scorer = Scorer(shape, weights, case.rows, case.steps, Pool(case.threads))
@@ -94,7 +96,7 @@ def make_score(case: Case, options: Options) -> Step:
 
 
 def make_peak(case: Case, options: Options) -> Step:
-    """Multiply and add in registers alone, on every thread; the work is FLOPs."""
+    """Multiplies and adds in registers alone, on every thread; the work is FLOPs."""
     pool = Pool(case.threads)
 
     def step() -> float:
@@ -112,7 +114,7 @@ MAKERS: dict[str, Maker] = {
 
 
 def load() -> tuple[str, Maker]:
-    """Return the version and what makes cases."""
+    """Returns the version and what makes cases."""
     try:
         ours = version("treadle")
     except PackageNotFoundError:

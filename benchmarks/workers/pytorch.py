@@ -1,4 +1,4 @@
-"""Measures PyTorch: training steps, and decoding in four ways."""
+"""`load` measures PyTorch: training steps, and decoding in four ways."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Network(nn.Module):  # type: ignore[misc, unused-ignore]
     """Embedding, recurrent layers, output layer."""
 
     def __init__(self, case: Case) -> None:
-        """Draw PyTorch's own default parameters."""
+        """Draws PyTorch's own default parameters."""
         super().__init__()
         self.embedding = nn.Embedding(case.vocabulary, case.embedding)
         self.cell = CELLS[case.cell](case.embedding, case.hidden, case.layers)
         self.output = nn.Linear(case.hidden, case.vocabulary)
 
     def forward(self, tokens: Any, state: Any) -> tuple[Any, Any]:
-        """Return logits (T, B, V) and the state after tokens (T, B)."""
+        """Returns logits (T, B, V) and the state after tokens (T, B)."""
         hs, state = self.cell(self.embedding(tokens), state)
         return self.output(hs), state
 
@@ -35,9 +35,16 @@ def _detached(state: Any) -> Any:
 
 
 def make_train(case: Case, options: Options) -> Step:
-    """Forward, backward, clip at a global norm of 1, Adam; the state detached and carried on.
+    """Makes a step: forward, backward, clip at a global norm of 1, Adam; the state is carried on.
 
     With `autocast`, products of bfloat16 numbers where PyTorch has them: torch.autocast.
+
+    Args:
+        case: The network and the batch.
+        options: Threads, Adam's kind, and whether to use autocast.
+
+    Returns:
+        The step; it returns the tokens that it trained on.
     """
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
@@ -69,7 +76,8 @@ def _noise(case: Case) -> Any:
 
 def _by_module(case: Case, network: Network) -> Step:
     """nn.LSTM called once a token."""
-    token, state = torch.zeros(1, 1, dtype=torch.long), None
+    token = torch.zeros(1, 1, dtype=torch.long)
+    state = None
 
     def step() -> float:
         nonlocal token, state
@@ -100,15 +108,23 @@ def _by_cell(case: Case, network: Network) -> Step:
 
 
 def hand_written(
-    table: torch.Tensor, Wh: torch.Tensor, Wy: torch.Tensor, by: torch.Tensor,
-    token: torch.Tensor, h: torch.Tensor, c: torch.Tensor, noise: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """A chunk of tokens with the input folded into a table (V, 4H), as ours has it."""
+    table: torch.Tensor,
+    Wh: torch.Tensor,
+    Wy: torch.Tensor,
+    by: torch.Tensor,
+    token: torch.Tensor,
+    h: torch.Tensor,
+    c: torch.Tensor,
+    noise: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draws a chunk of tokens with the input folded into a table (V, 4H), as ours has it."""
     H = h.size(1)
     for n in range(noise.size(0)):
         a = torch.addmm(torch.index_select(table, 0, token), h, Wh)
         gates = torch.sigmoid(a)
-        i, f, o = gates[:, :H], gates[:, H : 2 * H], gates[:, 3 * H :]
+        i = gates[:, :H]
+        f = gates[:, H : 2 * H]
+        o = gates[:, 3 * H :]
         c = torch.addcmul(f * c, i, torch.tanh(a[:, 2 * H : 3 * H]))
         h = o * torch.tanh(c)
         token = torch.argmax(torch.addmm(by, h, Wy) + noise[n], dim=1)
@@ -120,7 +136,8 @@ def _by_hand(case: Case, network: Network, run: Any) -> Step:
     bias = cell.bias_ih_l0 + cell.bias_hh_l0
     table = (network.embedding.weight @ cell.weight_ih_l0.T + bias).detach()
     Wh = cell.weight_hh_l0.detach().T.contiguous()
-    Wy, by = network.output.weight.detach().T.contiguous(), network.output.bias.detach()
+    Wy = network.output.weight.detach().T.contiguous()
+    by = network.output.bias.detach()
     h = c = torch.zeros(1, case.hidden)
     token = torch.zeros(1, dtype=torch.long)
 
@@ -134,10 +151,11 @@ def _by_hand(case: Case, network: Network, run: Any) -> Step:
 
 
 def make_decode(case: Case, options: Options) -> Step:
-    """Draw a chunk of tokens in one of four ways."""
+    """Draws a chunk of tokens in one of four ways."""
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
-    network, way = Network(case), options["way"]
+    network = Network(case)
+    way = options["way"]
     if way == "module":
         return _by_module(case, network)
     if way == "cell":
@@ -151,5 +169,5 @@ MAKERS: dict[str, Maker] = {"train": make_train, "decode": make_decode}
 
 
 def load() -> tuple[str, Maker]:
-    """Return PyTorch's version and what makes cases."""
+    """Returns PyTorch's version and what makes cases."""
     return torch.__version__, lambda case, options: MAKERS[case.kind](case, options)

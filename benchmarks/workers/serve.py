@@ -1,4 +1,4 @@
-"""The child's side of a worker: makes a case, times rounds of it, on command over a pipe.
+"""`serve` is the child's side of a worker: makes a case and times rounds of it, on command.
 
 Commands and answers are JSON, one object a line:
 
@@ -32,9 +32,10 @@ WARM_UP_STEPS = 2
 
 
 def timed(step: Step, seconds: float) -> dict[str, float]:
-    """Repeat a step, at least once, until the time is over."""
+    """Repeats a step, at least once, until the time is over."""
     begin = time.perf_counter()
-    work, elapsed = 0.0, 0.0
+    work = 0.0
+    elapsed = 0.0
     while elapsed < seconds:
         work += step()
         elapsed = time.perf_counter() - begin
@@ -62,14 +63,14 @@ class _Server:
 
 
 def _own_pipe() -> TextIO:
-    """Take standard output for answers; what libraries print goes to standard error."""
+    """Takes standard output for answers; what libraries print goes to standard error."""
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return pipe
 
 
 def serve(load: Callable[[], tuple[str, Maker]]) -> None:
-    """Answer commands until the parent closes the pipe.
+    """Answers commands until the parent closes the pipe.
 
     Args:
         load: imports what is measured; returns its version and what makes cases.
