@@ -1,4 +1,4 @@
-"""When a call has to end, however far it has come."""
+"""`Deadline` is the time at which a call has to end, however far it has come."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 
 
 class Deadline:
-    """A moment after which no more work is begun.
+    """A time after which no more work begins.
 
     Args:
-        limit_s: Seconds from now; None: there is no such moment.
+        limit_s: Seconds from now; None: the call has no such time.
     """
 
     def __init__(self, limit_s: float | None = None) -> None:
@@ -17,7 +17,7 @@ class Deadline:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until then, at least 0; None where there is no such moment."""
+        """Seconds until then, at least 0; None without a limit."""
         return None if self._end_s is None else max(0.0, self._end_s - time.monotonic())
 
     @property
@@ -27,4 +27,4 @@ class Deadline:
 
 
 NEVER = Deadline()
-"""No such moment."""
+"""The deadline of a call without a limit."""

@@ -1,9 +1,9 @@
-"""A program: reads a regular expression, writes its automaton over bytes, within limits.
+"""`main` reads a regular expression and writes its automaton over bytes, in a limited process.
 
-An expression of a few characters can stand for an automaton of any size, and what makes it (the
-Rust package outlines-core) has no limits of its own. So it is made in a process of its own, which
-the operating system ends when it takes too much. `automaton` runs this file by its path; it imports
-nothing of Treadle, so that it starts within 40 ms.
+A few characters can need an automaton of any size, and the Rust package outlines-core has no limits
+of its own. So the automaton is built in a separate process, which the operating system ends when it
+takes too much. `regex_automaton` runs this file by its path. It imports nothing of Treadle, so that
+it starts within 40 ms.
 
 stdin: the expression in UTF-8. stdout: where the automaton has `count` states, state 0 the start,
 `count` and then `count` x 256 next states (-1: none), all int32, then `count` bytes, 1 where the
@@ -22,39 +22,43 @@ import sys
 from array import array
 from typing import Any
 
-CANNOT_READ, TOO_LARGE, OUT_OF_MEMORY = 2, 3, 4
+CANNOT_READ = 2
+TOO_LARGE = 3
+OUT_OF_MEMORY = 4
+"""Exit statuses."""
+
 BYTES = 256
 
 END_MARK = "\ufdd0"
-"""One of the code points that Unicode keeps for a program's own use, and which no text holds."""
+"""A code point that Unicode reserves for internal use of programs, which no text holds."""
 
 
 def limit_resources(cpu_s: float, memory: int) -> None:
-    """Have the system end this process at so many seconds of a processor or bytes of memory."""
+    """Makes the system end this process after some processor seconds or bytes of memory."""
     try:
         import resource
-    except ModuleNotFoundError:  # Windows, where the caller's own patience is the limit
+    except ModuleNotFoundError:  # on Windows only the caller's wall time is a limit
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     whole_s = math.ceil(cpu_s)
     resource.setrlimit(resource.RLIMIT_CPU, (whole_s, whole_s))
-    signal.setitimer(signal.ITIMER_PROF, cpu_s)  # whose signal ends a process that does not care
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)  # its signal ends a process without a handler
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 
 def build(expression: str, check: bool) -> Any:
-    """Return the index of an expression, the end mark after it, over single bytes.
+    """Returns the index of an expression over single bytes, with the end mark after it.
 
-    Without the mark the package would leave out what follows a text that matches already: it takes
-    the first of alternatives, the fewest of lazy repeats, and no text that goes on from a match
-    to what is none itself. Before the mark nothing has matched yet.
+    Without the mark the package would omit texts that continue after a match: it takes the first of
+    alternatives, the fewest of lazy repeats, and no text that continues from a match to a text that
+    does not match itself. Before the mark nothing has matched yet.
 
     Args:
-        expression: what to read.
-        check: whether it may be one that changes between brackets, as `a)(b` does.
+        expression: The regular expression.
+        check: Whether brackets around it might change it, as with `a)(b`.
 
     Raises:
-        ValueError: the expression cannot be read.
+        ValueError: The expression cannot be read.
     """
     from outlines_core import Index, Vocabulary
 
@@ -64,7 +68,7 @@ def build(expression: str, check: bool) -> Any:
     try:  # by itself first
         Index(expression, Vocabulary(BYTES, {b"\0": [0]}))
     except ValueError as fault:
-        if "incompatible" not in str(fault):  # that is the vocabulary's fault
+        if "incompatible" not in str(fault):  # an error of the vocabulary, not of the expression
             raise
     # The line's end is for the comments of verbose mode, and a blank there.
     for wrapped in (f"(?:{expression}){END_MARK}", f"(?:{expression}\n){END_MARK}"):
@@ -76,8 +80,10 @@ def build(expression: str, check: bool) -> Any:
 
 
 def main() -> int:
-    """Read the expression, write the automaton and return the exit status."""
-    most_states, cpu_s, memory = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    """Reads the expression, writes the automaton and returns the exit status."""
+    max_states = int(sys.argv[1])
+    cpu_s = float(sys.argv[2])
+    memory = int(sys.argv[3])
     check = sys.argv[5] == "check"
     if hasattr(os, "nice"):
         os.nice(int(sys.argv[4]))
@@ -87,10 +93,11 @@ def main() -> int:
     except ValueError as fault:
         sys.stderr.write(str(fault))
         return CANNOT_READ
-    start, final = index.get_initial_state(), index.get_final_states()
+    start = index.get_initial_state()
+    final = index.get_final_states()
     transitions = index.get_transitions()
     others = sorted((set(transitions) | set(final)) - {start})
-    if len(others) >= most_states:
+    if len(others) >= max_states:
         return TOO_LARGE
     number = {state: place for place, state in enumerate([start, *others])}
     sys.stdout.buffer.write(array("i", [len(number)]).tobytes())
@@ -112,6 +119,6 @@ if __name__ == "__main__":
     except BaseException as fault:
         if type(fault).__module__ != "pyo3_runtime":
             raise
-        # The package panicked, which is of no type that could be named here.
+        # The package panicked; the type of that error cannot be imported.
         sys.stderr.write(str(fault))
         sys.exit(CANNOT_READ)

@@ -1,4 +1,4 @@
-"""Generation: the calls that draw."""
+"""`GenerateHandler` answers the calls that generate text."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
 
 _ECHO_BYTES = 1 << 18
-"""About as many bytes of an echo go out in one message; no more of it is made before it is sent."""
+"""About the bytes of an echo in one message; the next ones are made when these are sent."""
 
 _HEAVY = 200
 """Tokens and alternatives of a message from which it is written away from the event loop."""
 
 _HEAVY_TEXT = 1 << 16
-"""Characters of the same."""
+"""Characters of a message from which it is written away from the event loop."""
 
 _UNCOUNTED_STEPS = 16
-"""Steps of a beam search after which what it keeps is counted again."""
+"""Steps of a beam search after which its memory is counted again."""
 
 
 class GenerateHandler:
-    """Every Generate call of one server.
+    """Answers the Generate calls of a server.
 
     Args:
         resolver: Finds the models.
-        admission: Counts calls and texts.
+        admission: Limits calls and texts.
         scheduler: Gives the turns.
-        budget: Holds the bytes that are kept for callers.
+        budget: Holds the memory of the calls.
         max_new_tokens_limit: The most tokens of one generation.
         max_call_s: Seconds after which texts end.
         max_message_bytes: The largest reply.
-        state_key: Authenticates states; empty: they are not.
+        state_key: Authenticates states; empty: they are not authenticated.
     """
 
     def __init__(
@@ -91,39 +91,39 @@ class GenerateHandler:
         """Yields the replies to a request, the first as soon as there is a token.
 
         Raises:
-            StatusError: Every way in which that can fail.
+            StatusError: The request is refused or fails.
         """
         sampling = generate_request.sampling(request, self._max_new_tokens_limit)
         deadline = Deadline(min(sampling.max_time_s or self._max_call_s, self._max_call_s))
         texts = max(request.n, 1)
         with self._admission.calls.admit(), self._admission.sequences.admit(texts):
-            source = await self._find(request, deadline)
-            caller = self._scheduler.caller()
             call = _Call(
-                request, sampling, source, self._state_key, caller, deadline, self._budget,
+                request,
+                sampling,
+                await self._resolve(request, deadline),
+                self._state_key,
+                self._scheduler.caller(),
+                deadline,
+                self._budget,
                 self._reply_bytes,
-            )  # fmt: skip
+            )
             queue = PieceQueue(unread_bytes(texts))
             try:
                 await call.prepare(self._constraints)
-                async for reply in call.read():
+                async for reply in call.read_prompt():
                     yield reply
-                if call.late:
-                    for reply in call.unread():
+                if call.timed_out:
+                    for reply in call.timed_out_replies():
                         yield reply
                     return
                 if request.best_of:
-                    async for reply in call.search():
+                    async for reply in call.beam_search():
                         yield reply
                     return
-                self._batcher.begin(source.model, call.sequences, queue)
+                self._batcher.begin(call.model, call.sequences, queue)
                 async with aclosing(queue.read(len(call.sequences))) as batches:
                     async for index, pieces in batches:
-                        if not call.is_heavy(pieces):
-                            for reply in call.light_replies(index, pieces):
-                                yield reply
-                            continue
-                        async with aclosing(call.heavy_replies(index, pieces)) as replies:
+                        async with aclosing(call.replies(index, pieces)) as replies:
                             async for reply in replies:
                                 yield reply
             except ModelError as error:
@@ -132,7 +132,7 @@ class GenerateHandler:
                 queue.closed = True
                 call.held.release()
 
-    async def _find(self, request: pb.GenerateRequest, deadline: Deadline) -> ResolvedModel:
+    async def _resolve(self, request: pb.GenerateRequest, deadline: Deadline) -> ResolvedModel:
         """Returns the model; the time of the call may end while it is loaded."""
         with suppress(TimeoutError):
             async with asyncio.timeout(deadline.left_s):
@@ -145,52 +145,54 @@ class GenerateHandler:
 
 
 class _Call:
-    """One call: its prompt, its texts, and what they are sent with."""
+    """One Generate call: its prompt, its sequences, and its replies."""
 
     def __init__(
         self,
         request: pb.GenerateRequest,
         sampling: SamplingConfig,
-        source: ResolvedModel,
-        key: bytes,
+        resolved: ResolvedModel,
+        state_key: bytes,
         caller: Caller,
         deadline: Deadline,
         budget: MemoryBudget,
         reply_bytes: int,
     ) -> None:
-        self._reply_bytes = reply_bytes
         self._request = request
         self._sampling = sampling
-        self._source = source
-        self._key = key
+        self._resolved = resolved
+        self.model = resolved.model
+        """The model that generates."""
+        self._state_key = state_key
         self._caller = caller
         self._deadline = deadline
+        self._reply_bytes = reply_bytes
         tokens = request.log_probabilities or request.ranks or request.top_log_probabilities > 0
         self._output = OutputOptions(tokens, request.return_state, request.novelty)
-        shape = source.model.parameters.shape
-        self.held = budget.reserve(call_bytes(request, sampling, shape, tokens), "generations")
-        """What it keeps, until it is over."""
+        size = call_bytes(request, sampling, self.model.trained.shape, tokens)
+        self.held = budget.reserve(size, "generations")
+        """The memory of the call, until it is over."""
         self._prompt: PreparedPrompt
         self._constraint: Constraint | None = None
         self._texts = max(request.n, 1)
         self.sequences: list[Sequence] = []
-        """The texts to draw."""
+        """The sequences to decode."""
 
     @property
-    def late(self) -> bool:
+    def timed_out(self) -> bool:
         """Whether the time ended before the prompt was read."""
         return self._prompt.timed_out
 
     async def prepare(self, constraints: ConstraintBuilder) -> None:
-        """Reads the state, makes the settings ready and finds out whether they fit the model.
+        """Reads the state, resolves the settings, and checks that they fit the model.
 
         Raises:
             StatusError: A state or a token cannot be used.
             ModelError: A setting cannot be used.
         """
         if self._request.regex:
-            # Not in a turn: an expression may take seconds, which others need not wait for.
-            tokenizer = self._source.model.tokenizer
+            # Not in a turn: an expression may take seconds, for which other calls need not wait.
+            tokenizer = self.model.tokenizer
             found = await constraints.build(self._request.regex, tokenizer, self._deadline)
             self._constraint = found
             self.held.resize(self.held.size + constraint_bytes(found))
@@ -199,12 +201,13 @@ class _Call:
         await self._caller.run_steps(self._prepare())
 
     def _prepare(self) -> Iterator[None]:
-        request, model = self._request, self._source.model
+        request = self._request
+        model = self.model
         if request.novelty and model.novelty is None:
             raise precondition(
                 "the model has no novelty index: train it with novelty_index, or leave novelty out"
             )
-        state = given_state(model, request.state, "state", self._key)
+        state = given_state(model, request.state, "state", self._state_key)
         yield
         sampling = yield from with_tokens(self._sampling, request, model.tokenizer)
         self._prompt = PreparedPrompt(
@@ -215,11 +218,11 @@ class _Call:
             _ = model.content_hash  # of a large model it takes a while
             yield
 
-    async def read(self) -> AsyncIterator[pb.GenerateResponse]:
-        """Reads the prompt, in turns; yields it where an echo is asked for, as it is read.
+    async def read_prompt(self) -> AsyncIterator[pb.GenerateResponse]:
+        """Reads the prompt, in turns; yields it on the way where an echo is asked for.
 
-        Each window of an echo goes out for every text before the next one is made, so that it takes
-        no more memory than one, however long the prompt and however slow the reader.
+        Each window of an echo goes out for every text before the next one is made. So an echo
+        takes no more memory than one window, however long the prompt and however slow the reader.
 
         Raises:
             ModelError: The prompt cannot be read.
@@ -235,15 +238,17 @@ class _Call:
     def _read(self) -> Iterator[None]:
         if not self._request.echo:
             yield from self._prompt.read()
-        if self.late:
+        if self.timed_out:
             return
         for index in range(self._texts):
             self.sequences.append(self._prompt.sequence(index, self._output))
             yield
 
     def _echo(self) -> Iterator[pb.GenerateResponse | None]:
-        """Makes messages of about _ECHO_BYTES."""
-        reply, size, texts = pb.GenerateResponse(), 0, []
+        """Yields messages of about _ECHO_BYTES."""
+        reply = pb.GenerateResponse()
+        size = 0
+        texts: list[str] = []
         for piece in self._prompt.echo(self._output.tokens):
             if piece is not None:
                 texts.append(piece.text)
@@ -253,68 +258,81 @@ class _Call:
                 continue
             reply.text = "".join(texts)
             yield reply
-            reply, size, texts = pb.GenerateResponse(), 0, []
+            reply = pb.GenerateResponse()
+            size = 0
+            texts = []
         if size:
             reply.text = "".join(texts)
             yield reply
 
-    def unread(self) -> Iterator[pb.GenerateResponse]:
+    def timed_out_replies(self) -> Iterator[pb.GenerateResponse]:
         """Yields the end of every text where the time ended before the prompt was read."""
         for index in range(self._texts):
-            piece = self._prompt.timed_out_piece(index)
-            yield from self.light_replies(index, [piece])
+            yield from self._light_replies(index, [self._prompt.timed_out_piece(index)])
 
-    async def search(self) -> AsyncIterator[pb.GenerateResponse]:
+    async def beam_search(self) -> AsyncIterator[pb.GenerateResponse]:
         """Yields the likeliest texts that a beam search finds, best first."""
         found: list[Piece] = []
         await self._caller.run_steps(self._search(found))
         for index, piece in enumerate(found):
-            async with aclosing(self.heavy_replies(index, [piece])) as replies:
+            async with aclosing(self._heavy_replies(index, [piece])) as replies:
                 async for reply in replies:
                     yield reply
 
     def _search(self, found: list[Piece]) -> Iterator[None]:
-        """Searches in short steps; puts what it finds into `found`."""
+        """Searches in short steps; adds the results to `found`."""
         search = self._prompt.beam_search(self._texts, self._output)
-        before, uncounted = self.held.size, 0
+        held_before = self.held.size
+        uncounted = 0
         for _ in search.steps():
             if not uncounted:
-                kept, beams = search.beginnings(), self._sampling.best_of
+                kept = search.beginnings()
+                beams = self._sampling.best_of
                 uncounted = _UNCOUNTED_STEPS + kept // (4 * beams)
                 most = kept + uncounted * beams
-                self.held.resize(before + search_bytes(most, self._sampling))
+                self.held.resize(held_before + search_bytes(most, self._sampling))
             uncounted -= 1
             yield
-        for one in search.results():
-            found.append(self._prompt.beam_piece(one, self._output))
+        for hypothesis in search.results():
+            found.append(self._prompt.beam_piece(hypothesis, self._output))
             yield
 
-    def is_heavy(self, pieces: list[Piece]) -> bool:
-        """Returns whether to write pieces takes longer than the event loop has for it."""
-        result = pieces[-1].result
-        told = result is not None and (result.state is not None or self._request.novelty)
-        size = sum(len(piece.text) for piece in pieces)
-        return told or size > _HEAVY_TEXT or sum(piece.weight for piece in pieces) > _HEAVY
-
-    def light_replies(self, index: int, pieces: list[Piece]) -> list[pb.GenerateResponse]:
-        """Returns the replies for consecutive pieces of a text that are not heavy."""
-        return [reply for reply in self._replies(index, pieces) if reply is not None]
-
-    async def heavy_replies(
-        self, index: int, pieces: list[Piece]
-    ) -> AsyncGenerator[pb.GenerateResponse]:
-        """Yields the replies for pieces that are heavy, each written when the last one is sent."""
-        async with aclosing(self._caller.iterate(self._replies(index, pieces))) as replies:
+    async def replies(self, index: int, pieces: list[Piece]) -> AsyncGenerator[pb.GenerateResponse]:
+        """Yields the replies for consecutive pieces of text `index`."""
+        if not self._is_heavy(pieces):
+            for reply in self._light_replies(index, pieces):
+                yield reply
+            return
+        async with aclosing(self._heavy_replies(index, pieces)) as replies:
             async for reply in replies:
                 yield reply
 
-    def _replies(self, index: int, pieces: list[Piece]) -> Iterator[pb.GenerateResponse | None]:
-        """Writes replies for consecutive pieces of a text, in short steps."""
+    def _is_heavy(self, pieces: list[Piece]) -> bool:
+        """Returns whether to write pieces takes longer than the event loop has for it."""
         result = pieces[-1].result
-        source = self._source
-        for reply in responses.generated(
-            pieces, source.version, source.job_step, index, self._reply_bytes
-        ):
+        has_extras = result is not None and (result.state is not None or self._request.novelty)
+        size = sum(len(piece.text) for piece in pieces)
+        details = sum(piece.weight for piece in pieces)
+        return has_extras or size > _HEAVY_TEXT or details > _HEAVY
+
+    def _light_replies(self, index: int, pieces: list[Piece]) -> list[pb.GenerateResponse]:
+        """Returns the replies for pieces that are not heavy, written on the event loop."""
+        return [reply for reply in self._write(index, pieces) if reply is not None]
+
+    async def _heavy_replies(
+        self, index: int, pieces: list[Piece]
+    ) -> AsyncGenerator[pb.GenerateResponse]:
+        """Yields the replies for heavy pieces, each written when the one before is sent."""
+        async with aclosing(self._caller.iterate(self._write(index, pieces))) as replies:
+            async for reply in replies:
+                yield reply
+
+    def _write(self, index: int, pieces: list[Piece]) -> Iterator[pb.GenerateResponse | None]:
+        """Writes the replies for consecutive pieces of a text, in short steps."""
+        result = pieces[-1].result
+        version = self._resolved.version
+        job_step = self._resolved.job_step
+        for reply in responses.generated(pieces, version, job_step, index, self._reply_bytes):
             if reply is not None and reply.HasField("result") and result is not None:
                 self._complete(reply.result, result)
             yield reply
@@ -322,15 +340,15 @@ class _Call:
     def _complete(self, reply: pb.GenerateResult, result: GenerateResult) -> None:
         """Adds state and novelty to the end of a text."""
         if result.state is not None:
-            reply.state = self._source.model.state_bytes(result.state, self._key)
+            reply.state = self.model.state_bytes(result.state, self._state_key)
         if self._request.novelty:
             found = self._novelty(result.ids)
             reply.novelty.longest_overlap = found.longest_overlap
             reply.novelty.is_new = found.is_new
 
     def _novelty(self, ids: tuple[int, ...]) -> Novelty:
-        """Returns how much of a text is new; a prompt is part of an item, not of a text."""
-        model = self._source.model
+        """Returns how much of a text is new. The prompt belongs to an item, but not to a text."""
+        model = self.model
         assert model.novelty is not None
         item = np.array(ids, np.int32)
         if model.tokenizer.begin is not None:

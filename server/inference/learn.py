@@ -1,4 +1,4 @@
-"""Learning from a stream: a copy of a model for every call."""
+"""`LearnHandler` answers the calls that learn from a stream, each with its own copy of a model."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-
 _PATIENCE_S = 1.0
-"""Seconds that a session may wait for its memory."""
+"""Seconds that a stream may wait for its memory."""
 
 
 class LearnHandler:
-    """Every LearnStream call of one server.
+    """Answers the LearnStream calls of a server.
 
     Args:
         resolver: Finds the models.
-        model_store: Where models are published.
-        places: Counts the calls.
+        model_store: Stores models that are published.
+        open_streams: Limits the streams.
         pending_streams: Waits for their specs.
         scheduler: Gives the turns.
-        budget: Holds the bytes that are kept for callers.
+        budget: Holds the memory of the calls.
         max_message_bytes: The largest reply.
         max_call_s: Seconds that a request of a stream may take.
     """
@@ -48,7 +47,7 @@ class LearnHandler:
         self,
         resolver: ModelResolver,
         model_store: ModelStore,
-        places: OpenStreams,
+        open_streams: OpenStreams,
         pending_streams: PendingStreams,
         scheduler: Scheduler,
         budget: MemoryBudget,
@@ -58,7 +57,7 @@ class LearnHandler:
     ) -> None:
         self._resolver = resolver
         self._model_store = model_store
-        self._places = places
+        self._open_streams = open_streams
         self._pending_streams = pending_streams
         self._scheduler = scheduler
         self._budget = budget
@@ -68,17 +67,17 @@ class LearnHandler:
     async def learn_stream(
         self, requests: AsyncIterator[pb.LearnStreamRequest]
     ) -> AsyncIterator[pb.LearnStreamResponse]:
-        """Yields the answer to each request of a stream.
+        """Yields the reply to each request of a stream.
 
-        Between two requests a stream holds its place among those that learn and its copy of the
-        model, and no thread.
+        Between two requests a stream counts as open and keeps its copy of the model, but occupies
+        no thread.
 
         Raises:
-            StatusError: Every way in which that can fail; it ends the session.
+            StatusError: The request is refused or fails; this ends the call.
         """
         spec = learn_request.first_message(await self._pending_streams.first(requests))
         asked = learn_request.learning(spec)
-        async with self._places.admit() as place:
+        async with self._open_streams.admit() as open_stream:
             source = await self._resolver.models.get(spec.model, spec.version)
             units = asked.on_error != pb.ON_ERROR_UNSPECIFIED
             size = learner_bytes(source.model.parameters.shape, asked.config, units)
@@ -86,67 +85,67 @@ class LearnHandler:
                 self._budget.reserve(0, "learning streams") as held,
                 self._budget.reserve(0, "replies to streams") as held_reply,
             ):
-                # A silent session may make way for this one.
+                # A silent stream may be closed for this one.
                 await held.resize_patiently(size, _PATIENCE_S)
-                session = LearnStream(
-                    source.model, asked, self._max_message_bytes, held, held_reply
-                )
+                stream = LearnStream(source.model, asked, self._max_message_bytes, held, held_reply)
                 caller = self._scheduler.caller()
-                await caller.run_steps(session.begin())
-                while await self._answer(await place.next(requests), session, caller, asked.name):
-                    yield session.reply
-                    session.sent()
+                await caller.run_steps(stream.begin())
+                while await self._answer(
+                    await open_stream.next(requests), stream, caller, asked.name
+                ):
+                    yield stream.reply
+                    stream.sent()
 
     async def _answer(
         self,
         message: pb.LearnStreamRequest | None,
-        session: LearnStream,
+        stream: LearnStream,
         caller: Caller,
         default_name: str,
     ) -> bool:
-        """Does what a request asks for; returns whether there was one.
+        """Answers a request; returns whether there was one.
 
-        It is a call of its own, so that a silent stream does not keep its last request.
+        It is a function of its own, so that a silent stream does not keep its last request.
         """
         if message is None:
             return False
         if learn_request.check_later(message) == "publish":
-            await self._answer_publish(session, message.publish, default_name)
+            await self._answer_publish(stream, message.publish, default_name)
         else:
             async with work_within(self._max_call_s, "send smaller pieces"):
-                steps = session.answer(message)
+                steps = stream.answer(message)
                 del message
                 await caller.run_steps(steps)
         return True
 
     async def _answer_publish(
-        self, session: LearnStream, request: pb.Publish, default_name: str
+        self, stream: LearnStream, request: pb.Publish, default_name: str
     ) -> None:
-        """Stores the model of a session, or only checks its names, and makes that the answer."""
+        """Stores the model of a stream, or only checks its names, and makes that the reply."""
         try:
             names = learn_request.publication(request, default_name)
             if request.validate_only:
                 await thread_pools.STORE.run(self._model_store.check_new, names.name, names.alias)
-                session.published(pb.Model(name=names.name))
+                stream.published(pb.Model(name=names.name))
                 return
-            session.published(await self._publish(session, names))
+            stream.published(await self._publish(stream, names))
         except Exception as error:
-            session.not_published(error)
+            stream.not_published(error)
 
-    async def _publish(self, session: LearnStream, names: Publication) -> pb.Model:
-        """Stores the model of a session as it is now, whole or not at all."""
-        # The thread runs to its end where the call is cancelled meanwhile; nothing learns then.
-        return await thread_pools.STORE.run(self._store_model, session, names)
+    async def _publish(self, stream: LearnStream, names: Publication) -> pb.Model:
+        """Stores the model of a stream as it is now, as a whole or not at all."""
+        # If the call is cancelled meanwhile the thread runs to its end; the model learns no more.
+        return await thread_pools.STORE.run(self._store_model, stream, names)
 
-    def _store_model(self, session: LearnStream, names: Publication) -> pb.Model:
+    def _store_model(self, stream: LearnStream, names: Publication) -> pb.Model:
         """Stores a model as a new version, and gives it its alias.
 
-        Where that version is deleted before it can be described, it is stored as another one.
+        If that version is deleted before it can be described, the model is stored as another one.
         """
         self._model_store.check_new(names.name, names.alias)
         for left in reversed(range(CLAIMS)):
             try:
-                return self._store_once(session, names)
+                return self._store_once(stream, names)
             except FileNotFoundError as error:
                 if not left:
                     raise always_deleted(names.name) from error
@@ -157,16 +156,18 @@ class LearnHandler:
                     raise always_deleted(names.name) from error
         raise AssertionError
 
-    def _store_once(self, session: LearnStream, names: Publication) -> pb.Model:
-        stored = self._claim(names.name, session.learner.current())
+    def _store_once(self, stream: LearnStream, names: Publication) -> pb.Model:
+        stored = self._claim(names.name, stream.learner.current())
         if names.alias:
             self._model_store.set_alias(names.name, names.alias, stored.version)
         aliases = self._model_store.aliases.of_version(stored.name, stored.version)
         model = responses.model(stored, self._model_store.describe(stored), aliases)
         logger.info(
-            "a session that learns stored %s version %d after %d updates",
-            stored.name, stored.version, session.learner.updates,
-        )  # fmt: skip
+            "a learning stream stored %s version %d after %d updates",
+            stored.name,
+            stored.version,
+            stream.learner.updates,
+        )
         return model
 
     def _claim(self, name: str, model: Model) -> StoredModel:

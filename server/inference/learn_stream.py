@@ -1,4 +1,4 @@
-"""One LearnStream call: its requests in, their answers out."""
+"""`LearnStream` answers the requests of one LearnStream call."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from treadle.v1 import sequence_pb2 as pb
 
 
 class LearnStream:
-    """Learns from one stream; methods that return an iterator take a short step each time.
+    """Learns from one stream; methods that return an iterator work in short steps.
 
-    It holds on to the weights that it began with, whatever becomes of the model meanwhile.
+    It keeps the weights that it began with, even if the model is deleted meanwhile.
 
     Args:
-        model: What to begin with.
-        asked: How to learn.
+        model: The model to begin with.
+        learning: The settings.
         max_message_bytes: The largest reply.
-        held: What the learner takes is reserved there; a snapshot is added to it.
-        held_reply: Where the reply at hand is reserved.
+        held: Holds the memory of the learner; that of a snapshot is added.
+        held_reply: Holds the memory of the current reply.
     """
 
     def __init__(
         self,
         model: Model,
-        asked: Learning,
+        learning: Learning,
         max_message_bytes: int,
         held: Reservation,
         held_reply: Reservation,
     ) -> None:
         self._model = model
-        self._asked = asked
+        self._learning = learning
         self._max_message_bytes = max_message_bytes
         self._held = held
         self._held_reply = held_reply
         self._has_snapshot = False
         self._learner: Learner | None = None
-        self._units = StreamUnits(asked.on_error)
+        self._units = StreamUnits(learning.on_error)
         self.reply = pb.LearnStreamResponse()
-        """The answer to the last request."""
+        """The reply to the last request."""
 
     @property
     def learner(self) -> Learner:
-        """What learns; there is one once `begin` is over."""
+        """The learner, once `begin` is over."""
         assert self._learner is not None
         return self._learner
 
@@ -59,22 +59,22 @@ class LearnStream:
         """Copies the model.
 
         Raises:
-            StatusError: It cannot do what the spec asks for.
+            StatusError: The model cannot do what the spec asks for.
         """
-        asked = self._asked
+        learning = self._learning
         try:
             self._learner = Learner(
-                self._model, asked.config, asked.details, keep_tokens=asked.tokens
+                self._model, learning.config, learning.details, keep_tokens=learning.tokens
             )
         except ModelError as error:
             raise from_model(error, "spec", "spec.{}".format) from error
         yield
 
     def answer(self, request: pb.LearnStreamRequest) -> Iterator[None]:
-        """Does what a request asks for, but for `publish`; `reply` is then its answer.
+        """Answers a request, except for `publish`; `reply` is then its reply.
 
         Raises:
-            StatusError: It cannot be done, or its reply would be too large, and that ends the call.
+            StatusError: The request fails, or its reply would be too large, and that ends the call.
         """
         self.reply = pb.LearnStreamResponse()
         match request.WhichOneof("message"):
@@ -98,22 +98,22 @@ class LearnStream:
 
     def _snapshot(self) -> None:
         if not self._has_snapshot:  # the next one takes its place
-            more = snapshot_bytes(self._model.parameters.shape, self._asked.config)
+            more = snapshot_bytes(self._model.parameters.shape, self._learning.config)
             self._held.resize(self._held.size + more)
             self._has_snapshot = True
         self.learner.snapshot()
 
     def published(self, model: pb.Model) -> None:
-        """Makes a stored model the answer."""
+        """Makes a stored model the reply."""
         self.reply = pb.LearnStreamResponse(published=model, updates=self.learner.updates)
 
     def not_published(self, error: BaseException) -> None:
-        """Makes the reason why no model was stored the answer.
+        """Makes the reason why no model was stored the reply.
 
         Raises:
             StatusError: It ends the call.
         """
-        fault = from_exception(error, "publishing what a session learned", "publish.model")
+        fault = from_exception(error, "publishing a learned model", "publish.model")
         if not self._units.keeps_going:
             raise fault from error
         self.reply = pb.LearnStreamResponse(error=stream_error(fault), updates=self.learner.updates)
@@ -136,6 +136,6 @@ class LearnStream:
             raise from_model(error, field) from error
 
     def sent(self) -> None:
-        """Forgets the reply, which was sent: a silent session keeps none."""
+        """Drops the reply, which was sent: a silent stream keeps none."""
         self.reply = pb.LearnStreamResponse()
         self._held_reply.release()

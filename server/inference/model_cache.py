@@ -1,4 +1,4 @@
-"""Models in memory, loaded when first asked for and dropped when long unused."""
+"""`ModelCache` keeps models in memory: loads them when needed and drops those not used for long."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from treadle.server.storage.data_dir import DataDir
     from treadle.server.storage.model_version import StoredModel
 
-_TIMES_ITS_FILE = 3
-"""What a model takes in memory: packed weights and a table lie beside its parameters."""
+_MEMORY_PER_FILE = 3
+"""Memory of a model in sizes of its file: parameters, packed weights and a table."""
 
 
 @dataclass(frozen=True)
 class JobWeights:
-    """The weights of a job as it published them at one time."""
+    """The weights that a job published at one time."""
 
     job: str
     """The job's id."""
     path: Path
-    """Their file, which the next ones replace."""
+    """Their file, which the next weights replace."""
     created_ns: int
     """When it was written."""
     inode: int
-    """The file's number, which the next one does not have."""
+    """The inode number of the file, which differs from that of the next file."""
     size_bytes: int
     """Bytes of the file."""
 
@@ -49,21 +49,21 @@ class ResolvedModel:
     model: Model
     """The model."""
     version: int = 0
-    """Its version, where it is a stored one."""
+    """Its version, where it is a stored model; otherwise 0."""
     job_step: int = 0
-    """Optimizer steps behind it, where it is a job's."""
+    """Optimizer steps of its training, where it is of a job; otherwise 0."""
 
 
 class ModelCache:
-    """The least recently used models go first once they are too large together.
+    """Loaded models, of which the least recently used go first.
 
-    A dropped or deleted model lives on for the calls that are using it, and holds its bytes in the
-    budget until the last of them is over. Models that nobody uses go where others need their bytes.
+    A dropped or deleted model stays in memory for the calls that use it, and in the budget until
+    the last of them is over. Models that no call uses are dropped where memory is needed.
 
     Args:
         data_dir: Where models come from.
         max_bytes: Models of this size together stay loaded, and always the newest one.
-        budget: Holds the bytes that are kept for callers.
+        budget: Holds the memory of the models.
     """
 
     def __init__(self, data_dir: DataDir, max_bytes: int, budget: MemoryBudget) -> None:
@@ -73,7 +73,7 @@ class ModelCache:
         # A whole StoredModel is the key, since a deleted model's name and number may come again.
         self._models: OrderedDict[StoredModel | JobWeights, Model] = OrderedDict()
         self._loading: dict[StoredModel | JobWeights, asyncio.Task[Model]] = {}
-        # Those that calls use as well, though they were dropped: nothing is in memory twice.
+        # Includes models that were dropped and are still in use: no model is in memory twice.
         self._alive: WeakValueDictionary[StoredModel | JobWeights, Model] = WeakValueDictionary()
         self._lock = threading.RLock()
         budget.on_shortage(self._spare)
@@ -118,7 +118,7 @@ class ModelCache:
                 if stored.name == name and stored.version in versions:
                     self._models.pop(stored, None)
                     self._alive.pop(stored, None)
-                    self._loading.pop(stored, None)  # those who wait for it still get it
+                    self._loading.pop(stored, None)  # calls that wait for it still get it
 
     async def _get(self, stored: StoredModel | JobWeights) -> Model:
         with self._lock:
@@ -137,16 +137,16 @@ class ModelCache:
         try:
             model = await self._read(stored)
         finally:
-            wanted = self._loading.pop(stored, None) is not None
-        if wanted:
+            still_stored = self._loading.pop(stored, None) is not None
+        if still_stored:
             with self._lock:
                 self._alive[stored] = model
                 self._keep(stored, model)
         return model
 
     async def _read(self, stored: StoredModel | JobWeights) -> Model:
-        """Reads a model, whose bytes are held in the budget for as long as it lives."""
-        held = self._budget.reserve(_TIMES_ITS_FILE * stored.size_bytes, _called(stored))
+        """Reads a model, whose memory counts in the budget for as long as it exists."""
+        held = self._budget.reserve(_MEMORY_PER_FILE * stored.size_bytes, _called(stored))
         try:
             model = await thread_pools.MODELS.run(Model.load, stored.path)
         except LoadError as error:
@@ -166,18 +166,18 @@ class ModelCache:
         return model
 
     def _keep(self, stored: StoredModel | JobWeights, model: Model) -> None:
-        """Keeps a model as the newest, and drops what then is too much."""
+        """Keeps a model as the newest, and drops others that do not fit any more."""
         self._models[stored] = model
         self._models.move_to_end(stored)
         while len(self._models) > 1 and self.size_bytes > self._max_bytes:
             self._models.popitem(last=False)
 
     def _spare(self, missing: int) -> None:
-        """Drops models that nobody uses until so many bytes are free; in any thread."""
+        """Drops models that no call uses until so many bytes are free; in any thread."""
         with self._lock:
-            wanted = self._budget.used - missing
+            target = self._budget.used - missing
             for stored in [*self._models]:
-                if self._budget.used <= wanted:
+                if self._budget.used <= target:
                     return
                 del self._models[stored]
                 used = self._alive.get(stored)
@@ -191,9 +191,9 @@ class ModelCache:
 
     @property
     def size_bytes(self) -> int:
-        """What they take in memory, about."""
+        """About the memory of all loaded models."""
         with self._lock:
-            return _TIMES_ITS_FILE * sum(stored.size_bytes for stored in self._models)
+            return _MEMORY_PER_FILE * sum(stored.size_bytes for stored in self._models)
 
 
 def _called(stored: StoredModel | JobWeights) -> str:
@@ -204,5 +204,5 @@ def _called(stored: StoredModel | JobWeights) -> str:
 
 
 def _replaces(weights: JobWeights, other: StoredModel | JobWeights) -> bool:
-    """Tells whether weights are newer ones of the same file."""
+    """Returns whether weights are newer ones of the same file."""
     return isinstance(other, JobWeights) and other.path == weights.path and other != weights

@@ -1,4 +1,4 @@
-"""Scoring and embedding: the calls that read texts and draw nothing."""
+"""`ScoreHandler` answers the calls that score and embed texts."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ _FEWER_AT_ONCE = "ask for fewer texts at once"
 
 
 class ScoreHandler:
-    """Every Score, ScoreStream and Embed call of one server.
+    """Answers the Score, ScoreStream and Embed calls of a server.
 
     Args:
         resolver: Finds the models.
-        admission: Counts calls and streams.
+        admission: Limits calls and streams.
         pending_streams: Waits for the specs of streams.
         scheduler: Gives the turns.
-        budget: Holds the bytes that are kept for callers.
+        budget: Holds the memory of the calls.
         max_message_bytes: The largest reply.
         max_call_s: Seconds that a call, or a piece of a stream, may take.
-        state_key: Authenticates states; empty: they are not.
+        state_key: Authenticates states; empty: they are not authenticated.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ScoreHandler:
         """Returns the scores of a request's texts.
 
         Raises:
-            StatusError: Every way in which that can fail.
+            StatusError: The request is refused or fails.
         """
         asked = score_request.scoring(request)
         with self._admission.calls.admit():
@@ -94,8 +94,8 @@ class ScoreHandler:
             field, remedy = _reply_fault(request)
             growth = ReplyGrowth(held_reply, self._max_message_bytes, field, remedy)
             growth.add(reply.ByteSize())
-            work = _Texts(source.model, request, asked, reply, growth, self._state_key)
-            await self._scheduler.caller().run_steps(work.steps())
+            call = _ScoreCall(source.model, request, asked, reply, growth, self._state_key)
+            await self._scheduler.caller().run_steps(call.steps())
         return reply
 
     async def score_stream(
@@ -103,15 +103,15 @@ class ScoreHandler:
     ) -> AsyncIterator[pb.ScoreStreamResponse]:
         """Yields the score of each piece of a stream, and then the result.
 
-        Between two pieces a stream holds its place among the streams and its state, and no thread.
-        The next piece is not read before the last one is answered.
+        Between two pieces a stream counts as open and keeps its state, but occupies no thread. The
+        next piece is not read before the last one is answered.
 
         Raises:
-            StatusError: Every way in which that can fail.
+            StatusError: The request is refused or fails.
         """
-        spec = _spec_of(await self._pending_streams.first(requests))
+        spec = _spec(await self._pending_streams.first(requests))
         asked = score_request.stream_scoring(spec)
-        async with self._admission.streams.admit() as place:
+        async with self._admission.streams.admit() as open_stream:
             with (
                 self._budget.reserve(0, "streams to score") as held,
                 self._budget.reserve(0, "replies to streams") as held_reply,
@@ -127,7 +127,7 @@ class ScoreHandler:
                     del spec  # with its context
                     await caller.run_steps(stream.begin())
                 held.resize(scorer_bytes(shape))
-                while await self._feed(await place.next(requests), stream, caller):
+                while await self._feed(await open_stream.next(requests), stream, caller):
                     yield stream.reply
                     stream.sent()
                 async with work_within(self._max_call_s, _SMALLER):
@@ -139,11 +139,11 @@ class ScoreHandler:
     ) -> bool:
         """Scores the next piece of a stream; returns whether there was one.
 
-        It is a call of its own, so that a silent stream does not keep its last piece.
+        It is a function of its own, so that a silent stream does not keep its last piece.
         """
         if message is None:
             return False
-        steps = _feeding(stream, message)
+        steps = _feed_steps(stream, message)
         del message
         async with work_within(self._max_call_s, _SMALLER):
             await caller.run_steps(steps)
@@ -153,7 +153,7 @@ class ScoreHandler:
         """Returns the vectors of a request's texts.
 
         Raises:
-            StatusError: Every way in which that can fail.
+            StatusError: The request is refused or fails.
         """
         policy = score_request.embedding_policy(request)
         with self._admission.calls.admit():
@@ -174,25 +174,25 @@ class ScoreHandler:
 _FEWER = "send fewer or shorter texts"
 _SHORTER_CONTEXT = "send a shorter context"
 _SMALLER = "send smaller pieces"
-"""What to do about work that took too long."""
+"""The remedies for work that takes too long."""
 
 
-def _spec_of(message: pb.ScoreStreamRequest | None) -> pb.ScoreStreamSpec:
-    """Returns the spec that a stream's first message, or None where there was none, carries."""
+def _spec(message: pb.ScoreStreamRequest | None) -> pb.ScoreStreamSpec:
+    """Returns the spec of a stream from its first message, which is None where none came."""
     if message is None or not message.HasField("spec"):
         raise invalid([("spec", "the first message must be the spec")])
     return message.spec
 
 
-def _feeding(stream: ScoreStream, message: pb.ScoreStreamRequest) -> Iterator[None]:
-    """Scores a piece, in short steps; its text is taken out of its message in the first one."""
-    piece = StreamPiece.of(_piece_of(message))
+def _feed_steps(stream: ScoreStream, message: pb.ScoreStreamRequest) -> Iterator[None]:
+    """Scores a piece, in short steps; the first one takes its text out of the message."""
+    piece = StreamPiece.of(_piece(message))
     del message
     yield from stream.feed(piece)
 
 
-def _piece_of(message: pb.ScoreStreamRequest) -> pb.TextPiece:
-    """Returns the piece that a later message is."""
+def _piece(message: pb.ScoreStreamRequest) -> pb.TextPiece:
+    """Returns the piece of a later message."""
     if message.HasField("spec"):
         raise invalid([("spec", "spec must come once, as the first message")])
     if not message.HasField("piece"):
@@ -207,9 +207,9 @@ def _embed(
     embedder = Embedder(model.trained, policy)
     for index, text in enumerate(request.texts):
         try:
-            for made in embedder.embedding(text):
-                if made is not None:
-                    reply.embeddings.append(responses.embedding(made, request.all_layers))
+            for embedding in embedder.embedding(text):
+                if embedding is not None:
+                    reply.embeddings.append(responses.embedding(embedding, request.all_layers))
                 yield
         except ModelError as error:
             raise from_model(error, f"texts[{index}]") from error
@@ -219,8 +219,8 @@ _TOKENS = 64
 """Tokens written to a reply in one step."""
 
 
-class _Texts:
-    """Scores the texts of one request, into its reply."""
+class _ScoreCall:
+    """The texts of one request, which are scored into its reply."""
 
     def __init__(
         self,
@@ -245,7 +245,8 @@ class _Texts:
             StatusError: The state, the context or a text cannot be used, or the reply gets too
                 large.
         """
-        asked, request = self._asked, self._request
+        asked = self._asked
+        request = self._request
         state = given_state(self._model, request.state, "state", self._key)
         field = "context"
         try:

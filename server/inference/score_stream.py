@@ -1,4 +1,4 @@
-"""One ScoreStream call: its pieces in, their scores out."""
+"""`ScoreStream` scores the pieces of one ScoreStream call."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from treadle.v1 import sequence_pb2 as pb
 
 
 class ScoreStream:
-    """Scores the pieces of one stream; each method is an iterator of short steps.
+    """Scores the pieces of one stream, in short steps.
 
-    It holds on to the weights that it began with, whatever becomes of the model meanwhile.
+    It keeps the weights that it began with, even if the model is deleted meanwhile.
 
     Args:
-        source: What scores.
-        spec: How to score.
-        asked: The same, checked.
+        resolved: The model that scores.
+        spec: The settings of the request.
+        scoring: The same, checked.
         max_message_bytes: The largest reply.
         key: Authenticates states.
-        held: Where the reply at hand is reserved.
+        held: Holds the memory of the current reply.
     """
 
     def __init__(
         self,
-        source: ResolvedModel,
+        resolved: ResolvedModel,
         spec: pb.ScoreStreamSpec,
-        asked: Scoring,
+        scoring: Scoring,
         max_message_bytes: int,
         key: bytes,
         held: Reservation,
     ) -> None:
-        self._source = source
+        self._resolved = resolved
         self._spec: pb.ScoreStreamSpec | None = spec
         self._returns_state = spec.return_state
-        self._asked = asked
+        self._scoring = scoring
         self._max_message_bytes = max_message_bytes
         self._key = key
         self._held = held
@@ -51,15 +51,17 @@ class ScoreStream:
         self._units = StreamUnits(spec.on_error)
         self._mark: StreamMark | None = None
         self.reply = pb.ScoreStreamResponse()
-        """The answer to the last piece, and after `finish` the result."""
+        """The reply to the last piece; after `finish` the result."""
 
     def begin(self) -> Iterator[None]:
-        """Makes room, and reads the state and the context.
+        """Reads the state and the context.
 
         Raises:
             StatusError: The model cannot continue from the state, or cannot read the context.
         """
-        model, asked, spec = self._source.model, self._asked, self._spec
+        model = self._resolved.model
+        asked = self._scoring
+        spec = self._spec
         assert spec is not None
         self._spec = None  # a long context is not needed any more once it is read
         begun = model.beginning(given_state(model, spec.state, "spec.state", self._key))
@@ -80,16 +82,16 @@ class ScoreStream:
 
     @property
     def is_open(self) -> bool:
-        """Whether a text or item has begun that is not ended yet."""
+        """Whether a text or item has begun and not ended."""
         return self._scorer is not None and self._scorer.is_open
 
     def begin_unit(self) -> None:
-        """Makes `take_back` come back to here."""
+        """Marks the place to which `take_back` returns."""
         assert self._scorer is not None
         self._mark = self._scorer.mark()
 
     def take_back(self, error: Exception | None = None) -> None:
-        """Goes back to where the unit began; drops what waited then if it is at fault."""
+        """Returns to where the unit began; drops text that waited then if it caused the error."""
         assert self._scorer is not None
         assert self._mark is not None
         self._scorer.restore(self._mark, error)
@@ -106,7 +108,7 @@ class ScoreStream:
             self.reply.piece.error.CopyFrom(error)
 
     def sent(self) -> None:
-        """Forgets the reply, which was sent: a silent stream keeps none."""
+        """Drops the reply, which was sent: a silent stream keeps none."""
         self.reply = pb.ScoreStreamResponse()
         self._held.release()
 
@@ -117,17 +119,17 @@ class ScoreStream:
         growth = ReplyGrowth(
             self._held, self._max_message_bytes, "piece.text", "send smaller pieces"
         )
-        scoring = scorer.feed(text, end)
+        steps = scorer.feed(text, end)
         try:
-            yield from write_piece(self.reply.piece, scoring, scorer.take_tokens, growth)
+            yield from write_piece(self.reply.piece, steps, scorer.take_tokens, growth)
         except ModelError as error:
             raise from_model(error, "piece.text") from error
 
     def finish(self) -> Iterator[None]:
-        """Scores what waits, and sums up.
+        """Scores the text that waits, and makes the result.
 
         Raises:
-            StatusError: What waits cannot be scored, and that ends the call.
+            StatusError: The text that waits cannot be scored, and that ends the call.
         """
         scorer = self._scorer
         assert scorer is not None
@@ -144,10 +146,10 @@ class ScoreStream:
         result = pb.ScoreStreamResult(
             total=responses.summary(scorer.total),
             item_count=scorer.item_count,
-            version=self._source.version,
-            job_step=self._source.job_step,
+            version=self._resolved.version,
+            job_step=self._resolved.job_step,
             error=dropped,
         )
         if self._returns_state:
-            result.state = self._source.model.state_bytes(scorer.state, self._key)
+            result.state = self._resolved.model.state_bytes(scorer.state, self._key)
         self.reply = pb.ScoreStreamResponse(result=result)

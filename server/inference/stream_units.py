@@ -14,11 +14,11 @@ _NOT_READ = 9
 """google.rpc.Code.FAILED_PRECONDITION"""
 
 Read = Callable[[str, bool], Iterator[None]]
-"""Reads a text, and ends it or not, in short steps; its reply holds nothing of earlier texts."""
+"""Reads a text in short steps, and ends it if the flag says so; its reply covers this text only."""
 
 
 class StreamPiece(NamedTuple):
-    """A piece of a stream, taken out of its message, which is of the same size and goes."""
+    """A piece of a stream. The message that it came in, which is as large, can be dropped."""
 
     text: str
     """The next text."""
@@ -29,26 +29,26 @@ class StreamPiece(NamedTuple):
 
     @classmethod
     def of(cls, message: pb.TextPiece) -> StreamPiece:
-        """Returns the piece that a message is."""
+        """Returns the piece of a message."""
         return cls(message.text, message.end, message.more)
 
 
 class UnitReader(Protocol):
-    """What reads a stream, and can be taken back to where a unit began."""
+    """Reads a stream, and can return to where a unit began."""
 
     @property
     def is_open(self) -> bool:
-        """Whether a text or item has begun that is not ended yet."""
+        """Whether a text or item has begun and not ended."""
 
     def begin_unit(self) -> None:
-        """Makes `take_back` come back to here."""
+        """Marks the place to which `take_back` returns."""
 
     def take_back(self, error: Exception | None = None) -> None:
-        """Goes back to where the unit began; drops what waited then if it is at fault."""
+        """Returns to where the unit began; drops text that waited then if it caused the error."""
 
 
 class StreamUnits:
-    """Feeds pieces to a reader, and does about its errors what `OnError` says.
+    """Feeds pieces to a reader, and handles its errors as `OnError` says.
 
     Args:
         on_error: An `OnError`, checked.
@@ -62,7 +62,7 @@ class StreamUnits:
 
     @property
     def keeps_going(self) -> bool:
-        """Whether an error is answered and does not end the call."""
+        """Whether the call continues after an error, which is then part of a reply."""
         return self._on_error != pb.ON_ERROR_UNSPECIFIED
 
     def feed(
@@ -71,17 +71,18 @@ class StreamUnits:
         """Reads a piece, in short steps.
 
         Returns:
-            Why it was skipped; None where it was read.
+            The error that caused the piece to be skipped; None where it was read.
 
         Raises:
-            StatusError: It cannot be read, and that ends the call.
+            StatusError: The piece cannot be read, and that ends the call.
         """
         if not self.keeps_going:
             yield from read(piece.text, piece.end)
             return None
         if not self._begun and self._skipped is None:
             reader.begin_unit()
-            self._begun, self._ends = True, False
+            self._begun = True
+            self._ends = False
         self._ends = self._ends or piece.end
         error = self._skipped
         if error is None:
@@ -89,24 +90,24 @@ class StreamUnits:
                 yield from read(piece.text, piece.end)
             except StatusError as fault:
                 if fault.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                    raise  # the piece is not at fault: what is skipped never depends on the load
+                    raise  # not an error of the piece: skipping never depends on the load
                 reader.take_back(_cause(fault))
                 error = stream_error(fault)
         if error is not None:
-            yield from read("", False)  # the reply then holds nothing of what was taken back
+            yield from read("", False)  # makes a reply without the text that was taken back
             if self._ends and self._begun:
                 yield from self._end(reader, read)
         self._close(piece.more, error)
         return error
 
     def restart(self) -> None:
-        """Begins a new unit with the next piece: the reader was moved to another place."""
+        """Begins a new unit with the next piece, after the reader was moved to another place."""
         self._begun = False
         if self._on_error != pb.ON_ERROR_STOP:
             self._skipped = None
 
     def _end(self, reader: UnitReader, read: Read) -> Iterator[None]:
-        """Ends the item that began before the unit; what waits may be at fault as well."""
+        """Ends the item that began before the unit; text that waits may cause an error, too."""
         if not reader.is_open:
             return
         try:
@@ -116,7 +117,7 @@ class StreamUnits:
             yield from read("", True)
 
     def _close(self, more: bool, error: pb.StreamError | None) -> None:
-        """Carries an error on to the other pieces that it skips."""
+        """Remembers an error for the later pieces that are skipped because of it."""
         if not more:
             self._begun = False
         if error is None or more:
@@ -129,7 +130,7 @@ class StreamUnits:
 
 
 def stream_error(fault: StatusError) -> pb.StreamError:
-    """Returns what is reported of an error that does not end the call."""
+    """Returns the message of an error that does not end the call."""
     return pb.StreamError(code=fault.code.value[0], message=fault.message)
 
 

@@ -229,8 +229,8 @@ def test_too_large_a_part_gets_none_and_says_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(novelty, "MAX_TOKENS", tokens - 1)
     trainer = Trainer(files, config)
     notice = (
-        f"the training part has {tokens:,} tokens, more than the {tokens - 1:,} that a novelty "
-        "index takes: the model gets none"
+        f"the training part has {tokens:,} tokens, more than the {tokens - 1:,} of the "
+        "largest novelty index: the model gets none"
     )
     assert notice in trainer.started.notices
     assert finished(trainer).novelty is None

@@ -9,7 +9,7 @@ import pytest
 from treadle.model.scoring.scores import Details
 from treadle.server.errors import StatusError
 from treadle.server.inference.model_cache import ResolvedModel
-from treadle.server.inference.score import _Texts
+from treadle.server.inference.score import _ScoreCall
 from treadle.server.inference.score_stream import ScoreStream
 from treadle.server.inference.stream_units import StreamPiece
 from treadle.server.messages import responses
@@ -63,7 +63,7 @@ def test_a_context_is_read_once_for_all_texts_of_a_call() -> None:
         request = pb.ScoreRequest(model="m", texts=["ab"] * count, context=TEXT, ranks=True)
         reply = pb.ScoreResponse()
         growth = ReplyGrowth(nothing_held(), 1 << 20, "piece.text", "send less")
-        work = _Texts(tiny_model(), request, scoring(request), reply, growth, b"")
+        work = _ScoreCall(tiny_model(), request, scoring(request), reply, growth, b"")
         taken = sum(1 for _ in work.steps())
         assert {text.SerializeToString() for text in reply.scores} == {one.SerializeToString()}
         return taken
