@@ -23,15 +23,14 @@ from pathlib import Path
 from treadle.benchmarks.machine import describe
 from treadle.model import Trainer
 from treadle.model.config import (
-    CorpusLayout,
     DataConfig,
     LimitsConfig,
     NetworkConfig,
     OptimizerConfig,
-    Precision,
     ReportConfig,
     TrainConfig,
 )
+from treadle.model.enums import CorpusLayout, Precision
 from treadle.model.training.setup import CorpusSource
 
 SHAPES = "8x32,16x32,16x64,32x32,32x64"

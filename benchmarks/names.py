@@ -19,16 +19,9 @@ from pathlib import Path
 
 from treadle.benchmarks.machine import describe
 from treadle.model import Model, Trainer
-from treadle.model.config import (
-    CorpusLayout,
-    CorpusRole,
-    DataConfig,
-    LimitsConfig,
-    Preset,
-    ReportConfig,
-    TrainConfig,
-)
+from treadle.model.config import DataConfig, LimitsConfig, ReportConfig, TrainConfig
 from treadle.model.data.corpus import CorpusFile
+from treadle.model.enums import CorpusLayout, CorpusRole, Preset
 
 HELD_OUT = 1000
 

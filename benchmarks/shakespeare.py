@@ -21,7 +21,8 @@ import numpy as np
 
 from treadle.benchmarks.machine import describe
 from treadle.model import Model, Trainer
-from treadle.model.config import LimitsConfig, OptimizerConfig, Preset, ReportConfig, TrainConfig
+from treadle.model.config import LimitsConfig, OptimizerConfig, ReportConfig, TrainConfig
+from treadle.model.enums import Preset
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.parallel import Pool
 from treadle.model.network.workspace import pack_for_inference

@@ -14,14 +14,12 @@ from treadle.model.enums import (
     Cell,
     CorpusFormat,
     CorpusLayout,
-    CorpusRole,
     Keep,
     MissingPolicy,
     OptimizerKind,
     Precision,
     Preset,
     Schedule,
-    Split,
     TokenizerKind,
     UnknownPolicy,
 )
@@ -39,31 +37,6 @@ from treadle.model.field_checks import (
     texts,
     whole,
 )
-
-__all__ = [
-    "LEARNING_RATES",
-    "Cell",
-    "CorpusFormat",
-    "CorpusLayout",
-    "CorpusRole",
-    "DataConfig",
-    "Keep",
-    "LimitsConfig",
-    "MissingPolicy",
-    "NetworkConfig",
-    "OptimizerConfig",
-    "OptimizerKind",
-    "Precision",
-    "Preset",
-    "ReportConfig",
-    "SamplingConfig",
-    "Schedule",
-    "Split",
-    "TokenizerConfig",
-    "TokenizerKind",
-    "TrainConfig",
-    "UnknownPolicy",
-]
 
 LEARNING_RATES = {OptimizerKind.ADAM: 0.003, OptimizerKind.ADAGRAD: 0.1, OptimizerKind.SGD: 0.5}
 """The default learning rate of each optimizer."""

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from treadle.model.config import (
-    Cell,
-    CorpusLayout,
-    NetworkConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
+from treadle.model.config import NetworkConfig, TokenizerConfig
+from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.generation.output import GenerateResult, Piece
 from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters

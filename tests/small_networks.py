@@ -16,7 +16,7 @@ from treadle.kernels.dropout import (
     keep_scale,
     kept_levels,
 )
-from treadle.model.config import Cell
+from treadle.model.enums import Cell
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters

@@ -6,13 +6,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from treadle.model.config import (
-    Cell,
-    DataConfig,
-    NetworkConfig,
-    ReportConfig,
-    TrainConfig,
-)
+from treadle.model.config import DataConfig, NetworkConfig, ReportConfig, TrainConfig
+from treadle.model.enums import Cell
 from treadle.model.model import Model
 from treadle.model.training.progress import Progress
 from treadle.model.training.trainer import Trainer

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from treadle.kernels.substring_match import longest_match, longest_prefix
 from treadle.kernels.suffix_array import suffix_array
-from treadle.model.config import TokenizerKind, UnknownPolicy
 from treadle.model.data.token_array import TokenArray, release_pages, token_type
+from treadle.model.enums import TokenizerKind, UnknownPolicy
 from treadle.model.errors import LoadError
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.token_ids import TokenIds as Ids

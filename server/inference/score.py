@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 
 from treadle.model import Model
-from treadle.model.config import UnknownPolicy
+from treadle.model.enums import UnknownPolicy
 from treadle.model.errors import ModelError
 from treadle.model.network.memory_estimate import scorer_bytes
 from treadle.model.scoring.embedder import Embedder

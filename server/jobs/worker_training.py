@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from treadle.model import Model, Progress, Trainer, warm
-from treadle.model.config import CorpusRole, TrainConfig
+from treadle.model.config import TrainConfig
 from treadle.model.data.corpus import CorpusFile
+from treadle.model.enums import CorpusRole
 from treadle.model.errors import LoadError, ModelError
 from treadle.model.scratch_files import ScratchFolder
 from treadle.model.temporary_files import remove_leftovers

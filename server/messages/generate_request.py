@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
-from treadle.model.config import SamplingConfig, UnknownPolicy
+from treadle.model.config import SamplingConfig
+from treadle.model.enums import UnknownPolicy
 from treadle.model.errors import ModelError
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.incremental import encode_in_steps

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from treadle.model.config import SamplingConfig, UnknownPolicy
+from treadle.model.config import SamplingConfig
+from treadle.model.enums import UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.scoring.scores import Details
 from treadle.server.errors import Violation, invalid

@@ -24,7 +24,8 @@ from treadle.server.failures import is_out_of_files
 from treadle.server.storage.files import check_no_link, read_small
 
 if TYPE_CHECKING:
-    from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig
+    from treadle.model.config import NetworkConfig, TokenizerConfig
+    from treadle.model.enums import CorpusLayout
     from treadle.model.training_record import TrainingRecord
 
 MODEL_FILE = "model.safetensors"

@@ -18,21 +18,23 @@ from typing import Any
 import numpy as np
 
 from treadle.model.config import (
-    CorpusFormat,
-    CorpusLayout,
     DataConfig,
     LimitsConfig,
-    MissingPolicy,
     NetworkConfig,
     OptimizerConfig,
-    OptimizerKind,
     ReportConfig,
     TokenizerConfig,
-    TokenizerKind,
     TrainConfig,
-    UnknownPolicy,
 )
 from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
+from treadle.model.enums import (
+    CorpusFormat,
+    CorpusLayout,
+    MissingPolicy,
+    OptimizerKind,
+    TokenizerKind,
+    UnknownPolicy,
+)
 from treadle.model.errors import ModelError
 from treadle.model.generation.constraint import compile_constraint
 from treadle.model.generation.novelty import NAMES, NoveltyIndex

@@ -12,19 +12,15 @@ import numpy as np
 
 from treadle.model import model_file
 from treadle.model.config import (
-    Cell,
-    CorpusLayout,
     DataConfig,
     LimitsConfig,
     NetworkConfig,
     ReportConfig,
     SamplingConfig,
-    Split,
     TokenizerConfig,
-    TokenizerKind,
     TrainConfig,
-    UnknownPolicy,
 )
+from treadle.model.enums import Cell, CorpusLayout, Split, TokenizerKind, UnknownPolicy
 from treadle.model.generation.novelty import NoveltyIndex
 from treadle.model.generation.output import OutputOptions
 from treadle.model.model import Model

@@ -29,7 +29,7 @@ from treadle.kernels.dropout import (
 )
 from treadle.kernels.jit import BF16_MISSING, PYTHON_MODE
 from treadle.kernels.random import philox_block
-from treadle.model.config import Precision
+from treadle.model.enums import Precision
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.shards import SHARD_ROWS

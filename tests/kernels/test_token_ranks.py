@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as arrays
 from treadle.kernels import scoring
 from treadle.kernels.scoring import score_shard_in_detail
 from treadle.kernels.token_ranks import token_rank, top_k_tokens
-from treadle.model.config import Cell, NetworkConfig
+from treadle.model.config import NetworkConfig
+from treadle.model.enums import Cell
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import CELL_CODES, Shape
 from treadle.model.network.workspace import allocate_state, allocate_workspace, pack_for_inference

@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 from small_runs import NAMES, TEXT, config_of, run, weights_of
 
-from treadle.model.config import (
-    Cell,
-    CorpusLayout,
-    DataConfig,
-    LimitsConfig,
-    NetworkConfig,
-    OptimizerConfig,
-)
+from treadle.model.config import DataConfig, LimitsConfig, NetworkConfig, OptimizerConfig
 from treadle.model.data.batching import Batches, make_batches
 from treadle.model.data.corpus import read_corpus
+from treadle.model.enums import Cell, CorpusLayout
 from treadle.model.memory_estimate import training_bytes
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool

@@ -11,19 +11,14 @@ import pytest
 
 from treadle.kernels.jit import BF16_MISSING
 from treadle.model.config import (
-    Cell,
-    CorpusLayout,
     DataConfig,
     LimitsConfig,
     NetworkConfig,
     OptimizerConfig,
-    OptimizerKind,
-    Precision,
-    Preset,
-    Schedule,
     TrainConfig,
 )
 from treadle.model.data.corpus import read_corpus
+from treadle.model.enums import Cell, CorpusLayout, OptimizerKind, Precision, Preset, Schedule
 from treadle.model.network.shape import Shape
 from treadle.model.training.auto import preset
 from treadle.model.training.auto.preset import PresetInputs, budget, pick, pick_for

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from treadle.model.config import CorpusLayout, DataConfig, TokenizerConfig, TokenizerKind
+from treadle.model.config import DataConfig, TokenizerConfig
 from treadle.model.data.corpus import Corpus, TokenData, read_corpus
+from treadle.model.enums import CorpusLayout, TokenizerKind
 from treadle.model.training import baseline as ngram
 from treadle.model.training.baseline import Baseline, baseline
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treadle.model.config import CorpusLayout, DataConfig, TokenizerConfig
+from treadle.model.config import DataConfig, TokenizerConfig
 from treadle.model.data.batching import (
     IGNORED,
     Batch,
@@ -21,6 +21,7 @@ from treadle.model.data.batching import (
 )
 from treadle.model.data.corpus import TokenData, read_corpus
 from treadle.model.data.validation_batches import ValidationBatches
+from treadle.model.enums import CorpusLayout
 from treadle.model.errors import CorpusError, LoadError
 from treadle.model.tokenizers.build import build_tokenizer
 

@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treadle.model.config import (
-    Cell,
-    CorpusLayout,
-    NetworkConfig,
-    SamplingConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
+from treadle.model.config import NetworkConfig, SamplingConfig, TokenizerConfig
+from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.generation.beam_rows import largest_first
 from treadle.model.generation.beam_search import BeamSearch, Hypothesis

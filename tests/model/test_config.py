@@ -11,20 +11,16 @@ import pytest
 
 from treadle.model import config as settings
 from treadle.model.config import (
-    Cell,
-    CorpusLayout,
     DataConfig,
     LimitsConfig,
     NetworkConfig,
     OptimizerConfig,
-    OptimizerKind,
     ReportConfig,
     SamplingConfig,
     TokenizerConfig,
-    TokenizerKind,
     TrainConfig,
-    UnknownPolicy,
 )
+from treadle.model.enums import Cell, CorpusLayout, OptimizerKind, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, EncodingError, UnknownSymbolError
 from treadle.model.field_checks import Checked
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from treadle.model import Trainer
-from treadle.model.config import CorpusLayout, NetworkConfig, TokenizerConfig, TrainConfig
+from treadle.model.config import NetworkConfig, TokenizerConfig, TrainConfig
+from treadle.model.enums import CorpusLayout
 from treadle.model.errors import ConfigError
 from treadle.model.training import config_check
 from treadle.model.training.config_check import check_config

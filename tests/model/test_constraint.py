@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 import treadle.model.generation.constraint as constraint_module
 import treadle.model.generation.regex_automaton as automaton_module
-from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
+from treadle.model.config import TokenizerConfig
+from treadle.model.enums import CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, EffortError
 from treadle.model.generation.constraint import Constraint, cached_constraint, compile_constraint
 from treadle.model.generation.regex_automaton import (

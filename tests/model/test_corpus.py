@@ -8,18 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treadle.model.config import (
-    CorpusLayout,
-    CorpusRole,
-    DataConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
+from treadle.model.config import DataConfig, TokenizerConfig
 from treadle.model.data.corpus import Corpus, TokenData, read_corpus
 from treadle.model.data.files import CorpusFile
 from treadle.model.data.shuffle import Purpose, permutation
 from treadle.model.data.splits import MIN_HELD_OUT_TOKENS
+from treadle.model.enums import CorpusLayout, CorpusRole, TokenizerKind, UnknownPolicy
 from treadle.model.errors import CorpusError, EncodingError, UnknownSymbolError
 
 CHARACTERS, BYTES, WORDS = TokenizerKind.CHARACTERS, TokenizerKind.BYTES, TokenizerKind.WORDS

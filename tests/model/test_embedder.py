@@ -5,14 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from treadle.kernels import reference
-from treadle.model.config import (
-    Cell,
-    CorpusLayout,
-    NetworkConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
+from treadle.model.config import NetworkConfig, TokenizerConfig
+from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from treadle.kernels import reference
 from treadle.kernels.jit import BF16_MISSING
-from treadle.model.config import Cell, Precision
+from treadle.model.enums import Cell, Precision
 from treadle.model.network.engine import SMALL_VOCABULARY, Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters

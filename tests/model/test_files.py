@@ -20,20 +20,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vectors import name_of, text_inputs
 
-from treadle.model.config import (
-    CorpusFormat,
-    CorpusLayout,
-    CorpusRole,
-    DataConfig,
-    MissingPolicy,
-    Split,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
+from treadle.model.config import DataConfig, TokenizerConfig
 from treadle.model.data import files as corpus_files
 from treadle.model.data import reader, token_array
 from treadle.model.data.corpus import Corpus, CorpusFile, TokenData, read_corpus
+from treadle.model.enums import (
+    CorpusFormat,
+    CorpusLayout,
+    CorpusRole,
+    MissingPolicy,
+    Split,
+    TokenizerKind,
+    UnknownPolicy,
+)
 from treadle.model.errors import ConfigError, CorpusError, EncodingError, UnknownSymbolError
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.training.trainer import Trainer

@@ -9,19 +9,15 @@ import pytest
 from small_runs import NAMES, QUIET, TEXT, config_of, run, weights_of
 
 from treadle.model.config import (
-    Cell,
-    CorpusLayout,
     DataConfig,
     LimitsConfig,
     NetworkConfig,
     OptimizerConfig,
-    Schedule,
     TokenizerConfig,
-    TokenizerKind,
     TrainConfig,
-    UnknownPolicy,
 )
 from treadle.model.data.corpus import Corpus, read_corpus
+from treadle.model.enums import Cell, CorpusLayout, Schedule, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.model import Model
 from treadle.model.training.fine_tuning import take_over

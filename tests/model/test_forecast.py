@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from small_runs import QUIET, TEXT, config_of, run, weights_of
 
-from treadle.model.config import Cell, LimitsConfig, Precision, Preset, TrainConfig
+from treadle.model.config import LimitsConfig, TrainConfig
+from treadle.model.enums import Cell, Precision, Preset
 from treadle.model.network.shape import Shape
 from treadle.model.training.auto import preset, throughput
 from treadle.model.training.auto.forecast import (

@@ -10,20 +10,19 @@ from typing import Any
 import pytest
 from vectors import json_items, name_of
 
-from treadle.model.config import (
-    CorpusFormat,
-    CorpusLayout,
-    CorpusRole,
-    DataConfig,
-    MissingPolicy,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
+from treadle.model.config import DataConfig, TokenizerConfig
 from treadle.model.data import files as corpus_files
 from treadle.model.data import formats, reader
 from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.data.formats import RecordReader
+from treadle.model.enums import (
+    CorpusFormat,
+    CorpusLayout,
+    CorpusRole,
+    MissingPolicy,
+    TokenizerKind,
+    UnknownPolicy,
+)
 from treadle.model.errors import CorpusError, UnknownSymbolError
 
 JSONL, CSV = CorpusFormat.JSONL, CorpusFormat.CSV

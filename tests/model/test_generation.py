@@ -25,15 +25,8 @@ import treadle.model.network.workspace as workspace_module
 from treadle.kernels import reference
 from treadle.kernels.decode import SAMPLING_STREAM
 from treadle.kernels.random import uniform
-from treadle.model.config import (
-    Cell,
-    CorpusLayout,
-    NetworkConfig,
-    SamplingConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
+from treadle.model.config import NetworkConfig, SamplingConfig, TokenizerConfig
+from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.generation.decoding_slots import Chunk, DecodingSlots
 from treadle.model.generation.generate import CHUNK

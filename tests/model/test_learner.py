@@ -9,16 +9,13 @@ import pytest
 from small_networks import Network, assert_close, same_bytes
 
 from treadle.kernels import reference
-from treadle.model.config import (
+from treadle.model.config import NetworkConfig, OptimizerConfig, TokenizerConfig, TrainConfig
+from treadle.model.enums import (
     Cell,
     CorpusLayout,
-    NetworkConfig,
-    OptimizerConfig,
     OptimizerKind,
     Schedule,
-    TokenizerConfig,
     TokenizerKind,
-    TrainConfig,
     UnknownPolicy,
 )
 from treadle.model.errors import ConfigError, TrainingError, UnknownSymbolError

@@ -9,14 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from treadle.model.config import (
-    CorpusLayout,
-    DataConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
+from treadle.model.config import DataConfig, TokenizerConfig
 from treadle.model.data.corpus import Corpus, read_corpus
+from treadle.model.enums import CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ModelError
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.build import build_tokenizer

@@ -12,19 +12,16 @@ from small_models import model_of
 from treadle.kernels import structs
 from treadle.kernels.dropout import keep_bytes
 from treadle.model.config import (
-    Cell,
-    CorpusLayout,
     DataConfig,
     LimitsConfig,
     NetworkConfig,
     OptimizerConfig,
-    OptimizerKind,
     ReportConfig,
     TokenizerConfig,
-    TokenizerKind,
     TrainConfig,
 )
 from treadle.model.data.corpus import CorpusFile
+from treadle.model.enums import Cell, CorpusLayout, OptimizerKind, TokenizerKind
 from treadle.model.errors import ConfigError, CorpusError, TrainingError
 from treadle.model.memory_estimate import check_memory, resident_bytes, training_bytes
 from treadle.model.network.memory_estimate import scorer_bytes

@@ -11,13 +11,8 @@ from typing import Any
 import pytest
 
 import treadle.model
-from treadle.model.config import (
-    Cell,
-    CorpusLayout,
-    NetworkConfig,
-    TokenizerConfig,
-    TokenizerKind,
-)
+from treadle.model.config import NetworkConfig, TokenizerConfig
+from treadle.model.enums import Cell, CorpusLayout, TokenizerKind
 from treadle.model.model import Model
 from treadle.model.network import trained_network
 from treadle.model.network.parameters import Parameters

@@ -17,16 +17,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
-from treadle.model.config import (
-    Cell,
-    CorpusLayout,
-    LimitsConfig,
-    NetworkConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    TrainConfig,
-    UnknownPolicy,
-)
+from treadle.model.config import LimitsConfig, NetworkConfig, TokenizerConfig, TrainConfig
+from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import LoadError
 from treadle.model.generation.novelty import SUFFIXES, TOKENS, Novelty, NoveltyIndex
 from treadle.model.model import Model

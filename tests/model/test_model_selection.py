@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 from small_runs import NAMES, QUIET, TEXT, config_of, run, weights_of
 
-from treadle.model.config import (
-    CorpusLayout,
-    DataConfig,
-    Keep,
-    LimitsConfig,
-    OptimizerConfig,
-    Schedule,
-    Split,
-    TrainConfig,
-)
+from treadle.model.config import DataConfig, LimitsConfig, OptimizerConfig, TrainConfig
 from treadle.model.data.corpus import Corpus, TokenData, read_corpus
+from treadle.model.enums import CorpusLayout, Keep, Schedule, Split
 from treadle.model.errors import TrainingError
 from treadle.model.model import Model
 from treadle.model.training.model_selection import ModelSelection

@@ -14,15 +14,9 @@ from numpy.typing import NDArray
 from small_runs import NAMES, TEXT, config_of
 
 from treadle.kernels import suffix_array
-from treadle.model.config import (
-    CorpusLayout,
-    DataConfig,
-    LimitsConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    TrainConfig,
-)
+from treadle.model.config import DataConfig, LimitsConfig, TokenizerConfig, TrainConfig
 from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
+from treadle.model.enums import CorpusLayout, TokenizerKind
 from treadle.model.errors import ConfigError
 from treadle.model.generation import novelty
 from treadle.model.generation.novelty import Novelty, NoveltyIndex, indexing_bytes

@@ -10,7 +10,8 @@ from golden_files import FOLDER as GOLDEN_FOLDER
 from numpy.typing import NDArray
 
 from treadle.kernels import reference
-from treadle.model.config import Cell, OptimizerConfig, OptimizerKind, Schedule
+from treadle.model.config import OptimizerConfig
+from treadle.model.enums import Cell, OptimizerKind, Schedule
 from treadle.model.errors import TrainingError
 from treadle.model.network.parallel import PART, Pool
 from treadle.model.network.parameters import Parameters

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from treadle.kernels import reference
-from treadle.model.config import Cell, NetworkConfig
+from treadle.model.config import NetworkConfig
+from treadle.model.enums import Cell
 from treadle.model.errors import ConfigError, LoadError
 from treadle.model.network.parameters import Parameters, flat_size, flat_views
 from treadle.model.network.shape import Shape, check_network

@@ -19,17 +19,13 @@ from small_runs import NAMES, QUIET, TEXT, config_of, weights_of
 
 from treadle.kernels.jit import BF16_MISSING
 from treadle.model.config import (
-    Cell,
-    CorpusLayout,
     DataConfig,
     LimitsConfig,
     NetworkConfig,
     OptimizerConfig,
-    OptimizerKind,
-    Precision,
-    Schedule,
     TrainConfig,
 )
+from treadle.model.enums import Cell, CorpusLayout, OptimizerKind, Precision, Schedule
 from treadle.model.errors import LoadError, TrainingError
 from treadle.model.model import Model
 from treadle.model.training import checkpoint

@@ -13,17 +13,11 @@ from small_models import TEXT, model_of
 import treadle.model.network.workspace as workspace_module
 import treadle.model.scoring.sequence_scorer as sequence_module
 from treadle.kernels import reference
-from treadle.model.config import (
-    Cell,
-    CorpusLayout,
-    NetworkConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
+from treadle.model.config import NetworkConfig, TokenizerConfig
 from treadle.model.data.batching import Batch
 from treadle.model.data.corpus import TokenData
 from treadle.model.data.validation_batches import ValidationBatches
+from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
 from treadle.model.model import Model
 from treadle.model.network.parallel import Pool

@@ -12,13 +12,8 @@ import pytest
 from clocks import StillClock
 from small_models import bytes_of, chain_of, letters, model_of, result_of, text_of, tokens_of
 
-from treadle.model.config import (
-    Cell,
-    CorpusLayout,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
+from treadle.model.config import TokenizerConfig
+from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, ForeignStateError, StateError
 from treadle.model.generation import generate
 from treadle.model.generation.generate import PreparedPrompt, seed_of

@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treadle.model.config import (
-    Cell,
-    CorpusLayout,
-    NetworkConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    UnknownPolicy,
-)
+from treadle.model.config import NetworkConfig, TokenizerConfig
+from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import UnknownSymbolError
 from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters

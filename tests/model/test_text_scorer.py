@@ -8,7 +8,7 @@ import pytest
 from small_models import model_of
 
 from treadle.model import Model
-from treadle.model.config import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
+from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import UnknownSymbolError
 from treadle.model.scoring.scores import Details, TextScore
 from treadle.model.scoring.sequence_scorer import SequenceScorer

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from treadle.kernels.jit import BF16_MISSING
-from treadle.model.config import Cell, NetworkConfig, OptimizerConfig, Precision, TrainConfig
+from treadle.model.config import NetworkConfig, OptimizerConfig, TrainConfig
+from treadle.model.enums import Cell, Precision
 from treadle.model.network.shape import Shape
 from treadle.model.training.auto import throughput
 from treadle.model.training.auto.throughput import (

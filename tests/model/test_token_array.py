@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from small_models import model_of
 
-from treadle.model.config import CorpusLayout, SamplingConfig, TokenizerKind
+from treadle.model.config import SamplingConfig
 from treadle.model.data.corpus import Corpus, TokenData, read_corpus
 from treadle.model.data.token_array import TokenWriter
+from treadle.model.enums import CorpusLayout, TokenizerKind
 from treadle.model.errors import TokenError
 from treadle.model.generation.beam_rows import BeamRows
 from treadle.model.generation.constraint import compile_constraint

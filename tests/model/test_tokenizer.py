@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
+from treadle.model.config import TokenizerConfig
+from treadle.model.enums import CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, CorpusError, LoadError, UnknownSymbolError
 from treadle.model.tokenizers import characters
 from treadle.model.tokenizers import words as tokenizer_words

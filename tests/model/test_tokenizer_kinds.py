@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treadle.model.config import CorpusLayout, TokenizerConfig, TokenizerKind, UnknownPolicy
+from treadle.model.config import TokenizerConfig
+from treadle.model.enums import CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import (
     ConfigError,
     CorpusError,

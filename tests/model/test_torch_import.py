@@ -10,7 +10,8 @@ from golden_files import GOLDEN_NAMES, Golden, load_golden
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from treadle.model.config import Cell, CorpusLayout, TokenizerConfig, TokenizerKind
+from treadle.model.config import TokenizerConfig
+from treadle.model.enums import Cell, CorpusLayout, TokenizerKind
 from treadle.model.errors import LoadError
 from treadle.model.model import Model
 from treadle.model.network.engine import Engine

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from treadle.model.config import Cell, NetworkConfig
+from treadle.model.config import NetworkConfig
+from treadle.model.enums import Cell
 from treadle.model.errors import LoadError
 from treadle.model.network.shape import GATES
 from treadle.model.network.torch_state_dict import from_torch, network_of, to_torch

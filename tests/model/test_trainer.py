@@ -20,20 +20,16 @@ from small_runs import (
 )
 
 from treadle.model.config import (
-    Cell,
-    CorpusLayout,
     DataConfig,
     LimitsConfig,
     NetworkConfig,
     OptimizerConfig,
-    OptimizerKind,
     ReportConfig,
     TokenizerConfig,
-    TokenizerKind,
     TrainConfig,
-    UnknownPolicy,
 )
 from treadle.model.data.corpus import read_corpus
+from treadle.model.enums import Cell, CorpusLayout, OptimizerKind, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, CorpusError, EncodingError
 from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters

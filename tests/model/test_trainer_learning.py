@@ -20,21 +20,17 @@ from small_runs import (
 
 from treadle.kernels import reference
 from treadle.model.config import (
-    Cell,
-    CorpusLayout,
     DataConfig,
     LimitsConfig,
     NetworkConfig,
     OptimizerConfig,
-    OptimizerKind,
     ReportConfig,
     TokenizerConfig,
-    TokenizerKind,
     TrainConfig,
-    UnknownPolicy,
 )
 from treadle.model.data.batching import make_batches
 from treadle.model.data.corpus import read_corpus
+from treadle.model.enums import Cell, CorpusLayout, OptimizerKind, TokenizerKind, UnknownPolicy
 from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters
 from treadle.model.training.trainer import Trainer, train

@@ -15,14 +15,8 @@ from small_runs import (
     weights_of,
 )
 
-from treadle.model.config import (
-    DataConfig,
-    LimitsConfig,
-    OptimizerConfig,
-    OptimizerKind,
-    ReportConfig,
-    Schedule,
-)
+from treadle.model.config import DataConfig, LimitsConfig, OptimizerConfig, ReportConfig
+from treadle.model.enums import OptimizerKind, Schedule
 from treadle.model.errors import TrainingError
 from treadle.model.training.optimizer import learning_rate
 from treadle.model.training.plan import Plan

@@ -11,18 +11,10 @@ import numpy as np
 import pytest
 from small_runs import NAMES, QUIET, TEXT, config_of, run, weights_of
 
-from treadle.model.config import (
-    CorpusLayout,
-    CorpusRole,
-    DataConfig,
-    Keep,
-    LimitsConfig,
-    Precision,
-    TokenizerConfig,
-    TrainConfig,
-)
+from treadle.model.config import DataConfig, LimitsConfig, TokenizerConfig, TrainConfig
 from treadle.model.data.corpus import TokenData, read_corpus
 from treadle.model.data.validation_batches import ValidationBatches
+from treadle.model.enums import CorpusLayout, CorpusRole, Keep, Precision
 from treadle.model.training import evaluation, validation_plan
 from treadle.model.training.evaluation import Loss
 from treadle.model.training.metrics import Metrics

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from treadle.model.config import CorpusLayout, DataConfig
+from treadle.model.config import DataConfig
 from treadle.model.data.corpus import CorpusFile, read_corpus
 from treadle.model.data.splits import TokenData
 from treadle.model.data.token_array import JoinedTokens, TokenArray, blocks, joined_view
+from treadle.model.enums import CorpusLayout
 from treadle.model.training.checkpoint import corpus_fingerprint
 
 TEXT = b"the quick brown fox\njumps over\nthe lazy dog\n" * 500

@@ -6,7 +6,8 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
-from treadle.model.config import CorpusLayout, SamplingConfig, TokenizerConfig
+from treadle.model.config import SamplingConfig, TokenizerConfig
+from treadle.model.enums import CorpusLayout
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.server.errors import StatusError

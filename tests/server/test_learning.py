@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from treadle.model import Model
-from treadle.model.config import OptimizerKind
+from treadle.model.enums import OptimizerKind
 from treadle.model.online.config import LearningConfig
 from treadle.model.online.learner import Learner
 from treadle.model.scoring.scores import Details

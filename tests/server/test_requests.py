@@ -7,7 +7,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
-from treadle.model import config as settings
+from treadle.model import enums
 from treadle.model.config import TrainConfig
 from treadle.model.network import precision
 from treadle.server.errors import StatusError
@@ -25,18 +25,18 @@ def violations(error: StatusError) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("contract", "words"),
     [
-        (pb.Cell, settings.Cell),
-        (pb.TokenizerKind, settings.TokenizerKind),
-        (pb.UnknownPolicy, settings.UnknownPolicy),
-        (pb.CorpusLayout, settings.CorpusLayout),
-        (pb.Optimizer, settings.OptimizerKind),
-        (pb.Schedule, settings.Schedule),
-        (pb.Precision, settings.Precision),
-        (pb.CorpusFormat, settings.CorpusFormat),
-        (pb.CorpusRole, settings.CorpusRole),
-        (pb.Split, settings.Split),
-        (pb.Preset, settings.Preset),
-        (pb.Keep, settings.Keep),
+        (pb.Cell, enums.Cell),
+        (pb.TokenizerKind, enums.TokenizerKind),
+        (pb.UnknownPolicy, enums.UnknownPolicy),
+        (pb.CorpusLayout, enums.CorpusLayout),
+        (pb.Optimizer, enums.OptimizerKind),
+        (pb.Schedule, enums.Schedule),
+        (pb.Precision, enums.Precision),
+        (pb.CorpusFormat, enums.CorpusFormat),
+        (pb.CorpusRole, enums.CorpusRole),
+        (pb.Split, enums.Split),
+        (pb.Preset, enums.Preset),
+        (pb.Keep, enums.Keep),
     ],
 )
 def test_both_sides_know_the_same_values(contract: Any, words: type[enum.StrEnum]) -> None:

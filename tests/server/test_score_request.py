@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from treadle.model.config import UnknownPolicy
+from treadle.model.enums import UnknownPolicy
 from treadle.model.scoring.scores import Details
 from treadle.server.errors import StatusError
 from treadle.server.messages.score_request import Scoring, embedding_policy, scoring, stream_scoring

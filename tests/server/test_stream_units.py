@@ -8,7 +8,7 @@ import grpc
 import pytest
 from small_models import model_of
 
-from treadle.model.config import CorpusLayout, TokenizerKind, UnknownPolicy
+from treadle.model.enums import CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.model import Model
 from treadle.model.online.learner import Learner
 from treadle.server.errors import StatusError
