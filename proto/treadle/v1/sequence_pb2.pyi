@@ -3444,9 +3444,7 @@ Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
 
 @_typing.final
 class RollBack(_message.Message):
-    """Returns the session to the last snapshot, or to its beginning if there is
-    none.
-    """
+    """Returns the session to the last snapshot; without one, to its beginning."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
