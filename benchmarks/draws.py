@@ -17,8 +17,8 @@ import numpy as np
 
 from treadle.benchmarks.machine import processor
 from treadle.kernels.jit import jit
-from treadle.kernels.loss import largest, shifted_exp
-from treadle.kernels.sampling import Truncation, allocate_sampling_scratch, draw
+from treadle.kernels.loss import row_max, shifted_exp
+from treadle.kernels.sampling import Truncation, allocate_sampling_scratch, sample
 from treadle.kernels.structs import Array
 
 ZERO = np.float32(0)
@@ -43,7 +43,7 @@ def _sort(weights: Array) -> int:
 def _measure(spread: float, V: int, rounds: int) -> dict[str, float]:
     """Returns the median microseconds of every setting."""
     logits = (spread * np.random.default_rng(0).standard_normal(V)).astype(np.float32)
-    most = np.float32(largest(logits))
+    most = np.float32(row_max(logits))
     weights = np.empty(V, np.float32)
     scratch = allocate_sampling_scratch(V)
     shifted_exp(logits, most, weights)
@@ -51,7 +51,7 @@ def _measure(spread: float, V: int, rounds: int) -> dict[str, float]:
     half = np.float32(0.5)
 
     def drawing(cuts: Truncation) -> Callable[[], int]:
-        return lambda: draw(logits, most, ONE, cuts, half, weights, scratch)
+        return lambda: sample(logits, most, ONE, cuts, half, weights, scratch)
 
     contenders = {name: drawing(cuts) for name, cuts in SETTINGS.items()}
     contenders["a sort of all"] = lambda: _sort(weights)

@@ -1,1 +1,1 @@
-"""Compiled loops over NumPy arrays: the recurrent cells, the loss, the optimizers and the draw."""
+"""Compiled loops over NumPy arrays: recurrent cells, loss, optimizers, decoding and sampling."""

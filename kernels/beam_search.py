@@ -1,7 +1,7 @@
-"""One step of a beam search: what follows each of several texts, of all tokens.
+"""`step_log_probabilities` runs one step of a beam search, over all texts of the beam at once.
 
-The state and the log-probabilities come from the functions that scoring calls, in their order, so
-they are bit for bit what scoring each text alone gives.
+The state and the log-probabilities come from the functions that scoring calls, in the same order,
+so they are bit for bit what scoring each text alone gives.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from treadle.kernels.activations import log
 from treadle.kernels.jit import jit
-from treadle.kernels.loss import largest, shifted_exp
+from treadle.kernels.loss import row_max, shifted_exp
 from treadle.kernels.network import output_logits, read_shard
 from treadle.kernels.structs import Array, Ints, State, Weights, Workspace
 
@@ -19,7 +19,7 @@ from treadle.kernels.structs import Array, Ints, State, Weights, Workspace
 def step_log_probabilities(
     cell: int, weights: Weights, work: Workspace, state: State, tokens: Ints, out: Array
 ) -> None:
-    """Read a token in each of B texts and tell log p of every token after it.
+    """Reads a token in each of B texts and writes log p of every token after it.
 
     Args:
         cell: RNN, GRU or LSTM.
@@ -35,8 +35,8 @@ def step_log_probabilities(
     logits = work.logits[:B]
     output_logits(weights, work.hs[work.hs.shape[0] - 1, 1], logits)
     for row in range(B):
-        m = largest(logits[row])
-        log_whole = log(shifted_exp(logits[row], m, out[row]))
+        m = row_max(logits[row])
+        log_sum = log(shifted_exp(logits[row], m, out[row]))
         for v in range(out.shape[1]):
             # As in `loss.log_probability`, whose logarithm is the same for the whole row.
-            out[row, v] = (logits[row, v] - m) - log_whole
+            out[row, v] = (logits[row, v] - m) - log_sum

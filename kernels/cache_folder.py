@@ -1,10 +1,10 @@
-"""Where compiled kernels are kept: the user's cache folder, or a temporary one of this process.
+"""`choose_cache_folder` picks the folder of compiled kernels, a temporary one if need be.
 
-What is cached is code that is run, so only a folder that no other user can write is used. Where
-there is none, the process makes a temporary folder, with a copy of what was compiled before, and
-names it to its child processes through `NUMBA_CACHE_DIR`: none of them compiles again. The folder
-is removed when the process ends. A process that is killed leaves it; the next process that needs
-such a folder removes it then, because nobody holds its lock any more.
+The cache holds code that is run, so only a folder that no other user can write is used. If there is
+none, the process makes a temporary folder with a copy of what was compiled before, and passes its
+path to child processes in `NUMBA_CACHE_DIR`, so that they do not compile again. The folder is
+removed when the process ends. A process that is killed leaves it behind; the next process that
+needs such a folder removes it, because its lock is free.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class CacheFolder:
 
 
 def choose_cache_folder(name: str, base: str = "") -> CacheFolder:
-    """Return a folder that this process can write and other users cannot.
+    """Returns a folder that this process can write and other users cannot.
 
     Args:
-        name: the folder's own name, which tells versions and processors apart.
+        name: the folder's own name, which distinguishes versions and processors.
         base: the folder that holds it; empty: `treadle/kernels` in the user's cache folder.
 
     Raises:
@@ -61,9 +61,9 @@ def choose_cache_folder(name: str, base: str = "") -> CacheFolder:
 
 
 def remove_temporary_folders() -> None:
-    """Remove the temporary folders of this process, as its end does by itself.
+    """Removes the temporary folders of this process, as its exit does by itself.
 
-    Needed before `os._exit`, which skips what Python does at an end.
+    Needed before `os._exit`, which skips exit handlers.
     """
     for process, folder in _made:
         if process == os.getpid():  # a forked child leaves its parent's alone
@@ -71,9 +71,9 @@ def remove_temporary_folders() -> None:
 
 
 def _user_folder() -> Path | None:
-    """Return the user's folder for compiled kernels, None for a user without a home."""
+    """Returns the user's folder for compiled kernels, None for a user without a home."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(cache):  # others are to be ignored, says the XDG specification
+    if os.path.isabs(cache):  # the XDG specification says to ignore relative paths
         return Path(cache) / "treadle" / "kernels"
     try:
         return Path.home() / ".cache" / "treadle" / "kernels"
@@ -82,7 +82,7 @@ def _user_folder() -> Path | None:
 
 
 def _unusable(folder: Path) -> str:
-    """Make a folder if it is missing, and say why it cannot be used; empty where it can."""
+    """Makes a folder if it is missing, and returns why it cannot be used; empty where it can."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -95,7 +95,7 @@ def _unusable(folder: Path) -> str:
 
 
 def _is_private(folder: Path) -> bool:
-    """Return whether a folder is there and only this user, its group or root can write it."""
+    """Returns whether a folder exists and only this user, its group or root can write it."""
     try:
         status = folder.stat()
     except OSError:
@@ -110,14 +110,14 @@ def _is_private(folder: Path) -> bool:
 
 
 def _temporary_folder() -> Path:
-    """Make a folder of this process, which is removed at its end; clear away what others left."""
+    """Makes a folder that is removed when this process ends; removes those that others left."""
     for left in _abandoned(Path(tempfile.gettempdir())):
         shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # only its owner can enter it
     _made.append((os.getpid(), folder))
     if len(_made) == 1:
         atexit.register(remove_temporary_folders)
-    # Locked under another name first: a lock that can be seen and had is of a process that ended.
+    # Locked under another name first, so that a visible lock that is free means an ended process.
     locking = folder / f"{_LOCK}.new"
     handle = os.open(locking, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)  # open until the end
     fcntl.flock(handle, fcntl.LOCK_EX)
@@ -126,9 +126,9 @@ def _temporary_folder() -> Path:
 
 
 def _abandoned(parent: Path) -> Iterator[Path]:
-    """Yield the temporary folders of processes of this user that have ended."""
+    """Yields the temporary folders of processes of this user that have ended."""
     for folder in sorted(parent.glob(f"{_PREFIX}*")):
-        with suppress(OSError):  # gone meanwhile, or none of ours
+        with suppress(OSError):  # gone meanwhile, or not a folder of Treadle
             status = folder.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
                 continue
@@ -141,7 +141,7 @@ def _abandoned(parent: Path) -> Iterator[Path]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy the files below a folder; the copies can be written whatever the originals allow."""
+    """Copies the files below a folder; the copies can be written whatever the originals allow."""
     for path in source.rglob("*"):
         copy = target / path.relative_to(source)
         with suppress(FileNotFoundError):  # replaced meanwhile by the process that owns it

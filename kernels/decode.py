@@ -1,8 +1,9 @@
-"""Decoding: a chunk of tokens for several sessions in one call without the interpreter lock.
+"""`decode` samples a chunk of tokens for several sequences in one call.
 
-Every step runs the same kernels as training and scoring do, so a token's log-probability is
-bit for bit what scoring the text gives, whoever else decodes in the same call. What a session may
-change about its logits is in `edits`, how it draws from them in `draw`.
+The call runs without the interpreter lock. Every step runs the same kernels as training and
+scoring, so a token's log-probability is bit for bit what scoring the text gives, whatever other
+sequences decode in the same call. `logit_edits` holds what a sequence may change about its logits,
+`sampling` how a token is sampled from them.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from treadle.kernels.logit_edits import (
     has_edits,
     record_token,
 )
-from treadle.kernels.loss import largest, log_probability, shifted_exp
+from treadle.kernels.loss import log_probability, row_max, shifted_exp
 from treadle.kernels.network import embed, layer_tape, output_logits, store_state, upper_layers
 from treadle.kernels.random import uniform
 from treadle.kernels.sampling import (
     SamplingScratch,
     Truncation,
     allocate_sampling_scratch,
-    draw,
-    sorts,
+    needs_sorting,
+    sample,
 )
 from treadle.kernels.simd import copy
 from treadle.kernels.structs import Array, Ints, State, Weights, Workspace
@@ -38,19 +39,19 @@ from treadle.kernels.token_ranks import token_rank, top_k_tokens
 
 Longs = npt.NDArray[np.uint64]
 
-_NEVER = np.float32(-np.inf)
+_EXCLUDED = np.float32(-np.inf)
 
 SAMPLING_STREAM = np.uint64(1)
-"""Random stream of the draw; parameters are initialized from streams of their own seed."""
+"""The random stream of sampling; parameters are initialized from other streams."""
 
 
 class Sequences(NamedTuple):
-    """What each of M decoding sessions asks for, and where it stands."""
+    """The settings and the position of each of M sequences that decode together."""
 
     token: Ints
-    """(M,), the last token read or drawn; updated."""
+    """(M,), the last token read or sampled; updated."""
     end: Ints
-    """(M,), the token that ends a session, or -1."""
+    """(M,), the token that ends a sequence, or -1."""
     temperature: Array
     """(M,), 0 for greedy."""
     top_k: Ints
@@ -64,166 +65,186 @@ class Sequences(NamedTuple):
     seed: Longs
     """(M,)."""
     position: Longs
-    """(M,), draws of that seed so far; updated."""
+    """(M,), tokens sampled with that seed so far; updated."""
 
 
 class DecodedTokens(NamedTuple):
-    """What N steps of M sessions give; written."""
+    """The results of N steps of M sequences; written."""
 
     tokens: Ints
-    """(N, M); -1 after a session's end."""
+    """(N, M); -1 after the end of a sequence."""
     log_probabilities: Array
     """(N, M), of each token under the model itself, in nats."""
     ranks: Ints
-    """(N, M), 1 for the likeliest token; (0, M) where nobody asks."""
+    """(N, M), 1 for the likeliest token; (0, M) where no sequence asks for ranks."""
     alternatives: Ints
-    """(N, M, A), the likeliest tokens, likeliest first; (N, M, 0) where nobody asks."""
+    """(N, M, A), the likeliest tokens, likeliest first; (N, M, 0) where no sequence asks."""
     alternative_log_probabilities: Array
-    """(N, M, A), theirs."""
+    """(N, M, A), theirs, in nats."""
 
 
 @jit_inline
-def _is_over(sessions: Sequences, edits: LogitEdits, m: int) -> bool:
-    ended = sessions.end[m] >= 0 and sessions.token[m] == sessions.end[m]
+def _has_ended(sequences: Sequences, edits: LogitEdits, m: int) -> bool:
+    ended = sequences.end[m] >= 0 and sequences.token[m] == sequences.end[m]
     return bool(ended or edits.constraint_state[m] == DEAD_END)
 
 
 @jit_inline
-def _cuts(sessions: Sequences, m: int) -> Truncation:
-    return Truncation(
-        sessions.top_k[m], sessions.top_p[m], sessions.min_p[m], sessions.typical_p[m]
-    )
+def _truncation(sequences: Sequences, m: int) -> Truncation:
+    top_k = sequences.top_k[m]
+    top_p = sequences.top_p[m]
+    min_p = sequences.min_p[m]
+    typical_p = sequences.typical_p[m]
+    return Truncation(top_k, top_p, min_p, typical_p)
 
 
 @jit
-def _any_sorts(sessions: Sequences) -> bool:
-    """Tell whether any session's draws sort."""
+def _any_needs_sorting(sequences: Sequences) -> bool:
+    """Returns whether the sampling of any sequence sorts."""
     found = False
-    for m in range(sessions.token.size):
-        found = found or sorts(_cuts(sessions, m))
+    for m in range(sequences.token.size):
+        found = found or needs_sorting(_truncation(sequences, m))
     return found
 
 
 @jit
-def _draw_one(
-    sessions: Sequences, edits: LogitEdits, m: int, logits: Array, largest_logit: np.float32,
+def _sample_token(
+    sequences: Sequences, edits: LogitEdits, m: int, logits: Array, max_logit: np.float32,
     weights: Array, edited: Array, scratch: SamplingScratch,
 ) -> int:  # fmt: skip
-    """Draw session m's next token.
+    """Samples the next token of sequence m.
 
     Args:
-        sessions: all of them.
-        edits: what they change.
-        m: which one.
-        logits: (V,), the model's own.
-        largest_logit: the largest of them.
-        weights: (V,); in: their shifted_exp; overwritten.
+        sequences: all of them.
+        edits: of all sequences.
+        m: number of the sequence.
+        logits: (V,), the model's.
+        max_logit: the largest of them.
+        weights: (V,); in: exp(logits - max_logit); overwritten.
         edited: (V,), written.
-        scratch: what `draw` works in.
+        scratch: of `sample`.
 
     Returns:
-        The token; -1 where none is left to draw.
+        The token; -1 where none is allowed.
     """
-    u = uniform(sessions.seed[m], SAMPLING_STREAM, sessions.position[m])
-    cuts = _cuts(sessions, m)
-    made, temperature = edits.new_tokens[m], sessions.temperature[m]
-    if made < edits.forced.shape[1] and edits.forced[m, made] >= 0:
-        return int(edits.forced[m, made])
+    u = uniform(sequences.seed[m], SAMPLING_STREAM, sequences.position[m])
+    truncation = _truncation(sequences, m)
+    temperature = sequences.temperature[m]
+    new_tokens = edits.new_tokens[m]
+    if new_tokens < edits.forced.shape[1] and edits.forced[m, new_tokens] >= 0:
+        return int(edits.forced[m, new_tokens])
     if not has_edits(edits, m):
-        return draw(logits, largest_logit, temperature, cuts, u, weights, scratch)
-    edit_logits(edits, m, sessions.end[m], logits, edited)
-    most = largest(edited)
-    if most == _NEVER:
+        return sample(logits, max_logit, temperature, truncation, u, weights, scratch)
+    edit_logits(edits, m, sequences.end[m], logits, edited)
+    max_edited = row_max(edited)
+    if max_edited == _EXCLUDED:
         return -1
-    shifted_exp(edited, most, weights)
-    return draw(edited, most, temperature, cuts, u, weights, scratch)
+    shifted_exp(edited, max_edited, weights)
+    return sample(edited, max_edited, temperature, truncation, u, weights, scratch)
 
 
 @jit
-def _tell_alternatives(
-    logits: Array, largest_logit: np.float32, whole: np.float32, ids: Ints, out: Array
-) -> None:  # fmt: skip
-    """Write the likeliest tokens' ids (A,) and log-probabilities (A,) of a row (V,)."""
+def _write_alternatives(
+    logits: Array, max_logit: np.float32, exp_sum: np.float32, ids: Ints, out: Array
+) -> None:
+    """Writes the ids (A,) and log-probabilities (A,) of the likeliest tokens of a row (V,)."""
     top_k_tokens(logits, ids)
     for a in range(min(ids.size, logits.size)):
-        out[a] = log_probability(logits[ids[a]], largest_logit, whole)
+        out[a] = log_probability(logits[ids[a]], max_logit, exp_sum)
 
 
 @jit_inline
-def _draw_all(
-    sessions: Sequences, edits: LogitEdits, logits: Array, rows: Array, scratch: SamplingScratch,
-    drawn: DecodedTokens, n: int,
+def _sample_all(
+    sequences: Sequences, edits: LogitEdits, logits: Array, rows: Array, scratch: SamplingScratch,
+    decoded: DecodedTokens, n: int,
 ) -> bool:  # fmt: skip
-    """Draw each session's next token from logits (M, V); return whether any session goes on."""
+    """Samples the next token of each sequence from logits (M, V).
+
+    Args:
+        sequences: all of them; updated.
+        edits: of all sequences; updated.
+        logits: (M, V).
+        rows: (2, V), overwritten.
+        scratch: of `sample`.
+        decoded: its step n is written.
+        n: the step.
+
+    Returns:
+        Whether any sequence continues.
+    """
     alive = False
     for m in range(logits.shape[0]):
-        if _is_over(sessions, edits, m):
+        if _has_ended(sequences, edits, m):
             continue
         row = logits[m]
-        m_logit = largest(row)
-        whole = shifted_exp(row, m_logit, rows[0])
-        token = _draw_one(sessions, edits, m, row, m_logit, rows[0], rows[1], scratch)
+        max_logit = row_max(row)
+        exp_sum = shifted_exp(row, max_logit, rows[0])
+        token = _sample_token(sequences, edits, m, row, max_logit, rows[0], rows[1], scratch)
         if token < 0:
             edits.constraint_state[m] = DEAD_END
             continue
-        drawn.tokens[n, m] = token
-        drawn.log_probabilities[n, m] = log_probability(row[token], m_logit, whole)
-        if drawn.ranks.shape[0]:
-            drawn.ranks[n, m] = token_rank(row, token)
-        if drawn.alternatives.shape[2]:
-            others = drawn.alternative_log_probabilities[n, m]
-            _tell_alternatives(row, m_logit, whole, drawn.alternatives[n, m], others)
-        sessions.token[m] = token
-        sessions.position[m] += np.uint64(1)
+        decoded.tokens[n, m] = token
+        decoded.log_probabilities[n, m] = log_probability(row[token], max_logit, exp_sum)
+        if decoded.ranks.shape[0]:
+            decoded.ranks[n, m] = token_rank(row, token)
+        if decoded.alternatives.shape[2]:
+            ids = decoded.alternatives[n, m]
+            scores = decoded.alternative_log_probabilities[n, m]
+            _write_alternatives(row, max_logit, exp_sum, ids, scores)
+        sequences.token[m] = token
+        sequences.position[m] += np.uint64(1)
         record_token(edits, m, token)
-        alive = alive or not _is_over(sessions, edits, m)
+        alive = alive or not _has_ended(sequences, edits, m)
     return alive
 
 
 @jit
 def decode(
-    cell: int, weights: Weights, work: Workspace, state: State, sessions: Sequences,
-    edits: LogitEdits, drawn: DecodedTokens,
+    cell: int, weights: Weights, work: Workspace, state: State, sequences: Sequences,
+    edits: LogitEdits, decoded: DecodedTokens,
 ) -> None:  # fmt: skip
-    """Draw a chunk of tokens for M sessions.
+    """Samples a chunk of tokens for M sequences.
 
     Args:
         cell: RNN, GRU or LSTM.
         weights: packed.
         work: for T = 1 step and M rows, M at most LOGIT_ROWS.
-        state: in: each session's state before `sessions.token` was read; out: the same after
+        state: in: each sequence's state before `sequences.token` was read; out: the same after
             the chunk.
-        sessions: what they ask for; updated.
+        sequences: their settings and positions; updated.
         edits: what they change about their logits; updated.
-        drawn: what they get, N steps of it.
+        decoded: the results, of N steps; written.
     """
-    L, M = state.h.shape[0], state.h.shape[1]
-    V, size = weights.by.size, M * state.h.shape[2]
-    rows, scratch = (
-        np.empty((2, V), np.float32),
-        allocate_sampling_scratch(V if _any_sorts(sessions) else 0),
-    )
+    L = state.h.shape[0]
+    M = state.h.shape[1]
+    V = weights.by.size
+    size = M * state.h.shape[2]
+    rows = np.empty((2, V), np.float32)
+    scratch = allocate_sampling_scratch(V if _any_needs_sorting(sequences) else 0)
     logits = work.logits[:M]
-    drawn.tokens[:] = -1
-    drawn.log_probabilities[:] = ZERO
-    # What every step begins with, taken out of the loop: a slice costs as much as small loops do.
-    gates, Wh, bh = work.gates[0, 0], weights.Wh[0], weights.bh[0]
-    tape, top = layer_tape(work, 0, 0, 1), work.hs[L - 1, 1]
+    decoded.tokens[:] = -1
+    decoded.log_probabilities[:] = ZERO
+    # The same for every step and outside the loop, since a slice costs as much as a small loop.
+    gates = work.gates[0, 0]
+    Wh = weights.Wh[0]
+    bh = weights.bh[0]
+    tape = layer_tape(work, 0, 0, 1)
+    top = work.hs[L - 1, 1]
     for layer in range(L):
         work.hs[layer, 1] = state.h[layer]
         if work.cs.shape[1]:
             work.cs[layer, 1] = state.c[layer]
-    for n in range(drawn.tokens.shape[0]):
+    for n in range(decoded.tokens.shape[0]):
         for layer in range(L):
             here = layer * 2 * size
             copy(work.hs, here + size, work.hs, here, size)
             if work.cs.shape[1]:
                 copy(work.cs, here + size, work.cs, here, size)
-        embed(weights, sessions.token, gates)
+        embed(weights, sequences.token, gates)
         recur_forward(cell, Wh, bh, tape, 1)
         if L > 1:
             upper_layers(cell, weights, work, 1)
         output_logits(weights, top, logits)
-        if not _draw_all(sessions, edits, logits, rows, scratch, drawn, n):
+        if not _sample_all(sequences, edits, logits, rows, scratch, decoded, n):
             break
     store_state(work, 1, state)

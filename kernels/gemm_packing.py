@@ -1,7 +1,7 @@
-"""`pack` lays a matrix out in panels of PANEL columns, which the gemm tile reads in one stream.
+"""`pack` lays a matrix out in panels of PANEL columns, which a GEMM tile reads as one stream.
 
-Weights are constant over the T steps of a window, so they are packed once an optimizer step and
-read by every step. N columns take `panel_count(N)` panels; columns past N are zero in the panels
+Weights are constant over the T steps of a window. They are packed once an optimizer step and read
+at every time step. N columns take `panel_count(N)` panels. Columns past N are zero in the panels
 and are never stored.
 """
 
@@ -10,24 +10,31 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.gemm_tile import PANEL
-from treadle.kernels.jit import jit
+from treadle.kernels.jit import TARGET, jit
 from treadle.kernels.simd import move
 
 Array = npt.NDArray[np.float32]
+
+PANEL = TARGET.panel
+"""Columns of one packed panel."""
 
 _LINE = 16
 """Floats in a cache line."""
 
 
 def panel_count(columns: int) -> int:
-    """Return how many panels hold a matrix of so many columns."""
+    """Returns the number of panels that hold a matrix of so many columns."""
     return -(-columns // PANEL)
 
 
 @jit
 def pack(matrix: Array, panels: Array) -> None:
-    """Pack a (K, N) matrix into panels (ceil(N / PANEL), K, PANEL), zero past column N."""
+    """Packs a matrix.
+
+    Args:
+        matrix: (K, N).
+        panels: (ceil(N / PANEL), K, PANEL), written; zero past column N.
+    """
     K, N = matrix.shape
     for j in range(panels.shape[0]):
         first = j * PANEL
@@ -41,7 +48,12 @@ def pack(matrix: Array, panels: Array) -> None:
 
 @jit
 def pack_transposed(matrix: Array, panels: Array) -> None:
-    """Pack the transpose of an (N, K) matrix, like `pack`."""
+    """Packs the transpose of a matrix.
+
+    Args:
+        matrix: (N, K).
+        panels: (ceil(N / PANEL), K, PANEL), written; zero past column N.
+    """
     N, K = matrix.shape
     for j in range(panels.shape[0]):
         first = j * PANEL

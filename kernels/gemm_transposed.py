@@ -1,7 +1,7 @@
-"""C += A^T B over many rows: how gradients of weights are summed.
+"""`add_rows_transposed` and `add_matmul_transposed` compute C += A^T B, the gradient of weights.
 
-Rows of A and B are gathered in packed blocks, as they come to be, while the caches still hold
-them; a full block is multiplied by the tile. Every element of C is one chain of fused
+Rows of A and B are gathered in packed blocks as they are computed, while the caches still hold
+them. A full block is multiplied by the GEMM tile. Every element of C is one chain of fused
 multiply-adds over the rows in the order in which they were gathered, whatever a block holds.
 """
 
@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.gemm import tiles
-from treadle.kernels.gemm_tile import PANEL, ROWS
+from treadle.kernels.gemm_tile import PANEL, ROWS, Operand, multiply_panel
 from treadle.kernels.jit import jit
 from treadle.kernels.simd import move
 from treadle.kernels.structs import ROW_BLOCK, RowBlock
@@ -20,8 +19,9 @@ Array = npt.NDArray[np.float32]
 
 
 def allocate_row_block(M: int, N: int) -> RowBlock:
-    """Return room for gathering rows (M,) of A and (N,) of B."""
-    strips, panels = -(-M // ROWS), -(-N // PANEL)
+    """Returns an empty block for rows (M,) of A and (N,) of B."""
+    strips = -(-M // ROWS)
+    panels = -(-N // PANEL)
     return RowBlock(
         np.zeros((strips, ROW_BLOCK, ROWS), np.float32),
         np.zeros((panels, ROW_BLOCK, PANEL), np.float32),
@@ -30,7 +30,7 @@ def allocate_row_block(M: int, N: int) -> RowBlock:
 
 @jit
 def _gather_left(A: Array, left: Array, at: int) -> None:
-    """Put rows (n, M) behind the `at` rows that are there."""
+    """Packs rows (n, M) behind the `at` rows that the block holds."""
     n, M = A.shape
     whole = M // ROWS
     for k in range(n):
@@ -44,7 +44,7 @@ def _gather_left(A: Array, left: Array, at: int) -> None:
 
 @jit
 def _gather_right(B: Array, first: int, right: Array, at: int) -> None:
-    """Put rows (n, N), from column `first` on, behind the `at` rows that are there."""
+    """Packs rows (n, N), from column `first` on, behind the `at` rows that the block holds."""
     n, N = B.shape
     whole = min(right.shape[0], (N - first) // PANEL)
     for k in range(n):
@@ -58,33 +58,32 @@ def _gather_right(B: Array, first: int, right: Array, at: int) -> None:
 
 
 @jit
-def _multiply(block: RowBlock, rows: int, C: Array, first: int) -> None:
-    """C[:, first:] += A^T B of the gathered rows, as many columns as the block holds."""
+def _multiply_block(block: RowBlock, rows: int, C: Array, first: int) -> None:
+    """Computes C[:, first:] += A^T B of the gathered rows, as many columns as the block holds."""
     M, N = C.shape
     for panel in range(block.right.shape[0]):
-        column, base = first + panel * PANEL, panel * ROW_BLOCK * PANEL
+        column = first + panel * PANEL
         if column >= N:
             break
+        right = Operand(block.right, panel * ROW_BLOCK * PANEL, ROW_BLOCK * PANEL, PANEL)
         for strip in range((M + ROWS - 1) // ROWS):
+            left = Operand(block.left, strip * ROW_BLOCK * ROWS, 1, ROWS)
+            out = Operand(C, strip * ROWS * N + column, N, 1)
             height = min(ROWS, M - strip * ROWS)
-            start, out = strip * ROW_BLOCK * ROWS, strip * ROWS * N + column
-            left = N - column
-            tiles(
-                block.left, start, 1, ROWS, block.right, base, rows, C, out, N, height, left, True
-            )
+            multiply_panel(left, right, out, height, rows, N - column, True)
 
 
 @jit
 def add_rows_transposed(
     A: Array, B: Array, block: RowBlock, gathered: int, C: Array, last: bool
 ) -> int:
-    """Gather rows for C += A^T B, and add them once the block is full or they are the last.
+    """Gathers rows for C += A^T B, and adds them once the block is full or they are the last.
 
     Args:
         A: (n, M), n at most ROW_BLOCK.
         B: (n, N).
-        block: room for N columns.
-        gathered: rows in the block; 0 at first, later what the last call returned.
+        block: for rows of M and N elements.
+        gathered: rows in the block: 0 at first, then the result of the previous call.
         C: (M, N), added to.
         last: no rows follow.
 
@@ -92,25 +91,25 @@ def add_rows_transposed(
         Rows in the block now.
     """
     if gathered + A.shape[0] > ROW_BLOCK:
-        _multiply(block, gathered, C, 0)
+        _multiply_block(block, gathered, C, 0)
         gathered = 0
     _gather_left(A, block.left, gathered)
     _gather_right(B, 0, block.right, gathered)
     gathered += A.shape[0]
     if last:
-        _multiply(block, gathered, C, 0)
+        _multiply_block(block, gathered, C, 0)
         gathered = 0
     return gathered
 
 
 @jit
 def add_matmul_transposed(A: Array, B: Array, block: RowBlock, C: Array) -> None:
-    """C += A^T B, the sum over rows in ascending order.
+    """Computes C += A^T B, the sum over rows in ascending order.
 
     Args:
         A: (K, M).
         B: (K, N).
-        block: room for M rows of C and any number of its columns.
+        block: for rows of M elements and of any number of columns of C.
         C: (M, N), added to.
     """
     K, N = B.shape
@@ -120,4 +119,4 @@ def add_matmul_transposed(A: Array, B: Array, block: RowBlock, C: Array) -> None
         _gather_left(A[k : k + rows], block.left, 0)
         for first in range(0, N, columns):
             _gather_right(B[k : k + rows], first, block.right, 0)
-            _multiply(block, rows, C, first)
+            _multiply_block(block, rows, C, first)

@@ -1,8 +1,8 @@
-"""Single instructions that neither NumPy nor Numba offers, each with a Python stand-in.
+"""`fma` and other single instructions that neither NumPy nor Numba offers.
 
-They take floats and vectors alike (see `simd`), but for the two over bits. The stand-ins serve
-NUMBA_DISABLE_JIT=1 only. `fma` rounds once in hardware; its stand-in adds the exact product in
-float64 and rounds to float32, which differs in rare last bits.
+All but the two over bits take floats and vectors alike (see `simd`). Each has a Python stand-in for
+NUMBA_DISABLE_JIT=1. `fma` rounds once in hardware; its stand-in adds the exact product in float64
+and rounds to float32, which differs in rare last bits.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from treadle.kernels.simd import (
     LANES,
     VECTOR,
     call,
+    emit_maximum,
     is_number,
     is_vector,
-    larger_of,
-    same,
+    promote,
     vector_type,
 )
 
@@ -38,13 +38,13 @@ _EXPONENT_OFFSET = 0x4B400000 - 127  # the bits of 1.5 * 2**23, less the bias of
 
 
 def _typed(kinds: tuple[Any, ...], emit: Callable[..., Any]) -> Any:
-    """The signature of an operation over floats or vectors, and what writes it."""
+    """Returns the signature of an operation over floats or vectors, and its code generator."""
     if not all(is_number(kind) for kind in kinds):
         return None
     result = vector_type if any(is_vector(kind) for kind in kinds) else types.float32
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return emit(builder, *same(builder, signature, arguments))
+        return emit(builder, *promote(builder, signature, arguments))
 
     return result(*kinds), generate
 
@@ -68,7 +68,7 @@ def _maximum(typing_context: Any, a: Any, b: Any) -> Any:
 
 
 def _larger(typing_context: Any, a: Any, b: Any) -> Any:
-    return _typed((a, b), larger_of)
+    return _typed((a, b), emit_maximum)
 
 
 def _zero_below(typing_context: Any, x: Any, limit: Any, value: Any) -> Any:
@@ -83,9 +83,8 @@ def _power_of_two(typing_context: Any, rounded: Any) -> Any:
     def emit(builder: Any, value: Any) -> Any:
         wide = value.type == VECTOR
         kind = INTS if wide else INT
-        offset, shift = (
-            ir.Constant(kind, [n] * LANES if wide else n) for n in (_EXPONENT_OFFSET, 23)
-        )
+        offset = ir.Constant(kind, [_EXPONENT_OFFSET] * LANES if wide else _EXPONENT_OFFSET)
+        shift = ir.Constant(kind, [23] * LANES if wide else 23)
         exponent = builder.sub(builder.bitcast(value, kind), offset)
         return builder.bitcast(builder.shl(exponent, shift), value.type)
 
@@ -107,48 +106,48 @@ def _bits_from_float(typing_context: Any, value: Any) -> Any:
 
 
 def python_fma(a: Any, b: Any, c: Any) -> Any:
-    """Stand-in for `fma`."""
+    """Stands in for `fma`."""
     return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
 
 
 def _selected(condition: Any, yes: Any, no: Any) -> Any:
-    """np.where that leaves floats floats."""
+    """Selects like np.where, and returns a float for floats."""
     return np.where(condition, yes, no).astype(np.float32)[()]
 
 
 def python_minimum(a: Any, b: Any) -> Any:
-    """Stand-in for `minimum`."""
+    """Stands in for `minimum`."""
     return _selected(a > b, b, a)
 
 
 def python_maximum(a: Any, b: Any) -> Any:
-    """Stand-in for `maximum`."""
+    """Stands in for `maximum`."""
     return _selected(a < b, b, a)
 
 
 def python_larger(a: Any, b: Any) -> Any:
-    """Stand-in for `larger`."""
+    """Stands in for `larger`."""
     return np.maximum(a, b)
 
 
 def python_zero_below(x: Any, limit: Any, value: Any) -> Any:
-    """Stand-in for `zero_below`."""
+    """Stands in for `zero_below`."""
     return _selected(x < limit, np.float32(0.0), value)
 
 
 def python_power_of_two(rounded: Any) -> Any:
-    """Stand-in for `power_of_two`."""
+    """Stands in for `power_of_two`."""
     bits = np.asarray(rounded, np.float32).view(np.int32)
     return ((bits - np.int32(_EXPONENT_OFFSET)) << np.int32(23)).view(np.float32)[()]
 
 
 def python_float_from_bits(bits: np.int32) -> np.float32:
-    """Stand-in for `float_from_bits`."""
+    """Stands in for `float_from_bits`."""
     return np.int32(bits).view(np.float32)
 
 
 def python_bits_from_float(value: np.float32) -> np.int32:
-    """Stand-in for `bits_from_float`."""
+    """Stands in for `bits_from_float`."""
     return np.float32(value).view(np.int32)
 
 

@@ -1,12 +1,12 @@
-"""How kernels are compiled: the one place for options, processor target and disk cache.
+"""`jit` compiles a kernel; this module alone sets the options, processor target and disk cache.
 
-Every other module of this room takes its decorator from here, so that one policy holds:
+Every other module of this package takes its decorator from here, so that one policy holds:
 
 - no fast-math and no contraction left to the compiler: the same source gives the same bits on
   every processor; where a product is added, `intrinsics.fma` is written;
 - NumPy's error model, without which divisions do not vectorize;
 - `nogil`, so that threads of one process run kernels side by side;
-- cached on disk, in a folder named by a hash of this room's sources and by the processor: Numba
+- cached on disk, in a folder named by a hash of this package's sources and by the processor: Numba
   itself does not notice that a jitted function in *another* file changed (numba#1833), and two
   processes that compile for two processors at once would give their files the same name.
 
@@ -14,13 +14,13 @@ The environment is read once, at import:
 
 - `TREADLE_CPU_TARGET`: `host` (default) compiles for this very processor; `portable` for
   x86-64-v4 or x86-64-v3, whichever it has, so that an image can carry both ready-made;
-- `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` name a target outright and win over it;
+- `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` name a target directly and take precedence over it;
 - `NUMBA_CACHE_DIR`: where compiled kernels are kept. Default: `treadle/kernels` in the user's
   cache folder. A folder that cannot be written is copied to a temporary one, since Numba
   refuses to read from such a cache: see `cache_folder`;
-- `NUMBA_BOUNDSCHECK`: 1 compiles kernels that check every index, those of vectors and of matrix
-  tiles too, and raise an IndexError. They are kept in a folder of their own, since Numba's own
-  cache does not tell them from others.
+- `NUMBA_BOUNDSCHECK`: 1 compiles kernels that check every index, those of vectors and GEMM tiles
+  included, and raise an IndexError. They are kept in a folder of their own, since Numba's own
+  cache does not distinguish them from others.
 """
 
 from __future__ import annotations
@@ -49,19 +49,24 @@ _BF16_NAMES = ("cooperlake", "sapphirerapids", "emeraldrapids", "graniterapids",
 
 @dataclass(frozen=True)
 class Target:
-    """The processor that kernels are compiled for, and the matrix tile that fits it."""
+    """The processor that kernels are compiled for, and the GEMM tile that fits it."""
 
     name: str
     """The processor in LLVM's naming."""
     lanes: int
     """Floats in one vector register."""
     rows: int
-    """Rows of the matrix tile: rows * 2 accumulators, 2 panel vectors and a broadcast fit the
+    """Rows of the GEMM tile: rows * 2 accumulators, 2 panel vectors and a broadcast fit the
     registers (32 with AVX-512 and NEON, 16 with AVX2 and SSE)."""
+
+    @property
+    def panel(self) -> int:
+        """Columns of the GEMM tile, and of one packed panel: two vectors."""
+        return 2 * self.lanes
 
 
 def sources_digest() -> str:
-    """Return a short hash of every source file of this room."""
+    """Returns a short hash of every source file of this package."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode())
@@ -72,7 +77,7 @@ def sources_digest() -> str:
 def _host_features() -> dict[str, bool]:
     try:
         return cast("dict[str, bool]", dict(llvm.get_host_cpu_features()))
-    except RuntimeError:  # LLVM cannot tell on this processor
+    except RuntimeError:  # LLVM does not know this processor's features
         return {}
 
 
@@ -86,17 +91,19 @@ def _has_middle(features: dict[str, bool]) -> bool:
 
 
 def _choose_portable(features: dict[str, bool]) -> None:
-    """Aim Numba at the highest x86-64 level this processor has; else leave it at the host."""
+    """Sets Numba's target to the highest x86-64 level this processor has; else to the host."""
     if config.CPU_NAME is not None:
         return
     if _has_wide(features):
-        config.CPU_NAME, config.CPU_FEATURES = "x86-64-v4", "-prefer-256-bit"
+        config.CPU_NAME = "x86-64-v4"
+        config.CPU_FEATURES = "-prefer-256-bit"
     elif _has_middle(features):
-        config.CPU_NAME, config.CPU_FEATURES = "x86-64-v3", ""
+        config.CPU_NAME = "x86-64-v3"
+        config.CPU_FEATURES = ""
 
 
 def _named_width(name: str, extra: str) -> int:
-    """Return the vector width, in floats, of a processor named to Numba."""
+    """Returns the vector width, in floats, of a processor by its LLVM name and features."""
     if name.startswith(_WIDE_NAMES) or "+avx512f" in extra:
         return 16
     if name.startswith(_MIDDLE_NAMES) or "+avx2" in extra:
@@ -105,13 +112,13 @@ def _named_width(name: str, extra: str) -> int:
 
 
 def _bf16_missing() -> str:
-    """Say why products of bfloat16 numbers cannot be compiled; empty where they can."""
+    """Returns why products of bfloat16 numbers cannot be compiled; empty where they can."""
     if not _host_features().get("avx512bf16", False):
         return "this processor lacks AVX512_BF16"
     extra = config.CPU_FEATURES or ""
     named = config.CPU_NAME is not None or config.CPU_FEATURES is not None
-    told = "+avx512bf16" in extra or (config.CPU_NAME or "").startswith(_BF16_NAMES)
-    if TARGET.lanes != 16 or "-avx512bf16" in extra or (named and not told):
+    supported = "+avx512bf16" in extra or (config.CPU_NAME or "").startswith(_BF16_NAMES)
+    if TARGET.lanes != 16 or "-avx512bf16" in extra or (named and not supported):
         return (
             f"kernels are compiled for {TARGET.name}, which lacks AVX512_BF16 (this processor "
             "has it: unset TREADLE_CPU_TARGET and NUMBA_CPU_NAME)"
@@ -119,11 +126,18 @@ def _bf16_missing() -> str:
     return ""
 
 
+def _host_width(features: dict[str, bool]) -> int:
+    """Returns the vector width, in floats, of this processor."""
+    if _has_wide(features):
+        return 16
+    return 8 if _has_middle(features) else 4
+
+
 def _choose_target() -> Target:
-    """Read the environment, set Numba's target and return what it is.
+    """Sets Numba's target from the environment, and returns it.
 
     Raises:
-        ValueError: TREADLE_CPU_TARGET has another value than those two.
+        ValueError: TREADLE_CPU_TARGET is neither host nor portable.
     """
     features = _host_features()
     asked = os.environ.get("TREADLE_CPU_TARGET", "host")
@@ -133,7 +147,7 @@ def _choose_target() -> Target:
         _choose_portable(features)
     if config.CPU_NAME is None:
         name = llvm.get_host_cpu_name()
-        lanes = 16 if _has_wide(features) else 8 if _has_middle(features) else 4
+        lanes = _host_width(features)
     else:
         name = config.CPU_NAME
         if config.CPU_FEATURES is None:  # else Numba would add the host's own features
@@ -144,7 +158,7 @@ def _choose_target() -> Target:
 
 
 def _choose_cache() -> str:
-    """Point Numba's cache at a folder for exactly these sources and this target.
+    """Sets Numba's cache to a folder for exactly these sources and this target.
 
     Returns:
         Why it is a temporary folder; empty where it is not.
@@ -162,7 +176,7 @@ BOUNDS_CHECKED = bool(config.BOUNDSCHECK)
 TARGET = _choose_target()
 
 TEMPORARY_CACHE = "" if config.DISABLE_JIT else _choose_cache()
-"""Why compiled kernels are kept only until this process ends; empty where they stay."""
+"""Why compiled kernels are kept only until this process ends; empty where they are kept on."""
 
 BF16_MISSING = _bf16_missing()
 """Why products of bfloat16 numbers (see `gemm_bf16`) cannot be compiled; empty where they can."""
@@ -176,7 +190,7 @@ KERNELS: list[Any] = []
 
 
 def jit(function: Function) -> Function:
-    """Compile a kernel under this room's policy.
+    """Compiles a kernel under the policy of this module.
 
     Args:
         function: a function over NumPy arrays and numbers.
@@ -190,10 +204,15 @@ def jit(function: Function) -> Function:
 
 
 def jit_inline(function: Function) -> Function:
-    """Compile a few lines of arithmetic into each of their callers' loops.
+    """Compiles a few lines of arithmetic into the loops of each caller.
 
-    LLVM vectorizes a loop only once the calls in it are inlined; doing so in Numba's own
-    intermediate form makes sure of it.
+    LLVM vectorizes a loop only once the calls in it are inlined. Numba's own inlining ensures that.
+
+    Args:
+        function: a function over NumPy arrays, numbers and vectors.
+
+    Returns:
+        The function for compiled code; the function itself under NUMBA_DISABLE_JIT=1.
     """
     compiled = numba.njit(inline="always", error_model="numpy", fastmath=False)(function)
     return cast("Function", compiled)

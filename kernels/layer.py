@@ -1,12 +1,12 @@
-"""One recurrent layer of any cell over real-valued input (T, B, D): forward, and the way back.
+"""`layer_forward` and `layer_backward` run one layer of any cell over inputs (T, B, D).
 
-    a = x Wx + b + h Wh, the same for every cell; what becomes of a is the cell's own affair
+    a = x Wx + b + h Wh        the same for every cell; the cell turns a into h
 
-The input's share needs no state and is one product over all steps. A network's upper layers come
-here with the states below them (D = H); `treadle.model.network.layer` with any sequence of vectors.
-A network's first layer, whose input is tokens, has its share made elsewhere (see packing) and takes
-`recur_forward` and `recur_backward` alone. The twins in plain NumPy are the cells' functions in
-`reference`.
+The input's share x Wx + b needs no state and is one product over all steps. The upper layers of a
+network get the states of the layer below (D = H); `treadle.model.network.layer` takes any sequence
+of vectors. The first layer of a network, whose input is tokens, gets its share from a table (see
+`weight_packing`) and uses `recur_forward` and `recur_backward` alone. The twins in plain NumPy are
+the functions of the cells in `reference`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from treadle.kernels.structs import GRU, LSTM, Array, RowBlock
 
 
 class LayerTape(NamedTuple):
-    """What a layer's forward pass leaves for the way back. Cells leave what they lack empty."""
+    """What the forward pass of a layer records for the backward pass.
+
+    A cell leaves what it lacks empty.
+    """
 
     gates: Array
-    """(T, B, G); the way back turns it into da, the gradient of x Wx + b."""
-    hidden: Array
-    """(T, B, 3H), the GRU's hidden products; the way back turns it into the gradient of h Wh."""
+    """(T, B, G); the backward pass turns it into da, the gradient of x Wx + b."""
+    ah: Array
+    """(T, B, 3H), the GRU's h Wh; the backward pass turns it into its gradient dah."""
     hs: Array
     """(T+1, B, H); row 0 is the initial state."""
     cs: Array
@@ -42,7 +45,7 @@ class RunningGradient(NamedTuple):
     dh: Array
     """(B, H)."""
     dc: Array
-    """(B, H), the LSTM's; not read elsewhere."""
+    """(B, H), the LSTM's; not read by other cells."""
 
 
 class LayerGradients(NamedTuple):
@@ -55,12 +58,12 @@ class LayerGradients(NamedTuple):
     b: Array
     """(G,)."""
     bh: Array
-    """(H,), the GRU's; not written elsewhere."""
+    """(H,), the GRU's; not written by other cells."""
 
 
 @jit_inline
 def input_forward(xs: Array, Wx: Array, b: Array, gates: Array, steps: int) -> None:
-    """Write the input's share of the pre-activations, xs Wx + b.
+    """Writes the input's share of the pre-activations, xs Wx + b.
 
     Args:
         xs: (T, B, D).
@@ -69,16 +72,16 @@ def input_forward(xs: Array, Wx: Array, b: Array, gates: Array, steps: int) -> N
         gates: (T, B, G), its first `steps` steps written.
         steps: at most T.
     """
-    N, D, G = steps * xs.shape[1], xs.shape[2], gates.shape[2]
-    flat = gates[:steps].reshape((N, G))
+    N = steps * xs.shape[1]
+    flat = gates[:steps].reshape((N, gates.shape[2]))
     for n in range(N):
         flat[n] = b
-    matmul(xs[:steps].reshape((N, D)), Wx, flat, True)
+    matmul(xs[:steps].reshape((N, xs.shape[2])), Wx, flat, True)
 
 
 @jit_inline
 def recur_forward(cell: int, Wh: Array, bh: Array, tape: LayerTape, steps: int) -> None:
-    """Run the recurrence from the states in row 0.
+    """Runs the recurrence from the states in row 0.
 
     Args:
         cell: RNN, GRU or LSTM.
@@ -90,7 +93,7 @@ def recur_forward(cell: int, Wh: Array, bh: Array, tape: LayerTape, steps: int) 
     if cell == LSTM:
         lstm_forward(tape.gates, tape.hs, tape.cs, Wh, steps)
     elif cell == GRU:
-        gru_forward(tape.gates, tape.hidden, tape.hs, Wh, bh, steps)
+        gru_forward(tape.gates, tape.ah, tape.hs, Wh, bh, steps)
     else:
         rnn_forward(tape.gates, tape.hs, Wh, steps)
 
@@ -98,8 +101,8 @@ def recur_forward(cell: int, Wh: Array, bh: Array, tape: LayerTape, steps: int) 
 @jit
 def layer_forward(
     cell: int, xs: Array, Wx: Array, b: Array, Wh: Array, bh: Array, tape: LayerTape, steps: int
-) -> None:  # fmt: skip
-    """Run a layer over the first `steps` steps, from the states in row 0.
+) -> None:
+    """Runs a layer over the first `steps` steps, from the states in row 0.
 
     Args:
         cell: RNN, GRU or LSTM.
@@ -120,7 +123,7 @@ def recur_backward(
     cell: int, WhT: Array, tape: LayerTape, dhs: Array, running: RunningGradient,
     dWh: Array, dbh: Array, block: RowBlock, steps: int,
 ) -> None:  # fmt: skip
-    """Go back through time, and add up the gradients of the recurrent weights.
+    """Runs backpropagation through time, and adds up the gradients of the recurrent weights.
 
     Args:
         cell: RNN, GRU or LSTM.
@@ -130,17 +133,20 @@ def recur_backward(
         running: in: of the last state; out: of the initial one.
         dWh: (H, G), added to.
         dbh: (H,), added to for the GRU.
-        block: room for rows of H and G elements. B is at most its ROW_BLOCK.
-        steps: those of the forward pass.
+        block: for rows of H and G elements. B is at most its ROW_BLOCK.
+        steps: steps of the forward pass.
     """
-    gates, hidden, hs, dh = tape.gates, tape.hidden, tape.hs, running.dh
+    gates = tape.gates
+    ah = tape.ah
+    hs = tape.hs
+    dh = running.dh
     if cell == LSTM:
         lstm_backward(gates, hs, tape.cs, WhT, dhs, dh, running.dc, dWh, block, steps)
     elif cell == GRU:
-        gru_backward(gates, hidden, hs, WhT, dhs, dh, dWh, block, steps)
+        gru_backward(gates, ah, hs, WhT, dhs, dh, dWh, block, steps)
         for t in range(steps):
             for row in range(dh.shape[0]):
-                add_into(hidden[t, row, 2 * dh.shape[1] :], dbh)
+                add_into(ah[t, row, 2 * dh.shape[1] :], dbh)
     else:
         rnn_backward(gates, hs, WhT, dhs, dh, dWh, block, steps)
 
@@ -150,7 +156,7 @@ def layer_backward(
     cell: int, xs: Array, WxT: Array, WhT: Array, tape: LayerTape, dhs: Array,
     running: RunningGradient, gradients: LayerGradients, dxs: Array, block: RowBlock, steps: int,
 ) -> None:  # fmt: skip
-    """Take a layer back through the first `steps` steps.
+    """Takes a layer back through the first `steps` steps.
 
     Args:
         cell: RNN, GRU or LSTM.
@@ -162,12 +168,13 @@ def layer_backward(
         running: in: of the last state; out: of the initial one.
         gradients: added to.
         dxs: (T, B, D), its first `steps` steps written; where D = H it may be `dhs`.
-        block: room for rows of D or H, and of G elements. B is at most its ROW_BLOCK.
-        steps: those of the forward pass.
+        block: for rows of D or H, and of G elements. B is at most its ROW_BLOCK.
+        steps: steps of the forward pass.
     """
-    N, D, G = steps * xs.shape[1], xs.shape[2], tape.gates.shape[2]
+    N = steps * xs.shape[1]
+    D = xs.shape[2]
     recur_backward(cell, WhT, tape, dhs, running, gradients.Wh, gradients.bh, block, steps)
-    da = tape.gates[:steps].reshape((N, G))
+    da = tape.gates[:steps].reshape((N, tape.gates.shape[2]))
     add_rows(da, gradients.b)
     add_matmul_transposed(xs[:steps].reshape((N, D)), da, block, gradients.Wx)
     matmul(da, WxT, dxs[:steps].reshape((N, D)), False)

@@ -1,10 +1,16 @@
-"""What a session changes about a row of logits before it draws from it.
+"""`edit_logits` changes a row of logits as one sequence asks, before a token is sampled from it.
 
-In this order: a number is added to every token's logit (-inf never is drawn); logits of tokens
-that were there before are divided by the repetition penalty where positive and multiplied by it
-where not (Keskar et al., "CTRL", 2019); those of tokens that the new text holds lose the presence
-penalty, and the frequency penalty once for each time; the end token is out before `least` tokens;
-and so is what an automaton excludes. The log-probability that is reported never knows of it.
+The edits, in this order:
+
+1. a bias is added to every token's logit; -inf excludes a token;
+2. logits of tokens that have occurred are divided by the repetition penalty if positive, and
+   multiplied by it if not (Keskar et al., "CTRL", 2019);
+3. logits of tokens that the new text holds are lowered by the presence penalty, and by the
+   frequency penalty once for each occurrence;
+4. the end token is excluded until the sequence has `min_new_tokens` tokens;
+5. tokens that the constraint's automaton does not allow are excluded.
+
+The log-probability that is reported is that of the model, before all edits.
 """
 
 from __future__ import annotations
@@ -17,22 +23,26 @@ from treadle.kernels.activations import ONE, ZERO
 from treadle.kernels.jit import jit
 from treadle.kernels.structs import Array, Ints
 
-_NEVER = np.float32(-np.inf)
+_EXCLUDED = np.float32(-np.inf)
 
-NEW, PROMPT = 0, 1
-"""The rows of a session's counts: tokens of the new text, and of the prompt."""
+NEW = 0
+"""The row of a sequence's counts for the new text."""
+PROMPT = 1
+"""The row of a sequence's counts for the prompt."""
 
-NO_CONSTRAINT, DEAD_END = -1, -2
-"""What stands for an automaton's state where there is none, and once nothing can be drawn."""
+NO_CONSTRAINT = -1
+"""The constraint state of a sequence without a constraint."""
+DEAD_END = -2
+"""The constraint state of a sequence once no token is allowed any more."""
 
 
 class LogitEdits(NamedTuple):
-    """What M sessions change; each array has a row for those that need it."""
+    """The edits of M sequences; an array has rows for the sequences that need it."""
 
     bias_row: Ints
     """(M,), the row of `biases`, or -1."""
     biases: Array
-    """(R, V), added to logits; -inf for tokens never to draw."""
+    """(R, V), added to logits; -inf for tokens that are excluded."""
     count_row: Ints
     """(M,), the row of `counts`, or -1."""
     counts: Ints
@@ -46,26 +56,27 @@ class LogitEdits(NamedTuple):
     new_tokens: Ints
     """(M,), tokens of the new text so far; updated."""
     min_new_tokens: Ints
-    """(M,), tokens before which the end token is not drawn."""
+    """(M,), tokens before which the end token is excluded."""
     constraint_state: Ints
     """(M,), the automaton's state, NO_CONSTRAINT or DEAD_END; updated."""
     transitions: Ints
-    """(S, V), the state after a token, -1 where it is excluded."""
+    """(S, V), the automaton's state after a token, -1 where the token is not allowed."""
     forced: Ints
-    """(M, F), the first tokens of the new text; -1 past their last."""
+    """(M, F), the first tokens of the new text; -1 past the last forced one."""
 
 
 @jit
 def has_edits(edits: LogitEdits, m: int) -> bool:
-    """Tell whether session m changes logits."""
+    """Returns whether sequence m changes logits."""
     changes = edits.bias_row[m] >= 0 or edits.count_row[m] >= 0 or edits.constraint_state[m] >= 0
     return bool(changes or edits.new_tokens[m] < edits.min_new_tokens[m])
 
 
 @jit
 def _penalize(edits: LogitEdits, m: int, out: Array) -> None:
-    """Apply the penalties of session m to `out` (V,)."""
-    counts, penalty = edits.counts[edits.count_row[m]], edits.repetition[m]
+    """Applies the penalties of sequence m to `out` (V,)."""
+    counts = edits.counts[edits.count_row[m]]
+    penalty = edits.repetition[m]
     for v in range(out.size):
         times = counts[NEW, v]
         if penalty != ONE and times + counts[PROMPT, v] > 0:
@@ -75,15 +86,15 @@ def _penalize(edits: LogitEdits, m: int, out: Array) -> None:
 
 
 @jit
-def edit_logits(edits: LogitEdits, m: int, end: int, logits: Array, out: Array) -> None:
-    """Write what session m makes of logits (V,) to `out` (V,).
+def edit_logits(edits: LogitEdits, m: int, end_token: int, logits: Array, out: Array) -> None:
+    """Writes the edited logits of sequence m.
 
     Args:
-        edits: of all sessions.
-        m: which one.
-        end: the token that ends it, or -1.
-        logits: the model's own.
-        out: another array.
+        edits: of all sequences.
+        m: number of the sequence.
+        end_token: the token that ends it, or -1.
+        logits: (V,), the model's.
+        out: (V,), written; not `logits`.
     """
     if edits.bias_row[m] >= 0:
         bias = edits.biases[edits.bias_row[m]]
@@ -93,18 +104,18 @@ def edit_logits(edits: LogitEdits, m: int, end: int, logits: Array, out: Array) 
         out[:] = logits
     if edits.count_row[m] >= 0:
         _penalize(edits, m, out)
-    if end >= 0 and edits.new_tokens[m] < edits.min_new_tokens[m]:
-        out[end] = _NEVER
+    if end_token >= 0 and edits.new_tokens[m] < edits.min_new_tokens[m]:
+        out[end_token] = _EXCLUDED
     if edits.constraint_state[m] >= 0:
         allowed = edits.transitions[edits.constraint_state[m]]
         for v in range(out.size):
             if allowed[v] < 0:
-                out[v] = _NEVER
+                out[v] = _EXCLUDED
 
 
 @jit
 def record_token(edits: LogitEdits, m: int, token: int) -> None:
-    """Take down that session m has drawn a token."""
+    """Updates the counts and the constraint state of sequence m after a sampled token."""
     edits.new_tokens[m] += 1
     if edits.count_row[m] >= 0:
         edits.counts[edits.count_row[m], NEW, token] += 1

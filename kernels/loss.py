@@ -1,7 +1,8 @@
-"""Softmax cross-entropy over rows of logits, and the logarithm of the softmax.
+"""`cross_entropy` computes the softmax cross-entropy over rows of logits, and its gradient.
 
-log p_k = (l_k - m) - log(sum_v exp(l_v - m)), m = max_v l_v. The sum is one vector
-of sums of every LANES-th term, its halves then added until one is left (see `simd`).
+log p_k = (l_k - m) - log(sum_v exp(l_v - m)), m = max_v l_v. A sum over a row is one vector of
+sums of every LANES-th term, whose upper half is added to the lower one until one is left (see
+`simd`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _LOWEST = np.float32(-np.inf)
 
 
 @jit
-def largest(row: Array) -> np.float32:
-    """Return the largest element of a row (V,); NaN if one is NaN."""
+def row_max(row: Array) -> np.float32:
+    """Returns the largest element of a row (V,); NaN if one is NaN."""
     V = row.size
     whole = V // LANES * LANES
     m = load_padded(row, whole, V - whole, _LOWEST)
@@ -40,8 +41,8 @@ def largest(row: Array) -> np.float32:
 
 
 @jit
-def total(row: Array) -> np.float32:
-    """Return the sum of a row (V,), lane by lane."""
+def row_sum(row: Array) -> np.float32:
+    """Returns the sum of a row (V,), lane by lane."""
     V = row.size
     whole = V // LANES * LANES
     sums = splat(ZERO)
@@ -51,60 +52,77 @@ def total(row: Array) -> np.float32:
 
 
 @jit_inline
-def _exponentials(logits: Array, largest_logit: np.float32, v: int, left: int) -> Array:
-    """exp(logits[v:] - largest_logit), and 0 past the first `left`."""
-    return exp(load_padded(logits, v, left, _LOWEST) - largest_logit)
+def _exp_lanes(logits: Array, max_logit: np.float32, v: int, count: int) -> Array:
+    """Returns exp(logits[v:] - max_logit) as a vector, 0 past the first `count` lanes."""
+    return exp(load_padded(logits, v, count, _LOWEST) - max_logit)
 
 
 @jit
-def shifted_exp(logits: Array, largest_logit: np.float32, out: Array) -> np.float32:
-    """Write exp(logits - largest_logit) to `out`, both (V,), and return their sum."""
+def shifted_exp(logits: Array, max_logit: np.float32, out: Array) -> np.float32:
+    """Writes exp(logits - max_logit) and returns its sum, the denominator of the softmax.
+
+    Args:
+        logits: (V,).
+        max_logit: the largest of them.
+        out: (V,), written; it may be `logits`.
+
+    Returns:
+        The sum of `out`.
+    """
     V = logits.size
     whole = V // LANES * LANES
     sums = splat(ZERO)
     for v in range(0, whole, LANES):
-        e = _exponentials(logits, largest_logit, v, LANES)
+        e = _exp_lanes(logits, max_logit, v, LANES)
         store(out, v, LANES, e)
         sums = sums + e
     if whole < V:
-        e = _exponentials(logits, largest_logit, whole, V - whole)
+        e = _exp_lanes(logits, max_logit, whole, V - whole)
         store(out, whole, V - whole, e)
         sums = sums + e
     return lane_sum(sums)
 
 
 @jit
-def log_probability(
-    logit: np.float32, largest_logit: np.float32, sum_of_exponentials: np.float32
-) -> np.float32:
-    """Return log p of a token, in nats, from its logit and the two summaries of its row."""
-    return (logit - largest_logit) - log(sum_of_exponentials)
+def log_probability(logit: np.float32, max_logit: np.float32, exp_sum: np.float32) -> np.float32:
+    """Returns log p of a token.
+
+    Args:
+        logit: of the token.
+        max_logit: the largest logit of its row.
+        exp_sum: the result of `shifted_exp` for its row.
+
+    Returns:
+        log p, in nats.
+    """
+    return (logit - max_logit) - log(exp_sum)
 
 
 @jit
 def cross_entropy(logits: Array, targets: Ints, scale: np.float32) -> float:
-    """Turn logits into their gradient and return the loss.
+    """Turns logits into their gradient and returns the loss.
 
     Args:
         logits: (N, V); in: the scores; out: scale * (softmax - one-hot of the target), 0 in
             rows without a target.
         targets: (N,); below 0 for rows without a target.
-        scale: what the gradient of each counted row is multiplied by: 1 / rows for the mean.
+        scale: factor of the gradient of each counted row: 1 / rows for the mean.
 
     Returns:
         The sum of -log p(target) over the counted rows, in nats.
     """
     loss = 0.0
     for n in range(logits.shape[0]):
-        row, target = logits[n], targets[n]
+        row = logits[n]
+        target = targets[n]
         if target < 0:
             row[:] = ZERO
             continue
-        m = largest(row)
-        at_target = row[target]
-        s = shifted_exp(row, m, row)
-        loss -= float(log_probability(at_target, m, s))
-        factor = scale * (ONE / s)
+        m = row_max(row)
+        target_logit = row[target]
+        exp_sum = shifted_exp(row, m, row)
+        loss -= float(log_probability(target_logit, m, exp_sum))
+        factor = scale * (ONE / exp_sum)
         for v in range(row.size):
             row[v] *= factor
         row[target] -= scale
@@ -113,18 +131,19 @@ def cross_entropy(logits: Array, targets: Ints, scale: np.float32) -> float:
 
 @jit
 def target_log_probabilities(logits: Array, targets: Ints, out: Array) -> None:
-    """Write log p(target) of every row, in nats, and 0 where there is no target.
+    """Writes log p(target) of every row.
 
     Args:
         logits: (N, V); overwritten.
         targets: (N,); below 0 for rows without a target.
-        out: (N,), written.
+        out: (N,), written: log-probabilities in nats, 0 where there is no target.
     """
     for n in range(logits.shape[0]):
-        row, target = logits[n], targets[n]
+        row = logits[n]
+        target = targets[n]
         if target < 0:
             out[n] = ZERO
             continue
-        m = largest(row)
-        at_target = row[target]
-        out[n] = log_probability(at_target, m, shifted_exp(row, m, row))
+        m = row_max(row)
+        target_logit = row[target]
+        out[n] = log_probability(target_logit, m, shifted_exp(row, m, row))

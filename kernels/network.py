@@ -1,8 +1,10 @@
-"""A whole network over one shard of a batch, in one call without the interpreter lock.
+"""`train_shard` runs a whole network over one shard of a batch: forward, loss and backpropagation.
 
-Tokens enter through a table, the fold of embedding and input weights (see packing). Upper
-layers take the states below through a product over all steps at once. Logits exist for at most
-LOGIT_ROWS rows at a time.
+It is one call without the interpreter lock. Tokens enter through a table, the fold of embedding and
+input weights (see `weight_packing`). An upper layer takes the states of the layer below through one
+product over all steps. At most LOGIT_ROWS rows of logits are in memory at a time.
+
+`read_shard` is the forward pass alone, which scoring, decoding and beam search share.
 """
 
 from __future__ import annotations
@@ -40,7 +42,13 @@ from treadle.kernels.structs import (
 
 @jit_inline
 def embed(weights: Weights, tokens: Ints, gates: Array) -> None:
-    """Layer 0's share of the input, for tokens (B,), to gates (B, G)."""
+    """Writes layer 0's share of the input.
+
+    Args:
+        weights: packed.
+        tokens: (B,), below V.
+        gates: (B, G), written.
+    """
     B = tokens.size
     if weights.table.shape[0]:
         G = gates.shape[1]
@@ -56,28 +64,31 @@ def embed(weights: Weights, tokens: Ints, gates: Array) -> None:
 
 @jit_inline
 def layer_tape(work: Workspace, layer: int, first: int, last: int) -> LayerTape:
-    """One layer's part of the workspace, for steps first to last."""
-    return LayerTape(
-        work.gates[layer, first:last], work.hidden[layer, first:last],
-        work.hs[layer, first : last + 1], work.cs[layer, first : last + 1],
-    )  # fmt: skip
+    """Returns one layer's part of the workspace, for steps `first` to `last`."""
+    gates = work.gates[layer, first:last]
+    ah = work.ah[layer, first:last]
+    hs = work.hs[layer, first : last + 1]
+    cs = work.cs[layer, first : last + 1]
+    return LayerTape(gates, ah, hs, cs)
 
 
 @jit_inline
-def _below(work: Workspace, layer: int, steps: int) -> Array:
-    """What a layer gets from the one below: its states (T, B, H), some dropped in training."""
+def _layer_input(work: Workspace, layer: int, steps: int) -> Array:
+    """Returns the states (T, B, H) of the layer below, with dropout where the workspace has it."""
     hs = work.hs[layer - 1, 1 : steps + 1]
     if not work.keep.shape[1]:
         return hs
-    N, H, K = steps * hs.shape[1], hs.shape[2], work.keep.shape[3]
-    keep, dropped = work.keep[layer - 1, :steps], work.dropped[:steps]
-    drop(hs.reshape((N, H)), keep.reshape((N, K)), work.scale[0], dropped.reshape((N, H)))
+    N = steps * hs.shape[1]
+    H = hs.shape[2]
+    keep = work.keep[layer - 1, :steps].reshape((N, work.keep.shape[3]))
+    dropped = work.dropped[:steps]
+    drop(hs.reshape((N, H)), keep, work.scale[0], dropped.reshape((N, H)))
     return dropped
 
 
 @jit
 def load_state(state: State, fresh: Bools, work: Workspace) -> None:
-    """Set the initial states of a window: the state's rows, or zeros in fresh (B,) rows."""
+    """Sets the initial states of a window: the state's rows, or zeros in fresh (B,) rows."""
     for layer in range(state.h.shape[0]):
         for row in range(state.h.shape[1]):
             if fresh[row]:
@@ -93,7 +104,7 @@ def load_state(state: State, fresh: Bools, work: Workspace) -> None:
 
 @jit
 def store_state(work: Workspace, steps: int, state: State) -> None:
-    """Keep the states after `steps` steps."""
+    """Writes the states after `steps` steps to `state`."""
     for layer in range(state.h.shape[0]):
         state.h[layer] = work.hs[layer, steps]
         if work.cs.shape[1]:
@@ -102,17 +113,21 @@ def store_state(work: Workspace, steps: int, state: State) -> None:
 
 @jit
 def upper_layers(cell: int, weights: Weights, work: Workspace, steps: int) -> None:
-    """Run the layers above the first over its first `steps` states."""
+    """Runs the layers above the first over its first `steps` states."""
     for layer in range(1, work.gates.shape[0]):
-        xs, Wx, b = _below(work, layer, steps), weights.Wx[layer - 1], weights.b[layer]
-        Wh, bh, tape = weights.Wh[layer], weights.bh[layer], layer_tape(work, layer, 0, steps)
+        xs = _layer_input(work, layer, steps)
+        Wx = weights.Wx[layer - 1]
+        b = weights.b[layer]
+        Wh = weights.Wh[layer]
+        bh = weights.bh[layer]
+        tape = layer_tape(work, layer, 0, steps)
         layer_forward(cell, xs, Wx, b, Wh, bh, tape, steps)
 
 
 @jit_inline
 def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: int) -> None:
-    """Run all layers over the first `steps` rows of tokens (T, B), from the states in row 0."""
-    for t in range(steps):  # step by step, so that what enters is still in the cache
+    """Runs all layers over the first `steps` rows of tokens (T, B), from the states in row 0."""
+    for t in range(steps):  # step by step, so that the input is still in the cache
         embed(weights, tokens[t], work.gates[0, t])
         recur_forward(cell, weights.Wh[0], weights.bh[0], layer_tape(work, 0, t, t + 1), 1)
     if work.gates.shape[0] > 1:
@@ -122,8 +137,8 @@ def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: i
 @jit
 def read_shard(
     cell: int, weights: Weights, work: Workspace, state: State, tokens: Ints, fresh: Bools
-) -> None:  # fmt: skip
-    """Forward pass only, for the state after it.
+) -> None:
+    """Runs the forward pass only, for the states.
 
     Args:
         cell: RNN, GRU or LSTM.
@@ -140,7 +155,7 @@ def read_shard(
 
 @jit_inline
 def output_logits(weights: Weights, states: Array, logits: Array) -> None:
-    """logits (N, V) = by + states (N, H) Wy."""
+    """Computes logits (N, V) = by + states (N, H) Wy."""
     N, V = logits.shape
     for n in range(N):
         copy(weights.by, 0, logits, n * V, V)
@@ -149,15 +164,22 @@ def output_logits(weights: Weights, states: Array, logits: Array) -> None:
 
 @jit
 def _drop_top(work: Workspace, first: int, rows: Array, out: Array) -> None:
-    """Drop units of the topmost states, or of their gradient: `rows` (n, H) from row `first` on."""
+    """Applies the output layer's dropout to `rows` (n, H), states or gradients from row `first`."""
     _, T, B, K = work.top_keep.shape
     keep = work.top_keep.reshape((T * B, K))[first : first + rows.shape[0]]
     drop(rows, keep, work.scale[1], out)
 
 
 @jit
-def _draw_dropped(work: Workspace, dropout: Dropout, top: Dropout, steps: int) -> None:
-    """Draw what a step drops between layers and before the output layer, where there is room."""
+def _draw_dropout(work: Workspace, dropout: Dropout, top: Dropout, steps: int) -> None:
+    """Draws the dropout of a step, where the workspace holds arrays for it.
+
+    Args:
+        work: its keep, top_keep and scale are written.
+        dropout: between layers.
+        top: before the output layer.
+        steps: at most T.
+    """
     if work.keep.shape[1]:
         work.scale[0] = keep_scale(dropout)
         draw_keep(dropout, work.keep, steps, 0)
@@ -170,55 +192,67 @@ def _draw_dropped(work: Workspace, dropout: Dropout, top: Dropout, steps: int) -
 def _loss_and_output_gradients(
     weights: Weights, work: Workspace, gradients: Gradients, targets: Ints, scale: np.float32
 ) -> float:
-    """The loss over all steps of targets (T, B); fills dhs and the output layer's gradients."""
-    (steps, B), H = targets.shape, work.hs.shape[3]
+    """Returns the loss over all steps of targets (T, B); fills dhs and the output's gradients."""
+    steps, B = targets.shape
     N = steps * B
+    H = work.hs.shape[3]
     states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, H))
     dhs = work.dhs[:steps].reshape((N, H))
-    flat_targets, drops = targets.reshape(N), work.top.shape[0] > 0
+    flat_targets = targets.reshape(N)
+    drops = work.top.shape[0] > 0
     loss = 0.0
     for first in range(0, N, work.logits.shape[0]):
         last = min(N, first + work.logits.shape[0])
-        logits, read, dread = work.logits[: last - first], states[first:last], dhs[first:last]
+        logits = work.logits[: last - first]
+        h = states[first:last]
+        dh = dhs[first:last]
         if drops:
-            read = work.top[: last - first]
-            _drop_top(work, first, states[first:last], read)
-        output_logits(weights, read, logits)
+            h = work.top[: last - first]
+            _drop_top(work, first, states[first:last], h)
+        output_logits(weights, h, logits)
         loss += cross_entropy(logits, flat_targets[first:last], scale)
-        matmul(logits, weights.WyT, dread, False)
-        add_matmul_transposed(read, logits, work.block, gradients.Wy)
+        matmul(logits, weights.WyT, dh, False)
+        add_matmul_transposed(h, logits, work.block, gradients.Wy)
         add_rows(logits, gradients.by)
         if drops:
-            _drop_top(work, first, dread, dread)
+            _drop_top(work, first, dh, dh)
     return loss
 
 
 @jit
 def _drop_gradient(work: Workspace, layer: int, steps: int) -> None:
-    """Turn dhs, the gradient of what a layer got from below, into that of the states there."""
+    """Turns dhs, the gradient of a layer's dropped input, into that of the states below."""
     if work.keep.shape[1]:
-        N, H, K = steps * work.dhs.shape[1], work.dhs.shape[2], work.keep.shape[3]
-        dhs = work.dhs[:steps].reshape((N, H))
-        drop(dhs, work.keep[layer - 1, :steps].reshape((N, K)), work.scale[0], dhs)
+        N = steps * work.dhs.shape[1]
+        dhs = work.dhs[:steps].reshape((N, work.dhs.shape[2]))
+        keep = work.keep[layer - 1, :steps].reshape((N, work.keep.shape[3]))
+        drop(dhs, keep, work.scale[0], dhs)
 
 
 @jit
 def _backward(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, tokens: Ints, steps: int
 ) -> None:
-    """All layers backward, from the gradient of the topmost states in dhs."""
-    B, H = work.hs.shape[2], work.hs.shape[3]
+    """Takes all layers back, from the gradient of the topmost states in dhs."""
+    B = work.hs.shape[2]
+    H = work.hs.shape[3]
+    dhs = work.dhs
+    block = work.block
     for layer in range(work.gates.shape[0] - 1, -1, -1):
-        WhT, tape = weights.WhT[layer], layer_tape(work, layer, 0, steps)
-        cells = B if cell == LSTM else 0
-        running = RunningGradient(np.zeros((B, H), np.float32), np.zeros((cells, H), np.float32))
-        dWh, dbh, block = gradients.Wh[layer], gradients.bh[layer], work.block
+        WhT = weights.WhT[layer]
+        tape = layer_tape(work, layer, 0, steps)
+        cell_rows = B if cell == LSTM else 0
+        running = RunningGradient(
+            np.zeros((B, H), np.float32), np.zeros((cell_rows, H), np.float32)
+        )
+        dWh = gradients.Wh[layer]
+        dbh = gradients.bh[layer]
         if layer == 0:
-            recur_backward(cell, WhT, tape, work.dhs, running, dWh, dbh, block, steps)
+            recur_backward(cell, WhT, tape, dhs, running, dWh, dbh, block, steps)
         else:
-            xs, WxT = _below(work, layer, steps), weights.WxT[layer - 1]
+            xs = _layer_input(work, layer, steps)
+            WxT = weights.WxT[layer - 1]
             part = LayerGradients(gradients.Wx[layer - 1], dWh, gradients.b[layer], dbh)
-            dhs = work.dhs
             layer_backward(cell, xs, WxT, WhT, tape, dhs, running, part, dhs, block, steps)
             _drop_gradient(work, layer, steps)
     for t in range(steps):
@@ -231,7 +265,7 @@ def train_shard(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, state: State,
     tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32, dropout: Dropout, top: Dropout,
 ) -> float:  # fmt: skip
-    """Forward pass, loss and backpropagation through time for one shard and window.
+    """Runs forward pass, loss and backpropagation through time for one shard and window.
 
     Args:
         cell: RNN, GRU or LSTM.
@@ -240,18 +274,18 @@ def train_shard(
         gradients: added to.
         state: in: the state before the window; out: after it.
         tokens: (T, B), below V.
-        targets: (T, B); below 0 where nothing is to be learned.
+        targets: (T, B); below 0 where there is nothing to learn.
         fresh: (B,), rows that begin from zeros instead of `state`.
         scale: 1 / the counted targets of the whole batch.
-        dropout: what is dropped between layers, where `work` has room for it.
-        top: what is dropped before the output layer, where `work` has room for it.
+        dropout: between layers, where `work` has arrays for it.
+        top: before the output layer, where `work` has arrays for it.
 
     Returns:
         The sum of -log p(target), in nats.
     """
     steps = tokens.shape[0]
     load_state(state, fresh, work)
-    _draw_dropped(work, dropout, top, steps)
+    _draw_dropout(work, dropout, top, steps)
     forward(cell, weights, work, tokens, steps)
     store_state(work, steps, state)
     loss = _loss_and_output_gradients(weights, work, gradients, targets, scale)

@@ -1,10 +1,10 @@
-"""Clipping and update rules over flat parameter and gradient buffers.
+"""`sgd`, `adagrad` and `adam` update flat parameter buffers; gradients are clipped here as well.
 
-SGD; Adagrad (Duchi, Hazan and Singer 2011), whose weight decay is added to the gradient; Adam
-(Kingma and Ba 2015) with decoupled weight decay (AdamW, Loshchilov and Hutter 2019): each is
-PyTorch's `SGD`, `Adagrad` and `AdamW`. For SGD both kinds of weight decay are the same. Every
-element is on its own, so any split over threads gives the same bits; only the norm is a sum, and
-it has a fixed shape.
+The rules are SGD, Adagrad (Duchi, Hazan and Singer 2011), whose weight decay is added to the
+gradient, and Adam (Kingma and Ba 2015) with decoupled weight decay (AdamW, Loshchilov and Hutter
+2019): PyTorch's `SGD`, `Adagrad` and `AdamW`. For SGD both kinds of weight decay are the same.
+Every element is updated by itself, so any split over threads gives the same bits. Only the norm is
+a sum, and its order is fixed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from treadle.kernels.simd import LANES
 Array = npt.NDArray[np.float32]
 
 BLOCK = 65_536
-"""Elements whose squares are summed as one; part of the norm's bits."""
+"""Elements whose squares are summed in one go. The bits of the norm depend on it."""
 
 ADAGRAD_EPSILON = np.float32(1e-10)
 ADAM_EPSILON = np.float32(1e-8)
@@ -28,14 +28,14 @@ ADAM_EPSILON = np.float32(1e-8)
 
 @jit
 def add_into(source: Array, target: Array) -> None:
-    """target += source, both (N,)."""
+    """Adds `source` to `target`, both (N,)."""
     for n in range(target.size):
         target[n] += source[n]
 
 
 @jit
 def clip_by_value(gradient: Array, limit: np.float32) -> None:
-    """Clip every element of `gradient` (N,) to [-limit, limit]."""
+    """Clips every element of `gradient` (N,) to [-limit, limit]."""
     for n in range(gradient.size):
         g = gradient[n]
         g = limit if g > limit else g
@@ -62,7 +62,12 @@ def _sum_of_squares(gradient: Array, sums: npt.NDArray[np.float64]) -> float:
 
 @jit
 def sums_of_squares(gradient: Array, out: npt.NDArray[np.float64]) -> None:
-    """Write the sum of squares of every BLOCK of `gradient` (N,), in float64."""
+    """Writes the sum of squares of every BLOCK of a gradient.
+
+    Args:
+        gradient: (N,).
+        out: (ceil(N / BLOCK),) float64, written.
+    """
     sums = np.zeros(LANES, np.float64)
     for block in range(out.size):
         out[block] = _sum_of_squares(gradient[block * BLOCK : (block + 1) * BLOCK], sums)
@@ -71,8 +76,8 @@ def sums_of_squares(gradient: Array, out: npt.NDArray[np.float64]) -> None:
 @jit
 def sgd(
     weights: Array, gradient: Array, scale: np.float32, rate: np.float32, decay: np.float32
-) -> None:  # fmt: skip
-    """One step of gradient descent: w <- w (1 - rate decay) - rate g, g = scale * gradient."""
+) -> None:
+    """Takes a step of gradient descent: w <- w (1 - rate decay) - rate g, g = scale * gradient."""
     keep = ONE - rate * decay
     for n in range(weights.size):
         weights[n] = fma(-rate, scale * gradient[n], weights[n] * keep)
@@ -80,12 +85,16 @@ def sgd(
 
 @jit
 def adagrad(
-    weights: Array, gradient: Array, squares: Array, scale: np.float32,
-    rate: np.float32, decay: np.float32,
-) -> None:  # fmt: skip
-    """One step of Adagrad: s <- s + g^2; w <- w - rate g / (sqrt(s) + 1e-10).
+    weights: Array,
+    gradient: Array,
+    squares: Array,
+    scale: np.float32,
+    rate: np.float32,
+    decay: np.float32,
+) -> None:
+    """Takes a step of Adagrad: s <- s + g^2; w <- w - rate g / (sqrt(s) + 1e-10).
 
-    g is scale * gradient + decay * w.
+    g is scale * gradient + decay * w, s is `squares`.
     """
     for n in range(weights.size):
         g = fma(decay, weights[n], scale * gradient[n])
@@ -100,14 +109,17 @@ def adam(
     rate: np.float32, decay: np.float32, beta1: np.float32, beta2: np.float32,
     rest1: np.float32, rest2: np.float32, correction1: np.float32, correction2: np.float32,
 ) -> None:  # fmt: skip
-    """One step of Adam with decoupled weight decay.
+    """Takes a step of Adam with decoupled weight decay (AdamW).
+
+    m <- beta1 m + (1 - beta1) g,  s <- beta2 s + (1 - beta2) g^2,  g = scale * gradient
+    w <- w (1 - rate decay) - rate correction1 m / (sqrt(s) correction2 + 1e-8)
 
     Args:
         weights: (N,), updated.
         gradient: (N,).
-        means: (N,), the running mean of gradients, updated.
-        squares: (N,), the running mean of squared gradients, updated.
-        scale: what the gradient is multiplied by: below 1 where its norm is clipped.
+        means: (N,), the running mean m of gradients, updated.
+        squares: (N,), the running mean s of squared gradients, updated.
+        scale: factor of the gradient: below 1 where its norm is clipped.
         rate: the learning rate.
         decay: the weight decay; 0 for plain Adam.
         beta1: decay of `means`.
@@ -117,7 +129,8 @@ def adam(
         correction1: 1 / (1 - beta1^t) at step t, from 1.
         correction2: 1 / sqrt(1 - beta2^t).
     """
-    keep, step = ONE - rate * decay, rate * correction1
+    keep = ONE - rate * decay
+    step = rate * correction1
     for n in range(weights.size):
         g = scale * gradient[n]
         m = fma(beta1, means[n], rest1 * g)

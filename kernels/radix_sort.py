@@ -1,9 +1,9 @@
-"""Selection: the smallest of many keys in order, in time that grows with their number alone.
+"""`sort_smallest` puts the smallest of many keys in order, in time linear in their number.
 
-A comparison sort of a vocabulary takes far longer than everything else a draw does. Here pairs
-(key, id) are sorted by counting digits (radix sort, Knuth, TAOCP 3, 5.2.5), lower ids first
-among equal keys; where only the first few are wanted, a histogram of the leading digit leaves out
-the others first. Neither has an input that makes it slow.
+A comparison sort of a vocabulary takes far longer than everything else that sampling does. Here,
+pairs (key, id) are sorted by counting digits (radix sort, Knuth, TAOCP 3, 5.2.5), lower ids first
+among equal keys. Where only the first few are needed, a histogram of the leading digit excludes
+most of the others first. No input makes either of them slow.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _ID_BITS = 32
 _ID_MASK = (1 << _ID_BITS) - 1
 _DIGITS = 3
 _DIGIT_BITS = -(-KEY_BITS // _DIGITS)
-_FEW = 32
-"""So few pairs are sorted by insertion, which then takes less time than counting does."""
+_INSERTION_PAIRS = 32
+"""Up to so many pairs are sorted by insertion, which is then faster than counting."""
 
 
 class SortScratch(NamedTuple):
-    """What sorting V keys works in; overwritten."""
+    """The memory that sorting V keys works in; overwritten."""
 
     pairs: Pairs
     """(V,), the caller's pairs."""
@@ -46,19 +46,19 @@ COUNTS = _DIGITS << _DIGIT_BITS
 
 @jit_inline
 def make_pair(key: np.int32, id_: int) -> np.int64:
-    """Return the pair that stands for an id with its key, 0 up to and without 2**KEY_BITS."""
+    """Returns the pair that stands for an id and its key, from 0 to below 2**KEY_BITS."""
     return np.int64((np.int64(key) << _ID_BITS) | id_)
 
 
 @jit_inline
 def pair_id(pair: np.int64) -> int:
-    """Return a pair's id."""
+    """Returns a pair's id."""
     return int(pair & _ID_MASK)
 
 
 @jit
-def _width_of(pairs: Pairs, n: int) -> int:
-    """Return how many bits the largest key of the first n pairs has."""
+def _max_key_bits(pairs: Pairs, n: int) -> int:
+    """Returns the number of bits of the largest key of the first n pairs."""
     union = np.int64(0)
     for place in range(n):
         union |= pairs[place]
@@ -82,13 +82,15 @@ def _insertion_sort(pairs: Pairs, n: int) -> None:
 
 @jit
 def _radix_sort(scratch: SortScratch, n: int) -> Pairs:
-    """Sort n pairs by key, stable, and return the array that holds them."""
+    """Sorts n pairs by key, stable, and returns the array that holds them."""
     pairs, spare, counts = scratch
-    digit_bits = -(-_width_of(pairs, n) // _DIGITS)
+    digit_bits = -(-_max_key_bits(pairs, n) // _DIGITS)
     size = 1 << digit_bits
     mask = size - 1
     counts[: _DIGITS * size] = 0
-    low, middle, high = _ID_BITS, _ID_BITS + digit_bits, _ID_BITS + 2 * digit_bits
+    low = _ID_BITS
+    middle = _ID_BITS + digit_bits
+    high = _ID_BITS + 2 * digit_bits
     for place in range(n):
         pair = pairs[place]
         counts[(pair >> low) & mask] += 1
@@ -101,7 +103,8 @@ def _radix_sort(scratch: SortScratch, n: int) -> Pairs:
             counts[value] = before
             before += count
     for digit in range(_DIGITS):
-        shift, first = _ID_BITS + digit * digit_bits, digit * size
+        shift = _ID_BITS + digit * digit_bits
+        first = digit * size
         for place in range(n):
             pair = pairs[place]
             value = first + ((pair >> shift) & mask)
@@ -112,20 +115,22 @@ def _radix_sort(scratch: SortScratch, n: int) -> Pairs:
 
 
 @jit
-def _leave_out_large(scratch: SortScratch, n: int, wanted: int) -> int:
-    """Move pairs to the front, in their order, among them the `wanted` smallest of n.
+def _exclude_large(scratch: SortScratch, n: int, needed: int) -> int:
+    """Moves pairs to the front, in their order, among them the `needed` smallest of n.
 
     Returns:
-        How many they are: those whose leading digit is at most that of the last one wanted.
+        The number of pairs moved: those whose leading digit is at most that of the last one needed.
     """
-    pairs, counts = scratch.pairs, scratch.counts
-    shift = _ID_BITS + max(_width_of(pairs, n) - _DIGIT_BITS, 0)
+    pairs = scratch.pairs
+    counts = scratch.counts
+    shift = _ID_BITS + max(_max_key_bits(pairs, n) - _DIGIT_BITS, 0)
     counts[: 1 << _DIGIT_BITS] = 0
     for place in range(n):
         counts[pairs[place] >> shift] += 1
-    left, border = wanted, 0
-    while left > counts[border]:
-        left -= counts[border]
+    missing = needed
+    border = 0
+    while missing > counts[border]:
+        missing -= counts[border]
         border += 1
     kept = 0
     for place in range(n):
@@ -136,20 +141,20 @@ def _leave_out_large(scratch: SortScratch, n: int, wanted: int) -> int:
 
 
 @jit
-def in_order(scratch: SortScratch, n: int, wanted: int) -> Pairs:
-    """Sort the smallest of the first n pairs by key, and by id where keys are equal.
+def sort_smallest(scratch: SortScratch, n: int, needed: int) -> Pairs:
+    """Sorts the smallest of the first n pairs by key, and by id where keys are equal.
 
     Args:
         scratch: its pairs are in ascending order of their ids; overwritten.
-        n: how many there are.
-        wanted: how many are to be in order, from 1 to n.
+        n: number of pairs.
+        needed: number of pairs to put in order, from 1 to n.
 
     Returns:
-        The array whose first `wanted` elements they are.
+        The array whose first `needed` elements are these pairs.
     """
-    if wanted < n:
-        n = _leave_out_large(scratch, n, wanted)
-    if n <= _FEW:
+    if needed < n:
+        n = _exclude_large(scratch, n, needed)
+    if n <= _INSERTION_PAIRS:
         _insertion_sort(scratch.pairs, n)
         return scratch.pairs
     return _radix_sort(scratch, n)

@@ -1,24 +1,24 @@
-"""The whole of it in plain NumPy, written for reading: cells, loss, BPTT, optimizers, sampling.
+"""`network_loss_and_gradients` and its parts: recurrent networks in plain NumPy, made to be read.
 
-Every compiled kernel has its twin here and is tested against it; the backward passes here are in
-turn tested against finite differences and against PyTorch. Nothing is fast on purpose, nothing
-checks its input, and every array keeps the dtype it came with: float64 for a gradient check,
-float32 for a comparison of speed.
+This file is the naive twin of the compiled kernels. Every kernel is tested against its function
+here; the backward passes here are tested against finite differences and against PyTorch. No
+function is optimized or checks its input. Every array keeps its dtype: float64 for a gradient
+check, float32 for a comparison of speed.
 
-The file reads from top to bottom as one training step does:
+The file follows a training step from top to bottom:
 
-    characters as one-hot vectors    one_hot, embedding_forward
+    tokens to vectors                one_hot, embedding_forward
     small random weights             initialize
-    forward pass                     rnn_forward, lstm_forward, gru_forward, output_forward
-    cross-entropy                    softmax_cross_entropy
+    the cells, forward and backward  rnn_forward, rnn_backward, lstm_..., gru_...
+    the output layer                 output_forward, output_backward
+    the loss                         softmax_cross_entropy
     dropout above layers             dropout_masks
-    backpropagation through time     rnn_backward, lstm_backward, gru_backward, output_backward
-    all of these together            network_loss_and_gradients
+    all layers together              network_forward, network_loss_and_gradients
     clipping                         clip_by_value, clip_by_global_norm
     gradient descent                 sgd_step, adagrad_step, adam_step
-    sampling, the character fed back sample, generate
+    sampling, generation             sample, generate
 
-Teaching a network of eight hidden units to spell "hello" takes no more than this:
+This trains a network of eight hidden units to spell "hello":
 
 >>> alphabet = sorted(set("hello"))
 >>> tokens = np.array([[alphabet.index(character)] for character in "hello"])  # (T, B) = (5, 1)
@@ -36,17 +36,28 @@ Teaching a network of eight hidden units to spell "hello" takes no more than thi
 >>> "".join(alphabet[token] for token in spelled)
 'ello'
 
-Names are those of the whole project. T steps, B rows of a batch, D inputs, H hidden units, V tokens
-of the vocabulary, E embedding size, L layers. One step is singular (h), a sequence plural (hs); a
-sequence of states has T+1 rows, row 0 the initial state. The gradient of X is dX, in X's shape.
-Parameters are a dict: "embedding" (V, E), unless the input is one-hot; then for each layer l from 0
-"Wx{l}" (D, G*H), "Wh{l}" (H, G*H), "b{l}" (G*H,) and for the GRU "bh{l}" (H,), with G gates: one
-for the RNN, r z n for the GRU, i f g o for the LSTM; then "Wy" (H, V), unless the weights are tied,
-and "by" (V,). Tied weights (Press & Wolf 2017) use the embedding twice: Wy = embedding.T, E = H.
+The names are those of the whole project:
 
-Papers: Elman (1990), Finding structure in time; Werbos (1990), Backpropagation through time; those
-of the other cells, optimizers and sampling rules stand with their functions. `docs/rnn.md`,
-`docs/lstm.md` and `docs/gru.md` derive the backward passes.
+    T B D H      steps, rows of the batch, inputs, hidden units
+    V E L        tokens of the vocabulary, size of the embedding, layers
+    x, xs        inputs of one step (B, D), of a sequence (T, B, D)
+    h, hs        hidden states (B, H), (T+1, B, H); row 0 is the initial state
+    c, cs        cell states of the LSTM, like h and hs
+    a            pre-activations, x Wx + h Wh + b
+    gates        i f g o of the LSTM (T, B, 4H), r z n of the GRU (T, B, 3H)
+    logits       scores of the tokens (T, B, V)
+    dX           the gradient of the loss with respect to X, in the shape of X
+
+In an equation, x, h and c are those before a step, h' and c' those after it; the product of two
+gates is elementwise.
+
+Parameters are a dict: "embedding" (V, E), unless the input is one-hot; for each layer l from 0 on
+"Wx{l}" (D, G*H), "Wh{l}" (H, G*H), "b{l}" (G*H,) and for the GRU "bh{l}" (H,), with G gates: one
+for the RNN, three for the GRU, four for the LSTM; "Wy" (H, V), unless the weights are tied; and
+"by" (V,). Tied weights (Press & Wolf 2017) use the embedding twice: Wy = embedding.T, E = H.
+
+The paper behind each function is named in its docstring. `docs/rnn.md`, `docs/lstm.md` and
+`docs/gru.md` derive the backward passes.
 """
 
 # The gradient of Wx is called dWx, here as in every equation.
@@ -59,10 +70,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Array: TypeAlias = NDArray[np.floating[Any]]
-"""Floating-point numbers of either width."""
+"""Floating-point numbers, float32 or float64."""
 
 Tokens: TypeAlias = NDArray[np.integer[Any]]
-"""Token ids; as targets, a negative one means: not counted."""
+"""Token ids; a negative target is not counted."""
 
 Parameters: TypeAlias = dict[str, Array]
 """Weights, or their gradients, by name."""
@@ -78,7 +89,9 @@ GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
 def one_hot(tokens: Tokens, V: int, dtype: DTypeLike = np.float64) -> Array:
-    """Writes each token as a row of V zeros with a one at its id.
+    """Turns each token into a row of V zeros with a one at its id.
+
+    x[v] = 1 if v = token, else 0
 
     Args:
         tokens: ids in [0, V), any shape.
@@ -94,11 +107,13 @@ def one_hot(tokens: Tokens, V: int, dtype: DTypeLike = np.float64) -> Array:
 
 
 def embedding_forward(tokens: Tokens, embedding: Array) -> Array:
-    """Looks up each token's row: the same as one_hot(tokens) @ embedding.
+    """Looks up the vector of each token (Bengio et al. 2003).
+
+    x = embedding[token], which equals one_hot(token) @ embedding
 
     Args:
         tokens: ids, (T, B).
-        embedding: a vector a token, (V, E).
+        embedding: one vector a token, (V, E).
 
     Returns:
         xs, (T, B, E).
@@ -108,12 +123,14 @@ def embedding_forward(tokens: Tokens, embedding: Array) -> Array:
 
 
 def embedding_backward(dxs: Array, tokens: Tokens, embedding: Array) -> Array:
-    """Adds the gradient of every looked-up row to the row it came from.
+    """Adds the gradient of every looked-up vector to the row that it came from.
+
+    dembedding[v] = sum of dx over the places where token v was read
 
     Args:
         dxs: gradient of what embedding_forward returned, (T, B, E).
         tokens: ids, (T, B).
-        embedding: (V, E); only its shape and dtype matter.
+        embedding: (V, E); only its shape and dtype are used.
 
     Returns:
         Gradient of the embedding, (V, E).
@@ -133,10 +150,13 @@ def initialize(
     dtype: DTypeLike = np.float64,
     tied: bool = False,
 ) -> Parameters:
-    """Draws small random weights from the distributions that PyTorch's modules start with.
+    """Draws small random weights, from the distributions that PyTorch's modules start with.
 
-    Embedding: normal(0, 1). All else: uniform(-1/sqrt(H), 1/sqrt(H)), so that a unit's sum over H
-    inputs neither vanishes nor saturates.
+    embedding ~ normal(0, 1)
+    all else ~ uniform(-1/sqrt(H), 1/sqrt(H))
+
+    A unit sums over H inputs. The bound keeps that sum from vanishing or saturating (LeCun et al.
+    1998, Efficient BackProp).
 
     Args:
         cell: "rnn", "gru" or "lstm".
@@ -144,9 +164,9 @@ def initialize(
         E: size of the embedding, or 0 for one-hot input.
         H: hidden units of every layer.
         L: layers.
-        rng: where the numbers come from.
+        rng: source of the random numbers.
         dtype: of the weights.
-        tied: leaves out "Wy": the output weights are the embedding's, and E = H.
+        tied: leave out "Wy"; the output weights are the embedding's, and E = H.
 
     Returns:
         Parameters by name, as the module's docstring lists them.
@@ -171,9 +191,11 @@ def initialize(
 
 
 def sigmoid(x: Array) -> Array:
-    """Squashes to (0, 1): 1 / (1 + exp(-x)), without overflow for any x.
+    """Computes the logistic function, without overflow for any x.
 
-    Its derivative is sigmoid(x) * (1 - sigmoid(x)): backward passes need only its result.
+    s = 1 / (1 + exp(-x)),  ds/dx = s (1 - s)
+
+    The derivative is a function of the result, so a backward pass needs no x.
 
     Args:
         x: any shape.
@@ -181,23 +203,30 @@ def sigmoid(x: Array) -> Array:
     Returns:
         Same shape and dtype.
     """
-    small = np.exp(-np.abs(x))  # in (0, 1], whichever sign x has
-    squashed: Array = np.where(x >= 0, 1, small) / (1 + small)
-    return squashed
+    small = np.exp(-np.abs(x))  # in (0, 1], whatever the sign of x
+    s: Array = np.where(x >= 0, 1, small) / (1 + small)
+    return s
 
 
 def _sequence_from(initial: Array, T: int) -> Array:
-    """Makes room for T states (B, H) after the initial one: (T+1, B, H), row 0 filled."""
+    """Allocates T+1 states, (T+1, B, H), and sets the first to the initial one, (B, H)."""
     states = np.empty((T + 1, *initial.shape), initial.dtype)
     states[0] = initial
     return states
 
 
 def _weight_gradient(inputs: Array, das: Array) -> Array:
-    """Sums inputs[t, row] (outer product) das[t, row] over steps and rows.
+    """Returns dW for a = x W, summed over all steps: dW = sum_t x_t.T da_t.
 
-    a = x @ W gives dW = x.T @ da at every step; the steps share W, so their gradients add up. All
-    steps and rows are laid one below the other, which makes it a single matrix product.
+    The steps share W, so their gradients add up. With all steps and rows stacked, the sum is a
+    single matrix product.
+
+    Args:
+        inputs: x, (T, B, M).
+        das: da, (T, B, N).
+
+    Returns:
+        dW, (M, N).
     """
     dW: Array = inputs.reshape(-1, inputs.shape[-1]).T @ das.reshape(-1, das.shape[-1])
     return dW
@@ -207,7 +236,7 @@ def _weight_gradient(inputs: Array, das: Array) -> Array:
 
 
 def rnn_forward(xs: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> Array:
-    """Runs the vanilla (Elman 1990) network over a sequence.
+    """Runs the vanilla RNN (Elman 1990, Finding structure in time) over a sequence.
 
     h' = tanh(x Wx + h Wh + b)
 
@@ -222,14 +251,14 @@ def rnn_forward(xs: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> Array:
         hs, (T+1, B, H): the initial state and that after each step.
     """
     hs = _sequence_from(h0, len(xs))
-    axs = xs @ Wx + b  # needs no state, so all steps at once
+    axs = xs @ Wx + b  # needs no state, so it is computed for all steps at once
     for t in range(len(xs)):
         hs[t + 1] = np.tanh(axs[t] + hs[t] @ Wh)
     return hs
 
 
 class RnnGradients(NamedTuple):
-    """What rnn_backward returns, each in the shape of what it is the gradient of."""
+    """The result of rnn_backward; dX has the shape of X."""
 
     dxs: Array
     dh0: Array
@@ -241,18 +270,19 @@ class RnnGradients(NamedTuple):
 def rnn_backward(dhs: Array, xs: Array, hs: Array, Wx: Array, Wh: Array) -> RnnGradients:
     """Backpropagates through time (Werbos 1990), from the last step to the first.
 
-    dh, running, holds what all later steps ask of h' and takes up what this step's output asks:
+    dh runs from step to step. At step t it holds the gradient of h' from all later steps, and the
+    gradient from the layer above is added:
 
     dh += dhs[t]
-    da  = dh * (1 - h'^2)                  for tanh' = 1 - tanh^2
-    dh  = da Wh.T                          for the step before
+    da  = dh (1 - h'^2)                    since tanh' = 1 - tanh^2
+    dh  = da Wh.T                          for the previous step
     dx  = da Wx.T,  dWx += x.T da,  dWh += h.T da,  db += da
 
     Args:
-        dhs: gradient from above of hs[1:], (T, B, H). A gradient of the final state, if there is
-            one, is added to dhs[-1].
+        dhs: gradient from above of hs[1:], (T, B, H); a gradient of the final state is added to
+            dhs[-1].
         xs: inputs, (T, B, D).
-        hs: what rnn_forward returned, (T+1, B, H).
+        hs: the result of rnn_forward, (T+1, B, H).
         Wx: input weights, (D, H).
         Wh: recurrent weights, (H, H).
 
@@ -283,9 +313,12 @@ def lstm_forward(
     """Runs the LSTM (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000) over a sequence.
 
     a  = x Wx + h Wh + b                   four blocks of H columns: i f g o
-    i, f, o = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o),  g = tanh(a_g)
-    c' = f c + i g                         what is kept and what is written
-    h' = o tanh(c')                        what is shown
+    i  = sigmoid(a_i)                      input gate
+    f  = sigmoid(a_f)                      forget gate
+    g  = tanh(a_g)                         candidate
+    o  = sigmoid(a_o)                      output gate
+    c' = f c + i g
+    h' = o tanh(c')
 
     Args:
         xs: inputs, (T, B, D).
@@ -296,14 +329,18 @@ def lstm_forward(
         b: bias, (4H,).
 
     Returns:
-        hs, (T+1, B, H), cs, (T+1, B, H), and the gates i f g o, (T, B, 4H), for the way back.
+        hs, (T+1, B, H), cs, (T+1, B, H), and the gates i f g o, (T, B, 4H), for the backward pass.
     """
     hs = _sequence_from(h0, len(xs))
     cs = _sequence_from(c0, len(xs))
-    gates = xs @ Wx + b  # first the pre-activations, overwritten step by step
+    axs = xs @ Wx + b
+    gates = np.empty_like(axs)
     for t in range(len(xs)):
-        i, f, g, o = np.split(gates[t] + hs[t] @ Wh, 4, axis=-1)
-        i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+        a_i, a_f, a_g, a_o = np.split(axs[t] + hs[t] @ Wh, 4, axis=-1)
+        i = sigmoid(a_i)
+        f = sigmoid(a_f)
+        g = np.tanh(a_g)
+        o = sigmoid(a_o)
         cs[t + 1] = f * cs[t] + i * g
         hs[t + 1] = o * np.tanh(cs[t + 1])
         gates[t] = np.concatenate((i, f, g, o), axis=-1)
@@ -311,7 +348,7 @@ def lstm_forward(
 
 
 class LstmGradients(NamedTuple):
-    """What lstm_backward returns, each in the shape of what it is the gradient of."""
+    """The result of lstm_backward; dX has the shape of X."""
 
     dxs: Array
     dh0: Array
@@ -333,18 +370,18 @@ def lstm_backward(
 ) -> LstmGradients:
     """Backpropagates through time, the full gradient (Graves & Schmidhuber 2005).
 
-    Two gradients run: dh as in the RNN, and dc, which passes from step to step through the forget
-    gate alone. In each step, forward's lines from the last to the first:
+    Two gradients run from step to step: dh as in the RNN, and dc, which passes through the forget
+    gate alone. Each step takes the lines of lstm_forward from the last to the first:
 
     dh += dhs[t]
-    do  = dh * tanh(c'),   dc += dh * o * (1 - tanh(c')^2)       h' = o tanh(c')
-    di  = dc * g,  dg = dc * i,  df = dc * c,  dc = dc * f       c' = f c + i g
+    do  = dh tanh(c'),  dc += dh o (1 - tanh(c')^2)              of h' = o tanh(c')
+    di  = dc g,  dg = dc i,  df = dc c,  dc = dc f               of c' = f c + i g
     da_i = di i (1 - i),  da_f = df f (1 - f),  da_g = dg (1 - g^2),  da_o = do o (1 - o)
     dh  = da Wh.T,  dx = da Wx.T,  dWx += x.T da,  dWh += h.T da,  db += da
 
     Args:
-        dhs: gradient from above of hs[1:], (T, B, H). A gradient of the final hidden state, if
-            there is one, is added to dhs[-1].
+        dhs: gradient from above of hs[1:], (T, B, H); a gradient of the final hidden state is
+            added to dhs[-1].
         xs: inputs, (T, B, D).
         hs: hidden states of lstm_forward, (T+1, B, H).
         cs: its cell states, (T+1, B, H).
@@ -361,15 +398,19 @@ def lstm_backward(
     dc = np.zeros_like(cs[0]) if dcT is None else dcT
     for t in reversed(range(len(xs))):
         i, f, g, o = np.split(gates[t], 4, axis=-1)
-        shown = np.tanh(cs[t + 1])
+        tanh_c = np.tanh(cs[t + 1])
         dh = dh + dhs[t]
-        do = dh * shown
-        dc = dc + dh * o * (1 - shown**2)
-        di, dg, df = dc * g, dc * i, dc * cs[t]
+        do = dh * tanh_c
+        dc = dc + dh * o * (1 - tanh_c**2)
+        di = dc * g
+        dg = dc * i
+        df = dc * cs[t]
         dc = dc * f
-        das[t] = np.concatenate(
-            (di * i * (1 - i), df * f * (1 - f), dg * (1 - g**2), do * o * (1 - o)), axis=-1
-        )
+        da_i = di * i * (1 - i)
+        da_f = df * f * (1 - f)
+        da_g = dg * (1 - g**2)
+        da_o = do * o * (1 - o)
+        das[t] = np.concatenate((da_i, da_f, da_g, da_o), axis=-1)
         dh = das[t] @ Wh.T
     return LstmGradients(
         dxs=das @ Wx.T,
@@ -389,9 +430,10 @@ def gru_forward(
 ) -> tuple[Array, Array, Array]:
     """Runs the GRU (Cho et al. 2014) over a sequence, in PyTorch's form: reset after the product.
 
-    r  = sigmoid(x Wxr + h Whr + b_r)      how much of the past the candidate sees
-    z  = sigmoid(x Wxz + h Whz + b_z)      how much of the past stays
-    n  = tanh(x Wxn + b_n + r (h Whn + bh))
+    r  = sigmoid(x Wx_r + h Wh_r + b_r)    reset gate: the share of the past in the candidate
+    z  = sigmoid(x Wx_z + h Wh_z + b_z)    update gate: the share of the past that stays
+    q  = h Wh_n + bh
+    n  = tanh(x Wx_n + b_n + r q)          candidate
     h' = (1 - z) n + z h
 
     Args:
@@ -403,25 +445,26 @@ def gru_forward(
         bh: the bias of n that r multiplies, (H,).
 
     Returns:
-        hs, (T+1, B, H), and for the way back the gates r z n, (T, B, 3H), and hidden_n =
-        h Whn + bh, (T, B, H).
+        hs, (T+1, B, H), and for the backward pass the gates r z n, (T, B, 3H), and qs, (T, B, H).
     """
     hs = _sequence_from(h0, len(xs))
-    hidden_ns = np.empty_like(hs[1:])
-    gates = xs @ Wx + b  # first the pre-activations, overwritten step by step
+    qs = np.empty_like(hs[1:])
+    axs = xs @ Wx + b
+    gates = np.empty_like(axs)
     for t in range(len(xs)):
-        ax_r, ax_z, ax_n = np.split(gates[t], 3, axis=-1)
+        ax_r, ax_z, ax_n = np.split(axs[t], 3, axis=-1)
         ah_r, ah_z, ah_n = np.split(hs[t] @ Wh, 3, axis=-1)
-        hidden_ns[t] = ah_n + bh
-        r, z = sigmoid(ax_r + ah_r), sigmoid(ax_z + ah_z)
-        n = np.tanh(ax_n + r * hidden_ns[t])
+        r = sigmoid(ax_r + ah_r)
+        z = sigmoid(ax_z + ah_z)
+        qs[t] = ah_n + bh
+        n = np.tanh(ax_n + r * qs[t])
         hs[t + 1] = (1 - z) * n + z * hs[t]
         gates[t] = np.concatenate((r, z, n), axis=-1)
-    return hs, gates, hidden_ns
+    return hs, gates, qs
 
 
 class GruGradients(NamedTuple):
-    """What gru_backward returns, each in the shape of what it is the gradient of."""
+    """The result of gru_backward; dX has the shape of X."""
 
     dxs: Array
     dh0: Array
@@ -432,27 +475,28 @@ class GruGradients(NamedTuple):
 
 
 def gru_backward(
-    dhs: Array, xs: Array, hs: Array, gates: Array, hidden_ns: Array, Wx: Array, Wh: Array
+    dhs: Array, xs: Array, hs: Array, gates: Array, qs: Array, Wx: Array, Wh: Array
 ) -> GruGradients:
-    """Backpropagates through time.
+    """Backpropagates through time (Werbos 1990).
 
-    The input and the state reach n by different ways, so the gradient splits in two: da, of what
-    x brings to r z n, and dah, of what h brings. They differ in the last third only.
+    Input and state enter n in different ways, so there are two gradients of pre-activations: da, of
+    the input's share x Wx + b, and dah, of the state's share h Wh. They differ in the last third
+    only.
 
     dh += dhs[t]
-    dz  = dh * (h - n),  dn = dh * (1 - z),  dh = dh * z         h' = (1 - z) n + z h
-    da_n = dn (1 - n^2),  dr = da_n * hidden_n,  dhidden_n = da_n * r
+    dz  = dh (h - n),  dn = dh (1 - z),  dh = dh z               of h' = (1 - z) n + z h
+    da_n = dn (1 - n^2),  dr = da_n q,  dq = da_n r              of n = tanh(.. + r q)
     da_r = dr r (1 - r),  da_z = dz z (1 - z)
-    da  = (da_r, da_z, da_n),  dah = (da_r, da_z, dhidden_n)
-    dh += dah Wh.T,  dx = da Wx.T,  dWx += x.T da,  dWh += h.T dah,  db += da,  dbh += dhidden_n
+    da  = (da_r, da_z, da_n),  dah = (da_r, da_z, dq)
+    dh += dah Wh.T,  dx = da Wx.T,  dWx += x.T da,  dWh += h.T dah,  db += da,  dbh += dq
 
     Args:
-        dhs: gradient from above of hs[1:], (T, B, H). A gradient of the final state, if there is
-            one, is added to dhs[-1].
+        dhs: gradient from above of hs[1:], (T, B, H); a gradient of the final state is added to
+            dhs[-1].
         xs: inputs, (T, B, D).
         hs: hidden states of gru_forward, (T+1, B, H).
         gates: its gates, (T, B, 3H).
-        hidden_ns: its last result, (T, B, H).
+        qs: its last result, (T, B, H).
         Wx: input weights, (D, 3H).
         Wh: recurrent weights, (H, 3H).
 
@@ -460,17 +504,22 @@ def gru_backward(
         Gradients of inputs, initial state, weights and biases.
     """
     H = hs.shape[-1]
-    das, dahs = np.empty_like(gates), np.empty_like(gates)
+    das = np.empty_like(gates)
+    dahs = np.empty_like(gates)
     dh = np.zeros_like(hs[0])
     for t in reversed(range(len(xs))):
         r, z, n = np.split(gates[t], 3, axis=-1)
         dh = dh + dhs[t]
-        dz, dn, dh = dh * (hs[t] - n), dh * (1 - z), dh * z
+        dz = dh * (hs[t] - n)
+        dn = dh * (1 - z)
+        dh = dh * z
         da_n = dn * (1 - n**2)
-        dr, dhidden_n = da_n * hidden_ns[t], da_n * r
-        da_r, da_z = dr * r * (1 - r), dz * z * (1 - z)
+        dr = da_n * qs[t]
+        dq = da_n * r
+        da_r = dr * r * (1 - r)
+        da_z = dz * z * (1 - z)
         das[t] = np.concatenate((da_r, da_z, da_n), axis=-1)
-        dahs[t] = np.concatenate((da_r, da_z, dhidden_n), axis=-1)
+        dahs[t] = np.concatenate((da_r, da_z, dq), axis=-1)
         dh = dh + dahs[t] @ Wh.T
     return GruGradients(
         dxs=das @ Wx.T,
@@ -486,7 +535,9 @@ def gru_backward(
 
 
 def output_forward(hs: Array, Wy: Array, by: Array) -> Array:
-    """Scores every token of the vocabulary as the next one: logits = h' Wy + by.
+    """Scores every token of the vocabulary as the next one.
+
+    logits = h' Wy + by
 
     Args:
         hs: hidden states of the last layer, (T+1, B, H); row 0, the initial state, is left out.
@@ -501,7 +552,7 @@ def output_forward(hs: Array, Wy: Array, by: Array) -> Array:
 
 
 class OutputGradients(NamedTuple):
-    """What output_backward returns, each in the shape of what it is the gradient of."""
+    """The result of output_backward; dX has the shape of X."""
 
     dhs: Array
     dWy: Array
@@ -509,11 +560,13 @@ class OutputGradients(NamedTuple):
 
 
 def output_backward(dlogits: Array, hs: Array, Wy: Array) -> OutputGradients:
-    """Passes the gradient of the logits on to the last layer.
+    """Takes the gradient of the logits back to the last layer.
+
+    dh' = dlogits Wy.T,  dWy = h'.T dlogits,  dby = sum of dlogits
 
     Args:
         dlogits: gradient of the logits, (T, B, V).
-        hs: what output_forward was given, (T+1, B, H).
+        hs: the argument of output_forward, (T+1, B, H).
         Wy: output weights, (H, V).
 
     Returns:
@@ -527,21 +580,21 @@ def output_backward(dlogits: Array, hs: Array, Wy: Array) -> OutputGradients:
 
 
 def softmax_cross_entropy(logits: Array, targets: Tokens) -> tuple[float, int, Array]:
-    """Measures how surprising the targets are, in nats, and where the logits should have gone.
+    """Computes the cross-entropy of the targets, and its gradient (Bridle 1990).
 
-    p = softmax(logits) = exp(logits) / sum(exp(logits))
+    p        = softmax(logits) = exp(logits) / sum(exp(logits))
     loss_sum = sum of -log p[target] over the counted tokens
-    dlogits = (p - one_hot(target)) / count, the gradient of the mean, loss_sum / count
+    dlogits  = (p - one_hot(target)) / count, the gradient of the mean loss_sum / count
 
     Args:
         logits: scores, (T, B, V).
-        targets: the tokens that came, (T, B). A negative one is not counted: it adds nothing to
-            the loss and gets a gradient of zero.
+        targets: the tokens that follow, (T, B). A negative one is not counted: it adds nothing to
+            the loss and its gradient is zero.
 
     Returns:
-        loss_sum in nats, a sum, so that batches can be added up; count, the number of tokens in
-        it; dlogits, (T, B, V), the gradient of the MEAN over these tokens (all zero if there are
-        none).
+        loss_sum, in nats, a sum that can be added up over batches; count, the number of counted
+        tokens; dlogits, (T, B, V), the gradient of the MEAN over these tokens (all zero if there
+        are none).
     """
     counted = targets >= 0
     count = int(counted.sum())
@@ -560,7 +613,7 @@ def softmax_cross_entropy(logits: Array, targets: Tokens) -> tuple[float, int, A
 
 
 def zero_states(parameters: Parameters, cell: str, B: int) -> States:
-    """Makes the states of a network that has seen nothing.
+    """Returns the states of a network before its first token: zeros.
 
     Args:
         parameters: the network.
@@ -576,23 +629,23 @@ def zero_states(parameters: Parameters, cell: str, B: int) -> States:
 
 
 def _output_weights(parameters: Parameters) -> Array:
-    """Takes the output weights, (H, V): tied ones are the embedding, transposed."""
+    """Returns the output weights, (H, V); tied ones are the embedding, transposed."""
     return parameters["Wy"] if "Wy" in parameters else parameters["embedding"].T
 
 
 def _layers(parameters: Parameters) -> int:
-    """Counts the layers."""
+    """Returns the number of layers."""
     return sum(name.startswith("Wx") for name in parameters)
 
 
 def _layer_weights(parameters: Parameters, layer: int) -> Parameters:
-    """Takes one layer's weights out of the network's, under the names of the cells' arguments."""
+    """Returns one layer's weights, under the names of the cells' arguments."""
     names = ("Wx", "Wh", "b", "bh")
     return {name: parameters[f"{name}{layer}"] for name in names if f"{name}{layer}" in parameters}
 
 
 def _input_forward(parameters: Parameters, tokens: Tokens) -> Array:
-    """Turns tokens (T, B) to the first layer's inputs (T, B, D)."""
+    """Turns tokens (T, B) into the first layer's inputs (T, B, D)."""
     if "embedding" in parameters:
         return embedding_forward(tokens, parameters["embedding"])
     return one_hot(tokens, len(parameters["Wx0"]), parameters["Wx0"].dtype)
@@ -604,17 +657,18 @@ def dropout_masks(
     rng: np.random.Generator,
     dtype: DTypeLike = np.float64,
 ) -> Array:
-    """Draws what layers multiply their states with before they hand them on.
+    """Draws the factors of the states that a layer passes on, in training (Srivastava et al. 2014).
 
-    Srivastava et al. (2014): while it learns, a network should not rely on any single unit. A unit
-    is dropped with probability p, the others are scaled so that what is expected of each stays as
-    it is. As in PyTorch's nn.LSTM and in Zaremba et al. (2014), the way from step to step, inside a
-    layer, is left alone. When nothing is learned there are no masks.
+    mask = 0 with probability p, else 1 / (1 - p), so that the expected value of mask h is h
+
+    A network should not rely on any single unit, so some are dropped while it trains. As in
+    PyTorch's nn.LSTM and in Zaremba et al. (2014), the recurrence inside a layer is not changed.
+    There are no masks outside of training.
 
     Args:
         p: share of the units to drop, in [0, 1).
-        shape: (L-1, T, B, H), or (L, T, B, H) for what the last layer hands to the output, too.
-        rng: where chance comes from.
+        shape: (L-1, T, B, H) between layers, (L, T, B, H) to drop before the output layer as well.
+        rng: source of the random numbers.
         dtype: of the result.
 
     Returns:
@@ -626,20 +680,20 @@ def dropout_masks(
 
 
 class LayerTape(NamedTuple):
-    """What one layer's backward pass needs of its forward pass."""
+    """What the backward pass of a layer needs from its forward pass."""
 
     xs: Array
     """Inputs, (T, B, D)."""
     hs: Array
     """Hidden states, (T+1, B, H)."""
     rest: list[Array]
-    """What else the cell's forward function returned."""
+    """The other results of the cell's forward function."""
 
 
 def network_forward(
     parameters: Parameters, cell: str, tokens: Tokens, states: States, masks: Array | None = None
 ) -> tuple[Array, States, list[LayerTape]]:
-    """Runs all layers over tokens, each on the hidden states of the one below.
+    """Runs all layers over tokens, each on the hidden states of the layer below.
 
     Args:
         parameters: the network.
@@ -653,11 +707,12 @@ def network_forward(
     """
     h0s, c0s = states
     xs = _input_forward(parameters, tokens)
-    tapes, final_cs = [], []
+    tapes = []
+    final_cs = []
     for layer, h0 in enumerate(h0s):
         weights = _layer_weights(parameters, layer)
         rest: list[Array] = []
-        if c0s is not None:  # the LSTM alone has cell states
+        if c0s is not None:  # only the LSTM has cell states
             hs, *rest = lstm_forward(xs, h0, c0s[layer], **weights)
             final_cs.append(rest[0][-1])
         elif cell == "gru":
@@ -668,19 +723,19 @@ def network_forward(
         xs = hs[1:]
         if masks is not None and layer < len(masks):
             xs = xs * masks[layer]
-    read, Wy = _read_by_output(tapes, masks), _output_weights(parameters)
-    logits = output_forward(read, Wy, parameters["by"])
+    hs = _output_input(tapes, masks)
+    logits = output_forward(hs, _output_weights(parameters), parameters["by"])
     final_hs = np.stack([tape.hs[-1] for tape in tapes])
     return logits, (final_hs, np.stack(final_cs) if final_cs else None), tapes
 
 
-def _read_by_output(tapes: list[LayerTape], masks: Array | None) -> Array:
-    """Returns what output_forward is given, (T+1, B, H): row 0, which it does not read, is kept."""
+def _output_input(tapes: list[LayerTape], masks: Array | None) -> Array:
+    """Returns the argument of output_forward, (T+1, B, H): the top states, some units dropped."""
     hs = tapes[-1].hs
     if masks is None or len(masks) < len(tapes):
         return hs
-    read: Array = np.concatenate((hs[:1], hs[1:] * masks[-1]))
-    return read
+    dropped: Array = np.concatenate((hs[:1], hs[1:] * masks[-1]))
+    return dropped
 
 
 _BACKWARD: dict[str, Callable[..., RnnGradients | GruGradients | LstmGradients]] = {
@@ -700,8 +755,10 @@ def network_loss_and_gradients(
 ) -> tuple[float, int, Parameters, States]:
     """Makes one forward and one backward pass over a window of the data.
 
-    The gradient ends at the initial states: given the final states as the next window's initial
-    ones, this is truncated backpropagation through time (Williams & Peng 1990).
+    loss = loss_sum / count;  gradients = dloss / dparameters
+
+    The gradient stops at the initial states. With the final states as the initial states of the
+    next window, this is truncated backpropagation through time (Williams & Peng 1990).
 
     Args:
         parameters: the network.
@@ -719,14 +776,15 @@ def network_loss_and_gradients(
     loss_sum, count, dlogits = softmax_cross_entropy(logits, targets)
 
     gradients: Parameters = {}
-    read, Wy = _read_by_output(tapes, masks), _output_weights(parameters)
-    dhs, dWy, gradients["by"] = output_backward(dlogits, read, Wy)
+    output_hs = _output_input(tapes, masks)
+    dhs, dWy, gradients["by"] = output_backward(dlogits, output_hs, _output_weights(parameters))
     if masks is not None and len(masks) == len(tapes):
         dhs = dhs * masks[-1]
     for layer, (xs, hs, rest) in reversed(list(enumerate(tapes))):
-        Wx, Wh = parameters[f"Wx{layer}"], parameters[f"Wh{layer}"]
+        Wx = parameters[f"Wx{layer}"]
+        Wh = parameters[f"Wh{layer}"]
         layer_gradients = _BACKWARD[cell](dhs, xs, hs, *rest, Wx, Wh)._asdict()
-        dhs = layer_gradients["dxs"]  # this layer's inputs are the hidden states of that below
+        dhs = layer_gradients["dxs"]  # the inputs of this layer are the states of the layer below
         if masks is not None and layer:
             dhs = dhs * masks[layer - 1]
         for name in _layer_weights(parameters, layer):
@@ -735,16 +793,18 @@ def network_loss_and_gradients(
         gradients["embedding"] = embedding_backward(dhs, tokens, parameters["embedding"])
     if "Wy" in parameters:
         gradients["Wy"] = dWy
-    else:  # one array, used twice: the gradients of both uses add up
+    else:  # one array that is used twice: the gradients of both uses add up
         gradients["embedding"] += dWy.T
     return loss_sum, count, gradients, final_states
 
 
-# ---------------------------------------------------------------- clipping and descent
+# ---------------------------------------------------------------- clipping and gradient descent
 
 
 def clip_by_value(gradients: Parameters, limit: float) -> None:
-    """Holds every single element within [-limit, limit], in place.
+    """Clips every element to [-limit, limit], in place.
+
+    g = min(max(g, -limit), limit)
 
     Args:
         gradients: by name; changed.
@@ -755,16 +815,18 @@ def clip_by_value(gradients: Parameters, limit: float) -> None:
 
 
 def clip_by_global_norm(gradients: Parameters, limit: float) -> float:
-    """Shortens all gradients together to length `limit`, in place, if they are longer.
+    """Scales all gradients to a joint norm of `limit`, in place, if it is larger.
 
-    Pascanu, Mikolov & Bengio (2013), algorithm 1. The direction stays what it was.
+    norm = sqrt(sum of g^2 over all elements),  g = g limit / norm if norm > limit
+
+    Pascanu, Mikolov & Bengio (2013), algorithm 1. The direction of the gradient stays the same.
 
     Args:
         gradients: by name; changed if their norm exceeds the limit.
         limit: above 0.
 
     Returns:
-        The norm before clipping: the square root of the sum of all elements' squares.
+        The norm before clipping.
     """
     squares = [np.sum(np.square(gradient, dtype=np.float64)) for gradient in gradients.values()]
     norm = float(np.sqrt(sum(squares)))
@@ -775,7 +837,9 @@ def clip_by_global_norm(gradients: Parameters, limit: float) -> float:
 
 
 def sgd_step(w: Array, g: Array, lr: float) -> None:
-    """Steps down the gradient, in place: w -= lr g.
+    """Takes a step of stochastic gradient descent, in place (Robbins & Monro 1951).
+
+    w -= lr g
 
     Args:
         w: weights; changed.
@@ -788,13 +852,13 @@ def sgd_step(w: Array, g: Array, lr: float) -> None:
 def adagrad_step(
     w: Array, g: Array, G: Array, lr: float, eps: float = 1e-10, weight_decay: float = 0.0
 ) -> None:
-    """Steps less far where gradients have been large so far (Duchi et al. 2011), in place.
-
-    With weight decay it is PyTorch's Adagrad:
+    """Takes a step of Adagrad, in place (Duchi et al. 2011).
 
     g' = g + weight_decay w
     G += g'^2
     w -= lr g' / (sqrt(G) + eps)
+
+    A weight whose gradients have been large moves less. Weight decay is that of PyTorch's Adagrad.
 
     Args:
         w: weights; changed.
@@ -802,7 +866,7 @@ def adagrad_step(
         G: sum of the squares of all gradients so far, zeros at the start; changed.
         lr: learning rate.
         eps: keeps the division defined while G is zero.
-        weight_decay: share of w added to its gradient.
+        weight_decay: share of w that is added to its gradient.
     """
     g = g + weight_decay * w
     G += g**2
@@ -821,27 +885,27 @@ def adam_step(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> None:
-    """Steps by running means of gradient and square (Kingma & Ba 2015), in place.
-
-    With weight decay it is AdamW (Loshchilov & Hutter 2019), in PyTorch's form:
+    """Takes a step of Adam, in place (Kingma & Ba 2015).
 
     w *= 1 - lr weight_decay
-    m  = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
+    m  = beta1 m + (1 - beta1) g
+    v  = beta2 v + (1 - beta2) g^2
     w -= lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
 
-    The two powers correct for m and v having started at zero.
+    The two powers correct for the start of m and v at zero. With weight decay this is AdamW
+    (Loshchilov & Hutter 2019), in PyTorch's form.
 
     Args:
         w: weights; changed.
         g: their gradient.
         m: running mean of gradients, zeros at the start; changed.
         v: running mean of their squares, zeros at the start; changed.
-        step: number of this step, the first is 1.
+        step: number of this step, from 1.
         lr: learning rate.
-        beta1: share of m kept in a step.
-        beta2: share of v kept in a step.
+        beta1: share of m that is kept in a step.
+        beta2: share of v that is kept in a step.
         eps: keeps the division defined while v is zero.
-        weight_decay: share of w given up in a step of learning rate 1.
+        weight_decay: share of w that a step of learning rate 1 removes.
     """
     w *= 1 - lr * weight_decay
     m[...] = beta1 * m + (1 - beta1) * g
@@ -850,7 +914,7 @@ def adam_step(
     w -= lr / (1 - beta1**step) * m / denominator
 
 
-# ---------------------------------------------------------------- sampling and generating
+# ---------------------------------------------------------------- sampling and generation
 
 
 def sample(
@@ -862,32 +926,34 @@ def sample(
     u: float = 0.0,
     typical_p: float = 1.0,
 ) -> int:
-    """Draws a token from softmax(logits / temperature), cut to its likeliest part.
+    """Draws a token from softmax(logits / temperature), truncated to its likely part.
 
-    First the top_k likeliest tokens are kept (Fan et al. 2018), equals by lower id; then of these
-    the fewest likeliest whose probabilities, renormalized among what top_k kept, reach top_p
-    (Holtzman et al. 2020); then of these the ones at least min_p times as likely as the likeliest
-    (Nguyen et al. 2024); then of these, renormalized, the fewest that reach typical_p, taken in the
-    order of how near -log p is to the entropy, equals by lower id (Meister et al. 2023). Then the
-    kept tokens are walked through in ascending id, adding up their probabilities: the first where
-    the sum exceeds u times their total is drawn.
+    1. top-k (Fan et al. 2018): the top_k likeliest tokens are kept, equals by lower id.
+    2. top-p, the nucleus (Holtzman et al. 2020): of these, the fewest likeliest whose probability,
+       renormalized, reaches top_p.
+    3. min-p (Nguyen et al. 2024): of these, the ones at least min_p times as likely as the
+       likeliest.
+    4. typical sampling (Meister et al. 2023): of these, renormalized, the fewest that reach
+       typical_p, in ascending order of |-log p - entropy|, equals by lower id.
+    5. The kept tokens are walked through in ascending id, with their probabilities added up. The
+       token where the sum first exceeds u times the total is drawn (inversion sampling).
 
     Args:
         logits: scores of the vocabulary, (V,).
-        temperature: below 1 sharpens, above 1 flattens; 0 takes the likeliest token, of equals
-            that of lowest id.
-        top_k: how many tokens to keep; 0 keeps all.
-        top_p: how much probability to keep, in (0, 1]; 1 keeps all.
-        min_p: least probability to keep, in [0, 1], in units of the likeliest token's.
-        u: a uniform random number in [0, 1); all the chance there is.
-        typical_p: how much probability to keep of typical tokens, in (0, 1]; 1 keeps all.
+        temperature: below 1 sharpens the distribution, above 1 flattens it; 0 takes the likeliest
+            token, of equals the lowest id.
+        top_k: number of tokens to keep; 0 keeps all.
+        top_p: probability to keep, in (0, 1]; 1 keeps all.
+        min_p: least probability to keep, in [0, 1], relative to the likeliest token's.
+        u: a uniform random number in [0, 1), the only random input.
+        typical_p: probability of typical tokens to keep, in (0, 1]; 1 keeps all.
 
     Returns:
         The token's id.
     """
     if temperature == 0:
         return int(np.argmax(logits))
-    # The maximum is taken off before the division, so that no temperature leads to inf - inf.
+    # The maximum is subtracted before the division, so that no temperature leads to inf - inf.
     with np.errstate(over="ignore", under="ignore"):
         weights: Array = np.exp((logits - logits.max()) / temperature)
     kept = np.argsort(-weights, kind="stable")[: top_k or None]  # likeliest first
@@ -904,7 +970,7 @@ def sample(
         kept = np.sort(kept[order[: 1 + int(np.argmax(reached >= typical_p * reached[-1]))]])
     running = np.cumsum(weights[kept])
     beyond = np.flatnonzero(running > u * running[-1])
-    # u times the total can round up to the total; then the last kept token is meant.
+    # u times the total can round up to the total; the last kept token is drawn then.
     return int(kept[beyond[0]] if beyond.size else kept[-1])
 
 
@@ -920,19 +986,19 @@ def generate(
     rng: np.random.Generator | None = None,
     states: States | None = None,
 ) -> list[int]:
-    """Reads a prompt, then makes n tokens, feeding each back as the next input.
+    """Reads a prompt, then samples n tokens, each of which is the next input.
 
     Args:
         parameters: the network.
         cell: "rnn", "gru" or "lstm".
         prompt_tokens: at least one id.
-        n: how many tokens to make.
+        n: number of tokens to sample.
         temperature: see sample.
         top_k: see sample.
         top_p: see sample.
         min_p: see sample.
-        rng: where chance comes from; None for a fresh one. At temperature 0 there is none.
-        states: what the network has in mind before the prompt, with B = 1; None for nothing.
+        rng: source of the random numbers; None for a new one. Not used at temperature 0.
+        states: the states before the prompt, with B = 1; None for zeros.
 
     Returns:
         The n new token ids.
@@ -940,9 +1006,10 @@ def generate(
     rng = rng or np.random.default_rng()
     states = states or zero_states(parameters, cell, B=1)
     tokens = np.asarray(prompt_tokens)
-    made: list[int] = []
-    while len(made) < n:
+    sampled: list[int] = []
+    while len(sampled) < n:
         logits, states, _ = network_forward(parameters, cell, tokens[:, np.newaxis], states)
-        made.append(sample(logits[-1, 0], temperature, top_k, top_p, min_p, rng.random()))
-        tokens = np.array(made[-1:])
-    return made
+        u = rng.random()
+        sampled.append(sample(logits[-1, 0], temperature, top_k, top_p, min_p, u))
+        tokens = np.array(sampled[-1:])
+    return sampled

@@ -1,7 +1,9 @@
-"""The vanilla recurrent cell with tanh (Elman 1990): h_t = tanh(x_t Wx + b + h_{t-1} Wh).
+"""`rnn_forward` and `rnn_backward` run the vanilla recurrent cell with tanh (Elman 1990).
 
-The input's share of the sum is computed beforehand, for all steps at once; docs/rnn.md derives
-both passes, `reference.rnn_forward` and `rnn_backward` are the same in plain NumPy.
+    h_t = tanh(x_t Wx + b + h_{t-1} Wh)
+
+The input's share x Wx + b is computed beforehand, for all steps at once. docs/rnn.md derives both
+passes; `reference.rnn_forward` and `reference.rnn_backward` are the same in plain NumPy.
 """
 
 from __future__ import annotations
@@ -19,27 +21,27 @@ Array = npt.NDArray[np.float32]
 
 
 @jit_inline
-def _rnn_units(gates: Array, h: Array, at: int, left: int) -> None:
-    """States of up to LANES units from element `at` on."""
-    store(h, at, left, tanh(load(gates, at, left)))
+def _rnn_units(gates: Array, h: Array, at: int, count: int) -> None:
+    """Computes the states of up to LANES units from element `at` on."""
+    store(h, at, count, tanh(load(gates, at, count)))
 
 
 @jit_inline
 def _rnn_units_backward(
-    gates: Array, h: Array, above: Array, dh: Array, at: int, left: int
-) -> None:  # fmt: skip
-    """One step back for up to LANES units from element `at` on."""
-    state = load(h, at, left)
-    d_h = load(above, at, left) + load(dh, at, left)
-    store(gates, at, left, d_h * (ONE - state * state))
+    gates: Array, h: Array, dh_above: Array, dh: Array, at: int, count: int
+) -> None:
+    """Computes da of up to LANES units from element `at` on."""
+    state = load(h, at, count)
+    d_h = load(dh_above, at, count) + load(dh, at, count)
+    store(gates, at, count, d_h * (ONE - state * state))
 
 
 @jit
 def rnn_forward(gates: Array, hs: Array, Wh: Array, steps: int) -> None:
-    """Run the recurrence over the first `steps` steps.
+    """Runs the recurrence over the first `steps` steps.
 
     Args:
-        gates: (T, B, H); in: x Wx + b; out: what h is.
+        gates: (T, B, H); in: x Wx + b; out: the pre-activations.
         hs: (T+1, B, H); row 0 is the initial state, the others are written.
         Wh: (H, H), packed.
         steps: steps to run, at most T.
@@ -59,19 +61,20 @@ def rnn_backward(
     gates: Array, hs: Array, WhT: Array, dhs: Array, dh: Array,
     dWh: Array, block: RowBlock, steps: int,
 ) -> None:  # fmt: skip
-    """Run backpropagation through time over the first `steps` steps.
+    """Runs backpropagation through time over the first `steps` steps.
 
     Args:
-        gates: (T, B, H), written with da, the gradient of the pre-activations.
+        gates: (T, B, H), written: da, the gradient of the pre-activations.
         hs: (T+1, B, H) of the forward pass.
         WhT: Wh transposed, (H, H), packed.
         dhs: (T, B, H), the gradient from above.
-        dh: (B, H); in: the gradient of the last state from later on; out: of the initial state.
+        dh: (B, H); in: the gradient of the last state from later steps; out: of the initial state.
         dWh: (H, H), added to.
-        block: room for the rows of H and H elements that dWh is made of.
-        steps: steps the forward pass ran.
+        block: for rows of H and H elements, of which dWh is made.
+        steps: steps of the forward pass.
     """
-    whole, gathered = dh.size // LANES * LANES, 0
+    whole = dh.size // LANES * LANES
+    gathered = 0
     for t in range(steps - 1, -1, -1):
         for at in range(0, whole, LANES):
             _rnn_units_backward(gates[t], hs[t + 1], dhs[t], dh, at, LANES)

@@ -1,18 +1,19 @@
-"""One draw: a token from a row of logits.
+"""`sample` draws one token from a row of logits.
 
-1. temperature 0 takes the likeliest token, the lowest id of equals;
-2. else logits, less the largest, are divided by the temperature;
-3. of all tokens the `top_k` likeliest stay, lower ids first among equals;
-4. of these the fewest likeliest stay whose probability reaches `top_p`;
-5. of these stay those at least `min_p` times as likely as the likeliest;
-6. of these the fewest stay whose surprisal is nearest to the mean one, lower ids first among
-   equals, until their probability reaches `typical_p`;
-7. the draw walks those left in ascending id until their summed weight exceeds u times the whole.
+1. Temperature 0 takes the likeliest token, the lowest id of equals.
+2. Otherwise the logits, less the largest, are divided by the temperature.
+3. Of all tokens the `top_k` likeliest stay, lower ids first among equals.
+4. Of these the fewest likeliest stay whose probability reaches `top_p`.
+5. Of these stay those at least `min_p` times as likely as the likeliest.
+6. Of these the fewest stay whose surprisal is nearest to the mean surprisal, lower ids first among
+   equals, until their probability reaches `typical_p`.
+7. The remaining tokens are walked through in ascending id until their summed weight exceeds u times
+   the whole; the token where it does is drawn.
 
 The nucleus (4) is from Holtzman et al., "The curious case of neural text degeneration" (2020),
 min-p (5) from Nguyen et al., "Turning up the heat: min-p sampling" (2024), typical sampling (6)
-from Meister et al., "Locally typical sampling" (2023). A token of logit -inf has no
-weight and is never drawn.
+from Meister et al., "Locally typical sampling" (2023). Steps 3 to 6 are known as truncation. A
+token of logit -inf has no weight and is never drawn.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ import numpy as np
 from treadle.kernels.activations import ONE, ZERO, log
 from treadle.kernels.intrinsics import bits_from_float
 from treadle.kernels.jit import jit, jit_inline
-from treadle.kernels.loss import largest, shifted_exp, total
+from treadle.kernels.loss import row_max, row_sum, shifted_exp
 from treadle.kernels.radix_sort import (
     COUNTS,
     Pairs,
     SortScratch,
-    in_order,
     make_pair,
     pair_id,
+    sort_smallest,
 )
 from treadle.kernels.structs import Array
 
 _LOWEST = np.float32(-100.0)
-_NOTICED = np.float32(2.0**-25)
+_HALF_LAST_BIT = np.float32(2.0**-25)
 
 
 class Truncation(NamedTuple):
-    """Which tokens a draw is among; scalars."""
+    """The tokens that a draw is restricted to; scalars."""
 
     top_k: int
     """0 for all tokens."""
@@ -53,30 +54,32 @@ class Truncation(NamedTuple):
 
 
 class SamplingScratch(NamedTuple):
-    """What cutting V weights works in; overwritten."""
+    """The memory that truncation of V weights works in; overwritten."""
 
     distance: Array
     """(V,)."""
-    selection: SortScratch
+    sort: SortScratch
     """For V keys."""
 
 
 @jit
 def allocate_sampling_scratch(V: int) -> SamplingScratch:
-    """Allocate what `draw` works in: once for many draws, since it is large."""
-    pairs, counts = np.empty((2, V), np.int64), np.empty(COUNTS, np.int32)
+    """Allocates what `sample` works in: once for many tokens, since it is large."""
+    pairs = np.empty((2, V), np.int64)
+    counts = np.empty(COUNTS, np.int32)
     return SamplingScratch(np.empty(V, np.float32), SortScratch(pairs[0], pairs[1], counts))
 
 
 @jit
-def sorts(cuts: Truncation) -> bool:
-    """Tell whether a draw sorts, and so needs scratch."""
-    return bool(cuts.top_k > 0 or cuts.top_p < ONE or cuts.typical_p < ONE)
+def needs_sorting(truncation: Truncation) -> bool:
+    """Returns whether `sample` sorts, and so needs scratch."""
+    sorts = truncation.top_k > 0 or truncation.top_p < ONE or truncation.typical_p < ONE
+    return bool(sorts)
 
 
 @jit
-def likeliest(logits: Array) -> int:
-    """Return the lowest id among the largest logits (V,)."""
+def argmax(logits: Array) -> int:
+    """Returns the lowest id among the largest logits (V,)."""
     best = 0
     for v in range(logits.size):
         if logits[v] > logits[best]:
@@ -85,9 +88,10 @@ def likeliest(logits: Array) -> int:
 
 
 @jit
-def _kept(weights: Array, order: Pairs, ordered: int, threshold: np.float32) -> int:
-    """Return how many tokens stay, in order, until their weights, added up, reach a threshold."""
-    running, kept = ZERO, 0
+def _count_to_threshold(weights: Array, order: Pairs, ordered: int, threshold: np.float32) -> int:
+    """Returns how many tokens, in order, it takes for their summed weight to reach a threshold."""
+    running = ZERO
+    kept = 0
     while kept < ordered and (kept == 0 or running < threshold):
         running += weights[pair_id(order[kept])]
         kept += 1
@@ -95,23 +99,27 @@ def _kept(weights: Array, order: Pairs, ordered: int, threshold: np.float32) -> 
 
 
 @jit
-def _cut(weights: Array, top_k: int, top_p: np.float32, scratch: SortScratch) -> None:
-    """Set to 0 the weights (V,) that top-k and top-p exclude; at least one stays."""
-    most = largest(weights)
-    most_bits = bits_from_float(most)
-    # A sum that begins with the largest takes no notice of less than half of its last bit.
-    least, n = most * _NOTICED, 0
+def _keep_top_k_and_top_p(
+    weights: Array, top_k: int, top_p: np.float32, scratch: SortScratch
+) -> None:
+    """Sets to 0 the weights (V,) that top-k and top-p exclude; at least one stays."""
+    max_weight = row_max(weights)
+    max_bits = bits_from_float(max_weight)
+    # Added to a sum that begins with the largest weight, anything smaller is lost in rounding.
+    smallest = max_weight * _HALF_LAST_BIT
+    n = 0
     for v in range(weights.size):
-        scratch.pairs[n] = make_pair(np.int32(most_bits - bits_from_float(weights[v])), v)
-        n += weights[v] >= least
-    if n == 0:  # no number among them
+        scratch.pairs[n] = make_pair(np.int32(max_bits - bits_from_float(weights[v])), v)
+        n += weights[v] >= smallest
+    if n == 0:  # every weight is NaN
         return
     ordered = min(n, top_k) if top_k > 0 else n
-    order = in_order(scratch, n, ordered)
+    order = sort_smallest(scratch, n, ordered)
     whole = ZERO
     for rank in range(ordered):
         whole += weights[pair_id(order[rank])]
-    last = pair_id(order[_kept(weights, order, ordered, top_p * whole) - 1])
+    kept = _count_to_threshold(weights, order, ordered, top_p * whole)
+    last = pair_id(order[kept - 1])
     border = weights[last]
     for v in range(weights.size):
         stays = weights[v] > border or (weights[v] == border and v <= last)
@@ -119,21 +127,24 @@ def _cut(weights: Array, top_k: int, top_p: np.float32, scratch: SortScratch) ->
 
 
 @jit
-def _cut_unlikely(weights: Array, min_p: np.float32) -> None:
-    """Set to 0 the weights (V,) below min_p times the largest, which itself stays."""
-    floor = min_p * largest(weights)
+def _keep_min_p(weights: Array, min_p: np.float32) -> None:
+    """Sets to 0 the weights (V,) below min_p times the largest, which itself stays."""
+    floor = min_p * row_max(weights)
     for v in range(weights.size):
         if weights[v] < floor:
             weights[v] = ZERO
 
 
 @jit
-def _cut_untypical(weights: Array, typical_p: np.float32, scratch: SamplingScratch) -> None:
-    """Set to 0 the weights (V,) whose surprisal is far from the mean one; at least one stays."""
-    V, whole, entropy = weights.size, total(weights), ZERO
-    distance, pairs = scratch.distance, scratch.selection.pairs
+def _keep_typical(weights: Array, typical_p: np.float32, scratch: SamplingScratch) -> None:
+    """Sets to 0 the weights (V,) whose surprisal is far from the mean one; at least one stays."""
+    V = weights.size
+    whole = row_sum(weights)
+    distance = scratch.distance
+    pairs = scratch.sort.pairs
     for v in range(V):
         distance[v] = -log(weights[v] / whole)
+    entropy = ZERO
     for v in range(V):
         if weights[v] > ZERO:
             entropy += weights[v] / whole * distance[v]
@@ -142,10 +153,11 @@ def _cut_untypical(weights: Array, typical_p: np.float32, scratch: SamplingScrat
         distance[v] = abs(distance[v] - entropy)
         pairs[n] = make_pair(bits_from_float(distance[v]), v)
         n += weights[v] > ZERO
-    if n == 0:  # no number among them
+    if n == 0:  # every weight is NaN
         return
-    order = in_order(scratch.selection, n, n)
-    last = pair_id(order[_kept(weights, order, n, typical_p * whole) - 1])
+    order = sort_smallest(scratch.sort, n, n)
+    kept = _count_to_threshold(weights, order, n, typical_p * whole)
+    last = pair_id(order[kept - 1])
     border = distance[last]
     for v in range(V):
         stays = distance[v] < border or (distance[v] == border and v <= last)
@@ -153,48 +165,51 @@ def _cut_untypical(weights: Array, typical_p: np.float32, scratch: SamplingScrat
 
 
 @jit_inline
-def _heat(logits: Array, largest_logit: np.float32, temperature: np.float32, out: Array) -> None:
-    """Write exp((logits - largest_logit) / temperature), all (V,)."""
-    # Less the largest first, and never far below what exp makes 0 of, lest a small temperature
-    # overflow.
+def _apply_temperature(
+    logits: Array, max_logit: np.float32, temperature: np.float32, out: Array
+) -> None:
+    """Writes exp((logits - max_logit) / temperature), all (V,)."""
+    # The largest logit is subtracted first, and the difference bounded to where exp gives 0, so
+    # that a small temperature does not overflow.
     lowest = _LOWEST * temperature
     for v in range(logits.size):
-        difference = logits[v] - largest_logit
+        difference = logits[v] - max_logit
         out[v] = difference / temperature if difference > lowest else _LOWEST
     shifted_exp(out, ZERO, out)
 
 
 @jit
-def draw(
-    logits: Array, largest_logit: np.float32, temperature: np.float32, cuts: Truncation,
+def sample(
+    logits: Array, max_logit: np.float32, temperature: np.float32, truncation: Truncation,
     u: np.float32, weights: Array, scratch: SamplingScratch,
 ) -> int:  # fmt: skip
-    """Draw one token.
+    """Draws one token.
 
     Args:
         logits: (V,), at least one of them above -inf.
-        largest_logit: the largest of them.
+        max_logit: the largest of them.
         temperature: 0 for greedy.
-        cuts: which tokens to draw among.
-        u: a uniform draw from [0, 1).
-        weights: (V,); in: exp(logits - largest_logit), what temperature 1 draws from; overwritten.
-        scratch: for V weights; for none where no cut sorts.
+        truncation: the tokens to draw from.
+        u: a uniform random number from [0, 1).
+        weights: (V,); in: exp(logits - max_logit), the weights at temperature 1; overwritten.
+        scratch: for V weights; for none where `needs_sorting` is False.
 
     Returns:
         The token's id.
     """
     if temperature == ZERO:
-        return likeliest(logits)
+        return argmax(logits)
     if temperature != ONE:
-        _heat(logits, largest_logit, temperature, weights)
-    if cuts.top_k > 0 or cuts.top_p < ONE:
-        _cut(weights, cuts.top_k, cuts.top_p, scratch.selection)
-    if cuts.min_p > ZERO:
-        _cut_unlikely(weights, cuts.min_p)
-    if cuts.typical_p < ONE:
-        _cut_untypical(weights, cuts.typical_p, scratch)
-    threshold = u * total(weights)
-    running, token = ZERO, 0
+        _apply_temperature(logits, max_logit, temperature, weights)
+    if truncation.top_k > 0 or truncation.top_p < ONE:
+        _keep_top_k_and_top_p(weights, truncation.top_k, truncation.top_p, scratch.sort)
+    if truncation.min_p > ZERO:
+        _keep_min_p(weights, truncation.min_p)
+    if truncation.typical_p < ONE:
+        _keep_typical(weights, truncation.typical_p, scratch)
+    threshold = u * row_sum(weights)
+    running = ZERO
+    token = 0
     for v in range(weights.size):
         if weights[v] > ZERO:
             running += weights[v]

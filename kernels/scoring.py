@@ -1,4 +1,7 @@
-"""`score_shard` computes log p of every target; `score_shard_in_detail` adds ranks."""
+"""`score_shard` computes log p of every target; `score_shard_in_detail` adds ranks.
+
+Both run the forward pass of training, so their log-probabilities equal its loss to the bit.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import numpy as np
 
 from treadle.kernels.activations import ZERO
 from treadle.kernels.jit import jit, jit_inline
-from treadle.kernels.loss import largest, log_probability, shifted_exp, target_log_probabilities
+from treadle.kernels.loss import log_probability, row_max, shifted_exp, target_log_probabilities
 from treadle.kernels.network import output_logits, read_shard
 from treadle.kernels.structs import Array, Bools, Ints, State, Weights, Workspace
 from treadle.kernels.token_ranks import token_rank, top_k_tokens
@@ -17,23 +20,24 @@ def score_shard(
     cell: int, weights: Weights, work: Workspace, state: State,
     tokens: Ints, targets: Ints, fresh: Bools, out: Array,
 ) -> None:  # fmt: skip
-    """Forward pass only: write log p of every target.
+    """Runs the forward pass only, and writes log p of every target.
 
     Args:
         cell: RNN, GRU or LSTM.
         weights: packed.
-        work: as for `train_shard`; dhs is not used.
+        work: as for `network.train_shard`; dhs is not used.
         state: in: the state before the window; out: after it.
         tokens: (T, B), below V.
-        targets: (T, B); below 0 where nothing is to be scored.
+        targets: (T, B); below 0 where there is nothing to score.
         fresh: (B,), rows that begin from zeros instead of `state`.
         out: (T, B), written: log-probabilities in nats, 0 where there is no target.
     """
     steps, B = tokens.shape
-    N, H = steps * B, work.hs.shape[3]
+    N = steps * B
     read_shard(cell, weights, work, state, tokens, fresh)
-    states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, H))
-    flat_targets, flat_out = targets.reshape(N), out.reshape(N)
+    states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, work.hs.shape[3]))
+    flat_targets = targets.reshape(N)
+    flat_out = out.reshape(N)
     for first in range(0, N, work.logits.shape[0]):
         last = min(N, first + work.logits.shape[0])
         logits = work.logits[: last - first]
@@ -44,21 +48,30 @@ def score_shard(
 @jit_inline
 def _score_row(
     row: Array, target: int, rank: Ints, ids: Ints, log_probabilities: Array
-) -> np.float32:  # fmt: skip
-    """Return log p(target), and write its rank (1,) or (0,) and the alternatives (A,).
+) -> np.float32:
+    """Returns log p(target), and writes its rank and the likeliest tokens.
 
-    `row` (V,) holds the logits, and is overwritten.
+    Args:
+        row: (V,), logits; overwritten.
+        target: the token.
+        rank: (1,), written, or (0,).
+        ids: (A,), written: the likeliest tokens.
+        log_probabilities: (A,), written: theirs, in nats.
+
+    Returns:
+        log p(target), in nats.
     """
     if rank.size:
         rank[0] = token_rank(row, target)
     top_k_tokens(row, ids)
     for place in range(ids.size):
         log_probabilities[place] = row[ids[place]]
-    at_target, m = row[target], largest(row)
-    s = shifted_exp(row, m, row)
+    target_logit = row[target]
+    m = row_max(row)
+    exp_sum = shifted_exp(row, m, row)
     for place in range(ids.size):
-        log_probabilities[place] = log_probability(log_probabilities[place], m, s)
-    return log_probability(at_target, m, s)
+        log_probabilities[place] = log_probability(log_probabilities[place], m, exp_sum)
+    return log_probability(target_logit, m, exp_sum)
 
 
 @jit
@@ -66,34 +79,38 @@ def score_shard_in_detail(
     cell: int, weights: Weights, work: Workspace, state: State, tokens: Ints, targets: Ints,
     fresh: Bools, out: Array, ranks: Ints, ids: Ints, log_probabilities: Array,
 ) -> None:  # fmt: skip
-    """Do what `scoring.score_shard` does, and tell of each target's rank and of the likeliest.
+    """Does what `score_shard` does, and writes each target's rank and the likeliest tokens.
 
     Args:
         cell: RNN, GRU or LSTM.
         weights: packed.
-        work: as for `train_shard`; dhs is not used.
+        work: as for `network.train_shard`; dhs is not used.
         state: in: the state before the window; out: after it.
         tokens: (T, B), below V.
-        targets: (T, B); below 0 where nothing is to be scored.
+        targets: (T, B); below 0 where there is nothing to score.
         fresh: (B,), rows that begin from zeros instead of `state`.
         out: (T, B), written: log-probabilities in nats, bit for bit those of `score_shard`.
-        ranks: (T, B, 1), written: each target's rank, 0 where there is none; (T, B, 0) for none.
+        ranks: (T, B, 1), written: each target's rank, 0 where there is no target; (T, B, 0) to
+            leave the ranks out.
         ids: (T, B, A), written: the likeliest tokens, 0 where there is no target.
         log_probabilities: (T, B, A), written: theirs, in nats.
     """
     steps, B = tokens.shape
-    N, H = steps * B, work.hs.shape[3]
+    N = steps * B
     read_shard(cell, weights, work, state, tokens, fresh)
-    states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, H))
-    ranks[:], ids[:], log_probabilities[:], out[:] = 0, 0, ZERO, ZERO
+    states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, work.hs.shape[3]))
+    out[:] = ZERO
+    ranks[:] = 0
+    ids[:] = 0
+    log_probabilities[:] = ZERO
     for first in range(0, N, work.logits.shape[0]):
         last = min(N, first + work.logits.shape[0])
         logits = work.logits[: last - first]
         output_logits(weights, states[first:last], logits)
         for n in range(first, last):
-            t, b = n // B, n % B
-            if targets[t, b] >= 0:
-                out[t, b] = _score_row(
-                    logits[n - first], targets[t, b], ranks[t, b], ids[t, b],
-                    log_probabilities[t, b],
-                )  # fmt: skip
+            t = n // B
+            b = n % B
+            target = targets[t, b]
+            if target >= 0:
+                row = logits[n - first]
+                out[t, b] = _score_row(row, target, ranks[t, b], ids[t, b], log_probabilities[t, b])

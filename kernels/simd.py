@@ -1,10 +1,10 @@
-"""Sixteen floats at once: a type for compiled code, and the operations that loops over units need.
+"""`load` and `store` move vectors of sixteen float32 values, a type of their own in compiled code.
 
-LLVM does not vectorize a fused gate loop over a dozen arrays by itself; here the loop says so
-itself. A body is written once, over `load` and `store` of LANES elements, and runs over a row in
-whole vectors and a last part of one, whose other lanes are neither read nor written. LLVM splits
-a vector into the registers that the processor has, so LANES is the same everywhere, and so are
-the sums that are made of lanes.
+LLVM does not vectorize a fused gate loop over a dozen arrays by itself, so such loops are written
+over vectors. A body is written once, with `load` and `store` of LANES elements, and runs over a row
+in whole vectors and then in one partial vector, whose other lanes are neither read nor written.
+LLVM splits a vector into the registers that the processor has. LANES is therefore the same on
+every processor, and so are sums over lanes.
 
 `+`, `-`, `*`, `/` and unary `-` work between vectors, and between a vector and a float32; so do
 the functions of `intrinsics`. Under NUMBA_DISABLE_JIT=1 a vector is a NumPy array of LANES
@@ -31,14 +31,16 @@ Array = npt.NDArray[np.float32]
 ZERO = np.float32(0.0)
 
 LANES = 16
-"""Elements of a vector; part of the bits of sums over lanes, so not the processor's to choose."""
+"""Elements of a vector. The bits of sums over lanes depend on it, so it is fixed."""
 
-FLOAT, INT = ir.FloatType(), ir.IntType(32)
-VECTOR, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
+FLOAT = ir.FloatType()
+INT = ir.IntType(32)
+VECTOR = ir.VectorType(FLOAT, LANES)
+INTS = ir.VectorType(INT, LANES)
 
 
 class VectorType(types.Type):  # type: ignore[misc]
-    """LANES float32 values."""
+    """The type of LANES float32 values."""
 
     def __init__(self) -> None:
         super().__init__("Vector")
@@ -54,17 +56,17 @@ vector_type = VectorType()
 
 
 def is_vector(kind: Any) -> bool:
-    """True for the type of a vector."""
+    """Returns True for the type of a vector."""
     return isinstance(kind, VectorType)
 
 
 def is_number(kind: Any) -> bool:
-    """True for the types that arithmetic here works on: vectors and float32."""
+    """Returns True for the types that arithmetic here works on: vectors and float32."""
     return is_vector(kind) or bool(kind == types.float32)
 
 
 def broadcast(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
-    """Emit a vector of one value, a float or an int32."""
+    """Emits a vector of one value, a float or an int32."""
     blank = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     first = builder.insert_element(blank, scalar, INT(0))
     zeros = ir.Constant(ir.VectorType(INT, lanes), [0] * lanes)
@@ -72,13 +74,13 @@ def broadcast(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
 
 
 def lanes_below(builder: Any, limit: Any, first: int = 0, lanes: int = LANES) -> Any:
-    """Emit the mask of the lanes whose number, counted from `first`, is below an int32."""
+    """Emits the mask of the lanes whose number, counted from `first`, is below an int32."""
     numbers = ir.Constant(ir.VectorType(INT, lanes), list(range(first, first + lanes)))
     return builder.icmp_signed("<", numbers, broadcast(builder, limit, lanes))
 
 
 def masked_load(builder: Any, pointer: Any, mask: Any, others: Any) -> Any:
-    """Emit a load of the masked lanes of a vector of floats; `others` fills the rest."""
+    """Emits a load of the masked lanes of a vector of floats; `others` fills the rest."""
     vector = others.type
     kind = ir.FunctionType(vector, [pointer.type, INT, mask.type, vector])
     name = f"llvm.masked.load.v{vector.count}f32.p0"
@@ -87,15 +89,15 @@ def masked_load(builder: Any, pointer: Any, mask: Any, others: Any) -> Any:
 
 
 def masked_store(builder: Any, value: Any, pointer: Any, mask: Any) -> None:
-    """Emit a store of the masked lanes of a vector of floats."""
+    """Emits a store of the masked lanes of a vector of floats."""
     kind = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, INT, mask.type])
     name = f"llvm.masked.store.v{value.type.count}f32.p0"
     function = cgutils.get_or_insert_function(builder.module, kind, name)
     builder.call(function, [value, pointer, INT(4), mask])
 
 
-def same(builder: Any, signature: Any, arguments: Any) -> list[Any]:
-    """Return an operation's arguments, as vectors if its result is one."""
+def promote(builder: Any, signature: Any, arguments: Any) -> list[Any]:
+    """Returns an operation's arguments, all of them vectors if its result is one."""
     if not is_vector(signature.return_type):
         return list(arguments)
     pairs = zip(signature.args, arguments, strict=True)
@@ -103,7 +105,7 @@ def same(builder: Any, signature: Any, arguments: Any) -> list[Any]:
 
 
 def call(builder: Any, name: str, *values: Any) -> Any:
-    """Emit a call of an LLVM intrinsic over floats or vectors, such as `llvm.fma`."""
+    """Emits a call of an LLVM intrinsic over floats or vectors, such as `llvm.fma`."""
     kind = values[0].type
     suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
     function_type = ir.FunctionType(kind, [kind] * len(values))
@@ -112,18 +114,19 @@ def call(builder: Any, name: str, *values: Any) -> Any:
 
 
 def check_range(context: Any, builder: Any, size: Any, first: Any, count: Any) -> None:
-    """Emit an IndexError for elements that an array does not have; nothing in other builds.
+    """Emits an IndexError for elements that an array does not have; nothing in other builds.
 
     Args:
         context: Numba's.
         builder: of the function's code.
         size: elements of the array.
-        first: the first of those that are read or written.
-        count: how many; 0 or less for none.
+        first: the first element that is read or written.
+        count: how many are; 0 or less for none.
     """
     if not BOUNDS_CHECKED:
         return
-    zero, last = ir.Constant(first.type, 0), builder.add(first, count)
+    zero = ir.Constant(first.type, 0)
+    last = builder.add(first, count)
     outside = builder.or_(
         builder.icmp_signed("<", first, zero), builder.icmp_signed(">", last, size)
     )
@@ -133,27 +136,27 @@ def check_range(context: Any, builder: Any, size: Any, first: Any, count: Any) -
 
 
 def _place(
-    context: Any, builder: Any, kind: Any, array: Any, offset: Any, left: Any
+    context: Any, builder: Any, kind: Any, array: Any, offset: Any, count: Any
 ) -> tuple[Any, Any]:
-    """Where a vector stands in an array, and the mask of its lanes that are below `left`."""
+    """Emits the address of a vector in an array, and the mask of its lanes below `count`."""
     made = context.make_array(kind)(context, builder, array)
-    check_range(context, builder, made.nitems, offset, _bounded(builder, left))
+    check_range(context, builder, made.nitems, offset, _bounded(builder, count))
     pointer = builder.bitcast(builder.gep(made.data, [offset]), VECTOR.as_pointer())
-    return pointer, _mask(builder, left)
+    return pointer, _mask(builder, count)
 
 
-def _mask(builder: Any, left: Any) -> Any:
-    """Lanes below `left`; folds away where that is the constant LANES."""
-    return lanes_below(builder, builder.trunc(_bounded(builder, left), INT))
+def _mask(builder: Any, count: Any) -> Any:
+    """Emits the mask of the lanes below `count`; it folds away for the constant LANES."""
+    return lanes_below(builder, builder.trunc(_bounded(builder, count), INT))
 
 
-def _bounded(builder: Any, left: Any) -> Any:
-    """`left`, or LANES if that is less."""
-    top = ir.Constant(left.type, LANES)
-    return builder.select(builder.icmp_signed(">", left, top), top, left)
+def _bounded(builder: Any, count: Any) -> Any:
+    """Emits the smaller one of `count` and LANES."""
+    top = ir.Constant(count.type, LANES)
+    return builder.select(builder.icmp_signed(">", count, top), top, count)
 
 
-def _load_padded(typing_context: Any, array: Any, offset: Any, left: Any, fill: Any) -> Any:
+def _load_padded(typing_context: Any, array: Any, offset: Any, count: Any, fill: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, mask = _place(context, builder, signature.args[0], *arguments[:3])
         return masked_load(builder, pointer, mask, broadcast(builder, arguments[3]))
@@ -161,7 +164,7 @@ def _load_padded(typing_context: Any, array: Any, offset: Any, left: Any, fill: 
     return vector_type(array, types.intp, types.intp, types.float32), generate
 
 
-def _store(typing_context: Any, array: Any, offset: Any, left: Any, value: Any) -> Any:
+def _store(typing_context: Any, array: Any, offset: Any, count: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, mask = _place(context, builder, signature.args[0], *arguments[:3])
         masked_store(builder, arguments[3], pointer, mask)
@@ -178,20 +181,22 @@ def _splat(typing_context: Any, value: Any) -> Any:
 
 
 def _part(builder: Any, vector: Any, first: int, width: int) -> Any:
-    """Lanes first to first + width, as a vector of that width."""
+    """Emits lanes `first` to `first + width`, as a vector of that width."""
     lanes = ir.Constant(ir.VectorType(INT, width), list(range(first, first + width)))
     return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
 
 
 def _folding(combine: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
-    """Writes the intrinsic that folds a vector's upper half into its lower one, down to one."""
+    """Returns the intrinsic that folds a vector's upper half into its lower one, down to one."""
 
     def fold(typing_context: Any, vector: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            value, width = arguments[0], LANES
+            value = arguments[0]
+            width = LANES
             while width > 1:
                 width //= 2
-                low, high = (_part(builder, value, first, width) for first in (0, width))
+                low = _part(builder, value, 0, width)
+                high = _part(builder, value, width, width)
                 value = combine(builder, low, high)
             return builder.extract_element(value, INT(0))
 
@@ -200,27 +205,27 @@ def _folding(combine: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
     return fold
 
 
-def larger_of(builder: Any, a: Any, b: Any) -> Any:
-    """Emit the larger of two values of one type; NaN if either is."""
+def emit_maximum(builder: Any, a: Any, b: Any) -> Any:
+    """Emits the larger of two values of one type; NaN if either is."""
     return call(builder, "llvm.maximum", a, b)
 
 
-def python_load_padded(array: Array, offset: int, left: int, fill: np.float32) -> Array:
-    """Stand-in for `load_padded`."""
+def python_load_padded(array: Array, offset: int, count: int, fill: np.float32) -> Array:
+    """Stands in for `load_padded`."""
     vector = np.full(LANES, fill, np.float32)
-    part = array.reshape(-1)[offset : offset + min(left, LANES)]
+    part = array.reshape(-1)[offset : offset + min(count, LANES)]
     vector[: part.size] = part
     return vector
 
 
-def python_store(array: Array, offset: int, left: int, value: Array) -> None:
-    """Stand-in for `store`."""
-    width = min(left, LANES)
+def python_store(array: Array, offset: int, count: int, value: Array) -> None:
+    """Stands in for `store`."""
+    width = min(count, LANES)
     array.reshape(-1)[offset : offset + width] = value[:width]
 
 
 def python_splat(value: np.float32) -> Array:
-    """Stand-in for `splat`."""
+    """Stands in for `splat`."""
     return np.full(LANES, value, np.float32)
 
 
@@ -236,11 +241,11 @@ def _python_folding(combine: Callable[[Array, Array], Array]) -> Callable[[Array
 load_padded: Callable[[Array, int, int, np.float32], Array] = (
     python_load_padded if PYTHON_MODE else intrinsic(_load_padded)
 )
-"""load_padded(array, offset, left, fill): element n is array.flat[offset + n], or `fill` where n
-is not below `left`."""
+"""load_padded(array, offset, count, fill): element n is array.flat[offset + n], or `fill` from
+`count` on."""
 
 store: Callable[[Array, int, int, Array], None] = python_store if PYTHON_MODE else intrinsic(_store)
-"""store(array, offset, left, vector): array.flat[offset + n] = vector[n] for n below `left`."""
+"""store(array, offset, count, vector): array.flat[offset + n] = vector[n] for n below `count`."""
 
 splat: Callable[[np.float32], Array] = python_splat if PYTHON_MODE else intrinsic(_splat)
 """splat(value): a vector of one value."""
@@ -253,20 +258,20 @@ lane_sum: Callable[[Array], np.float32] = (
 """lane_sum(vector): its sum, the upper half added to the lower one until one is left."""
 
 lane_maximum: Callable[[Array], np.float32] = (
-    _python_folding(np.maximum) if PYTHON_MODE else intrinsic(_folding(larger_of))
+    _python_folding(np.maximum) if PYTHON_MODE else intrinsic(_folding(emit_maximum))
 )
 """lane_maximum(vector): its largest element; NaN if one is NaN."""
 
 
 @jit_inline
-def load(array: Array, offset: int, left: int) -> Array:
-    """Return a vector of array.flat[offset:], with 0 past the first `left` elements."""
-    return load_padded(array, offset, left, ZERO)
+def load(array: Array, offset: int, count: int) -> Array:
+    """Returns a vector of array.flat[offset:], with 0 past the first `count` elements."""
+    return load_padded(array, offset, count, ZERO)
 
 
 @jit_inline
 def move(source: Array, start: int, target: Array, to: int, width: int, count: int) -> None:
-    """target.flat[to : to + width] = `count` floats of source.flat[start:], then zeros.
+    """Writes `count` floats of source.flat[start:], then zeros, to target.flat[to : to + width].
 
     Where `width` and `count` are constants, the masks fold away.
     """
@@ -276,7 +281,7 @@ def move(source: Array, start: int, target: Array, to: int, width: int, count: i
 
 @jit
 def copy(source: Array, start: int, target: Array, to: int, count: int) -> None:
-    """target.flat[to : to + count] = source.flat[start : start + count]."""
+    """Copies source.flat[start : start + count] to target.flat[to : to + count]."""
     whole = count // LANES * LANES
     for n in range(0, whole, LANES):
         store(target, to + n, LANES, load(source, start + n, LANES))
@@ -293,7 +298,7 @@ _OPERATORS: dict[Any, str] = {
 
 
 def _register(symbol: Any, instruction: str) -> None:
-    """Teach Numba one operator between vectors and floats."""
+    """Teaches Numba one operator between vectors and floats."""
 
     def typed(context: Any) -> Any:
         def typer(a: Any, b: Any) -> Any:
@@ -303,7 +308,7 @@ def _register(symbol: Any, instruction: str) -> None:
         return typer
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return getattr(builder, instruction)(*same(builder, signature, arguments))
+        return getattr(builder, instruction)(*promote(builder, signature, arguments))
 
     type_callable(symbol)(typed)
     for kinds in (

@@ -1,8 +1,8 @@
-"""What kernels take and give, bundled by role: parameters, packed weights, workspaces, states.
+"""`Parameters`, `Weights`, `Workspace`, `State` and `Gradients` bundle the arrays of a network.
 
-All layers share one hidden size H, so what belongs to a layer is stacked along a first axis, and
-one compiled signature serves any number of layers. G is H, 3H or 4H by the cell; E is 0 for
-one-hot input. Everything is float32 and C-contiguous.
+Numba passes these tuples to kernels by value. All layers share one hidden size H, so the arrays of
+the layers are stacked along a first axis, and one compiled signature serves any number of layers.
+G is H, 3H or 4H by the cell; E is 0 for one-hot input. Everything is float32 and C-contiguous.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 Bits = npt.NDArray[np.uint8]
 
-RNN, GRU, LSTM = 0, 1, 2
+RNN = 0
+GRU = 1
+LSTM = 2
 """The `cell` argument of every function over a whole network."""
 
 LOGIT_ROWS = 256
-"""Rows of logits held at once."""
+"""Rows of logits that are in memory at once, at most."""
 
 
 ROW_BLOCK = 256
@@ -29,16 +31,16 @@ ROW_BLOCK = 256
 
 
 class RowBlock(NamedTuple):
-    """Room for ROW_BLOCK gathered rows."""
+    """A buffer for ROW_BLOCK gathered rows (see `gemm_transposed`)."""
 
     left: Array
-    """(strips, ROW_BLOCK, ROWS), rows of A, at least ceil(M / ROWS) strips."""
+    """(strips, ROW_BLOCK, ROWS), for rows of A; at least ceil(M / ROWS) strips."""
     right: Array
-    """(panels, ROW_BLOCK, PANEL), rows of B; with fewer panels than B has, B is cut."""
+    """(panels, ROW_BLOCK, PANEL), for rows of B; with fewer panels than B needs, B is cut."""
 
 
 class Parameters(NamedTuple):
-    """What training learns, or the gradients of it."""
+    """The parameters that training learns, or their gradients."""
 
     embedding: Array
     """(V, E); (0, 0) for one-hot input."""
@@ -47,7 +49,7 @@ class Parameters(NamedTuple):
     b: Array
     """(L, G)."""
     bh: Array
-    """(L, H), the GRU's hidden bias of n; zeros elsewhere."""
+    """(L, H), the GRU's hidden bias of n; zeros for other cells."""
     Wx: Array
     """(L-1, H, G), input weights of layers 1 and up."""
     Wh: Array
@@ -59,63 +61,66 @@ class Parameters(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What a forward or backward pass reads, packed. Shared by all shards of a step."""
+    """Packed parameters, as the forward and backward passes read them; shared by all shards."""
 
     table: Array
-    """(V, G), the folded input; (0, G) where rows are made on demand from the next three."""
+    """(V, G), the folded input; (0, G) where rows are computed on demand from the next three."""
     embedding: Array
-    """(V, E), or (0, 0) beside a table."""
+    """(V, E), or (0, 0) where there is a table."""
     Wx0: Array
     """Input weights of layer 0, (E, G), packed."""
     b: Array
     """(L, G)."""
     bh: Array
-    """(L, H), the GRU's hidden bias of n; zeros elsewhere."""
+    """(L, H), the GRU's hidden bias of n; zeros for other cells."""
     Wx: Array
     """(L-1, ...): input weights (H, G) of layers 1 and up, packed."""
     Wh: Array
     """(L, ...): recurrent weights (H, G), packed."""
     WxT: Array
-    """Wx transposed, packed; empty where nothing goes backward."""
+    """Wx transposed, packed; empty where there is no backward pass."""
     WhT: Array
-    """Wh transposed, packed; empty where nothing goes backward."""
+    """Wh transposed, packed; empty where there is no backward pass."""
     Wy: Array
     """Output weights (H, V), packed."""
     WyT: Array
-    """Wy transposed, packed; empty where nothing goes backward."""
+    """Wy transposed, packed; empty where there is no backward pass."""
     by: Array
     """(V,)."""
 
 
 class Workspace(NamedTuple):
-    """What one shard writes on its way; allocated once a run. Cells leave what they lack empty."""
+    """What one shard writes during a step; allocated once a run.
+
+    A cell leaves what it lacks empty.
+    """
 
     gates: Array
     """(L, T, B, G)."""
-    hidden: Array
-    """(L, T, B, 3H), the GRU's hidden products; (L, 0, B, 3H) elsewhere."""
+    ah: Array
+    """(L, T, B, 3H), the GRU's h Wh; (L, 0, B, 3H) for other cells."""
     hs: Array
     """(L, T+1, B, H)."""
     cs: Array
-    """(L, T+1, B, H), the LSTM's cell states; (L, 0, B, H) elsewhere."""
+    """(L, T+1, B, H), the LSTM's cell states; (L, 0, B, H) for other cells."""
     dhs: Array
-    """(T, B, H), or (0, B, H) where nothing goes backward."""
+    """(T, B, H), or (0, B, H) where there is no backward pass."""
     logits: Array
     """(LOGIT_ROWS, V), or fewer rows."""
     keep: Bits
-    """(L-1, T, B, ceil(H / 8)), one bit a unit that a layer hands on; (L-1, 0, B, ...) where
-    nothing is dropped."""
+    """(L-1, T, B, ceil(H / 8)), one bit a unit that a layer passes on; (L-1, 0, B, ...)
+    where nothing is dropped."""
     dropped: Array
-    """(T, B, H), what the layer at hand gets from below; (0, B, H) where nothing is dropped."""
+    """(T, B, H), the input of the current layer; (0, B, H) where nothing is dropped."""
     scale: Array
-    """(2,), what units are multiplied with that are handed on: between layers, to the output."""
+    """(2,), the factors of units that are kept: between layers, before the output layer."""
     top_keep: Bits
     """(1, T, B, ceil(H / 8)), one bit a unit that the output layer reads; (1, 0, B, ...) where
     nothing is dropped before it."""
     top: Array
     """(LOGIT_ROWS, H), what the output layer reads; (0, H) where nothing is dropped before it."""
     block: RowBlock
-    """Room for gathering rows of states and gate gradients; none where nothing goes backward."""
+    """For rows of states and gate gradients; empty where there is no backward pass."""
 
 
 class State(NamedTuple):
@@ -124,11 +129,11 @@ class State(NamedTuple):
     h: Array
     """(L, B, H)."""
     c: Array
-    """(L, B, H), the LSTM's cell state; zeros elsewhere."""
+    """(L, B, H), the LSTM's cell state; zeros for other cells."""
 
 
 class Gradients(NamedTuple):
-    """The gradients of one shard; Wx of layer 0 and the embedding follow from the table's."""
+    """The gradients of one shard; those of Wx0 and the embedding follow from the table's."""
 
     table: Array
     """(V, G)."""

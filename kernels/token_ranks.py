@@ -1,7 +1,7 @@
-"""Ranks: a token's place among all by probability, and the likeliest tokens in its place.
+"""`token_rank` and `top_k_tokens` order the tokens of a row of logits by probability.
 
-The order is that of the logits, which the softmax keeps; equals stand in the order of their ids.
-DeepLog (Du et al. 2017) takes an event for normal where its rank is at most g.
+The order is that of the logits, which the softmax keeps; equal logits are in the order of their
+ids. DeepLog (Du et al. 2017) takes an event for normal if its rank is at most g.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from treadle.kernels.structs import Array, Ints
 
 @jit
 def token_rank(logits: Array, token: int) -> int:
-    """Return a token's place among logits (V,): 1 for the likeliest, equals by id."""
-    mine, rank = logits[token], 1
+    """Returns a token's rank among logits (V,): 1 for the likeliest, equals by id."""
+    own = logits[token]
+    rank = 1
     for v in range(token):  # two loops without a branch in them, which become vector instructions
-        rank += logits[v] >= mine
+        rank += logits[v] >= own
     for v in range(token + 1, logits.size):
-        rank += logits[v] > mine
+        rank += logits[v] > own
     return rank
 
 
 @jit
 def top_k_tokens(logits: Array, ids: Ints) -> None:
-    """Write the likeliest ids, likeliest first, equals by id.
+    """Writes the likeliest tokens, likeliest first, equals by id.
 
     Args:
         logits: (V,).
@@ -33,7 +34,7 @@ def top_k_tokens(logits: Array, ids: Ints) -> None:
     if A == 0:
         return
     for v in range(logits.size):
-        place = min(v, A)  # how many stand there already
+        place = min(v, A)  # how many are in the list already
         if place == A and not logits[v] > logits[ids[A - 1]]:
             continue
         place = min(place, A - 1)

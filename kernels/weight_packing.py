@@ -1,13 +1,13 @@
-"""Around a step: parameters packed for the passes before it, gradients unfolded after it.
+"""`pack_weights` packs parameters for the passes; `unfold_embedding` and others unfold gradients.
 
 The input is folded through the vocabulary: row u of the table is b + E[v] Wx0 for v = used[u],
-what layer 0 gets for token v. Looking it up is the same function, and its gradient the same
-gradient, as an embedding followed by a product, at len(used) / (T B) of the cost. Backward,
-with dX the table's gradient: dE[v] = dX[u] Wx0^T, dWx0 = E[used]^T dX, db = the sum of dX's rows.
+layer 0's share of the input for token v. A look-up is the same function as an embedding followed by
+a product, with the same gradient, at len(used) / (T B) of the cost. In the backward pass, with dX
+the table's gradient: dE[v] = dX[u] Wx0^T, dWx0 = E[used]^T dX, db = the sum of dX's rows.
 
 Tied output weights, Wy = E^T (Press and Wolf, "Using the output embedding to improve language
-models", 2017), have no array of their own: both packed forms are made of the embedding, whose
-gradient is that of the input's use and then, added to it, that of the output's, dWy^T.
+models", 2017), have no array of their own. Both of their packed forms are made from the embedding,
+whose gradient is the sum of the input's, dE, and the output's, dWy^T.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _LINE = 16
 
 @jit_inline
 def _tied(parameters: Parameters) -> bool:
-    """True where the output weights are the embedding's transpose."""
+    """Returns True where the output weights are the embedding's transpose."""
     return bool(parameters.Wy.shape[0] == 0)
 
 
 @jit
 def _add_transposed(matrix: Array, total: Array) -> None:
-    """total (N, M) += matrix^T, a matrix (M, N)."""
+    """Adds the transpose of a matrix (M, N) to `total` (N, M)."""
     M, N = matrix.shape
     for start in range(0, M, _LINE):  # whole lines of the total, while the cache holds its rows
         for n in range(N):
@@ -43,7 +43,7 @@ def _add_transposed(matrix: Array, total: Array) -> None:
 
 @jit
 def _take_rows(matrix: Array, rows: Ints) -> Array:
-    """Return the rows of a matrix that `rows` (U,) names, in its order."""
+    """Returns the rows of a matrix with the numbers `rows` (U,), in that order."""
     taken = np.empty((rows.size, matrix.shape[1]), np.float32)
     for u in range(rows.size):
         taken[u] = matrix[rows[u]]
@@ -52,7 +52,7 @@ def _take_rows(matrix: Array, rows: Ints) -> Array:
 
 @jit
 def _fold_input(parameters: Parameters, weights: Weights, used: Ints) -> None:
-    """Fill the first len(used) rows of the table."""
+    """Writes the first len(used) rows of the table."""
     b = parameters.b[0]
     if parameters.embedding.shape[0] == 0:
         for u in range(used.size):
@@ -66,11 +66,11 @@ def _fold_input(parameters: Parameters, weights: Weights, used: Ints) -> None:
 
 @jit
 def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
-    """Pack what the forward pass reads.
+    """Packs what the forward pass reads.
 
     Args:
-        parameters: as learned.
-        weights: all but the transposes is written; a table without room is left out.
+        parameters: the network's.
+        weights: all but the transposes is written; an empty table is left out.
         used: (U,), the tokens that the table's first U rows stand for; ascending.
     """
     weights.b[:] = parameters.b
@@ -94,7 +94,12 @@ def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
 
 @jit
 def pack_transposes(parameters: Parameters, weights: Weights) -> None:
-    """Pack what the backward pass reads besides: the transposes of `weights` are written."""
+    """Packs what only the backward pass reads.
+
+    Args:
+        parameters: the network's.
+        weights: the transposes are written.
+    """
     if _tied(parameters):
         pack(parameters.embedding, weights.WyT)
     else:
@@ -109,13 +114,13 @@ def pack_transposes(parameters: Parameters, weights: Weights) -> None:
 def unfold_input_weights(
     parameters: Parameters, gradients: Gradients, used: Ints, block: RowBlock, out: Parameters
 ) -> None:
-    """Turn the table's gradient into those of the input weights and the first bias.
+    """Turns the table's gradient into those of the input weights and the first bias.
 
     Args:
-        parameters: as at the step's beginning.
+        parameters: those of the step's beginning.
         gradients: of the whole batch.
         used: as given to `pack_weights`.
-        block: room for rows of E and G elements.
+        block: for rows of E and G elements.
         out: Wx0 and row 0 of b are written; the rest is left as it is.
     """
     d_table = gradients.table[: used.size]
@@ -132,17 +137,20 @@ def unfold_input_weights(
 def unfold_embedding(
     parameters: Parameters, gradients: Gradients, used: Ints, out: Parameters
 ) -> None:
-    """Turn the table's gradient, and of tied weights the output's, into the embedding's, if any.
+    """Turns the table's gradient into the embedding's, and adds the output's where it is tied.
+
+    Does nothing for one-hot input.
 
     Args:
-        parameters: as at the step's beginning.
+        parameters: those of the step's beginning.
         gradients: of the whole batch.
         used: as given to `pack_weights`.
         out: the embedding is written; the rest is left as it is.
     """
     if parameters.embedding.shape[0] == 0:
         return
-    (E, G), U = parameters.Wx0.shape, used.size
+    E, G = parameters.Wx0.shape
+    U = used.size
     Wx0T = np.empty(((E + PANEL - 1) // PANEL, G, PANEL), np.float32)
     pack_transposed(parameters.Wx0, Wx0T)
     d_rows = np.empty((U, E), np.float32)

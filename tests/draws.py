@@ -14,9 +14,14 @@ CLOSE = 3e-5
 
 
 def possible(
-    logits: Floats, temperature: float, top_k: int, top_p: float, min_p: float, u: float,
+    logits: Floats,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    u: float,
     typical_p: float = 1.0,
-) -> set[int]:  # fmt: skip
+) -> set[int]:
     """What the reference draws with u, top_p and min_p a little below, at and above the given."""
     return {
         reference.sample(

@@ -107,7 +107,8 @@ def _as_parameters(cell: str, weights: Arrays, dtype: DTypeLike, both_biases: bo
     for layer in range(sum(name.startswith("rnn.weight_ih_l") for name in wide)):
         parameters[f"Wx{layer}"] = wide[f"rnn.weight_ih_l{layer}"].T
         parameters[f"Wh{layer}"] = wide[f"rnn.weight_hh_l{layer}"].T
-        b, hidden_b = wide[f"rnn.bias_ih_l{layer}"].copy(), wide[f"rnn.bias_hh_l{layer}"]
+        b = wide[f"rnn.bias_ih_l{layer}"].copy()
+        hidden_b = wide[f"rnn.bias_hh_l{layer}"]
         shared = 2 * H if cell == "gru" else b.size  # the GRU's n has two biases in truth
         if both_biases:
             b[:shared] += hidden_b[:shared]

@@ -32,7 +32,8 @@ def numeric_gradient(loss: Callable[[], float], array: Array, step: float = 1e-3
             array[index] = value + steps * step
             samples[steps] = loss()
         array[index] = value
-        near, far = samples[1] - samples[-1], samples[2] - samples[-2]
+        near = samples[1] - samples[-1]
+        far = samples[2] - samples[-2]
         gradient[index] = (8 * near - far) / (12 * step)
     return gradient
 

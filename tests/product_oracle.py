@@ -23,7 +23,8 @@ def draw(seed: int, *shape: int) -> Floats:
 
 def fused(a: Floats, b: Floats, c: Floats) -> Floats:
     """a * b + c in float32, rounded once."""
-    exact_product, wide_c = a.astype(np.float64) * b, c.astype(np.float64)
+    exact_product = a.astype(np.float64) * b
+    wide_c = c.astype(np.float64)
     total = exact_product + wide_c
     tail = total - exact_product
     lost = (exact_product - (total - tail)) + (wide_c - tail)

@@ -14,7 +14,8 @@ def texts(count: int, longest: int) -> Iterator[tuple[Ints, int]]:
     """Small texts of few symbols: random ones, and repetitions of their own beginnings."""
     rng = np.random.default_rng(7)
     for number in range(count):
-        size, V = int(rng.integers(longest)), int(rng.integers(1, 5))
+        size = int(rng.integers(longest))
+        V = int(rng.integers(1, 5))
         text = rng.integers(V, size=size, dtype=np.int32)
         if number % 3 == 0 and size:
             text = np.resize(text[: rng.integers(1, 6)], size)

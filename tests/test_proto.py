@@ -44,7 +44,8 @@ def test_generated_code_is_current(tmp_path: Path) -> None:
         sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", *out, *map(str, contracts())
     )
     assert result.returncode == 0, result.stderr
-    fresh, committed = generated_files(tmp_path), generated_files(PROTO)
+    fresh = generated_files(tmp_path)
+    committed = generated_files(PROTO)
     assert sorted(fresh) == sorted(committed)
     stale = [str(path) for path in fresh if fresh[path] != committed[path]]
     assert stale == [], "run `make proto`"

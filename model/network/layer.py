@@ -138,7 +138,7 @@ class RecurrentLayer:
         is_lstm = self.cell is Cell.LSTM
         tape = kernels.LayerTape(
             gates=np.empty((T, B, G), np.float32),
-            hidden=np.empty((T if is_gru else 0, B, 3 * H), np.float32),
+            ah=np.empty((T if is_gru else 0, B, 3 * H), np.float32),
             hs=np.empty((T + 1, B, H), np.float32),
             cs=np.empty((T + 1 if is_lstm else 0, B, H), np.float32),
         )

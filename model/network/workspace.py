@@ -122,7 +122,7 @@ def allocate_workspace(
     is_lstm = shape.cell is Cell.LSTM
     return structs.Workspace(
         gates=np.zeros((L, steps, rows, shape.G), np.float32),
-        hidden=np.zeros((L, steps if is_gru else 0, rows, 3 * H), np.float32),
+        ah=np.zeros((L, steps if is_gru else 0, rows, 3 * H), np.float32),
         hs=np.zeros((L, steps + 1, rows, H), np.float32),
         cs=np.zeros((L, steps + 1 if is_lstm else 0, rows, H), np.float32),
         dhs=np.zeros((steps if backward else 0, rows, H), np.float32),

@@ -41,8 +41,12 @@ def make_results() -> dict[str, Any]:
         "bf16": [make_row(lstm, pytorch_bf16=50.0, fp32=80.0)],
         "peak": [
             {
-                "label": "LSTM 64", "case": lstm.as_json(), "ours": FIGURES.as_json(),
-                "peak_flops": FIGURES.as_json(), "flops_per_token": 0.5, "fraction": 0.5,
+                "label": "LSTM 64",
+                "case": lstm.as_json(),
+                "ours": FIGURES.as_json(),
+                "peak_flops": FIGURES.as_json(),
+                "flops_per_token": 0.5,
+                "fraction": 0.5,
                 "notes": [],
             }
         ],
@@ -51,9 +55,11 @@ def make_results() -> dict[str, Any]:
         "sessions": [make_row(Case("decode", "lstm", 64, rows=64), alone=10.0)],
         "score": [make_row(lstm, onnxruntime=None)],
         "busy": {
-            "label": "LSTM 64", "case": lstm.as_json(), "notes": [],
+            "label": "LSTM 64",
+            "case": lstm.as_json(),
+            "notes": [],
             "ours": {"quiet": FIGURES.as_json(), "busy": FIGURES.as_json(), "slowdown": 1.0},
             "pytorch": {"quiet": None, "busy": None, "slowdown": None},
         },
         "start": {"first_token_s": FIGURES.as_json(), "warm_s": FIGURES.as_json(), "cold_s": None},
-    }  # fmt: skip
+    }

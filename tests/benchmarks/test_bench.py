@@ -49,7 +49,8 @@ def test_help_names_every_section() -> None:
 
 def test_flops_of_a_step() -> None:
     case = Case("train", "lstm", 2, rows=3, steps=5, vocabulary=7, embedding=4)
-    G, N = 8, 15
+    G = 8
+    N = 15
     recurrence = 2 * G * (N + (N - 3) + N)
     assert flops_per_token(case) == 2 * (recurrence + 3 * N * 2 * 7 + 3 * 7 * 4 * G) / N
 

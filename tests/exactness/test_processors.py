@@ -75,7 +75,8 @@ def results() -> dict[str, Any]:
 def test_a_run_gives_the_same_bits(name: str, cell: str, results: dict[str, Any]) -> None:
     if name not in results:
         pytest.skip(f"this processor cannot run code for {name}")
-    ours, expected = results[name][cell], results["host"][cell]
+    ours = results[name][cell]
+    expected = results["host"][cell]
     assert ours.keys() == expected.keys()
     for what, result in expected.items():
         assert ours[what] == result, what

@@ -28,7 +28,9 @@ pytestmark = pytest.mark.jit
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
-V, T, B = 37, 48, 32
+V = 37
+T = 48
+B = 32
 
 
 @pytest.fixture(params=CELLS)
@@ -39,7 +41,8 @@ def network(request: pytest.FixtureRequest) -> Network:
 def scores_of(network: Network, tokens: Ints, targets: Ints, cuts: list[int]) -> Floats:
     """Score tokens (T, B), the state carried from cut to cut."""
     edges = [0, *cuts, len(tokens)]
-    window, rows = max(np.diff(edges)), tokens.shape[1]
+    window = max(np.diff(edges))
+    rows = tokens.shape[1]
     weights = pack_for_inference(network.parameters)
     scorer = Scorer(network.shape, weights, rows, int(window), Pool(2))
     parts = [

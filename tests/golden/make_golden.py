@@ -32,7 +32,9 @@ from safetensors.torch import save_file
 
 GOLDEN = Path(__file__).parent
 PAGE = GOLDEN.parents[1] / "docs" / "pytorch.md"
-T, B, V = 19, 7, 17
+T = 19
+B = 7
+V = 17
 GREEDY_TOKENS = 60
 
 
@@ -96,7 +98,8 @@ def greedy(model: Any, prompt: list[int]) -> dict[str, Any]:
     """Reads the prompt and goes on with the likeliest token, fed back."""
     made: list[int] = []
     margins: list[float] = []
-    tokens, states = torch.tensor(prompt).unsqueeze(1), None
+    tokens = torch.tensor(prompt).unsqueeze(1)
+    states = None
     with torch.no_grad():
         for _ in range(GREEDY_TOKENS):
             logits, states = model(tokens, states)
@@ -176,12 +179,14 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adam": (torch.optim.AdamW, {"lr": 0.003, "betas": (0.9, 0.99), "weight_decay": 0.0}),
     "adam, decay": (torch.optim.AdamW, {"lr": 0.003, "betas": (0.9, 0.999), "weight_decay": 0.1}),
     "adam, beta2 near 1": (
-        torch.optim.AdamW, {"lr": 0.01, "betas": (0.9, 0.99999999), "weight_decay": 0.0},
+        torch.optim.AdamW,
+        {"lr": 0.01, "betas": (0.9, 0.99999999), "weight_decay": 0.0},
     ),
     "adam, beta1 near 1": (
-        torch.optim.AdamW, {"lr": 0.01, "betas": (0.99999999, 0.999), "weight_decay": 0.0},
+        torch.optim.AdamW,
+        {"lr": 0.01, "betas": (0.99999999, 0.999), "weight_decay": 0.0},
     ),
-}  # fmt: skip
+}
 OPTIMIZER_STEPS = 40
 
 

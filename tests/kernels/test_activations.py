@@ -83,7 +83,8 @@ def test_sigmoid_error() -> None:
 
 
 def test_exp_error() -> None:
-    positive, negative = floats_between(1e-10, 88.0), -floats_between(1e-10, 87.0)
+    positive = floats_between(1e-10, 88.0)
+    negative = -floats_between(1e-10, 87.0)
     x = np.concatenate((negative[::-1], positive))
     ours = apply(_exp_over, x)
     assert ulp_errors(ours, np.exp(x.astype(np.float64))).max() <= 1.1
@@ -91,7 +92,8 @@ def test_exp_error() -> None:
 
 
 def test_log_error() -> None:
-    tiny, huge = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    tiny = float(np.finfo(np.float32).tiny)
+    huge = float(np.finfo(np.float32).max)
     near_one = floats_between(0.4, 2.5, 1 + STRIDE // 16)
     x = np.sort(np.concatenate((floats_between(tiny, huge), near_one[near_one != 1])))
     ours = apply(_log_over, x)

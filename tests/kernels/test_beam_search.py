@@ -32,9 +32,11 @@ def test_every_log_probability_is_what_scoring_gives(
     cell: str, V: int, H: int, L: int, B: int, seed: int
 ) -> None:
     net = make_network(cell, V, 3, H, L, seed)
-    weights, code = pack_for_inference(net.parameters), CELL_CODES[net.shape.cell]
+    weights = pack_for_inference(net.parameters)
+    code = CELL_CODES[net.shape.cell]
     tokens = np.random.default_rng(seed).integers(V, size=B, dtype=np.int32)
-    ours, out = states(L, B, H, seed), np.full((B, V), np.nan, np.float32)
+    ours = states(L, B, H, seed)
+    out = np.full((B, V), np.nan, np.float32)
     work = allocate_workspace(net.shape, 1, B, backward=False)
     step_log_probabilities(code, weights, work, ours, tokens, out)
     for row in range(B):  # each text by itself
@@ -43,9 +45,15 @@ def test_every_log_probability_is_what_scoring_gives(
             theirs = State(*(array[:, row : row + 1].copy() for array in states(L, B, H, seed)))
             score = np.empty((1, 1), np.float32)
             scoring.score_shard(
-                code, weights, alone, theirs, tokens[row : row + 1].reshape(1, 1),
-                np.full((1, 1), token, np.int32), np.zeros(1, np.bool_), score,
-            )  # fmt: skip
+                code,
+                weights,
+                alone,
+                theirs,
+                tokens[row : row + 1].reshape(1, 1),
+                np.full((1, 1), token, np.int32),
+                np.zeros(1, np.bool_),
+                score,
+            )
             assert same_bytes(out[row, token : token + 1], score[0])
         assert same_bytes(ours.h[:, row], theirs.h[:, 0])
         if cell == "lstm":
@@ -55,8 +63,10 @@ def test_every_log_probability_is_what_scoring_gives(
 @pytest.mark.parametrize("cell", CELLS)
 def test_logits_are_left_as_they_are(cell: str) -> None:
     net = make_network(cell, 7, 3, 5, 2)
-    weights, code = pack_for_inference(net.parameters), CELL_CODES[net.shape.cell]
-    out, work = np.empty((4, 7), np.float32), allocate_workspace(net.shape, 1, 4, backward=False)
+    weights = pack_for_inference(net.parameters)
+    code = CELL_CODES[net.shape.cell]
+    out = np.empty((4, 7), np.float32)
+    work = allocate_workspace(net.shape, 1, 4, backward=False)
     tokens = np.array([0, 6, 6, 2], np.int32)
     step_log_probabilities(code, weights, work, states(2, 4, 5, 0), tokens, out)
     order = np.argsort(work.logits, axis=1)

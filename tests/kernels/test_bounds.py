@@ -17,10 +17,11 @@ import json
 import numpy as np
 from numba.core import config
 from treadle.kernels.jit import BOUNDS_CHECKED, jit
-from treadle.kernels.gemm_tile import PANEL, make_gemm_tile
+from treadle.kernels.gemm_tile import PANEL, Operand, make_gemm_tile
 from treadle.kernels.simd import LANES, ZERO, load, splat, lane_sum, store
 
-tile, edge = make_gemm_tile(2, 1, False), make_gemm_tile(1, 1, True)
+tile = make_gemm_tile(2, 1, False)
+edge = make_gemm_tile(1, 1, True)
 
 @jit
 def read(array, first, count):
@@ -36,11 +37,13 @@ def index(array, first, count):
 
 @jit
 def whole(A, B, C, at, row):
-    tile(A, at, row, 1, B, 0, 0, 3, C, 0, PANEL, PANEL, False)
+    right = Operand(B, 0, 3 * PANEL, PANEL)
+    tile(Operand(A, at, row, 1), right, Operand(C, 0, PANEL, 1), 0, 3, PANEL, False)
 
 @jit
 def part(A, B, C, at, columns):
-    edge(A, 0, 3, 1, B, 0, 0, 3, C, at, PANEL, columns, False)
+    right = Operand(B, 0, 3 * PANEL, PANEL)
+    edge(Operand(A, 0, 3, 1), right, Operand(C, at, PANEL, 1), 0, 3, columns, False)
 
 def raises(kernel, *arguments):
     try:
@@ -50,7 +53,8 @@ def raises(kernel, *arguments):
     return False
 
 row = np.ones(LANES + 4, np.float32)
-A, B = np.ones(6, np.float32), np.ones(3 * PANEL, np.float32)
+A = np.ones(6, np.float32)
+B = np.ones(3 * PANEL, np.float32)
 C = np.zeros(2 * PANEL, np.float32)
 print(json.dumps({
     "checked": BOUNDS_CHECKED,

@@ -92,15 +92,20 @@ class CellCase:
 
     def compiled(self) -> tuple[Arrays, Arrays]:
         """The same by the compiled kernels."""
-        T, (B, H) = self.T, self.arrays["h0"].shape
-        xs, G = self.arrays["xs"].reshape(T * B, -1), self.arrays["b"].size
+        T = self.T
+        (B, H) = self.arrays["h0"].shape
+        xs = self.arrays["xs"].reshape(T * B, -1)
+        G = self.arrays["b"].size
         gates, hidden = (np.full((T + 2, B, n), np.nan, np.float32) for n in (G, 3 * H))
         hs, cs = (np.full((T + 3, B, H), np.nan, np.float32) for _ in range(2))
-        gates[:T], hs[0], cs[0] = self.arrays["b"], self.arrays["h0"], self.arrays.get("c0", 0)
+        gates[:T] = self.arrays["b"]
+        hs[0] = self.arrays["h0"]
+        cs[0] = self.arrays.get("c0", 0)
         matmul(xs, packed(self.arrays["Wx"]), gates[:T].reshape(T * B, G), True)
         self._forward(gates, hidden, hs, cs)
         states = {"hs": hs[: T + 1].copy(), "cs": cs[: T + 1].copy()}
-        dh, dc = self.above["dhT"].copy(), self.above["dcT"].copy()
+        dh = self.above["dhT"].copy()
+        dc = self.above["dcT"].copy()
         dWh = np.zeros_like(self.arrays["Wh"])
         self._backward(gates, hidden, hs, cs, dh, dc, dWh)
 
@@ -132,10 +137,17 @@ class CellCase:
             rnn_forward(gates, hs, Wh, self.T)
 
     def _backward(
-        self, gates: Floats, hidden: Floats, hs: Floats, cs: Floats, dh: Floats, dc: Floats,
+        self,
+        gates: Floats,
+        hidden: Floats,
+        hs: Floats,
+        cs: Floats,
+        dh: Floats,
+        dc: Floats,
         dWh: Floats,
-    ) -> None:  # fmt: skip
-        WhT, dhs = packed_transposed(self.arrays["Wh"]), self.above["dhs"]
+    ) -> None:
+        WhT = packed_transposed(self.arrays["Wh"])
+        dhs = self.above["dhs"]
         block = allocate_row_block(*dWh.shape)
         if self.cell == "lstm":
             lstm_backward(gates, hs, cs, WhT, dhs, dh, dc, dWh, block, self.T)
@@ -219,7 +231,9 @@ def test_network_is_that_of_the_reference(
 @pytest.mark.parametrize("cell", CELLS)
 def test_windows_carry_the_state(cell: str) -> None:
     """Two windows from zero are the reference's truncated backpropagation."""
-    T, B, V = 6, 3, 5
+    T = 6
+    B = 3
+    V = 5
     network = make_network(cell, V, E=2, H=4, L=2)
     tokens, targets = make_batch(V, T, B)
     engine = make_engine(network, B, T // 2)
@@ -234,9 +248,12 @@ def test_windows_carry_the_state(cell: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_fresh_rows_begin_from_zeros(cell: str) -> None:
-    T, B, V = 3, 3, 5
+    T = 3
+    B = 3
+    V = 5
     network = make_network(cell, V, E=2, H=4, L=2)
-    (first, later), fresh = (make_batch(V, T, B, seed) for seed in (1, 2)), [False, True, False]
+    (first, later) = (make_batch(V, T, B, seed) for seed in (1, 2))
+    fresh = [False, True, False]
     engine = make_engine(network, B, T)
     engine.loss_and_gradient(*first, np.ones(B, np.bool_))
     result = engine.loss_and_gradient(*later, np.array(fresh))
@@ -264,7 +281,8 @@ def test_a_batch_leaves_nothing_behind(cell: str, E: int) -> None:
     """A gradient is the batch's alone, whatever was computed in the same room before."""
     network = make_network(cell, V=40, E=E, H=4, L=2)
     fresh = np.ones(2, np.bool_)
-    batch, other = make_batch(40, 3, 2, seed=1), make_batch(40, 5, 2, seed=2)
+    batch = make_batch(40, 3, 2, seed=1)
+    other = make_batch(40, 5, 2, seed=2)
     engine, used_before = (make_engine(network, B=2, T=5) for _ in range(2))
     result = engine.loss_and_gradient(*batch, fresh)
     used_before.loss_and_gradient(*other, fresh)
@@ -288,7 +306,8 @@ def test_without_targets_there_is_no_gradient(cell: str) -> None:
 def test_a_small_step_down_the_gradient_lowers_the_loss(cell: str) -> None:
     """No reference needed: by how much, the gradient's square says."""
     network = make_network(cell, V=5, E=2, H=4, L=2)
-    batch, fresh = make_batch(5, 4, 3), np.ones(3, np.bool_)
+    batch = make_batch(5, 4, 3)
+    fresh = np.ones(3, np.bool_)
     engine = make_engine(network, B=3, T=4)
     before, count = engine.loss_and_gradient(*batch, fresh)
     gradient = engine.gradient.flat.copy()

@@ -106,7 +106,8 @@ def run(
 ) -> Decoded:
     """Decode `count` tokens for every request, in chunks."""
     M = len(requests)
-    state, weights = fill_state(made, requests), pack_for_inference(made.parameters)
+    state = fill_state(made, requests)
+    weights = pack_for_inference(made.parameters)
     work = allocate_workspace(made.shape, 1, M, backward=False)
     sessions = Sequences(
         token=np.array([r.token for r in requests], np.int32),
@@ -127,20 +128,25 @@ def run(
         cell = CELL_CODES[made.shape.cell]
         none = np.zeros((tokens[part].shape[0], M, 0), np.int32)
         drawn = DecodedTokens(
-            tokens[part], log_probabilities[part], np.zeros((0, M), np.int32), none,
+            tokens[part],
+            log_probabilities[part],
+            np.zeros((0, M), np.int32),
+            none,
             none.astype(np.float32),
-        )  # fmt: skip
+        )
         decode(cell, weights, work, state, sessions, edits, drawn)
     return Decoded(tokens, log_probabilities, state, sessions)
 
 
 def score(made: Network, request: Request, tokens: Ints) -> Floats:
     """The log-probabilities that scoring gives to tokens (N,) after the request's own."""
-    state, weights = fill_state(made, [request]), pack_for_inference(made.parameters)
+    state = fill_state(made, [request])
+    weights = pack_for_inference(made.parameters)
     work = allocate_workspace(made.shape, tokens.size, 1, backward=False)
     inputs = np.concatenate(([request.token], tokens[:-1])).astype(np.int32).reshape(-1, 1)
     out = np.full((tokens.size, 1), np.nan, np.float32)
-    cell, fresh = CELL_CODES[made.shape.cell], np.zeros(1, np.bool_)
+    cell = CELL_CODES[made.shape.cell]
+    fresh = np.zeros(1, np.bool_)
     scoring.score_shard(cell, weights, work, state, inputs, tokens.reshape(-1, 1), fresh, out)
     return out[:, 0]
 
@@ -152,7 +158,8 @@ def small(cell: str, V: int = 11) -> Network:
 def logits_of(made: Network, request: Request, tokens: Ints) -> NDArray[Any]:
     """The reference's logits before each of tokens (N,)."""
     state = fill_state(made, [request])
-    h, c = state.h.astype(np.float64), state.c.astype(np.float64)
+    h = state.h.astype(np.float64)
+    c = state.c.astype(np.float64)
     inputs = np.concatenate(([request.token], tokens[:-1])).astype(np.int32).reshape(-1, 1)
     states = h, c if made.cell == "lstm" else None
     return reference.network_forward(made.reference, made.cell, inputs, states)[0][:, 0]
@@ -160,7 +167,8 @@ def logits_of(made: Network, request: Request, tokens: Ints) -> NDArray[Any]:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_greedy_decoding_takes_the_likeliest_of_the_reference(cell: str) -> None:
-    made, request = small(cell), Request(1, token=2, temperature=0)
+    made = small(cell)
+    request = Request(1, token=2, temperature=0)
     decoded = run(made, [request])
     logits = logits_of(made, request, decoded.tokens[:, 0])
     assert decoded.tokens[:, 0].tolist() == logits.argmax(axis=1).tolist()
@@ -171,10 +179,8 @@ def test_greedy_decoding_takes_the_likeliest_of_the_reference(cell: str) -> None
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_each_draw_is_of_its_own_seed_and_position(cell: str) -> None:
-    made, request = (
-        small(cell),
-        Request(2, 3, temperature=0.8, top_k=6, top_p=0.95, min_p=0.02, seed=77),
-    )
+    made = small(cell)
+    request = Request(2, 3, temperature=0.8, top_k=6, top_p=0.95, min_p=0.02, seed=77)
     decoded = run(made, [request])
     tokens = decoded.tokens[:, 0]
     for n, logits in enumerate(logits_of(made, request, tokens)):
@@ -189,7 +195,8 @@ def test_each_draw_is_of_its_own_seed_and_position(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_log_probabilities_are_those_of_scoring(cell: str) -> None:
     """Byte for byte, although one goes step by step and the other all at once."""
-    made, rng = small(cell), np.random.default_rng(3)
+    made = small(cell)
+    rng = np.random.default_rng(3)
     requests = [random_request(rng, 11) for _ in range(4)]
     decoded = run(made, requests)
     for m, request in enumerate(requests):
@@ -202,7 +209,8 @@ def test_log_probabilities_are_those_of_scoring(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("M", range(1, 10))
 def test_a_session_among_others_is_the_session_alone(cell: str, M: int) -> None:
-    made, rng = small(cell), np.random.default_rng(M)
+    made = small(cell)
+    rng = np.random.default_rng(M)
     requests = [random_request(rng, 11) for _ in range(M)]
     together = run(made, requests)
     for m, request in enumerate(requests):
@@ -212,7 +220,8 @@ def test_a_session_among_others_is_the_session_alone(cell: str, M: int) -> None:
 @pytest.mark.jit
 @pytest.mark.parametrize("M", [33, 64])
 def test_many_sessions(M: int) -> None:
-    made, rng = make_network("lstm", 70, E=9, H=33, L=2), np.random.default_rng(M)
+    made = make_network("lstm", 70, E=9, H=33, L=2)
+    rng = np.random.default_rng(M)
     requests = [random_request(rng, 70) for _ in range(M)]
     together = run(made, requests)
     for m, request in enumerate(requests):
@@ -222,9 +231,11 @@ def test_many_sessions(M: int) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_chunks_do_not_matter(cell: str, chunk: int) -> None:
-    made, rng = small(cell), np.random.default_rng(5)
+    made = small(cell)
+    rng = np.random.default_rng(5)
     requests = [random_request(rng, 11) for _ in range(3)]
-    at_once, in_chunks = run(made, requests, 64, 64), run(made, requests, chunk, 64)
+    at_once = run(made, requests, 64, 64)
+    in_chunks = run(made, requests, chunk, 64)
     for m in range(3):
         assert in_chunks.row(m) == at_once.row(m)
 
@@ -259,7 +270,8 @@ def test_rows_made_on_demand_are_those_of_the_table(
     cell: str, M: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A vocabulary too large for a table computes its rows anew, to the same bits."""
-    made, rng = small(cell), np.random.default_rng(9)
+    made = small(cell)
+    rng = np.random.default_rng(9)
     requests = [random_request(rng, 11) for _ in range(M)]
     with_table = run(made, requests)
     scores = score(made, requests[0], with_table.tokens[:3, 0].copy())

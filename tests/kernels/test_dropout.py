@@ -50,7 +50,8 @@ def drawn(dropout: Dropout, shape: tuple[int, int, int, int], steps: int | None 
 
 def test_every_bit_is_philox_of_its_place() -> None:
     """By Python's own integers, from the words that the authors' known answers test."""
-    H, dropout = 19, settings(p=0.37, seed=2**63 + 9, step=7, first_row=32)
+    H = 19
+    dropout = settings(p=0.37, seed=2**63 + 9, step=7, first_row=32)
     keep = unit_flags(drawn(dropout, (2, 3, 4, H)), H)
     K = keep_bytes(H)
     for layer, t, row, unit in np.ndindex(2, 3, 4, H):
@@ -88,7 +89,8 @@ def test_rows_are_those_of_the_batch() -> None:
 
 
 def test_a_short_window_has_the_bits_of_a_long_one() -> None:
-    long, short = drawn(settings(), (2, 6, 3, 9)), drawn(settings(), (2, 6, 3, 9), steps=4)
+    long = drawn(settings(), (2, 6, 3, 9))
+    short = drawn(settings(), (2, 6, 3, 9), steps=4)
     assert same_bytes(np.ascontiguousarray(long[:, :4]), np.ascontiguousarray(short[:, :4]))
     assert (short[:, 4:] == 0xAA).all(), "what lies past the steps is left alone"
 
@@ -136,7 +138,9 @@ SIZES = [
 def test_network_is_that_of_the_reference(
     cell: str, T: int, B: int, V: int, E: int, H: int, L: int
 ) -> None:
-    network, fresh, p = make_network(cell, V, E, H, L), np.ones(B, np.bool_), 0.4
+    network = make_network(cell, V, E, H, L)
+    fresh = np.ones(B, np.bool_)
+    p = 0.4
     engine = make_engine(network, B, T + 2, p)
     for step in (0, 11):
         tokens, targets = make_batch(V, T, B, seed=step)
@@ -157,7 +161,8 @@ def test_network_is_that_of_the_reference(
 
 def test_dropout_of_nothing_changes_no_bit() -> None:
     network = make_network("lstm", V=7, E=2, H=9, L=2)
-    batch, fresh = make_batch(7, 4, 3), np.ones(3, np.bool_)
+    batch = make_batch(7, 4, 3)
+    fresh = np.ones(3, np.bool_)
     gradients = []
     for p in (0.0, 1e-9):  # none computed, and computed with all units kept
         engine = make_engine(network, 3, 4, p)
@@ -169,7 +174,8 @@ def test_dropout_of_nothing_changes_no_bit() -> None:
 
 def test_one_layer_has_nothing_to_drop() -> None:
     network = make_network("gru", V=7, E=2, H=9, L=1)
-    batch, fresh = make_batch(7, 4, 3), np.ones(3, np.bool_)
+    batch = make_batch(7, 4, 3)
+    fresh = np.ones(3, np.bool_)
     results = []
     for p in (0.0, 0.5):
         engine = make_engine(network, 3, 4, p)
@@ -181,9 +187,11 @@ def test_one_layer_has_nothing_to_drop() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_step_repeats_and_the_next_differs(cell: str) -> None:
     network = make_network(cell, V=7, E=2, H=9, L=2)
-    batch, fresh = make_batch(7, 4, 3), np.ones(3, np.bool_)
+    batch = make_batch(7, 4, 3)
+    fresh = np.ones(3, np.bool_)
     made: dict[int, set[bytes]] = {}
-    used, new = make_engine(network, 3, 4, 0.5), make_engine(network, 3, 4, 0.5)
+    used = make_engine(network, 3, 4, 0.5)
+    new = make_engine(network, 3, 4, 0.5)
     for step in (0, 1, 2, 1):
         used.loss_and_gradient(*batch, fresh, step)
         made.setdefault(step, set()).add(used.gradient.flat.tobytes())
@@ -237,7 +245,9 @@ TOP_SIZES = [
 def test_output_dropout_is_that_of_the_reference(
     cell: str, T: int, B: int, V: int, E: int, H: int, L: int, p: float
 ) -> None:
-    network, fresh, top = make_network(cell, V, E, H, L), np.ones(B, np.bool_), 0.3
+    network = make_network(cell, V, E, H, L)
+    fresh = np.ones(B, np.bool_)
+    top = 0.3
     engine = Engine(network.parameters, B, T + 2, Pool(1), p, seed=3, output_dropout=top)
     for step in (0, 11):
         tokens, targets = make_batch(V, T, B, seed=step)
@@ -255,7 +265,12 @@ def test_output_dropout_is_that_of_the_reference(
 @pytest.mark.jit
 @pytest.mark.skipif(bool(BF16_MISSING), reason=BF16_MISSING)
 def test_output_dropout_of_pairs_is_that_of_the_reference() -> None:
-    T, B, V, E, H, L = 19, 37, 65, 5, 34, 2
+    T = 19
+    B = 37
+    V = 65
+    E = 5
+    H = 34
+    L = 2
     network = make_network("lstm", V, E, H, L)
     engine = Engine(network.parameters, B, T, Pool(1), 0.4, 3, Precision.BF16, output_dropout=0.3)
     tokens, targets = make_batch(V, T, B)
@@ -273,7 +288,8 @@ def test_output_dropout_of_pairs_is_that_of_the_reference() -> None:
 def test_output_dropout_has_the_same_bits_with_any_threads(layers: int) -> None:
     rows = 2 * SHARD_ROWS + 3
     network = make_network("lstm", V=7, E=2, H=9, L=layers)
-    batch, fresh = make_batch(7, 3, rows), np.ones(rows, np.bool_)
+    batch = make_batch(7, 3, rows)
+    fresh = np.ones(rows, np.bool_)
     made = []
     for threads in (1, 2, 3):
         pool = Pool(threads)
@@ -287,7 +303,8 @@ def test_output_dropout_has_the_same_bits_with_any_threads(layers: int) -> None:
 
 def test_output_dropout_of_nothing_changes_no_bit() -> None:
     network = make_network("gru", V=7, E=2, H=9, L=1)
-    batch, fresh = make_batch(7, 4, 3), np.ones(3, np.bool_)
+    batch = make_batch(7, 4, 3)
+    fresh = np.ones(3, np.bool_)
     made = []
     for top in (0.0, 1e-9):  # none computed, and computed with all units kept
         engine = Engine(network.parameters, 3, 4, Pool(1), output_dropout=top)

@@ -69,7 +69,9 @@ def test_pack_transposed(columns: int) -> None:
 
 @pytest.mark.parametrize(("M", "K", "N"), SIZES)
 def test_matmul(M: int, K: int, N: int) -> None:
-    A, B, C = draw(3, M, K), draw(4, K, N), draw(5, M, N)
+    A = draw(3, M, K)
+    B = draw(4, K, N)
+    C = draw(5, M, N)
     exact = A.astype(np.float64) @ B
     assert relative_error(product(A, B), exact) < 1e-6
     assert relative_error(product(A, B, C), C + exact) < 1e-6
@@ -77,7 +79,9 @@ def test_matmul(M: int, K: int, N: int) -> None:
 
 @pytest.mark.parametrize(("M", "K", "N"), [*SIZES, (5, 2 * ROW_BLOCK + 88, 3)])
 def test_add_matmul_transposed(M: int, K: int, N: int) -> None:
-    A, B, C = draw(6, K, M), draw(7, K, N), draw(8, M, N)
+    A = draw(6, K, M)
+    B = draw(7, K, N)
+    C = draw(8, M, N)
     exact = C + A.T.astype(np.float64) @ B
     add_matmul_transposed(A, B, C)
     assert relative_error(C, exact) < 2e-6
@@ -86,7 +90,9 @@ def test_add_matmul_transposed(M: int, K: int, N: int) -> None:
 @pytest.mark.jit
 @pytest.mark.parametrize(("M", "K", "N"), [*SIZES, (5, 2 * ROW_BLOCK + 88, 3)])
 def test_every_element_is_one_chain(M: int, K: int, N: int) -> None:
-    A, B, C = draw(9, M, K), draw(10, K, N), draw(11, M, N)
+    A = draw(9, M, K)
+    B = draw(10, K, N)
+    C = draw(11, M, N)
     assert same_bytes(product(A, B), chain(A, B, np.zeros_like(C)))
     assert same_bytes(product(A, B, C), chain(A, B, C))
     left = np.ascontiguousarray(A.T)
@@ -97,8 +103,11 @@ def test_every_element_is_one_chain(M: int, K: int, N: int) -> None:
 
 @pytest.mark.parametrize("M", range(2, ROWS + 6))
 def test_a_row_alone_is_the_row_among_others(M: int) -> None:
-    A, B, C = draw(12, M, 11), draw(13, 11, 5 * PANEL + 3), draw(14, M, 5 * PANEL + 3)
-    together, added = product(A, B), product(A, B, C)
+    A = draw(12, M, 11)
+    B = draw(13, 11, 5 * PANEL + 3)
+    C = draw(14, M, 5 * PANEL + 3)
+    together = product(A, B)
+    added = product(A, B, C)
     for m in range(M):
         row = slice(m, m + 1)
         assert same_bytes(product(A[row], B), together[row])
@@ -107,7 +116,8 @@ def test_a_row_alone_is_the_row_among_others(M: int) -> None:
 
 @pytest.mark.parametrize("cut", [1, 16, 32])
 def test_adding_goes_on_with_the_chain(cut: int) -> None:
-    A, B = draw(15, 6, 33), draw(16, 33, PANEL + 9)
+    A = draw(15, 6, 33)
+    B = draw(16, 33, PANEL + 9)
     first = product(np.ascontiguousarray(A[:, :cut]), B[:cut])
     assert same_bytes(product(np.ascontiguousarray(A[:, cut:]), B[cut:], first), product(A, B))
 
@@ -115,7 +125,8 @@ def test_adding_goes_on_with_the_chain(cut: int) -> None:
 @pytest.mark.parametrize("rows", [1, 7, ROW_BLOCK - 1, ROW_BLOCK])
 def test_blocks_of_rows_do_not_matter(rows: int) -> None:
     K = ROW_BLOCK + 9
-    A, B = draw(17, K, 3), draw(18, K, 5)
+    A = draw(17, K, 3)
+    B = draw(18, K, 5)
     at_once, in_parts = np.zeros((2, 3, 5), np.float32)
     add_matmul_transposed(A, B, at_once)
     for k in range(0, K, rows):
@@ -127,8 +138,12 @@ def test_blocks_of_rows_do_not_matter(rows: int) -> None:
 @pytest.mark.parametrize(("M", "N"), [(3, 5), (ROWS, PANEL), (2 * ROWS + 3, PANEL + 1)])
 def test_gathered_rows_are_one_sum(rows: int, M: int, N: int) -> None:
     K = 2 * ROW_BLOCK + 9
-    A, B, C = draw(27, K, M), draw(28, K, N), draw(29, M, N)
-    expected, block, gathered = C.copy(), allocate_row_block(M, N), 0
+    A = draw(27, K, M)
+    B = draw(28, K, N)
+    C = draw(29, M, N)
+    expected = C.copy()
+    block = allocate_row_block(M, N)
+    gathered = 0
     for k in range(0, K, rows):
         part = slice(k, min(K, k + rows))
         gathered = add_rows_transposed(A[part], B[part], block, gathered, C, part.stop == K)
@@ -141,7 +156,8 @@ def test_gathered_rows_are_one_sum(rows: int, M: int, N: int) -> None:
 @pytest.mark.parametrize("M", [1, ROWS + 5])
 @pytest.mark.parametrize("add", [False, True])
 def test_nothing_is_written_past_the_result(M: int, N: int, add: bool) -> None:
-    A, B = draw(19, M, 3), draw(20, 3, N)
+    A = draw(19, M, 3)
+    B = draw(20, 3, N)
     C, untouched = guarded(np.zeros((M, N), np.float32))
     matmul(A, packed(B), C, add)
     assert same_bytes(C, product(A, B))
@@ -151,7 +167,8 @@ def test_nothing_is_written_past_the_result(M: int, N: int, add: bool) -> None:
 @pytest.mark.parametrize("N", [1, PANEL, PANEL + 1])
 @pytest.mark.parametrize("M", [1, ROWS + 5])
 def test_nothing_is_written_past_the_transposed_result(M: int, N: int) -> None:
-    A, B = draw(21, 3, M), draw(22, 3, N)
+    A = draw(21, 3, M)
+    B = draw(22, 3, N)
     C, untouched = guarded(np.zeros((M, N), np.float32))
     add_matmul_transposed(A, B, C)
     assert same_bytes(C, product(np.ascontiguousarray(A.T), B))
@@ -170,7 +187,8 @@ def test_columns_past_the_last_are_not_read() -> None:
 
 
 def test_add_rows() -> None:
-    rows, total = draw(25, 9, 5), draw(26, 5)
+    rows = draw(25, 9, 5)
+    total = draw(26, 5)
     expected = total.copy()
     for row in rows:
         expected += row

@@ -47,7 +47,8 @@ def product(A: Floats, B: Floats, C: Floats | None = None) -> Floats:
 
 def product_transposed(A: Floats, B: Floats, C: Floats, panels: int = 2) -> Floats:
     """C + A^T B, by a block that holds rubbish before."""
-    block, out = gemm_bf16.allocate_pair_block(A.shape[1], panels * PANEL), C.copy()
+    block = gemm_bf16.allocate_pair_block(A.shape[1], panels * PANEL)
+    out = C.copy()
     for part in block:
         part.view(np.uint32)[...] = RUBBISH
     gemm_bf16.add_matmul_transposed(A, B, block, out)
@@ -56,7 +57,9 @@ def product_transposed(A: Floats, B: Floats, C: Floats, panels: int = 2) -> Floa
 
 def chain(A: Floats, B: Floats, C: Floats) -> Floats:
     """C + A B, every element one chain: of each pair the second product first."""
-    A, B, total = rounded(A), rounded(B), C.copy()
+    A = rounded(A)
+    B = rounded(B)
+    total = C.copy()
     for k in range(0, A.shape[1], 2):
         for step in (k + 1, k):
             if step < A.shape[1]:
@@ -65,7 +68,8 @@ def chain(A: Floats, B: Floats, C: Floats) -> Floats:
 
 
 def test_rounding() -> None:
-    one, step = np.float32(1), np.float32(2.0**-7)
+    one = np.float32(1)
+    step = np.float32(2.0**-7)
     values = np.array(
         [1, one + step / 2, one + step * 1.5, 3e38, -3.4e38, 0.0, -0.0, np.inf, -np.inf, 1e-40],
         np.float32,
@@ -101,7 +105,9 @@ def test_pack(K: int, columns: int) -> None:
 
 @pytest.mark.parametrize(("M", "K", "N"), SIZES)
 def test_matmul(M: int, K: int, N: int) -> None:
-    A, B, C = draw(3, M, K), draw(4, K, N), draw(5, M, N)
+    A = draw(3, M, K)
+    B = draw(4, K, N)
+    C = draw(5, M, N)
     exact = rounded(A).astype(np.float64) @ rounded(B)
     assert relative_error(product(A, B), exact) < 1e-6
     assert relative_error(product(A, B, C), C + exact) < 1e-6
@@ -109,7 +115,9 @@ def test_matmul(M: int, K: int, N: int) -> None:
 
 @pytest.mark.parametrize(("M", "K", "N"), [*SIZES, (5, 2 * ROW_BLOCK + 87, 3)])
 def test_add_matmul_transposed(M: int, K: int, N: int) -> None:
-    A, B, C = draw(6, K, M), draw(7, K, N), draw(8, M, N)
+    A = draw(6, K, M)
+    B = draw(7, K, N)
+    C = draw(8, M, N)
     exact = C + rounded(A).T.astype(np.float64) @ rounded(B)
     assert relative_error(product_transposed(A, B, C), exact) < 2e-6
 
@@ -117,7 +125,9 @@ def test_add_matmul_transposed(M: int, K: int, N: int) -> None:
 @pytest.mark.jit
 @pytest.mark.parametrize(("M", "K", "N"), [*SIZES, (5, 2 * ROW_BLOCK + 87, 3)])
 def test_every_element_is_one_chain(M: int, K: int, N: int) -> None:
-    A, B, C = draw(9, M, K), draw(10, K, N), draw(11, M, N)
+    A = draw(9, M, K)
+    B = draw(10, K, N)
+    C = draw(11, M, N)
     assert same_bytes(product(A, B), chain(A, B, np.zeros_like(C)))
     assert same_bytes(product(A, B, C), chain(A, B, C))
     assert same_bytes(product_transposed(np.ascontiguousarray(A.T), B, C), chain(A, B, C))
@@ -125,7 +135,8 @@ def test_every_element_is_one_chain(M: int, K: int, N: int) -> None:
 
 @pytest.mark.parametrize("M", [2, 3, ROWS, ROWS + 5])
 def test_a_row_alone_is_the_row_among_others(M: int) -> None:
-    A, B = draw(12, M, 11), draw(13, 11, PANEL + 3)
+    A = draw(12, M, 11)
+    B = draw(13, 11, PANEL + 3)
     together = product(A, B)
     for m in range(M):
         assert same_bytes(product(A[m : m + 1], B), together[m : m + 1])
@@ -136,8 +147,12 @@ def test_a_row_alone_is_the_row_among_others(M: int) -> None:
 def test_gathered_rows_are_one_sum(rows: int, M: int, N: int) -> None:
     """Every call begins a pair: an odd number of rows counts as one more, of zeros."""
     calls = 2 * ROW_BLOCK // rows + 1
-    A, B, C = draw(27, calls, rows, M), draw(28, calls, rows, N), draw(29, M, N)
-    out, block, gathered = C.copy(), gemm_bf16.allocate_pair_block(M, N), 0
+    A = draw(27, calls, rows, M)
+    B = draw(28, calls, rows, N)
+    C = draw(29, M, N)
+    out = C.copy()
+    block = gemm_bf16.allocate_pair_block(M, N)
+    gathered = 0
     for call in range(calls):
         last = call == calls - 1
         gathered = gemm_bf16.add_rows_transposed(A[call], B[call], block, gathered, out, last)
@@ -151,7 +166,8 @@ def test_gathered_rows_are_one_sum(rows: int, M: int, N: int) -> None:
 @pytest.mark.parametrize("M", [1, 4, ROWS + 5])
 @pytest.mark.parametrize("add", [False, True])
 def test_nothing_is_written_past_the_result(M: int, N: int, add: bool) -> None:
-    A, B = draw(19, M, 3), draw(20, 3, N)
+    A = draw(19, M, 3)
+    B = draw(20, 3, N)
     C, untouched = guarded(np.zeros((M, N), np.float32))
     gemm_bf16.matmul(A, packed(B), C, add)
     assert same_bytes(C, product(A, B))
@@ -174,9 +190,11 @@ def test_numbers_past_the_last_are_not_read() -> None:
 
 
 def test_the_type_of_the_panels_decides() -> None:
-    A, B = draw(30, 5, 7), draw(31, 7, 9)
+    A = draw(30, 5, 7)
+    B = draw(31, 7, 9)
     for kind, K in ((np.float32, 7), (np.uint32, 4)):
-        panels, C = np.zeros((1, K, PANEL), kind), np.zeros((5, 9), np.float32)
+        panels = np.zeros((1, K, PANEL), kind)
+        C = np.zeros((5, 9), np.float32)
         gemm_dispatch.pack(B, panels)
         again = np.zeros_like(panels)
         gemm_dispatch.pack_transposed(np.ascontiguousarray(B.T), again)
@@ -187,7 +205,10 @@ def test_the_type_of_the_panels_decides() -> None:
             if kind == np.uint32
             else gemm_transposed.allocate_row_block
         )
-        block, left, D, E = make(5, 9), np.ascontiguousarray(A.T), C * 0, C * 0
+        block = make(5, 9)
+        left = np.ascontiguousarray(A.T)
+        D = C * 0
+        E = C * 0
         gemm_dispatch.add_matmul_transposed(left, B, block, D)
         gemm_dispatch.add_rows_transposed(left, B, block, 0, E, True)
         assert same_bytes(C, D)

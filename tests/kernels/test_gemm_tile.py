@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from small_networks import same_bytes
 
 from treadle.kernels import gemm_tile, intrinsics
-from treadle.kernels.gemm_tile import PANEL, ROWS
+from treadle.kernels.gemm_tile import PANEL, ROWS, Operand
 from treadle.kernels.jit import PYTHON_MODE
 
 Floats = NDArray[np.float32]
@@ -40,38 +40,35 @@ def whole_numbers(seed: int, *shape: int) -> Floats:
 def test_compiled_tile_is_the_python_tile(
     rows: int, panels: int, add: bool, missing: int, transposed: bool
 ) -> None:
-    edge, columns = missing > 0, panels * PANEL - missing
+    edge = missing > 0
+    columns = panels * PANEL - missing
     instruction = gemm_tile._compiled_tile(rows, panels, edge)
 
-    def call(
-        a: Any, a_offset: int, a_row: int, a_step: int,
-        b: Any, b_offset: int, b_panel: int, steps: int,
-        c: Any, c_offset: int, c_row: int, c_columns: int, add: bool,
-    ) -> None:  # fmt: skip
-        instruction(
-            a, a_offset, a_row, a_step, b, b_offset, b_panel, steps, c, c_offset, c_row,
-            c_columns, add,
-        )  # fmt: skip
+    def call(A: Operand, B: Operand, C: Operand, row: int, columns: int, add: bool) -> None:
+        instruction(A, B, C, row, steps, columns, add)
 
-    steps, width = 5, columns + 3
-    a, b = whole_numbers(1, rows + 1, 9), whole_numbers(2, panels + 1, steps, PANEL)
+    steps = 5
+    width = columns + 3
+    a = whole_numbers(1, rows + 1, 9)
+    b = whole_numbers(2, panels + 1, steps, PANEL)
     c = whole_numbers(3, rows + 1, width)
-    if transposed:
-        a, a_row, a_step = np.ascontiguousarray(a.T), 1, rows + 1
-    else:
-        a_row, a_step = 9, 1
     # Everything begins past the arrays' beginning, to prove the offsets.
-    where = (a, a_row + 2 * a_step, a_row, a_step, b, steps * PANEL, steps * PANEL, steps)
-    by_instruction, by_python = c.copy(), c.copy()
-    compiled(call)(*where, by_instruction, width + 1, width, columns, add)
-    gemm_tile._python_tile(rows, panels, edge)(*where, by_python, width + 1, width, columns, add)
+    if transposed:
+        A = Operand(np.ascontiguousarray(a.T), 2 * (rows + 1), 1, rows + 1)
+    else:
+        A = Operand(a, 2, 9, 1)
+    B = Operand(b, steps * PANEL, steps * PANEL, PANEL)
+    by_instruction = c.copy()
+    by_python = c.copy()
+    compiled(call)(A, B, Operand(by_instruction, 1, width, 1), 1, columns, add)
+    python_tile = gemm_tile._python_tile(rows, panels, edge)
+    python_tile(A, B, Operand(by_python, 1, width, 1), 1, steps, columns, add)
     assert same_bytes(by_instruction, by_python)
 
-    left = a.T if transposed else a
     expected = c.copy()
     inside = expected[1:, 1 : 1 + columns]
     right = b[1:].transpose(1, 0, 2).reshape(steps, -1)[:, :columns]
-    inside[...] = left[1:, 2 : 2 + steps] @ right + (inside if add else 0)
+    inside[...] = a[1:, 2 : 2 + steps] @ right + (inside if add else 0)
     assert same_bytes(by_python, expected)
 
 
@@ -85,7 +82,9 @@ def test_fma_rounds_once() -> None:
     def call(a: Any, b: Any, c: Any) -> Any:
         return compiled_fma(a, b, c)
 
-    fma, one, x = compiled(call), np.float32(1), np.float32(2.0**-11)
+    fma = compiled(call)
+    one = np.float32(1)
+    x = np.float32(2.0**-11)
     assert fma(one + x, one - x, -one) == -(x * x)
     # 2^-57 above the middle of two floats: see test_gemm.py. The stand-in rounds twice there.
     arguments = np.float32(2.0**-24) * (one + x), one - x + x * x, one

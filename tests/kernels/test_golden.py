@@ -37,7 +37,8 @@ def test_loss_gradients_and_states_equal_pytorch(name: str) -> None:
 def test_greedy_generation_equals_pytorch(name: str) -> None:
     golden = load_golden(name)
     network = as_network(golden.cell, golden.parameters)
-    weights, begun = pack_for_inference(network.parameters), SessionState.fresh(network.shape)
+    weights = pack_for_inference(network.parameters)
+    begun = SessionState.fresh(network.shape)
     *_, state = read_tokens(network.shape, weights, begun, golden.greedy_prompt)
     slots = DecodingSlots(network.shape, weights)
     slots.replace((), [Slot(ResolvedSampling(SamplingConfig(temperature=0)), state, end=-1)])

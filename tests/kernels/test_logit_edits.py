@@ -8,20 +8,27 @@ from numpy.typing import NDArray
 
 from treadle.kernels.logit_edits import DEAD_END, LogitEdits, edit_logits, has_edits, record_token
 
-V, END = 9, 8
+V = 9
+END = 8
 Floats = NDArray[np.float32]
 
 
 def edits_of(**fields: Any) -> LogitEdits:
     """One session that changes nothing but what is given."""
     plain: dict[str, Any] = {
-        "bias_row": [-1], "biases": np.zeros((0, V), np.float32), "count_row": [-1],
-        "counts": np.zeros((0, 2, V), np.int32), "repetition": np.ones(1, np.float32),
-        "presence": np.zeros(1, np.float32), "frequency": np.zeros(1, np.float32),
-        "new_tokens": [0], "min_new_tokens": [0],
-        "constraint_state": [-1], "transitions": np.zeros((0, V), np.int32),
+        "bias_row": [-1],
+        "biases": np.zeros((0, V), np.float32),
+        "count_row": [-1],
+        "counts": np.zeros((0, 2, V), np.int32),
+        "repetition": np.ones(1, np.float32),
+        "presence": np.zeros(1, np.float32),
+        "frequency": np.zeros(1, np.float32),
+        "new_tokens": [0],
+        "min_new_tokens": [0],
+        "constraint_state": [-1],
+        "transitions": np.zeros((0, V), np.int32),
         "forced": np.zeros((1, 0), np.int32),
-    }  # fmt: skip
+    }
     whole = {
         "bias_row",
         "count_row",
@@ -64,19 +71,26 @@ def naive(logits: Floats, edits: LogitEdits) -> list[float]:
 def random_edits(rng: np.random.Generator) -> LogitEdits:
     biases = rng.choice([0, 0, -np.inf, 1.5, -3], size=(2, V))
     return edits_of(
-        bias_row=[rng.integers(-1, 2)], biases=biases,
-        count_row=[rng.integers(-1, 3)], counts=rng.integers(0, 3, (3, 2, V)),
-        repetition=[rng.choice([1.0, 1.3, 0.5])], presence=[rng.choice([0.0, 0.7])],
+        bias_row=[rng.integers(-1, 2)],
+        biases=biases,
+        count_row=[rng.integers(-1, 3)],
+        counts=rng.integers(0, 3, (3, 2, V)),
+        repetition=[rng.choice([1.0, 1.3, 0.5])],
+        presence=[rng.choice([0.0, 0.7])],
         frequency=[rng.choice([0.0, 0.2, -0.1])],
-        new_tokens=[rng.integers(3)], min_new_tokens=[rng.integers(3)],
-        constraint_state=[rng.integers(-1, 2)], transitions=rng.integers(-1, 2, (2, V)),
-    )  # fmt: skip
+        new_tokens=[rng.integers(3)],
+        min_new_tokens=[rng.integers(3)],
+        constraint_state=[rng.integers(-1, 2)],
+        transitions=rng.integers(-1, 2, (2, V)),
+    )
 
 
 def test_edits_are_those_of_a_plain_twin() -> None:
-    rng, changed = np.random.default_rng(1), 0
+    rng = np.random.default_rng(1)
+    changed = 0
     for _ in range(300):
-        edits, logits = random_edits(rng), rng.standard_normal(V).astype(np.float32)
+        edits = random_edits(rng)
+        logits = rng.standard_normal(V).astype(np.float32)
         out = np.full(V, np.nan, np.float32)
         edit_logits(edits, 0, END, logits, out)
         wanted = np.array(naive(logits, edits), np.float32)
@@ -117,7 +131,8 @@ def test_a_token_is_taken_down() -> None:
 
 @pytest.mark.parametrize("end", [-1, END])
 def test_the_end_is_out_before_the_least_tokens(end: int) -> None:
-    logits, out = np.zeros(V, np.float32), np.zeros(V, np.float32)
+    logits = np.zeros(V, np.float32)
+    out = np.zeros(V, np.float32)
     edit_logits(edits_of(min_new_tokens=[2], new_tokens=[1]), 0, end, logits, out)
     assert np.isneginf(out).nonzero()[0].tolist() == ([END] if end == END else [])
     edit_logits(edits_of(min_new_tokens=[2], new_tokens=[2]), 0, end, logits, out)

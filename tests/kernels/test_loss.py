@@ -11,11 +11,11 @@ from small_networks import relative_error, same_bytes
 from treadle.kernels import reference
 from treadle.kernels.loss import (
     cross_entropy,
-    largest,
     log_probability,
+    row_max,
+    row_sum,
     shifted_exp,
     target_log_probabilities,
-    total,
 )
 from treadle.kernels.simd import LANES
 
@@ -53,7 +53,8 @@ def test_cross_entropy(N: int, V: int) -> None:
 
 def test_scale_scales_the_gradient_alone() -> None:
     logits, targets = draw(5, 9)
-    halved, whole = logits.copy(), logits.copy()
+    halved = logits.copy()
+    whole = logits.copy()
     loss = cross_entropy(halved, targets, np.float32(0.5))
     assert cross_entropy(whole, targets, np.float32(1)) == loss
     assert same_bytes(2 * halved, whole)
@@ -100,9 +101,9 @@ def test_largest(V: int) -> None:
     row = draw(1, V, seed=V)[0][0]
     for place in range(V):
         rolled = np.roll(row, place)
-        assert largest(rolled) == row.max()
+        assert row_max(rolled) == row.max()
         rolled[place] = np.nan
-        assert np.isnan(largest(rolled))
+        assert np.isnan(row_max(rolled))
 
 
 @pytest.mark.parametrize("V", SIZES)
@@ -116,13 +117,14 @@ def test_total_has_one_shape(V: int) -> None:
         sums += part
     while sums.size > 1:
         sums = sums[: sums.size // 2] + sums[sums.size // 2 :]
-    assert np.float32(total(row)).tobytes() == sums.tobytes()
-    assert total(row) == pytest.approx(math.fsum(row.tolist()), rel=1e-4, abs=1e-5)
+    assert np.float32(row_sum(row)).tobytes() == sums.tobytes()
+    assert row_sum(row) == pytest.approx(math.fsum(row.tolist()), rel=1e-4, abs=1e-5)
 
 
 def test_log_probability() -> None:
-    row, out = np.log(np.array([0.1, 0.2, 0.7], np.float32)), np.zeros(3, np.float32)
-    top = np.float32(largest(row))
+    row = np.log(np.array([0.1, 0.2, 0.7], np.float32))
+    out = np.zeros(3, np.float32)
+    top = np.float32(row_max(row))
     sum_of_exponentials = np.float32(shifted_exp(row, top, out))
     np.testing.assert_allclose(out, np.array([1, 2, 7]) / 7, rtol=1e-6)
     assert sum_of_exponentials == pytest.approx(10 / 7, rel=1e-6)

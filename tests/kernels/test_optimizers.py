@@ -16,7 +16,10 @@ Update = Callable[[int, Floats], None]
 
 N = 37
 STEPS = 7
-RATE, DECAY, BETA1, BETA2 = 0.05, 0.1, 0.9, 0.99
+RATE = 0.05
+DECAY = 0.1
+BETA1 = 0.9
+BETA2 = 0.99
 
 
 def draw(seed: int, size: int = N) -> Floats:
@@ -41,10 +44,18 @@ class Run:
             optimizers.adagrad(weights, gradient[part], squares, *settings)
         else:
             optimizers.adam(
-                weights, gradient[part], means, squares, *settings,
-                np.float32(BETA1), np.float32(BETA2), np.float32(1 - BETA1), np.float32(1 - BETA2),
-                np.float32(1 / (1 - BETA1**number)), np.float32(1 / math.sqrt(1 - BETA2**number)),
-            )  # fmt: skip
+                weights,
+                gradient[part],
+                means,
+                squares,
+                *settings,
+                np.float32(BETA1),
+                np.float32(BETA2),
+                np.float32(1 - BETA1),
+                np.float32(1 - BETA2),
+                np.float32(1 / (1 - BETA1**number)),
+                np.float32(1 / math.sqrt(1 - BETA2**number)),
+            )
 
 
 class ReferenceRun(Run):
@@ -56,7 +67,8 @@ class ReferenceRun(Run):
         self.moments: Any = np.zeros((2, N))
 
     def step(self, number: int, gradient: Floats, part: slice = slice(None)) -> None:
-        g, (m, v) = gradient.astype(np.float64), self.moments
+        g = gradient.astype(np.float64)
+        (m, v) = self.moments
         if self.kind == "adam":
             decay = self.decay
             reference.adam_step(self.wide, g, m, v, number, RATE, BETA1, BETA2, weight_decay=decay)
@@ -70,7 +82,8 @@ class ReferenceRun(Run):
 @pytest.mark.parametrize("decay", [0.0, DECAY])
 @pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam"])
 def test_steps_are_those_of_the_reference(kind: str, decay: float) -> None:
-    ours, expected = Run(kind, decay), ReferenceRun(kind, decay)
+    ours = Run(kind, decay)
+    expected = ReferenceRun(kind, decay)
     for number in range(1, STEPS + 1):
         gradient = draw(number)
         kept = gradient.copy()
@@ -84,7 +97,8 @@ def test_steps_are_those_of_the_reference(kind: str, decay: float) -> None:
 
 @pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam"])
 def test_every_element_is_on_its_own(kind: str) -> None:
-    at_once, in_parts = Run(kind, DECAY), Run(kind, DECAY)
+    at_once = Run(kind, DECAY)
+    in_parts = Run(kind, DECAY)
     for number in range(1, STEPS + 1):
         gradient = draw(number)
         at_once.step(number, gradient)
@@ -135,7 +149,8 @@ def test_the_norm_of_huge_gradients_is_finite() -> None:
 
 @pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam"])
 def test_scale_is_that_of_the_gradient(kind: str) -> None:
-    scaled, plain = Run(kind, DECAY), Run(kind, DECAY)
+    scaled = Run(kind, DECAY)
+    plain = Run(kind, DECAY)
     scaled.scale = np.float32(0.3)
     for number in range(1, STEPS + 1):
         gradient = draw(number)
@@ -147,7 +162,8 @@ def test_scale_is_that_of_the_gradient(kind: str) -> None:
 
 
 def test_add_into() -> None:
-    source, target = draw(3), draw(4)
+    source = draw(3)
+    target = draw(4)
     expected = target + source
     optimizers.add_into(source, target)
     assert same_bytes(target, expected)

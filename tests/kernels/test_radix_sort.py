@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from treadle.kernels.jit import PYTHON_MODE
-from treadle.kernels.loss import largest, shifted_exp, total
-from treadle.kernels.radix_sort import KEY_BITS, in_order, make_pair, pair_id
-from treadle.kernels.sampling import _cut, _cut_untypical, allocate_sampling_scratch
+from treadle.kernels.loss import row_max, row_sum, shifted_exp
+from treadle.kernels.radix_sort import KEY_BITS, make_pair, pair_id, sort_smallest
+from treadle.kernels.sampling import _keep_top_k_and_top_p, _keep_typical, allocate_sampling_scratch
 
 Floats = NDArray[np.float32]
 
@@ -37,10 +37,11 @@ def test_the_order_is_that_of_a_stable_sort(kind: str, n: int) -> None:
     keys = keys_of(kind, n)
     expected = np.argsort(keys, kind="stable")
     for wanted in sorted({1, min(2, n), n // 3 or 1, n - 1 or 1, n}):
-        scratch = allocate_sampling_scratch(n).selection
-        scratch.spare[:], scratch.counts[:] = -1, -1
+        scratch = allocate_sampling_scratch(n).sort
+        scratch.spare[:] = -1
+        scratch.counts[:] = -1
         scratch.pairs[:] = [make_pair(np.int32(key), place) for place, key in enumerate(keys)]
-        order = in_order(scratch, n, wanted)[:wanted]
+        order = sort_smallest(scratch, n, wanted)[:wanted]
         assert [pair_id(pair) for pair in order] == expected[:wanted].tolist()
 
 
@@ -58,7 +59,7 @@ def walked(weights: Floats, order: NDArray[np.int64], threshold: np.float32) -> 
 
 
 def cut_by_sort(weights: Floats, top_k: int, top_p: float) -> Floats:
-    """What `_cut` leaves, from a stable sort of all weights, with every sum in its order."""
+    """The result of `_keep_top_k_and_top_p` by a stable sort, with every sum in its order."""
     order = np.argsort(-weights, kind="stable")
     kept = order[: top_k or None]
     whole = np.add.accumulate(weights[kept])[-1]
@@ -69,9 +70,10 @@ def cut_by_sort(weights: Floats, top_k: int, top_p: float) -> Floats:
 
 
 def untypical_by_sort(weights: Floats, typical_p: float) -> Floats:
-    """What `_cut_untypical` leaves, from a stable sort of all distances."""
-    whole, scratch = np.float32(total(weights)), allocate_sampling_scratch(weights.size)
-    _cut_untypical(weights.copy(), np.float32(1e-30), scratch)  # for its distances: no libm's log
+    """What `_keep_typical` leaves, from a stable sort of all distances."""
+    whole = np.float32(row_sum(weights))
+    scratch = allocate_sampling_scratch(weights.size)
+    _keep_typical(weights.copy(), np.float32(1e-30), scratch)  # for its distances: no libm's log
     distance = np.where(weights > 0, scratch.distance, np.float32(np.inf))
     order = np.argsort(distance, kind="stable")
     kept = order[: walked(weights, order, np.float32(typical_p) * whole)]
@@ -104,17 +106,19 @@ ROWS = [(name, logits) for name, logits in ROWS if logits.max() > -np.inf]
 
 def weights_of(logits: Floats) -> Floats:
     weights = np.empty_like(logits)
-    shifted_exp(logits, np.float32(largest(logits)), weights)
+    shifted_exp(logits, np.float32(row_max(logits)), weights)
     return weights
 
 
 @pytest.mark.parametrize("top_p", [0.0, 1e-6, 0.1, 0.5, 0.9, 0.999, 1.0])
 def test_top_k_and_top_p_leave_what_a_whole_sort_leaves(top_p: float) -> None:
     for name, logits in ROWS:
-        V, weights = logits.size, weights_of(logits)
+        V = logits.size
+        weights = weights_of(logits)
         for top_k in sorted({0, 1, 2, V // 2, V - 1, V, V + 5}):
-            left, scratch = weights.copy(), allocate_sampling_scratch(V)
-            _cut(left, top_k, np.float32(top_p), scratch.selection)
+            left = weights.copy()
+            scratch = allocate_sampling_scratch(V)
+            _keep_top_k_and_top_p(left, top_k, np.float32(top_p), scratch.sort)
             expected = cut_by_sort(weights, top_k, top_p)
             assert left.tobytes() == expected.tobytes(), (name, V, top_k)
             assert np.count_nonzero(left) > 0
@@ -125,7 +129,7 @@ def test_typical_p_leaves_what_a_whole_sort_leaves(typical_p: float) -> None:
     for name, logits in ROWS:
         weights = weights_of(logits)
         left = weights.copy()
-        _cut_untypical(left, np.float32(typical_p), allocate_sampling_scratch(weights.size))
+        _keep_typical(left, np.float32(typical_p), allocate_sampling_scratch(weights.size))
         expected = untypical_by_sort(weights, typical_p)
         assert left.tobytes() == expected.tobytes(), (name, weights.size)
         assert np.count_nonzero(left) > 0
@@ -138,13 +142,13 @@ def test_weights_of_any_size_are_cut_alike(scale: float) -> None:
     weights = (rng.random(200) * scale).astype(np.float32)
     for top_k, top_p in ((0, 0.5), (20, 1.0), (50, 0.9)):
         left = weights.copy()
-        _cut(left, top_k, np.float32(top_p), allocate_sampling_scratch(200).selection)
+        _keep_top_k_and_top_p(left, top_k, np.float32(top_p), allocate_sampling_scratch(200).sort)
         assert left.tobytes() == cut_by_sort(weights, top_k, top_p).tobytes()
 
 
 def test_what_is_no_number_is_left() -> None:
     """A diverged model's weights are all NaN."""
     weights = np.full(50, np.nan, np.float32)
-    _cut(weights, 5, np.float32(0.5), allocate_sampling_scratch(50).selection)
-    _cut_untypical(weights, np.float32(0.5), allocate_sampling_scratch(50))
+    _keep_top_k_and_top_p(weights, 5, np.float32(0.5), allocate_sampling_scratch(50).sort)
+    _keep_typical(weights, np.float32(0.5), allocate_sampling_scratch(50))
     assert np.isnan(weights).all()

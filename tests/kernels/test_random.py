@@ -85,6 +85,7 @@ def test_fill_is_draw_by_draw() -> None:
 
 @pytest.mark.parametrize(("seed", "stream"), [(12, 4), (11, 5), (11 + 2**32, 4), (11, 4 + 2**32)])
 def test_every_bit_of_seed_and_stream_counts(seed: int, stream: int) -> None:
-    one, other = fill(11, 4, 2000), fill(seed, stream, 2000)
+    one = fill(11, 4, 2000)
+    other = fill(seed, stream, 2000)
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.12
     assert (one != other).mean() > 0.99

@@ -124,22 +124,30 @@ def sigmoid(x: float) -> float:
 
 def test_one_step_of_each_cell_by_hand() -> None:
     """Finite differences cannot tell one cell from another: the equations, in numbers."""
-    x, h, c = np.array([[[0.5]]]), np.array([[-0.3]]), np.array([[0.8]])
-    Wx, Wh = np.array([[0.1, -0.2, 0.3, 0.7]]), np.array([[0.4, 0.6, -0.5, 0.2]])
-    b, bh = np.array([0.05, 0.15, -0.1, 0.25]), np.array([0.35])
+    x = np.array([[[0.5]]])
+    h = np.array([[-0.3]])
+    c = np.array([[0.8]])
+    Wx = np.array([[0.1, -0.2, 0.3, 0.7]])
+    Wh = np.array([[0.4, 0.6, -0.5, 0.2]])
+    b = np.array([0.05, 0.15, -0.1, 0.25])
+    bh = np.array([0.35])
     a = 0.5 * Wx[0] - 0.3 * Wh[0] + b
 
     hs = reference.rnn_forward(x, h, Wx[:, :1], Wh[:, :1], b[:1])
     assert hs[:, 0, 0] == pytest.approx([-0.3, np.tanh(a[0])], rel=1e-14)
 
-    i, f, g, o = sigmoid(a[0]), sigmoid(a[1]), np.tanh(a[2]), sigmoid(a[3])
+    i = sigmoid(a[0])
+    f = sigmoid(a[1])
+    g = np.tanh(a[2])
+    o = sigmoid(a[3])
     hs, cs, gates = reference.lstm_forward(x, h, c, Wx, Wh, b)
     assert gates[0, 0] == pytest.approx([i, f, g, o], rel=1e-14)
     assert cs[:, 0, 0] == pytest.approx([0.8, f * 0.8 + i * g], rel=1e-14)
     assert hs[:, 0, 0] == pytest.approx([-0.3, o * np.tanh(f * 0.8 + i * g)], rel=1e-14)
 
     hidden_n = -0.3 * -0.5 + 0.35
-    r, z = sigmoid(a[0]), sigmoid(a[1])
+    r = sigmoid(a[0])
+    z = sigmoid(a[1])
     n = np.tanh(0.5 * 0.3 - 0.1 + r * hidden_n)
     hs, gates, hidden_ns = reference.gru_forward(x, h, Wx[:, :3], Wh[:, :3], b[:3], bh)
     assert gates[0, 0] == pytest.approx([r, z, n], rel=1e-14)
@@ -164,7 +172,8 @@ def test_one_hot() -> None:
 def test_embedding_is_a_product_with_one_hot_vectors() -> None:
     rng = np.random.default_rng(1)
     tokens = np.array([[2, 0, 2], [2, 3, 1]])  # 2 twice in one step, and again in the next
-    embedding, dxs = rng.standard_normal((5, 4)), rng.standard_normal((2, 3, 4))
+    embedding = rng.standard_normal((5, 4))
+    dxs = rng.standard_normal((2, 3, 4))
     vectors = reference.one_hot(tokens, 5)
     np.testing.assert_array_equal(
         reference.embedding_forward(tokens, embedding), vectors @ embedding
@@ -229,12 +238,16 @@ def test_cross_entropy_of_nothing() -> None:
 @pytest.mark.parametrize("L", [1, 2])
 @pytest.mark.parametrize("cell", CELLS)
 def test_network_gradients_equal_finite_differences(cell: str, L: int, E: int) -> None:
-    T, B, V, H = 4, 3, 5, 3
+    T = 4
+    B = 3
+    V = 5
+    H = 3
     rng = np.random.default_rng(5)
     parameters = {
         name: weights * 1.5 for name, weights in reference.initialize(cell, V, E, H, L, rng).items()
     }
-    tokens, targets = rng.integers(V, size=(T, B)), rng.integers(V, size=(T, B))
+    tokens = rng.integers(V, size=(T, B))
+    targets = rng.integers(V, size=(T, B))
     targets[0, 1] = targets[3, 2] = -1
     hs, cs = draw(rng, hs=(L, B, H), cs=(L, B, H)).values()
     states = (hs, cs if cell == "lstm" else None)
@@ -255,11 +268,15 @@ def test_network_gradients_equal_finite_differences(cell: str, L: int, E: int) -
 @pytest.mark.parametrize("L", [1, 2])
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_of_tied_weights_equal_finite_differences(cell: str, L: int) -> None:
-    T, B, V, H = 3, 2, 5, 3
+    T = 3
+    B = 2
+    V = 5
+    H = 3
     rng = np.random.default_rng(25)
     parameters = reference.initialize(cell, V, H, H, L, rng, tied=True)
     assert "Wy" not in parameters
-    tokens, targets = rng.integers(V, size=(T, B)), rng.integers(V, size=(T, B))
+    tokens = rng.integers(V, size=(T, B))
+    targets = rng.integers(V, size=(T, B))
     targets[1, 0] = -1
     states = reference.zero_states(parameters, cell, B)
     assert states[0].shape == (L, B, H)
@@ -282,12 +299,17 @@ def test_gradients_of_tied_weights_equal_finite_differences(cell: str, L: int) -
 @pytest.mark.parametrize(("L", "masked"), [(2, 1), (3, 2), (1, 1), (2, 2)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_with_dropout_equal_finite_differences(cell: str, L: int, masked: int) -> None:
-    T, B, V, E, H = 3, 2, 5, 3, 4
+    T = 3
+    B = 2
+    V = 5
+    E = 3
+    H = 4
     rng = np.random.default_rng(15)
     parameters = {
         name: weights * 1.5 for name, weights in reference.initialize(cell, V, E, H, L, rng).items()
     }
-    tokens, targets = rng.integers(V, size=(T, B)), rng.integers(V, size=(T, B))
+    tokens = rng.integers(V, size=(T, B))
+    targets = rng.integers(V, size=(T, B))
     hs, cs = draw(rng, hs=(L, B, H), cs=(L, B, H)).values()
     states = (hs, cs if cell == "lstm" else None)
     masks = reference.dropout_masks(0.4, (masked, T, B, H), rng)
@@ -320,7 +342,8 @@ def test_masks_drop_a_share_and_keep_the_mean() -> None:
 def test_what_is_dropped_does_not_reach_the_layer_above(cell: str) -> None:
     """With all units dropped, the upper layer sees nothing of the tokens."""
     parameters = reference.initialize(cell, 5, 2, 4, 2, np.random.default_rng(17))
-    tokens, states = np.array([[0, 1], [2, 3]]), reference.zero_states(parameters, cell, B=2)
+    tokens = np.array([[0, 1], [2, 3]])
+    states = reference.zero_states(parameters, cell, B=2)
     masks = np.zeros((1, 2, 2, 4))
     logits, (hs, _), _ = reference.network_forward(parameters, cell, tokens, states, masks)
     np.testing.assert_array_equal(logits[:, 0], logits[:, 1])
@@ -399,7 +422,10 @@ def test_clip_by_global_norm() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_three_steps_of_each_optimizer_by_hand(dtype: type[np.floating[Any]]) -> None:
     slopes = [2.0, -1.0, 0.5]
-    lr, wd, beta1, beta2 = 0.1, 0.3, 0.9, 0.99
+    lr = 0.1
+    wd = 0.3
+    beta1 = 0.9
+    beta2 = 0.99
     sgd = adagrad = adam = 1.0
     G = m = v = 0.0
     ws = np.ones((3, 2, 2), dtype)
@@ -424,7 +450,8 @@ def test_three_steps_of_each_optimizer_by_hand(dtype: type[np.floating[Any]]) ->
 
 def test_adam_moves_by_the_learning_rate_at_first() -> None:
     """Its first step has the gradient's sign and no trace of its size: a fact of the paper."""
-    w, g = np.zeros(3), np.array([1e-3, -10.0, 1.0])
+    w = np.zeros(3)
+    g = np.array([1e-3, -10.0, 1.0])
     reference.adam_step(w, g, np.zeros(3), np.zeros(3), step=1, lr=0.01)
     assert w == pytest.approx([-0.01, 0.01, -0.01], rel=1e-4)
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from treadle.kernels import reference
 from treadle.kernels.jit import PYTHON_MODE
-from treadle.kernels.loss import largest, shifted_exp
-from treadle.kernels.sampling import Truncation, allocate_sampling_scratch, draw, likeliest
+from treadle.kernels.loss import row_max, shifted_exp
+from treadle.kernels.sampling import Truncation, allocate_sampling_scratch, argmax, sample
 
 Floats = NDArray[np.float32]
 
@@ -30,12 +30,13 @@ def ours(
     typical_p: float = 1.0,
 ) -> int:
     row = np.asarray(logits, np.float32)
-    weights, largest_logit = np.full(row.size, np.nan, np.float32), np.float32(largest(row))
+    weights = np.full(row.size, np.nan, np.float32)
+    largest_logit = np.float32(row_max(row))
     shifted_exp(row, largest_logit, weights)
     cuts = Truncation(top_k, np.float32(top_p), np.float32(min_p), np.float32(typical_p))
     scratch = allocate_sampling_scratch(row.size)
     heat = np.float32(temperature)
-    return int(draw(row, largest_logit, heat, cuts, np.float32(u), weights, scratch))
+    return int(sample(row, largest_logit, heat, cuts, np.float32(u), weights, scratch))
 
 
 def test_draws_are_those_of_the_reference() -> None:
@@ -54,7 +55,8 @@ def test_draws_are_those_of_the_reference() -> None:
             "u": float(np.float32(rng.random(dtype=np.float32))),
             "typical_p": float(np.float32(rng.choice([1.0, 1.0, 0.95, 0.5, 0.2, 1e-6]))),
         }
-        drawn, expected = ours(logits, **settings), possible(logits, **settings)
+        drawn = ours(logits, **settings)
+        expected = possible(logits, **settings)
         assert drawn in expected, (logits, settings)
         clear += len(expected) == 1
     assert clear > 0.95 * CASES
@@ -80,7 +82,7 @@ def test_borders_are_those_of_the_reference() -> None:
 def test_zero_temperature_is_greedy() -> None:
     assert [ours(LOGITS, temperature=0, u=u) for u in US] == [1] * len(US)
     assert ours([0, 3, 3, 1], temperature=0) == 1
-    assert likeliest(np.array([-np.inf, -2, -1, -1], np.float32)) == 2
+    assert argmax(np.array([-np.inf, -2, -1, -1], np.float32)) == 2
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-10, 1e-3])
@@ -193,8 +195,10 @@ def test_min_p_keeps_what_a_naive_filter_keeps(
         p = np.exp((row.astype(np.float64) - row.max()) / temperature)
         kept = np.array(sorted(surely))
         reached = np.cumsum(p[kept]) / p[kept].sum()
-        near = {int(kept[min((reached <= x).sum(), kept.size - 1)]) for x in
-                (u / 2**24 - CLOSE, u / 2**24, u / 2**24 + CLOSE)}  # fmt: skip
+        near = {
+            int(kept[min((reached <= x).sum(), kept.size - 1)])
+            for x in (u / 2**24 - CLOSE, u / 2**24, u / 2**24 + CLOSE)
+        }
         assert drawn in near
 
 
@@ -232,9 +236,15 @@ def test_a_logit_of_minus_infinity_is_never_drawn() -> None:
     logits = [-np.inf, 0.5, -np.inf, 1.0, -np.inf]
     us = np.linspace(0, 1 - 2.0**-24, 50)
     every: list[dict[str, Any]] = [
-        {}, {"temperature": 0.5}, {"temperature": 100}, {"top_k": 4}, {"top_p": 0.999},
-        {"typical_p": 0.999}, {"min_p": 1e-9}, {"temperature": 1e-30},
-    ]  # fmt: skip
+        {},
+        {"temperature": 0.5},
+        {"temperature": 100},
+        {"top_k": 4},
+        {"top_p": 0.999},
+        {"typical_p": 0.999},
+        {"min_p": 1e-9},
+        {"temperature": 1e-30},
+    ]
     for settings in every:
         assert {ours(logits, u=float(u), **settings) for u in us} <= {1, 3}, settings
     assert ours(logits, temperature=0) == 3

@@ -66,13 +66,16 @@ def test_load_and_store_touch_what_is_left(left: int) -> None:
 def test_operators(symbol: Any) -> None:
     @compiled
     def run(a: Any, b: Any, number: Any, out: Any) -> None:
-        x, y = load_padded(a, 0, LANES, number), load_padded(b, 0, LANES, number)
+        x = load_padded(a, 0, LANES, number)
+        y = load_padded(b, 0, LANES, number)
         store(out, 0, LANES, symbol(x, y))
         store(out, LANES, LANES, symbol(x, number))
         store(out, 2 * LANES, LANES, symbol(number, y))
         store(out, 3 * LANES, LANES, -x)
 
-    a, b, number = operand(1), operand(2), np.float32(1.5)
+    a = operand(1)
+    b = operand(2)
+    number = np.float32(1.5)
     out = np.empty((4, LANES), np.float32)
     run(a, b, number, out)
     with np.errstate(all="ignore"):
@@ -91,11 +94,13 @@ TWO = {
 
 @pytest.mark.parametrize("name", [*THREE, *TWO])
 def test_functions_of_vectors_and_floats(name: str) -> None:
-    function, count = intrinsic({**THREE, **TWO}[name]), 3 if name in THREE else 2
+    function = intrinsic({**THREE, **TWO}[name])
+    count = 3 if name in THREE else 2
 
     @compiled
     def two(a: Any, b: Any, c: Any, out: Any) -> None:
-        x, y = load_padded(a, 0, LANES, GUARD), load_padded(b, 0, LANES, GUARD)
+        x = load_padded(a, 0, LANES, GUARD)
+        y = load_padded(b, 0, LANES, GUARD)
         store(out, 0, LANES, function(x, y))
         store(out, LANES, LANES, function(x, b[0]))
         for n in range(LANES):
@@ -103,13 +108,16 @@ def test_functions_of_vectors_and_floats(name: str) -> None:
 
     @compiled
     def three(a: Any, b: Any, c: Any, out: Any) -> None:
-        x, y = load_padded(a, 0, LANES, GUARD), load_padded(b, 0, LANES, GUARD)
+        x = load_padded(a, 0, LANES, GUARD)
+        y = load_padded(b, 0, LANES, GUARD)
         store(out, 0, LANES, function(x, y, load_padded(c, 0, LANES, GUARD)))
         store(out, LANES, LANES, function(x, b[0], load_padded(c, 0, LANES, GUARD)))
         for n in range(LANES):
             out[2, n] = function(a[n], b[n], c[n])
 
-    a, b, c = operand(1), operand(2), operand(3)
+    a = operand(1)
+    b = operand(2)
+    c = operand(3)
     if name == "fma":  # its stand-in rounds twice: whole numbers are exact in both
         whole = [np.round(np.clip(np.nan_to_num(x), -99, 99)) for x in (a, b, c)]
         a, b, c = (x.astype(np.float32) for x in whole)
@@ -122,7 +130,8 @@ def test_functions_of_vectors_and_floats(name: str) -> None:
 
 
 def test_a_nan_stays_where_it_should() -> None:
-    nan, one = np.float32(np.nan), np.float32(1)
+    nan = np.float32(np.nan)
+    one = np.float32(1)
     for name in ("minimum", "maximum"):
         assert np.isnan(getattr(intrinsics, f"python_{name}")(nan, one))
     assert np.isnan(intrinsics.python_larger(nan, one))
@@ -150,7 +159,7 @@ def test_power_of_two() -> None:
 
 def test_lanes_are_folded_in_halves() -> None:
     fold_sum = intrinsic(simd._folding(lambda builder, a, b: builder.fadd(a, b)))
-    fold_largest = intrinsic(simd._folding(simd.larger_of))
+    fold_largest = intrinsic(simd._folding(simd.emit_maximum))
 
     @compiled
     def run(values: Any) -> Any:

@@ -31,7 +31,8 @@ def stands_in(text: list[int], piece: list[int]) -> bool:
 
 def first_longest(text: Ints, query: Ints, ends: NDArray[np.int64]) -> tuple[int, int]:
     """Every piece of the query, looked for at every place of the text."""
-    tokens, asked = text.tolist(), query.tolist()
+    tokens = text.tolist()
+    asked = query.tolist()
     best = (0, 0)
     for start, end in itertools.combinations(range(len(asked) + 1), 2):
         longer = ends[end] - ends[start] > ends[sum(best)] - ends[best[0]]
@@ -92,7 +93,8 @@ def test_the_longest_beginning_is_found() -> None:
     for text, V in texts(count=200, longest=50):
         query = rng.integers(-1, V + 1, size=20, dtype=np.int32)
         first, last = sorted(rng.integers(21, size=2).tolist())
-        piece, tokens = query[first:last].tolist(), text.tolist()
+        piece = query[first:last].tolist()
+        tokens = text.tolist()
         wanted = max(k for k in range(len(piece) + 1) if not k or stands_in(tokens, piece[:k]))
         found = longest_prefix(text, suffix_array(text, V), query, first, last)
         assert found == wanted
@@ -117,7 +119,8 @@ def test_no_piece_is_passed_over(look_up: LookUp) -> None:
 
 @WAYS
 def test_what_is_empty_holds_nothing(look_up: LookUp) -> None:
-    nothing, some = np.zeros(0, np.int32), np.zeros(5, np.int32)
+    nothing = np.zeros(0, np.int32)
+    some = np.zeros(5, np.int32)
     none = suffix_array(nothing, 3)
     assert look_up(nothing, none, some, lengths_of(some)) == (0, 0)
     assert look_up(some, suffix_array(some, 1), nothing, lengths_of(nothing)) == (0, 0)
@@ -140,7 +143,8 @@ def test_a_query_that_repeats_itself_goes_the_other_way(monkeypatch: pytest.Monk
     rng = np.random.default_rng(10)
     for text, V in texts(count=60, longest=60):
         query = np.resize(text[: rng.integers(1, 9)], 40) if text.size else text
-        suffixes, ends = suffix_array(text, V), lengths_of(query)
+        suffixes = suffix_array(text, V)
+        ends = lengths_of(query)
         wanted = longest_match(text, suffixes, query, ends)
         for patience in (0, 7, 100):
             monkeypatch.setattr(substring_match, "PATIENCE", patience)

@@ -33,7 +33,8 @@ def check_order(text: Ints, suffixes: Ints) -> None:
     rank = np.full(n + 1, -1, np.int64)  # the empty suffix is the smallest
     rank[suffixes] = np.arange(n)
     assert (rank[:-1] >= 0).all()
-    before, after = suffixes[:-1], suffixes[1:]
+    before = suffixes[:-1]
+    after = suffixes[1:]
     tied = text[before] == text[after]
     assert bool((text[before] <= text[after]).all())
     assert (rank[before + 1] < rank[after + 1])[tied].all()
@@ -55,7 +56,8 @@ def test_every_text_of_few_tokens() -> None:
 
 def fibonacci(size: int) -> Ints:
     """The text that repeats itself most often without a period."""
-    shorter, longer = np.zeros(1, np.int32), np.array([0, 1], np.int32)
+    shorter = np.zeros(1, np.int32)
+    longer = np.array([0, 1], np.int32)
     while longer.size < size:
         shorter, longer = longer, np.concatenate((longer, shorter))
     return longer[:size]

@@ -55,23 +55,30 @@ def test_logits_that_are_no_numbers_stay_in_bounds() -> None:
 def test_details_leave_the_log_probabilities_and_the_state_as_they_are(
     cell: Cell, ranked: bool, alternatives: int
 ) -> None:
-    V, T, B, A = 9, 5, 3, alternatives
+    V = 9
+    T = 5
+    B = 3
+    A = alternatives
     config = NetworkConfig(cell=cell, hidden_size=6, layers=2, embedding_size=4)
     shape = Shape.of(config, V)
     parameters = Parameters.initial(shape, seed=3)
     parameters.flat *= 4
-    weights, rng = pack_for_inference(parameters), np.random.default_rng(0)
+    weights = pack_for_inference(parameters)
+    rng = np.random.default_rng(0)
     tokens, targets = (rng.integers(0, V, (T, B)).astype(np.int32) for _ in range(2))
     targets[1, 2] = targets[4, 0] = -1
     fresh = np.array([True, False, True])
-    plain, detailed = allocate_state(shape, B), allocate_state(shape, B)
+    plain = allocate_state(shape, B)
+    detailed = allocate_state(shape, B)
     plain.h[:] = detailed.h[:] = 0.3
-    wanted, out = np.empty((T, B), np.float32), np.empty((T, B), np.float32)
+    wanted = np.empty((T, B), np.float32)
+    out = np.empty((T, B), np.float32)
     work = allocate_workspace(shape, T, B, backward=False)
     code = CELL_CODES[cell]
     scoring.score_shard(code, weights, work, plain, tokens, targets, fresh, wanted)
     ranks = np.full((T, B, int(ranked)), -7, np.int32)
-    ids, values = np.full((T, B, A), -7, np.int32), np.full((T, B, A), -7, np.float32)
+    ids = np.full((T, B, A), -7, np.int32)
+    values = np.full((T, B, A), -7, np.float32)
     score_shard_in_detail(
         code, weights, work, detailed, tokens, targets, fresh, out, ranks, ids, values
     )
