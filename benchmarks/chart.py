@@ -106,7 +106,7 @@ def svg(results: Mapping[str, Any]) -> str:
         drawn += _draw(panel, top)
         top += panel.height
     if not drawn:
-        drawn = [_text(8, 28, "Nothing was compared with a rival.")]
+        drawn = [_text(8, 28, "Nothing was measured next to a rival.")]
         top = 48
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" '
