@@ -63,7 +63,7 @@ DEFAULTS = [
 RANGES = [
     (message, field, number(found[1]), number(found[2]))
     for message, field, comment in comments()
-    if (found := re.search(rf"{NUMBER} to {NUMBER}(?![\d.]| characters| bytes)", comment))
+    if (found := re.search(rf"{NUMBER} to {NUMBER}(?!\d|,\d| characters| bytes)", comment))
 ]
 
 
