@@ -1,4 +1,4 @@
-"""Fixtures of the model room's tests."""
+"""Fixtures of the tests of the model."""
 
 from __future__ import annotations
 

@@ -38,9 +38,12 @@ def prepared(layout: CorpusLayout, threads: int = 1) -> tuple[Engine, Batches]:
 @pytest.mark.parametrize("layout", CorpusLayout)
 def test_the_gradient_is_that_of_the_mean_over_all_targets(layout: CorpusLayout) -> None:
     engine, batches = prepared(layout)
-    losses, counts, gradients = [], [], []
+    losses = []
+    counts = []
+    gradients = []
     for number, batch in enumerate(itertools.islice(batches, 12)):
-        tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
+        tokens = batch.tokens[: batch.steps]
+        targets = batch.targets[: batch.steps]
         loss, count = engine.loss_and_gradient(tokens, targets, batch.fresh, number)
         losses.append(loss)
         counts.append(count)
@@ -52,8 +55,8 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(layout: CorpusLayout)
         loss, count = accumulation.run(step)
         part = slice(4 * step, 4 * step + 4)
         assert (loss, count) == (sum(losses[part]), sum(counts[part]))
-        wanted = sum(gradients[part]) / count
-        np.testing.assert_allclose(accumulation.gradient.flat, wanted, atol=1e-7)
+        expected = sum(gradients[part]) / count
+        np.testing.assert_allclose(accumulation.gradient.flat, expected, atol=1e-7)
 
 
 def test_one_batch_a_step_is_the_engines_own_gradient() -> None:

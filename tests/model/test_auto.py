@@ -26,8 +26,11 @@ from treadle.model.training.auto.throughput import Throughput
 
 SPEEDS = (Throughput(Shape(Cell.LSTM, 65, 64, 384, 1), Precision.BF16, 81_000.0),)
 HOURS = 3600.0
-FIVE, NAMES = (4, 0, 4), (228_000, 32_033, 28)
-PLAYS, LARGE, WORDS = (1_003_853, 0, 65), (18 * 10**7, 0, 200), (10**7, 0, 10_000)
+FIVE = (4, 0, 4)
+NAMES = (228_000, 32_033, 28)
+PLAYS = (1_003_853, 0, 65)
+LARGE = (18 * 10**7, 0, 200)
+WORDS = (10**7, 0, 10_000)
 """Tokens, items and vocabulary: five characters, names, tiny Shakespeare, 200 MB, words."""
 SMALL = [FIVE, (40, 3, 9), (900, 0, 40), (18_000, 900, 60)]
 
@@ -99,7 +102,8 @@ def test_every_pick_is_legal_and_says_why(corpus: tuple[int, int, int], seconds:
         assert "nan" not in notice
     assert config.data.batch_size <= 256
     assert config.network.embedding_size <= config.network.hidden_size
-    rows, tokens = config.data.batch_size, corpus[0]
+    rows = config.data.batch_size
+    tokens = corpus[0]
     assert rows <= 8 or rows * config.data.window <= max(tokens / 20, 16 * 64) or corpus[1]
 
 
@@ -224,20 +228,28 @@ def test_passes_that_are_asked_for_size_the_network() -> None:
 
 GIVEN: dict[str, dict[str, Any]] = {
     "network": {
-        "cell": Cell.GRU, "hidden_size": 77, "layers": 3, "embedding_size": 9, "dropout": 0.11,
+        "cell": Cell.GRU,
+        "hidden_size": 77,
+        "layers": 3,
+        "embedding_size": 9,
+        "dropout": 0.11,
         "output_dropout": 0.12,
     },
     "data": {"batch_size": 5, "window": 11},
     "optimizer": {
-        "learning_rate": 0.0123, "weight_decay": 0.0321, "schedule": Schedule.CONSTANT,
+        "learning_rate": 0.0123,
+        "weight_decay": 0.0321,
+        "schedule": Schedule.CONSTANT,
         "precision": Precision.FP32,
     },
     "limits": {"early_stopping_patience": 0, "max_epochs": None},
-}  # fmt: skip
+}
 KINDS: dict[str, type] = {
-    "network": NetworkConfig, "data": DataConfig, "optimizer": OptimizerConfig,
+    "network": NetworkConfig,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
     "limits": LimitsConfig,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -265,10 +277,11 @@ def test_all_of_it_given_leaves_the_rest_alone() -> None:
 
 def test_other_settings_are_kept() -> None:
     config = asked(
-        LimitsConfig(max_time_s=60), seed=9,
+        LimitsConfig(max_time_s=60),
+        seed=9,
         optimizer=OptimizerConfig(OptimizerKind.SGD, clip_norm=3.0, accumulation_steps=2),
         data=DataConfig(CorpusLayout.TEXT, 0.2),
-    )  # fmt: skip
+    )
     settings = pick_for(config, facts(PLAYS, 60))[0]
     assert (settings.seed, settings.data.validation_fraction) == (9, 0.2)
     assert settings.optimizer.kind is OptimizerKind.SGD

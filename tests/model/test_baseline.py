@@ -44,10 +44,11 @@ def plain(train: list[Sequence], valid: list[Sequence], V: int, order: int) -> f
 
 
 def sequences(data: TokenData, corpus: Corpus) -> list[Sequence]:
-    """What is foretold from its first token on."""
+    """Predicted from its first token on."""
     if data.offsets is None:
         return [data.tokens.tolist()]
-    begin, end = corpus.tokenizer.begin, corpus.tokenizer.end
+    begin = corpus.tokenizer.begin
+    end = corpus.tokenizer.end
     assert begin is not None
     assert end is not None
     edges = zip(data.offsets[:-1], data.offsets[1:], strict=True)
@@ -96,7 +97,8 @@ def test_words_are_counted_in_threes() -> None:
     V = corpus.tokenizer.vocabulary_size
     assert V > ngram.SMALL_VOCABULARY
     assert found.order == 3
-    train, valid = [corpus.train.tokens.tolist()], [corpus.valid.tokens.tolist()]
+    train = [corpus.train.tokens.tolist()]
+    valid = [corpus.valid.tokens.tolist()]
     assert found.loss == pytest.approx(plain(train, valid, V, 3), rel=1e-12)
 
 
@@ -121,8 +123,8 @@ def test_of_a_large_corpus_the_beginning_is_read(
         return [sequence for sequence in kept if sequence]
 
     V = corpus.tokenizer.vocabulary_size
-    wanted = plain(cut(corpus.train, 301), cut(corpus.valid, 47), V, 5)
-    assert found.loss == pytest.approx(wanted, rel=1e-12)
+    expected = plain(cut(corpus.train, 301), cut(corpus.valid, 47), V, 5)
+    assert found.loss == pytest.approx(expected, rel=1e-12)
 
 
 def test_counting_ends_where_room_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,15 +134,16 @@ def test_counting_ends_where_room_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ngram, "MAX_NODES", 400)
     found = baseline(corpus)
     assert found is not None
-    tokens, V = corpus.train.tokens.tolist(), corpus.tokenizer.vocabulary_size
+    tokens = corpus.train.tokens.tolist()
+    V = corpus.tokenizer.vocabulary_size
     seen: set[Context] = set()
     for last in range(len(tokens)):  # the empty sequence is one of the 400, and five must fit
         if len(seen) + 1 + 5 > 400:
             break
         seen |= {tuple(tokens[first : last + 1]) for first in range(max(0, last - 4), last + 1)}
-    wanted = plain([tokens[:last]], [corpus.valid.tokens.tolist()], V, 5)
+    expected = plain([tokens[:last]], [corpus.valid.tokens.tolist()], V, 5)
     assert 100 < last < 300
-    assert found.loss == pytest.approx(wanted, rel=1e-12)
+    assert found.loss == pytest.approx(expected, rel=1e-12)
 
 
 def corpus_with(train: list[int], valid: list[int] | None) -> Corpus:
@@ -153,7 +156,7 @@ def corpus_with(train: list[int], valid: list[int] | None) -> Corpus:
 def test_the_smallest_parts() -> None:
     assert baseline(corpus_with([0, 1, 2], None)) is None
     assert baseline(corpus_with([0, 1, 2], [])) is None
-    assert baseline(corpus_with([0, 1, 2], [3])) is None, "the first token is not foretold"
+    assert baseline(corpus_with([0, 1, 2], [3])) is None, "the first token is not predicted"
     assert baseline(corpus_with([0], [1, 2])) == Baseline(math.log(4), 1)
     ones = baseline(corpus_with([1] * 2000, [1] * 40))
     assert ones is not None

@@ -25,12 +25,13 @@ from treadle.model.enums import CorpusLayout
 from treadle.model.errors import CorpusError, LoadError
 from treadle.model.tokenizers.build import build_tokenizer
 
-BEGIN, END = 1_000_000, 1_000_001
+BEGIN = 1_000_000
+END = 1_000_001
 sizes = st.integers(1, 9)
 
 
 def text_of(count: int) -> TokenData:
-    """A text in which every token occurs once, so that a transition tells its place."""
+    """A text in which every token occurs once, so that a transition shows its position."""
     return TokenData(np.arange(count, dtype=np.int32))
 
 
@@ -175,7 +176,7 @@ def test_items_of_like_length_stand_side_by_side() -> None:
     assert np.count_nonzero(np.diff(steps) < 0) > len(passed) / 4
 
 
-def test_a_long_item_goes_on_in_the_same_row() -> None:
+def test_a_long_item_continues_in_the_same_row() -> None:
     batches = LineBatches(items_of([10, 9]), BEGIN, END, 2, 4, 0)
     passed = epoch_of(batches)
     assert [batch.steps for batch in passed] == [3, 4, 4]
@@ -192,7 +193,8 @@ def make(kind: str, seed: int = 5) -> Batches:
 @pytest.mark.parametrize("kind", ["text", "lines"])
 def test_resuming_at_any_place_is_never_having_stopped(kind: str) -> None:
     whole = make(kind)
-    expected, positions = [], []
+    expected = []
+    positions = []
     for _ in range(40):
         positions.append(whole.position)
         expected.append(next(whole))
@@ -232,7 +234,7 @@ def test_orders_depend_on_seed_and_epoch_only() -> None:
 
 
 @pytest.mark.parametrize("data", [text_of(0), text_of(1)])
-def test_nothing_to_foretell(data: TokenData) -> None:
+def test_nothing_to_predict(data: TokenData) -> None:
     with pytest.raises(CorpusError, match="nothing to predict"):
         TextBatches(data, 1, 1)
     assert list(ValidationBatches(data, LINES_TOKENIZER, 4, 4, 4)) == []
@@ -259,7 +261,7 @@ def test_items_need_their_tokenizer() -> None:
 
 @settings(deadline=None)
 @given(count=st.integers(2, 200), streams=sizes, window=sizes, context=st.integers(0, 20))
-def test_validation_foretells_every_token_of_a_text_once(
+def test_validation_predicts_every_token_of_a_text_once(
     count: int, streams: int, window: int, context: int
 ) -> None:
     data = text_of(count)
@@ -284,15 +286,14 @@ def test_validation_foretells_every_token_of_a_text_once(
 
 @settings(deadline=None)
 @given(lengths=lists_of_lengths(), streams=sizes, window=sizes)
-def test_validation_foretells_every_item_once(
-    lengths: list[int], streams: int, window: int
-) -> None:
+def test_validation_predicts_every_item_once(lengths: list[int], streams: int, window: int) -> None:
     data = items_of(lengths)
     passed = list(ValidationBatches(data, LINES_TOKENIZER, streams, window, 3))
     assert data.offsets is not None
     for batch in passed:
         check_shape(batch, window, min(streams, len(lengths)))
-    begin, end = LINES_TOKENIZER.begin, LINES_TOKENIZER.end
+    begin = LINES_TOKENIZER.begin
+    end = LINES_TOKENIZER.end
     expected = []
     for start, stop in itertools.pairwise(data.offsets.tolist()):
         item = data.tokens[start:stop].tolist()

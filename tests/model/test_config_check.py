@@ -82,7 +82,7 @@ def test_what_no_corpus_can_make_work_is_refused(
         {"tokenizer": {"max_vocabulary_size": 1}},
         {"limits": {"max_memory_bytes": 1 << 30}},
     ],
-)  # fmt: skip
+)
 def test_what_some_corpus_makes_work_passes(settings: dict[str, Any]) -> None:
     check_config(TrainConfig.from_json(settings))
 

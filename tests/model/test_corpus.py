@@ -16,7 +16,9 @@ from treadle.model.data.splits import MIN_HELD_OUT_TOKENS
 from treadle.model.enums import CorpusLayout, CorpusRole, TokenizerKind, UnknownPolicy
 from treadle.model.errors import CorpusError, EncodingError, UnknownSymbolError
 
-CHARACTERS, BYTES, WORDS = TokenizerKind.CHARACTERS, TokenizerKind.BYTES, TokenizerKind.WORDS
+CHARACTERS = TokenizerKind.CHARACTERS
+BYTES = TokenizerKind.BYTES
+WORDS = TokenizerKind.WORDS
 KINDS = (CHARACTERS, BYTES, WORDS)
 TEXT, LINES = CorpusLayout
 JAPANESE = "すべての人間は、生れながらにして自由であり、\n" * 8
@@ -205,7 +207,8 @@ def test_validation_items_are_drawn_by_the_seed(kind: TokenizerKind) -> None:
     for seed in (1, 1, 2):
         corpus = read(data, kind, LINES, UnknownPolicy.ERROR, 0.25, seed)
         assert corpus.valid is not None
-        train, valid = items_of(corpus, corpus.train), items_of(corpus, corpus.valid)
+        train = items_of(corpus, corpus.train)
+        valid = items_of(corpus, corpus.valid)
         assert (len(train), len(valid)) == (150, 50)
         assert sorted(train + valid) == sorted(lines)
         assert [line for line in lines if line in set(valid)] == valid

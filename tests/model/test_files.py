@@ -39,7 +39,8 @@ from treadle.model.training.trainer import Trainer
 
 TEXT, LINES = CorpusLayout
 KINDS = list(TokenizerKind)
-WORDS, EVENTS = TokenizerKind.WORDS, TokenizerKind.EVENTS
+WORDS = TokenizerKind.WORDS
+EVENTS = TokenizerKind.EVENTS
 WHITESPACE = TokenizerKind.WHITESPACE
 ODD = {
     "five characters": "hello",
@@ -121,8 +122,21 @@ FRAGMENTS = [
     *b'text,id\n|id;text\r|{"text": "a b"}\n| |+2AA-|\x1b$B|~{|\xce\xa3|\xc4\xb0'.split(b"|"),
     *b"\x1c|\xf0\x9f|\\ud800|<unk>|\x1f\x8b".split(b"|"),
 ]
-ENCODINGS = ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le", "utf-32", "utf-7", "shift_jis",
-             "iso2022_jp", "hz", "gb18030", "cp1252", "cp037"]  # fmt: skip
+ENCODINGS = [
+    "utf-8",
+    "utf-8-sig",
+    "latin-1",
+    "utf-16",
+    "utf-16-le",
+    "utf-32",
+    "utf-7",
+    "shift_jis",
+    "iso2022_jp",
+    "hz",
+    "gb18030",
+    "cp1252",
+    "cp037",
+]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -138,9 +152,16 @@ ENCODINGS = ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le", "utf-32", "
     block=st.integers(1, 6),
 )
 def test_random_files_are_read_alike_in_blocks_or_refused_by_name(
-    data: bytes, kind: TokenizerKind, policy: UnknownPolicy | None, form: CorpusFormat,
-    layout: CorpusLayout, missing: MissingPolicy, encoding: str, lower: bool, block: int,
-) -> None:  # fmt: skip
+    data: bytes,
+    kind: TokenizerKind,
+    policy: UnknownPolicy | None,
+    form: CorpusFormat,
+    layout: CorpusLayout,
+    missing: MissingPolicy,
+    encoding: str,
+    lower: bool,
+    block: int,
+) -> None:
     tokenizer = TokenizerConfig(kind, 300, policy, lower_case=lower)
     config = DataConfig(layout, 0.3, format=form, missing=missing, encoding=encoding)
 
@@ -231,7 +252,8 @@ def test_a_file_is_split_before_it_is_repeated() -> None:
 
 
 def test_lines_with_weights() -> None:
-    first, second = [f"a{n}" for n in range(100)], [f"b{n}" for n in range(10)]
+    first = [f"a{n}" for n in range(100)]
+    second = [f"b{n}" for n in range(10)]
     files = [
         CorpusFile("\n".join(first).encode(), "a", weight=1.5),
         CorpusFile("\n".join(second).encode(), "b", weight=3),
@@ -297,9 +319,11 @@ def test_words_do_for_every_setting_that_is_one_of_several() -> None:
     first = read_corpus(b'{"text": " b \\ud800a"}\n{}\n', words, data)
     assert texts_of(first, first.train) == [" b a"]
     again = read_corpus(
-        b'{"text": " b \\ud800a c"}\n', data_config=data, fixed=first.tokenizer,
+        b'{"text": " b \\ud800a c"}\n',
+        data_config=data,
+        fixed=first.tokenizer,
         unknown_policy="skip",  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     assert texts_of(again, again.train) == [" b a"]
     for wrong in ("skipp", None, 2):
         with pytest.raises(ConfigError, match=r"data.missing must be one of"):
@@ -359,12 +383,12 @@ def test_json_lines() -> None:
         tokenizer = TokenizerConfig(kind, max_vocabulary_size=300)
         corpus = read_corpus(data + b"\n\n", tokenizer, config)
         assert corpus.layout is LINES
-        wanted = ["first", "two\nlines", "ünïcode\u2028x"]
+        expected = ["first", "two\nlines", "ünïcode\u2028x"]
         if kind is EVENTS:
-            wanted = [" ".join(text.split()) for text in wanted]
+            expected = [" ".join(text.split()) for text in expected]
         if kind is WHITESPACE:
-            wanted[2] = " ".join(wanted[2].split())  # U+2028 is white space, and ends no line
-        assert texts_of(corpus, corpus.train) == wanted
+            expected[2] = " ".join(expected[2].split())  # U+2028 is white space, and ends no line
+        assert texts_of(corpus, corpus.train) == expected
         assert corpus.notices == ("1 line left out: empty",)
 
 
@@ -403,10 +427,22 @@ def test_encodings() -> None:
 @pytest.mark.parametrize(
     "encoding",
     [
-        "nothing", "base64", "hex", "zlib", "rot13", "\0", "idna", "punycode", "undefined",
-        "unicode_escape", "raw-unicode-escape", "mbcs", "..", "aliases",
+        "nothing",
+        "base64",
+        "hex",
+        "zlib",
+        "rot13",
+        "\0",
+        "idna",
+        "punycode",
+        "undefined",
+        "unicode_escape",
+        "raw-unicode-escape",
+        "mbcs",
+        "..",
+        "aliases",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_encoding(encoding: str) -> None:
     with pytest.raises(ConfigError, match="text encoding") as caught:
         read_corpus(b"abc", data_config=DataConfig(TEXT, encoding=encoding))
@@ -468,7 +504,8 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 def test_a_corpus_takes_less_memory_than_twice_its_size(layout: str, tmp_path: Path) -> None:
     draw = random.Random(1)
     line = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz ,.", k=79)) + "\n"
-    path, size = tmp_path / "corpus", 32_000_000
+    path = tmp_path / "corpus"
+    size = 32_000_000
     path.write_text(line * (size // len(line)))
     command = [sys.executable, "-c", _PEAK, str(path), layout, str(tmp_path)]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -496,7 +533,8 @@ def test_text_is_what_the_vectors_say(
     case: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus_files, "BLOCK", block)
-    file, encoding = CorpusFile(case["bytes"], "notes.txt"), case["encoding"]
+    file = CorpusFile(case["bytes"], "notes.txt")
+    encoding = case["encoding"]
 
     def text(policy: UnknownPolicy) -> str:
         blocks = corpus_files.text_blocks(file, encoding, policy, corpus_files.cut_anywhere)
@@ -582,12 +620,12 @@ def test_bytes_that_are_not_text_follow_the_policy_with_every_tokenizer(
         return
     corpus = read()
     shown = corpus.tokenizer.decode(corpus.train.tokens).rstrip("\n")
-    wanted = "ab  ab" if policy is UnknownPolicy.SKIP and not raw else "ab \ufffd ab"
+    expected = "ab  ab" if policy is UnknownPolicy.SKIP and not raw else "ab \ufffd ab"
     if kind is WORDS:
-        wanted = wanted.replace(" \ufffd", "\ufffd")  # the blank before it is part of a word
+        expected = expected.replace(" \ufffd", "\ufffd")  # the blank before it is part of a word
     if kind in (EVENTS, WHITESPACE):
-        wanted = " ".join(wanted.split())
-    assert shown == wanted
+        expected = " ".join(expected.split())
+    assert shown == expected
     if raw:
         assert corpus.train.tokens.tolist()[:4] == [97, 98, 32, 0xFF]
 
@@ -604,7 +642,8 @@ def test_compressed_files_are_named(packer: Callable[[bytes], bytes]) -> None:
 
 
 def test_events_that_lose_the_ends_of_lines_are_noticed() -> None:
-    events, data = TokenizerConfig(EVENTS), DataConfig(TEXT, 0.0)
+    events = TokenizerConfig(EVENTS)
+    data = DataConfig(TEXT, 0.0)
     (notice,) = read_corpus(b"1 2\n3 4\n", events, data).notices
     assert "events know no ends of lines" in notice
     assert read_corpus(b"1 2 3 4\n", events, data).notices == ()

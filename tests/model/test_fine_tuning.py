@@ -32,7 +32,8 @@ FREE = TrainConfig(
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    limits, optimizer = LimitsConfig(max_steps=60), OptimizerConfig(learning_rate=0.03)
+    limits = LimitsConfig(max_steps=60)
+    optimizer = OptimizerConfig(learning_rate=0.03)
     return train(TEXT[:600], config_of(network=NETWORK, limits=limits, optimizer=optimizer))
 
 
@@ -59,13 +60,14 @@ def test_what_was_learned_helps(model: Model) -> None:
     config = replace(FREE, optimizer=optimizer)
     tuned = Trainer(corpus(), config, init_from=model)
     cold = Trainer(corpus(), replace(config, network=NETWORK))
-    first, other = run(tuned)[0].valid_loss, run(cold)[0].valid_loss
+    first = run(tuned)[0].valid_loss
+    other = run(cold)[0].valid_loss
     assert first is not None
     assert other is not None
     assert first < other - 0.2
 
 
-def test_a_run_from_a_model_goes_on_without_it(model: Model, tmp_path: Any) -> None:
+def test_a_run_from_a_model_continues_without_it(model: Model, tmp_path: Any) -> None:
     whole = Trainer(corpus(), FREE, init_from=model)
     run(whole)
     part = Trainer(corpus(), FREE, init_from=model)

@@ -78,13 +78,24 @@ def test_a_limit_of_the_callers_own_is_not_judged() -> None:
 def test_numbers_are_said_as_people_say_them() -> None:
     seconds = (0.2, 1, 31.4, 89, 90, 1500, 5400, 12_000, 90_000, 200_000, 10**7)
     assert [duration(s) for s in seconds] == [
-        "about 1 second", "about 1 second", "about 31 seconds", "about 89 seconds",
-        "about 1.5 minutes", "about 25 minutes", "about 1.5 hours", "about 3 hours",
-        "about 25 hours", "about 2.3 days", "about 120 days",
-    ]  # fmt: skip
+        "about 1 second",
+        "about 1 second",
+        "about 31 seconds",
+        "about 89 seconds",
+        "about 1.5 minutes",
+        "about 25 minutes",
+        "about 1.5 hours",
+        "about 3 hours",
+        "about 25 hours",
+        "about 2.3 days",
+        "about 120 days",
+    ]
     assert [count(n) for n in (12, 999_999, 2_340_000, 5e9)] == [
-        "12", "999,999", "2.3 million", "5.0 billion",
-    ]  # fmt: skip
+        "12",
+        "999,999",
+        "2.3 million",
+        "5.0 billion",
+    ]
 
 
 # ---------------------------------------------------------------- in a run

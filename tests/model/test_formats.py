@@ -25,8 +25,11 @@ from treadle.model.enums import (
 )
 from treadle.model.errors import CorpusError, UnknownSymbolError
 
-JSONL, CSV = CorpusFormat.JSONL, CorpusFormat.CSV
-ERROR, SKIP, UNKNOWN = UnknownPolicy.ERROR, UnknownPolicy.SKIP, UnknownPolicy.UNKNOWN
+JSONL = CorpusFormat.JSONL
+CSV = CorpusFormat.CSV
+ERROR = UnknownPolicy.ERROR
+SKIP = UnknownPolicy.SKIP
+UNKNOWN = UnknownPolicy.UNKNOWN
 
 COMPLAINTS = {
     "not_json": "line 2: it is not JSON",
@@ -137,13 +140,13 @@ def test_tables_of_every_line_end_and_separator(
     rows = ["id,text,more", '1,"a ""b"", c",', "2,,x", "", "  ", '3,"two', 'lines",y', "4,ü,z"]
     data = end.join(rows).replace(",", separator) + end * last
     inner = "\n" if end == "\r\n" else end
-    wanted = [f'a "b"{separator} c', "", f"two{inner}lines", "ü"]
-    assert items(data.encode(), CSV) == wanted
-    assert items(b"\xef\xbb\xbf" + data.encode(), CSV) == wanted
+    expected = [f'a "b"{separator} c', "", f"two{inner}lines", "ü"]
+    assert items(data.encode(), CSV) == expected
+    assert items(b"\xef\xbb\xbf" + data.encode(), CSV) == expected
 
 
 @pytest.mark.parametrize(
-    ("data", "column", "wanted"),
+    ("data", "column", "expected"),
     [
         (b'id,"long\nname"\n111,x\n222,y\n', "id", ["111", "222"]),
         (b'id,"long\nname"\n111,x\n222,y\n', "long\nname", ["x", "y"]),
@@ -161,8 +164,8 @@ def test_tables_of_every_line_end_and_separator(
         (b"text\n", "text", []),
     ],
 )
-def test_the_header_is_the_first_record(data: bytes, column: str, wanted: list[str]) -> None:
-    assert items(data, CSV, column) == wanted
+def test_the_header_is_the_first_record(data: bytes, column: str, expected: list[str]) -> None:
+    assert items(data, CSV, column) == expected
 
 
 @pytest.mark.parametrize(
@@ -180,10 +183,10 @@ def test_the_header_is_the_first_record(data: bytes, column: str, wanted: list[s
         (b'id,text\r1,"a\r2,b\r', "line 2: the quotation"),
         (b'id,"text\n1,a\n', "line 1: the quotation"),
         (b'id,text\n1,"a\nb"c\n', "line 3: a quotation is followed by something else than ','"),
-        (b'id,text\n1,a\n2\n', "line 3: it has 1 column"),
+        (b"id,text\n1,a\n2\n", "line 3: it has 1 column"),
         (b'id,text\n1,"a\nb"\n"2\n"\n', "line 4: it has 1 column"),
     ],
-)  # fmt: skip
+)
 def test_tables_that_are_none(data: bytes, complaint: str) -> None:
     with pytest.raises(CorpusError, match=complaint):
         items(data, CSV)

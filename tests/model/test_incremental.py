@@ -80,9 +80,9 @@ def test_however_a_text_is_cut_its_tokens_are_those_of_the_whole(
 ) -> None:
     tokenizer = TOKENIZERS[case]
     reader = IncrementalEncoder(tokenizer, policy)
-    wanted = tokenizer.encode(text, policy).tolist()
-    assert read(reader, list(text)) == wanted
-    assert read(reader, cut(text, cuts)) == wanted  # the same reader takes another text
+    expected = tokenizer.encode(text, policy).tolist()
+    assert read(reader, list(text)) == expected
+    assert read(reader, cut(text, cuts)) == expected  # the same reader takes another text
 
 
 @pytest.fixture
@@ -114,13 +114,14 @@ CUT_KINDS = [
 def test_pieces_that_are_too_long_are_cut_alike_however_a_text_comes(
     short_pieces: int, case: tuple[TokenizerKind, bool], text: str, cuts: list[int]
 ) -> None:
-    tokenizer, policy = TOKENIZERS[case], UnknownPolicy.SKIP
+    tokenizer = TOKENIZERS[case]
+    policy = UnknownPolicy.SKIP
     reader = IncrementalEncoder(tokenizer, policy, max_held=5 * short_pieces)
-    wanted = tokenizer.encode(text, policy).tolist()
-    assert read(reader, list(text)) == wanted  # no more than a few pieces are held back
-    assert read(IncrementalEncoder(tokenizer, policy, None), cut(text, cuts)) == wanted
+    expected = tokenizer.encode(text, policy).tolist()
+    assert read(reader, list(text)) == expected  # no more than a few pieces are held back
+    assert read(IncrementalEncoder(tokenizer, policy, None), cut(text, cuts)) == expected
     if case == (TokenizerKind.SUBWORDS, False) and not re.search("[\ud800-\udfff]", text):
-        assert tokenizer.decode(wanted) == text
+        assert tokenizer.decode(expected) == text
 
 
 @pytest.mark.parametrize("kind", [TokenizerKind.WORDS, TokenizerKind.SUBWORDS])
@@ -141,7 +142,8 @@ def test_no_text_is_looked_up_in_long_pieces(
     kind: TokenizerKind, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A look-up lets no other thread run: its time must not rise with what somebody sends.
-    tokenizer, seen = TOKENIZERS[kind, False], []
+    tokenizer = TOKENIZERS[kind, False]
+    seen = []
     library: Any = tokenizer._learned if isinstance(tokenizer, SubwordTokenizer) else None
 
     class Watched:
@@ -175,8 +177,8 @@ def test_what_is_unknown_is_named_as_in_the_whole_text(
 ) -> None:
     tokenizer = TOKENIZERS[case]
     reader = IncrementalEncoder(tokenizer, UnknownPolicy.ERROR)
-    wanted = outcome(lambda: tokenizer.encode(text, UnknownPolicy.ERROR).tolist())
-    assert outcome(lambda: read(reader, cut(text, cuts))) == wanted
+    expected = outcome(lambda: tokenizer.encode(text, UnknownPolicy.ERROR).tolist())
+    assert outcome(lambda: read(reader, cut(text, cuts))) == expected
 
 
 def outcome(encode: Callable[[], list[int]]) -> object:
@@ -189,7 +191,8 @@ def outcome(encode: Callable[[], list[int]]) -> object:
 
 def in_steps(tokenizer: Tokenizer, text: str, policy: UnknownPolicy) -> tuple[int, TokenIds]:
     """How many steps a text took, and its tokens."""
-    encoding, steps = encode_in_steps(tokenizer, text, policy), 0
+    encoding = encode_in_steps(tokenizer, text, policy)
+    steps = 0
     while True:
         try:
             next(encoding)
@@ -200,7 +203,8 @@ def in_steps(tokenizer: Tokenizer, text: str, policy: UnknownPolicy) -> tuple[in
 
 @pytest.mark.parametrize("case", TOKENIZERS, ids=str)
 def test_a_long_text_is_encoded_in_short_steps(case: tuple[TokenizerKind, bool]) -> None:
-    tokenizer, policy = TOKENIZERS[case], UnknownPolicy.SKIP
+    tokenizer = TOKENIZERS[case]
+    policy = UnknownPolicy.SKIP
     for text in ("", CORPUS, CORPUS * 100, "x" * (MAX_HELD + 9), "Σ" + "'" * MAX_HELD):
         steps, tokens = in_steps(tokenizer, text, policy)
         lowered = tokenizer.config.lowers and "Σ" in text
@@ -211,7 +215,8 @@ def test_a_long_text_is_encoded_in_short_steps(case: tuple[TokenizerKind, bool])
 @pytest.mark.parametrize("kind", [TokenizerKind.CHARACTERS, TokenizerKind.SUBWORDS])
 def test_a_sigma_makes_no_step_long(kind: TokenizerKind, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it is a final one may stand at the far end of the text."""
-    tokenizer, sizes = TOKENIZERS[kind, True], list[int]()
+    tokenizer = TOKENIZERS[kind, True]
+    sizes: list[int] = []
     encode = tokenizer.encode
 
     def counted(text: str, policy: UnknownPolicy | None = None) -> TokenIds:
@@ -219,10 +224,10 @@ def test_a_sigma_makes_no_step_long(kind: TokenizerKind, monkeypatch: pytest.Mon
         return encode(text, policy)
 
     text = "aΣ" + "\u0301" * 50_000 + "a"
-    wanted = tokenizer.encode(text, UnknownPolicy.SKIP)
+    expected = tokenizer.encode(text, UnknownPolicy.SKIP)
     monkeypatch.setattr(tokenizer, "encode", counted)
     _, tokens = in_steps(tokenizer, text, UnknownPolicy.SKIP)
-    assert np.asarray(tokens).tobytes() == np.asarray(wanted).tobytes()
+    assert np.asarray(tokens).tobytes() == np.asarray(expected).tobytes()
     assert max(sizes) <= 3 * MAX_PIECE
 
 

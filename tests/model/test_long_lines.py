@@ -38,7 +38,8 @@ def test_parts_give_the_tokens_of_the_whole(
     kind: TokenizerKind, layout: CorpusLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = random.Random(f"{kind} {layout}")
-    bytewise, compared = kind is TokenizerKind.BYTES, 0
+    bytewise = kind is TokenizerKind.BYTES
+    compared = 0
     for number in range(90):
         lower = number % 2 == 1 and not bytewise
         unknown = None if bytewise else UnknownPolicy.UNKNOWN
@@ -51,20 +52,22 @@ def test_parts_give_the_tokens_of_the_whole(
         count = generator.randrange(1, 200)
         data = "".join(generator.choices(SYMBOLS, weights, k=count)).encode()
         policy = None if bytewise else list(UnknownPolicy)[number % 3]
-        wanted = read(data, tokenizer, policy)
+        expected = read(data, tokenizer, policy)
         with monkeypatch.context() as patch:
             patch.setattr("treadle.model.data.files.BLOCK", generator.randrange(1, 9))
             patch.setattr("treadle.model.data.files.LONG_LINE", generator.randrange(1, 20))
             got = read(data, tokenizer, policy)
-        if isinstance(wanted, str) or isinstance(got, str):
-            assert got == wanted
+        if isinstance(expected, str) or isinstance(got, str):
+            assert got == expected
             continue
         compared += 1
-        assert got.notices == wanted.notices
-        np.testing.assert_array_equal(np.asarray(got.train.tokens), np.asarray(wanted.train.tokens))
-        assert (got.train.offsets is None) == (wanted.train.offsets is None)
-        if got.train.offsets is not None and wanted.train.offsets is not None:
-            np.testing.assert_array_equal(got.train.offsets, wanted.train.offsets)
+        assert got.notices == expected.notices
+        np.testing.assert_array_equal(
+            np.asarray(got.train.tokens), np.asarray(expected.train.tokens)
+        )
+        assert (got.train.offsets is None) == (expected.train.offsets is None)
+        if got.train.offsets is not None and expected.train.offsets is not None:
+            np.testing.assert_array_equal(got.train.offsets, expected.train.offsets)
     assert compared > 10
 
 
@@ -73,7 +76,8 @@ def test_parts_give_the_tokens_of_the_whole(
 def test_a_line_without_an_end_takes_little_more_than_itself(
     kind: TokenizerKind, layout: CorpusLayout, tmp_path: Path
 ) -> None:
-    path, size = tmp_path / "corpus", 8 << 20
+    path = tmp_path / "corpus"
+    size = 8 << 20
     path.write_bytes(b"abcdefgh" * (size // 8))
     tracemalloc.start()
     try:

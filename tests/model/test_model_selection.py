@@ -51,8 +51,8 @@ def test_a_plateau_lowers_the_rate_after_its_patience_and_then_again() -> None:
     optimizer = OptimizerConfig(schedule=Schedule.PLATEAU, plateau_factor=0.25, plateau_patience=2)
     selection = ModelSelection(TrainConfig(optimizer=optimizer))
     losses = (5.0, 4.0, 4.0, 4.0, 4.0, 4.5, 3.0, 3.5, 3.5)
-    wanted = [1, 1, 1, 0.25, 0.25, 0.0625, 0.0625, 0.0625, 0.015625]
-    assert offered(selection, *losses) == wanted
+    expected = [1, 1, 1, 0.25, 0.25, 0.0625, 0.0625, 0.0625, 0.015625]
+    assert offered(selection, *losses) == expected
     other = ModelSelection(TrainConfig(optimizer=replace(optimizer, schedule=Schedule.COSINE)))
     assert offered(other, *losses) == [1] * 9
 
@@ -100,10 +100,12 @@ def test_the_best_model_is_that_of_the_lowest_loss_and_is_kept() -> None:
         assert p.best_valid_loss == min(loss for loss, *_ in copies.values())
     step = min(copies, key=lambda step: copies[step][0])
     assert step < 40, "the loss is to rise in the end"
-    best, kept = trainer.best_model, trainer.finish()
+    best = trainer.best_model
+    kept = trainer.finish()
     assert best is not None
     assert weights_of(best) == weights_of(kept) == copies[step][1] != weights_of(trainer.model)
-    record, last = record_of(kept), record_of(trainer.model)
+    record = record_of(kept)
+    last = record_of(trainer.model)
     assert (record.steps, record.weights_step) == (40, step)
     assert (record.valid_loss, record.train_loss) == (copies[step][0], copies[step][2])
     assert (last.steps, last.weights_step) == (40, 40)
@@ -165,7 +167,8 @@ def test_a_plateau_lowers_the_rate_of_the_next_step() -> None:
     )
     report = replace(QUIET, validation_interval_steps=1)
     seen = run(Trainer(TEXT[:400], rising(optimizer=optimizer, report=report)))
-    rate, best = 0.5, math.inf
+    rate = 0.5
+    best = math.inf
     for p in seen:
         assert p.learning_rate == rate * min(1.0, p.step / 5), "the warm-up holds"
         assert p.valid_loss is not None
@@ -200,16 +203,22 @@ def with_test_part(corpus: bytes, data: DataConfig) -> Corpus:
         parts = TokenData(valid.tokens[:half]), TokenData(valid.tokens[half:])
         split = Split.TAIL
     else:
-        half, split = valid.items // 2, Split.ITEMS
+        half = valid.items // 2
+        split = Split.ITEMS
         edge = int(valid.offsets[half])
         parts = (
             TokenData(valid.tokens[:edge], valid.offsets[: half + 1]),
             TokenData(valid.tokens[edge:], valid.offsets[half:] - edge),
         )
     return replace(
-        whole, valid=parts[0], test=parts[1], valid_split=split, test_split=split,
-        valid_characters=parts[0].tokens.size, test_characters=parts[1].tokens.size,
-    )  # fmt: skip
+        whole,
+        valid=parts[0],
+        test=parts[1],
+        valid_split=split,
+        test_split=split,
+        valid_characters=parts[0].tokens.size,
+        test_characters=parts[1].tokens.size,
+    )
 
 
 @pytest.mark.parametrize("keep", Keep)
@@ -266,7 +275,7 @@ def test_weights_that_are_no_numbers_are_never_stored() -> None:
         nothing.finish()
 
 
-def test_a_record_keeps_what_it_tells() -> None:
+def test_a_record_keeps_what_it_reports() -> None:
     corpus = with_test_part(TEXT[:600], DataConfig(validation_fraction=0.4))
     record = replace(record_of(train(corpus, rising())), baseline_loss=1.25)
     assert record.test_loss is not None

@@ -81,12 +81,20 @@ def take_reference_step(
     config: OptimizerConfig, weights: Arrays, state: dict[str, Arrays], gradient: Arrays, step: int
 ) -> None:
     for name, weight in weights.items():
-        g, lr = gradient[name], config.rate
+        g = gradient[name]
+        lr = config.rate
         if config.kind is OptimizerKind.ADAM:
             reference.adam_step(
-                weight, g, state["m"][name], state["v"][name], step, lr,
-                config.beta1, config.beta2, weight_decay=config.weight_decay,
-            )  # fmt: skip
+                weight,
+                g,
+                state["m"][name],
+                state["v"][name],
+                step,
+                lr,
+                config.beta1,
+                config.beta2,
+                weight_decay=config.weight_decay,
+            )
         elif config.kind is OptimizerKind.ADAGRAD:
             decay = config.weight_decay
             reference.adagrad_step(weight, g, state["v"][name], lr, weight_decay=decay)
@@ -126,11 +134,17 @@ def test_steps_are_those_of_pytorch(name: str) -> None:
     settings = PYTORCH["results"][name]["settings"]
     beta1, beta2 = settings.get("betas", (0.9, 0.99))
     config = constant(
-        kind=name.partition(",")[0], learning_rate=settings["lr"], beta1=beta1, beta2=beta2,
-        weight_decay=settings.get("weight_decay", 0.0), clip_norm=0,
-    )  # fmt: skip
-    parameters, gradient = Parameters(SHAPE), Parameters(SHAPE)
-    weights, size = parameters.flat, len(PYTORCH["start"])
+        kind=name.partition(",")[0],
+        learning_rate=settings["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=settings.get("weight_decay", 0.0),
+        clip_norm=0,
+    )
+    parameters = Parameters(SHAPE)
+    gradient = Parameters(SHAPE)
+    weights = parameters.flat
+    size = len(PYTORCH["start"])
     weights[:size] = PYTORCH["start"]
     optimizer = Optimizer(config, parameters)
     for each in PYTORCH["gradients"]:
@@ -143,7 +157,8 @@ def test_steps_are_those_of_pytorch(name: str) -> None:
 
 
 def test_the_rate_given_is_the_one_used() -> None:
-    parameters, (gradient,) = Parameters(SHAPE), gradients(1)
+    parameters = Parameters(SHAPE)
+    (gradient,) = gradients(1)
     step = gradient.flat * np.float32(-0.125)
     Optimizer(constant(kind="sgd", clip_norm=0), parameters).step(gradient, 0.125)
     assert np.array_equal(parameters.flat, step)
@@ -160,9 +175,11 @@ def test_a_gradient_within_its_limits_is_left_as_it_is() -> None:
 
 
 def test_a_longer_gradient_is_shortened_and_keeps_its_direction() -> None:
-    parameters, (gradient,) = Parameters(SHAPE), gradients(1)
+    parameters = Parameters(SHAPE)
+    (gradient,) = gradients(1)
     Optimizer(constant(kind="sgd", clip_norm=0.5), parameters).step(gradient, -1.0)
-    step, used = parameters.flat, gradient.flat != 0
+    step = parameters.flat
+    used = gradient.flat != 0
     assert float(np.linalg.norm(step)) == pytest.approx(0.5, rel=1e-6)
     ratio = step[used] / gradient.flat[used]
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-6)
@@ -175,7 +192,9 @@ def test_threads_do_not_change_a_bit(kind: OptimizerKind) -> None:
     assert shape.parameter_count > 3 * PART
     results = []
     for threads in (1, 2, 3):
-        parameters, gradient, pool = Parameters(shape), Parameters(shape), Pool(threads)
+        parameters = Parameters(shape)
+        gradient = Parameters(shape)
+        pool = Pool(threads)
         optimizer = Optimizer(constant(kind=kind, clip_value=2.0, clip_norm=0.5), parameters)
         for seed in (1, 2):
             gradient.flat[:] = np.random.default_rng(seed).standard_normal(gradient.flat.size)
@@ -210,7 +229,8 @@ def test_a_gradient_that_is_no_number_changes_nothing(kind: OptimizerKind, bad: 
 
 
 def test_an_infinite_gradient_can_be_clipped_by_value() -> None:
-    parameters, (gradient,) = Parameters(SHAPE), gradients(1)
+    parameters = Parameters(SHAPE)
+    (gradient,) = gradients(1)
     gradient.stacks.by[0] = math.inf
     Optimizer(constant(kind="sgd", clip_value=1.0, clip_norm=0), parameters).step(gradient, 0.5)
     assert parameters.stacks.by[0] == -0.5
@@ -236,7 +256,8 @@ def test_padding_between_arrays_stays_zero(kind: OptimizerKind) -> None:
 
 
 def test_settings_beyond_float32_are_taken_as_its_largest() -> None:
-    parameters, (gradient,) = Parameters(SHAPE), gradients(1)
+    parameters = Parameters(SHAPE)
+    (gradient,) = gradients(1)
     gradient.flat[:] = np.float32(1)
     Optimizer(constant(kind="sgd", clip_norm=0), parameters).step(gradient, 1e300)
     assert np.all(parameters.flat == -np.finfo(np.float32).max)

@@ -127,8 +127,12 @@ def test_the_target_must_have_it_too(environment: dict[str, str]) -> None:
     script = "from treadle.kernels.jit import BF16_MISSING; print(BF16_MISSING)"
     done = subprocess.run(
         [sys.executable, "-c", script],
-        check=True, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=600,
+    )
     assert "lacks AVX512_BF16" in done.stdout
 
 
@@ -138,6 +142,10 @@ def test_a_target_may_be_named_that_has_it() -> None:
     environment = {"NUMBA_CPU_NAME": "x86-64-v4", "NUMBA_CPU_FEATURES": "+avx512bf16"}
     done = subprocess.run(
         [sys.executable, "-c", script],
-        check=True, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=600,
+    )
     assert done.stdout.strip() == "there"

@@ -41,9 +41,11 @@ Outcome = tuple[bytes, bytes | None, list[tuple[int, float, float | None]]]
 
 
 def config(
-    cell: Cell = Cell.LSTM, layout: CorpusLayout = CorpusLayout.TEXT, layers: int = 2,
+    cell: Cell = Cell.LSTM,
+    layout: CorpusLayout = CorpusLayout.TEXT,
+    layers: int = 2,
     **optimizer: Any,
-) -> TrainConfig:  # fmt: skip
+) -> TrainConfig:
     """Two shards of rows, lines longer than the window, dropout, a validation every 4 steps."""
     return config_of(
         network=NetworkConfig(cell, 3, layers, embedding_size=2, dropout=0.3),
@@ -113,26 +115,27 @@ def test_a_run_left_and_gone_on_with_has_the_same_bits(
     ],
     ids=lambda settings: "-".join(map(str, settings)),
 )
-def test_every_optimizer_and_schedule_goes_on(optimizer: dict[str, Any], tmp_path: Path) -> None:
+def test_every_optimizer_and_schedule_continues(optimizer: dict[str, Any], tmp_path: Path) -> None:
     settings = config(**optimizer)
     assert interrupted(settings, tmp_path / "run") == undisturbed(settings)
 
 
 @pytest.mark.jit
 @pytest.mark.skipif(bool(BF16_MISSING), reason="needs AVX512_BF16")
-def test_a_run_of_bfloat16_products_goes_on(tmp_path: Path) -> None:
+def test_a_run_of_bfloat16_products_continues(tmp_path: Path) -> None:
     settings = config(precision=Precision.BF16)
     assert interrupted(settings, tmp_path / "run", (1, 2)) == undisturbed(settings)
 
 
-def test_a_run_goes_on_with_other_threads(tmp_path: Path) -> None:
+def test_a_run_continues_with_other_threads(tmp_path: Path) -> None:
     settings = config()
     assert interrupted(settings, tmp_path / "run", (2, 1, 3)) == undisturbed(settings)
 
 
-def test_a_trainer_that_was_left_goes_on_itself(tmp_path: Path) -> None:
+def test_a_trainer_that_was_left_continues_itself(tmp_path: Path) -> None:
     settings = config()
-    trainer, seen = Trainer(corpus_of(settings), settings), []
+    trainer = Trainer(corpus_of(settings), settings)
+    seen = []
     for step in (*LEFT_AT, -1):
         run = trainer.run(between=leave_at(trainer, step, tmp_path / "run"))
         seen += [(p.step, p.train_loss, p.valid_loss) for p in run]
@@ -140,11 +143,12 @@ def test_a_trainer_that_was_left_goes_on_itself(tmp_path: Path) -> None:
     assert outcome(trainer, seen) == undisturbed(settings)
 
 
-def test_a_state_saved_where_progress_is_read_goes_on(tmp_path: Path) -> None:
-    """And twice from the same state, which a run that goes on leaves alone."""
+def test_a_state_saved_where_progress_is_read_continues(tmp_path: Path) -> None:
+    """And twice from the same state, which a run that continues leaves alone."""
     settings = config()
     whole = undisturbed(settings)
-    first, seen = Trainer(corpus_of(settings), settings), []
+    first = Trainer(corpus_of(settings), settings)
+    seen = []
     for progress in first.run():
         seen.append((progress.step, progress.train_loss, progress.valid_loss))
         if progress.step == 8:
@@ -212,13 +216,14 @@ def test_early_stopping_counts_on_over_a_stop(tmp_path: Path) -> None:
     assert outcome(trainer, again) == outcome(whole, seen)
 
 
-def test_clocks_and_counts_go_on(tmp_path: Path) -> None:
+def test_clocks_and_counts_continue(tmp_path: Path) -> None:
     settings = config()
     trainer = Trainer(corpus_of(settings), settings)
     list(trainer.run(between=leave_at(trainer, 10, tmp_path / "run")))
     again = Trainer(corpus_of(settings), settings)
     again.restore_state(tmp_path / "run")
-    before, after = trainer._state, again._state
+    before = trainer._state
+    after = again._state
     assert after.metrics == before.metrics
     assert after.metrics.wall_s >= after.metrics.elapsed_s > 0
     assert after.optimizer.corrections.powers == before.optimizer.corrections.powers != (1, 1)
@@ -227,7 +232,8 @@ def test_clocks_and_counts_go_on(tmp_path: Path) -> None:
     wall = after.metrics.wall_s
     list(again.run())
     assert after.metrics.wall_s > wall
-    record, old = again.model.training, trainer.model.training
+    record = again.model.training
+    old = trainer.model.training
     assert record is not None
     assert old is not None
     assert record.elapsed_s > old.elapsed_s
@@ -403,7 +409,7 @@ def rewritten(path: Path, settings: dict[str, Any]) -> None:
     checkpoint.write(path, replace(state, content={**state.content, "config": settings}))
 
 
-def test_a_state_of_a_treadle_with_fewer_settings_goes_on(tmp_path: Path) -> None:
+def test_a_state_of_a_treadle_with_fewer_settings_continues(tmp_path: Path) -> None:
     trainer = saved(tmp_path / "run", 4)
     older = trainer.started.config.to_json()
     del older["keep"], older["limits"]["max_wall_time_s"]
@@ -500,7 +506,8 @@ def test_a_step_left_in_its_middle_is_made_again_to_the_same_bits(
     layout: CorpusLayout, threads: int, tmp_path: Path
 ) -> None:
     settings = config(layout=layout, accumulation_steps=5)
-    path, asked = tmp_path / "run", [0]
+    path = tmp_path / "run"
+    asked = [0]
 
     def interrupted() -> bool:
         asked[0] += 1
@@ -517,7 +524,8 @@ def test_a_step_left_in_its_middle_is_made_again_to_the_same_bits(
     for allowed in range(8):
         trainer = Trainer(corpus_of(settings), settings, threads)
         trainer.restore_state(path)
-        before, asked[0] = trainer.steps, -3 * allowed
+        before = trainer.steps
+        asked[0] = -3 * allowed
         run = trainer.run(between=between, interrupted=interrupted)
         seen += [(p.step, p.train_loss, p.valid_loss) for p in run]
         dropped += asked[0] >= 14

@@ -51,10 +51,8 @@ def test_the_speeds_of_this_kind_of_machine_follow_from_one() -> None:
 
 
 def test_the_nearest_size_of_the_same_precision_decides() -> None:
-    small, large = (
-        Throughput(lstm(64), Precision.FP32, 1e6),
-        Throughput(lstm(512), Precision.FP32, 1e3),
-    )
+    small = Throughput(lstm(64), Precision.FP32, 1e6)
+    large = Throughput(lstm(512), Precision.FP32, 1e3)
     pairs = Throughput(lstm(256), Precision.BF16, 7e4)
     speeds = (small, large, pairs)
     assert expected_throughput(speeds, lstm(400), Precision.FP32) < 2e3

@@ -21,7 +21,9 @@ from treadle.model.tokenizers.bytes import ByteTokenizer
 from treadle.model.tokenizers.characters import CharacterTokenizer
 from treadle.model.tokenizers.words import WordTokenizer
 
-CHARACTERS, BYTES, WORDS = TokenizerKind.CHARACTERS, TokenizerKind.BYTES, TokenizerKind.WORDS
+CHARACTERS = TokenizerKind.CHARACTERS
+BYTES = TokenizerKind.BYTES
+WORDS = TokenizerKind.WORDS
 KINDS = (CHARACTERS, BYTES, WORDS)
 TEXT, LINES = CorpusLayout
 ERROR, SKIP, UNKNOWN = UnknownPolicy

@@ -33,9 +33,16 @@ SAMPLE = "すべての人間は、 سلام عليكم \x00 สวัสดี �
 
 
 def build(
-    kind: TokenizerKind, text: str, layout: CorpusLayout = TEXT, *, newline: bool = False,
-    policy: UnknownPolicy | None = None, size: int = 400, least: int = 1, lower: bool = False,
-) -> Tokenizer:  # fmt: skip
+    kind: TokenizerKind,
+    text: str,
+    layout: CorpusLayout = TEXT,
+    *,
+    newline: bool = False,
+    policy: UnknownPolicy | None = None,
+    size: int = 400,
+    least: int = 1,
+    lower: bool = False,
+) -> Tokenizer:
     config = TokenizerConfig(kind, size, policy, least, lower)
     return build_tokenizer(config, [text], layout, newline)
 
@@ -97,7 +104,9 @@ def test_pieces_join_to_the_whole(kind: TokenizerKind, sizes: list[int], seed: i
     tokenizer = build(kind, "a bb\nccc", LINES, newline=True)
     draw = np.random.default_rng(seed)
     tokens = draw.integers(0, tokenizer.vocabulary_size, sum(sizes)).tolist()
-    stream, text, first = tokenizer.stream(), "", 0
+    stream = tokenizer.stream()
+    text = ""
+    first = 0
     for size in sizes:
         text += stream.push(tokens[first : first + size])
         first += size
@@ -163,8 +172,11 @@ def test_white_space_reads_what_it_shows(text: str) -> None:
     assert tokenizer.decode(tokens) == shown
     assert tokenizer.characters(tokens) == len(shown)
     assert tokenizer.encode(shown).tolist() == tokens.tolist()
-    held, pieces = b"", []
-    for token in tokens.tolist():  # each in a stream of its own, as generation goes on from states
+    held = b""
+    pieces = []
+    for (
+        token
+    ) in tokens.tolist():  # each in a stream of its own, as generation continues from states
         stream = tokenizer.stream(held)
         pieces.append(stream.push([token]) + stream.flush())
         held = stream.held
@@ -224,7 +236,7 @@ def test_without_the_package_subwords_say_what_to_install(
 
 
 @pytest.mark.parametrize("damage", [None, "", "{}", '{"model": 1}'])
-def test_damaged_subwords_are_told(damage: object) -> None:
+def test_damaged_subwords_are_reported(damage: object) -> None:
     stored = build(SUBWORDS, "abc").to_json() | {"subwords": damage}
     with pytest.raises(LoadError, match="cannot be read"):
         tokenizer_from_json(stored)

@@ -88,7 +88,7 @@ def test_the_page_about_training_shows_what_works(
 # ---------------------------------------------------------------- what became of the settings
 
 
-def test_started_tells_every_default_and_every_size() -> None:
+def test_started_reports_every_default_and_every_size() -> None:
     started = Trainer(b"hello").started
     config = started.config
     assert config.optimizer.learning_rate == 0.003
@@ -226,8 +226,8 @@ def test_a_schedule_ends_with_the_tokens() -> None:
     report = replace(QUIET, validation_interval_steps=1)
     limits = LimitsConfig(max_tokens=16)
     trainer = hundred_batches(optimizer=optimizer, report=report, limits=limits)
-    wanted = [learning_rate(optimizer, step, step / 8, 0) for step in range(8)]
-    assert [p.learning_rate for p in run(trainer)] == wanted
+    expected = [learning_rate(optimizer, step, step / 8, 0) for step in range(8)]
+    assert [p.learning_rate for p in run(trainer)] == expected
     assert hundred_batches(limits=LimitsConfig(max_tokens=180)).started.config.optimizer == replace(
         OptimizerConfig(), learning_rate=0.003, warmup_steps=9
     )
@@ -378,7 +378,8 @@ def test_threads_may_change_between_steps() -> None:
     config = config_of(data=data, limits=LimitsConfig(max_steps=9))
     alone = Trainer(TEXT, config)
     run(alone)
-    trainer, counts = Trainer(TEXT, config, threads=2), []
+    trainer = Trainer(TEXT, config, threads=2)
+    counts = []
     others = len(threading.enumerate())
 
     def between() -> None:

@@ -43,7 +43,8 @@ def test_the_seed_decides_every_bit(cell: Cell) -> None:
     network = NetworkConfig(cell=cell, hidden_size=4, embedding_size=3)
     data = DataConfig(layout=CorpusLayout.LINES, batch_size=4, window=5)
     config = config_of(network=network, data=data, limits=LimitsConfig(max_steps=12), seed=1)
-    one, same = train(NAMES, config), train(NAMES, config)
+    one = train(NAMES, config)
+    same = train(NAMES, config)
     other = train(NAMES, replace(config, seed=2))
     assert weights_of(one) == weights_of(same)
     assert weights_of(one) != weights_of(other)
@@ -130,28 +131,34 @@ def test_a_run_is_the_references_step_after_step(
     batches = make_batches(corpus.train, config.data, corpus.tokenizer, config.seed)
     initial = Parameters.initial(trainer.model.parameters.shape, config.seed)
     weights = {name: a.astype(np.float64) for name, a in initial.named().items()}
-    wanted: reference.Parameters = {**weights}
+    expected: reference.Parameters = {**weights}
     means = {name: np.zeros_like(a) for name, a in weights.items()}
     squares = {name: np.zeros_like(a) for name, a in weights.items()}
-    hs, cs = reference.zero_states(wanted, cell, batches.batch_size)
+    hs, cs = reference.zero_states(expected, cell, batches.batch_size)
     for step, batch in enumerate(itertools.islice(batches, 14)):
         for states in (hs, cs):
             if states is not None:
                 states[:, batch.fresh] = 0
-        tokens, targets = batch.tokens[: batch.steps], batch.targets[: batch.steps]
+        tokens = batch.tokens[: batch.steps]
+        targets = batch.targets[: batch.steps]
         masks = dropout_masks(dropout, config.seed, step, (1, *tokens.shape, 3))
         _, _, gradients, (hs, cs) = reference.network_loss_and_gradients(
-            wanted, cell, tokens, targets, (hs, cs), masks if dropout else None
+            expected, cell, tokens, targets, (hs, cs), masks if dropout else None
         )
         reference.clip_by_global_norm(gradients, 0.5)
         rate = 0.02 * 0.5 * (1 + math.cos(math.pi * step / 14)) * min(1, (step + 1) / 2)
         for name, gradient in gradients.items():
             reference.adam_step(
-                wanted[name], gradient, means[name], squares[name], step + 1, rate,
+                expected[name],
+                gradient,
+                means[name],
+                squares[name],
+                step + 1,
+                rate,
                 weight_decay=0.01,
-            )  # fmt: skip
+            )
     for name, array in trainer.model.parameters.named().items():
-        np.testing.assert_allclose(array, wanted[name], atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(array, expected[name], atol=2e-5, err_msg=name)
 
 
 def names_model(kind: TokenizerKind = TokenizerKind.CHARACTERS, **network: Any) -> Model:

@@ -72,16 +72,16 @@ def test_time_left_follows_the_nearest_limit() -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_learning_rate_told_is_the_one_used() -> None:
+def test_the_learning_rate_reported_is_the_one_used() -> None:
     optimizer = OptimizerConfig(learning_rate=0.01, warmup_steps=2)
     report = ReportConfig(progress_interval_s=1, validation_interval_steps=99, sample_tokens=0)
     trainer = hundred_batches(optimizer=optimizer, report=report, limits=LimitsConfig(max_steps=8))
-    wanted = [learning_rate(optimizer, step, step / 8, 2) for step in range(8)]
-    assert [p.learning_rate for p in run(trainer)] == wanted
+    expected = [learning_rate(optimizer, step, step / 8, 2) for step in range(8)]
+    assert [p.learning_rate for p in run(trainer)] == expected
     # A run of 4 seconds sinks as fast as one of 4 steps, where a step takes a second.
     timed = hundred_batches(optimizer=optimizer, report=report, limits=LimitsConfig(max_time_s=4))
-    wanted = [learning_rate(optimizer, step, step / 4, 2) for step in range(4)]
-    assert [p.learning_rate for p in run(timed)] == wanted
+    expected = [learning_rate(optimizer, step, step / 4, 2) for step in range(4)]
+    assert [p.learning_rate for p in run(timed)] == expected
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_the_model_in_the_middle_is_a_copy() -> None:
     assert weights_of(model) == before != weights_of(trainer.model)
 
 
-def test_the_record_tells_the_run() -> None:
+def test_the_record_reports_the_run() -> None:
     trainer = Trainer(TEXT[:400], config_of(limits=LimitsConfig(max_steps=3)))
     last = run(trainer)[-1]
     record = trainer.model.training

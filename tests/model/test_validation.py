@@ -139,7 +139,8 @@ def test_a_run_samples_on_the_way_and_reads_all_at_the_end(
     (tokens,) = {p.valid_tokens for p in seen}
     assert 64 <= tokens < part.predicted / 2
     assert [p.valid_loss for p in seen] != losses
-    record, whole = trainer.finish().training, everything.finish().training
+    record = trainer.finish().training
+    whole = everything.finish().training
     assert record is not None
     assert whole is not None
     assert record.valid_tokens == whole.valid_tokens == part.predicted
@@ -184,8 +185,9 @@ def test_a_validation_left_in_the_middle_is_made_again_to_the_same_bits(
 ) -> None:
     few(monkeypatch)
     whole = Trainer(TEXT, sampled())
-    wanted = [row(p) for p in run(whole)]
-    first, seen = Trainer(TEXT, sampled()), list[Row]()
+    expected = [row(p) for p in run(whole)]
+    first = Trainer(TEXT, sampled())
+    seen: list[Row] = []
     leaving = first.run(during=leave_at(first, step, batch))
     with pytest.raises(LeftError):
         seen.extend(row(p) for p in leaving)
@@ -195,8 +197,9 @@ def test_a_validation_left_in_the_middle_is_made_again_to_the_same_bits(
     assert second.restore_state(tmp_path / "run")
     for trainer in (first, second):  # the one that was left, and one from its state
         rest = [row(p) for p in run(trainer)]
-        assert seen + rest == wanted
-        one, other = trainer.finish(), whole.finish()
+        assert seen + rest == expected
+        one = trainer.finish()
+        other = whole.finish()
         assert weights_of(one) == weights_of(other)
         assert one.training is not None
         assert other.training is not None
@@ -216,7 +219,8 @@ def test_the_pass_at_the_end_may_be_left_and_made_again(
     again.restore_state(tmp_path / "run")
     assert run(again) == []
     assert again.ended_by == "max_steps reached after 12 steps"
-    one, other = again.finish().training, trainer.finish().training
+    one = again.finish().training
+    other = trainer.finish().training
     assert one is not None
     assert other is not None
     assert one.valid_loss == other.valid_loss
@@ -227,7 +231,8 @@ def stop_when(
     reached: Callable[[], bool],
 ) -> tuple[Callable[[], bool], evaluation.ValidationHook, list[int]]:
     """A stop that comes in the middle of a validation, and the batches that are read after it."""
-    stopped, after = [False], list[int]()
+    stopped = [False]
+    after: list[int] = []
 
     def during(at: Validation) -> None:
         if stopped[0]:
@@ -258,11 +263,11 @@ def test_a_validation_says_how_far_it_has_come(monkeypatch: pytest.MonkeyPatch) 
     few(monkeypatch)
     data = DataConfig(batch_size=3, window=5, validation_fraction=0.4, test_fraction=0.2)
     trainer = Trainer(TEXT, sampled(data=data))
-    told: list[Validation] = []
-    seen = list(trainer.run(during=told.append))
-    trainer.finish(during=told.append)
-    ends = [-1, *(n for n, at in enumerate(told[1:]) if not at.tokens_done), len(told) - 1]
-    passes = [told[a + 1 : b + 1] for a, b in itertools.pairwise(ends)]
+    reports: list[Validation] = []
+    seen = list(trainer.run(during=reports.append))
+    trainer.finish(during=reports.append)
+    ends = [-1, *(n for n, at in enumerate(reports[1:]) if not at.tokens_done), len(reports) - 1]
+    passes = [reports[a + 1 : b + 1] for a, b in itertools.pairwise(ends)]
     assert [p[0].is_final for p in passes] == [False] * 4 + [True] * 2
     assert [p[0].role for p in passes] == [CorpusRole.VALID] * 5 + [CorpusRole.TEST]
     for one in passes:

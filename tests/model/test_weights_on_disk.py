@@ -65,7 +65,8 @@ def test_joined_tokens_are_indexed_as_one_array() -> None:
     second: TokenArray = draw.integers(0, 200, 5).astype(np.uint8)
     empty: TokenArray = np.zeros(0, np.uint8)
     parts = [first, second, first, empty, first, second]
-    joined, whole = joined_view(parts), np.concatenate(parts)
+    joined = joined_view(parts)
+    whole = np.concatenate(parts)
     assert (joined.size, len(joined), joined.shape) == (whole.size, whole.size, whole.shape)
     assert joined.dtype == whole.dtype
     assert [joined[place] for place in (0, 56, 57, 61, 62)] == whole[[0, 56, 57, 61, 62]].tolist()
