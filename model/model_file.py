@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from treadle.model.atomic_files import write_atomically
 from treadle.model.config import NetworkConfig
 from treadle.model.errors import ConfigError, CorpusError, LoadError
 from treadle.model.generation.novelty import NAMES, NoveltyIndex
 from treadle.model.network.shape import Shape, check_network
 from treadle.model.network.torch_state_dict import from_torch, to_torch
 from treadle.model.scratch_files import Require, anything
-from treadle.model.temporary_files import write_whole
 from treadle.model.tensor_file import open_tensors, read_tensors, safetensors_parts
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.build import tokenizer_from_json
@@ -147,7 +147,7 @@ def write(
     tensors: dict[str, npt.NDArray[Any]] = {**to_torch(named, network.cell, network.layers)}
     if novelty is not None:
         tensors |= novelty.tensors()
-    write_whole(Path(path), safetensors_parts(tensors, header.to_metadata()), require=require)
+    write_atomically(Path(path), safetensors_parts(tensors, header.to_metadata()), require=require)
 
 
 def check_vocabulary(tokenizer: Tokenizer) -> None:

@@ -12,7 +12,7 @@ from treadle.model.enums import Split
 from treadle.model.errors import ConfigError, LoadError
 from treadle.model.field_checks import MAX_UINT64
 
-EXPLODED = 3.0
+DIVERGED = 3.0
 """A run whose loss is this many times that of guessing has diverged."""
 
 
@@ -97,15 +97,15 @@ class TrainingRecord:
             raise LoadError(f"the training record cannot be read: {fault}") from fault
 
 
-def exploded(loss: float, V: int) -> tuple[str, ...]:
-    """Returns a notice that a run's last loss is far above that of guessing, if it is.
+def divergence_notices(loss: float, V: int) -> tuple[str, ...]:
+    """Returns a notice if a run's last loss is far above that of guessing, or none.
 
     Args:
         loss: The last loss, in mean nats a token.
         V: Tokens in the vocabulary.
     """
     guessing = math.log(max(V, 2))
-    if not loss > EXPLODED * guessing:
+    if not loss > DIVERGED * guessing:
         return ()
     return (
         f"the run diverged: at its end the loss was {loss:.3g} nats a token, where guessing "

@@ -242,7 +242,7 @@ def _whole(value: object, field: str, low: int, high: int) -> int:
 
 
 def _checked(array: object, name: str, shape: tuple[int | None, ...]) -> Array:
-    """Returns an array as kernels want it, C-contiguous; None in `shape` stands for 1 or more."""
+    """Returns an array as kernels require it, C-contiguous; None in `shape` means 1 or more."""
     expected = "(" + ", ".join("*" if size is None else str(size) for size in shape) + ")"
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__

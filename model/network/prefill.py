@@ -11,6 +11,7 @@ import numpy.typing as npt
 from treadle.kernels import network, structs
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.shape import CELL_CODES, Shape
+from treadle.model.network.shards import CONTINUED
 from treadle.model.network.workspace import allocate_workspace
 from treadle.model.tokenizers.token_ids import check_tokens
 
@@ -46,13 +47,12 @@ def read_tokens(
         return
     carried = structs.State(state.hs[:, None].copy(), state.cs[:, None].copy())
     work = None
-    fresh = np.zeros(1, np.bool_)
     for start in range(0, sequence.size - 1, WINDOW):
         stop = min(start + WINDOW, sequence.size - 1)
         if work is None:
             work = allocate_workspace(shape, stop - start, 1, backward=False)
         window = sequence[start:stop].reshape(-1, 1)
-        network.read_shard(CELL_CODES[shape.cell], weights, work, carried, window, fresh)
+        network.read_shard(CELL_CODES[shape.cell], weights, work, carried, window, CONTINUED)
         hs = carried.h[:, 0].copy()
         cs = carried.c[:, 0].copy()
         state = replace(state, hs=hs, cs=cs, token=int(sequence[stop]))

@@ -11,6 +11,9 @@ Bools = npt.NDArray[np.bool_]
 SHARD_ROWS = 16
 """Rows of one shard; they determine the bits of a gradient."""
 
+CONTINUED: Bools = np.zeros(1, np.bool_)
+"""The `fresh` of a batch of one row that continues from its state, not from zeros."""
+
 
 def shard_slices(rows: int) -> list[slice]:
     """Returns the rows of every shard of a batch."""

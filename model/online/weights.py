@@ -16,15 +16,13 @@ from treadle.model.errors import TrainingError
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
+from treadle.model.network.shards import CONTINUED
 from treadle.model.network.workspace import allocate_weights
 from treadle.model.online.config import LearningConfig
 from treadle.model.training.optimizer import Optimizer
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
-
-_NOT_FRESH = np.zeros(1, np.bool_)
-"""Marks the one row of a batch as continued, not as begun from zeros."""
 
 
 @dataclass
@@ -92,7 +90,7 @@ class OnlineWeights:
         """
         self._engine.carry(hs[:, None], cs[:, None])
         loss, _ = self._engine.loss_and_gradient(
-            tokens.reshape(-1, 1), targets.reshape(-1, 1), _NOT_FRESH, self.updates
+            tokens.reshape(-1, 1), targets.reshape(-1, 1), CONTINUED, self.updates
         )
         if not math.isfinite(loss):
             raise self.not_finite("the loss")

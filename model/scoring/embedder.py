@@ -11,14 +11,12 @@ import numpy.typing as npt
 from treadle.model.enums import UnknownPolicy
 from treadle.model.network.parallel import Pool
 from treadle.model.network.prefill import WINDOW
+from treadle.model.network.shards import CONTINUED
 from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scorer import Scorer
 from treadle.model.tokenizers.incremental import encode_in_steps
 
 Array = npt.NDArray[np.float32]
-
-_NOT_FRESH = np.zeros(1, np.bool_)
-"""Marks the one row of a batch as continued, not as begun from zeros."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Embedder:
         self._scorer.begin(self._zeros, self._zeros)
         for start in range(0, sequence.size, WINDOW):
             window = sequence[start : start + WINDOW].reshape(-1, 1)
-            self._scorer.read(window, _NOT_FRESH)
+            self._scorer.read(window, CONTINUED)
             yield None
         hs, _ = self._scorer.states()
         yield Embedding(hs, tokens.size)

@@ -11,15 +11,13 @@ import numpy.typing as npt
 from treadle.model.network.parallel import Pool
 from treadle.model.network.prefill import WINDOW
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.shards import CONTINUED
 from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scorer import Scorer
 from treadle.model.scoring.scores import NO_FLOATS, Details, Scores
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
-
-_NOT_FRESH = np.zeros(1, np.bool_)
-"""Marks the one row of a batch as continued, not as begun from zeros."""
 
 
 class SequenceScorer:
@@ -61,7 +59,7 @@ class SequenceScorer:
         """
         for window in self._windows(tokens):
             if window.size > 1:
-                self._scorer.read(window[:-1].reshape(-1, 1), _NOT_FRESH)
+                self._scorer.read(window[:-1].reshape(-1, 1), CONTINUED)
             yield
 
     def score(self, tokens: Ints) -> Iterator[tuple[Ints, Scores]]:
@@ -78,7 +76,7 @@ class SequenceScorer:
             lead = int(self._last_token >= 0)
             if window.size > 1:
                 column = window.reshape(-1, 1)
-                scores = self._scorer.scores(column[:-1], column[1:], _NOT_FRESH, self._details)
+                scores = self._scorer.scores(column[:-1], column[1:], CONTINUED, self._details)
                 yield window[lead:], scores.text()
             else:
                 yield window, Scores.plain(NO_FLOATS)

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from treadle.model.atomic_files import leftovers, write_atomically
 from treadle.model.config import TrainConfig
 from treadle.model.data.token_array import blocks
 from treadle.model.errors import ConfigError, LoadError
 from treadle.model.scratch_files import Require, anything
-from treadle.model.temporary_files import leftovers, write_whole
 from treadle.model.tensor_file import open_tensors, read_tensors, safetensors_parts
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def write(
     tensors = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     header = {"format": FORMAT, "sha256": _digest(content, tensors), "content": content}
     parts = safetensors_parts(tensors, {_KEY: json.dumps(header)})
-    write_whole(path, parts, _previous(path), require)
+    write_atomically(path, parts, _previous(path), require)
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint | None:

@@ -46,7 +46,7 @@ from treadle.model.training.setup import (
     load_kernels,
 )
 from treadle.model.training.state import LOWER_RATE, Snapshot, TrainingState
-from treadle.model.training_record import exploded
+from treadle.model.training_record import divergence_notices
 
 if TYPE_CHECKING:
     from treadle.model.training_record import TrainingRecord
@@ -217,7 +217,7 @@ class Trainer:
     def _divergence(self, model: Model) -> tuple[str, ...]:
         """Returns a sentence if the run diverged."""
         last = self._state.metrics.last_progress
-        return () if last is None else exploded(last.train_loss, model.parameters.shape.V)
+        return () if last is None else divergence_notices(last.train_loss, model.parameters.shape.V)
 
     def _final_loss(self, evaluation: Evaluation, role: CorpusRole, model: Model) -> Loss | None:
         """Returns the loss on a part at the end; None where the record has it, or where none is."""

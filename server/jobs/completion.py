@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import grpc
 
 from treadle.model import Keep, Model, TrainConfig
+from treadle.model.atomic_files import remove_leftovers
 from treadle.model.errors import ModelError
-from treadle.model.temporary_files import remove_leftovers
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.failures import is_full
 from treadle.server.jobs.job import (

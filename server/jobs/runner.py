@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from treadle.model.temporary_files import remove_leftovers
+from treadle.model.atomic_files import remove_leftovers
 from treadle.server.errors import StatusError, aborted
 from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.worker_request import RunLimits, worker_request

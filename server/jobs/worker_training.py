@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from treadle.model import Model, Progress, Trainer, warm
+from treadle.model.atomic_files import remove_leftovers
 from treadle.model.config import TrainConfig
 from treadle.model.data.corpus import CorpusFile
 from treadle.model.enums import CorpusRole
 from treadle.model.errors import LoadError, ModelError
 from treadle.model.scratch_files import ScratchFolder
-from treadle.model.temporary_files import remove_leftovers
 from treadle.model.training.checkpoint import saved_config
 from treadle.server.failures import NoSpaceError, is_full
 from treadle.server.jobs import worker_protocol

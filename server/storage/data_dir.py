@@ -25,7 +25,7 @@ import contextlib
 import logging
 from pathlib import Path
 
-from treadle.model.temporary_files import remove_leftovers
+from treadle.model.atomic_files import remove_leftovers
 from treadle.server.failures import DatabaseError
 from treadle.server.storage import files
 from treadle.server.storage.corpora import Corpora

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from treadle.model.atomic_files import write_atomically
 from treadle.model.errors import LoadError
 from treadle.model.model_file import read_header
-from treadle.model.temporary_files import write_whole
 from treadle.server.errors import damaged, not_found
 from treadle.server.failures import is_out_of_files
 from treadle.server.storage.files import check_no_link, read_small
@@ -155,7 +155,7 @@ def record(directory: Path, digest: str) -> None:
     """
     for place in (directory, directory.parent):
         check_no_link(place)
-    write_whole(directory / HASH_FILE, f"{digest}  {MODEL_FILE}\n".encode())
+    write_atomically(directory / HASH_FILE, f"{digest}  {MODEL_FILE}\n".encode())
 
 
 def file_hash(path: Path) -> str:

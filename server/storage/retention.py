@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.model import sweep_temporary_kernels
-from treadle.model.temporary_files import leftovers
+from treadle.model.atomic_files import leftovers
 from treadle.server.names import is_name
 from treadle.server.resources import thread_pools
 from treadle.server.storage import files

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
+from treadle.model.atomic_files import write_atomically
 from treadle.model.config import LimitsConfig, NetworkConfig, TokenizerConfig, TrainConfig
 from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import LoadError
@@ -25,7 +26,6 @@ from treadle.model.model import Model
 from treadle.model.model_file import read_header
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
-from treadle.model.temporary_files import write_whole
 from treadle.model.tensor_file import safetensors_parts
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.training_record import TrainingRecord
@@ -565,7 +565,7 @@ def test_an_interrupted_write_leaves_no_temporary(
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_whole(tmp_path / "model", b"data")
+        write_atomically(tmp_path / "model", b"data")
     assert os.listdir(tmp_path) == []
 
 
@@ -586,7 +586,7 @@ def test_the_content_is_on_disk_before_the_name_and_the_name_before_the_return(
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(Path, "replace", watched_replace)
-    write_whole(tmp_path / "model", b"12345")
+    write_atomically(tmp_path / "model", b"12345")
     (temporary, sizes), renamed, (folder, _) = seen
     assert temporary.startswith(".model.")
     assert sizes == [5], "the whole content was handed over before it was synced"

@@ -17,7 +17,7 @@ from treadle.model.model import Model
 from treadle.model.training.model_selection import ModelSelection
 from treadle.model.training.progress import Progress
 from treadle.model.training.trainer import Trainer, train
-from treadle.model.training_record import TrainingRecord, exploded
+from treadle.model.training_record import TrainingRecord, divergence_notices
 
 
 def progress(step: int, loss: float) -> Progress:
@@ -131,7 +131,7 @@ def test_a_run_whose_loss_exploded_says_so_and_another_does_not() -> None:
         assert "lower the learning rate" in notice
     calm = rising(optimizer=OptimizerConfig())
     assert record_of(train(TEXT[:400], calm)).notices == ()
-    assert exploded(math.nan, 50) == exploded(2 * math.log(50), 50) == ()
+    assert divergence_notices(math.nan, 50) == divergence_notices(2 * math.log(50), 50) == ()
 
 
 def test_between_validations_a_model_claims_no_loss_of_other_weights() -> None:

@@ -376,7 +376,7 @@ def test_a_state_cut_short_is_damaged(size: int, tmp_path: Path) -> None:
 def test_a_crash_between_the_two_names_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run"
     saved(path, 4, 7)
-    path.replace(tmp_path / "run.previous")  # as far as write_whole had come
+    path.replace(tmp_path / "run.previous")  # as far as write_atomically had come
     (tmp_path / ".run.0123abcd.tmp").write_bytes(b"half of it")
     trainer = Trainer(corpus_of(config()), config())
     assert trainer.restore_state(path)

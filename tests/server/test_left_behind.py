@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from treadle.model import kernel_folder, sweep_temporary_kernels
-from treadle.model.temporary_files import leftovers, remove_leftovers, temporary_path
+from treadle.model.atomic_files import leftovers, remove_leftovers, temporary_path
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import FINAL_FILE, STATE_FILE
 from treadle.v1 import sequence_pb2 as pb

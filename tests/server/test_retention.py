@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from clocks import DayClock
 
-from treadle.model.temporary_files import temporary_path
+from treadle.model.atomic_files import temporary_path
 from treadle.server.failures import DatabaseError
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.observed_time import CONFIRM_S, ObservedTime

@@ -1,4 +1,4 @@
-"""`write_whole` writes a file whole or not at all, and `remove_leftovers` cleans up after a crash.
+"""`write_atomically` writes a file whole or not at all; `remove_leftovers` cleans up after crashes.
 
 A file is written next to its place, as `.NAME.RANDOM.tmp`, and renamed once it is synced. If the
 process is killed in between, the temporary file stays. It is never read, and can be removed by the
@@ -56,7 +56,7 @@ def remove_leftovers(folder: Path) -> int:
     return len(found)
 
 
-def write_whole(
+def write_atomically(
     path: Path,
     data: bytes | Sequence[bytes | memoryview],
     previous: Path | None = None,
