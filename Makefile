@@ -16,9 +16,15 @@ LINK := $(wildcard $(VENV)/lib/python3*/site-packages/__editable__.treadle-*)
 # Compiled kernels go where `make clean` finds them.
 export NUMBA_CACHE_DIR ?= $(abspath $(VENV))/kernels
 
-# Test processes side by side. A file's tests stay in one of them, with what they share.
-WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# Test processes at the same time. Many tests wait for a server, so one more than there are
+# processors. A file's tests stay in one process, with what they share; the slow files come first,
+# in the order of tests/conftest.py.
+WORKERS ?= 3
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n $(WORKERS)
+
+# What runs uncompiled as well, for the coverage of kernels/: the tests that measure kernels.
+UNCOMPILED := tests/kernels tests/model/test_baseline.py tests/model/test_engine.py \
+    tests/model/test_sequence.py
 
 # What `make fuzz` tries: a kind and a count; without a kind, all of them.
 FUZZ ?=
@@ -27,7 +33,7 @@ FUZZ ?=
 BOUNDS ?= tests/kernels tests/model
 
 .DEFAULT_GOAL := help
-.PHONY: help venv not-linked demo bench test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs image image-test clean
+.PHONY: help venv not-linked demo bench kernels test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs image image-test clean
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,7 +53,11 @@ demo: $(STAMP) ## Train on Shakespeare for a minute, generate, score. Leaves not
 bench: $(STAMP) ## Check the kernels on this machine and measure them: ARGS='--quick --only check,train'
 	@$(BIN)/treadle-bench $(ARGS)
 
-test: lint type test-jit test-nojit ## Everything that must hold before a commit.
+# The kernels are compiled by one processor while the other checks style and types and runs kernels
+# uncompiled. Then the compiled tests have both.
+test: $(STAMP) ## Everything that must hold before a commit.
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target kernels lint type test-nojit WORKERS=1
+	$(MAKE) --no-print-directory test-jit
 
 lint: $(STAMP) ## Check style, formatting and the imports between packages and layers.
 	$(BIN)/ruff check .
@@ -57,15 +67,16 @@ lint: $(STAMP) ## Check style, formatting and the imports between packages and l
 type: $(STAMP) ## Check types, strictly.
 	$(BIN)/mypy
 
-# The kernels first: each test process would compile them for itself.
-test-jit: $(STAMP) ## Run every test, kernels compiled: WORKERS=4
+kernels: $(STAMP) ## Compile every kernel into the cache, where it is not there yet.
 	$(BIN)/treadle-server --warm
+
+# The kernels first: each test process would compile them for itself.
+test-jit: kernels ## Run every test, kernels compiled: WORKERS=4
 	$(PYTEST)
 
 # Compiled code cannot be traced, so coverage comes from running kernels as plain Python.
-test-nojit: $(STAMP) ## Run the kernels' and the model's tests uncompiled and measure coverage.
-	NUMBA_DISABLE_JIT=1 $(PYTEST) -m "not jit" --cov --cov-report=term \
-	    tests/kernels tests/model
+test-nojit: $(STAMP) ## Run the tests of kernels uncompiled and measure coverage.
+	NUMBA_DISABLE_JIT=1 $(PYTEST) -m "not jit" --cov --cov-report=term $(UNCOMPILED)
 
 # Compiled with checks, and kept apart from those without: see kernels/jit.py.
 test-bounds: $(STAMP) ## Run the kernels' and the model's tests with checked indices: BOUNDS=tests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -58,3 +59,14 @@ def test_breaking_compares_with_a_branch(environment: Path) -> None:
     assert "--against '.git#branch=main'" in commands
     chosen = planned("breaking", f"VENV={environment}", "AGAINST=.git#tag=v0.1.0")
     assert "--against '.git#tag=v0.1.0'" in chosen
+
+
+def test_the_files_that_are_named_exist() -> None:
+    """Those of the uncompiled run, and those that come first."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    uncompiled = re.search(r"^UNCOMPILED := ((?:.*\\\n)*.*)$", makefile, re.MULTILINE)
+    assert uncompiled is not None
+    order = re.findall(r'"(tests/.*\.py)"', (ROOT / "tests" / "conftest.py").read_text("utf-8"))
+    assert len(order) > 10
+    named = [*uncompiled[1].replace("\\", "").split(), *order]
+    assert [name for name in named if not (ROOT / name).exists()] == []
