@@ -85,7 +85,7 @@ class Submission:
         spec = pb.TrainSpec()
         spec.CopyFrom(asked)
         base, spec.init_from_version = await self._base(spec)
-        config = convert.training_order(spec, self._training_bytes, await self._beginning(base))
+        config = convert.train_config(spec, self._training_bytes, await self._beginning(base))
         await thread_pools.DATABASE.run(
             self._data_dir.models.check_new, spec.model, "", self._jobs.registry.models()
         )

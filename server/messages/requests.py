@@ -1,4 +1,4 @@
-"""`training_order` and its neighbours turn requests into settings of the model package.
+"""`train_config` and its neighbours turn requests into settings of the model package.
 
 The configs check ranges themselves, and their errors name every field at fault at once. Here
 these names become those of the request. `_RENAMED` lists settings whose field has another name.
@@ -35,7 +35,7 @@ _RENAMED = {"optimizer.kind": "optimizer.optimizer"}
 Config = TypeVar("Config")
 
 
-def training_order(
+def train_config(
     spec: pb.TrainSpec,
     max_training_bytes: int | None = None,
     base: BaseModelInfo | None = None,

@@ -47,7 +47,7 @@ def test_both_sides_know_the_same_values(contract: Any, words: type[enum.StrEnum
 
 
 def test_defaults_are_filled_in() -> None:
-    config = requests.training_order(pb.TrainSpec(model="m"), 1 << 30)
+    config = requests.train_config(pb.TrainSpec(model="m"), 1 << 30)
     assert config == TrainConfig()
     spec = responses.spec("m", config)
     assert spec.network.cell == pb.CELL_LSTM
@@ -63,7 +63,7 @@ def test_a_precision_that_the_processor_lacks_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(precision, "BF16_MISSING", "this processor lacks AVX512_BF16")
     spec = pb.TrainSpec(model="m", optimizer=pb.OptimizerSpec(precision=pb.PRECISION_BF16))
     with pytest.raises(StatusError) as caught:
-        requests.training_order(spec)
+        requests.train_config(spec)
     assert violations(caught.value) == {
         "spec.optimizer.precision": "spec.optimizer.precision cannot be bf16: this processor "
         "lacks AVX512_BF16; set precision to fp32"
@@ -133,7 +133,7 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
         init_from="base",
         init_from_version=3,
     )
-    config = requests.training_order(spec)
+    config = requests.train_config(spec)
     assert set(config.given) >= {"network.hidden_size", "limits.max_steps", "seed"}
     assert responses.spec("m", config, spec) == spec
     assert TrainConfig.from_json(config.to_json()) == config
@@ -150,7 +150,7 @@ def test_all_faults_of_a_spec_are_told_at_once() -> None:
         report=pb.ReportSpec(progress_interval_s=0.01),
     )
     with pytest.raises(StatusError) as caught:
-        requests.training_order(spec)
+        requests.train_config(spec)
     found = violations(caught.value)
     assert set(found) == {
         "spec.model",
@@ -190,9 +190,9 @@ def test_what_is_none_stays_unset() -> None:
 )
 def test_a_run_that_cannot_fit_in_memory_is_refused(spec: pb.TrainSpec, field: str) -> None:
     spec.model = "m"
-    requests.training_order(spec)
+    requests.train_config(spec)
     with pytest.raises(StatusError, match="of memory") as caught:
-        requests.training_order(spec, 200 << 20)
+        requests.train_config(spec, 200 << 20)
     (request,) = caught.value.details
     assert isinstance(request, error_details_pb2.BadRequest)
     assert [violation.field for violation in request.field_violations] == [field]

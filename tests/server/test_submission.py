@@ -79,7 +79,7 @@ def test_subwords_without_their_package_get_no_job(monkeypatch: pytest.MonkeyPat
     spec = tiny_spec(MODEL)
     spec.tokenizer.kind = pb.TOKENIZER_KIND_SUBWORDS
     with pytest.raises(StatusError, match="needs the package tokenizers"):
-        requests.training_order(spec)
+        requests.train_config(spec)
 
 
 EMPTY: list[list[pb.TrainRequest]] = [

@@ -169,7 +169,7 @@ def spec_faults(part: str, field: str) -> list[str]:
     spec = pb.TrainSpec(model="m")
     explicit(getattr(spec, part), field)
     try:
-        convert.training_order(spec)
+        convert.train_config(spec)
     except StatusError as error:
         (request,) = error.details
         return [violation.field for violation in request.field_violations]  # type: ignore[attr-defined]
