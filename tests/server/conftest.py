@@ -1,3 +1,5 @@
+"""Fixtures: a server for each test that changes it, and a shared one for all others."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

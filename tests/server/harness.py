@@ -22,7 +22,7 @@ from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
 PATIENCE_S = 120.0
-"""After this a test is told that something hangs. Nothing should come near it."""
+"""Seconds after which a test fails because something hangs. Nothing should come near it."""
 
 NO_PROXY = [("grpc.enable_http_proxy", 0)]
 """gRPC obeys $http_proxy even for this machine, where no proxy can help."""
@@ -42,7 +42,7 @@ def tiny_spec(model: str, **limits: float) -> pb.TrainSpec:
 
 
 def long_spec(model: str) -> pb.TrainSpec:
-    """Returns a spec that trains until it is told to stop."""
+    """Returns a spec that trains until it is stopped."""
     spec = tiny_spec(model, max_steps=10**12)
     spec.report.progress_interval_s = 0.05
     spec.report.validation_interval_steps = 10**12
@@ -71,7 +71,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Waits until a condition holds, and lets other tasks go on meanwhile."""
+    """Waits until a condition holds, while other tasks continue."""
     end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end, "this never came true"
@@ -81,10 +81,10 @@ async def until(condition: Callable[[], object]) -> None:
 def detail_of(error: grpc.RpcError, kind: str) -> object:
     """Returns the detail of a given type that an error carries."""
     status = rpc_status.from_call(error)
-    wanted = getattr(error_details_pb2, kind)()
+    detail = getattr(error_details_pb2, kind)()
     for packed in status.details:
-        if packed.Unpack(wanted):
-            return wanted
+        if packed.Unpack(detail):
+            return detail
     raise AssertionError(f"no {kind} in {status}")
 
 

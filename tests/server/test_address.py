@@ -1,3 +1,5 @@
+"""Addresses of a server: the shared vectors, exposure, and sockets that were left behind."""
+
 from __future__ import annotations
 
 import json

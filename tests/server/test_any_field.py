@@ -1,4 +1,4 @@
-"""Any value of any field of any request gets an answer that is no fault of the server's.
+"""Any value of any field of any request gets an answer that is not an internal error.
 
 The requests come from the descriptors of the contract, so a new field is among them by itself.
 """

@@ -75,7 +75,8 @@ def test_a_job_that_many_end_at_once_ends_once(busy: Server) -> None:
     caller = busy.caller
     events = caller.train(long_spec("m"), TEXT)
     job = first_progress(events).job
-    cancel, delete = pb.CancelJobRequest(job=job), pb.DeleteJobRequest(job=job)
+    cancel = pb.CancelJobRequest(job=job)
+    delete = pb.DeleteJobRequest(job=job)
 
     def end(number: int) -> grpc.StatusCode:
         if number % 2:
@@ -84,8 +85,8 @@ def test_a_job_that_many_end_at_once_ends_once(busy: Server) -> None:
 
     with ThreadPoolExecutor(8) as threads:
         codes = set(threads.map(end, range(8)))
-    wanted = (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
-    assert codes <= set(wanted)
+    expected = (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
+    assert codes <= set(expected)
     wait_for(lambda: busy.caller.info().training_running == 0)
     with ThreadPoolExecutor(8) as threads:
         codes = set(threads.map(lambda _: end(0), range(8)))

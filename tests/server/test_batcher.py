@@ -67,7 +67,8 @@ def test_calls_that_come_as_others_end_give_what_they_gave(scheduler: Scheduler)
 def test_no_group_is_larger_than_its_kernels_allow(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes, decode = [], DecodingSlots.decode
+    sizes = []
+    decode = DecodingSlots.decode
 
     def watched(self: DecodingSlots, count: int) -> Any:
         sizes.append(len(self.slots))
@@ -76,7 +77,8 @@ def test_no_group_is_larger_than_its_kernels_allow(
     monkeypatch.setattr(DecodingSlots, "decode", watched)
 
     async def run() -> None:
-        batcher, model = Batcher(scheduler), model_of()
+        batcher = Batcher(scheduler)
+        model = model_of()
         calls = [texts_of(batcher, model, 60, max_new_tokens=40) for _ in range(5)]
         found = await asyncio.gather(*calls)
         assert all(texts == found[0] for texts in found)
@@ -88,7 +90,8 @@ def test_no_group_is_larger_than_its_kernels_allow(
 def test_a_group_that_fails_tells_everybody_and_the_next_call_works(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change, broken = DecodingSlots.replace, [True]
+    change = DecodingSlots.replace
+    broken = [True]
 
     def failing(self: DecodingSlots, *args: Any) -> None:
         if broken[0]:
@@ -98,7 +101,8 @@ def test_a_group_that_fails_tells_everybody_and_the_next_call_works(
     monkeypatch.setattr(DecodingSlots, "replace", failing)
 
     async def run() -> None:
-        batcher, model = Batcher(scheduler), model_of()
+        batcher = Batcher(scheduler)
+        model = model_of()
         for _ in range(2):
             with pytest.raises(MemoryError):
                 async with asyncio.timeout(60):
@@ -111,7 +115,9 @@ def test_a_group_that_fails_tells_everybody_and_the_next_call_works(
 
 def test_the_pieces_of_one_text_are_its_own(scheduler: Scheduler) -> None:
     async def run() -> list[tuple[int, list[Piece]]]:
-        batcher, model, queue = Batcher(scheduler), model_of(), PieceQueue(1 << 20)
+        batcher = Batcher(scheduler)
+        model = model_of()
+        queue = PieceQueue(1 << 20)
         batcher.begin(model, sequences_of(model, 9, max_new_tokens=30), queue)
         return [batch async for batch in queue.read(9)]
 
@@ -127,7 +133,8 @@ def test_the_pieces_of_one_text_are_its_own(scheduler: Scheduler) -> None:
 def test_chunks_are_short_where_much_is_told_of_each_token(
     scheduler: Scheduler, others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chunks, decode = [], DecodingSlots.decode
+    chunks = []
+    decode = DecodingSlots.decode
 
     def watched(self: DecodingSlots, count: int) -> Any:
         chunks.append((count, len(self.slots)))
@@ -136,7 +143,8 @@ def test_chunks_are_short_where_much_is_told_of_each_token(
     monkeypatch.setattr(DecodingSlots, "decode", watched)
 
     async def run() -> None:
-        batcher, model = Batcher(scheduler), model_of()
+        batcher = Batcher(scheduler)
+        model = model_of()
         settings: dict[str, Any] = {"max_new_tokens": 40, "top_log_probabilities": others}
         assert len(await texts_of(batcher, model, 40, **settings)) == 40
 

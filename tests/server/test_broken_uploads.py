@@ -73,7 +73,8 @@ def test_uploads_that_are_cancelled_at_any_moment_leave_nothing(server: Server) 
 
 def test_an_upload_that_breaks_off_removes_the_files_that_were_whole(server: Server) -> None:
     caller = server.caller
-    shared, own = TEXT + b"shared", [b"only here %d" % number * 50 for number in range(5)]
+    shared = TEXT + b"shared"
+    own = [b"only here %d" % number * 50 for number in range(5)]
     caller.trained(tiny_spec("sharing"), shared)
     before = set(kept(server.data_dir))
 

@@ -39,7 +39,8 @@ def catalog(data_dir: DataDir) -> Catalog:
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, holder: Any, name: str) -> Callable[[], int]:
     """Counts the calls of a function; returns what says how many there were since last asked."""
-    calls, wrapped = [0], getattr(holder, name)
+    calls = [0]
+    wrapped = getattr(holder, name)
 
     def counted(*arguments: Any, **named: Any) -> Any:
         calls[0] += 1
@@ -135,7 +136,9 @@ def test_a_page_ends_where_a_message_does(
         return model
 
     monkeypatch.setattr(catalog, "_description", long)
-    seen, after, sizes = list[str](), "", []
+    seen = list[str]()
+    after = ""
+    sizes = []
     while True:
         models, after = catalog.page(1000, after)
         seen += [model.name for model in models]

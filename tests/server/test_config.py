@@ -56,7 +56,8 @@ def test_the_help_says_what_a_flag_does_its_range_and_its_default(
 
 @pytest.mark.parametrize("field", NUMBERS, ids=lambda field: field.name)
 def test_the_ends_of_a_range_are_allowed(field: dataclasses.Field[object]) -> None:
-    least, most = field.metadata["least"], field.metadata["most"]
+    least = field.metadata["least"]
+    most = field.metadata["most"]
     assert range_of(field) in (f"{least} to {most}", f"{least} or more")
     for value in (least, most):
         assert getattr(ServerConfig(**{field.name: value}), field.name) == value
@@ -72,7 +73,8 @@ def test_a_flag_wins_over_its_variable_and_that_over_the_default() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", ["", " ", "\t\n"])
 def test_an_empty_setting_is_not_the_default(name: str, text: str) -> None:
-    flag, variable = "--" + name.replace("_", "-"), f"TREADLE_{name.upper()}"
+    flag = "--" + name.replace("_", "-")
+    variable = f"TREADLE_{name.upper()}"
     with pytest.raises(ValueError, match=f"^{flag} is empty"):
         read_config({name: text}, {})
     with pytest.raises(ValueError, match=f"^{variable} is empty"):

@@ -41,7 +41,8 @@ class Compiler:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go = threading.Event()
         self.calls: list[tuple[str, Effort]] = []
-        self.thorough, self.most_thorough = 0, 0
+        self.thorough = 0
+        self.most_thorough = 0
         self._lock = threading.Lock()
         monkeypatch.setattr(constraint_module, "compile_automaton", self.compile)
 
@@ -90,7 +91,9 @@ def test_neither_a_kept_nor_a_cheap_expression_waits_for_hostile_ones(compiler: 
 
 def test_in_a_lane_small_ones_go_first() -> None:
     async def run() -> list[int]:
-        lane, go, begun = SmallestFirstPool("lane", 1), threading.Event(), list[int]()
+        lane = SmallestFirstPool("lane", 1)
+        go = threading.Event()
+        begun = list[int]()
 
         def work(number: int) -> None:
             begun.append(number)
@@ -114,7 +117,9 @@ def test_in_a_lane_small_ones_go_first() -> None:
 
 def test_a_place_in_a_lane_is_free_when_the_work_has_ended_and_not_before() -> None:
     async def run() -> None:
-        lane, go, begun = SmallestFirstPool("lane", 1), threading.Event(), threading.Event()
+        lane = SmallestFirstPool("lane", 1)
+        go = threading.Event()
+        begun = threading.Event()
 
         def work() -> None:
             begun.set()

@@ -1,3 +1,5 @@
+"""Statuses of errors: the table, the details, and the way through the pipe of a worker."""
+
 from __future__ import annotations
 
 import errno

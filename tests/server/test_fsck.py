@@ -404,7 +404,8 @@ def test_everything_at_once_cut_off_and_run_again(
     (root / "jobs" / "running" / "state.safetensors").write_bytes(b"x")
     (root / "jobs" / "ghost").mkdir()
     (root / "tmp" / "left").write_bytes(b"x")
-    renamed, allowed = os.rename, [0]
+    renamed = os.rename
+    allowed = [0]
 
     def dying(*arguments: Any) -> None:
         if not allowed[0]:

@@ -206,7 +206,9 @@ def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
 def test_a_call_that_is_cancelled_takes_no_other_step(
     room: GenerateHandler, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps, begun, go = [0], threading.Event(), threading.Event()
+    steps = [0]
+    begun = threading.Event()
+    go = threading.Event()
 
     def endless(self: PreparedPrompt, *_: object) -> Iterator[None]:
         while True:
@@ -348,7 +350,8 @@ def test_a_reader_who_stops_is_kept_a_bounded_number_of_bytes(
     one_chunk = 64 * (1 + 7) * TOKEN_BYTES + 1000
 
     async def read() -> list[pb.GenerateResponse]:
-        found, most = [], 0
+        found = []
+        most = 0
         async for reply in room.generate(pb.GenerateRequest(model="m", **fields)):
             found.append(reply)
             if len(found) % 5 == 1:  # the texts go on until nothing more is drawn

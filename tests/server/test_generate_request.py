@@ -1,3 +1,5 @@
+"""Requests to generate become settings, with every fault at once."""
+
 from __future__ import annotations
 
 from typing import Any

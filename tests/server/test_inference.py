@@ -168,7 +168,8 @@ def data_dir(tmp_path: Path) -> Iterator[DataDir]:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the models loaded from disk so far."""
     names: list[str] = []
-    lock, load = threading.Lock(), Model.load
+    lock = threading.Lock()
+    load = Model.load
 
     def counted(path: Path) -> Model:
         with lock:
@@ -313,7 +314,9 @@ def test_a_damaged_file_is_data_loss_every_time(data_dir: DataDir) -> None:
 def test_a_model_deleted_while_it_is_loaded_is_not_kept(
     data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entered, free, load = threading.Event(), threading.Event(), Model.load
+    entered = threading.Event()
+    free = threading.Event()
+    load = Model.load
 
     def held(path: Path) -> Model:
         model = load(path)

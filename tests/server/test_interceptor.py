@@ -1,4 +1,4 @@
-"""The layer around every call, on a small server of its own."""
+"""`Interceptor` around every call, on a small server of its own."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Place:
         await self._server.stop(None)
 
     def holds(self, size: int) -> bool:
-        """Tells whether so many bytes are held."""
+        """Returns whether so many bytes are held."""
         return self.budget.used == size
 
     async def model(self, name: str, padding: int = 0) -> str:
@@ -98,7 +98,7 @@ class Place:
 
 
 def within_reason(run: Coroutine[Any, Any, None]) -> None:
-    """Runs a test, and tells where it hangs."""
+    """Runs a test, and reports where it hangs."""
 
     async def bounded() -> None:
         async with asyncio.timeout(PATIENCE_S / 2):
@@ -143,7 +143,7 @@ def _call(method: str, request: bytes, size: int | None = None, window: int = 0)
         method: Its name.
         request: The bytes of its request that are sent.
         size: Those that it has; None: it is whole.
-        window: The room for a reply.
+        window: Bytes of a reply that gRPC may send.
     """
     path = f"/{SERVICE}/{method}"
     headers = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "a"}

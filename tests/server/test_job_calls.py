@@ -116,7 +116,8 @@ def test_a_job_that_is_not_there(caller: Caller, method: str) -> None:
 def test_a_job_that_is_over_cannot_pause(caller: Caller, done: list[pb.JobEvent]) -> None:
     job = done[0].job
     wrong = grpc.StatusCode.FAILED_PRECONDITION
-    pause, resume = pb.PauseJobRequest(job=job), pb.ResumeJobRequest(job=job)
+    pause = pb.PauseJobRequest(job=job)
+    resume = pb.ResumeJobRequest(job=job)
     assert code_of(lambda: caller.stub.PauseJob(pause, timeout=PATIENCE_S)) is wrong
     assert code_of(lambda: caller.stub.ResumeJob(resume, timeout=PATIENCE_S)) is wrong
     cancelled = caller.stub.CancelJob(pb.CancelJobRequest(job=job), timeout=PATIENCE_S).job

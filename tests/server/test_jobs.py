@@ -294,7 +294,8 @@ class Gate:
     """Holds up a method of an object, in its thread, until the test lets it go."""
 
     def __init__(self, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._entered, self._open = threading.Event(), threading.Event()
+        self._entered = threading.Event()
+        self._open = threading.Event()
         method = getattr(owner, name)
 
         def held(*arguments: Any) -> Any:
@@ -415,7 +416,8 @@ def test_a_full_disk_delays_the_note_of_an_end(
     data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("treadle.server.jobs.completion._FULL_RETRY_S", 0.01)
-    append, failures = data_dir.database.append_event, 3
+    append = data_dir.database.append_event
+    failures = 3
 
     def full(job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
         nonlocal failures
@@ -587,7 +589,8 @@ def test_a_cancel_that_a_crash_cut_short_is_done_by_the_next_server(
 
 def test_jobs_that_wait_keep_no_large_fields_in_memory(data_dir: DataDir) -> None:
     """Each spec may have megabytes; it is there when its job is described or starts."""
-    large, count = 500_000, 40
+    large = 500_000
+    count = 40
 
     async def run() -> None:
         room = make_room(data_dir, FakeWorkerPool(FakeWorker))
@@ -756,7 +759,8 @@ def test_a_full_disk_keeps_no_server_from_warming_up(
 def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
     data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, free = data_dir.database.append_event, threading.Event()
+    append = data_dir.database.append_event
+    free = threading.Event()
     is_pausing = False
 
     def full_append(*arguments: Any, **changes: Any) -> int:
@@ -799,8 +803,10 @@ def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
 def test_a_job_that_ends_while_its_cancellation_is_noted_ends_once(
     data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, update = data_dir.database.append_event, data_dir.database.update_job
-    cancelled, over = threading.Event(), threading.Event()
+    append = data_dir.database.append_event
+    update = data_dir.database.update_job
+    cancelled = threading.Event()
+    over = threading.Event()
     is_ending = False
 
     def slow_append(*arguments: Any, **changes: Any) -> int:
@@ -848,7 +854,8 @@ def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
     data_dir: DataDir, model: bytes, method: str, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The deletion came first, then: what was trained is never lost to it."""
-    original, deletions = getattr(data_dir.models, method), 3
+    original = getattr(data_dir.models, method)
+    deletions = 3
 
     def deleted_first(*arguments: Any) -> Any:
         nonlocal deletions

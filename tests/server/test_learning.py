@@ -304,8 +304,10 @@ def publishing(
 ) -> Iterator[tuple[DataDir, Callable[[str], pb.Model]]]:
     """Gives a store and what publishes a model there, as `m` with an alias."""
     model = stored(learning)
-    data_dir, scheduler = DataDir(folder / "data"), Scheduler(1)
-    places, pending_streams = OpenStreams(1, "learning streams", 60), PendingStreams(1, 60)
+    data_dir = DataDir(folder / "data")
+    scheduler = Scheduler(1)
+    places = OpenStreams(1, "learning streams", 60)
+    pending_streams = PendingStreams(1, 60)
     resolver = cast(ModelResolver, None)  # the session below has its model already
     room = LearnHandler(
         resolver,
@@ -350,7 +352,8 @@ def test_a_full_disk_leaves_nothing_behind(
 def test_a_model_that_is_deleted_while_it_is_published_is_published_again(
     learning: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    original, deletions = getattr(ModelStore, method), 3
+    original = getattr(ModelStore, method)
+    deletions = 3
 
     def deleted_first(models: ModelStore, *arguments: Any) -> Any:
         nonlocal deletions

@@ -33,7 +33,9 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_a_page_of_jobs_ends_where_a_message_does(crowded: Server) -> None:
-    seen, token, pages = list[str](), "", 0
+    seen = list[str]()
+    token = ""
+    pages = 0
     while True:
         request = pb.ListJobsRequest(page_size=1000, page_token=token)
         reply = crowded.caller.stub.ListJobs(request, timeout=PATIENCE_S)

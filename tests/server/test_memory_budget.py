@@ -57,7 +57,8 @@ def test_what_never_fits_is_not_worth_a_retry() -> None:
 
 def test_the_last_part_is_left_to_small_ones() -> None:
     budget = MemoryBudget(1 << 20)
-    large, small = 7 << 17, 1 << 10
+    large = 7 << 17
+    small = 1 << 10
     with budget.reserve(large, "models"):
         with pytest.raises(StatusError):
             budget.reserve(small + 1, "models")

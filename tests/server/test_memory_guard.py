@@ -11,7 +11,9 @@ from .harness import until
 
 def test_streams_end_while_there_is_more_memory_than_may_be() -> None:
     async def run() -> None:
-        takes, ended, looks = [500], list[int](), []
+        takes = [500]
+        ended = list[int]()
+        looks = []
 
         def resident() -> int:
             looks.append(takes[0])

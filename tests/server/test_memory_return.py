@@ -17,7 +17,8 @@ class FakeHeap:
     """Heaps of which a test says what they hold."""
 
     def __init__(self) -> None:
-        self.held, self.spare = 100 * MIB, 0
+        self.held = 100 * MIB
+        self.spare = 0
         self.returns = 0
 
     def waste(self) -> int:

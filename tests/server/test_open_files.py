@@ -72,7 +72,8 @@ def test_a_server_without_a_file_to_open_says_so_and_lives_on(
 
 
 def test_a_server_takes_all_the_files_that_it_may() -> None:
-    soft, hard = 100, 300
+    soft = 100
+    hard = 300
     script = (
         "import resource\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"

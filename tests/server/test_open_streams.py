@@ -65,7 +65,8 @@ async def refused(work: Coroutine[Any, Any, object] | asyncio.Task[None]) -> Sta
 def test_the_longest_silent_stream_gives_its_place_once_all_are_taken() -> None:
     async def scenario() -> None:
         streams = Streams(OpenStreams(2, "streams", idle_s=0.0, remedy="open it again"))
-        first, second = await streams.waiting(1), await streams.waiting(2)
+        first = await streams.waiting(1)
+        second = await streams.waiting(2)
         assert streams.places.running == 2
         third = await streams.waiting(3)
         error = await refused(first)
@@ -110,7 +111,8 @@ def test_a_stream_at_work_is_never_silent() -> None:
 
 def test_a_place_is_passed_on_only_when_its_stream_has_let_go() -> None:
     async def scenario() -> None:
-        places, order = OpenStreams(1, "streams", idle_s=0.0), []
+        places = OpenStreams(1, "streams", idle_s=0.0)
+        order = []
 
         async def first() -> None:
             async with places.admit() as place:
@@ -253,7 +255,8 @@ def test_streams_without_a_spec_keep_nobody_out(small: Server) -> None:
     assert small.caller.score("m", ["the"]).scores[0].token_count == 2
     assert small.caller.text("m", max_new_tokens=3)
     assert len(stub.Embed(pb.EmbedRequest(model="m", texts=["the"])).embeddings) == 1
-    scoring, learning = score_stream(small), learn_stream(small)
+    scoring = score_stream(small)
+    learning = learn_stream(small)
     assert scoring.ask(SCORE).piece.token_count == 2
     assert learning.ask(LEARN).piece.token_count == 2
     assert scoring.end()[-1].result.total.token_count == 2
@@ -276,7 +279,8 @@ def test_silent_streams_give_their_places_to_others_and_the_rest_go_on(
     running: str,
     told: str,
 ) -> None:
-    silent, alive = opened(small), opened(small)
+    silent = opened(small)
+    alive = opened(small)
     silent.ask(request_)
     alive.ask(request_)
     third = opened(small)
@@ -295,7 +299,8 @@ def test_no_call_works_for_longer_than_the_server_gives(start: Callable[..., Ser
     server = start("--max-call-s", "0.3")
     server.caller.trained(tiny_spec("m"))
     text = "the quick brown fox " * 150_000
-    scoring, learning = score_stream(server), learn_stream(server)
+    scoring = score_stream(server)
+    learning = learn_stream(server)
     scoring._requests.put(pb.ScoreStreamRequest(piece=pb.TextPiece(text=text)))
     learning._requests.put(pb.LearnStreamRequest(learn=pb.TextPiece(text=text)))
     errors = [scoring.fail(), learning.fail()]

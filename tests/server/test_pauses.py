@@ -1,4 +1,4 @@
-"""What keeps the event loop waiting, whoever calls."""
+"""Pauses of the event loop, whatever a caller sends."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ def test_white_space_counts_words_and_ends_of_lines(caller: Caller) -> None:
     targets = len(text.split()) + text.count("\n")
     (score,) = caller.score("treebank", [text], context="\n").scores
     assert score.token_count == targets
-    first, second = text[:30], text[30:]
+    first = text[:30]
+    second = text[30:]
     states = caller.score("treebank", [first], context="\n", return_states=True)
     rest = caller.score("treebank", [second], state=states.scores[0].state)
     assert states.scores[0].token_count + rest.scores[0].token_count == targets

@@ -64,7 +64,8 @@ def test_a_list_may_be_as_long_as_its_limit_and_no_longer(
 ) -> None:
     monkeypatch.setattr(repeated_limits, "_SMALL_BYTES", 0)
     most = repeated_limits.MOST[name_of(field)]
-    legal, long = filled(field, most), filled(field, most + 1)
+    legal = filled(field, most)
+    long = filled(field, most + 1)
     repeated_limits.check(legal)
     repeated_limits.check_bytes(legal.SerializeToString(), legal.DESCRIPTOR)
     data = long.SerializeToString()

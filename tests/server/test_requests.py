@@ -1,3 +1,5 @@
+"""Specs and other requests become settings, and settings become specs again."""
+
 from __future__ import annotations
 
 import enum

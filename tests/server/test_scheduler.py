@@ -44,7 +44,11 @@ class Worker(Task):
     def __init__(
         self, clock: Clock, name: str, log: list[str], turns: int, turn_s: float = 0.002
     ) -> None:
-        self.clock, self.name, self.log, self.turns, self.turn_s = clock, name, log, turns, turn_s
+        self.clock = clock
+        self.name = name
+        self.log = log
+        self.turns = turns
+        self.turn_s = turn_s
         self.done = threading.Event()
 
     def take_turn(self, turn_s: float) -> bool:
@@ -60,7 +64,8 @@ class Gate(Task):
     """Holds the only thread until it is opened."""
 
     def __init__(self) -> None:
-        self.held, self.opened = threading.Event(), threading.Event()
+        self.held = threading.Event()
+        self.opened = threading.Event()
 
     def take_turn(self, turn_s: float) -> bool:
         self.held.set()
@@ -92,7 +97,8 @@ def test_turns_go_round(clock: Clock) -> None:
 def test_who_takes_longer_gets_fewer_turns(clock: Clock) -> None:
     log: list[str] = []
     with scheduler_of(1) as scheduler:
-        slow, quick = Worker(clock, "s", log, 10, 0.02), Worker(clock, "q", log, 200, 0.002)
+        slow = Worker(clock, "s", log, 10, 0.02)
+        quick = Worker(clock, "q", log, 200, 0.002)
         wake_together(scheduler, slow, quick)
         assert slow.done.wait(PATIENCE_S)
     assert log[: log.index("s", 50)].count("q") > 3 * log[: log.index("s", 50)].count("s")
@@ -101,7 +107,8 @@ def test_who_takes_longer_gets_fewer_turns(clock: Clock) -> None:
 def test_one_who_stands_for_many_gets_more_time(clock: Clock) -> None:
     log: list[str] = []
     with scheduler_of(1) as scheduler:
-        heavy, light = Worker(clock, "h", log, 90), Worker(clock, "l", log, 90)
+        heavy = Worker(clock, "h", log, 90)
+        light = Worker(clock, "l", log, 90)
         heavy.weight = 8
         wake_together(scheduler, heavy, light)
         assert heavy.done.wait(PATIENCE_S)
@@ -114,7 +121,8 @@ def test_time_not_asked_for_is_lost(clock: Clock) -> None:
         early = Worker(clock, "e", log, 30)
         wake_together(scheduler, early)
         assert early.done.wait(PATIENCE_S)
-        busy, late = Worker(clock, "b", log, 100), Worker(clock, "l", log, 100)
+        busy = Worker(clock, "b", log, 100)
+        late = Worker(clock, "l", log, 100)
         busy.used_s = early.used_s
         wake_together(scheduler, busy, late)
         assert busy.done.wait(PATIENCE_S)
@@ -140,7 +148,8 @@ def test_work_of_a_cancelled_call_is_not_begun() -> None:
 
     async def run() -> None:
         with scheduler_of(1) as scheduler:
-            held, free = threading.Event(), threading.Event()
+            held = threading.Event()
+            free = threading.Event()
 
             def wait(_: float) -> None:
                 held.set()

@@ -19,8 +19,10 @@ class Steps:
     def __init__(self, count: int, gate: int = -1) -> None:
         self.taken = 0
         self.threads: set[str] = set()
-        self.waits, self.go = threading.Event(), threading.Event()
-        self._count, self._gate = count, gate
+        self.waits = threading.Event()
+        self.go = threading.Event()
+        self._count = count
+        self._gate = gate
 
     def __iter__(self) -> Iterator[None]:
         for number in range(self._count):
@@ -33,7 +35,8 @@ class Steps:
 
 
 def test_all_steps_are_taken_away_from_the_event_loop() -> None:
-    scheduler, steps = Scheduler(1), Steps(1000)
+    scheduler = Scheduler(1)
+    steps = Steps(1000)
     asyncio.run(scheduler.caller().run_steps(iter(steps)))
     scheduler.close()
     assert steps.taken == 1000
@@ -52,7 +55,8 @@ def test_an_error_of_a_step_ends_the_work() -> None:
 
 
 def test_work_that_nobody_waits_for_ends_with_its_step() -> None:
-    scheduler, steps = Scheduler(1), Steps(1000, gate=3)
+    scheduler = Scheduler(1)
+    steps = Steps(1000, gate=3)
 
     async def leave() -> None:
         task = asyncio.create_task(scheduler.caller().run_steps(iter(steps)))
@@ -71,7 +75,8 @@ def test_work_that_nobody_waits_for_ends_with_its_step() -> None:
 
 
 def test_no_step_is_taken_before_the_reader_has_what_the_one_before_made() -> None:
-    scheduler, taken = Scheduler(1), [0]
+    scheduler = Scheduler(1)
+    taken = [0]
 
     def numbers() -> Iterator[int | None]:
         for number in range(30):

@@ -35,7 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     lines = tiny_spec("lines")
     lines.data.layout = pb.CORPUS_LAYOUT_LINES
     server.caller.trained(lines, TEXT.replace(b". ", b".\n"))
-    lines.model, lines.tokenizer.kind = "events", pb.TOKENIZER_KIND_EVENTS
+    lines.model = "events"
+    lines.tokenizer.kind = pb.TOKENIZER_KIND_EVENTS
     server.caller.trained(lines, TEXT.replace(b". ", b".\n"))
     yield server
     wait_for(lambda: server.caller.info().inference_running == 0)
@@ -62,7 +63,9 @@ def stream(
 
 def pieces(text: str, seed: int) -> list[pb.ScoreStreamRequest]:
     """A text cut at random, and its end."""
-    draw, found, start = random.Random(seed), [], 0
+    draw = random.Random(seed)
+    found = []
+    start = 0
     while start < len(text):
         size = draw.choice((0, 1, 1, 2, 7, 64, 100))
         found.append(piece(text[start : start + size]))

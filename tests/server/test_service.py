@@ -304,7 +304,8 @@ def test_scores(caller: Caller, model: str) -> None:
 
 
 def test_a_context_is_read_but_not_scored(caller: Caller, model: str) -> None:
-    whole, part = caller.score(model, ["the fox"]), caller.score(model, ["fox"], context="the ")
+    whole = caller.score(model, ["the fox"])
+    part = caller.score(model, ["fox"], context="the ")
     assert part.scores[0].token_count == 3
     assert part.scores[0].total_log_probability > whole.scores[0].total_log_probability
 
@@ -332,11 +333,13 @@ def test_models_are_listed_described_and_deleted(server: Server, caller: Caller)
         caller.trained(tiny_spec(name))
     trained = caller.trained(tiny_spec("z2"))
     listed = []
-    token, first = "", True
+    token = ""
+    first = True
     while token or first:
         reply = caller.stub.ListModels(pb.ListModelsRequest(page_size=2, page_token=token))
         listed += [model for model in reply.models if model.name.startswith("z")]
-        token, first = reply.next_page_token, False
+        token = reply.next_page_token
+        first = False
     assert [(model.name, model.version) for model in listed] == [("z1", 1), ("z2", 2), ("z3", 1)]
     assert listed[1] == trained
     got = caller.stub.GetModel(pb.GetModelRequest(model="z2", version=1))

@@ -65,8 +65,9 @@ def test_sigterm_ends_uploads_and_loses_no_job(start: Start) -> None:
     uploading = server.caller.train(pb.TrainSpec(), source=upload)
     wait_for(lambda: server.caller.info().training_queued == 2)
     server.process.send_signal(signal.SIGTERM)
-    goes_on, lost = "goes on when it has started", "nothing was trained"
-    for call, said in ((waiting, goes_on), (uploading, lost)):
+    continues = "goes on when it has started"
+    lost = "nothing was trained"
+    for call, said in ((waiting, continues), (uploading, lost)):
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -1,4 +1,4 @@
-"""What keeps a server from starting, said in one sentence each, and where it listens."""
+"""Errors that keep a server from starting, in one sentence each, and its addresses."""
 
 from __future__ import annotations
 

@@ -119,7 +119,8 @@ def test_pages_go_by_name(data_dir: DataDir, trained: Model) -> None:
     for name in reversed(names):
         put(data_dir, name, trained)
     put(data_dir, "b", trained)
-    seen, after = [], ""
+    seen = []
+    after = ""
     for _ in range(3):
         page, after = data_dir.models.page(2, after)
         seen += [(model.name, model.version) for model in page]

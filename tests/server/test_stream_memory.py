@@ -69,7 +69,8 @@ SNAPSHOT = pb.LearnStreamRequest(snapshot=pb.Snapshot())
 
 
 def test_a_learner_holds_what_it_takes_and_lets_it_go(server: Server, model: Model) -> None:
-    before, shape = used(server), model.parameters.shape
+    before = used(server)
+    shape = model.parameters.shape
     config = LearningConfig.from_json({"optimizer": "adam", "window": WINDOW})
     for units, on_error in ((False, pb.ON_ERROR_UNSPECIFIED), (True, pb.ON_ERROR_SKIP)):
         call = learn_stream(server, optimizer=pb.OPTIMIZER_ADAM, on_error=on_error)

@@ -86,7 +86,8 @@ class Learning:
 
 
 def bits_of(learner: Learner) -> tuple[Any, ...]:
-    weights, mark = learner._weights, learner._stream.mark()
+    weights = learner._weights
+    mark = learner._stream.mark()
     buffers = tuple(flat.tobytes() for flat in weights._buffers())
     state = mark.state
     packed = tuple(array.tobytes() for array in weights.packed if hasattr(array, "tobytes"))
@@ -102,7 +103,8 @@ def bits_of(learner: Learner) -> tuple[Any, ...]:
 def test_a_stream_that_skips_scores_as_if_the_unit_had_never_been_sent(
     kind: TokenizerKind, layout: CorpusLayout
 ) -> None:
-    model, end = MODELS[kind, layout], layout is CorpusLayout.LINES
+    model = MODELS[kind, layout]
+    end = layout is CorpusLayout.LINES
     gap = "" if end else " "  # what waits for a blank would be read with the next unit
     good = [piece(text + gap, end) for text in ("abc cab", "abc a cab bca,", "abc bb aa")]
     bad = [piece(BAD + gap, end)]
@@ -125,7 +127,8 @@ def test_a_stream_that_skips_scores_as_if_the_unit_had_never_been_sent(
 def test_a_learner_that_skips_is_as_if_the_unit_had_never_been_sent(
     kind: TokenizerKind, layout: CorpusLayout, optimizer: Any
 ) -> None:
-    model, end = MODELS[kind, layout], layout is CorpusLayout.LINES
+    model = MODELS[kind, layout]
+    end = layout is CorpusLayout.LINES
     gap = "" if end else " "
     good = [piece("abc cab " * 9 + "cab" + gap, end), piece("a cab bca," + gap, end)]
     bad = piece("abc " * 20 + BAD + gap, end)
@@ -174,9 +177,11 @@ def test_text_that_waited_is_dropped_where_it_is_at_fault() -> None:
 @pytest.mark.parametrize("learns", [False, True])
 def test_a_stream_that_stops_reads_nothing_more_and_still_ends_well(learns: bool) -> None:
     model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.LINES]
-    good, bad = piece("abc", end=True), piece("#", end=True)
+    good = piece("abc", end=True)
+    bad = piece("#", end=True)
     if learns:
-        plain, mixed = Learning(model), Learning(model, pb.ON_ERROR_STOP)
+        plain = Learning(model)
+        mixed = Learning(model, pb.ON_ERROR_STOP)
         plain.learn([good])
         answers = [reply.piece for reply in mixed.learn([good, bad, good])]
         assert mixed.bits() == plain.bits()
@@ -197,7 +202,8 @@ def test_without_a_word_about_errors_the_first_one_ends_the_call() -> None:
 
 def test_a_reply_that_is_too_large_and_a_loss_out_of_bounds_are_taken_back() -> None:
     model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
-    plain, mixed = Learning(model), Learning(model, room=2000, top_log_probabilities=5)
+    plain = Learning(model)
+    mixed = Learning(model, room=2000, top_log_probabilities=5)
     plain.learn([piece("abc")])
     mixed.learn([piece("abc")])
     assert "smaller pieces" in mixed.learn([piece("abc " * 200)])[0].piece.error.message
@@ -210,7 +216,8 @@ def test_a_reply_that_is_too_large_and_a_loss_out_of_bounds_are_taken_back() -> 
 
 def test_going_back_to_a_snapshot_begins_a_unit() -> None:
     model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
-    plain, mixed = Learning(model), Learning(model)
+    plain = Learning(model)
+    mixed = Learning(model)
     plain.learn([piece("abc"), piece("cab")])
     mixed.learn([piece("abc")])
     mixed.ask(snapshot=pb.Snapshot())

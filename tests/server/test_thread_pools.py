@@ -45,7 +45,8 @@ def test_what_the_work_raises_reaches_the_caller() -> None:
 
 def test_a_closed_pool_drops_what_waits_and_opens_again() -> None:
     async def main() -> None:
-        pool, held = ThreadPool("one", 1), threading.Event()
+        pool = ThreadPool("one", 1)
+        held = threading.Event()
         begun: list[int] = []
         first = asyncio.ensure_future(pool.run(held.wait, PATIENCE_S))
         second = asyncio.ensure_future(pool.run(begun.append, 1))

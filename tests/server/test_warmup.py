@@ -1,4 +1,4 @@
-"""A server whose kernels are not ready: what it says, and what those hear who call it."""
+"""A server whose kernels are not ready yet, and the errors that its callers get."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def treadle(address: str, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def test_who_calls_a_server_that_compiles_hears_so(folder: Path) -> None:
+def test_calls_to_a_server_that_compiles_are_refused_with_the_reason(folder: Path) -> None:
     address = f"unix:{folder}/socket"
     flags = ("--address", address, "--data-dir", str(folder / "data"), "--standby-workers", "0")
     with slow(folder, *flags) as process:
@@ -127,7 +127,7 @@ def test_who_calls_a_server_that_compiles_hears_so(folder: Path) -> None:
             process.kill()
 
 
-def test_a_server_told_to_end_while_it_compiles_ends_with_0(folder: Path) -> None:
+def test_a_server_stopped_while_it_compiles_ends_with_0(folder: Path) -> None:
     address = f"unix:{folder}/socket"
     with slow(folder, "--address", address, "--data-dir", str(folder / "data")) as process:
         wait_for((folder / "socket").exists)
@@ -136,7 +136,7 @@ def test_a_server_told_to_end_while_it_compiles_ends_with_0(folder: Path) -> Non
         assert process.returncode == 0
 
 
-def test_warming_says_how_far_it_is(folder: Path) -> None:
+def test_warm_reports_its_progress(folder: Path) -> None:
     with slow(folder, "--warm") as process:
         assert process.stdout is not None
         first = process.stdout.readline()

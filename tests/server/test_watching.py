@@ -134,7 +134,9 @@ def test_a_query_for_events_ends_by_their_bytes(database: Database) -> None:
 
 def test_a_few_pass_in_each_round() -> None:
     async def main() -> None:
-        loop_throttle, rounds, passed = LoopThrottle(4), [0], list[int]()
+        loop_throttle = LoopThrottle(4)
+        rounds = [0]
+        passed = list[int]()
 
         async def count() -> None:
             while len(passed) < 41:

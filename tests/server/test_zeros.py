@@ -88,7 +88,8 @@ def call(name: str, **fields: Any) -> Refusal:
 
 def stream(name: str, **fields: Any) -> Refusal:
     """Returns a call of a method with a stream of nothing but its spec."""
-    kind, spec = getattr(pb, f"{name}Request"), getattr(pb, f"{name}Spec")
+    kind = getattr(pb, f"{name}Request")
+    spec = getattr(pb, f"{name}Spec")
 
     def make(caller: Caller) -> object:
         requests = iter([kind(spec=spec(**fields))])
@@ -122,7 +123,8 @@ REQUIRED: dict[str, Refusal] = {
 
 
 def test_what_0_stands_for_is_said_where_it_is_not_refused(tmp_path: Path) -> None:
-    said, fields = comments(tmp_path), scalars(optional=False)
+    said = comments(tmp_path)
+    fields = scalars(optional=False)
     flags = {name for name, field in fields.items() if field.type == field.TYPE_BOOL}
     free = fields.keys() - flags - REQUIRED.keys()
     assert [name for name in sorted(free) if not NAMES_A_DEFAULT.search(said[name])] == []
