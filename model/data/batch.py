@@ -68,12 +68,11 @@ class TextSegments:
         places = self.starts + np.arange(first, last)[:, None]
         inside = places < self.stops
         places = np.minimum(places, len(self.data) - 2)
-        tokens = np.where(inside, self._at(places), 0)
-        targets = np.where(inside & (places >= self.scored), self._at(places + 1), IGNORED)
+        tokens = np.where(inside, _tokens_at(self.data, places), 0)
+        targets = np.where(
+            inside & (places >= self.scored), _tokens_at(self.data, places + 1), IGNORED
+        )
         return _padded(tokens, targets, first == 0, window)
-
-    def _at(self, places: Ints) -> NDArray[np.int32]:
-        return self.data[places].astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,15 @@ class ItemGroup:
         tokens = np.zeros(shape, np.int32)
         targets = np.full(shape, IGNORED, np.int32)
         filled = slice(0, len(self.starts))
-        item = np.where(step == 0, self.begin, self._at(before))
+        item = np.where(step == 0, self.begin, _tokens_at(self.data, before))
         tokens[:, filled] = np.where(step <= self.lengths, item, 0)
-        item = np.where(step == self.lengths, self.end, self._at(here))
+        item = np.where(step == self.lengths, self.end, _tokens_at(self.data, here))
         targets[:, filled] = np.where(step <= self.lengths, item, IGNORED)
         return _padded(tokens, targets, first == 0, window)
 
-    def _at(self, places: Ints) -> NDArray[np.int32]:
-        return self.data[places].astype(np.int32)
+
+def _tokens_at(data: TokenArray, places: Ints) -> NDArray[np.int32]:
+    return data[places].astype(np.int32)
 
 
 def _padded(

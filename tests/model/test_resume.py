@@ -30,6 +30,7 @@ from treadle.model.errors import LoadError, TrainingError
 from treadle.model.model import Model
 from treadle.model.training import checkpoint
 from treadle.model.training.checkpoint import saved_config
+from treadle.model.training.metrics import Metrics
 from treadle.model.training.trainer import Trainer
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
@@ -551,3 +552,38 @@ def test_a_run_stopped_in_the_middle_of_a_step_has_the_model_of_the_step_before(
     calm = Trainer(corpus_of(settings), settings)
     list(calm.run(between=lambda: calm.steps == trainer.steps))
     assert weights_of(trainer.model) == weights_of(calm.model)
+
+
+def test_a_checkpoint_keeps_the_stored_names_of_its_metrics() -> None:
+    """A checkpoint of an older version has these names, and has to be read."""
+    stored = {
+        "tokens",
+        "elapsed",
+        "wall",
+        "loss",
+        "interval_tokens",
+        "interval_seconds",
+        "part",
+        "examined",
+        "norm",
+        "rate",
+        "valid_loss",
+        "valid_step",
+        "good_step",
+        "last",
+        "valid_tokens",
+        "pending",
+        "validation",
+        "outlook",
+        "looked",
+        "notices",
+    }
+    assert set(Metrics().to_json()) == stored
+    older = dict.fromkeys(stored) | {"elapsed": 2.5, "wall": 3.5, "loss": 4.5, "interval_tokens": 9}
+    older |= {"tokens": 90, "interval_seconds": 0.5, "part": 3, "examined": False, "notices": ["x"]}
+    older |= {"norm": 0.25, "rate": 0.125, "valid_step": 7, "good_step": 8, "valid_tokens": 6}
+    older |= {"pending": True, "looked": True}
+    metrics = Metrics.from_json(older)
+    assert metrics.to_json() == older
+    assert (metrics.elapsed_s, metrics.wall_s, metrics.interval_loss) == (2.5, 3.5, 4.5)
+    assert (metrics.evaluations_due, metrics.evaluated) == (3, False)
