@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Treadle in about two minutes: a server, a model trained on Shakespeare, text from it and
-# scores by it. `make demo` runs this; so does any environment with treadle[server] in it.
+# Shows Treadle in about two minutes: starts a server, trains a model on Shakespeare, generates
+# text and scores sentences. `make demo` runs this; any environment with treadle[server] can.
 #
 # It listens on a free port of this machine only, keeps its models in a temporary
-# directory, and leaves neither behind. TRAIN_FOR=20s makes it shorter.
+# directory, and removes both at the end. TRAIN_FOR=20s makes it shorter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,12 +25,12 @@ if [ -t 1 ]; then
     plain=$'\e[0m'
 fi
 
-# Says what comes, and why.
-tell() {
+# Prints a heading.
+heading() {
     printf '\n%s# %s%s\n' "$bold" "$*" "$plain"
 }
 
-# Shows a command as one would type it, then runs it.
+# Prints a command as typed in a shell, then runs it.
 show() {
     local word line="$bold\$"
     for word in "$@"; do
@@ -41,7 +41,7 @@ show() {
     "$@"
 }
 
-tell "Start a server (the very first start compiles its kernels: about a minute)"
+heading "Start a server (the very first start compiles its kernels: about a minute)"
 echo "$bold\$ treadle-server --address 127.0.0.1:0 --data-dir $work/data &$plain"
 touch "$work/out" "$work/log"
 treadle-server --address 127.0.0.1:0 --data-dir "$work/data" >"$work/out" 2>"$work/log" &
@@ -49,7 +49,7 @@ server=$!
 shown=0
 until grep -q 'listening on' "$work/out"; do
     lines=$(wc -l <"$work/log")
-    if ((lines > shown)); then # how far it is: "the server is compiling its kernels (12 of 108)"
+    if ((lines > shown)); then # the progress: "the server is compiling its kernels (12 of 108)"
         sed -n "$((shown + 1)),${lines}s/^.* treadle[a-z.]*: //p" "$work/log"
         shown=$lines
     fi
@@ -63,19 +63,19 @@ cat "$work/out"
 TREADLE_SERVER=$(sed -n 's/.*listening on //p' "$work/out")
 export TREADLE_SERVER
 
-tell "Train on the first 90 % of tiny Shakespeare for about a minute; the rest is for validation"
+heading "Train on the first 90 % of tiny Shakespeare for about a minute; the rest is for validation"
 show treadle train examples/data/tinyshakespeare.txt --model shakespeare \
     --cell lstm --hidden-size 256 --train-for "${TRAIN_FOR:-60s}"
 
-tell "500 characters, streamed as they are made"
+heading "Generate 500 characters, printed as they are generated"
 show treadle generate shakespeare --prompt 'ROMEO:' --max-new-tokens 500 --temperature 0.7 --seed 1
 
-tell "A sentence the model never saw, and the same words shuffled: fewer nats a character is likelier"
+heading "Score a sentence that the model never saw, and the same words shuffled: fewer bits a character is likelier"
 show treadle score shakespeare --context $'\n' --text \
     'What dowry shall I have with her to wife?' \
     'shall her What with I to dowry wife have?'
 
-tell "Stop the server"
+heading "Stop the server"
 kill -TERM "$server"
 code=0
 wait "$server" || code=$?

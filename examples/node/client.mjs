@@ -1,10 +1,10 @@
-// A Treadle client in Node.js, made from the published .proto alone: no generated code.
+// A Treadle client in Node.js that loads the published .proto at run time: no generated code.
 //
 //   npm ci
 //   node client.mjs [ADDRESS [CORPUS]]
 //
-// It trains a small model on a list of names, one a line, shows how that goes, and then
-// makes up names that begin with given letters.
+// It trains a small model on a list of names, one a line, prints the progress, and then
+// generates names that begin with given letters.
 import { once } from 'node:events';
 import { createReadStream } from 'node:fs';
 import { fileURLToPath } from 'node:url';
@@ -19,14 +19,14 @@ const CHUNK_BYTES = 256 * 1024; // the contract allows up to 1 MiB
 const definition = protoLoader.loadSync('treadle/v1/sequence.proto', {
   includeDirs: [here('../../proto')],
   keepCase: true, // hidden_size, as in the .proto
-  longs: Number, // exact up to 2^53, which is plenty for counts
+  longs: Number, // exact up to 2^53, which is enough for counts
   enums: String,
   defaults: true, // unset fields are there, with their zero
   oneofs: true, // event.event is "state", "started", "progress" or "completed"
 });
 const { SequenceService } = grpc.loadPackageDefinition(definition).treadle.v1;
 
-/** Sends the spec, the corpus chunk by chunk, no faster than the server takes it, and its end. */
+/** Sends the spec, the corpus chunk by chunk as fast as the server takes it, and its end. */
 async function upload(call, spec, file) {
   try {
     call.write({ spec });
@@ -35,9 +35,9 @@ async function upload(call, spec, file) {
       size += chunk.length;
       if (!call.write({ corpus_chunk: chunk })) await once(call, 'drain');
     }
-    call.end({ corpus_end: { size_bytes: size } }); // without it, nothing would be trained
+    call.end({ corpus_end: { size_bytes: size } }); // without it, the server does not train
   } catch (error) {
-    call.cancel(); // or the server would wait for the rest
+    call.cancel(); // otherwise the server would wait for the rest
     throw error;
   }
 }
@@ -59,7 +59,7 @@ async function follow(call) {
   return model;
 }
 
-/** Generates a text and prints each piece as it comes. */
+/** Generates a text and prints each piece as it arrives. */
 async function generate(client, request) {
   process.stdout.write(request.prompt);
   let result;

@@ -1,11 +1,11 @@
-"""Complete what each user writes; all that the service knows of a user is a file of theirs.
+"""Complete the text of each user, with a memory in a separate file for each.
 
 python examples/python/completion.py [FOLDER]
 
-A recurrent model's whole memory of a text is a few kilobytes, the same for any length of text. The
-server hands it out and keeps nothing: it lies in FOLDER (default: a temporary one), a file for each
-user, and goes on with whichever client and server comes next. The server is the one at
-$TREADLE_SERVER, or on this machine: start one with `treadle-server`.
+A recurrent model remembers a text of any length in a few kilobytes. The server returns this state
+and stores none of it. The program keeps a file for each user in FOLDER (default: a temporary one);
+any client and server can continue from it. The server is $TREADLE_SERVER, by default one on this
+machine: start it with `treadle-server`.
 """
 
 import os
@@ -26,19 +26,19 @@ WRITTEN = (
 
 
 def complete(folder: Path, user: str, text: str, version: int) -> None:
-    """Offers completions of what a user writes, and remembers what was written."""
+    """Prints completions of a user's text, and stores the memory of the text."""
     file = folder / f"{user}.state"
-    with Client(ADDRESS) as client:  # a new connection each time: nothing is kept but the file
+    with Client(ADDRESS) as client:  # a new connection each time: only the file remains
         state = file.read_bytes() if file.exists() else b""
         session = client.session("bard", state=state, version=version)
         session.read(text)
         file.write_bytes(session.state)
         print(f"{user} wrote {text!r}; {len(session.state):,} bytes remember it")
         for seed in (1, 2, 3):
-            offered = session.fork().send(
+            completion = session.fork().send(
                 temperature=0.6, seed=seed, max_new_tokens=40, stop_sequences=[".", "\n"]
             )
-            print(f"    ... {offered}")
+            print(f"    ... {completion}")
 
 
 def main(folder: Path) -> None:

@@ -2,9 +2,9 @@
 
 python examples/python/forecast.py [STEPS]
 
-The series is made here: three sines and noise. It is real numbers, not text, and so goes past the
-tokenizer and the service, straight to `treadle.model.RecurrentLayer`; the head, its squared error
-and the windows are plain NumPy. Needs `pip install 'treadle[server]'`, and no server.
+The program makes the series itself: three sines and noise. Real numbers need no tokenizer and no
+server, only `treadle.model.RecurrentLayer`. The linear head, its squared error and the windows are
+plain NumPy. Install `treadle[server]` first.
 """
 
 import sys
@@ -16,12 +16,15 @@ from treadle.model import Adam, RecurrentLayer
 
 Floats = NDArray[np.float32]
 
-WINDOW, BATCH, HIDDEN, RATE = 40, 16, 24, 0.01
+WINDOW = 40
+BATCH = 16
+HIDDEN = 24
+RATE = 0.01
 NOISE = 0.1
 
 
 def make_series(length: int, seed: int) -> Floats:
-    """Three sines of periods that never come together, and noise."""
+    """Returns three sines of incommensurable periods, and noise."""
     t = np.arange(length)
     waves = np.sin(t / 3.1) + 0.7 * np.sin(t / 1.3 + 1) + 0.5 * np.sin(t / 8.9 + 2)
     noise = NOISE * np.random.default_rng(seed).standard_normal(length)
@@ -29,7 +32,7 @@ def make_series(length: int, seed: int) -> Floats:
 
 
 class Forecaster:
-    """A GRU that reads values one by one, and a linear head that names the next."""
+    """A GRU that reads values one by one, and a linear head that predicts the next."""
 
     def __init__(self) -> None:
         self.layer = RecurrentLayer("gru", input_size=1, hidden_size=HIDDEN, seed=1)
@@ -37,13 +40,13 @@ class Forecaster:
         self.adam = Adam(self.layer.flat, self.head, rate=RATE)
 
     def predict(self, xs: Floats) -> tuple[Floats, Floats]:
-        """Forecasts (T, B) of the value after each of xs (T, B), and the states (T, B, H)."""
+        """Returns forecasts (T, B) of the values after xs (T, B), and the states (T, B, H)."""
         hs, _ = self.layer.forward(xs[:, :, np.newaxis])
         states = hs[1:]  # row 0 is the initial one
         return states @ self.head[:-1] + self.head[-1], states
 
     def learn(self, xs: Floats, targets: Floats) -> float:
-        """One step of Adam down the mean squared error."""
+        """Takes one step of Adam on the mean squared error, and returns the error."""
         forecasts, states = self.predict(xs)
         errors = forecasts - targets
         slopes = 2 * errors / np.float32(errors.size)
@@ -55,7 +58,8 @@ class Forecaster:
 
 def main(steps: int) -> None:
     train, test = np.split(make_series(3000, seed=2), [2400])
-    forecaster, rng = Forecaster(), np.random.default_rng(3)
+    forecaster = Forecaster()
+    rng = np.random.default_rng(3)
     for step in range(1, steps + 1):
         starts = rng.integers(train.size - WINDOW, size=BATCH)
         windows = train[starts + np.arange(WINDOW + 1)[:, np.newaxis]]  # (T+1, B)
@@ -63,7 +67,7 @@ def main(steps: int) -> None:
         if step % max(1, steps // 5) == 0:
             print(f"step {step:4}  squared error {loss:.4f}")
 
-    # The whole test series as one sequence; the first values, read from nothing, do not count.
+    # The whole test series is one sequence; the first forecasts know few values and do not count.
     forecasts, _ = forecaster.predict(test[:-1, np.newaxis])
     ours = np.mean(np.square(forecasts[WINDOW:, 0] - test[WINDOW + 1 :]))
     naive = np.mean(np.square(test[WINDOW:-1] - test[WINDOW + 1 :]))

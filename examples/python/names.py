@@ -1,9 +1,9 @@
-"""Train on a list of names, make up new ones, and tell how likely each is.
+"""Train on a list of names, generate new ones, and print how likely each is.
 
 python examples/python/names.py [FILE]
 
-FILE holds one item a line: names, molecule strings, part numbers. The server is the one at
-$TREADLE_SERVER, or on this machine: start one with `treadle-server`.
+FILE holds one item a line: names, molecule strings, part numbers. The server is
+$TREADLE_SERVER, by default one on this machine: start it with `treadle-server`.
 """
 
 import os
@@ -24,7 +24,7 @@ def main(path: Path) -> None:
                 print(f"step {progress.step:4}  validation loss {progress.valid_loss:.3f} nats")
 
         known = set(path.read_text(encoding="utf-8").split())
-        print("\nnats   made up")
+        print("\nnats   generated")
         for seed in range(10):
             generation = client.generate("names", seed=seed, temperature=0.8)
             name = "".join(generation)

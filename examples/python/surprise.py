@@ -2,9 +2,9 @@
 
 python examples/python/surprise.py [LOG]
 
-It trains on the log itself: what is frequent becomes expected, and what is rare stays
+The program trains on the log itself: frequent lines become expected, and rare lines stay
 surprising, in bits a character. Lines are scored without their time stamps, which would be
-surprising each time. The server is the one at $TREADLE_SERVER, or on this machine: start one
+surprising each time. The server is $TREADLE_SERVER, by default one on this machine: start it
 with `treadle-server`.
 """
 

@@ -1,12 +1,13 @@
-"""Watch sessions of log events as they come: flag the odd ones, and learn what becomes usual.
+"""Watch sessions of log events as they arrive: flag unusual ones, and learn from all.
 
 python examples/python/watch_log.py [SESSIONS]
 
-It trains on yesterday's sessions, then reads SESSIONS (JSON lines with a field `events`; - is
-standard input, so `tail -f` may stand before it) and tells of each session in which some event was
-not among the G likeliest ones in its place (DeepLog, Du et al. 2017). What it reads it learns, on a
-copy of the model that belongs to this stream, and stores the result as a new version. The server
-is the one at $TREADLE_SERVER, or on this machine: start one with `treadle-server`.
+The program trains on yesterday's sessions, then reads SESSIONS: JSON lines with a field `events`,
+from standard input for -, such as the output of `tail -f`. It prints each session with an event
+that was not among the G likeliest ones at its position (DeepLog, Du et al. 2017). It learns from
+every session, on a copy of the model that belongs to this stream, and stores the copy as a new
+version. The server is $TREADLE_SERVER, by default one on this machine: start it with
+`treadle-server`.
 """
 
 import json
@@ -42,8 +43,8 @@ def main(lines: Iterable[str]) -> None:
                     nats = -score.total_log_probability
                     print(f"{worst:5} {nats:5.1f}  {session['session']} {session['events']}")
             print(f"\n{stream.updates} updates, stored as", end=" ")
-            learnt = stream.publish(alias="learnt")
-            print(f"{learnt.name} version {learnt.version}")
+            learned = stream.publish(alias="learned")
+            print(f"{learned.name} version {learned.version}")
 
 
 if __name__ == "__main__":
