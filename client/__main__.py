@@ -1,6 +1,6 @@
-"""The `treadle` command, as `python -m treadle.client` too; see `cli`.
+"""`main` runs the `treadle` command, which is also `python -m treadle.client`.
 
-What it needs is imported late: Ctrl-C during the imports would otherwise end in a traceback.
+Other modules are imported late: Ctrl-C during the imports would otherwise end in a traceback.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ INTERRUPTED = 130
 def main() -> NoReturn:
     """Runs the command and ends the process with its exit code.
 
-    Python's own end is left out once all is written. A thread of gRPC may still hold a lock when
-    Python stops it, and the process would then wait for that lock without end.
+    Python's own shutdown is skipped once everything is written. A thread of gRPC may still hold a
+    lock when Python stops it, and the process would then wait for that lock for ever.
     """
     signal.signal(signal.SIGINT, _end)
     from treadle.client.cli.main import main as run
 
     code = run()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # `cli` has told what could not be written
-            if stream is not None:  # closed by the caller of the program
+        with suppress(OSError, ValueError):  # `cli.main` has reported the error
+            if stream is not None:  # closed by the parent process
                 stream.flush()
     os._exit(code)
 

@@ -1,6 +1,6 @@
-"""Where a server is: HOST:PORT, a Unix domain socket, or another target that gRPC knows.
+"""`check_address` checks the address of a server: HOST:PORT, a socket, or a target of gRPC.
 
-A server reads its own in `treadle.server.address`; both are held to tests/vectors/addresses.json.
+The server reads its own in `treadle.server.address`; both are held to tests/vectors/addresses.json.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import re
 from treadle.client.errors import InputError
 
 FORMS = "HOST:PORT, unix:/PATH or unix-abstract:NAME"
-"""What an address may look like."""
+"""The forms of an address."""
 
 _OTHER_SCHEMES = ("dns:", "ipv4:", "ipv6:", "vsock:", "xds:", "google-c2p:")
-"""What gRPC resolves besides; it finds out itself whether the rest fits."""
+"""Other schemes of gRPC, which checks the rest itself."""
 
 _MAX_SOCKET_BYTES = 107
-"""The longest path of a socket that Linux takes."""
+"""The longest path of a socket that Linux accepts."""
 
 
 def check_address(address: str) -> None:
-    """Checks the form of an address, which gRPC would only tell as an unreachable server.
+    """Checks the form of an address, which gRPC would report as an unreachable server.
 
     Raises:
-        InputError: It is none.
+        InputError: The address has none of the forms.
     """
     if fault := _fault(address):
         raise InputError(f"the server's address {address!r} {fault}")
 
 
 def is_local(address: str) -> bool:
-    """Tells whether an address is this machine by its form."""
+    """Returns whether an address is this machine by its form."""
     if address.startswith(("unix:", "unix-abstract:", "vsock:")):
         return True
     for scheme in _OTHER_SCHEMES:

@@ -6,15 +6,15 @@
         ├── InvalidArgumentError     the request is at fault; `.violations` names the fields
         ├── NotFoundError            no such model, version or job
         ├── FailedPreconditionError  not in this state, or something changed meanwhile
-        ├── PermissionDeniedError    whatever stands before the server refused the caller
-        ├── ResourceExhaustedError   full or too large; `.retry_delay_s` says when to come back
-        ├── DeadlineExceededError    it took longer than `timeout_s`, or than the server lets it
+        ├── PermissionDeniedError    a proxy before the server refused the caller
+        ├── ResourceExhaustedError   full or too large; see `.retry_delay_s`
+        ├── DeadlineExceededError    it took longer than `timeout_s` or the server's limit
         ├── CancelledError           the call, or the job that it followed, was cancelled
         ├── UnimplementedError       the server does not offer this call
         ├── InternalError            the server failed
-        └── UnavailableError         there is no server at the address, or it went away
+        └── UnavailableError         there is no server at the address, or the connection broke
 
-`str(error)` is a sentence that can be shown to a user.
+`str(error)` is a sentence for the user.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from treadle.client.messages.argument_names import ArgumentNames, argument_of, r
 
 
 class Violation(NamedTuple):
-    """One field of a request that the server found fault with."""
+    """A field of a request that is at fault."""
 
     field: str
     """The field's path, such as `spec.network.hidden_size`."""
     description: str
-    """What is wrong with it, in a sentence."""
+    """The reason, in a sentence."""
 
 
 class TreadleError(Exception):
-    """Anything that this client raises by intent."""
+    """The base of every error that this client raises."""
 
     exit_code: ClassVar[int] = 1
-    """What the command line exits with."""
+    """The exit code of the command line."""
 
     def in_names_of(self, interface: ArgumentNames) -> str:
-        """Returns the sentence in the words of an interface; `str` is that for Python."""
+        """Returns the sentence with the names of an interface; `str` has those of Python."""
         return rename_fields(str(self), interface)
 
 
@@ -61,7 +61,7 @@ class InputError(TreadleError):
         self.argument = argument
 
     def in_names_of(self, interface: ArgumentNames) -> str:
-        """See `TreadleError.in_names_of`."""
+        """Returns the sentence with the names of an interface."""
         return rename_fields(str(self), interface, [self.argument])
 
 
@@ -72,9 +72,9 @@ class ServerError(TreadleError):
         message: A sentence for the user.
         code: The gRPC status' name, such as `NOT_FOUND`.
         violations: The request's fields at fault, where the server named them.
-        retry_delay_s: Seconds to wait before another try, where the server said so.
-        broken: Whether the connection failed rather than what was asked for.
-        say: Makes the sentence for an interface; None: from the message.
+        retry_delay_s: Seconds to wait before another try, where the server named them.
+        broken: Whether the connection failed, not the request.
+        say: Returns the sentence for an interface. Default: from the message.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class ServerError(TreadleError):
         self.broken = broken
 
     def in_names_of(self, interface: ArgumentNames) -> str:
-        """See `TreadleError.in_names_of`."""
+        """Returns the sentence with the names of an interface."""
         if self._say is not None:
             return self._say(interface)
         return rename_fields(str(self), interface, self.arguments)
 
     def placed(self, where: str) -> Self:
-        """Returns the same error with what it is about in front of its sentence."""
+        """Returns the same error with its place before the sentence, such as "line 7"."""
         return type(self)(
             f"{where}: {self}",
             code=self.code,
@@ -138,7 +138,7 @@ class ResourceExhaustedError(ServerError):
 
 
 class DeadlineExceededError(ServerError):
-    """The call took longer than its timeout, or than the server lets it."""
+    """The call took longer than its timeout or the server's limit."""
 
 
 class CancelledError(ServerError):
@@ -181,7 +181,7 @@ ERRORS: dict[str, type[ServerError]] = {
 
 
 def text_at_fault(error: InvalidArgumentError) -> int | None:
-    """Tells which of a request's texts is at fault, from 0; None where none of them is."""
+    """Returns the index of the text at fault in a request; None where no text is."""
     for violation in error.violations:
         if found := re.match(r"texts\[(\d+)\]", violation.field):
             return int(found[1])

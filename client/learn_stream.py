@@ -67,7 +67,7 @@ class LearnedPieces(ConcurrentStream[LearnStreamRequest, LearnStreamResponse]):
     published: tuple[Model, ...] = ()
     """The versions stored so far, oldest first."""
     unpublished: tuple[ServerError, ...] = ()
-    """Why versions were not stored, where `on_error` had the stream continue all the same."""
+    """Errors of versions that were not stored, if `on_error` lets the stream continue."""
 
     def __iter__(self) -> Iterator[PieceScore]:
         """Yields the score that each piece had before it was learned from, in their order.
@@ -137,7 +137,7 @@ class LearnStream(AlternatingStream[LearnStreamRequest, LearnStreamResponse]):
         self._take_step(LearnStreamRequest(snapshot=Snapshot()))
 
     def roll_back(self) -> None:
-        """Returns to the last snapshot, or to the beginning where there is none."""
+        """Returns to the last snapshot, or to the beginning without one."""
         self._take_step(LearnStreamRequest(roll_back=RollBack()))
 
     def publish(self, model: str = "", alias: str = "", *, validate_only: bool = False) -> Model:

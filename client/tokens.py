@@ -1,4 +1,4 @@
-"""How a caller names a token of a vocabulary: by its number, by its text, or as the end."""
+"""`token_reference` makes the message for a token: its number, its text, or the end token."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ AnyToken: TypeAlias = int | str | End
 
 
 def token_reference(token: AnyToken, name: str = "token") -> TokenReference:
-    """Names a token on the wire.
+    """Returns the message for a token.
 
     Args:
         token: Its number, its text, or `END`.
-        name: The option that it is given for, for the error's sentence.
+        name: The option that holds it, for the error.
 
     Returns:
         The reference.
 
     Raises:
-        InputError: It is none of the three, or a number that no token can have.
+        InputError: It is another value, or a number that no token can have.
     """
     if token is END:
         return TokenReference(end=True)
@@ -51,10 +51,10 @@ def token_reference(token: AnyToken, name: str = "token") -> TokenReference:
 
 
 def token_references(tokens: AnyToken | Iterable[AnyToken], name: str) -> list[TokenReference]:
-    """Names several tokens on the wire; one alone stands for a list of one.
+    """Returns the messages for several tokens, or for one.
 
     Raises:
-        InputError: One of them is no token.
+        InputError: One of them is not a token.
     """
     if isinstance(tokens, int | str | End):
         tokens = [tokens]
@@ -62,17 +62,17 @@ def token_references(tokens: AnyToken | Iterable[AnyToken], name: str) -> list[T
 
 
 def token_biases(biases: Mapping[AnyToken, float], name: str) -> list[TokenBias]:
-    """Puts a mapping from tokens to biases on the wire, in its own order.
+    """Returns the messages for a mapping from tokens to biases, in its own order.
 
     Raises:
-        InputError: A key is no token, or a value no number.
+        InputError: A key is not a token, or a value not a number.
     """
-    made = []
+    messages = []
     for token, bias in dict(biases).items():
         try:
-            made.append(TokenBias(token=token_reference(token, name), bias=bias))
+            messages.append(TokenBias(token=token_reference(token, name), bias=bias))
         except TypeError as error:
             raise InputError(
                 f"{name} cannot add {bias!r} to a score: a bias is a number"
             ) from error
-    return made
+    return messages

@@ -61,7 +61,7 @@ def open_parts(corpora: Corpora) -> list[Part]:
 
 
 def choose_format(spec: TrainSpec, corpora: Corpora) -> None:
-    """Takes the format of files that are given by their paths from their names, where none is set.
+    """Sets the format by the names of files, if they are paths and no format is set.
 
     Raises:
         InputError: The names differ, or are those of files that are not text.
@@ -83,7 +83,7 @@ def close_parts(parts: Sequence[Part]) -> None:
 
 
 def _head(file: CorpusFile) -> FileHead:
-    """Makes the message that a file begins with."""
+    """Returns the message before the bytes of a file."""
     head = FileHead()
     name = file.name
     if not name and isinstance(file.data, os.PathLike):
@@ -144,12 +144,12 @@ class Upload:
 
 
 def make_spec(model: str, spec: TrainSpec | None, options: TrainOptions) -> TrainSpec:
-    """Lays options over a spec.
+    """Sets options on top of a spec.
 
     Args:
         model: The model's name; empty keeps the spec's.
-        spec: Where to begin; it is not changed. None begins with the server's defaults.
-        options: What to set on top.
+        spec: The spec to begin with, which is not changed. None: the server's defaults.
+        options: The options.
 
     Returns:
         A new spec.
@@ -169,7 +169,7 @@ def make_spec(model: str, spec: TrainSpec | None, options: TrainOptions) -> Trai
 
 
 def option_home(option: str) -> tuple[str, str]:
-    """Finds where an option stands in a TrainSpec.
+    """Returns the place of an option in a TrainSpec.
 
     Returns:
         The name of the part ("" for the spec itself) and the name of the field in it.

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from treadle.client.session import Session
 
 MAX_UNDONE = 1000
-"""How many exchanges `/undo` can take back: a talk through a pipe may be of any length."""
+"""Exchanges that `/undo` can take back: a conversation through a pipe may have any length."""
 
 HELP = """\
 /save FILE   keep the state of the conversation in a file
-/load FILE   continue from a state that was kept
+/load FILE   continue from a saved state
 /undo        take back the last exchange, /load or /reset
 /reset       begin again
 /help        this list
 /quit        leave; so do Ctrl-D, and Ctrl-C where you type
-Ctrl-C during a reply ends it, as if its line had not been said.
+Ctrl-C during a reply ends it, as if its line had not been typed.
 A line that begins with // is sent with one / less."""
 
 
@@ -46,9 +46,9 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle chat`."""
     parser = commands.add_parser(
         "chat",
-        help="talk with a model that remembers",
-        description="Read lines, and let the model continue from each of them up to a stop. It "
-        "remembers all that was said in a few kilobytes, which /save keeps in a file; /help "
+        help="talk with a model that has a memory",
+        description="Read lines, and let the model continue from each of them up to a stop. Its "
+        "memory of the conversation is a few kilobytes, which /save writes to a file. /help "
         "lists the other commands.",
     )
     parser.add_argument("model", metavar="MODEL", help="the model's name, or NAME@ALIAS")
@@ -79,7 +79,7 @@ def add_parsers(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Talks until the input ends.
+    """Runs the conversation until the input ends.
 
     Returns:
         The exit code.
@@ -105,12 +105,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 class Chat:
-    """A conversation: each line is read and answered, or obeyed if it begins with a slash.
+    """A conversation: each line is answered, or run as a command if it begins with a slash.
 
     Args:
-        session: The session that remembers.
-        items: Whether the model's corpus has an item a line: what ends an item ends the memory.
-        console: Where replies go.
+        session: The session with the memory.
+        items: Whether the model's corpus has one item a line: the end of an item ends the memory.
+        console: The output of the replies.
     """
 
     def __init__(self, session: Session, items: bool, console: Console) -> None:
@@ -128,18 +128,19 @@ class Chat:
         }
 
     def take(self, line: str) -> bool:
-        """Takes a line.
+        """Answers a line or runs its command.
 
         Returns:
-            False where it asks to leave.
+            False where the line ends the conversation.
 
         Raises:
-            UnavailableError: The server is gone; other trouble is reported, and the talk continues.
+            UnavailableError: The server is gone; other errors are printed, and the conversation
+                continues.
         """
         if line.startswith("//"):
             line = line[1:]
         elif line.startswith("/"):
-            return self._obey(*line[1:].strip().partition(" ")[::2])
+            return self._run_command(*line[1:].strip().partition(" ")[::2])
         before = self._session.state
         try:
             self._answer(line)
@@ -155,7 +156,7 @@ class Chat:
         return True
 
     def _answer(self, line: str) -> None:
-        """Prints the reply to a line as it is made."""
+        """Prints the reply to a line as it is generated."""
         begun = False
         try:
             for piece in self._session.stream(line if self._items else line + "\n"):
@@ -169,19 +170,19 @@ class Chat:
         self._after_reply()
 
     def _after_reply(self) -> None:
-        """Brings the memory, which ends before what ended the reply, to where a line begins."""
+        """Reads the text that ended the reply, since the memory lacks it."""
         from treadle.v1.sequence_pb2 import STOP_REASON_END_TOKEN
 
         result = self._session.result
         if result is None:
             return
         if self._items and result.stop_reason == STOP_REASON_END_TOKEN:
-            self._session.state = b""  # this item is over, and the next one knows nothing of it
+            self._session.state = b""  # the next item begins without a memory
         elif between := result.stop_sequence or ("" if self._items else "\n"):
             self._session.read(between)
 
-    def _obey(self, command: str, word: str) -> bool:
-        """Does what a line that begins with a slash asks for."""
+    def _run_command(self, command: str, word: str) -> bool:
+        """Runs the command of a line that begins with a slash."""
         if command == "quit":
             return False
         do = self._commands.get(command)
@@ -195,21 +196,21 @@ class Chat:
         return True
 
     def _save(self, path: str) -> None:
-        """Keeps the state."""
+        """Writes the state to a file."""
         if not path:
             raise InputError("name a file: /save FILE")
         if not self._session.state:
             why = (
-                "nothing was said since the last item"
+                "nothing was typed since the last item"
                 if self._items and self._before
-                else "nothing was said yet"
+                else "nothing was typed yet"
             )
-            raise InputError(f"{why}: there is no state to keep")
+            raise InputError(f"{why}: there is no state to save")
         write_output(path, self._session.state)
         self._say(f"{len(self._session.state):,} bytes in {display_path(path)}")
 
     def _load(self, path: str) -> None:
-        """Continues from a state that was kept."""
+        """Continues from a saved state."""
         if not path:
             raise InputError("name a file: /load FILE")
         state = read_state(path)
@@ -232,7 +233,7 @@ class Chat:
         self._say(HELP)
 
     def _say(self, text: str) -> None:
-        """Says what is no reply; not among the replies where these are piped."""
+        """Writes a message to standard error, apart from the replies."""
         print(text, file=sys.stderr, flush=True)
 
 
@@ -246,6 +247,6 @@ def _piped(args: argparse.Namespace) -> Iterator[str]:
         raise InputError("cannot read standard input: it is closed")
     for number, line in enumerate(input_lines(args, "-"), 1):
         if line.fault:
-            print_notice(f"line {number:,} was left out: {line.fault}")
+            print_notice(f"line {number:,} was skipped: {line.fault}")
         else:
             yield line.text

@@ -18,7 +18,7 @@ LATEST = "latest"
 
 
 def connect(args: argparse.Namespace) -> Client:
-    """Makes the client for the server that the command line or the environment names."""
+    """Returns the client for the server that the command line or the environment names."""
     from treadle.client.client import DEFAULT_ADDRESS, Client
 
     address = getattr(args, "server", os.environ.get("TREADLE_SERVER", DEFAULT_ADDRESS))
@@ -26,10 +26,10 @@ def connect(args: argparse.Namespace) -> Client:
 
 
 def find_job(client: Client, job: str) -> Job:
-    """Finds a job by its id, the beginning of it, or `latest`.
+    """Returns the job with an id, the beginning of an id, or `latest`.
 
     Raises:
-        InputError: Several ids begin like that.
+        InputError: Several ids begin with it.
         ServerError: There is no such job, or a call failed.
     """
     from treadle.client.errors import InvalidArgumentError, NotFoundError

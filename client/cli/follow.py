@@ -1,4 +1,4 @@
-"""What `treadle train` and `treadle watch` share: showing a run, and leaving it."""
+"""`follow` shows the events of a run for `treadle train` and `treadle watch`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def follow(training: TrainingRun, args: argparse.Namespace, console: Console) -> None:
-    """Shows each event as it comes, up to the end of the job.
+    """Shows each event as it arrives, up to the end of the job.
 
     Raises:
         ServerError: The job failed, was paused or cancelled, or is out of reach.
@@ -30,8 +30,8 @@ def follow(training: TrainingRun, args: argparse.Namespace, console: Console) ->
     except UnavailableError as error:
         if not training.job:
             raise
-        # Whoever watched needs the id to come back.
-        back = f"once it is back, `treadle watch {training.job}` continues to watch it"
+        # The user needs the id to watch the job again.
+        back = f"once the server is back, watch the job with `treadle watch {training.job}`"
         raise UnavailableError(
             f"{error.in_names_of(console.argument_names())}; {back}",
             code=error.code,
@@ -40,26 +40,26 @@ def follow(training: TrainingRun, args: argparse.Namespace, console: Console) ->
 
 
 def interruption(training: TrainingRun) -> str:
-    """What to say of a run that Ctrl-C left."""
+    """Returns the message after a Ctrl-C."""
     if training.model is not None:
         return "interrupted"
     if training.job:
-        back = f"`treadle watch {training.job}` comes back to it"
+        back = f"`treadle watch {training.job}` shows it again"
         return f"interrupted; the job continues at the server: {back}"
     if training.sent:
         return (
             "interrupted; if the whole corpus has arrived, the server continues to train: "
-            "`treadle jobs` tells"
+            "`treadle jobs` shows it"
         )
     return "interrupted"
 
 
 def make_report(args: argparse.Namespace, console: Console) -> Report:
-    """Chooses how to show the run."""
+    """Returns the report for the output and the options."""
     from treadle.client.cli.display.reports import JsonReport, LiveReport, PlainReport, QuietReport
 
     if getattr(args, "json", False) or not console.is_terminal:
         return JsonReport(console, only_completed=args.quiet)
     if args.quiet:
         return QuietReport(console)
-    return LiveReport(console) if console.moves else PlainReport(console)
+    return LiveReport(console) if console.can_overwrite else PlainReport(console)

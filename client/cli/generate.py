@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from treadle.client.generation import Generation
     from treadle.v1.sequence_pb2 import GenerateResult
 
-SAVED = "return_state"
+STATE_FIELD = "return_state"
 
 
 def add_parsers(commands: Commands) -> None:
@@ -55,7 +55,7 @@ def add_parsers(commands: Commands) -> None:
     add_encoding(parser)
     add_items(parser)
     add_generation(parser)
-    add_state(parser, SAVED, "the text")
+    add_state(parser, STATE_FIELD, "the text")
     parser.add_argument("--no-newline", action="store_true", help="print no newline after the text")
     add_unknown(parser)
     add_json(parser)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
     check_model(args)
     several = wants_items(args)
-    if several and SAVED in vars(args):
+    if several and STATE_FIELD in vars(args):
         raise InputError(
             "--save-state keeps the state of one text: leave out -n and the other options of "
             "several texts"
@@ -90,13 +90,13 @@ def run(args: argparse.Namespace, console: Console) -> None:
 def _print_one(
     client: Client, args: argparse.Namespace, prompt: str, options: dict[str, Any], console: Console
 ) -> None:
-    """Generates one text, printing each piece as it comes.
+    """Generates one text and prints each piece as it arrives.
 
     Raises:
         OSError: The output has no reader any more, or cannot be written. A requested state is saved
             all the same.
     """
-    path = save_path(options, SAVED)
+    path = save_path(options, STATE_FIELD)
     broken: OSError | None = None
     with client.generate(args.model or "", prompt, **options) as generation:
         try:
@@ -115,7 +115,7 @@ def _print_one(
 
 
 def _print_pieces(generation: Generation, args: argparse.Namespace, console: Console) -> None:
-    """Prints each piece, or each of the server's messages, as it comes."""
+    """Prints each piece, or each of the server's messages, as it arrives."""
     if getattr(args, "json", False):
         _print_json(generation, console)
         return
@@ -132,7 +132,7 @@ def _prints_more(options: dict[str, Any]) -> bool:
 
 
 def _print_json(generation: Generation, console: Console) -> None:
-    """Prints each of the server's messages as it comes."""
+    """Prints each of the server's messages as it arrives."""
     from treadle.client.cli.display.json_lines import to_line
 
     for response in generation.responses():

@@ -31,7 +31,7 @@ DAY_S = 86_400
 
 OUTCOMES = {"cancel": "cancelled", "pause": "paused"}
 
-SURE = 6
+MIN_ID_CHARACTERS = 6
 """Characters of an id that an action needs to end a job."""
 
 ACTIONS = {
@@ -219,9 +219,10 @@ def _check_id(action: str, given: str, job: Job) -> None:
     Raises:
         InputError: The given beginning is too short: many ids begin with 0, for example.
     """
-    if action in ("cancel", "delete") and len(given) < SURE and given != job.id:
+    if action in ("cancel", "delete") and len(given) < MIN_ID_CHARACTERS and given != job.id:
         raise InputError(
-            f"{given!r} is too short to {action} a job by: give {SURE} or more characters of its id"
+            f"{given!r} is too short to {action} a job by: give {MIN_ID_CHARACTERS} or more "
+            "characters of its id"
         )
 
 

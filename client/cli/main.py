@@ -1,8 +1,8 @@
-"""The `treadle` command.
+"""`main` runs the `treadle` command.
 
 Exit codes: 0 done; 1 the server refused or failed; 2 wrong usage or unusable input; 3 the
-server cannot be reached; 130 interrupted by Ctrl-C. Where nobody reads the output any more,
-141, as any other program in a pipe.
+server cannot be reached; 130 interrupted by Ctrl-C. Where the output has no reader any more,
+141, as with any other program in a pipe.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Exit codes: 0 done, 1 the server refused or failed, 2 wrong usage or unusable in
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Makes the parser of the whole command line; it loads no gRPC."""
+    """Returns the parser of the whole command line; it loads no gRPC."""
     parser = Parser(
         prog="treadle",
         description="Train small recurrent sequence models, generate from them and score text.",
@@ -79,12 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: The words after the program's name; None takes the process'.
+        arguments: The words after the program's name; None takes those of the process.
 
     Returns:
         The exit code.
     """
-    # gRPC's own log would stand between the lines; what matters of it comes as an error.
+    # gRPC's own log would mix with the output; what matters of it arrives as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     console = Console.standard()
     try:
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TreadleError as error:
         return _fail(_sentence(error, console), error.exit_code)
     except OSError as error:
-        # Files that commands read and write have sentences of their own: this is the output.
+        # Errors of files that commands read and write are InputErrors: this is the output.
         return _fail(f"cannot write the output: {error.strerror or error}", 1)
     except Exception as error:
         if os.environ.get("TREADLE_DEBUG"):
@@ -111,15 +111,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _interruptible(console: Console) -> Iterator[None]:
-    """Lets Ctrl-C end the process where it stands, which ends its call as well.
+    """Makes Ctrl-C end the process at once, which ends its call as well.
 
-    Python would raise KeyboardInterrupt wherever the main thread happens to be, within gRPC too,
-    and with a lock held there the end of the program waits for ever.
+    Python would raise KeyboardInterrupt anywhere in the main thread, also within gRPC. With a
+    lock held there, the end of the program would wait for ever.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(OSError):
-            if console.transient:
+            if console.has_live_line:
                 os.write(console.out.fileno(), CLEAR_LINE.encode())
             os.write(sys.stderr.fileno(), f"treadle: {console.interruption()}\n".encode())
         os._exit(INTERRUPTED)
@@ -143,7 +143,7 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
 
 
 def _sentence(error: TreadleError, console: Console) -> str:
-    """Puts an error into the command's words, and when to come back where the server said so."""
+    """Returns an error's sentence with the command's flags and the time of the next try."""
     sentence = error.in_names_of(console.argument_names())
     if isinstance(error, ServerError) and error.retry_delay_s:
         return f"{sentence} (try again in {error.retry_delay_s:g} s)"
@@ -151,8 +151,8 @@ def _sentence(error: TreadleError, console: Console) -> str:
 
 
 def _fail(sentence: str, code: int) -> int:
-    """Says on standard error what went wrong."""
-    with contextlib.suppress(OSError):  # nobody may be listening there either
+    """Writes an error to standard error."""
+    with contextlib.suppress(OSError):  # it may be closed as well
         print(f"treadle: {printable(sentence)}", file=sys.stderr, flush=True)
     return code
 

@@ -194,7 +194,7 @@ def _losses(record: TrainingRecord) -> list[tuple[str, str]]:
 
 
 def _on(where: str) -> str:
-    """Says what a loss was measured on."""
+    """Returns the part that a loss was measured on, for a sentence."""
     return f" on {where}" if where else ""
 
 

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from treadle.v1.sequence_pb2 import TextScore
 
 ROW = "{:>6}  {:>7}  {:>11}  {:>7}  {:>10}  {:>9}  {}"
-"""Fixed columns: the rows are printed as the scores come."""
+"""Fixed columns, since the rows are printed as the scores arrive."""
 HEAD = ROW.format("text", "tokens", "nats", "mean", "perplexity", "bits/char", "")
-SAVED = "return_states"
+STATE_FIELD = "return_states"
 INDENT = " " * 8
 
 
@@ -80,7 +80,7 @@ def add_parsers(commands: Commands) -> None:
         help="print each token's rank, 1 for the likeliest of all tokens",
     )
     add_top(parser)
-    add_state(parser, SAVED, "the context, or each text,")
+    add_state(parser, STATE_FIELD, "the context, or each text,")
     add_unknown(parser)
     add_json(parser)
     add_connection(parser)
@@ -88,7 +88,7 @@ def add_parsers(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    """Scores, printing each text's score as it comes.
+    """Scores the texts and prints each score as it arrives.
 
     Raises:
         InputError: The options do not go together.
@@ -96,17 +96,18 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from treadle.client.options import ScoreOptions
 
     if "job" in vars(args) and args.file is None:
-        args.model, args.file = None, args.model  # with --job, the one word is the FILE
+        args.file = args.model  # with --job, the one word is the FILE
+        args.model = None
     check_model(args)
-    if SAVED in vars(args) and (args.per_line or len(args.text or ()) > 1):
+    if STATE_FIELD in vars(args) and (args.per_line or len(args.text or ()) > 1):
         raise InputError("--save-state keeps the state after one text: give one")
     if args.per_line and args.text:
         raise InputError("--per-line scores the lines of a file: leave --text out")
-    # tee keeps what is sent until its score is there, and no longer.
-    labels, texts = tee(_find_texts(args))
+    # tee keeps a text until its score has arrived, and no longer.
+    labels, texts = tee(_texts_to_score(args))
     with connect(args) as client:
         options = request_options(args, client, ScoreOptions)
-        path = save_path(options, SAVED)
+        path = save_path(options, STATE_FIELD)
         scores = client.score(args.model or "", (each.text for each in texts), **options)
         pairs = with_labels(labels, scores)
         if path is not None:
@@ -117,11 +118,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
             _print_table(pairs, console)
 
 
-def _find_texts(args: argparse.Namespace) -> Iterator[LabeledText]:
-    """Finds what to score.
+def _texts_to_score(args: argparse.Namespace) -> Iterator[LabeledText]:
+    """Returns the texts to score.
 
     Raises:
-        InputError: There is nothing to score, or more than one kind of it.
+        InputError: There is no text, or more than one source of texts.
     """
     if (args.file is None) == (args.text is None):
         raise InputError("give either a FILE (- for standard input) or --text")
@@ -135,7 +136,7 @@ def _find_texts(args: argparse.Namespace) -> Iterator[LabeledText]:
 def _saved(
     pairs: Iterable[tuple[LabeledText, TextScore]], path: str
 ) -> Iterator[tuple[LabeledText, TextScore]]:
-    """Passes on the score of the only text, and writes the state after it."""
+    """Yields the score of the only text, and writes the state after it."""
     for text, score in pairs:
         write_output(path, score.state)
         score.ClearField("state")
@@ -155,7 +156,7 @@ def _print_json(pairs: Iterable[tuple[LabeledText, TextScore]], console: Console
 
 
 def _print_table(pairs: Iterable[tuple[LabeledText, TextScore]], console: Console) -> None:
-    """Prints a row for each text and, below several, one for all of them."""
+    """Prints a row for each text and, after several, one for all of them."""
     from treadle.v1.sequence_pb2 import TextScore
 
     total = TextScore()
@@ -176,7 +177,7 @@ def _print_table(pairs: Iterable[tuple[LabeledText, TextScore]], console: Consol
 
 
 def _row(name: str, score: TextScore, text: str, console: Console) -> str:
-    """Lays out the score of one text; a dash stands for what has no value."""
+    """Lays out the score of one text; a dash marks a missing value."""
     set_fields = {field.name: value for field, value in score.ListFields()}
     means = [
         write(set_fields[field]) if field in set_fields else "-"
@@ -188,8 +189,9 @@ def _row(name: str, score: TextScore, text: str, console: Console) -> str:
     ]
     nats = number_text(score.total_log_probability)
     row = ROW.format(name, score.token_count, nats, *means, "")
-    room = max(0, console.width - 1 - len(row)) if console.is_terminal else None
-    return (row + one_line(text, room)).rstrip()
+    available = console.width - 1 - len(row)
+    width = max(0, available) if console.is_terminal else None
+    return (row + one_line(text, width)).rstrip()
 
 
 def _with_means(total: TextScore) -> TextScore:

@@ -1,4 +1,4 @@
-"""`treadle score-stream`: how surprising each line of a stream is, as the lines come."""
+"""The command `treadle score-stream` scores the lines of a stream as they arrive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from treadle.client.cli.display.notices import print_notice
 from treadle.client.cli.display.output_file import write_output
 from treadle.client.cli.display.stream_rows import Rows, add_up
 from treadle.client.cli.input.stream_faults import Faults, on_error
-from treadle.client.cli.input.stream_input import Input, Unit, units
+from treadle.client.cli.input.stream_input import StreamInput, Unit, units
 from treadle.client.cli.input.text_input import input_name, open_input, text_source
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import (
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
     from treadle.client.streaming import StreamPiece
     from treadle.v1.sequence_pb2 import PieceScore, StreamError
 
-SAVED = "return_state"
+STATE_FIELD = "return_state"
 
-ENDINGS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
-"""What a signal that ends the stream is called."""
+SIGNAL_NAMES = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
+"""Messages for the signals that end the stream."""
 
-PATIENCE_S = 2.0
-"""Seconds after such a signal until it is said why the command still runs."""
+NOTICE_DELAY_S = 2.0
+"""Seconds after such a signal until a notice says why the command still runs."""
 
 FINISHING = (
     "the stream has ended; what was read is still scored (a second signal ends that at once)"
 )
 
 GRACE_S = 60.0
-"""How long a stream whose time is over may take to end well."""
+"""How long a stream may take to end well after its --timeout, in seconds."""
 
 Sent: TypeAlias = "queue.SimpleQueue[Unit]"
 """The units whose pieces were sent, in their order."""
@@ -61,19 +61,19 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle score-stream`."""
     parser = commands.add_parser(
         "score-stream",
-        help="score lines as they come, and learn from them",
-        description="Read lines as they come and print how surprising each of them is, in nats, "
+        help="score lines as they arrive, and learn from them",
+        description="Read lines as they arrive and print how surprising each of them is, in nats, "
         "before the line. A model of one item a line scores each line as an item; one of running "
         "text scores a line after all those before it. Ends at the end of the input or by Ctrl-C.",
     )
     add_model(parser)
     parser.add_argument(
-        "file", metavar="FILE", nargs="?", help="the lines; - or none reads standard input"
+        "file", metavar="FILE", nargs="?", help="the lines; - or no FILE reads standard input"
     )
     add_encoding(parser)
     add_rows(parser)
     add_learning(parser)
-    add_state(parser, SAVED, "the stream")
+    add_state(parser, STATE_FIELD, "the stream")
     add_unknown(parser)
     add_json(parser)
     add_connection(parser)
@@ -81,9 +81,9 @@ def add_parsers(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Scores until the input ends, and learns if that is asked for.
+    """Scores until the input ends, and learns if requested.
 
-    Whatever ends it, states are kept and what was learned is published before it says so.
+    Whatever ends it, the state is written and what was learned is published first.
 
     Returns:
         The exit code.
@@ -92,15 +92,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         InputError: The options do not go together, the input cannot be read, or a line that cannot
             be read ended it.
         ServerError: The server failed, or what was learned could not be published.
-        OSError: Nobody reads the output any more, or it cannot be written.
+        OSError: The output has no reader any more, or cannot be written.
     """
     if "job" in vars(args) and args.file is None:
-        args.model, args.file = None, args.model  # with --job, the one word is the FILE
+        args.file = args.model  # with --job, the one word is the FILE
+        args.model = None
     check_model(args)
     check(args)
     args.on_error = on_error(args)
     path = args.file or "-"
-    source = Input(open_input(path), text_source(args, path), console.descriptor)
+    source = StreamInput(open_input(path), text_source(args, path), console.descriptor)
     stream = _Stream(args, source, console)
     with (
         connect(args) as client,
@@ -111,9 +112,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
             stream.follow(client)
         finally:
             source.stop()
-    stream.faults.tell()
+    stream.faults.print_count()
     if signals:
-        print_notice(ENDINGS[signals[0].name])
+        print_notice(SIGNAL_NAMES[signals[0].name])
         return 128 + signals[0]
     if source.error is not None:
         raise InputError(f"cannot read {input_name(path)}: {source.error.strerror}")
@@ -124,18 +125,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 @contextlib.contextmanager
-def _ended_by_signals(source: Input) -> Iterator[list[signal.Signals]]:
-    """Lets the first signal that would end the process end the input.
+def _ended_by_signals(source: StreamInput) -> Iterator[list[signal.Signals]]:
+    """Makes the first signal that would end the process end the input.
 
-    A second one ends the process, as everywhere. What is ignored, as by `nohup`, stays so.
+    A second one ends the process as usual. An ignored signal, as with `nohup`, stays ignored.
 
     Yields:
-        The signals that came, none at first.
+        The received signals, none at first.
     """
-    came: list[signal.Signals] = []
-    waiting = threading.Timer(PATIENCE_S, print_notice, [FINISHING])
+    received: list[signal.Signals] = []
+    waiting = threading.Timer(NOTICE_DELAY_S, print_notice, [FINISHING])
     waiting.daemon = True
-    numbers = [getattr(signal, name) for name in ENDINGS if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in SIGNAL_NAMES if hasattr(signal, name)]
     before = {
         number: signal.getsignal(number)
         for number in numbers
@@ -147,27 +148,27 @@ def _ended_by_signals(source: Input) -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
     def end_input(number: int, frame: FrameType | None) -> None:
-        came.append(signal.Signals(number))
+        received.append(signal.Signals(number))
         source.stop()
         restore()
-        if len(came) == 1:
+        if len(received) == 1:
             waiting.start()
 
     for number in before:
         signal.signal(number, end_input)
     try:
-        yield came
+        yield received
     finally:
         waiting.cancel()
         restore()
 
 
 @contextlib.contextmanager
-def _ended_by_time(source: Input, seconds: float | None) -> Iterator[threading.Event]:
+def _ended_by_time(source: StreamInput, seconds: float | None) -> Iterator[threading.Event]:
     """Ends the input after some seconds; None never does.
 
     Yields:
-        Whether it did.
+        An event that is set where the time ended the input.
     """
     late = threading.Event()
     if seconds is None:
@@ -188,15 +189,15 @@ def _ended_by_time(source: Input, seconds: float | None) -> Iterator[threading.E
 
 
 class _Stream:
-    """One stream: what is sent, what is printed, and what went wrong on the way.
+    """One stream: sends its pieces, prints its rows and collects its errors.
 
     Args:
         args: The command line.
         source: The input.
-        console: Where rows are printed.
+        console: The output.
     """
 
-    def __init__(self, args: argparse.Namespace, source: Input, console: Console) -> None:
+    def __init__(self, args: argparse.Namespace, source: StreamInput, console: Console) -> None:
         self._args = args
         self._source = source
         self._console = console
@@ -204,15 +205,15 @@ class _Stream:
         self._sent: Sent = queue.SimpleQueue()
         self.faults = Faults(args.on_error == "stop", args.per)
         self._broken: OSError | None = None
-        """What stopped the printing."""
+        """The error that stopped the printing."""
         self._unpublished: ServerError | None = None
-        """Why what was learned last is not stored."""
+        """Why the newest publication failed."""
         self._publishes: bool = bool(args.publish or args.publish_every)
         self._unstored = False
         """Whether something was learned since the last version was stored."""
 
     def check(self) -> None:
-        """Raises what went wrong, the worst first.
+        """Raises the errors of the stream, the worst first.
 
         Raises:
             InputError: A line stopped the stream.
@@ -228,7 +229,7 @@ class _Stream:
         self.faults.check()
 
     def follow(self, client: Client) -> None:
-        """Scores what comes, prints it, and keeps what is to be kept."""
+        """Scores the input, prints rows, and writes the state or publishes."""
         from treadle.client.options import LearnStreamOptions, ScoreStreamOptions
 
         args = self._args
@@ -246,13 +247,13 @@ class _Stream:
 
     def _score(self, client: Client, found: Iterator[Unit], options: dict[str, Any]) -> None:
         """Scores the stream."""
-        path = save_path(options, SAVED)
+        path = save_path(options, STATE_FIELD)
         pieces = self._pieces(found)
         with client.score_stream(self._args.model or "", pieces, **options) as stream:
             self._print(stream)
             result = stream.result()
         if result.HasField("error"):
-            self.faults.add(0, self._worded(result.error))
+            self.faults.add(0, self._error_text(result.error))
         if path is not None:
             write_output(path, result.state)
         if self._broken is None:
@@ -267,24 +268,27 @@ class _Stream:
                 if self._unstored and self._publishes:
                     print_notice(
                         "what was learned and not yet published is lost; --publish-every "
-                        "publishes it on the way"
+                        "publishes more often"
                     )
                 raise
 
     def _pieces(self, found: Iterator[Unit]) -> Iterator[StreamPiece]:
-        """Yields what is to be sent, and notes the units that it belongs to."""
+        """Yields the pieces to send."""
         for unit in self._readable(found):
             yield from unit.pieces
 
     def _steps(self, found: Iterator[Unit]) -> Iterator[LearnStep]:
-        """Yields what is to be learned, and the publications between and behind it."""
+        """Yields the pieces to learn from, with publications between and after them."""
         from treadle.v1.sequence_pb2 import Publish
 
         args = self._args
         names: dict[str, Any] = {"model": args.publish_as or "", "alias": args.alias or ""}
         if self._publishes:
-            yield Publish(validate_only=True, **names)  # before anything is learned in vain
-        count = published = 0
+            yield Publish(
+                validate_only=True, **names
+            )  # reports wrong names before anything is learned
+        count = 0
+        published = 0
         for unit in self._readable(found):
             yield from unit.pieces
             count += not unit.fault
@@ -295,7 +299,7 @@ class _Stream:
             yield Publish(**names)
 
     def _readable(self, found: Iterator[Unit]) -> Iterator[Unit]:
-        """Yields units up to what ends the stream, and notes that they are sent."""
+        """Yields units up to the one that ends the stream, and records them as sent."""
         for unit in found:
             self._sent.put(unit)
             yield unit
@@ -303,7 +307,7 @@ class _Stream:
                 return
 
     def _learned(self, stream: LearnedPieces) -> Iterator[PieceScore]:
-        """Yields the scores, and tells on standard error of each version that is stored.
+        """Yields the scores, and writes each stored version to standard error.
 
         Raises:
             ServerError: The names to publish under are wrong; nothing was learned yet.
@@ -320,7 +324,9 @@ class _Stream:
                 self._unpublished = stream_error(response.error)
                 if not begun:
                     raise self._unpublished
-                print_notice(f"what was learned is not published: {self._worded(response.error)}")
+                print_notice(
+                    f"what was learned is not published: {self._error_text(response.error)}"
+                )
             elif response.published.version:
                 self._unpublished = None
                 self._unstored = False
@@ -330,14 +336,15 @@ class _Stream:
     def _print(self, scores: Iterable[PieceScore]) -> None:
         """Prints a row for each unit that is scored as a whole.
 
-        Where nobody reads them any more, the input ends and the rest is taken in silence.
+        Where the output has no reader any more, the input ends and the rest is not printed.
         """
         from treadle.v1.sequence_pb2 import PieceScore
 
         left = 0
         for score in scores:
             if not left:
-                unit, whole = self._sent.get(), PieceScore()
+                unit = self._sent.get()
+                whole = PieceScore()
                 left = len(unit.pieces)
             add_up(whole, score)
             left -= 1
@@ -345,8 +352,8 @@ class _Stream:
                 self._print_unit(unit, whole)
 
     def _print_unit(self, unit: Unit, whole: PieceScore) -> None:
-        """Prints the row of a unit, or why it has none."""
-        fault = unit.fault or (self._worded(whole.error) if whole.HasField("error") else "")
+        """Prints the row of a unit, or the error in its place."""
+        fault = unit.fault or (self._error_text(whole.error) if whole.HasField("error") else "")
         if not fault:
             self._show(lambda: self._rows.print(unit, whole))
             return
@@ -355,8 +362,8 @@ class _Stream:
         if self.faults.is_over:
             self._source.stop()
 
-    def _worded(self, error: StreamError) -> str:
-        """Puts an error of the stream into the words of the command line."""
+    def _error_text(self, error: StreamError) -> str:
+        """Returns the sentence of an error with the flags of the command line."""
         from treadle.client.streaming import stream_error
 
         return stream_error(error).in_names_of(self._console.argument_names())
@@ -373,7 +380,7 @@ class _Stream:
 
 
 def _has_items(client: Client, args: argparse.Namespace, options: dict[str, Any]) -> bool:
-    """Asks whether the model's corpus has an item a line."""
+    """Returns whether the model's corpus has one item a line."""
     from treadle.v1.sequence_pb2 import CORPUS_FORMAT_CSV, CORPUS_FORMAT_JSONL, CORPUS_LAYOUT_LINES
 
     if "job" in options:

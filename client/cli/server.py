@@ -18,8 +18,8 @@ from treadle.client.errors import ServerError
 if TYPE_CHECKING:
     from treadle.v1.sequence_pb2 import GetServerInfoResponse
 
-WAITING_S = 5.0
-"""Seconds between two lines about what is waited for."""
+NOTICE_INTERVAL_S = 5.0
+"""Seconds between two notices while the command waits."""
 
 
 def add_parsers(commands: Commands) -> None:
@@ -77,7 +77,7 @@ def run_info(args: argparse.Namespace, console: Console) -> None:
 
 
 def _memory(info: GetServerInfoResponse) -> str:
-    """Tells what is kept for callers; an older server does not say."""
+    """Returns the memory kept for callers; an older server does not report it."""
     from treadle.client.cli.display.progress import size_text
 
     if not info.memory_budget_bytes:
@@ -86,28 +86,28 @@ def _memory(info: GetServerInfoResponse) -> str:
 
 
 def _starting(info: GetServerInfoResponse) -> list[tuple[str, str]]:
-    """Tells how far a server is that does not serve yet."""
+    """Returns the progress of a server that does not serve yet."""
     if not info.kernels_total:
         return []
     return [("starting", f"{info.kernels_ready} of {info.kernels_total} kernels are compiled")]
 
 
 def run_health(args: argparse.Namespace, console: Console) -> None:
-    """Tells whether the server serves."""
+    """Prints whether the server serves."""
     with connect(args) as client:
         if args.wait:  # 0 asks once, as without it
-            client.wait_ready(args.wait, _Waiting(client.address))
+            client.wait_ready(args.wait, _WaitNotice(client.address))
         elif not client.health():
-            doing = client.starting()
+            progress = client.starting()
             raise ServerError(
                 f"the server at {client.address} is up but not serving"
-                + (f": {doing}" if doing else "")
+                + (f": {progress}" if progress else "")
             )
     console.line("serving")
 
 
-class _Waiting:
-    """Says on standard error what a server does that is waited for, every few seconds.
+class _WaitNotice:
+    """Writes the progress of a starting server to standard error every few seconds.
 
     Args:
         address: The server's address.
@@ -117,12 +117,12 @@ class _Waiting:
         self._address = address
         self._due_s = 0.0
 
-    def __call__(self, doing: str) -> None:
+    def __call__(self, progress: str) -> None:
         now_s = time.monotonic()
         if now_s >= self._due_s:
-            self._due_s = now_s + WAITING_S
+            self._due_s = now_s + NOTICE_INTERVAL_S
             print(
-                f"treadle: waiting for the server at {self._address}: {doing}",
+                f"treadle: waiting for the server at {self._address}: {progress}",
                 file=sys.stderr,
                 flush=True,
             )

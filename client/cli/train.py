@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Role = Literal["train", "valid", "test"]
 
 _INTERRUPTION_S = 0.1
-"""How much later than the end of a pipe a Ctrl-C may come that ended the program feeding it."""
+"""How long after the end of a pipe the Ctrl-C may arrive that ended the program feeding it."""
 
 
 def add_parsers(commands: Commands) -> None:
@@ -47,7 +47,7 @@ def add_parsers(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    """Trains, reporting each event as it comes, or only starts to."""
+    """Trains and shows each event as it arrives, or only starts the job."""
     from treadle.client.options import TrainOptions
 
     choose_format(args)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 
 def _detach(training: TrainingRun, args: argparse.Namespace, console: Console) -> None:
-    """Leaves the job as soon as it is one, and says how to come back."""
+    """Leaves the job as soon as it is accepted, and prints its id."""
     from treadle.client.cli.display.json_lines import to_line
 
     console.interruption = lambda: interruption(training)
@@ -82,11 +82,11 @@ def _detach(training: TrainingRun, args: argparse.Namespace, console: Console) -
 
 
 def choose_format(args: argparse.Namespace) -> None:
-    """Takes the files' format from their names, where it is not given, and says so.
+    """Chooses the files' format by their names, where it is not given, and says so.
 
     Raises:
-        InputError: The names differ, or are those of files that are not text; or an option is for
-            a format that the files do not have.
+        InputError: The names differ, or are those of files that are not text; or an option is
+            for another format.
     """
     from treadle.client.files.formats import check_readable, format_of
 
@@ -95,9 +95,9 @@ def choose_format(args: argparse.Namespace) -> None:
         found = format_of(names, "--format")
         if found is not None:
             args.format = found
-            told = f"{names[0]} is" if len(names) == 1 else "the files are"
+            subject = f"{names[0]} is" if len(names) == 1 else "the files are"
             print(
-                f"treadle: {told} read as {found}, by the name; --format plain reads plain text",
+                f"treadle: {subject} read as {found}, by the name; --format plain reads plain text",
                 file=sys.stderr,
             )
         if getattr(args, "tokenizer", "") != "bytes":
@@ -105,7 +105,7 @@ def choose_format(args: argparse.Namespace) -> None:
     if getattr(args, "format", "plain") == "plain":
         for name in ("column", "missing"):
             if name in args:
-                raise InputError(f"--{name} is for files of the --format jsonl or csv")
+                raise InputError(f"--{name} needs --format jsonl or csv")
 
 
 def open_corpora(args: argparse.Namespace, files: ExitStack) -> Corpora:
@@ -122,7 +122,7 @@ def open_corpora(args: argparse.Namespace, files: ExitStack) -> Corpora:
     weights = dict(args.weights)
     for path in weights:
         if path not in args.file:
-            raise InputError(f"--weight is for a FILE that is trained on, and {path!r} is none")
+            raise InputError(f"--weight names {path!r}, which is not a FILE of the training part")
     if sum(paths.count("-") for _, paths in roles) > 1:
         raise InputError("standard input can be read only once: give - for one FILE")
     opened = [
@@ -137,15 +137,15 @@ def _corpus_file(path: str, role: Role, weight: float, files: ExitStack) -> Corp
     """Opens one file of the corpus."""
     from treadle.client.files.corpus import CorpusFile
 
-    data: Any = Input(files.enter_context(open_input(path)))
+    data: Any = CorpusInput(files.enter_context(open_input(path)))
     return CorpusFile(data, name=input_name(path), role=role, weight=weight)
 
 
-class Input:
-    """A file whose end is only told once it is sure.
+class CorpusInput:
+    """A corpus file that waits a moment before it reports its end.
 
     Ctrl-C in a shell ends the program that feeds a pipe as well as this one, and the pipe may
-    come to its end first: half a corpus must not pass for a whole one then.
+    end first. The server must not take half a corpus for a whole one then.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -34,7 +34,7 @@ def add_parsers(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    """Shows each event as it comes."""
+    """Shows each event as it arrives."""
     with connect(args) as client:
         job = find_job(client, args.job)
         with client.watch(

@@ -17,7 +17,7 @@ from treadle.client.errors import InputError
 from treadle.client.files.paths import display_path, open_file
 
 Errors = Literal["strict", "ignore", "replace"]
-"""What to do with bytes that are not text: refuse, leave out, or put U+FFFD in their place."""
+"""The treatment of bytes that are not text: refuse, leave out, or replace by U+FFFD."""
 
 READ_BYTES = 64 * 1024
 
@@ -38,15 +38,15 @@ _FOREIGN_BOMS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-"""Byte order marks that no UTF-8 begins with; the longer of two that begin alike comes first."""
+"""Byte order marks that no UTF-8 begins with; of two that begin alike the longer is first."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _ALONE = re.compile(rb"(?<=[A-Za-z ])[\xa0-\xff](?=[A-Za-z ,.])")
 
 _MARK = "treadle-mark"
-"""The handler that puts a lone surrogate U+DC00 + n in the place of each byte n that is not text:
-no decoder makes those, so that they are found later, in the line where they are."""
+"""The error handler that replaces each byte n that is not text by the lone surrogate U+DC00 + n. No
+decoder makes those, so they are found later, in their line."""
 
 
 def _mark(error: UnicodeError) -> tuple[str, int]:
@@ -60,22 +60,22 @@ codecs.register_error(_MARK, _mark)
 
 
 class TextSource(NamedTuple):
-    """What text is read from, as sentences name it, and how."""
+    """A source of text: its name in messages and its encoding."""
 
     title: str
     """The file's name, or `standard input`."""
     encoding: str = "utf-8"
-    """How it encodes text; any encoding of text files that Python has."""
+    """Its encoding: any of Python's for text files."""
     errors: Errors = "strict"
-    """What to do with bytes that are not text."""
+    """The treatment of bytes that are not text."""
     flag: str = "encoding="
-    """How the caller writes the encoding."""
+    """The argument or flag of the encoding, for messages."""
 
     def decoder(self, *, mark: bool = False) -> Decoder:
-        """Makes what decodes it.
+        """Returns a decoder of the source.
 
         Args:
-            mark: Put surrogates in the place of bytes that are to be refused; see `fault`.
+            mark: Replace bytes that are refused by surrogates; see `fault`.
 
         Raises:
             InputError: There is no such encoding.
@@ -83,7 +83,7 @@ class TextSource(NamedTuple):
         return Decoder(self, mark=mark)
 
     def fault(self, line: str) -> str | None:
-        """Says what is wrong with a line that was decoded with `mark`; None where it is text."""
+        """Returns the fault of a line that was decoded with `mark` as a clause, or None."""
         found = _SURROGATE.search(line)
         if found is None:
             return None
@@ -97,7 +97,7 @@ class TextSource(NamedTuple):
         return f"it is not {self._not_text(near, code - 0xDC00, place)}"
 
     def refusal(self, fault: UnicodeDecodeError) -> InputError:
-        """Makes the error of a whole text that cannot be decoded."""
+        """Returns the error of a whole text that cannot be decoded."""
         byte = fault.object[fault.start]
         return InputError(f"{self.title} is not {self._not_text(fault.object, byte, fault.start)}")
 
@@ -116,11 +116,11 @@ class TextSource(NamedTuple):
 
 
 class Decoder:
-    """Turns bytes into text as they come, never half a character.
+    """Turns bytes into text as they arrive, never half a character.
 
     Args:
-        source: What the bytes are from.
-        mark: Put surrogates in the place of bytes that are to be refused.
+        source: The source of the bytes.
+        mark: Replace bytes that are refused by surrogates.
 
     Raises:
         InputError: There is no such encoding.
@@ -140,13 +140,13 @@ class Decoder:
         self._begun = self._name not in _BOM_ENCODINGS
 
     def decode(self, data: bytes, *, final: bool = False) -> str:
-        """Takes the next bytes.
+        """Decodes the next bytes.
 
         Returns:
-            The text that is now certain.
+            The text that is complete now.
 
         Raises:
-            InputError: It is another encoding by its byte order mark, or bytes are not text.
+            InputError: The byte order mark is that of another encoding, or bytes are not text.
         """
         if not self._checked:
             data = self._head + data
@@ -187,18 +187,18 @@ class Line(NamedTuple):
     """A line of text."""
 
     text: str
-    """What stands in it."""
+    """Its characters, without the end."""
     end: str
-    r"""How it ends: "\n" or "\r\n"; empty for a last line without an end."""
+    r"""Its end: "\n" or "\r\n"; empty for a last line without one."""
     fault: str = ""
-    """What is wrong with it, in a clause that begins with `it`; its text is then only to show."""
+    """Why it is not text, in a clause that begins with `it`; `text` is then only for display."""
 
 
 class LineCutter:
-    """Cuts text that comes in pieces into lines.
+    """Cuts text that arrives in pieces into lines.
 
     Args:
-        source: What the text is from; it was decoded with `mark`.
+        source: The source of the text, which was decoded with `mark`.
     """
 
     def __init__(self, source: TextSource) -> None:
@@ -207,7 +207,7 @@ class LineCutter:
         self._size = 0
 
     def push(self, text: str) -> Iterator[Line]:
-        """Yields the lines that end in the next text."""
+        """Yields the lines that end in the next piece."""
         *whole, rest = text.split("\n")
         for part in whole:
             self._keep(part)
@@ -215,12 +215,12 @@ class LineCutter:
         self._keep(rest)
 
     def end(self) -> Iterator[Line]:
-        """Yields the last line, where it lacks its end."""
+        """Yields the last line, if it has no end."""
         if self._size:
             yield self._line("")
 
     def _keep(self, part: str) -> None:
-        if part and self._size <= MAX_LINE:  # what is beyond is refused, and not kept
+        if part and self._size <= MAX_LINE:  # a longer line is refused, so the rest is dropped
             self._parts.append(part)
         self._size += len(part)
 
@@ -248,7 +248,7 @@ def decode_text(data: bytes, source: TextSource) -> str:
     """Decodes a whole text.
 
     Raises:
-        InputError: It is not of its encoding.
+        InputError: The bytes are not text of the encoding.
     """
     text = source.decoder().decode(data, final=True)
     if _SURROGATE.search(text):
@@ -257,10 +257,10 @@ def decode_text(data: bytes, source: TextSource) -> str:
 
 
 def cut_lines(blocks: Iterable[bytes], source: TextSource) -> Iterator[Line]:
-    """Yields the lines of bytes that come in blocks, each as soon as it is whole.
+    """Yields the lines of bytes that arrive in blocks, each as soon as it is whole.
 
     Raises:
-        InputError: It is another encoding by its byte order mark.
+        InputError: The byte order mark is that of another encoding.
     """
     decoder = source.decoder(mark=True)
     cutter = LineCutter(source)
@@ -277,11 +277,11 @@ def read_text(
 
     Args:
         path: The file.
-        encoding: How it encodes text.
-        errors: What to do with bytes that are not text.
+        encoding: Its encoding.
+        errors: The treatment of bytes that are not text.
 
     Raises:
-        InputError: It cannot be read, or is not of that encoding.
+        InputError: The file cannot be read, or is not text of the encoding.
     """
     with open_file(path) as file:
         return decode_text(file.readall(), TextSource(display_path(path), encoding, errors))
@@ -293,7 +293,7 @@ def read_lines(
     """Yields the items of a text file as training does: its lines, without the empty ones.
 
     Raises:
-        InputError: It cannot be read, or a line is not of that encoding.
+        InputError: The file cannot be read, or a line is not text of the encoding.
     """
     with open_file(path) as file:
         source = TextSource(display_path(path), encoding, errors)
@@ -313,7 +313,7 @@ def _rough_byte(character: str) -> int:
 
 
 def _name(encoding: str) -> str:
-    """Returns Python's name of an encoding of text files; empty where there is none."""
+    """Returns Python's name of an encoding of text files; empty for another word."""
     try:
         known = codecs.lookup(encoding)
         codecs.getincrementaldecoder(encoding)

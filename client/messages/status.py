@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 DETAILS_KEY = "grpc-status-details-bin"
 """The trailing metadata that holds a serialized google.rpc.Status."""
 
-# What gRPC itself says about a connection, and what that means. The order matters: the first
-# match wins, and "failed to connect" frames most of the others.
-_CONNECTION_TROUBLE = (
+# gRPC's messages about a connection, and their meaning. The first match counts, and "failed to
+# connect" is part of most of the others.
+_CONNECTION_FAULTS = (
     (r"dns|name resolution|address lookup|getaddrinfo|resolver", "the name does not resolve"),
     (r"no route to host|network is unreachable", "there is no route to it"),
     (r"no such file or directory", "there is no such socket"),
@@ -42,18 +42,18 @@ _BREAK = re.compile(
     r"rst_stream|socket closed|connection reset|broken pipe|goaway|stream removed|transport",
     re.IGNORECASE,
 )
-"""What gRPC says of a stream whose connection broke, under whatever status."""
+"""gRPC's messages about a stream whose connection broke, with any status."""
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> ServerError:
-    """Turns gRPC's error into this module's.
+    """Returns the client's error for an error of gRPC.
 
     Args:
-        error: What a call raised.
+        error: The error that a call raised.
         address: The server's address, for the sentence.
 
     Returns:
-        The error to raise in its place.
+        The error to raise instead.
     """
     call = cast("grpc.Call", error)
     code = call.code().name
@@ -75,13 +75,13 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ServerError:
 
 
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)", re.IGNORECASE)
-"""What gRPC says of a message that one side does not send or take."""
+"""gRPC's message about a message that is too large for one side."""
 
 
 def _is_break(code: str, details: str) -> bool:
-    """Tells a broken connection from an answer.
+    """Returns whether the connection broke, in contrast to an answer of the server.
 
-    A server that goes away ends what it streams as UNAVAILABLE or, saying nothing, as CANCELLED.
+    A server that shuts down ends its streams as UNAVAILABLE or, without details, as CANCELLED.
     """
     if code == "UNAVAILABLE" or (code == "CANCELLED" and details in ("", "CANCELLED")):
         return True
@@ -90,14 +90,14 @@ def _is_break(code: str, details: str) -> bool:
 
 
 def _sentence(code: str, details: str, address: str, interface: ArgumentNames) -> str:
-    """Puts gRPC's own messages into words; the server's are sentences already."""
+    """Returns a sentence for gRPC's own messages; the server's are sentences already."""
     if code == "UNAVAILABLE":
         return _connection_sentence(details, address, interface)
     if code == "RESOURCE_EXHAUSTED" and (sizes := _TOO_LARGE.search(details)):
         size, most = (int(number) for number in sizes.groups())
         stream = "`treadle score-stream`" if interface.are_flags else "`score_stream`"
         return (
-            f"what was to be sent takes {size:,} bytes, and a message at most {most:,}: send less "
+            f"the message to send has {size:,} bytes, and at most {most:,} are allowed: send less "
             f"at once; {stream} scores a text of any length"
         )
     if code == "DEADLINE_EXCEEDED" and (not details or "Deadline Exceeded" in details):
@@ -110,18 +110,18 @@ def _sentence(code: str, details: str, address: str, interface: ArgumentNames) -
 
 
 def _connection_sentence(details: str, address: str, interface: ArgumentNames) -> str:
-    """Says why there is no connection, or what the server says about itself."""
+    """Returns why there is no connection, or the server's own sentence."""
     if re.search(r"connection refused", details, re.IGNORECASE):
         another = "name another with --server" if interface.are_flags else "give another address"
         return f"nothing listens at {address}: start treadle-server, or {another}"
-    for pattern, meaning in _CONNECTION_TROUBLE:
+    for pattern, meaning in _CONNECTION_FAULTS:
         if re.search(pattern, details, re.IGNORECASE):
             return f"cannot reach a Treadle server at {address}: {meaning}"
     return details or f"cannot reach a Treadle server at {address}"
 
 
 def _read_details(call: grpc.Call) -> tuple[tuple[Violation, ...], float | None]:
-    """Finds BadRequest and RetryInfo in a call's trailing metadata."""
+    """Returns BadRequest and RetryInfo from a call's trailing metadata."""
     for key, value in call.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
             return read_status(value)
@@ -136,8 +136,8 @@ def read_status(status: bytes) -> tuple[tuple[Violation, ...], float | None]:
 
     Returns:
         The field violations of its google.rpc.BadRequest and the seconds of its
-        google.rpc.RetryInfo. What is missing or unreadable is left out: the status' code and
-        message stand without it.
+        google.rpc.RetryInfo. Missing and unreadable details are left out: the code and the
+        message of the status stay.
     """
     violations: list[Violation] = []
     retry_delay_s = None
@@ -156,7 +156,7 @@ def read_status(status: bytes) -> tuple[tuple[Violation, ...], float | None]:
 
 
 def _read_violation(message: bytes) -> Violation:
-    """Reads a google.rpc.BadRequest.FieldViolation: the field's path, then what is wrong."""
+    """Reads a google.rpc.BadRequest.FieldViolation: the field's path and the reason."""
     field, description = (
         b"".join(submessages(message, number)).decode("utf-8", "replace") for number in (1, 2)
     )

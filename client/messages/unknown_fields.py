@@ -1,4 +1,4 @@
-"""Reads protobuf messages for which the client has no generated class.
+"""`fields` and the others read protobuf messages for which the client has no generated class.
 
 Error details (google.rpc) and health replies (grpc.health.v1) come from packages that the
 client does not depend on, and it needs four fields of them. protobuf's own decoder keeps the

@@ -65,7 +65,7 @@ def a_model(name: str = "hello", version: int = 1) -> v1.Model:
 
 
 def a_token(text: str, request: Any, first: bool = False, index: int = 1) -> v1.Token:
-    """A token with what a request asks to be told of it; the first of a text has no value."""
+    """A token with the fields that a request asks for; the first of a text has no value."""
     token = v1.Token(id=index, text=text)
     if first:
         return token
@@ -99,7 +99,9 @@ def a_score(text: str, request: Any = None) -> v1.TextScore:
         character_count=len(text),
     )
     if text:
-        score.mean_nats, score.perplexity, score.bits_per_character = 1.0, 2.71828, 1.4427
+        score.mean_nats = 1.0
+        score.perplexity = 2.71828
+        score.bits_per_character = 1.4427
     if score_unknown := text.count(UNKNOWN):
         score.unknown_count = score_unknown
         score.ClearField("bits_per_character")
@@ -149,7 +151,8 @@ def events_of(job: str, spec: v1.TrainSpec, corpus_bytes: int) -> list[v1.JobEve
     if spec.model == PAUSED:
         events[2:] = [v1.JobEvent(state=paused)]
     for number, event in enumerate(events, 1):
-        event.sequence, event.job = number, job
+        event.sequence = number
+        event.job = job
     return events
 
 
@@ -317,13 +320,15 @@ class FakeService(SequenceServiceServicer):
 
     def CancelJob(self, request: v1.CancelJobRequest, context: Any) -> v1.CancelJobResponse:  # noqa: N802
         job = self._job(request, context)
-        job.state, job.reason = v1.JOB_STATE_CANCELLED, "its client asked for it"
+        job.state = v1.JOB_STATE_CANCELLED
+        job.reason = "its client asked for it"
         return v1.CancelJobResponse(job=job)
 
     def PauseJob(self, request: v1.PauseJobRequest, context: Any) -> v1.PauseJobResponse:  # noqa: N802
         job = self._job(request, context)
         answer = v1.PauseJobResponse(job=job)
-        answer.job.state, answer.job.reason = v1.JOB_STATE_RUNNING, "pausing on request"
+        answer.job.state = v1.JOB_STATE_RUNNING
+        answer.job.reason = "pausing on request"
         job.state = v1.JOB_STATE_PAUSED  # which takes longer than the answer
         return answer
 
@@ -416,14 +421,18 @@ class FakeService(SequenceServiceServicer):
     ) -> Iterator[v1.ScoreStreamResponse]:
         spec = next(requests).spec
         self._begin(spec, context)
-        whole, every, items = "", "", 0
+        whole = ""
+        every = ""
+        items = 0
         for request in requests:
             piece = request.piece
             self.pieces.append(piece)
             if piece.text.strip() == FAULT:
                 yield v1.ScoreStreamResponse(piece=self._skipped(spec, context))
                 continue
-            whole, every, items = whole + piece.text, every + piece.text, items + piece.end
+            whole += piece.text
+            every += piece.text
+            items += piece.end
             yield v1.ScoreStreamResponse(piece=a_piece_score(piece, whole, spec))
             whole = "" if piece.end else whole
         result = v1.ScoreStreamResult(total=a_score(every), item_count=items, version=7)
@@ -432,7 +441,7 @@ class FakeService(SequenceServiceServicer):
         yield v1.ScoreStreamResponse(result=result)
 
     def _skipped(self, spec: Any, context: Any) -> v1.PieceScore:
-        """The answer to a piece that cannot be read; ends the call where that is not wanted."""
+        """The answer to a piece that cannot be read; ends the call unless `on_error` is set."""
         if not spec.on_error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no '?'")
         return v1.PieceScore(error=v1.StreamError(code=3, message="there is no '?'"))
@@ -442,7 +451,9 @@ class FakeService(SequenceServiceServicer):
     ) -> Iterator[v1.LearnStreamResponse]:
         spec = next(requests).spec
         self._begin(spec, context)
-        updates, kept, version = 0, 0, spec.version or 1
+        updates = 0
+        kept = 0
+        version = spec.version or 1
         for request in requests:
             self.steps.append(request)
             kind = request.WhichOneof("message")
@@ -462,7 +473,8 @@ class FakeService(SequenceServiceServicer):
                 updates = kept
                 response.roll_back.SetInParent()
             elif request.publish.model == FORBIDDEN:
-                response.error.code, response.error.message = 3, "publish.model must be another"
+                response.error.code = 3
+                response.error.message = "publish.model must be another"
             elif request.publish.validate_only:
                 response.published.name = request.publish.model or spec.model
             else:
@@ -496,7 +508,8 @@ class FakeService(SequenceServiceServicer):
     def GetModel(self, request: v1.GetModelRequest, context: Any) -> v1.GetModelResponse:  # noqa: N802
         self._begin(request, context)
         model = a_model(request.model, 2)
-        model.layout, model.novelty_index = self.layout, self.novelty_index
+        model.layout = self.layout
+        model.novelty_index = self.novelty_index
         return v1.GetModelResponse(model=model, versions=[1, 2])
 
     def DeleteModel(  # noqa: N802
@@ -527,7 +540,7 @@ class FakeService(SequenceServiceServicer):
 
 
 class FakeServer:
-    """The service, listening on this machine, on a free port unless told otherwise."""
+    """The service, listening on this machine, on a free port by default."""
 
     def __init__(self, address: str = "127.0.0.1:0", service: FakeService | None = None) -> None:
         self.service = service or FakeService()

@@ -57,14 +57,39 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 UNNAMED = {
     # Parts that hold fields, and what a command fills in by itself.
-    "spec", "data", "network", "limits", "report", "page_size", "page_token",
-    "corpus_end", "corpus_file", "name", "sha256", "size_bytes", "predict", "snapshot",
-    "roll_back", "return_state",
-    # `chat` draws one text from what is typed, and tells nothing but the text.
-    "n", "echo", "log_probabilities", "ranks", "top_log_probabilities", "novelty", "job",
-    "job_weights", "best_of", "regex", "token_biases", "banned_tokens", "forced_tokens",
-    "min_new_tokens", "max_time_s",
-}  # fmt: skip
+    "spec",
+    "data",
+    "network",
+    "limits",
+    "report",
+    "page_size",
+    "page_token",
+    "corpus_end",
+    "corpus_file",
+    "name",
+    "sha256",
+    "size_bytes",
+    "predict",
+    "snapshot",
+    "roll_back",
+    "return_state",
+    # `chat` samples one text from each typed line, and prints nothing but the text.
+    "n",
+    "echo",
+    "log_probabilities",
+    "ranks",
+    "top_log_probabilities",
+    "novelty",
+    "job",
+    "job_weights",
+    "best_of",
+    "regex",
+    "token_biases",
+    "banned_tokens",
+    "forced_tokens",
+    "min_new_tokens",
+    "max_time_s",
+}
 """Fields that no flag of some command of theirs stands for."""
 
 
@@ -170,11 +195,19 @@ SENTENCES = [
         "training would take 4.3 MiB of memory and may take 0.0 MiB: lower --hidden-size, "
         "--layers or --max-vocabulary-size",
     ),
-    ("score", "top_log_probabilities must be at most 20", "top_log_probabilities",
-     "--top must be at most 20"),
-    ("score", "there is no model 'max_steps' and no file seed.txt or rnn.weight_hh_l0", "",
-     "there is no model 'max_steps' and no file seed.txt or rnn.weight_hh_l0"),
-]  # fmt: skip
+    (
+        "score",
+        "top_log_probabilities must be at most 20",
+        "top_log_probabilities",
+        "--top must be at most 20",
+    ),
+    (
+        "score",
+        "there is no model 'max_steps' and no file seed.txt or rnn.weight_hh_l0",
+        "",
+        "there is no model 'max_steps' and no file seed.txt or rnn.weight_hh_l0",
+    ),
+]
 
 
 @pytest.mark.parametrize(("command", "sentence", "at_fault", "expected"), SENTENCES)
@@ -210,12 +243,14 @@ def test_nothing_listens_names_the_remedy() -> None:
 
 def test_a_message_that_is_too_large_names_score_stream(server: FakeServer) -> None:
     said = complaint(run(server.address, "score", "m", "-", data=b"a" * 5_000_000), 1)
-    assert said.startswith("treadle: what was to be sent takes 5,000,0")
+    assert said.startswith("treadle: the message to send has 5,000,0")
     assert "send less at once; `treadle score-stream` scores a text of any length" in said
-    for details in ("Received message larger than max (10 vs. 4)", "SERVER: Sent message larger "
-                    "than max (10 vs. 4)"):  # fmt: skip
+    for details in (
+        "Received message larger than max (10 vs. 4)",
+        "SERVER: Sent message larger than max (10 vs. 4)",
+    ):
         refusal: Any = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
-        assert "takes 10 bytes" in str(from_rpc_error(refusal, "host:1"))
+        assert "has 10 bytes" in str(from_rpc_error(refusal, "host:1"))
 
 
 def test_a_refused_setting_is_called_by_its_flag(server: FakeServer, tmp_path: Path) -> None:

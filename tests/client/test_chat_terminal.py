@@ -148,7 +148,8 @@ def test_ctrl_c_during_a_reply_ends_the_reply_only(
 
 def test_an_interrupt_ends_no_later_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_terminal, "_AGAIN_S", 0.2)
-    first, second = threading.Event(), threading.Event()
+    first = threading.Event()
+    second = threading.Event()
     stopped: list[int] = []
 
     def stop() -> None:

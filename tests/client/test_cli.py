@@ -62,11 +62,11 @@ class TestUsage:
             (["train", "x"], "required: --model"),
             (["train", "x", "--model", "m", "--hidden-size", "big"], "invalid int value: 'big'"),
             (["train", "x", "--model", "m", "--cell", "tree"], "invalid choice: 'tree'"),
-            (["train", "x", "--model", "m", "--train-for", "soon"], "no duration such as"),
+            (["train", "x", "--model", "m", "--train-for", "soon"], "not a duration such as"),
             (["generate", "m", "--greedy", "--temperature", "1"], "not allowed with"),
             (["generate", "m", "--temp", "1"], "unrecognized arguments: --temp 1"),
-            (["generate", "m", "--bias", "e"], "'e' is no bias such as"),
-            (["generate", "m", "--ban", "id:e"], "'id:e' is no token"),
+            (["generate", "m", "--bias", "e"], "'e' is not a bias such as"),
+            (["generate", "m", "--ban", "id:e"], "'id:e' is not a token"),
             (["generate", "m", "--state", "no/such"], "cannot read no/such: No such file"),
             (["generate", "m", "-n", "2", "--save-state", "f"], "--save-state keeps the state of"),
             (
@@ -124,7 +124,7 @@ class TestTrouble:
         assert complaint(done, 1) == "treadle: there is no model 'm'\ufffd[1m"
         assert done.stdout == b""
 
-    def test_when_to_come_back_is_told(self, server: FakeServer) -> None:
+    def test_the_time_of_the_next_try_is_printed(self, server: FakeServer) -> None:
         retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=5))
         server.service.failure = status(code_pb2.RESOURCE_EXHAUSTED, "the queue is full", retry)
         done = run(server.address, "train", "-", "--model", "m", data=b"hello")
@@ -192,7 +192,7 @@ class TestTrouble:
             (
                 ["train", __file__, "--model", STUCK],
                 "interrupted; the job continues at the server: "
-                "`treadle watch a1-job` comes back to it",
+                "`treadle watch a1-job` shows it again",
             ),
             (["train", "-", "--model", "m"], "interrupted"),
         ],
@@ -295,11 +295,12 @@ class TestTrain:
             reading, writing = os.pipe()
         else:
             path = tmp_path / "corpus"
-            reading, writing = os.open(path, os.O_CREAT | os.O_RDONLY), os.open(path, os.O_WRONLY)
+            reading = os.open(path, os.O_CREAT | os.O_RDONLY)
+            writing = os.open(path, os.O_WRONLY)
         os.write(writing, b"hello")
         os.close(writing)
         with open(reading, "rb", buffering=0) as file:
-            source = train.Input(file)
+            source = train.CorpusInput(file)
             assert (source.read(3), source.read(9)) == (b"hel", b"lo")
             assert slept == []
             assert source.read(9) == b""
@@ -453,7 +454,7 @@ class TestScore:
     @pytest.mark.parametrize(
         "words", [["score", "m", "-", "--per-line"], ["embed", "m", "--per-line", "-"]]
     )
-    def test_lines_before_one_that_is_refused_are_told(
+    def test_lines_before_a_refused_one_are_printed(
         self, server: FakeServer, words: list[str]
     ) -> None:
         more = ["--json"] if words[0] == "score" else []
@@ -482,7 +483,7 @@ class TestScore:
             done = run(server.address, "score", "hello", *words)
             assert done.returncode == 0
             assert done.stderr.decode().startswith(
-                "treadle: 25 % of the tokens are unknown (2 of 8): bits a character are not told"
+                "treadle: 25 % of the tokens are unknown (2 of 8): bits a character are unknown"
             )
         table = run(server.address, "score", "hello", "--text", "ab##", "abcd").stdout.decode()
         _, unknown, known, total = table.splitlines()
@@ -540,7 +541,9 @@ class TestModels:
         assert out(server.address, *words) == "deleted m version 2\n"
         assert objects(out(server.address, *words, "--json")) == [{"versions": [2]}]
 
-    def test_delete_sends_what_it_was_told(self, server: FakeServer, service: FakeService) -> None:
+    def test_delete_sends_the_version_and_force(
+        self, server: FakeServer, service: FakeService
+    ) -> None:
         out(server.address, "models", "delete", "m", "--all", "--force")
         out(server.address, "models", "delete", "m", "--version", "3")
         assert service.requests == [
@@ -552,11 +555,11 @@ class TestModels:
         ("words", "expected"),
         [
             ([], "one of the arguments --version --all is required"),
-            (["--version", "0"], "'0' is no version: versions count from 1"),
-            (["--version", ""], "'' is no version"),
+            (["--version", "0"], "'0' is not a version: versions count from 1"),
+            (["--version", ""], "'' is not a version"),
             (["--version", "-1"], "version"),
-            (["--version=-1"], "'-1' is no version"),
-            (["--version", "1.0"], "'1.0' is no version"),
+            (["--version=-1"], "'-1' is not a version"),
+            (["--version", "1.0"], "'1.0' is not a version"),
             (["--version", "2", "--all"], "--all: not allowed with argument --version"),
         ],
     )
@@ -574,7 +577,7 @@ class TestModels:
     def test_no_command_takes_version_0_for_a_version_that_is_not_given(
         self, server: FakeServer, service: FakeService, words: list[str]
     ) -> None:
-        assert "'0' is no version" in complaint(run(server.address, *words, "--version", "0"), 2)
+        assert "'0' is not a version" in complaint(run(server.address, *words, "--version", "0"), 2)
         assert service.requests == []
 
 

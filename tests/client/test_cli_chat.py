@@ -49,7 +49,7 @@ def test_states_are_kept_and_come_back(
     assert done.returncode == 0
     assert done.stdout == b"ello\n" * 4
     said = done.stderr.decode().splitlines()
-    assert said == ["nothing was said yet: there is no state to keep", f"7 bytes in {state}"]
+    assert said == ["nothing was typed yet: there is no state to save", f"7 bytes in {state}"]
     assert state.read_bytes() == b"h\nello\n"
     lines = [each for each in asked(service) if each[1] != "\n"]
     assert lines == [
@@ -68,7 +68,9 @@ def test_beginning_anew(server: FakeServer, service: FakeService) -> None:
     assert (b"", "j\n") in asked(service)
 
 
-def test_wrong_commands_are_told_and_the_talk_goes_on(server: FakeServer, tmp_path: Path) -> None:
+def test_wrong_commands_are_reported_and_the_chat_continues(
+    server: FakeServer, tmp_path: Path
+) -> None:
     data = b"/sing\n/undo\n/load\n/load no/such\n/save\n/help\nh\n"
     done = run(server.address, "chat", "m", data=data)
     assert (done.returncode, done.stdout) == (0, b"ello\n")
@@ -100,7 +102,7 @@ def test_a_refusal_names_the_flag(server: FakeServer, service: FakeService) -> N
 
 def test_trouble_at_the_beginning_is_one_sentence(server: FakeServer, service: FakeService) -> None:
     done = run(server.address, "chat", "m", data=b"\xef\xbb\xbfh\n\xff\ni\r\n")
-    assert "line 2 was left out: it is not UTF-8: byte 0xFF at offset 0" in complaint(done, 0)
+    assert "line 2 was skipped: it is not UTF-8: byte 0xFF at offset 0" in complaint(done, 0)
     prompts = [request.prompt for request in service.requests if hasattr(request, "prompt")]
     assert [prompt for prompt in prompts if prompt.strip()] == ["h\n", "i\n"]
     service.requests.clear()

@@ -15,7 +15,7 @@ from vectors import json_items, name_of, text_inputs
 
 from treadle.client import Client, CorpusFile, InputError
 from treadle.client.cli.display.output_file import check_output, write_output
-from treadle.client.cli.input.stream_input import Input, Unit, units
+from treadle.client.cli.input.stream_input import StreamInput, Unit, units
 from treadle.client.files.decoding import TextSource
 from treadle.v1 import sequence_pb2 as v1
 
@@ -113,7 +113,7 @@ class TestStreamInput:
         source = TextSource(str(path), case["encoding"])
 
         def found(items: bool) -> list[Unit]:
-            return list(units(Input(path.open("rb"), source), "line", items))
+            return list(units(StreamInput(path.open("rb"), source), "line", items))
 
         if case.get("refused_at_every_policy", case.get("error") in ("utf16", "utf32")):
             with pytest.raises(InputError):
@@ -132,11 +132,11 @@ class TestStreamInput:
             pytest.skip("two lines")
         path = tmp_path / "items.jsonl"
         path.write_bytes(case["line"].encode() + b"\n")
-        source = Input(path.open("rb"), TextSource(str(path)))
+        source = StreamInput(path.open("rb"), TextSource(str(path)))
         found = list(units(source, "line", True, case["column"]))
         item = case.get("item")
         if "error" in case:
-            # A byte order mark at the beginning of the file is none of the line.
+            # A byte order mark at the beginning of the file is not part of the line.
             assert [bool(unit.fault) for unit in found] == [case["line"][:1] != "\ufeff"]
         elif not item:
             assert found == []
@@ -148,7 +148,8 @@ class TestNames:
     def test_files_whose_names_are_not_utf_8_train_together(
         self, server: FakeServer, service: FakeService, tmp_path: Path
     ) -> None:
-        odd, plain = tmp_path / ODD_NAME, tmp_path / "plain.txt"
+        odd = tmp_path / ODD_NAME
+        plain = tmp_path / "plain.txt"
         odd.write_bytes(b"abc")
         plain.write_bytes(b"de")
         out(server.address, "train", str(odd), str(plain), "--model", "m", "--weight", f"{odd}=2")
@@ -207,9 +208,11 @@ class TestOutputs:
             ["score-stream", "m"],
             ["curve", service.accept(v1.TrainSpec(model="m"))],
         ):
-            flag, name = "--save-state", path
+            flag = "--save-state"
+            name = path
             if words[0] == "curve":
-                flag, name = "--out", path + ".svg"
+                flag = "--out"
+                name = path + ".svg"
                 if place in ("folder", ""):
                     continue  # a name of its own, once it ends in .svg
             service.requests.clear()
@@ -299,7 +302,8 @@ class TestOutputs:
     def test_a_signal_waits_until_the_file_is_whole(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path, came = tmp_path / "state", []
+        path = tmp_path / "state"
+        came = []
         before = signal.signal(signal.SIGTERM, lambda *_: came.append(path.read_bytes()))
         replace = os.replace
 

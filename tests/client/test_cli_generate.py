@@ -54,7 +54,7 @@ def test_options_become_the_request(
     ]
 
 
-def test_ranks_and_alternatives_are_told_beside_the_text(server: FakeServer) -> None:
+def test_ranks_and_alternatives_are_printed_next_to_the_text(server: FakeServer) -> None:
     done = run(server.address, "generate", "m", "--ranks", "--top", "2")
     assert done.stdout == b"ello\n"
     head, first, *_ = done.stderr.decode().splitlines()
@@ -85,10 +85,10 @@ def test_the_state_after_a_scored_text(
     words = ["score", "m", "--text", "abc", "--save-state", str(state)]
     out(server.address, *words)
     assert state.read_bytes() == b"abc"
-    (told,) = objects(out(server.address, *words, "--state", str(state), "--json", "--ranks"))
+    (response,) = objects(out(server.address, *words, "--state", str(state), "--json", "--ranks"))
     assert state.read_bytes() == b"abcabc"
-    assert told["state"] == ""  # it is in the file
-    assert [token["rank"] for token in told["tokens"]] == [0, 2, 3]
+    assert response["state"] == ""  # it is in the file
+    assert [token["rank"] for token in response["tokens"]] == [0, 2, 3]
     assert service.requests[1].return_states
     assert service.requests[1].state == b"abc"
 

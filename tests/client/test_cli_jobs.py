@@ -58,20 +58,26 @@ class TestUsage:
             (["score", "--job", "j"], "give either a FILE"),
             (["watch"], "required: JOB"),
             (["jobs", "--state", "tired"], "invalid choice: 'tired'"),
-            (["train", "a", "--model", "m", "--weight", "a"], "'a' is no FILE=W"),
-            (["train", "a", "--model", "m", "--weight", "a=0"], "'a=0' is no FILE=W"),
-            (["train", "a", "--model", "m", "--weight", "b=2"], "'b' is none"),
+            (["train", "a", "--model", "m", "--weight", "a"], "'a' is not FILE=W"),
+            (["train", "a", "--model", "m", "--weight", "a=0"], "'a=0' is not FILE=W"),
+            (["train", "a", "--model", "m", "--weight", "b=2"], "names 'b', which is not a FILE"),
             (["train", "-", "-", "--model", "m"], "standard input can be read only once"),
             (["train", "-", "--valid", "-", "--model", "m"], "standard input can be read only"),
-            (["train", "a", "--model", "m", "--max-memory", "lots"], "'lots' is no size"),
+            (["train", "a", "--model", "m", "--max-memory", "lots"], "'lots' is not a size"),
             (["train", "a.csv", "b", "--model", "m"], "give one format with --format"),
             (["train", "a.csv", "b.jsonl", "--model", "m"], "a.csv is csv and b.jsonl is jsonl"),
             (["train", "a.csv", "-", "--model", "m"], "standard input is of no known format"),
             (["train", "a.jsonl", "--valid", "b.txt", "--model", "m"], "b.txt is of no known"),
             (["train", "a.txt.gz", "--model", "m"], "a.txt.gz is compressed: unpack it first"),
             (["train", "a.xlsx", "--model", "m"], "a.xlsx is a table that is not text"),
-            (["train", "a", "--model", "m", "--column", "b"], "--column is for files of the"),
-            (["train", "a", "--model", "m", "--missing", "skip"], "--missing is for files of the"),
+            (
+                ["train", "a", "--model", "m", "--column", "b"],
+                "--column needs --format jsonl or csv",
+            ),
+            (
+                ["train", "a", "--model", "m", "--missing", "skip"],
+                "--missing needs --format jsonl or csv",
+            ),
             (["curve", "j", "--out", "x.png"], "a curve is written as SVG, to a FILE.svg"),
             (["curve", "j", "--out", "x.svg", "--width", "9"], "--width cannot be 9"),
             (["curve", "j", "--height", "0"], "--height cannot be 0"),
@@ -116,10 +122,15 @@ class TestTrain:
             ("csv", "", v1.CORPUS_FORMAT_UNSPECIFIED),
         ],
     )
-    def test_a_format_is_taken_from_the_name_and_told(
-        self, server: FakeServer, service: FakeService, tmp_path: Path,
-        name: str, words: str, expected: int,
-    ) -> None:  # fmt: skip
+    def test_a_format_is_chosen_by_the_name_and_reported(
+        self,
+        server: FakeServer,
+        service: FakeService,
+        tmp_path: Path,
+        name: str,
+        words: str,
+        expected: int,
+    ) -> None:
         path = tmp_path / name
         path.write_text("hello")
         done = run(server.address, "train", str(path), "--model", "m", *words.split())
@@ -127,9 +138,9 @@ class TestTrain:
         assert service.requests[0].data.format == expected
         taken = "--format" not in words and expected
         word = v1.CorpusFormat.Name(expected).rpartition("_")[2].lower()  # type: ignore[arg-type]
-        told = f"treadle: {path} is read as {word}, by the name; --format plain"
+        notice = f"treadle: {path} is read as {word}, by the name; --format plain"
         said = done.stderr.decode()
-        assert said.startswith(told) if taken else said == ""
+        assert said.startswith(notice) if taken else said == ""
 
     def test_several_files_of_one_format(
         self, server: FakeServer, service: FakeService, tmp_path: Path
@@ -207,7 +218,7 @@ class TestTrain:
             {"sequence": 1, "state": {"state": "queued", "reason": ""}, "job": "a2-job"}
         ]
 
-    def test_a_refusal_is_told_when_detaching_too(self, server: FakeServer) -> None:
+    def test_a_refusal_is_printed_when_detaching_too(self, server: FakeServer) -> None:
         server.service.failure = status(3, "no such cell")
         done = run(server.address, "train", "-", "--model", "m", "--detach", data=b"x")
         assert complaint(done, 1) == "treadle: no such cell"
@@ -217,7 +228,7 @@ class TestTrain:
         events = objects(out(server.address, "train", "-", "--model", "m", data=b"hello"))
         assert [event["sequence"] for event in events] == [1, 2, 3, 4, 5]
 
-    def test_who_cannot_come_back_is_told_how(
+    def test_a_lost_connection_names_the_command_to_come_back(
         self, server: FakeServer, service: FakeService
     ) -> None:
         service.breaks = [(2, 14, "Socket closed")]
@@ -225,7 +236,9 @@ class TestTrain:
         done = run(server.address, *words, data=b"hello")
         sentence = complaint(done, 3)
         assert "the connection broke" in sentence
-        assert sentence.endswith("once it is back, `treadle watch a1-job` continues to watch it")
+        assert sentence.endswith(
+            "once the server is back, watch the job with `treadle watch a1-job`"
+        )
 
     def test_a_paused_job_says_why(self, server: FakeServer) -> None:
         done = run(server.address, "train", "-", "--model", PAUSED, data=b"hello")
@@ -254,7 +267,7 @@ class TestWatch:
             process.send_signal(signal.SIGINT)
             said = process.stderr.read().decode()
             assert process.wait(PATIENCE_S) == 130
-        assert f"`treadle watch {jobs[1]}` comes back to it" in said
+        assert f"`treadle watch {jobs[1]}` shows it again" in said
         assert jobs[1] in server.service.jobs
 
     @pytest.mark.parametrize("action", ["cancel", "delete"])

@@ -208,7 +208,7 @@ class TestEnds:
             print_notice(text)
             said.set()
 
-        monkeypatch.setattr(score_stream, "PATIENCE_S", 0)
+        monkeypatch.setattr(score_stream, "NOTICE_DELAY_S", 0)
         monkeypatch.setattr(score_stream, "print_notice", tell)
         with score_stream._ended_by_signals(cast(Any, Input())) as signals:
             signal.raise_signal(signal.SIGTERM)
@@ -368,7 +368,8 @@ class TestErrors:
     def test_a_file_stops_at_the_first_one_and_keeps_what_there_is(
         self, server: FakeServer, service: FakeService, tmp_path: Path, learns: bool, bad: bytes
     ) -> None:
-        path, state = tmp_path / "items", tmp_path / "state"
+        path = tmp_path / "items"
+        state = tmp_path / "state"
         path.write_bytes(b'{"text": "ab"}\n' + bad + b'\n{"text": "cde"}\n')
         words = ["--learn", "--publish"] if learns else ["--save-state", str(state)]
         done = run(server.address, "score-stream", "m", str(path), "--format", "jsonl", *words)

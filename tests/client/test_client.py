@@ -315,11 +315,15 @@ class TestScore:
         assert (len(first.texts), first.context, first.state) == (1000, context, b"s")
         assert (list(asked.texts), asked.context, asked.state) == ([""], context, b"s")
         assert (asked.return_states, asked.ranks, asked.model, asked.version) == (
-            True, False, "m", 7,
-        )  # fmt: skip
+            True,
+            False,
+            "m",
+            7,
+        )
         assert [(len(r.texts), r.context, r.version) for r in later] == [
-            (1000, "", 7), (500, "", 7),
-        ]  # fmt: skip
+            (1000, "", 7),
+            (500, "", 7),
+        ]
         assert {r.state for r in later} == {b"s" + context.encode()}
 
     def test_the_context_is_sent_each_time_where_the_weights_may_change(

@@ -56,7 +56,8 @@ class TestGather:
     def test_losses_names_and_the_baseline(self) -> None:
         events = events_of("a1", v1.TrainSpec(model="m"), 5)
         events[1].started.valid_split = v1.SPLIT_TAIL
-        events[1].started.baseline_loss, events[1].started.baseline_order = 1.669, 5
+        events[1].started.baseline_loss = 1.669
+        events[1].started.baseline_order = 5
         curve = gather(events, "title")
         assert curve.train == (Point(100, 1.25), Point(200, 0.5))
         assert curve.valid == (Point(200, 0.75),)
@@ -99,7 +100,8 @@ class TestAxes:
 
     @given(curves, st.integers(1, 20))
     def test_every_point_has_its_place(self, curve: Curve, most: int) -> None:
-        steps, losses = step_axis(curve, most), loss_axis(curve, most)
+        steps = step_axis(curve, most)
+        losses = loss_axis(curve, most)
         for axis in (steps, losses):
             assert 1 <= len(axis.ticks) <= most + 1
             assert len(axis.ticks) == len(axis.labels)
@@ -181,8 +183,16 @@ class TestSvg:
         assert train[-1][0] == 780.0
         assert len(lines["valid"].split()) == 2
         words = [each.text for each in root.iter(space + "text")]
-        for word in (FALLING.title, "train", "valid (the last 10 %)", "5-gram 1.500", "step",
-                     "nats a token", "1,000", "2"):  # fmt: skip
+        for word in (
+            FALLING.title,
+            "train",
+            "valid (the last 10 %)",
+            "5-gram 1.500",
+            "step",
+            "nats a token",
+            "1,000",
+            "2",
+        ):
             assert word in words
         dotted = [each for each in root.iter(space + "line") if each.get("class") == "baseline"]
         across = max(dotted, key=lambda each: float(each.get("x2", "0")))

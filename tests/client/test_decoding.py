@@ -39,7 +39,8 @@ def is_refused(case: dict[str, Any], errors: str) -> bool:
 @pytest.mark.parametrize("case", text_inputs(), ids=name_of)
 @pytest.mark.parametrize("size", [1, 3, 1 << 20])
 def test_text_is_what_the_vectors_say(case: dict[str, Any], size: int) -> None:
-    data, encoding = case["bytes"], case["encoding"]
+    data = case["bytes"]
+    encoding = case["encoding"]
     blocks = [data[at : at + size] for at in range(0, len(data), size)]
     for errors in get_args(Errors):
         source = TextSource("notes.txt", encoding, errors)
@@ -121,10 +122,22 @@ def test_a_line_that_never_ends_is_not_kept() -> None:
 @pytest.mark.parametrize(
     "encoding",
     [
-        "nothing", "base64", "hex", "zlib", "rot13", "idna", "punycode", "undefined",
-        "unicode_escape", "raw-unicode-escape", "mbcs", "..", "aliases", "",
+        "nothing",
+        "base64",
+        "hex",
+        "zlib",
+        "rot13",
+        "idna",
+        "punycode",
+        "undefined",
+        "unicode_escape",
+        "raw-unicode-escape",
+        "mbcs",
+        "..",
+        "aliases",
+        "",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_text_encoding_is_refused(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(b"a")

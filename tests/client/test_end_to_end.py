@@ -59,7 +59,8 @@ def test_the_same_seed_gives_the_same_text(hello: str) -> None:
 
 
 def test_texts_score_the_same_bits_in_one_call_and_in_many(hello: str) -> None:
-    context, texts = "hello" * 1000, ["hello", "", "olleh", "l"] * 251
+    context = "hello" * 1000
+    texts = ["hello", "", "olleh", "l"] * 251
     with Client(hello) as client:
         options: Any = {"context": context, "ranks": True, "return_states": True}
         many = [score.SerializeToString() for score in client.score("hello", texts, **options)]
@@ -159,11 +160,11 @@ def test_an_interrupted_run_goes_on(real_server: str) -> None:
         assert said.startswith("treadle: interrupted; the job continues at the server: ")
         job = said.split("`")[1].split()[-1]
         assert process.wait(PATIENCE_S) == 130
-    # Whoever comes back sees every event, and the end.
+    # A client that comes back sees every event, and the end.
     events = objects(out(real_server, "watch", job))
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     assert events[-1]["completed"]["name"] == "later"
-    # The next run gets its place behind it, or beside it.
+    # The next run gets its place after it, or next to it.
     out(real_server, "train", "-", "--model", "next", "--max-steps", "1", data=b"abc")
     with Client(real_server) as client:
         until(lambda: "later" in {model.name for model in client.models()})

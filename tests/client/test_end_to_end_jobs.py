@@ -26,9 +26,13 @@ def trained(real_server: str) -> str:
     """A server that knows some names, with an index of them, and a verse; its address."""
     with Client(real_server) as client:
         client.train(
-            "\n".join(NAMES), model="few-names", layout="lines", hidden_size=32, max_steps=150,
+            "\n".join(NAMES),
+            model="few-names",
+            layout="lines",
+            hidden_size=32,
+            max_steps=150,
             novelty_index=True,
-        ).result()  # fmt: skip
+        ).result()
         client.train(VERSE, model="verse", hidden_size=32, max_steps=150).result()
     return real_server
 
@@ -163,7 +167,8 @@ class TestLog:
         words = ["score-stream", "few-names", "--format", "jsonl", "--json"]
         found = []
         for name, lines in (("good", good), ("mixed", mixed)):
-            state, data = tmp_path / name, "\n".join(lines).encode()
+            state = tmp_path / name
+            data = "\n".join(lines).encode()
             done = run(trained, *words, "--save-state", str(state), data=data)
             *rows, total = objects(done.stdout.decode())
             scores = [row["total_log_probability"] for row in rows if "error" not in row]
@@ -184,7 +189,8 @@ class TestLog:
     def test_what_trained_can_be_scored_with_its_byte_order_mark(
         self, trained: str, tmp_path: Path
     ) -> None:
-        path, text = tmp_path / "bom_names.txt", b"emma\r\nolivia\n\nava"
+        path = tmp_path / "bom_names.txt"
+        text = b"emma\r\nolivia\n\nava"
         path.write_bytes(b"\xef\xbb\xbf" + text)
         words = ["--layout", "lines", "--max-steps", "1", "--quiet"]
         out(trained, "train", str(path), "--model", "marked", *words)

@@ -148,7 +148,7 @@ def test_what_the_server_says_of_its_own_limit_is_kept() -> None:
     assert str(error) == said
 
 
-def test_a_server_without_the_service_is_told_apart() -> None:
+def test_a_server_without_the_service_is_recognized() -> None:
     pool = ThreadPoolExecutor(1)
     bare = grpc.server(pool)
     port = bare.add_insecure_port("127.0.0.1:0")

@@ -145,7 +145,7 @@ def test_items_may_be_left(client: Client, service: FakeService) -> None:
     assert service.over.wait(120)
 
 
-def test_wrong_use_is_told_at_once(client: Client, service: FakeService) -> None:
+def test_wrong_use_is_reported_at_once(client: Client, service: FakeService) -> None:
     with pytest.raises(InputError, match="n cannot be 0"):
         client.generate_many("m", n=0)
     for tries in (0, -1):

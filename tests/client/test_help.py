@@ -33,8 +33,7 @@ def setting_fields(config: type) -> Iterator[tuple[str, dataclasses.Field[Any]]]
         if dataclasses.is_dataclass(field.default_factory):
             part: Any = field.default_factory
             for name, inner in setting_fields(part):
-                yield ("tokenizer" if name == "kind" and part.section == "tokenizer" else
-                       "optimizer" if name == "kind" else name), inner  # fmt: skip
+                yield part.section if name == "kind" else name, inner
         else:
             yield field.name, field
 

@@ -95,8 +95,20 @@ def test_everything_works_without_the_servers_packages(server: FakeServer, tmp_p
 
 
 def test_every_public_name_is_there() -> None:
-    import treadle.client as room
+    import treadle.client as package
 
-    assert all(hasattr(room, name) for name in room.__all__)
+    assert all(hasattr(package, name) for name in package.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Loom'"):
-        room.Loom  # noqa: B018
+        package.Loom  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("LearntPieces", "LearnedPieces"), ("Piece", "StreamPiece"), ("Text", "GeneratedText")],
+)
+def test_a_public_name_of_before_is_an_alias_that_warns(old: str, new: str) -> None:
+    import treadle.client as package
+
+    with pytest.warns(DeprecationWarning, match=f"{old} is deprecated: use treadle.client.{new}"):
+        alias = getattr(package, old)
+    assert alias is getattr(package, new)

@@ -33,9 +33,15 @@ def test_a_number(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0.0, "0 %"), (0.125, "12.5 %"), (0.97, "97 %"), (1.0, "100 %"), (1e-6, "less than 0.1 %"),
-     (0.99999, "more than 99.9 %")],
-)  # fmt: skip
+    [
+        (0.0, "0 %"),
+        (0.125, "12.5 %"),
+        (0.97, "97 %"),
+        (1.0, "100 %"),
+        (1e-6, "less than 0.1 %"),
+        (0.99999, "more than 99.9 %"),
+    ],
+)
 def test_a_share(share: float, text: str) -> None:
     assert share_text(share) == text
 

@@ -150,10 +150,16 @@ def test_no_durations(text: str) -> None:
 @pytest.mark.parametrize(
     "option",
     [
-        "max_vocabulary_size", "min_frequency", "batch_size", "window", "hidden_size", "layers",
-        "accumulation_steps", "plateau_patience",
+        "max_vocabulary_size",
+        "min_frequency",
+        "batch_size",
+        "window",
+        "hidden_size",
+        "layers",
+        "accumulation_steps",
+        "plateau_patience",
     ],
-)  # fmt: skip
+)
 def test_0_is_not_taken_for_the_default(option: str) -> None:
     options: Any = {option: 0}
     with pytest.raises(InputError, match=f"{option} cannot be 0: leave it out for the default"):
@@ -178,10 +184,18 @@ def test_nothing_is_not_taken_for_the_default(option: str) -> None:
 @pytest.mark.parametrize(
     "option",
     [
-        "seed", "dropout", "output_dropout", "test_fraction", "validation_fraction", "clip_norm",
-        "weight_decay", "early_stopping_patience", "sample_tokens", "embedding_size",
+        "seed",
+        "dropout",
+        "output_dropout",
+        "test_fraction",
+        "validation_fraction",
+        "clip_norm",
+        "weight_decay",
+        "early_stopping_patience",
+        "sample_tokens",
+        "embedding_size",
     ],
-)  # fmt: skip
+)
 def test_0_is_a_value_where_the_contract_has_it(option: str) -> None:
     options: Any = {option: 0}
     make_spec("m", None, options)

@@ -1,4 +1,4 @@
-"""The progress line: what is on it, and what goes first where there is no room."""
+"""The progress line: its parts, and which are left out on a narrow terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from treadle.client.cli.display import splits
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.progress import (
-    Setting,
+    RunFacts,
     Style,
     bar,
     completed_line,
@@ -153,11 +153,11 @@ def test_the_share_done_follows_the_nearest_limit(
 
 
 def test_a_line_that_stays() -> None:
-    assert plain_line(TrainingProgress(step=7, epoch=0.25, train_loss=1.0), Setting()) == (
+    assert plain_line(TrainingProgress(step=7, epoch=0.25, train_loss=1.0), RunFacts()) == (
         "step 7  epoch 0.25  loss 1.000  0.0 s"
     )
     with_validation = TrainingProgress(step=7, train_loss=1.0, valid_loss=0.0, time_left_s=61)
-    assert plain_line(with_validation, Setting(10)) == (
+    assert plain_line(with_validation, RunFacts(10)) == (
         "step 7/10  epoch 0.00  loss 1.000  valid 0.000  1:01 left"
     )
 
@@ -190,11 +190,11 @@ def test_losses_are_named_by_what_they_are_of() -> None:
     )
     (line,) = started_lines(started)
     assert line.startswith(
-        "80 tokens to train on, 5 to validate (5 % of the items), 12 to test (files of its own); "
+        "80 tokens to train on, 5 to validate (5 % of the items), 12 to test (separate files); "
     )
     assert line.endswith("; to beat: 5-gram 1.669")
-    setting = Setting.of(started)
-    assert setting == Setting(0, "5 % of the items", "5-gram 1.669", 5)
+    facts = RunFacts.of(started)
+    assert facts == RunFacts(0, "5 % of the items", "5-gram 1.669", 5)
     progress = TrainingProgress(
         step=7,
         train_loss=1.0,
@@ -205,19 +205,19 @@ def test_losses_are_named_by_what_they_are_of() -> None:
         memory_bytes=123_456_789,
         elapsed_s=5,
     )
-    assert plain_line(progress, setting) == (
+    assert plain_line(progress, facts) == (
         "step 7  epoch 0.00  loss 1.000  valid (5 % of the items) 1.500  perplexity 4.482  "
         "2.164 bits/char  best 1.250  5-gram 1.669  123 MB  5.0 s"
     )
     progress.valid_tokens = 3
-    assert "  valid (5 % of the items: 3 of 5 tokens) 1.500  " in plain_line(progress, setting)
+    assert "  valid (5 % of the items: 3 of 5 tokens) 1.500  " in plain_line(progress, facts)
     for whole in (0, 4, 5, 6):  # a text's first token is not predicted, and an item's end is
         progress.valid_tokens = whole
-        assert "  valid (5 % of the items) 1.500  " in plain_line(progress, setting)
+        assert "  valid (5 % of the items) 1.500  " in plain_line(progress, facts)
     progress.best_valid_loss = 1.5
-    assert "best" not in plain_line(progress, setting)
+    assert "best" not in plain_line(progress, facts)
     progress.ClearField("valid_loss")
-    assert "5-gram" not in plain_line(progress, setting)
+    assert "5-gram" not in plain_line(progress, facts)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_losses_are_named_by_what_they_are_of() -> None:
         (SPLIT_TAIL, DataSpec(), "the last 10 %", "a tail of 0 %"),
         (SPLIT_TAIL, DATA.data, "a tail of 5 %", "a tail of 12.5 %"),
         (SPLIT_ITEMS, DATA.data, "5 % of the items", "12.5 % of the items"),
-        (SPLIT_FILES, DATA.data, "files of its own", "files of its own"),
+        (SPLIT_FILES, DATA.data, "separate files", "separate files"),
     ],
 )
 def test_parts_of_a_corpus_in_words(split: int, data: DataSpec, valid: str, test: str) -> None:
@@ -275,8 +275,11 @@ def test_the_test_loss_comes_last() -> None:
     model = a_model()
     record = model.training
     record.spec.CopyFrom(DATA)
-    record.valid_split, record.test_split = SPLIT_TAIL, SPLIT_ITEMS
-    record.test_loss, record.baseline_loss, record.weights_step = 1.9876, 2.0524, 150
+    record.valid_split = SPLIT_TAIL
+    record.test_split = SPLIT_ITEMS
+    record.test_loss = 1.9876
+    record.baseline_loss = 2.0524
+    record.weights_step = 150
     assert completed_line(model) == (
         "hello version 1: 200 steps in 0.0 s, loss 0.500, valid (a tail of 5 %) 0.750, "
         "n-gram 2.052, test (12.5 % of the items) 1.988, best weights of step 150"

@@ -46,9 +46,9 @@ def test_surprise(real_server: str) -> None:
 def test_completion(real_server: str, tmp_path: Path) -> None:
     done = example(real_server, "completion.py", str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
-    told = [line for line in done.stdout.splitlines() if "remember it" in line]
-    assert [line.split()[0] for line in told] == ["anna", "ben", "anna"]
-    sizes = {line.split(";")[1] for line in told}
+    lines = [line for line in done.stdout.splitlines() if "remember it" in line]
+    assert [line.split()[0] for line in lines] == ["anna", "ben", "anna"]
+    sizes = {line.split(";")[1] for line in lines}
     assert len(sizes) == 1, "a memory does not grow with what it remembers"
     states = [(tmp_path / f"{user}.state").read_bytes() for user in ("anna", "ben")]
     assert states[0] != states[1]
@@ -67,8 +67,10 @@ def test_watch_log(real_server: str) -> None:
 def test_forecast() -> None:
     done = example("127.0.0.1:1", "forecast.py", "150")  # asks no server
     assert (done.returncode, done.stderr) == (0, "")
-    errors = {line[:11].strip(): float(line[11:].split()[0]) for line in
-              done.stdout.partition("\n\n")[2].splitlines()}  # fmt: skip
+    errors = {
+        line[:11].strip(): float(line[11:].split()[0])
+        for line in done.stdout.partition("\n\n")[2].splitlines()
+    }
     assert errors["noise alone"] < errors["test error"] < errors["last value"] / 4
 
 

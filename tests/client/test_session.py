@@ -1,4 +1,4 @@
-"""A conversation's memory is the caller's: it goes on, forks and comes back from its bytes."""
+"""A conversation's memory is the caller's: it continues, forks and comes back from its bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams that are scored and learnt, and vectors, against a server that answers by rote."""
+"""Streams that are scored and learned, and vectors, against a server that answers by rote."""
 
 from __future__ import annotations
 

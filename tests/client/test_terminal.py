@@ -92,7 +92,7 @@ def test_a_broken_connection_is_told_until_it_is_mended(
     server: FakeServer, service: FakeService
 ) -> None:
     job = service.accept(v1.TrainSpec(model="m"))
-    why = "the server restarts; the job continues, trying to come back to it ..."
+    why = "the server restarts; the job continues, reconnecting to it ..."
     service.breaks = [(3, 14, "the server restarts")]
     drawn = watch(server.address, "watch", job).split(CLEAR)
     assert why in drawn
@@ -169,7 +169,7 @@ def test_ctrl_c_takes_the_bar_away(server: FakeServer) -> None:
     os.close(ours)
     assert seen.endswith(
         b"treadle: interrupted; the job continues at the server: "
-        b"`treadle watch a1-job` comes back to it\r\n"
+        b"`treadle watch a1-job` shows it again\r\n"
     )
 
 
@@ -205,7 +205,7 @@ def test_tables_line_up() -> None:
 def test_a_chat_asks_and_answers(server: FakeServer, service: FakeService) -> None:
     seen = watch(server.address, "chat", "m", typed=b"h\n/sing\n/quit\n")
     assert "/help lists the commands, Ctrl-D ends, Ctrl-C ends a reply." in seen
-    answers = re.sub(r"\x1b\[\?\d+[hl]", "", seen)  # what readline tells the terminal
+    answers = re.sub(r"\x1b\[\?\d+[hl]", "", seen)  # escape sequences of readline
     assert "> " in answers
     assert "ello\n" in answers
     assert "there is no /sing" in answers

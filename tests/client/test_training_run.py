@@ -24,7 +24,10 @@ from .fake import PAUSED, STUCK, FakeServer, FakeService
 
 PATIENCE_S = 120.0
 
-CANCELLED, ABORTED, INTERNAL, UNAVAILABLE = 1, 10, 13, 14
+CANCELLED = 1
+ABORTED = 10
+INTERNAL = 13
+UNAVAILABLE = 14
 
 
 def numbers(run: Any) -> list[int]:
@@ -47,11 +50,11 @@ class TestBrokenConnections:
     ) -> None:
         service.breaks = [(n, code, details) for n in (1, 2, 4)]
         run = client.train("hello", model="m")
-        told: list[Any] = []
-        run.on_break = told.append
+        failures: list[Any] = []
+        run.on_break = failures.append
         assert numbers(run) == [1, 2, 3, 4, 5]
         assert run.result().name == "m"
-        assert len(told) == 3
+        assert len(failures) == 3
         watched = [r.after_sequence for r in service.requests if isinstance(r, v1.WatchJobRequest)]
         assert watched == [1, 2, 4]
         assert service.corpus == b"hello"
@@ -71,7 +74,8 @@ class TestBrokenConnections:
 
     def test_a_server_that_stops_and_comes_back(self) -> None:
         first = FakeServer()
-        service, address = first.service, first.address
+        service = first.service
+        address = first.address
         made: list[FakeServer] = []
         with Client(address) as client:
             run = client.train("hello", model=STUCK)
@@ -281,9 +285,14 @@ class TestFiles:
         ],
     )
     def test_a_format_is_taken_from_the_paths(
-        self, client: Client, service: FakeService, tmp_path: Any,
-        names: list[str], options: Any, expected: int,
-    ) -> None:  # fmt: skip
+        self,
+        client: Client,
+        service: FakeService,
+        tmp_path: Any,
+        names: list[str],
+        options: Any,
+        expected: int,
+    ) -> None:
         for name in names:
             (tmp_path / name).write_text("hello")
         files = [CorpusFile(tmp_path / name) for name in names]

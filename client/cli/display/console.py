@@ -1,4 +1,4 @@
-"""The terminal, or whatever stands in its place."""
+"""`Console` is the terminal or other output that a command writes to."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from treadle.client.messages.argument_names import PYTHON, ArgumentNames
 FALLBACK_WIDTH = 80
 
 GAP = "  "
-"""Stands between the columns of a table."""
+"""The text between the columns of a table."""
 
-LEAST_CELL = 12
-"""No cell is cut to less, however narrow the terminal is."""
+MIN_CELL = 12
+"""The least width that a cell is cut to, however narrow the terminal is."""
 
 CLEAR_LINE = "\r\x1b[K"
-"""Takes away the line that the cursor is in."""
+"""Clears the line of the cursor."""
 
 
 class Console:
-    """Where a command writes.
+    """The output of a command.
 
     Args:
         out: Standard output.
@@ -33,28 +33,28 @@ class Console:
     def __init__(self, out: TextIO, environment: dict[str, str]) -> None:
         self.out = out
         self.is_terminal = out.isatty()
-        """Whether a person watches."""
-        self.moves = self.is_terminal and environment.get("TERM", "dumb") != "dumb"
-        """Whether a line can be drawn over."""
-        self.color = self.moves and not environment.get("NO_COLOR")
-        """Whether color is wanted."""
-        self.transient = False
-        """Whether the line that the cursor is in is to go away."""
+        """Whether the output is a terminal."""
+        self.can_overwrite = self.is_terminal and environment.get("TERM", "dumb") != "dumb"
+        """Whether a line can be overwritten."""
+        self.color = self.can_overwrite and not environment.get("NO_COLOR")
+        """Whether to use color."""
+        self.has_live_line = False
+        """Whether the line of the cursor is to be cleared."""
         self.interruption: Callable[[], str] = lambda: "interrupted"
-        """Says what a Ctrl-C now means."""
+        """Returns the message after a Ctrl-C."""
         self.argument_names: Callable[[], ArgumentNames] = lambda: PYTHON
-        """Returns what the command calls the arguments that an error may name."""
+        """Returns the command's names for the arguments that an error may name."""
         self.unicode = (out.encoding or "").lower().replace("-", "") == "utf8"
-        """Whether more than ASCII can be shown."""
+        """Whether the output shows more than ASCII."""
 
     @classmethod
     def standard(cls) -> Console:
-        """Makes the console of this process.
+        """Returns the console of this process.
 
-        Elsewhere than on a terminal, text leaves as UTF-8, whatever the locale says.
+        Output to a file or a pipe is UTF-8, whatever the locale is.
         """
-        if sys.stdout is None:  # closed by whoever started this
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
+        if sys.stdout is None:  # closed by the parent process
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open to the end
         if hasattr(sys.stdout, "reconfigure"):
             encoding = None if sys.stdout.isatty() else "utf-8"
             sys.stdout.reconfigure(encoding=encoding, errors="replace")
@@ -62,7 +62,7 @@ class Console:
 
     @property
     def descriptor(self) -> int | None:
-        """The descriptor that is written to; None where there is none."""
+        """The file descriptor of the output; None where it has none."""
         try:
             return self.out.fileno()
         except (OSError, ValueError):
@@ -79,7 +79,7 @@ class Console:
         self.out.flush()
 
     def text(self, text: str) -> None:
-        """Writes text as it is; on a terminal without what could command the terminal."""
+        """Writes text; on a terminal, without characters that control the terminal."""
         self.out.write(printable(text) if self.is_terminal else text)
         self.out.flush()
 
@@ -91,7 +91,7 @@ class Console:
         Args:
             head: The columns' names.
             rows: The cells.
-            left: This many columns, and the last, are aligned left; the others right.
+            left: This many columns, and the last, are aligned left, the others right.
             cut: The column whose cells lose their middle where the terminal is too narrow.
         """
         if self.is_terminal:
@@ -105,10 +105,10 @@ class Console:
         """Cuts the cells of one column so that the rows fit, as far as that can do it."""
         widths = _widths(head, rows)
         over = sum(widths) + len(GAP) * (len(widths) - 1) - (self.width - 1)
-        room = max(len(head[cut]), LEAST_CELL, widths[cut] - max(0, over))
+        available = max(len(head[cut]), MIN_CELL, widths[cut] - max(0, over))
         dots = "…" if self.unicode else "..."
         return [
-            [middle_cut(cell, room, dots) if i == cut else cell for i, cell in enumerate(row)]
+            [middle_cut(cell, available, dots) if i == cut else cell for i, cell in enumerate(row)]
             for row in rows
         ]
 
@@ -133,7 +133,7 @@ def _widths(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
 
 
 def middle_cut(text: str, width: int, dots: str) -> str:
-    """Cuts a text to a width; the dots stand in its middle, for what was there."""
+    """Cuts a text to a width; dots replace its middle."""
     if len(text) <= width:
         return text
     kept = max(0, width - len(dots))
@@ -143,7 +143,7 @@ def middle_cut(text: str, width: int, dots: str) -> str:
 
 def printable(text: str) -> str:
     """Replaces control characters, line breaks and tabs excepted."""
-    return "".join("\ufffd" if _controls(character) else character for character in text)
+    return "".join("\ufffd" if _is_control(character) else character for character in text)
 
 
 def one_line(text: str, width: int | None = None) -> str:
@@ -156,18 +156,18 @@ def one_line(text: str, width: int | None = None) -> str:
     Returns:
         The text, ending in "..." where it was cut.
     """
-    shown = "".join(
+    line = "".join(
         character.encode("unicode_escape").decode()
-        if _controls(character) or character in "\n\t\r"
+        if _is_control(character) or character in "\n\t\r"
         else character
         for character in text
     )
-    if width is not None and len(shown) > width:
-        shown = shown[: max(0, width - 3)] + "..."[:width]
-    return shown
+    if width is not None and len(line) > width:
+        line = line[: max(0, width - 3)] + "..."[:width]
+    return line
 
 
-def _controls(character: str) -> bool:
-    """Tells whether a character may command a terminal (C0, DEL and C1, bare CR included)."""
+def _is_control(character: str) -> bool:
+    """Returns whether a character may control a terminal (C0, DEL and C1, bare CR included)."""
     code = ord(character)
     return (code < 32 and character not in "\n\t") or 127 <= code < 160

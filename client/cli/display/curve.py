@@ -1,4 +1,4 @@
-"""A loss curve: what the events of a job tell, and the axes that it is drawn on."""
+"""`Curve` holds the losses of a job; `step_axis` and `loss_axis` make its axes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from treadle.client.cli.display.numbers import number_text
-from treadle.client.cli.display.progress import Setting
+from treadle.client.cli.display.progress import RunFacts
 
 if TYPE_CHECKING:
     from treadle.v1.sequence_pb2 import JobEvent
@@ -28,32 +28,33 @@ class Curve:
     """The losses of one job."""
 
     title: str
-    """What the drawing is headed with."""
+    """The heading of the drawing."""
     train: tuple[Point, ...]
     """Training losses, by step."""
     valid: tuple[Point, ...]
     """Validation losses, by step."""
     valid_name: str = "valid"
-    """What to call them: "valid (the last 10 %)"."""
+    """Their name in the legend: "valid (the last 10 %)"."""
     baseline: float | None = None
     """The n-gram's validation loss."""
     baseline_name: str = ""
-    """What to call it: "5-gram 1.669"."""
+    """Its name in the legend: "5-gram 1.669"."""
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """All of them."""
+        """The training and validation losses."""
         return self.train + self.valid
 
 
 def gather(events: Iterable[JobEvent], title: str) -> Curve:
-    """Gathers a curve from the events of a job; losses that are no number are left out."""
+    """Gathers a curve from the events of a job; losses that are not finite are left out."""
     train: list[Point] = []
     valid: list[Point] = []
-    setting, baseline = Setting(), None
+    facts = RunFacts()
+    baseline = None
     for event in events:
         if event.HasField("started"):
-            setting = Setting.of(event.started)
+            facts = RunFacts.of(event.started)
             if event.started.HasField("baseline_loss"):
                 baseline = event.started.baseline_loss
         elif event.HasField("progress"):
@@ -61,12 +62,12 @@ def gather(events: Iterable[JobEvent], title: str) -> Curve:
             _append(train, Point(progress.step, progress.train_loss))
             if progress.HasField("valid_loss"):
                 _append(valid, Point(progress.step, progress.valid_loss))
-    name = f"valid ({setting.valid_part})" if setting.valid_part else "valid"
-    return Curve(title, tuple(train), tuple(valid), name, baseline, setting.baseline)
+    name = f"valid ({facts.valid_part})" if facts.valid_part else "valid"
+    return Curve(title, tuple(train), tuple(valid), name, baseline, facts.baseline)
 
 
 def _append(points: list[Point], point: Point) -> None:
-    """Adds a point; a job that went back to its checkpoint passes the same steps again."""
+    """Adds a point; a job that resumes from a checkpoint repeats some steps."""
     while points and points[-1].step >= point.step:
         points.pop()
     if math.isfinite(point.loss):
@@ -81,15 +82,15 @@ class Axis(NamedTuple):
     ticks: tuple[float, ...]
     """Values to mark, at least one."""
     labels: tuple[str, ...]
-    """What to write at each."""
+    """The label of each."""
 
     def place(self, value: float) -> float:
-        """Tells where a value lies: 0 at the low end, 1 at the high one."""
+        """Returns the place of a value: 0 at the low end, 1 at the high one."""
         return (value - self.low) / (self.high - self.low)
 
 
 def step_axis(curve: Curve, most: int) -> Axis:
-    """Makes the axis of steps, from 0 on, with up to so many marks and one."""
+    """Returns the axis of steps, from 0 on, with at most `most` + 1 marks."""
     high = max((point.step for point in curve.points), default=1) or 1
     step = max(1.0, tick_step(high, most))
     marks = tuple(step * i for i in range(int(high / step) + 1))
@@ -97,16 +98,18 @@ def step_axis(curve: Curve, most: int) -> Axis:
 
 
 def loss_axis(curve: Curve, most: int) -> Axis:
-    """Makes the axis of losses, a little wider than they are, with up to so many marks and one."""
+    """Returns the axis of losses, a little wider than they are, with at most `most` + 1 marks."""
     losses = [point.loss for point in curve.points]
     if curve.baseline is not None and math.isfinite(curve.baseline):
         losses.append(curve.baseline)
-    low, high = min(losses, default=0.0), max(losses, default=1.0)
+    low = min(losses, default=0.0)
+    high = max(losses, default=1.0)
     spread = high - low
-    if spread < 1e-6 * max(1.0, abs(high)):  # one value: there is no spread to go by
+    if spread < 1e-6 * max(1.0, abs(high)):  # one value has no spread
         spread = max(1.0, abs(high))
     margin = 0.04 * spread
-    low, high = low - margin, high + margin
+    low -= margin
+    high += margin
     step = tick_step(high - low, most)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     marks = tuple(step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)) or (
@@ -116,14 +119,14 @@ def loss_axis(curve: Curve, most: int) -> Axis:
 
 
 def tick_step(span: float, most: int) -> float:
-    """Finds the smallest of 1, 2 and 5 times a power of ten that fits at most `most` times."""
+    """Returns the smallest 1, 2 or 5 times a power of ten that fits at most `most` times."""
     raw = span / max(1, most)
     power = 10.0 ** math.floor(math.log10(raw))
     return next(times * power for times in (1, 2, 5, 10) if times * power >= raw * (1 - 1e-9))
 
 
 def thin(points: Sequence[Point], high: float, columns: int) -> list[Point]:
-    """Leaves out points that would not be seen.
+    """Leaves out points that would be invisible.
 
     Args:
         points: Points by step.
@@ -146,8 +149,10 @@ def thin(points: Sequence[Point], high: float, columns: int) -> list[Point]:
 
 def line(x0: int, y0: int, x1: int, y1: int) -> Iterator[tuple[int, int]]:
     """Yields the dots of a straight line, both ends included (Bresenham 1965)."""
-    dx, dy = abs(x1 - x0), -abs(y1 - y0)
-    right, down = (1 if x0 < x1 else -1), (1 if y0 < y1 else -1)
+    dx = abs(x1 - x0)
+    dy = -abs(y1 - y0)
+    right = 1 if x0 < x1 else -1
+    down = 1 if y0 < y1 else -1
     error = dx + dy
     while True:
         yield x0, y0

@@ -1,4 +1,4 @@
-"""A loss curve as an SVG, readable on a light page and on a dark one."""
+"""`svg` draws a loss curve as an SVG, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from xml.sax.saxutils import escape
 
 from treadle.client.cli.display.curve import Axis, Curve, Point, loss_axis, step_axis, thin
 
-LEFT, RIGHT, TOP, BOTTOM = 64, 20, 58, 46
+LEFT = 64
+RIGHT = 20
+TOP = 58
+BOTTOM = 46
 """Margins in pixels."""
 
 STYLE = """
@@ -28,20 +31,20 @@ text { font: 12px system-ui, sans-serif; fill: #1f2328 }
 """
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 has no way to write."""
+"""Characters that XML 1.0 cannot write."""
 
 
 def svg(curve: Curve, width: int, height: int) -> str:
     """Returns the drawing.
 
     Args:
-        curve: What to draw.
+        curve: The curve.
         width: Pixels across, more than the margins take.
         height: Pixels down, more than the margins take.
     """
     steps = step_axis(curve, max(1, (width - LEFT - RIGHT) // 90))
     losses = loss_axis(curve, max(1, (height - TOP - BOTTOM) // 45))
-    place = _Place(steps, losses, width, height)
+    plot = _Plot(steps, losses, width, height)
     title = _clean(curve.title)
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -50,22 +53,24 @@ def svg(curve: Curve, width: int, height: int) -> str:
     )
     parts = [head, f"<style>{STYLE}</style>", _text(LEFT, 22, curve.title, ' class="title"')]
     parts += _legend(curve)
-    parts += place.axes()
+    parts += plot.axes()
     if curve.baseline is not None:
-        y = place.y(curve.baseline)
+        y = plot.y(curve.baseline)
         parts.append(_line("baseline", LEFT, y, width - RIGHT, y))
-    parts.append(place.polyline("train", curve.train))
-    parts.append(place.polyline("valid", curve.valid))
-    parts += place.dots(curve.valid)
+    parts.append(plot.polyline("train", curve.train))
+    parts.append(plot.polyline("valid", curve.valid))
+    parts += plot.dots(curve.valid)
     return "\n".join([*(part for part in parts if part), "</svg>", ""])
 
 
-class _Place:
-    """Where values lie in the drawing."""
+class _Plot:
+    """Converts steps and losses to pixels of the drawing."""
 
     def __init__(self, steps: Axis, losses: Axis, width: int, height: int) -> None:
-        self._steps, self._losses = steps, losses
-        self._width, self._height = width, height
+        self._steps = steps
+        self._losses = losses
+        self._width = width
+        self._height = height
 
     def x(self, step: float) -> float:
         return LEFT + self._steps.place(step) * (self._width - LEFT - RIGHT)
@@ -76,11 +81,11 @@ class _Place:
     def polyline(self, kind: str, points: tuple[Point, ...]) -> str:
         """Draws points as one line; nothing where there are none."""
         kept = thin(points, self._steps.high, self._width)
-        places = " ".join(f"{self.x(p.step):.1f},{self.y(p.loss):.1f}" for p in kept)
-        return f'<polyline class="{kind}" points="{places}"/>' if kept else ""
+        corners = " ".join(f"{self.x(p.step):.1f},{self.y(p.loss):.1f}" for p in kept)
+        return f'<polyline class="{kind}" points="{corners}"/>' if kept else ""
 
     def dots(self, points: Iterable[Point]) -> list[str]:
-        """Draws each point; a curve of a single one would not be seen otherwise."""
+        """Draws each point, since a curve of a single one would be invisible otherwise."""
         return [
             f'<circle class="dot" cx="{self.x(p.step):.1f}" cy="{self.y(p.loss):.1f}" r="2.5"/>'
             for p in points
@@ -88,7 +93,8 @@ class _Place:
 
     def axes(self) -> list[str]:
         """Draws both axes with their marks, labels and names."""
-        right, bottom = self._width - RIGHT, self._height - BOTTOM
+        right = self._width - RIGHT
+        bottom = self._height - BOTTOM
         parts = []
         for tick, label in zip(self._losses.ticks, self._losses.labels, strict=True):
             y = self.y(tick)
@@ -109,13 +115,14 @@ class _Place:
 
 
 def _legend(curve: Curve) -> list[str]:
-    """Draws what each line is, side by side below the title."""
+    """Draws the legend, side by side below the title."""
     items = [("train", "train")]
     if curve.valid:
         items.append(("valid", curve.valid_name))
     if curve.baseline is not None:
         items.append(("baseline", curve.baseline_name))
-    parts, x = [], float(LEFT)
+    parts = []
+    x = float(LEFT)
     for kind, name in items:
         parts.append(_line(kind, x, 40, x + 22, 40))
         parts.append(_text(x + 28, 44, name))

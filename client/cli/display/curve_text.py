@@ -1,4 +1,4 @@
-"""A loss curve in characters, for a terminal: braille dots, or plain ASCII."""
+"""`draw` draws a loss curve in characters for a terminal: braille dots, or plain ASCII."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from treadle.client.cli.display.curve import Axis, Curve, Point, line, loss_axis, step_axis, thin
 
-LEAST_COLUMNS, LEAST_ROWS = 10, 3
+MIN_COLUMNS = 10
+MIN_ROWS = 3
 """The smallest area that a curve is drawn in."""
 
 HEAD_AND_FOOT = 4
@@ -17,16 +18,18 @@ HEAD_AND_FOOT = 4
 # The bits of the eight dots of a braille character, by row and column (Unicode, U+2800).
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
-TRAIN, VALID, BASELINE = "\x1b[36m", "\x1b[33m", "\x1b[2m"
+TRAIN = "\x1b[36m"
+VALID = "\x1b[33m"
+BASELINE = "\x1b[2m"
 RESET = "\x1b[0m"
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What is drawn with."""
+    """The characters of a drawing."""
 
     train: str
-    """Stands for the training curve in the legend; in ASCII, draws it."""
+    """The training curve in the legend; in ASCII, also in the drawing."""
     valid: str
     baseline: str
     corner: str
@@ -41,7 +44,7 @@ ASCII = Marks("*", "o", ".", "+", "-", "|", "+", "+")
 
 
 class Area:
-    """The rectangle that curves are drawn in, a colored character a cell.
+    """The rectangle that curves are drawn in, one colored character in each cell.
 
     Args:
         columns: Its columns.
@@ -50,7 +53,8 @@ class Area:
     """
 
     def __init__(self, columns: int, rows: int, *, color: bool) -> None:
-        self.columns, self.rows = columns, rows
+        self.columns = columns
+        self.rows = rows
         self._color = color
         self._cells = [[" "] * columns for _ in range(rows)]
 
@@ -67,21 +71,21 @@ def draw(curve: Curve, width: int, height: int, *, unicode: bool, color: bool) -
     """Draws a curve.
 
     Args:
-        curve: What to draw.
+        curve: The curve.
         width: Columns to fill.
         height: Lines to fill.
-        unicode: Whether more than ASCII can be shown.
+        unicode: Whether the terminal shows more than ASCII.
         color: Whether to color it.
 
     Returns:
-        The lines; they are as wide and as many as asked for, unless that is too small for a
-        curve or for the legend.
+        The lines, as wide and as many as requested, unless that is too small for a curve or
+        for the legend.
     """
     marks = UNICODE if unicode else ASCII
-    rows = max(LEAST_ROWS, height - HEAD_AND_FOOT)
+    rows = max(MIN_ROWS, height - HEAD_AND_FOOT)
     losses = loss_axis(curve, max(3, rows // 3 + 1))
     label = max(map(len, losses.labels))
-    columns = max(LEAST_COLUMNS, width - label - 2)
+    columns = max(MIN_COLUMNS, width - label - 2)
     steps = step_axis(curve, max(1, columns // 14))
     area = Area(columns, rows, color=color)
     _draw_baseline(area, curve, losses, marks)
@@ -100,8 +104,9 @@ def draw(curve: Curve, width: int, height: int, *, unicode: bool, color: bool) -
 def _cell(
     area: Area, point: Point, steps: Axis, losses: Axis, across: int, down: int
 ) -> tuple[int, int]:
-    """Finds the dot of a point, with so many dots across and down a cell."""
-    last_x, last_y = area.columns * across - 1, area.rows * down - 1
+    """Returns the dot of a point; `across` and `down` are the dots of a cell."""
+    last_x = area.columns * across - 1
+    last_y = area.rows * down - 1
     x = round(steps.place(point.step) * last_x)
     return x, round((1 - losses.place(point.loss)) * last_y)
 
@@ -118,7 +123,8 @@ def _draw_train(
     area: Area, points: Sequence[Point], steps: Axis, losses: Axis, *, unicode: bool
 ) -> None:
     """Draws the training curve."""
-    across, down = (2, 4) if unicode else (1, 1)
+    across = 2 if unicode else 1
+    down = 4 if unicode else 1
     corners = [_cell(area, point, steps, losses, across, down) for point in points]
     bits: dict[tuple[int, int], int] = {}
     for (x0, y0), (x1, y1) in pairwise([*corners[:1], *corners]):
@@ -130,7 +136,7 @@ def _draw_train(
 
 
 def _with_losses(area: Area, losses: Axis, label: int, marks: Marks) -> list[str]:
-    """Puts the axis of losses before the rows."""
+    """Returns the rows with the axis of losses before them."""
     at_row = {
         round((1 - losses.place(tick)) * (area.rows - 1)): text
         for tick, text in zip(losses.ticks, losses.labels, strict=True)
@@ -143,8 +149,9 @@ def _with_losses(area: Area, losses: Axis, label: int, marks: Marks) -> list[str
 
 
 def _step_lines(steps: Axis, columns: int, label: int, marks: Marks) -> list[str]:
-    """Draws the axis of steps and what stands below it."""
-    axis, below = [marks.across] * columns, [" "] * columns
+    """Draws the axis of steps and its labels."""
+    axis = [marks.across] * columns
+    below = [" "] * columns
     free = 0
     for tick, text in zip(steps.ticks, steps.labels, strict=True):
         column = round(steps.place(tick) * (columns - 1))
@@ -158,7 +165,7 @@ def _step_lines(steps: Axis, columns: int, label: int, marks: Marks) -> list[str
 
 
 def _legend(curve: Curve, marks: Marks, *, color: bool) -> str:
-    """Says what is what."""
+    """Returns the legend."""
     items = [(TRAIN, marks.train, "train")]
     if curve.valid:
         items.append((VALID, marks.valid, curve.valid_name))

@@ -1,4 +1,4 @@
-"""Protobuf messages as JSON for shells: one object a line.
+"""`to_line` writes a protobuf message as one line of JSON.
 
 Names are those of `sequence.proto`. Unlike protobuf's own JSON, 64-bit integers are numbers
 and enums are the words that the command line takes ("lstm", not "CELL_LSTM"); both are what
@@ -21,13 +21,13 @@ from treadle.client.messages.enums import enum_word
 
 
 def to_line(value: Message | dict[str, Any]) -> str:
-    """Writes a message, or an object made of parts of messages, on one line."""
+    """Writes a message, or a dict of parts of messages, on one line."""
     data = as_json(value) if isinstance(value, Message) else value
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
 def as_json(message: Message) -> dict[str, Any]:
-    """Turns a message into what `json.dumps` takes.
+    """Turns a message into a dict for `json.dumps`.
 
     Args:
         message: Any message.
@@ -65,7 +65,7 @@ def _plain(field: Any, value: Any) -> Any:
 
 
 def _shortest(value: float) -> float:
-    """Finds the number with the fewest digits that is the same in 32 bits."""
+    """Returns the number with the fewest digits that is the same in 32 bits."""
     exact = struct.pack("f", value)
     for digits in range(6, 9):
         rounded = float(f"{value:.{digits}g}")

@@ -10,7 +10,7 @@ from treadle.client.cli.display.numbers import share_text
 
 
 def print_notice(text: str) -> None:
-    """Says something on standard error, which may be closed."""
+    """Writes a sentence to standard error, which may be closed."""
     if sys.stderr is None:
         return
     with contextlib.suppress(OSError):
@@ -18,10 +18,10 @@ def print_notice(text: str) -> None:
 
 
 def print_unknown_share(unknown: int, tokens: int) -> None:
-    """Says on standard error what share of the scored tokens is unknown, if any is."""
+    """Writes the share of unknown tokens to standard error, if there are any."""
     if unknown:
         print_notice(
             f"{share_text(unknown / tokens)} of the tokens are unknown ({unknown:,} of "
-            f"{tokens:,}): bits a character are not told, since each may stand for any number of "
-            "characters"
+            f"{tokens:,}): bits a character are unknown, since each may stand for any number "
+            "of characters"
         )

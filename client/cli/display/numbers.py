@@ -1,4 +1,4 @@
-"""Numbers as people read them: short, whatever became of a run, and never a negative zero."""
+"""`number_text` and `share_text` write numbers for people: short, and never a negative zero."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ LARGE = 1e6
 
 
 def number_text(value: float, digits: int = 3) -> str:
-    """Writes a number with so many digits behind the point: "1.512", "-0.200", "1.2e+33".
+    """Writes a number with `digits` digits after the point: "1.512", "-0.200", "1.2e+33".
 
-    What is no finite number is "nan", "inf" or "-inf"; what rounds to zero is "0.000". A loss that
-    exploded has few digits so, where a fixed point would print all of them.
+    A number that is not finite is "nan", "inf" or "-inf". A very large one, such as an exploded
+    loss, gets an exponent.
     """
     if not math.isfinite(value):
         return str(value)

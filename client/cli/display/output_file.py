@@ -1,4 +1,4 @@
-"""Files that commands write: checked before the work, and written whole or not at all."""
+"""`write_output` writes a file as a whole or not at all; `check_output` checks it before."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from types import FrameType
 from treadle.client.errors import InputError
 from treadle.client.files.paths import display_path
 
-_ENDING = [
+_ENDING_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
-"""Signals that end a process, and can be put off."""
+"""Signals that end a process and can be delayed."""
 
 
 def check_output(path: str) -> None:
-    """Checks that a file can be written, before it takes time to make what it is to hold.
+    """Checks that a file can be written, before its content is made.
 
     Raises:
-        InputError: It cannot.
+        InputError: It cannot be written.
     """
     if not path:
         raise InputError("cannot write a file whose name is empty: name one")
@@ -44,18 +44,18 @@ def check_output(path: str) -> None:
 
 
 def write_output(path: str, data: bytes) -> None:
-    """Writes a file whole: a reader sees the old one or the new one, and nothing else stays.
+    """Writes a file whole: a reader sees the old one or the new one, and no other file remains.
 
     Raises:
         InputError: It cannot be written.
     """
     try:
         if _is_special(path):
-            # A pipe waits for its reader, maybe for ever: a signal is then the only way out.
+            # A pipe waits for its reader, maybe for ever; only a signal can end that.
             with open(path, "wb") as file:
                 file.write(data)
             return
-        with _signals_put_off():
+        with _signals_delayed():
             _replace(os.path.realpath(path), data)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -63,7 +63,7 @@ def write_output(path: str, data: bytes) -> None:
 
 
 def _replace(path: str, data: bytes) -> None:
-    """Puts a new file in the place of an old one, with its permissions."""
+    """Replaces an old file by a new one with its permissions."""
     folder, name = os.path.split(path)
     descriptor, part = tempfile.mkstemp(prefix=f".{name[:40]}.", suffix=".part", dir=folder)
     try:
@@ -78,7 +78,7 @@ def _replace(path: str, data: bytes) -> None:
 
 
 def _mode(path: str) -> int:
-    """Returns the permissions of a file, or those that a new one gets."""
+    """Returns the permissions of a file, or those of a new one."""
     try:
         return stat.S_IMODE(os.stat(path).st_mode)
     except FileNotFoundError:
@@ -88,7 +88,7 @@ def _mode(path: str) -> int:
 
 
 def _name_fault(path: str) -> str:
-    """Says why no file can have a name, such as that it is too long; empty where one can."""
+    """Returns why no file can have a name, such as its length; empty where one can."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -99,7 +99,7 @@ def _name_fault(path: str) -> str:
 
 
 def _is_special(path: str) -> bool:
-    """Tells whether a name is that of a device or pipe, such as /dev/null, which is kept."""
+    """Returns whether a name is that of a device or pipe, such as /dev/null."""
     try:
         return not stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):
@@ -107,25 +107,25 @@ def _is_special(path: str) -> bool:
 
 
 def _folder(path: str) -> str:
-    """Returns where a file is written: links are followed."""
+    """Returns the folder that a file is written to: links are followed."""
     return os.path.dirname(os.path.realpath(path)) or "."
 
 
 @contextlib.contextmanager
-def _signals_put_off() -> Iterator[None]:
-    """Puts off signals that end the process until a file is whole."""
+def _signals_delayed() -> Iterator[None]:
+    """Delays signals that end the process until a file is whole."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
 
     def keep(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
 
     ignored = signal.SIG_IGN
     before = {
         number: signal.signal(number, keep)
-        for number in _ENDING
+        for number in _ENDING_SIGNALS
         if signal.getsignal(number) not in (None, ignored)
     }
     try:
@@ -133,5 +133,5 @@ def _signals_put_off() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in came:
+        for number in received:
             signal.raise_signal(number)

@@ -1,4 +1,4 @@
-"""What a training run looks like on a terminal: pure functions from events to text."""
+"""`progress_line` and the others turn the events of a training run into lines of text."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ if TYPE_CHECKING:
     )
 
 BAR_COLUMNS = (30, 20, 10)
-"""Lengths of the bar: the longest that fits. Few, so that it does not jump about."""
+"""Lengths of the bar; the longest that fits is drawn. Few, so that it seldom changes."""
 
 GAP = "  "
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a line is drawn."""
+    """The terminal that a line is drawn for."""
 
     width: int = 80
     """Columns of the terminal."""
     color: bool = False
     """Whether to color the bar."""
     unicode: bool = True
-    """Whether to draw with more than ASCII."""
+    """Whether the terminal shows more than ASCII."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the lines of a run refer to: how long it is, and what its losses are of."""
+class RunFacts:
+    """The facts about a run that its lines refer to."""
 
     total_steps: int = 0
-    """Steps planned, 0 where only time ends the run."""
+    """Planned steps; 0 where only time ends the run."""
     valid_part: str = ""
-    """What is validated on, in words."""
+    """The validation part, in words: "the last 10 %"."""
     baseline: str = ""
-    """The n-gram's loss there: "5-gram 1.669"; empty without one."""
+    """The n-gram's loss on it: "5-gram 1.669"; empty without one."""
     valid_tokens: int = 0
     """Tokens of the validation part."""
 
     @classmethod
-    def of(cls, started: TrainingStarted) -> Setting:
-        """Takes it from the run's first report."""
+    def of(cls, started: TrainingStarted) -> RunFacts:
+        """Takes the facts from the run's first report."""
         part = valid_split(started.valid_split, started.spec.data)
         return cls(started.total_steps, part, baseline_text(started), started.valid_tokens)
 
 
 def baseline_text(started: TrainingStarted) -> str:
-    """Names the n-gram and its loss: "5-gram 1.669"; empty without one."""
+    """Returns the n-gram and its loss: "5-gram 1.669"; empty without one."""
     if not started.HasField("baseline_loss"):
         return ""
     order = f"{started.baseline_order}-gram" if started.baseline_order else "n-gram"
@@ -71,19 +71,19 @@ def progress_line(
 ) -> str:
     """Draws a run's live line: bar, steps, losses, speed and time left.
 
-    Where the terminal is narrow, the speed goes first, then the validation loss, the bar, the
-    time and the train loss; what is left is cut.
+    On a narrow terminal, parts are left out in this order: speed, validation loss, bar, time,
+    train loss. The rest is cut.
 
     Args:
         progress: The newest event.
-        total_steps: Steps planned, 0 where only time ends the run.
+        total_steps: Planned steps; 0 where only time ends the run.
         valid_loss: The newest validation loss, in nats.
-        style: How to draw.
+        style: The terminal.
 
     Returns:
         A line of fewer columns than the terminal has, colors not counted.
     """
-    room = style.width - 1  # a full last column would wrap
+    available = style.width - 1  # a full last column would wrap
     done = fraction_done(progress, total_steps)
     parts = {
         "bar": "" if done is None else " " * BAR_COLUMNS[-1],
@@ -97,34 +97,36 @@ def progress_line(
     for dropped in ("", "speed", "valid", "bar", "time", "loss", "percent"):
         parts.pop(dropped, None)
         line = GAP.join(part for part in parts.values() if part)
-        if len(line) <= room:
+        if len(line) <= available:
             break
     if done is not None and "bar" in parts:
-        spare = room - len(line) + BAR_COLUMNS[-1]
+        spare = available - len(line) + BAR_COLUMNS[-1]
         columns = next(size for size in BAR_COLUMNS if size <= spare)
         return bar(done, columns, style) + line[BAR_COLUMNS[-1] :]
-    return line[:room]
+    return line[:available]
 
 
 def bar(done: float, columns: int, style: Style) -> str:
-    """Draws the bar itself.
+    """Draws the bar.
 
     Args:
-        done: The share done, 0 to 1.
+        done: The fraction that is done, 0 to 1.
         columns: Its length.
-        style: How to draw.
+        style: The terminal.
     """
-    full, empty = ("━", "─") if style.unicode else ("#", ".")
+    full = "━" if style.unicode else "#"
+    empty = "─" if style.unicode else "."
     filled = round(done * columns)
-    left, right = full * filled, empty * (columns - filled)
+    left = full * filled
+    right = empty * (columns - filled)
     return f"\x1b[36m{left}\x1b[2m{right}\x1b[0m" if style.color else left + right
 
 
 def fraction_done(progress: TrainingProgress, total_steps: int) -> float | None:
-    """Tells how much of a run is done, by the limit that it will meet first.
+    """Returns how much of a run is done, by the limit that it will meet first.
 
     Returns:
-        0 to 1, or None where it cannot be told.
+        0 to 1, or None where it is unknown.
     """
     if progress.HasField("time_left_s"):
         total_s = progress.elapsed_s + max(0.0, progress.time_left_s)
@@ -133,14 +135,14 @@ def fraction_done(progress: TrainingProgress, total_steps: int) -> float | None:
     return min(1.0, progress.step / total_steps) if total_steps else None
 
 
-def plain_line(progress: TrainingProgress, setting: Setting) -> str:
-    """Describes an event on a line that stays: in a log, or above the bar."""
-    total = f"/{setting.total_steps:,}" if setting.total_steps else ""
+def plain_line(progress: TrainingProgress, facts: RunFacts) -> str:
+    """Describes an event on a permanent line: in a log, or above the bar."""
+    total = f"/{facts.total_steps:,}" if facts.total_steps else ""
     parts = [
         f"step {progress.step:,}{total}",
         f"epoch {progress.epoch:.2f}",
         f"loss {number_text(progress.train_loss)}",
-        *_validation(progress, setting),
+        *_validation(progress, facts),
         speed_text(progress.tokens_per_second),
         size_text(progress.memory_bytes) if progress.memory_bytes else "",
         time_text(progress),
@@ -148,12 +150,12 @@ def plain_line(progress: TrainingProgress, setting: Setting) -> str:
     return GAP.join(part for part in parts if part)
 
 
-def _validation(progress: TrainingProgress, setting: Setting) -> list[str]:
-    """Tells what a validation brought, and what there is to compare it with."""
+def _validation(progress: TrainingProgress, facts: RunFacts) -> list[str]:
+    """Returns the results of a validation, and the baseline to compare them with."""
     if not progress.HasField("valid_loss"):
         return []
-    sample = sample_text(progress.valid_tokens, setting.valid_tokens)
-    part = ": ".join(text for text in (setting.valid_part, sample) if text)
+    sample = sample_text(progress.valid_tokens, facts.valid_tokens)
+    part = ": ".join(text for text in (facts.valid_part, sample) if text)
     parts = [valid_text(progress.valid_loss, part)]
     if progress.HasField("valid_perplexity"):
         parts.append(f"perplexity {progress.valid_perplexity:.4g}")
@@ -161,11 +163,11 @@ def _validation(progress: TrainingProgress, setting: Setting) -> list[str]:
         parts.append(f"{number_text(progress.valid_bits_per_character)} bits/char")
     if progress.HasField("best_valid_loss") and progress.best_valid_loss < progress.valid_loss:
         parts.append(f"best {number_text(progress.best_valid_loss)}")
-    return [*parts, setting.baseline]
+    return [*parts, facts.baseline]
 
 
 def validation_line(validation: ValidationProgress, style: Style) -> str:
-    """Draws how far a validation has come: "validating  1,200,000 of 30,100,000 tokens  4%"."""
+    """Draws the progress of a validation: "validating  1,200,000 of 30,100,000 tokens  4%"."""
     total = max(validation.tokens_total, 1)
     done = min(1.0, validation.tokens_done / total)
     verb = "testing" if validation.role == CORPUS_ROLE_TEST else "validating"
@@ -184,12 +186,12 @@ def valid_text(loss: float, part: str) -> str:
 
 
 def sample_text(read: int, tokens: int) -> str:
-    """Names how much of a part was read, where that is not all: "40,960 of 111,540 tokens"."""
+    """Returns how much of a part was read, if not all: "40,960 of 111,540 tokens"."""
     return f"{read:,} of {tokens:,} tokens" if 0 < read < tokens - 1 else ""
 
 
 def started_lines(started: TrainingStarted) -> list[str]:
-    """Describes what the server made of the spec and the corpus."""
+    """Describes the run: its spec and its corpus, as the server read them."""
     network, data = started.spec.network, started.spec.data
     valid = _in_brackets(valid_split(started.valid_split, data))
     tokens = f"{started.train_tokens:,} tokens to train on"
@@ -221,7 +223,7 @@ def state_line(change: JobStateChange) -> str:
 
 
 def completed_line(model: Model) -> str:
-    """Describes the model that came out; what there is to note about it follows, a line each."""
+    """Describes the trained model; notices follow, a line each."""
     record = model.training
     data = record.spec.data
     parts = [f"{record.steps:,} steps in {duration_text(record.elapsed_s)}"]
@@ -240,7 +242,7 @@ def completed_line(model: Model) -> str:
 
 
 def network_text(network: NetworkSpec) -> str:
-    """Names a network's shape: "lstm 2x128"."""
+    """Returns a network's shape: "lstm 2x128"."""
     return f"{field_word(network, 'cell')} {network.layers}x{network.hidden_size}"
 
 
@@ -248,16 +250,18 @@ def speed_text(tokens_per_second: float) -> str:
     """Writes a speed with three digits: "123k tok/s"."""
     if not 0 < tokens_per_second < float("inf"):
         return ""
-    number, suffix = tokens_per_second, ""
+    number = tokens_per_second
+    suffix = ""
     for larger in ("k", "M", "G"):
         if number >= 1000:
-            number, suffix = number / 1000, larger
+            number /= 1000
+            suffix = larger
     digits = 1 if suffix and number < 100 else 0
     return f"{number:.{digits}f}{suffix} tok/s"
 
 
 def time_text(progress: TrainingProgress) -> str:
-    """Writes the time left where it is known, else the time gone by."""
+    """Writes the time left where it is known, else the elapsed time."""
     if progress.HasField("time_left_s"):
         return duration_text(progress.time_left_s) + " left"
     return duration_text(progress.elapsed_s)

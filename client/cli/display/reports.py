@@ -1,4 +1,4 @@
-"""Ways to show a training run: drawn over on a terminal, line by line, or as JSON."""
+"""`Report` and its kinds show a training run: as a live bar, as lines, or as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 from treadle.client.cli.display.console import CLEAR_LINE, Console, one_line, printable
 from treadle.client.cli.display.json_lines import to_line
 from treadle.client.cli.display.progress import (
-    Setting,
+    RunFacts,
     Style,
     completed_line,
     plain_line,
@@ -35,13 +35,17 @@ PLAIN_INTERVAL_S = 10.0
 """Seconds of training between two plain lines, validations aside."""
 
 
-def break_line(trouble: ServerError) -> str:
-    """Says what broke, and that the job is no worse for it."""
-    return f"{trouble}; the job continues, trying to come back to it ..."
+def break_line(failure: ServerError) -> str:
+    """Returns a line about a broken connection: the job continues."""
+    return f"{failure}; the job continues, reconnecting to it ..."
 
 
 class Report:
-    """Shows the events of one run, in a `with` block that tidies up behind them."""
+    """Shows the events of one run, in a `with` block that restores the terminal.
+
+    Args:
+        console: The terminal or other output.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -61,11 +65,11 @@ class Report:
         """Shows one event."""
         raise NotImplementedError
 
-    def show_break(self, trouble: ServerError) -> None:
-        """Shows that the connection broke and will be tried again, if that is of interest."""
+    def show_break(self, failure: ServerError) -> None:
+        """Shows that the connection broke and is tried again; by default shows nothing."""
 
     def close(self) -> None:
-        """Leaves the terminal as the next program expects it."""
+        """Restores the terminal."""
 
 
 class JsonReport(Report):
@@ -76,7 +80,7 @@ class JsonReport(Report):
         self._only_completed = only_completed
 
     def show(self, event: JobEvent) -> None:
-        """Prints the event as it came."""
+        """Prints the event."""
         if event.HasField("completed") or not self._only_completed:
             self.console.line(to_line(event))
 
@@ -91,16 +95,16 @@ class QuietReport(Report):
 
 
 class PlainReport(Report):
-    """Lines that stay, for terminals that cannot draw over a line."""
+    """Permanent lines, for terminals that cannot overwrite a line."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._setting = Setting()
-        self._shown_s = 0.0
-        self._said_at = -PLAIN_INTERVAL_S
+        self._facts = RunFacts()
+        self._printed_s = 0.0
+        self._printed_at = -PLAIN_INTERVAL_S
 
     def show(self, event: JobEvent) -> None:
-        """Prints what is worth a line."""
+        """Prints the event, if it is worth a line."""
         match event.WhichOneof("event"):
             case "state":
                 self.show_state(event.state)
@@ -115,56 +119,56 @@ class PlainReport(Report):
                 self.print_notices(event.completed.training.notices)
 
     def show_state(self, change: JobStateChange) -> None:
-        """Prints a change of state, but not that all is well."""
+        """Prints a change of state, unless it is a normal one without a reason."""
         if change.reason or change.state not in (JOB_STATE_QUEUED, JOB_STATE_RUNNING):
             self.print(printable(in_training_flags(state_line(change))))
 
-    def show_break(self, trouble: ServerError) -> None:
-        """Prints why nothing comes for a while."""
-        self.print(printable(break_line(trouble)))
+    def show_break(self, failure: ServerError) -> None:
+        """Prints why no events arrive for a while."""
+        self.print(printable(break_line(failure)))
 
     def show_started(self, started: TrainingStarted) -> None:
-        """Prints what the server made of the corpus."""
-        self._setting = Setting.of(started)
+        """Prints the facts about the run."""
+        self._facts = RunFacts.of(started)
         for line in started_lines(started):
             self.print(in_training_flags(line))
 
     def show_progress(self, progress: TrainingProgress) -> None:
-        """Prints validations, and a sign of life now and then."""
-        due = progress.elapsed_s - self._shown_s >= PLAIN_INTERVAL_S
+        """Prints validations, and a line every PLAIN_INTERVAL_S."""
+        due = progress.elapsed_s - self._printed_s >= PLAIN_INTERVAL_S
         if due or progress.HasField("valid_loss") or progress.HasField("sample"):
-            self._shown_s = progress.elapsed_s
-            self.print(plain_line(progress, self._setting))
+            self._printed_s = progress.elapsed_s
+            self.print(plain_line(progress, self._facts))
         self.print_notices(progress.notices)
         if progress.sample:
             for line in sample_lines(progress):
                 self.print("    " + line)
 
     def show_validation(self, validation: ValidationProgress) -> None:
-        """Prints a sign of life now and then."""
+        """Prints a line every PLAIN_INTERVAL_S."""
         now = time.monotonic()
-        if now - self._said_at >= PLAIN_INTERVAL_S:
-            self._said_at = now
+        if now - self._printed_at >= PLAIN_INTERVAL_S:
+            self._printed_at = now
             self.print(validation_line(validation, self.style))
 
     def print_notices(self, notices: Iterable[str]) -> None:
-        """Prints what has turned out."""
+        """Prints notices, a line each."""
         for notice in notices:
             self.print(f"note: {printable(notice)}")
 
     @property
     def style(self) -> Style:
-        """How to draw on this terminal."""
+        """The terminal, for the lines that are drawn."""
         console = self.console
         return Style(width=console.width, color=console.color, unicode=console.unicode)
 
     def print(self, line: str) -> None:
-        """Prints a line that stays."""
+        """Prints a permanent line."""
         self.console.line(line)
 
 
 def sample_lines(progress: TrainingProgress) -> list[str]:
-    """Lays out a sample; a whole item says whether training has seen it."""
+    """Lays out a sample, with a note whether a whole item is new to the corpus."""
     lines = printable(progress.sample).strip("\n").split("\n")
     if progress.HasField("sample_is_new"):
         lines[-1] += "   (new)" if progress.sample_is_new else "   (an item of the corpus)"
@@ -172,7 +176,7 @@ def sample_lines(progress: TrainingProgress) -> list[str]:
 
 
 class LiveReport(PlainReport):
-    """A bar that is drawn over; notices, validations and samples scroll by above it."""
+    """A bar that is redrawn in place; notices, validations and samples scroll above it."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -183,38 +187,38 @@ class LiveReport(PlainReport):
         return self
 
     def show_state(self, change: JobStateChange) -> None:
-        """Draws that the job waits, which passes; prints other changes."""
+        """Draws a queued state in place of the bar; prints other changes."""
         if change.state == JOB_STATE_QUEUED:
             self._draw_text(state_line(change))
         else:
             super().show_state(change)
 
-    def show_break(self, trouble: ServerError) -> None:
-        """Draws it in the bar's place until the next event."""
-        self._draw_text(break_line(trouble))
+    def show_break(self, failure: ServerError) -> None:
+        """Draws the failure in place of the bar until the next event."""
+        self._draw_text(break_line(failure))
 
     def show_progress(self, progress: TrainingProgress) -> None:
-        """Prints what stays, then draws the bar below it."""
+        """Prints the permanent lines, then draws the bar below them."""
         if progress.HasField("valid_loss"):
             self._valid_loss = progress.valid_loss
         if progress.HasField("valid_loss") or progress.HasField("sample"):
             super().show_progress(progress)
         else:
             self.print_notices(progress.notices)
-        total = self._setting.total_steps
+        total = self._facts.total_steps
         self._draw(progress_line(progress, total, self._valid_loss, self.style))
 
     def show_validation(self, validation: ValidationProgress) -> None:
-        """Draws it in the bar's place."""
+        """Draws the progress in place of the bar."""
         self._draw(validation_line(validation, self.style))
 
     def print(self, line: str) -> None:
-        """Prints a line in the bar's place; the bar comes back below it."""
+        """Prints a line in place of the bar; the bar is redrawn below it."""
         self._clear()
         super().print(line)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._clear()
 
     def _draw_text(self, text: str) -> None:
@@ -222,12 +226,12 @@ class LiveReport(PlainReport):
 
     def _draw(self, line: str) -> None:
         self._write(CLEAR_LINE + line)
-        self.console.transient = True
+        self.console.has_live_line = True
 
     def _clear(self) -> None:
-        if self.console.transient:
+        if self.console.has_live_line:
             self._write(CLEAR_LINE)
-            self.console.transient = False
+            self.console.has_live_line = False
 
     def _write(self, text: str) -> None:
         self.console.out.write(text)

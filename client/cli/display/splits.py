@@ -1,4 +1,4 @@
-"""What a loss was measured on, in words."""
+"""`valid_split` and `test_split` name the part of a corpus that a loss was measured on."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ if TYPE_CHECKING:
     from treadle.v1.sequence_pb2 import DataSpec, Split
 
 DEFAULT_VALIDATION_FRACTION = 0.1
-"""What the contract says of a spec that does not set it."""
+"""The default of the contract."""
 
 
 def valid_split(split: Split | int, data: DataSpec) -> str:
-    """Names the part that is validated on: "the last 10 %", "10 % of the items", ...
+    """Returns the name of the validation part: "the last 10 %", "10 % of the items", ...
 
     Args:
-        split: Where its tokens come from.
-        data: How the corpus was cut.
+        split: The source of its tokens.
+        data: How the corpus was split.
 
     Returns:
-        The words; empty where there is no such part.
+        The name; empty where there is no such part.
     """
     given = data.HasField("validation_fraction")
     fraction = data.validation_fraction if given else DEFAULT_VALIDATION_FRACTION
@@ -27,12 +27,12 @@ def valid_split(split: Split | int, data: DataSpec) -> str:
 
 
 def test_split(split: Split | int, data: DataSpec) -> str:
-    """Names the part that is tested on; see `valid_split`."""
+    """Returns the name of the test part; see `valid_split`."""
     return _words(split, data.test_fraction, tail="a tail of {}")
 
 
 def _words(split: Split | int, fraction: float, *, tail: str) -> str:
-    """Names a part of a corpus."""
+    """Returns the name of a part of a corpus."""
     from treadle.v1.sequence_pb2 import SPLIT_FILES, SPLIT_ITEMS, SPLIT_TAIL
 
     share = f"{100 * fraction:.3g} %"
@@ -40,4 +40,4 @@ def _words(split: Split | int, fraction: float, *, tail: str) -> str:
         return tail.format(share)
     if split == SPLIT_ITEMS:
         return f"{share} of the items"
-    return "files of its own" if split == SPLIT_FILES else ""
+    return "separate files" if split == SPLIT_FILES else ""

@@ -1,4 +1,4 @@
-"""The output of `treadle score-stream`: a row for each line, event or chunk, flushed at once."""
+"""`Rows` prints the output of `treadle score-stream`, a row for each line, event or chunk."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ INDENT = " " * 12
 
 
 class Rows:
-    """Prints what units scored, or those of them that were asked for.
+    """Prints the scores of units, or of the requested ones among them.
 
     Args:
         args: The command line.
-        console: Where to print.
+        console: The output.
     """
 
     def __init__(self, args: argparse.Namespace, console: Console) -> None:
@@ -53,8 +53,7 @@ class Rows:
         if self._top_g is not None:
             cells.append(f"{worst or '-':>6} {'!' if flagged else ' '}")
         row = "  ".join([*cells, ""])
-        room = max(0, self._console.width - 1 - len(row)) if self._console.is_terminal else None
-        self._console.line((row + one_line(unit.text, room)).rstrip())
+        self._print_row(row, unit.text)
         if self._tokens:
             for line in token_table(score.tokens):
                 self._console.line(INDENT + line)
@@ -62,19 +61,25 @@ class Rows:
     def _print_json(
         self, unit: Unit, score: PieceScore, nats: float, worst: int, flagged: bool
     ) -> None:
-        """Prints a unit as an object; tokens are in it where they were asked for."""
+        """Prints a unit as an object, with its tokens where requested."""
         from treadle.client.cli.display.json_lines import as_json, to_line
 
         made: dict[str, Any] = {"line": unit.number, "text": unit.text, "nats": nats}
         if self._top_g is not None:
             made |= {"worst_rank": worst, "flagged": flagged}
-        told = as_json(score)
+        fields = as_json(score)
         if not self._tokens:
-            told.pop("tokens", None)
-        self._console.line(to_line(made | told))
+            fields.pop("tokens", None)
+        self._console.line(to_line(made | fields))
+
+    def _print_row(self, row: str, text: str) -> None:
+        """Prints a row and its text, cut to the width of a terminal."""
+        available = self._console.width - 1 - len(row)
+        width = max(0, available) if self._console.is_terminal else None
+        self._console.line((row + one_line(text, width)).rstrip())
 
     def print_fault(self, unit: Unit, fault: str) -> None:
-        """Prints the row of a unit that could not be read, whatever rows were asked for."""
+        """Prints the row of a unit that could not be read, whichever rows were requested."""
         from treadle.client.cli.display.json_lines import to_line
 
         fault = rename_fields(fault, self._console.argument_names())
@@ -83,11 +88,10 @@ class Rows:
             self._console.line(to_line(made))
             return
         row = f"{'error':>10}  {one_line(fault)}: "
-        room = max(0, self._console.width - 1 - len(row)) if self._console.is_terminal else None
-        self._console.line((row + one_line(unit.text, room)).rstrip())
+        self._print_row(row, unit.text)
 
     def print_total(self, result: ScoreStreamResult, errors: int) -> None:
-        """Prints, as JSON only, what the whole stream scored, and tells of unknown tokens."""
+        """Prints the score of the whole stream, as JSON only, and the share of unknown tokens."""
         from treadle.client.cli.display.json_lines import as_json, to_line
 
         if self._json:
@@ -101,7 +105,7 @@ class Rows:
 
 
 def add_up(whole: PieceScore, part: PieceScore) -> None:
-    """Adds the score of a unit's next piece to those before it, which an error takes back."""
+    """Adds the score of a unit's next piece to those before it; an error replaces them."""
     if part.HasField("error"):
         whole.CopyFrom(part)
         return

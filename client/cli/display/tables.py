@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def token_table(tokens: Iterable[Token]) -> list[str]:
-    """Lays out tokens with their log-probabilities, and ranks and alternatives where there are any.
+    """Lays out tokens with their log-probabilities, and ranks and alternatives where present.
 
-    A dash stands for what has no value.
+    A dash marks a missing value.
     """
     tokens = list(tokens)
     ranks = any(token.rank for token in tokens)
@@ -41,12 +41,12 @@ def _nats_and_share(log_probability: float) -> list[str]:
 
 
 def _alternatives(token: Token) -> str:
-    """Lists the likeliest tokens in the place of one."""
-    shown = (
+    """Lists the likeliest tokens at the position of one."""
+    alternatives = (
         f"{one_line(each.text) or f'({each.id})'} {math.exp(each.log_probability):.1%}"
         for each in token.alternatives
     )
-    return ", ".join(shown)
+    return ", ".join(alternatives)
 
 
 def when_text(time: Timestamp) -> str:

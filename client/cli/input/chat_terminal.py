@@ -1,9 +1,10 @@
-"""`converse`: the prompt of `treadle chat`, and what Ctrl-C and other signals mean when.
+"""`converse` runs the prompt of `treadle chat` and handles its signals.
 
-While a line is typed, the terminal is readline's: it does not echo and does not wait for whole
-lines. A process that ended there would leave it so. Hence a signal at the prompt is raised as an
-exception out of `input`, where readline puts the terminal right. During a reply the terminal is
-as usual, and nothing may be raised, since gRPC may hold a lock: a thread ends the reply.
+While a line is typed, readline controls the terminal: it does not echo and does not wait for whole
+lines. A process that ended then would leave it so. So a signal at the prompt is raised as an
+exception out of `input`, where readline restores the terminal. During a reply the terminal is
+in its normal state, and no exception may be raised, since gRPC may hold a lock: a thread ends the
+reply.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ INTERRUPTED = 130
 """The exit code after a Ctrl-C."""
 
 _AGAIN_S = 0.05
-"""Seconds after which a reply is stopped again that had not begun when it was stopped."""
+"""Seconds between two attempts to stop a reply, which may not have begun at the first."""
 
 
-_ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
+_ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT")
 """Signals that end the process, where the system has them."""
 
 
@@ -42,11 +43,11 @@ class _Terminated(BaseException):
 
 
 def converse(take: Callable[[str], bool], stop: Callable[[], None]) -> int:
-    """Asks for lines on the terminal, and has each of them taken.
+    """Asks for lines on the terminal and passes each to `take`.
 
     Args:
-        take: Takes a line; returns False where it asks to leave.
-        stop: Ends the reply that `take` is waiting for. It is called from another thread, and
+        take: Answers a line; returns False where the line ends the conversation.
+        stop: Ends the reply that `take` waits for. It is called from another thread, and
             more than once.
 
     Returns:
@@ -74,7 +75,7 @@ def converse(take: Callable[[str], bool], stop: Callable[[], None]) -> int:
 
 
 def _take_next(take: Callable[[str], bool], signals: _Signals) -> bool:
-    """Asks for one line and has it taken; returns False where it asks to leave."""
+    """Asks for one line and passes it to `take`; returns its result."""
     with signals.prompting():
         line = input("> ")
     with signals.replying():
@@ -82,13 +83,13 @@ def _take_next(take: Callable[[str], bool], signals: _Signals) -> bool:
 
 
 def _end_line() -> None:
-    """Leaves the line of the prompt, so that the shell's own begins a new one."""
+    """Ends the line of the prompt, so that the shell begins a new one."""
     with contextlib.suppress(OSError):
         print(file=sys.stderr, flush=True)
 
 
 class _Signals:
-    """Knows what a signal means now.
+    """Handles signals by what they mean at the prompt or during a reply.
 
     Args:
         stop: Ends the reply under way.
@@ -99,16 +100,16 @@ class _Signals:
         self._prompting = False
         self._replying = False
         self._replies = 0
-        # A put is the one thing of this kind that is legal in a signal handler. What is put is
-        # the number of the reply that was under way; 0 ends the thread.
+        # A signal handler may put into a SimpleQueue. The queue holds numbers of interrupted
+        # replies; 0 ends the thread.
         self._interrupts: SimpleQueue[int] = SimpleQueue()
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Takes the signals while it is entered."""
+        """Handles the signals while it is entered."""
         stopper = threading.Thread(target=self._stop_replies, daemon=True)
         stopper.start()
-        ending = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
+        ending = [getattr(signal, name) for name in _ENDING_SIGNALS if hasattr(signal, name)]
         before = {signal.SIGINT: signal.signal(signal.SIGINT, self._on_interrupt)}
         for number in ending:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
@@ -154,7 +155,7 @@ class _Signals:
     def _stop_replies(self) -> None:
         """Stops a reply for each interrupt, until the conversation is over."""
         while reply := self._interrupts.get():
-            # The next reply may begin within the pause: this interrupt was not meant for it.
+            # The next reply may begin within the pause; the interrupt was not meant for it.
             while self._replying and self._replies == reply:
                 self._stop()
                 time.sleep(_AGAIN_S)

@@ -1,6 +1,6 @@
-"""Items from lines of JSON, by the same rule as training on JSON lines.
+"""`json_item` takes the item out of a line of JSON, by the same rule as training.
 
-`tests/vectors/json_items.json` gives the rule by examples.
+The client and the server are held to the same examples in `tests/vectors/json_items.json`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from treadle.client.errors import InputError
 
 MAX_DEPTH = 100
-"""The most lists within lists of a field."""
+"""The most levels of lists in a field."""
 
 
 def json_item(line: str, column: str = "text") -> str | None:
@@ -21,10 +21,10 @@ def json_item(line: str, column: str = "text") -> str | None:
         column: The field; dots lead into objects.
 
     Returns:
-        The item; None where the line is blank, which is not a record.
+        The item; None where the line is blank and so no record.
 
     Raises:
-        InputError: The line is not a JSON object, or its field holds something else than a text, a
+        InputError: The line is not a JSON object, or its field holds another value than a text, a
             number or a list of these. The message is a clause that begins with `it`.
     """
     if not line or line.isspace():
@@ -85,7 +85,7 @@ def _text(value: object, column: str, depth: int = 0) -> str:
 
 
 def _kind(value: object) -> str:
-    """Returns what JSON calls a value."""
+    """Returns JSON's name for a value."""
     if isinstance(value, float):  # the only numbers that are not read as they are written
         return "a number that JSON does not have (NaN or an infinity)"
     words = {dict: "an object", list: "a list", bool: "true or false", str: "a text or a number"}

@@ -1,4 +1,4 @@
-"""Lines of a stream that cannot be read: counted, reported at the end, and skipped or the last."""
+"""`Faults` counts the lines of a stream that cannot be read, and reports them at the end."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from treadle.client.errors import InputError
 
 
 def on_error(args: argparse.Namespace) -> str:
-    """Tells what to do about a line that cannot be read.
+    """Returns how to treat a line that cannot be read.
 
     Returns:
-        What was asked for; else `stop` for a file, and `skip` for what is followed as it comes:
-        standard input, or a pipe with a name.
+        The given choice; else `stop` for a file, and `skip` for standard input or a named pipe.
     """
     if args.on_error is not None:
         return str(args.on_error)
@@ -37,40 +36,40 @@ class Faults:
     def __init__(self, stops: bool, unit: str) -> None:
         self.stops = stops
         self.count = 0
-        """How many there were."""
+        """The number of such lines."""
         self._unit = "chunk" if unit == "chunk" else "line"
         self._first = ""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is to be read."""
+        """Whether a line has stopped the stream."""
         return self.stops and self.count > 0
 
     def add(self, number: int, fault: str) -> None:
-        """Counts one.
+        """Counts a line.
 
         Args:
             number: The line's; 0 is the end of the input.
-            fault: What is wrong with it.
+            fault: The reason, as a clause.
         """
         self.count += 1
         if not self._first:
             where = f"{self._unit} {number:,}" if number else "the end of the input"
             self._first = f"{where}: {fault}"
 
-    def tell(self) -> None:
-        """Says how many were skipped, where any were."""
+    def print_count(self) -> None:
+        """Prints how many lines were skipped, if any."""
         if self.count and not self.stops:
-            what = f"{self._unit} could not be read and was"
+            subject = f"{self._unit} could not be read and was"
             if self.count > 1:
-                what = f"{self._unit}s could not be read and were"
-            print_notice(f"{self.count:,} {what} skipped; the first: {self._first}")
+                subject = f"{self._unit}s could not be read and were"
+            print_notice(f"{self.count:,} {subject} skipped; the first: {self._first}")
 
     def check(self) -> None:
         """Checks that nothing stopped the stream.
 
         Raises:
-            InputError: A line did.
+            InputError: A line stopped it.
         """
         if self.is_over:
             raise InputError(f"{self._first} (--on-error skip marks such lines and continues)")

@@ -1,4 +1,4 @@
-"""The input of `treadle score-stream`: lines, events or chunks, as they come."""
+"""`units` cuts the input of `treadle score-stream` into lines, events or chunks."""
 
 from __future__ import annotations
 
@@ -25,54 +25,57 @@ PIECE_CHARACTERS = 64 * 1024
 """Code points in one message; a longer line is several."""
 
 EVENT = re.compile(r"\s*\S+\s*")
-"""An event, with the white space that shows where it ends."""
+"""An event, with the white space around it."""
 
 
-class Input:
-    """Bytes of a file or pipe as they come; `stop` ends it from a signal or another thread.
+class StreamInput:
+    """The bytes of a file or pipe as they arrive; a signal or another thread may `stop` it.
 
     Args:
         file: An open file with a descriptor.
-        source: How its bytes become text.
-        output: The descriptor of what is written; the input ends when nobody reads that any more.
+        source: Its name and encoding.
+        output: The descriptor of the output; the input ends when the output has no reader any
+            more.
     """
 
     def __init__(self, file: Any, source: TextSource, output: int | None = None) -> None:
-        # A descriptor of its own, left open to the end of the process: a thread may wait in it.
+        # A duplicate, open to the end of the process: a thread may wait in it.
         with file:
             self._descriptor = os.dup(file.fileno())
         self._source = source
         self._output = output
         self._waking, self._wake = os.pipe()
         self.stopped = False
-        """Whether it was told to stop."""
+        """Whether `stop` was called, or an error ended the input."""
         self.reader_left = False
-        """Whether it ended since nobody reads the output any more."""
+        """Whether it ended because the output has no reader any more."""
         self.error: OSError | None = None
-        """What ended it, if it could not be read to its end."""
+        """The error that ended the input, if any."""
 
     def stop(self) -> None:
-        """Ends the input where it stands, also while it is waited for."""
+        """Ends the input at once, also while a thread waits for it."""
         self.stopped = True
         os.write(self._wake, b".")
 
     def chunks(self) -> Iterator[bytes]:
-        """Yields what there is as soon as there is anything."""
+        """Yields bytes as soon as there are any."""
         waiting = select.poll()
         waiting.register(self._descriptor, select.POLLIN)
         waiting.register(self._waking, select.POLLIN)
         if self._output is not None:
-            waiting.register(self._output, 0)  # which tells of errors alone
+            waiting.register(self._output, 0)  # reports errors only
         while True:
             ready = {descriptor for descriptor, _ in waiting.poll()}
             if self._output in ready:
-                self.stopped = self.reader_left = True
+                self.stopped = True
+                self.reader_left = True
             if self.stopped or self._waking in ready:
                 return
             try:
                 data = os.read(self._descriptor, READ_BYTES)
             except OSError as error:
-                self.stopped, self.error = True, error
+                self.stopped = True
+                self.error = error
                 return
             if not data:
                 return
@@ -84,7 +87,8 @@ class Input:
         Raises:
             InputError: It is another encoding by its byte order mark.
         """
-        decoder, cutter = self._source.decoder(mark=True), LineCutter(self._source)
+        decoder = self._source.decoder(mark=True)
+        cutter = LineCutter(self._source)
         for data in self.chunks():
             yield from cutter.push(decoder.decode(data))
         if not self.stopped:  # half a line is not a line
@@ -92,7 +96,7 @@ class Input:
             yield from cutter.end()
 
     def texts(self) -> Iterator[Line]:
-        """Yields text as it comes, never half a character.
+        """Yields text as it arrives, never half a character.
 
         Raises:
             InputError: It is another encoding by its byte order mark.
@@ -110,26 +114,26 @@ class Input:
 
 
 class Unit(NamedTuple):
-    """What one row tells of."""
+    """The part of the input that one row is about."""
 
     number: int
     """The line's number, or the chunk's, from 1."""
     text: str
-    """What is shown of it."""
+    """The text to show."""
     pieces: list[StreamPiece]
-    """What is sent of it, in one piece unless it is long."""
+    """The pieces to send: one, unless the unit is long."""
     fault: str = ""
-    """Why it cannot be sent, in a clause that begins with `it`; an empty piece goes in its place,
-    whose answer shows when its row is due."""
+    """Why it cannot be sent, in a clause that begins with `it`. An empty piece is sent instead; its
+    answer shows when the row is due."""
 
 
-def units(source: Input, per: str, items: bool, column: str | None = None) -> Iterator[Unit]:
+def units(source: StreamInput, per: str, items: bool, column: str | None = None) -> Iterator[Unit]:
     """Cuts the input into units.
 
     Args:
         source: The input.
-        per: What a unit is: `line`, `event` or `chunk`.
-        items: Whether the model's corpus has an item a line.
+        per: The kind of unit: `line`, `event` or `chunk`.
+        items: Whether the model's corpus has one item a line.
         column: The field of a line of JSON that holds the text; None where a line is the text.
 
     Yields:
@@ -153,7 +157,8 @@ def units(source: Input, per: str, items: bool, column: str | None = None) -> It
             else:
                 if item is None:
                     continue
-                text, end = item, "\n" if end else ""
+                text = item
+                end = "\n" if end else ""
         if items and not text and not fault:
             continue
         sent = text if items else text + end
@@ -166,7 +171,7 @@ def units(source: Input, per: str, items: bool, column: str | None = None) -> It
 
 
 def _unit(number: int, text: str, sent: str, *, end: bool, fault: str = "") -> Unit:
-    """Makes a unit of as many pieces as it takes."""
+    """Returns a unit, in as many pieces as it takes."""
     from treadle.client.streaming import StreamPiece
 
     if fault:

@@ -34,14 +34,14 @@ def open_input(path: str) -> Any:
 
 
 def text_source(args: argparse.Namespace, path: str) -> TextSource:
-    """Tells how a file, or standard input for "-", is made text.
+    """Returns how a file, or standard input for "-", is decoded.
 
     Bytes that are not text follow --unknown, as in training; without it they are refused.
     """
     from treadle.client.files.decoding import Errors, TextSource
 
-    chosen: dict[str, Errors] = {"skip": "ignore", "unknown": "replace"}
-    errors = chosen.get(getattr(args, "unknown_policy", ""), "strict")
+    handlers: dict[str, Errors] = {"skip": "ignore", "unknown": "replace"}
+    errors = handlers.get(getattr(args, "unknown_policy", ""), "strict")
     return TextSource(input_name(path), args.encoding, errors, "--encoding ")
 
 
@@ -77,7 +77,7 @@ def input_lines(args: argparse.Namespace, path: str) -> Iterator[Line]:
 
 
 def input_name(path: str) -> str:
-    """Names an input in a sentence."""
+    """Returns the name of an input for a sentence."""
     from treadle.client.files.paths import display_path
 
     return "standard input" if path == "-" else display_path(path)

@@ -13,7 +13,7 @@ def token(text: str) -> AnyToken:
     """Reads a token: its text, `id:N`, `id:end`, or `text:` before a text that looks like these.
 
     Raises:
-        argparse.ArgumentTypeError: It begins like a number and is none.
+        argparse.ArgumentTypeError: It begins with `id:` without a number.
     """
     kind, colon, rest = text.partition(":")
     if colon and kind == "text":
@@ -26,7 +26,7 @@ def token(text: str) -> AnyToken:
         return END_TOKEN
     if not rest.isdecimal():
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no token: write id:N, id:end, or text:{text} for the text itself"
+            f"{text!r} is not a token: write id:N, id:end, or text:{text} for the text itself"
         )
     return int(rest)
 
@@ -35,7 +35,7 @@ def bias(text: str) -> tuple[AnyToken, float]:
     """Reads TOKEN=X, such as "e=-2" or "id:7=0.5".
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: The text has another form.
     """
     name, equals, number = text.rpartition("=")
     try:
@@ -43,5 +43,5 @@ def bias(text: str) -> tuple[AnyToken, float]:
     except ValueError:
         equals = ""
     if not equals or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is no bias such as e=-1.5 or id:7=2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a bias such as e=-1.5 or id:7=2")
     return token(name), value

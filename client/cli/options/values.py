@@ -31,11 +31,11 @@ def duration(text: str) -> float:
         Seconds.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: The text has another form.
     """
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 90s, 3m or 1h")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 3m or 1h")
     return float(match[1]) * UNITS[match[2]]
 
 
@@ -46,11 +46,11 @@ def size(text: str) -> int:
         Bytes.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: The text has another form.
     """
     match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in SIZES:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 2GB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB or 2GB")
     return round(float(match[1]) * SIZES[match[2]])
 
 
@@ -58,10 +58,10 @@ def version_number(text: str) -> int:
     """Reads a model's version.
 
     Raises:
-        argparse.ArgumentTypeError: It is none: versions count from 1.
+        argparse.ArgumentTypeError: The text is no version.
     """
     if not (text.isascii() and text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is no version: versions count from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a version: versions count from 1")
     return int(text)
 
 
@@ -69,7 +69,7 @@ def weight(text: str) -> tuple[str, float]:
     """Reads "FILE=W".
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: The text has another form.
     """
     path, _, number = text.rpartition("=")
     try:
@@ -77,5 +77,5 @@ def weight(text: str) -> tuple[str, float]:
     except ValueError:
         value = 0.0
     if not path or not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no FILE=W with W above 0, up to 100")
+        raise argparse.ArgumentTypeError(f"{text!r} is not FILE=W with W above 0, up to 100")
     return path, value
