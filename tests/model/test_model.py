@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +9,10 @@ import pytest
 
 import treadle.model
 from treadle.model.config import NetworkConfig, TokenizerConfig
-from treadle.model.enums import Cell, CorpusLayout, TokenizerKind
+from treadle.model.enums import Cell, CorpusLayout
 from treadle.model.model import Model
-from treadle.model.network import trained_network
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
-from treadle.model.network.trained_network import default_context
-from treadle.model.network.workspace import pack_for_inference
 from treadle.model.tokenizers.build import build_tokenizer
 
 
@@ -29,7 +23,7 @@ def model_of(layout: CorpusLayout = CorpusLayout.TEXT) -> Model:
     return Model(network, tokenizer, parameters)
 
 
-def test_a_model_tells_its_sizes() -> None:
+def test_a_model_reports_its_sizes() -> None:
     model = model_of()
     assert model.layout is CorpusLayout.TEXT
     assert model.vocabulary_size == 3
@@ -40,62 +34,34 @@ def test_a_model_tells_its_sizes() -> None:
     assert lines.vocabulary_size == 4, "a, b, begin and end: a line has no newline"
 
 
-def test_weights_are_packed_once_and_only_where_they_are_used(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    packed: list[str] = []
-    gate = threading.Barrier(4)
-
-    def counted(parameters: Parameters) -> Any:
-        packed.append(threading.current_thread().name)
-        time.sleep(0.05)  # so that the others come while it packs
-        return pack_for_inference(parameters)
-
-    monkeypatch.setattr(trained_network, "pack_for_inference", counted)
-    model = model_of()
-    assert packed == []
-
-    def use(seed: int) -> str:
-        gate.wait()
-        return model.generate("a", seed=seed, max_new_tokens=5)
-
-    with ThreadPoolExecutor(4) as executor:
-        assert len(list(executor.map(use, range(4)))) == 4
-    model.score("ab")
-    assert len(packed) == 1
+def test_a_model_shows_the_parts_of_its_network() -> None:
+    model = model_of(CorpusLayout.LINES)
+    trained = model.trained
+    assert model.network is trained.config
+    assert model.tokenizer is trained.tokenizer
+    assert model.parameters is trained.parameters
+    assert model.default_context == trained.default_context
+    assert model.content_hash == trained.content_hash
+    assert model.weights is trained.weights
+    state = model.beginning()
+    assert state.token == model.tokenizer.begin
+    data = model.state_bytes(state, b"key")
+    assert data == trained.state_bytes(state, b"key")
+    assert (
+        model.read_state(data, b"key").token
+        == trained.read_state(data, b"key").token
+        == state.token
+    )
 
 
-@pytest.mark.parametrize("kind", TokenizerKind)
-def test_text_begins_as_a_new_line_does(kind: TokenizerKind) -> None:
-    tokenizer = build_tokenizer(TokenizerConfig(kind), ["one two\nthree"])
-    if kind is TokenizerKind.EVENTS:  # a line's end is no event
-        assert default_context(tokenizer, fallback=1) == 1
-    else:
-        assert tokenizer.decode([default_context(tokenizer, fallback=99)]) == "\n"
-
-
-def test_text_without_newlines_begins_as_told() -> None:
-    for kind in (TokenizerKind.CHARACTERS, TokenizerKind.WORDS):
-        tokenizer = build_tokenizer(TokenizerConfig(kind), ["one two"])
-        assert default_context(tokenizer, fallback=1) == 1
-
-
-@pytest.mark.parametrize("kind", TokenizerKind)
-def test_lines_begin_with_their_begin(kind: TokenizerKind) -> None:
-    tokenizer = build_tokenizer(TokenizerConfig(kind), ["one two\n"], CorpusLayout.LINES)
-    assert default_context(tokenizer, fallback=99) == tokenizer.begin
-
-
-def test_the_room_offers_what_it_names() -> None:
+def test_the_package_exports_what_it_lists() -> None:
     for name in treadle.model.__all__:
         assert getattr(treadle.model, name) is not None
     assert sorted(treadle.model.__all__) == list(treadle.model.__all__)
 
 
 @pytest.mark.jit
-def test_the_rooms_docstring_runs_as_it_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_docstring_of_the_package_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert treadle.model.__doc__ is not None
     _, _, code = treadle.model.__doc__.partition("\n\n")

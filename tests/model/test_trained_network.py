@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from small_models import model_of
+
+from treadle.model.config import TokenizerConfig
+from treadle.model.enums import CorpusLayout, TokenizerKind
+from treadle.model.network import trained_network
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.trained_network import TrainedNetwork, default_context
+from treadle.model.network.workspace import pack_for_inference
+from treadle.model.scoring.text_scorer import TextScorer
+from treadle.model.tokenizers.build import build_tokenizer
+
+
+def test_weights_are_packed_once_and_only_where_they_are_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed: list[str] = []
+    gate = threading.Barrier(4)
+
+    def counted(parameters: Parameters) -> Any:
+        packed.append(threading.current_thread().name)
+        time.sleep(0.05)  # so that the others come while it packs
+        return pack_for_inference(parameters)
+
+    monkeypatch.setattr(trained_network, "pack_for_inference", counted)
+    model = model_of()
+    assert packed == []
+
+    def use(seed: int) -> str:
+        gate.wait()
+        return model.generate("a", seed=seed, max_new_tokens=5)
+
+    with ThreadPoolExecutor(4) as executor:
+        assert len(list(executor.map(use, range(4)))) == 4
+    model.score("ab")
+    assert len(packed) == 1
+
+
+def test_weights_that_were_packed_by_the_caller_are_used() -> None:
+    base = model_of().trained
+    parameters = Parameters(base.shape)  # all zeros, while the packed weights are not
+    network = TrainedNetwork(
+        base.config, base.tokenizer, parameters, base.default_context, packed=base.weights
+    )
+    tokens = base.tokenizer.encode("ab")
+    *_, found = TextScorer(network).score(tokens)
+    *_, expected = TextScorer(base).score(tokens)
+    assert found is not None
+    assert expected is not None
+    assert found.total_log_probability == expected.total_log_probability
+
+
+def test_the_content_hash_depends_on_all_that_determines_results() -> None:
+    base = model_of().trained
+    same = TrainedNetwork(base.config, base.tokenizer, base.parameters, base.default_context)
+    assert same.content_hash == base.content_hash
+    context = TrainedNetwork(base.config, base.tokenizer, base.parameters, 1)
+    parameters = Parameters(base.shape)
+    parameters.flat[:] = base.parameters.flat
+    parameters.flat[0] = np.nextafter(parameters.flat[0], np.float32(9))
+    numbers = TrainedNetwork(base.config, base.tokenizer, parameters, base.default_context)
+    assert len({base.content_hash, context.content_hash, numbers.content_hash}) == 3
+
+
+@pytest.mark.parametrize("kind", TokenizerKind)
+def test_text_begins_as_a_new_line_does(kind: TokenizerKind) -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(kind), ["one two\nthree"])
+    if kind is TokenizerKind.EVENTS:  # the end of a line is not an event
+        assert default_context(tokenizer, fallback=1) == 1
+    else:
+        assert tokenizer.decode([default_context(tokenizer, fallback=99)]) == "\n"
+
+
+def test_text_without_newlines_begins_with_the_fallback() -> None:
+    for kind in (TokenizerKind.CHARACTERS, TokenizerKind.WORDS):
+        tokenizer = build_tokenizer(TokenizerConfig(kind), ["one two"])
+        assert default_context(tokenizer, fallback=1) == 1
+
+
+@pytest.mark.parametrize("kind", TokenizerKind)
+def test_lines_begin_with_their_begin(kind: TokenizerKind) -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(kind), ["one two\n"], CorpusLayout.LINES)
+    assert default_context(tokenizer, fallback=99) == tokenizer.begin
