@@ -1,4 +1,4 @@
-"""What the reference draws, give or take rounding."""
+"""The tokens that the reference may sample, give or take rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finite differences: what a backward pass is measured against, with no calculus of its own."""
+"""Finite differences, the measure of every backward pass, without calculus of their own."""
 
 from collections.abc import Callable
 from typing import Any

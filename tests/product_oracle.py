@@ -36,9 +36,9 @@ def fused(a: Floats, b: Floats, c: Floats) -> Floats:
 
 def guarded(C: Floats) -> tuple[Floats, Callable[[], bool]]:
     """A copy of C between guards, and whether the guards are untouched."""
-    room = np.full(C.size + 4 * PANEL, GUARD, np.float32)
+    buffer = np.full(C.size + 4 * PANEL, GUARD, np.float32)
     inside = slice(2 * PANEL, 2 * PANEL + C.size)
-    room[inside] = C.reshape(-1)
-    copy = room[inside].reshape(C.shape)
-    outside = np.delete(np.arange(room.size), np.arange(inside.start, inside.stop))
-    return copy, lambda: bool((room[outside] == GUARD).all())
+    buffer[inside] = C.reshape(-1)
+    copy = buffer[inside].reshape(C.shape)
+    outside = np.delete(np.arange(buffer.size), np.arange(inside.start, inside.stop))
+    return copy, lambda: bool((buffer[outside] == GUARD).all())

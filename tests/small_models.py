@@ -1,4 +1,4 @@
-"""Models of a few units: some with random weights, some that know for sure what comes next."""
+"""Models of a few units: some with random weights, some that know the next token for certain."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def chain_of(tokenizer: Tokenizer, tokens: list[int]) -> Model:
 
 
 def letters(text: str = "abcdefghij") -> Model:
-    """Goes on in a round from letter to letter."""
+    """Cycles from letter to letter."""
     tokenizer = build_tokenizer(TokenizerConfig(), [text])
     return chain_of(tokenizer, tokenizer.encode(text).tolist())
 
 
 def bytes_of(text: str) -> Model:
-    """Goes on in a round from byte to byte."""
+    """Cycles from byte to byte."""
     tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.BYTES))
     return chain_of(tokenizer, list(text.encode()))
 

@@ -1,4 +1,4 @@
-"""Training runs small enough for a test, and what to compare of them."""
+"""Training runs that are small enough for a test, and the results to compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small texts of few symbols, in which much stands more than once."""
+"""Small texts of few symbols, in which much occurs more than once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A child that answers like a worker, or misbehaves in the way its argument says."""
+"""A child process that answers like a worker, or fails in the way its argument says."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Made-up results in the form that sections give, for what reads them."""
+"""Made-up results in the form of the sections, for the tests of their readers."""
 
 from typing import Any
 

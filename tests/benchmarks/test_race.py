@@ -1,4 +1,4 @@
-"""Child processes that are well, missing, dying, failing or hanging, and races between them."""
+"""Worker processes that are well, missing, dying, failing or hanging, and races between them."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A generation is the same bits in any chunks, and read back as a prompt it goes on the same."""
+"""A generation has the same bits in any chunks, and when it continues after its text is read."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The same bits from kernels compiled for other processors, and from another process."""
+"""Kernels compiled for other processors, and other processes, give the same bits."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from llvmlite import binding as llvm
 SCRIPT = Path(__file__).with_name("small_run.py")
 
 NUMPY_PLAIN = "X86_V3 X86_V4 AVX512_ICL AVX512_SPR AVX2 FMA3 AVX512F AVX512_SKX"
-"""What NumPy, which chooses its loops at start, is told to do without; by old and new names."""
+"""What NumPy, which chooses its loops at start, leaves unused; by old and new names."""
 
 RUNS: dict[str, dict[str, str]] = {
     "host": {},
@@ -58,7 +58,7 @@ def results() -> dict[str, Any]:
     """What each run printed.
 
     Where no kernels are kept from earlier, each run for another processor compiles its own:
-    these run beside each other. The host's runs follow one another, to compile only once.
+    these run in parallel. The host's runs follow one another, to compile only once.
     """
     others = {name: start(extra) for name, extra in RUNS.items() if extra and can_run(name)}
     try:

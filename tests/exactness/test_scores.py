@@ -1,4 +1,4 @@
-"""A token's log-probability: the same bits alone and among others, at once and in pieces."""
+"""A log-probability has the same bits alone and among others, at once and in pieces."""
 
 from itertools import pairwise
 

@@ -49,7 +49,9 @@ def run(kind: str, count: int, first: int = 0, report_s: float = 0) -> list[str]
     Returns:
         What is wrong, a text a case; empty where nothing is.
     """
-    faults, place, last = list[str](), first, time.monotonic()
+    faults = list[str]()
+    place = first
+    last = time.monotonic()
     while place < first + count:
         seed = place
         for line, ended in _lines(kind, place, first + count - place):
@@ -79,7 +81,8 @@ def _lines(kind: str, first: int, count: int) -> Iterator[tuple[str, bool]]:
     )
     assert child.stdout is not None
     try:
-        patience, held = START_S, b""
+        patience = START_S
+        held = b""
         with selectors.DefaultSelector() as selector:
             selector.register(child.stdout, selectors.EVENT_READ)
             while True:

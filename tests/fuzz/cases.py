@@ -139,7 +139,8 @@ def _odd_index(draw: Mutator, header: dict[str, Any], data: bytes) -> bytes:
 def damaged_file(draw: Mutator, whole: bytes) -> bytes:
     """Returns a model file with a few changes somewhere."""
     size = int.from_bytes(whole[:8], "little")
-    header, data = json.loads(whole[8 : 8 + size]), whole[8 + size :]
+    header = json.loads(whole[8 : 8 + size])
+    data = whole[8 + size :]
     times = draw.random.choice((1, 1, 2, 4))
     choice = draw.random.randrange(12)
     if choice == 0:
@@ -312,7 +313,8 @@ def saved_run(seed: int) -> None:
     """A saved run of which something was changed, its hash made again, is refused or continued."""
     draw = Mutator(seed)
     corpus, config, saved = draw.random.choice(_saved())
-    content, tensors = dict(saved.content), dict(saved.tensors)
+    content = dict(saved.content)
+    tensors = dict(saved.tensors)
     if draw.random.randrange(3):
         own = {name: content.pop(name) for name in ("config", "corpus")}
         changed = draw.json(content, draw.random.choice((1, 1, 3)))
@@ -346,12 +348,38 @@ def saved_run(seed: int) -> None:
 
 
 _PIECES = (
-    b"abc", b"\n", b"\r\n", b"\r", b",", b'"', b'""', b"text",
-    b'{"text": "abc"}', b'{"text": null}',
-    b'{"text": ["a", ["b"]]}', b"\xff", b"\x00", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80",
-    b'{"text": "\\ud800"}', b"sep=;", b";", b"\t", b"|", b" ", "é".encode(), "𐍈".encode(),
-    b"{" * 200, b"[" * 200, b"1e999", b"text,other\na,b\n", b"a" * 5000, b"\x85", b"\xe2\x80\xa8",
-)  # fmt: skip
+    b"abc",
+    b"\n",
+    b"\r\n",
+    b"\r",
+    b",",
+    b'"',
+    b'""',
+    b"text",
+    b'{"text": "abc"}',
+    b'{"text": null}',
+    b'{"text": ["a", ["b"]]}',
+    b"\xff",
+    b"\x00",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b'{"text": "\\ud800"}',
+    b"sep=;",
+    b";",
+    b"\t",
+    b"|",
+    b" ",
+    "é".encode(),
+    "𐍈".encode(),
+    b"{" * 200,
+    b"[" * 200,
+    b"1e999",
+    b"text,other\na,b\n",
+    b"a" * 5000,
+    b"\x85",
+    b"\xe2\x80\xa8",
+)
 
 
 def corpus(seed: int) -> None:
@@ -391,10 +419,50 @@ def corpus(seed: int) -> None:
 
 
 _SYMBOLS = (
-    "a", "b", "c", " ", ".", "*", "+", "?", "(", ")", "[", "]", "{2}", "{1,3}", "{0}", "|", "\\d",
-    "\\w", "\\pL", "^", "$", "\\", "[^a]", "[a-c]", "(?i)", "(?x)", "#", "\n", "é", "\\u{10FFFF}",
-    "(?:", "(?P<n>", "&&", "--", "\\x", "\ud800", "\0", "{", "}", "-", "[[:alpha:]]", "\\b", "(?=",
-)  # fmt: skip
+    "a",
+    "b",
+    "c",
+    " ",
+    ".",
+    "*",
+    "+",
+    "?",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{2}",
+    "{1,3}",
+    "{0}",
+    "|",
+    "\\d",
+    "\\w",
+    "\\pL",
+    "^",
+    "$",
+    "\\",
+    "[^a]",
+    "[a-c]",
+    "(?i)",
+    "(?x)",
+    "#",
+    "\n",
+    "é",
+    "\\u{10FFFF}",
+    "(?:",
+    "(?P<n>",
+    "&&",
+    "--",
+    "\\x",
+    "\ud800",
+    "\0",
+    "{",
+    "}",
+    "-",
+    "[[:alpha:]]",
+    "\\b",
+    "(?=",
+)
 
 
 def expression(seed: int) -> None:

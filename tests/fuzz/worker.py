@@ -18,7 +18,9 @@ _MEMORY = 6 << 30
 
 
 def main() -> None:
-    kind, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    kind = sys.argv[1]
+    first = int(sys.argv[2])
+    count = int(sys.argv[3])
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for seed in range(first, first + count):

@@ -95,7 +95,7 @@ def learn_a_tune(model: Any, rng: np.random.Generator) -> list[int]:
 
 
 def greedy(model: Any, prompt: list[int]) -> dict[str, Any]:
-    """Reads the prompt and goes on with the likeliest token, fed back."""
+    """Reads the prompt and continues with the likeliest token, fed back."""
     made: list[int] = []
     margins: list[float] = []
     tokens = torch.tensor(prompt).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""tanh, sigmoid, exp and log: their largest errors, their ends, where their numbers come from."""
+"""Largest errors, limits and coefficients of tanh, sigmoid, exp and log."""
 
 import importlib.util
 from collections.abc import Callable
@@ -144,7 +144,7 @@ def test_exp_stays_finite() -> None:
 @pytest.mark.parametrize("over", [_tanh_over, _sigmoid_over, _exp_over])
 @pytest.mark.parametrize("nan", [np.nan, -np.nan])
 def test_nan_stays_nan(over: Over, nan: float) -> None:
-    """Else a network that diverged would go on unnoticed. A vector of them takes all lanes."""
+    """A network that diverged must not continue unnoticed. A vector of them takes all lanes."""
     assert np.isnan(apply(over, np.full(37, nan))).all()
 
 

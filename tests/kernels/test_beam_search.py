@@ -1,4 +1,4 @@
-"""A step of a beam gives the bits that scoring gives, for every token and whoever is beside it."""
+"""A step of beam search gives the bits of scoring, for every token and any other texts."""
 
 import numpy as np
 import pytest

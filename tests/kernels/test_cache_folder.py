@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept: no folder that others can write, and none that stays."""
+"""The cache of compiled kernels is in no folder that others can write, and leaves none behind."""
 
 from __future__ import annotations
 

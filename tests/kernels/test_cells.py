@@ -1,4 +1,4 @@
-"""The compiled cells and whole networks of them against the plain NumPy reference in float64."""
+"""Compiled cells and networks against the plain NumPy reference in float64."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ CELL_SIZES = [(1, 1, 1, 1), (5, 3, 2, 4), (19, 7, 5, 33)]
 
 @dataclass
 class CellCase:
-    """One layer's inputs, weights and gradients from above, and room for two steps more."""
+    """One layer's inputs, weights and gradients from above, with space for two steps more."""
 
     cell: str
     T: int
@@ -61,13 +61,13 @@ class CellCase:
             shapes["c0"] = (B, H)
         if cell == "gru":
             shapes["bh"] = (H,)
-        wanted = {"dhs": (T, B, H), "dhT": (B, H), "dcT": (B, H)}
+        needed = {"dhs": (T, B, H), "dhT": (B, H), "dcT": (B, H)}
         size = 1.2 / H**0.5
         return cls(
             cell,
             T,
             {name: rng.uniform(-size, size, s).astype(np.float32) for name, s in shapes.items()},
-            {name: rng.uniform(-1, 1, s).astype(np.float32) for name, s in wanted.items()},
+            {name: rng.uniform(-1, 1, s).astype(np.float32) for name, s in needed.items()},
         )
 
     def expected(self) -> tuple[Arrays, Arrays]:
@@ -278,7 +278,7 @@ def test_the_first_batch_begins_from_zeros(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("E", [0, 2])
 def test_a_batch_leaves_nothing_behind(cell: str, E: int) -> None:
-    """A gradient is the batch's alone, whatever was computed in the same room before."""
+    """A gradient is the batch's alone, whatever was computed in the same workspace before."""
     network = make_network(cell, V=40, E=E, H=4, L=2)
     fresh = np.ones(2, np.bool_)
     batch = make_batch(40, 3, 2, seed=1)

@@ -1,4 +1,4 @@
-"""The draw against the reference; decoding alone, among others and in any chunks: one result."""
+"""Decoding gives the same bits alone, among other sequences, and in any chunks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +20,14 @@ from treadle.model.network.workspace import allocate_state, allocate_workspace, 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
-# ---------------------------------------------------------------- sessions
+# ---------------------------------------------------------------- sequences
 
 TOKENS = 20
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one session asks for, and the state it comes with."""
+    """What one sequence asks for, and the state it comes with."""
 
     state_seed: int
     token: int
@@ -53,7 +53,7 @@ def random_request(rng: np.random.Generator, V: int) -> Request:
 
 
 def fill_state(made: Network, requests: list[Request]) -> structs.State:
-    """The state of a row a request, each drawn by the request's own seed."""
+    """The state of a row a request, each decoded_tokens by the request's own seed."""
     state = allocate_state(made.shape, len(requests))
     for row, request in enumerate(requests):
         rng = np.random.default_rng(request.state_seed)
@@ -66,25 +66,25 @@ def fill_state(made: Network, requests: list[Request]) -> structs.State:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What sessions gave, and where they ended."""
+    """What sequences gave, and where they ended."""
 
     tokens: Ints
     """(N, M)."""
     log_probabilities: Floats
     """(N, M)."""
     state: structs.State
-    sessions: Sequences
+    sequences: Sequences
 
     def row(self, m: int) -> tuple[bytes, ...]:
-        """All bits of one session; its state only if it goes on, as no one reads it after."""
-        arrays = [self.tokens[:, m], self.log_probabilities[:, m], self.sessions.position[m]]
-        if self.sessions.token[m] != self.sessions.end[m]:
-            arrays += [self.state.h[:, m], self.state.c[:, m], self.sessions.token[m]]
+        """All bits of one sequence; its state only if it continues."""
+        arrays = [self.tokens[:, m], self.log_probabilities[:, m], self.sequences.position[m]]
+        if self.sequences.token[m] != self.sequences.end[m]:
+            arrays += [self.state.h[:, m], self.state.c[:, m], self.sequences.token[m]]
         return tuple(np.ascontiguousarray(array).tobytes() for array in arrays)
 
 
 def no_edits(M: int, V: int) -> LogitEdits:
-    """Of sessions that leave logits as they are."""
+    """Of sequences that leave logits as they are."""
     return LogitEdits(
         bias_row=np.full(M, -1, np.int32),
         biases=np.zeros((0, V), np.float32),
@@ -109,7 +109,7 @@ def run(
     state = fill_state(made, requests)
     weights = pack_for_inference(made.parameters)
     work = allocate_workspace(made.shape, 1, M, backward=False)
-    sessions = Sequences(
+    sequences = Sequences(
         token=np.array([r.token for r in requests], np.int32),
         end=np.array([r.end for r in requests], np.int32),
         temperature=np.array([r.temperature for r in requests], np.float32),
@@ -127,15 +127,15 @@ def run(
         part = slice(n, n + chunk)
         cell = CELL_CODES[made.shape.cell]
         none = np.zeros((tokens[part].shape[0], M, 0), np.int32)
-        drawn = DecodedTokens(
+        decoded_tokens = DecodedTokens(
             tokens[part],
             log_probabilities[part],
             np.zeros((0, M), np.int32),
             none,
             none.astype(np.float32),
         )
-        decode(cell, weights, work, state, sessions, edits, drawn)
-    return Decoded(tokens, log_probabilities, state, sessions)
+        decode(cell, weights, work, state, sequences, edits, decoded_tokens)
+    return Decoded(tokens, log_probabilities, state, sequences)
 
 
 def score(made: Network, request: Request, tokens: Ints) -> Floats:
@@ -188,7 +188,7 @@ def test_each_draw_is_of_its_own_seed_and_position(cell: str) -> None:
         row = logits.astype(np.float32)
         cut = 6, float(np.float32(0.95)), float(np.float32(0.02))
         assert tokens[n] in possible(row, request.temperature, *cut, u)
-    assert decoded.sessions.position.tolist() == [TOKENS]
+    assert decoded.sequences.position.tolist() == [TOKENS]
     assert len(set(tokens.tolist())) > 2
 
 
@@ -200,15 +200,15 @@ def test_log_probabilities_are_those_of_scoring(cell: str) -> None:
     requests = [random_request(rng, 11) for _ in range(4)]
     decoded = run(made, requests)
     for m, request in enumerate(requests):
-        drawn = decoded.tokens[:, m]
-        drawn = np.ascontiguousarray(drawn[drawn >= 0])
-        scores = score(made, request, drawn)
-        assert same_bytes(np.ascontiguousarray(decoded.log_probabilities[: drawn.size, m]), scores)
+        tokens = decoded.tokens[:, m]
+        tokens = np.ascontiguousarray(tokens[tokens >= 0])
+        scores = score(made, request, tokens)
+        assert same_bytes(np.ascontiguousarray(decoded.log_probabilities[: tokens.size, m]), scores)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("M", range(1, 10))
-def test_a_session_among_others_is_the_session_alone(cell: str, M: int) -> None:
+def test_a_sequence_among_others_is_the_sequence_alone(cell: str, M: int) -> None:
     made = small(cell)
     rng = np.random.default_rng(M)
     requests = [random_request(rng, 11) for _ in range(M)]
@@ -219,7 +219,7 @@ def test_a_session_among_others_is_the_session_alone(cell: str, M: int) -> None:
 
 @pytest.mark.jit
 @pytest.mark.parametrize("M", [33, 64])
-def test_many_sessions(M: int) -> None:
+def test_many_sequences(M: int) -> None:
     made = make_network("lstm", 70, E=9, H=33, L=2)
     rng = np.random.default_rng(M)
     requests = [random_request(rng, 70) for _ in range(M)]
@@ -241,7 +241,7 @@ def test_chunks_do_not_matter(cell: str, chunk: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 4, TOKENS])
-def test_a_session_ends_after_its_end_token(chunk: int) -> None:
+def test_a_sequence_ends_after_its_end_token(chunk: int) -> None:
     made = small("gru")
     endless = run(made, [Request(6, token=1, seed=8)]).tokens[:, 0]
     end = int(endless[5])
@@ -251,7 +251,7 @@ def test_a_session_ends_after_its_end_token(chunk: int) -> None:
     assert decoded.tokens[: first + 1, 0].tolist() == endless[: first + 1].tolist()
     assert (decoded.tokens[first + 1 :, 0] == -1).all()
     assert not decoded.log_probabilities[first + 1 :, 0].any()
-    assert decoded.sessions.position.tolist() == [first + 1, TOKENS]
+    assert decoded.sequences.position.tolist() == [first + 1, TOKENS]
     assert (decoded.tokens[:, 1] >= 0).all()
 
 
@@ -261,7 +261,7 @@ def test_when_all_have_ended_nothing_is_computed() -> None:
     decoded = run(made, [Request(6, token=1, seed=8, end=end)] * 2)
     assert decoded.tokens[0].tolist() == [end, end]
     assert (decoded.tokens[1:] == -1).all()
-    assert decoded.sessions.position.tolist() == [1, 1]
+    assert decoded.sequences.position.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -269,7 +269,7 @@ def test_when_all_have_ended_nothing_is_computed() -> None:
 def test_rows_made_on_demand_are_those_of_the_table(
     cell: str, M: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A vocabulary too large for a table computes its rows anew, to the same bits."""
+    """A vocabulary too large for a table computes its rows on demand, to the same bits."""
     made = small(cell)
     rng = np.random.default_rng(9)
     requests = [random_request(rng, 11) for _ in range(M)]

@@ -1,4 +1,4 @@
-"""Dropout: bits that depend on their place alone, and networks that are the reference's."""
+"""Dropout bits depend on their position alone, and networks equal the reference."""
 
 from typing import Any
 

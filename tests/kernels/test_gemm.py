@@ -1,4 +1,4 @@
-"""Packed products: against NumPy in float64, and bit for bit against one chain of fma."""
+"""Packed matrix products against NumPy in float64, and bit for bit against one chain of fma."""
 
 import numpy as np
 import pytest
@@ -177,8 +177,8 @@ def test_nothing_is_written_past_the_transposed_result(M: int, N: int) -> None:
 
 def test_columns_past_the_last_are_not_read() -> None:
     """What stands behind a matrix in memory, even NaN, is no part of a product."""
-    room = np.full(3 * 5 + 2 * PANEL, np.nan, np.float32)
-    B = room[: 3 * 5].reshape(3, 5)
+    buffer = np.full(3 * 5 + 2 * PANEL, np.nan, np.float32)
+    B = buffer[: 3 * 5].reshape(3, 5)
     B[...] = draw(23, 3, 5)
     A = draw(24, 3, 4)
     C = np.zeros((4, 5), np.float32)

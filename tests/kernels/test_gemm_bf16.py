@@ -1,4 +1,4 @@
-"""Products of bfloat16 numbers: against NumPy in float64, and bit for bit against their chain."""
+"""Products of bfloat16 numbers against NumPy in float64, and bit for bit against their chain."""
 
 import numpy as np
 import pytest
@@ -181,8 +181,8 @@ def test_nothing_is_written_past_the_result(M: int, N: int, add: bool) -> None:
 
 def test_numbers_past_the_last_are_not_read() -> None:
     """What stands behind a matrix in memory, even NaN, is no part of a product."""
-    room = np.full(3 * 5 + 2 * PANEL, np.nan, np.float32)
-    A = room[: 3 * 5].reshape(3, 5)
+    buffer = np.full(3 * 5 + 2 * PANEL, np.nan, np.float32)
+    A = buffer[: 3 * 5].reshape(3, 5)
     A[...] = draw(23, 3, 5)
     assert np.isfinite(product(A, draw(24, 5, 4))).all()
     assert np.isfinite(product(draw(24, 4, 3), A)).all()

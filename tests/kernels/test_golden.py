@@ -1,4 +1,4 @@
-"""The compiled kernels, in float32, against what PyTorch computes in float64 (tests/golden)."""
+"""Compiled kernels in float32 against PyTorch in float64 (tests/golden)."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The compile policy: which processor, which tile, and where compiled kernels are kept."""
+"""The compile policy: processor, GEMM tile, and cache of compiled kernels."""
 
 import platform
 import re

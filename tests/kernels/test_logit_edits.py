@@ -1,4 +1,4 @@
-"""What sessions change about their logits, against a plain twin; and what decoding makes of it."""
+"""A sequence's logit edits against a plain twin, and their effect on decoding."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 
 
 def edits_of(**fields: Any) -> LogitEdits:
-    """One session that changes nothing but what is given."""
+    """One sequence that changes nothing but what is given."""
     plain: dict[str, Any] = {
         "bias_row": [-1],
         "biases": np.zeros((0, V), np.float32),
@@ -47,7 +47,7 @@ def edits_of(**fields: Any) -> LogitEdits:
 
 
 def naive(logits: Floats, edits: LogitEdits) -> list[float]:
-    """One token at a time, in the order that the module tells."""
+    """One token at a time, in the order that the module documents."""
     made = []
     for v, logit in enumerate(logits):
         score = np.float32(logit)
@@ -93,15 +93,15 @@ def test_edits_are_those_of_a_plain_twin() -> None:
         logits = rng.standard_normal(V).astype(np.float32)
         out = np.full(V, np.nan, np.float32)
         edit_logits(edits, 0, END, logits, out)
-        wanted = np.array(naive(logits, edits), np.float32)
-        np.testing.assert_allclose(out, wanted, rtol=1e-6, atol=1e-6)
+        expected = np.array(naive(logits, edits), np.float32)
+        np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
         same = out.tobytes() == logits.tobytes()
         assert has_edits(edits, 0) or same
         changed += not same
     assert changed > 200
 
 
-def test_a_session_that_asks_for_nothing_changes_nothing() -> None:
+def test_a_sequence_that_asks_for_nothing_changes_nothing() -> None:
     assert not has_edits(edits_of(), 0)
     for field in (
         {"bias_row": [0]},

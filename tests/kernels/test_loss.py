@@ -1,4 +1,4 @@
-"""Softmax and cross-entropy against the plain NumPy reference, and what their sums promise."""
+"""Softmax and cross-entropy against the plain NumPy reference, and the order of their sums."""
 
 import math
 from typing import Any

@@ -27,7 +27,7 @@ def draw(seed: int, size: int = N) -> Floats:
 
 
 class Run:
-    """Weights in float32, and what a rule keeps beside them."""
+    """Weights in float32, and the moments that a rule keeps."""
 
     def __init__(self, kind: str, decay: float) -> None:
         self.kind = kind

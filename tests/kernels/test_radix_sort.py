@@ -1,4 +1,4 @@
-"""Selection against a stable sort, and the cuts built on it against a sort of all, bit for bit."""
+"""The radix sort and the truncation built on it against a stable sort of everything, to the bit."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -36,13 +36,13 @@ def keys_of(kind: str, n: int) -> NDArray[np.int64]:
 def test_the_order_is_that_of_a_stable_sort(kind: str, n: int) -> None:
     keys = keys_of(kind, n)
     expected = np.argsort(keys, kind="stable")
-    for wanted in sorted({1, min(2, n), n // 3 or 1, n - 1 or 1, n}):
+    for needed in sorted({1, min(2, n), n // 3 or 1, n - 1 or 1, n}):
         scratch = allocate_sampling_scratch(n).sort
         scratch.spare[:] = -1
         scratch.counts[:] = -1
         scratch.pairs[:] = [make_pair(np.int32(key), place) for place, key in enumerate(keys)]
-        order = sort_smallest(scratch, n, wanted)[:wanted]
-        assert [pair_id(pair) for pair in order] == expected[:wanted].tolist()
+        order = sort_smallest(scratch, n, needed)[:needed]
+        assert [pair_id(pair) for pair in order] == expected[:needed].tolist()
 
 
 # ---------------------------------------------------------------- the cuts

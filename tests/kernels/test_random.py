@@ -1,4 +1,4 @@
-"""Philox4x32-10 against its authors' known answers, and the draws made of it."""
+"""Philox4x32-10 against its authors' known answers, and the numbers made from it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The plain NumPy reference against finite differences, hand formulas and its own promises."""
+"""The plain NumPy reference against finite differences, hand formulas and its own claims."""
 
 import doctest
 import functools
@@ -64,17 +64,17 @@ def cell_backward(
 def test_cell_gradients_equal_finite_differences(cell: str, T: int, B: int, D: int, H: int) -> None:
     arrays = cell_arrays(cell, T, B, D, H)
     # Any function of all hidden states, and of the LSTM's last cell state, will do: a weighted sum.
-    wanted = draw(np.random.default_rng(7), dhs=(T, B, H), dcT=(B, H))
+    needed = draw(np.random.default_rng(7), dhs=(T, B, H), dcT=(B, H))
 
     def loss() -> float:
         hs, *rest = cell_forward(cell, arrays)
-        total = np.sum(wanted["dhs"] * hs[1:])
+        total = np.sum(needed["dhs"] * hs[1:])
         if cell == "lstm":
-            total += np.sum(wanted["dcT"] * rest[0][-1])
+            total += np.sum(needed["dcT"] * rest[0][-1])
         return float(total)
 
     outputs = cell_forward(cell, arrays)
-    gradients = cell_backward(cell, wanted["dhs"], wanted["dcT"], arrays, outputs)
+    gradients = cell_backward(cell, needed["dhs"], needed["dcT"], arrays, outputs)
     gradcheck.assert_gradients(loss, arrays, gradients)
 
 
@@ -348,7 +348,7 @@ def test_what_is_dropped_does_not_reach_the_layer_above(cell: str) -> None:
     logits, (hs, _), _ = reference.network_forward(parameters, cell, tokens, states, masks)
     np.testing.assert_array_equal(logits[:, 0], logits[:, 1])
     _, (untouched, _), _ = reference.network_forward(parameters, cell, tokens, states)
-    np.testing.assert_array_equal(hs[0], untouched[0])  # the recurrence goes on as without
+    np.testing.assert_array_equal(hs[0], untouched[0])  # the recurrence continues as without
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -1,4 +1,4 @@
-"""The draw against the reference: temperature, cuts, and the walk over what is left."""
+"""Sampling against the reference: temperature, truncation, and the walk over the rest."""
 
 from typing import Any
 
@@ -151,7 +151,7 @@ def test_min_p_is_of_what_the_temperature_makes() -> None:
 
 def test_min_p_of_what_top_k_and_top_p_kept() -> None:
     us = np.linspace(0, 0.9999, 200)
-    # What is cut before does not change how likely the others are beside the likeliest.
+    # Earlier truncation does not change how likely the others are relative to the likeliest.
     assert {ours(LOGITS, top_k=3, min_p=0.1, u=float(u)) for u in us} == {1, 3, 4}
     assert {ours(LOGITS, top_k=3, min_p=0.6, u=float(u)) for u in us} == {1, 3}
     # Had min-p been first, top_p would have been of .65 and kept one token.

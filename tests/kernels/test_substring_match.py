@@ -1,4 +1,4 @@
-"""Look-ups in a text by its suffixes, against plain Python that searches lists."""
+"""Longest matches by suffix array against plain Python that searches lists."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_the_longest_piece_is_found(
     for text, V in texts(count=80, longest=50):
         suffixes = suffix_array(text, V)
         query = rng.integers(-1, V + 1, size=rng.integers(25), dtype=np.int32)
-        wanted = first_longest(text, query, lengths_of(query))
-        assert look_up(text.astype(kind), suffixes, query, lengths_of(query)) == wanted
+        expected = first_longest(text, query, lengths_of(query))
+        assert look_up(text.astype(kind), suffixes, query, lengths_of(query)) == expected
 
 
 @WAYS
@@ -67,10 +67,10 @@ def test_length_has_a_measure_of_its_own(look_up: LookUp) -> None:
         query = rng.integers(V, size=rng.integers(20), dtype=np.int32)
         lengths = np.array([0, 1, 2, 9])[rng.permutation(4)]
         ends = np.append(0, np.cumsum(lengths[query])).astype(np.int64)
-        wanted, size = first_longest(text, query, ends)
+        expected, size = first_longest(text, query, ends)
         start, length = look_up(text, suffix_array(text, V), query, ends)
-        assert start == wanted
-        assert ends[start + length] - ends[start] == ends[wanted + size] - ends[wanted]
+        assert start == expected
+        assert ends[start + length] - ends[start] == ends[expected + size] - ends[expected]
         assert stands_in(text.tolist(), query[start : start + length].tolist())
 
 
@@ -95,14 +95,14 @@ def test_the_longest_beginning_is_found() -> None:
         first, last = sorted(rng.integers(21, size=2).tolist())
         piece = query[first:last].tolist()
         tokens = text.tolist()
-        wanted = max(k for k in range(len(piece) + 1) if not k or stands_in(tokens, piece[:k]))
+        expected = max(k for k in range(len(piece) + 1) if not k or stands_in(tokens, piece[:k]))
         found = longest_prefix(text, suffix_array(text, V), query, first, last)
-        assert found == wanted
+        assert found == expected
 
 
 @WAYS
 def test_no_piece_is_passed_over(look_up: LookUp) -> None:
-    """Pieces beside each other: the longest one may begin wherever others end."""
+    """Adjacent pieces: the longest one may begin wherever others end."""
     rng = np.random.default_rng(11)
     text = rng.integers(4, size=3000, dtype=np.int32)
     suffixes = suffix_array(text, 4)
@@ -129,7 +129,7 @@ def test_what_is_empty_holds_nothing(look_up: LookUp) -> None:
 
 @WAYS
 def test_a_damaged_array_leads_nowhere_beside_the_text(look_up: LookUp) -> None:
-    """In any order, and with places told twice: without the compiler, this would be an error."""
+    """In any order, and with duplicate places: without the compiler, this would be an error."""
     rng = np.random.default_rng(8)
     for text, V in texts(count=200, longest=50):
         suffixes = rng.integers(max(text.size, 1), size=text.size, dtype=np.int32)
@@ -145,14 +145,14 @@ def test_a_query_that_repeats_itself_goes_the_other_way(monkeypatch: pytest.Monk
         query = np.resize(text[: rng.integers(1, 9)], 40) if text.size else text
         suffixes = suffix_array(text, V)
         ends = lengths_of(query)
-        wanted = longest_match(text, suffixes, query, ends)
+        expected = longest_match(text, suffixes, query, ends)
         for patience in (0, 7, 100):
             monkeypatch.setattr(substring_match, "PATIENCE", patience)
-            assert longest_match(text, suffixes, query, ends) == wanted
+            assert longest_match(text, suffixes, query, ends) == expected
         monkeypatch.undo()
 
 
-@pytest.mark.skipif(PYTHON_MODE, reason="tells of compiled time")
+@pytest.mark.skipif(PYTHON_MODE, reason="measures compiled time")
 def test_a_long_query_takes_no_minutes() -> None:
     """All of it in the text; two halves from two places; none; and worst, nothing but repeats."""
     text = np.random.default_rng(9).integers(4, size=LARGE, dtype=np.int32)
@@ -168,9 +168,9 @@ def test_a_long_query_takes_no_minutes() -> None:
         (same, 0, 40_000),
         (np.resize(np.array([0, 1, 1], np.int32), 100_000), 0, 40_000),
     ]
-    for query, wanted, size in cases:
+    for query, expected, size in cases:
         began = time.process_time()
         start, length = longest_match(text.astype(np.uint8), suffixes, query, lengths_of(query))
         assert time.process_time() - began < 20
-        assert 0 <= start - wanted < 3
-        assert 0 <= length - size < 20  # a random neighbour may go on with the same tokens
+        assert 0 <= start - expected < 3
+        assert 0 <= length - size < 20  # a random neighbour may continue with the same tokens

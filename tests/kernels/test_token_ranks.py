@@ -1,3 +1,5 @@
+"""Token ranks and top-k tokens against sorts of all logits; detailed scores against plain ones."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -71,18 +73,18 @@ def test_details_leave_the_log_probabilities_and_the_state_as_they_are(
     plain = allocate_state(shape, B)
     detailed = allocate_state(shape, B)
     plain.h[:] = detailed.h[:] = 0.3
-    wanted = np.empty((T, B), np.float32)
+    expected = np.empty((T, B), np.float32)
     out = np.empty((T, B), np.float32)
     work = allocate_workspace(shape, T, B, backward=False)
     code = CELL_CODES[cell]
-    scoring.score_shard(code, weights, work, plain, tokens, targets, fresh, wanted)
+    scoring.score_shard(code, weights, work, plain, tokens, targets, fresh, expected)
     ranks = np.full((T, B, int(ranked)), -7, np.int32)
     ids = np.full((T, B, A), -7, np.int32)
     values = np.full((T, B, A), -7, np.float32)
     score_shard_in_detail(
         code, weights, work, detailed, tokens, targets, fresh, out, ranks, ids, values
     )
-    assert out.tobytes() == wanted.tobytes()
+    assert out.tobytes() == expected.tobytes()
     assert detailed.h.tobytes() == plain.h.tobytes()
     assert detailed.c.tobytes() == plain.c.tobytes()
     # What every token would have scored in each place gives the ranks and the likeliest.
