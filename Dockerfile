@@ -1,11 +1,11 @@
-# Treadle's server, its kernels compiled while the image is built.
+# The image of the Treadle server. Its kernels are compiled while the image is built.
 #
 #   docker build -t treadle .
 #   docker run -p 127.0.0.1:50051:50051 -v treadle:/data treadle
 #
-# Treadle has no passwords: name 127.0.0.1, or the port is open to everybody who reaches the machine.
+# Treadle has no authentication: without 127.0.0.1 the port is open to all who reach the machine.
 #
-# Both stages keep the environment at one path, because compiled kernels are found by the
+# Both stages keep the environment at the same path, because compiled kernels are found by the
 # path and the modification time of their source.
 
 FROM docker.io/library/python:3.11-slim-bookworm AS build
@@ -14,13 +14,13 @@ ENV PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/treadle
 WORKDIR /src
 
-# The dependencies first: they stay in the build cache while only Treadle changes.
+# Dependencies first, so that they stay in the build cache while only Treadle changes.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
         print(*project['dependencies'], *project['optional-dependencies']['server'], sep='\n')" \
         > requirements.txt \
     && /opt/treadle/bin/pip install -r requirements.txt \
-    # Learned subwords, without what that package only needs to download models.
+    # The subword tokenizer, without the dependencies that it only needs to download models.
     && /opt/treadle/bin/pip install --no-deps $(python -c "import tomllib; print(*tomllib.load( \
         open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bpe'])" | tr -d ' ')
 
@@ -34,14 +34,14 @@ COPY proto proto
 RUN /opt/treadle/bin/pip install --no-deps .
 
 WORKDIR /opt/treadle/lib/python3.11/site-packages
-# Away with what no server runs: the packages' own tests, headers, stubs, and pip itself.
+# Remove what no server runs: tests of packages, headers, stubs, and pip itself.
 RUN /opt/treadle/bin/pip uninstall -y pip setuptools \
     && find numpy numba llvmlite google -type d -name tests -prune -exec rm -rf {} + \
     && rm -rf numba/cuda numpy/_core/include numpy/f2py \
     && find . -name '*.pyi' -delete \
-    # One time for all sources, in whole seconds: what an image's layers can keep.
+    # The same time for all sources, in whole seconds, which layers of an image can keep.
     && find /opt/treadle -exec touch --no-dereference -d 2000-01-01T00:00:00Z {} + \
-    # Byte code that is not checked against the sources: nobody may write it at run time.
+    # Byte code that is not checked against the sources, since none can be written at run time.
     && /opt/treadle/bin/python -m compileall -q --invalidation-mode unchecked-hash .
 
 
@@ -52,7 +52,7 @@ LABEL org.opencontainers.image.title="treadle" \
       org.opencontainers.image.licenses="MIT"
 
 # Group 0 owns what the server writes, so that any other uid may run it (`--user 12345`
-# and OpenShift keep group 0): the server gives the group of /data what its user has.
+# and OpenShift keep group 0). The server gives the group of /data the rights of its user.
 RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /data --shell /usr/sbin/nologin treadle \
     && install -d -o 10001 -g 0 -m 2775 /data \
     && install -d -m 2775 /var/cache/treadle
@@ -66,9 +66,9 @@ ENV PATH=/opt/treadle/bin:$PATH \
     TREADLE_ADDRESS=0.0.0.0:50051 \
     TREADLE_DATA_DIR=/data
 
-# On x86-64 kernels for both levels that a start may choose. Warming runs them, so a building
-# machine without AVX-512 can make only the first; the image then compiles the second at start.
-# They are root's: a server uses no compiled kernels that are another user's.
+# On x86-64, compile kernels for both levels that the server may choose at start. Compiling also
+# runs them, so a machine without AVX-512 can make the first level only; the second is then compiled
+# at start. The kernels belong to root: a server does not use those of any other user.
 RUN if [ "$(uname -m)" = x86_64 ]; then \
         NUMBA_CPU_NAME=x86-64-v3 NUMBA_CPU_FEATURES='' treadle-server --warm \
         && if grep -q avx512vl /proc/cpuinfo; then \
