@@ -4,10 +4,8 @@
 
     StatusError                     the status that it holds
     any ModelError                  see `CODES`
-    OSError: no space left          RESOURCE_EXHAUSTED
-    OSError: too many open files    RESOURCE_EXHAUSTED
-    DamagedDatabaseError            DATA_LOSS
-    MemoryError                     ABORTED
+    a failure of the machine        see `_FAILURES`: no space, too many open files, a damaged
+                                    database, too little memory
     anything else                   INTERNAL with an id that the log contains; never a traceback
 
 Statuses carry details of google.rpc: INVALID_ARGUMENT carries BadRequest. NOT_FOUND,
@@ -19,6 +17,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -80,9 +79,6 @@ _MAX_MESSAGE_BYTES = 700
 _MAX_FIELD_BYTES = 100
 _MAX_TEXT_BYTES = 300
 _MAX_VIOLATIONS_BYTES = 3000
-
-_FILES_S = 5.0
-"""Seconds after which a file may be opened again."""
 
 Violation = tuple[str, str]
 """The dotted path of a request's field, and what is wrong with it."""
@@ -258,30 +254,66 @@ def from_exception(
         return error
     if isinstance(error, ModelError):
         return from_model(error, field, rename)
-    if isinstance(error, NoSpaceError):
-        logger.warning("%s: %s", doing, error.strerror)
-        return exhausted(f"the server's disk is full: {error.strerror}", retry_s=60.0)
-    if is_full(error):
-        logger.error("%s: %s", doing, error)
-        return exhausted("the server's disk is full", retry_s=60.0)
-    if is_out_of_files(error):
-        logger.error("%s: %s", doing, error)
-        return exhausted("the server has as many files and connections open as it may", _FILES_S)
-    if isinstance(error, DamagedDatabaseError):
-        logger.error("%s: %s", doing, error)
-        return StatusError(
-            grpc.StatusCode.DATA_LOSS,
-            "the server's database is damaged: stop the server and run treadle-server --fsck "
-            "--repair",
-        )
-    if isinstance(error, MemoryError):
-        logger.error("%s: out of memory", doing)
-        return aborted("the server has too little memory for this; make the request smaller")
+    for failure in _FAILURES:
+        if failure.matches(error):
+            return failure.status(error, doing)
     mark = secrets.token_hex(4)
     logger.error("%s: internal error %s", doing, mark, exc_info=error)
     return StatusError(
         grpc.StatusCode.INTERNAL, f"internal error {mark}; the server's log says more"
     )
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A failure of the machine, which any call may meet, and its status."""
+
+    matches: Callable[[BaseException], bool]
+    code: grpc.StatusCode
+    message: str
+    retry_s: float = 0.0
+    """Seconds after which a retry is worthwhile; 0: the status has no RetryInfo."""
+
+    def status(self, error: BaseException, doing: str) -> StatusError:
+        """Logs a failure and returns its status."""
+        message = self.message
+        level = logging.ERROR
+        if isinstance(error, NoSpaceError):  # the disk is not full yet, and says how much is free
+            message += f": {error.strerror}"
+            level = logging.WARNING
+        logger.log(level, "%s: %s", doing, str(error) or message)
+        details = [_retry(self.retry_s)] if self.retry_s else []
+        return StatusError(self.code, message, *details)
+
+
+def _is_damaged_database(error: BaseException) -> bool:
+    return isinstance(error, DamagedDatabaseError)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError)
+
+
+_FAILURES = (
+    _Failure(is_full, grpc.StatusCode.RESOURCE_EXHAUSTED, "the server's disk is full", 60.0),
+    _Failure(
+        is_out_of_files,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "the server has as many files and connections open as it may",
+        5.0,
+    ),
+    _Failure(
+        _is_damaged_database,
+        grpc.StatusCode.DATA_LOSS,
+        "the server's database is damaged: stop the server and run treadle-server --fsck --repair",
+    ),
+    _Failure(
+        _is_out_of_memory,
+        grpc.StatusCode.ABORTED,
+        "the server has too little memory for this; make the request smaller",
+    ),
+)
+"""The status of every failure of the machine, in the order in which they are tried."""
 
 
 def _resource(model: str, version: int) -> error_details_pb2.ResourceInfo:
