@@ -19,7 +19,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("kernels", "model", "server", "client", "benchmarks")
 SETTINGS = tomllib.loads((ROOT / "tests/prose.toml").read_text("utf-8"))
 INSTEAD: dict[str, str] = SETTINGS["instead"]
-KEPT: dict[str, list[str]] = SETTINGS["kept"]
 NOT_CLEAN: dict[str, list[str]] = SETTINGS["not_clean"]
 STAYS: dict[str, list[str]] = SETTINGS["stays"]
 PHRASES = "|".join(INSTEAD).replace(" ", "\\s+")
