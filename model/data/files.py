@@ -13,10 +13,10 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, AnyStr, BinaryIO, Protocol
 
 from treadle.model.enums import CorpusFormat, CorpusLayout, CorpusRole, UnknownPolicy
 from treadle.model.errors import ConfigError, CorpusError, EncodingError, UnknownSymbolError
@@ -195,7 +195,7 @@ def cut_at_any_line(text: str) -> int:
 
 
 def text_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut) -> Iterator[str]:
-    """Yields the text of a file.
+    """Yields the text of a file in blocks.
 
     Args:
         file: The file.
@@ -259,7 +259,7 @@ def text_parts(
 
 
 def line_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
-    r"""Yields whole lines of a file, each ended by "\n", whether it was by "\n" or "\r\n"."""
+    r"""Yields whole lines of a file, each ended by "\n", where the file has "\n" or "\r\n"."""
     for text in text_blocks(file, encoding, policy, cut_at_line):
         lines = text.replace("\r\n", "\n")
         # Only the last block may lack its end.
@@ -280,42 +280,32 @@ def line_parts(
     if whole:
         yield from line_blocks(file, encoding, policy)
         return
-    held = ""
-    begun = False
-    for text in _decoded(file, encoding, policy):
-        held += text
-        end = cut_at_line(held)
-        if end:
-            yield held[:end].replace("\r\n", "\n")
-            held = held[end:]
-            begun = False
-        if len(held) > LONG_LINE:
-            end = len(held) - held.endswith("\r")  # it may be half of the line's end
-            yield held[:end]
-            held = held[end:]
-            begun = True
-    if held or begun:
-        yield held.removesuffix("\r") + "\n"
+    yield from _line_parts(_decoded(file, encoding, policy), "\r", "\n")
 
 
 def byte_line_parts(file: CorpusFile) -> Iterator[bytes]:
     r"""Yields lines of a file of bytes, as `line_parts` does."""
-    held = b""
+    return _line_parts(file.byte_blocks(), b"\r", b"\n")
+
+
+def _line_parts(blocks: Iterable[AnyStr], return_: AnyStr, feed: AnyStr) -> Iterator[AnyStr]:
+    """Yields lines from the blocks of a file, those of more than LONG_LINE characters in parts."""
+    held = feed[:0]
     begun = False
-    for block in file.byte_blocks():
+    for block in blocks:
         held += block
-        end = held.rfind(b"\n") + 1
+        end = held.rfind(feed) + 1
         if end:
-            yield held[:end].replace(b"\r\n", b"\n")
+            yield held[:end].replace(return_ + feed, feed)
             held = held[end:]
             begun = False
         if len(held) > LONG_LINE:
-            end = len(held) - held.endswith(b"\r")
+            end = len(held) - held.endswith(return_)  # it may be half of the line's end
             yield held[:end]
             held = held[end:]
             begun = True
     if held or begun:
-        yield held.removesuffix(b"\r") + b"\n"
+        yield held.removesuffix(return_) + feed
 
 
 def universal_lines(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:

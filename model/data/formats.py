@@ -1,12 +1,12 @@
 r"""`RecordReader` reads items from JSON lines and from comma-separated values.
 
 JSON lines: each line holds one JSON object, and an item is one of its fields; dots in the field's
-name lead into objects. `tests/vectors/json_items.json` holds the rule by examples, which the
-client's score-stream follows too.
+name lead into objects. `tests/vectors/json_items.json` defines the rule by examples; the
+client's score-stream follows it, too.
 
-CSV is RFC 4180 with a header, which is the first record. What separates is the first of comma,
-tab, semicolon and "|" by which the header has the column, or what a first line such as "sep=;"
-names, as Excel writes it. A record ends with "\n", "\r\n" or a bare "\r".
+CSV is RFC 4180 with a header, which is the first record. The separator is the first of comma, tab,
+semicolon and "|" with which the header has the column, or the one that a first line such as
+"sep=;" declares, as Excel writes it. A record ends with "\n", "\r\n" or a bare "\r".
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class RecordReader:
 
         Raises:
             CorpusError: A line is not a JSON object or a record is malformed; the header lacks
-                the column; a row has no text, and such rows are not to be left out; an item is
-                not text, and the policy is ERROR. The message names file and line.
+                the column; a row has no text, and `data.missing` is ERROR; an item is not text,
+                and the policy is ERROR. The message names file and line.
             EncodingError: The file does not have that encoding, and the policy is ERROR.
             OSError: The file cannot be read.
         """
@@ -89,7 +89,7 @@ class RecordReader:
             except UnknownSymbolError as fault:
                 raise CorpusError(
                     f"{where}: the field {self._data.column!r} holds half of a surrogate pair "
-                    f"(U+{ord(fault.symbol):04X}), which is no character: take it out, or set "
+                    f"(U+{ord(fault.symbol):04X}), which is not a character: take it out, or set "
                     "unknown_policy to 'skip'"
                 ) from None
 

@@ -278,9 +278,9 @@ def _lost_line_ends(file: CorpusFile) -> tuple[str, ...]:
     if b"\n" not in file.head().rstrip():
         return ()
     return (
-        f"{file.title} has several lines, and events know no ends of lines: set data.layout to "
-        "'lines' if a line is a sequence, or set tokenizer.kind to 'whitespace' if its end is a "
-        "token",
+        f"{file.title} has several lines, but the kind 'events' drops line ends: set data.layout "
+        "to 'lines' if a line is a sequence, or set tokenizer.kind to 'whitespace' if a line end "
+        "is a token",
     )
 
 

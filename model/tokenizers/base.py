@@ -296,7 +296,7 @@ def most_frequent(
     for some in pieces:
         counts.update(some)
     if any(map(SURROGATE.search, counts)):
-        raise CorpusError("a text holds a lone surrogate, which is no character: take it out")
+        raise CorpusError("a text holds a lone surrogate, which is not a character: take it out")
     legal = (
         word
         for word, count in counts.items()

@@ -70,7 +70,7 @@ def tokenizer_from_json(data: object) -> Tokenizer:
         LoadError: `data` has another form.
     """
     if not isinstance(data, Mapping):
-        raise _damaged("it is no mapping")
+        raise _damaged("it is not a mapping")
     try:
         config = TokenizerConfig.from_json(data.get("config"))
         layout = CorpusLayout(str(data.get("layout")))

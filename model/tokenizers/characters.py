@@ -57,7 +57,7 @@ def symbols_of(texts: Iterable[str], without: str, least: int = 1) -> str:
             found = np.bincount(codes)
             counts[: found.size] += found
     if counts[0xD800:0xE000].any():
-        raise CorpusError("a text holds a lone surrogate, which is no character: take it out")
+        raise CorpusError("a text holds a lone surrogate, which is not a character: take it out")
     counts[code_points(without)] = 0
     return "".join(map(chr, np.flatnonzero(counts >= least).tolist()))
 

@@ -216,7 +216,7 @@ def read_learned(learned: str) -> tuple[list[str], list[tuple[str, str]]]:
 def _only(part: object, name: str, known: set[str]) -> dict[str, Any]:
     """Returns a part of the format; all settings except the known ones have to be off."""
     if not isinstance(part, dict):
-        raise ValueError(f"its {name} is no mapping")
+        raise ValueError(f"its {name} is not a mapping")
     odd = sorted(key for key, value in part.items() if value and key not in known)
     if odd:
         raise ValueError(f"its {name} has {odd[0][:40]!r}, which byte-level BPE does not have")
@@ -232,7 +232,7 @@ def _vocabulary(given: object) -> list[str]:
         if type(token) is not int or not 0 <= token < len(texts) or texts[token]:
             raise ValueError(f"its tokens are not 0 to {len(texts) - 1:,}, each once")
         if not 0 < len(text) <= _MAX_TOKEN_BYTES:
-            raise ValueError(f"a token of it does not have 1 to {_MAX_TOKEN_BYTES:,} bytes")
+            raise ValueError(f"one of its tokens does not have 1 to {_MAX_TOKEN_BYTES:,} bytes")
         texts[token] = text
     marks = _byte_marks()
     if not given.keys() >= set(marks) or not set(marks).issuperset("".join(texts)):
@@ -243,14 +243,14 @@ def _vocabulary(given: object) -> list[str]:
 def _merges(given: object, vocabulary: list[str]) -> list[tuple[str, str]]:
     """Returns the pairs that become one token, each of which and both of its parts are tokens."""
     if not isinstance(given, list) or len(given) > len(vocabulary):
-        raise ValueError("its merges are no list, or more than there are tokens")
+        raise ValueError("its merges are not a list, or more than there are tokens")
     known = set(vocabulary)
     for pair in given:
         legal = isinstance(pair, list) and len(pair) == 2
         if not legal or not all(isinstance(part, str) and part in known for part in pair):
-            raise ValueError("a merge of it is no pair of tokens")
+            raise ValueError("one of its merges is not a pair of tokens")
         if pair[0] + pair[1] not in known:
-            raise ValueError("a merge of it makes no token")
+            raise ValueError("one of its merges does not make a token")
     return [(left, right) for left, right in given]
 
 

@@ -31,7 +31,7 @@ def handle_surrogates(text: str, policy: UnknownPolicy) -> str:
         code = ord(found.group())
         position = found.start()
         raise UnknownSymbolError(
-            f"a lone surrogate (U+{code:04X}) at position {position} (counted from 0) is no "
+            f"a lone surrogate (U+{code:04X}) at position {position} (counted from 0) is not a "
             "character: take it out, or set unknown_policy to 'skip' or 'unknown'",
             found.group(),
             position,

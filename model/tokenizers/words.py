@@ -44,7 +44,7 @@ _JOINERS = "\u200c\u200d"
 @functools.cache
 def pieces_pattern() -> re.Pattern[str]:
     """Returns the pattern whose matches are the pieces of a text."""
-    # `re` has no class for marks. They all stand below U+1F000, but for a block of variation
+    # `re` has no class for marks. They are all below U+1F000, except a block of variation
     # selectors; reading the names of the rest would take ten times as long.
     marks = (chr(c) for c in itertools.chain(range(0x300, 0x1F000), range(0xE0100, 0xE01F0)))
     marked = "".join(mark for mark in marks if unicodedata.category(mark).startswith("M"))

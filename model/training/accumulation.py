@@ -55,7 +55,7 @@ class Accumulation:
             raise
 
     def _run(self, step: int, position: Mapping[str, int]) -> tuple[float, int]:
-        """Runs the batches of one step, the first of which stands at `position`."""
+        """Runs the batches of one step, the first of which is at `position`."""
         if self._together == 1:
             return self._gradient_of(next(self._batches), step)
         # A batch's weight depends on the targets of all: they are counted first and made again,

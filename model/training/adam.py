@@ -51,7 +51,7 @@ class Adam:
                 or not buffer.flags.writeable
             ):
                 raise LayerError(
-                    f"buffer {number} is no contiguous, writable float32 array: make it one"
+                    f"buffer {number} is not a contiguous, writable float32 array: make it one"
                 )
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
             raise LayerError(f"beta1 {beta1} and beta2 {beta2}: give 0 up to and without 1")
@@ -70,10 +70,10 @@ class Adam:
 
         Raises:
             LayerError: There are more or fewer gradients than buffers, or one has another shape or
-                is no float32 array.
+                is not a float32 array.
         """
         if not all(_is_float32(gradient) for gradient in gradients):
-            raise LayerError("a gradient is no float32 array: make it one")
+            raise LayerError("a gradient is not a float32 array: make it one")
         given = [gradient.shape for gradient in gradients]
         if given != self._shapes:
             raise LayerError(f"the gradients have shapes {given}: give {self._shapes}")

@@ -93,7 +93,7 @@ def _sequence(data: TokenData, tokenizer: Tokenizer, limit: int) -> tuple[Ints, 
     offsets = np.asarray(data.offsets[: items + 1], np.int64)
     last = int(offsets[-1])
     sequence = np.full(last + 2 * items, tokenizer.end, np.int32)
-    starts = offsets[:-1] + 2 * np.arange(items)  # where each begin stands
+    starts = offsets[:-1] + 2 * np.arange(items)  # the position of each begin
     sequence[starts] = tokenizer.begin
     inside = np.arange(last) + 2 * np.repeat(np.arange(items), np.diff(offsets)) + 1
     sequence[inside] = data.tokens[:last]

@@ -43,7 +43,7 @@ class ModelSelection:
         """Returns the lowest validation loss so far, in nats a token.
 
         Args:
-            loss: A new loss to count; None: none.
+            loss: A new loss to include; None: no new loss.
         """
         best = None if self.best is None else self.best.valid_loss
         losses = [known for known in (best, loss) if known is not None]

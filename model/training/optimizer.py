@@ -117,7 +117,7 @@ class Optimizer:
             The gradient's global norm before it was clipped by norm.
 
         Raises:
-            TrainingError: The norm is no finite number; the parameters are left as they were.
+            TrainingError: The norm is not finite; the parameters are left as they were.
         """
         pool = pool or Pool(1)
         if self.config.clip_value:

@@ -39,7 +39,7 @@ def load_corpus(
     Args:
         source: The corpus, or where it is.
         config: The run's settings.
-        init_from: The model that the run begins from; None: none.
+        init_from: The model that the run begins from; None: random weights.
         folder: Where tokens are kept in nameless files; None: in memory.
 
     Raises:

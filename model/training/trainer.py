@@ -220,7 +220,7 @@ class Trainer:
         return () if last is None else divergence_notices(last.train_loss, model.parameters.shape.V)
 
     def _final_loss(self, evaluation: Evaluation, role: CorpusRole, model: Model) -> Loss | None:
-        """Returns the loss on a part at the end; None where the record has it, or where none is."""
+        """Returns the loss on a part at the end; None without the part, or if the record has it."""
         corpus = self._state.corpus
         plan = self._state.validation_plan()
         data = corpus.test if role is CorpusRole.TEST else corpus.valid
@@ -254,7 +254,7 @@ class Trainer:
             require: Called before bytes are written; raises OSError where they may not be.
 
         Raises:
-            TrainingError: A weight is no finite number, or a step has failed midway; what was
+            TrainingError: A weight is not finite, or a step has failed midway; what was
                 written before stays as it is.
             OSError: It could not be written; what was written before stays as it is.
         """
@@ -317,8 +317,8 @@ class Trainer:
             Progress every `progress_interval_s`, at every validation, and at the end.
 
         Raises:
-            TrainingError: The loss, the gradient or a weight is no finite number any more, or
-                the process takes more memory than `limits.max_memory_bytes`.
+            TrainingError: The loss, the gradient or a weight is not finite, or the process takes
+                more memory than `limits.max_memory_bytes`.
             Exception: What `during` raised.
         """
         self._check_between_steps()

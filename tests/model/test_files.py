@@ -645,7 +645,7 @@ def test_events_that_lose_the_ends_of_lines_are_noticed() -> None:
     events = TokenizerConfig(EVENTS)
     data = DataConfig(TEXT, 0.0)
     (notice,) = read_corpus(b"1 2\n3 4\n", events, data).notices
-    assert "events know no ends of lines" in notice
+    assert "the kind 'events' drops line ends" in notice
     assert read_corpus(b"1 2 3 4\n", events, data).notices == ()
     assert read_corpus(b"1 2\n3 4\n", events, DataConfig(LINES, 0.0)).notices == ()
     assert read_corpus(b"1 2\n3 4\n", TokenizerConfig(WHITESPACE), data).notices == ()

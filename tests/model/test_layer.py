@@ -233,17 +233,19 @@ def test_adam_takes_a_gradient_a_buffer() -> None:
     adam = Adam(draw(1, 3), draw(2, 2, 2))
     with pytest.raises(LayerError, match=r"give \[\(3,\), \(2, 2\)\]"):
         adam.step(draw(1, 3))
-    with pytest.raises(LayerError, match="buffer 0 is no contiguous, writable float32 array"):
+    with pytest.raises(LayerError, match="buffer 0 is not a contiguous, writable float32 array"):
         Adam(np.zeros(3))  # type: ignore[arg-type]
-    with pytest.raises(LayerError, match="buffer 1 is no contiguous, writable float32 array"):
+    with pytest.raises(LayerError, match="buffer 1 is not a contiguous, writable float32 array"):
         Adam(draw(1, 3), draw(1, 4)[::2])
     frozen = draw(1, 3)
     frozen.flags.writeable = False
     for wrong in (frozen, [1.0, 2.0]):
-        with pytest.raises(LayerError, match="buffer 0 is no contiguous, writable float32 array"):
+        with pytest.raises(
+            LayerError, match="buffer 0 is not a contiguous, writable float32 array"
+        ):
             Adam(wrong)  # type: ignore[arg-type]
     for gradient in ([1.0, 2.0, 3.0], np.zeros(3)):
-        with pytest.raises(LayerError, match="a gradient is no float32 array"):
+        with pytest.raises(LayerError, match="a gradient is not a float32 array"):
             Adam(draw(1, 3)).step(gradient)  # type: ignore[arg-type]
     with pytest.raises(LayerError, match=r"beta1 1\.0 and beta2 0\.99: give 0 up to and without 1"):
         Adam(draw(1, 3), beta1=1.0)
