@@ -71,7 +71,8 @@ def test_an_empty_text_is_what_there_is_before_it() -> None:
 
 
 def test_texts_before_it_change_no_bit() -> None:
-    model, embedder = model_of(), Embedder(model_of().trained)
+    model = model_of()
+    embedder = Embedder(model_of().trained)
     for text in (TEXT * 5, "abc", "", "cab"):
         *_, found = embedder.embedding(text)
         assert found is not None

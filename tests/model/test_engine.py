@@ -88,7 +88,8 @@ def test_networks_of_odd_sizes_agree_with_the_reference(
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_loss_and_gradients_are_those_of_pytorch(name: str) -> None:
     golden = load_golden(name)
-    V, H = golden.parameters["by"].size, golden.parameters["Wh0"].shape[0]
+    V = golden.parameters["by"].size
+    H = golden.parameters["Wh0"].shape[0]
     L = golden.h0.shape[0]
     E = golden.parameters["embedding"].shape[1] if "embedding" in golden.parameters else 0
     shape = Shape(Cell(golden.cell), V, E, H, L)
@@ -115,7 +116,8 @@ def test_rows_are_cut_in_shards_of_one_size() -> None:
 @pytest.mark.parametrize("cell", Cell)
 def test_threads_do_not_change_a_bit(cell: Cell) -> None:
     shape = Shape(cell, V=5, E=2, H=3, L=1)
-    T, B = 2, 2 * SHARD_ROWS + 5
+    T = 2
+    B = 2 * SHARD_ROWS + 5
     results = []
     for threads in (1, 2, 3):
         engine = engine_of(shape, T, B, threads)
@@ -147,8 +149,10 @@ def test_a_vocabulary_larger_than_the_batch_is_folded_to_the_same_gradient(
 ) -> None:
     V = SMALL_VOCABULARY + 40
     shape = Shape(cell, V=V, E=embedding, H=3, L=1)
-    T, B = 2, 3
-    roomy, folded = engine_of(shape, V, B), engine_of(shape, T, B)
+    T = 2
+    B = 3
+    roomy = engine_of(shape, V, B)
+    folded = engine_of(shape, T, B)
     assert roomy._weights.table.shape[0] == V
     assert folded._weights.table.shape[0] == T * B < V
     small = engine_of(Shape(cell, V=40, E=embedding, H=3, L=1), T, B)
@@ -191,7 +195,8 @@ def test_a_tied_gradient_is_the_sum_of_both_uses() -> None:
     untied = Engine(twin, 3, 4, Pool(1))
     (window,) = windows_of(tied, T=4, B=3, count=1)
     assert engine.loss_and_gradient(*window) == untied.loss_and_gradient(*window)
-    parts, named = untied.gradient.named(), engine.gradient.named()
+    parts = untied.gradient.named()
+    named = engine.gradient.named()
     whole = parts["embedding"] + parts["Wy"].T
     assert named["embedding"].tobytes() == whole.tobytes(), "in this order, and no other rounding"
     for name in named.keys() - {"embedding"}:
@@ -200,7 +205,8 @@ def test_a_tied_gradient_is_the_sum_of_both_uses() -> None:
 
 def test_threads_do_not_change_a_bit_of_tied_weights() -> None:
     shape = Shape(Cell.LSTM, V=23, E=5, H=5, L=2, tied=True)
-    T, B = 3, 2 * SHARD_ROWS + 5
+    T = 3
+    B = 2 * SHARD_ROWS + 5
     results = []
     for threads in (1, 2, 3):
         engine = engine_of(shape, T, B, threads)
@@ -222,7 +228,8 @@ def test_tied_weights_of_pairs_are_near_those_of_singles() -> None:
     assert ours.loss_and_gradient(*window)[0] == pytest.approx(
         exact.loss_and_gradient(*window)[0], rel=5e-3
     )
-    found, expected = ours.gradient.stacks.embedding, exact.gradient.stacks.embedding
+    found = ours.gradient.stacks.embedding
+    expected = exact.gradient.stacks.embedding
     assert float(np.abs(found - expected).max()) < 3e-2 * float(np.abs(expected).max())
 
 
@@ -254,7 +261,8 @@ def test_the_gradient_is_that_of_the_last_batch_alone() -> None:
     shape = Shape(Cell.GRU, V=5, E=2, H=3, L=2)
     first, second = windows_of(shape, T=3, B=2, count=2)
     fresh = np.ones(2, np.bool_)
-    used, unused = engine_of(shape, 3, 2), engine_of(shape, 3, 2)
+    used = engine_of(shape, 3, 2)
+    unused = engine_of(shape, 3, 2)
     used.loss_and_gradient(*first)
     used.loss_and_gradient(*second[:2], fresh)
     unused.loss_and_gradient(*second[:2], fresh)

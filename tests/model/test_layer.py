@@ -42,9 +42,12 @@ def make(cell: str, D: int, H: int) -> RecurrentLayer:
 def expected(layer: RecurrentLayer, given: Arrays) -> tuple[Arrays, Arrays]:
     """States and gradients by the reference, in float64."""
     wide = {name: array.astype(np.float64) for name, array in given.items()}
-    dhs, dcT = wide.pop("dhs"), wide.pop("dcT", None)
+    dhs = wide.pop("dhs")
+    dcT = wide.pop("dcT", None)
     weights = {name: array.astype(np.float64) for name, array in layer.parameters.items()}
-    Wx, Wh, xs = weights["Wx"], weights["Wh"], wide["xs"]
+    Wx = weights["Wx"]
+    Wh = weights["Wh"]
+    xs = wide["xs"]
     gradients: Any
     if layer.cell is Cell.LSTM:
         hs, cs, gates = reference.lstm_forward(**wide, **weights)
@@ -62,7 +65,8 @@ def expected(layer: RecurrentLayer, given: Arrays) -> tuple[Arrays, Arrays]:
 
 
 def given_of(layer: RecurrentLayer, T: int, B: int) -> Arrays:
-    D, H = layer.input_size, layer.hidden_size
+    D = layer.input_size
+    H = layer.hidden_size
     given = {"xs": draw(1, T, B, D), "h0": draw(2, B, H), "dhs": draw(3, T, B, H)}
     if layer.cell is Cell.LSTM:
         given |= {"c0": draw(5, B, H), "dcT": draw(6, B, H)}
@@ -121,7 +125,9 @@ def test_a_sequence_in_two_parts_is_the_whole(cell: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_row_is_the_row_alone(cell: str) -> None:
-    layer, xs, dhs = make(cell, 3, 5), draw(1, 6, 9, 3), draw(2, 6, 9, 5)
+    layer = make(cell, 3, 5)
+    xs = draw(1, 6, 9, 3)
+    dhs = draw(2, 6, 9, 5)
     hs, _ = layer.forward(xs)
     dxs, _ = layer.backward(dhs)
     for row in (0, 4, 8):
@@ -133,8 +139,10 @@ def test_a_row_is_the_row_alone(cell: str) -> None:
 
 def test_stacked_layers_learn_together() -> None:
     """Gradients through two layers: by how much a small step down lowers the loss."""
-    lower, upper = make("gru", 2, 4), make("lstm", 4, 3)
-    xs, expected = draw(1, 5, 3, 2), draw(2, 5, 3, 3)
+    lower = make("gru", 2, 4)
+    upper = make("lstm", 4, 3)
+    xs = draw(1, 5, 3, 2)
+    expected = draw(2, 5, 3, 3)
 
     def loss() -> tuple[float, NDArray[np.float32]]:
         hs, _ = upper.forward(lower.forward(xs)[0][1:])
@@ -186,7 +194,8 @@ def test_results_outlive_the_next_run() -> None:
 
 def test_slices_and_read_only_arrays_will_do() -> None:
     layer = make("gru", 3, 5)
-    xs, dhs = draw(1, 8, 4, 6), draw(2, 4, 2, 5)
+    xs = draw(1, 8, 4, 6)
+    dhs = draw(2, 4, 2, 5)
     part = xs[::2, 1:3, :3]
     results = []
     for one in (part, np.ascontiguousarray(part)):
@@ -275,7 +284,8 @@ def test_bad_input_is_named(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_cell_states_are_the_lstms() -> None:
-    layer, states = make("gru", 3, 5), np.zeros((2, 5), F)
+    layer = make("gru", 3, 5)
+    states = np.zeros((2, 5), F)
     with pytest.raises(LayerError, match="c0 is given, but a layer of cell gru has no cell states"):
         layer.forward(ZEROS, c0=states)
     layer.forward(ZEROS)
@@ -284,7 +294,8 @@ def test_cell_states_are_the_lstms() -> None:
 
 
 def test_backward_needs_a_forward_of_its_own() -> None:
-    layer, dhs = make("gru", 3, 5), np.zeros((4, 2, 5), F)
+    layer = make("gru", 3, 5)
+    dhs = np.zeros((4, 2, 5), F)
     with pytest.raises(LayerError, match="call forward before"):
         layer.backward(dhs)
     layer.forward(ZEROS)

@@ -169,12 +169,14 @@ def test_surprisal_falls_over_a_stream_that_repeats(optimizer: str) -> None:
 def test_text_that_is_only_predicted_moves_the_state_and_nothing_else() -> None:
     learner = learner_of(LINES)
     expected = LINES.score(TEXT, details=DETAILS).tokens
-    first, second = feed(learner, TEXT[:20], learn=False), feed(learner, TEXT[20:], True, False)
+    first = feed(learner, TEXT[:20], learn=False)
+    second = feed(learner, TEXT[20:], True, False)
     assert first.tokens + second.tokens == expected
     assert learner.updates == 0
     assert weights(learner) == LINES.parameters.flat.tobytes()
     # What is learned next is learned from the state that the text has led to.
-    behind, fresh = learner_of(LINES), learner_of(LINES)
+    behind = learner_of(LINES)
+    fresh = learner_of(LINES)
     feed(behind, TEXT[:20], learn=False)
     assert log_probabilities(feed(behind, "abc")) != log_probabilities(feed(fresh, "abc"))
     assert weights(behind) != weights(fresh)
@@ -204,7 +206,9 @@ def test_a_snapshot_is_gone_back_to_as_often_as_one_likes() -> None:
     feed(learner, "abc cab bca, a c")  # the last word is held back
     feed(learner, "ab abc!", learn=False)
     learner.snapshot()
-    at, updates, learned = weights(learner), learner.updates, learner.learned
+    at = weights(learner)
+    updates = learner.updates
+    learned = learner.learned
     runs = []
     for text in ("abc! ab ca", "bb aa", "abc! ab ca"):
         runs.append((feed(learner, text, end=True), weights(learner)))
@@ -253,9 +257,17 @@ def test_a_published_model_stands_alone_and_tells_how_it_came_to_be() -> None:
     run = TrainConfig(seed=9)
     base = model_of(CorpusLayout.LINES)
     base.training = TrainingRecord(
-        config=run, steps=50, tokens_seen=1000, train_loss=1.0, valid_loss=2.0, elapsed_s=3.0,
-        ended_by="max_steps reached", weights_step=40, test_loss=2.5, baseline_loss=3.0,
-    )  # fmt: skip
+        config=run,
+        steps=50,
+        tokens_seen=1000,
+        train_loss=1.0,
+        valid_loss=2.0,
+        elapsed_s=3.0,
+        ended_by="max_steps reached",
+        weights_step=40,
+        test_loss=2.5,
+        baseline_loss=3.0,
+    )
     learner = learner_of(base, window=4, learning_rate=0.25)
     feed(learner, "abc ca", end=True)
     model = learner.publish()
@@ -279,9 +291,14 @@ def test_a_published_model_stands_alone_and_tells_how_it_came_to_be() -> None:
 def test_what_made_a_model_that_is_published_often_stays_short() -> None:
     model = model_of(CorpusLayout.LINES)
     model.training = TrainingRecord(
-        config=TrainConfig(), steps=1, tokens_seen=1, train_loss=1.0, valid_loss=None,
-        elapsed_s=1.0, ended_by="max_steps reached",
-    )  # fmt: skip
+        config=TrainConfig(),
+        steps=1,
+        tokens_seen=1,
+        train_loss=1.0,
+        valid_loss=None,
+        elapsed_s=1.0,
+        ended_by="max_steps reached",
+    )
     lengths = []
     for _ in range(20):
         learner = learner_of(model, window=4)
@@ -326,11 +343,17 @@ def test_the_model_begun_with_is_only_read() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("optimizer", "adagrad"), ("optimizer", 7), ("learning_rate", -0.1),
-        ("learning_rate", float("nan")), ("clip_norm", -1.0), ("window", 0), ("window", 4097),
-        ("top_log_probabilities", 21), ("unknown_policy", "guess"),
+        ("optimizer", "adagrad"),
+        ("optimizer", 7),
+        ("learning_rate", -0.1),
+        ("learning_rate", float("nan")),
+        ("clip_norm", -1.0),
+        ("window", 0),
+        ("window", 4097),
+        ("top_log_probabilities", 21),
+        ("unknown_policy", "guess"),
     ],
-)  # fmt: skip
+)
 def test_settings_out_of_range_are_named(field: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
         LearningConfig(**{field: value})  # type: ignore[arg-type]

@@ -71,7 +71,8 @@ def test_a_learner_takes_about_what_was_estimated(
 ) -> None:
     model = model_of(cell=cell, hidden_size=256, embedding_size=embedding, layers=layers)
     config = LearningConfig.from_json({"optimizer": optimizer, "window": 32})
-    shape, text = model.parameters.shape, "abc cab" * 20
+    shape = model.parameters.shape
+    text = "abc cab" * 20
     _ = model.weights
     list(Learner(model, config).feed(text))  # loads the kernels, which is memory too
     tracemalloc.start()
@@ -138,7 +139,8 @@ def test_dropout_before_the_output_takes_its_memory() -> None:
     estimates = [
         training_bytes(shape, 40, 32, OptimizerKind.SGD, drops_top=top) for top in (False, True)
     ]
-    shards, logit_rows = 3, structs.LOGIT_ROWS
+    shards = 3
+    logit_rows = structs.LOGIT_ROWS
     assert estimates[1] - estimates[0] == 40 * 32 * keep_bytes(64) + shards * logit_rows * 64 * 4
     config = TrainConfig(network=NetworkConfig(output_dropout=0.5))
     plain = Shape.of(config.network, 65)
@@ -187,9 +189,11 @@ def test_a_run_that_grows_too_large_ends_with_its_state_whole(tmp_path: Path) ->
     network = NetworkConfig(Cell.RNN, hidden_size=4, embedding_size=0)
     limits = LimitsConfig(max_steps=30, max_memory_bytes=2**24)  # Python alone takes more
     config = TrainConfig(
-        network=network, limits=limits, data=DataConfig(batch_size=2, window=4),
+        network=network,
+        limits=limits,
+        data=DataConfig(batch_size=2, window=4),
         report=ReportConfig(sample_tokens=0),
-    )  # fmt: skip
+    )
     trainer = Trainer(CORPUS, config)
     running = trainer.run()
     assert next(running).memory_bytes > 2**24

@@ -27,7 +27,8 @@ def test_a_model_reports_its_sizes() -> None:
     model = model_of()
     assert model.layout is CorpusLayout.TEXT
     assert model.vocabulary_size == 3
-    first, second = 9 * (2 + 3 + 1) + 3, 9 * (3 + 3 + 1) + 3
+    first = 9 * (2 + 3 + 1) + 3
+    second = 9 * (3 + 3 + 1) + 3
     assert model.parameter_count == 3 * 2 + first + second + 3 * 3 + 3
     lines = model_of(CorpusLayout.LINES)
     assert lines.layout is CorpusLayout.LINES

@@ -132,7 +132,8 @@ def test_a_model_comes_back_as_it_was(
 def test_the_file_has_pytorchs_names_and_shapes(cell: Cell, embedding: int, tmp_path: Path) -> None:
     model = model_of(cell, layers=2, embedding=embedding)
     model.save(tmp_path / "model")
-    V, H = model.vocabulary_size, 5
+    V = model.vocabulary_size
+    H = 5
     G = {Cell.RNN: 1, Cell.GRU: 3, Cell.LSTM: 4}[cell] * H
     expected: dict[str, tuple[int, ...]] = {
         "rnn.weight_ih_l0": (G, embedding or V),
@@ -214,8 +215,9 @@ def test_a_file_is_written_without_a_second_copy_of_the_model(tmp_path: Path) ->
     model = model_of()
     model = Model(
         NetworkConfig(Cell.LSTM, hidden_size=256, layers=2, embedding_size=8),
-        model.tokenizer, Parameters(Shape(Cell.LSTM, model.vocabulary_size, 8, 256, 2)),
-    )  # fmt: skip
+        model.tokenizer,
+        Parameters(Shape(Cell.LSTM, model.vocabulary_size, 8, 256, 2)),
+    )
     tracemalloc.start()
     model.save(tmp_path / "m")
     peak = tracemalloc.get_traced_memory()[1]
@@ -455,7 +457,8 @@ def indexed(layout: CorpusLayout = CorpusLayout.LINES) -> Model:
 
 @pytest.mark.parametrize("layout", CorpusLayout)
 def test_an_index_comes_back_and_changes_nothing_else(layout: CorpusLayout, tmp_path: Path) -> None:
-    model, plain = indexed(layout), model_of(layout=layout)
+    model = indexed(layout)
+    plain = model_of(layout=layout)
     model.save(tmp_path / "model")
     plain.save(tmp_path / "plain")
     assert read_header(tmp_path / "model").novelty_index
@@ -514,7 +517,8 @@ def test_a_damaged_index_is_refused(
 def test_an_index_is_the_items_and_the_order_of_their_suffixes(tmp_path: Path) -> None:
     tensors = tensors_of(with_index(tmp_path / "model"))
     begin = model_of(layout=CorpusLayout.LINES).tokenizer.begin
-    tokens, suffixes = tensors[TOKENS].tolist(), tensors[SUFFIXES].tolist()
+    tokens = tensors[TOKENS].tolist()
+    suffixes = tensors[SUFFIXES].tolist()
     assert tokens == [begin, 0, 1, 2, begin, 1, 0, 1, begin]
     assert suffixes == sorted(range(9), key=lambda start: tokens[start:])
 
@@ -573,7 +577,8 @@ def test_the_content_is_on_disk_before_the_name_and_the_name_before_the_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, list[int]]] = []
-    fsync, replace = os.fsync, Path.replace
+    fsync = os.fsync
+    replace = Path.replace
 
     def watched_fsync(file: int) -> None:
         name = os.path.basename(os.readlink(f"/proc/self/fd/{file}"))

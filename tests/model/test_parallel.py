@@ -43,7 +43,9 @@ def test_the_first_items_error_is_passed_on_and_the_pool_goes_on(threads: int) -
 
 
 def test_the_caller_waits_for_no_thread_that_has_not_begun() -> None:
-    pool, held, holding = Pool(2), threading.Event(), threading.Event()
+    pool = Pool(2)
+    held = threading.Event()
+    holding = threading.Event()
 
     def hold(item: int) -> None:
         if threading.current_thread().name == "treadle-pool":

@@ -88,7 +88,8 @@ def test_a_text_scores_what_the_reference_gives_it(cell: Cell, embedding: int, l
 
 def test_words_and_ends_of_lines_are_the_targets_of_a_published_perplexity() -> None:
     text = " no it was n't <unk> monday \n but while the <unk> did n't fall \n\n apart N \n"
-    words, lines = len(text.split()), text.count("\n")
+    words = len(text.split())
+    lines = text.count("\n")
     tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.WHITESPACE), [text])
     config = NetworkConfig(hidden_size=5, embedding_size=3)
     shape = Shape.of(config, tokenizer.vocabulary_size)
@@ -110,7 +111,8 @@ def test_a_context_is_read_and_not_scored(
     model = model_of(kind, layout)
     tokenizer = model.tokenizer
     text = " ca bc" if layout is CorpusLayout.LINES else " ca\nbc"
-    before, tokens = tokenizer.encode(context), tokenizer.encode(text)
+    before = tokenizer.encode(context)
+    tokens = tokenizer.encode(text)
     if layout is CorpusLayout.LINES:
         assert tokenizer.begin is not None
         assert tokenizer.end is not None
@@ -175,7 +177,8 @@ def test_bytes_count_characters_and_not_bytes() -> None:
 def test_an_unknown_token_stands_for_no_number_of_characters() -> None:
     """A word of any length costs one token, so nothing is said in bits a character."""
     model = model_of(TokenizerKind.WORDS, policy=UnknownPolicy.UNKNOWN)
-    known, unknown = model.score("abc cab bca"), model.score("abc incomprehensibilities cab")
+    known = model.score("abc cab bca")
+    unknown = model.score("abc incomprehensibilities cab")
     assert known.unknown_count == 0
     assert known.bits_per_character is not None
     assert unknown.unknown_count == 1
@@ -185,7 +188,8 @@ def test_an_unknown_token_stands_for_no_number_of_characters() -> None:
 
 def score_of(total: float, count: int) -> TextScore:
     """A score of so many tokens of one character each."""
-    ids, scores = np.zeros(count, np.int32), np.full(count, total / count, np.float32)
+    ids = np.zeros(count, np.int32)
+    scores = np.full(count, total / count, np.float32)
     return TextScore(total, count, count, 0, ids, scores, model_of().tokenizer)
 
 
@@ -258,7 +262,8 @@ def text_of_details(score: TextScore) -> list[tuple[int, list[int]]]:
 @pytest.mark.parametrize("layout", CorpusLayout)
 def test_details_tell_of_every_scored_token(layout: CorpusLayout, kind: TokenizerKind) -> None:
     model = model_of(kind, layout, layers=2)
-    text, V = "abc cab " * 20 + "a", model.vocabulary_size
+    text = "abc cab " * 20 + "a"
+    V = model.vocabulary_size
     plain = model.score(text)
     assert text_of_details(plain) == [(0, [])] * plain.ids.size
     for details in (Details(True), Details(alternatives=2), Details(True, V + 9)):
@@ -277,8 +282,10 @@ def test_details_tell_of_every_scored_token(layout: CorpusLayout, kind: Tokenize
         assert values == sorted(values, reverse=True)
         own = token.alternatives[token.rank - 1]
         assert (own.id, own.text, own.log_probability) == (
-            token.id, token.text, token.log_probability,
-        )  # fmt: skip
+            token.id,
+            token.text,
+            token.log_probability,
+        )
 
 
 @pytest.mark.parametrize("cell", Cell)
@@ -306,7 +313,8 @@ def test_a_state_goes_on_where_its_text_ends(layout: CorpusLayout, cell: Cell) -
 
 def test_a_state_tells_generation_what_text_is_before_it() -> None:
     model = model_of(TokenizerKind.EVENTS, CorpusLayout.LINES)
-    beginning, begun = model.score("").state, model.score("abc cab").state
+    beginning = model.score("").state
+    begun = model.score("abc cab").state
     assert beginning is not None
     assert begun is not None
     assert (beginning.held, begun.held) == (b"", b"\1")
@@ -334,9 +342,11 @@ def test_a_vocabulary_too_large_for_a_table_does_not_change_a_bit(
 @pytest.mark.parametrize("threads", [1, 2])
 def test_rows_beside_it_do_not_change_a_bit(threads: int) -> None:
     model = model_of(layers=2)
-    shape, weights = model.parameters.shape, pack_for_inference(model.parameters)
+    shape = model.parameters.shape
+    weights = pack_for_inference(model.parameters)
     rng = np.random.default_rng(0)
-    T, B = 4, SHARD_ROWS + 3
+    T = 4
+    B = SHARD_ROWS + 3
     pool = Pool(threads)
     together = Scorer(shape, weights, B, T, pool)
     alone = [Scorer(shape, weights, 1, T, Pool(1)) for _ in range(B)]
@@ -354,7 +364,8 @@ def test_rows_beside_it_do_not_change_a_bit(threads: int) -> None:
 
 
 def test_threads_may_share_a_model() -> None:
-    model, texts = model_of(layers=2), [TEXT[start:] for start in range(8)]
+    model = model_of(layers=2)
+    texts = [TEXT[start:] for start in range(8)]
     expected = [model.score(text) for text in texts]
     fresh = model_of(layers=2)
     with ThreadPoolExecutor(4) as executor:

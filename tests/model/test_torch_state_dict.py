@@ -21,7 +21,8 @@ Arrays = dict[str, NDArray[Any]]
 def make(cell: Cell, layers: int = 2, hidden: int = 3, embedding: int = 2, seed: int = 0) -> Arrays:
     """Parameters in memory, with a zero of each sign among them."""
     random = np.random.default_rng(seed)
-    gates, vocabulary = GATES[cell] * hidden, 5
+    gates = GATES[cell] * hidden
+    vocabulary = 5
     shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, embedding)} if embedding else {}
     for layer in range(layers):
         shapes[f"Wx{layer}"] = (hidden if layer else embedding or vocabulary, gates)

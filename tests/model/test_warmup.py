@@ -69,8 +69,12 @@ def test_after_warming_nothing_is_compiled_any_more() -> None:
     """Every way through the kernels has the types that warming has shown them."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT],
-        check=False, capture_output=True, text=True, env=dict(os.environ), timeout=1200,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+        timeout=1200,
+    )
     assert done.stderr == ""
     assert done.stdout == ""
     assert done.returncode == 0
