@@ -1,10 +1,10 @@
 """`choose_cache_folder` picks the folder of compiled kernels, a temporary one if need be.
 
-The cache holds code that is run, so only a folder that no other user can write is used. If there is
-none, the process makes a temporary folder with a copy of what was compiled before, and passes its
-path to child processes in `NUMBA_CACHE_DIR`, so that they do not compile again. The folder is
-removed when the process ends. A process that is killed leaves it behind; the next process that
-needs such a folder removes it, because its lock is free.
+The cache holds code that is run, so only a folder that no other user can write is used. If the
+user's cache is not such a folder, the process makes a temporary one with a copy of what was
+compiled before, and passes its path to child processes in `NUMBA_CACHE_DIR`, so that they do not
+compile again. The folder is removed when the process ends. A process that is killed leaves it
+behind; the next process that needs such a folder removes it, because its lock is free.
 """
 
 from __future__ import annotations
