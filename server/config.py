@@ -34,7 +34,7 @@ def available_cpus() -> int:
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Returns the CPU quota of this container in processors; None where there is none."""
+    """Returns the CPU quota of this container in processors; None without a quota."""
     try:
         if (root / "cpu.max").exists():
             limit, period = (root / "cpu.max").read_text().split()
@@ -227,7 +227,7 @@ class ServerConfig:
     """How much is logged to standard error: debug, info, warning or error."""
 
     def state_key_bytes(self) -> bytes:
-        """Returns the secret that signs session states; empty where there is none.
+        """Returns the secret that signs session states; empty without a key file.
 
         Raises:
             SettingError: The file cannot be read, holds too little or too much, or may be written

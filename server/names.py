@@ -85,7 +85,7 @@ def reference_violations(reference: str, field: str = "model") -> list[Violation
 
 
 def request_id_violations(request_id: str, field: str) -> list[Violation]:
-    """Returns what is wrong with a request id; the empty one is none, and allowed.
+    """Returns what is wrong with a request id, which may be empty.
 
     Args:
         request_id: The request id.
@@ -109,7 +109,7 @@ def split(reference: str, version: int) -> tuple[str, str]:
         version: The version that the caller asks for; 0: none.
 
     Returns:
-        The name and the alias; an empty alias where there is none.
+        The name and the alias; the alias is empty if the reference has no `@`.
 
     Raises:
         StatusError: INVALID_ARGUMENT: there is an alias and a version, or an empty alias.

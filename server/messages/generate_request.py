@@ -23,13 +23,27 @@ MAX_TOKENS_NAMED = repeated_limits.MOST["GenerateRequest.forced_tokens"]
 """The most tokens that one list of a request may contain."""
 
 _SAMPLING_FIELDS = (
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
-    "presence_penalty", "frequency_penalty", "seed",
-)  # fmt: skip
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
 _PLAIN = {
-    *_SAMPLING_FIELDS, "max_new_tokens", "min_new_tokens", "unknown_policy", "max_time_s", "ranks",
-    "top_log_probabilities", "regex", "best_of",
-}  # fmt: skip
+    *_SAMPLING_FIELDS,
+    "max_new_tokens",
+    "min_new_tokens",
+    "unknown_policy",
+    "max_time_s",
+    "ranks",
+    "top_log_probabilities",
+    "regex",
+    "best_of",
+}
 
 
 def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> SamplingConfig:

@@ -14,8 +14,13 @@ from treadle.server.names import alias_violations, name_violations, reference_vi
 from treadle.v1 import sequence_pb2 as pb
 
 _SETTINGS = {
-    "optimizer", "learning_rate", "clip_norm", "window", "unknown_policy", "top_log_probabilities",
-}  # fmt: skip
+    "optimizer",
+    "learning_rate",
+    "clip_norm",
+    "window",
+    "unknown_policy",
+    "top_log_probabilities",
+}
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,12 @@ class SmallestFirstPool:
         self._numbers = itertools.count()
 
     async def run(
-        self, size: int, work: Callable[Arguments, Result], *arguments: Arguments.args,
+        self,
+        size: int,
+        work: Callable[Arguments, Result],
+        *arguments: Arguments.args,
         **named: Arguments.kwargs,
-    ) -> Result:  # fmt: skip
+    ) -> Result:
         """Does a piece of work in one of the threads.
 
         Args:

@@ -36,9 +36,25 @@ RANGES = {
     FieldDescriptor.CPPTYPE_UINT64: (0, (1 << 64) - 1),
 }
 TEXTS = [
-    "", " ", "\0", "a\0b", "\x1f", "é☃😀", "\u2028\ufeff", "..", "/etc/passwd", "a@b", "@", "m@",
-    "%s{}", "idna", "(", "[a-z]{1,9}", "x" * 101, LONG,
-]  # fmt: skip
+    "",
+    " ",
+    "\0",
+    "a\0b",
+    "\x1f",
+    "é☃😀",
+    "\u2028\ufeff",
+    "..",
+    "/etc/passwd",
+    "a@b",
+    "@",
+    "m@",
+    "%s{}",
+    "idna",
+    "(",
+    "[a-z]{1,9}",
+    "x" * 101,
+    LONG,
+]
 BYTES = [b"", b"\0", b"\xff" * 100, bytes(range(256)) * 40]
 
 

@@ -62,11 +62,24 @@ def request_of(**fields: Any) -> pb.GenerateRequest:
 
 def test_every_setting_arrives() -> None:
     request = request_of(
-        temperature=0.5, top_k=3, top_p=0.5, min_p=0.25, typical_p=0.75, repetition_penalty=2,
-        presence_penalty=-1, frequency_penalty=0.5, seed=7, max_new_tokens=9, min_new_tokens=2,
-        stop_sequences=["a"], max_time_s=1.5, ranks=True, top_log_probabilities=4, regex="a*",
+        temperature=0.5,
+        top_k=3,
+        top_p=0.5,
+        min_p=0.25,
+        typical_p=0.75,
+        repetition_penalty=2,
+        presence_penalty=-1,
+        frequency_penalty=0.5,
+        seed=7,
+        max_new_tokens=9,
+        min_new_tokens=2,
+        stop_sequences=["a"],
+        max_time_s=1.5,
+        ranks=True,
+        top_log_probabilities=4,
+        regex="a*",
         unknown_policy=pb.UNKNOWN_POLICY_SKIP,
-    )  # fmt: skip
+    )
     sampling = convert.sampling(request, 100)
     for name, value in sampling.to_json().items():
         if name in ("best_of", "token_biases", "banned_tokens", "forced_tokens"):

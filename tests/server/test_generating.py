@@ -88,9 +88,15 @@ PROBES = [
     {"model": "m", "prompt": "the ", "seed": 5, "max_new_tokens": 200, **TOLD},
     {"model": "m", "seed": 6, "max_new_tokens": 333, "temperature": 1.4, "top_p": 0.9, **TOLD},
     {"model": "names", "prompt": "a", "seed": 7, "n": 3, "top_log_probabilities": 4, **TOLD},
-    {"model": "m", "prompt": "qu", "seed": 8, "stop_sequences": ["o"], "frequency_penalty": 0.3,
-     **TOLD},
-]  # fmt: skip
+    {
+        "model": "m",
+        "prompt": "qu",
+        "seed": 8,
+        "stop_sequences": ["o"],
+        "frequency_penalty": 0.3,
+        **TOLD,
+    },
+]
 
 
 def probe(server: Server) -> list[Any]:
@@ -213,8 +219,17 @@ def test_a_regular_expression_is_kept_to(server: Server) -> None:
 
 def test_a_beam_search_finds_a_likelier_text_than_greed(server: Server) -> None:
     greedy = server.caller.generate("m", prompt="the", temperature=0, max_new_tokens=8)
-    found = by_index(server.caller.generate("m", prompt="the", best_of=8, n=3, max_new_tokens=8,
-                                            log_probabilities=True, return_state=True))  # fmt: skip
+    found = by_index(
+        server.caller.generate(
+            "m",
+            prompt="the",
+            best_of=8,
+            n=3,
+            max_new_tokens=8,
+            log_probabilities=True,
+            return_state=True,
+        )
+    )
     totals = [each[-1].result.total_log_probability for each in found.values()]
     assert totals == sorted(totals, reverse=True)
     assert totals[0] >= greedy[-1].result.total_log_probability
@@ -248,8 +263,9 @@ def test_bad_requests_name_the_field(
 def test_a_state_of_another_model_and_a_missing_index_are_preconditions(server: Server) -> None:
     state = server.caller.generate("m", return_state=True, max_new_tokens=3)[-1].result.state
     attempts: list[dict[str, Any]] = [
-        {"model": "names", "state": state}, {"model": "names", "novelty": True},
-    ]  # fmt: skip
+        {"model": "names", "state": state},
+        {"model": "names", "novelty": True},
+    ]
     for attempt in attempts:
         with pytest.raises(grpc.RpcError) as caught:
             server.caller.generate(**attempt)

@@ -93,9 +93,14 @@ class Session:
 def test_a_piece_is_predicted_and_then_learnt(learning: Server) -> None:
     settings = {"learning_rate": 0.5, "window": 16}
     session = Session(
-        learning, log_probabilities=True, ranks=True, top_log_probabilities=2,
-        optimizer=pb.OPTIMIZER_ADAM, clip_norm=0.5, **settings,
-    )  # fmt: skip
+        learning,
+        log_probabilities=True,
+        ranks=True,
+        top_log_probabilities=2,
+        optimizer=pb.OPTIMIZER_ADAM,
+        clip_norm=0.5,
+        **settings,
+    )
     config = LearningConfig(optimizer=OptimizerKind.ADAM, clip_norm=0.5, **settings)  # type: ignore[arg-type]
     learner = Learner(stored(learning), config, Details(ranks=True, alternatives=2))
     for text, end, learn in ((TEXT, False, True), ("the dog", True, False), ("a fox", True, True)):
@@ -184,11 +189,13 @@ def test_snapshots_are_gone_back_to(learning: Server) -> None:
         ({"learning_rate": -1.0}, ["spec.learning_rate"]),
         ({"learning_rate": float("nan")}, ["spec.learning_rate"]),
         ({"clip_norm": float("inf")}, ["spec.clip_norm"]),
-        ({"window": 4097, "top_log_probabilities": 21},
-         ["spec.window", "spec.top_log_probabilities"]),
+        (
+            {"window": 4097, "top_log_probabilities": 21},
+            ["spec.window", "spec.top_log_probabilities"],
+        ),
         ({"unknown_policy": pb.UNKNOWN_POLICY_UNKNOWN}, ["spec.unknown_policy"]),
     ],
-)  # fmt: skip
+)
 def test_a_spec_out_of_range_is_refused_by_field(
     learning: Server, spec: dict[str, Any], fields: list[str]
 ) -> None:
@@ -221,7 +228,7 @@ def test_requests_out_of_order_are_refused(learning: Server) -> None:
         ({"publish": pb.Publish(alias="7")}, "publish.alias"),
         ({"publish": pb.Publish(alias="a b")}, "publish.alias"),
     ],
-)  # fmt: skip
+)
 def test_a_request_that_cannot_be_done_names_its_field(
     learning: Server, message: dict[str, Any], field: str
 ) -> None:

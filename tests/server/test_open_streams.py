@@ -193,9 +193,19 @@ def test_work_ends_with_the_time_that_the_server_gives() -> None:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with little room for streams and little patience, and a model `m`."""
     flags = (
-        "--standby-workers", "0", "--inference-limit", "2", "--stream-limit", "2",
-        "--learning-limit", "2", "--stream-idle-s", "0", "--first-message-s", "1000",
-    )  # fmt: skip
+        "--standby-workers",
+        "0",
+        "--inference-limit",
+        "2",
+        "--stream-limit",
+        "2",
+        "--learning-limit",
+        "2",
+        "--stream-idle-s",
+        "0",
+        "--first-message-s",
+        "1000",
+    )
     server = Server(tmp_path_factory.mktemp("places") / "data", *flags)
     server.caller.trained(tiny_spec("m"))
     yield server

@@ -38,9 +38,14 @@ def damaged(token: str) -> list[str]:
     data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
     flipped = bytes([*data[:-1], data[-1] ^ 1])
     return [
-        token[:-1], token[1:], token + "A", token + "=", token.swapcase(), token + "\n",
+        token[:-1],
+        token[1:],
+        token + "A",
+        token + "=",
+        token.swapcase(),
+        token + "\n",
         base64.urlsafe_b64encode(flipped).decode().rstrip("="),
-    ]  # fmt: skip
+    ]
 
 
 RUBBISH = [
@@ -67,10 +72,17 @@ def test_what_the_server_did_not_give_is_refused(token: str) -> None:
 
 
 FORGED = [
-    b"5", b"{}", b"[1, 2, 3]", b'["jobs", "", []]', b'["jobs", "", "ab"]',
-    b'["jobs", "", [1, "b"]]', b'["models", "", [5]]', b'[[], "", [1.0, "b"]]', b"[" * 100_000,
+    b"5",
+    b"{}",
+    b"[1, 2, 3]",
+    b'["jobs", "", []]',
+    b'["jobs", "", "ab"]',
+    b'["jobs", "", [1, "b"]]',
+    b'["models", "", [5]]',
+    b'[[], "", [1.0, "b"]]',
+    b"[" * 100_000,
     b"\xff",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("payload", FORGED, ids=lambda payload: str(payload[:24]))

@@ -59,15 +59,23 @@ def config(**optimizer: int) -> TrainConfig:
 class Room:
     """A job room with real processes."""
 
-    def __init__(self, data_dir: DataDir, interval_s: float = 0.0, max_run_s: float = 0.0,
+    def __init__(
+        self,
+        data_dir: DataDir,
+        interval_s: float = 0.0,
+        max_run_s: float = 0.0,
         max_run_bytes: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._data_dir = data_dir
         self._workers = WorkerPool(standby=0)
         limits = RunLimits(
-            1, checkpoint_interval_s=interval_s, min_free_bytes=0, max_run_s=max_run_s,
-            stop_timeout_s=TIMEOUT_S, max_run_bytes=max_run_bytes,
-        )  # fmt: skip
+            1,
+            checkpoint_interval_s=interval_s,
+            min_free_bytes=0,
+            max_run_s=max_run_s,
+            stop_timeout_s=TIMEOUT_S,
+            max_run_bytes=max_run_bytes,
+        )
         self.jobs = JobManager(data_dir, self._workers, JobLimits(1, 9, 1, 3), limits)
 
     async def open(self) -> None:

@@ -92,11 +92,23 @@ def bits_of(learner: Learner) -> tuple[Any, ...]:
     state = mark.state
     packed = tuple(array.tobytes() for array in weights.packed if hasattr(array, "tobytes"))
     return (
-        buffers, packed, weights.updates, weights._optimizer.corrections.powers,
-        state.hs.tobytes(), state.cs.tobytes(), state.token, state.held,
-        mark.reader._held, mark.item, mark.stream, mark.last_visible, mark.item_count, mark.is_open,
-        learner.learned.tokens, learner.learned.nats,
-    )  # fmt: skip
+        buffers,
+        packed,
+        weights.updates,
+        weights._optimizer.corrections.powers,
+        state.hs.tobytes(),
+        state.cs.tobytes(),
+        state.token,
+        state.held,
+        mark.reader._held,
+        mark.item,
+        mark.stream,
+        mark.last_visible,
+        mark.item_count,
+        mark.is_open,
+        learner.learned.tokens,
+        learner.learned.nats,
+    )
 
 
 @pytest.mark.parametrize(("kind", "layout"), MODELS)
@@ -112,8 +124,17 @@ def test_a_stream_that_skips_scores_as_if_the_unit_had_never_been_sent(
     plain = scored(model, good)
     mixed = scored(model, [*bad, *good[:1], *bad, *bad, *good[1:2], *long, *good[2:], *bad])
     assert [answer.HasField("error") for answer in mixed[:-1]] == [
-        True, False, True, True, False, False, True, True, False, True,
-    ]  # fmt: skip
+        True,
+        False,
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
     assert {answer.error.code for answer in mixed[:-1] if answer.HasField("error")} == {INVALID}
     assert all(answer.token_count == 0 for answer in mixed[:-1] if answer.HasField("error"))
     kept = [mixed[1], mixed[4], mixed[8], mixed[-1]]

@@ -91,11 +91,17 @@ def test_calls_to_a_server_that_compiles_are_refused_with_the_reason(folder: Pat
                 lambda: caller.generate("m"),
                 lambda: caller.score("m", ["x"]),
                 lambda: caller.stub.Embed(pb.EmbedRequest(model="m", texts=["x"])),
-                lambda: list(caller.stub.ScoreStream(iter([pb.ScoreStreamRequest(
-                    spec=pb.ScoreStreamSpec(model="m"))]))),
-                lambda: list(caller.stub.LearnStream(iter([pb.LearnStreamRequest(
-                    spec=pb.LearnStreamSpec(model="m"))]))),
-            ]  # fmt: skip
+                lambda: list(
+                    caller.stub.ScoreStream(
+                        iter([pb.ScoreStreamRequest(spec=pb.ScoreStreamSpec(model="m"))])
+                    )
+                ),
+                lambda: list(
+                    caller.stub.LearnStream(
+                        iter([pb.LearnStreamRequest(spec=pb.LearnStreamSpec(model="m"))])
+                    )
+                ),
+            ]
             for call in calls:
                 with pytest.raises(grpc.RpcError) as caught:
                     call()
@@ -108,8 +114,10 @@ def test_calls_to_a_server_that_compiles_are_refused_with_the_reason(folder: Pat
                 assert state.state == pb.JOB_STATE_QUEUED
                 assert state.reason == f"the server {COMPILING}"
             done = treadle(address, "health").communicate(timeout=PATIENCE_S)
-            assert done == ("", f"treadle: the server at {address} is up but not serving: "
-                                f"it {COMPILING}\n")  # fmt: skip
+            assert done == (
+                "",
+                f"treadle: the server at {address} is up but not serving: it {COMPILING}\n",
+            )
             assert "12 of 99" in treadle(address, "info").communicate(timeout=PATIENCE_S)[0]
             with treadle(address, "health", "--wait", f"{PATIENCE_S:g}s") as waiting:
                 assert waiting.stderr is not None
@@ -172,9 +180,11 @@ def test_one_copy_of_the_kernels_serves_a_server_and_its_workers(
     shared(tmp_path)
     cache = Path(kernel_folder())
     environment = {
-        "NUMBA_CACHE_DIR": str(cache.parent), "TMPDIR": str(folder),
-        "HOME": "/nonexistent", "XDG_CACHE_HOME": "",
-    }  # fmt: skip
+        "NUMBA_CACHE_DIR": str(cache.parent),
+        "TMPDIR": str(folder),
+        "HOME": "/nonexistent",
+        "XDG_CACHE_HOME": "",
+    }
     as_user = {"prefix": [word.format("12345") for word in AS_USER], "environment": environment}
     for end in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
         server = start("--standby-workers", "1", **as_user)

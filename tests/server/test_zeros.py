@@ -142,12 +142,20 @@ def test_a_call_without_what_it_needs_is_refused(caller: Caller, model: str, nam
 
 
 VALUES = {
-    "DataSpec.validation_fraction", "NetworkSpec.embedding_size", "OptimizerSpec.warmup_steps",
-    "OptimizerSpec.beta1", "OptimizerSpec.beta2", "OptimizerSpec.clip_norm",
-    "ReportSpec.sample_tokens", "GenerateRequest.temperature", "GenerateRequest.seed",
-    "GenerateRequest.max_new_tokens", "LearnStreamSpec.learning_rate", "LearnStreamSpec.clip_norm",
+    "DataSpec.validation_fraction",
+    "NetworkSpec.embedding_size",
+    "OptimizerSpec.warmup_steps",
+    "OptimizerSpec.beta1",
+    "OptimizerSpec.beta2",
+    "OptimizerSpec.clip_norm",
+    "ReportSpec.sample_tokens",
+    "GenerateRequest.temperature",
+    "GenerateRequest.seed",
+    "GenerateRequest.max_new_tokens",
+    "LearnStreamSpec.learning_rate",
+    "LearnStreamSpec.clip_norm",
     "TokenReference.id",
-}  # fmt: skip
+}
 """Fields with `optional` of which 0 is a value; all others refuse it."""
 
 PARTS = {
