@@ -224,6 +224,9 @@ class Client:
     ) -> str:
         """Continues a prompt and returns the whole text; see `generate`.
 
+        Returns:
+            The text, without the prompt.
+
         Raises:
             InputError: An option is wrong.
             ServerError: The call failed.
@@ -316,6 +319,9 @@ class Client:
 
     def score_text(self, model: str, text: str, **options: Unpack[ScoreOptions]) -> TextScore:
         """Scores one text; see `score`.
+
+        Returns:
+            The score of the text.
 
         Raises:
             InputError: An option is wrong.
@@ -487,6 +493,9 @@ class Client:
         Args:
             model: The model's name, or NAME@ALIAS.
             version: The version; 0 takes the newest.
+
+        Returns:
+            The model's description, and its versions.
         """
         request = make_request(GetModelRequest, model=model, version=version)
         return self._connection.call(self._connection.stub.GetModel, request)

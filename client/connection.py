@@ -69,6 +69,9 @@ class Connection:
     def call(self, method: grpc.UnaryUnaryMultiCallable[Request, Reply], request: Request) -> Reply:
         """Makes a call of one request and one reply.
 
+        Returns:
+            The reply.
+
         Raises:
             ServerError: The call failed.
         """
@@ -105,6 +108,9 @@ class Connection:
         Args:
             timeout_s: The longest to wait for the reply.
             wait: Whether to wait for a connection instead of failing at once.
+
+        Returns:
+            Whether the server is serving.
 
         Raises:
             ServerError: The call failed.

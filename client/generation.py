@@ -67,6 +67,9 @@ class Generation(ResponseStream[GenerateResponse]):
     def result(self) -> GenerateResult:
         """Waits for the end and returns why the text ended, the seed and the counts.
 
+        Returns:
+            The end of the text: its reason, the seed and the counts.
+
         Raises:
             ServerError: The call failed, or was closed before its end.
         """

@@ -57,6 +57,9 @@ class ScoredPieces(ConcurrentStream[ScoreStreamRequest, ScoreStreamResponse]):
     def result(self) -> ScoreStreamResult:
         """Waits for the end; returns the score of the whole stream, and its state if requested.
 
+        Returns:
+            The score of the whole stream.
+
         Raises:
             ServerError: The call failed, or was closed before its end.
         """
@@ -91,6 +94,9 @@ class ScoreStream(AlternatingStream[ScoreStreamRequest, ScoreStreamResponse]):
 
     def finish(self) -> ScoreStreamResult:
         """Ends the stream; returns its score as a whole, and its state if requested.
+
+        Returns:
+            The score of the whole stream.
 
         Raises:
             ServerError: The call failed, or was closed before.

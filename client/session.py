@@ -75,6 +75,9 @@ class Session:
         The memory changes when the last piece has been taken; a reply that is left early leaves
         it unchanged.
 
+        Yields:
+            The pieces of the reply.
+
         Raises:
             InputError: An option is wrong.
             CancelledError: `stop` was called; the memory is unchanged.

@@ -70,6 +70,9 @@ class ResponseStream(Generic[Response]):
     def _receive(self) -> Response:
         """Waits for the next response.
 
+        Returns:
+            The response.
+
         Raises:
             StopIteration: The stream has ended, or was closed here.
             ServerError: The call failed.
@@ -131,6 +134,9 @@ class AlternatingStream(ResponseStream[Response], Generic[Request, Response]):
 
     def _ask(self, request: Request) -> Response:
         """Sends a request and waits for its response.
+
+        Returns:
+            The response.
 
         Raises:
             InputError: The call was closed here.

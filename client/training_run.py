@@ -154,6 +154,9 @@ class TrainingRun(ResponseStream[JobEvent]):
     def result(self) -> Model:
         """Waits for the end of the run and returns the stored model.
 
+        Returns:
+            The stored model.
+
         Raises:
             ServerError: The run failed, was paused or cancelled, or was closed before its end.
         """

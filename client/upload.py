@@ -43,6 +43,9 @@ class Part(NamedTuple):
 def open_parts(corpora: Corpora) -> list[Part]:
     """Opens every file of an upload, so that errors come before it begins.
 
+    Returns:
+        The open files, each with its role, weight and name.
+
     Raises:
         InputError: A file cannot be opened, or its role, name or weight is wrong.
     """

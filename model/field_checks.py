@@ -239,6 +239,9 @@ class Checked:
     def from_json(cls, data: object) -> Self:
         """Builds the config from what `to_json` returned; fields left out get their defaults.
 
+        Returns:
+            The config.
+
         Raises:
             ConfigError: A value is out of its range, or `data` is not a mapping, or it names a
                 field that does not exist.

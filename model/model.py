@@ -120,6 +120,9 @@ class Model:
         Args:
             path: The file.
 
+        Returns:
+            The model.
+
         Raises:
             LoadError: The file is not a model file of this format, or it is damaged.
             OSError: The file cannot be read.
@@ -210,6 +213,9 @@ class Model:
             unknown_policy: What to do with unknown symbols; None: the model's own policy.
             details: What to report besides log-probabilities.
             state: The state before the context, or before the text; None: a new item or text.
+
+        Returns:
+            The log-probability of each token, and the sums.
 
         Raises:
             UnknownSymbolError: A symbol is not in the vocabulary.

@@ -83,6 +83,9 @@ class ModelHeader:
         Args:
             metadata: The metadata of the file.
 
+        Returns:
+            The header.
+
         Raises:
             LoadError: It does not belong to a Treadle model, or has another format.
         """
@@ -166,6 +169,9 @@ def check_vocabulary(tokenizer: Tokenizer) -> None:
 
 def read_header(path: str | os.PathLike[str]) -> ModelHeader:
     """Reads the header of a model file, without its tensors.
+
+    Returns:
+        The header.
 
     Raises:
         LoadError: The file is not a model file of this format, or it is damaged.

@@ -64,6 +64,9 @@ class TrainingRecord:
         Args:
             data: The values that `to_json` returned.
 
+        Returns:
+            The record.
+
         Raises:
             LoadError: `data` is something else.
         """

@@ -190,6 +190,9 @@ def read_config(flags: Mapping[str, str | None], environment: Mapping[str, str])
         flags: Value a field name, as text; None where the flag was not given.
         environment: The process' environment.
 
+    Returns:
+        The config.
+
     Raises:
         ValueError: A value is empty, cannot be read, or is out of its range; the message names
             its flag or variable.

@@ -111,6 +111,9 @@ def choose_format(args: argparse.Namespace) -> None:
 def open_corpora(args: argparse.Namespace, files: ExitStack) -> Corpora:
     """Opens the files of the corpus; one plain file is a plain corpus.
 
+    Returns:
+        What `Client.train` takes as the corpus.
+
     Raises:
         InputError: One cannot be opened, or a weight is for none of them.
     """

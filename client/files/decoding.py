@@ -247,6 +247,9 @@ def replace_surrogates(text: str) -> str:
 def decode_text(data: bytes, source: TextSource) -> str:
     """Decodes a whole text.
 
+    Returns:
+        The text.
+
     Raises:
         InputError: The bytes are not text of the encoding.
     """
@@ -279,6 +282,9 @@ def read_text(
         path: The file.
         encoding: Its encoding.
         errors: The treatment of bytes that are not text.
+
+    Returns:
+        The text.
 
     Raises:
         InputError: The file cannot be read, or is not text of the encoding.

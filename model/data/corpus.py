@@ -85,6 +85,9 @@ def read_corpus(
         folder: Where tokens are kept in nameless files; None: in memory.
         unknown_policy: With `fixed`, what to do with symbols that it lacks; None: its own policy.
 
+    Returns:
+        The corpus as tokens.
+
     Raises:
         ConfigError: Settings contradict each other, or an encoding is unknown.
         CorpusError: The corpus is empty, too small for one step of training, or malformed.

@@ -57,6 +57,9 @@ class RecordReader:
     def items(self, file: CorpusFile) -> Iterator[str]:
         """Yields the items of a file, empty ones too.
 
+        Returns:
+            An iterator of the items.
+
         Raises:
             CorpusError: A line is not a JSON object or a record is malformed; the header lacks
                 the column; a row has no text, and `data.missing` is ERROR; an item is not text,

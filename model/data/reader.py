@@ -87,6 +87,9 @@ class CorpusReader:
     def texts(self, files: list[CorpusFile]) -> Iterator[str]:
         """Yields the text of files, from which a tokenizer is built.
 
+        Returns:
+            An iterator of parts of the text.
+
         Raises:
             CorpusError, EncodingError, ConfigError: See `read_corpus`.
             OSError: A file cannot be read.
@@ -107,6 +110,9 @@ class CorpusReader:
             tokenizer: The tokenizer.
             policy: What to do with unknown symbols; None: the tokenizer's own policy.
             folder: Where tokens are kept in files; None: in memory.
+
+        Returns:
+            The tokens of the file.
 
         Raises:
             UnknownSymbolError: A symbol is unknown, and the policy is ERROR.

@@ -101,6 +101,9 @@ class NoveltyIndex:
             offsets: Where each item starts, (items + 1,), the last entry n; None: layout TEXT.
             tokenizer: The tokenizer of the tokens.
 
+        Returns:
+            The index.
+
         Raises:
             ValueError: There are too many tokens; see `too_large`.
             TokenError: A token is not in the vocabulary.

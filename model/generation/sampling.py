@@ -57,6 +57,9 @@ def resolve_sampling(
         tokenizer: The model's tokenizer.
         constraint: The automaton of the regular expression, where it was built already.
 
+    Returns:
+        The resolved settings.
+
     Raises:
         ConfigError: A token is not in the vocabulary, all tokens are banned, a forced one
             contradicts the regular expression, or that expression cannot be used.

@@ -86,6 +86,9 @@ def stopped_text(
         ids: The tokens, without an end token.
         sampling: The stop sequences, and the number of first tokens that none of them ends.
         flush: Whether an unfinished character at the end is shown as U+FFFD.
+
+    Returns:
+        The text up to its stop, and where it ends.
     """
     stream = tokenizer.stream(held)
     texts = []

@@ -15,6 +15,9 @@ def in_order(values: Iterable[float], start: float = 0.0) -> float:
     Args:
         values: The numbers to add.
         start: The sum so far.
+
+    Returns:
+        The sum.
     """
     total = start
     for value in values:

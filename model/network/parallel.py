@@ -140,5 +140,8 @@ def parts(size: int) -> list[slice]:
     """Splits a flat buffer of `size` elements into parts for threads.
 
     No bit of a result depends on where the parts end.
+
+    Returns:
+        The parts, in order.
     """
     return [slice(i, min(size, i + PART)) for i in range(0, size, PART)]

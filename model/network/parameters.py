@@ -69,6 +69,9 @@ class Parameters:
         Args:
             shape: The network's sizes.
             seed: 64 bits; the same seed gives the same bits everywhere.
+
+        Returns:
+            The parameters.
         """
         parameters = cls(shape)
         for number, (name, stack) in enumerate(parameters.stacks._asdict().items()):
@@ -100,6 +103,9 @@ class Parameters:
             shape: The network's sizes.
             arrays: One array for each name of `shape.named`, in its shape. With tied weights `Wy`
                 is optional, and must be the embedding's transpose.
+
+        Returns:
+            The parameters.
 
         Raises:
             LoadError: A name is missing or unknown, a shape is wrong, or tied weights differ.

@@ -119,6 +119,9 @@ class SessionState:
             content_hash: The content hash of the model that is to continue.
             key: The key given to `to_bytes`.
 
+        Returns:
+            The state.
+
         Raises:
             StateError: The bytes are damaged, or were made without this key, or contain values that
                 no model makes.

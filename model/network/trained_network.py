@@ -116,6 +116,9 @@ class TrainedNetwork:
             data: The state's bytes.
             key: The key that the state was made with.
 
+        Returns:
+            The state.
+
         Raises:
             StateError: The bytes are damaged, or were made without this key.
             ForeignStateError: Another model made them.

@@ -46,6 +46,9 @@ def allocate_weights(
         table_rows: Rows of the folded input; 0 to make them on demand.
         backward: Whether the transposes are needed.
         pairs: Whether all but layer 0's input weights are packed as bfloat16 numbers.
+
+    Returns:
+        The arrays, not yet filled.
     """
     V = shape.V
     E = shape.E
@@ -76,6 +79,9 @@ def with_transposes(packed: structs.Weights, shape: Shape, table_rows: int) -> s
             be shared is shared.
         shape: The network's sizes.
         table_rows: Rows of the folded input.
+
+    Returns:
+        The arrays; the transposes are not yet filled.
     """
     H = shape.H
     L = shape.L
@@ -111,6 +117,9 @@ def allocate_workspace(
         drops: Whether units are dropped between layers.
         pairs: Whether gradients of weights are products of bfloat16 numbers.
         drops_top: Whether units are dropped before the output layer.
+
+    Returns:
+        The workspace, not yet filled.
     """
     gather = allocate_pair_block if pairs else allocate_row_block
     H = shape.H

@@ -37,6 +37,9 @@ def build_tokenizer(
         layout: How the corpus is cut into sequences. LINES adds `begin` and `end`.
         newline: Whether items may hold "\n", which then is a symbol like others; for LINES.
 
+    Returns:
+        The tokenizer.
+
     Raises:
         CorpusError: A text holds half of a surrogate pair.
         ConfigError: Subwords: the package `tokenizers` is not installed, or the vocabulary is
@@ -65,6 +68,9 @@ _WORD_KINDS: dict[TokenizerKind, type[WordListTokenizer]] = {
 
 def tokenizer_from_json(data: object) -> Tokenizer:
     """Builds a tokenizer from what `Tokenizer.to_json` returned.
+
+    Returns:
+        The tokenizer.
 
     Raises:
         LoadError: `data` has another form.

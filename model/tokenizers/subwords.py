@@ -286,6 +286,9 @@ def _parts(text: str, size: int) -> list[str]:
     Args:
         text: Any text.
         size: About the most characters of a part.
+
+    Returns:
+        The parts, which joined are the text.
     """
     if len(text) <= MAX_PIECE:
         return [text]

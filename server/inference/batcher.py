@@ -140,6 +140,9 @@ class _QueuedSequence:
             now_s: When it was made.
             message_s: What was made in this time goes out together.
             may_send: Whether a message may go out now that is neither the first nor the last.
+
+        Returns:
+            Whether there is something for the reader now.
         """
         if piece.text or piece.tokens or piece.result:
             self._pieces.append(piece)

@@ -224,6 +224,9 @@ class _Call:
         Each window of an echo goes out for every text before the next one is made. So an echo
         takes no more memory than one window, however long the prompt and however slow the reader.
 
+        Yields:
+            The replies that hold the echo.
+
         Raises:
             ModelError: The prompt cannot be read.
         """

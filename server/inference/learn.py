@@ -106,6 +106,9 @@ class LearnHandler:
         """Answers a request; returns whether there was one.
 
         It is a function of its own, so that a silent stream does not keep its last request.
+
+        Returns:
+            Whether there was a request.
         """
         if message is None:
             return False
@@ -141,6 +144,9 @@ class LearnHandler:
         """Stores a model as a new version, and gives it its alias.
 
         If that version is deleted before it can be described, the model is stored as another one.
+
+        Returns:
+            The stored model.
         """
         self._model_store.check_new(names.name, names.alias)
         for left in reversed(range(CLAIMS)):

@@ -64,6 +64,9 @@ class OpenStreams:
     async def admit(self) -> AsyncIterator[OpenStream]:
         """Counts a stream as open for as long as the context is entered.
 
+        Yields:
+            The open stream.
+
         Raises:
             StatusError: RESOURCE_EXHAUSTED: as many streams are open as may be, and none is silent
                 for long enough; or the error that `check` raises.
@@ -174,6 +177,9 @@ class OpenStream:
     async def next(self, requests: AsyncIterator[Message]) -> Message | None:
         """Waits for the next message of the stream; None where there are no more.
 
+        Returns:
+            The message, or None.
+
         Raises:
             StatusError: ABORTED: the stream was closed meanwhile.
         """
@@ -224,6 +230,9 @@ class PendingStreams:
 
     async def first(self, requests: AsyncIterator[Message]) -> Message | None:
         """Waits for the first message of a stream; None where it ends without one.
+
+        Returns:
+            The message, or None.
 
         Raises:
             StatusError: DEADLINE_EXCEEDED: it did not come in time; ABORTED: too many other

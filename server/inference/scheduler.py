@@ -160,6 +160,9 @@ class Caller(Task):
             work: Gets the seconds that it should take at most, and returns soon after them. It
                 never begins once the call is cancelled.
 
+        Returns:
+            What the work returned.
+
         Raises:
             BaseException: The error of the work.
         """

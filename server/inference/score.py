@@ -140,6 +140,9 @@ class ScoreHandler:
         """Scores the next piece of a stream; returns whether there was one.
 
         It is a function of its own, so that a silent stream does not keep its last piece.
+
+        Returns:
+            Whether there was a piece.
         """
         if message is None:
             return False

@@ -181,6 +181,9 @@ class Completion:
         """Stores a model file; repeated after a crash at any point, it still gives one version.
 
         Where that version is deleted before it can be described, it is stored as another one.
+
+        Returns:
+            The stored model.
         """
         version = job.row.claim
         for left in reversed(range(CLAIMS)):

@@ -287,6 +287,9 @@ class JobManager:
 
         A job that is on its way to pause is queued once its process has left it.
 
+        Returns:
+            The row of the job.
+
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over, or being cancelled.
         """

@@ -58,6 +58,9 @@ class Worker:
         Args:
             warm: Whether it loads every kernel first; otherwise only those that its job needs,
                 which takes less time where a job is waiting already.
+
+        Returns:
+            The process.
         """
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
         process = await asyncio.create_subprocess_exec(

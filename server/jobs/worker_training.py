@@ -127,6 +127,9 @@ class _Keeper:
         """Keeps what is due; returns True to leave the run here.
 
         Called between two steps, the second of which may have been dropped.
+
+        Returns:
+            Whether to leave the run here.
         """
         wishes = self._wishes
         if wishes.threads:

@@ -133,6 +133,9 @@ class MemoryBudget:
             size: How many bytes.
             what: What they are for, in the plural, such as "learning streams".
 
+        Returns:
+            The reservation.
+
         Raises:
             StatusError: RESOURCE_EXHAUSTED: with RetryInfo where they do not fit now, without it
                 where they never will.

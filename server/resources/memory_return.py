@@ -104,6 +104,9 @@ class MemoryReturn:
 
         What is never given back, such as the program itself, counts as waste as well: how much that
         is shows after each return.
+
+        Returns:
+            Whether memory was given back.
         """
         waste = self._heap.waste()
         if waste < self._least + _WASTE_BYTES:

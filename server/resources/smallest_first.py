@@ -44,6 +44,9 @@ class SmallestFirstPool:
             arguments: What it is called with.
             named: The same, by name.
 
+        Returns:
+            What the work returned.
+
         Raises:
             BaseException: What the work raised.
         """

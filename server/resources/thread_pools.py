@@ -47,6 +47,9 @@ class ThreadPool:
             arguments: What it is called with.
             named: The same, by name.
 
+        Returns:
+            What the work returned.
+
         Raises:
             BaseException: What the work raised.
         """

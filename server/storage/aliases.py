@@ -96,6 +96,9 @@ class Aliases:
     def delete(self, model: str, alias: str) -> bool:
         """Deletes an alias; returns whether it was there.
 
+        Returns:
+            Whether the alias was there.
+
         Raises:
             OSError: The disk is full.
             DatabaseError: The database failed.

@@ -145,6 +145,9 @@ class Corpora:
         Unlike `remove` it looks again under the lock, so that a corpus that is wanted at this
         very moment stays.
 
+        Returns:
+            Whether the corpus was removed.
+
         Raises:
             ValueError, OSError, DatabaseError: As `remove`.
         """

@@ -205,6 +205,9 @@ def lock(root: Path) -> IO[str]:
     Args:
         root: The directory; it must exist.
 
+    Returns:
+        The file that holds the lock.
+
     Raises:
         StoreError: Another process uses it.
         OSError: The disk failed or is full.

@@ -169,6 +169,9 @@ class ModelStore:
     def set_alias(self, name: str, alias: str, version: int = 0) -> StoredModel:
         """Gives a version, by default the newest, a name, and takes it from any other.
 
+        Returns:
+            The version that has the alias now.
+
         Raises:
             StatusError: NOT_FOUND; INVALID_ARGUMENT for what cannot be an alias;
                 FAILED_PRECONDITION where the model has too many.
@@ -291,6 +294,9 @@ class ModelStore:
             draft: Directory of `new_draft` that holds MODEL_FILE; it is moved away.
             version: What `next_version` returned; 0: a new one.
 
+        Returns:
+            The version.
+
         Raises:
             LoadError: The draft's file is damaged.
             StatusError: ABORTED: the version is there with other content.
@@ -319,6 +325,9 @@ class ModelStore:
             name: The model's name, already checked.
             path: The file; it must be replaced, never written to, from now on.
             version: What `next_version` returned.
+
+        Returns:
+            The version.
 
         Raises:
             As `claim`; FileNotFoundError where neither the file nor the version is there.

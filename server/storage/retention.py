@@ -125,6 +125,9 @@ def delete_expired(
         keep: Ids of jobs and hashes of corpora that are to stay whatever the rules say.
         most: The most jobs and the most corpora to delete.
 
+    Returns:
+        What was deleted.
+
     Raises:
         OSError: The disk failed.
         DatabaseError: The database failed.

@@ -13,6 +13,9 @@ def number_text(value: float, digits: int = 3) -> str:
 
     A number that is not finite is "nan", "inf" or "-inf". A very large one, such as an exploded
     loss, gets an exponent.
+
+    Returns:
+        The number as text.
     """
     if not math.isfinite(value):
         return str(value)

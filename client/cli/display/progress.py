@@ -113,6 +113,9 @@ def bar(done: float, columns: int, style: Style) -> str:
         done: The fraction that is done, 0 to 1.
         columns: Its length.
         style: The terminal.
+
+    Returns:
+        The characters of the bar.
     """
     full = "━" if style.unicode else "#"
     empty = "─" if style.unicode else "."

@@ -19,6 +19,9 @@ def token_table(tokens: Iterable[Token]) -> list[str]:
     """Lays out tokens with their log-probabilities, and ranks and alternatives where present.
 
     A dash marks a missing value.
+
+    Returns:
+        The lines of the table.
     """
     tokens = list(tokens)
     ranks = any(token.rank for token in tokens)

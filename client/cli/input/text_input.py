@@ -19,6 +19,9 @@ def open_input(path: str) -> Any:
     Both are unbuffered: a thread may be waiting in a read when the program ends, and must not
     hold the lock of a buffer then.
 
+    Returns:
+        The open file.
+
     Raises:
         InputError: The file cannot be opened.
     """
@@ -47,6 +50,9 @@ def text_source(args: argparse.Namespace, path: str) -> TextSource:
 
 def read_text(args: argparse.Namespace, path: str) -> str:
     """Reads a whole file, or standard input for "-", as text.
+
+    Returns:
+        The text.
 
     Raises:
         InputError: It cannot be read, or is not of its encoding.

@@ -25,6 +25,9 @@ class Parser(argparse.ArgumentParser):
 
         Python 3.11's argparse looks for them only before the first option, or right behind the
         words before them (python/cpython#59317).
+
+        Returns:
+            The parsed arguments, and those that are unknown.
         """
         parsed, rest = super().parse_known_args(args, namespace)
         open_ = [name for name in ("model", "file") if getattr(parsed, name, "") is None]

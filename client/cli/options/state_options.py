@@ -38,6 +38,9 @@ def add_state(parser: argparse.ArgumentParser, field: str, text: str) -> None:
 def read_state(path: str) -> bytes:
     """Reads a state file.
 
+    Returns:
+        The bytes of the state.
+
     Raises:
         argparse.ArgumentTypeError: It cannot be read, or is empty.
     """

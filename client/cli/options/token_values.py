@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 def token(text: str) -> AnyToken:
     """Reads a token: its text, `id:N`, `id:end`, or `text:` before a text that looks like these.
 
+    Returns:
+        The token, as the client takes it.
+
     Raises:
         argparse.ArgumentTypeError: It begins with `id:` without a number.
     """
@@ -33,6 +36,9 @@ def token(text: str) -> AnyToken:
 
 def bias(text: str) -> tuple[AnyToken, float]:
     """Reads TOKEN=X, such as "e=-2" or "id:7=0.5".
+
+    Returns:
+        The token and its bias.
 
     Raises:
         argparse.ArgumentTypeError: The text has another form.

@@ -57,6 +57,9 @@ def size(text: str) -> int:
 def version_number(text: str) -> int:
     """Reads a model's version.
 
+    Returns:
+        The version, 1 or more.
+
     Raises:
         argparse.ArgumentTypeError: The text is no version.
     """
@@ -67,6 +70,9 @@ def version_number(text: str) -> int:
 
 def weight(text: str) -> tuple[str, float]:
     """Reads "FILE=W".
+
+    Returns:
+        The file's name and its weight.
 
     Raises:
         argparse.ArgumentTypeError: The text has another form.

@@ -213,6 +213,9 @@ def pick_for(config: TrainConfig, inputs: PresetInputs) -> Picked:
     Args:
         config: The settings.
         inputs: All that determines what is picked.
+
+    Returns:
+        The settings, and why they were picked.
     """
     candidates = [_candidate(config, inputs, row) for row in _LADDER]
     chosen = _network(candidates, inputs)
