@@ -181,7 +181,7 @@ def test_bad_json_names_the_field(data: object, field: str) -> None:
     assert caught.value.field == field
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     data = {"network": {"layers": 0, "hidden_size": -1}, "data": {"window": 0}, "seed": -1}
     with pytest.raises(ConfigError) as caught:
         TrainConfig.from_json(data)

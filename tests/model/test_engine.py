@@ -127,7 +127,7 @@ def test_threads_do_not_change_a_bit(cell: Cell) -> None:
     assert results[0] == results[1] == results[2]
 
 
-def test_a_row_has_the_same_part_in_the_loss_whoever_is_beside_it() -> None:
+def test_a_row_has_the_same_part_in_the_loss_next_to_any_other() -> None:
     shape = Shape(Cell.LSTM, V=5, E=2, H=3, L=2)
     ((tokens, targets, fresh),) = windows_of(shape, T=3, B=SHARD_ROWS + 2, count=1)
     row = slice(SHARD_ROWS, SHARD_ROWS + 1)

@@ -143,7 +143,7 @@ def test_an_item_and_its_end_are_one_update() -> None:
     assert learner.learned.tokens == 8
 
 
-def test_a_first_token_that_nothing_foretells_is_no_update() -> None:
+def test_a_first_token_that_nothing_predicts_makes_no_update() -> None:
     learner = learner_of()
     (token,) = feed(learner, "a").tokens
     assert (token.log_probability, learner.updates) == (None, 0)
@@ -201,7 +201,7 @@ def test_an_update_is_that_of_the_reference(cell: Cell) -> None:
     assert_close(learner.publish().parameters.named(), expected, rtol=2e-6)
 
 
-def test_a_snapshot_is_gone_back_to_as_often_as_one_likes() -> None:
+def test_a_snapshot_can_be_restored_any_number_of_times() -> None:
     learner = learner_of(kind_of_words(), optimizer="adam", window=3, learning_rate=0.01)
     feed(learner, "abc cab bca, a c")  # the last word is held back
     feed(learner, "ab abc!", learn=False)
@@ -253,7 +253,7 @@ def test_an_unknown_symbol_leaves_a_session_that_can_be_rolled_back() -> None:
     assert feed(learner, "ab").token_count == 2
 
 
-def test_a_published_model_stands_alone_and_tells_how_it_came_to_be() -> None:
+def test_a_published_model_shares_nothing_and_records_its_history() -> None:
     run = TrainConfig(seed=9)
     base = model_of(CorpusLayout.LINES)
     base.training = TrainingRecord(

@@ -178,7 +178,7 @@ def test_the_limit_of_the_settings_holds_as_well() -> None:
         Trainer(CORPUS, roomy, memory_limit_bytes=100_000)
 
 
-def test_the_memory_of_a_process_is_told() -> None:
+def test_the_memory_of_a_process_is_measured() -> None:
     before = resident_bytes()
     block = np.ones(2**23)  # 64 MiB
     taken = resident_bytes() - before

@@ -292,7 +292,7 @@ def test_garbage_is_refused(raw: bytes, tmp_path: Path) -> None:
     assert "is not a complete safetensors file" in refusal(tmp_path / "model")
 
 
-def test_a_foreign_file_is_told_the_way_in(tmp_path: Path) -> None:
+def test_the_error_of_a_foreign_file_names_the_import(tmp_path: Path) -> None:
     path = tmp_path / "model"
     save_file({"rnn.weight_hh_l0": np.zeros((2, 2), np.float32)}, path)
     assert "is not a Treadle model" in refusal(path)

@@ -1,4 +1,4 @@
-"""Threads that take parts of a step's work."""
+"""`Pool`: threads that run parts of a step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_results_keep_the_order_of_the_items(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_first_items_error_is_passed_on_and_the_pool_goes_on(threads: int) -> None:
+def test_the_first_items_error_is_passed_on_and_the_pool_continues(threads: int) -> None:
     pool = Pool(threads)
 
     def work(item: int) -> int:
@@ -95,7 +95,7 @@ def test_threads_end_when_the_pool_is_closed_or_dropped() -> None:
     assert pool_threads() == before
 
 
-def test_a_pool_goes_on_with_another_number_of_threads() -> None:
+def test_a_pool_continues_with_another_number_of_threads() -> None:
     before = pool_threads()
     pool = Pool(1)
     for threads in (3, 2, 5, 1, 1, 4):

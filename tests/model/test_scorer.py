@@ -290,7 +290,7 @@ def test_details_tell_of_every_scored_token(layout: CorpusLayout, kind: Tokenize
 
 @pytest.mark.parametrize("cell", Cell)
 @pytest.mark.parametrize("layout", CorpusLayout)
-def test_a_state_goes_on_where_its_text_ends(layout: CorpusLayout, cell: Cell) -> None:
+def test_a_state_continues_where_its_text_ends(layout: CorpusLayout, cell: Cell) -> None:
     model = model_of(cell=cell, layers=2, layout=layout)
     text = "abc cab bca, a cab abc!" * 6
     whole = model.score(text)
@@ -311,7 +311,7 @@ def test_a_state_goes_on_where_its_text_ends(layout: CorpusLayout, cell: Cell) -
         assert model.state_bytes(rest.state) == model.state_bytes(there)
 
 
-def test_a_state_tells_generation_what_text_is_before_it() -> None:
+def test_a_state_gives_generation_the_text_before_it() -> None:
     model = model_of(TokenizerKind.EVENTS, CorpusLayout.LINES)
     beginning = model.score("").state
     begun = model.score("abc cab").state
@@ -340,7 +340,7 @@ def test_a_vocabulary_too_large_for_a_table_does_not_change_a_bit(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_rows_beside_it_do_not_change_a_bit(threads: int) -> None:
+def test_other_rows_do_not_change_a_bit(threads: int) -> None:
     model = model_of(layers=2)
     shape = model.parameters.shape
     weights = pack_for_inference(model.parameters)

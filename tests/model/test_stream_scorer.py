@@ -116,7 +116,7 @@ def test_a_context_may_be_read_before_anything_follows_it() -> None:
 
 
 @pytest.mark.parametrize("case", MODELS, ids=str)
-def test_what_follows_an_end_begins_anew(case: tuple[TokenizerKind, CorpusLayout]) -> None:
+def test_a_new_text_begins_after_an_end(case: tuple[TokenizerKind, CorpusLayout]) -> None:
     model = MODELS[case]
     stream = stream_of(model, "cab ")
     total = 0.0
@@ -138,7 +138,9 @@ def test_what_follows_an_end_begins_anew(case: tuple[TokenizerKind, CorpusLayout
     "kind", [TokenizerKind.CHARACTERS, TokenizerKind.EVENTS, TokenizerKind.WHITESPACE]
 )
 @pytest.mark.parametrize("layout", CorpusLayout)
-def test_a_stream_goes_on_in_another(layout: CorpusLayout, kind: TokenizerKind, cell: Cell) -> None:
+def test_a_stream_continues_in_another(
+    layout: CorpusLayout, kind: TokenizerKind, cell: Cell
+) -> None:
     model = model_of(kind, layout, cell)
     text = "abc cab a bb " * 12
     expected = model.score(text, details=DETAILS)

@@ -47,7 +47,7 @@ class Tensor:
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_the_network_is_told_from_names_and_shapes(name: str) -> None:
+def test_the_network_follows_from_names_and_shapes(name: str) -> None:
     golden = load_golden(name)
     model = model_of(golden)
     L, _, H = golden.h0.shape
@@ -146,7 +146,7 @@ def test_a_network_larger_than_treadles_is_refused() -> None:
     assert import_state_dict(state_dict, letters(2)).network.layers == 8
 
 
-def test_a_number_that_is_none_is_refused() -> None:
+def test_a_number_that_is_not_finite_is_refused() -> None:
     golden = load_golden("rnn_1layer")
     golden.state_dict["output.bias"][3] = np.nan
     with pytest.raises(LoadError, match="not a finite float32"):
@@ -175,7 +175,7 @@ def tied_state(equal: bool = True, embedding: int = 3) -> dict[str, NDArray[Any]
     return dict(to_torch(arrays, Cell.GRU, 1))
 
 
-def test_equal_arrays_are_tied_only_where_told() -> None:
+def test_equal_arrays_are_tied_only_on_request() -> None:
     untied = import_state_dict(tied_state(), letters(5))
     tied = import_state_dict(tied_state(), letters(5), tied_weights=True)
     assert (untied.network.tied_weights, tied.network.tied_weights) == (False, True)

@@ -198,7 +198,7 @@ NAN = np.full((5, 2), np.nan, np.float32)
         (changed(output__bias=[[1.0], [1.0, 2.0]]), "output.bias cannot be read"),
     ],
 )
-def test_what_cannot_be_used_is_told(state_dict: Arrays, message: str) -> None:
+def test_what_cannot_be_used_is_named(state_dict: Arrays, message: str) -> None:
     with pytest.raises(LoadError) as caught:
         from_torch(state_dict)
     assert message in str(caught.value)
