@@ -15,10 +15,10 @@ from treadle.model.data.files import check_data
 from treadle.model.enums import Preset, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.field_checks import raise_faults
-from treadle.model.memory_estimate import check_memory
 from treadle.model.network.precision import check_precision
 from treadle.model.network.shape import check_network
 from treadle.model.tokenizers.subwords import check_subwords
+from treadle.model.training_memory import check_memory
 
 if TYPE_CHECKING:
     from treadle.model.config import TokenizerConfig, TrainConfig

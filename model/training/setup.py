@@ -13,7 +13,6 @@ from treadle.model import model_file
 from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.data.token_array import memory_bytes
 from treadle.model.generation.novelty import indexed_tokens, indexing_bytes
-from treadle.model.memory_estimate import check_memory, corpus_bytes
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
@@ -21,6 +20,7 @@ from treadle.model.network.shape import Shape
 from treadle.model.network.shards import SHARD_ROWS
 from treadle.model.training import fine_tuning
 from treadle.model.training.optimizer import Optimizer
+from treadle.model.training_memory import check_memory, corpus_bytes
 
 if TYPE_CHECKING:
     from treadle.model.config import TrainConfig

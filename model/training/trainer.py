@@ -17,7 +17,6 @@ from treadle.model.config import TrainConfig
 from treadle.model.data.batching import make_batches
 from treadle.model.enums import CorpusRole, Keep
 from treadle.model.errors import TrainingError
-from treadle.model.memory_estimate import check_resident, resident_bytes
 from treadle.model.model import Model
 from treadle.model.network.engine import Engine, InterruptedRunError, never
 from treadle.model.network.parallel import Pool
@@ -46,6 +45,7 @@ from treadle.model.training.setup import (
     load_kernels,
 )
 from treadle.model.training.state import LOWER_RATE, Snapshot, TrainingState
+from treadle.model.training_memory import check_resident, resident_bytes
 from treadle.model.training_record import divergence_notices
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from treadle.model.config import TrainConfig
 from treadle.model.errors import ConfigError
-from treadle.model.memory_estimate import check_memory
 from treadle.model.training.config_check import check_config
 from treadle.model.training.fine_tuning import BaseModelInfo
+from treadle.model.training_memory import check_memory
 from treadle.server.errors import Violation, invalid
 from treadle.server.messages.enums import word_of
 from treadle.server.messages.fields import to_json

@@ -15,13 +15,13 @@ from treadle.model.config import DataConfig, LimitsConfig, NetworkConfig, Optimi
 from treadle.model.data.batching import Batches, make_batches
 from treadle.model.data.corpus import read_corpus
 from treadle.model.enums import Cell, CorpusLayout
-from treadle.model.memory_estimate import training_bytes
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
 from treadle.model.training.accumulation import Accumulation
 from treadle.model.training.trainer import Trainer
+from treadle.model.training_memory import training_bytes
 
 NETWORK = NetworkConfig(Cell.GRU, hidden_size=5, layers=2, embedding_size=3, dropout=0.4)
 

@@ -20,12 +20,12 @@ from treadle.model.enums import CorpusLayout, TokenizerKind
 from treadle.model.errors import ConfigError
 from treadle.model.generation import novelty
 from treadle.model.generation.novelty import Novelty, NoveltyIndex, indexing_bytes
-from treadle.model.memory_estimate import check_memory, training_bytes
 from treadle.model.model import Model
 from treadle.model.network.shape import Shape
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.training.trainer import Trainer
+from treadle.model.training_memory import check_memory, training_bytes
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled elsewhere
 

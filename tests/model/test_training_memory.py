@@ -23,7 +23,6 @@ from treadle.model.config import (
 from treadle.model.data.corpus import CorpusFile
 from treadle.model.enums import Cell, CorpusLayout, OptimizerKind, TokenizerKind
 from treadle.model.errors import ConfigError, CorpusError, TrainingError
-from treadle.model.memory_estimate import check_memory, resident_bytes, training_bytes
 from treadle.model.network.memory_estimate import scorer_bytes
 from treadle.model.network.shape import Shape
 from treadle.model.network.workspace import allocate_workspace
@@ -32,6 +31,7 @@ from treadle.model.online.learner import Learner
 from treadle.model.online.memory_estimate import learner_bytes, snapshot_bytes
 from treadle.model.scoring.text_scorer import TextScorer
 from treadle.model.training.trainer import Trainer
+from treadle.model.training_memory import check_memory, resident_bytes, training_bytes
 
 CORPUS = b"abcdefghijklmnopqrstuvwxyz" * 400
 
