@@ -38,12 +38,6 @@ class Learning:
     on_error: int = pb.ON_ERROR_UNSPECIFIED
     """The effect of a piece that cannot be read, an `OnError`."""
 
-    @property
-    def token_bytes(self) -> int:
-        """The fewest bytes of a token in a reply."""
-        # Tag, length and log-probability; tag and length of each alternative.
-        return 7 + 2 * self.details.alternatives
-
 
 @dataclass(frozen=True)
 class Publication:
