@@ -45,7 +45,8 @@ def test_every_path_that_is_named_exists(page: str) -> None:
     """A path in a code span, such as `kernels/loss.py` or `python benchmarks/names.py ...`."""
     spans = re.findall(r"`([^`\n]+)`", prose(page))
     named = [word for span in spans for word in span.split()]
-    folders = ("benchmarks", "docs", "examples", "kernels", "model", "proto", "server", "tests")
+    folders = ["benchmarks", "client", "docs", "examples", "kernels", "model", "proto"]
+    folders += ["server", "tests"]
     paths = [word for word in named if re.fullmatch(rf"({'|'.join(folders)})/[\w./-]+\w", word)]
     missing = [path for path in paths if not (ROOT / PurePosixPath(path)).exists()]
     assert missing == [], page
