@@ -1,4 +1,4 @@
-"""What becomes of a job whose process has left it: stored, failed, cancelled, or waiting."""
+"""`Completion` records how a job ends: with a model, failed, cancelled, or waiting again."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FULL_RETRY_S = 2.0
-"""Seconds between attempts to note a state on a full disk."""
+"""Seconds between attempts to record a state on a full disk."""
 
 _GONE = grpc.StatusCode.NOT_FOUND
-"""How the store says that a version was just deleted."""
+"""The status of a version that was just deleted."""
 _TAKEN = grpc.StatusCode.ABORTED
-"""How the store says that somebody has put another model there by hand."""
+"""The status of a version in whose place another model was put by hand."""
 
 _ON_REQUEST = "cancelled on request"
 
 
 class Completion:
-    """Brings jobs into the states that their processes have left them for.
+    """Brings jobs into the states that follow from how their processes left them.
 
     Args:
-        data_dir: Where jobs and models are kept.
-        closing: Whether the server is.
+        data_dir: Where jobs and models are stored.
+        closing: Returns whether the server is closing.
     """
 
     def __init__(self, data_dir: DataDir, closing: Callable[[], bool]) -> None:
@@ -64,26 +64,26 @@ class Completion:
         self._claiming = asyncio.Lock()
 
     async def settle(self, job: Job, outcome: Outcome) -> None:
-        """Brings a job into a state; on a full disk, as soon as there is room.
+        """Brings a job into its next state; on a full disk, as soon as there is space.
 
         Raises:
             StatusError, OSError: Its model cannot be stored.
         """
-        await self._note(lambda: self._settle(job, outcome))
+        await self._record(lambda: self._settle(job, outcome))
 
     async def fail(self, job: Job, error: StatusError) -> None:
-        """Ends a job without a model; on a full disk, as soon as there is room."""
-        await self._note(lambda: self._fail(job, error))
+        """Ends a job without a model; on a full disk, as soon as there is space."""
+        await self._record(lambda: self._fail(job, error))
 
     async def cancel(self, job: Job) -> None:
-        """Ends a job that does not run; on a full disk, as soon as there is room.
+        """Ends a job that does not run; on a full disk, as soon as there is space.
 
-        What it has published becomes its model.
+        The weights that it has published become its model.
 
         Raises:
             StatusError, OSError: Its model cannot be stored.
         """
-        await self._note(lambda: self._cancel(job))
+        await self._record(lambda: self._cancel(job))
 
     async def _cancel(self, job: Job) -> None:
         try:
@@ -93,14 +93,14 @@ class Completion:
                 return
             await job.enter(JobState.CANCELLED, _ON_REQUEST, ended_s=job.time_s())
         except OSError as error:
-            # No server goes on from its state any more, and its end needs the space.
+            # No server continues from its checkpoint any more, and its end needs the space.
             if is_full(error) and job.row.reason == CANCELLING:
                 await thread_pools.STORE.run(self._data_dir.jobs.remove_checkpoint, job.id)
             raise
-        await thread_pools.STORE.run(self._tidy, job.id)
+        await thread_pools.STORE.run(self._remove_run_files, job.id)
 
     async def _overrun(self, job: Job, outcome: Outcome) -> None:
-        """Ends a job that has run for as long as it may, with what it has published."""
+        """Ends a job that has reached its time limit, with the weights that it has published."""
         path = await thread_pools.STORE.run(self._published, job, job.overrun)
         if path is not None:
             await self._complete(job, path)
@@ -110,13 +110,17 @@ class Completion:
         await self._fail(job, StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, message))
 
     async def completed_before(self, job: Job) -> bool:
-        """Completes a job that the last server was about to complete; tells whether it was."""
+        """Completes a job whose model an earlier server was about to store.
+
+        Returns:
+            Whether the job is over now.
+        """
         final = self._data_dir.jobs.directory(job.id) / FINAL_FILE
         if not await thread_pools.STORE.run(final.exists):
             return False
         try:
             await self._complete(job, final)
-        except Exception:  # it is trained to its end once more
+        except Exception:  # the job is trained to its end once more
             logger.exception("job %s: its finished model cannot be stored", job.id)
         return job.row.is_final
 
@@ -134,12 +138,12 @@ class Completion:
             case _ if job.overrun:
                 await self._overrun(job, outcome)
             case _:
-                async with job.deciding:  # whoever resumes it meanwhile finds it paused
+                async with job.deciding:  # a request to resume it meanwhile finds it paused
                     await self._wait(job, outcome)
 
     async def _wait(self, job: Job, outcome: Outcome) -> None:
-        """Lets a job wait for whoever resumes it, or for its next process."""
-        # What pauses a job without a request is a full disk.
+        """Lets a job wait to be resumed, or for its next process."""
+        # A job that pauses without a request does so for a full disk.
         full = outcome.needs_bytes or bool(job.pausing)
         waits = {"waits_for_bytes": 0 if job.pausing == PAUSED_ON_REQUEST else max(1, full)}
         if outcome.ending is Ending.DIED and job.pausing:
@@ -149,13 +153,13 @@ class Completion:
             await job.enter(JobState.PAUSED, outcome.reason, **waits)
         elif self._closing():
             await job.enter(
-                JobState.QUEUED, f"{outcome.reason}; the job goes on when it starts again"
+                JobState.QUEUED, f"{outcome.reason}; the job continues when it starts again"
             )
-        else:  # it was resumed meanwhile, or the process was told to end by somebody else
-            await job.enter(JobState.QUEUED, f"{outcome.reason}; the job goes on")
+        else:  # it was resumed meanwhile, or something else ended the process
+            await job.enter(JobState.QUEUED, f"{outcome.reason}; the job continues")
 
-    async def _note(self, settle: Callable[[], Awaitable[None]]) -> None:
-        """Notes an end on disk; where that is full, as soon as there is room."""
+    async def _record(self, settle: Callable[[], Awaitable[None]]) -> None:
+        """Records an end on disk; where that is full, as soon as there is space."""
         while True:
             try:
                 await settle()
@@ -163,7 +167,7 @@ class Completion:
             except OSError as error:
                 if not is_full(error) or self._closing():
                     raise
-                logger.warning("the disk is full; the end of a job is noted later")
+                logger.warning("the disk is full; the end of a job is recorded later")
                 await asyncio.sleep(_FULL_RETRY_S)
 
     async def _complete(self, job: Job, path: Path) -> None:
@@ -174,13 +178,13 @@ class Completion:
         reason = "; ".join([*why, *model.training.notices])
         changes = {"version": model.version, "ended_s": job.time_s()}
         await job.publish(pb.JobEvent(completed=model), state=state, reason=reason, **changes)
-        await thread_pools.STORE.run(self._tidy, job.id)
+        await thread_pools.STORE.run(self._remove_run_files, job.id)
         logger.info("job %s stored %s version %d", job.id, model.name, model.version)
 
     async def _claim(self, job: Job, path: Path) -> pb.Model:
-        """Stores a model file; repeated after a crash at any point, it still gives one version.
+        """Stores a model file as one version, also where it is repeated after a crash at any point.
 
-        Where that version is deleted before it can be described, it is stored as another one.
+        Where that version is deleted before it can be described, the file is stored as another.
 
         Returns:
             The stored model.
@@ -189,7 +193,7 @@ class Completion:
         for left in reversed(range(CLAIMS)):
             try:
                 stored = await self._claim_version(job, path, version)
-                # A version is new here, and nothing leads to it yet.
+                # The version is new, so no alias leads to it yet.
                 return responses.model(
                     stored, await thread_pools.STORE.run(self._data_dir.models.describe, stored)
                 )
@@ -222,7 +226,7 @@ class Completion:
         await job.enter(JobState.FAILED, error.message, ended_s=job.time_s(), **changes)
 
     def _published(self, job: Job, why: str) -> Path | None:
-        """Returns the model of a job that does not run, made of what it has published, if any.
+        """Returns the file of the model that a job without a process has published, if any.
 
         Args:
             job: The job.
@@ -240,7 +244,7 @@ class Completion:
             except FileNotFoundError:
                 continue
             except ModelError as error:
-                logger.error("job %s: %s is of no use: %s", job.id, name, error)
+                logger.error("job %s: %s cannot be used: %s", job.id, name, error)
                 continue
             if model.training is not None:
                 ended_by = f"{why} after {model.training.steps} steps"
@@ -250,12 +254,12 @@ class Completion:
             except OSError as error:
                 if not is_full(error):
                     raise
-                return directory / name  # it only does not say why it ended
+                return directory / name  # only its reason to end is missing
             return directory / FINAL_FILE
         return None
 
-    def _tidy(self, job: str) -> None:
-        """Removes what only a run needs; its last and best weights stay."""
+    def _remove_run_files(self, job: str) -> None:
+        """Removes the files that only a run needs; the last and the best weights stay."""
         self._data_dir.jobs.remove_checkpoint(job)
         directory = self._data_dir.jobs.directory(job)
         files.remove(directory / FINAL_FILE)

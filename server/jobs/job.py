@@ -1,7 +1,7 @@
-"""One training job that is not over: its row, its events, and who follows it.
+"""`Job` is one training job that is not over: its row, its events and those who follow it.
 
-Everything about a job is on disk before anybody hears of it: an event has its number for good,
-whatever happens to the server, and a follower that comes back sees each of them once.
+An event is stored before it is sent to anyone. It keeps its number whatever happens to the server,
+so a follower that reconnects sees each event once.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from treadle.server.storage.schema import JobRow
 
 _WAITING_BYTES = 1 << 12
-"""What the newest events of a job that waits may take: there may be many such jobs."""
+"""Bytes of the newest events that are kept of a job that waits: there may be many such jobs."""
 
 CANCELLING = "cancelling on request"
-"""The reason that a job's row gives from its cancellation until it has ended."""
+"""The reason in a job's row from the request to cancel it until it has ended."""
 
 PAUSING = "pausing on request"
-"""The reason that a running job's row gives from the request to pause until it has paused."""
+"""The reason in a running job's row from the request to pause it until it has paused."""
 
 PAUSED_ON_REQUEST = "paused on request"
 
 _CANCELLING = frozenset({CANCELLING, "cancelled on request; its model is being stored"})
-"""CANCELLING as this version and earlier ones write it."""
+"""CANCELLING as this and earlier versions write it."""
 
 Result = TypeVar("Result")
 
@@ -47,33 +47,33 @@ class Job:
     """A job that waits, runs or is paused.
 
     Args:
-        database: Where its row and its events are.
-        row: What it is at.
+        database: Where its row and its events are stored.
+        row: Its row.
     """
 
     def __init__(self, database: Database, row: JobRow) -> None:
         self.row = _without_large(row)
-        """The job's row as it is in the database, but its large fields are empty: see `whole`."""
+        """The job's row as stored, without its large fields; `whole` has them."""
         self.has_started = bool(row.started)
-        """Whether its start was told."""
+        """Whether its `started` event was published."""
         self.last_progress = _brief(row.progress)
-        """How far it has come as it was told last: the step, and the loss of a validation."""
+        """The progress that was published last: its step, and the loss of a validation."""
         self.worker: Worker | None = None
-        """The process that trains it, while there is one."""
+        """The process that trains it; None without one."""
         self.pausing = PAUSED_ON_REQUEST if row.reason == PAUSING else ""
-        """Why it is to pause, as soon as it can; empty where it is not."""
+        """Why it is to pause as soon as possible; empty: it is not to pause."""
         self.cancelling = row.reason in _CANCELLING
-        """True once it was cancelled; also of a job that an earlier server was to cancel."""
+        """Whether it is being cancelled, also on a request to an earlier server."""
         self.overrun = ""
-        """Why it is to end though nobody asked for that; empty where it is not."""
+        """Why it is to end without a request, such as a time limit; empty: it is not to end."""
         self.deciding = asyncio.Lock()
-        """Held while somebody decides what becomes of it."""
+        """Held while a request for the job is being decided."""
         self.space_tries = 0
-        """How often it went on by itself since its last checkpoint, because there was space."""
+        """How often it continued for new disk space since its last checkpoint."""
         self.space_try_at = 0.0
-        """When it may do so again, by the clock that never jumps."""
+        """When it may do so again, by `time.monotonic`."""
         self.crashes = 0
-        """Processes that died since the last checkpoint."""
+        """How many of its processes died since the last checkpoint."""
         self._latest_s = max(row.created_s, row.queued_s, row.started_s or 0.0)
         self._running_since: float | None = None
         self._ran_before_s = row.ran_s
@@ -90,30 +90,30 @@ class Job:
 
     @property
     def request_reason(self) -> str:
-        """The reason that its row gives while somebody waits for it to end or to pause."""
+        """The reason in its row while a request to cancel or to pause it is open; else empty."""
         if self.cancelling:
             return CANCELLING
         return PAUSING if self.pausing == PAUSED_ON_REQUEST else ""
 
     @property
     def leaving(self) -> bool:
-        """Whether it needs no process any more."""
+        """Whether it needs no further process."""
         return bool(self.cancelling or self.pausing or self.overrun)
 
     @property
     def ran_s(self) -> float:
-        """How long it has run, all its processes together."""
+        """Seconds that it has run, in all its processes together."""
         since = self._running_since
         return self._ran_before_s + (0.0 if since is None else time.monotonic() - since)
 
     def time_s(self) -> float:
-        """Returns the time of day, or the last one of this job where the clock went back."""
+        """Returns the time of day, in seconds since the epoch; it never goes back for a job."""
         self._latest_s = max(self._latest_s, time.time())
         return self._latest_s
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Counts the time as time in which the job ran."""
+        """Counts the time within as time in which the job ran."""
         self._running_since = time.monotonic()
         try:
             yield
@@ -121,7 +121,11 @@ class Job:
             self._ran_before_s, self._running_since = self.ran_s, None
 
     async def publish(self, event: pb.JobEvent, **changes: Any) -> None:
-        """Stores an event with the next number, together with changes of the row; then tells.
+        """Stores an event under the next number, with changes of the row, and wakes followers.
+
+        Args:
+            event: The event; its number, job and time are set here.
+            changes: New values of the row by the names of its fields.
 
         Raises:
             OSError: The disk is full; nothing was stored.
@@ -129,26 +133,26 @@ class Job:
         await outlast(self._publish(event, changes))
 
     async def enter(self, state: JobState, reason: str = "", **changes: Any) -> None:
-        """Comes into a state, and tells so."""
+        """Enters a state and publishes that; arguments as for `publish`."""
         event = pb.JobEvent(state=pb.JobStateChange(state=job_state(state), reason=reason))
         changes = {"waits_for_bytes": 0, **changes}
         await self.publish(event, state=state, reason=reason, ran_s=self.ran_s, **changes)
 
     async def change(self, **changes: Any) -> None:
-        """Changes the row without an event; that of a job which is over by then stays as it is."""
+        """Changes the row without an event, unless the job is over by then."""
         await outlast(self._change(changes))
 
     async def whole(self) -> JobRow:
-        """Returns its row with all fields, from the database; jobs that wait do not keep them."""
+        """Returns its row with all fields, read from the database."""
         row = await thread_pools.DATABASE.run(self._database.job, self.id)
         return self.row if row is None else row
 
     def news(self) -> asyncio.Event:
-        """Returns what is set at the next event."""
+        """Returns an asyncio event that is set at the next event of the job."""
         return self._news
 
-    def tell(self) -> None:
-        """Wakes all who follow."""
+    def wake_followers(self) -> None:
+        """Wakes all who wait for `news`."""
         self._news.set()
         self._news = asyncio.Event()
 
@@ -162,7 +166,7 @@ class Job:
             self._note(last_sequence=number, **changes)
             waits = self.row.state in (JobState.QUEUED, JobState.PAUSED)
             self.tail.add(_numbered(data, self.id, number), _WAITING_BYTES if waits else None)
-        self.tell()
+        self.wake_followers()
 
     async def _change(self, changes: dict[str, Any]) -> None:
         async with self._writing:
@@ -172,7 +176,7 @@ class Job:
             self._note(**changes)
 
     def _note(self, **changes: Any) -> None:
-        """Takes over what was stored."""
+        """Applies changes that were stored to the row in memory."""
         self.has_started |= bool(changes.get("started"))
         if "progress" in changes:
             self.last_progress = _brief(changes["progress"])
@@ -180,12 +184,12 @@ class Job:
 
 
 def _without_large(row: JobRow) -> JobRow:
-    """Returns a row without what may be megabytes: a spec is as large as a message may be."""
+    """Returns a row without the fields that may take megabytes."""
     return replace(row, spec=b"", config="", files="", started=b"", progress=b"")
 
 
 def _brief(progress: bytes) -> pb.TrainingProgress:
-    """Returns what of a `progress` message tells it from an earlier one."""
+    """Returns the part of a `progress` message that shows whether another one is newer."""
     whole = pb.TrainingProgress.FromString(progress)
     brief = pb.TrainingProgress(step=whole.step)
     if whole.HasField("valid_loss"):
@@ -194,20 +198,25 @@ def _brief(progress: bytes) -> pb.TrainingProgress:
 
 
 def queued_event(time_s: float, reason: str = "") -> pb.JobEvent:
-    """Returns the first event of a job, which is stored together with its row."""
+    """Returns the first event of a job, which is stored together with its row.
+
+    Args:
+        time_s: When the job was made, in seconds since the epoch.
+        reason: Why it waits; may be empty.
+    """
     event = pb.JobEvent(state=pb.JobStateChange(state=pb.JOB_STATE_QUEUED, reason=reason))
     event.event_time.FromNanoseconds(round(time_s * 1e9))
     return event
 
 
 async def stored_events(database: Database, job: str, after: int) -> list[pb.JobEvent]:
-    """Returns the next events of a job that are stored, after number `after`; none at their end."""
+    """Returns the next stored events of a job after number `after`; none at their end."""
     rows = await thread_pools.EVENTS.run(database.events, job, after)
     return [_numbered(data, job, number) for number, _, data in rows]
 
 
 def _numbered(data: bytes, job: str, number: int) -> pb.JobEvent:
-    """Returns a stored event as it is told."""
+    """Returns a stored event with its number and job."""
     event = _event(data)
     event.sequence = number
     event.job = job
@@ -215,7 +224,7 @@ def _numbered(data: bytes, job: str, number: int) -> pb.JobEvent:
 
 
 def _event(data: Any) -> pb.JobEvent:
-    """Returns a stored event; one that cannot be read says nothing but its number."""
+    """Returns a stored event; an empty one where it cannot be read."""
     try:
         return pb.JobEvent.FromString(data)
     except (DecodeError, TypeError):
@@ -223,7 +232,7 @@ def _event(data: Any) -> pb.JobEvent:
 
 
 async def outlast(work: Coroutine[Any, Any, Result]) -> Result:
-    """Does a short piece of work to its end, even where the caller is cancelled meanwhile."""
+    """Runs a short coroutine to its end, even where the caller is cancelled meanwhile."""
     task = asyncio.create_task(work)
     while not task.done():
         with suppress(asyncio.CancelledError):

@@ -1,4 +1,7 @@
-"""The newest events of a job, for all who watch it: none of them asks the database again."""
+"""`EventTail` keeps the newest events of a job in memory for all who watch it.
+
+Without it every watcher would read every event from the database.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ _MOST_BYTES = 1 << 18
 
 
 class EventTail:
-    """The last few events of one job, the same objects for everybody.
+    """The last few events of one job, shared by its watchers.
 
-    Who reads more slowly than they come reads what is no longer here from the database.
+    A watcher that falls behind reads the events that are no longer here from the database.
     """
 
     def __init__(self) -> None:
@@ -24,11 +27,11 @@ class EventTail:
         self._size = 0
 
     def add(self, event: pb.JobEvent, most_bytes: int | None = None) -> None:
-        """Adds the next event; nobody may change it from now on.
+        """Adds the next event, which must not change from now on.
 
         Args:
-            event: The event, which is kept however large it is.
-            most_bytes: What it and those before it may take; None: as much as it ever is.
+            event: The event, which is kept whatever its size.
+            most_bytes: Bytes that all kept events may take; None: 256 KiB.
         """
         most_bytes = _MOST_BYTES if most_bytes is None else most_bytes
         size = event.ByteSize()
@@ -40,7 +43,7 @@ class EventTail:
             self._size -= self._events.popleft()[1]
 
     def after(self, number: int) -> list[pb.JobEvent] | None:
-        """Returns the events after the one of a number; None where some are no longer here."""
+        """Returns the events after number `number`; None where some of them are no longer here."""
         if not self._events or self._events[0][0].sequence > number + 1:
             return None
         return [event for event, _ in self._events if event.sequence > number]

@@ -1,8 +1,8 @@
-"""Training jobs: who may train, who waits, and what is told to whom.
+"""`JobManager` decides about training jobs: it submits, cancels, pauses, resumes and deletes them.
 
-A job is the server's own from the moment its corpus is whole: it goes on when its client goes
-away, when its process dies and when the server starts again. `Job` holds one, `attempt` has one
-process train it, and here is decided what becomes of it.
+A job belongs to the server from the moment its corpus is complete. It continues when its client
+leaves, when its process dies and when the server starts again. A `Job` is one of them, `JobQueue`
+says which one runs next, `JobRunner` has processes train it, and `Completion` records its end.
 
 ::
 
@@ -57,16 +57,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SPACE_S = 5.0
-"""Seconds between two looks for disk space that jobs wait for; a job that soon lacks it again waits
-twice as long each time."""
+"""Seconds between two checks for the disk space that jobs wait for. A job that soon lacks space
+again waits twice as long each time."""
 _SPACE_TRIES = 7
-"""Times that its waiting doubles, to ten minutes."""
+"""How often its wait doubles, to ten minutes."""
 
 _ROWS_AT_ONCE = 8
-"""Rows read together at the start."""
+"""Rows that are read together at the start."""
 
 _ANSWER_S = 0.3
-"""How long the answer to a request waits for what it leads to; most jobs are quicker."""
+"""Seconds that the reply to a request waits for its effect; most jobs are quicker."""
 
 
 class JobManager:
@@ -113,10 +113,10 @@ class JobManager:
         data_dir.space.reserved = self._reserved
 
     async def explain_wait(self, reason: str) -> None:
-        """Tells those who follow the first jobs of the queue why none runs yet.
+        """Publishes why the first jobs of the queue do not run yet.
 
         Args:
-            reason: Why, as a sentence.
+            reason: The reason, as a sentence.
         """
         for job in self.queue.waiting[: self._slots]:
             async with job.deciding:
@@ -128,8 +128,8 @@ class JobManager:
         """Puts a job into the queue.
 
         Returns:
-            The job, or the earlier one with the same request id; the row's own directory is then
-            removed.
+            The job, or the earlier one with the same request id. The directory of the new one is
+            removed in that case.
         """
         return await outlast(self._submit(row))
 
@@ -145,13 +145,13 @@ class JobManager:
         return kept
 
     async def recover(self) -> None:
-        """Takes up the jobs that an earlier server left; before any call comes."""
+        """Continues the jobs that an earlier server left. Called before the first request."""
         for job in await thread_pools.DATABASE.run(self._left_over):
             self._jobs[job.id] = job
             try:
                 await self._recover(job)
-            except Exception:  # one job must not keep the server from starting
-                logger.exception("job %s cannot be taken up as it is; it waits", job.id)
+            except Exception:  # one job must not prevent the start of the server
+                logger.exception("job %s cannot be recovered as it is; it waits", job.id)
             self._forget_if_final(job)
 
     async def _recover(self, job: Job) -> None:
@@ -162,7 +162,7 @@ class JobManager:
         elif job.row.state == JobState.RUNNING and job.pausing:
             await job.enter(JobState.PAUSED, PAUSED_ON_REQUEST)
         elif job.row.state == JobState.RUNNING:
-            await job.enter(JobState.QUEUED, "the server stopped; the job goes on")
+            await job.enter(JobState.QUEUED, "the server stopped; the job continues")
 
     def open(self) -> None:
         """Begins to run jobs."""
@@ -170,10 +170,10 @@ class JobManager:
         self.queue.open()
 
     async def close(self, reason: str) -> None:
-        """Makes all running jobs keep their state, to be gone on with by the next server.
+        """Has all running jobs write checkpoints, from which the next server continues them.
 
         Args:
-            reason: Why, as a sentence.
+            reason: Why the server closes, as a sentence.
         """
         if not self.closing.done():
             self.closing.set_result(unavailable(reason))
@@ -183,10 +183,10 @@ class JobManager:
         if tasks := self.queue.tasks():
             await asyncio.wait(tasks)
         for job in self._jobs.values():
-            job.tell()
+            job.wake_followers()
 
     async def kill(self) -> None:
-        """Ends all running processes at once; the next server goes on from their checkpoints."""
+        """Kills all running processes; the next server continues from their checkpoints."""
         self.queue.stop()
         self._runner.kill(self.queue.running)
         tasks = self.queue.tasks()
@@ -196,14 +196,17 @@ class JobManager:
             await asyncio.wait(tasks)
 
     async def cancel(self, job: str) -> JobRow:
-        """Has a job end for good, keeping what it has learned; nothing where it is over.
+        """Ends a job for good and keeps what it has learned; does nothing where it is over.
+
+        Args:
+            job: The job's id.
 
         Returns:
-            The job, over or on its way there; the latter outlives the server.
+            The job, over or about to be. The request outlives the server.
 
         Raises:
-            StatusError: NOT_FOUND; RESOURCE_EXHAUSTED: it ends, but the disk is too full to note
-                that, and a server that starts before it has ended would continue it.
+            StatusError: NOT_FOUND; RESOURCE_EXHAUSTED: it ends, but the disk is too full to
+                record that, and a server that starts before it has ended would continue it.
         """
         if job not in self._jobs:
             return await self.registry.row(job)
@@ -229,35 +232,38 @@ class JobManager:
         self.queue.begin_end(job, lambda: self._guarded(job, self._completion.cancel(job)))
 
     async def _record_request(self, job: Job, request: str) -> StatusError | None:
-        """Notes a request for the next server; returns what the caller is told if it cannot."""
+        """Records a request for the next server; returns the error for the caller if it cannot."""
         try:
             await job.change(reason=request)
         except OSError as error:
             if not is_full(error):
                 raise
-            logger.error("job %s: a request cannot be noted: %s", job.id, error)
+            logger.error("job %s: a request cannot be recorded: %s", job.id, error)
             return exhausted(
-                f"job {job.id} is {request}, but the disk is too full to note that: free some "
+                f"job {job.id} is {request}, but the disk is too full to record that: free some "
                 "space, or a server that starts before it is done continues the job",
                 RETRY_S,
             )
         return None
 
     async def _wait_briefly(self, job: Job) -> None:
-        """Waits until a job has neither a process nor an end to note, but not for long."""
+        """Waits, but not for long, until a job neither runs nor ends."""
         tasks = self.queue.tasks_of(job)
         if tasks:
             await asyncio.wait(tasks, timeout=_ANSWER_S)
 
     async def pause(self, job: str) -> JobRow:
-        """Has a job wait until it is resumed.
+        """Pauses a job until it is resumed.
+
+        Args:
+            job: The job's id.
 
         Returns:
-            The job, paused or on its way there; the latter outlives the server.
+            The job, paused or about to be. The request outlives the server.
 
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over, or being cancelled;
-                RESOURCE_EXHAUSTED: it pauses, but the disk is too full to note that, and a server
+                RESOURCE_EXHAUSTED: it pauses, but the disk is too full to record that, and a server
                 that starts before it has paused would continue it.
         """
         return await outlast(self._pause(await self.registry.find(job, "paused")))
@@ -283,9 +289,12 @@ class JobManager:
         return job.row
 
     async def resume(self, job: str) -> JobRow:
-        """Puts a paused job back into the queue; nothing where it is there or runs.
+        """Puts a paused job back into the queue; does nothing where it waits or runs.
 
-        A job that is on its way to pause is queued once its process has left it.
+        A job that is about to pause is queued once its process has left it.
+
+        Args:
+            job: The job's id.
 
         Returns:
             The row of the job.
@@ -296,18 +305,18 @@ class JobManager:
         return await outlast(self._resume(await self.registry.find(job, "resumed")))
 
     async def _look_for_space(self) -> None:
-        """Lets jobs go on that paused for want of disk space, as there is space for each."""
+        """Continues jobs that paused for lack of disk space, as space becomes free."""
         while True:
             await asyncio.sleep(_SPACE_S)
             try:
                 await self.resume_for_space()
-            except Exception as error:  # a disk that fails now may not the next time
+            except Exception as error:  # the disk may work again the next time
                 logger.warning("no job could be resumed for its disk space: %s", error)
 
     async def resume_for_space(self) -> None:
-        """Queues the first job that waits for disk space, if there is as much as it waits for.
+        """Queues the first job that waits for disk space, if there is enough for it.
 
-        One at a time: each takes of what is free.
+        Only one job at a time, since each takes some of the free space.
 
         Raises:
             OSError: The disk failed or is full.
@@ -321,23 +330,23 @@ class JobManager:
             ):
                 continue
             async with self._deciding(job):
-                if job.row.waits_for_bytes and not job.cancelling:  # nobody has decided meanwhile
+                if job.row.waits_for_bytes and not job.cancelling:  # no request came meanwhile
                     job.space_try_at = time.monotonic() + _SPACE_S * 2**job.space_tries
                     job.space_tries = min(job.space_tries + 1, _SPACE_TRIES)
                     await self._queue_again(job, "there is disk space again")
                     return
 
     async def _queue_again(self, job: Job, reason: str) -> None:
-        """Puts a paused job into the queue, behind those that wait already."""
+        """Puts a paused job at the end of the queue."""
         await job.enter(JobState.QUEUED, reason, queued_s=job.time_s())
         job.pausing = ""
         self.queue.move_to_back(job)
 
     def _reserved(self) -> int:
-        """Returns the bytes that running jobs need to write their next states; from any thread."""
+        """Returns the bytes that running jobs need for their next checkpoints; thread-safe."""
         size = 0
         for job in self.queue.running:
-            with suppress(OSError):  # it has none yet
+            with suppress(OSError):  # it has no checkpoint yet
                 size += (self._data_dir.jobs.root / job.id / STATE_FILE).stat().st_size
         return size
 
@@ -353,7 +362,10 @@ class JobManager:
         return job.row
 
     async def delete(self, job: str) -> None:
-        """Deletes a job that is over or paused, with all that it kept.
+        """Deletes a job that is over or paused, with its events and files.
+
+        Args:
+            job: The job's id.
 
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it waits or runs.
@@ -367,7 +379,7 @@ class JobManager:
             await outlast(self._delete(await self.registry.row(job, damaged=True)))
 
     async def _cleared(self, job: str) -> None:
-        """Waits until a job whose end is known has removed what it does not need any more."""
+        """Waits until a job whose end is known has removed the files of its run."""
         live = self._jobs.get(job)
         if live is not None and live.row.is_final and self.queue.is_ending(live):
             await asyncio.wait(self.queue.tasks_of(live))
@@ -384,7 +396,7 @@ class JobManager:
         except OSError as error:
             if not is_full(error):
                 raise
-            # First the files, then the row: that makes room for the change.
+            # The files go first, which frees space for the change of the row.
             await thread_pools.STORE.run(self._data_dir.jobs.remove, row.id)
             await thread_pools.DATABASE.run(self._database.delete_job, row.id)
         self._jobs.pop(row.id, None)
@@ -392,7 +404,7 @@ class JobManager:
 
     @asynccontextmanager
     async def _deciding(self, job: Job) -> AsyncIterator[None]:
-        """Lets one caller at a time decide about a job, which is not started meanwhile."""
+        """Lets one request at a time decide about a job, which does not start meanwhile."""
         try:
             async with job.deciding:
                 if job.id not in self._jobs and not job.row.is_final:
@@ -403,20 +415,22 @@ class JobManager:
             self.queue.schedule()
 
     def _forget_if_final(self, job: Job) -> None:
-        """Forgets a job that is over, and wakes all who follow it."""
+        """Forgets a job if it is over, and wakes its followers."""
         if job.row.is_final:
             self._jobs.pop(job.id, None)
-        job.tell()
+        job.wake_followers()
 
     def _left_over(self) -> list[Job]:
         jobs: list[Job] = []
         after: tuple[float, str] | None = None
-        # A few at a time: each may be megabytes as it is stored, and a job keeps little of that.
+        # A few at a time: a stored row may take megabytes, and a job keeps little of it.
         while page := self._database.jobs(UNFINISHED_STATES, after=after, limit=_ROWS_AT_ONCE):
             after = page[-1].place
             for row in page:
-                if fault := damage(row):  # it stays in the list, and can be deleted
-                    logger.error("job %s is not taken up: its record is damaged: %s", row.id, fault)
+                if fault := damage(row):  # it stays listed and can be deleted
+                    logger.error(
+                        "job %s is not continued: its record is damaged: %s", row.id, fault
+                    )
                 else:
                     jobs.append(Job(self._database, row))
         return sorted(jobs, key=lambda job: (job.row.queued_s, job.id))
@@ -438,24 +452,24 @@ class JobManager:
             await self._completion.cancel(job)
 
     async def _guarded(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
-        """Awaits what brings a job to its end; where that fails, so does the job."""
+        """Awaits work that ends a job; where the work fails, so does the job."""
         try:
             await work
         except asyncio.CancelledError:
-            pass  # the server ends, and the next one goes on
+            pass  # the server ends, and the next one continues the job
         except (OSError, DatabaseError) as error:
-            if self.closing.done():  # its row says running, and the next server goes on
-                logger.error("job %s: its end cannot be noted: %s", job.id, error)
+            if self.closing.done():  # the next server finds it running and continues it
+                logger.error("job %s: its end cannot be recorded: %s", job.id, error)
             else:
                 await self._give_up(job, error)
         except Exception as error:
             await self._give_up(job, error)
 
     async def _give_up(self, job: Job, error: Exception) -> None:
-        """Ends a job that an error of ours keeps from going on; never raises."""
+        """Ends a job that an internal error prevents from continuing; never raises."""
         failure = from_exception(error, f"job {job.id}")
         self.queue.free_slot(job)
         try:
             await self._completion.fail(job, failure)
-        except Exception:  # the next server finds it running, and goes on
-            logger.exception("job %s: its end cannot be noted", job.id)
+        except Exception:  # the next server finds it running and continues it
+            logger.exception("job %s: its end cannot be recorded", job.id)

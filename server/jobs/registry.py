@@ -1,4 +1,7 @@
-"""What is known of jobs: those that are not over in memory, all of them on disk."""
+"""`JobRegistry` looks up, lists and watches jobs.
+
+Jobs that are not over are in memory; all jobs are in the database.
+"""
 
 from __future__ import annotations
 
@@ -31,19 +34,19 @@ if TYPE_CHECKING:
 _MOMENT_S = 0.02
 
 _AT_ONCE = 8
-"""Events that go out to watchers in one round of the event loop."""
+"""Events that are sent to watchers in one round of the event loop."""
 
-_LAST_WORDS_S = 5.0
-"""How long a watcher of a closing server waits for what running jobs have yet to say."""
+_LAST_EVENTS_S = 5.0
+"""Seconds that a watcher of a closing server waits for the last events of running jobs."""
 
 
 class JobRegistry:
-    """Every job of one server, to be looked up, listed and watched.
+    """Every job of one server.
 
     Args:
-        database: Where jobs are kept.
-        closing: Done when the server is; holds what callers are told.
-        tasks: Gives the tasks of the jobs that run.
+        database: Where jobs are stored.
+        closing: Done when the server is closing; holds the error for callers.
+        tasks: Returns the tasks of the jobs that run.
     """
 
     def __init__(
@@ -61,22 +64,22 @@ class JobRegistry:
         closing.add_done_callback(self._wake_watchers)
 
     def models(self) -> list[str]:
-        """Returns the models that jobs are to make which are not over, one for each job."""
+        """Returns the names of the models that unfinished jobs are to make, one for each job."""
         return [job.row.model for job in self.live.values() if not job.row.is_final]
 
-    async def find(self, job: str, wish: str) -> Job:
+    async def find(self, job: str, done: str) -> Job:
         """Returns a job that is not over.
 
         Args:
             job: Its id.
-            wish: What it is to be, such as "paused".
+            done: What is to be done with it, such as "paused".
 
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over.
         """
         if job not in self.live:
             row = await self.row(job)
-            raise precondition(f"job {job} is {row.state} and cannot be {wish}")
+            raise precondition(f"job {job} is {row.state} and cannot be {done}")
         return self.live[job]
 
     async def watch(self, job: str, after: int = 0) -> AsyncIterator[pb.JobEvent]:
@@ -96,7 +99,7 @@ class JobRegistry:
         while True:
             live = self.live.get(job)
             news = None if live is None else live.news()
-            known = live or known  # what was told last is still there when it is over
+            known = live or known  # its last events are still here when it is over
             async for event in self._events(job, known, after):
                 yield event
                 after = event.sequence
@@ -113,16 +116,16 @@ class JobRegistry:
                 return
             if self._closing.done():
                 reason = self._closing.result().message
-                raise unavailable(f"{reason}; job {job} goes on when it has started again")
-            if news is None:  # it is just being added, or let go
+                raise unavailable(f"{reason}; job {job} continues when it has started again")
+            if news is None:  # it is just being added or forgotten
                 await asyncio.sleep(_MOMENT_S)
             else:
                 await news.wait()
-                if self._closing.done() and self._tasks():  # a moment for their last words
-                    await asyncio.wait(self._tasks(), timeout=_LAST_WORDS_S)
+                if self._closing.done() and self._tasks():  # time for their last events
+                    await asyncio.wait(self._tasks(), timeout=_LAST_EVENTS_S)
 
     async def _events(self, job: str, known: Job | None, after: int) -> AsyncIterator[pb.JobEvent]:
-        """Yields the events that a job has by now; the newest ones come from memory."""
+        """Yields the events that a job has so far; the newest ones come from memory."""
         while True:
             events = None if known is None else known.tail.after(after)
             if events is None:
@@ -136,14 +139,14 @@ class JobRegistry:
 
     def _wake_watchers(self, _: object) -> None:
         for job in [*self.live.values()]:
-            job.tell()
+            job.wake_followers()
 
     async def row(self, job: str, *, damaged: bool = False) -> JobRow:
         """Returns a job's row.
 
         Args:
             job: Its id.
-            damaged: Whether a damaged row will do.
+            damaged: Whether to return a damaged row, too.
 
         Raises:
             StatusError: NOT_FOUND; DATA_LOSS where the row is damaged.
@@ -158,7 +161,7 @@ class JobRegistry:
         return row
 
     def fault(self, row: JobRow) -> str:
-        """Returns what is wrong with a row that keeps its job from being run; empty: nothing."""
+        """Returns the damage of a row that prevents its job from running; empty: none."""
         if row.id in self.live or (row.is_final and not row.damage):
             return ""
         return damage(row)
@@ -169,10 +172,10 @@ class JobRegistry:
         """Returns rows of jobs, the newest first.
 
         Args:
-            states: Only in these; none: in any.
-            model: Only of this model; empty: of any.
-            after: The place of the job after which the page begins, or None.
-            limit: The most of them.
+            states: The states of the jobs; none: all states.
+            model: The name of their model; empty: all models.
+            after: The place of the job after which the page begins; None: the first page.
+            limit: The most rows.
         """
         rows = await thread_pools.LISTS.run(self._database.jobs, states, model, after, limit)
         return [self.live[row.id].row if row.id in self.live else row for row in rows]
@@ -191,7 +194,7 @@ class JobRegistry:
         return row
 
     async def unknown(self, job: str) -> bool:
-        """Tells whether there is no job with an id."""
+        """Returns whether there is no job with an id."""
         return (
             job not in self.live
             and await thread_pools.DATABASE.run(self._database.job, job) is None
@@ -199,12 +202,12 @@ class JobRegistry:
 
 
 def _raise_end(row: JobRow) -> None:
-    """Raises what a job that failed, was cancelled without a model or is paused ends with."""
+    """Raises the error that ends a watch of a job that has no model or is paused."""
     if row.state == JobState.FAILED:
         raise from_packed(row.error, row.reason)
     if row.state == JobState.CANCELLED and not row.version:
         message = f"job {row.id} was cancelled before it had trained"
         raise StatusError(grpc.StatusCode.CANCELLED, message)
     if row.state == JobState.PAUSED:
-        how = "it goes on by itself once there is space" if row.waits_for_bytes else "resume it"
+        how = "it continues by itself once there is space" if row.waits_for_bytes else "resume it"
         raise aborted(f"job {row.id} is paused: {row.reason}; {how}")

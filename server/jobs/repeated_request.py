@@ -1,8 +1,8 @@
-"""What makes a Train call with a known request id the same call: its spec, and its corpus.
+"""`check_spec` and `check_corpus` check that a Train call with a known request id is a repeat.
 
-A client whose connection broke calls once more, with the same request id, and is to follow the
-job that its first call made. Another order under an old request id is a mistake of the caller,
-and is refused, so that nobody takes the old job's model for what was ordered.
+A client whose connection broke calls again with the same request id and follows the job of its
+first call. A different request under an old request id is a mistake of the caller. It is refused,
+so that the caller does not take the old job's model for the one it asked for.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from treadle.server.storage.upload_files import UploadedFile
 
 _SHOWN = 5
-"""Differences that a message names."""
+"""The most differences that a message names."""
 
 
 def check_spec(earlier: JobRow, spec: pb.TrainSpec) -> None:
-    """Checks that a spec is the one that a job was ordered with.
+    """Checks that a spec is the one of an earlier job.
 
     Args:
         earlier: The job that has the spec's request id.
-        spec: The spec as its caller sent it.
+        spec: The spec as the caller sent it.
 
     Raises:
         StatusError: ALREADY_EXISTS, naming the job and the fields that differ.
@@ -37,13 +37,14 @@ def check_spec(earlier: JobRow, spec: pb.TrainSpec) -> None:
     stored = pb.TrainSpec.FromString(earlier.spec)
     asked = pb.TrainSpec()
     asked.CopyFrom(spec)
-    # The stored spec has the version that "the newest" was at that time.
+    # The stored spec names the version that was the newest at that time.
     if earlier.init_from_version == UNKNOWN_VERSION:
         asked.init_from_version = stored.init_from_version
     else:
         stored.init_from_version = earlier.init_from_version
-    ours, theirs = (dict(_flat(to_json(message))) for message in (stored, asked))
-    names = sorted({name for name, _ in ours.items() ^ theirs.items()})
+    stored_fields = dict(_flat(to_json(stored)))
+    asked_fields = dict(_flat(to_json(asked)))
+    names = sorted({name for name, _ in stored_fields.items() ^ asked_fields.items()})
     if names:
         paths = [f"spec.{name}" for name in names[:_SHOWN]]
         shown = ", ".join(paths) + (", ..." if len(names) > _SHOWN else "")
@@ -51,7 +52,11 @@ def check_spec(earlier: JobRow, spec: pb.TrainSpec) -> None:
 
 
 def check_corpus(earlier: JobRow, files: Sequence[UploadedFile]) -> None:
-    """Checks that a corpus is the one that a job was ordered with; the files' names may differ.
+    """Checks that a corpus is the one of an earlier job; the names of its files may differ.
+
+    Args:
+        earlier: The job that has the request id.
+        files: The files of the corpus.
 
     Raises:
         StatusError: ALREADY_EXISTS, naming the job.
@@ -62,19 +67,19 @@ def check_corpus(earlier: JobRow, files: Sequence[UploadedFile]) -> None:
 
 
 class ComparedCorpora:
-    """Takes files as `UploadFiles` does, and keeps none of them: only their hashes are wanted."""
+    """Takes files as `UploadFiles` does, but only hashes them."""
 
-    def want(self, sha256: str) -> int:
-        """Returns 0 for the bytes of a file that is named by its hash."""
+    def find(self, sha256: str) -> int:
+        """Returns 0 as the bytes of a file that is named by its hash."""
         return 0
 
     def writer(self) -> _Hasher:
-        """Returns what takes the bytes of a file."""
+        """Returns a writer that hashes a new file."""
         return _Hasher()
 
 
 class _Hasher:
-    """Hashes what a `CorpusWriter` would write."""
+    """Hashes the bytes that a `CorpusWriter` would write."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""One process that trains one job: from the order to what it ended with."""
+"""`JobRunner` has processes train a job and publishes what they report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 5.0
-"""Seconds between two looks at the free space of the disk, for what events take."""
+"""Seconds between two checks of the free disk space, since events take some."""
 
 
 _BACKOFF_S = 0.1
@@ -42,15 +42,15 @@ class Ending(enum.Enum):
     """How a process left its job."""
 
     SAVED = enum.auto()
-    """The model lies in the job's directory."""
+    """The final model is in the job's directory."""
     PAUSED = enum.auto()
-    """The state lies in the job's directory."""
+    """The checkpoint is in the job's directory."""
     STOPPED = enum.auto()
-    """It was to end, and made no model but those that it has published."""
+    """It ended on request, with no model but the weights that it has published."""
     FAILED = enum.auto()
-    """It cannot go on."""
+    """It cannot continue."""
     DIED = enum.auto()
-    """The process ended without a word."""
+    """The process ended without a message."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Outcome:
     ending: Ending
     reason: str = ""
     needs_bytes: int = 0
-    """Bytes of disk space for want of which it paused; 0 where it was not for that."""
+    """Bytes of disk space that it lacked; 0: it did not pause for lack of space."""
     error: Exception | None = None
     """What it failed with."""
 
@@ -88,9 +88,9 @@ class JobRunner:
         """Why all jobs are to leave; empty where they are not."""
         self._killed = False
         self._look_at = 0.0
-        """When to look at the free space again, by the clock that never jumps."""
-        self._without: dict[Job, asyncio.Event] = {}
-        """Of each job that waits for a process: set once it needs none."""
+        """When to check the free space again, by `time.monotonic`."""
+        self._no_process_needed: dict[Job, asyncio.Event] = {}
+        """An event for each job that waits for a process, set once it needs none."""
 
     async def run(self, job: Job) -> Outcome:
         """Has processes train a job, one after the other where they die.
@@ -127,7 +127,7 @@ class JobRunner:
             worker = await self._take(job)
         except (StatusError, OSError) as error:  # the latter: too many processes, say
             logger.error("no training process could be started: %s", error)
-            # Without the path that an OSError names: a client hears of this.
+            # Without the path that an OSError names, since clients see this text.
             reason = getattr(error, "strerror", None) or str(error)
             return Outcome(Ending.DIED, f"no training process could be started: {reason}")
         if worker is None:
@@ -142,7 +142,7 @@ class JobRunner:
             job.worker = None
         if outcome.ending is Ending.DIED:
             await self._workers.dismiss(worker)
-            with suppress(OSError):  # what is left goes with the job's next process, or its end
+            with suppress(OSError):  # the next process of the job, or its end, removes the rest
                 await thread_pools.STORE.run(
                     remove_leftovers, self._data_dir.jobs.directory(job.id)
                 )
@@ -151,20 +151,20 @@ class JobRunner:
         return outcome
 
     def stop(self, job: Job, reason: str) -> None:
-        """Asks a job to end with its model, or at once with what it has published."""
+        """Asks a job to end, at once where it has published weights."""
         self._release(job)
         if job.worker is not None:
             job.worker.ask_to_leave({"stop": reason, "at_once": True})
 
     def pause(self, job: Job, reason: str) -> None:
-        """Asks a job to keep its state and end its process."""
+        """Asks a job to write its checkpoint and end its process."""
         job.pausing = reason
         self._release(job)
         if job.worker is not None:
             job.worker.ask_to_leave({"pause": reason})
 
     def leave(self, jobs: Sequence[Job], reason: str) -> None:
-        """Asks all jobs, those that are about to begin included, to keep their state and end."""
+        """Asks jobs, those that are about to start included, to write checkpoints and end."""
         self._leaving = reason
         for job in jobs:
             self._release(job)
@@ -179,15 +179,15 @@ class JobRunner:
                 job.worker.kill()
 
     def share_threads(self, jobs: Sequence[Job]) -> None:
-        """Gives all running jobs the same share of the threads; their results stay the same."""
+        """Gives all running jobs equal shares of the threads, which changes no result."""
         self._threads = max(1, self._limits.threads // max(1, len(jobs)))
         for job in jobs:
             if job.worker is not None:
                 job.worker.send({"threads": self._threads})
 
     async def _take(self, job: Job) -> Worker | None:
-        """Returns a process for a job; None where it needs none any more: one may take seconds."""
-        without = self._without[job] = asyncio.Event()
+        """Returns a process for a job, which may take seconds; None once the job needs none."""
+        without = self._no_process_needed[job] = asyncio.Event()
         if job.leaving or self._leaving:
             without.set()
         taking = asyncio.create_task(self._workers.take())
@@ -199,16 +199,16 @@ class JobRunner:
             raise
         finally:
             waiting.cancel()
-            del self._without[job]
+            del self._no_process_needed[job]
         if not taking.done():
             self._workers.keep(taking)
             return None
         return taking.result()
 
     def _release(self, job: Job) -> None:
-        """Lets a job go on that waits for a process."""
-        if job in self._without:
-            self._without[job].set()
+        """Ends the wait of a job for a process."""
+        if job in self._no_process_needed:
+            self._no_process_needed[job].set()
 
     async def _train(self, job: Job, worker: Worker) -> Outcome:
         worker.send(
@@ -220,14 +220,14 @@ class JobRunner:
         if job.cancelling:
             worker.ask_to_leave({"stop": "cancelled", "at_once": True})
         with self._limited(job, worker):
-            async with self._looked_after(worker):
+            async with self._supervised(worker):
                 return await self._listen(job, worker)
 
     @asynccontextmanager
-    async def _looked_after(self, worker: Worker) -> AsyncIterator[None]:
-        """Kills a process that is out of control, within."""
+    async def _supervised(self, worker: Worker) -> AsyncIterator[None]:
+        """Kills the process within where it hangs or takes too much memory."""
         looking = asyncio.create_task(
-            worker.look_after(self._limits.stop_timeout_s, self._limits.max_run_bytes)
+            worker.supervise(self._limits.stop_timeout_s, self._limits.max_run_bytes)
         )
         try:
             yield
@@ -236,7 +236,7 @@ class JobRunner:
 
     @contextmanager
     def _limited(self, job: Job, worker: Worker) -> Iterator[None]:
-        """Asks a process to stop once its job ran for as long as it may."""
+        """Asks the process within to stop once its job has reached its time limit."""
         most = self._limits.max_run_s
         if not most:
             yield
@@ -256,13 +256,13 @@ class JobRunner:
             timer.cancel()
 
     async def _listen(self, job: Job, worker: Worker) -> Outcome:
-        """Passes on what a process says until it is done."""
+        """Publishes what a process reports until it is done."""
         before, kept = job.row.reason, False
         while True:
             try:
                 message = await worker.receive()
             except StatusError as error:
-                # What the kernel took it for may be somebody else's, if it came so far.
+                # After a checkpoint, another process may have taken the memory.
                 if worker.took_too_much or (worker.starved and not kept):
                     logger.error("job %s: %s", job.id, error)
                     return Outcome(Ending.FAILED, error=_needs_more(self._limits.max_run_bytes))
@@ -278,9 +278,9 @@ class JobRunner:
                 case "validation":
                     await self._validation(job, message)
                 case "reading":
-                    await self._say(job, message["reason"])
-                case "anew":
-                    before = await self._say(job, message["reason"])
+                    await self._report_reason(job, message["reason"])
+                case "restarted":
+                    before = await self._report_reason(job, message["reason"])
                 case "checkpoint":
                     job.crashes = 0
                     job.space_tries = 0
@@ -297,41 +297,41 @@ class JobRunner:
                         fault = _needs_more(self._limits.max_run_bytes)
                     return Outcome(Ending.FAILED, error=fault)
 
-    async def _say(self, job: Job, reason: str) -> str:
-        """Tells what a running job is at; returns what was told."""
+    async def _report_reason(self, job: Job, reason: str) -> str:
+        """Publishes what a running job is doing; returns the reason published."""
         reason = job.request_reason or reason
         state = pb.JobStateChange(state=pb.JOB_STATE_RUNNING, reason=reason)
-        await self._tell(job, pb.JobEvent(state=state), reason=reason)
+        await self._publish(job, pb.JobEvent(state=state), reason=reason)
         return reason
 
     async def _started(self, job: Job, message: worker_protocol.Message) -> None:
-        """Tells that a job started, once: a process that goes on says so again."""
+        """Publishes that a job started, once: a process that continues it reports that again."""
         if job.has_started:
             return
         started = responses.started(await job.whole(), message)
         config = worker_protocol.encode(message["config"]).decode().strip()
         event = pb.JobEvent(started=started)
-        await self._tell(job, event, started=started.SerializeToString(), config=config)
+        await self._publish(job, event, started=started.SerializeToString(), config=config)
 
     async def _progress(self, job: Job, message: worker_protocol.Message) -> None:
-        """Tells of progress that nobody has heard of: after a crash some steps are made again."""
+        """Publishes progress, unless it was before a crash after which steps are repeated."""
         progress = responses.progress(message)
         last, validated = job.last_progress, progress.HasField("valid_loss")
         news = validated and not last.HasField("valid_loss")
         if progress.step > last.step or (progress.step == last.step and news):
             event = pb.JobEvent(progress=progress)
-            await self._tell(job, event, progress=progress.SerializeToString())
+            await self._publish(job, event, progress=progress.SerializeToString())
 
     async def _validation(self, job: Job, message: worker_protocol.Message) -> None:
-        """Tells how far a validation has come, unless its loss was told before a crash."""
+        """Publishes how far a validation is, unless its loss was published before a crash."""
         validation, last = responses.validation(message), job.last_progress
         known = last.step == validation.step and last.HasField("valid_loss")
         if last.step > validation.step or (known and not validation.is_final):
             return
-        await self._tell(job, pb.JobEvent(validation=validation))
+        await self._publish(job, pb.JobEvent(validation=validation))
 
-    async def _tell(self, job: Job, event: pb.JobEvent, **changes: object) -> None:
-        """Stores and tells an event; on a full disk the job pauses instead."""
+    async def _publish(self, job: Job, event: pb.JobEvent, **changes: object) -> None:
+        """Publishes an event; on a full disk the job pauses instead."""
         try:
             await self._check_space()
             await job.publish(event, ran_s=job.ran_s, **changes)
@@ -341,10 +341,10 @@ class JobRunner:
                 self.pause(job, f"the disk is full: {error.strerror}")
 
     async def _check_space(self) -> None:
-        """Checks now and then that events may still be stored: the database grows by them.
+        """Checks at intervals that there is space for more events.
 
         Raises:
-            NoSpaceError: They may not.
+            NoSpaceError: There is none.
         """
         now = time.monotonic()
         if now >= self._look_at:
@@ -357,10 +357,10 @@ def _first_start(job: Job) -> dict[str, float]:
 
 
 def _needs_more(limit_bytes: int | None) -> StatusError:
-    """Returns what a job fails with whose process took more than it may.
+    """Returns the error of a job whose process took too much memory.
 
     Args:
-        limit_bytes: What it may take; None: whatever there is.
+        limit_bytes: The most that it may take; None: all of the machine.
     """
     most = "" if limit_bytes is None else f" ({limit_bytes:,} bytes)"
     which = "than the machine has" if limit_bytes is None else f"than --max-training-bytes{most}"

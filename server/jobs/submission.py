@@ -1,4 +1,4 @@
-"""From a Train call to a job in the queue: the spec, a place, the corpus, the row."""
+"""`Submission` turns a Train call into a job: it validates, stores and queues the request."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 
 
 class Submission:
-    """Takes orders to train.
+    """Takes requests to train.
 
     Args:
-        data_dir: Where corpora and models are.
-        jobs: Where jobs go.
-        limits: What an upload must keep to.
-        training_bytes: The most memory that a training run may take; None: whatever there is.
-        budget: Holds the bytes that are kept for callers.
+        data_dir: Where corpora and models are stored.
+        jobs: Takes the jobs.
+        limits: Limits of an upload.
+        training_bytes: The most memory that a training run may take; None: all of the machine.
+        budget: Counts the bytes that are kept for callers.
     """
 
     def __init__(
@@ -64,13 +64,18 @@ class Submission:
         self._budget = budget
 
     async def take(self, requests: AsyncIterator[pb.TrainRequest]) -> str:
-        """Reads an order to its end and queues its job.
+        """Reads a request to its end and queues its job.
+
+        Args:
+            requests: The stream of the call.
 
         Returns:
-            The job's id; that of the earlier one where this is the same order once more.
+            The job's id, or that of the earlier job where the request repeats an earlier one.
 
         Raises:
-            StatusError: Every way in which that can fail.
+            StatusError: The request cannot be taken.
+            OSError: The disk failed or is full.
+            DatabaseError: The database failed.
         """
         upload = Upload(requests, self._limits, self._jobs.closing)
         asked = await upload.spec()
@@ -95,11 +100,11 @@ class Submission:
                 await thread_pools.UPLOADS.run(self._data_dir.space.require)
                 files = await upload.receive(stored)
                 _check_files(files)
-                # Once begun it is done to its end: a call that is cancelled leaves no half of it.
+                # Once begun it runs to its end: a cancelled call leaves no half of it.
                 kept, job = await outlast(self._queue(stored, spec, asked, config, files, base))
             finally:
                 await outlast(_close(stored))
-        if kept.id != job:  # of a call that came at the same time
+        if kept.id != job:  # the job of another call at the same time
             repeated_request.check_spec(kept, asked)
             repeated_request.check_corpus(kept, files)
         return kept.id
@@ -113,10 +118,10 @@ class Submission:
         files: list[UploadedFile],
         base: StoredModel | None,
     ) -> tuple[JobRow, str]:
-        """Makes a whole upload a job, or leaves nothing of it.
+        """Makes a complete upload a job, or leaves nothing of it.
 
         Returns:
-            The job, or the earlier one with the same request id; and the id that was to be its.
+            The job, or the earlier one with the same request id, and the id made for a new job.
         """
         job = new_id()
         try:
@@ -134,7 +139,7 @@ class Submission:
         return kept, job
 
     async def _base(self, spec: pb.TrainSpec) -> tuple[StoredModel | None, int]:
-        """Returns the model to go on from and its version; None and 0 where there is none."""
+        """Returns the model to start from and its version; None and 0 where the spec names none."""
         if not spec.init_from:
             return None, spec.init_from_version
         faults = name_violations(spec.init_from.partition("@")[0], "spec.init_from")
@@ -152,12 +157,10 @@ class Submission:
         return BaseModelInfo(about.network, about.tokenizer, about.layout, about.vocabulary_size)
 
     def _lay_out(self, job: str, files: list[UploadedFile], base: StoredModel | None) -> None:
-        """Makes a job's directory; what it needs is safe from deletion from here on."""
+        """Makes a job's directory and puts the model to start from in it."""
         directory = self._data_dir.jobs.directory(job)
         for file in files:
-            if (
-                self._data_dir.corpora.want(file.sha256) is None
-            ):  # removed by hand since it was named
+            if self._data_dir.corpora.touch(file.sha256) is None:  # removed by hand meanwhile
                 raise corpus_not_found(file.sha256)
         if base is not None:
             try:
@@ -169,12 +172,12 @@ class Submission:
 async def _close(stored: UploadFiles) -> None:
     try:
         await thread_pools.UPLOADS.run(stored.close)
-    except (OSError, DatabaseError) as error:  # the upload's own end says more than this
+    except (OSError, DatabaseError) as error:  # the error of the upload itself says more
         logger.warning("an upload left something behind: %s", error)
 
 
 def _check_files(files: list[UploadedFile]) -> None:
-    """Refuses a corpus that cannot be trained on, whatever is in it."""
+    """Refuses a corpus of empty files."""
     try:
         check_not_empty(files)
     except CorpusError as error:
@@ -187,7 +190,7 @@ def _gone(base: StoredModel) -> StatusError:
 
 
 def new_id() -> str:
-    """Returns the id of a new job; ids sort by the time at which they were made."""
+    """Returns the id of a new job; ids sort by the time of their creation."""
     return f"{time.time_ns() // 1_000_000:011x}-{secrets.token_hex(4)}"
 
 
@@ -198,14 +201,14 @@ def new_row(
     files: Sequence[UploadedFile],
     init_from_version: int = 0,
 ) -> JobRow:
-    """Returns the row of a job that is to be queued.
+    """Returns the row of a new job.
 
     Args:
-        id: Its id.
-        spec: What was asked for, with the version of `init_from` that was taken.
+        id: The job's id.
+        spec: The request, with the version of `init_from` that the job starts from.
         config: The same as settings.
-        files: Its corpus.
-        init_from_version: The version of `init_from` as asked for; 0: the newest.
+        files: The job's corpus.
+        init_from_version: The version of `init_from` in the request; 0: the newest.
     """
     now = time.time()
     return JobRow(

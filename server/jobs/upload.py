@@ -64,7 +64,7 @@ class FileSink(Protocol):
 class CorpusSink(Protocol):
     """Takes the files of a corpus; see `UploadFiles`."""
 
-    def want(self, sha256: str) -> int | None:
+    def find(self, sha256: str) -> int | None:
         """Returns the bytes of a file that is there already; None where it is not."""
 
     def writer(self) -> FileSink:
@@ -296,7 +296,7 @@ class _Receiver:
         _check(about, len(self._files), names)
         self._about = about
         if about.sha256:
-            size = await thread_pools.UPLOADS.run(self._corpora.want, about.sha256)
+            size = await thread_pools.UPLOADS.run(self._corpora.find, about.sha256)
             if size is None:
                 raise corpus_not_found(about.sha256)
             self._add(about.sha256, size)

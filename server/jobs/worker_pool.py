@@ -93,12 +93,12 @@ class Worker:
             self._process.stdin.write(worker_protocol.encode(message))
 
     def ask_to_leave(self, message: worker_protocol.Message) -> None:
-        """Sends a message that the process must follow by its end; see `look_after`."""
+        """Sends a message that the process must follow by its end; see `supervise`."""
         self.send(message)
         if self._asked_s is None:
             self._asked_s = 0.0
 
-    async def look_after(self, timeout_s: float, limit_bytes: int | None = None) -> None:
+    async def supervise(self, timeout_s: float, limit_bytes: int | None = None) -> None:
         """Kills the process once it is out of control; ends with it.
 
         That is where it has not ended `timeout_s` after it was asked to, or has given no sign of
@@ -272,7 +272,7 @@ class WorkerPool:
     async def _start(self, warm: bool) -> Worker:
         worker = await Worker.start(warm)
         self._all.add(worker)
-        looking = asyncio.create_task(worker.look_after(STOP_TIMEOUT_S))
+        looking = asyncio.create_task(worker.supervise(STOP_TIMEOUT_S))
         try:
             await worker.receive()  # it says that it is ready
         except BaseException:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunLimits:
-    """What holds for each job that runs."""
+    """Limits of each job that runs."""
 
     threads: int
     """Threads that all running jobs share."""
@@ -28,9 +28,9 @@ class RunLimits:
     max_run_s: float = 0.0
     """Seconds after which a job is stopped; its model is stored. 0: never."""
     max_run_bytes: int | None = None
-    """The most memory that a job's arrays may take; None: whatever there is."""
+    """The most memory that a job's arrays may take; None: all of the machine."""
     stop_timeout_s: float = STOP_TIMEOUT_S
-    """Seconds after which a process is killed that does not stop, or gives no sign of life."""
+    """Seconds after which a process that does not stop or respond is killed."""
 
 
 def worker_request(
@@ -41,12 +41,12 @@ def worker_request(
     Args:
         row: The job.
         data_dir: Where its corpus and its directory are.
-        limits: What holds for every job.
-        threads: Threads that it may use.
+        limits: Limits of every job.
+        threads: Threads that the process may use.
     """
     files, config = json.loads(row.files), json.loads(row.config)
     if not pb.TrainSpec.FromString(row.spec).tokenizer.unknown_policy:
-        # Settled at the first start; a model's tokenizer says what was asked for, killed or not.
+        # The first start settled it; the model's tokenizer is to keep what was requested.
         config["tokenizer"]["unknown_policy"] = None
     return {
         "files": [file | {"path": str(data_dir.corpora.path(file["sha256"]))} for file in files],

@@ -304,8 +304,8 @@ def _prepare(job: worker_protocol.Message, directory: Path, replies: Replies) ->
         trainer.restore_state(directory / STATE_FILE)
     except LoadError as error:
         # From its beginning it comes to the same weights; it only takes longer.
-        print(f"the run begins anew, without its checkpoint: {error}", file=sys.stderr)
-        replies.send(event="anew", reason=f"the job begins anew: {error}")
+        print(f"the run starts over without its checkpoint: {error}", file=sys.stderr)
+        replies.send(event="restarted", reason=f"the job starts over: {error}")
         trainer = make()
     return trainer
 

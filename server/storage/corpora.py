@@ -80,19 +80,19 @@ class Corpora:
         """Returns whether the corpus of a hash is stored; False for what is no hash."""
         return _HASH.fullmatch(sha256) is not None and (self._home / sha256).is_file()
 
-    def want(self, sha256: str) -> int | None:
+    def touch(self, sha256: str) -> int | None:
         """Notes that a corpus is wanted now, so that it stays; returns its bytes.
 
         Returns:
             None where it is not stored.
         """
         with self._changing:
-            return self._want(sha256)
+            return self._touch(sha256)
 
     def borrow(self, sha256: str) -> int | None:
         """Does as `want`, and keeps the corpus until `give_back`."""
         with self._changing:
-            size = self._want(sha256)
+            size = self._touch(sha256)
             if size is not None:
                 self._uploads[sha256] += 1
             return size
@@ -192,7 +192,7 @@ class Corpora:
             if borrowed:
                 self._uploads[sha256] += 1
 
-    def _want(self, sha256: str) -> int | None:
+    def _touch(self, sha256: str) -> int | None:
         if not self.has(sha256):
             return None
         size = self.path(sha256).stat().st_size

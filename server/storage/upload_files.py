@@ -47,7 +47,7 @@ class UploadFiles:
         self._needed = False
         self._closed = False
 
-    def want(self, sha256: str) -> int | None:
+    def find(self, sha256: str) -> int | None:
         """Returns the bytes of a file that this upload brought before, or that is stored.
 
         Returns:

@@ -125,7 +125,7 @@ def test_what_two_uploads_brought_goes_with_the_last_of_them(tmp_path: Path) -> 
         assert not list((tmp_path / "tmp").iterdir())
         again = UploadFiles(data_dir.corpora)
         for sha256, size in data_dir.corpora.stored():
-            assert again.want(sha256) == size
+            assert again.find(sha256) == size
         again.close()
         assert len(list(data_dir.corpora.stored())) == 2
     finally:
@@ -183,7 +183,7 @@ def test_a_corpus_that_is_sent_again_takes_a_place_as_well(tmp_path: Path) -> No
         with room.queue.admit_repeated(), room.queue.admit():
             assert room.queue.waiting_count == 1
             for admit in (room.queue.admit, room.queue.admit_repeated):
-                with pytest.raises(StatusError, match="2 corpora are on their way"), admit():
+                with pytest.raises(StatusError, match="2 corpora are being uploaded"), admit():
                     pass
         with room.queue.admit(), room.queue.admit():
             pass

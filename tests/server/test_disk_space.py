@@ -115,7 +115,7 @@ async def paused_for_space(room: JobManager, data_dir: DataDir, disk: SmallDisk)
     job = await submit(room, data_dir)
     disk.free = KEPT + 5000  # enough, but not for a while
     room.open()
-    with pytest.raises(StatusError, match="goes on by itself once there is space"):
+    with pytest.raises(StatusError, match="continues by itself once there is space"):
         await follow(room, job)
     assert (await room.registry.row(job)).waits_for_bytes == 5000
     return job

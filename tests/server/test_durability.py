@@ -63,7 +63,7 @@ def test_sigterm_keeps_a_job_and_the_next_server_ends_it(start: Start) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         list(running)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert f"job {job} goes on when it has started again" in (caught.value.details() or "")
+    assert f"job {job} continues when it has started again" in (caught.value.details() or "")
     assert server.wait() == 0
     again = start(*FAST)
     events = list(again.caller.watch(job))
@@ -233,7 +233,7 @@ def test_what_was_settled_at_the_start_holds_after_a_kill(start: Start, kind: st
     step = server.caller.job(job).progress.step
     wait_for(lambda: server.caller.job(job).progress.step > step)
     assert server.caller.job(job).started == started
-    assert "begins anew" not in server.log  # its checkpoint was of use
+    assert "starts over" not in server.log  # its checkpoint was of use
     assert [event.HasField("started") for event in server.caller.watch_now(job)].count(True) == 1
     server.caller.stub.CancelJob(pb.CancelJobRequest(job=job), timeout=PATIENCE_S)
 
@@ -253,7 +253,7 @@ def test_a_full_disk_pauses_a_job_for_as_long_as_it_is_full(start: Start) -> Non
     assert second.end() == 0
     third = start(*FAST)
     step = third.caller.job(job).progress.step
-    # There is space: it goes on by itself.
+    # There is space: it continues by itself.
     wait_for(lambda: third.caller.job(job).progress.step > step)
 
 

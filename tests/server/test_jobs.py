@@ -67,7 +67,7 @@ class FakeWorker:
     def ask_to_leave(self, message: worker_protocol.Message) -> None:
         self.send(message)
 
-    async def look_after(self, timeout_s: float, limit_bytes: int | None = None) -> None:
+    async def supervise(self, timeout_s: float, limit_bytes: int | None = None) -> None:
         await asyncio.sleep(PATIENCE_S)
 
     def kill(self) -> None:
@@ -274,7 +274,7 @@ def test_jobs_of_a_server_that_closes_wait_for_the_next(data_dir: DataDir, model
         await until(lambda: (room.queue.running_count, room.queue.waiting_count) == (1, 2))
         await room.close("the test ended")
         for task in following:
-            with pytest.raises(StatusError, match=r"the test ended; job .* goes on") as caught:
+            with pytest.raises(StatusError, match=r"the test ended; job .* continues") as caught:
                 await task
             assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(StatusError), room.queue.admit():
@@ -338,13 +338,13 @@ def test_a_job_is_deleted_once_its_end_is_cleared_up(
     data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clear = threading.Event()
-    tidy = Completion._tidy
+    remove = Completion._remove_run_files
 
-    def tidy_late(endings: Completion, job: str) -> None:
+    def remove_late(completion: Completion, job: str) -> None:
         clear.wait(PATIENCE_S)
-        tidy(endings, job)
+        remove(completion, job)
 
-    monkeypatch.setattr(Completion, "_tidy", tidy_late)
+    monkeypatch.setattr(Completion, "_remove_run_files", remove_late)
 
     async def run() -> None:
         room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
@@ -444,7 +444,7 @@ def test_a_full_disk_delays_the_note_of_an_end(
     [
         progress(1),
         {"event": "reading", "reason": "reading a corpus"},
-        {"event": "anew", "reason": "the job begins again"},
+        {"event": "restarted", "reason": "the job begins again"},
     ],
     ids=lambda message: message["event"],
 )
@@ -722,7 +722,7 @@ def test_a_full_disk_keeps_no_job_from_being_stopped(
         room.open()
         await until(lambda: worker.sent)
         is_full = True
-        with pytest.raises(StatusError, match="the disk is too full to note that") as caught:
+        with pytest.raises(StatusError, match="the disk is too full to record that") as caught:
             await getattr(room, wish)(job)
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         worker.free.set()

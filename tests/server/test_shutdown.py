@@ -65,7 +65,7 @@ def test_sigterm_ends_uploads_and_loses_no_job(start: Start) -> None:
     uploading = server.caller.train(pb.TrainSpec(), source=upload)
     wait_for(lambda: server.caller.info().training_queued == 2)
     server.process.send_signal(signal.SIGTERM)
-    continues = "goes on when it has started"
+    continues = "continues when it has started"
     lost = "nothing was trained"
     for call, said in ((waiting, continues), (uploading, lost)):
         with pytest.raises(grpc.RpcError) as caught:

@@ -26,7 +26,7 @@ from .harness import PATIENCE_S, TEXT
 FULL_AT_THE_END = """
 import errno, sys
 from treadle.model import Model
-from treadle.server import training
+from treadle.server.jobs import worker_training
 save = Model.save
 def full(model, path, require):
     if path.name == "final.safetensors":
@@ -36,9 +36,9 @@ Model.save = full
 """
 SERVE = """
 import sys
-from treadle.server import training
+from treadle.server.jobs import worker_training
 requests, replies = open(0, "rb", buffering=0), open(1, "wb", buffering=0)
-sys.exit(training.serve(requests, replies, False))
+sys.exit(worker_training.serve(requests, replies, False))
 """
 
 
@@ -172,13 +172,13 @@ def test_what_fails_at_once_is_told(tmp_path: Path) -> None:
     assert said[-1]["error"]["type"] == "CorpusError"
 
 
-def test_a_job_whose_checkpoints_are_damaged_says_that_it_begins_anew(tmp_path: Path) -> None:
+def test_a_job_whose_checkpoints_are_damaged_says_that_it_starts_over(tmp_path: Path) -> None:
     serve(FULL_AT_THE_END + SERVE, order(tmp_path))
     for path in tmp_path.glob(f"{STATE_FILE}*"):
         path.write_bytes(b"damaged")
     said = serve(SERVE, order(tmp_path))
-    assert [message["event"] for message in said[:3]] == ["ready", "anew", "started"]
-    assert "begins anew" in said[1]["reason"]
+    assert [message["event"] for message in said[:3]] == ["ready", "restarted", "started"]
+    assert "starts over" in said[1]["reason"]
     assert said[-1]["event"] == "saved"
 
 
@@ -254,7 +254,7 @@ def test_a_run_that_is_being_prepared_is_left_at_once(
 def test_a_large_corpus_is_said_to_be_read(tmp_path: Path) -> None:
     small = serve(SERVE, order(tmp_path))
     assert not any(message["event"] == "reading" for message in small)
-    script = f"from treadle.server import training\ntraining._LARGE_CORPUS_BYTES = 1{SERVE}"
+    script = f"from treadle.server.jobs import worker_training\nworker_training._LARGE_CORPUS_BYTES = 1{SERVE}"
     said = serve(script, order(tmp_path))
     assert [message["event"] for message in said[:3]] == ["ready", "reading", "started"]
     assert said[1]["reason"] == f"reading a corpus of {len(TEXT):,} bytes"
@@ -314,8 +314,8 @@ def test_a_long_validation_is_told_and_left_and_made_again_to_the_same_bits(
 def test_allocating_more_than_a_job_may_take_fails_by_name(tmp_path: Path) -> None:
     takes_all = """
 import numpy as np
-from treadle.server import training
-training._prepare = lambda *_: np.ones(1 << 30, np.uint8)
+from treadle.server.jobs import worker_training
+worker_training._prepare = lambda *_: np.ones(1 << 30, np.uint8)
 """
     job = order(tmp_path) | {"memory_limit_bytes": 64 << 20}
     said = serve(takes_all + SERVE, job)

@@ -80,7 +80,7 @@ def test_an_event_is_read_once_for_all_who_watch(
                 await asyncio.sleep(0)
         await job.enter(JobState.SUCCEEDED)
         del book.live["j"]
-        job.tell()
+        job.wake_followers()
         await asyncio.gather(*watching)
         assert all(numbers == [*range(1, EVENTS + 1)] for numbers in seen)
         assert len(reads) <= WATCHERS  # each when it began, when nothing was there yet
@@ -101,7 +101,7 @@ def test_who_reads_slowly_misses_nothing(database: Database) -> None:
         assert job.tail.after(0) is None
         await job.enter(JobState.SUCCEEDED)
         del book.live["j"]
-        job.tell()
+        job.wake_followers()
         await watching
         assert slow == [*range(1, EVENTS + 1)]
 
