@@ -1,6 +1,6 @@
-"""Reads the stream of a Train call: the spec, then the files of the corpus, then its end.
+"""`Upload` reads the stream of a Train call: the spec, the files of the corpus, and its end.
 
-At no time is more of the corpus in memory than one message and one buffer.
+It holds at most one message and one buffer of the corpus in memory.
 """
 
 from __future__ import annotations
@@ -25,50 +25,50 @@ from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
 
 _BUFFER_BYTES = 1 << 20
-"""Small chunks are gathered up to this size: each write is a trip to another thread."""
+"""Small chunks are gathered up to this size, since each write is a call in another thread."""
 
 MAX_FILES = 1000
 MAX_SPEC_BYTES = 16 << 10
 MAX_WEIGHT = 100.0
 _MAX_NAME = 255
 _MAX_NAMES_BYTES = 128 << 10
-"""Bytes of the names of all files of a corpus: they are kept as long as the job."""
+"""The most bytes of the names of all files of a corpus, which are stored with the job."""
 
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """What an upload must keep to. Seconds that the server itself takes do not count as idle."""
+    """Limits of an upload. Seconds that the server itself takes do not count as idle."""
 
     corpus_bytes: int
-    """The largest corpus."""
+    """The most bytes of a corpus."""
     idle_s: float
-    """Seconds that may pass without a new message."""
+    """The most seconds without a new message."""
     min_rate: float = 0.0
-    """Bytes a second that must come at least, over every `idle_s` of waiting for them."""
+    """The least bytes a second, over every `idle_s` seconds of waiting for them."""
     total_s: float = math.inf
-    """Seconds from the first message to the end of the corpus."""
+    """The most seconds from the first message to the end of the corpus."""
     spec_s: float = 10.0
-    """Seconds to the first message, the spec."""
+    """The most seconds to the first message, the spec."""
 
 
 class FileSink(Protocol):
-    """Takes the bytes of one file; see `CorpusWriter`."""
+    """Takes the bytes of one file; `CorpusWriter` is one."""
 
     def write(self, data: bytes) -> None:
         """Takes the next bytes."""
 
     def finish(self) -> tuple[str, int]:
-        """Ends the file; returns its hash and its bytes."""
+        """Ends the file; returns its SHA-256 and its size in bytes."""
 
 
 class CorpusSink(Protocol):
-    """Takes the files of a corpus; see `UploadFiles`."""
+    """Takes the files of a corpus; `UploadFiles` is one."""
 
     def find(self, sha256: str) -> int | None:
-        """Returns the bytes of a file that is there already; None where it is not."""
+        """Returns the size of a stored file in bytes; None where it is not stored."""
 
     def writer(self) -> FileSink:
-        """Returns what takes a new file."""
+        """Returns a writer of a new file."""
 
 
 class Upload:
@@ -76,9 +76,8 @@ class Upload:
 
     Args:
         requests: The stream.
-        limits: What it must keep to.
-        closing: A future that is done when the server wants uploads to end; its result is the
-            error that they end with.
+        limits: Its limits.
+        closing: Done when the server is closing; its result is the error of the upload.
     """
 
     def __init__(
@@ -97,7 +96,8 @@ class Upload:
         """Returns the first message.
 
         Raises:
-            StatusError: INVALID_ARGUMENT where it is no spec or there is none, and as `receive`.
+            StatusError: INVALID_ARGUMENT: it is not a spec, or the stream is empty; and as
+                `receive`.
         """
         request = await self._next()
         self._pace.begin()
@@ -113,7 +113,7 @@ class Upload:
         return request.spec
 
     async def ends_with_spec(self) -> bool:
-        """Tells whether the stream ends here, before any of the corpus; after `spec`."""
+        """Returns whether the stream ends after the spec; called after `spec`."""
         request = await self._next()
         if request is not None:
             self._ahead.append(request)
@@ -123,7 +123,7 @@ class Upload:
         """Reads the files of the corpus.
 
         Args:
-            corpora: What takes them.
+            corpora: Takes the files.
 
         Returns:
             The files, in the order of the stream.
@@ -144,14 +144,14 @@ class Upload:
         return await receiver.end()
 
     async def _messages(self) -> AsyncIterator[pb.CorpusFile | bytes]:
-        """Yields what begins files and their chunks, up to the message that ends the corpus."""
+        """Yields the starts of files and their chunks, up to the message that ends the corpus."""
         size = 0
         while (request := await self._next()) is not None:
             match request.WhichOneof("message"):
                 case "corpus_file":
                     yield request.corpus_file
                 case "corpus_chunk":
-                    if not request.corpus_chunk:  # it would keep a silent upload alive
+                    if not request.corpus_chunk:  # empty chunks would keep a silent upload alive
                         raise invalid([("corpus_chunk", "a chunk is empty")])
                     size += len(request.corpus_chunk)
                     if size > self._limits.corpus_bytes:
@@ -159,16 +159,16 @@ class Upload:
                         raise invalid([("corpus_chunk", f"the corpus may have {most}")])
                     yield request.corpus_chunk
                 case "corpus_end":
-                    said = request.corpus_end.size_bytes
-                    if said != size:
-                        wrong = f"the corpus should have {said:,} bytes, but {size:,} arrived"
+                    expected = request.corpus_end.size_bytes
+                    if expected != size:
+                        wrong = f"the corpus should have {expected:,} bytes, but {size:,} arrived"
                         raise invalid([("corpus_end.size_bytes", wrong)])
                     return
                 case "spec":
                     raise invalid([("spec", "only the first message may be the spec")])
                 case _:
                     raise invalid([("corpus_chunk", "a message is empty")])
-        # gRPC also ends a stream so that is being cancelled.
+        # gRPC ends a stream that is being cancelled in the same way.
         raise invalid([("corpus_end", "the stream ended without it, so the corpus is not whole")])
 
     async def _next(self) -> pb.TrainRequest | None:
@@ -196,11 +196,11 @@ class Upload:
 
 
 class Pace:
-    """How fast a client sends, and how slow it may be.
+    """Measures how fast a client sends, and ends an upload that is too slow.
 
     Args:
-        limits: What it must keep to.
-        clock: Gives seconds that never go back.
+        limits: The limits of the upload.
+        clock: Returns seconds that never go back.
     """
 
     def __init__(self, limits: UploadLimits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -210,39 +210,42 @@ class Pace:
         self._begun = False
         self._since = self._counted = clock()
         self._waited_s = 0.0
-        """Seconds of the present window in which the server waited for the client."""
+        """Seconds of the current window in which the server waited for the client."""
         self._bytes = 0
-        """Bytes that came in it."""
+        """Bytes that arrived in the window."""
 
     def begin(self) -> None:
-        """Begins to count: the spec is here."""
+        """Starts the measurement: the spec has arrived."""
         self._begun = True
         self._ends = self._clock() + self._limits.total_s
         self._waited_s = 0.0
         self._bytes = 0
 
     def wait(self) -> None:
-        """Says that the server waits for a message from now on."""
+        """Notes that the server waits for a message from now on."""
         self._since = self._counted = self._clock()
 
     def came(self, size: int) -> None:
-        """Says that a message with so many bytes of the corpus has come.
+        """Notes that a message has arrived.
+
+        Args:
+            size: Bytes of the corpus in it.
 
         Raises:
-            StatusError: DEADLINE_EXCEEDED: it came too late.
+            StatusError: DEADLINE_EXCEEDED: it arrived too late.
         """
         self._bytes += size
         self._check_pace()
 
     def left(self) -> float:
-        """Returns the seconds after which `check` is to be called, unless a message comes."""
+        """Returns the seconds after which `check` is to be called, unless a message arrives."""
         now = self._clock()
         silent = self._since + self._silence - now
         window = self._counted + self._limits.idle_s - self._waited_s - now
         return max(0.0, min(silent, window, self._ends - now))
 
     def check(self) -> None:
-        """Checks a client that has sent nothing for as long as `left` said.
+        """Checks a client that has sent nothing for the seconds that `left` returned.
 
         Raises:
             StatusError: DEADLINE_EXCEEDED: it was silent for too long, or is too slow.
@@ -255,7 +258,7 @@ class Pace:
 
     @property
     def _silence(self) -> float:
-        """Seconds that may pass before the next message."""
+        """The most seconds before the next message."""
         return self._limits.idle_s if self._begun else self._limits.spec_s
 
     def _check_pace(self) -> None:
@@ -280,7 +283,7 @@ def _given_up(why: str) -> StatusError:
 
 
 class _Receiver:
-    """Takes the files of one upload, one after the other."""
+    """Receives the files of one upload, one after the other."""
 
     def __init__(self, corpora: CorpusSink) -> None:
         self._corpora = corpora
@@ -290,7 +293,7 @@ class _Receiver:
         self._buffer = bytearray()
 
     async def begin(self, about: pb.CorpusFile) -> None:
-        """Begins a file; one that is stored already is whole at once."""
+        """Begins a file; one that is stored already is complete at once."""
         await self._finish_file()
         names = sum(len(file.name.encode()) for file in self._files)
         _check(about, len(self._files), names)
@@ -304,7 +307,7 @@ class _Receiver:
             self._writer = await thread_pools.UPLOADS.run(self._corpora.writer)
 
     async def write(self, chunk: bytes) -> None:
-        """Takes the next bytes of the file; of a corpus of one file, without its beginning."""
+        """Takes the next bytes of the file; a corpus of one file needs no `corpus_file` message."""
         if self._writer is None:
             if self._about is not None or self._files:
                 raise invalid([("corpus_chunk", "a file that is stored already takes no chunks")])
@@ -317,12 +320,12 @@ class _Receiver:
             await self._flush()
 
     async def end(self) -> list[UploadedFile]:
-        """Ends the last file and returns all; a corpus of nothing is one empty file."""
+        """Ends the last file and returns all files; an empty corpus is one empty file."""
         if self._about is None and not self._files:
             await self.begin(pb.CorpusFile())
         await self._finish_file()
         if all(file.role != "train" for file in self._files):
-            raise invalid([("corpus_file.role", "no file of the corpus is there to train on")])
+            raise invalid([("corpus_file.role", "no file of the corpus has the role train")])
         return self._files
 
     async def _finish_file(self) -> None:
@@ -343,7 +346,8 @@ class _Receiver:
 
     async def _flush(self) -> None:
         if self._buffer:
-            data, self._buffer = bytes(self._buffer), bytearray()
+            data = bytes(self._buffer)
+            self._buffer = bytearray()
             await self._write(data)
 
     async def _write(self, data: bytes) -> None:
@@ -352,12 +356,15 @@ class _Receiver:
 
 
 def _check(about: pb.CorpusFile, before: int, names_bytes: int) -> None:
-    """Refuses a file that cannot be.
+    """Checks the start of a file.
 
     Args:
-        about: What is said of it.
-        before: How many files were before it.
-        names_bytes: Bytes of their names.
+        about: The `corpus_file` message.
+        before: The number of files before it.
+        names_bytes: Bytes of the names of these files.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with every field at fault.
     """
     faults = []
     if before >= MAX_FILES:
@@ -370,8 +377,8 @@ def _check(about: pb.CorpusFile, before: int, names_bytes: int) -> None:
     if about.role not in pb.CorpusRole.values():
         faults.append(("corpus_file.role", f"{about.role} is no role of the contract"))
     if about.HasField("weight") and not 0 < about.weight <= MAX_WEIGHT:
-        wanted = f"a number above 0 and at most {MAX_WEIGHT:g}"
-        faults.append(("corpus_file.weight", f"a weight must be {wanted}, not {about.weight:g}"))
+        form = f"a number above 0 and at most {MAX_WEIGHT:g}"
+        faults.append(("corpus_file.weight", f"a weight must be {form}, not {about.weight:g}"))
     if about.sha256 and not _is_sha256(about.sha256):
         faults.append(("corpus_file.sha256", "it must be 64 lower-case hexadecimal digits"))
     if faults:

@@ -1,10 +1,11 @@
-"""`main` is the training process: `python -m treadle.server.jobs.worker [--warm]`.
+"""`main` runs a training process: `python -m treadle.server.jobs.worker [--warm]`.
 
-It talks with the server through its standard input and output (see `wire`), trains one model
-and ends. It never outlives the server: the kernel kills it when the server dies, and the end
-of its input ends it too. It runs at a lower priority, so that requests go before training.
+The process exchanges messages with the server through its standard input and output (see
+`worker_protocol`), trains one model and ends. It does not outlive the server: Linux kills it when
+the server dies, and the end of its input ends it. It has a lower priority than requests.
 
-What the work needs is imported late, at the lower priority: it is most of what a short job does.
+The modules for training are imported late, at the lower priority: the import takes most of the
+time of a short job.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
-    """Does one job.
+    """Trains one job.
 
     Returns:
-        The exit code: 0 also where training failed in a way that the server was told.
+        The exit code; 0 also where the server got a message that training failed.
     """
     os.nice(_NICENESS)
     be_first_to_go()
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: the server says so
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the server ends this process
     replies = private_output()
 
     from treadle.server.jobs.worker_training import serve
@@ -39,7 +40,7 @@ def main() -> int:
     requests = os.fdopen(0, "rb", buffering=0, closefd=False)
     try:
         return serve(requests, replies, warm_up="--warm" in sys.argv)
-    except BrokenPipeError:  # the server is gone, and nobody is left to tell
+    except BrokenPipeError:  # the server is gone
         return 1
 
 
@@ -57,7 +58,7 @@ def be_first_to_go() -> None:
 
 
 def private_output() -> IO[bytes]:
-    """Returns the pipe to the server, and lets whatever is printed go to the log instead."""
+    """Returns the pipe to the server, and redirects printed text to the log."""
     pipe = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return os.fdopen(pipe, "wb", buffering=0)

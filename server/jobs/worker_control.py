@@ -1,7 +1,7 @@
-"""What the server, or a signal, wants of a run; and the way out where nothing would be lost.
+"""`RunControl` passes requests to stop or to pause on to a run, or ends its process at once.
 
-While there is something to do, a thread of its own says that the process is alive: it needs the
-interpreter lock for a moment only, which kernels do not hold.
+`heartbeat` reports from a thread of its own that the process is alive. The thread needs the
+interpreter lock only for a moment, and kernels do not hold it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Replies:
     """Messages to the server, from any thread.
 
     Args:
-        pipe: Where they go.
+        pipe: The pipe to the server.
     """
 
     def __init__(self, pipe: IO[bytes]) -> None:
@@ -28,22 +28,22 @@ class Replies:
         self._lock = threading.Lock()
 
     def send(self, **message: Any) -> None:
-        """Sends one message whole."""
+        """Sends one whole message."""
         with self._lock:
             self._pipe.write(worker_protocol.encode(message))
 
 
 HEARTBEAT_S = 1.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 
 
 @contextmanager
 def heartbeat(replies: Replies) -> Iterator[None]:
-    """While within, says again and again that the process is alive."""
+    """Reports within, at intervals, that the process is alive."""
     over = threading.Event()
 
     def beat() -> None:
-        with suppress(OSError):  # the server is gone, which the main thread finds out itself
+        with suppress(OSError):  # the server is gone, and the main thread notices that itself
             while not over.wait(HEARTBEAT_S):
                 replies.send(event="alive")
 
@@ -55,30 +55,34 @@ def heartbeat(replies: Replies) -> Iterator[None]:
 
 
 class RunControl:
-    """What is wanted of the run; the trainer looks between shards of batches, too.
+    """The requests to a run. The trainer checks them between steps and between shards of batches.
 
     Args:
-        replies: Where the server hears of a process that ends at once.
+        replies: Sends the server a last event where the process ends at once.
     """
 
     def __init__(self, replies: Replies) -> None:
         self.stop_reason = ""
+        """Why the run is to end; empty: it is not to end."""
         self.pause_reason = ""
+        """Why the run is to pause; empty: it is not to pause."""
         self.threads = 0
         """Threads to use from the next step on; 0: as they are."""
         self.heeded = False
-        """True once the trainer was told to stop; it may also have ended before."""
+        """Whether the trainer has seen the request to stop; it may have ended before."""
         self._replies = replies
         self._lock = threading.Lock()
         self._at_once = False
-        self._free_to_pause = self._free_to_stop = self._preparing = False
+        self._may_pause_at_once = False
+        self._may_stop_at_once = False
+        self._is_preparing = False
 
     def stop(self, reason: str, at_once: bool = False) -> None:
         """Asks the run to end for good; the first reason stays.
 
         Args:
             reason: Why.
-            at_once: Whether what the run has published will do.
+            at_once: Whether the weights that the run has published suffice.
         """
         with self._lock:
             self.stop_reason = self.stop_reason or reason
@@ -86,46 +90,49 @@ class RunControl:
             self._leave()
 
     def pause(self, reason: str) -> None:
-        """Asks the run to keep its state and leave; the first reason stays."""
+        """Asks the run to write its checkpoint and leave; the first reason stays."""
         with self._lock:
             self.pause_reason = self.pause_reason or reason
             self._leave()
 
     def stopping(self) -> bool:
-        """Tells the trainer whether the run should end."""
+        """Returns whether the run is to end; for the trainer."""
         self.heeded = bool(self.stop_reason)
         return self.heeded
 
     def leaving(self) -> bool:
-        """Tells the trainer whether to drop the step that it is at."""
+        """Returns whether the trainer is to drop its current step."""
         return bool(self.stop_reason or self.pause_reason)
 
     @contextmanager
     def nothing_to_lose(self, *, by_stop: bool, preparing: bool = False) -> Iterator[None]:
-        """While within, whatever the disk lacks is made again: a pause ends the process at once.
+        """Lets a pause end the process at once within, since nothing there would be lost.
 
-        It does not wait for a long kernel or for a reader, and is no worse than a kill.
+        The end does not wait for a long kernel or for a reader.
 
         Args:
-            by_stop: Whether a stop does so, too.
-            preparing: Whether a stop does so that may be at once.
+            by_stop: Whether a stop ends the process at once, too.
+            preparing: Whether a stop does so where published weights suffice.
         """
         with self._lock:
-            self._free_to_pause, self._free_to_stop = True, by_stop
-            self._preparing = preparing
+            self._may_pause_at_once = True
+            self._may_stop_at_once = by_stop
+            self._is_preparing = preparing
             self._leave()
         try:
             yield
         finally:
             with self._lock:
-                self._free_to_pause = self._free_to_stop = self._preparing = False
+                self._may_pause_at_once = False
+                self._may_stop_at_once = False
+                self._is_preparing = False
 
     def _leave(self) -> None:
-        """Ends the process if that is wanted and free."""
-        free_to_stop = self._free_to_stop or (self._at_once and self._preparing)
-        if self.stop_reason and free_to_stop:
+        """Ends the process where that is requested and loses nothing."""
+        may_stop = self._may_stop_at_once or (self._at_once and self._is_preparing)
+        if self.stop_reason and may_stop:
             self._replies.send(event="stopped", reason=self.stop_reason)
-        elif self.pause_reason and self._free_to_pause:
+        elif self.pause_reason and self._may_pause_at_once:
             self._replies.send(event="paused", reason=self.pause_reason, needs_bytes=0)
         else:
             return

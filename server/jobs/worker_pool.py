@@ -1,8 +1,8 @@
-"""The server's side of its training processes: starting, talking, and having one ready.
+"""`WorkerPool` starts training processes and keeps some ready; `Worker` is one of them.
 
-One process trains one model and ends. It is a new Python, never a fork: gRPC and thread pools
-break in forked children. Importing and loading kernels takes most of a second, so one process
-is kept standing by that has done so already.
+A process trains one model and ends. It is a new Python and not a fork, since gRPC and thread pools
+break in forked children. Imports and loading kernels take most of a second, so some processes
+stand by that have done both.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from treadle.server.resources import process_memory, process_status
 logger = logging.getLogger(__name__)
 
 _REFILL_DELAY_S = 1.0
-"""A job gets the processors to itself this long before the next worker starts up."""
+"""Seconds after the start of a job before the next process starts, so that both do not compete."""
 
 
-_TIDY_S = 2.0
-"""How long a process may take to end after the end of its input; then it is killed."""
+_END_S = 2.0
+"""Seconds that a process may take to end after the end of its input; then it is killed."""
 
 STOP_TIMEOUT_S = 30.0
-"""How long a process may leave a request, or the server, without an answer; then it is killed."""
+"""Seconds that a process may take to follow a request or to respond; then it is killed."""
 
 _LOOK_S = 0.5
-"""How often somebody looks after a process; a server that stood still itself counts one look."""
+"""Seconds between two checks of a process."""
 
 
 class Worker:
@@ -40,24 +40,24 @@ class Worker:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._death_words = ""
+        self._kill_reason = ""
         self._listening = False
         self._silent_s = 0.0
         self._asked_s: float | None = None
         self._busy_s = 0.0
         self._kills_before = process_status.kills_for_memory()
         self.took_too_much = False
-        """Whether it was killed for the memory that it took."""
+        """Whether it was killed for taking too much memory."""
         self.starved = False
-        """Whether the kernel killed it for want of memory, its own or somebody else's."""
+        """Whether Linux killed it for lack of memory, by its own fault or another process'."""
 
     @classmethod
     async def start(cls, warm: bool) -> Worker:
-        """Starts a process; it says by itself when it is ready.
+        """Starts a process, which reports when it is ready.
 
         Args:
-            warm: Whether it loads every kernel first; otherwise only those that its job needs,
-                which takes less time where a job is waiting already.
+            warm: Whether it loads every kernel first. Otherwise it loads only those that its job
+                needs, which is quicker where a job waits already.
 
         Returns:
             The process.
@@ -93,21 +93,21 @@ class Worker:
             self._process.stdin.write(worker_protocol.encode(message))
 
     def ask_to_leave(self, message: worker_protocol.Message) -> None:
-        """Sends a message that the process must follow by its end; see `supervise`."""
+        """Sends a request to end, which the process must follow in time; see `supervise`."""
         self.send(message)
         if self._asked_s is None:
             self._asked_s = 0.0
 
     async def supervise(self, timeout_s: float, limit_bytes: int | None = None) -> None:
-        """Kills the process once it is out of control; ends with it.
+        """Kills the process once it hangs or takes too much memory; returns when it has ended.
 
-        That is where it has not ended `timeout_s` after it was asked to, or has given no sign of
-        life for so long: has neither said a word nor used the processor. Time in which this
-        server stood still does not count.
+        A process hangs where it has not ended `timeout_s` after a request to end, or has neither
+        sent a message nor used the processor for so long. Time in which this server stood still
+        does not count.
 
         Args:
-            timeout_s: How long either may last.
-            limit_bytes: What its job may take in memory; it is killed where that is too little.
+            timeout_s: Seconds that either may last.
+            limit_bytes: The most memory that its job may take; None: no limit.
         """
         before = time.monotonic()
         while self.alive:
@@ -138,9 +138,9 @@ class Worker:
         """Kills the process.
 
         Args:
-            why: What is said of it from now on, to be read behind "the training process".
+            why: The reason, which follows "the training process" in messages.
         """
-        self._death_words = self._death_words or why
+        self._kill_reason = self._kill_reason or why
         with suppress(ProcessLookupError):
             self._process.kill()
 
@@ -155,7 +155,8 @@ class Worker:
         while True:
             self._listening = True
             line = await self._process.stdout.readline()
-            self._listening, self._silent_s = False, 0.0
+            self._listening = False
+            self._silent_s = 0.0
             if not line:
                 raise await self._death()
             message = worker_protocol.decode(line)
@@ -164,8 +165,8 @@ class Worker:
 
     async def _death(self) -> StatusError:
         code = await self._process.wait()
-        if self._death_words:
-            return aborted(f"the training process {self._death_words}")
+        if self._kill_reason:
+            return aborted(f"the training process {self._kill_reason}")
         if code >= 0:
             return aborted(
                 f"the training process ended with exit code {code}; see the server's log"
@@ -173,22 +174,22 @@ class Worker:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
         killed = process_status.kills_for_memory() > self._kills_before
         self.starved = killed and -code == signal.SIGKILL
-        hint = ", for want of memory" if self.starved else ""
+        hint = ", for lack of memory" if self.starved else ""
         return aborted(f"the training process was killed by signal {-code} ({name}){hint}")
 
     async def end(self) -> None:
-        """Ends the process and waits until it is gone; it gets a moment to tidy up."""
+        """Ends the process, which gets a moment to clean up, and waits until it is gone."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            await asyncio.wait_for(self._process.wait(), _TIDY_S)
+            await asyncio.wait_for(self._process.wait(), _END_S)
         except TimeoutError:
             self.kill()
             await self._process.wait()
 
 
 class WorkerPool:
-    """Gives out training processes and keeps some standing by.
+    """Provides training processes and keeps some ready.
 
     Args:
         standby: How many to keep ready.
@@ -197,7 +198,7 @@ class WorkerPool:
     def __init__(self, standby: int) -> None:
         self._standby = standby
         self._starting: list[asyncio.Task[Worker]] = []
-        """Processes standing by, ready or on their way."""
+        """Processes on standby, ready or starting."""
         self._all: set[Worker] = set()
         self._dismissed: set[Worker] = set()
         self._ending: set[asyncio.Task[None]] = set()
@@ -210,7 +211,7 @@ class WorkerPool:
             StatusError: ABORTED: a new process did not get ready.
         """
         while self._starting:
-            with suppress(StatusError, OSError):  # it is in the log; another one is started below
+            with suppress(StatusError, OSError):  # the log has it; another process is started below
                 worker = await self._starting.pop(0)
                 if worker.alive:
                     self.refill(_REFILL_DELAY_S)
@@ -221,7 +222,11 @@ class WorkerPool:
         return worker
 
     def keep(self, taking: asyncio.Task[Worker]) -> None:
-        """Has a process stand by that `take` is still to give, and that nobody needs any more."""
+        """Puts a process on standby that `take` was to return and that is not needed any more.
+
+        Args:
+            taking: The task of `take`.
+        """
         taking.add_done_callback(_log_failure)
         self._starting.insert(0, taking)
 
@@ -241,12 +246,16 @@ class WorkerPool:
             self._dismissed.discard(worker)
 
     def refill(self, delay_s: float = 0.0) -> None:
-        """Starts processes in the background until enough are standing by."""
+        """Starts processes in the background until enough are on standby.
+
+        Args:
+            delay_s: Seconds to wait before that.
+        """
         if self._refilling is None or self._refilling.done():
             self._refilling = asyncio.create_task(self._refill(delay_s))
 
     def kill(self) -> None:
-        """Kills every process that is still there; those who wait for one learn so."""
+        """Kills every process that is left; those who wait for one get an error."""
         for worker in self._all | self._dismissed:
             worker.kill()
 
@@ -274,7 +283,7 @@ class WorkerPool:
         self._all.add(worker)
         looking = asyncio.create_task(worker.supervise(STOP_TIMEOUT_S))
         try:
-            await worker.receive()  # it says that it is ready
+            await worker.receive()  # it is ready
         except BaseException:
             await self.dismiss(worker)
             raise
@@ -284,6 +293,6 @@ class WorkerPool:
 
 
 def _log_failure(starting: asyncio.Task[Worker]) -> None:
-    """Logs why no process could be made ready; it is tried again with the next job."""
+    """Logs why no process became ready; the next job tries again."""
     if not starting.cancelled() and starting.exception() is not None:
-        logger.error("no training process is standing by: %s", starting.exception())
+        logger.error("no training process is on standby: %s", starting.exception())

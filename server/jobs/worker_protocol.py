@@ -1,25 +1,27 @@
-"""What the server and a training process say to each other: JSON, one message a line.
+"""`encode` and `decode` convert the messages between the server and a training process.
 
-Server to worker: `{"job": {...}}` once, then any number of
+A message is a JSON object on one line. The server sends `{"job": {...}}` once (see
+`worker_request`), and then any number of
 
-- `{"stop": "reason"}`: end the run for good, examined and saved; with `"at_once": true` a run that
-  is only being prepared ends without that;
-- `{"pause": "reason"}`: keep the run's whole state and end the process;
-- `{"threads": n}`: use so many threads from now on.
+- `{"stop": "reason"}`: end the run with a last evaluation and a model; with `"at_once": true` a run
+  that is still being prepared ends without them;
+- `{"pause": "reason"}`: write a checkpoint and end the process;
+- `{"threads": n}`: use n threads from now on.
 
-The end of the pipe means that the server is gone. Worker to server: `{"event": NAME, ...}` with
-the names
+The end of the pipe means that the server is gone. The process sends `{"event": NAME, ...}` with the
+names
 
-- `ready`: kernels are compiled, a job may come;
-- `started`, `progress`: what `Trainer` reports, also of a run that goes on from a checkpoint;
-- `validation`: how far a long validation has come;
-- `reading`: it reads a corpus that takes long to read; `reason` says so;
-- `anew`: there is a checkpoint that cannot be used, and the run begins at its beginning;
-- `checkpoint`: the state is on disk, and weights are published;
-- `paused`: the state is on disk; `reason` says why, `needs_bytes` for want of how many bytes of
-  disk space, 0 where it was not for that;
-- `stopped`: it was told to stop before its first step, so there is no model; `reason` says why;
-- `saved`: the model lies in the job's directory;
+- `ready`: kernels are compiled, a job may be sent;
+- `alive`: the process is alive;
+- `started`, `progress`: the reports of `Trainer`, also of a run that continues;
+- `validation`: how far a long validation is;
+- `reading`: it reads a large corpus; `reason` says so;
+- `restarted`: the checkpoint cannot be used, and the run starts over;
+- `checkpoint`: a checkpoint is on disk, and weights are published;
+- `paused`: a checkpoint is on disk; `reason` says why, `needs_bytes` how many bytes of disk space
+  it lacked, or 0;
+- `stopped`: it was to stop before its first step, so there is no model; `reason` says why;
+- `saved`: the model is in the job's directory;
 - `failed`: there is no model; `error` says why, in the form of `pack_error`.
 """
 
@@ -35,7 +37,7 @@ Message = dict[str, Any]
 """One message, as JSON values."""
 
 MAX_LINE_BYTES = 16 << 20
-"""The longest message. A `started` event with long notices is the longest there is."""
+"""The most bytes of a message; the longest is a `started` event with long notices."""
 
 
 def encode(message: Message) -> bytes:
@@ -73,10 +75,11 @@ def pack_error(error: BaseException) -> Message:
 def unpack_error(packed: Message) -> Exception:
     """Returns the error that `pack_error` packed.
 
-    Errors of the model room, of the operating system and MemoryError come back as what they
-    were; any other becomes a RuntimeError that names it.
+    Errors of the model package, of the operating system and MemoryError keep their type. Any
+    other error becomes a RuntimeError that names it.
     """
-    name, message = packed["type"], packed["message"]
+    name = packed["type"]
+    message = packed["message"]
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, ConfigError) and packed.get("faults"):
         own, *others = packed["faults"]

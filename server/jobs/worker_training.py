@@ -1,7 +1,7 @@
-"""What a training process does: one job, or the rest of one, with every step told to the server.
+"""`serve` trains one job in a training process and reports each step to the server.
 
-It keeps the files of `job_files` in the job's directory. Each is written under another name,
-synced and renamed, so that a process killed at any moment leaves the old one or the new one.
+It writes the files that `job_files` names into the job's directory. Each is written under another
+name, synced and renamed: a process that is killed at any moment leaves the old or the new file.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ if TYPE_CHECKING:
     from treadle.model.training.progress import Validation
 
 _MAX_SAMPLE = 10_000
-"""Characters of a sample that are passed on; words may be of any length."""
+"""The most characters of a sample that are sent; a word may be of any length."""
 
 _LARGE_CORPUS_BYTES = 32 << 20
-"""A corpus from which on reading it takes long enough to say so."""
+"""Bytes of a corpus from which on its reading is reported, since it takes long."""
 
 _AT_MOST = 9.0
-"""A run trains this many times as long as it keeps its state, however large that is."""
+"""A run trains at least this many times as long as it writes checkpoints, whatever their size."""
 
-_TOLD_TO_END = "the training process was told to end"
+_ASKED_TO_END = "the training process was told to end"
 
 
 class _LeftError(Exception):
-    """The run is to be left in the middle of a validation, to continue later."""
+    """The run leaves a validation, to continue later."""
 
 
 def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
-    """Gets ready, waits for a job and does it.
+    """Prepares, waits for a job and trains it.
 
     Args:
-        requests: Where the server's messages come from.
-        replies: Where messages to the server go.
-        warm_up: Whether to load every kernel before the job comes.
+        requests: The pipe with the messages of the server.
+        replies: The pipe for messages to the server.
+        warm_up: Whether to load every kernel before the job arrives.
 
     Returns:
         The exit code.
@@ -66,99 +66,100 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     if warm_up:
         with heartbeat(pipe):
             warm()
-    pipe.send(event="ready")  # and then nothing: nobody listens to a process that stands by
+    pipe.send(event="ready")  # and then nothing, since nobody reads from a process on standby
     line = requests.readline()
     if not line:
         return 0
-    wishes = RunControl(pipe)
+    control = RunControl(pipe)
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(1))
-    signal.signal(signal.SIGTERM, lambda *_: _pause(wishes))
-    threading.Thread(target=_listen, args=(requests, wishes), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: _pause(control))
+    threading.Thread(target=_listen, args=(requests, control), daemon=True).start()
     try:
         job = worker_protocol.decode(line)["job"]
         limit_own(job["memory_limit_bytes"], job["threads"])
         with heartbeat(pipe):
-            _work(job, pipe, wishes)
+            _work(job, pipe, control)
     except Exception as error:
-        if is_full(error):  # what was kept last is whole, and the rest is made again
+        if is_full(error):  # the last checkpoint is whole, and the rest is computed again
             pipe.send(event="paused", reason=_full(error), needs_bytes=_needs(error))
         else:
             if not isinstance(error, (ModelError, BrokenPipeError)):
                 traceback.print_exc(file=sys.stderr)
             pipe.send(event="failed", error=worker_protocol.pack_error(error))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the end has begun anyway
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the process ends anyway
     return 0
 
 
-class _Keeper:
-    """Keeps a run's state and weights on disk as it goes.
+class _Checkpoints:
+    """Writes the checkpoints and weights of a run at intervals.
 
     Args:
         trainer: The run.
-        order: The job as the server gave it.
+        request: The job as the server gave it.
         space: The space of its disk.
-        wishes: What is wanted of it.
-        replies: Where the server hears of every checkpoint.
+        control: What the server wants of the run.
+        replies: Sends the server an event for every checkpoint.
     """
 
     def __init__(
         self,
         trainer: Trainer,
-        order: worker_protocol.Message,
+        request: worker_protocol.Message,
         space: DiskSpace,
-        wishes: RunControl,
+        control: RunControl,
         replies: Replies,
     ) -> None:
         self._trainer = trainer
-        self._directory = Path(order["directory"])
-        self._interval = order["checkpoint_interval_s"]
+        self._directory = Path(request["directory"])
+        self._interval = request["checkpoint_interval_s"]
         self._space = space
-        self._wishes = wishes
+        self._wishes = control
         self._replies = replies
-        # The first one comes soon, so that there is something to use and to lose nothing of.
+        # The first checkpoint comes soon, so that there are weights to use.
         self._due = time.monotonic() + min(1.0, self._interval)
         self._best_step = -1
-        self.left = ""
-        """Why the run was left to be gone on with later; empty where it was not."""
+        self.leave_reason = ""
+        """Why the run was left, to continue later; empty: it was not left."""
         self.needs_bytes = 0
-        """Bytes of disk space for want of which it was; 0 where it was not."""
+        """Bytes of disk space that it lacked when it was left; 0: it did not lack any."""
 
-    def between(self) -> bool:
-        """Keeps what is due; returns True to leave the run here.
+    def between_steps(self) -> bool:
+        """Writes a checkpoint where one is due.
 
-        Called between two steps, the second of which may have been dropped.
+        The trainer calls it between two steps, the second of which may have been dropped.
 
         Returns:
             Whether to leave the run here.
         """
-        wishes = self._wishes
-        if wishes.threads:
-            self._trainer.threads, wishes.threads = wishes.threads, 0
-        if not self._trainer.steps:  # there is nothing to keep yet
-            self.left = wishes.pause_reason
-            return bool(self.left)
+        control = self._wishes
+        if control.threads:
+            self._trainer.threads = control.threads
+            control.threads = 0
+        if not self._trainer.steps:  # there is nothing to write yet
+            self.leave_reason = control.pause_reason
+            return bool(self.leave_reason)
         began = time.monotonic()
-        if not wishes.pause_reason and began < self._due:
+        if not control.pause_reason and began < self._due:
             return False
         try:
-            self.keep()
+            self.write_checkpoint()
         except OSError as error:
             if not is_full(error):
                 raise
             self.needs_bytes = _needs(error)
-            self.left = _full(error)
+            self.leave_reason = _full(error)
         else:
-            self.left = wishes.pause_reason
+            self.leave_reason = control.pause_reason
         ended = time.monotonic()
         self._due = ended + max(self._interval, _AT_MOST * (ended - began))
-        return bool(self.left)
+        return bool(self.leave_reason)
 
-    def keep(self) -> None:
-        """Writes the state, and then the weights: bad ones are refused before any are lost.
+    def write_checkpoint(self) -> None:
+        """Writes the checkpoint, and then the weights, so that bad weights replace no good ones.
 
         Raises:
-            OSError: The disk failed or is full; what was there before is still whole.
-            TrainingError: A weight is no finite number.
+            OSError: The disk failed or is full; the files from before are still whole.
+            TrainingError: A weight is not finite.
         """
         require = self._space.require
         self._trainer.save_state(self._directory / STATE_FILE, require)
@@ -173,10 +174,10 @@ class _Keeper:
 
 
 class _Scratch:
-    """Asks for space for the corpus' tokens.
+    """Reserves disk space for the tokens of the corpus.
 
     Args:
-        space: The space of the disk, without what other jobs need for their checkpoints.
+        space: The space of the disk, less what other jobs need for their checkpoints.
     """
 
     def __init__(self, space: DiskSpace) -> None:
@@ -184,10 +185,11 @@ class _Scratch:
         self._written = 0
 
     def require(self, size: int) -> None:
-        """Checks that so many bytes more may be written.
+        """Checks that more bytes may be written.
 
         Raises:
-            NoSpaceError: They may not; its size is that of all tokens so far, which are made again.
+            NoSpaceError: There is no space. Its size is that of all tokens so far, since a restart
+                writes them again.
         """
         try:
             self._space.require(size)
@@ -198,7 +200,7 @@ class _Scratch:
 
 
 def _needs(error: BaseException) -> int:
-    """Returns the bytes of disk space that were needed at least, 1 or more."""
+    """Returns the least bytes of disk space that were needed, 1 or more."""
     return max(1, error.size) if isinstance(error, NoSpaceError) else 1
 
 
@@ -206,63 +208,65 @@ def _full(error: BaseException) -> str:
     return f"the disk is full: {getattr(error, 'strerror', None) or error}"
 
 
-def _work(job: worker_protocol.Message, replies: Replies, wishes: RunControl) -> None:
+def _work(job: worker_protocol.Message, replies: Replies, control: RunControl) -> None:
     directory = Path(job["directory"])
     space = DiskSpace(directory, job["min_free_bytes"])
-    # One that is left is of an end that was not to be, and must not pass for this run's.
+    # One from an earlier end that failed must not pass for the model of this run.
     (directory / FINAL_FILE).unlink(missing_ok=True)
     remove_leftovers(directory)  # of a process that was killed
-    with wishes.nothing_to_lose(preparing=True, by_stop=not (directory / STATE_FILE).exists()):
+    with control.nothing_to_lose(preparing=True, by_stop=not (directory / STATE_FILE).exists()):
         size = sum(Path(file["path"]).stat().st_size for file in job["files"])
         if size >= _LARGE_CORPUS_BYTES:
             replies.send(event="reading", reason=f"reading a corpus of {size:,} bytes")
         trainer = _prepare(job, directory, replies)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     replies.send(event="started", **started)
-    keeper = _Keeper(trainer, job, space, wishes, replies)
-    if trainer.last_progress is not None:  # the server may have died before it noted that
+    checkpoints = _Checkpoints(trainer, job, space, control, replies)
+    if trainer.last_progress is not None:  # the server may have died before it stored that
         _send_progress(replies, trainer.last_progress)
-    watcher = _Watcher(trainer, wishes, replies)
+    watcher = _Watcher(trainer, control, replies)
     try:
         for progress in trainer.run(
-            wishes.stopping, keeper.between, watcher.during, wishes.leaving
+            control.stopping, checkpoints.between_steps, watcher.during, control.leaving
         ):
             _send_progress(replies, progress)
     except _LeftError:
-        keeper.between()
-    if keeper.left:
-        replies.send(event="paused", reason=keeper.left, needs_bytes=keeper.needs_bytes)
+        checkpoints.between_steps()
+    if checkpoints.leave_reason:
+        replies.send(
+            event="paused", reason=checkpoints.leave_reason, needs_bytes=checkpoints.needs_bytes
+        )
         return
-    if wishes.heeded:
+    if control.heeded:
         if not trainer.steps:
-            replies.send(event="stopped", reason=wishes.stop_reason)
+            replies.send(event="stopped", reason=control.stop_reason)
             return
-        trainer.ended_by = f"{wishes.stop_reason} after {trainer.steps} steps"
-    keeper.keep()
-    with wishes.nothing_to_lose(by_stop=False):
-        model = trainer.finish(wishes.stopping, watcher.during)
+        trainer.ended_by = f"{control.stop_reason} after {trainer.steps} steps"
+    checkpoints.write_checkpoint()
+    with control.nothing_to_lose(by_stop=False):
+        model = trainer.finish(control.stopping, watcher.during)
     model.save(directory / FINAL_FILE, space.require)
     replies.send(event="saved")
 
 
 class _Watcher:
-    """Tells how far a long validation has come, and leaves it where the run is to pause.
+    """Reports how far a long validation is, and leaves it where the run is to pause.
 
     Args:
         trainer: The run.
-        wishes: What is wanted of it.
-        replies: Where the server hears of validations.
+        control: What the server wants of the run.
+        replies: Sends the server events about validations.
     """
 
-    def __init__(self, trainer: Trainer, wishes: RunControl, replies: Replies) -> None:
+    def __init__(self, trainer: Trainer, control: RunControl, replies: Replies) -> None:
         self._trainer = trainer
-        self._wishes = wishes
+        self._wishes = control
         self._replies = replies
         self._interval = trainer.started.config.report.progress_interval_s
         self._due = 0.0
 
     def during(self, validation: Validation) -> None:
-        """Called between two batches.
+        """Reports progress; the trainer calls it between two batches.
 
         Raises:
             _LeftError: The run is to pause.
@@ -279,7 +283,7 @@ class _Watcher:
 
 
 def _prepare(job: worker_protocol.Message, directory: Path, replies: Replies) -> Trainer:
-    """Returns the run, continued from its checkpoint where there is one."""
+    """Returns a trainer, restored from its checkpoint where there is one."""
     files = [
         CorpusFile(Path(file["path"]), file["name"], CorpusRole(file["role"]), file["weight"])
         for file in job["files"]
@@ -303,7 +307,7 @@ def _prepare(job: worker_protocol.Message, directory: Path, replies: Replies) ->
     try:
         trainer.restore_state(directory / STATE_FILE)
     except LoadError as error:
-        # From its beginning it comes to the same weights; it only takes longer.
+        # From the beginning it reaches the same weights; it only takes longer.
         print(f"the run starts over without its checkpoint: {error}", file=sys.stderr)
         replies.send(event="restarted", reason=f"the job starts over: {error}")
         trainer = make()
@@ -311,12 +315,12 @@ def _prepare(job: worker_protocol.Message, directory: Path, replies: Replies) ->
 
 
 def _config(job: worker_protocol.Message, state: Path) -> TrainConfig:
-    """Returns the settings, as they were settled where the run began before."""
+    """Returns the settings, those that the first start settled where there was one."""
     asked = TrainConfig.from_json(job["config"])
-    with suppress(LoadError):  # told when the state is restored
+    with suppress(LoadError):  # reported when the checkpoint is restored
         saved = saved_config(state)
         if saved is not None:
-            # The tokenizer goes into the model as it was asked for, killed or not.
+            # The model keeps the tokenizer's policy as requested, also after a restart.
             policy = asked.tokenizer.unknown_policy
             tokenizer = dataclasses.replace(saved.tokenizer, unknown_policy=policy)
             return dataclasses.replace(saved, tokenizer=tokenizer)
@@ -328,19 +332,19 @@ def _send_progress(replies: Replies, progress: Progress) -> None:
     replies.send(event="progress", **dataclasses.asdict(progress) | {"sample": sample})
 
 
-def _pause(wishes: RunControl) -> None:
-    """Passes on a signal: its handler may have interrupted whoever holds the lock."""
-    threading.Thread(target=wishes.pause, args=(_TOLD_TO_END,), daemon=True).start()
+def _pause(control: RunControl) -> None:
+    """Pauses the run in another thread, since a signal may interrupt the holder of the lock."""
+    threading.Thread(target=control.pause, args=(_ASKED_TO_END,), daemon=True).start()
 
 
-def _listen(requests: IO[bytes], wishes: RunControl) -> None:
-    """Takes the server's wishes; ends the process when the server is gone."""
+def _listen(requests: IO[bytes], control: RunControl) -> None:
+    """Reads the messages of the server; ends the process when the server is gone."""
     for line in requests:
         message = worker_protocol.decode(line)
         if "stop" in message:
-            wishes.stop(message["stop"], message.get("at_once", False))
+            control.stop(message["stop"], message.get("at_once", False))
         if "pause" in message:
-            wishes.pause(message["pause"])
+            control.pause(message["pause"])
         if "threads" in message:
-            wishes.threads = message["threads"]
-    os.kill(os.getpid(), signal.SIGHUP)  # the main thread ends, and tidies up
+            control.threads = message["threads"]
+    os.kill(os.getpid(), signal.SIGHUP)  # the main thread cleans up and ends

@@ -1,11 +1,11 @@
-"""Corpora on disk, each once: `DATA_DIR/corpora/SHA256` holds the bytes of that hash.
+"""`Corpora` stores each corpus once: `DATA_DIR/corpora/SHA256` holds the bytes of that hash.
 
-A corpus is written and hashed under `tmp/`, synced, and claimed by renaming it to its hash. What
-an upload brings is claimed once the upload is whole (see `UploadFiles`): one that breaks off, or a
-server that is killed meanwhile, leaves nothing. The database knows when each was last wanted; what
-nobody wants any more is deleted by `treadle.server.storage.retention`. Files are closed to others,
-since a corpus may be private; see `disk.shared_with_group`. All methods block on the disk and may
-be called from any thread; a writer is one caller's.
+A corpus is written and hashed under `tmp/`, synced, and claimed by renaming it to its hash. The
+files of an upload are claimed once the upload is complete (see `UploadFiles`). An upload that
+breaks off, or a server that is killed meanwhile, leaves nothing. The database knows when each
+corpus was last used, and `treadle.server.storage.retention` deletes the unused ones. Other users
+cannot read the files, since a corpus may be private; see `files.shared_with_group`. All methods
+block on the disk and may be called from any thread; a writer belongs to one caller.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Corpora:
 
     Args:
         root: The data directory; `corpora/` is made in it.
-        tmp: Where corpora are while they are written; on the same disk.
-        database: Where their last use is kept.
+        tmp: Where corpora are written, on the same disk.
+        database: Where their last use is stored.
         space: The space of their disk.
 
     Raises:
@@ -49,10 +49,10 @@ class Corpora:
         self._database = database
         self._space = space
         self._uploads: Counter[str] = Counter()
-        """Uploads that need a corpus and have no job yet, by hash."""
+        """The number of uploads without a job yet that need a corpus, by its hash."""
         self._new: set[str] = set()
-        """Hashes of corpora that such uploads brought, and no other one did."""
-        # What is there changes under this lock only.
+        """Hashes of corpora that only such uploads have brought."""
+        # The stored corpora change under this lock only.
         self._changing = threading.Lock()
         make_directory(self._home)
         close_to_others(root, self._home)
@@ -67,43 +67,53 @@ class Corpora:
         return CorpusWriter(self, self._tmp / f"corpus-{secrets.token_hex(8)}", self._space)
 
     def path(self, sha256: str) -> Path:
-        """Returns where the corpus of a hash is, if it is stored.
+        """Returns the path of the corpus of a hash, stored or not.
+
+        Args:
+            sha256: The hash.
 
         Raises:
-            ValueError: It is no SHA-256 in lower-case hexadecimal.
+            ValueError: It is not a SHA-256 in lower-case hexadecimal.
         """
         if not _HASH.fullmatch(sha256):
-            raise ValueError(f"{sha256[:80]!r} is no SHA-256 in lower-case hexadecimal")
+            raise ValueError(f"{sha256[:80]!r} is not a SHA-256 in lower-case hexadecimal")
         return self._home / sha256
 
     def has(self, sha256: str) -> bool:
-        """Returns whether the corpus of a hash is stored; False for what is no hash."""
+        """Returns whether the corpus of a hash is stored; False for a text that is not a hash."""
         return _HASH.fullmatch(sha256) is not None and (self._home / sha256).is_file()
 
     def touch(self, sha256: str) -> int | None:
-        """Notes that a corpus is wanted now, so that it stays; returns its bytes.
+        """Notes that a corpus is used now, so that it stays.
+
+        Args:
+            sha256: Its hash.
 
         Returns:
-            None where it is not stored.
+            Its size in bytes; None where it is not stored.
+
+        Raises:
+            OSError: The disk failed or is full.
+            DatabaseError: The database failed.
         """
         with self._changing:
             return self._touch(sha256)
 
-    def borrow(self, sha256: str) -> int | None:
-        """Does as `want`, and keeps the corpus until `give_back`."""
+    def hold(self, sha256: str) -> int | None:
+        """Does the same as `touch`, and keeps the corpus until `release`."""
         with self._changing:
             size = self._touch(sha256)
             if size is not None:
                 self._uploads[sha256] += 1
             return size
 
-    def give_back(self, sha256: str, *, needed: bool) -> None:
-        """Ends what `borrow` or a borrowing `claim` began.
+    def release(self, sha256: str, *, needed: bool) -> None:
+        """Ends what `hold`, or `claim` with `held`, began.
 
         Args:
             sha256: The corpus.
-            needed: Whether a job needs it by now. If not, and uploads alone brought it that came
-                to nothing, it is removed.
+            needed: Whether a job needs it by now. If not, and only uploads that failed have
+                brought it, it is removed.
 
         Raises:
             OSError: The disk failed.
@@ -121,7 +131,7 @@ class Corpora:
                 self._remove(sha256)
 
     def stored(self) -> Iterator[tuple[str, int]]:
-        """Yields hash and bytes of every corpus on disk; other files are left out."""
+        """Yields hash and size in bytes of every corpus on disk; other files are left out."""
         with os.scandir(self._home) as entries:
             for entry in entries:
                 if _HASH.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
@@ -129,7 +139,7 @@ class Corpora:
                         yield entry.name, entry.stat().st_size
 
     def remove(self, sha256: str) -> None:
-        """Removes a corpus, if it is stored. Who has it mapped keeps it until then.
+        """Removes a corpus, if it is stored. A process that has it mapped can still read it.
 
         Raises:
             ValueError: It is no SHA-256 in lower-case hexadecimal.
@@ -140,10 +150,14 @@ class Corpora:
             self._remove(sha256)
 
     def expire(self, sha256: str, before_s: float) -> bool:
-        """Removes a corpus that was last wanted before a time, and returns whether it was.
+        """Removes a corpus that was last used before a time; returns whether it did.
 
-        Unlike `remove` it looks again under the lock, so that a corpus that is wanted at this
-        very moment stays.
+        Unlike `remove` it checks again under the lock, so that a corpus that comes into use at this
+        moment stays.
+
+        Args:
+            sha256: Its hash.
+            before_s: The time, in seconds since the epoch.
 
         Returns:
             Whether the corpus was removed.
@@ -160,14 +174,14 @@ class Corpora:
             self._remove(sha256)
         return True
 
-    def claim(self, path: Path, sha256: str, size: int, *, borrowed: bool = False) -> None:
-        """Makes a whole, synced file the corpus of its hash, or drops it where that is stored.
+    def claim(self, path: Path, sha256: str, size: int, *, held: bool = False) -> None:
+        """Makes a complete, synced file the corpus of its hash; drops it where that is stored.
 
         Args:
             path: The file, on the same disk; it is gone afterwards.
             sha256: Its hash.
-            size: Its bytes.
-            borrowed: Whether it is kept until `give_back`, which may remove it again.
+            size: Its size in bytes.
+            held: Whether it is kept until `release`, which may remove it again.
 
         Raises:
             OSError: The disk failed or is full.
@@ -175,11 +189,11 @@ class Corpora:
         """
         with self._changing:
             place = self.path(sha256)
-            new = borrowed and not place.exists()
+            new = held and not place.exists()
             try:
                 if place.is_file() and place.stat().st_size == size:
                     path.unlink()
-                else:  # not there, or cut short by something beyond us
+                else:  # missing, or cut short from outside
                     os.rename(path, place)
                 sync(self._home)  # also of an earlier claim, whose sync may have failed
                 self._database.touch_corpus(sha256, size, time.time())
@@ -189,7 +203,7 @@ class Corpora:
                 raise
             if new:
                 self._new.add(sha256)
-            if borrowed:
+            if held:
                 self._uploads[sha256] += 1
 
     def _touch(self, sha256: str) -> int | None:
@@ -208,7 +222,7 @@ class CorpusWriter:
     """A corpus that is being written.
 
     Args:
-        corpora: Where it belongs when it is whole.
+        corpora: Takes the corpus when it is complete.
         path: Its file until then; must not exist.
         space: The space of its disk.
 
@@ -222,8 +236,8 @@ class CorpusWriter:
         self._space = space
         self._hash = hashlib.sha256()
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o660)
-        # A cancelled call cannot take its write back from a thread: it must not meet a handle
-        # that was closed under it and given to another file.
+        # A cancelled call cannot stop a write in a thread, and that write must not meet a handle
+        # that was closed meanwhile and belongs to another file now.
         self._using = threading.Lock()
         self.size = 0
         """Bytes written so far."""
@@ -240,7 +254,7 @@ class CorpusWriter:
             self._space.require(len(view))
             self._hash.update(view)
             done = 0
-            while done < len(view):  # a nearly full disk takes a part
+            while done < len(view):  # a nearly full disk takes only a part
                 done += os.write(self._handle, view[done:])
             self.size += done
 
@@ -248,7 +262,7 @@ class CorpusWriter:
         """Ends the file, which stays where it is; nothing may be written any more.
 
         Returns:
-            Its hash in lower-case hexadecimal, and its bytes.
+            Its hash in lower-case hexadecimal, and its size in bytes.
 
         Raises:
             OSError: The disk failed or is full; then only `discard` may follow.
@@ -259,11 +273,11 @@ class CorpusWriter:
             self.sha256 = self._hash.hexdigest()
         return self.sha256, self.size
 
-    def claim(self, *, borrowed: bool = False) -> tuple[str, int]:
+    def claim(self, *, held: bool = False) -> tuple[str, int]:
         """Stores the corpus, whether it was finished or not.
 
         Args:
-            borrowed: See `Corpora.claim`.
+            held: See `Corpora.claim`.
 
         Returns:
             As `finish`.
@@ -275,7 +289,7 @@ class CorpusWriter:
         if not self.sha256:
             self.finish()
         with self._using:
-            self._corpora.claim(self._path, self.sha256, self.size, borrowed=borrowed)
+            self._corpora.claim(self._path, self.sha256, self.size, held=held)
         return self.sha256, self.size
 
     def discard(self) -> None:
@@ -290,5 +304,6 @@ class CorpusWriter:
 
     def _close(self) -> None:
         if self._handle >= 0:
-            handle, self._handle = self._handle, -1
+            handle = self._handle
+            self._handle = -1
             os.close(handle)

@@ -1,22 +1,19 @@
-"""Where models, jobs and corpora lie on disk.
+"""`DataDir` opens a data directory and holds its models, jobs, corpora and database.
 
 ::
 
     DATA_DIR/
       lock                                  held by the one server that uses the directory
-      spare                                 takes space that is given up on a full disk
-      clock                                 the time known last: see `observed_time`
+      spare                                 space to give up on a full disk
+      clock                                 the last known time: see `observed_time`
       treadle.db                            jobs, events, aliases: see `database`
       models/NAME/VERSION/model.safetensors the model; it never changes
       models/NAME/VERSION/model.sha256      its hash, as `sha256sum --check` reads it
       jobs/ID/                              a job's checkpoint and the models that it publishes
       corpora/SHA256                        corpora, each once: see treadle.server.storage.corpora
-      tmp/                                  what is being made; emptied at every start
+      tmp/                                  files being written; emptied at every start
 
-A version is made under `tmp/`, synced, and claimed by renaming its directory: it is there
-whole or not at all. A version's number is not given again while the model has others: where
-the newest is deleted, its empty directory stays. Whatever else lies in the directory is left
-alone. All methods block on the disk: call them from threads.
+Other files in the directory are left alone. All methods block on the disk: call them from threads.
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 DATABASE_FILE = "treadle.db"
 REPAIRED_FILE = "treadle.db.repaired"
-"""A database that a repair has made, and is about to put in the place of the damaged one."""
+"""A database that a repair has made, before it replaces the damaged one."""
 
 CLOCK_FILE = "clock"
 SPARE_FILE = "spare"
@@ -68,7 +65,9 @@ class DataDir:
         tmp = root / "tmp"
         with contextlib.ExitStack() as opened:
             try:
-                root.mkdir(mode=0o700, parents=True, exist_ok=True)  # models hold memorised text
+                root.mkdir(
+                    mode=0o700, parents=True, exist_ok=True
+                )  # models contain text of their corpora
                 files.make_directory(models)
                 opened.enter_context(files.lock(root))
                 files.make_directory(jobs)
@@ -76,7 +75,9 @@ class DataDir:
                     files.remove(tmp)
                 files.make_directory(tmp)
                 for place in (models, jobs, tmp):
-                    files.close_to_others(root, place)  # an earlier server may have left them open
+                    files.close_to_others(
+                        root, place
+                    )  # an earlier server may have left them readable
                 for place in jobs.iterdir():  # no process writes there yet
                     if not place.is_symlink():
                         remove_leftovers(place)
@@ -110,13 +111,13 @@ class DataDir:
 
 
 def _check_repaired(root: Path) -> None:
-    """Checks that no repair of the database was cut off.
+    """Checks that no repair of the database was interrupted.
 
     Raises:
-        StoreError: One was.
+        StoreError: One was interrupted.
     """
     if (root / REPAIRED_FILE).exists():
         raise StoreError(
-            f"a repair of the database in {root} was cut off: run treadle-server --fsck --repair "
-            f"--data-dir {root} once more"
+            f"a repair of the database in {root} was interrupted: run treadle-server --fsck "
+            f"--repair --data-dir {root} once more"
         )

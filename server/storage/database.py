@@ -1,9 +1,8 @@
-"""What the server knows of jobs, aliases and corpora: one SQLite file, `DATA_DIR/treadle.db`.
+"""`Database` stores jobs, events, aliases and corpora in one SQLite file, `DATA_DIR/treadle.db`.
 
-Every change is one transaction, synced before its method returns, in a write-ahead log: after a
-crash or a loss of power it is there whole or not at all. The file is one server's, which its
-lock on the data directory sees to. Every method blocks on the disk and may be called from any
-thread.
+Every change is one transaction in a write-ahead log, synced before its method returns: after a
+crash or a loss of power it is there whole or not at all. Only one server uses the file, since the
+data directory is locked. Every method blocks on the disk and may be called from any thread.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ MAX_INTEGER = (1 << 63) - 1
 """The largest whole number that SQLite holds."""
 
 _NEWER = 1000
-"""By how much the version of a newer Treadle's tables may be higher; beyond it is damage."""
+"""A schema version that is higher by more than this is damage, not a newer Treadle."""
 
 _TIMES = ("created_s", "queued_s", "started_s", "ended_s")
 """The columns of a job that are times."""
@@ -66,9 +65,8 @@ class Database:
 
     Args:
         path: Its file; made, closed to others, if it is missing.
-        upgrade: Whether the tables of an older Treadle become those of this one, which the older
-            one refuses from then on. If not, they do so for this object alone, which must then
-            only read.
+        upgrade: Whether to upgrade the tables of an older Treadle, which then refuses the file. If
+            not, they are upgraded for this object alone, which must only read.
 
     Raises:
         DatabaseError: It is damaged, of a newer Treadle, or cannot be opened.
@@ -78,9 +76,9 @@ class Database:
     def __init__(self, path: Path, *, upgrade: bool = True) -> None:
         self._path = path
         self.spare: SpareSpace | None = None
-        """Space to give up where a full disk would keep something from being deleted or ended."""
+        """Space to give up where a full disk prevents a job from ending or being deleted."""
         self._lock = threading.RLock()
-        # Made here, since SQLite would let everybody read it; its log gets the same mode.
+        # Made here, since SQLite would make it readable for all; its log gets the same mode.
         for name in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
             check_no_link(name)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o660))
@@ -95,12 +93,12 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Closes the file; what is left of the log is moved into it."""
+        """Closes the file, into which SQLite moves the rest of the log."""
         with self._lock:
             self._connection.close()
 
     def check(self) -> list[str]:
-        """Returns what SQLite finds damaged in the file, as sentences; none where all is well."""
+        """Returns the damage that SQLite finds in the file, as sentences; none if it is whole."""
         with self._translated():
             found = [
                 str(text) for (text,) in self._connection.execute("PRAGMA integrity_check(20)")
@@ -112,10 +110,10 @@ class Database:
         return found
 
     def check_structure(self) -> None:
-        """Checks that the file can be written to: what is damaged gets worse by that.
+        """Checks that no page is damaged, since writing would make damage worse.
 
         Raises:
-            DatabaseError: Its pages are damaged. A row with a value that it cannot have is not.
+            DatabaseError: Pages are damaged. A row with an invalid value is no error here.
         """
         with self._translated():
             for (found,) in self._connection.execute("PRAGMA quick_check(20)"):
@@ -123,7 +121,7 @@ class Database:
                     raise sqlite3.DatabaseError(str(found).partition("\n")[0])
 
     def scan(self) -> Iterator[tuple[str, Sequence[Any]]]:
-        """Yields the table and the values of every row, as they are stored."""
+        """Yields the table and the stored values of every row."""
         with self._translated():
             for table, columns in TABLES.items():
                 names = ", ".join(columns)
@@ -131,13 +129,13 @@ class Database:
                     yield table, values
 
     def load(self, rows: Iterable[tuple[str, Sequence[Any]]]) -> Counter[str]:
-        """Adds rows as they are, all or none; one that is there already is left out.
+        """Adds rows unchanged, all or none; leaves out a row that exists.
 
         Args:
             rows: The table and the values of each, in the order of TABLES.
 
         Returns:
-            How many were added to each table.
+            The number of rows added to each table.
         """
         places = {name: ", ".join("?" * len(columns)) for name, columns in TABLES.items()}
         added = Counter[str]()
@@ -162,11 +160,11 @@ class Database:
         )
 
     def count_events(self, job: str, last_sequence: int) -> None:
-        """Notes the number of a job's last event."""
+        """Stores the number of a job's last event."""
         self._do("UPDATE jobs SET last_sequence = ? WHERE id = ?", last_sequence, job)
 
     def add_lost_event(self, job: str, sequence: int, time_s: float) -> None:
-        """Adds an event that says nothing, in the place of a job's last one, which is lost."""
+        """Adds an empty event in the place of a job's last one, which is lost."""
         self.load([("events", (job, sequence, time_s, b""))])
 
     def add_job(self, row: JobRow, first: bytes = b"") -> JobRow:
@@ -174,10 +172,10 @@ class Database:
 
         Args:
             row: The job.
-            first: Its first event, serialized; stored with it or not at all. Empty: none.
+            first: Its first event, serialized, stored in the same transaction; empty: none.
 
         Returns:
-            The row as it is stored, or that of the earlier job with its non-empty request id.
+            The stored row, or that of the earlier job with the same request id.
 
         Raises:
             DatabaseError: There is a job with its id.
@@ -194,11 +192,11 @@ class Database:
         return row
 
     def job(self, job: str, /) -> JobRow | None:
-        """Returns a job, or None where there is none of that id."""
+        """Returns a job; None where there is no job with that id."""
         return next(iter(self._jobs("WHERE id = ?", job)), None)
 
     def job_of_request(self, request_id: str) -> JobRow | None:
-        """Returns the job of a request id; None for an empty one or where there is none."""
+        """Returns the job with a request id; None where there is no such job or the id is empty."""
         if not request_id:
             return None
         return next(iter(self._jobs("WHERE request_id = ? AND request_id != ''", request_id)), None)
@@ -213,13 +211,14 @@ class Database:
         """Returns jobs, the newest first.
 
         Args:
-            states: The states wanted; none: all.
+            states: Their states; none: all.
             model: The name of their model; empty: any.
-            after: The place of the last job of the page before, which may be deleted by now;
-                None: from the first.
+            after: The place of the last job of the previous page, which may be deleted by now;
+                None: the first page.
             limit: The most jobs to return.
         """
-        terms, values = ["1"], list[object]()
+        terms = ["1"]
+        values = list[object]()
         if states:
             terms.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
@@ -246,8 +245,7 @@ class Database:
 
         Args:
             job: Its id.
-            changes: New values by the names of `JobRow`'s fields, but for its id and
-                last_sequence.
+            changes: New values by the names of `JobRow`'s fields, except id and last_sequence.
 
         Raises:
             NoSuchJobError: There is no such job.
@@ -262,12 +260,12 @@ class Database:
         self._urgent(update)
 
     def append_event(self, job: str, payload: bytes, time_s: float, /, **changes: Any) -> int:
-        """Adds an event to a job and changes fields of it, both or neither.
+        """Adds an event to a job and changes its fields in one transaction.
 
         Args:
             job: Its id.
             payload: The event, serialized.
-            time_s: When it happened.
+            time_s: When it happened, in seconds since the epoch.
             changes: As for `update_job`.
 
         Returns:
@@ -287,7 +285,7 @@ class Database:
                 self._change(job, {**changes, "last_sequence": sequence})
             return sequence
 
-        # A state must not be lost; what is told of a run can wait for space.
+        # A state must not be lost; events about a run can wait for space.
         return self._urgent(append) if "state" in changes else append()
 
     def events(
@@ -299,7 +297,7 @@ class Database:
             job: Its id.
             after: The number of the last event already known.
             limit: The most events to return.
-            max_bytes: No more events are returned once their payloads have so many bytes.
+            max_bytes: Bytes of payloads after which no more events are returned.
         """
         statement = (
             "SELECT sequence, time_s, payload FROM events WHERE job = ? AND sequence > ? "
@@ -318,7 +316,7 @@ class Database:
         return rows
 
     def delete_job(self, job: str) -> None:
-        """Deletes a job and its events, if it is there."""
+        """Deletes a job and its events, if it exists."""
         self._urgent(lambda: self._do("DELETE FROM jobs WHERE id = ?", job))
 
     def over_before(self, before_s: float, limit: int) -> list[str]:
@@ -326,9 +324,9 @@ class Database:
 
         Args:
             before_s: The time, in seconds since the epoch.
-            limit: The most of them.
+            limit: The most ids.
         """
-        over_s = "MAX(created_s, queued_s, COALESCE(ended_s, 0))"  # a damaged time makes none old
+        over_s = "MAX(created_s, queued_s, COALESCE(ended_s, 0))"  # a damaged time makes no job old
         rows = self._rows(
             f"SELECT id FROM jobs WHERE state IN ({_FINAL}) "
             f"AND {over_s} < ? ORDER BY {over_s}, id LIMIT ?",
@@ -337,7 +335,7 @@ class Database:
         return [str(job) for (job,) in rows]
 
     def newest_s(self) -> float:
-        """Returns the newest time of all that is known, in seconds since the epoch; 0: none is."""
+        """Returns the newest stored time, in seconds since the epoch; 0: there is none."""
         times = [
             *(f"SELECT MAX({name}) FROM jobs" for name in _TIMES),
             "SELECT MAX(used_s) FROM corpora",
@@ -348,16 +346,16 @@ class Database:
         return max((float(time_s) for time_s in found if isinstance(time_s, float)), default=0.0)
 
     def set_alias(self, model: str, alias: str, version: int) -> None:
-        """Lets an alias name a version of a model, and no other any more."""
+        """Makes an alias lead to a version of a model, and to no other any more."""
         self._do("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?)", model, alias, version)
 
     def delete_alias(self, model: str, alias: str) -> bool:
-        """Deletes an alias; returns whether it was there."""
+        """Deletes an alias; returns whether it existed."""
         statement = "DELETE FROM aliases WHERE model = ? AND alias = ?"
         return bool(self._urgent(lambda: self._do(statement, model, alias)))
 
     def aliases(self, model: str) -> dict[str, int]:
-        """Returns the version that each of a model's aliases names, in their names' order."""
+        """Returns the version of each alias of a model, in the order of their names."""
         rows = self._rows(
             "SELECT alias, version FROM aliases WHERE model = ? ORDER BY alias", model
         )
@@ -368,7 +366,7 @@ class Database:
         }
 
     def aliased(self, model: str, alias: str) -> int:
-        """Returns the version that an alias of a model names; 0 where there is no such alias."""
+        """Returns the version of an alias of a model; 0 where there is no such alias."""
         rows = self._rows(
             "SELECT version FROM aliases WHERE model = ? AND alias = ?", *(model, alias)
         )
@@ -399,23 +397,23 @@ class Database:
         self._urgent(forget)
 
     def touch_corpus(self, sha256: str, size: int, now_s: float) -> None:
-        """Notes that a corpus, of `size` bytes, is there and was wanted now."""
+        """Notes that a corpus of `size` bytes was used at `now_s`."""
         self._do("INSERT OR REPLACE INTO corpora VALUES (?, ?, ?)", sha256, size, now_s)
 
     def corpora(self) -> list[tuple[str, int, float]]:
-        """Returns every corpus: hash, bytes and when it was last wanted; damaged ones left out."""
+        """Returns hash, size and time of last use of every corpus; leaves out damaged rows."""
         rows = self._rows("SELECT sha256, size, used_s FROM corpora ORDER BY sha256")
         kinds = (str, int, float)
         return [row for row in rows if all(map(isinstance, row, kinds))]
 
     def forget_corpus(self, sha256: str) -> None:
-        """Forgets a corpus, if it is known."""
+        """Deletes the row of a corpus, if there is one."""
         self._urgent(lambda: self._do("DELETE FROM corpora WHERE sha256 = ?", sha256))
 
     def corpora_in_use(self) -> set[str]:
-        """Returns the hashes of the corpora of jobs that are queued, running or paused.
+        """Returns the hashes of the corpora of unfinished jobs.
 
-        A job whose corpora cannot be read, and which so cannot go on, keeps none.
+        A job whose list of corpora cannot be read cannot continue, so it keeps none.
         """
         found = set[str]()
         for row in self._jobs(f"WHERE state IN ({_UNFINISHED})"):
@@ -424,19 +422,19 @@ class Database:
         return found
 
     def _prepare(self, upgrade: bool) -> None:
-        """Sets the connection up and makes the tables of a new file."""
-        # The version first: a newer Treadle's file is not to be touched.
+        """Sets up the connection, and makes the tables of a new file."""
+        # The version first: the file of a newer Treadle must not be changed.
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION + _NEWER:
-            raise sqlite3.DatabaseError(f"it says to be of version {version:,}, which none is")
+            raise sqlite3.DatabaseError(f"its version is {version:,}, which does not exist")
         if version > SCHEMA_VERSION:
             raise NewerDatabaseError(
-                f"the database {self._path} is of version {version} and this Treadle reads "
-                f"{SCHEMA_VERSION}: take a newer Treadle"
+                f"the database {self._path} has version {version}, and this Treadle reads version "
+                f"{SCHEMA_VERSION}: use a newer Treadle"
             )
         for pragma in (
             *("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"),
-            "secure_delete = ON",  # what is deleted must not come back from a damaged file
+            "secure_delete = ON",  # a repair must not bring deleted rows back
         ):
             self._connection.execute(f"PRAGMA {pragma}")
         if version == 0:
@@ -448,17 +446,17 @@ class Database:
             with self._transaction():
                 self._upgrade(version)
         elif version < SCHEMA_VERSION:
-            self._connection.execute("BEGIN")  # closing the connection rolls it back
+            self._connection.execute("BEGIN")  # closing the connection rolls this back
             self._upgrade(version)
         self._connection.execute("SELECT 1 FROM jobs, events, aliases, corpora LIMIT 0")
         if upgrade:
-            # Pages of lists begin where the one before ended: that must be a time and an id.
+            # A page of a list begins after a time and an id, so the time must be a real number.
             self._connection.execute(
                 "UPDATE jobs SET created_s = 0.0 WHERE typeof(created_s) != 'real'"
             )
 
     def _upgrade(self, version: int) -> None:
-        """Makes the tables of an older version those of this one, in a transaction."""
+        """Upgrades the tables of an older version, in a transaction."""
         for older in range(version, SCHEMA_VERSION):
             self._connection.execute(UPGRADES[older])
         self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -484,7 +482,7 @@ class Database:
             return self._connection.execute(statement, values).fetchall()
 
     def _urgent(self, work: Callable[[], Result]) -> Result:
-        """Does a short piece of work, on a full disk with the space that was kept for that."""
+        """Runs a short piece of work; on a full disk again, after the spare space was released."""
         try:
             return work()
         except OSError as error:
@@ -499,7 +497,7 @@ class Database:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Does everything within, or nothing of it."""
+        """Commits all changes within, or none."""
         with self._translated():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -513,7 +511,7 @@ class Database:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Holds the lock, and gives SQLite's errors as ours."""
+        """Holds the lock, and translates SQLite's errors."""
         with self._lock:
             try:
                 yield
@@ -534,4 +532,4 @@ class Database:
 def _check(changes: dict[str, Any]) -> None:
     for name in changes:
         if name not in COLUMNS or name in FIXED:
-            raise TypeError(f"{name!r} is no field of a job that may be changed")
+            raise TypeError(f"{name!r} is not a field of a job that may be changed")

@@ -1,4 +1,4 @@
-"""What the files of a data directory have in common: the lock, space, lasting names, removal."""
+"""`DiskSpace`, `lock`, `link_or_copy` and others handle the files of a data directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AGAIN_BYTES = 1 << 20
 
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
-"""How a file system says that it does not link files, or not these."""
+"""The errors of a file system that cannot link these files."""
 
 
 class StoreError(Exception):
@@ -33,14 +33,14 @@ class StoreError(Exception):
 
 
 class DiskSpace:
-    """The space of a disk: whoever writes much asks here first, and again as it goes.
+    """The space of a disk: code that writes much asks here first, and again while it writes.
 
     All methods block on the disk, briefly, and may be called from any thread.
 
     Args:
         path: A directory on it.
         min_free_bytes: Bytes of it to leave free.
-        reserved: Gives the bytes that others need to go on with what they do.
+        reserved: Returns the bytes that running jobs need to continue.
     """
 
     def __init__(
@@ -50,17 +50,20 @@ class DiskSpace:
         self.min_free_bytes = min_free_bytes
         """Bytes of it to leave free."""
         self.reserved = reserved
-        """Gives the bytes that others need to go on with what they do."""
+        """Returns the bytes that running jobs need to continue."""
 
     def free(self) -> int:
         """Returns the bytes that are free."""
         return shutil.disk_usage(self._path).free
 
     def require(self, size: int = 0) -> None:
-        """Checks that so many bytes may be written.
+        """Checks that bytes may be written.
+
+        Args:
+            size: How many bytes.
 
         Raises:
-            NoSpaceError: They may not.
+            NoSpaceError: There is no space for them.
             OSError: The disk failed.
         """
         least = self.min_free_bytes + self.reserved()
@@ -69,10 +72,10 @@ class DiskSpace:
             raise NoSpaceError(size, free, least)
 
     def require_least(self) -> None:
-        """Checks that as many bytes are free as are to stay so, whatever others need.
+        """Checks that `min_free_bytes` are free, whatever running jobs need.
 
         Raises:
-            NoSpaceError: They are not.
+            NoSpaceError: They are not free.
             OSError: The disk failed.
         """
         free = self.free()
@@ -80,9 +83,12 @@ class DiskSpace:
             raise NoSpaceError(0, free, self.min_free_bytes)
 
     def has_again(self, size: int) -> bool:
-        """Returns whether there is space for so many bytes, and for some more.
+        """Returns whether there is space for bytes, and for some more.
 
-        More is wanted than `require` asks for, so that what waited for it can go on for a while.
+        It asks for more than `require`, so that a job that waited for space can run for a while.
+
+        Args:
+            size: How many bytes.
 
         Raises:
             OSError: The disk failed.
@@ -92,15 +98,15 @@ class DiskSpace:
 
 
 class SpareSpace:
-    """A file that only takes space: given up where a full disk would keep things from ending.
+    """A file that only takes space, which is released where a full disk prevents a job from ending.
 
-    What frees space has to be noted, and that takes some; so do a cancellation and a pause. May be
-    used from any thread.
+    To record a deletion takes some space itself, and so does a cancellation or a pause. May be used
+    from any thread.
 
     Args:
         path: The file.
         space: The space of its disk.
-        size: Its bytes.
+        size: Its size in bytes.
     """
 
     def __init__(self, path: Path, space: DiskSpace, size: int = 8 << 20) -> None:
@@ -109,7 +115,7 @@ class SpareSpace:
         self._size = size
 
     def fill(self) -> None:
-        """Takes the space, where it is not taken and there is enough.
+        """Takes the space, if it is not taken and there is enough.
 
         Raises:
             OSError: The disk failed or is full.
@@ -127,28 +133,28 @@ class SpareSpace:
             os.close(handle)
 
     def release(self) -> bool:
-        """Gives the space back; returns whether it was taken."""
+        """Releases the space; returns whether it was taken."""
         try:
             self._path.unlink()
         except OSError:
             return False
-        logger.warning("the disk is full: the space that was kept for that is given up")
+        logger.warning("the disk is full: the spare space is released")
         return True
 
 
 @contextmanager
 def shared_with_group(root: Path) -> Iterator[None]:
-    """Has this process and its children make files for the user alone, or for the group as well.
+    """Has this process and its children create files for the user alone, or for the group as well.
 
-    The data directory's own mode decides: where its group may write, as in the image, another user
-    of the group can go on with what this one leaves.
+    The mode of the data directory decides: where its group may write, as in the image, another user
+    of the group can run the next server.
 
     Args:
-        root: The data directory; it need not exist.
+        root: The data directory, which need not exist.
     """
     try:
         closed = _closed_bits(root)
-    except (OSError, ValueError):  # it is made, for this user alone, or its fault is said later
+    except (OSError, ValueError):  # it is made for this user alone, or its error is reported later
         closed = 0o077
     before = os.umask(closed)
     try:
@@ -158,24 +164,24 @@ def shared_with_group(root: Path) -> Iterator[None]:
 
 
 def unusable(root: Path, error: OSError) -> StoreError:
-    """Returns the error that says why a data directory cannot be used, and what to do.
+    """Returns the error of a data directory that cannot be used, with a remedy.
 
     Args:
         root: The directory.
-        error: What happened on it.
+        error: The error of the operating system.
     """
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else root
     reason = error.strerror or str(error)
     if error.errno == errno.EEXIST:
-        reason = "a file that is no directory, or a link that leads nowhere, has this name"
+        reason = "a file that is not a directory, or a link to nothing, has this name"
     remedy = "name another --data-dir"
     if error.errno in (errno.EACCES, errno.EPERM):
         remedy = _permission_remedy(root, path)
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "make room on its disk"
+        remedy = "free space on its disk"
     elif error.errno == errno.ELOOP and path != root:
-        reason = "a link has this name, and what it leads to is not the server's to change"
-        remedy = "put what it leads to in its place, by a move or a mount"
+        reason = "a link has this name, and the server does not change files behind links"
+        remedy = "replace the link by the directory it leads to, by a move or a mount"
     elif error.errno == errno.EROFS:
         remedy = "mount it writable, or name another --data-dir"
     place = "" if path == root else f": {path}"
@@ -183,11 +189,12 @@ def unusable(root: Path, error: OSError) -> StoreError:
 
 
 def _permission_remedy(root: Path, path: Path) -> str:
-    """Says who may use a path, and how others may."""
+    """Returns who may use a path, and how others get access."""
     while not os.path.lexists(path) and path != path.parent:
         path = path.parent
     status = path.lstat()
-    user, group = os.geteuid(), os.getegid()
+    user = os.geteuid()
+    group = os.getegid()
     mode = stat.S_IMODE(status.st_mode)
     whose = f"{path} belongs to user {status.st_uid}, group {status.st_gid}, mode {mode:04o}"
     ours = f"this server runs as user {user}, group {group}"
@@ -231,16 +238,19 @@ def lock(root: Path) -> IO[str]:
 
 
 def read_small(path: Path) -> str:
-    """Returns the text of a small file; what is no file, such as a pipe, is not waited for.
+    """Returns the text of a small file, without waiting for a pipe in its place.
+
+    Args:
+        path: The file.
 
     Raises:
-        OSError: It cannot be read, or is no file.
+        OSError: It cannot be read, or is not a regular file.
         ValueError: It is not ASCII, or not small.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         data = file.read(_SMALL_BYTES + 1)
     if len(data) > _SMALL_BYTES:
         raise ValueError(f"{path} is too large")
@@ -248,28 +258,31 @@ def read_small(path: Path) -> str:
 
 
 def make_directory(path: Path) -> None:
-    """Makes a directory of the data directory, if it is missing, closed to others.
+    """Makes a directory of the data directory, if it is missing, unreadable for other users.
+
+    Args:
+        path: The directory.
 
     Raises:
-        OSError: The disk failed or is full; a file has its name, or a link, which is not followed:
-            what it leads to is not ours to write to and to delete.
+        OSError: The disk failed or is full; or a file or a link has its name. Links are not
+            followed, since the server must not write or delete behind them.
     """
     check_no_link(path)
     path.mkdir(mode=0o770, exist_ok=True)
 
 
 def check_no_link(path: Path) -> None:
-    """Checks that no link has a name that we are about to write to.
+    """Checks that a path is not a link, before something is written there.
 
     Raises:
-        OSError: ELOOP: one has.
+        OSError: ELOOP: it is a link.
     """
     if path.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
 def close_to_others(root: Path, path: Path) -> None:
-    """Takes from a directory the rights that `shared_with_group` would not give it, where we may.
+    """Removes the rights of a directory that `shared_with_group` would not give it, if possible.
 
     Args:
         root: The data directory, whose mode decides.
@@ -278,17 +291,20 @@ def close_to_others(root: Path, path: Path) -> None:
     mode = stat.S_IMODE(path.stat().st_mode)
     closed = mode & ~_closed_bits(root)
     if mode != closed:
-        with suppress(OSError):  # another user's, who must know
+        with suppress(OSError):  # it belongs to another user, who decides
             path.chmod(closed)
 
 
 def _closed_bits(root: Path) -> int:
-    """Returns the rights that nothing in a data directory gives."""
+    """Returns the rights that no file of a data directory has."""
     return 0o007 if root.stat().st_mode & stat.S_IWGRP else 0o077
 
 
 def sync(path: Path) -> None:
-    """Makes a file's bytes, or renames and new names in a directory, outlast a loss of power.
+    """Makes the bytes of a file, or the names in a directory, outlast a loss of power.
+
+    Args:
+        path: The file or directory.
 
     Raises:
         OSError: The disk failed or is full.
@@ -336,29 +352,32 @@ def _link_or_copy(path: Path, place: Path, space: DiskSpace) -> None:
 
 
 def remove(path: Path) -> bool:
-    """Removes a file, or a directory with all it holds, if it is there.
+    """Removes a file, or a directory with its content, if it exists.
+
+    Args:
+        path: The file or directory.
 
     Returns:
-        Whether it is gone; what cannot be removed is logged and left.
+        Whether it is gone. A file that cannot be removed is logged and stays.
     """
     try:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
         else:
             _remove_tree(path)
-    except FileNotFoundError:  # somebody else was removing it too
+    except FileNotFoundError:  # another thread has removed it
         return True
     except OSError as error:
-        logger.warning("could not be removed, and is left where it is: %s", error)
+        logger.warning("could not be removed and stays: %s", error)
         return False
     return True
 
 
 def _remove_tree(path: Path) -> None:
-    """Removes a directory with all it holds, without following a link.
+    """Removes a directory with its content, without following links.
 
     Raises:
-        OSError: Something in it cannot be removed.
+        OSError: A part of it cannot be removed.
     """
     try:
         shutil.rmtree(path)
@@ -371,7 +390,7 @@ def _remove_tree(path: Path) -> None:
 
 
 def _flatten(path: Path) -> None:
-    """Moves the directories of a tree that is too deep to be walked up into its first one."""
+    """Moves the directories of a tree that is too deep to be walked into its root."""
     waiting = [path]
     while waiting:
         place = waiting.pop()

@@ -1,8 +1,8 @@
-"""`damage`: what is wrong with a job's row as it is stored, such as a byte that a disk changed.
+"""`damage` finds what is wrong with the stored row of a job, such as a byte that a disk changed.
 
-A row that is damaged takes nothing else down: its job is listed as damaged, is not run, and can be
-deleted. `treadle-server --fsck --repair` empties the fields at fault, and a job that cannot go on
-without them is marked as failed.
+A damaged row affects no other job: its job is listed as damaged, does not run and can be deleted.
+`treadle-server --fsck --repair` empties the damaged fields, and marks a job that cannot continue
+without them as failed.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _COUNTS = {
     "claim": 1 << 63,
     "waits_for_bytes": 1 << 63,
 }
-"""The fields that count something, and the numbers that they stay below."""
+"""The fields that count something, and the number that each stays below."""
 _LAST_S = 2.5e11
-"""Seconds since the epoch that no time of a job comes to: Timestamp ends with the year 9999."""
+"""Seconds since the epoch that no time of a job reaches: Timestamp ends with the year 9999."""
 
 _BLANK: dict[str, Any] = {
     "reason": "",
@@ -55,7 +55,7 @@ _BLANK: dict[str, Any] = {
     "ran_s": 0.0,
     "waits_for_bytes": 0,
 }
-"""What a job can do without, and what stands for it then."""
+"""The fields that a job can do without, and the value that replaces each."""
 
 _NEEDED: dict[str, Any] = {
     "state": JobState.FAILED,
@@ -69,7 +69,7 @@ _NEEDED: dict[str, Any] = {
     "version": 0,
     "claim": 0,
 }
-"""What a job that is not over cannot go on without, and what stands for it once it has failed."""
+"""The fields that an unfinished job needs, and the value that replaces each once it has failed."""
 
 
 def damage(row: JobRow) -> str:
@@ -80,12 +80,15 @@ def damage(row: JobRow) -> str:
 
 
 def without_damage(row: JobRow) -> JobRow | None:
-    """Returns a damaged row without what is wrong in it.
+    """Returns a damaged row with its damaged fields replaced.
 
-    A job that is not over fails where it needs one of the fields at fault.
+    An unfinished job fails where it needs one of these fields.
+
+    Args:
+        row: The row.
 
     Returns:
-        None where nobody can tell what the row is of.
+        None where the job of the row is unknown.
     """
     wrong = {*_faults(row)}
     if row.damage:
@@ -110,7 +113,7 @@ def without_damage(row: JobRow) -> JobRow | None:
 
 
 def _faults(row: JobRow) -> dict[str, str]:
-    """Returns what is wrong with each field at fault."""
+    """Returns what is wrong with each damaged field."""
     faults = {
         name: f"is {getattr(row, name)}, which it cannot be"
         for name, limit in _COUNTS.items()
@@ -139,7 +142,7 @@ def _faults(row: JobRow) -> dict[str, str]:
 
 
 def _config(row: JobRow) -> object:
-    # A job that is over needs its settings no more, and an older Treadle may have had others.
+    # A job that is over does not need its settings, which an older Treadle may have written.
     return row.is_final or TrainConfig.from_json(json.loads(row.config))
 
 

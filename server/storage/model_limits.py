@@ -1,4 +1,4 @@
-"""`ModelLimits`: how many models, versions and aliases may be made; what is there already stays."""
+"""`ModelLimits` says how many models, versions and aliases may exist; existing ones stay."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from treadle.server.errors import StatusError, precondition
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """How many there may be."""
+    """The most that may exist."""
 
     models: int = 100_000
-    """Models."""
+    """Models of the server."""
     versions: int = 10_000
     """Versions of a model."""
     aliases: int = 100
@@ -34,19 +34,19 @@ def counted(count: int, thing: str, things: str = "") -> str:
 
 
 def too_many_models(count: int) -> StatusError:
-    """Returns what refuses a new model; `count` are there."""
+    """Returns the error for a new model where there are `count` already."""
     return precondition(
         f"the server has {counted(count, 'model')}, and no more may be made: delete some first"
     )
 
 
 def too_many_versions(model: str, count: int, coming: int) -> StatusError:
-    """Returns what refuses a new version.
+    """Returns the error for a new version.
 
     Args:
-        model: The model.
-        count: Versions that it has.
-        coming: Versions that jobs are to make.
+        model: The name of the model.
+        count: The number of its versions.
+        coming: The number of versions that unfinished jobs will make.
     """
     jobs = f" and {counted(coming, 'unfinished job')}" if coming else ""
     return precondition(
@@ -56,7 +56,7 @@ def too_many_versions(model: str, count: int, coming: int) -> StatusError:
 
 
 def too_many_aliases(model: str, count: int) -> StatusError:
-    """Returns what refuses a new alias; `count` are there."""
+    """Returns the error for a new alias where the model has `count` already."""
     return precondition(
         f"model {model!r} has {counted(count, 'alias', 'aliases')}, and no more may be made: "
         "move or delete one of them"

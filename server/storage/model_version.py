@@ -1,4 +1,4 @@
-"""The directory of one version of a model: what it holds, its hash, and what its file says.
+"""`StoredModel` is one version of a model on disk; `describe` reads its description.
 
 ::
 
@@ -53,20 +53,20 @@ class StoredModel:
 
 @dataclass(frozen=True)
 class Description:
-    """What a model's file says of it; little enough to remember of thousands."""
+    """The description in a model's file, small enough to remember thousands."""
 
     network: NetworkConfig
     """The shape of its network."""
     tokenizer: TokenizerConfig
-    """How it reads text."""
+    """The settings of its tokenizer."""
     layout: CorpusLayout
-    """How its corpus was cut."""
+    """The layout of its corpus."""
     vocabulary_size: int
     """Tokens in its vocabulary, special ones included."""
     parameter_count: int
     """Trained numbers in it."""
     training: TrainingRecord | None
-    """How it was trained; None where it was imported."""
+    """The record of its training; None where it was imported."""
     sha256: str
     """SHA-256 of its file, in lower-case hexadecimal."""
     novelty_index: bool
@@ -74,7 +74,7 @@ class Description:
 
 
 def numbers(home: Path) -> list[int]:
-    """Returns the version numbers under a model's directory, in order; empty ones too."""
+    """Returns the version numbers in a model's directory in order, those of empty ones included."""
     try:
         names = os.listdir(home)
     except OSError as error:
@@ -89,7 +89,7 @@ def _is_version(name: str) -> bool:
 
 
 def describe(model: StoredModel) -> Description:
-    """Returns what a model's file says of it.
+    """Returns the description in a model's file.
 
     Raises:
         StatusError: DATA_LOSS where the file is damaged; NOT_FOUND where it is gone.
@@ -111,16 +111,19 @@ def describe(model: StoredModel) -> Description:
     except FileNotFoundError:
         raise not_found(model.name, model.version) from None
     except OSError as error:
-        if is_out_of_files(error):  # it says nothing of the file
+        if is_out_of_files(error):  # the file itself may be whole
             raise
         fault = LoadError(error.strerror or "the disk failed")
         raise damaged(model.name, model.version, fault) from error
 
 
 def sha256(directory: Path) -> str:
-    """Returns the recorded hash of the model in a directory.
+    """Returns the recorded SHA-256 of the model in a directory.
 
-    A model without one, put there by hand, is hashed, and the hash is recorded.
+    A model without a recorded hash, put there by hand, is hashed, and the hash is recorded.
+
+    Args:
+        directory: The directory of the version.
 
     Raises:
         FileNotFoundError: There is no model.
@@ -134,7 +137,7 @@ def sha256(directory: Path) -> str:
 
 
 def recorded(directory: Path) -> str | None:
-    """Returns the hash in a directory's HASH_FILE; None where there is none to be read."""
+    """Returns the hash in a directory's HASH_FILE; None where it cannot be read."""
     try:
         text = read_small(directory / HASH_FILE).split()[0]
         if len(bytes.fromhex(text)) == hashlib.sha256().digest_size:
@@ -148,10 +151,14 @@ def recorded(directory: Path) -> str | None:
 
 
 def record(directory: Path, digest: str) -> None:
-    """Writes a directory's HASH_FILE, but not where a link leads there.
+    """Writes the HASH_FILE of a directory.
+
+    Args:
+        directory: The directory of the version.
+        digest: The SHA-256 of its model, in lower-case hexadecimal.
 
     Raises:
-        OSError: The disk failed or is full; ELOOP: a link leads there.
+        OSError: The disk failed or is full; ELOOP: the directory is a link.
     """
     for place in (directory, directory.parent):
         check_no_link(place)
@@ -159,7 +166,7 @@ def record(directory: Path, digest: str) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """Returns the SHA-256 of a file as it is now, in lower-case hexadecimal.
+    """Returns the SHA-256 of the bytes of a file, in lower-case hexadecimal.
 
     Raises:
         OSError: It cannot be read.

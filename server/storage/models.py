@@ -1,6 +1,8 @@
-"""`ModelStore` finds, names and describes the models that are stored.
+"""`ModelStore` stores, finds, describes and deletes versions of models.
 
-All methods block on the disk: call them from threads.
+A version is made under `tmp/`, synced, and claimed by renaming its directory: it exists whole or
+not at all. A version number is not reused while the model has other versions: where the newest one
+is deleted, its empty directory stays. All methods block on the disk: call them from threads.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ _ALIASES = 100
 
 
 CLAIMS = 20
-"""How often one model is claimed whose version is deleted, or taken by hand, meanwhile."""
+"""How often the claim of one model is tried where its version is deleted, or taken, meanwhile."""
 
 
 class ModelStore:
@@ -88,7 +90,7 @@ class ModelStore:
         self._index = VersionIndex(root)
 
     def check_free(self, name: str) -> None:
-        """Checks that versions of `name` can be stored, before anybody trains one.
+        """Checks that versions of a model can be stored, before one is trained.
 
         Raises:
             StatusError: FAILED_PRECONDITION.
@@ -102,12 +104,12 @@ class ModelStore:
             raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
 
     def check_new(self, name: str, alias: str = "", coming: Sequence[str] = ()) -> None:
-        """Checks that there may be one more version of a model, and one with an alias.
+        """Checks that a model may get one more version, and that version an alias.
 
         Args:
-            name: The model.
+            name: The name of the model.
             alias: The alias; empty: none.
-            coming: The models of which others are about to store a version each.
+            coming: The names of the models of which unfinished jobs will store a version each.
 
         Raises:
             StatusError: FAILED_PRECONDITION.
@@ -136,14 +138,14 @@ class ModelStore:
 
         Args:
             name: NAME or NAME@ALIAS.
-            version: Its version; 0: what the alias says, or the newest.
+            version: Its version; 0: the one of the alias, or the newest.
 
         Raises:
             StatusError: NOT_FOUND; INVALID_ARGUMENT for an alias and a version.
             DatabaseError: The database failed.
         """
         name, alias = split(name, version)
-        if alias and not is_name(name):  # the rest of NAME@ALIAS is not checked before
+        if alias and not is_name(name):  # so far only the form of NAME@ALIAS was checked
             raise not_found(shorten(name, 100))
         if alias and alias != LATEST:
             version = self.aliases.version(name, alias)
@@ -163,11 +165,19 @@ class ModelStore:
                 break
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 return self._stat(name, version)
-            self._index.forget(name)  # its file was taken away by hand
+            self._index.forget(name)  # its file was removed by hand
         raise not_found(name)
 
     def set_alias(self, name: str, alias: str, version: int = 0) -> StoredModel:
-        """Gives a version, by default the newest, a name, and takes it from any other.
+        """Makes an alias lead to a version, and to no other version any more.
+
+        Args:
+            name: The name of the model.
+            alias: The alias.
+            version: The version; 0: the newest.
+
+        Returns:
+            The version.
 
         Returns:
             The version that has the alias now.
@@ -200,7 +210,7 @@ class ModelStore:
             raise unknown_alias(name, alias) if self.versions(name) else not_found(name)
 
     def describe(self, model: StoredModel) -> Description:
-        """Returns what a model's file says of it; remembered, since versions never change.
+        """Returns the description of a version; remembered, since versions never change.
 
         Raises:
             StatusError: DATA_LOSS where the file is damaged; NOT_FOUND where it is gone.
@@ -215,11 +225,11 @@ class ModelStore:
     def page(self, size: int, after: str = "") -> tuple[list[StoredModel], str]:
         """Returns one page of the newest versions, by name.
 
-        Models that cannot be read are among them; `describe` says what is wrong.
+        Models that cannot be read are included; `describe` raises their error.
 
         Args:
             size: The most models on the page.
-            after: Name after which the page begins.
+            after: The name after which the page begins; empty: the first page.
 
         Returns:
             The models, and the name after which the next page begins; empty on the last.
@@ -235,18 +245,18 @@ class ModelStore:
         """Yields the newest version of each model, by name; see `page`.
 
         Args:
-            after: Name after which they begin.
+            after: The name after which they begin.
         """
         names = sorted(name for name in os.listdir(self._models) if name > after)
         for name in filter(is_name, names):
             try:
                 yield self.find(name)
-            except StatusError:  # a directory without a version, or just deleted
+            except StatusError:  # it has no version, or was just deleted
                 continue
             except OSError as error:
                 if is_out_of_files(error):
                     raise
-                # It is closed to us, and nobody knows its versions.
+                # Its directory cannot be read, so its versions are unknown.
                 logger.warning("a model cannot be read: %s", error)
                 yield StoredModel(name, 0, self._file(name, 0), 0.0, 0)
 
@@ -259,23 +269,26 @@ class ModelStore:
         return StoredModel(name, version, path, stat.st_mtime, stat.st_size)
 
     def new_draft(self) -> Path:
-        """Returns a new directory under `tmp/`, for a version to be made in."""
+        """Returns a new directory under `tmp/` in which a version is made."""
         draft = self._tmp_name("model")
         draft.mkdir(mode=0o770)
         return draft
 
     def discard(self, path: Path) -> None:
-        """Removes what `new_draft` returned, if it is still there.
+        """Removes a directory that `new_draft` returned, if it still exists.
 
-        What cannot be removed is logged and left: under `tmp/` until the next start.
+        A file that cannot be removed is logged and stays until the next start.
         """
         files.remove(path)
 
     def next_version(self, name: str) -> int:
-        """Returns the number that the next version of a model gets.
+        """Returns the number of the next version of a model.
 
-        It is above every version there was, and above what unfinished jobs wrote down in `claim`:
-        write it down there before another job asks.
+        It is above every existing version and above every number that an unfinished job has in
+        `claim`. The caller must store it there before another job asks.
+
+        Args:
+            name: The name of the model.
 
         Raises:
             DatabaseError: The database failed.
@@ -286,8 +299,8 @@ class ModelStore:
     def claim(self, name: str, draft: Path, version: int = 0) -> StoredModel:
         """Makes the model in a draft a version of `name`.
 
-        With a version it may be repeated after a crash: a version that is there with the same
-        content, or whose draft is gone, is taken as claimed.
+        With a version the call may be repeated after a crash: an existing version with the same
+        content, or whose draft is gone, counts as claimed.
 
         Args:
             name: The model's name, already checked.
@@ -299,7 +312,7 @@ class ModelStore:
 
         Raises:
             LoadError: The draft's file is damaged.
-            StatusError: ABORTED: the version is there with other content.
+            StatusError: ABORTED: the version exists with other content.
             OSError: The disk failed or is full.
             DatabaseError: The database failed.
         """
@@ -311,15 +324,15 @@ class ModelStore:
             with self._changing:
                 version = version or self.next_version(name)
                 self._move_in(name, draft, version)
-        # Hashed in its place: a large model takes seconds, and is safe by now.
+        # Hashed in its final place, where it is safe: a large model takes seconds.
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
             model_version.sha256(self._models / name / str(version))
         return self._stat(name, version)
 
     def claim_file(self, name: str, path: Path, version: int) -> StoredModel:
-        """Makes a model's file a version of `name`, without moving it: it is linked or copied.
+        """Makes a model's file a version of `name` by a link or a copy.
 
-        It may be repeated after a crash, as `claim`, also where the file is gone since.
+        The call may be repeated after a crash, as `claim`, also where the file is gone meanwhile.
 
         Args:
             name: The model's name, already checked.
@@ -346,14 +359,14 @@ class ModelStore:
         Args:
             name: The model's name.
             version: The version; None: all of them.
-            force: Delete versions that aliases name as well, and these aliases.
+            force: Whether to delete versions that have aliases, and these aliases.
 
         Returns:
             The versions deleted, oldest first.
 
         Raises:
-            StatusError: NOT_FOUND; FAILED_PRECONDITION: an alias names one of the versions, or the
-                model is a link, which can only be deleted as a whole.
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: an alias leads to one of the versions, or
+                the model is a link, which can only be deleted as a whole.
             DatabaseError: The database failed.
         """
         home = self._models / name
@@ -375,7 +388,7 @@ class ModelStore:
                 if number > max(model_version.numbers(home), default=0):
                     keeper = home / str(number)
             self._index.forget(name)
-            # First the files, then what is noted: on a full disk that makes room for it.
+            # First the files, then the records: on a full disk that frees space for them.
             noted = keeper is None or _made(keeper)
             files.sync(self._models if gone == present else home)
             self.discard(trash)
@@ -386,7 +399,7 @@ class ModelStore:
         return gone
 
     def _check_unnamed(self, name: str, gone: list[int]) -> None:
-        """Refuses to delete versions that aliases name."""
+        """Checks that no alias leads to versions that are to be deleted."""
         named = [
             f"{alias} (version {version})"
             for alias, version in self.aliases.of_model(name).items()
@@ -404,11 +417,11 @@ class ModelStore:
         try:
             self.aliases.forget(name, gone)
         except (OSError, DatabaseError) as error:
-            # They lead nowhere, which `find` says; `_move_in` keeps them from leading elsewhere.
-            logger.warning("aliases of deleted versions of %s are left: %s", name, error)
+            # `find` reports that they lead nowhere, and `_move_in` deletes them for a new version.
+            logger.warning("aliases of deleted versions of %s remain: %s", name, error)
 
     def _is_claimed(self, name: str, path: Path, version: int) -> bool:
-        """Returns whether a version is there already, as what the file at `path` is or was."""
+        """Returns whether a version exists already and is the file at `path`, or was."""
         stored = self._file(name, version)
         if not stored.is_file():
             return False
@@ -416,12 +429,14 @@ class ModelStore:
             return True
         if model_version.file_hash(path) == model_version.file_hash(stored):
             return True
-        message = f"version {version} of model {name!r} is stored already, with other weights"
+        message = f"version {version} of model {name!r} is stored already with other weights"
         raise StatusError(grpc.StatusCode.ABORTED, message)
 
     def _move_in(self, name: str, draft: Path, version: int) -> None:
-        """Makes a draft a version that is not there, or is an empty directory."""
-        if version in self.aliases.of_model(name).values():  # of an earlier model of this name
+        """Makes a draft a version that does not exist or is an empty directory."""
+        if (
+            version in self.aliases.of_model(name).values()
+        ):  # an alias of an earlier model of this name
             self.aliases.forget(name, [version])
         home = self._models / name
         self.check_free(name)
@@ -430,7 +445,7 @@ class ModelStore:
         os.rename(draft, home / str(version))
         self._index.forget(name)
         files.sync(home)
-        if newest < version:  # where it is an empty directory, it kept its number for long enough
+        if newest < version:  # an empty directory is not needed any more to keep its number
             with contextlib.suppress(OSError):
                 (home / str(newest)).rmdir()
         files.sync(self._models)
@@ -440,7 +455,7 @@ class ModelStore:
 
 
 def always_deleted(name: str) -> StatusError:
-    """Returns ABORTED: a model was deleted each time that it was stored."""
+    """Returns ABORTED for a model that was deleted each time that it was stored."""
     return aborted(
         f"model {name!r} was deleted {CLAIMS} times while it was stored; make it again when "
         "nobody deletes it"
@@ -448,7 +463,7 @@ def always_deleted(name: str) -> StatusError:
 
 
 def _made(folder: Path) -> bool:
-    """Makes a folder; returns whether there was space for it."""
+    """Makes a directory; returns whether there was space for it."""
     try:
         folder.mkdir(mode=0o770)
     except OSError as error:

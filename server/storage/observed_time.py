@@ -1,10 +1,9 @@
-"""The time of day as a server may act on it: `ObservedTime` doubts a clock that has jumped.
+"""`ObservedTime` gives the time of day, unless the clock has jumped.
 
-What is kept for days is deleted by the clock, and a clock may be weeks ahead for an hour: at a
-start without a network, after a machine was resumed, by a slip of the hand. The time that a server
-knew last is on disk, in `DATA_DIR/clock`, and while it runs it counts on from there with a clock
-that never jumps. The time of day is believed where it fits, and where it does not, once it has
-been steady for long enough.
+Old files are deleted by the clock, and a clock may be weeks ahead for an hour: at a start without a
+network, after a machine was resumed, or by mistake. The last known time is on disk, in
+`DATA_DIR/clock`, and a running server counts on from there with a clock that never jumps. It trusts
+the time of day where both agree, and otherwise once the time of day has been steady for an hour.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from treadle.server.storage.files import read_small
 logger = logging.getLogger(__name__)
 
 AHEAD_S = 86_400.0
-"""Seconds that the clock may be ahead of what is known: a server may have been down for so long."""
+"""Seconds that the clock may be ahead of the known time: a server may have been down as long."""
 
 BEHIND_S = 3600.0
-"""Seconds that it may be behind."""
+"""Seconds that the clock may be behind."""
 
 CONFIRM_S = 3600.0
-"""Seconds for which a clock that does not fit must be steady before it is believed."""
+"""Seconds for which a clock that does not agree must be steady before it is trusted."""
 
 _STEADY_S = 300.0
 """Seconds that a steady clock may be off after CONFIRM_S."""
@@ -37,11 +36,11 @@ class ObservedTime:
     """The time of day, unless it is doubtful.
 
     Args:
-        path: The file that keeps the time known last.
-        newest_s: The newest time of what is stored, in seconds since the epoch, which is believed
-            where there is no such file; 0: nothing is stored.
-        clock: Gives the time of day, in seconds since the epoch.
-        monotonic: Gives seconds that never jump.
+        path: The file with the last known time.
+        newest_s: The newest time in the database, in seconds since the epoch, which is trusted
+            where there is no such file; 0: there is none.
+        clock: Returns the time of day, in seconds since the epoch.
+        monotonic: Returns seconds that never jump.
     """
 
     def __init__(
@@ -57,18 +56,18 @@ class ObservedTime:
         self._known_s = _read(path) or newest_s or clock()
         self._known_at = monotonic()
         self._doubted: tuple[float, float] | None = None
-        """The time of day that was doubted first, and when that was, by `monotonic`."""
+        """The first time of day that was doubted, and when that was by `monotonic`."""
 
     def now(self) -> float | None:
-        """Returns the time, in seconds since the epoch; None while it is doubtful, which is logged.
+        """Returns the time in seconds since the epoch; None while it is doubtful, which is logged.
 
-        Call it now and then: it is what observes the clock.
+        Call it at intervals, since each call observes the clock.
         """
         now = self._clock()
         at = self._monotonic()
         ahead = now - self._known_s - (at - self._known_at)
         if -BEHIND_S <= ahead <= AHEAD_S:
-            self._believe(now, at)
+            self._trust(now, at)
             return now
         if self._doubted is None or not self._is_steady(now, at):
             self._doubted = (now, at)
@@ -82,8 +81,8 @@ class ObservedTime:
             return None
         if at - self._doubted[1] < CONFIRM_S:
             return None
-        logger.warning("the clock was steady for %g minutes and is believed", CONFIRM_S / 60)
-        self._believe(now, at)
+        logger.warning("the clock was steady for %g minutes and is trusted", CONFIRM_S / 60)
+        self._trust(now, at)
         return now
 
     def _is_steady(self, now: float, at: float) -> bool:
@@ -91,7 +90,7 @@ class ObservedTime:
         doubted, since = self._doubted
         return abs(now - doubted - (at - since)) <= _STEADY_S
 
-    def _believe(self, now: float, at: float) -> None:
+    def _trust(self, now: float, at: float) -> None:
         self._known_s = now
         self._known_at = at
         self._doubted = None
@@ -99,12 +98,12 @@ class ObservedTime:
         try:
             temporary.write_text(f"{now:.3f}\n", "ascii")
             os.replace(temporary, self._path)
-        except OSError as error:  # a full disk, say: the time before is known as well
-            logger.debug("the time could not be noted: %s", error)
+        except OSError as error:  # the disk may be full; the time before is known as well
+            logger.debug("the time could not be stored: %s", error)
 
 
 def _read(path: Path) -> float:
-    """Returns the time in a file; 0 where there is none that can be read."""
+    """Returns the time in a file; 0 where it cannot be read."""
     try:
         known_s = float(read_small(path))
     except (OSError, ValueError):

@@ -1,11 +1,11 @@
-"""The tables of the database: one dataclass is the list of a job's columns.
+"""`JobRow` is the row of a job, and its fields are the columns; the other tables are listed here.
 
 ::
 
     jobs      one row a training job; the fields of `JobRow`
-    events    what a job's watchers are told, numbered from 1 in each job
+    events    the events of jobs, numbered from 1 in each job
     aliases   names of versions of models
-    corpora   files under corpora/, with the time when each was last wanted
+    corpora   files under corpora/, with the time of the last use of each
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCHEMA_VERSION = 3
 """The version of the tables; a server refuses a file of a newer one."""
 
 UNKNOWN_VERSION = -1
-"""The `init_from_version` of a job that was stored before it was noted."""
+"""The `init_from_version` of a job from before the column existed."""
 
 
 _NO_COLUMN = {"column": False}
@@ -42,59 +42,59 @@ class JobRow:
     """One training job. Times are seconds since the epoch."""
 
     id: str
-    """Its id."""
+    """The job's id."""
     model: str
     """The name of the model that it makes."""
     state: str
     """A `JobState`, or what a disk made of it."""
     reason: str
-    """Why it is in that state, as a sentence; may be empty."""
+    """The reason for the state, as a sentence; may be empty."""
     spec: bytes
-    """The serialized TrainSpec, as asked for."""
+    """The serialized TrainSpec of the request."""
     config: str
-    """The TrainConfig as JSON: as asked for, and once started as used."""
+    """The TrainConfig as JSON: as requested, and once started as used."""
     files: str
     """JSON list of its corpora: {"sha256", "name", "role", "weight", "size"}."""
     corpus_bytes: int
-    """Bytes of its corpora together."""
+    """Bytes of all its corpora."""
     request_id: str
-    """What its client called the request, or empty; no two jobs have the same."""
+    """The request id of its client, or empty; no two jobs have the same one."""
     init_from: str
-    """The model that it goes on from, as asked for, or empty; its own copy of that is a file."""
+    """The model that it starts from, as requested, or empty; it has a copy of the file."""
     created_s: float
     """When it was made."""
     queued_s: float
-    """When it entered the queue the last time; the queue goes by it."""
+    """When it last entered the queue, which is the order of the queue."""
     started_s: float | None
-    """When it ran first."""
+    """When it first ran."""
     ended_s: float | None
     """When it was over."""
     last_sequence: int
     """The number of its last event; 0 before the first."""
     restarts: int
-    """How often its worker was started again after a crash."""
+    """How often its process was restarted after a crash."""
     started: bytes
     """The serialized `started` message, or empty."""
     progress: bytes
-    """The newest serialized `progress` message, or empty."""
+    """The latest serialized `progress` message, or empty."""
     version: int
-    """The version stored; 0: none yet."""
+    """The version of the stored model; 0: none yet."""
     claim: int
     """The version that it is about to claim; 0: none."""
     error_code: int
-    """The google.rpc.Code that it failed with, or 0."""
+    """The google.rpc.Code of its failure, or 0."""
     error: bytes
-    """The packed google.rpc.Status that it failed with, or empty."""
+    """The packed google.rpc.Status of its failure, or empty."""
     ran_s: float
     """Seconds that it has run."""
     init_from_version: int
-    """The version of `init_from` as asked for, 0 for the newest; the spec has the one taken."""
+    """The version of `init_from` in the request, 0: the newest; `spec` has the one taken."""
     waits_for_bytes: int = 0
-    """Bytes that must be free, beyond those that stay so, before a paused job goes on by itself;
-    0: it waits for nothing but ResumeJob."""
+    """Bytes that must be free, beyond `--min-free-bytes`, before a paused job continues by itself;
+    0: it waits for ResumeJob."""
     damage: str = field(default="", metadata=_NO_COLUMN)
-    """What is wrong with the row as it is stored, as a sentence; the fields at fault are empty or 0
-    here. It is no column."""
+    """What is wrong with the stored row, as a sentence; the damaged fields are empty or 0 here.
+    It is not a column."""
 
     @property
     def is_final(self) -> bool:
@@ -103,7 +103,7 @@ class JobRow:
 
     @property
     def place(self) -> tuple[float, str]:
-        """Its place in a list of jobs: when it was made, and its id."""
+        """The job's place in a list of jobs: its time of creation and its id."""
         return self.created_s, self.id
 
     def corpora(self) -> list[str]:
@@ -144,12 +144,12 @@ TABLES = {
 """The columns of every table, in their order."""
 
 ADDED = {1: ("init_from_version", UNKNOWN_VERSION), 2: ("waits_for_bytes", 0)}
-"""The column of a job that the next version after each added, and what older jobs have in it."""
+"""The column that the version after each one added, and its value in older jobs."""
 UPGRADES = {
     version: f"ALTER TABLE jobs ADD {name} INTEGER NOT NULL DEFAULT {value}"
     for version, (name, value) in ADDED.items()
 }
-"""What makes the tables of a version those of the next one."""
+"""The statement that upgrades the tables of each version to the next."""
 
 SCHEMA = (
     f"CREATE TABLE jobs ({', '.join(f'{name} {kind}' for name, kind in COLUMNS.items())}, "
@@ -175,11 +175,11 @@ _KINDS = {
     "float": (float,),
     "float | None": (float, type(None)),
 }
-_WANTED = [(item.name, _KINDS[str(item.type)], _EMPTY[str(item.type)]) for item in _FIELDS]
+_EXPECTED = [(item.name, _KINDS[str(item.type)], _EMPTY[str(item.type)]) for item in _FIELDS]
 
 
 def text(data: bytes) -> str | bytes:
-    """Returns a stored text; as bytes where it is no UTF-8, which `read_row` then finds wrong."""
+    """Returns a stored text; as bytes where it is not UTF-8, which `read_row` reports as damage."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -187,10 +187,14 @@ def text(data: bytes) -> str | bytes:
 
 
 def read_row(values: Sequence[object]) -> JobRow:
-    """Returns a job as it is stored, in the order of COLUMNS; a damaged one says what is wrong."""
+    """Returns a stored job, with its `damage` where values have the wrong type.
+
+    Args:
+        values: The values in the order of COLUMNS.
+    """
     good = list[Any]()
     wrong = list[str]()
-    for value, (name, kinds, empty) in zip(values, _WANTED, strict=True):
+    for value, (name, kinds, empty) in zip(values, _EXPECTED, strict=True):
         if isinstance(value, kinds):
             good.append(value)
         else:

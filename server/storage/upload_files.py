@@ -1,8 +1,7 @@
-"""The files of one upload: next to the corpora until it is whole, then among them, or gone.
+"""`UploadFiles` holds the files of one upload until it is complete, and stores or removes them.
 
-An upload that comes to nothing removes what it brought, whenever its call is cancelled: every
-file is known here before its bytes are. All methods block on the disk and may be called from any
-thread.
+An upload that fails removes its files, whenever its call is cancelled: each file is known here
+before it has any bytes. All methods block on the disk and may be called from any thread.
 """
 
 from __future__ import annotations
@@ -21,37 +20,40 @@ class UploadedFile:
     """One file of a corpus, stored."""
 
     sha256: str
-    """SHA-256 of its bytes, in lower-case hexadecimal: its name in the store."""
+    """SHA-256 of its bytes, in lower-case hexadecimal; its name among the corpora."""
     name: str
-    """What to call it in messages."""
+    """Its name in messages."""
     role: str
-    """What it is for: train, valid or test."""
+    """Its role: train, valid or test."""
     weight: float
-    """How often a pass reads it."""
+    """How often an epoch reads it."""
     size: int
-    """Its bytes."""
+    """Its size in bytes."""
 
 
 class UploadFiles:
-    """What one upload has brought so far.
+    """The files of one upload so far.
 
     Args:
-        corpora: Where the files belong once the upload is whole.
+        corpora: Takes the files once the upload is complete.
     """
 
     def __init__(self, corpora: Corpora) -> None:
         self._corpora = corpora
         self._lock = threading.Lock()
         self._writers: list[CorpusWriter] = []
-        self._borrowed: list[str] = []
+        self._held: list[str] = []
         self._needed = False
         self._closed = False
 
     def find(self, sha256: str) -> int | None:
-        """Returns the bytes of a file that this upload brought before, or that is stored.
+        """Finds a file that this upload brought before, or that is stored.
+
+        Args:
+            sha256: Its hash.
 
         Returns:
-            None where there is none of that hash.
+            Its size in bytes; None where there is no file with that hash.
 
         Raises:
             OSError: The disk failed or is full.
@@ -61,15 +63,15 @@ class UploadFiles:
             for writer in self._writers:
                 if writer.sha256 == sha256:
                     return writer.size
-            size = self._corpora.borrow(sha256)
+            size = self._corpora.hold(sha256)
             if size is not None:
-                self._borrowed.append(sha256)
+                self._held.append(sha256)
             if self._closed:
-                self._give_back()
+                self._release_all()
             return size
 
     def writer(self) -> CorpusWriter:
-        """Returns what takes a new file.
+        """Returns a writer of a new file.
 
         Raises:
             OSError: The disk failed or is full.
@@ -77,12 +79,12 @@ class UploadFiles:
         with self._lock:
             writer = self._corpora.writer()
             self._writers.append(writer)
-            if self._closed:  # the call was cancelled before its thread came here
+            if self._closed:  # the call was cancelled before its thread got here
                 self._discard()
             return writer
 
     def store(self) -> None:
-        """Moves the files among the corpora; the upload is whole.
+        """Makes the files corpora; the upload is complete.
 
         Raises:
             OSError: The disk failed or is full; then only `close` may follow.
@@ -90,16 +92,16 @@ class UploadFiles:
         """
         with self._lock:
             while self._writers and not self._closed:
-                sha256, _ = self._writers[0].claim(borrowed=True)
-                self._borrowed.append(sha256)
+                sha256, _ = self._writers[0].claim(held=True)
+                self._held.append(sha256)
                 del self._writers[0]
 
     def keep(self) -> None:
-        """Says that a job needs the files from now on."""
+        """Notes that a job needs the files from now on."""
         self._needed = True
 
     def close(self) -> None:
-        """Removes what the upload brought, unless it is to be kept.
+        """Removes the files of the upload, unless a job needs them.
 
         Raises:
             OSError: The disk failed.
@@ -110,7 +112,7 @@ class UploadFiles:
             try:
                 self._discard()
             finally:
-                self._give_back()
+                self._release_all()
 
     def _discard(self) -> None:
         with contextlib.ExitStack() as discarding:
@@ -118,8 +120,8 @@ class UploadFiles:
                 discarding.callback(writer.discard)
             self._writers.clear()
 
-    def _give_back(self) -> None:
+    def _release_all(self) -> None:
         with contextlib.ExitStack() as giving:
-            for sha256 in self._borrowed:
-                giving.callback(self._corpora.give_back, sha256, needed=self._needed)
-            self._borrowed.clear()
+            for sha256 in self._held:
+                giving.callback(self._corpora.release, sha256, needed=self._needed)
+            self._held.clear()

@@ -1,4 +1,4 @@
-"""`VersionIndex`: which versions a model has, read again only where its directory has changed."""
+"""`VersionIndex` knows the versions of each model, and reads a directory only after a change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from treadle.server.storage.model_version import MODEL_FILE
 
 _TICK_NS = 2_500_000_000
 """A directory may change again within the same tick of its clock, which some file systems count in
-seconds. One that changed less long ago is read again the next time."""
+seconds. A directory with a newer change is read again the next time."""
 
 
 class VersionIndex:
@@ -34,14 +34,14 @@ class VersionIndex:
         home = self._models / name
         try:
             changed_ns = os.stat(home).st_mtime_ns
-        except OSError:  # `versions.numbers` knows which of them mean that there is no model
+        except OSError:  # `model_version.numbers` knows which errors mean that there is no model
             changed_ns = time.time_ns()
         known = self._known.get(name)
         if known is not None and known[0] == changed_ns:
             return known[1]
         numbers = model_version.numbers(home)
         found = tuple(n for n in numbers if (home / str(n) / MODEL_FILE).is_file())
-        # A file may still come into an empty directory, and that of the model does not show it.
+        # A file that is put into an empty directory does not change the model's directory.
         if len(found) == len(numbers) and changed_ns < time.time_ns() - _TICK_NS:
             self._known[name] = changed_ns, found
         else:

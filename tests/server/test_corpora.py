@@ -103,9 +103,9 @@ def test_what_is_discarded_is_gone(tmp_path: Path, data_dir: DataDir) -> None:
 @pytest.mark.parametrize("name", ["", "../treadle.db", "A" * 64, "a" * 63, "a" * 64 + "\n"])
 def test_what_is_no_hash_names_no_corpus(corpora: Corpora, name: str) -> None:
     assert not corpora.has(name)
-    with pytest.raises(ValueError, match="no SHA-256"):
+    with pytest.raises(ValueError, match="is not a SHA-256"):
         corpora.path(name)
-    with pytest.raises(ValueError, match="no SHA-256"):
+    with pytest.raises(ValueError, match="is not a SHA-256"):
         corpora.remove(name)
 
 

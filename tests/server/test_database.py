@@ -237,7 +237,7 @@ def test_a_newer_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
         newer.execute("CREATE TABLE other (x)")
     newer.close()
     before = path.read_bytes()
-    with pytest.raises(NewerDatabaseError, match=r"version 99.*take a newer Treadle"):
+    with pytest.raises(NewerDatabaseError, match=r"version 99.*use a newer Treadle"):
         Database(path)
     assert path.read_bytes() == before
 

@@ -390,7 +390,7 @@ def test_a_newer_database_is_left_alone(root: Path) -> None:
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     before = (root / DATABASE_FILE).read_bytes()
-    with pytest.raises(StoreError, match="take a newer Treadle"):
+    with pytest.raises(StoreError, match="use a newer Treadle"):
         check(root, repair=True)
     assert (root / DATABASE_FILE).read_bytes() == before
 

@@ -22,7 +22,7 @@ def observed(root: Path, clock: DayClock, newest_s: float = 0.0) -> ObservedTime
     return ObservedTime(root / "clock", newest_s, clock.time, clock.monotonic)
 
 
-def test_an_empty_directory_believes_the_clock(root: Path) -> None:
+def test_an_empty_directory_trusts_the_clock(root: Path) -> None:
     assert observed(root, DayClock(NOW)).now() == NOW
 
 
@@ -40,10 +40,10 @@ def test_a_start_with_a_wrong_clock_has_no_time_before_the_clock_was_steady(
         assert time.now() is None
     clock.pass_s(CONFIRM_S / 6)
     assert time.now() == clock.now_s
-    assert "is believed" in caplog.text
+    assert "is trusted" in caplog.text
 
 
-def test_a_clock_that_is_corrected_meanwhile_was_never_believed(root: Path) -> None:
+def test_a_clock_that_is_corrected_meanwhile_was_never_trusted(root: Path) -> None:
     clock = DayClock(NOW + 40 * DAY)
     time = observed(root, clock, newest_s=NOW)
     assert time.now() is None

@@ -312,7 +312,7 @@ def test_a_repair_may_be_cut_off_anywhere(
             check(root, repair=True)
         except KeyboardInterrupt:
             if (root / REPAIRED_FILE).exists():
-                with pytest.raises(StoreError, match="was cut off: run treadle-server --fsck"):
+                with pytest.raises(StoreError, match="was interrupted: run treadle-server --fsck"):
                     DataDir(root)
     renames[0] = 10**6
     check(root, repair=True)

@@ -254,7 +254,8 @@ def test_a_run_that_is_being_prepared_is_left_at_once(
 def test_a_large_corpus_is_said_to_be_read(tmp_path: Path) -> None:
     small = serve(SERVE, order(tmp_path))
     assert not any(message["event"] == "reading" for message in small)
-    script = f"from treadle.server.jobs import worker_training\nworker_training._LARGE_CORPUS_BYTES = 1{SERVE}"
+    module = "treadle.server.jobs.worker_training"
+    script = f"import {module}\n{module}._LARGE_CORPUS_BYTES = 1{SERVE}"
     said = serve(script, order(tmp_path))
     assert [message["event"] for message in said[:3]] == ["ready", "reading", "started"]
     assert said[1]["reason"] == f"reading a corpus of {len(TEXT):,} bytes"
