@@ -1,19 +1,18 @@
-"""Checks a data directory after a crash, and repairs it where that is wanted.
+"""`check` checks a data directory, for example after a crash, and repairs it on request.
 
-Nothing is deleted that could be worth a look: what is damaged is moved to `DATA_DIR/damaged/`.
-What is checked, in this order:
+It deletes nothing that could be worth a look: damaged files are moved to `DATA_DIR/damaged/`. The
+order of the checks:
 
 - leftovers under `tmp/`;
-- every version's header, and its file against model.sha256; hashes that are missing; empty
-  directories of versions, but for a model's newest, which keeps its number from being reused;
+- the header of every version, and its file against model.sha256; missing hashes; empty directories
+  of versions, except a model's newest, which keeps its number from being reused;
 - every corpus against the hash that is its name;
-- the database: its pages, and every row of it. Where there is a fault, all rows that can be read go
-  into a new one, and the damaged one is moved away;
-- aliases of versions that are not there;
-- the corpora and checkpoints of jobs that are not over, and directories of jobs that are not
-  there.
+- the pages and rows of the database. If any is damaged, all rows that can be read go into a new
+  database, and the damaged one is moved away;
+- aliases of versions that do not exist;
+- the corpora and checkpoints of unfinished jobs, and directories of jobs that do not exist.
 
-It may be cut off at any moment and run again.
+A check may be interrupted at any moment and run again.
 """
 
 from __future__ import annotations
@@ -33,12 +32,10 @@ from treadle.server.fsck.models import (
     check_corpus_rows,
     check_models,
 )
-from treadle.server.fsck.report import DAMAGED, Finding, Report, put_aside, remove_whole
+from treadle.server.fsck.report import DAMAGED, Report, put_aside, remove_whole
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import DATABASE_FILE
 from treadle.server.storage.files import StoreError
-
-__all__ = ["Finding", "Report", "check", "run"]
 
 
 def check(root: Path, repair: bool) -> Report:
@@ -46,13 +43,13 @@ def check(root: Path, repair: bool) -> Report:
 
     Args:
         root: The directory.
-        repair: Whether to repair what is wrong, too.
+        repair: Whether to repair it as well.
 
     Returns:
         What was found.
 
     Raises:
-        StoreError: It is not there, a server uses it, or it cannot be read or written.
+        StoreError: It does not exist, a server uses it, or it cannot be read or written.
     """
     if not root.is_dir():
         raise StoreError(f"there is no data directory {root}; name another --data-dir")
@@ -67,6 +64,10 @@ def check(root: Path, repair: bool) -> Report:
 
 def run(root: Path, repair: bool) -> int:
     """Checks a data directory and prints what was found.
+
+    Args:
+        root: The directory.
+        repair: Whether to repair it as well.
 
     Returns:
         The exit code: 0 where nothing was found, else 1; 2 where it cannot be checked.
@@ -86,7 +87,7 @@ def run(root: Path, repair: bool) -> int:
 
 def _check(root: Path, repair: bool) -> Report:
     report = Report(repair)
-    _check_places(root, report)
+    _check_kinds(root, report)
     _check_tmp(root, report)
     check_models(root, report)
     corpora = check_corpora(root, report)
@@ -105,11 +106,11 @@ def _check(root: Path, repair: bool) -> Report:
     return report
 
 
-def _check_places(root: Path, report: Report) -> None:
-    """Checks what must be directories and files of our own: nothing is done behind a link.
+def _check_kinds(root: Path, report: Report) -> None:
+    """Checks that the top-level directories and files are no links and have the right kind.
 
     Raises:
-        OSError: ELOOP: a link has the name of one.
+        OSError: ELOOP: one of them is a link.
     """
     for name in (DAMAGED, "models", "jobs", "corpora"):
         place = root / name
@@ -119,19 +120,21 @@ def _check_places(root: Path, report: Report) -> None:
             aside = partial(put_aside, root, place, name)
             if name == DAMAGED:
                 aside = partial(os.rename, place, root / f"{DAMAGED}-{secrets.token_hex(4)}")
-            report.repair("it is no directory", place, action, aside)
+            report.repair("it is not a directory", place, action, aside)
     tmp = root / "tmp"
     if tmp.is_symlink() or (tmp.exists() and not tmp.is_dir()):
-        report.repair("it is no directory", tmp, "removed", partial(remove_whole, tmp))
+        report.repair("it is not a directory", tmp, "removed", partial(remove_whole, tmp))
     database = root / DATABASE_FILE
     files.check_no_link(database)
     if database.exists() and not database.is_file():
         action = f"moved to {DAMAGED}/"
-        report.repair("it is no file", database, action, partial(put_aside, root, database, "db"))
+        report.repair(
+            "it is not a file", database, action, partial(put_aside, root, database, "db")
+        )
 
 
 def _check_tmp(root: Path, report: Report) -> None:
     tmp = root / "tmp"
     for path in sorted(tmp.iterdir()) if tmp.is_dir() and not tmp.is_symlink() else []:
-        what = "it was being made when the server died"
+        what = "it was being written when the server died"
         report.repair(what, path, "removed", partial(remove_whole, path))

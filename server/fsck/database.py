@@ -1,8 +1,8 @@
-"""The part of the check that looks at the database: its pages, and every row of every table.
+"""`open_database` checks the pages and rows of the database, and repairs it on request.
 
-A database with a fault is never written to. Its rows go into a new one, which takes its place; it
-is kept in `damaged/`, with a list of what could not go over. The new one is whole before the old
-one moves, so that a repair may be cut off anywhere.
+A damaged database is never written to. Its rows go into a new one that replaces it. The damaged one
+is kept in `damaged/`, with a list of the rows that were left out. The new one is complete before
+the old one moves, so a repair may be interrupted anywhere.
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ from treadle.server.storage.schema import TABLES, NewerDatabaseError, read_row
 from treadle.v1 import sequence_pb2 as pb
 
 LEFT_OUT_FILE = "rows.jsonl"
-"""The rows that could not go over into a new database, for a person to look at."""
+"""The rows that were changed or left out of a new database, for a person to look at."""
 
 _LOGS = ("-wal", "-shm")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _AHEAD = 100_000
-"""How many events a job may have of which its record, in an older copy, does not know."""
+"""The most events of a job that an older copy of its row may not know."""
 
 _NAMED = 20
-"""Damaged rows that have a finding of their own."""
+"""The most damaged rows with a finding of their own."""
 
 Values = Sequence[Any]
 Rows = Callable[[], Iterable[tuple[str, Values]]]
 
 
 def open_database(root: Path, report: Report) -> tuple[Database | None, bool]:
-    """Checks the database, and repairs it where that is wanted.
+    """Checks the database, and repairs it where the report allows that.
 
     Args:
         root: The data directory.
         report: Where findings go.
 
     Returns:
-        The database, whole; None where there is none, or none that may be used. And whether it is
-        one that may lack jobs which were there.
+        The database, whole, or None where there is none or it cannot be used; and whether a repair
+        may have lost jobs.
 
     Raises:
-        StoreError: It is that of a newer Treadle.
+        StoreError: It belongs to a newer Treadle.
         OSError: The disk failed or is full.
         DatabaseError: The new database failed.
     """
     path = root / DATABASE_FILE
     if (root / REPAIRED_FILE).is_file():
-        what = "an earlier repair of the database was cut off"
+        what = "an earlier repair of the database was interrupted"
         report.repair(what, path, "finished", partial(_take_place, root))
     if not path.is_file():
         return None, False
@@ -77,7 +77,7 @@ def open_database(root: Path, report: Report) -> tuple[Database | None, bool]:
         review = _Review(database.scan)
         if not review.faults:
             return database, False
-        _tell_rows(report, path, review)
+        _report_rows(report, path, review)
         if report.may_repair:
             _rebuild(root, review)
         database.close()
@@ -86,7 +86,7 @@ def open_database(root: Path, report: Report) -> tuple[Database | None, bool]:
 
 
 def _open(path: Path, report: Report) -> tuple[Database | None, str]:
-    """Returns the database, or what is wrong with its pages; what is damaged is not written to."""
+    """Returns the database, or what is wrong with its pages; a damaged one is not written to."""
     try:
         database = Database(path, upgrade=False)
     except NewerDatabaseError as error:
@@ -106,7 +106,7 @@ def _open(path: Path, report: Report) -> tuple[Database | None, str]:
 
 
 def _damage(database: Database) -> str:
-    """Returns what is wrong with a database, in a few words; empty where nothing is."""
+    """Returns what is wrong with a database, in a few words; empty where it is whole."""
     try:
         database.check_structure()
         return "; ".join(database.check()[:1])
@@ -115,7 +115,7 @@ def _damage(database: Database) -> str:
 
 
 def _salvage(root: Path, report: Report, found: str) -> tuple[Database | None, bool]:
-    """Takes what can be read of a database that SQLite cannot use over into a new one."""
+    """Copies the readable rows of a database that SQLite cannot use into a new one."""
     path = root / DATABASE_FILE
     what = f"the database is damaged ({found})"
     review = _Review(Salvage(path).rows)
@@ -132,13 +132,13 @@ def _salvage(root: Path, report: Report, found: str) -> tuple[Database | None, b
     action = f"rebuilt from what can be read ({kept}); the damaged one is moved to {DAMAGED}/"
     before = len(report.findings)
     report.repair(what, path, action, partial(_rebuild, root, review))
-    _tell_rows(report, path, review)
+    _report_rows(report, path, review)
     if not report.may_repair or "could not" in report.findings[before].action:
         return None, True
     return Database(path), True
 
 
-def _tell_rows(report: Report, path: Path, review: _Review) -> None:
+def _report_rows(report: Report, path: Path, review: _Review) -> None:
     done = f"the row as it was is in {DAMAGED}/{LEFT_OUT_FILE}"
     advice = done if report.may_repair else f"with --repair {done}"
     for what in review.faults[:_NAMED]:
@@ -149,7 +149,7 @@ def _tell_rows(report: Report, path: Path, review: _Review) -> None:
 
 @dataclass
 class _Review:
-    """Reads every row and decides what becomes of it.
+    """Reads every row and decides whether to keep, change or leave it out.
 
     Args:
         source: Yields the rows, table by table, as often as it is called.
@@ -157,9 +157,9 @@ class _Review:
 
     source: Rows
     jobs: dict[str, int] = field(default_factory=dict)
-    """The last event's number of every job that is kept."""
+    """The number of the last event of every job that is kept."""
     kept: Counter[str] = field(default_factory=Counter)
-    """Rows that are kept, by table; one that comes twice is counted twice."""
+    """The number of kept rows by table; a row that comes twice counts twice."""
     faults: list[str] = field(default_factory=list)
     """What is wrong with each row that is changed or left out, as a sentence."""
 
@@ -173,7 +173,7 @@ class _Review:
         """Yields the table and the values of every row that is kept.
 
         Args:
-            left_out: Called with table, values and fault of what is changed or left out.
+            left_out: Called with table, values and fault of each row that is changed or left out.
         """
         self.jobs.clear()
         self.faults.clear()
@@ -186,7 +186,7 @@ class _Review:
                 yield table, better
 
     def _judge(self, table: str, values: Values) -> tuple[str, Values | None]:
-        """Returns what is wrong with a row, or nothing, and its values to keep, if any."""
+        """Returns what is wrong with a row, or an empty text, and the values to keep, if any."""
         if table == "jobs":
             return self._job(values)
         fault = {"events": self._event, "aliases": _alias, "corpora": _corpus}[table](values)
@@ -203,7 +203,7 @@ class _Review:
         whole = without_damage(row) if fault else row
         if whole is None:
             return f"the record of job {_shown(row.id)} is damaged: {fault}; it is left out", None
-        if whole.id not in self.jobs:  # an old copy of it may come behind it
+        if whole.id not in self.jobs:  # an old copy of the row may follow
             self.jobs[whole.id] = whole.last_sequence
         failed = whole.state == JobState.FAILED != row.state
         done = "it is marked as failed" if failed else "that is emptied"
@@ -214,7 +214,7 @@ class _Review:
         job, sequence, time_s, payload = values
         what = f"event {_shown(sequence)} of job {_shown(job)}"
         if not isinstance(job, str) or job not in self.jobs:
-            return f"{what} is of no job that is there; it is left out"
+            return f"{what} belongs to no job; it is left out"
         if not isinstance(sequence, int) or sequence < 1:
             return f"{what} has no number; it is left out"
         if sequence > self.jobs[job] + _AHEAD:
@@ -270,10 +270,10 @@ def _shown(value: object) -> str:
 
 
 def _rebuild(root: Path, review: _Review) -> None:
-    """Makes a new database of the rows that are kept, and puts it in the place of the old one.
+    """Makes a new database of the kept rows, which replaces the old one.
 
     Raises:
-        OSError: The disk failed or is full; the old database is where it was.
+        OSError: The disk failed or is full; the old database stays in place.
     """
     draft = root / f"{REPAIRED_FILE}.tmp"
     for path in (draft, *(root / (draft.name + end) for end in _LOGS)):
@@ -295,7 +295,7 @@ def _rebuild(root: Path, review: _Review) -> None:
 
 
 class _LeftOut:
-    """Writes down the rows that are changed or left out, one in a line.
+    """Writes the rows that are changed or left out to a file, one in a line.
 
     Args:
         root: The data directory.
@@ -306,12 +306,12 @@ class _LeftOut:
         self._lines = list[str]()
 
     def add(self, table: str, values: Values, fault: str) -> None:
-        """Adds a row; bytes are written in base64."""
+        """Adds a row; its bytes are written in base64."""
         named = dict(zip(TABLES[table], map(_plain, values), strict=False))
         self._lines.append(json.dumps({"table": table, "fault": fault, "values": named}))
 
     def keep(self) -> None:
-        """Writes the rows behind those that are there already.
+        """Appends the rows to the file.
 
         Raises:
             OSError: The disk failed or is full.
@@ -335,7 +335,7 @@ def _plain(value: object) -> object:
 
 
 def _take_place(root: Path) -> None:
-    """Puts the repaired database in the place of the old one, which is kept."""
+    """Replaces the old database by the repaired one; keeps the old one."""
     _put_aside(root)
     os.replace(root / REPAIRED_FILE, root / DATABASE_FILE)
     files.sync(root)
@@ -349,7 +349,7 @@ def _put_aside(root: Path) -> None:
 
 
 def check_events(report: Report, database: Database, path: Path) -> None:
-    """Checks that the last event of every job is there, and is the last: its watchers wait for it.
+    """Checks that the last event of every job exists and is the last, since watchers wait for it.
 
     Args:
         report: Where findings go.
@@ -365,4 +365,4 @@ def check_events(report: Report, database: Database, path: Path) -> None:
     for job, last in database.lost_events():
         work = partial(database.add_lost_event, job, last, time.time())
         what = f"the last events of job {job} are missing"
-        report.repair(what, path, "made up for by an event that says nothing", work)
+        report.repair(what, path, "replaced by an empty event", work)

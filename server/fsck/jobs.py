@@ -1,4 +1,4 @@
-"""The part of the check that looks at jobs: their corpora, their checkpoints, their directories."""
+"""`check_jobs` checks the corpora, checkpoints and directories of jobs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _PAGE = 200
 def check_jobs(
     root: Path, report: Report, database: Database, corpora: Set[str], rebuilt: bool
 ) -> None:
-    """Checks what the jobs need that are not over, and that every job's directory has its job.
+    """Checks the files of unfinished jobs, and that every directory belongs to a job.
 
     Args:
         root: The data directory, its corpora checked already.
         report: Where findings go.
         database: Its database.
         corpora: The hashes of the corpora that are whole, or cannot be read just now.
-        rebuilt: Whether the database may lack jobs that were there.
+        rebuilt: Whether a repair of the database may have lost jobs.
 
     Raises:
         OSError: A directory cannot be read.
@@ -60,17 +60,17 @@ def check_jobs(
             _check_file(root, report, path)
     for place in _directories(root):
         if place.is_symlink() or not is_name(place.name):
-            _put_directory_aside(root, report, place, "it is no directory of a job")
+            _put_directory_aside(root, report, place, "it is not the directory of a job")
         elif database.job(place.name) is None and rebuilt:
             what = "it is the directory of a job that the database does not know any more"
             _put_directory_aside(root, report, place, what)
         elif database.job(place.name) is None:
-            what = "it is the directory of a job that is not there"
+            what = "it is the directory of a job that does not exist"
             report.repair(what, place, "removed", partial(remove_whole, place))
 
 
 def put_jobs_aside(root: Path, report: Report) -> None:
-    """Puts every job's directory out of the way, where no database says what they are.
+    """Moves every job's directory out of the way, where no database knows them.
 
     Args:
         root: The data directory.
@@ -80,7 +80,7 @@ def put_jobs_aside(root: Path, report: Report) -> None:
         OSError: The directory cannot be read.
     """
     for place in _directories(root):
-        what = "it is the directory of a job, and there is no database that knows it"
+        what = "it is the directory of a job, and no database knows the job"
         _put_directory_aside(root, report, place, what)
 
 
@@ -117,7 +117,7 @@ def _fault(row: JobRow, files: Path, corpora: Set[str]) -> str:
 
 
 def _fail(database: Database, job: str, fault: str) -> None:
-    """Ends a job in the database as the server would: the event for watchers comes with it."""
+    """Marks a job as failed, with an event for its watchers, as the server does."""
     now_s = time.time()
     error = StatusError(grpc.StatusCode.DATA_LOSS, fault)
     change = pb.JobStateChange(state=pb.JOB_STATE_FAILED, reason=error.message)

@@ -1,4 +1,4 @@
-"""The part of the check that looks at models, their aliases, and corpora."""
+"""`check_models`, `check_aliases` and `check_corpora` check models, their aliases and corpora."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _check_model(root: Path, report: Report, home: Path) -> None:
 
 def _check_version(root: Path, report: Report, place: Path, newest: bool) -> None:
     if not any(place.iterdir()):
-        if not newest:  # the newest keeps its number from being given again
+        if not newest:  # the newest keeps its number from being reused
             what = "it is the empty directory of a version that is not the newest"
             report.repair(what, place, "removed", place.rmdir)
         return
@@ -62,12 +62,12 @@ def _check_version(root: Path, report: Report, place: Path, newest: bool) -> Non
         action = f"moved to {DAMAGED}/{name}/{number}"
         report.repair(damage, place, action, partial(_put_version_aside, root, place, newest))
     elif model_version.recorded(place) is None:
-        what = "there is no hash to be read of the model"
+        what = "the hash of the model is missing or cannot be read"
         report.repair(what, place / HASH_FILE, "written", partial(_record, place))
 
 
 def _damage(place: Path) -> str:
-    """Returns what is wrong with a version, as a sentence; empty where nothing is."""
+    """Returns what is wrong with a version, as a sentence; empty where it is whole."""
     path = place / MODEL_FILE
     if not path.is_file():
         return "there is no model in it"
@@ -77,7 +77,7 @@ def _damage(place: Path) -> str:
         return f"the model is damaged: {error}"
     known = model_version.recorded(place)
     if known is not None and model_version.file_hash(path) != known:
-        return f"the model does not have the hash that {HASH_FILE} says"
+        return f"the model does not have the hash in {HASH_FILE}"
     return ""
 
 
@@ -92,7 +92,7 @@ def _record(place: Path) -> None:
 
 
 def check_aliases(root: Path, report: Report, database: Database) -> None:
-    """Checks that every alias names a version that is there.
+    """Checks that every alias leads to a version that exists.
 
     Args:
         root: The data directory, its models checked already.
@@ -105,7 +105,7 @@ def check_aliases(root: Path, report: Report, database: Database) -> None:
     for model, alias, version in database.all_aliases():
         home = root / "models" / model
         if not (home / str(version) / MODEL_FILE).is_file():
-            what = f"alias {alias} names version {version}, which is not there"
+            what = f"alias {alias} leads to version {version}, which does not exist"
             report.repair(what, home, "removed", partial(database.delete_alias, model, alias))
 
 
@@ -132,9 +132,9 @@ def check_corpora(root: Path, report: Report) -> set[str]:
         except OSError as error:
             what = f"the corpus cannot be read ({error})"
             report.note(what, path, "check the permissions and the disk")
-            whole.add(path.name)  # it may well be, and no job is to end for that
+            whole.add(path.name)  # it may be whole, and no job is to end for that
             continue
-        what = "it is no corpus with the hash that is its name"
+        what = "it does not have the hash that is its name"
         action = f"moved to {DAMAGED}/corpora/{path.name}"
         report.repair(what, path, action, partial(put_aside, root, path, "corpora", path.name))
     return whole
@@ -154,5 +154,5 @@ def check_corpus_rows(root: Path, report: Report, database: Database) -> None:
     for sha256, _, _ in database.corpora():
         path = root / "corpora" / sha256
         if not path.is_file():
-            what = "the database knows this corpus, and it is not there"
+            what = "the database knows this corpus, but it does not exist"
             report.repair(what, path, "forgotten", partial(database.forget_corpus, sha256))

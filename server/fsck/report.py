@@ -1,4 +1,4 @@
-"""What a check of a data directory found, and how damaged things are put out of the way."""
+"""`Report` collects the findings of a check; `put_aside` moves damaged files out of the way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from treadle.server.storage.files import make_directory, remove, sync
 
 DAMAGED = "damaged"
-"""The folder for what is damaged: nothing that might be worth a look is deleted."""
+"""The directory for damaged files, since nothing that may be worth a look is deleted."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Finding:
     where: Path
     """The file or directory."""
     action: str
-    """What was done about it or would be done with --repair, or what one may do oneself."""
+    """What was done about it, what --repair would do, or what the reader can do."""
 
     def __str__(self) -> str:
-        """Returns one line, whatever is in the names of files."""
+        """Returns one line, whatever characters are in the names of files."""
         line = f"{self.where}: {self.what}; {self.action}"
         return "".join(c if c.isprintable() else _escaped(c) for c in line)
 
@@ -49,11 +49,17 @@ class Report:
         return not self.findings
 
     def note(self, what: str, where: Path, advice: str) -> None:
-        """Adds a finding that is not repaired here."""
+        """Adds a finding that is not repaired.
+
+        Args:
+            what: What is wrong.
+            where: The file or directory.
+            advice: What the reader can do.
+        """
         self.findings.append(Finding(what, where, advice))
 
     def repair(self, what: str, where: Path, action: str, work: Callable[[], object]) -> None:
-        """Adds a finding, and repairs it where that is wanted.
+        """Adds a finding, and repairs it where `may_repair` is set.
 
         Args:
             what: What is wrong.
@@ -72,12 +78,12 @@ class Report:
 
 
 def put_aside(root: Path, path: Path, *names: str) -> None:
-    """Moves a file or directory to `damaged/NAMES`, under a number too where that is taken.
+    """Moves a file or directory to `damaged/NAMES`, with a number where that name is taken.
 
     Args:
         root: The data directory.
         path: What to move.
-        names: Where to, below `damaged/`.
+        names: The parts of the new path below `damaged/`.
 
     Raises:
         OSError: The disk failed or is full.
@@ -95,7 +101,7 @@ def put_aside(root: Path, path: Path, *names: str) -> None:
 
 
 def remove_whole(path: Path) -> None:
-    """Removes a file, or a directory with all it holds.
+    """Removes a file, or a directory with its content.
 
     Raises:
         OSError: It cannot be removed.

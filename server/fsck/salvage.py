@@ -1,9 +1,9 @@
-"""`Salvage`: the rows in a SQLite file that SQLite itself refuses to read, straight from its pages.
+"""`Salvage` reads the rows of a SQLite file that SQLite refuses to read, directly from its pages.
 
-SQLite reads a table from its root down, and gives the file up where a page on the way is damaged.
-Here every page is looked at by itself, so that one lost page costs the rows on it and no others.
-What a row belongs to is told by its values. The format is that of
-https://sqlite.org/fileformat2.html, and only as much of it as the server's own tables need.
+SQLite reads a table from its root down, and fails where a page on the way is damaged. `Salvage`
+reads every page by itself, so that a lost page costs only the rows on it. The values of a row show
+which table it belongs to. The format is described in https://sqlite.org/fileformat2.html; this
+module reads only the part that the server's tables need.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ Row = tuple[Value, ...]
 
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
-_TABLE_LEAF, _TABLE_INTERIOR, _INDEX_LEAF, _INDEX_INTERIOR = 0x0D, 0x05, 0x0A, 0x02
+_TABLE_LEAF = 0x0D
+_TABLE_INTERIOR = 0x05
+_INDEX_LEAF = 0x0A
+_INDEX_INTERIOR = 0x02
 _WAL_MAGICS = {0x377F0682: "<", 0x377F0683: ">"}
-"""What a write-ahead log begins with, and the byte order of its checksums."""
+"""The first bytes of a write-ahead log, and the byte order of its checksums."""
 _SIZES = (4096, 1024, 2048, 8192, 16384, 32768, 65536, 512)
-"""Page sizes, that of the server's databases first."""
+"""Page sizes in bytes, that of the server's databases first."""
 _SAMPLE_BYTES = 2 << 20
 _OLDEST_COLUMNS = len(COLUMNS) - len(ADDED)
 """The columns of a job in the first version of the tables."""
@@ -45,26 +48,26 @@ class Salvage:
         self._data = _mapped(path)
         self._log = _Log(path.with_name(path.name + "-wal"))
         self._chains: set[int] = set()
-        """Pages that go on with a row of another one, and whose bytes may look like anything."""
+        """Pages that continue a row of another page, whose bytes may look like rows."""
         self._size, self._usable = self._layout()
 
     def rows(self) -> Iterator[tuple[str, Row]]:
         """Yields the table and the values of each row that can be read, table by table.
 
-        A row comes once, or more often where an old copy of its page is left; the newest first.
+        A row comes more than once where an old copy of its page exists; the newest comes first.
         """
         pages: dict[str, dict[int, None]] = {table: {} for table in TABLES}
         for page in self._pages_with_rows():
             for row in self._rows_of(page):
                 if table := _table(row):
                     pages[table][page] = None
-        for wanted, places in pages.items():
+        for table, places in pages.items():
             for row in (row for page in places for row in self._rows_of(page)):
-                if _table(row) == wanted:
-                    yield wanted, _complete(row) if wanted == "jobs" else row
+                if _table(row) == table:
+                    yield table, _complete(row) if table == "jobs" else row
 
     def _pages_with_rows(self) -> Iterator[int]:
-        """Yields the pages that may hold rows, those that SQLite would come to first."""
+        """Yields the pages that may hold rows, those that SQLite would reach first."""
         self._chains.clear()
         reached = list(self._reached())
         yield from reached
@@ -74,26 +77,32 @@ class Salvage:
                 yield page
 
     def _layout(self) -> tuple[int, int]:
-        """Returns the size of a page and how much of it is used, going by where there are rows."""
+        """Returns the size of a page and its usable bytes: those under which most rows appear."""
         header = self._data[:_HEADER_BYTES]
-        said, reserved = 0, 0
+        stated = 0
+        reserved = 0
         if len(header) == _HEADER_BYTES:
-            said = int.from_bytes(header[16:18], "big")
-            said, reserved = (65536 if said == 1 else said), header[20]
-        sizes = dict.fromkeys([said, *_SIZES] if said in _SIZES else _SIZES)
+            stated = int.from_bytes(header[16:18], "big")
+            if stated == 1:
+                stated = 65536
+            reserved = header[20]
+        sizes = dict.fromkeys([stated, *_SIZES] if stated in _SIZES else _SIZES)
         if self._log.page_size:  # its checksum is right
             sizes = {self._log.page_size: None}
-        best, most = (4096, 4096), 0
+        best = (4096, 4096)
+        most = 0
         for size in sizes:
             for unused in dict.fromkeys((reserved, 0)):
                 if size - unused < 480:
                     continue
-                self._size, self._usable = size, size - unused
-                # The same bytes for each size: a page too large has the rows of its first part.
+                self._size = size
+                self._usable = size - unused
+                # The same bytes for every size: too large a page shows only its first rows.
                 pages = range(1, min(self._count(), _SAMPLE_BYTES // size) + 1)
                 found = sum(bool(_table(row)) for page in pages for row in self._rows_of(page))
                 if found > most:
-                    best, most = (size, size - unused), found
+                    best = (size, size - unused)
+                    most = found
         return best
 
     def _count(self) -> int:
@@ -101,14 +110,15 @@ class Salvage:
         return max(-(-len(self._data) // self._size), self._log.last)
 
     def _page(self, number: int) -> bytes:
-        """Returns a page as the last change left it, or less than a page where there is none."""
+        """Returns a page after its last change; less than a page beyond the end of the file."""
         if self._log.page_size == self._size and number in self._log.pages:
             return self._log.page(number)
         return self._data[(number - 1) * self._size : number * self._size]
 
     def _reached(self) -> Iterator[int]:
-        """Yields the pages that SQLite would come to, from the list of the tables down."""
-        waiting, seen = [1], set[int]()
+        """Yields the pages that SQLite would reach, from the list of the tables down."""
+        waiting = [1]
+        seen = set[int]()
         while waiting:
             number = waiting.pop()
             if number in seen or not 1 <= number <= self._count():
@@ -131,7 +141,7 @@ class Salvage:
         return [int.from_bytes(page[place : place + 4], "big") for place in places]
 
     def _free(self) -> Iterator[int]:
-        """Yields the pages that hold nothing, as far as their list can be read."""
+        """Yields the free pages, as far as their list can be read."""
         trunk = int.from_bytes(self._page(1)[32:36], "big")
         seen = set[int]()
         while 1 < trunk <= self._count() and trunk not in seen:
@@ -170,20 +180,21 @@ class Salvage:
             raise ValueError("the row does not fit on its page")
         if local == size:
             return payload
-        parts, chain = [payload], list[int]()
+        parts = [payload]
+        chain = list[int]()
         following = page[place + local : place + local + 4]
         left = size - local
         while left > 0:
             number = int.from_bytes(following, "big")
             more = self._page(number) if 1 < number <= self._count() else b""
             if len(more) < self._usable or number in chain:
-                raise ValueError("the rest of the row is not there")
+                raise ValueError("the rest of the row is missing")
             chain.append(number)
             parts.append(more[4 : min(self._usable, 4 + left)])
             left -= self._usable - 4
             following = more[:4]
         if any(following):
-            raise ValueError("the row goes on behind its end")
+            raise ValueError("the row continues after its end")
         self._chains.update(chain)
         return b"".join(parts)
 
@@ -266,7 +277,7 @@ def _begin(number: int) -> int:
 
 
 def _kind(page: bytes, number: int) -> int | None:
-    """Returns what a page of a tree is; None for what is none."""
+    """Returns the kind of a page of a tree; None where it is not such a page."""
     begin = _begin(number)
     if len(page) < begin + 12:
         return None
@@ -302,7 +313,7 @@ def _record(payload: bytes) -> Row:
     """Returns the values of a row.
 
     Raises:
-        ValueError, LookupError, struct.error: It is none.
+        ValueError, LookupError, struct.error: The bytes are not a row.
     """
     header, place = _varint(payload, 0)
     kinds = []
@@ -350,7 +361,7 @@ def _complete(row: Row) -> Row:
 
 
 def _table(row: Row) -> str:
-    """Returns the table of a row, by its values; empty for what is none of ours, as an index's."""
+    """Returns the table of a row by its values; empty for any other row, such as an index's."""
     if _OLDEST_COLUMNS <= len(row) <= len(COLUMNS):
         return "jobs"
     if len(row) == 4 and not isinstance(row[2], str):

@@ -1,9 +1,9 @@
-"""What is kept, and for how long: old jobs and unwanted corpora are deleted, orphans taken in.
+"""`run_retention` deletes old jobs and unused corpora at intervals.
 
-A job is deleted, with its events and its directory, once it has been over for long enough; the
-models that it stored stay. A corpus is deleted once no job that is not over needs it and nobody
-has wanted it for long enough. A sweep deletes a little, and nothing while the clock is doubtful
-(see `treadle.server.storage.observed_time`). It may be cut off anywhere: the next one goes on.
+A job is deleted, with its events and its directory, once it has been over for `job_s`; the models
+that it stored stay. A corpus is deleted once no unfinished job needs it and it was not used for
+`corpus_s`. One pass deletes a limited number, and nothing while the clock is doubtful (see
+`treadle.server.storage.observed_time`). A pass may be interrupted anywhere: the next one continues.
 """
 
 from __future__ import annotations
@@ -33,96 +33,98 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ORPHAN_S = 3600.0
-"""Seconds for which a job's directory may be there before its row is: it is being made."""
+"""Seconds for which a job's directory may exist before its row does, while the job is made."""
 
 MAX_DELETIONS = 200
-"""The most jobs that one sweep deletes, and corpora: where the clock is wrong, time is left to see
-it. Ten minutes later come the next."""
+"""The most jobs, and the most corpora, that one pass deletes. Where the clock is wrong, this leaves
+time to notice it before the next pass, ten minutes later."""
 
-_LOOKED_AT = 10
-"""Times as many old jobs are looked at, for those among them that are damaged and stay."""
+_READ_PER_JOB = 10
+"""How many times as many old jobs are read, since damaged ones among them stay."""
 
-_LEFT_S = AHEAD_S + 3600.0
-"""Seconds after which a file that is not whole is what a killed process left, whatever the clock
-does meanwhile."""
+_LEFTOVER_S = AHEAD_S + 3600.0
+"""Seconds after which an unfinished file must be from a killed process, even if the clock jumps
+meanwhile."""
 
 
 @dataclass(frozen=True)
 class RetentionPeriods:
-    """How long things are kept, in seconds; 0: for ever."""
+    """How long jobs and corpora are kept, in seconds; 0: for ever."""
 
-    job_retention_s: float
-    """Jobs, from when they are over."""
-    corpus_retention_s: float
-    """Corpora, from when they were last wanted."""
+    job_s: float
+    """Jobs, from their end."""
+    corpus_s: float
+    """Corpora, from their last use."""
 
 
 @dataclass(frozen=True)
 class RetentionReport:
-    """What one sweep did."""
+    """What one pass did."""
 
     jobs: tuple[str, ...] = ()
-    """The jobs deleted."""
+    """The ids of the jobs that were deleted."""
     corpora: tuple[str, ...] = ()
-    """The corpora deleted, by hash."""
+    """The hashes of the corpora that were deleted."""
     orphans: tuple[str, ...] = ()
-    """Directories of jobs that are not there; deleted."""
+    """The names of deleted directories of jobs that do not exist."""
     adopted: tuple[str, ...] = ()
-    """Corpora on disk that the database did not know; it does now."""
+    """The hashes of corpora on disk that the database did not know; it does now."""
     forgotten: tuple[str, ...] = ()
-    """Corpora that the database knew and the disk does not have."""
+    """The hashes of corpora that the database knew and the disk does not have."""
     leftovers: int = 0
-    """Files that killed processes had not finished; deleted."""
+    """The number of deleted files that killed processes had not finished."""
 
 
-async def run_retention(data_dir: DataDir, rules: RetentionPeriods, every_s: float = 600.0) -> None:
-    """Sweeps now and then until it is cancelled; a sweep that fails is logged.
+async def run_retention(
+    data_dir: DataDir, periods: RetentionPeriods, every_s: float = 600.0
+) -> None:
+    """Applies the retention at intervals until it is cancelled; logs a pass that fails.
 
     Args:
         data_dir: The data directory.
-        rules: How long things are kept.
-        every_s: Seconds between two sweeps.
+        periods: How long jobs and corpora are kept.
+        every_s: Seconds between two passes.
     """
     while True:
         try:
-            swept = await thread_pools.RETENTION.run(apply_retention, data_dir, rules)
-            if swept != RetentionReport():
-                logger.info("swept %s", swept)
-        except Exception as error:  # a full disk, say; there may be room the next time
-            logger.warning("old jobs and corpora could not be swept away: %s", error)
+            report = await thread_pools.RETENTION.run(apply_retention, data_dir, periods)
+            if report != RetentionReport():
+                logger.info("retention: %s", report)
+        except Exception as error:  # the disk may be full, and have space the next time
+            logger.warning("old jobs and corpora could not be deleted: %s", error)
         await asyncio.sleep(every_s)
 
 
-def apply_retention(data_dir: DataDir, rules: RetentionPeriods) -> RetentionReport:
-    """Sweeps by the clock, unless that is doubtful; see `sweep`."""
+def apply_retention(data_dir: DataDir, periods: RetentionPeriods) -> RetentionReport:
+    """Makes one pass, unless the clock is doubtful; see `delete_expired`."""
     with suppress(OSError):
         data_dir.spare.fill()
     now_s = data_dir.observed_time.now()
     if now_s is None:
         return RetentionReport()
-    left = sweep_temporary_kernels() + _sweep_leftovers(data_dir.jobs.root, now_s)
-    swept = delete_expired(data_dir.database, data_dir.corpora, data_dir.jobs.root, rules, now_s)
-    return replace(swept, leftovers=left)
+    left = sweep_temporary_kernels() + _delete_leftovers(data_dir.jobs.root, now_s)
+    report = delete_expired(data_dir.database, data_dir.corpora, data_dir.jobs.root, periods, now_s)
+    return replace(report, leftovers=left)
 
 
 def delete_expired(
     database: Database,
     corpora: Corpora,
     jobs_root: Path,
-    rules: RetentionPeriods,
+    periods: RetentionPeriods,
     now_s: float,
     keep: Set[str] = frozenset(),
     most: int = MAX_DELETIONS,
 ) -> RetentionReport:
-    """Deletes what has been kept for long enough.
+    """Deletes jobs and corpora after their retention period.
 
     Args:
-        database: Where jobs and corpora are written down.
+        database: The rows of jobs and corpora.
         corpora: The corpora.
         jobs_root: The directory of the jobs' directories.
-        rules: How long things are kept.
+        periods: How long jobs and corpora are kept.
         now_s: The time, in seconds since the epoch.
-        keep: Ids of jobs and hashes of corpora that are to stay whatever the rules say.
+        keep: Ids of jobs and hashes of corpora that stay whatever their age.
         most: The most jobs and the most corpora to delete.
 
     Returns:
@@ -132,20 +134,20 @@ def delete_expired(
         OSError: The disk failed.
         DatabaseError: The database failed.
     """
-    jobs = tuple(_sweep_jobs(database, jobs_root, rules.job_retention_s, now_s, keep, most))
-    orphans = tuple(_sweep_orphans(database, jobs_root, now_s, keep))
+    jobs = tuple(_delete_jobs(database, jobs_root, periods.job_s, now_s, keep, most))
+    orphans = tuple(_delete_orphans(database, jobs_root, now_s, keep))
     known = {sha256 for sha256, _, _ in database.corpora()}
     stored = dict(corpora.stored())
     for sha256 in stored.keys() - known:
         database.touch_corpus(sha256, stored[sha256], now_s)
     missing = tuple(sorted(known - stored.keys()))
-    gone = [sha256 for sha256 in missing if not corpora.has(sha256)]  # not stored meanwhile
+    gone = [sha256 for sha256 in missing if not corpora.has(sha256)]  # it was not stored meanwhile
     for sha256 in gone:
         database.forget_corpus(sha256)
     return RetentionReport(
         jobs=jobs,
         corpora=tuple(
-            islice(_sweep_corpora(database, corpora, rules.corpus_retention_s, now_s, keep), most)
+            islice(_delete_corpora(database, corpora, periods.corpus_s, now_s, keep), most)
         ),
         orphans=orphans,
         adopted=tuple(sorted(stored.keys() - known)),
@@ -153,7 +155,7 @@ def delete_expired(
     )
 
 
-def _sweep_jobs(
+def _delete_jobs(
     database: Database,
     jobs_root: Path,
     retention_s: float,
@@ -163,36 +165,36 @@ def _sweep_jobs(
 ) -> Iterator[str]:
     if not retention_s:
         return
-    old = database.over_before(now_s - retention_s, _LOOKED_AT * most + len(keep))
+    old = database.over_before(now_s - retention_s, _READ_PER_JOB * most + len(keep))
     for job in islice((job for job in old if job not in keep and _is_sound(database, job)), most):
-        # The row first: a directory without one is an orphan, and goes with the next sweep.
+        # The row first: a directory without a row is deleted in the next pass.
         database.delete_job(job)
         files.remove(jobs_root / job)
         yield job
 
 
 def _is_sound(database: Database, job: str) -> bool:
-    """Returns whether a job can be read; what is damaged stays for somebody to look at."""
+    """Returns whether the row of a job is not damaged; a damaged one stays for inspection."""
     row = database.job(job)
     return row is not None and not damage(row)
 
 
-def _sweep_leftovers(jobs_root: Path, now_s: float) -> int:
-    """Removes what processes that were killed left in jobs' directories; returns how much."""
+def _delete_leftovers(jobs_root: Path, now_s: float) -> int:
+    """Removes unfinished files of killed processes; returns how many."""
     count = 0
     for place in sorted(jobs_root.iterdir()):
         for path in leftovers(place):
             with suppress(FileNotFoundError):
-                if now_s - path.stat().st_mtime > _LEFT_S and files.remove(path):
+                if now_s - path.stat().st_mtime > _LEFTOVER_S and files.remove(path):
                     count += 1
     return count
 
 
-def _sweep_orphans(
+def _delete_orphans(
     database: Database, jobs_root: Path, now_s: float, keep: Set[str]
 ) -> Iterator[str]:
     for place in sorted(jobs_root.iterdir()):
-        # A name that no job can have is not ours; nor is what a link leads to.
+        # A directory with a name that no job can have, or behind a link, is not the server's.
         if not is_name(place.name) or place.is_symlink() or not place.is_dir():
             continue
         if place.name in keep or database.job(place.name) is not None:
@@ -201,12 +203,12 @@ def _sweep_orphans(
             age_s = now_s - place.stat().st_mtime
         except FileNotFoundError:
             continue
-        # Looked up again: the job may have been added since.
+        # Checked again: the job may have been added meanwhile.
         if age_s > ORPHAN_S and database.job(place.name) is None and files.remove(place):
             yield place.name
 
 
-def _sweep_corpora(
+def _delete_corpora(
     database: Database, corpora: Corpora, retention_s: float, now_s: float, keep: Set[str]
 ) -> Iterator[str]:
     if not retention_s:
@@ -214,7 +216,7 @@ def _sweep_corpora(
     in_use = database.corpora_in_use()
     for sha256, size, used_s in database.corpora():
         if sha256 in in_use:
-            database.touch_corpus(sha256, size, now_s)  # its time begins when nobody needs it
+            database.touch_corpus(sha256, size, now_s)  # its period begins when no job needs it
         elif (
             now_s - used_s > retention_s
             and sha256 not in keep

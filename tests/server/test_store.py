@@ -370,7 +370,7 @@ def test_an_alias_never_leads_to_a_later_model_of_the_same_number(
         assert data_dir.models.delete("m", None, force=True) == [
             1
         ]  # a full disk does not keep anybody from making room
-    assert "aliases of deleted versions of m are left" in caplog.text
+    assert "aliases of deleted versions of m remain" in caplog.text
     assert data_dir.database.aliases("m") == {"prod": 1}
     with pytest.raises(StatusError) as caught:
         data_dir.models.find("m@prod")
