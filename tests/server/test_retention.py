@@ -36,12 +36,12 @@ def data_dir(tmp_path: Path) -> Iterator[DataDir]:
     data_dir.close()
 
 
-def swept(
+def deleted(
     data_dir: DataDir, job_s: float, corpus_s: float, *keep: str, now_s: float = NOW
 ) -> RetentionReport:
-    rules = RetentionPeriods(job_s, corpus_s)
+    periods = RetentionPeriods(job_s, corpus_s)
     return delete_expired(
-        data_dir.database, data_dir.corpora, data_dir.jobs.root, rules, now_s, set(keep)
+        data_dir.database, data_dir.corpora, data_dir.jobs.root, periods, now_s, set(keep)
     )
 
 
@@ -75,32 +75,32 @@ def test_jobs_go_once_they_have_been_over_for_long_enough(data_dir: DataDir) -> 
     add(data_dir, "kept", "failed", NOW - 101)
     for state in ("queued", "running", "paused"):
         add(data_dir, state, state)
-    assert set(swept(data_dir, 100, 0, "kept").jobs) == {"old", "failed", "cancelled"}
+    assert set(deleted(data_dir, 100, 0, "kept").jobs) == {"old", "failed", "cancelled"}
     left = {"new", "kept", "queued", "running", "paused"}
     assert jobs(data_dir) == left
     assert {path.name for path in data_dir.jobs.root.iterdir()} == left
     assert data_dir.database.events("old", 0) == []
-    assert swept(data_dir, 100, 0, "kept") == RetentionReport()
+    assert deleted(data_dir, 100, 0, "kept") == RetentionReport()
 
 
-def test_a_sweep_deletes_a_little_and_the_oldest_first(data_dir: DataDir) -> None:
+def test_a_pass_deletes_a_little_and_the_oldest_first(data_dir: DataDir) -> None:
     for number in range(MAX_DELETIONS + 50):
         row = job_row(f"j{number}", state="failed", ended_s=float(1000 - number))
         data_dir.database.add_job(row)
         put(data_dir, b"%d" % number, 1.0)
     kept = {f"j{number}" for number in range(50)}
-    found = swept(data_dir, 100, 100)
+    found = deleted(data_dir, 100, 100)
     assert (len(found.jobs), len(found.corpora)) == (MAX_DELETIONS, MAX_DELETIONS)
     assert jobs(data_dir) == kept
-    found = swept(data_dir, 100, 100, *kept)
+    found = deleted(data_dir, 100, 100, *kept)
     assert (len(found.jobs), len(found.corpora)) == (0, 50)
-    assert len(swept(data_dir, 100, 100).jobs) == 50
+    assert len(deleted(data_dir, 100, 100).jobs) == 50
 
 
 def test_what_is_of_the_future_stays(data_dir: DataDir) -> None:
     add(data_dir, "ahead", "succeeded", NOW + 40 * 86_400)
     corpus = put(data_dir, b"abc", NOW + 40 * 86_400)
-    assert swept(data_dir, 100, 100) == RetentionReport()
+    assert deleted(data_dir, 100, 100) == RetentionReport()
     assert data_dir.corpora.has(corpus)
 
 
@@ -117,13 +117,13 @@ def test_a_start_with_a_clock_far_ahead_deletes_nothing(tmp_path: Path) -> None:
         data_dir.observed_time = ObservedTime(
             tmp_path / "clock", newest, clock.time, clock.monotonic
         )
-        rules = RetentionPeriods(30 * 86_400, 7 * 86_400)
-        assert apply_retention(data_dir, rules) == RetentionReport()
+        periods = RetentionPeriods(30 * 86_400, 7 * 86_400)
+        assert apply_retention(data_dir, periods) == RetentionReport()
         assert jobs(data_dir) == {"done"}
         assert data_dir.corpora.has(corpus)
         assert (data_dir.jobs.root / "done" / "state.safetensors").exists()
         clock.pass_s(CONFIRM_S)
-        assert apply_retention(data_dir, rules).jobs == ("done",)  # it was no mistake
+        assert apply_retention(data_dir, periods).jobs == ("done",)  # it was no mistake
     finally:
         data_dir.close()
 
@@ -150,7 +150,7 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
 def test_0_keeps_for_ever(data_dir: DataDir) -> None:
     add(data_dir, "old", "succeeded", 1.0)
     corpus = put(data_dir, b"abc", 1.0)
-    assert swept(data_dir, 0, 0) == RetentionReport()
+    assert deleted(data_dir, 0, 0) == RetentionReport()
     assert jobs(data_dir) == {"old"}
     assert data_dir.corpora.has(corpus)
 
@@ -160,7 +160,7 @@ def test_corpora_go_once_nobody_wanted_them_for_long_enough(data_dir: DataDir) -
         put(data_dir, data, used_s)
         for data, used_s in ((b"old", NOW - 101), (b"new", NOW - 99), (b"kept", NOW - 101))
     )
-    assert swept(data_dir, 0, 100, kept).corpora == (old,)
+    assert deleted(data_dir, 0, 100, kept).corpora == (old,)
     assert not data_dir.corpora.has(old)
     assert data_dir.corpora.has(new)
     assert data_dir.corpora.has(kept)
@@ -172,11 +172,11 @@ def test_a_corpus_stays_while_a_job_needs_it_and_its_time_begins_then(
 ) -> None:
     corpus = put(data_dir, b"abc", 1.0)
     add(data_dir, "a", state, corpus=corpus)
-    assert swept(data_dir, 0, 100) == RetentionReport()
+    assert deleted(data_dir, 0, 100) == RetentionReport()
     data_dir.database.update_job("a", state="succeeded", ended_s=NOW)
-    assert swept(data_dir, 0, 100, now_s=NOW + 100).corpora == ()
+    assert deleted(data_dir, 0, 100, now_s=NOW + 100).corpora == ()
     assert data_dir.corpora.has(corpus)
-    assert swept(data_dir, 0, 100, now_s=NOW + 101).corpora == (corpus,)
+    assert deleted(data_dir, 0, 100, now_s=NOW + 101).corpora == (corpus,)
     assert not data_dir.corpora.has(corpus)
 
 
@@ -189,13 +189,13 @@ def test_orphans_are_taken_in_or_deleted(data_dir: DataDir) -> None:
     for name, age_s in (("left", ORPHAN_S + 1), ("making", ORPHAN_S - 1)):
         os.utime(data_dir.jobs.root / name, (NOW - age_s, NOW - age_s))
     expected = RetentionReport(orphans=("left",), adopted=(corpus,), forgotten=("f" * 64,))
-    assert swept(data_dir, 0, 100) == expected
+    assert deleted(data_dir, 0, 100) == expected
     assert [path.name for path in data_dir.jobs.root.iterdir()] == ["making"]
     assert data_dir.database.corpora() == [(corpus, 3, NOW)]
-    assert swept(data_dir, 0, 100) == RetentionReport()
+    assert deleted(data_dir, 0, 100) == RetentionReport()
 
 
-def test_the_house_is_kept_again_after_a_sweep_that_failed(
+def test_the_retention_continues_after_a_pass_that_failed(
     data_dir: DataDir, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = put(data_dir, b"abc", 1.0)
@@ -205,13 +205,13 @@ def test_the_house_is_kept_again_after_a_sweep_that_failed(
 
     async def keep() -> None:
         monkeypatch.setattr(data_dir.database, "corpora_in_use", fail)
-        house = asyncio.create_task(run_retention(data_dir, RetentionPeriods(0, 100), every_s=0.01))
-        while "could not be swept" not in caplog.text:
+        running = asyncio.create_task(run_retention(data_dir, RetentionPeriods(0, 100), every_s=0.01))
+        while "could not be deleted" not in caplog.text:
             await asyncio.sleep(0.01)
         assert data_dir.corpora.has(corpus)
         monkeypatch.undo()
         while data_dir.corpora.has(corpus):
             await asyncio.sleep(0.01)
-        house.cancel()
+        running.cancel()
 
     asyncio.run(asyncio.wait_for(keep(), PATIENCE_S))
