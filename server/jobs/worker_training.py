@@ -113,7 +113,7 @@ class _Checkpoints:
         self._directory = Path(request["directory"])
         self._interval = request["checkpoint_interval_s"]
         self._space = space
-        self._wishes = control
+        self._control = control
         self._replies = replies
         # The first checkpoint comes soon, so that there are weights to use.
         self._due = time.monotonic() + min(1.0, self._interval)
@@ -131,7 +131,7 @@ class _Checkpoints:
         Returns:
             Whether to leave the run here.
         """
-        control = self._wishes
+        control = self._control
         if control.threads:
             self._trainer.threads = control.threads
             control.threads = 0
@@ -260,7 +260,7 @@ class _Watcher:
 
     def __init__(self, trainer: Trainer, control: RunControl, replies: Replies) -> None:
         self._trainer = trainer
-        self._wishes = control
+        self._control = control
         self._replies = replies
         self._interval = trainer.started.config.report.progress_interval_s
         self._due = 0.0
@@ -271,7 +271,7 @@ class _Watcher:
         Raises:
             _LeftError: The run is to pause.
         """
-        if self._wishes.pause_reason:
+        if self._control.pause_reason:
             raise _LeftError
         now = time.monotonic()
         if not validation.tokens_done:

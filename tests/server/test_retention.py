@@ -205,7 +205,9 @@ def test_the_retention_continues_after_a_pass_that_failed(
 
     async def keep() -> None:
         monkeypatch.setattr(data_dir.database, "corpora_in_use", fail)
-        running = asyncio.create_task(run_retention(data_dir, RetentionPeriods(0, 100), every_s=0.01))
+        running = asyncio.create_task(
+            run_retention(data_dir, RetentionPeriods(0, 100), every_s=0.01)
+        )
         while "could not be deleted" not in caplog.text:
             await asyncio.sleep(0.01)
         assert data_dir.corpora.has(corpus)
