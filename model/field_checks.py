@@ -41,7 +41,7 @@ def whole(low: int, high: int) -> dict[str, Check]:
     """Returns the metadata of a whole number from `low` to `high`, both legal."""
 
     def check(value: object, field: str) -> int:
-        # bool is an int to Python, but True is no size.
+        # bool is an int to Python, but True is not a size.
         if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
             number = int(value)
             if low <= number <= high:

@@ -102,15 +102,33 @@ class Model:
         return self.trained.weights
 
     def beginning(self, state: SessionState | None = None) -> SessionState:
-        """Returns the state that a text begins with; see `TrainedNetwork.beginning`."""
+        """Returns the state that a text begins with.
+
+        Args:
+            state: The state after earlier text; None: a new item or text begins.
+        """
         return self.trained.beginning(state)
 
     def state_bytes(self, state: SessionState, key: bytes = b"") -> bytes:
-        """Returns a state as bytes; see `SessionState.to_bytes`."""
+        """Returns a state as bytes, which `read_state` reads.
+
+        Args:
+            state: A state that this model has made.
+            key: Authenticates the state; empty: anybody can make a valid state.
+        """
         return self.trained.state_bytes(state, key)
 
     def read_state(self, data: bytes, key: bytes = b"") -> SessionState:
-        """Reads a state that this model has made; see `TrainedNetwork.read_state`."""
+        """Returns a state that this model has made, from its bytes.
+
+        Args:
+            data: The bytes that `state_bytes` returned.
+            key: The key given to `state_bytes`.
+
+        Raises:
+            StateError: The bytes are damaged, or were made without this key.
+            ForeignStateError: Another model made them.
+        """
         return self.trained.read_state(data, key)
 
     @classmethod
@@ -192,7 +210,21 @@ class Model:
     def generate(
         self, prompt: str = "", sampling: SamplingConfig | None = None, **settings: Any
     ) -> str:
-        """Returns generated text; arguments and errors are those of `stream`."""
+        """Generates text.
+
+        Args:
+            prompt: The text to continue; empty: a new item, or a new line of text.
+            sampling: How to draw tokens and when to stop; None: the defaults.
+            **settings: Fields of `SamplingConfig` that override those of `sampling`, and the
+                arguments `state` and `index` of `stream`.
+
+        Returns:
+            The new text, without the prompt.
+
+        Raises:
+            ConfigError: A setting is out of its range.
+            UnknownSymbolError: The prompt has a symbol that the vocabulary lacks.
+        """
         return "".join(piece.text for piece in self.stream(prompt, sampling, **settings))
 
     def score(
@@ -236,10 +268,19 @@ class Model:
     ) -> Iterator[TextScore | None]:
         """Scores a text in short steps, between which the caller can do other work or stop.
 
-        Arguments and errors are those of `score`.
+        Args:
+            text: As for `score`, and so are the other arguments.
+            context: The text before it, which is read but not scored.
+            unknown_policy: What to do with unknown symbols; None: the model's own policy.
+            details: What to report besides log-probabilities.
+            state: The state before the context, or before the text; None: a new item or text.
 
         Yields:
             None after every step, and the score at the end.
+
+        Raises:
+            UnknownSymbolError: A symbol is not in the vocabulary.
+            ConfigError: The policy needs an unknown token and the model has none.
         """
         scorer = TextScorer(self.trained, unknown_policy, details, state)
         yield from scorer.read_context(context)

@@ -45,7 +45,7 @@ class RecurrentLayer:
     """
 
     def __init__(self, cell: Cell | str, input_size: int, hidden_size: int, seed: int = 0) -> None:
-        """Makes a layer with small random weights, uniform in +-1/sqrt(H) as PyTorch's.
+        """Makes a layer with small random weights, uniform in +-1/sqrt(H) like PyTorch's.
 
         Args:
             cell: "rnn", "gru" or "lstm".

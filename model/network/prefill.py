@@ -24,7 +24,7 @@ WINDOW = 64
 def read_tokens(
     shape: Shape, weights: structs.Weights, state: SessionState, tokens: Ints
 ) -> Iterator[SessionState]:
-    """Reads tokens after a state.
+    """Reads tokens after a state, window by window.
 
     Args:
         shape: The network's sizes.

@@ -101,12 +101,20 @@ class TrainedNetwork:
 
         A new text of layout TEXT begins with no token at all (-1): a prompt's first token is
         then read as it is.
+
+        Args:
+            state: The state after earlier text; None: a new item or text begins.
         """
         begin = -1 if self.tokenizer.begin is None else self.tokenizer.begin
         return state or SessionState.fresh(self.shape, begin)
 
     def state_bytes(self, state: SessionState, key: bytes = b"") -> bytes:
-        """Returns a state as bytes; see `SessionState.to_bytes`."""
+        """Returns a state as bytes; see `SessionState.to_bytes`.
+
+        Args:
+            state: A state that this network has made.
+            key: Authenticates the state; empty: anybody can make a valid state.
+        """
         return state.to_bytes(self.shape, self.content_hash, key)
 
     def read_state(self, data: bytes, key: bytes = b"") -> SessionState:
