@@ -40,7 +40,15 @@ class Batch:
 
 
 def even_cuts(length: int, parts: int) -> Ints:
-    """Returns where to cut `length` into parts that differ by 1 at most, (parts + 1,) int64."""
+    """Returns where to cut a sequence into parts whose lengths differ by 1 at most.
+
+    Args:
+        length: Length of the sequence.
+        parts: Number of parts.
+
+    Returns:
+        The limits of the parts, (parts + 1,) int64, from 0 to `length`.
+    """
     return np.arange(parts + 1, dtype=np.int64) * length // parts
 
 

@@ -259,7 +259,13 @@ def text_parts(
 
 
 def line_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
-    r"""Yields whole lines of a file, each ended by "\n", where the file has "\n" or "\r\n"."""
+    r"""Yields blocks of whole lines of a file, each ended by "\n" instead of "\r\n".
+
+    Args:
+        file: The file.
+        encoding: As for `text_blocks`.
+        policy: What to do with bytes that are not text.
+    """
     for text in text_blocks(file, encoding, policy, cut_at_line):
         lines = text.replace("\r\n", "\n")
         # Only the last block may lack its end.
@@ -309,7 +315,13 @@ def _line_parts(blocks: Iterable[AnyStr], return_: AnyStr, feed: AnyStr) -> Iter
 
 
 def universal_lines(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator[str]:
-    r"""Yields the lines of a file with their ends, each "\n" or a bare "\r"."""
+    r"""Yields the lines of a file with their ends, each "\n" or a bare "\r".
+
+    Args:
+        file: The file.
+        encoding: As for `text_blocks`.
+        policy: What to do with bytes that are not text.
+    """
     for text in text_blocks(file, encoding, policy, cut_at_any_line):
         yield from io.StringIO(text.replace("\r\n", "\n"), newline="")
 

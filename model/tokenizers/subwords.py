@@ -82,7 +82,12 @@ class SubwordTokenizer(Tokenizer):
     def build(
         cls, config: TokenizerConfig, layout: CorpusLayout, texts: Iterable[str]
     ) -> SubwordTokenizer:
-        """Returns a tokenizer learned from `texts`; the same texts give the same one.
+        """Returns a tokenizer learned from texts; the same texts give the same one.
+
+        Args:
+            config: How text becomes tokens.
+            layout: How the corpus is cut into sequences.
+            texts: The corpus, in parts.
 
         Raises:
             ConfigError: The package `tokenizers` is not installed, or the vocabulary is to be

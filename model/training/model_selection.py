@@ -93,7 +93,12 @@ class ModelSelection:
         }
 
     def restore(self, data: Mapping[str, Any], weights: Array | None) -> None:
-        """Continues from what `to_json` returned, and the weights, (n,) float32."""
+        """Continues from a stored selection.
+
+        Args:
+            data: The values that `to_json` returned.
+            weights: The best weights, (n,) float32; None before the first validation.
+        """
         self.best = None if data["best"] is None else Progress.from_json(data["best"])
         self.weights = weights
         self.lowered = float(data["lowered"])

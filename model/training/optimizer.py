@@ -136,12 +136,22 @@ class Optimizer:
         return norm
 
     def restore(self, steps: int, powers: tuple[float, float]) -> None:
-        """Continues from the steps done and from Adam's `AdamCorrections.powers` then."""
+        """Continues from a stored state; the moments are restored by the caller.
+
+        Args:
+            steps: Optimizer steps done.
+            powers: `AdamCorrections.powers` after these steps.
+        """
         self.steps = steps
         self.corrections.powers = powers
 
     def norm(self, gradient: Parameters, pool: Pool) -> float:
-        """Returns the global norm; blocks are added in order, whichever threads sum them."""
+        """Returns the global norm of a gradient; it does not depend on the number of threads.
+
+        Args:
+            gradient: The gradient.
+            pool: The threads that share the work. Their sums are added block by block, in order.
+        """
         block = optimizers.BLOCK
         sums = np.zeros(-(-gradient.flat.size // block))
 

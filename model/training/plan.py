@@ -28,10 +28,10 @@ DEFAULT_WARMUP_STEPS = 100
 """Steps of warmup where the settings do not say how many."""
 
 _NOTHING_TO_WATCH = (
-    "{} has nothing to act on: nothing is kept for validation; set validation_fraction above 0"
+    "{} has no effect: nothing is kept for validation; set validation_fraction above 0"
 )
 _NOTHING_TO_DROP = (
-    "dropout {!r} has nothing to act on: it acts between layers, and the network has one; "
+    "dropout {!r} has no effect: it acts between layers, and the network has one; "
     "set layers to 2 or more"
 )
 
@@ -84,7 +84,14 @@ class Plan:
         return f"{met} reached after {steps} steps" if met else ""
 
     def progress(self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0) -> float:
-        """Returns the share of the run that is done, 0 to 1; arguments as for `over`."""
+        """Returns the share of the run that is done, 0 to 1.
+
+        Args:
+            steps: Optimizer steps done.
+            elapsed: Seconds of training.
+            tokens: Tokens trained on.
+            wall: Seconds in which the run ran.
+        """
         limits = self._limits
         share = steps / self.total_steps if self.total_steps else 0.0
         if limits.max_time_s is not None:
@@ -98,7 +105,14 @@ class Plan:
     def time_left(
         self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0
     ) -> float | None:
-        """Returns the seconds until the nearest limit; arguments as for `over`."""
+        """Returns the estimated seconds until the nearest limit; None where there is no estimate.
+
+        Args:
+            steps: Optimizer steps done.
+            elapsed: Seconds of training.
+            tokens: Tokens trained on.
+            wall: Seconds in which the run ran.
+        """
         left = []
         limits = self._limits
         if self.total_steps is not None and steps:
@@ -114,7 +128,14 @@ class Plan:
     def evaluations_due(
         self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0
     ) -> int:
-        """Returns how many evaluations of the model were due so far; arguments as for `over`."""
+        """Returns how many evaluations of the model were due so far.
+
+        Args:
+            steps: Optimizer steps done.
+            elapsed: Seconds of training.
+            tokens: Tokens trained on.
+            wall: Seconds in which the run ran.
+        """
         if self._interval is not None:
             return steps // self._interval
         return int(self.progress(steps, elapsed, tokens, wall) * VALIDATIONS)

@@ -180,9 +180,7 @@ def test_what_waits_for_validations_says_that_there_are_none() -> None:
     optimizer = OptimizerConfig(schedule=Schedule.PLATEAU)
     limits = LimitsConfig(max_steps=3, early_stopping_patience=1)
     config = rising(optimizer=optimizer, limits=limits, data=DataConfig(validation_fraction=0))
-    sentence = (
-        "{} has nothing to act on: nothing is kept for validation; set validation_fraction above 0"
-    )
+    sentence = "{} has no effect: nothing is kept for validation; set validation_fraction above 0"
     notices = Trainer(TEXT[:400], config).started.notices
     assert sentence.format("early_stopping_patience") in notices
     assert sentence.format("the schedule plateau") in notices

@@ -76,7 +76,7 @@ def test_dropout_in_one_layer_has_nothing_to_act_on(layers: int) -> None:
     trainer = Trainer(TEXT[:400], config_of(network=network, limits=limits))
     run(trainer)
     sentence = (
-        "dropout 0.25 has nothing to act on: it acts between layers, and the network has one; "
+        "dropout 0.25 has no effect: it acts between layers, and the network has one; "
         "set layers to 2 or more"
     )
     assert (sentence in trainer.started.notices) == (layers == 1)
