@@ -65,14 +65,14 @@ def make_train(case: Case, options: Options) -> Step:
 
 
 def make_decode(case: Case, options: Options) -> Step:
-    """Draws a chunk of tokens, temperature 1; together with others where there are rows."""
+    """Returns a step that samples a chunk at temperature 1, for as many sequences as rows."""
     shape = shape_of(case)
     weights = pack_for_inference(Parameters.initial(shape, seed=0))
-    begun = SessionState.fresh(shape, token=0)
-    choices = ResolvedSampling(SamplingConfig())
-    seats = [Slot(choices, replace(begun, seed=row), end=-1) for row in range(case.rows)]
+    initial = SessionState.fresh(shape, token=0)
+    sampling = ResolvedSampling(SamplingConfig())
+    joining = [Slot(sampling, replace(initial, seed=row), end=-1) for row in range(case.rows)]
     slots = DecodingSlots(shape, weights)
-    slots.replace((), seats)
+    slots.replace((), joining)
 
     def step() -> float:
         return sum(map(len, slots.decode(case.steps).tokens))
