@@ -65,7 +65,7 @@ State: TypeAlias = Literal["queued", "running", "paused", "succeeded", "failed",
 
 
 class Client:
-    """A connection to one Treadle server, made when the first call needs it.
+    """A connection to one Treadle server, opened by the first call.
 
     Threads may share a client. Use it in a `with` block, or call `close()`. Every call raises a
     `ServerError` where it fails, and an `InputError` where an argument is of the wrong type.

@@ -155,8 +155,8 @@ class LearnStream(AlternatingStream[LearnStreamRequest, LearnStreamResponse]):
             ServerError: The version was not stored. With `on_error="skip"` or `"stop"` the stream
                 continues all the same, and this may be tried again; else the call has failed.
         """
-        made = make_request(Publish, model=model, alias=alias, validate_only=validate_only)
-        response = self._take_step(LearnStreamRequest(publish=made))
+        request = make_request(Publish, model=model, alias=alias, validate_only=validate_only)
+        response = self._take_step(LearnStreamRequest(publish=request))
         if response.HasField("error"):
             raise stream_error(response.error)
         return response.published

@@ -31,7 +31,7 @@ def score_requests(
 
 
 class ScoredPieces(ConcurrentStream[ScoreStreamRequest, ScoreStreamResponse]):
-    """The scores of a stream: iterate over them, one a piece, then ask for `result()`."""
+    """The scores of a stream: iterate over them, one for each piece, then call `result()`."""
 
     _result: ScoreStreamResult | None = None
 

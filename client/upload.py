@@ -160,15 +160,15 @@ def make_spec(model: str, spec: TrainSpec | None, options: TrainOptions) -> Trai
     Raises:
         InputError: An option is unknown, or its value is of the wrong type or out of range.
     """
-    made = TrainSpec()
+    whole_spec = TrainSpec()
     if spec is not None:
-        made.CopyFrom(spec)
+        whole_spec.CopyFrom(spec)
     if model:
-        set_field(made, "model", model)
+        set_field(whole_spec, "model", model)
     for name, value in options.items():
         group, field = option_home(name)
-        set_field(getattr(made, group) if group else made, field, value)
-    return made
+        set_field(getattr(whole_spec, group) if group else whole_spec, field, value)
+    return whole_spec
 
 
 def option_home(option: str) -> tuple[str, str]:

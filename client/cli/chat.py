@@ -238,10 +238,10 @@ class Chat:
 
 
 def _piped(args: argparse.Namespace) -> Iterator[str]:
-    """Yields lines from a file or a pipe; says of one why it is not text.
+    """Yields lines from a file or a pipe; prints why a line is not text.
 
     Raises:
-        InputError: The input is closed, or is another encoding by its byte order mark.
+        InputError: The input is closed, or has the byte order mark of another encoding.
     """
     if sys.stdin is None:
         raise InputError("cannot read standard input: it is closed")

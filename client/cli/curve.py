@@ -90,7 +90,7 @@ def _check(args: argparse.Namespace) -> None:
     """Checks the file and the size, before the server is called.
 
     Raises:
-        InputError: The file is no SVG, or the size is out of range.
+        InputError: The file is not an SVG, or the size is out of range.
     """
     if args.out is not None and Path(args.out).suffix.lower() != ".svg":
         raise InputError(f"cannot draw into {args.out!r}: a curve is written as SVG, to a FILE.svg")
@@ -102,14 +102,14 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def load(client: Client, job: Job) -> Curve:
-    """Reads the losses of a job out of its events, up to its last one now."""
+    """Returns the losses of a job, from its events so far."""
     from treadle.client.cli.display.curve import gather
 
     return gather(_events(client, job), f"{job.model}, job {job.id}")
 
 
 def _events(client: Client, job: Job) -> Iterator[JobEvent]:
-    """Yields the events that a job has now, and does not wait for those to come."""
+    """Yields the events of a job so far, without waiting for more."""
     if not job.last_sequence:
         return
     with client.watch(job.id) as training:

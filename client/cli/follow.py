@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 from treadle.client.cli.display.console import Console
@@ -20,7 +21,7 @@ def follow(training: TrainingRun, args: argparse.Namespace, console: Console) ->
         ServerError: The job failed, was paused or cancelled, or is out of reach.
     """
     report = make_report(args, console)
-    console.interruption = lambda: interruption(training)
+    console.interruption = partial(interruption, training)
     training.on_break = report.show_break
     try:
         with report:

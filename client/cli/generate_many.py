@@ -100,5 +100,5 @@ def _json(text: GeneratedText) -> str:
     from treadle.client.cli.display.json_lines import as_json, to_line
 
     tokens = {"tokens": [as_json(token) for token in text.tokens]} if text.tokens else {}
-    made = {"index": text.index, "text": text.text, **tokens, "result": as_json(text.result)}
-    return to_line(made)
+    fields = {"index": text.index, "text": text.text, **tokens, "result": as_json(text.result)}
+    return to_line(fields)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from treadle.client.cli.connect import connect
@@ -72,7 +73,7 @@ def _detach(training: TrainingRun, args: argparse.Namespace, console: Console) -
     """Leaves the job as soon as it is accepted, and prints its id."""
     from treadle.client.cli.display.json_lines import to_line
 
-    console.interruption = lambda: interruption(training)
+    console.interruption = partial(interruption, training)
     first = next(training, None)
     job = training.detach()
     if getattr(args, "json", False) and first is not None:

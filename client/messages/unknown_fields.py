@@ -14,7 +14,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 
 class Field(NamedTuple):
-    """One field of a message as it stood on the wire."""
+    """One field of a serialized message."""
 
     number: int
     """The field's number in its `.proto`."""

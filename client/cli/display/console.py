@@ -22,6 +22,16 @@ CLEAR_LINE = "\r\x1b[K"
 """Clears the line of the cursor."""
 
 
+def _interrupted() -> str:
+    """Returns the message after a Ctrl-C by default."""
+    return "interrupted"
+
+
+def _names_of_python() -> ArgumentNames:
+    """Returns the names of arguments by default."""
+    return PYTHON
+
+
 class Console:
     """The output of a command.
 
@@ -40,9 +50,9 @@ class Console:
         """Whether to use color."""
         self.has_live_line = False
         """Whether the line of the cursor is to be cleared."""
-        self.interruption: Callable[[], str] = lambda: "interrupted"
+        self.interruption: Callable[[], str] = _interrupted
         """Returns the message after a Ctrl-C."""
-        self.argument_names: Callable[[], ArgumentNames] = lambda: PYTHON
+        self.argument_names: Callable[[], ArgumentNames] = _names_of_python
         """Returns the command's names for the arguments that an error may name."""
         self.unicode = (out.encoding or "").lower().replace("-", "") == "utf8"
         """Whether the output shows more than ASCII."""

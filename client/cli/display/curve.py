@@ -131,7 +131,7 @@ def thin(points: Sequence[Point], high: float, columns: int) -> list[Point]:
     Args:
         points: Points by step.
         high: The step at the right end.
-        columns: How many columns the drawing has.
+        columns: Columns of the drawing.
 
     Returns:
         Of each column the first, the lowest, the highest and the last point, by step.

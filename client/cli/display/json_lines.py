@@ -59,8 +59,10 @@ def _plain(field: Any, value: Any) -> Any:
         return base64.b64encode(value).decode()
     if not isinstance(value, float):
         return value
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
     return _shortest(value) if field.type == FieldDescriptor.TYPE_FLOAT else value
 
 

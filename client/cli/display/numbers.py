@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 LARGE = 1e6
-"""From here on a number is written with an exponent."""
+"""Numbers from this one on are written with an exponent."""
 
 
 def number_text(value: float, digits: int = 3) -> str:

@@ -64,13 +64,13 @@ class Rows:
         """Prints a unit as an object, with its tokens where requested."""
         from treadle.client.cli.display.json_lines import as_json, to_line
 
-        made: dict[str, Any] = {"line": unit.number, "text": unit.text, "nats": nats}
+        row: dict[str, Any] = {"line": unit.number, "text": unit.text, "nats": nats}
         if self._top_g is not None:
-            made |= {"worst_rank": worst, "flagged": flagged}
+            row |= {"worst_rank": worst, "flagged": flagged}
         fields = as_json(score)
         if not self._tokens:
             fields.pop("tokens", None)
-        self._console.line(to_line(made | fields))
+        self._console.line(to_line(row | fields))
 
     def _print_row(self, row: str, text: str) -> None:
         """Prints a row and its text, cut to the width of a terminal."""
@@ -84,8 +84,8 @@ class Rows:
 
         fault = rename_fields(fault, self._console.argument_names())
         if self._json:
-            made = {"line": unit.number, "text": unit.text, "error": fault}
-            self._console.line(to_line(made))
+            fields = {"line": unit.number, "text": unit.text, "error": fault}
+            self._console.line(to_line(fields))
             return
         row = f"{'error':>10}  {one_line(fault)}: "
         self._print_row(row, unit.text)
@@ -95,12 +95,12 @@ class Rows:
         from treadle.client.cli.display.json_lines import as_json, to_line
 
         if self._json:
-            made = {
+            total = {
                 "total": as_json(result.total),
                 "item_count": result.item_count,
                 "error_count": errors,
             }
-            self._console.line(to_line(made))
+            self._console.line(to_line(total))
         print_unknown_share(result.total.unknown_count, result.total.token_count)
 
 

@@ -85,7 +85,7 @@ class StreamInput:
         """Yields lines, each as soon as it is whole.
 
         Raises:
-            InputError: It is another encoding by its byte order mark.
+            InputError: The input has the byte order mark of another encoding.
         """
         decoder = self._source.decoder(mark=True)
         cutter = LineCutter(self._source)
@@ -99,7 +99,7 @@ class StreamInput:
         """Yields text as it arrives, never half a character.
 
         Raises:
-            InputError: It is another encoding by its byte order mark.
+            InputError: The input has the byte order mark of another encoding.
         """
         decoder = self._source.decoder(mark=True)
         for data in self.chunks():
@@ -141,7 +141,7 @@ def units(source: StreamInput, per: str, items: bool, column: str | None = None)
         of JSON.
 
     Raises:
-        InputError: The input is another encoding by its byte order mark.
+        InputError: The input has the byte order mark of another encoding.
     """
     if per == "chunk":
         for number, chunk in enumerate(source.texts(), 1):

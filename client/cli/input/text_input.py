@@ -70,7 +70,7 @@ def input_lines(args: argparse.Namespace, path: str) -> Iterator[Line]:
     """Yields the lines of a file, or of standard input for "-", each as soon as it is whole.
 
     Raises:
-        InputError: The file cannot be read, or is another encoding by its byte order mark.
+        InputError: The file cannot be read, or has the byte order mark of another encoding.
     """
     from treadle.client.files.decoding import READ_BYTES, cut_lines
 
