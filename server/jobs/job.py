@@ -118,7 +118,8 @@ class Job:
         try:
             yield
         finally:
-            self._ran_before_s, self._running_since = self.ran_s, None
+            self._ran_before_s = self.ran_s
+            self._running_since = None
 
     async def publish(self, event: pb.JobEvent, **changes: Any) -> None:
         """Stores an event under the next number, with changes of the row, and wakes followers.

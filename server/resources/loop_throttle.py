@@ -1,4 +1,4 @@
-"""Lets a few through at a time, so that a crowd does not keep the event loop from others."""
+"""`LoopThrottle` lets a few tasks continue in each round of the event loop."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections import deque
 
 
 class LoopThrottle:
-    """Lets so many tasks go on in each round of the event loop, who came first first.
+    """Lets a number of tasks continue in each round of the event loop, in the order of arrival.
 
-    A thousand tasks that are all woken by one event would otherwise be one round of a thousand
-    messages, and whoever needs the loop several times over waits for that each time.
+    Otherwise a thousand tasks that one event wakes would send a thousand messages in one round, and
+    every other task would wait for that.
 
     Args:
-        at_once: How many go on in one round.
+        at_once: How many tasks continue in one round.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -36,11 +36,12 @@ class LoopThrottle:
         await place
 
     def _turn(self) -> None:
-        """Begins a round."""
-        passed, self._left = self._at_once - self._left, self._at_once
+        """Starts a round."""
+        passed = self._at_once - self._left
+        self._left = self._at_once
         while self._left and self._waiting:
             place = self._waiting.popleft()
-            if not place.done():  # whose task was cancelled needs no turn
+            if not place.done():  # a cancelled task needs no turn
                 place.set_result(None)
                 self._left -= 1
         self._turning = bool(passed or self._waiting or self._left < self._at_once)

@@ -1,8 +1,8 @@
-"""How many bytes the server keeps for its callers at once.
+"""`MemoryBudget` limits the bytes that the server holds for its callers at once.
 
-Whoever keeps bytes for a caller reserves them here: a request being worked off, unread replies, a
-loaded model, a learner. What does not fit is refused before it takes memory. Sizes are estimates of
-what the process really keeps, so the sum is about what a burst adds to its memory.
+Code that holds bytes for a caller reserves them here: for a running request, unread replies, a
+loaded model or a learner. A reservation that does not fit is refused before the memory is taken.
+Sizes are estimates of the real use, so the sum is about what a burst adds to the process.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from treadle.server.errors import StatusError, exhausted
 _RETRY_S = 1.0
 
 _LOOK_S = 0.05
-"""Who waits for room looks as often."""
+"""Seconds between two attempts of a reservation that waits."""
 
 _SMALL_PART = 1024
 """A reservation of at most this part of the limit is small: it may use all of the limit."""
 
 _SPARE_PART = 8
-"""This part of the limit is left to small reservations, so that a few large requests do not shut
-out ordinary ones."""
+"""This part of the limit is left to small reservations, so that a few large requests do not block
+ordinary ones."""
 
 
 _WAITING_PART = 4
-"""This part of the limit may be kept by those that wait for room, beside what is held."""
+"""This part of the limit may be held, in addition, by reservations that wait."""
 
 
 class Reservation:
     """Bytes held in a budget, until `release` or the end of a `with` block.
 
     Args:
-        budget: Where they are held.
-        what: What they are for, in the plural, as a refusal says it.
+        budget: The budget.
+        what: The purpose of the bytes, in the plural, for messages.
     """
 
     def __init__(self, budget: MemoryBudget, what: str) -> None:
@@ -53,27 +53,28 @@ class Reservation:
         return self._size
 
     def resize(self, size: int) -> None:
-        """Holds `size` bytes from now on. To hold fewer never fails.
+        """Changes the size to `size` bytes. A smaller size never fails.
 
         Raises:
-            StatusError: RESOURCE_EXHAUSTED: they do not fit; as many as before are held.
+            StatusError: RESOURCE_EXHAUSTED: they do not fit; the size stays as it was.
         """
         if self._budget._change(self, size):
             raise self._budget._refusal(size, self._what)
 
     async def resize_patiently(self, size: int, patience_s: float, kept: int = 0) -> None:
-        """Does what `resize` does, as soon as there is room for it.
+        """Changes the size as soon as there is memory for it.
 
         Args:
             size: Bytes to hold.
-            patience_s: Seconds that it may wait.
-            kept: Bytes that are kept, and held nowhere, while it waits. All that wait may keep a
-                quarter of the limit; those beyond do not wait.
+            patience_s: The most seconds to wait.
+            kept: Bytes that the caller keeps while it waits, outside the budget. All callers that
+                wait may keep a quarter of the limit; a caller beyond that does not wait.
 
         Raises:
-            StatusError: RESOURCE_EXHAUSTED: it never fits, or there was no room for so long.
+            StatusError: RESOURCE_EXHAUSTED: it never fits, or did not fit for so long.
         """
-        budget, until = self._budget, time.monotonic() + patience_s
+        budget = self._budget
+        until = time.monotonic() + patience_s
         waiting = 0
         try:
             while budget._change(self, size):
@@ -87,7 +88,7 @@ class Reservation:
             budget.waiting -= waiting
 
     def release(self) -> None:
-        """Holds nothing any more; may be called again."""
+        """Releases all bytes; may be called again."""
         self.resize(0)
 
     def __enter__(self) -> Reservation:
@@ -103,21 +104,21 @@ class Reservation:
 
 
 class MemoryBudget:
-    """Counts bytes that are kept for callers, and refuses what does not fit. Thread-safe.
+    """Counts bytes held for callers, and refuses reservations that do not fit. Thread-safe.
 
     An eighth of the limit is left to reservations of at most a 1,024th of it.
 
     Args:
-        limit: Bytes that may be held at once.
+        limit: The most bytes held at once.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        """Bytes that may be held at once."""
+        """The most bytes held at once."""
         self.waiting = 0
-        """Bytes that are kept by those that wait for room; changed in one thread only."""
+        """Bytes kept by reservations that wait; changed in one thread only."""
         self._used = 0
-        # The collector may end something that holds bytes in the thread that is at it here.
+        # The garbage collector may release a reservation in a thread that holds the lock.
         self._lock = threading.RLock()
         self._frees: list[Callable[[int], None]] = []
 
@@ -131,30 +132,30 @@ class MemoryBudget:
 
         Args:
             size: How many bytes.
-            what: What they are for, in the plural, such as "learning streams".
+            what: Their purpose, in the plural, such as "learning streams".
 
         Returns:
             The reservation.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED: with RetryInfo where they do not fit now, without it
-                where they never will.
+                where they never fit.
         """
         held = Reservation(self, what)
         held.resize(size)
         return held
 
     def on_shortage(self, free: Callable[[int], None]) -> None:
-        """Has something called before a reservation is refused.
+        """Registers a function that is called before a reservation is refused.
 
         Args:
-            free: Given the bytes that are missing; releases what can be spared. It is called in the
-                thread that reserves.
+            free: Takes the number of missing bytes, and releases reservations that are not needed.
+                It is called in the thread that reserves.
         """
         self._frees.append(free)
 
     def _change(self, held: Reservation, size: int) -> int:
-        """Changes a reservation; returns how many bytes were missing where that is not possible."""
+        """Changes a reservation; returns the number of missing bytes, 0 where it fits."""
         most = self._most(size)
         missing = self._take(held, size, most)
         if missing and size <= most:
@@ -181,12 +182,12 @@ class MemoryBudget:
         return exhausted(message, _RETRY_S)
 
     def _most(self, size: int) -> int:
-        """Returns up to where the limit may be used by a reservation of a size."""
+        """Returns the bytes up to which a reservation of a size may fill the budget."""
         is_small = size * _SMALL_PART <= self.limit
         return self.limit if is_small else self.limit - self.limit // _SPARE_PART
 
     def _take(self, held: Reservation, size: int, most: int) -> int:
-        """Changes a reservation; returns how many bytes were missing where that is not possible."""
+        """Changes a reservation; returns the number of missing bytes, 0 where it fits."""
         with self._lock:
             grown = size - held._size
             missing = self._used + grown - most

@@ -1,7 +1,7 @@
-"""Ends silent streams where the process takes more memory than all that is accounted for may.
+"""`guard_memory` ends silent streams where the process takes more memory than its budget.
 
-What gRPC keeps of half a message is not in the memory budget, since gRPC only tells of whole ones:
-a stream that seems silent may have sent most of a large message, and hundreds may.
+Parts of messages that gRPC holds are not in the memory budget, since gRPC only reports complete
+messages. Hundreds of streams that seem silent may each have sent most of a large message.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ async def guard_memory(
     end_silent: Callable[[int], None],
     look_s: float = _LOOK_S,
 ) -> None:
-    """Looks at the memory of this process until it is cancelled.
+    """Checks the memory of this process until it is cancelled.
 
     Args:
-        limit: What may be kept for callers, in bytes.
-        message_bytes: The most that ending one silent stream may free.
-        resident: Returns the memory that this process takes, in bytes; 0: that is not known.
-        end_silent: Ends so many silent streams, or as many as there are.
-        look_s: Seconds between two looks.
+        limit: The memory budget, in bytes.
+        message_bytes: The most bytes that the end of one silent stream may free.
+        resident: Returns the memory that this process takes, in bytes; 0: unknown.
+        end_silent: Ends a number of silent streams, or all if there are fewer.
+        look_s: Seconds between two checks.
     """
     base = resident()
     while base:

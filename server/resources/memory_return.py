@@ -1,7 +1,7 @@
-"""Gives memory back to the system after a burst.
+"""`MemoryReturn` returns free memory to the system after a burst.
 
-glibc keeps what a program frees for its next allocations, in a heap for each thread or two: after
-hundreds of large requests that is as much as they took. Other C libraries return it themselves.
+glibc keeps freed memory for later allocations, in one heap for each thread or two. After hundreds
+of large requests that is as much as they took. Other C libraries return it themselves.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 1.0
 
 _WASTE_BYTES = 32 << 20
-"""So much more memory than is in use is worth the few milliseconds that its return takes."""
+"""Bytes of unused memory that are worth the few milliseconds of a return."""
 
 
 def resident_bytes() -> int:
-    """Returns the memory that this process takes; 0 where the system does not tell."""
+    """Returns the bytes of memory that this process takes; 0 where that is unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -32,7 +32,7 @@ def resident_bytes() -> int:
 
 
 class _Mallinfo2(ctypes.Structure):
-    """What glibc says of its heaps, as `mallinfo2` returns it."""
+    """The state of glibc's heaps, as `mallinfo2` returns it."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -47,33 +47,34 @@ class Heap:
     """The heaps of this process.
 
     Raises:
-        OSError, AttributeError: The C library is another one than glibc 2.33 or newer.
+        OSError, AttributeError: The C library is not glibc 2.33 or newer.
     """
 
     def __init__(self) -> None:
         if not sys.platform.startswith("linux"):
-            raise OSError("no Linux")
+            raise OSError("the system is not Linux")
         libc = ctypes.CDLL(None)
-        self._info, self._trim = libc.mallinfo2, libc.malloc_trim
+        self._info = libc.mallinfo2
+        self._trim = libc.malloc_trim
         self._info.restype = _Mallinfo2
         self._trim.argtypes = [ctypes.c_size_t]
 
     def waste(self) -> int:
-        """Returns the bytes of memory that this process has beyond those allocated from a heap."""
+        """Returns the bytes of memory of this process that are not allocated from a heap."""
         info = self._info()
         return resident_bytes() - int(info.uordblks) - int(info.hblkhd)
 
-    def give_back(self) -> None:
-        """Gives free pages back; takes some 0.1 s a gigabyte, without Python's lock."""
+    def return_free_pages(self) -> None:
+        """Returns free pages to the system; takes 0.1 s for a gigabyte, without Python's lock."""
         self._trim(0)
 
 
 class MemoryReturn:
-    """A thread that gives memory back where much was freed.
+    """A thread that returns memory to the system where much was freed.
 
     Args:
         heap: The heaps.
-        look_s: Seconds after which it looks again.
+        look_s: Seconds between two checks.
     """
 
     def __init__(self, heap: Heap, look_s: float = _LOOK_S) -> None:
@@ -85,7 +86,7 @@ class MemoryReturn:
 
     @classmethod
     def begin(cls) -> MemoryReturn | None:
-        """Returns one that is at work; None where the C library needs none or cannot be asked."""
+        """Starts a thread; returns None where the C library needs none or offers no way."""
         try:
             made = cls(Heap())
         except (OSError, AttributeError):
@@ -94,16 +95,19 @@ class MemoryReturn:
         return made
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the thread."""
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def look(self) -> bool:
-        """Gives memory back where that is worth it; returns whether it did.
+        """Returns memory to the system where that is worth it.
 
-        What is never given back, such as the program itself, counts as waste as well: how much that
+        Memory that is never returned, such as the program itself, counts as waste too. How much it
         is shows after each return.
+
+        Returns:
+            Whether it returned memory.
 
         Returns:
             Whether memory was given back.
@@ -113,7 +117,7 @@ class MemoryReturn:
             self._least = min(self._least, waste)
             return False
         began_s = time.monotonic()
-        self._heap.give_back()
+        self._heap.return_free_pages()
         took_s = time.monotonic() - began_s
         self._least = self._heap.waste()
         returned = max(0, waste - self._least) >> 20

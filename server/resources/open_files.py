@@ -1,7 +1,7 @@
-"""How many files and connections the process may have open, and what an error says of that.
+"""`allow_many` raises the limit of open files; `check` reports whether it is reached.
 
-A connection is an open file as well. Where a process has as many as the operating system allows it,
-nothing can be opened until some are closed: not a model, and not a new connection.
+A connection is an open file as well. A process that has reached the limit can open neither a model
+nor a new connection until it closes some.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import os
 import resource
 
 _ENOUGH = 1 << 16
-"""More than a server comes to. Where the most that is allowed is no limit at all, it is this."""
+"""More files than a server opens, for a system without a limit."""
 
 
 def allow_many() -> int:
-    """Raises the number of files that may be open to the most that is allowed; returns it."""
+    """Raises the limit of open files as far as the system allows; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    new = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
+    if soft == resource.RLIM_INFINITY or soft >= new:
         return soft
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (new, hard))
     except (OSError, ValueError):  # the system's own limit is lower
         return soft
-    return wanted
+    return new
 
 
 def check() -> None:
-    """Checks that a file can be opened, for those whose errors do not say whether that was it.
+    """Checks that a file can be opened, for errors that do not name their cause.
 
     Raises:
         OSError: No more may be open.

@@ -1,4 +1,4 @@
-"""`Lane`: a few threads for one kind of work, the smallest piece of it first."""
+"""`SmallestFirstPool` runs one kind of work in a few threads, the smallest piece first."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Result = TypeVar("Result")
 
 
 class SmallestFirstPool:
-    """Does pieces of work, small ones first, and of equal ones who came first.
+    """Runs pieces of work, small ones first, and pieces of equal size in order.
 
-    Sizes are equal that differ by less than a factor of two.
+    Sizes that differ by less than a factor of two count as equal.
 
     Args:
-        name: What its threads are called.
-        threads: How many pieces are worked at once.
+        name: The name of its threads.
+        threads: How many pieces run at once.
     """
 
     def __init__(self, name: str, threads: int) -> None:
@@ -36,13 +36,14 @@ class SmallestFirstPool:
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Result:
-        """Does a piece of work in one of the threads.
+        """Runs a piece of work in one of the threads.
 
         Args:
-            size: About how large it is.
-            work: What to do. It is not begun once the caller is cancelled, and never broken off.
-            arguments: What it is called with.
-            named: The same, by name.
+            size: Its approximate size.
+            work: The function. It does not start once the caller is cancelled, and is never
+                interrupted.
+            arguments: Its positional arguments.
+            named: Its keyword arguments.
 
         Returns:
             What the work returned.
@@ -65,12 +66,12 @@ class SmallestFirstPool:
         try:
             await place
         except asyncio.CancelledError:
-            if not place.cancelled():  # it was given the place at the same time
+            if not place.cancelled():  # it got the place at the same time
                 self._leave()
             raise
 
     def _leave(self) -> None:
-        """Gives the place to the next one who still waits."""
+        """Gives the place to the next piece that still waits."""
         while self._waiting:
             _, _, place = heapq.heappop(self._waiting)
             if not place.done():

@@ -1,8 +1,7 @@
-"""The threads that block on the disk for the event loop, one pool a kind of work.
+"""`ThreadPool` runs work that blocks on the disk; each kind of work has its own pool.
 
-Whatever fills one pool leaves the others free: a hundred lists of models keep no job from being
-stored, and no upload waits behind a model that is being read. Nothing in a pool waits for work of
-another one.
+A full pool leaves the others free: a hundred lists of models do not delay a job that is stored, and
+no upload waits for a model that is read. Work in one pool never waits for work in another.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ Result = TypeVar("Result")
 
 
 class ThreadPool:
-    """Some threads for one kind of work; they begin when first needed.
+    """Threads for one kind of work, which start when first needed.
 
     Args:
-        name: What the threads are called.
-        threads: The most of them.
+        name: The name of the threads.
+        threads: The most threads.
     """
 
     def __init__(self, name: str, threads: int) -> None:
         self.name = name
-        """What the threads are called."""
+        """The name of the threads."""
         self._threads = threads
         self._executor: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -40,12 +39,13 @@ class ThreadPool:
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Result:
-        """Does a piece of work in one of the threads.
+        """Runs a function in one of the threads.
 
         Args:
-            work: What to do. It is not begun once the caller is cancelled, and never broken off.
-            arguments: What it is called with.
-            named: The same, by name.
+            work: The function. It does not start once the caller is cancelled, and is never
+                interrupted.
+            arguments: Its positional arguments.
+            named: Its keyword arguments.
 
         Returns:
             What the work returned.
@@ -61,39 +61,40 @@ class ThreadPool:
         return await loop.run_in_executor(executor, partial(work, *arguments, **named))
 
     def close(self) -> None:
-        """Lets go of the threads: what is begun ends, what waits does not begin."""
+        """Closes the pool: work that runs finishes, work that waits does not start."""
         with self._lock:
-            executor, self._executor = self._executor, None
+            executor = self._executor
+            self._executor = None
         if executor is not None:
             executor.shutdown(wait=False, cancel_futures=True)
 
 
 DATABASE = ThreadPool("database", 4)
-"""Short reads and writes of the database, and which version a name leads to."""
+"""Short reads and writes of the database, and finding the version of a name."""
 
 EVENTS = ThreadPool("events", 2)
-"""What watchers of jobs read."""
+"""Events that watchers of jobs read."""
 
 LISTS = ThreadPool("lists", 2)
 """Pages of lists, and descriptions of single models."""
 
 MODELS = ThreadPool("models", 2)
-"""Models being read into memory."""
+"""Reading models into memory."""
 
 STORE = ThreadPool("store", 4)
-"""Versions being stored and deleted, and directories of jobs: seconds for a large model."""
+"""Storing and deleting versions and directories of jobs: seconds for a large model."""
 
 UPLOADS = ThreadPool("uploads", 8)
-"""Corpora being written."""
+"""Writing corpora."""
 
 RETENTION = ThreadPool("retention", 1)
-"""Old jobs and corpora being deleted."""
+"""Deleting old jobs and corpora."""
 
 ALL = (DATABASE, EVENTS, LISTS, MODELS, STORE, UPLOADS, RETENTION)
-"""Every pool there is."""
+"""Every pool."""
 
 
 def close() -> None:
-    """Lets go of all threads, at the end of the server."""
+    """Closes all pools, at the end of the server."""
     for pool in ALL:
         pool.close()

@@ -24,7 +24,7 @@ class FakeHeap:
     def waste(self) -> int:
         return self.held + self.spare
 
-    def give_back(self) -> None:
+    def return_free_pages(self) -> None:
         self.returns += 1
         self.spare = 0
 
