@@ -257,7 +257,8 @@ class JobRunner:
 
     async def _listen(self, job: Job, worker: Worker) -> Outcome:
         """Publishes what a process reports until it is done."""
-        before, kept = job.row.reason, False
+        before = job.row.reason
+        kept = False
         while True:
             try:
                 message = await worker.receive()
@@ -316,7 +317,8 @@ class JobRunner:
     async def _progress(self, job: Job, message: worker_protocol.Message) -> None:
         """Publishes progress, unless it was before a crash after which steps are repeated."""
         progress = responses.progress(message)
-        last, validated = job.last_progress, progress.HasField("valid_loss")
+        last = job.last_progress
+        validated = progress.HasField("valid_loss")
         news = validated and not last.HasField("valid_loss")
         if progress.step > last.step or (progress.step == last.step and news):
             event = pb.JobEvent(progress=progress)
@@ -324,7 +326,8 @@ class JobRunner:
 
     async def _validation(self, job: Job, message: worker_protocol.Message) -> None:
         """Publishes how far a validation is, unless its loss was published before a crash."""
-        validation, last = responses.validation(message), job.last_progress
+        validation = responses.validation(message)
+        last = job.last_progress
         known = last.step == validation.step and last.HasField("valid_loss")
         if last.step > validation.step or (known and not validation.is_final):
             return
@@ -344,7 +347,7 @@ class JobRunner:
         """Checks at intervals that there is space for more events.
 
         Raises:
-            NoSpaceError: There is none.
+            NoSpaceError: There is no space.
         """
         now = time.monotonic()
         if now >= self._look_at:

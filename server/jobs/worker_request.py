@@ -1,4 +1,4 @@
-"""`worker_request` makes the message that tells a training process what to do."""
+"""`worker_request` makes the message that gives a training process its job."""
 
 from __future__ import annotations
 

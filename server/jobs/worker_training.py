@@ -44,7 +44,7 @@ _LARGE_CORPUS_BYTES = 32 << 20
 _AT_MOST = 9.0
 """A run trains at least this many times as long as it writes checkpoints, whatever their size."""
 
-_ASKED_TO_END = "the training process was told to end"
+_ASKED_TO_END = "the training process was asked to end"
 
 
 class _LeftError(Exception):
