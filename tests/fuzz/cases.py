@@ -1,4 +1,4 @@
-"""What is tried, a case a seed: `CASES`. A case ends well, or in an error that a caller is told.
+"""`CASES` holds what is tried, one case per seed. A case ends well, or in an error for the caller.
 
 Everything else is a fault: an exception that the server would call INTERNAL, and what the watcher
 in `campaign` sees, which is a signal or no end.
@@ -58,7 +58,7 @@ class Fault(Exception):  # noqa: N818 - not an error that is handled: what a cam
 
 
 def check(error: BaseException) -> None:
-    """Checks that a caller is told what an error means.
+    """Checks that an error means something to a caller.
 
     Raises:
         Fault: It is none of ours: the server would answer INTERNAL.

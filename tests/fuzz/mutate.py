@@ -183,7 +183,7 @@ def _places(content: Any) -> Any:
         items = list(enumerate(content))
     else:
         return
-    # Of a vocabulary only some: else no change would ever meet anything beside it.
+    # Of a vocabulary only some: else no change would ever meet anything next to it.
     step = max(1, len(items) // 16)
     for key, value in items[::step]:
         yield content, key
