@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from draws import possible
 from numpy.typing import NDArray
+from sampling_oracle import possible
 from small_networks import CELLS, Network, make_network, same_bytes
 
 from treadle.kernels import reference, scoring, structs

@@ -33,7 +33,9 @@ class Run:
         self.kind = kind
         self.decay = decay
         self.scale = np.float32(1)
-        self.weights, self.means, self.squares = draw(0), *np.zeros((2, N), np.float32)
+        self.weights = draw(0)
+        self.means = np.zeros(N, np.float32)
+        self.squares = np.zeros(N, np.float32)
 
     def step(self, number: int, gradient: Floats, part: slice = slice(None)) -> None:
         weights, means, squares = (a[part] for a in (self.weights, self.means, self.squares))

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from draws import CLOSE, possible
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sampling_oracle import CLOSE, possible
 
 from treadle.kernels import reference
 from treadle.kernels.jit import PYTHON_MODE
