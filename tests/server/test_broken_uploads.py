@@ -23,7 +23,7 @@ from treadle.server.storage.upload_files import UploadFiles
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import TEXT, Caller, Server, long_spec, tiny_spec, wait_for
-from .test_jobs import make_room
+from .test_jobs import make_manager
 
 CANCELS = 400
 
@@ -179,13 +179,13 @@ def test_a_corpus_that_is_sent_again_takes_a_place_as_well(tmp_path: Path) -> No
     data_dir = DataDir(tmp_path)
 
     async def run() -> None:
-        room = make_room(data_dir, WorkerPool(standby=0))  # with two places for uploads
-        with room.queue.admit_repeated(), room.queue.admit():
-            assert room.queue.waiting_count == 1
-            for admit in (room.queue.admit, room.queue.admit_repeated):
+        manager = make_manager(data_dir, WorkerPool(standby=0))  # with two places for uploads
+        with manager.queue.admit_repeated(), manager.queue.admit():
+            assert manager.queue.waiting_count == 1
+            for admit in (manager.queue.admit, manager.queue.admit_repeated):
                 with pytest.raises(StatusError, match="2 corpora are being uploaded"), admit():
                     pass
-        with room.queue.admit(), room.queue.admit():
+        with manager.queue.admit(), manager.queue.admit():
             pass
 
     try:

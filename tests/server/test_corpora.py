@@ -135,13 +135,13 @@ def test_a_full_disk_leaves_nothing_behind(
     put(data_dir.corpora, b"an earlier one")
     earlier = sorted((tmp_path / "corpora").iterdir())
     written = os.write
-    room = [150_000]
+    space = [150_000]
 
     def nearly_full(handle: int, data: memoryview) -> int:
-        if not room[0]:
+        if not space[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        count = written(handle, data[: room[0]])
-        room[0] -= count
+        count = written(handle, data[: space[0]])
+        space[0] -= count
         return count
 
     monkeypatch.setattr(os, "write", nearly_full)
@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_nothing_behind(
     with pytest.raises(OSError, match="No space left"):
         writer.write(DATA)
     writer.discard()
-    assert room == [0]  # a part was written before
+    assert space == [0]  # a part was written before
     assert not list((tmp_path / "tmp").iterdir())
     assert sorted((tmp_path / "corpora").iterdir()) == earlier
     monkeypatch.undo()

@@ -284,9 +284,9 @@ def test_a_damaged_field_that_a_job_can_do_without_is_emptied() -> None:
     for changes in can_do_without:
         row = job_row("j", state="succeeded", reason="it ended", **changes)
         assert damage(row)
-        mended = without_damage(row)
-        assert mended is not None
-        assert replace(mended, queued_s=whole.queued_s) == whole
+        repaired_row = without_damage(row)
+        assert repaired_row is not None
+        assert replace(repaired_row, queued_s=whole.queued_s) == whole
     needs: list[dict[str, Any]] = [
         {"spec": b"\xff"},
         {"state": "x"},

@@ -320,14 +320,14 @@ while True:
 """
 
 
-@pytest.mark.parametrize("told", [1, 7, 40])
-def test_what_was_told_outlives_a_kill(tmp_path: Path, database: Database, told: int) -> None:
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_a_published_event_outlives_a_kill(tmp_path: Path, database: Database, count: int) -> None:
     database.add_job(job_row("a"))
     database.close()
     command = [sys.executable, "-c", _APPENDER, str(tmp_path / "treadle.db")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        numbers = [int(process.stdout.readline()) for _ in range(told)]
+        numbers = [int(process.stdout.readline()) for _ in range(count)]
         process.kill()
         numbers += [int(line) for line in process.stdout.read().splitlines()]
     again = Database(tmp_path / "treadle.db")
@@ -335,7 +335,7 @@ def test_what_was_told_outlives_a_kill(tmp_path: Path, database: Database, told:
     row = again.job("a")
     assert row is not None
     assert numbers == list(range(1, len(numbers) + 1))
-    # The one being told when the kill came may be there as well, whole.
+    # The event that was being published during the kill may be there as well, whole.
     assert len(numbers) <= len(events) <= len(numbers) + 1
     assert events == list(range(1, row.last_sequence + 1))
     assert again.check() == []

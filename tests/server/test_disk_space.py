@@ -1,4 +1,4 @@
-"""A disk with too little space: whoever asks for too much waits, and nobody else."""
+"""A disk with too little space delays only the work that needs too much of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from treadle.server.storage.upload_files import UploadFiles
 
 from .harness import until
 from .samples import job_row, put_model, tiny_model
-from .test_jobs import FakeWorker, FakeWorkerPool, StubbornWorker, follow, make_room, submit
+from .test_jobs import FakeWorker, FakeWorkerPool, StubbornWorker, follow, make_manager, submit
 
 KEPT = 1000
 
@@ -81,10 +81,10 @@ def test_what_running_jobs_need_for_their_states_is_no_space_for_others(
     data_dir: DataDir, disk: SmallDisk
 ) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
-        job = await submit(room, data_dir)
-        room.open()
-        await until(lambda: room.queue.running_count)
+        manager = make_manager(data_dir, FakeWorkerPool(StubbornWorker))
+        job = await submit(manager, data_dir)
+        manager.open()
+        await until(lambda: manager.queue.running_count)
         (data_dir.jobs.directory(job) / STATE_FILE).write_bytes(b"x" * 300)
         disk.free = KEPT + 399
         with pytest.raises(NoSpaceError):
@@ -92,7 +92,7 @@ def test_what_running_jobs_need_for_their_states_is_no_space_for_others(
         data_dir.space.require_least()  # its own checkpoint has the space
         disk.free += 1
         data_dir.space.require(100)
-        await room.close("the test ended")
+        await manager.close("the test ended")
 
     asyncio.run(run())
 
@@ -110,41 +110,41 @@ def test_a_model_is_published_where_there_is_space_for_it(
     assert data_dir.models.claim("m", draft).version == 1
 
 
-async def paused_for_space(room: JobManager, data_dir: DataDir, disk: SmallDisk) -> str:
+async def paused_for_space(manager: JobManager, data_dir: DataDir, disk: SmallDisk) -> str:
     """Returns a job that waits for space, of which there is too little."""
-    job = await submit(room, data_dir)
+    job = await submit(manager, data_dir)
     disk.free = KEPT + 5000  # enough, but not for a while
-    room.open()
+    manager.open()
     with pytest.raises(StatusError, match="continues by itself once there is space"):
-        await follow(room, job)
-    assert (await room.registry.row(job)).waits_for_bytes == 5000
+        await follow(manager, job)
+    assert (await manager.registry.row(job)).waits_for_bytes == 5000
     return job
 
 
 def test_a_job_goes_on_by_itself_once_there_is_space(data_dir: DataDir, disk: SmallDisk) -> None:
     async def run() -> None:
         made: list[FakeWorker] = [StubbornWorker(), WaitingWorker()]
-        room = make_room(data_dir, FakeWorkerPool(lambda: made.pop()))
-        job = await paused_for_space(room, data_dir, disk)
+        manager = make_manager(data_dir, FakeWorkerPool(lambda: made.pop()))
+        job = await paused_for_space(manager, data_dir, disk)
         await asyncio.sleep(0.1)
-        assert (await room.registry.row(job)).state == "paused"
+        assert (await manager.registry.row(job)).state == "paused"
         assert len(made) == 1
         disk.free = 1 << 40
-        await until(lambda: room.queue.running_count)
-        while (row := await room.registry.row(job)).state == "queued":
+        await until(lambda: manager.queue.running_count)
+        while (row := await manager.registry.row(job)).state == "queued":
             await asyncio.sleep(0.005)
         assert (row.state, row.waits_for_bytes) == ("running", 0)
-        await room.close("the test ended")
+        await manager.close("the test ended")
 
     asyncio.run(run())
 
 
 def test_it_does_so_under_the_next_server(data_dir: DataDir, disk: SmallDisk) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(WaitingWorker))
-        job = await paused_for_space(room, data_dir, disk)
-        await room.close("the test ended")
-        following = make_room(data_dir, FakeWorkerPool(StubbornWorker))
+        manager = make_manager(data_dir, FakeWorkerPool(WaitingWorker))
+        job = await paused_for_space(manager, data_dir, disk)
+        await manager.close("the test ended")
+        following = make_manager(data_dir, FakeWorkerPool(StubbornWorker))
         await following.recover()
         following.open()
         await asyncio.sleep(0.1)
@@ -158,16 +158,18 @@ def test_it_does_so_under_the_next_server(data_dir: DataDir, disk: SmallDisk) ->
 
 def test_what_its_user_paused_waits_for_its_user(data_dir: DataDir, disk: SmallDisk) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(WaitingWorker))
-        job = await paused_for_space(room, data_dir, disk)
-        row = await room.pause(job)
+        manager = make_manager(data_dir, FakeWorkerPool(WaitingWorker))
+        job = await paused_for_space(manager, data_dir, disk)
+        row = await manager.pause(job)
         assert (row.state, row.reason, row.waits_for_bytes) == ("paused", "paused on request", 0)
         disk.free = 1 << 40
         await asyncio.sleep(0.1)
-        assert (await room.registry.row(job)).state == "paused"
-        await room.resume(job)
-        await until(lambda: room.queue.running_count or room.registry.live[job].row.waits_for_bytes)
-        await room.close("the test ended")
+        assert (await manager.registry.row(job)).state == "paused"
+        await manager.resume(job)
+        await until(
+            lambda: manager.queue.running_count or manager.registry.live[job].row.waits_for_bytes
+        )
+        await manager.close("the test ended")
 
     asyncio.run(run())
 
@@ -177,17 +179,17 @@ def test_a_job_that_soon_lacks_space_again_waits_longer_each_time(
 ) -> None:
     async def run() -> None:
         workers = FakeWorkerPool(WaitingWorker)
-        room = make_room(data_dir, workers)
-        job = await paused_for_space(room, data_dir, disk)
+        manager = make_manager(data_dir, workers)
+        job = await paused_for_space(manager, data_dir, disk)
         monkeypatch.setattr(jobs_module, "_SPACE_S", 1000.0)
-        room.registry.live[job].space_tries = 1
+        manager.registry.live[job].space_tries = 1
         disk.free = 1 << 40
-        await room.resume_for_space()
-        await until(lambda: workers.given == 2 and not room.queue.running_count)
-        await until(lambda: room.registry.live[job].row.waits_for_bytes)
-        await room.resume_for_space()  # it is not due
-        assert room.registry.live[job].row.state == "paused"
-        await room.close("the test ended")
+        await manager.resume_for_space()
+        await until(lambda: workers.given == 2 and not manager.queue.running_count)
+        await until(lambda: manager.registry.live[job].row.waits_for_bytes)
+        await manager.resume_for_space()  # it is not due
+        assert manager.registry.live[job].row.state == "paused"
+        await manager.close("the test ended")
 
     asyncio.run(run())
 
@@ -203,11 +205,11 @@ def test_a_job_can_be_deleted_on_a_full_disk(
         delete(job)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(WaitingWorker))
-        job = await paused_for_space(room, data_dir, disk)
+        manager = make_manager(data_dir, FakeWorkerPool(WaitingWorker))
+        job = await paused_for_space(manager, data_dir, disk)
         (data_dir.jobs.directory(job) / STATE_FILE).write_bytes(b"large")
         monkeypatch.setattr(data_dir.database, "delete_job", unless_full)
-        await room.delete(job)
+        await manager.delete(job)
         assert data_dir.database.job(job) is None
         assert not (data_dir.jobs.root / job).exists()
 
@@ -228,15 +230,15 @@ def test_a_job_that_is_cancelled_on_a_full_disk_keeps_what_it_published(
         return append(job, payload, time_s, **changes)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(WaitingWorker))
-        job = await paused_for_space(room, data_dir, disk)
+        manager = make_manager(data_dir, FakeWorkerPool(WaitingWorker))
+        job = await paused_for_space(manager, data_dir, disk)
         (data_dir.jobs.directory(job) / STATE_FILE).write_bytes(b"large")
         tiny_model().save(data_dir.jobs.directory(job) / LAST_FILE)
         disk.free = 0
         monkeypatch.setattr(data_dir.database, "append_event", unless_full)
-        await room.cancel(job)
-        await until(lambda: job not in room.registry.live)
-        row = await room.registry.row(job)
+        await manager.cancel(job)
+        await until(lambda: job not in manager.registry.live)
+        row = await manager.registry.row(job)
         assert (row.state, row.version) == ("cancelled", 1)
         assert data_dir.models.versions("m") == [1]
 
@@ -267,7 +269,7 @@ def test_the_spare_space_lets_things_end_on_a_full_disk(data_dir: DataDir) -> No
         (pages,) = database._rows("PRAGMA page_count")[0]
         database._rows(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(OSError, match="No space left"):
-            database.append_event("b", bytes(1 << 20), 2.0)  # what is told of a run can wait
+            database.append_event("b", bytes(1 << 20), 2.0)  # events about a run can wait
         assert spare.exists()
         urgent()
         assert not spare.exists()

@@ -88,21 +88,21 @@ def test_a_killed_process_is_replaced_a_limited_number_of_times(start: Start) ->
     message = caught.value.details() or ""
     assert "the training process was killed by signal 11 (SIGSEGV)" in message
     assert "2 times in a row without a new checkpoint between" in message
-    told = server.caller.job(job)
-    assert (told.state, told.error_code) == (pb.JOB_STATE_FAILED, 10)
+    job_after = server.caller.job(job)
+    assert (job_after.state, job_after.error_code) == (pb.JOB_STATE_FAILED, 10)
     assert server.caller.trained(tiny_spec("next")).version == 1
 
 
 def test_a_process_told_to_end_keeps_its_state(start: Start) -> None:
     server = start("--checkpoint-interval-s", "10000")
     calm = server.caller.trained(tiny_spec("calm", max_steps=4000))
-    running = server.caller.train(tiny_spec("told", max_steps=4000), TEXT)
+    running = server.caller.train(tiny_spec("asked", max_steps=4000), TEXT)
     first_progress(running)
     os.kill(server.workers()[0], signal.SIGTERM)
     events = list(running)
     assert "RUNNING" in states(events)
     assert events[-1].completed.training.steps == calm.training.steps
-    assert weights(server, "told") == weights(server, "calm")
+    assert weights(server, "asked") == weights(server, "calm")
 
 
 def test_pause_and_resume_change_nothing(start: Start) -> None:
@@ -168,8 +168,8 @@ def test_cancelling_a_running_job_stores_what_it_has_learnt(start: Start) -> Non
     model = list(running)[-1].completed
     assert model.training.ended_by.startswith("cancelled after ")
     assert model.training.weights_step <= model.training.steps
-    told = server.caller.job(job)
-    assert (told.state, told.version) == (pb.JOB_STATE_CANCELLED, 1)
+    job_after = server.caller.job(job)
+    assert (job_after.state, job_after.version) == (pb.JOB_STATE_CANCELLED, 1)
     for which in (pb.JOB_WEIGHTS_LAST, pb.JOB_WEIGHTS_BEST):
         assert server.caller.text("", job=job, job_weights=which, max_new_tokens=5)
 

@@ -114,7 +114,7 @@ def test_damaged_versions_are_moved_away(root: Path, damage: str, newest: bool) 
     shutil.rmtree(root / "models" / "m" / "3")
     place = root / "models" / "m" / str(version)
     data = bytearray((place / MODEL_FILE).read_bytes())
-    if damage == "flipped":  # in the weights: only the hash tells
+    if damage == "flipped":  # in the weights, so that only the hash shows it
         data[-5] ^= 1
     elif damage == "cut":
         del data[-1:]

@@ -1,4 +1,4 @@
-"""What callers may ask of jobs, and what they are told where it cannot be."""
+"""Requests about jobs, and the errors of requests that cannot be met."""
 
 from __future__ import annotations
 

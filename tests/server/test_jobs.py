@@ -1,4 +1,4 @@
-"""The job room by itself: an end at any moment, and nothing lost or done twice."""
+"""`JobManager` by itself: an end at any moment, and nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class FakeWorker:
     def __init__(self, model: bytes = b"") -> None:
         self.sent: list[worker_protocol.Message] = []
         self._model = model
-        self.told = asyncio.Event()
+        self.asked_to_end = asyncio.Event()
 
     def send(self, message: worker_protocol.Message) -> None:
         self.sent.append(message)
         if "stop" in message or "pause" in message:
-            self.told.set()
+            self.asked_to_end.set()
 
     def ask_to_leave(self, message: worker_protocol.Message) -> None:
         self.send(message)
@@ -79,10 +79,10 @@ class FakeWorker:
 
 
 class StubbornWorker(FakeWorker):
-    """Goes on until it is told to stop, without having made a step."""
+    """Runs until it is asked to stop, without a step."""
 
     async def receive(self) -> worker_protocol.Message:
-        await self.told.wait()
+        await self.asked_to_end.wait()
         last = next(sent for sent in reversed(self.sent) if {"stop", "pause"} & set(sent))
         if "stop" in last:
             return {"event": "stopped", "reason": last["stop"]}
@@ -130,14 +130,14 @@ class FakeWorkerPool(WorkerPool):
         return asyncio.create_task(asyncio.sleep(0))
 
 
-def make_room(
+def make_manager(
     data_dir: DataDir, workers: WorkerPool, max_run_s: float = 0.0, restarts: int = 2
 ) -> JobManager:
     limits = RunLimits(1, checkpoint_interval_s=1.0, min_free_bytes=0, max_run_s=max_run_s)
     return JobManager(data_dir, workers, JobLimits(1, 2, 2, restarts), limits)
 
 
-async def submit(room: JobManager, data_dir: DataDir, name: str = "m") -> str:
+async def submit(manager: JobManager, data_dir: DataDir, name: str = "m") -> str:
     """Queues a job on TEXT."""
     writer = data_dir.corpora.writer()
     writer.write(TEXT)
@@ -146,13 +146,13 @@ async def submit(room: JobManager, data_dir: DataDir, name: str = "m") -> str:
     data_dir.jobs.directory(job)
     file = UploadedFile(sha256, "corpus", "train", 1.0, size)
     row = new_row(job, pb.TrainSpec(model=name), TrainConfig(), [file])
-    assert (await room.submit(row)).id == job
+    assert (await manager.submit(row)).id == job
     return job
 
 
-async def follow(room: JobManager, job: str, after: int = 0) -> list[pb.JobEvent]:
+async def follow(manager: JobManager, job: str, after: int = 0) -> list[pb.JobEvent]:
     async with asyncio.timeout(PATIENCE_S):
-        return [event async for event in room.registry.watch(job, after)]
+        return [event async for event in manager.registry.watch(job, after)]
 
 
 def progress(step: int, **values: float) -> worker_protocol.Message:
@@ -165,9 +165,9 @@ def test_the_queue_goes_by_the_time_of_queueing(data_dir: DataDir) -> None:
     data_dir.database.add_job(job_row("runs", state="running", queued_s=0.0))
 
     async def order() -> list[str]:
-        room = make_room(data_dir, FakeWorkerPool(FakeWorker))
-        await room.recover()
-        return list(room.queue.positions())
+        manager = make_manager(data_dir, FakeWorkerPool(FakeWorker))
+        await manager.recover()
+        return list(manager.queue.positions())
 
     assert asyncio.run(order()) == ["runs", "early", "a", "b", "late"]
 
@@ -176,16 +176,16 @@ def test_every_follower_gets_every_event_once_whenever_it_comes(
     data_dir: DataDir, model: bytes
 ) -> None:
     async def run() -> None:
-        told = [progress(1), progress(2), progress(3)]
-        room = make_room(data_dir, FakeWorkerPool(lambda: TellingWorker(model, *told)))
-        job = await submit(room, data_dir)
-        early = asyncio.create_task(follow(room, job))
-        room.open()
+        messages = [progress(1), progress(2), progress(3)]
+        manager = make_manager(data_dir, FakeWorkerPool(lambda: TellingWorker(model, *messages)))
+        job = await submit(manager, data_dir)
+        early = asyncio.create_task(follow(manager, job))
+        manager.open()
         everything = await early
         assert [event.sequence for event in everything] == list(range(1, len(everything) + 1))
         assert [e.progress.step for e in everything if e.HasField("progress")] == [1, 2, 3]
         for after in range(len(everything) + 1):
-            assert await follow(room, job, after) == everything[after:]
+            assert await follow(manager, job, after) == everything[after:]
 
     asyncio.run(run())
 
@@ -202,17 +202,17 @@ def test_what_is_made_again_after_a_crash_is_told_once(data_dir: DataDir, model:
                 return await super().receive()
 
         made = [TellingWorker(model, *again), Dying(model, *first)]
-        room = make_room(data_dir, FakeWorkerPool(made.pop))
-        job = await submit(room, data_dir)
-        room.open()
-        events = await follow(room, job)
+        manager = make_manager(data_dir, FakeWorkerPool(made.pop))
+        job = await submit(manager, data_dir)
+        manager.open()
+        events = await follow(manager, job)
         seen = [
             (event.progress.step, event.progress.HasField("valid_loss"))
             for event in events
             if event.HasField("progress")
         ]
         assert seen == [(2, False), (4, False), (4, True), (5, False)]
-        assert (await room.registry.row(job)).restarts == 1
+        assert (await manager.registry.row(job)).restarts == 1
 
     asyncio.run(run())
 
@@ -225,12 +225,14 @@ def test_what_a_job_is_at_before_its_first_step_is_told_and_taken_back(
     async def run() -> None:
         reading = {"event": "reading", "reason": "reading a corpus"}
         started = {"event": "started", "config": TrainConfig().to_json(), "total_steps": 9}
-        room = make_room(data_dir, FakeWorkerPool(lambda: TellingWorker(model, reading, started)))
-        job = await submit(room, data_dir)
-        room.open()
-        events = room.registry.watch(job, 0)
+        manager = make_manager(
+            data_dir, FakeWorkerPool(lambda: TellingWorker(model, reading, started))
+        )
+        job = await submit(manager, data_dir)
+        manager.open()
+        events = manager.registry.watch(job, 0)
         reasons.extend([e.state.reason async for e in events if e.HasField("state")])
-        assert (await room.registry.row(job)).reason == ""
+        assert (await manager.registry.row(job)).reason == ""
 
     asyncio.run(run())
     assert "reading a corpus" in reasons
@@ -244,15 +246,15 @@ def test_how_far_a_validation_has_come_is_told_until_its_loss_is(
         return {"event": "validation", "step": step, **values}
 
     async def run() -> None:
-        told = [
+        messages = [
             validation(2, 3), validation(2, 6), progress(2, valid_loss=1.0),
             validation(2, 3), validation(1, 3), validation(3, 3), progress(3, valid_loss=0.5),
             validation(3, 6, final=True),
         ]  # fmt: skip
-        room = make_room(data_dir, FakeWorkerPool(lambda: TellingWorker(model, *told)))
-        job = await submit(room, data_dir)
-        room.open()
-        events = await follow(room, job)
+        manager = make_manager(data_dir, FakeWorkerPool(lambda: TellingWorker(model, *messages)))
+        job = await submit(manager, data_dir)
+        manager.open()
+        events = await follow(manager, job)
         seen = [e.validation for e in events if e.HasField("validation")]
         assert [(v.step, v.tokens_done, v.is_final) for v in seen] == [
             (2, 3, False), (2, 6, False), (3, 3, False), (3, 6, True),
@@ -266,25 +268,25 @@ def test_how_far_a_validation_has_come_is_told_until_its_loss_is(
 
 def test_jobs_of_a_server_that_closes_wait_for_the_next(data_dir: DataDir, model: bytes) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
-        jobs = [await submit(room, data_dir, name) for name in ("a", "b", "c")]
-        room.open()
+        manager = make_manager(data_dir, FakeWorkerPool(StubbornWorker))
+        jobs = [await submit(manager, data_dir, name) for name in ("a", "b", "c")]
+        manager.open()
         await asyncio.sleep(0)
-        following = [asyncio.create_task(follow(room, job)) for job in jobs]
-        await until(lambda: (room.queue.running_count, room.queue.waiting_count) == (1, 2))
-        await room.close("the test ended")
+        following = [asyncio.create_task(follow(manager, job)) for job in jobs]
+        await until(lambda: (manager.queue.running_count, manager.queue.waiting_count) == (1, 2))
+        await manager.close("the test ended")
         for task in following:
             with pytest.raises(StatusError, match=r"the test ended; job .* continues") as caught:
                 await task
             assert caught.value.code is grpc.StatusCode.UNAVAILABLE
-        with pytest.raises(StatusError), room.queue.admit():
+        with pytest.raises(StatusError), manager.queue.admit():
             pass
-        assert {(await room.registry.row(job)).state for job in jobs} == {"queued"}
-        following_room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
-        await following_room.recover()
-        following_room.open()
+        assert {(await manager.registry.row(job)).state for job in jobs} == {"queued"}
+        following_manager = make_manager(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
+        await following_manager.recover()
+        following_manager.open()
         for job in jobs:
-            assert (await follow(following_room, job))[-1].completed.version == 1
+            assert (await follow(following_manager, job))[-1].completed.version == 1
 
     asyncio.run(run())
     assert [len(data_dir.models.versions(name)) for name in ("a", "b", "c")] == [1, 1, 1]
@@ -317,18 +319,18 @@ def test_a_finished_model_is_kept_whenever_the_job_is_killed(
     data_dir: DataDir, model: bytes, held: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
+        manager = make_manager(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
         gate = Gate(data_dir.models, held, monkeypatch)
-        job = await submit(room, data_dir)
-        room.open()
+        job = await submit(manager, data_dir)
+        manager.open()
         await gate.entered()
-        killing = asyncio.create_task(room.kill())
+        killing = asyncio.create_task(manager.kill())
         for _ in range(3):
             await asyncio.sleep(0)
         gate.open()
         await killing
-        assert (await follow(room, job))[-1].completed.version == 1
-        assert room.queue.running_count == 0
+        assert (await follow(manager, job))[-1].completed.version == 1
+        assert manager.queue.running_count == 0
 
     asyncio.run(run())
     assert data_dir.models.versions("m") == [1]
@@ -347,17 +349,17 @@ def test_a_job_is_deleted_once_its_end_is_cleared_up(
     monkeypatch.setattr(Completion, "_remove_run_files", remove_late)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
-        job = await submit(room, data_dir)
-        room.open()
-        assert (await follow(room, job))[-1].completed.version == 1
-        deleting = asyncio.create_task(room.delete(job))
+        manager = make_manager(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
+        job = await submit(manager, data_dir)
+        manager.open()
+        assert (await follow(manager, job))[-1].completed.version == 1
+        deleting = asyncio.create_task(manager.delete(job))
         await asyncio.sleep(0.05)
         assert not deleting.done()
         clear.set()
         await deleting
         with pytest.raises(StatusError, match="no job"):
-            await room.registry.row(job)
+            await manager.registry.row(job)
 
     asyncio.run(run())
 
@@ -367,8 +369,8 @@ def test_a_server_that_died_while_it_stored_a_model_stores_it_once(
     data_dir: DataDir, model: bytes, claimed: str
 ) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
-        job = await submit(room, data_dir)
+        manager = make_manager(data_dir, FakeWorkerPool(StubbornWorker))
+        job = await submit(manager, data_dir)
         data_dir.database.update_job(job, state="running")
         path = data_dir.jobs.directory(job) / FINAL_FILE
         path.write_bytes(model)
@@ -376,7 +378,7 @@ def test_a_server_that_died_while_it_stored_a_model_stores_it_once(
             data_dir.database.update_job(job, claim=data_dir.models.next_version("m"))
         if claimed == "version":
             data_dir.models.claim_file("m", path, 1)
-        following = make_room(data_dir, FakeWorkerPool(StubbornWorker))
+        following = make_manager(data_dir, FakeWorkerPool(StubbornWorker))
         await following.recover()
         following.open()
         assert (await follow(following, job))[-1].completed.version == 1
@@ -388,14 +390,14 @@ def test_a_server_that_died_while_it_stored_a_model_stores_it_once(
 def test_processes_that_die_without_a_checkpoint_end_a_job(data_dir: DataDir) -> None:
     async def run() -> None:
         workers = FakeWorkerPool(DyingWorker)
-        room = make_room(data_dir, workers, restarts=2)
-        job = await submit(room, data_dir)
-        room.open()
+        manager = make_manager(data_dir, workers, restarts=2)
+        job = await submit(manager, data_dir)
+        manager.open()
         with pytest.raises(StatusError, match=r"it died .3 times in a row") as caught:
-            await follow(room, job)
+            await follow(manager, job)
         assert caught.value.code is grpc.StatusCode.ABORTED
         assert workers.given == 3
-        assert (await room.registry.row(job)).state == "failed"
+        assert (await manager.registry.row(job)).state == "failed"
 
     asyncio.run(run())
 
@@ -403,11 +405,11 @@ def test_processes_that_die_without_a_checkpoint_end_a_job(data_dir: DataDir) ->
 def test_a_checkpoint_forgives_what_died_before(data_dir: DataDir, model: bytes) -> None:
     async def run() -> None:
         made = [DyingWorker(), DyingWorker(checkpoint=True), DyingWorker(), FakeWorker(model)]
-        room = make_room(data_dir, FakeWorkerPool(lambda: made.pop(0)), restarts=2)
-        job = await submit(room, data_dir)
-        room.open()
-        assert (await follow(room, job))[-1].completed.version == 1
-        assert (await room.registry.row(job)).restarts == 3
+        manager = make_manager(data_dir, FakeWorkerPool(lambda: made.pop(0)), restarts=2)
+        job = await submit(manager, data_dir)
+        manager.open()
+        assert (await follow(manager, job))[-1].completed.version == 1
+        assert (await manager.registry.row(job)).restarts == 3
 
     asyncio.run(run())
 
@@ -429,10 +431,10 @@ def test_a_full_disk_delays_the_note_of_an_end(
     monkeypatch.setattr(data_dir.database, "append_event", full)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
-        job = await submit(room, data_dir)
-        room.open()
-        assert (await follow(room, job))[-1].completed.version == 1
+        manager = make_manager(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
+        job = await submit(manager, data_dir)
+        manager.open()
+        assert (await follow(manager, job))[-1].completed.version == 1
 
     asyncio.run(run())
     assert failures == 0
@@ -467,12 +469,12 @@ def test_what_finds_the_disk_full_pauses_the_job(
             return await super().receive()
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(Reporting))
-        job = await submit(room, data_dir)
-        room.open()
+        manager = make_manager(data_dir, FakeWorkerPool(Reporting))
+        job = await submit(manager, data_dir)
+        manager.open()
         with pytest.raises(StatusError, match="is paused: the disk is full: No space left"):
-            await follow(room, job)
-        assert (await room.registry.row(job)).state == "paused"
+            await follow(manager, job)
+        assert (await manager.registry.row(job)).state == "paused"
 
     asyncio.run(run())
 
@@ -496,23 +498,23 @@ def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(data_dir: D
 
     async def run() -> None:
         workers = Slow()
-        room = make_room(data_dir, workers)
-        job = await submit(room, data_dir)
-        room.open()
+        manager = make_manager(data_dir, workers)
+        job = await submit(manager, data_dir)
+        manager.open()
         await until(lambda: workers.given == 1)
-        pausing = asyncio.create_task(room.pause(job))
+        pausing = asyncio.create_task(manager.pause(job))
         await asyncio.wait([pausing], timeout=PATIENCE_S)
         assert pausing.done()
         assert (await pausing).state == "paused"
-        await room.resume(job)
+        await manager.resume(job)
         await until(lambda: workers.given == 2)
-        await room.cancel(job)
+        await manager.cancel(job)
         with pytest.raises(StatusError, match="cancelled before it had trained"):
-            await follow(room, job)
-        last = await submit(room, data_dir)
+            await follow(manager, job)
+        last = await submit(manager, data_dir)
         await until(lambda: workers.given == 3)
-        await asyncio.wait_for(room.close("the test ended"), PATIENCE_S)
-        assert (await room.registry.row(last)).state == "queued"
+        await asyncio.wait_for(manager.close("the test ended"), PATIENCE_S)
+        assert (await manager.registry.row(last)).state == "queued"
         workers.ready.set()  # no process is lost that nobody needed any more
         assert len(await asyncio.gather(*workers.kept)) == 3
 
@@ -521,11 +523,11 @@ def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(data_dir: D
 
 def test_a_run_that_takes_too_long_is_told_to_stop(data_dir: DataDir) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(StubbornWorker), max_run_s=0.01)
-        job = await submit(room, data_dir)
-        room.open()
+        manager = make_manager(data_dir, FakeWorkerPool(StubbornWorker), max_run_s=0.01)
+        job = await submit(manager, data_dir)
+        manager.open()
         with pytest.raises(StatusError, match=r"after 0\.01 seconds.*nothing was") as caught:
-            await follow(room, job)
+            await follow(manager, job)
         assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
     asyncio.run(run())
@@ -540,18 +542,18 @@ def test_running_jobs_share_the_threads(data_dir: DataDir) -> None:
             return made[-1]
 
         limits = RunLimits(4, checkpoint_interval_s=1.0, min_free_bytes=0)
-        room = JobManager(data_dir, FakeWorkerPool(make), JobLimits(2, 2, 2, 1), limits)
-        first = await submit(room, data_dir)
-        room.open()
+        manager = JobManager(data_dir, FakeWorkerPool(make), JobLimits(2, 2, 2, 1), limits)
+        first = await submit(manager, data_dir)
+        manager.open()
         await until(lambda: made and made[0].sent)
         assert made[0].sent[0]["job"]["threads"] == 4
-        await submit(room, data_dir)
+        await submit(manager, data_dir)
         await until(lambda: len(made) == 2 and made[1].sent)
         assert made[0].sent[-1] == {"threads": 2}
         assert made[1].sent[0]["job"]["threads"] == 2
-        await room.pause(first)
+        await manager.pause(first)
         await until(lambda: made[1].sent[-1] == {"threads": 4})
-        await room.close("the test ended")
+        await manager.close("the test ended")
 
     asyncio.run(run())
 
@@ -573,11 +575,11 @@ def test_a_cancel_that_a_crash_cut_short_is_done_by_the_next_server(
     data_dir: DataDir, model: bytes, state: str, reason: str
 ) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
-        job = await submit(room, data_dir)
+        manager = make_manager(data_dir, FakeWorkerPool(StubbornWorker))
+        job = await submit(manager, data_dir)
         (data_dir.jobs.directory(job) / LAST_FILE).write_bytes(model)
         data_dir.database.update_job(job, state=state, reason=reason)  # and here the server died
-        following = make_room(data_dir, FakeWorkerPool(StubbornWorker))
+        following = make_manager(data_dir, FakeWorkerPool(StubbornWorker))
         await following.recover()
         events = await follow(following, job)
         assert events[-1].completed.version == 1
@@ -593,13 +595,13 @@ def test_jobs_that_wait_keep_no_large_fields_in_memory(data_dir: DataDir) -> Non
     count = 40
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(FakeWorker))
+        manager = make_manager(data_dir, FakeWorkerPool(FakeWorker))
         spec = pb.TrainSpec(model="m")
         spec.data.column = "x" * large
         for number in range(count):
             row = new_row(f"job-{number:02}", spec, TrainConfig(), [])
-            await room.submit(row)
-        again = make_room(data_dir, FakeWorkerPool(FakeWorker))
+            await manager.submit(row)
+        again = make_manager(data_dir, FakeWorkerPool(FakeWorker))
         tracemalloc.start()
         await again.recover()
         kept, peak = tracemalloc.get_traced_memory()
@@ -607,7 +609,7 @@ def test_jobs_that_wait_keep_no_large_fields_in_memory(data_dir: DataDir) -> Non
         assert len(again.registry.live) == count
         assert kept < large
         assert peak < count * large // 2
-        for place in (room, again):
+        for place in (manager, again):
             for job, live in place.registry.live.items():
                 assert live.row.spec == b""
                 assert len((await place.registry.row(job)).spec) > large
@@ -620,10 +622,10 @@ def test_a_pause_that_a_crash_cut_short_is_done_by_the_next_server(
     data_dir: DataDir, state: str
 ) -> None:
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
-        job = await submit(room, data_dir)
+        manager = make_manager(data_dir, FakeWorkerPool(StubbornWorker))
+        job = await submit(manager, data_dir)
         data_dir.database.update_job(job, state=state, reason=PAUSING)  # and here the server died
-        following = make_room(data_dir, FakeWorkerPool(StubbornWorker))
+        following = make_manager(data_dir, FakeWorkerPool(StubbornWorker))
         await following.recover()
         following.open()
         with pytest.raises(StatusError, match="is paused: paused on request; resume it"):
@@ -644,11 +646,13 @@ class SlowWorker(StubbornWorker):
         return await super().receive()
 
 
-def slow_room(data_dir: DataDir, monkeypatch: pytest.MonkeyPatch) -> tuple[JobManager, SlowWorker]:
-    """Returns a room whose one worker does not stop before the test lets it."""
+def slow_manager(
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> tuple[JobManager, SlowWorker]:
+    """Returns a manager whose one worker does not stop before the test lets it."""
     monkeypatch.setattr("treadle.server.jobs.manager._ANSWER_S", 0.01)
     worker = SlowWorker()
-    return make_room(data_dir, FakeWorkerPool(lambda: worker)), worker
+    return make_manager(data_dir, FakeWorkerPool(lambda: worker)), worker
 
 
 @pytest.mark.parametrize("wish", ["pause", "cancel"])
@@ -656,24 +660,24 @@ def test_a_request_is_noted_and_answered_before_a_worker_follows_it(
     data_dir: DataDir, monkeypatch: pytest.MonkeyPatch, wish: str
 ) -> None:
     async def run() -> None:
-        room, worker = slow_room(data_dir, monkeypatch)
-        job = await submit(room, data_dir)
-        room.open()
+        manager, worker = slow_manager(data_dir, monkeypatch)
+        job = await submit(manager, data_dir)
+        manager.open()
         await until(lambda: worker.sent)
-        row = await asyncio.wait_for(getattr(room, wish)(job), PATIENCE_S)
+        row = await asyncio.wait_for(getattr(manager, wish)(job), PATIENCE_S)
         noted = {"pause": "pausing on request", "cancel": "cancelling on request"}[wish]
         assert (row.state, row.reason) == ("running", noted)
         stored = data_dir.database.job(job)
         assert stored is not None
         assert stored.reason == noted
         if wish == "cancel":
-            for other in (room.pause, room.resume):
+            for other in (manager.pause, manager.resume):
                 with pytest.raises(StatusError, match="is being cancelled"):
                     await other(job)
         worker.free.set()
         end = {"pause": "is paused: paused on request", "cancel": "cancelled before it had"}[wish]
         with pytest.raises(StatusError, match=end):
-            await follow(room, job)
+            await follow(manager, job)
 
     asyncio.run(run())
 
@@ -682,17 +686,17 @@ def test_a_pause_can_be_taken_back_before_a_worker_follows_it(
     data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
-        room, worker = slow_room(data_dir, monkeypatch)
-        job = await submit(room, data_dir)
-        room.open()
+        manager, worker = slow_manager(data_dir, monkeypatch)
+        job = await submit(manager, data_dir)
+        manager.open()
         await until(lambda: worker.sent)
-        await room.pause(job)
-        assert (await room.resume(job)).reason == "resumed"
+        await manager.pause(job)
+        assert (await manager.resume(job)).reason == "resumed"
         orders = len([message for message in worker.sent if "job" in message])
         worker.free.set()
         await until(lambda: len([m for m in worker.sent if "job" in m]) > orders)
-        assert (await room.registry.row(job)).state in ("queued", "running")
-        await room.close("the test ended")
+        assert (await manager.registry.row(job)).state in ("queued", "running")
+        await manager.close("the test ended")
 
     asyncio.run(run())
 
@@ -717,23 +721,23 @@ def test_a_full_disk_keeps_no_job_from_being_stopped(
 
     async def run() -> None:
         nonlocal is_full
-        room, worker = slow_room(data_dir, monkeypatch)
-        job = await submit(room, data_dir)
-        room.open()
+        manager, worker = slow_manager(data_dir, monkeypatch)
+        job = await submit(manager, data_dir)
+        manager.open()
         await until(lambda: worker.sent)
         is_full = True
         with pytest.raises(StatusError, match="the disk is too full to record that") as caught:
-            await getattr(room, wish)(job)
+            await getattr(manager, wish)(job)
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         worker.free.set()
         await until(
-            lambda: not room.queue.running_count
+            lambda: not manager.queue.running_count
         )  # its slot is free, and its end is noted later
-        assert (await room.registry.row(job)).state == "running"
+        assert (await manager.registry.row(job)).state == "running"
         is_full = False
         end = {"pause": "is paused: paused on request", "cancel": "cancelled before it had"}[wish]
         with pytest.raises(StatusError, match=end):
-            await follow(room, job)
+            await follow(manager, job)
 
     asyncio.run(run())
 
@@ -745,13 +749,13 @@ def test_a_full_disk_keeps_no_server_from_warming_up(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(StubbornWorker))
-        job = await submit(room, data_dir)
+        manager = make_manager(data_dir, FakeWorkerPool(StubbornWorker))
+        job = await submit(manager, data_dir)
         with monkeypatch.context() as patched:
             patched.setattr(data_dir.database, "append_event", full)
-            await room.explain_wait("the kernels are not ready")
-        await room.explain_wait("they still are not")
-        assert (await room.registry.row(job)).reason == "they still are not"
+            await manager.explain_wait("the kernels are not ready")
+        await manager.explain_wait("they still are not")
+        assert (await manager.registry.row(job)).reason == "they still are not"
 
     asyncio.run(run())
 
@@ -784,18 +788,20 @@ def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
 
     async def run() -> None:
         workers = list[FakeWorker]([FakeWorker(model), first := Waiting()])
-        room = make_room(data_dir, FakeWorkerPool(workers.pop))
-        jobs = [await submit(room, data_dir), await submit(room, data_dir)]
-        room.open()
+        manager = make_manager(data_dir, FakeWorkerPool(workers.pop))
+        jobs = [await submit(manager, data_dir), await submit(manager, data_dir)]
+        manager.open()
         await until(lambda: first.sent)
-        pausing = asyncio.create_task(room.pause(jobs[1]))
+        pausing = asyncio.create_task(manager.pause(jobs[1]))
         await until(lambda: is_pausing)
         first.free.set()
-        await until(lambda: not room.queue.tasks())  # the slot is free, and nobody may take it yet
+        await until(
+            lambda: not manager.queue.tasks()
+        )  # the slot is free, and nobody may take it yet
         free.set()
         with pytest.raises(OSError, match="No space left"):
             await pausing
-        assert (await follow(room, jobs[1]))[-1].completed.version == 2
+        assert (await follow(manager, jobs[1]))[-1].completed.version == 2
 
     asyncio.run(run())
 
@@ -825,24 +831,24 @@ def test_a_job_that_ends_while_its_cancellation_is_noted_ends_once(
     monkeypatch.setattr(data_dir.database, "update_job", slow_update)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
-        job = await submit(room, data_dir)
+        manager = make_manager(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
+        job = await submit(manager, data_dir)
         (data_dir.jobs.directory(job) / LAST_FILE).write_bytes(model)  # it has published before
-        room.open()
+        manager.open()
         await until(lambda: is_ending)
-        cancelling = asyncio.create_task(room.cancel(job))
-        await until(lambda: room.registry.live[job].cancelling)
+        cancelling = asyncio.create_task(manager.cancel(job))
+        await until(lambda: manager.registry.live[job].cancelling)
         cancelled.set()
-        await until(lambda: not room.queue.tasks())
+        await until(lambda: not manager.queue.tasks())
         over.set()
         row = await cancelling
-        await until(lambda: not room.queue.tasks())
+        await until(lambda: not manager.queue.tasks())
         assert (row.state, row.reason, row.version) == ("succeeded", "", 1)
         assert data_dir.database.job(job) is not None
         assert data_dir.models.versions("m") == [1]
-        ends = [event for event in await follow(room, job) if event.HasField("completed")]
+        ends = [event for event in await follow(manager, job) if event.HasField("completed")]
         assert len(ends) == 1
-        stored = await room.registry.row(job)
+        stored = await manager.registry.row(job)
         assert (stored.state, stored.reason) == ("succeeded", "")
 
     asyncio.run(run())
@@ -866,17 +872,17 @@ def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
 
     async def run() -> None:
         worker = FakeWorker(model) if end == "trained" else StubbornWorker()
-        room = make_room(data_dir, FakeWorkerPool(lambda: worker))
-        job = await submit(room, data_dir)
+        manager = make_manager(data_dir, FakeWorkerPool(lambda: worker))
+        job = await submit(manager, data_dir)
         monkeypatch.setattr(data_dir.models, method, deleted_first)
         if end == "trained":
-            room.open()
+            manager.open()
         else:
             (data_dir.jobs.directory(job) / LAST_FILE).write_bytes(model)
-            await room.cancel(job)
-        stored = (await follow(room, job))[-1].completed
+            await manager.cancel(job)
+        stored = (await follow(manager, job))[-1].completed
         assert data_dir.models.versions("m") == [stored.version]
-        state = (await room.registry.row(job)).state
+        state = (await manager.registry.row(job)).state
         assert state == ("succeeded" if end == "trained" else "cancelled")
 
     asyncio.run(run())
@@ -893,12 +899,12 @@ def test_a_model_that_is_deleted_whenever_it_is_stored_is_said(
         return original(*arguments)
 
     async def run() -> None:
-        room = make_room(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
-        job = await submit(room, data_dir)
+        manager = make_manager(data_dir, FakeWorkerPool(lambda: FakeWorker(model)))
+        job = await submit(manager, data_dir)
         monkeypatch.setattr(data_dir.models, "describe", deleted_first)
-        room.open()
+        manager.open()
         with pytest.raises(StatusError, match="'m' was deleted 20 times") as caught:
-            await follow(room, job)
+            await follow(manager, job)
         assert caught.value.code is grpc.StatusCode.ABORTED
 
     asyncio.run(run())
@@ -916,14 +922,14 @@ def test_a_job_that_the_kernel_ends_for_want_of_memory_fails_at_once(
     async def run() -> None:
         made = [Starved(checkpoint=kept), FakeWorker(model)]
         workers = FakeWorkerPool(lambda: made.pop(0))
-        room = make_room(data_dir, workers)
-        job = await submit(room, data_dir)
-        room.open()
+        manager = make_manager(data_dir, workers)
+        job = await submit(manager, data_dir)
+        manager.open()
         if kept:
-            assert (await follow(room, job))[-1].completed.version == 1
+            assert (await follow(manager, job))[-1].completed.version == 1
             return
         with pytest.raises(StatusError, match="needs more memory than the machine has") as caught:
-            await follow(room, job)
+            await follow(manager, job)
         assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
         assert workers.given == 1
 

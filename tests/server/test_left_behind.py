@@ -20,7 +20,7 @@ from treadle.server.storage.job_files import FINAL_FILE, STATE_FILE
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import Server, long_spec, tiny_spec, wait_for
-from .test_jobs import DyingWorker, FakeWorkerPool, TellingWorker, follow, make_room, submit
+from .test_jobs import DyingWorker, FakeWorkerPool, TellingWorker, follow, make_manager, submit
 
 
 @pytest.fixture
@@ -56,14 +56,14 @@ def test_a_killed_process_leaves_nothing_in_its_jobs_directory(
 
     async def run() -> str:
         made = [TellingWorker(small_model), Killed()]
-        room = make_room(data_dir, FakeWorkerPool((lambda: Killed()) if dies else made.pop))
-        job = await submit(room, data_dir)
-        room.open()
+        manager = make_manager(data_dir, FakeWorkerPool((lambda: Killed()) if dies else made.pop))
+        job = await submit(manager, data_dir)
+        manager.open()
         try:
-            await follow(room, job)
+            await follow(manager, job)
         except Exception:
             assert dies
-        await room.close("the test ended")
+        await manager.close("the test ended")
         return job
 
     job = asyncio.run(run())

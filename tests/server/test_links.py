@@ -221,8 +221,8 @@ def test_all_that_a_server_makes_is_closed_to_others(start: Start, tmp_path: Pat
     server = start()
     server.caller.trained(tiny_spec("m"), TEXT)
     for path in root.rglob("*"):
-        wanted = 0o700 if path.is_dir() else 0o600
-        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+        expected = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == expected, path
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o620, 0o602])

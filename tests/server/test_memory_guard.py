@@ -25,12 +25,12 @@ def test_streams_end_while_there_is_more_memory_than_may_be() -> None:
 
         guard = asyncio.create_task(guard_memory(1000, 100, resident, ended.append, look_s=0.001))
         await two_looks()
-        for size, wanted in ((1500, []), (1501, [1]), (1950, [5]), (1400, [])):
+        for size, expected in ((1500, []), (1501, [1]), (1950, [5]), (1400, [])):
             takes[0] = size
             await two_looks()  # the first may have begun before
             ended.clear()
             await two_looks()
-            assert ended[:1] == wanted
+            assert ended[:1] == expected
         guard.cancel()
 
     asyncio.run(run())

@@ -23,7 +23,7 @@ from treadle.v1 import sequence_pb2 as pb
 
 from .harness import TEXT
 from .samples import put_model
-from .test_jobs import FakeWorker, FakeWorkerPool, make_room
+from .test_jobs import FakeWorker, FakeWorkerPool, make_manager
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ async def _fine_tune(data_dir: DataDir) -> str:
         yield pb.TrainRequest(corpus_chunk=TEXT)
         yield pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=len(TEXT)))
 
-    room = make_room(data_dir, FakeWorkerPool(FakeWorker))
+    manager = make_manager(data_dir, FakeWorkerPool(FakeWorker))
     budget = MemoryBudget(1 << 30)
-    return await Submission(data_dir, room, UploadLimits(1 << 20, 60.0), None, budget).take(
+    return await Submission(data_dir, manager, UploadLimits(1 << 20, 60.0), None, budget).take(
         requests()
     )
 

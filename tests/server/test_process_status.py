@@ -1,4 +1,4 @@
-"""What Linux tells of a process, also to a server that may open no more files."""
+"""The processor time and memory of a process, also where no more files may be open."""
 
 from __future__ import annotations
 

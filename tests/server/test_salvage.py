@@ -381,8 +381,8 @@ def test_jobs_of_an_older_version_are_completed(lacking: int, tmp_path: Path) ->
     connection.close()
     ((_, values),) = Salvage(tmp_path / DATABASE_FILE).rows()
     row = dict(zip(TABLES["jobs"], values, strict=True))
-    wanted = job_row("j", **({"init_from_version": 7} | added))
-    assert row == {name: getattr(wanted, name) for name in TABLES["jobs"]}
+    expected = job_row("j", **({"init_from_version": 7} | added))
+    assert row == {name: getattr(expected, name) for name in TABLES["jobs"]}
 
 
 def test_no_bytes_are_too_strange_to_be_looked_at(tmp_path: Path) -> None:

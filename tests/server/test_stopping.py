@@ -56,8 +56,8 @@ def config(**optimizer: int) -> TrainConfig:
     )
 
 
-class Room:
-    """A job room with real processes."""
+class Managed:
+    """A job manager with real processes."""
 
     def __init__(
         self,
@@ -118,11 +118,11 @@ class Room:
         return Model.load(self._data_dir.models.find(name).path).parameters.flat.tobytes()
 
 
-def in_room(room: Callable[[], Room], work: Callable[[Room], Awaitable[None]]) -> None:
-    """Runs a test in a room and closes it."""
+def run_managed(manager: Callable[[], Managed], work: Callable[[Managed], Awaitable[None]]) -> None:
+    """Runs a test with a job manager and closes it."""
 
     async def run() -> None:
-        opened = room()
+        opened = manager()
         try:
             await opened.open()
             await work(opened)
@@ -133,82 +133,82 @@ def in_room(room: Callable[[], Room], work: Callable[[Room], Awaitable[None]]) -
 
 
 def test_a_process_that_stands_still_is_killed_and_nothing_is_lost(data_dir: DataDir) -> None:
-    async def work(room: Room) -> None:
-        job = await room.submit("still", config())
-        await room.started(job)
-        os.kill(room.pid(job), signal.SIGSTOP)
-        live = room.jobs.registry.live[job]
+    async def work(manager: Managed) -> None:
+        job = await manager.submit("still", config())
+        await manager.started(job)
+        os.kill(manager.pid(job), signal.SIGSTOP)
+        live = manager.jobs.registry.live[job]
         await until(lambda: "gave no sign of life for 3 seconds" in live.row.reason)
-        await until(lambda: room.pid(job))
-        os.kill(room.pid(job), signal.SIGSTOP)
-        row = await asyncio.wait_for(room.jobs.pause(job), TIMEOUT_S - 1)
+        await until(lambda: manager.pid(job))
+        os.kill(manager.pid(job), signal.SIGSTOP)
+        row = await asyncio.wait_for(manager.jobs.pause(job), TIMEOUT_S - 1)
         assert (row.state, row.reason) == ("running", "pausing on request")
         with pytest.raises(StatusError, match="did not stop within 3 seconds"):
-            await room.ended(job)
-        assert room.jobs.queue.running_count == 0
-        row = await room.jobs.registry.row(job)
+            await manager.ended(job)
+        assert manager.jobs.queue.running_count == 0
+        row = await manager.jobs.registry.row(job)
         assert row.state == "paused"
         assert row.reason.startswith("paused on request: ")
-        await room.jobs.resume(job)
-        await room.ended(job)
-        assert room.weights("still") == train(TEXT, config()).parameters.flat.tobytes()
+        await manager.jobs.resume(job)
+        await manager.ended(job)
+        assert manager.weights("still") == train(TEXT, config()).parameters.flat.tobytes()
 
-    in_room(lambda: Room(data_dir), work)
+    run_managed(lambda: Managed(data_dir), work)
 
 
 def test_a_cancelled_process_that_stands_still_leaves_its_last_checkpoint(
     data_dir: DataDir,
 ) -> None:
-    async def work(room: Room) -> None:
-        job = await room.submit("m", config())
-        await room.started(job)
-        os.kill(room.pid(job), signal.SIGSTOP)
-        row = await asyncio.wait_for(room.jobs.cancel(job), TIMEOUT_S - 1)
+    async def work(manager: Managed) -> None:
+        job = await manager.submit("m", config())
+        await manager.started(job)
+        os.kill(manager.pid(job), signal.SIGSTOP)
+        row = await asyncio.wait_for(manager.jobs.cancel(job), TIMEOUT_S - 1)
         assert (row.state, row.reason) == ("running", "cancelling on request")
-        model = await room.ended(job)
+        model = await manager.ended(job)
         assert model.training.ended_by == f"cancelled on request after {model.training.steps} steps"
-        assert (await room.jobs.registry.row(job)).state == "cancelled"
+        assert (await manager.jobs.registry.row(job)).state == "cancelled"
 
-    in_room(lambda: Room(data_dir), work)
+    run_managed(lambda: Managed(data_dir), work)
 
 
 def test_a_run_is_ended_in_time_though_its_process_stands_still(data_dir: DataDir) -> None:
     jobs: list[str] = []
 
-    async def begin(room: Room) -> None:
-        jobs.append(await room.submit("m", config()))
-        await room.started(jobs[0])
+    async def begin(manager: Managed) -> None:
+        jobs.append(await manager.submit("m", config()))
+        await manager.started(jobs[0])
 
-    async def work(room: Room) -> None:
+    async def work(manager: Managed) -> None:
         [job] = jobs
-        await until(lambda: room.pid(job))
-        os.kill(room.pid(job), signal.SIGSTOP)
-        model = await room.ended(job)
+        await until(lambda: manager.pid(job))
+        os.kill(manager.pid(job), signal.SIGSTOP)
+        model = await manager.ended(job)
         assert model.training.ended_by.startswith("the server ends a run after 0.01 seconds")
-        assert (await room.jobs.registry.row(job)).state == "succeeded"
+        assert (await manager.jobs.registry.row(job)).state == "succeeded"
 
-    in_room(lambda: Room(data_dir), begin)
-    in_room(lambda: Room(data_dir, max_run_s=0.01), work)
+    run_managed(lambda: Managed(data_dir), begin)
+    run_managed(lambda: Managed(data_dir, max_run_s=0.01), work)
 
 
 def test_a_step_that_takes_minutes_can_be_left(data_dir: DataDir) -> None:
     """The step is dropped, not waited for: its process needs no kill."""
 
-    async def work(room: Room) -> None:
+    async def work(manager: Managed) -> None:
         long = config(accumulation_steps=4096)
-        job = await room.submit("long", long)
-        await until(lambda: room.jobs.registry.live[job].has_started)
-        await room.jobs.pause(job)
+        job = await manager.submit("long", long)
+        await until(lambda: manager.jobs.registry.live[job].has_started)
+        await manager.jobs.pause(job)
         with pytest.raises(StatusError, match="is paused: paused on request; resume it"):
-            await room.ended(job)
-        await room.jobs.resume(job)
-        await until(lambda: room.pid(job))
-        await room.jobs.cancel(job)
+            await manager.ended(job)
+        await manager.jobs.resume(job)
+        await until(lambda: manager.pid(job))
+        await manager.jobs.cancel(job)
         with pytest.raises(StatusError, match="was cancelled before it had trained"):
-            await room.ended(job)
-        assert (await room.jobs.registry.row(job)).reason == "cancelled on request"
+            await manager.ended(job)
+        assert (await manager.jobs.registry.row(job)).reason == "cancelled on request"
 
-    in_room(lambda: Room(data_dir), work)
+    run_managed(lambda: Managed(data_dir), work)
 
 
 def test_a_process_that_takes_too_much_memory_is_killed_once(
@@ -216,11 +216,11 @@ def test_a_process_that_takes_too_much_memory_is_killed_once(
 ) -> None:
     monkeypatch.setattr("treadle.server.resources.process_memory.most_bytes", lambda _: 1 << 20)
 
-    async def work(room: Room) -> None:
-        job = await room.submit("m", config())
+    async def work(manager: Managed) -> None:
+        job = await manager.submit("m", config())
         with pytest.raises(StatusError, match="more memory than --max-training-bytes") as caught:
-            await room.ended(job)
+            await manager.ended(job)
         assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
-        assert (await room.jobs.registry.row(job)).restarts == 0
+        assert (await manager.jobs.registry.row(job)).restarts == 0
 
-    in_room(lambda: Room(data_dir, max_run_bytes=1 << 30), work)
+    run_managed(lambda: Managed(data_dir, max_run_bytes=1 << 30), work)

@@ -369,7 +369,7 @@ def test_an_alias_never_leads_to_a_later_model_of_the_same_number(
         patch.setattr(data_dir.database, "forget_aliases", full)
         assert data_dir.models.delete("m", None, force=True) == [
             1
-        ]  # a full disk does not keep anybody from making room
+        ]  # a full disk does not prevent deletions, which free space
     assert "aliases of deleted versions of m remain" in caplog.text
     assert data_dir.database.aliases("m") == {"prod": 1}
     with pytest.raises(StatusError) as caught:

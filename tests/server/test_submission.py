@@ -109,7 +109,7 @@ def test_a_corpus_without_a_byte_to_train_on_gets_no_job(
 
 
 def test_an_empty_file_beside_others_is_no_fault(caller: Caller) -> None:
-    spec = tiny_spec("beside", max_steps=1)
+    spec = tiny_spec("next-to", max_steps=1)
     source = [
         pb.TrainRequest(spec=spec),
         pb.TrainRequest(corpus_file=pb.CorpusFile(name="empty")),

@@ -112,10 +112,10 @@ def test_a_disk_that_is_full_at_the_very_end_pauses_the_job(tmp_path: Path) -> N
     assert (tmp_path / STATE_FILE).exists()
     again = serve(SERVE, order(tmp_path))
     assert again[-1]["event"] == "saved"
-    # What was told last is told again, for a server that died before it noted that.
-    told = [said for said in again if said["event"] == "progress"]
-    assert told[0] in first
-    assert told[-1]["step"] == 5
+    # The last report is repeated, for a server that died before it stored that.
+    reported = [said for said in again if said["event"] == "progress"]
+    assert reported[0] in first
+    assert reported[-1]["step"] == 5
     assert (tmp_path / FINAL_FILE).exists()
     assert (tmp_path / LAST_FILE).exists()
 
@@ -293,9 +293,9 @@ def test_a_long_validation_is_told_and_left_and_made_again_to_the_same_bits(
     pause = once(lambda said: said["event"] == "validation", {"pause": "for a test"})
     said = serve(SLOW_VALIDATIONS + SERVE, left, pause)
     assert said[-1]["event"] == "paused"
-    (told, *_) = (message for message in said if message["event"] == "validation")
-    assert (told["step"], told["role"], told["is_final"]) == (1, "valid", False)
-    assert 0 < told["tokens_done"] < told["tokens_total"] < len(LONG_TEXT) / 4
+    (reported, *_) = (message for message in said if message["event"] == "validation")
+    assert (reported["step"], reported["role"], reported["is_final"]) == (1, "valid", False)
+    assert 0 < reported["tokens_done"] < reported["tokens_total"] < len(LONG_TEXT) / 4
     assert not any(message["event"] == "progress" for message in said), "it was not made"
     final = [
         [message for message in serve(SLOW_VALIDATIONS + SERVE, job) if message.get("is_final")]

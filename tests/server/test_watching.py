@@ -149,7 +149,7 @@ def test_a_few_pass_in_each_round() -> None:
 
         tasks = [asyncio.create_task(go_through()) for _ in range(42)]
         await asyncio.sleep(0)
-        tasks[-1].cancel()  # whoever is gone takes nobody's turn
+        tasks[-1].cancel()  # a cancelled task takes no turn
         await asyncio.gather(count(), *tasks, return_exceptions=True)
         assert len(passed) == 41
         assert passed == sorted(passed)
