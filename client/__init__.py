@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from treadle.client.generate_many import Items
     from treadle.client.generation import GeneratedText, Generation
     from treadle.client.learn_stream import LearnedPieces, LearnStream
+    from treadle.client.messages.tokens import END
     from treadle.client.options import (
         EmbedOptions,
         GenerateOptions,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from treadle.client.score_stream import ScoredPieces, ScoreStream
     from treadle.client.session import Session
     from treadle.client.streaming import StreamPiece
-    from treadle.client.tokens import END
     from treadle.client.training_run import TrainingRun
 
 __all__ = [
@@ -95,7 +95,7 @@ _LATE = {
     "Client": "treadle.client.client",
     "CorpusFile": "treadle.client.files.corpus",
     "DeadlineExceededError": "treadle.client.errors",
-    "END": "treadle.client.tokens",
+    "END": "treadle.client.messages.tokens",
     "EmbedOptions": "treadle.client.options",
     "FailedPreconditionError": "treadle.client.errors",
     "GenerateOptions": "treadle.client.options",

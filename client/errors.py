@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Self
 
-from treadle.client.messages.argument_names import ArgumentNames, argument_of, rename_fields
+from treadle.client.argument_names import ArgumentNames, argument_of, rename_fields
 
 
 class Violation(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, TypedDict
 
 from treadle.client.errors import InputError
-from treadle.client.tokens import AnyToken
+from treadle.client.messages.tokens import AnyToken
 
 UnknownPolicy: TypeAlias = Literal["error", "skip", "unknown"] | int
 """A word, or the number of a `treadle.v1.UnknownPolicy`."""

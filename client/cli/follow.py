@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from treadle.client.cli.display.console import Console
+from treadle.client.cli.options.flag_names import in_training_flags
 from treadle.client.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -63,4 +64,5 @@ def make_report(args: argparse.Namespace, console: Console) -> Report:
         return JsonReport(console, only_completed=args.quiet)
     if args.quiet:
         return QuietReport(console)
-    return LiveReport(console) if console.can_overwrite else PlainReport(console)
+    report = LiveReport if console.can_overwrite else PlainReport
+    return report(console, in_training_flags)

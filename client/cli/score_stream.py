@@ -15,8 +15,8 @@ from treadle.client.cli.connect import connect, request_options
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.notices import print_notice
 from treadle.client.cli.display.output_file import write_output
+from treadle.client.cli.display.stream_faults import Faults, on_error
 from treadle.client.cli.display.stream_rows import Rows, add_up
-from treadle.client.cli.input.stream_faults import Faults, on_error
 from treadle.client.cli.input.stream_input import StreamInput, Unit, units
 from treadle.client.cli.input.text_input import input_name, open_input, text_source
 from treadle.client.cli.options.parser import Commands

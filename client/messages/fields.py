@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from treadle.client.errors import InputError
 from treadle.client.messages.enums import enum_value
-from treadle.client.tokens import token_biases, token_references
+from treadle.client.messages.tokens import token_biases, token_references
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 

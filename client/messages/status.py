@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 from google.protobuf.message import DecodeError
 
-from treadle.client.errors import ERRORS, InternalError, ServerError, Violation
-from treadle.client.messages.argument_names import (
+from treadle.client.argument_names import (
     PYTHON,
     ArgumentNames,
     argument_of,
     rename_fields,
 )
+from treadle.client.errors import ERRORS, InternalError, ServerError, Violation
 from treadle.client.messages.unknown_fields import integer, submessages
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
+from treadle.client.argument_names import PYTHON, ArgumentNames, argument_of, rename_fields
 from treadle.client.cli.main import make_parser
 from treadle.client.cli.options import flag_names
-from treadle.client.messages.argument_names import PYTHON, ArgumentNames, argument_of, rename_fields
 from treadle.client.messages.status import from_rpc_error
 from treadle.v1 import sequence_pb2 as v1
 

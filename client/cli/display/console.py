@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from treadle.client.messages.argument_names import PYTHON, ArgumentNames
+from treadle.client.argument_names import PYTHON, ArgumentNames
 
 FALLBACK_WIDTH = 80
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +19,6 @@ from treadle.client.cli.display.progress import (
     state_line,
     validation_line,
 )
-from treadle.client.cli.options.flag_names import in_training_flags
 from treadle.client.errors import ServerError
 from treadle.v1.sequence_pb2 import (
     JOB_STATE_QUEUED,
@@ -95,10 +94,16 @@ class QuietReport(Report):
 
 
 class PlainReport(Report):
-    """Permanent lines, for terminals that cannot overwrite a line."""
+    """Permanent lines, for terminals that cannot overwrite a line.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: The terminal.
+        in_flags: Replaces names of fields in a sentence by flags.
+    """
+
+    def __init__(self, console: Console, in_flags: Callable[[str], str] = str) -> None:
         super().__init__(console)
+        self._in_flags = in_flags
         self._facts = RunFacts()
         self._printed_s = 0.0
         self._printed_at = -PLAIN_INTERVAL_S
@@ -121,7 +126,7 @@ class PlainReport(Report):
     def show_state(self, change: JobStateChange) -> None:
         """Prints a change of state, unless it is a normal one without a reason."""
         if change.reason or change.state not in (JOB_STATE_QUEUED, JOB_STATE_RUNNING):
-            self.print(printable(in_training_flags(state_line(change))))
+            self.print(printable(self._in_flags(state_line(change))))
 
     def show_break(self, failure: ServerError) -> None:
         """Prints why no events arrive for a while."""
@@ -131,7 +136,7 @@ class PlainReport(Report):
         """Prints the facts about the run."""
         self._facts = RunFacts.of(started)
         for line in started_lines(started):
-            self.print(in_training_flags(line))
+            self.print(self._in_flags(line))
 
     def show_progress(self, progress: TrainingProgress) -> None:
         """Prints validations, and a line every PLAIN_INTERVAL_S."""
@@ -178,8 +183,8 @@ def sample_lines(progress: TrainingProgress) -> list[str]:
 class LiveReport(PlainReport):
     """A bar that is redrawn in place; notices, validations and samples scroll above it."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, in_flags: Callable[[str], str] = str) -> None:
+        super().__init__(console, in_flags)
         self._valid_loss: float | None = None
 
     def __enter__(self) -> Self:

@@ -6,11 +6,11 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
+from treadle.client.argument_names import rename_fields
 from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.notices import print_unknown_share
 from treadle.client.cli.display.numbers import number_text
 from treadle.client.cli.display.tables import token_table
-from treadle.client.messages.argument_names import rename_fields
 
 if TYPE_CHECKING:
     from treadle.client.cli.input.stream_input import Unit

@@ -10,8 +10,8 @@ import argparse
 from collections.abc import Mapping
 from functools import cache
 
+from treadle.client.argument_names import ArgumentNames, rename_fields
 from treadle.client.cli.options.train_options import add_train_options
-from treadle.client.messages.argument_names import ArgumentNames, rename_fields
 
 RENAMED = {
     "of_model": "model",

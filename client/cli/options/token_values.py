@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from treadle.client.tokens import AnyToken
+    from treadle.client.messages.tokens import AnyToken
 
 
 def token(text: str) -> AnyToken:
@@ -24,7 +24,7 @@ def token(text: str) -> AnyToken:
     if not colon or kind != "id":
         return text
     if rest == "end":
-        from treadle.client.tokens import END as END_TOKEN
+        from treadle.client.messages.tokens import END as END_TOKEN
 
         return END_TOKEN
     if not rest.isdecimal():
