@@ -1,6 +1,6 @@
 """A child process that tries cases one after the other: `python -m fuzz.worker KIND FIRST COUNT`.
 
-It prints a seed before its case, so that whoever watches knows what ended the process, and after it
+It prints a seed before its case, so that an observer knows what ended the process, and after it
 what is wrong, if anything is: one JSON value a line, a whole number or a text.
 """
 
