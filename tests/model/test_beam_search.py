@@ -64,8 +64,8 @@ def search(
 ) -> list[Hypothesis]:  # fmt: skip
     """Everything that a search finds."""
     begun = begun or after(model, prompt)
-    choices = resolve_sampling(SamplingConfig(**settings), model.tokenizer)
-    beam = BeamSearch(model.trained, choices, begun, count, continues)
+    resolved = resolve_sampling(SamplingConfig(**settings), model.tokenizer)
+    beam = BeamSearch(model.trained, resolved, begun, count, continues)
     for _ in beam.steps():
         pass
     return beam.results()
@@ -157,8 +157,8 @@ def test_narrow_beams_keep_the_best_of_each_length(width: int) -> None:
 def test_the_search_ends_when_nothing_can_pass_what_was_found() -> None:
     model = make_model()
     sampling = SamplingConfig(best_of=4, max_new_tokens=10_000)
-    choices = resolve_sampling(sampling, model.tokenizer)
-    beam = BeamSearch(model.trained, choices, after(model), 2)
+    resolved = resolve_sampling(sampling, model.tokenizer)
+    beam = BeamSearch(model.trained, resolved, after(model), 2)
     steps = sum(1 for _ in beam.steps())
     assert steps < 1000
     short = search(model, 2, best_of=4, max_new_tokens=steps)
@@ -227,7 +227,7 @@ def test_begin_and_unknown_tokens_are_never_chosen_unless_named() -> None:
     assert named.text == "\ufffd" * 3
 
 
-def test_biases_change_the_choice_but_not_what_is_told() -> None:
+def test_biases_change_the_choice_but_not_what_is_reported() -> None:
     model = make_model("ab\n")
     biases = ((0, 5.0), (model.tokenizer.end or 0, -6.0))
     found = search(model, 5, best_of=16, max_new_tokens=3, token_biases=biases)
@@ -328,7 +328,7 @@ def test_states_stand_after_the_text() -> None:
     assert reasons == {StopReason.END_TOKEN, StopReason.STOP_SEQUENCE, StopReason.MAX_NEW_TOKENS}
 
 
-def test_a_search_goes_on_where_another_ended() -> None:
+def test_a_search_continues_where_another_ended() -> None:
     model = make_model("abcd", TEXT)
     (whole,) = search(model, best_of=1, max_new_tokens=9, continues=True)
     (first,) = search(model, best_of=1, max_new_tokens=4, continues=True)
@@ -345,7 +345,7 @@ def forced(model: Model, data: bytes, **settings: Any) -> Hypothesis:
     return one
 
 
-def test_half_characters_are_shown_or_left_to_whoever_goes_on() -> None:
+def test_half_characters_are_shown_or_left_to_the_text_that_continues() -> None:
     model = make_model("", TEXT, TokenizerKind.BYTES)
     shown, left = forced(model, b"a\xe2\x82"), forced(model, b"a\xe2\x82", continues=True)
     assert (shown.text, left.text, left.state.held) == ("a\ufffd", "a", b"\xe2\x82")

@@ -411,7 +411,7 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.get("a", tokenizer) is made[0]
     cache.get("b", tokenizer)  # the fourth: "aa" was used least recently
     assert [key[0] for key in cache._entries] == ["aaa", "a", "b"]
-    cache.get("b" * 12, tokenizer)  # 26 elements: room for one of 4 beside it
+    cache.get("b" * 12, tokenizer)  # 26 elements: space for another one of 4
     assert [key[0] for key in cache._entries] == ["b", "b" * 12]
     cache.get("b" * 40, tokenizer)  # more than all: kept alone
     assert [key[0] for key in cache._entries] == ["b" * 40]

@@ -113,7 +113,7 @@ def test_seeds_differ() -> None:
     assert len(texts) == 20
 
 
-def test_a_seed_that_was_picked_is_told_and_gives_the_same_again() -> None:
+def test_a_seed_that_was_picked_is_reported_and_gives_the_same_again() -> None:
     model = model_of()
     picked = list(model.stream("ab", max_new_tokens=30))
     seed = result_of(picked).seed
@@ -132,13 +132,13 @@ def test_a_longer_generation_begins_as_a_shorter_one() -> None:
 
 def test_the_chunk_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     stops = ("a, b", "cc")
-    wanted = list(model_of().stream("ab", seed=3, max_new_tokens=60, stop_sequences=stops))
+    expected = list(model_of().stream("ab", seed=3, max_new_tokens=60, stop_sequences=stops))
     for chunk in (1, 2, 64):
         monkeypatch.setattr(generation_module, "CHUNK", chunk)
         found = list(model_of().stream("ab", seed=3, max_new_tokens=60, stop_sequences=stops))
-        assert tokens_of(found) == tokens_of(wanted)
-        assert text_of(found) == text_of(wanted)
-        assert result_of(found) == result_of(wanted)
+        assert tokens_of(found) == tokens_of(expected)
+        assert text_of(found) == text_of(expected)
+        assert result_of(found) == result_of(expected)
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_every_way_to_be_greedy_is_the_same(options: dict[str, Any]) -> None:
         name: array.astype(np.float64) for name, array in model.parameters.named().items()
     }
     prompt = model.tokenizer.encode("ab")
-    wanted = reference.generate(weights, "gru", prompt, 25, temperature=0)
+    expected = reference.generate(weights, "gru", prompt, 25, temperature=0)
     for seed in (0, 1):
         found = tokens_of(list(model.stream("ab", seed=seed, max_new_tokens=25, **options)))
-        assert [token.id for token in found] == wanted
+        assert [token.id for token in found] == expected
 
 
 @pytest.mark.parametrize(
@@ -188,25 +188,25 @@ def test_draws_are_those_of_the_reference(cell: Cell, options: dict[str, Any]) -
     }
     tokens = model.tokenizer.encode("ab")
     states = reference.zero_states(weights, cell, B=1)
-    wanted = []
+    expected = []
     for position in range(25):
         logits, states, _ = reference.network_forward(weights, cell, tokens[:, None], states)
         u = uniform(np.uint64(11), SAMPLING_STREAM, np.uint64(position))
-        wanted.append(reference.sample(logits[-1, 0], u=float(u), **options))
-        tokens = np.array(wanted[-1:], np.int32)
+        expected.append(reference.sample(logits[-1, 0], u=float(u), **options))
+        tokens = np.array(expected[-1:], np.int32)
     found = tokens_of(list(model.stream("ab", seed=11, max_new_tokens=25, **options)))
-    assert [token.id for token in found] == wanted
+    assert [token.id for token in found] == expected
 
 
 def test_settings_that_exclude_nothing_change_nothing() -> None:
     model = model_of()
-    wanted = list(model.stream("ab", seed=5, max_new_tokens=30))
+    expected = list(model.stream("ab", seed=5, max_new_tokens=30))
     everything: list[dict[str, Any]] = [
         {"top_k": 2**32 - 1}, {"top_k": model.vocabulary_size}, {"top_p": 1}, {"temperature": 1},
         {"min_p": 0}, {"min_p": 1e-300},
     ]  # fmt: skip
     for options in everything:
-        assert list(model.stream("ab", seed=5, max_new_tokens=30, **options)) == wanted
+        assert list(model.stream("ab", seed=5, max_new_tokens=30, **options)) == expected
 
 
 def test_log_probabilities_are_the_models_own_whatever_the_draw() -> None:
@@ -262,7 +262,7 @@ def test_a_text_generated_is_scored_the_same_to_the_bit(cell: Cell) -> None:
 @pytest.mark.parametrize("cell", Cell)
 def test_a_line_generated_is_scored_the_same_to_the_bit(cell: Cell) -> None:
     model = model_of(layout=CorpusLayout.LINES, cell=cell)
-    # Training never shows begin as a target; were it drawn, the text would not tell of it.
+    # Training never shows begin as a target; were it drawn, the text would not show it.
     model.parameters.stacks.by[model.tokenizer.begin] = -1e4
     ended = 0
     for seed in range(10):
@@ -281,10 +281,10 @@ def test_a_line_generated_is_scored_the_same_to_the_bit(cell: Cell) -> None:
 def test_a_vocabulary_too_large_for_a_table_does_not_change_a_bit(
     cell: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = list(model_of(cell=cell, layers=2).stream("ab", seed=1, max_new_tokens=30))
+    expected = list(model_of(cell=cell, layers=2).stream("ab", seed=1, max_new_tokens=30))
     monkeypatch.setattr(workspace_module, "TABLE_LIMIT", 0)
     model = model_of(cell=cell, layers=2)
-    assert list(model.stream("ab", seed=1, max_new_tokens=30)) == wanted
+    assert list(model.stream("ab", seed=1, max_new_tokens=30)) == expected
     assert model.weights.table.shape[0] == 0
 
 
@@ -523,26 +523,26 @@ def take_turns(streams: list[Iterator[Piece]]) -> list[list[Piece]]:
 def test_streams_that_take_turns_do_not_touch_each_other() -> None:
     model = model_of(layers=2)
     prompts = ["a", "bb", "cab"]
-    wanted = [list(model.stream(prompt, seed=7, max_new_tokens=40)) for prompt in prompts]
+    expected = [list(model.stream(prompt, seed=7, max_new_tokens=40)) for prompt in prompts]
     streams = [model.stream(prompt, seed=7, max_new_tokens=40) for prompt in prompts]
-    assert take_turns(streams) == wanted
+    assert take_turns(streams) == expected
 
 
 def test_threads_may_share_a_model() -> None:
     model = model_of(layers=2)
-    wanted = [model.generate("ab", seed=seed, max_new_tokens=40) for seed in range(8)]
+    expected = [model.generate("ab", seed=seed, max_new_tokens=40) for seed in range(8)]
     fresh = model_of(layers=2)
 
     def generate(seed: int) -> str:
         return fresh.generate("ab", seed=seed, max_new_tokens=40)
 
     with ThreadPoolExecutor(4) as executor:
-        assert list(executor.map(generate, range(8))) == wanted
+        assert list(executor.map(generate, range(8))) == expected
 
 
 def test_a_stream_may_be_dropped_at_any_time() -> None:
     model = model_of()
-    wanted = list(model.stream("ab", seed=1, max_new_tokens=40))
+    expected = list(model.stream("ab", seed=1, max_new_tokens=40))
     threads = threading.active_count()
     for count in range(4):
         stream = model.stream("ab", seed=1, max_new_tokens=40)
@@ -550,7 +550,7 @@ def test_a_stream_may_be_dropped_at_any_time() -> None:
             next(stream)
         del stream
     assert threading.active_count() == threads
-    assert list(model.stream("ab", seed=1, max_new_tokens=40)) == wanted
+    assert list(model.stream("ab", seed=1, max_new_tokens=40)) == expected
 
 
 def test_a_stream_draws_only_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def index_of(corpus: Corpus) -> NoveltyIndex:
     return NoveltyIndex.build(corpus.train.tokens, corpus.train.offsets, corpus.tokenizer)
 
 
-def tell(corpus: Corpus, text: str) -> Novelty:
+def novelty_of(corpus: Corpus, text: str) -> Novelty:
     return index_of(corpus).novelty(corpus.tokenizer.encode(text), corpus.tokenizer)
 
 
@@ -53,7 +53,7 @@ def overlap(text: str, held: Sequence[str]) -> int:
 
 
 @pytest.mark.parametrize("kind", [TokenizerKind.CHARACTERS, TokenizerKind.BYTES])
-def test_items_are_told_from_new_ones(kind: TokenizerKind) -> None:
+def test_items_are_distinguished_from_new_ones(kind: TokenizerKind) -> None:
     rng = np.random.default_rng(1)
     items = ["".join(rng.choice(list("abé"), rng.integers(1, 9))) for _ in range(60)]
     corpus = read("\n".join([*items, *items[:20], ""]), LINES, kind)
@@ -61,35 +61,35 @@ def test_items_are_told_from_new_ones(kind: TokenizerKind) -> None:
     asked = ["".join(rng.choice(list("abé"), rng.integers(12))) for _ in range(150)]
     seen = set()
     for text in [*items, *asked]:
-        told = index.novelty(corpus.tokenizer.encode(text), corpus.tokenizer)
-        assert told.is_new == (text not in items)
+        found = index.novelty(corpus.tokenizer.encode(text), corpus.tokenizer)
+        assert found.is_new == (text not in items)
         if kind is TokenizerKind.CHARACTERS:
-            assert told.longest_overlap == overlap(text, items)
+            assert found.longest_overlap == overlap(text, items)
         else:  # which may begin or end within a character
-            assert overlap(text, items) <= told.longest_overlap <= overlap(text, items) + 1
-        seen.add((told.is_new, told.longest_overlap == len(text)))
+            assert overlap(text, items) <= found.longest_overlap <= overlap(text, items) + 1
+        seen.add((found.is_new, found.longest_overlap == len(text)))
     assert seen == {(False, True), (True, False), (True, True)}
 
 
-def test_texts_are_told_from_new_ones() -> None:
+def test_texts_are_distinguished_from_new_ones() -> None:
     rng = np.random.default_rng(2)
     text = "".join(rng.choice(list("ab\n"), 200))
     corpus = read(text, PLAIN)
     index = index_of(corpus)
     for _ in range(100):
         asked = "".join(rng.choice(list("ab\n"), rng.integers(1, 15)))
-        told = index.novelty(corpus.tokenizer.encode(asked), corpus.tokenizer)
-        assert told == Novelty(overlap(asked, [text]), asked not in text)
-    assert tell(corpus, text) == Novelty(200, False)
-    assert tell(corpus, "") == Novelty(0, False), "what is empty stands everywhere"
+        found = index.novelty(corpus.tokenizer.encode(asked), corpus.tokenizer)
+        assert found == Novelty(overlap(asked, [text]), asked not in text)
+    assert novelty_of(corpus, text) == Novelty(200, False)
+    assert novelty_of(corpus, "") == Novelty(0, False), "what is empty stands everywhere"
 
 
 def test_no_overlap_crosses_two_items() -> None:
     corpus = read("anna\nbert\n", LINES)
-    assert tell(corpus, "annabert") == Novelty(4, True)
-    assert tell(corpus, "ann") == Novelty(3, True)
-    assert tell(corpus, "anna") == Novelty(4, False)
-    assert tell(corpus, "") == Novelty(0, True)
+    assert novelty_of(corpus, "annabert") == Novelty(4, True)
+    assert novelty_of(corpus, "ann") == Novelty(3, True)
+    assert novelty_of(corpus, "anna") == Novelty(4, False)
+    assert novelty_of(corpus, "") == Novelty(0, True)
     with_empty = NoveltyIndex.build(np.array([0, 1]), np.array([0, 1, 1, 2]), corpus.tokenizer)
     assert with_empty.novelty([], corpus.tokenizer) == Novelty(0, False)
     assert with_empty.novelty([0, 1], corpus.tokenizer) == Novelty(1, True)
@@ -105,7 +105,7 @@ def test_no_overlap_crosses_two_items() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "held", "asked", "wanted"),
+    ("kind", "held", "asked", "expected"),
     [
         # The longest in code points: one long word, with its blank, outweighs two short ones.
         (TokenizerKind.WORDS, "a b c. incomprehensible", "b c ,incomprehensible", 17),
@@ -114,11 +114,11 @@ def test_no_overlap_crosses_two_items() -> None:
     ],
 )
 def test_overlaps_are_counted_in_code_points(
-    kind: TokenizerKind, held: str, asked: str, wanted: int
+    kind: TokenizerKind, held: str, asked: str, expected: int
 ) -> None:
     corpus = read((held + "\n") * 4, LINES, kind)
     ids = corpus.tokenizer.encode(asked.replace(",", ""))
-    assert index_of(corpus).novelty(ids, corpus.tokenizer).longest_overlap == wanted
+    assert index_of(corpus).novelty(ids, corpus.tokenizer).longest_overlap == expected
 
 
 def test_subwords_are_found_however_they_are_cut() -> None:
@@ -148,7 +148,7 @@ def test_tokens_are_kept_small(size: int, kind: type[np.number]) -> None:
     index = index_of(corpus)
     assert index.tensors()[novelty.TOKENS].dtype == kind
     assert index.nbytes == size * (np.dtype(kind).itemsize + 4)
-    assert tell(corpus, "w5 w6 w9 w10 w11") == Novelty(10, True)
+    assert novelty_of(corpus, "w5 w6 w9 w10 w11") == Novelty(10, True)
 
 
 def test_an_item_given_often_is_held_once() -> None:
@@ -185,13 +185,15 @@ def test_a_run_makes_it_of_its_training_part_alone(tmp_path: Path) -> None:
     held_out = {corpus.tokenizer.decode(tokens[a:b]) for a, b in itertools.pairwise(offsets)}
     assert 0 < len(held_out) < len(items)
     for text in items:
-        told = model.novelty.novelty(model.tokenizer.encode(text), model.tokenizer)
-        assert told.is_new == (text in held_out)
+        found = model.novelty.novelty(model.tokenizer.encode(text), model.tokenizer)
+        assert found.is_new == (text in held_out)
     assert trainer.model.novelty is None, "only the finished model needs it"
 
 
 def test_a_run_without_it_has_none_and_learns_the_same() -> None:
-    with_it, without = (finished(Trainer(NAMES, settings(indexed=told))) for told in (True, False))
+    with_it, without = (
+        finished(Trainer(NAMES, settings(indexed=found))) for found in (True, False)
+    )
     assert with_it.novelty is not None
     assert without.novelty is None
     assert with_it.parameters.flat.tobytes() == without.parameters.flat.tobytes()
@@ -257,7 +259,7 @@ def part_of(kind: str, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64] 
 
 
 @pytest.mark.parametrize("kind", ["random", "alternating", "short items"])
-def test_what_making_it_takes_is_told(kind: str) -> None:
+def test_what_making_it_takes_is_estimated(kind: str) -> None:
     tokens, offsets = part_of(kind, 200_000)
     layout = PLAIN if offsets is None else LINES
     tokenizer: Tokenizer = build_tokenizer(TokenizerConfig(TokenizerKind.BYTES), (), layout)
@@ -266,8 +268,8 @@ def test_what_making_it_takes_is_told(kind: str) -> None:
     NoveltyIndex.build(tokens, offsets, tokenizer)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    told = indexing_bytes(novelty.indexed_tokens(tokens, offsets))
-    assert 0.4 * told < peak < told
+    found = indexing_bytes(novelty.indexed_tokens(tokens, offsets))
+    assert 0.4 * found < peak < found
 
 
 def test_a_run_whose_index_does_not_fit_is_refused() -> None:

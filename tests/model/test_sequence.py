@@ -1,4 +1,4 @@
-"""Settings of the draw beyond temperature, and states, from which a text goes on."""
+"""Settings of the draw beyond temperature, and states, from which a text continues."""
 
 from __future__ import annotations
 
@@ -176,16 +176,16 @@ def test_a_time_limit_ends_a_text() -> None:
     assert state_of(pieces).position == result_of(pieces).new_tokens
 
 
-# ---------------------------------------------------------------- what is told
+# ---------------------------------------------------------------- what is reported
 
 
 def test_ranks_and_alternatives_are_those_of_the_models_own_probabilities() -> None:
     model = model_of()
     asked: dict[str, Any] = {"seed": 5, "max_new_tokens": 30, "temperature": 2}
     plain = tokens_of(stream(model, "ab", **asked))
-    told = tokens_of(stream(model, "ab", **asked, ranks=True, top_log_probabilities=20))
-    assert [replace(token, rank=0, alternatives=()) for token in told] == plain
-    for token in told:
+    reported = tokens_of(stream(model, "ab", **asked, ranks=True, top_log_probabilities=20))
+    assert [replace(token, rank=0, alternatives=()) for token in reported] == plain
+    for token in reported:
         every = token.alternatives
         assert len(every) == model.vocabulary_size
         order = sorted(every, key=lambda other: (-other.log_probability, other.id))
@@ -194,7 +194,7 @@ def test_ranks_and_alternatives_are_those_of_the_models_own_probabilities() -> N
         assert every[token.rank - 1].log_probability == token.log_probability
         assert sum(np.exp(other.log_probability) for other in every) == pytest.approx(1)
     few = tokens_of(stream(model, "ab", **asked, top_log_probabilities=3))
-    assert [token.alternatives for token in few] == [token.alternatives[:3] for token in told]
+    assert [token.alternatives for token in few] == [token.alternatives[:3] for token in reported]
 
 
 def test_a_prompt_is_echoed_as_it_scores() -> None:
@@ -262,7 +262,7 @@ def same_state(one: SessionState, other: SessionState) -> bool:
     )  # fmt: skip
 
 
-def test_half_a_character_is_left_to_whoever_goes_on() -> None:
+def test_half_a_character_is_left_to_the_text_that_continues() -> None:
     model = bytes_of("a€")
     first = stream(model, "a€", max_new_tokens=3)
     assert text_of(first) == "a"
@@ -496,7 +496,7 @@ def test_a_state_is_no_larger_where_nothing_is_counted() -> None:
     assert read.counts is not None
     assert counted.counts is not None
     assert read.counts.tobytes() == counted.counts.tobytes()
-    # A call that counts may go on from a state that does not; it begins to count there.
+    # A call that counts may continue from a state without counts; it begins to count there.
     begun = state_of(stream(model, state=plain, max_new_tokens=1, presence_penalty=0.1)).counts
     assert begun is not None
     assert begun.sum() == 1
@@ -545,10 +545,10 @@ def test_a_text_whose_time_is_over_draws_nothing(monkeypatch: pytest.MonkeyPatch
     clock, model = StillClock(monkeypatch), model_of()
     prepared = PreparedPrompt(model.trained, "ab", _sampling(max_time_s=5, seed=4), None)
     list(prepared.read())
-    session = prepared.sequence(0, OutputOptions(state=True))
-    assert session.nothing_to_draw() is None
+    sequence = prepared.sequence(0, OutputOptions(state=True))
+    assert sequence.nothing_to_draw() is None
     clock.now += 5
-    only = session.nothing_to_draw()
+    only = sequence.nothing_to_draw()
     assert only is not None
     result = result_of([only])
     assert result.stop_reason is StopReason.TIME_LIMIT

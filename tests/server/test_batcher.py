@@ -45,12 +45,12 @@ async def texts_of(batcher: Batcher, model: Model, count: int, **settings: Any) 
 def test_calls_that_come_as_others_end_give_what_they_gave(scheduler: Scheduler) -> None:
     """Threads change places as often as they can, so that what can go wrong between two does."""
     model = model_of()
-    wanted = "".join(p.text for p in model.stream("ab", seed=1, max_new_tokens=6))
+    expected = "".join(p.text for p in model.stream("ab", seed=1, max_new_tokens=6))
     batcher = Batcher(scheduler)
 
     async def caller() -> None:
         for _ in range(40):
-            assert await texts_of(batcher, model, 1, max_new_tokens=6) == [wanted]
+            assert await texts_of(batcher, model, 1, max_new_tokens=6) == [expected]
 
     async def run() -> None:
         async with asyncio.timeout(120):
@@ -87,7 +87,7 @@ def test_no_group_is_larger_than_its_kernels_allow(
     assert 1 < max(sizes) <= MAX_SLOTS
 
 
-def test_a_group_that_fails_tells_everybody_and_the_next_call_works(
+def test_a_group_that_fails_ends_all_calls_and_the_next_call_works(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change = DecodingSlots.replace
@@ -130,7 +130,7 @@ def test_the_pieces_of_one_text_are_its_own(scheduler: Scheduler) -> None:
 
 
 @pytest.mark.parametrize("others", [0, 20])
-def test_chunks_are_short_where_much_is_told_of_each_token(
+def test_chunks_are_short_where_much_is_reported_of_each_token(
     scheduler: Scheduler, others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunks = []

@@ -53,7 +53,7 @@ def budget() -> MemoryBudget:
 
 
 @pytest.fixture
-def room(budget: MemoryBudget) -> Iterator[GenerateHandler]:
+def handler(budget: MemoryBudget) -> Iterator[GenerateHandler]:
     scheduler = Scheduler(2)
     streams = OpenStreams(9, "streams", 60)
     admission = InferenceAdmission(Admission(9, "calls"), Admission(999, "texts"), streams, streams)
@@ -72,12 +72,12 @@ def room(budget: MemoryBudget) -> Iterator[GenerateHandler]:
     scheduler.close()
 
 
-def replies_of(room: GenerateHandler, **fields: Any) -> list[pb.GenerateResponse]:
+def replies_of(handler: GenerateHandler, **fields: Any) -> list[pb.GenerateResponse]:
     """Copies of all replies: a message of an echo is used for one text after the other."""
 
     async def read() -> list[pb.GenerateResponse]:
         found = []
-        async for reply in room.generate(pb.GenerateRequest(model="m", **fields)):
+        async for reply in handler.generate(pb.GenerateRequest(model="m", **fields)):
             copy = pb.GenerateResponse()
             copy.CopyFrom(reply)
             found.append(copy)
@@ -90,19 +90,19 @@ DETAILS: dict[str, Any] = {"ranks": True, "top_log_probabilities": 20}
 
 
 def test_an_echo_is_the_score_of_the_prompt_whatever_windows_it_comes_in(
-    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
+    handler: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = MODEL.score(PROMPT, details=generating_details()).tokens
-    wanted = pb.GenerateResponse()
-    responses.add_tokens(wanted, whole)
+    expected = pb.GenerateResponse()
+    responses.add_tokens(expected, whole)
     for size in (500, 20_000, 1 << 30):
         monkeypatch.setattr(generate, "_ECHO_BYTES", size)
-        replies = replies_of(room, prompt=PROMPT, echo=True, n=3, max_new_tokens=1, **DETAILS)
+        replies = replies_of(handler, prompt=PROMPT, echo=True, n=3, max_new_tokens=1, **DETAILS)
         for index in range(3):
             *echo, last = [reply for reply in replies if reply.index == index]
             assert "".join(reply.text for reply in echo) == PROMPT
             tokens = [token for reply in echo for token in reply.tokens]
-            assert tokens == list(wanted.tokens)
+            assert tokens == list(expected.tokens)
             assert last.result.prompt_tokens == len(PROMPT)
             # A window holds no more than one step beyond what a message is to hold.
             assert all(reply.ByteSize() < size + 65 * 300 for reply in echo)
@@ -116,7 +116,7 @@ def generating_details() -> Any:
 
 
 def test_an_echo_does_not_run_ahead_of_its_reader(
-    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
+    handler: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate, "_ECHO_BYTES", 1000)
     made: list[int] = []
@@ -132,7 +132,7 @@ def test_an_echo_does_not_run_ahead_of_its_reader(
 
     async def read() -> None:
         request = pb.GenerateRequest(model="m", prompt=PROMPT, echo=True, n=2, **DETAILS)
-        replies = room.generate(request)
+        replies = handler.generate(request)
         async with aclosing(replies):  # type: ignore[type-var]
             shown = {0: 0, 1: 0}
             for _ in range(20):
@@ -143,13 +143,13 @@ def test_an_echo_does_not_run_ahead_of_its_reader(
                 assert sum(made) == max(shown.values())
         before = sum(made)
         await asyncio.sleep(0.01)
-        assert sum(made) == before  # whoever leaves is read no further
+        assert sum(made) == before  # a call that has ended is read no further
 
     asyncio.run(read())
 
 
 def test_time_counts_from_the_call_on(
-    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
+    handler: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = StillClock(monkeypatch)
     read = PreparedPrompt._read
@@ -161,7 +161,7 @@ def test_time_counts_from_the_call_on(
 
     monkeypatch.setattr(PreparedPrompt, "_read", slow)
     fields: dict[str, Any] = {"prompt": PROMPT, "seed": 5, "max_new_tokens": 3}
-    ended = replies_of(room, **fields, n=2, max_time_s=9.5, return_state=True)
+    ended = replies_of(handler, **fields, n=2, max_time_s=9.5, return_state=True)
     assert clock.now == 110.0  # ten steps, and no more
     assert [reply.index for reply in ended] == [0, 1]
     for reply in ended:
@@ -169,16 +169,16 @@ def test_time_counts_from_the_call_on(
         assert (reply.text, reply.result.new_tokens, reply.result.state) == ("", 0, b"")
         assert reply.result.version == 3
     assert ended[0].result.seed == 5
-    whole = replies_of(room, **fields, max_time_s=1000)
+    whole = replies_of(handler, **fields, max_time_s=1000)
     assert whole[-1].result.stop_reason == pb.STOP_REASON_MAX_NEW_TOKENS
     assert whole[-1].result.prompt_tokens == len(PROMPT)
 
 
 def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
-    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
+    handler: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = StillClock(monkeypatch)
-    resolver: Any = room._resolver
+    resolver: Any = handler._resolver
 
     def passes() -> None:
         clock.now += 5
@@ -187,8 +187,8 @@ def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
         passes()
         assert deadline.over
 
-    monkeypatch.setattr(room._constraints, "build", late)
-    (only,) = replies_of(room, prompt="ab", regex="a*", max_time_s=5)
+    monkeypatch.setattr(handler._constraints, "build", late)
+    (only,) = replies_of(handler, prompt="ab", regex="a*", max_time_s=5)
     assert only.result.stop_reason == pb.STOP_REASON_TIME_LIMIT
     assert not only.result.HasField("regex_complete")
 
@@ -199,12 +199,12 @@ def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
 
     resolver.resolve = Never().resolve
     with pytest.raises(StatusError, match="ended while the model was loaded"):
-        replies_of(room, prompt="ab", max_time_s=0.001)
+        replies_of(handler, prompt="ab", max_time_s=0.001)
 
 
 @pytest.mark.parametrize("stage", ["_encode", "_read", "_echo"])
 def test_a_call_that_is_cancelled_takes_no_other_step(
-    room: GenerateHandler, stage: str, monkeypatch: pytest.MonkeyPatch
+    handler: GenerateHandler, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = [0]
     begun = threading.Event()
@@ -223,7 +223,7 @@ def test_a_call_that_is_cancelled_takes_no_other_step(
     async def run() -> None:
         async def read() -> None:
             request = pb.GenerateRequest(model="m", prompt="ab", echo=stage == "_echo")
-            replies: AsyncIterator[pb.GenerateResponse] = room.generate(request)
+            replies: AsyncIterator[pb.GenerateResponse] = handler.generate(request)
             async for _ in replies:
                 raise AssertionError
 
@@ -235,7 +235,7 @@ def test_a_call_that_is_cancelled_takes_no_other_step(
         go.set()
 
     asyncio.run(run())
-    room._scheduler.close()
+    handler._scheduler.close()
     for thread in threading.enumerate():
         if thread.name.startswith("turn"):
             thread.join(60)
@@ -243,7 +243,7 @@ def test_a_call_that_is_cancelled_takes_no_other_step(
 
 
 def test_large_replies_are_written_away_from_the_event_loop(
-    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch
+    handler: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[tuple[str, int]] = []
     add_tokens = responses.add_tokens
@@ -255,7 +255,7 @@ def test_large_replies_are_written_away_from_the_event_loop(
         return add_tokens(message, tokens)
 
     monkeypatch.setattr(responses, "add_tokens", watched)
-    replies_of(room, n=64, max_new_tokens=50, echo=True, prompt="ab", **DETAILS)
+    replies_of(handler, n=64, max_new_tokens=50, echo=True, prompt="ab", **DETAILS)
     loop = [weight for name, weight in written if not name.startswith("turn")]
     assert sum(weight for _, weight in written) > 64 * 50 * 5
     assert max(loop, default=0) <= generate._HEAVY
@@ -328,7 +328,7 @@ class PausedSequence:
 
 @pytest.mark.parametrize("texts", [1, 8])
 def test_a_reader_who_stops_is_kept_a_bounded_number_of_bytes(
-    room: GenerateHandler, monkeypatch: pytest.MonkeyPatch, texts: int
+    handler: GenerateHandler, monkeypatch: pytest.MonkeyPatch, texts: int
 ) -> None:
     """And what it reads then is what a quick reader gets."""
     monkeypatch.setattr(generate, "unread_bytes", lambda texts: 20_000 * texts)
@@ -346,15 +346,15 @@ def test_a_reader_who_stops_is_kept_a_bounded_number_of_bytes(
         "seed": 3,
         **DETAILS,
     }
-    quick = replies_of(room, **fields)
+    quick = replies_of(handler, **fields)
     one_chunk = 64 * (1 + 7) * TOKEN_BYTES + 1000
 
     async def read() -> list[pb.GenerateResponse]:
         found = []
         most = 0
-        async for reply in room.generate(pb.GenerateRequest(model="m", **fields)):
+        async for reply in handler.generate(pb.GenerateRequest(model="m", **fields)):
             found.append(reply)
-            if len(found) % 5 == 1:  # the texts go on until nothing more is drawn
+            if len(found) % 5 == 1:  # the texts continue until nothing more is drawn
                 queue = queues[-1]
                 before = -1
                 while queue.unread_bytes != before:
@@ -378,7 +378,7 @@ def tokens_in(replies: list[pb.GenerateResponse], index: int) -> tuple[str, list
 
 
 def test_what_a_generation_keeps_is_released_however_it_ends(
-    budget: MemoryBudget, room: GenerateHandler
+    budget: MemoryBudget, handler: GenerateHandler
 ) -> None:
     for fields in (
         {},
@@ -387,15 +387,15 @@ def test_what_a_generation_keeps_is_released_however_it_ends(
         {"echo": True},
         {"max_time_s": 0.5, "max_new_tokens": 1000},
     ):
-        assert replies_of(room, prompt="ab", **fields)
+        assert replies_of(handler, prompt="ab", **fields)
         assert budget.used == 0
     for fault in ({"prompt": "%"}, {"regex": "("}, {"best_of": 2, "regex": "x"}):
         with pytest.raises(StatusError):
-            replies_of(room, **fault)
+            replies_of(handler, **fault)
         assert budget.used == 0
 
     async def leave() -> None:
-        async for _ in room.generate(
+        async for _ in handler.generate(
             pb.GenerateRequest(model="m", prompt="ab", max_new_tokens=1000)
         ):
             assert budget.used > 0
@@ -407,16 +407,16 @@ def test_what_a_generation_keeps_is_released_however_it_ends(
 
 
 def test_a_generation_that_does_not_fit_is_refused(
-    budget: MemoryBudget, room: GenerateHandler
+    budget: MemoryBudget, handler: GenerateHandler
 ) -> None:
     with budget.reserve(budget.limit // 8 * 7 - (1 << 20), "models"):
-        assert replies_of(room, prompt="ab", max_new_tokens=3)
+        assert replies_of(handler, prompt="ab", max_new_tokens=3)
         with pytest.raises(StatusError) as caught:
-            replies_of(room, prompt="ab", max_new_tokens=3, **DETAILS)
+            replies_of(handler, prompt="ab", max_new_tokens=3, **DETAILS)
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "for generations" in caught.value.message
     with budget.reserve(budget.limit // 8 * 7 - (1 << 20), "models"):
         with pytest.raises(StatusError) as caught:
-            replies_of(room, prompt="ab", max_new_tokens=1000, best_of=64, ranks=True)
+            replies_of(handler, prompt="ab", max_new_tokens=1000, best_of=64, ranks=True)
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert budget.used == budget.limit // 8 * 7 - (1 << 20)

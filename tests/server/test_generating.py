@@ -1,4 +1,4 @@
-"""Generate on a real server: one text and many, exact whoever else is there, and the state."""
+"""Generate on a real server: texts that are exact whatever other calls run, and states."""
 
 from __future__ import annotations
 
@@ -109,13 +109,13 @@ def probe(server: Server) -> list[Any]:
 
 @pytest.mark.jit
 def test_neither_mates_nor_threads_nor_the_process_change_a_bit(home: Path) -> None:
-    wanted = None
+    expected = None
     for threads, mates in ((1, 1), (2, 17), (3, 64)):
         server = Server(home, "--threads", str(threads))
         try:
             alone = probe(server)
-            wanted = wanted or alone
-            assert alone == wanted
+            expected = expected or alone
+            assert alone == expected
             draw = random.Random(threads)
             with ThreadPoolExecutor(mates) as pool:
                 others = [
@@ -123,14 +123,14 @@ def test_neither_mates_nor_threads_nor_the_process_change_a_bit(home: Path) -> N
                     for _ in range(2 * mates)
                 ]
                 for _ in range(2):
-                    assert probe(server) == wanted
+                    assert probe(server) == expected
                 for other in others:
                     by_index(other.result())
         finally:
             server.close()
 
 
-def test_a_state_goes_on_after_a_restart_and_in_another_process(home: Path) -> None:
+def test_a_state_continues_after_a_restart_and_in_another_process(home: Path) -> None:
     asked: dict[str, Any] = {"model": "m", "prompt": "the ", **TOLD}
     first_server = Server(home)
     whole = bits(first_server.caller.generate(**asked, seed=3, max_new_tokens=120))
@@ -294,7 +294,7 @@ def test_a_key_keeps_foreign_states_out(home: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- slow readers
 
 
-def test_a_text_that_nobody_reads_pauses_and_goes_on(server: Server) -> None:
+def test_a_text_that_no_client_reads_pauses_and_continues(server: Server) -> None:
     request = pb.GenerateRequest(
         model="m", max_new_tokens=100_000, seed=4, log_probabilities=True, top_log_probabilities=20
     )

@@ -40,7 +40,7 @@ TEXT = "the quick brown fox jumps over the lazy dog. " * 4
 
 @pytest.fixture(scope="module")
 def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with room for two sessions that learn, small replies, and a model `m`."""
+    """A server with limits of two learning streams, small replies, and a model `m`."""
     flags = ("--learning-limit", "2", "--max-message-bytes", "65536")
     server = Server(tmp_path_factory.mktemp("learning") / "data", *flags)
     server.caller.trained(tiny_spec("m"))
@@ -52,7 +52,7 @@ def stored(server: Server, version: int = 1, name: str = "m") -> Model:
     return Model.load(server.data_dir / "models" / name / str(version) / MODEL_FILE)
 
 
-class Session:
+class Stream:
     """One LearnStream call, a request at a time."""
 
     def __init__(self, server: Server, timeout: float = PATIENCE_S, **spec: Any) -> None:
@@ -92,7 +92,7 @@ class Session:
 
 def test_a_piece_is_predicted_and_then_learnt(learning: Server) -> None:
     settings = {"learning_rate": 0.5, "window": 16}
-    session = Session(
+    stream = Stream(
         learning,
         log_probabilities=True,
         ranks=True,
@@ -104,7 +104,7 @@ def test_a_piece_is_predicted_and_then_learnt(learning: Server) -> None:
     config = LearningConfig(optimizer=OptimizerKind.ADAM, clip_norm=0.5, **settings)  # type: ignore[arg-type]
     learner = Learner(stored(learning), config, Details(ranks=True, alternatives=2))
     for text, end, learn in ((TEXT, False, True), ("the dog", True, False), ("a fox", True, True)):
-        reply = session.learn(text, end) if learn else session.predict(text, end)
+        reply = stream.learn(text, end) if learn else stream.predict(text, end)
         *_, expected = learner.feed(text, end, learn)
         assert expected is not None
         assert reply.piece.total_log_probability == expected.total_log_probability
@@ -117,17 +117,17 @@ def test_a_piece_is_predicted_and_then_learnt(learning: Server) -> None:
             assert found.log_probability == (token.log_probability or 0)
             assert [a.id for a in found.alternatives] == [a.id for a in token.alternatives]
     assert learner.updates == 13
-    session.close()
+    stream.close()
 
 
 def test_what_is_published_is_taken_by_later_calls_and_by_nobody_before(learning: Server) -> None:
     caller = learning.caller
     before = caller.text("m", temperature=0.0, max_new_tokens=20)
-    session, other = (Session(learning, learning_rate=0.5) for _ in range(2))
+    stream, other = (Stream(learning, learning_rate=0.5) for _ in range(2))
     first = other.predict(TEXT)
     for _ in range(8):
-        session.learn(TEXT, end=True)
-    model = session.publish(alias="online")
+        stream.learn(TEXT, end=True)
+    model = stream.publish(alias="online")
     assert (model.name, model.version, list(model.aliases)) == ("m", 2, ["online"])
     assert model.training.ended_by.startswith("learned online from ")
     assert model.sha256
@@ -137,44 +137,44 @@ def test_what_is_published_is_taken_by_later_calls_and_by_nobody_before(learning
         temperature=0, max_new_tokens=20
     )
     assert caller.text("m", version=1, temperature=0.0, max_new_tokens=20) == before
-    # Both sessions go on with what they had.
+    # Both streams continue with the weights that they had.
     other.learn("", end=True)
     assert other.ask(roll_back=pb.RollBack()).updates == 0
     assert other.predict(TEXT).piece == first.piece
-    learnt = session.predict(TEXT, end=True).piece
-    assert learnt.total_log_probability > first.piece.total_log_probability
-    session.close()
+    after = stream.predict(TEXT, end=True).piece
+    assert after.total_log_probability > first.piece.total_log_probability
+    stream.close()
     other.close()
-    # The very weights of the session were stored.
-    again = Session(learning, model="m@online", learning_rate=0)
-    assert again.learn(TEXT, end=True).piece == learnt
+    # Exactly the weights of the stream were stored.
+    again = Stream(learning, model="m@online", learning_rate=0)
+    assert again.learn(TEXT, end=True).piece == after
     again.close()
 
 
 def test_other_names_and_no_update_at_all(learning: Server) -> None:
-    session = Session(learning, version=1)
-    model = session.publish(model="copy")
+    stream = Stream(learning, version=1)
+    model = stream.publish(model="copy")
     assert (model.name, model.version, list(model.aliases)) == ("copy", 1, [])
     assert stored(learning, 1, "copy").parameters.flat.tobytes() == (
         stored(learning).parameters.flat.tobytes()
     )
-    assert session.publish(model="copy").version == 2
-    session.close()
+    assert stream.publish(model="copy").version == 2
+    stream.close()
     assert not list((learning.data_dir / "tmp").glob("model-*"))
 
 
 def test_snapshots_are_gone_back_to(learning: Server) -> None:
-    session = Session(learning, version=1, learning_rate=0.5)
-    session.learn(TEXT)
-    kept = session.ask(snapshot=pb.Snapshot())
+    stream = Stream(learning, version=1, learning_rate=0.5)
+    stream.learn(TEXT)
+    kept = stream.ask(snapshot=pb.Snapshot())
     assert (kept.WhichOneof("event"), kept.updates) == ("snapshot", 3)
     runs = []
     for _ in range(2):
-        runs.append((session.learn(TEXT), session.learn("fox", end=True)))
-        reply = session.ask(roll_back=pb.RollBack())
+        runs.append((stream.learn(TEXT), stream.learn("fox", end=True)))
+        reply = stream.ask(roll_back=pb.RollBack())
         assert (reply.WhichOneof("event"), reply.updates) == ("roll_back", 3)
     assert runs[0] == runs[1]
-    session.close()
+    stream.close()
 
 
 @pytest.mark.parametrize(
@@ -199,12 +199,12 @@ def test_snapshots_are_gone_back_to(learning: Server) -> None:
 def test_a_spec_out_of_range_is_refused_by_field(
     learning: Server, spec: dict[str, Any], fields: list[str]
 ) -> None:
-    assert fields_of(Session(learning, **spec).fail()) == fields
+    assert fields_of(Stream(learning, **spec).fail()) == fields
 
 
 def test_what_is_not_there_is_not_found(learning: Server) -> None:
     for spec in ({"model": "nobody"}, {"model": "m@nobody"}, {"version": 99}):
-        assert Session(learning, **spec).fail().code() is grpc.StatusCode.NOT_FOUND
+        assert Stream(learning, **spec).fail().code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_requests_out_of_order_are_refused(learning: Server) -> None:
@@ -213,9 +213,9 @@ def test_requests_out_of_order_are_refused(learning: Server) -> None:
             list(learning.caller.stub.LearnStream(iter(first), timeout=PATIENCE_S))
         assert fields_of(caught.value) == ["spec"]
     for second, field in (({"spec": pb.LearnStreamSpec(model="m")}, "spec"), ({}, "message")):
-        session = Session(learning)
-        session.send(**second)
-        assert fields_of(session.fail()) == [field]
+        stream = Stream(learning)
+        stream.send(**second)
+        assert fields_of(stream.fail()) == [field]
 
 
 @pytest.mark.parametrize(
@@ -232,77 +232,77 @@ def test_requests_out_of_order_are_refused(learning: Server) -> None:
 def test_a_request_that_cannot_be_done_names_its_field(
     learning: Server, message: dict[str, Any], field: str
 ) -> None:
-    session = Session(learning, unknown_policy=pb.UNKNOWN_POLICY_ERROR)
-    session.send(**message)
-    assert fields_of(session.fail()) == [field]
+    stream = Stream(learning, unknown_policy=pb.UNKNOWN_POLICY_ERROR)
+    stream.send(**message)
+    assert fields_of(stream.fail()) == [field]
 
 
 def test_too_large_a_learning_rate_ends_the_session_and_says_so(learning: Server) -> None:
-    session = Session(learning, learning_rate=1e38, clip_norm=1e38, window=4)
-    session.send(learn=pb.TextPiece(text=TEXT * 4))
-    error = session.fail()
+    stream = Stream(learning, learning_rate=1e38, clip_norm=1e38, window=4)
+    stream.send(learn=pb.TextPiece(text=TEXT * 4))
+    error = stream.fail()
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "lower learning_rate" in str(error.details())
 
 
 def test_a_reply_that_would_be_too_large_is_refused(learning: Server) -> None:
-    session = Session(learning, top_log_probabilities=20)
-    session.send(learn=pb.TextPiece(text=TEXT * 60))
-    assert fields_of(session.fail()) == ["learn.text"]
-    session = Session(learning)
-    assert session.learn(TEXT * 60).piece.token_count == len(TEXT) * 60 - 1
-    session.close()
+    stream = Stream(learning, top_log_probabilities=20)
+    stream.send(learn=pb.TextPiece(text=TEXT * 60))
+    assert fields_of(stream.fail()) == ["learn.text"]
+    stream = Stream(learning)
+    assert stream.learn(TEXT * 60).piece.token_count == len(TEXT) * 60 - 1
+    stream.close()
 
 
 def test_sessions_beyond_the_limit_are_refused_and_make_room_when_cancelled(
     learning: Server,
 ) -> None:
     wait_for(lambda: learning.caller.info().learning_running == 0)
-    sessions = [Session(learning), Session(learning)]
-    for session in sessions:
-        session.predict("the")
+    streams = [Stream(learning), Stream(learning)]
+    for stream in streams:
+        stream.predict("the")
     info = learning.caller.info()
     assert (info.learning_running, info.learning_limit) == (2, 2)
-    error = Session(learning).fail()
+    error = Stream(learning).fail()
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert detail_of(error, "RetryInfo")
     # In the middle of much to learn, and between two requests.
-    sessions[0].send(learn=pb.TextPiece(text=TEXT * 300))
-    for session in sessions:
-        session.call.cancel()
-        session._requests.put(None)
+    streams[0].send(learn=pb.TextPiece(text=TEXT * 300))
+    for stream in streams:
+        stream.call.cancel()
+        stream._requests.put(None)
     wait_for(lambda: learning.caller.info().learning_running == 0)
 
 
 def test_a_deadline_ends_a_session(learning: Server) -> None:
-    session = Session(learning, timeout=0.3, window=1)
-    session.send(learn=pb.TextPiece(text=TEXT * 340))
-    assert session.fail().code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    stream = Stream(learning, timeout=0.3, window=1)
+    stream.send(learn=pb.TextPiece(text=TEXT * 340))
+    assert stream.fail().code() is grpc.StatusCode.DEADLINE_EXCEEDED
     wait_for(lambda: learning.caller.info().learning_running == 0)
 
 
-def test_a_name_that_cannot_be_stored_is_told(learning: Server) -> None:
+def test_a_name_that_cannot_be_stored_is_refused(learning: Server) -> None:
     (learning.data_dir / "models" / "taken").touch()
-    session = Session(learning)
-    session.send(publish=pb.Publish(model="taken"))
-    error = session.fail()
+    stream = Stream(learning)
+    stream.send(publish=pb.Publish(model="taken"))
+    error = stream.fail()
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "'taken'" in str(error.details())
 
 
 def test_a_publication_that_fails_leaves_a_session_that_skips_errors(learning: Server) -> None:
-    session = Session(learning, version=1, on_error=pb.ON_ERROR_STOP, learning_rate=0.5)
-    assert session.publish(model="kept", alias="a", validate_only=True) == pb.Model(name="kept")
-    first = session.learn(TEXT)
+    stream = Stream(learning, version=1, on_error=pb.ON_ERROR_STOP, learning_rate=0.5)
+    assert stream.publish(model="kept", alias="a", validate_only=True) == pb.Model(name="kept")
+    first = stream.learn(TEXT)
     for wrong in ({"model": "../x"}, {"model": "kept", "alias": "7"}):
         for check in (True, False):
-            reply = session.ask(publish=pb.Publish(validate_only=check, **wrong))
+            reply = stream.ask(publish=pb.Publish(validate_only=check, **wrong))
             assert (reply.WhichOneof("event"), reply.updates) == (None, first.updates)
             assert reply.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
             assert "publish." in reply.error.message
-    assert session.learn("#").piece.error.message
-    assert session.publish(model="kept").version == 1
-    session.close()
+    assert stream.learn("#").piece.error.message
+    assert stream.publish(model="kept").version == 1
+    stream.close()
 
 
 @contextmanager
@@ -315,8 +315,8 @@ def publishing(
     scheduler = Scheduler(1)
     places = OpenStreams(1, "learning streams", 60)
     pending_streams = PendingStreams(1, 60)
-    resolver = cast(ModelResolver, None)  # the session below has its model already
-    room = LearnHandler(
+    resolver = cast(ModelResolver, None)  # the stream below has its model already
+    handler = LearnHandler(
         resolver,
         data_dir.models,
         places,
@@ -327,11 +327,11 @@ def publishing(
         max_call_s=60,
     )
     asked = learn_request.learning(pb.LearnStreamSpec(model="m"))
-    session = LearnStream(model, asked, 1000, nothing_held(), nothing_held())
-    list(session.begin())
+    stream = LearnStream(model, asked, 1000, nothing_held(), nothing_held())
+    list(stream.begin())
 
     def publish(alias: str) -> pb.Model:
-        return asyncio.run(room._publish(session, Publication("m", alias)))
+        return asyncio.run(handler._publish(stream, Publication("m", alias)))
 
     yield data_dir, publish
     scheduler.close()

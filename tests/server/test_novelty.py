@@ -25,14 +25,14 @@ def spec_of(model: str, *, indexed: bool) -> pb.TrainSpec:
 def test_a_model_that_was_trained_with_it_has_it(start: Start) -> None:
     server = start()
     caller = server.caller
-    *_, last = caller.train(spec_of("told", indexed=True), NAMES)
+    *_, last = caller.train(spec_of("indexed", indexed=True), NAMES)
     assert last.completed.novelty_index
     assert last.completed.training.spec.data.novelty_index
     assert not caller.trained(spec_of("plain", indexed=False), NAMES).novelty_index
-    for name in ("told", "plain"):
+    for name in ("indexed", "plain"):
         got = caller.stub.GetModel(pb.GetModelRequest(model=name), timeout=PATIENCE_S).model
-        assert got.novelty_index == (name == "told")
-    model = Model.load(server.data_dir / "models" / "told" / "1" / "model.safetensors")
+        assert got.novelty_index == (name == "indexed")
+    model = Model.load(server.data_dir / "models" / "indexed" / "1" / "model.safetensors")
     assert model.novelty is not None
     texts = NAMES.decode().split()
     new = [model.novelty.novelty(model.tokenizer.encode(t), model.tokenizer).is_new for t in texts]
@@ -41,4 +41,7 @@ def test_a_model_that_was_trained_with_it_has_it(start: Start) -> None:
     published = Model.load(server.data_dir / "jobs" / last.job / LAST_FILE)
     assert published.novelty is None
     listed = caller.stub.ListModels(pb.ListModelsRequest(), timeout=PATIENCE_S).models
-    assert {model.name: model.novelty_index for model in listed} == {"told": True, "plain": False}
+    assert {model.name: model.novelty_index for model in listed} == {
+        "indexed": True,
+        "plain": False,
+    }

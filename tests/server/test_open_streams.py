@@ -52,7 +52,7 @@ class Streams:
         """Opens a stream and returns once it waits for a message."""
         task = asyncio.create_task(self.open(number))
         await until(lambda: any(place.is_silent for place in [*self.places._streams][-1:]))
-        await asyncio.sleep(0.01)  # the clock that tells them apart moves on
+        await asyncio.sleep(0.01)  # the clock that distinguishes them moves on
         return task
 
 
@@ -132,7 +132,7 @@ def test_a_place_is_passed_on_only_when_its_stream_has_let_go() -> None:
     run(scenario())
 
 
-def test_a_cancelled_stream_is_not_told_that_it_was_silent() -> None:
+def test_a_cancelled_stream_gets_no_error_of_silence() -> None:
     async def scenario() -> None:
         place = OpenStream()
         task = asyncio.create_task(place.next(silence()))
@@ -191,7 +191,7 @@ def test_work_ends_with_the_time_that_the_server_gives() -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with little room for streams and little patience, and a model `m`."""
+    """A server with few places for streams and little patience, and a model `m`."""
     flags = (
         "--standby-workers",
         "0",
@@ -218,7 +218,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 class Call:
-    """A stream of requests that come when they are told to."""
+    """A stream of requests that come on demand."""
 
     def __init__(self, method: Any, *first: object) -> None:
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -276,18 +276,18 @@ def test_streams_without_a_spec_keep_nobody_out(small: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("opened", "request_", "running", "told"),
+    ("opened", "request_", "running", "message"),
     [
         (score_stream, SCORE, "score_streams_running", "open it again, with context or state"),
         (learn_stream, LEARN, "learning_running", "what it learned and did not publish is lost"),
     ],
 )
-def test_silent_streams_give_their_places_to_others_and_the_rest_go_on(
+def test_silent_streams_give_their_places_to_others_and_the_rest_continue(
     small: Server,
     opened: Callable[[Server], Call],
     request_: Any,
     running: str,
-    told: str,
+    message: str,
 ) -> None:
     silent = opened(small)
     alive = opened(small)
@@ -297,7 +297,7 @@ def test_silent_streams_give_their_places_to_others_and_the_rest_go_on(
     third.ask(request_)
     error = silent.fail()
     assert error.code() is grpc.StatusCode.ABORTED
-    assert told in str(error.details())
+    assert message in str(error.details())
     alive.ask(request_)
     assert getattr(small.caller.info(), running) == 2
     alive.end()
@@ -328,25 +328,25 @@ def test_no_call_works_for_longer_than_the_server_gives(start: Callable[..., Ser
 def test_a_session_may_publish_within_the_grace(start: Callable[..., Server]) -> None:
     server = start("--grace-s", str(PATIENCE_S))
     server.caller.trained(tiny_spec("m"))
-    session = learn_stream(server)
-    session.ask(LEARN)
+    stream = learn_stream(server)
+    stream.ask(LEARN)
     server.process.send_signal(signal.SIGTERM)
     wait_for(lambda: "shutting down" in server.log)
-    reply = session.ask(pb.LearnStreamRequest(publish=pb.Publish(alias="kept")))
+    reply = stream.ask(pb.LearnStreamRequest(publish=pb.Publish(alias="kept")))
     assert (reply.published.version, list(reply.published.aliases)) == (2, ["kept"])
-    session.end()
+    stream.end()
     assert server.wait() == 0
 
 
-def test_a_session_that_outlasts_the_grace_is_told_what_it_lost(
+def test_a_stream_that_outlasts_the_grace_gets_what_it_lost(
     start: Callable[..., Server],
 ) -> None:
     server = start("--grace-s", "0.5")
     server.caller.trained(tiny_spec("m"))
-    session = learn_stream(server)
-    session.ask(LEARN)
+    stream = learn_stream(server)
+    stream.ask(LEARN)
     server.process.send_signal(signal.SIGTERM)
-    error = session.fail()
+    error = stream.fail()
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert "what a session learned and did not publish is lost" in str(error.details())
     assert server.wait() == 0

@@ -22,7 +22,7 @@ ITEMS = [WIDE[start : start + 90] for start in (0, 7, 100)]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with room for three calls and three streams, and small messages.
+    """A server with limits of three calls and three streams, and small messages.
 
     Its models are `text`, `deep` of two layers, `lines` and `events`.
     """
@@ -85,7 +85,7 @@ def exact(value: float) -> bytes:
 def test_a_stream_scores_what_score_does(server: Server, model: str, context: str) -> None:
     details = {"log_probabilities": True, "ranks": True, "top_log_probabilities": 3}
     text = " ".join(WIDE.split()) if model == "events" else WIDE
-    wanted = server.caller.score(model, [text], context=context, **details).scores[0]
+    expected = server.caller.score(model, [text], context=context, **details).scores[0]
     for seed in range(3):
         spec = begin(model=model, context=context, **details)
         messages = [spec, *pieces(text, seed)]
@@ -93,16 +93,16 @@ def test_a_stream_scores_what_score_does(server: Server, model: str, context: st
         assert len(replies) == len(messages) - 1
         tokens = [token for reply in replies for token in reply.piece.tokens]
         assert [t.SerializeToString() for t in tokens] == [
-            t.SerializeToString() for t in wanted.tokens
+            t.SerializeToString() for t in expected.tokens
         ]
         for summary in (replies[-1].piece.whole, last.result.total):
-            assert exact(summary.total_log_probability) == exact(wanted.total_log_probability)
-            assert summary.token_count == wanted.token_count
-            assert summary.character_count == wanted.character_count
+            assert exact(summary.total_log_probability) == exact(expected.total_log_probability)
+            assert summary.token_count == expected.token_count
+            assert summary.character_count == expected.character_count
         assert last.result.item_count == 1
         assert last.result.version == 1
-    ranked = [token for token in wanted.tokens if token.HasField("log_probability")]
-    assert len(ranked) == wanted.token_count
+    ranked = [token for token in expected.tokens if token.HasField("log_probability")]
+    assert len(ranked) == expected.token_count
     for token in ranked:
         assert len(token.alternatives) == 3
         if token.rank <= 3:
@@ -124,19 +124,19 @@ def test_details_are_sent_only_where_asked_for(server: Server) -> None:
 def test_items_follow_each_other_in_one_stream(server: Server) -> None:
     messages = [begin(model="lines", ranks=True), *(piece(item, end=True) for item in ITEMS)]
     *replies, last = stream(server, messages)
-    wanted = server.caller.score("lines", ITEMS).scores
-    for reply, score in zip(replies, wanted, strict=True):
+    expected = server.caller.score("lines", ITEMS).scores
+    for reply, score in zip(replies, expected, strict=True):
         assert exact(reply.piece.whole.total_log_probability) == exact(score.total_log_probability)
         assert len(reply.piece.tokens) == score.token_count
     assert last.result.item_count == 3
-    assert last.result.total.token_count == sum(score.token_count for score in wanted)
+    assert last.result.total.token_count == sum(score.token_count for score in expected)
 
 
 @pytest.mark.parametrize("model", ["text", "lines", "events"])
-def test_a_state_goes_on_in_another_call(server: Server, model: str) -> None:
+def test_a_state_continues_in_another_call(server: Server, model: str) -> None:
     text = " ".join(WIDE.split()) if model == "events" else WIDE
     whole = server.caller.score(model, [text], ranks=True).scores[0]
-    wanted = [t.SerializeToString() for t in whole.tokens if t.rank]
+    expected = [t.SerializeToString() for t in whole.tokens if t.rank]
     cut = text.index("jumps", 100)
     spec = begin(model=model, ranks=True, return_state=True)
     *_, last = stream(server, [spec, piece(text[:20]), piece(text[20:cut])])
@@ -147,7 +147,7 @@ def test_a_state_goes_on_in_another_call(server: Server, model: str) -> None:
     spec = begin(model=model, ranks=True, state=scored.state)
     first, *_ = stream(server, [spec, piece(text[cut:], end=True)])
     for tokens in (unary.tokens, first.piece.tokens):
-        assert [t.SerializeToString() for t in tokens] == wanted[-len(tokens) :]
+        assert [t.SerializeToString() for t in tokens] == expected[-len(tokens) :]
     assert unary.token_count == len(text[cut:].split() if model == "events" else text[cut:]) + (
         model != "text"
     )
@@ -287,7 +287,7 @@ def test_a_cancelled_stream_stops_in_the_middle_of_a_piece(server: Server) -> No
 
 def test_a_model_that_goes_does_not_disturb_its_stream(server: Server) -> None:
     server.caller.trained(tiny_spec("gone"))
-    wanted = server.caller.score("gone", [WIDE]).scores[0]
+    expected = server.caller.score("gone", [WIDE]).scores[0]
     talk = Talk(server, begin(model="gone"), PATIENCE_S)
     talk.say(piece(WIDE[:50]))
     server.caller.trained(tiny_spec("gone", max_steps=9))
@@ -297,7 +297,7 @@ def test_a_model_that_goes_does_not_disturb_its_stream(server: Server) -> None:
     talk.say(piece(WIDE[50:]))
     [last] = talk.close()
     total = last.result.total.total_log_probability
-    assert exact(total) == exact(wanted.total_log_probability)
+    assert exact(total) == exact(expected.total_log_probability)
     assert last.result.version == 1
 
 

@@ -139,7 +139,7 @@ def test_learners_are_refused_before_they_take_more_than_the_budget(server: Serv
     assert refusal.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "bytes of memory for learning streams do not fit now" in str(refusal.details())
     detail_of(refusal, "RetryInfo")
-    assert server.caller.score("m", ["the"]).scores[0].token_count == 2  # others go on
+    assert server.caller.score("m", ["the"]).scores[0].token_count == 2  # others continue
     for call in calls:
         call.end()
     wait_for(lambda: used(server) == before)
@@ -173,7 +173,7 @@ def test_a_score_holds_what_it_takes_only_while_it_works(server: Server) -> None
     wait_for(lambda: used(server) == before)
 
 
-def test_silent_learners_make_way_where_their_memory_is_wanted(
+def test_silent_learners_make_way_where_their_memory_is_needed(
     start: Callable[..., Server],
 ) -> None:
     server = start("--memory-budget", str(BUDGET), "--stream-idle-s", "0")

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.jit
 Pieces = list[pb.TextPiece]
 
 KEY = b"k"
-ROOM = 1 << 20
+MAX_BYTES = 1 << 20
 INVALID = 3
 NOT_READ = 9
 BAD = "abc # cab" * 40
@@ -49,7 +49,7 @@ def scored(model: Model, pieces: Pieces, on_error: Any = pb.ON_ERROR_SKIP) -> li
     """What a ScoreStream call answers, its result and state last."""
     spec = pb.ScoreStreamSpec(model="m", return_state=True, ranks=True, on_error=on_error)
     stream = ScoreStream(
-        ResolvedModel(model), spec, stream_scoring(spec), ROOM, KEY, nothing_held()
+        ResolvedModel(model), spec, stream_scoring(spec), MAX_BYTES, KEY, nothing_held()
     )
     list(stream.begin())
     found: list[Any] = []
@@ -64,24 +64,28 @@ class Learning:
     """A LearnStream call without a server around it."""
 
     def __init__(
-        self, model: Model, on_error: Any = pb.ON_ERROR_SKIP, room: int = ROOM, **spec: Any
+        self,
+        model: Model,
+        on_error: Any = pb.ON_ERROR_SKIP,
+        max_bytes: int = MAX_BYTES,
+        **spec: Any,
     ) -> None:
         settings = {"learning_rate": 0.5, "window": 8, "optimizer": pb.OPTIMIZER_ADAM, **spec}
         made = pb.LearnStreamSpec(model="m", on_error=on_error, **settings)
         asked = learn_request.learning(made)
-        self.session = LearnStream(model, asked, room, nothing_held(), nothing_held())
-        list(self.session.begin())
+        self.stream = LearnStream(model, asked, max_bytes, nothing_held(), nothing_held())
+        list(self.stream.begin())
 
     def ask(self, **message: Any) -> pb.LearnStreamResponse:
-        list(self.session.answer(pb.LearnStreamRequest(**message)))
-        return self.session.reply
+        list(self.stream.answer(pb.LearnStreamRequest(**message)))
+        return self.stream.reply
 
     def learn(self, pieces: Pieces) -> list[pb.LearnStreamResponse]:
         return [self.ask(learn=each) for each in pieces]
 
     def bits(self) -> tuple[Any, ...]:
         """Everything that the next pieces depend on."""
-        learner = self.session.learner
+        learner = self.stream.learner
         return bits_of(learner)
 
 
@@ -224,7 +228,7 @@ def test_without_a_word_about_errors_the_first_one_ends_the_call() -> None:
 def test_a_reply_that_is_too_large_and_a_loss_out_of_bounds_are_taken_back() -> None:
     model = MODELS[TokenizerKind.CHARACTERS, CorpusLayout.TEXT]
     plain = Learning(model)
-    mixed = Learning(model, room=2000, top_log_probabilities=5)
+    mixed = Learning(model, max_bytes=2000, top_log_probabilities=5)
     plain.learn([piece("abc")])
     mixed.learn([piece("abc")])
     assert "smaller pieces" in mixed.learn([piece("abc " * 200)])[0].piece.error.message
@@ -271,9 +275,9 @@ def test_a_shortage_of_memory_ends_the_call_whatever_on_error_says(kind: str) ->
     else:
         made = pb.LearnStreamSpec(model="m", ranks=True, on_error=pb.ON_ERROR_SKIP)
         asked = learn_request.learning(made)
-        session = LearnStream(tiny_model(), asked, 1 << 30, nothing_held(), full)
-        list(session.begin())
-        steps = session.answer(pb.LearnStreamRequest(learn=text))
+        learning = LearnStream(tiny_model(), asked, 1 << 30, nothing_held(), full)
+        list(learning.begin())
+        steps = learning.answer(pb.LearnStreamRequest(learn=text))
     with pytest.raises(StatusError) as caught:
         list(steps)
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
