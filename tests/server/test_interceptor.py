@@ -66,11 +66,11 @@ class Place:
 
     def __init__(self, budget: int = 1 << 30, write_s: float = 60.0) -> None:
         self.budget = MemoryBudget(budget)
-        self.boundary = Interceptor(SERVICE, self.budget, 1 << 22, write_s)
+        self.interceptor = Interceptor(SERVICE, self.budget, 1 << 22, write_s)
         self.talker = Talker()  # type: ignore[abstract]  # these methods are enough
 
     async def __aenter__(self) -> Place:
-        self._server = aio.server(interceptors=[self.boundary])
+        self._server = aio.server(interceptors=[self.interceptor])
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(self.talker, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
@@ -80,7 +80,7 @@ class Place:
 
     async def __aexit__(self, *error: object) -> None:
         await self._channel.close()
-        await self.boundary.wait_idle()
+        await self.interceptor.wait_idle()
         assert self.budget.used == 0
         await self._server.stop(None)
 
@@ -261,10 +261,10 @@ def test_half_a_request_is_counted_and_given_up(monkeypatch: pytest.MonkeyPatch)
                     await until(functools.partial(place.holds, len(callers) << 22))
                 else:
                     await reader.readuntil(b"memory for requests")
-            await until(lambda: len(place.boundary._calls) == 4)
-            assert len(place.boundary._arrivals._arriving) == 4
+            await until(lambda: len(place.interceptor._calls) == 4)
+            assert len(place.interceptor._arrivals._arriving) == 4
             assert await place.model("small")
-            for arrival in place.boundary._arrivals._arriving.values():
+            for arrival in place.interceptor._arrivals._arriving.values():
                 arrival.most_s = 0.1 if arrival.most_s < math.inf else math.inf
             callers.pop(2)[1].close()  # a stream has limits of its own
             await until(lambda: place.budget.used == 0)
