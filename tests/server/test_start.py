@@ -192,11 +192,11 @@ def test_a_socket_that_cannot_be_made_is_said(name: str, folder: Path) -> None:
     assert f"cannot listen on unix:{folder}/{name}" in complaint(done, 1)
 
 
-def test_no_file_but_a_left_socket_makes_room(folder: Path) -> None:
+def test_no_file_but_a_left_socket_is_replaced(folder: Path) -> None:
     path = folder / "socket"
     clear_socket(path)
     path.write_text("precious")
-    with pytest.raises(AddressError, match="no socket has that name"):
+    with pytest.raises(AddressError, match="is not a socket"):
         clear_socket(path)
     assert path.read_text() == "precious"
     path.unlink()
