@@ -20,6 +20,7 @@ from treadle.server.errors import (
     invalid,
     unavailable,
 )
+from treadle.server.messages.enums import word_of
 from treadle.server.resources import thread_pools
 from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
@@ -339,7 +340,7 @@ class _Receiver:
     def _add(self, sha256: str, size: int) -> None:
         about = self._about
         assert about is not None
-        role = {pb.CORPUS_ROLE_VALID: "valid", pb.CORPUS_ROLE_TEST: "test"}.get(about.role, "train")
+        role = str(word_of(pb.CorpusRole.DESCRIPTOR, about.role)) if about.role else "train"
         weight = about.weight if about.HasField("weight") else 1.0
         name = about.name or "corpus"
         self._files.append(UploadedFile(sha256, name, role, weight, size))
