@@ -26,7 +26,7 @@ from treadle.model.data.token_array import TokenArray, TokenWriter
 from treadle.model.enums import CorpusFormat, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import UnknownSymbolError
 from treadle.model.tokenizers.bytes import ByteTokenizer
-from treadle.model.tokenizers.incremental import IncrementalEncoder
+from treadle.model.tokenizers.incremental_encoder import IncrementalEncoder
 
 if TYPE_CHECKING:
     from treadle.model.config import DataConfig, TokenizerConfig

@@ -21,7 +21,7 @@ from treadle.model.generation.sequence import Sequence
 from treadle.model.network.prefill import read_tokens
 from treadle.model.scoring.scores import Details, token_scores
 from treadle.model.scoring.sequence_scorer import SequenceScorer
-from treadle.model.tokenizers.incremental import encode_in_steps
+from treadle.model.tokenizers.incremental_encoder import encode_in_steps
 
 if TYPE_CHECKING:
     from treadle.model.config import SamplingConfig

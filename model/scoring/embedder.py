@@ -14,7 +14,7 @@ from treadle.model.network.prefill import WINDOW
 from treadle.model.network.shards import CONTINUED
 from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scorer import Scorer
-from treadle.model.tokenizers.incremental import encode_in_steps
+from treadle.model.tokenizers.incremental_encoder import encode_in_steps
 
 Array = npt.NDArray[np.float32]
 

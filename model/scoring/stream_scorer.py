@@ -20,7 +20,7 @@ from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scores import Details, PieceScore, Scores, Summary, token_scores
 from treadle.model.scoring.sequence_scorer import SequenceScorer
 from treadle.model.scoring.token_score import TokenScore
-from treadle.model.tokenizers.incremental import IncrementalEncoder, encode_in_steps
+from treadle.model.tokenizers.incremental_encoder import IncrementalEncoder, encode_in_steps
 
 Ints = npt.NDArray[np.int32]
 

@@ -13,7 +13,7 @@ from treadle.model.network.session_state import SessionState
 from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.scores import PLAIN, Details, Scores, TextScore, text_score
 from treadle.model.scoring.sequence_scorer import SequenceScorer
-from treadle.model.tokenizers.incremental import encode_in_steps
+from treadle.model.tokenizers.incremental_encoder import encode_in_steps
 
 Ints = npt.NDArray[np.int32]
 

@@ -9,7 +9,7 @@ from treadle.model.config import SamplingConfig
 from treadle.model.enums import UnknownPolicy
 from treadle.model.errors import ModelError
 from treadle.model.tokenizers.base import Tokenizer
-from treadle.model.tokenizers.incremental import encode_in_steps
+from treadle.model.tokenizers.incremental_encoder import encode_in_steps
 from treadle.server.errors import Violation, invalid
 from treadle.server.messages import repeated_limits
 from treadle.server.messages.fields import to_json

@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from treadle.model.config import TokenizerConfig
 from treadle.model.enums import CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
-from treadle.model.tokenizers import incremental, subwords, words
+from treadle.model.tokenizers import incremental_encoder, subwords, words
 from treadle.model.tokenizers.base import MAX_PIECE, Tokenizer
 from treadle.model.tokenizers.build import build_tokenizer
-from treadle.model.tokenizers.incremental import MAX_HELD, IncrementalEncoder, encode_in_steps
+from treadle.model.tokenizers.incremental_encoder import (
+    MAX_HELD,
+    IncrementalEncoder,
+    encode_in_steps,
+)
 from treadle.model.tokenizers.subwords import SubwordTokenizer
 from treadle.model.tokenizers.token_ids import TokenIds
 
@@ -89,7 +93,7 @@ def test_however_a_text_is_cut_its_tokens_are_those_of_the_whole(
 def short_pieces(monkeypatch: pytest.MonkeyPatch) -> int:
     """Words and subwords longer than this are cut."""
     most = 4
-    for module in (incremental, subwords, words):
+    for module in (incremental_encoder, subwords, words):
         monkeypatch.setattr(module, "MAX_PIECE", most)
     monkeypatch.setattr(words, "_WINDOW", 2 * most)
     monkeypatch.setattr(subwords, "_PART", 2)
