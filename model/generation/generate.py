@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from treadle.model.network.session_state import SessionState
     from treadle.model.network.trained_network import TrainedNetwork
     from treadle.model.scoring.scores import Scores
-    from treadle.model.tokenizers.token_stream import TokenStream
+    from treadle.model.tokenizers.incremental_decoder import IncrementalDecoder
 
 Ints = npt.NDArray[np.int32]
 
@@ -183,7 +183,7 @@ class PreparedPrompt:
         if cut := stream.flush():
             yield Piece(cut, (), None)
 
-    def _echo_tokens(self, stream: TokenStream) -> Iterator[Piece]:
+    def _echo_tokens(self, stream: IncrementalDecoder) -> Iterator[Piece]:
         """Scores the prompt's tokens while they are read."""
         if not self.tokens.size:
             return

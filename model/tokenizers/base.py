@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from treadle.model.enums import CorpusLayout, UnknownPolicy
 from treadle.model.errors import ConfigError, CorpusError, UnknownSymbolError
 from treadle.model.field_checks import member
+from treadle.model.tokenizers.incremental_decoder import IncrementalDecoder
 from treadle.model.tokenizers.surrogates import REPLACEMENT, SURROGATE
-from treadle.model.tokenizers.token_stream import TokenStream
 
 if TYPE_CHECKING:
     from treadle.model.config import TokenizerConfig
@@ -257,13 +257,13 @@ class Tokenizer(ABC):
     def _vocabulary_json(self) -> dict[str, Any]:
         """Returns the part of `to_json` next to the config and the layout."""
 
-    def stream(self, held: bytes = b"") -> TokenStream:
+    def stream(self, held: bytes = b"") -> IncrementalDecoder:
         """Returns a stream from tokens to text.
 
         Args:
-            held: `TokenStream.held` of the stream to continue; empty: a new text.
+            held: `IncrementalDecoder.held` of the stream to continue; empty: a new text.
         """
-        return TokenStream(self.decode)
+        return IncrementalDecoder(self.decode)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the tokenizer as JSON values; `tokenizer_from_json` reads them."""

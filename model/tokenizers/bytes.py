@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.model.tokenizers.base import BYTE_VALUES, NEWLINE_MARK, Tokenizer
+from treadle.model.tokenizers.incremental_decoder import ByteDecoder, IncrementalDecoder
 from treadle.model.tokenizers.surrogates import handle_surrogates
-from treadle.model.tokenizers.token_stream import ByteStream, TokenStream
 
 if TYPE_CHECKING:
     from treadle.model.config import TokenizerConfig
@@ -81,9 +81,9 @@ class ByteTokenizer(Tokenizer):
         ids = self._ids(tokens)
         return int(np.count_nonzero((ids < BYTE_VALUES) & (ids & 0xC0 != 0x80)))
 
-    def stream(self, held: bytes = b"") -> TokenStream:
+    def stream(self, held: bytes = b"") -> IncrementalDecoder:
         """Implements `Tokenizer.stream`; bytes of an incomplete character are held back."""
-        return ByteStream(self.decode_bytes, held)
+        return ByteDecoder(self.decode_bytes, held)
 
     def _vocabulary_json(self) -> dict[str, Any]:
         return {}

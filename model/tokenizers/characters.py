@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from treadle.model.enums import CorpusLayout, UnknownPolicy
 from treadle.model.errors import CorpusError
 from treadle.model.tokenizers.base import NEWLINE_MARK, UNKNOWN_MARK, Tokenizer
+from treadle.model.tokenizers.incremental_decoder import IncrementalDecoder, LookupDecoder
 from treadle.model.tokenizers.surrogates import REPLACEMENT
-from treadle.model.tokenizers.token_stream import LookupStream, TokenStream
 
 if TYPE_CHECKING:
     from treadle.model.config import TokenizerConfig
@@ -125,9 +125,9 @@ class CharacterTokenizer(Tokenizer):
             return ids
         return ids[np.flatnonzero((ids != self.begin) & (ids != self.end))]
 
-    def stream(self, held: bytes = b"") -> TokenStream:
+    def stream(self, held: bytes = b"") -> IncrementalDecoder:
         """Implements `Tokenizer.stream`."""
-        return LookupStream(self._texts)
+        return LookupDecoder(self._texts)
 
     def token_text(self, token: int) -> str:
         """Implements `Tokenizer.token_text`."""

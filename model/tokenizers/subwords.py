@@ -23,9 +23,9 @@ from treadle.model.enums import CorpusLayout, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.rust_panics import no_panics
 from treadle.model.tokenizers.base import BYTE_VALUES, MAX_PIECE, NEWLINE_MARK, Tokenizer
+from treadle.model.tokenizers.incremental_decoder import ByteDecoder, IncrementalDecoder
 from treadle.model.tokenizers.surrogates import handle_surrogates
 from treadle.model.tokenizers.token_ids import TokenIds, check_tokens
-from treadle.model.tokenizers.token_stream import ByteStream, TokenStream
 
 if TYPE_CHECKING:
     from treadle.model.config import TokenizerConfig
@@ -179,9 +179,9 @@ class SubwordTokenizer(Tokenizer):
         """Returns the characters that begin in tokens."""
         return int(self._starts[self._ids(tokens)].sum())
 
-    def stream(self, held: bytes = b"") -> TokenStream:
+    def stream(self, held: bytes = b"") -> IncrementalDecoder:
         """Implements `Tokenizer.stream`; bytes of an incomplete character are held back."""
-        return ByteStream(self.decode_bytes, held)
+        return ByteDecoder(self.decode_bytes, held)
 
     def _vocabulary_json(self) -> dict[str, Any]:
         # Parsed and written once more: the package does not promise an order of keys.

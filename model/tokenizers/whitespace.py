@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.model.tokenizers.base import NEWLINE_MARK, UNKNOWN_MARK, WordListTokenizer
-from treadle.model.tokenizers.token_stream import TokenStream
+from treadle.model.tokenizers.incremental_decoder import IncrementalDecoder
 
 if TYPE_CHECKING:
     from treadle.model.tokenizers.token_ids import TokenIds
@@ -86,9 +86,9 @@ class WhitespaceTokenizer(WordListTokenizer):
         words = shown != self._table.get(NEWLINE, -1)
         return int(lengths.sum()) + int(np.count_nonzero(words[1:] & words[:-1]))
 
-    def stream(self, held: bytes = b"") -> TokenStream:
+    def stream(self, held: bytes = b"") -> IncrementalDecoder:
         """Implements `Tokenizer.stream`; a token brings the space before it."""
-        return WhitespaceStream(self, bool(held))
+        return WhitespaceDecoder(self, bool(held))
 
 
 class EventTokenizer(WhitespaceTokenizer):
@@ -97,7 +97,7 @@ class EventTokenizer(WhitespaceTokenizer):
     piece: ClassVar[re.Pattern[str]] = EVENT
 
 
-class WhitespaceStream(TokenStream):
+class WhitespaceDecoder(IncrementalDecoder):
     """A stream from tokens to text, with a space between the tokens of a line.
 
     Args:
@@ -110,7 +110,7 @@ class WhitespaceStream(TokenStream):
         self._within = within
 
     def push(self, tokens: TokenIds) -> str:
-        """Implements `TokenStream.push`."""
+        """Implements `IncrementalDecoder.push`."""
         parts = []
         for text in self._texts(tokens):
             word = text != NEWLINE
@@ -122,5 +122,5 @@ class WhitespaceStream(TokenStream):
 
     @property
     def held(self) -> bytes:
-        """Implements `TokenStream.held`: whether the text so far ends within a line."""
+        """Implements `IncrementalDecoder.held`: whether the text so far ends within a line."""
         return b"\1" if self._within else b""

@@ -22,7 +22,7 @@ from treadle.model.model import Model
 from treadle.model.network.session_state import _HEAD, _HELD_BYTES, SessionState
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.tokenizers.characters import CharacterTokenizer
-from treadle.model.tokenizers.token_stream import LookupStream
+from treadle.model.tokenizers.incremental_decoder import LookupDecoder
 
 pytestmark = pytest.mark.jit  # what it calls in kernels is tested uncompiled elsewhere
 
@@ -560,18 +560,18 @@ def test_a_prompt_is_decoded_and_read_in_short_steps(monkeypatch: pytest.MonkeyP
     # Neither what is encoded nor what is read in one step may grow with the prompt.
     sizes: list[int] = []
     model, prompt = model_of(), "abc " * 20_000
-    encode, push = CharacterTokenizer.encode, LookupStream.push
+    encode, push = CharacterTokenizer.encode, LookupDecoder.push
 
     def encoding(self: CharacterTokenizer, text: str, policy: UnknownPolicy | None = None) -> Any:
         sizes.append(len(text))
         return encode(self, text, policy)
 
-    def pushing(self: LookupStream, tokens: Any) -> str:
+    def pushing(self: LookupDecoder, tokens: Any) -> str:
         sizes.append(len(tokens))
         return push(self, tokens)
 
     monkeypatch.setattr(CharacterTokenizer, "encode", encoding)
-    monkeypatch.setattr(LookupStream, "push", pushing)
+    monkeypatch.setattr(LookupDecoder, "push", pushing)
     prepared = PreparedPrompt(model.trained, prompt, _sampling(seed=1), None)
     assert sum(1 for _ in prepared.read()) > len(prompt) / 64
     echoed = [piece for piece in prepared.echo(True) if piece is not None]

@@ -1,4 +1,4 @@
-"""`TokenStream` turns tokens into text while they arrive.
+"""`IncrementalDecoder` turns tokens into text while they arrive.
 
 The pieces of text that a stream returns join to the text that `Tokenizer.decode` returns for all
 of its tokens.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from treadle.model.tokenizers.token_ids import TokenIds
 
 
-class TokenStream:
+class IncrementalDecoder:
     """A stream of tokens whose texts do not depend on each other.
 
     Args:
@@ -43,7 +43,7 @@ class TokenStream:
         return False
 
 
-class LookupStream(TokenStream):
+class LookupDecoder(IncrementalDecoder):
     """A stream that takes the text of every token from a table.
 
     Args:
@@ -54,12 +54,12 @@ class LookupStream(TokenStream):
         self._texts = texts
 
     def push(self, tokens: TokenIds) -> str:
-        """Implements `TokenStream.push`."""
+        """Implements `IncrementalDecoder.push`."""
         texts = self._texts
         return "".join([texts[token] for token in tokens])
 
 
-class ByteStream(TokenStream):
+class ByteDecoder(IncrementalDecoder):
     """A stream of tokens that are bytes, one or several; it decodes UTF-8.
 
     Args:
@@ -73,21 +73,21 @@ class ByteStream(TokenStream):
         self._decoder.setstate((held, 0))
 
     def push(self, tokens: TokenIds) -> str:
-        """Implements `TokenStream.push`."""
+        """Implements `IncrementalDecoder.push`."""
         return self._decoder.decode(self._bytes(tokens))
 
     def flush(self) -> str:
-        """Implements `TokenStream.flush`: half a character gives U+FFFD."""
+        """Implements `IncrementalDecoder.flush`: half a character gives U+FFFD."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
 
     @property
     def held(self) -> bytes:
-        """Implements `TokenStream.held`: the bytes of an incomplete character."""
+        """Implements `IncrementalDecoder.held`: the bytes of an incomplete character."""
         return self._decoder.getstate()[0]
 
     @property
     def cuts_character(self) -> bool:
-        """Implements `TokenStream.cuts_character`."""
+        """Implements `IncrementalDecoder.cuts_character`."""
         return bool(self.held)
