@@ -21,7 +21,7 @@ from treadle.model.data.files import (
     text_blocks,
     text_parts,
 )
-from treadle.model.data.formats import RecordReader
+from treadle.model.data.record_reader import RecordReader
 from treadle.model.data.token_array import TokenArray, TokenWriter
 from treadle.model.enums import CorpusFormat, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import UnknownSymbolError

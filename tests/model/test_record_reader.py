@@ -12,9 +12,9 @@ from vectors import json_items, name_of
 
 from treadle.model.config import DataConfig, TokenizerConfig
 from treadle.model.data import files as corpus_files
-from treadle.model.data import formats, reader
+from treadle.model.data import reader, record_reader
 from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
-from treadle.model.data.formats import RecordReader
+from treadle.model.data.record_reader import RecordReader
 from treadle.model.enums import (
     CorpusFormat,
     CorpusLayout,
@@ -195,7 +195,7 @@ def test_tables_that_are_none(data: bytes, complaint: str) -> None:
 def test_fields_of_any_length_in_header_and_records(monkeypatch: pytest.MonkeyPatch) -> None:
     long = "x" * 200_000
     assert items(f"{long},text\n1,{long}\n".encode(), CSV) == [long]
-    monkeypatch.setattr(formats, "MAX_FIELD", 300_000)
+    monkeypatch.setattr(record_reader, "MAX_FIELD", 300_000)
     before = csv.field_size_limit(300_000)
     try:
         with pytest.raises(CorpusError, match="line 2: a field has more than 300,000 characters"):
