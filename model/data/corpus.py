@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from treadle.model.config import DataConfig, TokenizerConfig
+from treadle.model.data.corpus_reader import CorpusReader, FileTokens
 from treadle.model.data.files import CorpusFile, check_data, check_not_empty
-from treadle.model.data.reader import CorpusReader, FileTokens
 from treadle.model.data.splits import MIN_HELD_OUT_TOKENS, Shares, Splitter, TokenData
 from treadle.model.data.token_array import TokenArray, blocks
 from treadle.model.enums import CorpusFormat, CorpusLayout, CorpusRole, Split, UnknownPolicy

@@ -16,7 +16,7 @@ from treadle.model.data.shuffle import Purpose, permutation
 from treadle.model.data.token_array import TokenArray, TokenWriter, join, joined_view, release_pages
 
 if TYPE_CHECKING:
-    from treadle.model.data.reader import FileTokens
+    from treadle.model.data.corpus_reader import FileTokens
     from treadle.model.scratch_files import Folder
 
 MIN_HELD_OUT_TOKENS = 32

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from vectors import name_of, text_inputs
 
 from treadle.model.config import DataConfig, TokenizerConfig
+from treadle.model.data import corpus_reader, token_array
 from treadle.model.data import files as corpus_files
-from treadle.model.data import reader, token_array
 from treadle.model.data.corpus import Corpus, CorpusFile, TokenData, read_corpus
 from treadle.model.enums import (
     CorpusFormat,
@@ -89,7 +89,7 @@ def test_blocks_and_folders_change_nothing(
     whole = read_corpus(raw, tokenizer, data, 3)
     monkeypatch.setattr(corpus_files, "BLOCK", 7)
     monkeypatch.setattr(token_array, "BLOCK", 5)
-    monkeypatch.setattr(reader, "_RECORDS", 2)
+    monkeypatch.setattr(corpus_reader, "_RECORDS", 2)
     pieces = read_corpus(raw, tokenizer, data, 3, folder=tmp_path)
     assert whole.tokenizer.to_json() == pieces.tokenizer.to_json()
     for part in ("train", "valid", "test"):
@@ -175,7 +175,7 @@ def test_random_files_are_read_alike_in_blocks_or_refused_by_name(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_files, "BLOCK", block)
         patch.setattr(token_array, "BLOCK", block)
-        patch.setattr(reader, "_RECORDS", block)
+        patch.setattr(corpus_reader, "_RECORDS", block)
         pieces = read()
     assert (whole is None) == (pieces is None)
     if whole is not None and pieces is not None:

@@ -11,8 +11,8 @@ import pytest
 from vectors import json_items, name_of
 
 from treadle.model.config import DataConfig, TokenizerConfig
+from treadle.model.data import corpus_reader, record_reader
 from treadle.model.data import files as corpus_files
-from treadle.model.data import reader, record_reader
 from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.data.record_reader import RecordReader
 from treadle.model.enums import (
@@ -227,7 +227,7 @@ def test_bare_carriage_returns_between_json_lines_are_named() -> None:
 
 
 def test_an_unknown_symbol_names_its_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_RECORDS", 2)
+    monkeypatch.setattr(corpus_reader, "_RECORDS", 2)
     files = [
         CorpusFile(b'{"text": "ab"}\n' * 9, "a"),
         CorpusFile(b'{"text": "ab"}\n\n{"text": "a"}\n{"text": "bxa"}\n', "b", CorpusRole.VALID),
