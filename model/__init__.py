@@ -70,8 +70,8 @@ from treadle.model.scoring.token_score import TokenScore
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.tokenizers.build import build_tokenizer
 from treadle.model.torch_import import import_state_dict
-from treadle.model.training.adam import Adam
 from treadle.model.training.progress import Progress, Started
+from treadle.model.training.standalone_adam import Adam
 from treadle.model.training.trainer import Trainer, train
 from treadle.model.training_record import TrainingRecord
 from treadle.model.warmup import warm
