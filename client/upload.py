@@ -16,7 +16,7 @@ from treadle.client.files.corpus import (
     corpus_paths,
     open_corpus,
 )
-from treadle.client.files.formats import check_readable, format_of
+from treadle.client.files.format_detection import check_readable, format_of
 from treadle.client.files.paths import path_as_text
 from treadle.client.messages.fields import set_field
 from treadle.client.options import TrainOptions

@@ -89,7 +89,7 @@ def choose_format(args: argparse.Namespace) -> None:
         InputError: The names differ, or are those of files that are not text; or an option is
             for another format.
     """
-    from treadle.client.files.formats import check_readable, format_of
+    from treadle.client.files.format_detection import check_readable, format_of
 
     names = [*args.file, *args.valid, *args.test]
     if "format" not in args:
