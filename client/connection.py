@@ -10,8 +10,8 @@ import grpc
 
 from treadle.client.address import check_address, is_local
 from treadle.client.errors import DeadlineExceededError, UnavailableError
+from treadle.client.messages.raw_protobuf import integer
 from treadle.client.messages.status import from_rpc_error
-from treadle.client.messages.unknown_fields import integer
 from treadle.v1.sequence_pb2 import GetServerInfoRequest
 from treadle.v1.sequence_pb2_grpc import SequenceServiceStub
 

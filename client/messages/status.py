@@ -14,7 +14,7 @@ from treadle.client.argument_names import (
     rename_fields,
 )
 from treadle.client.errors import ERRORS, InternalError, ServerError, Violation
-from treadle.client.messages.unknown_fields import integer, submessages
+from treadle.client.messages.raw_protobuf import integer, submessages
 
 if TYPE_CHECKING:
     import grpc

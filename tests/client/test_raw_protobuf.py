@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treadle.client.connection import SERVING
-from treadle.client.messages.unknown_fields import Field, fields, integer, submessages
+from treadle.client.messages.raw_protobuf import Field, fields, integer, submessages
 
 
 @given(st.integers(0, 2**31 - 1), st.text())
