@@ -21,11 +21,11 @@ from treadle.client.cli import (
     curve,
     embed,
     generate,
+    info,
     jobs,
     models,
     score,
     score_stream,
-    server,
     train,
     watch,
 )
@@ -46,7 +46,7 @@ COMMANDS = (
     score_stream,
     embed,
     models,
-    server,
+    info,
 )
 """The modules of the commands, in the order of the help."""
 

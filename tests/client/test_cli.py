@@ -163,7 +163,7 @@ class TestTrouble:
         def broken(*_: object) -> None:
             raise ZeroDivisionError("oh")
 
-        monkeypatch.setattr("treadle.client.cli.server.run_info", broken)
+        monkeypatch.setattr("treadle.client.cli.info.run_info", broken)
         assert main(["info"]) == 1
         assert capsys.readouterr().err.startswith("treadle: this is a bug: ZeroDivisionError: oh")
         monkeypatch.setenv("TREADLE_DEBUG", "1")
