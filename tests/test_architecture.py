@@ -250,7 +250,7 @@ def test_every_channel_says_what_proxies_are_for() -> None:
     assert wrong == []
 
 
-THREAD_POOLS = {"thread_pools.py", "smallest_first.py", "warmup.py"}
+THREAD_POOLS = {"thread_pools.py", "priority_executor.py", "warmup.py"}
 """Files of the server that have executors of their own."""
 
 

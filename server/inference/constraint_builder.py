@@ -19,7 +19,7 @@ from treadle.model.generation.regex_automaton import GLANCE, QUICK, THOROUGH, Ef
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.server.errors import StatusError, exhausted
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.resources.smallest_first import SmallestFirstPool
+from treadle.server.resources.priority_executor import PriorityExecutor
 
 MAX_WAITING = 64
 """Expressions that may be built or wait for it at once."""
@@ -57,9 +57,9 @@ class ConstraintBuilder:
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._lanes = {
-            GLANCE: SmallestFirstPool("regex-glance", _GLANCES),
-            QUICK: SmallestFirstPool("regex-quick", 1),
-            THOROUGH: SmallestFirstPool("regex-thorough", 1),
+            GLANCE: PriorityExecutor("regex-glance", _GLANCES),
+            QUICK: PriorityExecutor("regex-quick", 1),
+            THOROUGH: PriorityExecutor("regex-thorough", 1),
         }
         self._builds: dict[tuple[str, int], _Build] = {}
 

@@ -28,7 +28,7 @@ from treadle.server.errors import StatusError
 from treadle.server.inference import constraint_builder
 from treadle.server.inference.constraint_builder import ConstraintBuilder
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.resources.smallest_first import SmallestFirstPool
+from treadle.server.resources.priority_executor import PriorityExecutor
 
 from .harness import until
 
@@ -91,7 +91,7 @@ def test_neither_a_kept_nor_a_cheap_expression_waits_for_hostile_ones(compiler: 
 
 def test_in_a_lane_small_ones_go_first() -> None:
     async def run() -> list[int]:
-        lane = SmallestFirstPool("lane", 1)
+        lane = PriorityExecutor("lane", 1)
         go = threading.Event()
         begun = list[int]()
 
@@ -117,7 +117,7 @@ def test_in_a_lane_small_ones_go_first() -> None:
 
 def test_a_place_in_a_lane_is_free_when_the_work_has_ended_and_not_before() -> None:
     async def run() -> None:
-        lane = SmallestFirstPool("lane", 1)
+        lane = PriorityExecutor("lane", 1)
         go = threading.Event()
         begun = threading.Event()
 

@@ -1,4 +1,4 @@
-"""`SmallestFirstPool` runs one kind of work in a few threads, the smallest piece first."""
+"""`PriorityExecutor` runs one kind of work in a few threads, the smallest piece first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class SmallestFirstPool:
+class PriorityExecutor:
     """Runs pieces of work, small ones first, and pieces of equal size in order.
 
     Sizes that differ by less than a factor of two count as equal.
