@@ -47,9 +47,9 @@ from treadle.server.jobs.worker_pool import WorkerPool
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.process import FAREWELL_S, end_by, keep_pauses_short, leave_threads
 from treadle.server.resources import open_files, thread_pools
+from treadle.server.resources.malloc_trim import MallocTrimmer, resident_bytes
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.memory_guard import guard_memory
-from treadle.server.resources.memory_return import MemoryReturn, resident_bytes
 from treadle.server.rpc.interceptor import Interceptor
 from treadle.server.rpc.reflection import add_reflection
 from treadle.server.rpc.server_options import server_options
@@ -178,7 +178,7 @@ class App:
 
         # What runs in the background once the server has started.
         self._tasks: list[asyncio.Task[None]] = []
-        self._memory_return: MemoryReturn | None = None
+        self._malloc_trimmer: MallocTrimmer | None = None
 
     async def start(self) -> str:
         """Listens, compiles or loads the kernels, and then reports SERVING.
@@ -204,7 +204,7 @@ class App:
             )
         await self._warmup.run(self._jobs.explain_wait)
         keep_pauses_short()
-        self._memory_return = MemoryReturn.begin()
+        self._malloc_trimmer = MallocTrimmer.begin()
         self._jobs.open()
         self._workers.refill()
         self._start_housekeeping()
@@ -269,8 +269,8 @@ class App:
             await asyncio.wait_for(self._workers.close(), max(left, FAREWELL_S))
         self._workers.kill()
         self._scheduler.close()
-        if self._memory_return is not None:
-            self._memory_return.close()
+        if self._malloc_trimmer is not None:
+            self._malloc_trimmer.close()
         self._warmup.close()
         thread_pools.close()
         self._data_dir.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from treadle.server.resources.memory_return import Heap, MemoryReturn
+from treadle.server.resources.malloc_trim import Heap, MallocTrimmer
 
 MIB = 1 << 20
 
@@ -31,7 +31,7 @@ class FakeHeap:
 
 def test_it_returns_what_is_worth_it_and_not_again_what_never_goes() -> None:
     heap: Any = FakeHeap()
-    memory = MemoryReturn(heap)
+    memory = MallocTrimmer(heap)
     heap.spare = 31 * MIB
     assert not memory.look()
     heap.spare = 33 * MIB
@@ -50,12 +50,12 @@ def test_it_returns_what_is_worth_it_and_not_again_what_never_goes() -> None:
 
 BURST = """
 from pathlib import Path
-from treadle.server.resources.memory_return import Heap, MemoryReturn
+from treadle.server.resources.malloc_trim import Heap, MallocTrimmer
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-memory = MemoryReturn(Heap())
+memory = MallocTrimmer(Heap())
 blocks = [bytes(60_000) for _ in range(2000)]
 pinned = bytes(60_000)  # the heap cannot simply be cut off
 full = resident()
@@ -80,7 +80,7 @@ def test_a_burst_leaves_no_memory_behind() -> None:
 
 
 def test_the_thread_ends_with_the_server() -> None:
-    memory = MemoryReturn.begin()
+    memory = MallocTrimmer.begin()
     if memory is None:
         pytest.skip("this C library is no glibc 2.33 or newer")
     memory.close()

@@ -1,4 +1,4 @@
-"""`MemoryReturn` returns free memory to the system after a burst.
+"""`MallocTrimmer` returns free memory to the system after a burst.
 
 glibc keeps freed memory for later allocations, in one heap for each thread or two. After hundreds
 of large requests that is as much as they took. Other C libraries return it themselves.
@@ -69,7 +69,7 @@ class Heap:
         self._trim(0)
 
 
-class MemoryReturn:
+class MallocTrimmer:
     """A thread that returns memory to the system where much was freed.
 
     Args:
@@ -85,7 +85,7 @@ class MemoryReturn:
         self._thread = threading.Thread(target=self._run, name="memory-return", daemon=True)
 
     @classmethod
-    def begin(cls) -> MemoryReturn | None:
+    def begin(cls) -> MallocTrimmer | None:
         """Starts a thread; returns None where the C library needs none or offers no way."""
         try:
             made = cls(Heap())
