@@ -23,7 +23,7 @@ from grpc import aio
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.messages import repeated_limits
 from treadle.server.resources.memory_budget import MemoryBudget, Reservation
-from treadle.server.rpc.arrivals import Arrivals
+from treadle.server.rpc.incoming_requests import IncomingRequests
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Interceptor(aio.ServerInterceptor):
         self, service: str, budget: MemoryBudget, max_message_bytes: int, write_s: float = 60.0
     ) -> None:
         self._budget = budget
-        self._arrivals = Arrivals(max_message_bytes, write_s)
+        self._incoming = IncomingRequests(max_message_bytes, write_s)
         self._write_s = write_s
         self._prefix = f"/{service}/"
         self._methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name
@@ -104,7 +104,7 @@ class Interceptor(aio.ServerInterceptor):
             replies = handler.stream_stream
 
             async def read(stream: Any, context: Context, held: Reservation) -> Any:
-                return parse.all(self._arrivals.first(context, stream, held), held)
+                return parse.all(self._incoming.first(context, stream, held), held)
 
         else:
             # A single message is read and written as the only one of a stream, which a client
@@ -113,7 +113,7 @@ class Interceptor(aio.ServerInterceptor):
             replies = handler.unary_stream or _stream_of(handler.unary_unary)
 
             async def read(stream: Any, context: Context, held: Reservation) -> Any:
-                return parse.one(await self._arrivals.read(context, held), held)
+                return parse.one(await self._incoming.read(context, held), held)
 
         wrapped = self._wrapped(replies, name, read, handler.response_serializer)
         return grpc.stream_stream_rpc_method_handler(wrapped)

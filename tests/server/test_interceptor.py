@@ -14,7 +14,7 @@ from grpc import aio
 
 from treadle.server.errors import not_found
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.rpc import arrivals, interceptor
+from treadle.server.rpc import incoming_requests, interceptor
 from treadle.server.rpc.interceptor import Context, Interceptor
 from treadle.server.rpc.servicer import SERVICE
 from treadle.v1 import sequence_pb2 as pb
@@ -247,7 +247,7 @@ def test_a_large_message_of_a_stream_waits_for_room() -> None:
 
 
 def test_half_a_request_is_counted_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "_PROMPT_S", 0.05)
+    monkeypatch.setattr(incoming_requests, "_PROMPT_S", 0.05)
     whole = pb.GetModelRequest(model="small").SerializeToString()
 
     async def run() -> None:
@@ -262,9 +262,9 @@ def test_half_a_request_is_counted_and_given_up(monkeypatch: pytest.MonkeyPatch)
                 else:
                     await reader.readuntil(b"memory for requests")
             await until(lambda: len(place.interceptor._calls) == 4)
-            assert len(place.interceptor._arrivals._arriving) == 4
+            assert len(place.interceptor._incoming._arriving) == 4
             assert await place.model("small")
-            for arrival in place.interceptor._arrivals._arriving.values():
+            for arrival in place.interceptor._incoming._arriving.values():
                 arrival.most_s = 0.1 if arrival.most_s < math.inf else math.inf
             callers.pop(2)[1].close()  # a stream has limits of its own
             await until(lambda: place.budget.used == 0)

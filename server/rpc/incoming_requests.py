@@ -1,4 +1,4 @@
-"""`Arrivals` reads the first request of each call, and limits those that arrive slowly.
+"""`IncomingRequests` reads the first request of each call, and limits those that arrive slowly.
 
 gRPC keeps the part of a request that has arrived, and reports only complete requests.
 """
@@ -34,7 +34,7 @@ class _Arrival:
     """The error with which its call ends before that."""
 
 
-class Arrivals:
+class IncomingRequests:
     """Reads the first request of each call.
 
     A slow one reserves the bytes of the largest request, since gRPC does not say how much of it has
