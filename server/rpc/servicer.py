@@ -14,7 +14,7 @@ from treadle.server.messages import page_tokens, requests, responses
 from treadle.server.messages.page import Page
 from treadle.server.names import check_model_and_alias, check_reference
 from treadle.server.resources import thread_pools
-from treadle.server.rpc.catalog import Catalog
+from treadle.server.rpc.model_descriptions import ModelDescriptions
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -86,7 +86,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self._control_admission = control_admission
         self._budget = budget
         self._warmup = warmup
-        self._catalog = Catalog(model_store, config.max_message_bytes)
+        self._descriptions = ModelDescriptions(model_store, config.max_message_bytes)
         self._began = time.monotonic()
 
     async def Train(  # noqa: N802
@@ -196,7 +196,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         after = place[0] if place else ""
         size = requests.page_size(request)
         with self._control_admission.lists.admit():
-            models, more = await thread_pools.LISTS.run(self._catalog.page, size, after)
+            models, more = await thread_pools.LISTS.run(self._descriptions.page, size, after)
         token = page_tokens.make("models", (), [more]) if more else ""
         return pb.ListModelsResponse(models=models, next_page_token=token)
 
@@ -227,7 +227,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             set_alias, request.model, request.alias, request.version
         )
         return pb.SetAliasResponse(
-            model=await thread_pools.LISTS.run(self._catalog.describe, stored)
+            model=await thread_pools.LISTS.run(self._descriptions.describe, stored)
         )
 
     async def DeleteAlias(  # noqa: N802
@@ -292,7 +292,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     def _get(self, name: str, number: int) -> pb.GetModelResponse:
         stored = self._model_store.find(name, number)
         return pb.GetModelResponse(
-            model=self._catalog.describe(stored), versions=self._model_store.versions(stored.name)
+            model=self._descriptions.describe(stored),
+            versions=self._model_store.versions(stored.name),
         )
 
     def _job(self, row: JobRow) -> pb.Job:

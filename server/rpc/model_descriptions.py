@@ -1,4 +1,4 @@
-"""`Catalog` describes stored models to callers, from memory where possible.
+"""`ModelDescriptions` describes stored models to callers, from memory where possible.
 
 A version never changes, so its description is made once. Only its aliases may change.
 """
@@ -19,7 +19,7 @@ _KEPT_BYTES = 32 << 20
 """Bytes of descriptions that are kept: those of some 20,000 models."""
 
 
-class Catalog:
+class ModelDescriptions:
     """Describes stored models. All methods may block on the disk and be called from any thread.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from treadle.server.messages.page import Page
-from treadle.server.rpc.catalog import Catalog
+from treadle.server.rpc.model_descriptions import ModelDescriptions
 from treadle.server.storage import model_version
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.model_version import MODEL_FILE
@@ -33,8 +33,8 @@ def data_dir(tmp_path: Path) -> Iterator[DataDir]:
 
 
 @pytest.fixture
-def catalog(data_dir: DataDir) -> Catalog:
-    return Catalog(data_dir.models, MESSAGE_BYTES)
+def descriptions(data_dir: DataDir) -> ModelDescriptions:
+    return ModelDescriptions(data_dir.models, MESSAGE_BYTES)
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, holder: Any, name: str) -> Callable[[], int]:
@@ -62,35 +62,42 @@ def settled(data_dir: DataDir, tmp_path: Path, *names: str) -> None:
 
 
 def test_a_list_reads_what_it_knows_from_no_disk(
-    tmp_path: Path, data_dir: DataDir, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    data_dir: DataDir,
+    descriptions: ModelDescriptions,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = ["a", "b", "c"]
     for name in names:
         put_model(data_dir, name)
     data_dir.models.set_alias("b", "prod")
     settled(data_dir, tmp_path, *names)
-    first = catalog.page(10, "")
+    first = descriptions.page(10, "")
     assert [model.name for model in first[0]] == names
     assert [list(model.aliases) for model in first[0]] == [[], ["prod"], []]
     headers = count_calls(monkeypatch, model_version, "read_header")
     folders = count_calls(monkeypatch, model_version, "numbers")
     asked = count_calls(monkeypatch, data_dir.database, "aliases_of")
     monkeypatch.setattr(data_dir.models, "_described", OrderedDict())
-    assert catalog.page(10, "") == first
+    assert descriptions.page(10, "") == first
     assert (headers(), folders(), asked()) == (0, 0, 0)
     data_dir.models.set_alias("c", "prod")
-    assert [list(model.aliases) for model in catalog.page(10, "")[0]] == [[], ["prod"], ["prod"]]
+    assert [list(model.aliases) for model in descriptions.page(10, "")[0]] == [
+        [],
+        ["prod"],
+        ["prod"],
+    ]
     assert (headers(), folders(), asked()) == (0, 0, 1)
     put_model(data_dir, "b")
     data_dir.models.delete_alias("c", "prod")
-    listed = catalog.page(10, "")[0]
+    listed = descriptions.page(10, "")[0]
     assert [(model.name, model.version, list(model.aliases)) for model in listed] == [
         ("a", 1, []),
         ("b", 2, []),
         ("c", 1, []),
     ]
     data_dir.models.delete("a", None)
-    assert [model.name for model in catalog.page(10, "")[0]] == ["b", "c"]
+    assert [model.name for model in descriptions.page(10, "")[0]] == ["b", "c"]
 
 
 def test_versions_put_there_and_taken_away_by_hand_are_noticed(
@@ -123,24 +130,24 @@ def test_a_directory_that_has_just_changed_is_read_again(tmp_path: Path) -> None
 
 
 def test_a_page_ends_where_a_message_does(
-    data_dir: DataDir, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    data_dir: DataDir, descriptions: ModelDescriptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"m{number}" for number in range(8)]
     for name in names:
         put_model(data_dir, name)
-    description = catalog._description
+    description = descriptions._description
 
     def long(stored: Any) -> pb.Model:
         model = description(stored)
         model.training.ended_by = "x" * 20_000
         return model
 
-    monkeypatch.setattr(catalog, "_description", long)
+    monkeypatch.setattr(descriptions, "_description", long)
     seen = list[str]()
     after = ""
     sizes = []
     while True:
-        models, after = catalog.page(1000, after)
+        models, after = descriptions.page(1000, after)
         seen += [model.name for model in models]
         reply = pb.ListModelsResponse(models=models, next_page_token="t" * 1000)
         sizes.append(reply.ByteSize())
