@@ -15,7 +15,7 @@ from treadle.model.errors import CorpusError
 from treadle.model.training.fine_tuning import BaseModelInfo
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
 from treadle.server.failures import DatabaseError
-from treadle.server.jobs import repeated_request
+from treadle.server.jobs import idempotency
 from treadle.server.jobs.job import outlast
 from treadle.server.jobs.upload import Upload, UploadLimits
 from treadle.server.messages import requests as convert
@@ -81,11 +81,11 @@ class Submission:
         asked = await upload.spec()
         earlier = await self._jobs.registry.earlier(asked.request_id)
         if earlier is not None:
-            repeated_request.check_spec(earlier, asked)
+            idempotency.check_spec(earlier, asked)
             if not await upload.ends_with_spec():
                 with self._jobs.queue.admit_repeated():
-                    again = await upload.receive(repeated_request.ComparedCorpora())
-                repeated_request.check_corpus(earlier, again)
+                    again = await upload.receive(idempotency.ComparedCorpora())
+                idempotency.check_corpus(earlier, again)
             return earlier.id
         spec = pb.TrainSpec()
         spec.CopyFrom(asked)
@@ -105,8 +105,8 @@ class Submission:
             finally:
                 await outlast(_close(stored))
         if kept.id != job:  # the job of another call at the same time
-            repeated_request.check_spec(kept, asked)
-            repeated_request.check_corpus(kept, files)
+            idempotency.check_spec(kept, asked)
+            idempotency.check_corpus(kept, files)
         return kept.id
 
     async def _queue(

@@ -14,7 +14,7 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.server.errors import StatusError
-from treadle.server.jobs import repeated_request
+from treadle.server.jobs import idempotency
 from treadle.server.storage.schema import UNKNOWN_VERSION
 from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
@@ -158,19 +158,19 @@ def test_a_job_stored_before_versions_were_noted_is_still_followed() -> None:
     old = replace(row, init_from_version=UNKNOWN_VERSION)
     for version in (0, 4):
         spec.init_from_version = version
-        repeated_request.check_spec(old, spec)
+        idempotency.check_spec(old, spec)
     with pytest.raises(StatusError, match="init_from_version"):
-        repeated_request.check_spec(row, spec)
+        idempotency.check_spec(row, spec)
     spec.seed = 3
     with pytest.raises(StatusError, match=r"differs in spec\.seed"):
-        repeated_request.check_spec(old, spec)
+        idempotency.check_spec(old, spec)
 
 
 def test_the_order_and_the_weights_of_files_count_and_their_names_do_not() -> None:
     a, b = (UploadedFile(sha, sha, "train", 1.0, 3) for sha in "ab")
     row = job_row("j", request_id="r", files=json.dumps([vars(a), vars(b)]))
-    repeated_request.check_corpus(row, [a, replace(b, name="other")])
+    idempotency.check_corpus(row, [a, replace(b, name="other")])
     wrong = ([b, a], [a], [a, b, b], [a, replace(b, weight=2.0)], [a, replace(b, role="test")])
     for files in wrong:
         with pytest.raises(StatusError, match="another corpus"):
-            repeated_request.check_corpus(row, files)
+            idempotency.check_corpus(row, files)
