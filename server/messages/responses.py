@@ -11,7 +11,7 @@ from treadle.model.config import TrainConfig
 from treadle.server.errors import StatusError, damaged, job_damaged, shorten
 from treadle.server.messages.enums import job_state
 from treadle.server.messages.fields import fill
-from treadle.server.messages.shortening import shorten_item
+from treadle.server.messages.list_truncation import shorten_item
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:

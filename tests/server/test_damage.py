@@ -23,7 +23,7 @@ from treadle.server.fsck.check import check
 from treadle.server.jobs.submission import new_row
 from treadle.server.jobs.upload import MAX_SPEC_BYTES
 from treadle.server.messages import responses
-from treadle.server.messages.shortening import ITEM_BYTES
+from treadle.server.messages.list_truncation import ITEM_BYTES
 from treadle.server.storage.data_dir import DATABASE_FILE, DataDir
 from treadle.server.storage.database import Database
 from treadle.server.storage.job_damage import damage, without_damage
