@@ -5,7 +5,7 @@
     DATA_DIR/
       lock                                  held by the one server that uses the directory
       spare                                 space to give up on a full disk
-      clock                                 the last known time: see `observed_time`
+      clock                                 the last known time: see `trusted_clock`
       treadle.db                            jobs, events, aliases: see `database`
       models/NAME/VERSION/model.safetensors the model; it never changes
       models/NAME/VERSION/model.sha256      its hash, as `sha256sum --check` reads it
@@ -31,7 +31,7 @@ from treadle.server.storage.files import DiskSpace, SpareSpace, StoreError
 from treadle.server.storage.job_files import JobFiles
 from treadle.server.storage.model_limits import DEFAULT_LIMITS, ModelLimits
 from treadle.server.storage.models import ModelStore
-from treadle.server.storage.observed_time import ObservedTime
+from treadle.server.storage.trusted_clock import TrustedClock
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class DataDir:
                 """The directories of jobs."""
                 self.corpora = Corpora(root, tmp, database, self.space)
                 """The corpora."""
-                self.observed_time = ObservedTime(root / CLOCK_FILE, database.newest_s())
+                self.trusted_clock = TrustedClock(root / CLOCK_FILE, database.newest_s())
                 """The time of day."""
                 files.sync(root)
             except OSError as error:

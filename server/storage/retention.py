@@ -3,7 +3,7 @@
 A job is deleted, with its events and its directory, once it has been over for `job_s`; the models
 that it stored stay. A corpus is deleted once no unfinished job needs it and it was not used for
 `corpus_s`. One pass deletes a limited number, and nothing while the clock is doubtful (see
-`treadle.server.storage.observed_time`). A pass may be interrupted anywhere: the next one continues.
+`treadle.server.storage.trusted_clock`). A pass may be interrupted anywhere: the next one continues.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from treadle.server.names import is_name
 from treadle.server.resources import thread_pools
 from treadle.server.storage import files
 from treadle.server.storage.job_damage import damage
-from treadle.server.storage.observed_time import AHEAD_S
+from treadle.server.storage.trusted_clock import AHEAD_S
 
 if TYPE_CHECKING:
     from treadle.server.storage.corpora import Corpora
@@ -99,7 +99,7 @@ def apply_retention(data_dir: DataDir, periods: RetentionPeriods) -> RetentionRe
     """Makes one pass, unless the clock is doubtful; see `delete_expired`."""
     with suppress(OSError):
         data_dir.spare.fill()
-    now_s = data_dir.observed_time.now()
+    now_s = data_dir.trusted_clock.now()
     if now_s is None:
         return RetentionReport()
     left = sweep_temporary_kernels() + _delete_leftovers(data_dir.jobs.root, now_s)

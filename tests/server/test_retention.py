@@ -12,7 +12,6 @@ from clocks import DayClock
 from treadle.model.atomic_files import temporary_path
 from treadle.server.failures import DatabaseError
 from treadle.server.storage.data_dir import DataDir
-from treadle.server.storage.observed_time import CONFIRM_S, ObservedTime
 from treadle.server.storage.retention import (
     MAX_DELETIONS,
     ORPHAN_S,
@@ -22,6 +21,7 @@ from treadle.server.storage.retention import (
     delete_expired,
     run_retention,
 )
+from treadle.server.storage.trusted_clock import CONFIRM_S, TrustedClock
 
 from .harness import PATIENCE_S
 from .samples import job_row
@@ -114,7 +114,7 @@ def test_a_start_with_a_clock_far_ahead_deletes_nothing(tmp_path: Path) -> None:
     data_dir = DataDir(tmp_path)
     try:
         newest = data_dir.database.newest_s()
-        data_dir.observed_time = ObservedTime(
+        data_dir.trusted_clock = TrustedClock(
             tmp_path / "clock", newest, clock.time, clock.monotonic
         )
         periods = RetentionPeriods(30 * 86_400, 7 * 86_400)

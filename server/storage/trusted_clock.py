@@ -1,4 +1,4 @@
-"""`ObservedTime` gives the time of day, unless the clock has jumped.
+"""`TrustedClock` gives the time of day, unless the clock has jumped.
 
 Old files are deleted by the clock, and a clock may be weeks ahead for an hour: at a start without a
 network, after a machine was resumed, or by mistake. The last known time is on disk, in
@@ -32,7 +32,7 @@ _STEADY_S = 300.0
 """Seconds that a steady clock may be off after CONFIRM_S."""
 
 
-class ObservedTime:
+class TrustedClock:
     """The time of day, unless it is doubtful.
 
     Args:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from clocks import DayClock
 
-from treadle.server.storage.observed_time import AHEAD_S, BEHIND_S, CONFIRM_S, ObservedTime
+from treadle.server.storage.trusted_clock import AHEAD_S, BEHIND_S, CONFIRM_S, TrustedClock
 
 NOW = 1_800_000_000.0
 DAY = 86_400.0
@@ -17,9 +17,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def observed(root: Path, clock: DayClock, newest_s: float = 0.0) -> ObservedTime:
+def observed(root: Path, clock: DayClock, newest_s: float = 0.0) -> TrustedClock:
     """Starts a server on a data directory."""
-    return ObservedTime(root / "clock", newest_s, clock.time, clock.monotonic)
+    return TrustedClock(root / "clock", newest_s, clock.time, clock.monotonic)
 
 
 def test_an_empty_directory_trusts_the_clock(root: Path) -> None:
