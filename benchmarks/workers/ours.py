@@ -16,7 +16,7 @@ from treadle.model.data.batching import TextBatches
 from treadle.model.data.corpus import TokenData
 from treadle.model.generation.decoding_slots import DecodingSlots
 from treadle.model.generation.sampling import ResolvedSampling
-from treadle.model.generation.slot import Slot
+from treadle.model.generation.sequence_slot import SequenceSlot
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
@@ -70,7 +70,9 @@ def make_decode(case: Case, options: Options) -> Step:
     weights = pack_for_inference(Parameters.initial(shape, seed=0))
     initial = SessionState.fresh(shape, token=0)
     sampling = ResolvedSampling(SamplingConfig())
-    joining = [Slot(sampling, replace(initial, seed=row), end=-1) for row in range(case.rows)]
+    joining = [
+        SequenceSlot(sampling, replace(initial, seed=row), end=-1) for row in range(case.rows)
+    ]
     slots = DecodingSlots(shape, weights)
     slots.replace((), joining)
 

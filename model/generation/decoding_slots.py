@@ -23,7 +23,7 @@ from treadle.model.tokenizers.token_ids import check_tokens
 
 if TYPE_CHECKING:
     from treadle.model.generation.constraint import Constraint
-    from treadle.model.generation.slot import Slot
+    from treadle.model.generation.sequence_slot import SequenceSlot
     from treadle.model.network.shape import Shape
 
 Array = npt.NDArray[np.float32]
@@ -68,7 +68,7 @@ class DecodingSlots:
         self._shape = shape
         self._weights = weights
         self._cell = CELL_CODES[shape.cell]
-        self.slots: list[Slot] = []
+        self.slots: list[SequenceSlot] = []
         """The slots in the order of the rows."""
         self._rules = _Rules(shape.V)
         empty = (shape.L, 0, shape.H)
@@ -77,7 +77,7 @@ class DecodingSlots:
         self._edits = _edits([], shape.V, self._rules)
         self._works: dict[int, structs.Workspace] = {}
 
-    def replace(self, leaving: Collection[Slot], joining: Sequence[Slot]) -> None:
+    def replace(self, leaving: Collection[SequenceSlot], joining: Sequence[SequenceSlot]) -> None:
         """Removes some slots and adds others; the rest is not affected.
 
         Args:
@@ -108,7 +108,7 @@ class DecodingSlots:
         self.slots = [*staying, *joining]
         self._edits = _edits(self.slots, self._shape.V, self._rules)
 
-    def _check(self, slot: Slot) -> None:
+    def _check(self, slot: SequenceSlot) -> None:
         """Checks everything in a slot that kernels index with."""
         V = self._shape.V
         check_tokens(np.array([slot.state.token], np.int64), V)
@@ -117,7 +117,7 @@ class DecodingSlots:
         if slot.sampling.constraint is not None:
             slot.sampling.constraint.check(V, slot.rule)
 
-    def _update(self, row: int, slot: Slot) -> None:
+    def _update(self, row: int, slot: SequenceSlot) -> None:
         """Writes to a slot how far its row has come."""
         edits = self._edits
         slot.made = int(edits.new_tokens[row])
@@ -188,14 +188,14 @@ class _Rules:
         needed = {id(constraint) for constraint in constraints if constraint is not None}
         return self if needed == set(self._first) else _Rules(self._V, constraints)
 
-    def absolute(self, slot: Slot) -> int:
+    def absolute(self, slot: SequenceSlot) -> int:
         """Returns the row of the joined table for the state of a slot's automaton."""
         constraint = slot.sampling.constraint
         if constraint is None:
             return NO_CONSTRAINT
         return slot.rule if slot.rule < 0 else self._first[id(constraint)] + slot.rule
 
-    def local(self, slot: Slot, row: int) -> int:
+    def local(self, slot: SequenceSlot, row: int) -> int:
         """Returns the state of a slot's automaton for a row of the joined table."""
         constraint = slot.sampling.constraint
         return row if constraint is None or row < 0 else row - self._first[id(constraint)]
@@ -208,7 +208,7 @@ def _join_states(old: Array, kept_rows: list[int], added: Sequence[Array]) -> Ar
     return np.ascontiguousarray(np.concatenate((old[:, kept_rows], new), axis=1))
 
 
-def _sessions(slots: Sequence[Slot]) -> Sequences:
+def _sessions(slots: Sequence[SequenceSlot]) -> Sequences:
     """Returns how tokens are drawn for slots that join, and where these stand."""
     settings = [slot.sampling.settings for slot in slots]
     return Sequences(
@@ -230,7 +230,7 @@ def _join_sessions(old: Sequences, kept_rows: list[int], new: Sequences) -> Sequ
     return Sequences(*(np.concatenate((before[kept_rows], added)) for before, added in pairs))
 
 
-def _edits(slots: Sequence[Slot], V: int, rules: _Rules) -> LogitEdits:
+def _edits(slots: Sequence[SequenceSlot], V: int, rules: _Rules) -> LogitEdits:
     """Returns what slots change about their logits."""
     settings = [slot.sampling.settings for slot in slots]
     bias_rows: dict[int, int] = {}

@@ -23,7 +23,7 @@ from treadle.model.generation.output import (
     Piece,
     StopReason,
 )
-from treadle.model.generation.slot import Slot
+from treadle.model.generation.sequence_slot import SequenceSlot
 from treadle.model.generation.stop_sequences import StopFilter
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.prefill import read_tokens
@@ -77,7 +77,7 @@ class Sequence:
         deadline: Deadline = NEVER,
     ) -> None:
         end = -1 if network.tokenizer.end is None else network.tokenizer.end
-        self.slot = Slot(sampling, begun, end, counts=begun.counts)
+        self.slot = SequenceSlot(sampling, begun, end, counts=begun.counts)
         """Its place in a batch."""
         self._network = network
         self._tokenizer = network.tokenizer

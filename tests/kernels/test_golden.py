@@ -8,7 +8,7 @@ from small_networks import as_network, assert_close, make_engine
 from treadle.model.config import SamplingConfig
 from treadle.model.generation.decoding_slots import DecodingSlots
 from treadle.model.generation.sampling import ResolvedSampling
-from treadle.model.generation.slot import Slot
+from treadle.model.generation.sequence_slot import SequenceSlot
 from treadle.model.network.prefill import read_tokens
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.workspace import pack_for_inference
@@ -41,7 +41,9 @@ def test_greedy_generation_equals_pytorch(name: str) -> None:
     begun = SessionState.fresh(network.shape)
     *_, state = read_tokens(network.shape, weights, begun, golden.greedy_prompt)
     slots = DecodingSlots(network.shape, weights)
-    slots.replace((), [Slot(ResolvedSampling(SamplingConfig(temperature=0)), state, end=-1)])
+    slots.replace(
+        (), [SequenceSlot(ResolvedSampling(SamplingConfig(temperature=0)), state, end=-1)]
+    )
     tokens = slots.decode(len(golden.greedy_tokens)).tokens[0]
     assert len(tokens) == 60
     assert tokens == golden.greedy_tokens.tolist()

@@ -20,7 +20,7 @@ from treadle.model.generation.constraint import compile_constraint
 from treadle.model.generation.decoding_slots import DecodingSlots
 from treadle.model.generation.novelty import NoveltyIndex
 from treadle.model.generation.sampling import ResolvedSampling, resolve_sampling
-from treadle.model.generation.slot import Slot
+from treadle.model.generation.sequence_slot import SequenceSlot
 from treadle.model.model import Model
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
@@ -65,7 +65,7 @@ def join_group(
     state = replace(model.beginning(), token=token)
     choices = choices or resolve_sampling(SamplingConfig(), model.tokenizer)
     DecodingSlots(model.parameters.shape, model.weights).replace(
-        [], [Slot(choices, state, end, rule=rule)]
+        [], [SequenceSlot(choices, state, end, rule=rule)]
     )
 
 

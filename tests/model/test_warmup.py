@@ -14,7 +14,7 @@ import treadle.kernels
 from treadle.model import *
 from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.generation.decoding_slots import DecodingSlots
-from treadle.model.generation.slot import Slot
+from treadle.model.generation.sequence_slot import SequenceSlot
 from treadle.model.online.learner import Learner
 from treadle.model.online.config import ONLINE_RATES, LearningConfig
 from treadle.model.scoring.scorer import Details
@@ -51,7 +51,7 @@ for number, (cell, embedding, layers, kind, layout) in enumerate(choices):
         slots = DecodingSlots(model.parameters.shape, model.weights)
         for seed in range(3):
             begun = SessionState.fresh(model.parameters.shape, 0)
-            slots.replace((), [Slot(ResolvedSampling(SamplingConfig()), begun, end=-1)])
+            slots.replace((), [SequenceSlot(ResolvedSampling(SamplingConfig()), begun, end=-1)])
             slots.decode(2)
         slots.replace(slots.slots[1:2], ())
         slots.decode(2)

@@ -1,4 +1,4 @@
-"""`Slot` is the place of one sequence among those that decode together."""
+"""`SequenceSlot` is the place of one sequence among those that decode together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Ints = npt.NDArray[np.int32]
 
 
 @dataclass(eq=False)
-class Slot:
+class SequenceSlot:
     """The place of one sequence: how its tokens are chosen, and where it stands."""
 
     sampling: ResolvedSampling
