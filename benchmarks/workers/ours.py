@@ -14,9 +14,9 @@ from treadle.benchmarks.workers.serve import Maker, Options, Step
 from treadle.model import Cell, OptimizerConfig, Precision, SamplingConfig, TrainConfig
 from treadle.model.data.batching import TextBatches
 from treadle.model.data.corpus import TokenData
-from treadle.model.generation.decoding_slots import DecodingSlots
 from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.generation.sequence_slot import SequenceSlot
+from treadle.model.generation.slot_arrays import SlotArrays
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
@@ -73,7 +73,7 @@ def make_decode(case: Case, options: Options) -> Step:
     joining = [
         SequenceSlot(sampling, replace(initial, seed=row), end=-1) for row in range(case.rows)
     ]
-    slots = DecodingSlots(shape, weights)
+    slots = SlotArrays(shape, weights)
     slots.replace((), joining)
 
     def step() -> float:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from treadle.model.generation.decoding_slots import MAX_SLOTS, DecodingSlots
+from treadle.model.generation.slot_arrays import MAX_SLOTS, SlotArrays
 
 if TYPE_CHECKING:
-    from treadle.model.generation.decoding_slots import Chunk
     from treadle.model.generation.output import Piece
     from treadle.model.generation.sequence import Sequence
+    from treadle.model.generation.slot_arrays import Chunk
     from treadle.model.network.trained_network import TrainedNetwork
 
 MAX_SEQUENCES = MAX_SLOTS
@@ -28,7 +28,7 @@ class DecodingBatch:
     """
 
     def __init__(self, network: TrainedNetwork) -> None:
-        self._slots = DecodingSlots(network.shape, network.weights)
+        self._slots = SlotArrays(network.shape, network.weights)
         self._rows: list[Sequence] = []
         self._ended: set[Sequence] = set()
 

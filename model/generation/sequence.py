@@ -31,8 +31,8 @@ from treadle.model.scoring.token_score import Alternative, TokenScore
 
 if TYPE_CHECKING:
     from treadle.kernels.decode import DecodedTokens
-    from treadle.model.generation.decoding_slots import Chunk
     from treadle.model.generation.sampling import ResolvedSampling
+    from treadle.model.generation.slot_arrays import Chunk
     from treadle.model.network.session_state import SessionState
     from treadle.model.network.trained_network import TrainedNetwork
 

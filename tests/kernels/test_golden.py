@@ -6,9 +6,9 @@ from golden_files import GOLDEN_NAMES, load_golden
 from small_networks import as_network, assert_close, make_engine
 
 from treadle.model.config import SamplingConfig
-from treadle.model.generation.decoding_slots import DecodingSlots
 from treadle.model.generation.sampling import ResolvedSampling
 from treadle.model.generation.sequence_slot import SequenceSlot
+from treadle.model.generation.slot_arrays import SlotArrays
 from treadle.model.network.prefill import read_tokens
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.workspace import pack_for_inference
@@ -40,7 +40,7 @@ def test_greedy_generation_equals_pytorch(name: str) -> None:
     weights = pack_for_inference(network.parameters)
     begun = SessionState.fresh(network.shape)
     *_, state = read_tokens(network.shape, weights, begun, golden.greedy_prompt)
-    slots = DecodingSlots(network.shape, weights)
+    slots = SlotArrays(network.shape, weights)
     slots.replace(
         (), [SequenceSlot(ResolvedSampling(SamplingConfig(temperature=0)), state, end=-1)]
     )

@@ -28,9 +28,9 @@ from treadle.kernels.random import uniform
 from treadle.model.config import NetworkConfig, SamplingConfig, TokenizerConfig
 from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.errors import ConfigError, UnknownSymbolError
-from treadle.model.generation.decoding_slots import Chunk, DecodingSlots
 from treadle.model.generation.generate import CHUNK
 from treadle.model.generation.output import Piece, StopReason
+from treadle.model.generation.slot_arrays import Chunk, SlotArrays
 from treadle.model.generation.stop_sequences import StopFilter
 from treadle.model.model import Model
 from treadle.model.network.parallel import Pool
@@ -555,13 +555,13 @@ def test_a_stream_may_be_dropped_at_any_time() -> None:
 
 def test_a_stream_draws_only_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    decode = DecodingSlots.decode
+    decode = SlotArrays.decode
 
-    def counted(self: DecodingSlots, count: int) -> Chunk:
+    def counted(self: SlotArrays, count: int) -> Chunk:
         drawn.append(count)
         return decode(self, count)
 
-    monkeypatch.setattr(DecodingSlots, "decode", counted)
+    monkeypatch.setattr(SlotArrays, "decode", counted)
     stream = letters().stream("a", max_new_tokens=40)
     assert drawn == []
     next(stream)

@@ -17,10 +17,10 @@ from treadle.model.enums import CorpusLayout, TokenizerKind
 from treadle.model.errors import TokenError
 from treadle.model.generation.beam_rows import BeamRows
 from treadle.model.generation.constraint import compile_constraint
-from treadle.model.generation.decoding_slots import DecodingSlots
 from treadle.model.generation.novelty import NoveltyIndex
 from treadle.model.generation.sampling import ResolvedSampling, resolve_sampling
 from treadle.model.generation.sequence_slot import SequenceSlot
+from treadle.model.generation.slot_arrays import SlotArrays
 from treadle.model.model import Model
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
@@ -64,7 +64,7 @@ def join_group(
 ) -> None:
     state = replace(model.beginning(), token=token)
     choices = choices or resolve_sampling(SamplingConfig(), model.tokenizer)
-    DecodingSlots(model.parameters.shape, model.weights).replace(
+    SlotArrays(model.parameters.shape, model.weights).replace(
         [], [SequenceSlot(choices, state, end, rule=rule)]
     )
 

@@ -13,7 +13,7 @@ import importlib, itertools, pkgutil
 import treadle.kernels
 from treadle.model import *
 from treadle.model.generation.sampling import ResolvedSampling
-from treadle.model.generation.decoding_slots import DecodingSlots
+from treadle.model.generation.slot_arrays import SlotArrays
 from treadle.model.generation.sequence_slot import SequenceSlot
 from treadle.model.online.learner import Learner
 from treadle.model.online.config import ONLINE_RATES, LearningConfig
@@ -48,7 +48,7 @@ for number, (cell, embedding, layers, kind, layout) in enumerate(choices):
     model.generate("a", best_of=2, max_new_tokens=5, **reported)
     if kind is TokenizerKind.CHARACTERS:
         model.generate("a", regex="[a-z ]{3,9}", max_new_tokens=9)
-        slots = DecodingSlots(model.parameters.shape, model.weights)
+        slots = SlotArrays(model.parameters.shape, model.weights)
         for seed in range(3):
             begun = SessionState.fresh(model.parameters.shape, 0)
             slots.replace((), [SequenceSlot(ResolvedSampling(SamplingConfig()), begun, end=-1)])

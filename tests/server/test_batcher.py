@@ -12,10 +12,10 @@ from small_models import model_of
 
 from treadle.model import Model, Piece
 from treadle.model.config import SamplingConfig
-from treadle.model.generation.decoding_slots import MAX_SLOTS, DecodingSlots
 from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.output import TOKENS
 from treadle.model.generation.sequence import Sequence
+from treadle.model.generation.slot_arrays import MAX_SLOTS, SlotArrays
 from treadle.server.inference.batcher import Batcher, PieceQueue
 from treadle.server.inference.scheduler import Scheduler
 
@@ -68,13 +68,13 @@ def test_no_group_is_larger_than_its_kernels_allow(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    decode = DecodingSlots.decode
+    decode = SlotArrays.decode
 
-    def watched(self: DecodingSlots, count: int) -> Any:
+    def watched(self: SlotArrays, count: int) -> Any:
         sizes.append(len(self.slots))
         return decode(self, count)
 
-    monkeypatch.setattr(DecodingSlots, "decode", watched)
+    monkeypatch.setattr(SlotArrays, "decode", watched)
 
     async def run() -> None:
         batcher = Batcher(scheduler)
@@ -90,15 +90,15 @@ def test_no_group_is_larger_than_its_kernels_allow(
 def test_a_group_that_fails_ends_all_calls_and_the_next_call_works(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change = DecodingSlots.replace
+    change = SlotArrays.replace
     broken = [True]
 
-    def failing(self: DecodingSlots, *args: Any) -> None:
+    def failing(self: SlotArrays, *args: Any) -> None:
         if broken[0]:
             raise MemoryError
         change(self, *args)
 
-    monkeypatch.setattr(DecodingSlots, "replace", failing)
+    monkeypatch.setattr(SlotArrays, "replace", failing)
 
     async def run() -> None:
         batcher = Batcher(scheduler)
@@ -134,13 +134,13 @@ def test_chunks_are_short_where_much_is_reported_of_each_token(
     scheduler: Scheduler, others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunks = []
-    decode = DecodingSlots.decode
+    decode = SlotArrays.decode
 
-    def watched(self: DecodingSlots, count: int) -> Any:
+    def watched(self: SlotArrays, count: int) -> Any:
         chunks.append((count, len(self.slots)))
         return decode(self, count)
 
-    monkeypatch.setattr(DecodingSlots, "decode", watched)
+    monkeypatch.setattr(SlotArrays, "decode", watched)
 
     async def run() -> None:
         batcher = Batcher(scheduler)

@@ -1,4 +1,4 @@
-"""`DecodingSlots` holds the arrays that the decode kernel works on, one row for each slot.
+"""`SlotArrays` holds the arrays that the decode kernel works on, one row for each slot.
 
 A step computes every row by itself (see exactness in the kernels). So the other slots change no bit
 of a row, and slots may be added and removed between two chunks of tokens.
@@ -48,7 +48,7 @@ class Chunk:
     """[M][N], of each token under the model itself, in nats."""
     drawn: DecodedTokens
     """The same as arrays (N, M), with the ranks and alternatives that were asked for."""
-    slots: DecodingSlots
+    slots: SlotArrays
     """The slots that were decoded."""
 
     def state_of(self, row: int) -> SessionState:
@@ -56,7 +56,7 @@ class Chunk:
         return self.slots.state_of(row)
 
 
-class DecodingSlots:
+class SlotArrays:
     """The slots of one model that decode together.
 
     Args:
