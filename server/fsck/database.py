@@ -58,7 +58,7 @@ def open_database(root: Path, report: Report) -> tuple[Database | None, bool]:
         report: Where findings go.
 
     Returns:
-        The database, whole, or None where there is none or it cannot be used; and whether a repair
+        The database, whole, or None where it is missing or cannot be used; and whether a repair
         may have lost jobs.
 
     Raises:

@@ -96,11 +96,11 @@ class PieceQueue:
             self.unread_bytes += piece_bytes(piece)
 
     def put(self, batch: tuple[int, list[Piece]] | BaseException) -> None:
-        """Adds counted pieces of one sequence, or an error; `wake` then tells the reader."""
+        """Adds counted pieces of one sequence, or an error; `wake` then wakes the reader."""
         self._batches.append(batch)
 
     def wake(self) -> None:
-        """Tells the reader that there is something; on the event loop."""
+        """Wakes the reader, on the event loop."""
         self._filled.set()
 
     def pause(self, sequence: _QueuedSequence) -> bool:
@@ -302,7 +302,7 @@ class _BatchTask(Task):
         return min(chunk, _FIRST_CHUNK) if self._has_joined else chunk
 
     def _wake(self, queues: set[PieceQueue]) -> None:
-        """Tells readers that there is something for them: one call to each event loop."""
+        """Wakes the readers that have something to read: one call to each event loop."""
         for loop in {queue.loop for queue in queues}:
             with suppress(RuntimeError):  # it is closed: nobody reads any more
                 loop.call_soon_threadsafe(_wake_all, [q for q in queues if q.loop is loop])

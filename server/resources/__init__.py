@@ -1,1 +1,1 @@
-"""What the process may use: memory, open files and threads."""
+"""The resources of the process: memory, open files and threads."""

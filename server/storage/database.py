@@ -335,7 +335,7 @@ class Database:
         return [str(job) for (job,) in rows]
 
     def newest_s(self) -> float:
-        """Returns the newest stored time, in seconds since the epoch; 0: there is none."""
+        """Returns the newest stored time, in seconds since the epoch; 0 if there are no rows."""
         times = [
             *(f"SELECT MAX({name}) FROM jobs" for name in _TIMES),
             "SELECT MAX(used_s) FROM corpora",

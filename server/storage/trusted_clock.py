@@ -38,7 +38,7 @@ class TrustedClock:
     Args:
         path: The file with the last known time.
         newest_s: The newest time in the database, in seconds since the epoch, which is trusted
-            where there is no such file; 0: there is none.
+            where there is no such file; 0: nothing was stored.
         clock: Returns the time of day, in seconds since the epoch.
         monotonic: Returns seconds that never jump.
     """

@@ -61,7 +61,7 @@ def check(error: BaseException) -> None:
     """Checks that an error means something to a caller.
 
     Raises:
-        Fault: It is none of ours: the server would answer INTERNAL.
+        Fault: It is not one of ours: the server would answer INTERNAL.
     """
     if not isinstance(error, ModelError):
         raise Fault(f"{type(error).__module__}.{type(error).__name__}: {error}") from error
@@ -120,7 +120,7 @@ def _odd_weights(draw: Mutator, data: bytes) -> bytes:
 
 
 def _odd_index(draw: Mutator, header: dict[str, Any], data: bytes) -> bytes:
-    """A novelty index of legal numbers in no order; other weights where there is none."""
+    """A novelty index of legal numbers in no order; other weights where a model has no index."""
     if NAMES[0] not in header:
         return _odd_weights(draw, data)
     out = bytearray(data)

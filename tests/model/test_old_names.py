@@ -17,8 +17,8 @@ def test_an_old_name_stands_for_the_new_one(old: str, new: str) -> None:
 
 
 def test_a_name_that_never_was_is_an_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'Shelf'"):
-        _ = treadle.model.Shelf  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no attribute 'Bookcase'"):
+        _ = treadle.model.Bookcase  # type: ignore[attr-defined]
 
 
 def test_the_old_argument_of_stream_still_works() -> None:

@@ -124,7 +124,7 @@ class _Signals:
 
     @contextlib.contextmanager
     def prompting(self) -> Iterator[None]:
-        """A line is being typed while it is entered."""
+        """Marks that a line is being typed while it is entered."""
         try:
             self._prompting = True
             yield
@@ -133,7 +133,7 @@ class _Signals:
 
     @contextlib.contextmanager
     def replying(self) -> Iterator[None]:
-        """A line is being answered while it is entered."""
+        """Marks that a line is being answered while it is entered."""
         self._replies += 1
         self._replying = True
         try:
