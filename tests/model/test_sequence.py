@@ -371,7 +371,7 @@ def test_a_state_holds_back_what_its_tokenizer_may(kind: TokenizerKind) -> None:
                 model.read_state(data)
 
 
-def test_a_state_with_more_held_back_than_there_is_room_for_is_refused() -> None:
+def test_a_state_with_too_much_held_back_is_refused() -> None:
     model = model_of(TokenizerKind.BYTES)
     data = model.state_bytes(state_of(stream(model, "ab", max_new_tokens=3)))
     place = _HEAD.size - _HELD_BYTES - 1

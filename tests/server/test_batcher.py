@@ -1,4 +1,4 @@
-"""Texts in runners, under threads that are let loose on each other."""
+"""`Batcher`: sequences of many calls in batches, with threads that switch all the time."""
 
 from __future__ import annotations
 

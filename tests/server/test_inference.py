@@ -53,7 +53,7 @@ def endless(server: Server, timeout: float = PATIENCE_S) -> Any:
     return call
 
 
-def test_cancelled_calls_make_room_again(busy: Server) -> None:
+def test_cancelled_calls_count_no_more(busy: Server) -> None:
     for _ in range(10):
         calls = [endless(busy), endless(busy)]
         for call in calls:
@@ -237,7 +237,7 @@ def test_a_loaded_model_holds_its_bytes_until_nobody_uses_it(
     assert loads == ["a", "b"]
 
 
-def test_models_that_nobody_uses_make_room_and_others_do_not(
+def test_models_that_no_call_uses_are_dropped_and_others_are_not(
     data_dir: DataDir, loads: list[str]
 ) -> None:
     size = 3 * data_dir.models.find("a").size_bytes

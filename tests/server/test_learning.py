@@ -254,7 +254,7 @@ def test_a_reply_that_would_be_too_large_is_refused(learning: Server) -> None:
     stream.close()
 
 
-def test_sessions_beyond_the_limit_are_refused_and_make_room_when_cancelled(
+def test_streams_beyond_the_limit_are_refused_until_others_are_cancelled(
     learning: Server,
 ) -> None:
     wait_for(lambda: learning.caller.info().learning_running == 0)

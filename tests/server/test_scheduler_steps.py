@@ -1,4 +1,4 @@
-"""Long work in turns."""
+"""`Caller.run_steps` and `Caller.iterate`: long work in turns."""
 
 from __future__ import annotations
 

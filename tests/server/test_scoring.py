@@ -235,7 +235,7 @@ class Talk:
         self._queue.put(None)
 
 
-def test_open_streams_count_by_themselves_and_leave_room_for_others(server: Server) -> None:
+def test_open_streams_have_a_limit_of_their_own(server: Server) -> None:
     talks = [Talk(server, begin(model="text"), PATIENCE_S) for _ in range(3)]
     for talk in talks:
         assert talk.say(piece("the ")).piece.token_count == 3
