@@ -1,6 +1,7 @@
-"""`Trainer` runs the training loop: batches through the engine to the optimizer.
+"""`Trainer` runs the training loop.
 
-`train` does the same in one call. Progress comes while the run proceeds; see docs/training.md.
+Each step computes gradients with the engine and applies them with the optimizer. `train` makes a
+whole run in one call. Progress is reported during the run; see docs/training.md.
 """
 
 from __future__ import annotations
@@ -55,24 +56,24 @@ if TYPE_CHECKING:
 class Trainer:
     """One training run.
 
-    The constructor reads the corpus and prepares everything; `started` says what became of the
-    settings.
+    The constructor reads the corpus and prepares everything; `started` holds the resolved settings.
 
     Args:
         corpus: The data, a file of it, several files, or a corpus already read.
         config: All settings; None: the defaults.
         threads: Threads that the kernels may use; they do not change the result.
-        memory_limit_bytes: The most that the run may take, its corpus counted; None: whatever
-            there is. `limits.max_memory_bytes` holds as well.
-        init_from: The model whose tokenizer, network and weights the run begins from; None:
+        memory_limit_bytes: Upper limit of the memory of the run, with its corpus; None: no limit.
+            `limits.max_memory_bytes` applies as well.
+        init_from: The model whose tokenizer, network and weights the run starts from; None:
             random weights.
-        folder: Where the tokens of the corpus are kept in nameless files; None: in memory.
+        folder: The folder of the unnamed temporary files that hold the tokens of the corpus;
+            None: the tokens are held in memory.
 
     Raises:
-        ConfigError: The run would take more memory than it may, asks for a precision that this
-            processor lacks, or does not fit the model that it begins from.
-        CorpusError: The corpus is empty, too small, or not UTF-8, or its words are too long
-            together for a model file.
+        ConfigError: The run needs more memory than its limit, asks for a precision that this
+            processor lacks, or does not fit the model that it starts from.
+        CorpusError: The corpus is empty, too small, or not UTF-8, or its words are together
+            too long for a model file.
         UnknownSymbolError: A symbol has no token and the policy is ERROR.
     """
 
@@ -104,7 +105,7 @@ class Trainer:
         self._clock = 0.0
         self._between_steps = True
         self.threads = threads
-        """Threads that the kernels may use; what is set here holds from the next step on."""
+        """Threads that the kernels may use; a new value applies from the next step."""
         notices = (*corpus.notices, *picked, *batches.notices, *chosen)
         self.started = self._started((*notices, *self._state.novelty_notices()))
         self._state.record_baseline(self.started.baseline_loss)
@@ -135,12 +136,12 @@ class Trainer:
 
     @property
     def last_progress(self) -> Progress | None:
-        """The last progress, also of the run that this one continues; None before the first."""
+        """The last progress, also that of the continued run; None before the first report."""
         return self._state.metrics.last_progress
 
     @property
     def model(self) -> Model:
-        """The model as it is now, with the record of the run so far. It shares no memory."""
+        """A copy of the current model, with the record of the run so far."""
         return self._model(self._state.last_snapshot())
 
     @property
@@ -160,7 +161,10 @@ class Trainer:
 
     @property
     def ended_by(self) -> str:
-        """Why the run ended, in a sentence, for the record too; empty while it has not."""
+        """Why the run ended, as a sentence; also stored in the training record.
+
+        Empty until the run has ended.
+        """
         return self._state.ended_by
 
     @ended_by.setter
@@ -168,14 +172,14 @@ class Trainer:
         self._state.end(sentence)
 
     def finish(self, stop: Callable[[], bool] = never, during: ValidationHook = no_hook) -> Model:
-        """Returns the model to store, by `config.keep`, with its losses on whole parts.
+        """Returns the model to store, evaluated on the full validation and test sets.
 
-        Where the run's validations read a sample of the validation part, the whole part is read
-        now; and so is the test part. Under a limit of time both passes are cut to what the limit
-        leaves. Only this model gets a novelty index, where `config.data` asks for one.
+        `config.keep` selects the model. The validation set is read only if the validations of the
+        run read a sample of it. Under a time limit both passes are shortened to the remaining
+        time. Only this model gets a novelty index, if `config.data` asks for one.
 
         Args:
-            stop: Returns whether the run is to stop. Then no pass is read for longer than
+            stop: Returns whether the run is to stop. Then a pass ends after at most
                 STOP_PATIENCE_S: the model keeps the loss on the sample, and has no test loss.
             during: Called before every batch that is read.
 
@@ -220,7 +224,7 @@ class Trainer:
         return () if last is None else divergence_notices(last.train_loss, model.parameters.shape.V)
 
     def _final_loss(self, evaluation: Evaluation, role: CorpusRole, model: Model) -> Loss | None:
-        """Returns the loss on a part at the end; None without the part, or if the record has it."""
+        """Returns the final loss on a part; None without the part, or if the record has it."""
         corpus = self._state.corpus
         plan = self._state.validation_plan()
         data = corpus.test if role is CorpusRole.TEST else corpus.valid
@@ -244,19 +248,19 @@ class Trainer:
         return self._state.not_finite(sentence, self._state.metrics.gradient_norm)
 
     def save_state(self, path: str | os.PathLike[str], require: Require = anything) -> None:
-        """Writes a checkpoint: everything that the rest of the run depends on, whole or not at all.
+        """Writes a checkpoint, atomically: everything that the rest of the run depends on.
 
         Call it between steps only: in `between`, where `run` yields, or while the run is paused.
-        The checkpoint before is kept as `<name>.previous`.
+        The previous checkpoint is kept as `<name>.previous`.
 
         Args:
             path: Where to write.
-            require: Called before bytes are written; raises OSError where they may not be.
+            require: Called before bytes are written; raises OSError if they may not be written.
 
         Raises:
-            TrainingError: A weight is not finite, or a step has failed midway; what was
-                written before stays as it is.
-            OSError: It could not be written; what was written before stays as it is.
+            TrainingError: A weight is not finite, or a step has failed midway; earlier
+                checkpoints are unchanged.
+            OSError: It could not be written; earlier checkpoints are unchanged.
         """
         self._check_between_steps()
         self._state.check_weights()
@@ -273,7 +277,7 @@ class Trainer:
     def restore_state(self, path: str | os.PathLike[str]) -> bool:
         """Continues from a checkpoint of a run over the same corpus with the same settings.
 
-        Call it before `run`. A damaged file gives way to the one before it.
+        Call it before `run`. A damaged file is replaced by the previous checkpoint.
 
         Args:
             path: Where `save_state` wrote it.
@@ -282,7 +286,7 @@ class Trainer:
             Whether there was a checkpoint.
 
         Raises:
-            LoadError: It is damaged, as is the one before it, or belongs to another corpus
+            LoadError: It and the previous one are damaged, or it belongs to another corpus
                 or to other settings.
             OSError: It cannot be read.
         """
@@ -298,20 +302,21 @@ class Trainer:
         during: ValidationHook = no_hook,
         interrupted: Callable[[], bool] = never,
     ) -> Iterator[Progress]:
-        """Trains until a limit is met or `stop` says so; or pauses when `between` says so.
+        """Trains until a limit is met or `stop` returns True; pauses when `between` does.
 
         Args:
             stop: Called between steps, and while the model is evaluated: a run that is to stop
                 does not validate for longer than STOP_PATIENCE_S more.
-            between: Called after every step and what it led to, when `save_state` and `model` may
-                be used. If it returns True, the run pauses at once as it is, neither evaluated
-                nor ended: another `run`, or one from its checkpoint, continues it.
-            during: Called before every batch of a validation. What it raises pauses the run as
-                `between` does, and the validation is made again when the run continues.
-            interrupted: Called many times within a step, in any thread. Once it says so, the step
-                is dropped, as if it had not begun, and `between` and `stop` are called, one of
-                which must then end the run. A sample is dropped, too, unless `stop` says so. A run
-                that continues makes either again, to the same bits.
+            between: Called after every step and any report it triggered; it may use `save_state`
+                and `model`. If it returns True, the run pauses without evaluating. Another `run`,
+                or one from its checkpoint, continues it.
+            during: Called before every batch of a validation. An exception that it raises
+                pauses the run, and the validation is repeated when the run continues.
+            interrupted: Called many times within a step, from any thread. If it returns True, the
+                step is discarded, and `between` and `stop` are called. If neither returns True,
+                the run computes the same step again, to the same bits, and does not advance while
+                `interrupted` returns True. A sample that is interrupted, while `stop` does not
+                return True, is discarded and pauses the run; the next `run` evaluates again.
 
         Yields:
             Progress every `progress_interval_s`, at every validation, and at the end.
@@ -337,7 +342,7 @@ class Trainer:
             )
             try:
                 yield from self._run(engine, evaluation, stop, between)
-            except InterruptedRunError:  # within a sample
+            except InterruptedRunError:  # while a sample was drawn
                 if between is not None:
                     between()
         finally:
@@ -376,7 +381,7 @@ class Trainer:
         accumulation = Accumulation(
             engine, state.batches, state.config.optimizer.accumulation_steps
         )
-        if state.metrics.evaluation_pending:  # the run was paused in the middle of it
+        if state.metrics.evaluation_pending:  # the run was paused during it
             yield from self._report(evaluation)
         while not state.update_end(stop):
             if engine.pool.threads != (threads := self.threads):
@@ -403,7 +408,7 @@ class Trainer:
         """Makes one step: batches, loss, gradient, update.
 
         Raises:
-            InterruptedRunError: The run was interrupted, and is as it was before the step.
+            InterruptedRunError: The run was interrupted; the step has changed nothing.
         """
         begin = time.perf_counter()
         state = self._state
@@ -440,7 +445,7 @@ class Trainer:
         check_resident(progress.memory_bytes, state.config.limits.max_memory_bytes)
 
     def _evaluate(self, evaluation: Evaluation) -> tuple[Loss | None, Sample | None]:
-        """Returns the validation loss and a sample of the model as it is now."""
+        """Returns the validation loss of the current model and a sample of it."""
         state = self._state
         report = state.config.report
         if state.corpus.valid is None and not report.sample_tokens:
@@ -460,7 +465,7 @@ class Trainer:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Counts the time of the block as time of the run."""
+        """Adds the time of the block to the time of the run."""
         begin = time.perf_counter()
         try:
             yield
@@ -470,7 +475,7 @@ class Trainer:
 
 
 def _with_losses(record: TrainingRecord, valid: Loss | None, test: Loss | None) -> TrainingRecord:
-    """Returns a record with the losses of the passes at the end, where they were made."""
+    """Returns a record with the losses of the final passes that were made."""
     if valid is not None:
         record = replace(record, valid_loss=valid.value, valid_tokens=valid.tokens)
     if test is not None:
@@ -493,10 +498,10 @@ def train(
         config: All settings; None: the defaults.
         threads: Threads that the kernels may use.
         on_progress: Called with every progress.
-        **limits: Fields of `LimitsConfig` that take the place of the config's.
+        **limits: Fields of `LimitsConfig` that replace those of the config.
 
     Returns:
-        The trained model, by `config.keep` that of the best validation or the last.
+        The trained model: the best one or the last one, by `config.keep`.
 
     Raises:
         ModelError: See `Trainer` and `Trainer.run`.
