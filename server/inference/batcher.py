@@ -1,4 +1,4 @@
-"""`Batcher` lets the sequences of all calls decode together, in one or more batches a model."""
+"""`Batcher` lets the sequences of all calls decode together, in one or more batches per model."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from treadle.server.inference.memory_costs import piece_bytes
 from treadle.server.inference.scheduler import Scheduler, Task
 
 _MESSAGE_S = 0.02
-"""What was generated in this time goes out as one message: a message costs the same at any size."""
+"""Minimum seconds between two messages of a sequence: a message costs the same at any size."""
 
 _MESSAGE_S_PER_SEQUENCE = 0.00125
-"""The same for each sequence on the server, where that is more, so that messages do not take the
-time that tokens and other calls need."""
+"""Minimum interval per active sequence; used when larger than `_MESSAGE_S`, so that messages do not
+take the time that tokens and other calls need."""
 
 _MAX_MESSAGE_S = 0.2
-"""The most that `_MESSAGE_S_PER_SEQUENCE` comes to."""
+"""Upper bound of the scaled interval."""
 
 _CHUNK_S = 0.006
-"""About as long as a chunk of tokens takes to draw."""
+"""Approximate seconds that drawing a chunk of tokens takes."""
 
 _MIN_CHUNK = 4
 _MAX_CHUNK = 64
 """Tokens of a chunk, unless the sequences need fewer."""
 
 _FIRST_CHUNK = 16
-"""Tokens drawn at most when a sequence has just joined, whose caller waits for a first text."""
+"""Chunk limit right after a sequence joins, for low first-token latency."""
 
 _MAX_DETAILS = 4096
 """Tokens and alternatives that a chunk may report: each takes longer to report than to draw, and
 keeps the event loop waiting."""
 
 _LARGE_TABLE = 1 << 18
-"""Elements of an automaton's table from which it is large."""
+"""Automaton tables with more elements than this are large."""
 
 _MAX_UNREAD = 64
 """Messages that may wait for a client that reads slowly, before its sequences pause."""
@@ -52,12 +52,12 @@ class PieceQueue:
     """Carries the pieces of a call's sequences from the threads to the event loop.
 
     Args:
-        max_bytes: What may wait for the reader before the sequences pause.
+        max_bytes: Bytes that may wait for the reader before the sequences pause.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.closed = False
-        """Whether nobody reads any more."""
+        """Whether the reader is gone."""
         self.loop = asyncio.get_running_loop()
         """The event loop on which it is read."""
         self._filled = asyncio.Event()
@@ -65,7 +65,7 @@ class PieceQueue:
         self._lock = threading.Lock()
         self._max_bytes = max_bytes
         self.unread_bytes = 0
-        """The memory of all pieces that were made and that the reader is not done with."""
+        """Bytes of all pieces that were made and that the reader has not finished with."""
         self._paused: list[_QueuedSequence] = []
 
     async def read(self, count: int) -> AsyncGenerator[tuple[int, list[Piece]]]:
@@ -107,10 +107,10 @@ class PieceQueue:
         """Returns whether a sequence has to wait for the reader, which then resumes it."""
         if len(self._batches) < _MAX_UNREAD and self.unread_bytes < self._max_bytes:
             return False
-        sequence.flush()  # what it holds back counts as well
+        sequence.flush()  # the pieces that it holds back count as well
         with self._lock:
             self._paused.append(sequence)
-        self.loop.call_soon_threadsafe(self.wake)  # it may all have been read just now
+        self.loop.call_soon_threadsafe(self.wake)  # all of it may have been read just now
         return True
 
     def _resume(self) -> None:
@@ -138,7 +138,7 @@ class _QueuedSequence:
         Args:
             piece: The piece.
             now_s: When it was made.
-            message_s: What was made in this time goes out together.
+            message_s: Minimum seconds between messages.
             may_send: Whether a message may go out now that is neither the first nor the last.
 
         Returns:
@@ -156,7 +156,7 @@ class _QueuedSequence:
         return True
 
     def flush(self) -> None:
-        """Sends what is not sent yet."""
+        """Sends the pieces that are not sent yet."""
         if self._pieces:
             pieces = self._pieces
             self._pieces = []
@@ -184,7 +184,7 @@ class _BatchTask(Task):
     ) -> None:
         self.model = model
         self.key = key
-        """What its sequences have in common."""
+        """The key that its sequences share; see `Batcher`."""
         self._scheduler = scheduler
         self._total = total
         self._on_empty = on_empty
@@ -203,7 +203,7 @@ class _BatchTask(Task):
 
     @property
     def size(self) -> int:
-        """How many sequences it has, those that wait to join included."""
+        """The number of its sequences, including those that wait to join."""
         with self._lock:
             return len(self._members) + len(self._joining) + len(self._arrivals)
 
@@ -232,7 +232,7 @@ class _BatchTask(Task):
         return again
 
     def _fail(self, error: BaseException) -> None:
-        """Ends all sequences with an error, and starts over: the batch may be half changed."""
+        """Ends all sequences with an error, and replaces the batch, which may be inconsistent."""
         with self._lock:
             lost = [*self._members.values(), *self._joining, *self._arrivals]
             self._members = {}
@@ -244,7 +244,7 @@ class _BatchTask(Task):
         self._wake({member.queue for member in lost})
 
     def _exchange(self) -> None:
-        """Removes sequences that nobody reads or that have to wait, and adds those that came."""
+        """Removes sequences whose reader is gone or slow, and adds those that arrived."""
         members = self._members.values()
         leaving = {m.sequence for m in members if m.queue.closed or m.queue.pause(m)}
         with self._lock:
@@ -263,13 +263,13 @@ class _BatchTask(Task):
         self.weight = max(1, len(self._members))
 
     def _step(self) -> None:
-        """Draws a chunk, and sends what is due."""
+        """Draws a chunk, and sends the messages that are due."""
         began_s = time.monotonic()
         chunk = self._chunk()
         pieces = self._batch.step(chunk)
         now_s = time.monotonic()
         message_s = min(max(_MESSAGE_S, _MESSAGE_S_PER_SEQUENCE * self._total()), _MAX_MESSAGE_S)
-        # Due messages leave a few a turn: all at once would hold up other work of the event loop.
+        # Spreads due messages over turns: all at once would delay other work of the event loop.
         due = 1 + round(len(self._members) * (now_s - self._stepped_s) / message_s)
         self._stepped_s = now_s
         filled = set()
@@ -304,7 +304,7 @@ class _BatchTask(Task):
     def _wake(self, queues: set[PieceQueue]) -> None:
         """Wakes the readers that have something to read: one call to each event loop."""
         for loop in {queue.loop for queue in queues}:
-            with suppress(RuntimeError):  # it is closed: nobody reads any more
+            with suppress(RuntimeError):  # it is closed: the reader is gone
                 loop.call_soon_threadsafe(_wake_all, [q for q in queues if q.loop is loop])
 
 
@@ -346,7 +346,7 @@ class Batcher:
 
     def _smallest(self, model: Model, constraint: Constraint | None) -> _BatchTask:
         """Returns the smallest batch; a new one while threads are idle or all are full."""
-        # A batch joins the automata of its sequences; a large one gets a batch of its own.
+        # A batch combines the automata of its sequences; a large one gets a batch of its own.
         large = constraint is not None and constraint.table.size > _LARGE_TABLE
         key = id(model), id(constraint) if large else 0
         tasks = self._tasks.setdefault(key, [])
@@ -360,11 +360,11 @@ class Batcher:
         return smallest
 
     def _total(self) -> int:
-        """Returns how many sequences are being generated."""
+        """Returns the number of active sequences."""
         return sum(task.size for tasks in [*self._tasks.values()] for task in [*tasks])
 
     def _forget(self, task: _BatchTask) -> None:
-        """Drops a task that has no sequence left, and with it its hold on the model."""
+        """Drops a task without sequences, and so its reference to the model."""
         with self._lock:
             tasks = self._tasks.get(task.key, [])
             if task.size == 0 and task in tasks:
