@@ -28,10 +28,10 @@ RECONNECT_S = 60.0
 
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 5.0
-"""The pause before a try doubles from the first value to the last."""
+"""Backoff between reconnect attempts doubles from first to last, in seconds."""
 
-NOT_FINAL = (JOB_STATE_UNSPECIFIED, JOB_STATE_QUEUED, JOB_STATE_RUNNING)
-"""States in which a job sends more events by itself; a paused one waits for a caller."""
+STREAMING_STATES = (JOB_STATE_UNSPECIFIED, JOB_STATE_QUEUED, JOB_STATE_RUNNING)
+"""States in which a job sends events; a paused job sends none until it is resumed."""
 
 Watch = Callable[[str, int, float | None], Call[WatchJobResponse]]
 """Calls WatchJob with a job, the last event known and a timeout in seconds."""
@@ -58,7 +58,7 @@ class WatchedEvents:
 class TrainingRun(ResponseStream[JobEvent]):
     """A training run under way: iterate over its events, or wait for `result()`.
 
-    Leaving it early, by `close()` or by the end of its `with` block, drops an upload under way.
+    Leaving it early, by `close()` or by the end of its `with` block, cancels an unfinished upload.
     An accepted job continues at the server, whether or not a client watches. Where the
     connection breaks, the run reconnects by itself and yields each event once.
 
@@ -131,13 +131,13 @@ class TrainingRun(ResponseStream[JobEvent]):
     def sent(self) -> bool:
         """Whether gRPC has taken the whole corpus.
 
-        The server has it for certain, and continues by itself, once `job` is set. Between the
-        two, closing the run may still cancel the upload.
+        Once `job` is set, the server has definitely received it, and the job continues by itself.
+        Between the two, closing the run may still cancel the upload.
         """
         return self._upload is None or self._upload.sent
 
     def detach(self) -> str:
-        """Waits until the server has accepted the job, and leaves it alone.
+        """Waits until the server has accepted the job, and stops watching.
 
         Returns:
             The job's id, for `Client.watch`.
@@ -204,10 +204,10 @@ class TrainingRun(ResponseStream[JobEvent]):
 
     def _may_reconnect(self) -> bool:
         """Returns whether there is a job to reconnect to."""
-        return bool(self.job) and self.state in NOT_FINAL and self._reconnect_s > 0
+        return bool(self.job) and self.state in STREAMING_STATES and self._reconnect_s > 0
 
     def _pauses(self) -> Iterator[float]:
-        """Yields the pause before each try, in seconds, while there is time for one more."""
+        """Yields the pause before each attempt, in seconds, while there is time for one more."""
         end = time.monotonic() + self._reconnect_s
         pause = FIRST_PAUSE_S
         while (left := end - time.monotonic()) > 0:
