@@ -1,4 +1,7 @@
-"""`sampling` and `with_tokens` turn a request to generate into settings of the model package."""
+"""`sampling` and `with_tokens` turn a request to generate into settings of the model package.
+
+The ranges of the sampling fields are checked by `SamplingConfig` (model/config.py).
+"""
 
 from __future__ import annotations
 

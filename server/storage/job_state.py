@@ -1,4 +1,7 @@
-"""`JobState` names the states of a training job, as the rows of the database keep them."""
+"""`JobState` names the states of a training job, as the rows of the database keep them.
+
+A job changes its state in `Job.enter` (server/jobs/job.py).
+"""
 
 from __future__ import annotations
 
