@@ -65,7 +65,7 @@ def bits(replies: list[pb.GenerateResponse]) -> tuple[str, bytes]:
 
 # ---------------------------------------------------------------- exact
 
-TOLD: dict[str, Any] = {"log_probabilities": True, "ranks": True, "return_state": True}
+REPORTED: dict[str, Any] = {"log_probabilities": True, "ranks": True, "return_state": True}
 
 
 def random_request(draw: random.Random) -> dict[str, Any]:
@@ -80,21 +80,21 @@ def random_request(draw: random.Random) -> dict[str, Any]:
         "stop_sequences": draw.choice([[], ["dog"], ["q", "zy"]]),
         "max_new_tokens": draw.choice([1, 7, 64, 400]),
         "n": draw.choice([1, 1, 2]),
-        **draw.choice([{}, TOLD, {"top_log_probabilities": 3}]),
+        **draw.choice([{}, REPORTED, {"top_log_probabilities": 3}]),
     }
 
 
 PROBES = [
-    {"model": "m", "prompt": "the ", "seed": 5, "max_new_tokens": 200, **TOLD},
-    {"model": "m", "seed": 6, "max_new_tokens": 333, "temperature": 1.4, "top_p": 0.9, **TOLD},
-    {"model": "names", "prompt": "a", "seed": 7, "n": 3, "top_log_probabilities": 4, **TOLD},
+    {"model": "m", "prompt": "the ", "seed": 5, "max_new_tokens": 200, **REPORTED},
+    {"model": "m", "seed": 6, "max_new_tokens": 333, "temperature": 1.4, "top_p": 0.9, **REPORTED},
+    {"model": "names", "prompt": "a", "seed": 7, "n": 3, "top_log_probabilities": 4, **REPORTED},
     {
         "model": "m",
         "prompt": "qu",
         "seed": 8,
         "stop_sequences": ["o"],
         "frequency_penalty": 0.3,
-        **TOLD,
+        **REPORTED,
     },
 ]
 
@@ -131,7 +131,7 @@ def test_neither_mates_nor_threads_nor_the_process_change_a_bit(home: Path) -> N
 
 
 def test_a_state_continues_after_a_restart_and_in_another_process(home: Path) -> None:
-    asked: dict[str, Any] = {"model": "m", "prompt": "the ", **TOLD}
+    asked: dict[str, Any] = {"model": "m", "prompt": "the ", **REPORTED}
     first_server = Server(home)
     whole = bits(first_server.caller.generate(**asked, seed=3, max_new_tokens=120))
     first = first_server.caller.generate(**asked, seed=3, max_new_tokens=50)
@@ -141,7 +141,7 @@ def test_a_state_continues_after_a_restart_and_in_another_process(home: Path) ->
     second_server = Server(home)
     try:
         for _ in range(2):  # it may be forked
-            rest = second_server.caller.generate("m", state=state, max_new_tokens=70, **TOLD)
+            rest = second_server.caller.generate("m", state=state, max_new_tokens=70, **REPORTED)
             text, _ = bits(rest)
             tokens = [*first, *rest]
             assert "".join(reply.text for reply in first) + text == whole[0]

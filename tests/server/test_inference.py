@@ -192,7 +192,7 @@ def test_a_model_is_loaded_once_for_many_callers(data_dir: DataDir, loads: list[
 
 def test_the_longest_unused_model_goes_first(data_dir: DataDir, loads: list[str]) -> None:
     async def run() -> None:
-        # Beside the parameters lie packed weights and a table.
+        # Next to the parameters lie packed weights and a table.
         models = ModelCache(
             data_dir, 6 * data_dir.models.find("a").size_bytes, MemoryBudget(1 << 30)
         )

@@ -114,8 +114,8 @@ def test_training_gives_the_same_weights_beside_another(start: Start) -> None:
     spec = tiny_spec("one", max_steps=300)
     alone = caller.trained(spec)
     calls = [caller.train(spec, TEXT) for _ in range(2)]
-    beside = [list(call)[-1].completed for call in calls]
-    texts = {caller.text("one", version=v.version, seed=1) for v in (alone, *beside)}
+    together = [list(call)[-1].completed for call in calls]
+    texts = {caller.text("one", version=v.version, seed=1) for v in (alone, *together)}
     assert len(texts) == 1
 
 
@@ -185,7 +185,7 @@ def test_a_run_that_cannot_fit_is_refused_before_the_upload_or_at_its_start(star
         list(caller.train(pb.TrainSpec(), source=upload))
     upload.end()
     assert fields_of(caught.value) == ["spec.network.hidden_size"]
-    # This one fits but for its vocabulary, which the corpus alone tells.
+    # This one fits but for its vocabulary, which only the corpus determines.
     words = tiny_spec("wide")
     words.tokenizer.kind = pb.TOKENIZER_KIND_WORDS
     words.tokenizer.max_vocabulary_size = 20_000
