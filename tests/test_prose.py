@@ -19,7 +19,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("kernels", "model", "server", "client", "benchmarks")
 SETTINGS = tomllib.loads((ROOT / "tests/prose.toml").read_text("utf-8"))
 INSTEAD: dict[str, str] = SETTINGS["instead"]
-NOT_CLEAN: dict[str, list[str]] = SETTINGS["not_clean"]
 STAYS: dict[str, list[str]] = SETTINGS["stays"]
 PHRASES = "|".join(INSTEAD).replace(" ", "\\s+")
 WORDS = re.compile(rf"\b({PHRASES})\b", re.IGNORECASE)
@@ -80,7 +79,7 @@ def first_sentence(docstring: str) -> str:
     return re.split(r"(?<=\.) (?=[A-Z`])", paragraph, maxsplit=1)[0]
 
 
-@pytest.mark.parametrize("name", [n for n in folders_and_pages() if n not in NOT_CLEAN["words"]])
+@pytest.mark.parametrize("name", folders_and_pages())
 def test_words_are_those_of_the_field(name: str) -> None:
     wrong = [
         f"{path}:{text.count(chr(10), 0, match.start()) + 1} {match[0]!r}"
@@ -91,7 +90,7 @@ def test_words_are_those_of_the_field(name: str) -> None:
     assert not wrong, "\n".join(["tests/prose.toml has what to write instead:", *wrong])
 
 
-@pytest.mark.parametrize("package", [p for p in PACKAGES if p not in NOT_CLEAN["modules"]])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_a_module_begins_with_its_main_name(package: str) -> None:
     """Of a class, a function or a constant, or of the command that the module is."""
     wrong = []
@@ -106,7 +105,7 @@ def test_a_module_begins_with_its_main_name(package: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("package", [p for p in PACKAGES if p not in NOT_CLEAN["third_person"]])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_functions_are_described_in_the_third_person(package: str) -> None:
     wrong = []
     for path, tree in sources(package):
@@ -134,7 +133,7 @@ def parallel_assignments(tree: ast.Module) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("package", [p for p in PACKAGES if p not in NOT_CLEAN["packed"]])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_a_line_holds_one_statement(package: str) -> None:
     """Fewer than two parallel assignments in a thousand lines."""
     packed = [

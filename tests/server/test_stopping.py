@@ -94,7 +94,7 @@ class Managed:
         return job
 
     def pid(self, job: str) -> int:
-        """Returns the id of the process that trains a job; 0 where there is none."""
+        """Returns the id of the process that trains a job; 0 where nothing runs."""
         live = self.jobs.registry.live.get(job)
         return 0 if live is None or live.worker is None else live.worker.pid
 
