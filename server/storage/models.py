@@ -49,9 +49,6 @@ logger = logging.getLogger(__name__)
 
 _REMEMBERED = 4096
 
-_ALIASES = 100
-"""Aliases of a version that are shown."""
-
 
 CLAIMS = 20
 """How often the claim of one model is tried where its version is deleted, or taken, meanwhile."""
@@ -222,27 +219,10 @@ class ModelStore:
                 self._described.popitem(last=False)
         return description
 
-    def page(self, size: int, after: str = "") -> tuple[list[StoredModel], str]:
-        """Returns one page of the newest versions, by name.
+    def newest(self, after: str = "") -> Iterator[StoredModel]:
+        """Yields the newest version of each model, by name.
 
         Models that cannot be read are included; `describe` raises their error.
-
-        Args:
-            size: The most models on the page.
-            after: The name after which the page begins; empty: the first page.
-
-        Returns:
-            The models, and the name after which the next page begins; empty on the last.
-        """
-        models: list[StoredModel] = []
-        for model in self.newest(after):
-            if len(models) == size:
-                return models, models[-1].name
-            models.append(model)
-        return models, ""
-
-    def newest(self, after: str = "") -> Iterator[StoredModel]:
-        """Yields the newest version of each model, by name; see `page`.
 
         Args:
             after: The name after which they begin.
@@ -389,10 +369,10 @@ class ModelStore:
                     keeper = home / str(number)
             self._index.forget(name)
             # First the files, then the records: on a full disk that frees space for them.
-            noted = keeper is None or _made(keeper)
+            is_kept = keeper is None or _made(keeper)
             files.sync(self._models if gone == present else home)
             self.discard(trash)
-            if keeper is not None and not noted:
+            if keeper is not None and not is_kept:
                 keeper.mkdir(mode=0o770)
                 files.sync(home)
             self._forget_aliases(name, gone)
@@ -457,8 +437,8 @@ class ModelStore:
 def always_deleted(name: str) -> StatusError:
     """Returns ABORTED for a model that was deleted each time that it was stored."""
     return aborted(
-        f"model {name!r} was deleted {CLAIMS} times while it was stored; make it again when "
-        "nobody deletes it"
+        f"model {name!r} was deleted {CLAIMS} times while it was stored: repeat the "
+        "request when no other client deletes it"
     )
 
 

@@ -114,19 +114,16 @@ def test_deleting_one_by_one_leaves_nothing(
     assert not list((tmp_path / "tmp").iterdir())
 
 
-def test_pages_go_by_name(data_dir: DataDir, trained: Model) -> None:
+def test_models_come_by_name(data_dir: DataDir, trained: Model) -> None:
     names = ["a", "b", "b.c", "c-9", "d"]
     for name in reversed(names):
         put(data_dir, name, trained)
     put(data_dir, "b", trained)
-    seen = []
-    after = ""
-    for _ in range(3):
-        page, after = data_dir.models.page(2, after)
-        seen += [(model.name, model.version) for model in page]
-    assert after == ""
+    models = [*data_dir.models.newest()]
+    seen = [(model.name, model.version) for model in models]
     assert seen == [("a", 1), ("b", 2), ("b.c", 1), ("c-9", 1), ("d", 1)]
-    assert data_dir.models.page(5) == (data_dir.models.page(100)[0], "")
+    for place, name in enumerate(names):
+        assert [*data_dir.models.newest(name)] == models[place + 1 :]
 
 
 def test_junk_is_left_alone(tmp_path: Path, data_dir: DataDir, trained: Model) -> None:
@@ -144,7 +141,7 @@ def test_junk_is_left_alone(tmp_path: Path, data_dir: DataDir, trained: Model) -
     (models / "good" / "8" / MODEL_FILE).mkdir(parents=True)
     (models / "loop").symlink_to(models / "loop")
     damaged = data_dir.models.find("damaged")
-    assert data_dir.models.page(100) == ([damaged, good], "")
+    assert [*data_dir.models.newest()] == [damaged, good]
     assert data_dir.models.find("good") == good
     assert put(data_dir, "good", trained).version == 9
     with pytest.raises(StatusError) as caught:
@@ -163,7 +160,7 @@ def test_a_cut_off_file_is_data_loss(data_dir: DataDir, trained: Model, cut: int
     with pytest.raises(StatusError) as caught:
         data_dir.models.describe(data_dir.models.find("m"))
     assert code_of(caught) is grpc.StatusCode.DATA_LOSS
-    assert data_dir.models.page(10) == ([data_dir.models.find("m")], "")
+    assert [*data_dir.models.newest()] == [data_dir.models.find("m")]
 
 
 def test_a_model_put_there_by_hand_is_found_and_hashed(
@@ -230,7 +227,7 @@ def test_copies_of_a_data_directory_work(tmp_path: Path, trained: Model) -> None
     put(data_dir, "m", trained)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     copy = DataDir(tmp_path / "b")
-    assert [model.name for model in copy.models.page(10)[0]] == ["m"]
+    assert [model.name for model in copy.models.newest()] == ["m"]
     data_dir.close()
     copy.close()
 
