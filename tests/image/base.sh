@@ -3,7 +3,7 @@
 #
 # The stand-in is Debian bookworm with Debian's own Python 3.11, `python` put where
 # the official image has it. It differs from python:3.11-slim-bookworm in the
-# interpreter's build and in size, so whoever reports a result names it; its label
+# interpreter's build and in size, so a report of a result names it; its label
 # `treadle.base` says so too.
 #
 # Usage: base.sh IMAGE        Needs root, podman and debootstrap.
