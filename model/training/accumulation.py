@@ -1,4 +1,4 @@
-"""`Accumulation` computes the gradient of one optimizer step, of one batch or of several."""
+"""`Accumulation` computes the gradient of an optimizer step from one or more batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Accumulation:
     Args:
         engine: Computes the gradient of a batch.
         batches: The batches.
-        together: Batches of one step.
+        together: Batches per step.
     """
 
     def __init__(self, engine: Engine, batches: Batches, together: int) -> None:
@@ -36,14 +36,15 @@ class Accumulation:
         """Runs the batches of one step.
 
         Args:
-            step: Optimizer steps done before; no two batches of a run drop the same units.
+            step: Optimizer steps done before; it selects the dropout masks, which differ between
+                all batches of a run.
 
         Returns:
             The sum of -log p(target) in nats, and the number of targets counted.
 
         Raises:
-            InterruptedRunError: The engine was interrupted. The step has not been made, and batches
-                and hidden states are where they were before it.
+            InterruptedRunError: The engine was interrupted. Batches and hidden states are as they
+                were before the step.
         """
         position = self._batches.position
         carried = self._engine.carried()
@@ -58,8 +59,8 @@ class Accumulation:
         """Runs the batches of one step, the first of which is at `position`."""
         if self._together == 1:
             return self._gradient_of(next(self._batches), step)
-        # A batch's weight depends on the targets of all: they are counted first and made again,
-        # since so many batches at once may not fit in memory.
+        # A batch's weight depends on the targets of all batches. These are counted first, and the
+        # batches are then made again, since so many at once may not fit in memory.
         counts = [self._count(next(self._batches)) for _ in range(self._together)]
         self._batches.seek(position)
         total = sum(counts)

@@ -1,8 +1,8 @@
-"""`baseline` measures the validation loss of an n-gram model, to compare a network with.
+"""`baseline` measures the validation loss of an n-gram model, for comparison with a network.
 
-A network that is not better has learned no more than which few tokens follow each other. The
+A network that is not better has only learned which few tokens follow each other. The
 n-gram is interpolated by Witten and Bell's rule (see `treadle.kernels.ngram`). It predicts the
-same tokens that a model's validation loss is the mean of: all but the first of a text, and all
+same tokens as a model in its validation: all but the first of a text, and all
 tokens of every item and its end.
 """
 
@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int32]
 ORDER = 5
 """Tokens of the longest n-gram that is counted, the predicted one included."""
 ORDER_OF_LARGE = 3
-"""The same for larger vocabularies: longer sequences of words or subwords rarely repeat."""
+"""ORDER for larger vocabularies: longer sequences of words or subwords rarely repeat."""
 SMALL_VOCABULARY = 256
 """Most tokens of a vocabulary for which ORDER holds."""
 
@@ -36,7 +36,7 @@ MAX_TRAIN_TOKENS = 5_000_000
 MAX_VALID_TOKENS = 500_000
 """Most tokens of the validation part that are predicted."""
 MAX_NODES = 1 << 22
-"""Most different n-grams that are kept, in 117 MB; counting ends at the token that does not fit."""
+"""Most different n-grams that are kept, in 117 MB; counting ends when they are full."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Baseline:
     """How well an n-gram predicts a validation part."""
 
     loss: float
-    """Mean nats a token."""
+    """Mean loss in nats per token."""
     order: int
     """Tokens of its longest n-grams, the predicted one included."""
 
@@ -54,14 +54,14 @@ def baseline(corpus: Corpus) -> Baseline | None:
 
     The order is ORDER for vocabularies of up to SMALL_VOCABULARY tokens and ORDER_OF_LARGE for
     larger ones, or less where the training part is shorter. Of a large corpus the first
-    MAX_TRAIN_TOKENS and the first MAX_VALID_TOKENS are read, items' begin and end tokens counted,
-    and MAX_NODES n-grams are kept.
+    MAX_TRAIN_TOKENS and the first MAX_VALID_TOKENS are read, including the begin and end tokens of
+    items, and at most MAX_NODES n-grams are kept.
 
     Args:
         corpus: The corpus, read and cut.
 
     Returns:
-        The loss; None where nothing is kept for validation, or nothing there can be predicted.
+        The loss; None without a validation part, or if nothing in it can be predicted.
 
     Raises:
         TokenError: A token is not in the vocabulary.

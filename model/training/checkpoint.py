@@ -4,8 +4,8 @@ A run that continues from it gets the same bits as one that was never paused.
 
 The header's metadata holds one JSON object under the key `treadle_run`: `format`, `sha256` and
 `content`. The SHA-256 is that of the content and of every tensor with its name, type and shape.
-Nothing is pickled. A file is written under a temporary name, synced and renamed. The file before
-it is kept as `<name>.previous`, and used where the newer one turns out to be damaged.
+Nothing is pickled. A file is written under a temporary name, synced and renamed. The previous
+file is kept as `<name>.previous`, and is used if the newer one is damaged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Checkpoint:
     """Everything that the next step of a run depends on, and the best weights."""
 
     content: Mapping[str, Any]
-    """All but the tensors, as JSON values; `config` is the config as filled in."""
+    """Everything but the tensors, as JSON values; `config` is the resolved config."""
     tensors: Mapping[str, Array]
     """Arrays of float32, by name."""
 
@@ -56,15 +56,15 @@ class Checkpoint:
 def write(
     path: str | os.PathLike[str], checkpoint: Checkpoint, require: Require = anything
 ) -> None:
-    """Writes a checkpoint, whole or not at all; the file before it becomes `<name>.previous`.
+    """Writes a checkpoint atomically; the previous file is kept as `<name>.previous`.
 
     Args:
         path: Where to write it.
         checkpoint: The checkpoint.
-        require: Called before bytes are written; raises OSError where they may not be.
+        require: Called before bytes are written; raises OSError if they may not be written.
 
     Raises:
-        OSError: It could not be written, for instance for lack of space; the old one is whole.
+        OSError: It could not be written, for instance for lack of space; the old file is unchanged.
     """
     path = Path(path)
     content = json.dumps(checkpoint.content, separators=(",", ":"))
@@ -76,15 +76,15 @@ def write(
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint | None:
-    """Reads the newest checkpoint that is whole, and removes temporary files of killed writers.
+    """Reads the newest undamaged checkpoint, and removes temporary files of killed writers.
 
-    The previous file takes the place of a damaged one, so that the next write does not lose it.
+    The previous file replaces a damaged one, so that the next write does not lose it.
 
     Args:
-        path: Where `write` put it.
+        path: The path given to `write`.
 
     Returns:
-        The checkpoint; None where there is no file.
+        The checkpoint; None if there is no file.
 
     Raises:
         LoadError: There are files and all of them are damaged, or of another format.
@@ -111,12 +111,12 @@ def read(path: str | os.PathLike[str]) -> Checkpoint | None:
 
 
 def saved_config(path: str | os.PathLike[str]) -> TrainConfig | None:
-    """Returns the settings of a stored run, as filled in; None where there is no checkpoint.
+    """Returns the resolved settings of a stored run; None if there is no checkpoint.
 
-    A trainer built with them can restore the run, whatever a preset would pick today.
+    A trainer built with them can restore the run, even if a preset would now pick others.
 
     Args:
-        path: Where `write` put the checkpoint.
+        path: The path given to `write`.
 
     Raises:
         LoadError: See `read`; or the settings are of another version.
@@ -129,7 +129,7 @@ def saved_config(path: str | os.PathLike[str]) -> TrainConfig | None:
 def corpus_fingerprint(corpus: Corpus) -> str:
     """Returns the SHA-256 of a corpus' tokens and vocabulary, in hexadecimal."""
     vocabulary = corpus.tokenizer.to_json()
-    del vocabulary["config"]  # compared by itself, as filled in
+    del vocabulary["config"]  # compared separately, when it is resolved
     content = hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode())
     for name in ("train", "valid", "test"):
         data = {"train": corpus.train, "valid": corpus.valid, "test": corpus.test}[name]
@@ -147,7 +147,7 @@ def check_same(checkpoint: Checkpoint, config: TrainConfig, fingerprint: str) ->
 
     Args:
         checkpoint: The checkpoint.
-        config: The settings of the run, as filled in.
+        config: The resolved settings of the run.
         fingerprint: The `corpus_fingerprint` of its corpus.
 
     Raises:
@@ -203,7 +203,7 @@ def _digest(content: str, tensors: Mapping[str, Array]) -> str:
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Returns whether a file is a checkpoint whose content has the hash that it names."""
+    """Returns whether a file is a checkpoint whose content matches its hash."""
     try:
         _read(Path(path))
     except (LoadError, OSError):

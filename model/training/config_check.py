@@ -1,8 +1,9 @@
 """`check_config` checks a run's settings before its corpus is read.
 
 Each config checks its own ranges when it is built. Here settings are checked against each other,
-against this machine, and against the model that a run begins from. The trainer calls it first, and
-the server calls it when it accepts a job: settings that pass can only fail because of the corpus.
+against this machine, and against the base model of the run. The trainer calls it first, and
+the server calls it when it accepts a job: after that, only the corpus can make a run fail
+to start.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ def check_config(config: TrainConfig, base: BaseModelInfo | None = None) -> None
     """Checks that settings can work for some corpus.
 
     Args:
-        config: The settings; those that are taken over from a base model are already in place.
-        base: The model that the run begins from; None: random weights.
+        config: The settings, with those of the base model already taken over.
+        base: The model that the run starts from; None: random weights.
 
     Raises:
-        ConfigError: A setting cannot work; `faults` holds one error for every such setting.
+        ConfigError: A setting is not usable; `faults` holds one error for every such setting.
     """
     checks: list[Callable[[], object]] = [
         lambda: check_precision(config),

@@ -27,10 +27,10 @@ VALIDATION_CONTEXT = 64
 """Validation runs this many rows side by side, each warmed by the tokens before it."""
 
 STOP_PATIENCE_S = 0.5
-"""How long a run that is to stop continues its evaluations, in seconds: somebody waits for it."""
+"""Seconds for which a run that is to stop continues its evaluations: the caller is waiting."""
 
 ValidationHook = Callable[[Validation], None]
-"""Called before every batch of a validation. What it raises ends the validation."""
+"""Called before every batch of a validation. An exception that it raises ends the validation."""
 
 
 def no_hook(validation: Validation) -> None:
@@ -60,7 +60,7 @@ class Sample:
     text: str
     """The text."""
     is_new: bool | None
-    """Whether it equals no item of the training part; None where it is not a whole item."""
+    """Whether it differs from all items of the training part; None if it is not a whole item."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Loss:
     """The loss of a model on a part of the corpus."""
 
     value: float
-    """Mean nats a token."""
+    """Mean loss in nats per token."""
     tokens: int
-    """Tokens that it is the mean of."""
+    """Number of tokens in the mean."""
     seconds_per_token: float
-    """How long a token took; where that can be measured, without the loading of kernels."""
+    """Seconds per token; if there is more than one batch, without the time to load kernels."""
 
 
 class Evaluation:
@@ -81,9 +81,9 @@ class Evaluation:
     Args:
         corpus: The corpus, of which the validation part and the test part are read.
         pool: The threads that compute.
-        out_of_time: Returns whether to leave out what is not done yet.
+        out_of_time: Returns whether to skip the rest of the evaluation.
         during: Called before every batch.
-        leaving: Returns whether the run is to be left; called before every piece of a sample.
+        interrupted: Returns whether to interrupt the run; called before every piece of a sample.
     """
 
     def __init__(
@@ -92,24 +92,24 @@ class Evaluation:
         pool: Pool,
         out_of_time: Callable[[], bool],
         during: ValidationHook = no_hook,
-        leaving: Callable[[], bool] = never,
+        interrupted: Callable[[], bool] = never,
     ) -> None:
         self._corpus = corpus
         self._pool = pool
         self._out_of_time = out_of_time
         self._during = during
-        self._leaving = leaving
+        self._interrupted = interrupted
         self._batches: dict[tuple[CorpusRole, int | None], ValidationBatches] = {}
 
     def loss(
         self, parameters: Parameters, role: CorpusRole, at_most: int | None, *, final: bool
     ) -> Loss | None:
-        """Returns the loss on a part; None without the part, or where time ran out.
+        """Returns the loss on a part; None without the part, or if time ran out.
 
         Args:
             parameters: The weights.
             role: VALID or TEST, the part.
-            at_most: Tokens of the sample of it that is read; None: all of it.
+            at_most: Size of the sample that is read, in tokens; None: the whole part.
             final: Whether this is the pass at the end of the run.
 
         Raises:
@@ -121,14 +121,14 @@ class Evaluation:
 
         readings: list[tuple[float, int]] = []
 
-        def leave(tokens: int) -> bool:
+        def before_batch(tokens: int) -> bool:
             readings.append((time.perf_counter(), tokens))
             del readings[2:]  # before the first batch, and after it
             self._during(Validation(tokens, batches.tokens, role, final))
             return self._out_of_time()
 
         weights = pack_for_inference(parameters)
-        value = mean_loss(parameters.shape, weights, batches, self._pool, leave)
+        value = mean_loss(parameters.shape, weights, batches, self._pool, before_batch)
         if value is None:
             return None
         begin, read = readings[-1]
@@ -136,11 +136,11 @@ class Evaluation:
         return Loss(value, batches.tokens, seconds)
 
     def batches(self, role: CorpusRole, at_most: int | None) -> ValidationBatches | None:
-        """Returns what a pass over a part reads; None without the part.
+        """Returns the batches of a pass over a part; None without the part.
 
         Args:
             role: VALID or TEST, the part.
-            at_most: Tokens of the sample of it that is read; None: all of it.
+            at_most: Size of the sample that is read, in tokens; None: the whole part.
         """
         data = self._corpus.test if role is CorpusRole.TEST else self._corpus.valid
         if data is None:
@@ -158,15 +158,15 @@ class Evaluation:
         return self._batches[key]
 
     def sample(self, model: Model, tokens: int, seed: int) -> Sample | None:
-        """Returns a text drawn from a model; None for no tokens, or where time ran out.
+        """Returns a text drawn from a model; None for no tokens, or if time ran out.
 
         Args:
             model: The model.
-            tokens: Tokens of the text at most.
+            tokens: Maximum number of tokens.
             seed: Seed of the draws.
 
         Raises:
-            InterruptedRunError: The run is to be left.
+            InterruptedRunError: `interrupted` returned True.
         """
         if not tokens:
             return None
@@ -174,7 +174,7 @@ class Evaluation:
         ids: list[int] = []
         whole = False
         for piece in model.stream(max_new_tokens=tokens, seed=seed):
-            if self._leaving():
+            if self._interrupted():
                 raise InterruptedRunError
             if self._out_of_time():
                 return None
@@ -182,5 +182,5 @@ class Evaluation:
             ids += [token.id for token in piece.tokens]
             result = piece.result
             whole = result is not None and result.stop_reason is StopReason.END_TOKEN
-        # The end token is not one of the item's own.
+        # The end token is not part of the item.
         return Sample(text, not self._corpus.train.has_item(ids[:-1]) if whole else None)

@@ -1,6 +1,6 @@
-"""`take_over` gives a run that begins from a model the settings of that model.
+"""`take_over` copies the settings of a base model to the run that starts from it.
 
-`BaseModelInfo` describes that model, the base model, to checks that need no weights.
+`BaseModelInfo` describes a base model to checks that need no weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BaseModelInfo:
     tokenizer: TokenizerConfig
     """The settings of its tokenizer."""
     layout: CorpusLayout
-    """How its corpus was cut into sequences."""
+    """The layout of its corpus."""
     vocabulary_size: int
     """Tokens in its vocabulary."""
 
@@ -38,11 +38,11 @@ class BaseModelInfo:
 def take_over(config: TrainConfig, model: Model) -> TrainConfig:
     """Returns the settings with the model's network, tokenizer and layout.
 
-    A setting counts as given where `config.given` names it, or where it differs from its default.
+    A setting counts as given if `config.given` names it, or if it differs from its default.
 
     Args:
         config: The run's settings.
-        model: The model that the run begins from.
+        model: The base model.
 
     Raises:
         ConfigError: A given setting differs from the model's; the message names it.
@@ -85,7 +85,7 @@ def check_vocabulary(corpus: Corpus, model: Model) -> None:
 
     Args:
         corpus: The corpus, already read.
-        model: The model that a run begins from.
+        model: The base model.
 
     Raises:
         ConfigError: The layout or the vocabulary differs.
@@ -94,7 +94,7 @@ def check_vocabulary(corpus: Corpus, model: Model) -> None:
     ours = corpus.tokenizer
     theirs = model.tokenizer
     _check_equal("tokenizer.kind", ours.config.kind, theirs.config.kind)
-    # The sizes may differ although the symbols do not: the policy UNKNOWN adds a token.
+    # The sizes may differ for equal symbols: the policy UNKNOWN adds a token.
     same_size = ours.vocabulary_size == theirs.vocabulary_size
     if not same_size or _vocabulary(ours) != _vocabulary(theirs):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""`Metrics` holds the numbers that a training run counts as it proceeds."""
+"""`Metrics` holds the counters of a training run."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _STORED_NAMES = {
     "forecast": "outlook",
     "speed_checked": "looked",
 }
-"""What stored checkpoints call a field, where that is not its name here."""
+"""Names of fields in stored checkpoints that differ from the names here."""
 
 
 @dataclass
 class Metrics:
-    """What a run has counted so far, next to its weights and the optimizer's state."""
+    """The counters of a run, without its weights and the optimizer's state."""
 
     tokens: int = 0
     """Tokens trained on, repeats counted."""
     elapsed_s: float = 0.0
     """Seconds of training, including validations and samples."""
     wall_s: float = 0.0
-    """Seconds by the clock in which the run ran, everything counted."""
+    """Wall-clock seconds of the run, everything included."""
     interval_loss: float = 0.0
     """Sum of the losses since the last progress, in nats."""
     interval_tokens: int = 0
@@ -55,21 +55,21 @@ class Metrics:
     learning_rate: float = 0.0
     """The learning rate of the last step."""
     valid_loss: float | None = None
-    """The loss of the last validation, in nats a token."""
+    """The loss of the last validation, in nats per token."""
     valid_step: int = -1
     """The step after which that validation was made; -1 before the first."""
     last_finite_step: int = 0
-    """The last step after which all weights were found finite."""
+    """The last step after which all weights were finite."""
     last_progress: Progress | None = None
     """The last progress reported."""
     valid_tokens: int = 0
-    """Tokens that `valid_loss` is the mean of."""
+    """Number of tokens in the mean `valid_loss`."""
     evaluation_pending: bool = False
     """Whether the evaluation due after the last step is not done yet."""
     validation_plan: ValidationPlan | None = None
-    """What validations read; None before the first."""
+    """The plan of the validations; None before the first."""
     forecast: Forecast | None = None
-    """What the preset AUTO expects of the run; None without the preset."""
+    """The forecast of the preset AUTO for the run; None without the preset."""
     speed_checked: bool = False
     """Whether the actual speed has been compared with the forecast."""
     notices: list[str] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Metrics:
         self.elapsed_s += seconds
 
     def begin_interval(self, progress: Progress) -> None:
-        """Counts from zero again after a progress was reported."""
+        """Resets the counters of the interval after a progress was reported."""
         self.last_progress = progress
         self.evaluation_pending = False
         self.notices = []
@@ -99,7 +99,7 @@ class Metrics:
         self.interval_s = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the numbers as JSON values; a float's shortest decimals keep all its bits."""
+        """Returns the numbers as JSON values; a float reads back to the same bits."""
         return {_STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod

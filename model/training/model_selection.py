@@ -1,4 +1,4 @@
-"""`ModelSelection` keeps the best weights, and decides on plateaus and an early end."""
+"""`ModelSelection` keeps the best weights, and decides on plateaus and early stopping."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ModelSelection:
         self._since_lowered = 0
 
     def lowest(self, loss: float | None) -> float | None:
-        """Returns the lowest validation loss so far, in nats a token.
+        """Returns the lowest validation loss so far, in nats per token.
 
         Args:
             loss: A new loss to include; None: no new loss.
@@ -54,7 +54,7 @@ class ModelSelection:
 
         Args:
             progress: The progress with the validation's loss.
-            weights: The weights, (n,) float32; copied where they are the best so far.
+            weights: The weights, (n,) float32; copied if they are the best so far.
         """
         best = None if self.best is None else self.best.valid_loss
         assert progress.valid_loss is not None
@@ -71,7 +71,7 @@ class ModelSelection:
             self._since_lowered = 0
 
     def over(self, steps: int) -> str:
-        """Returns why the run is to end early, in a sentence; empty while it is not.
+        """Returns why the run is to end early, as a sentence; empty if it is not.
 
         Args:
             steps: Optimizer steps done.

@@ -40,7 +40,7 @@ def learning_rate(
 
 
 def _float32(setting: float) -> np.float32:
-    """Returns the nearest float32; the largest one for a setting beyond it."""
+    """Returns the nearest float32; the largest one for a larger setting."""
     return np.float32(min(setting, _LARGEST))
 
 
@@ -59,7 +59,7 @@ def half_cosine(progress: float) -> float:
 
 
 class AdamCorrections:
-    """The corrections of Adam's running means, step after step.
+    """Computes the bias corrections of Adam's running means for each step.
 
     Args:
         beta1: Decay of the mean of gradients.
@@ -68,12 +68,12 @@ class AdamCorrections:
 
     def __init__(self, beta1: float, beta2: float) -> None:
         self._betas = (beta1, beta2)
-        # Products rather than powers: the last bits of pow depend on the platform.
+        # Products rather than powers, since the last bits of pow depend on the platform.
         self.powers = (1.0, 1.0)
         """Both decays to the power of the steps done: the whole state."""
 
     def next(self) -> tuple[np.float32, ...]:
-        """Returns the next step's arguments of the kernel: decays, 1 - decays, and corrections.
+        """Returns the kernel arguments of the next step: decays, 1 - decays, and corrections.
 
         Differences and corrections are computed before rounding to float32, in which a decay such
         as 0.99999999 is 1.
@@ -117,7 +117,7 @@ class Optimizer:
             The gradient's global norm before it was clipped by norm.
 
         Raises:
-            TrainingError: The norm is not finite; the parameters are left as they were.
+            TrainingError: The norm is not finite; the parameters are unchanged.
         """
         pool = pool or Pool(1)
         if self.config.clip_value:

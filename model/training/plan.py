@@ -1,4 +1,4 @@
-"""`Plan` says when a run ends, when it evaluates its model, and how far it is.
+"""`Plan` computes when a run ends, when it evaluates its model, and how far it has progressed.
 
 `fill_in` fills in the defaults of the settings.
 """
@@ -23,9 +23,9 @@ DEFAULT_STEPS = (300, 20_000)
 MAX_STEPS = 2**53
 """Most steps planned; no run makes more."""
 VALIDATIONS = 10
-"""Evaluations of a run whose settings do not say how often."""
+"""Default number of evaluations of a run."""
 DEFAULT_WARMUP_STEPS = 100
-"""Steps of warmup where the settings do not say how many."""
+"""Default number of warmup steps."""
 
 _NOTHING_TO_WATCH = (
     "{} has no effect: nothing is kept for validation; set validation_fraction above 0"
@@ -37,7 +37,7 @@ _NOTHING_TO_DROP = (
 
 
 class Plan:
-    """Derives from the limits when a run ends, when it evaluates its model, and how far it is.
+    """Derives from the limits when a run ends and evaluates, and how far it has progressed.
 
     Args:
         config: The settings.
@@ -63,13 +63,13 @@ class Plan:
         self.warmup_steps = min(DEFAULT_WARMUP_STEPS, expected // 10) if given is None else given
 
     def over(self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0) -> str:
-        """Returns why the run is over, in a sentence; empty while it is not.
+        """Returns why the run is over, as a sentence; empty if it is not.
 
         Args:
             steps: Optimizer steps done.
             elapsed: Seconds of training, including validations.
             tokens: Tokens trained on.
-            wall: Seconds in which the run ran, everything counted.
+            wall: Wall-clock seconds of the run, everything included.
         """
         limits = self._limits
         met = ""
@@ -90,7 +90,7 @@ class Plan:
             steps: Optimizer steps done.
             elapsed: Seconds of training.
             tokens: Tokens trained on.
-            wall: Seconds in which the run ran.
+            wall: Wall-clock seconds of the run.
         """
         limits = self._limits
         share = steps / self.total_steps if self.total_steps else 0.0
@@ -105,13 +105,13 @@ class Plan:
     def time_left(
         self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0
     ) -> float | None:
-        """Returns the estimated seconds until the nearest limit; None where there is no estimate.
+        """Returns the estimated seconds until the nearest limit; None without an estimate.
 
         Args:
             steps: Optimizer steps done.
             elapsed: Seconds of training.
             tokens: Tokens trained on.
-            wall: Seconds in which the run ran.
+            wall: Wall-clock seconds of the run.
         """
         left = []
         limits = self._limits
@@ -134,7 +134,7 @@ class Plan:
             steps: Optimizer steps done.
             elapsed: Seconds of training.
             tokens: Tokens trained on.
-            wall: Seconds in which the run ran.
+            wall: Wall-clock seconds of the run.
         """
         if self._interval is not None:
             return steps // self._interval
@@ -144,7 +144,7 @@ class Plan:
 def fill_in(
     config: TrainConfig, corpus: Corpus, batches: Batches
 ) -> tuple[TrainConfig, tuple[str, ...]]:
-    """Returns the settings with every default filled in, and sentences about what was chosen.
+    """Returns the settings with all defaults filled in, and notices about chosen values.
 
     Args:
         config: The settings as given.
@@ -164,13 +164,13 @@ def fill_in(
     optimizer = replace(
         config.optimizer, learning_rate=config.optimizer.rate, warmup_steps=plan.warmup_steps
     )
-    used = corpus.tokenizer.config  # a corpus that is already read has its own
+    used = corpus.tokenizer.config  # a corpus that is already read has its own settings
     tokenizer = replace(used, unknown_policy=used.policy)
     return replace(filled, optimizer=optimizer, tokenizer=tokenizer), notices
 
 
 def _limits(config: TrainConfig, batches: Batches) -> tuple[LimitsConfig, tuple[str, ...]]:
-    """Returns the limits, with one that ends the run where the settings have none."""
+    """Returns the limits, with a default limit if the settings have none."""
     limits = config.limits
     ends = (
         limits.max_steps,
@@ -188,7 +188,7 @@ def _limits(config: TrainConfig, batches: Batches) -> tuple[LimitsConfig, tuple[
 
 
 def _unwatched(config: TrainConfig, corpus: Corpus) -> tuple[str, ...]:
-    """Returns sentences about settings that depend on validations, for a run that has none."""
+    """Returns notices about settings that need validations, for a run without any."""
     if corpus.valid is not None:
         return ()
     waiting = []

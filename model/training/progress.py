@@ -1,4 +1,4 @@
-"""`Started`, `Progress` and `Validation` are what a training run reports as it proceeds."""
+"""`Started`, `Progress` and `Validation` are the reports of a training run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Started:
-    """The settings and the corpus as a run uses them."""
+    """The resolved settings and the sizes of a run."""
 
     config: TrainConfig
-    """The settings as used: every default filled in, every shrunk value as shrunk."""
+    """The resolved settings: with all defaults, and with sizes after shrinking."""
     notices: tuple[str, ...]
-    """Sentences about settings that were shrunk or chosen."""
+    """Notices about settings that were shrunk or chosen."""
     train_tokens: int
     """Tokens trained on."""
     valid_tokens: int
@@ -28,24 +28,24 @@ class Started:
     vocabulary_size: int
     """Tokens in the vocabulary."""
     parameter_count: int
-    """Numbers trained."""
+    """Number of trained parameters."""
     total_steps: int
-    """Optimizer steps planned; 0 where no number of steps ends the run."""
+    """Optimizer steps planned; 0 if the run is not limited by steps."""
     test_tokens: int = 0
     """Tokens kept for the test."""
     valid_split: Split | None = None
-    """What valid_loss is measured on; None without a validation part."""
+    """The source of the validation part; None without one."""
     test_split: Split | None = None
-    """What the test loss is measured on; None without a test part."""
+    """The source of the test part; None without one."""
     baseline_loss: float | None = None
-    """An n-gram's mean nats a token of the validation part; None without one."""
+    """Validation loss of an n-gram, in nats per token; None without a validation part."""
     baseline_order: int = 0
-    """The n of that n-gram; 0 without one."""
+    """The n of that n-gram; 0 without a validation part."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come, and how good it is."""
+    """How far a run has progressed, and its losses."""
 
     step: int
     """Optimizer steps done."""
@@ -54,35 +54,35 @@ class Progress:
     tokens_seen: int
     """Tokens trained on, repeats counted."""
     train_loss: float
-    """Mean nats a token since the last progress."""
+    """Mean training loss since the last progress, in nats per token."""
     valid_loss: float | None
-    """Mean nats a token of what validations read; None where no validation was done."""
+    """Mean validation loss in nats per token; None if no validation was made."""
     tokens_per_second: float
-    """Tokens trained on a second since the last progress."""
+    """Tokens trained on per second since the last progress."""
     elapsed_s: float
     """Seconds of training, validations and samples included."""
     time_left_s: float | None
-    """Estimated seconds until the nearest limit; None where there is no estimate."""
+    """Estimated seconds until the nearest limit; None without an estimate."""
     gradient_norm: float
     """The gradient's global norm at the last step, before clipping."""
     learning_rate: float
     """The learning rate of the last step."""
     sample: str | None
-    """Text drawn from the model as it is now; None where no text was drawn."""
+    """Text drawn from the current model; None if no text was drawn."""
     valid_perplexity: float | None = None
     """exp(valid_loss); None without it."""
     valid_bits_per_character: float | None = None
-    """Bits a code point of the validation part; None without valid_loss."""
+    """Validation loss in bits per code point; None without valid_loss."""
     best_valid_loss: float | None = None
     """The lowest valid_loss so far; None before the first."""
     memory_bytes: int = 0
-    """Bytes of memory that the process takes; 0 where that is not known."""
+    """Memory of the process in bytes; 0 if unknown."""
     sample_is_new: bool | None = None
-    """Whether the sample equals no item trained on; None where it is not a whole item."""
+    """Whether the sample differs from all training items; None if it is not a whole item."""
     valid_tokens: int = 0
-    """Tokens that valid_loss is the mean of; 0 without it."""
+    """Number of tokens in the mean valid_loss; 0 without it."""
     notices: tuple[str, ...] = ()
-    """Sentences about what the run found since the last progress."""
+    """Notices about the run since the last progress."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -93,7 +93,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Validation:
-    """How far a validation has come."""
+    """How far a validation has progressed."""
 
     tokens_done: int
     """Tokens that were read."""

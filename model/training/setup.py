@@ -28,23 +28,24 @@ if TYPE_CHECKING:
     from treadle.model.scratch_files import Folder
 
 CorpusSource = bytes | os.PathLike[str] | Sequence[CorpusFile] | Corpus
-"""What a run can train on: data, a file, several files, or a corpus already read."""
+"""Sources of a training corpus: data, a file, several files, or a corpus already read."""
 
 
 def load_corpus(
     source: CorpusSource, config: TrainConfig, init_from: Model | None, folder: Folder | None
 ) -> Corpus:
-    """Returns the corpus of a run, in the tokens of the model that it begins from.
+    """Returns the corpus of a run, in the tokens of its base model, if it has one.
 
     Args:
-        source: The corpus, or where it is.
+        source: The corpus, or its files.
         config: The run's settings.
-        init_from: The model that the run begins from; None: random weights.
-        folder: Where tokens are kept in nameless files; None: in memory.
+        init_from: The model that the run starts from; None: random weights.
+        folder: The folder of the unnamed temporary files that hold the tokens; None: the tokens are
+            held in memory.
 
     Raises:
         ModelError: See `read_corpus`.
-        ConfigError: The corpus is already read, and not in the model's tokens.
+        ConfigError: The corpus is already read, with other tokens than the model's.
     """
     if init_from is None:
         if isinstance(source, Corpus):
@@ -66,15 +67,18 @@ def load_corpus(
 
 
 def check_fits(corpus: Corpus, config: TrainConfig, limit_bytes: int | None) -> Shape:
-    """Returns the network's sizes, if it fits in memory and its vocabulary in a file.
+    """Checks that the network fits in memory, and its vocabulary in a file.
 
     Args:
         corpus: The corpus that is trained on.
-        config: The settings as filled in.
-        limit_bytes: The most that the run may take; None: whatever there is.
+        config: The resolved settings.
+        limit_bytes: Upper limit of the memory of the run; None: no limit.
+
+    Returns:
+        The network's sizes.
 
     Raises:
-        ConfigError: The run would take more than that, or than `limits.max_memory_bytes`.
+        ConfigError: The run needs more memory than that, or than `limits.max_memory_bytes`.
         CorpusError: No model file could hold the vocabulary.
     """
     shape = Shape.of(config.network, corpus.tokenizer.vocabulary_size)
@@ -87,7 +91,7 @@ def check_fits(corpus: Corpus, config: TrainConfig, limit_bytes: int | None) -> 
 
 
 def _corpus_bytes(corpus: Corpus) -> int:
-    """Returns what a corpus takes, in bytes; tokens that lie in a file do not count."""
+    """Returns the memory of a corpus, in bytes; tokens in a file do not count."""
     parts = [part for part in (corpus.train, corpus.valid, corpus.test) if part is not None]
     items = sum(part.items for part in parts if part.offsets is not None)
     kept = sum(memory_bytes(part.tokens) for part in parts)
@@ -95,14 +99,14 @@ def _corpus_bytes(corpus: Corpus) -> int:
 
 
 def _indexing_bytes(corpus: Corpus, config: TrainConfig) -> int:
-    """Returns what making the novelty index takes, in bytes; 0 where none is made."""
+    """Returns the memory for making the novelty index, in bytes; 0 if none is made."""
     if not config.data.novelty_index:
         return 0
     return indexing_bytes(indexed_tokens(corpus.train.tokens, corpus.train.offsets))
 
 
 def initial_parameters(shape: Shape, seed: int, init_from: Model | None) -> Parameters:
-    """Returns the weights that a run begins with.
+    """Returns the initial weights of a run.
 
     Args:
         shape: The network's sizes.
@@ -117,7 +121,7 @@ def initial_parameters(shape: Shape, seed: int, init_from: Model | None) -> Para
 
 
 def load_kernels(config: TrainConfig) -> None:
-    """Compiles or loads what a step needs, on a tiny network, before the clock starts."""
+    """Compiles or loads the kernels of a step, on a tiny network, before the clock starts."""
     parameters = Parameters(Shape(config.network.cell, V=2, E=1, H=1, L=1))
     rows = SHARD_ROWS + 1  # two shards, so that the kernels that add them are loaded
     engine = Engine(parameters, rows, 1, Pool(1), precision=config.optimizer.precision)

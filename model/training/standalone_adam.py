@@ -21,7 +21,7 @@ def _is_float32(array: object) -> bool:
 
 
 class Adam:
-    """Steps down the gradient by running means of it and of its square.
+    """The Adam optimizer, with optional decoupled weight decay.
 
     Args:
         *buffers: The arrays to optimize, such as `layer.flat` and a head's weights: float32,

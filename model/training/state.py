@@ -1,4 +1,4 @@
-"""`TrainingState` holds all that a training run consists of between two steps.
+"""`TrainingState` holds the whole state of a training run between two steps.
 
 The trainer reports what happens (`record_step`, `record_validation`, `record_progress`, ...), and
 nothing else changes the counters. `checkpoint` returns the whole state for storing, and `restore`
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 
 LOWER_RATE = "lower the learning rate"
-"""The remedy where numbers are no longer finite."""
+"""The remedy when numbers are no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Snapshot:
     parameters: Parameters
     """A copy of the weights."""
     record: TrainingRecord
-    """How they were trained."""
+    """The record of their training."""
     default_context: int
-    """The token that a text follows where there is no prompt."""
+    """The token before a text without a prompt."""
 
 
 class TrainingState:
@@ -61,10 +61,10 @@ class TrainingState:
 
     Args:
         corpus: The corpus that is trained on.
-        config: The settings as filled in.
+        config: The resolved settings.
         parameters: The initial weights, changed in place.
         batches: The batches of the corpus, at their beginning.
-        forecast: What the preset AUTO expects of the run; None without the preset.
+        forecast: The forecast of the preset AUTO for the run; None without the preset.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class TrainingState:
         self.carried: tuple[Array, Array] | None = None
         """The states that the next batch continues from, (L, B, H) both; None: zeros."""
         self.baseline_loss: float | None = None
-        """An n-gram's validation loss, for the record."""
+        """The validation loss of an n-gram, for the training record."""
         self.ended_by = ""
-        """Why the run ended, in a sentence; empty while it has not."""
+        """Why the run ended, as a sentence; empty until it has."""
         self._fingerprint = ""
 
-    # ------------------------------------------------------------ what the trainer reports
+    # ------------------------------------------------------------ events reported by the trainer
 
     def record_step(
         self, loss: float, tokens: int, norm: float, rate: float, seconds: float, wall: float
@@ -104,7 +104,7 @@ class TrainingState:
             norm: The gradient's norm.
             rate: The learning rate.
             seconds: How long the step took.
-            wall: Seconds in which the run ran so far, everything counted.
+            wall: Wall-clock seconds of the run so far, everything included.
         """
         self.metrics.gradient_norm = norm
         self.metrics.learning_rate = rate
@@ -112,7 +112,7 @@ class TrainingState:
         self.metrics.add_step(loss, tokens, seconds)
 
     def schedule_evaluation(self) -> bool:
-        """Returns whether an evaluation is due after the step just made, and notes that it is."""
+        """Returns whether an evaluation is due after the last step, and records it as pending."""
         done = self.done()
         evaluations = self.plan.evaluations_due(*done)
         due = evaluations > self.metrics.evaluations_due or bool(self.plan.over(*done))
@@ -122,7 +122,7 @@ class TrainingState:
         return due
 
     def schedule_last_evaluation(self) -> bool:
-        """Returns whether the last step still lacks an evaluation, and notes that it is due."""
+        """Returns whether the last step has no evaluation yet, and records it as pending."""
         if self.metrics.evaluated:
             return False
         self.metrics.evaluated = True
@@ -130,40 +130,40 @@ class TrainingState:
         return True
 
     def record_validation(self, loss: Loss | None) -> None:
-        """Notes the loss of a validation after the last step; None where it was left out."""
+        """Records the loss of a validation after the last step; None if it was skipped."""
         self.metrics.valid_loss = None if loss is None else loss.value
         self.metrics.valid_tokens = 0 if loss is None else loss.tokens
         self.metrics.valid_step = self.optimizer.steps
 
     def record_time(self, seconds: float, wall: float) -> None:
-        """Counts time that was not spent on steps.
+        """Adds time that was not spent on steps.
 
         Args:
             seconds: How long it took.
-            wall: Seconds in which the run ran so far, everything counted.
+            wall: Wall-clock seconds of the run so far, everything included.
         """
         self.metrics.elapsed_s += seconds
         self.metrics.wall_s = wall
 
     def record_progress(self, progress: Progress) -> None:
-        """Notes a progress: its weights, if they are the best so far; counts from zero again."""
+        """Records a progress, keeps its weights if they are the best, and begins an interval."""
         if progress.valid_loss is not None:
             self.selection.offer(progress, self.parameters.flat)
         self.metrics.begin_interval(progress)
 
     def record_carried(self, carried: tuple[Array, Array]) -> None:
-        """Notes the hidden states that the next batch continues from, (L, B, H) both."""
+        """Records the hidden states that the next batch continues from, (L, B, H) both."""
         self.carried = carried
 
     def record_baseline(self, loss: float | None) -> None:
-        """Notes an n-gram's validation loss, for the record."""
+        """Records the validation loss of an n-gram."""
         self.baseline_loss = loss
 
     def update_end(self, stop: Callable[[], bool]) -> bool:
-        """Returns whether the run ends here, and notes why.
+        """Returns whether the run ends here, and records why.
 
         Args:
-            stop: Returns whether the run was asked to stop; called where no limit ends the run.
+            stop: Returns whether the run was asked to stop; called if no limit ends the run.
         """
         self.end(
             self.plan.over(*self.done())
@@ -173,11 +173,11 @@ class TrainingState:
         return bool(self.ended_by)
 
     def end(self, sentence: str) -> None:
-        """Notes why the run ended; an empty sentence: it has not."""
+        """Records why the run ended; an empty sentence: it has not ended."""
         self.ended_by = sentence
 
     def check_speed(self) -> None:
-        """Compares the run's speed with AUTO's forecast, once, and notes a sentence about it."""
+        """Compares the run's speed with AUTO's forecast, once, and adds a notice about it."""
         metrics = self.metrics
         if metrics.speed_checked or metrics.forecast is None:
             return
@@ -188,7 +188,7 @@ class TrainingState:
             metrics.notices.append(notice)
 
     def check_weights(self) -> None:
-        """Notes that all weights are finite.
+        """Records that all weights are finite.
 
         Raises:
             TrainingError: A weight is not.
@@ -199,7 +199,7 @@ class TrainingState:
             raise self.not_finite(sentence, self.metrics.gradient_norm)
         self.metrics.last_finite_step = steps
 
-    # ------------------------------------------------------------ how far the run is
+    # ------------------------------------------------------------ progress
 
     def done(self) -> tuple[int, float, int, float]:
         """Returns the arguments of `Plan`: steps, seconds of training, tokens, wall seconds.
@@ -219,12 +219,12 @@ class TrainingState:
         )
 
     def progress(self, loss: Loss | None, sample: Sample | None, memory: int) -> Progress:
-        """Returns how far the run has come.
+        """Returns the progress of the run.
 
         Args:
             loss: The loss of the validation that was done; None without one.
             sample: The text that was drawn; None without one.
-            memory: Bytes that the process takes.
+            memory: Memory of the process, in bytes.
         """
         metrics = self.metrics
         valid_loss = None if loss is None else loss.value
@@ -253,17 +253,17 @@ class TrainingState:
         )
 
     def _bits_per_character(self, loss: float | None) -> float | None:
-        """Returns a validation loss in bits a code point; None where these are not counted."""
+        """Returns a validation loss in bits per code point; None if these are not counted."""
         valid = self.corpus.valid
         characters = self.corpus.valid_characters
         if loss is None or valid is None or not characters:
             return None
         return loss * valid.predicted / characters / math.log(2)
 
-    # ------------------------------------------------------------ what validations read
+    # ------------------------------------------------------------ plan of the validations
 
     def validation_plan(self) -> ValidationPlan:
-        """Returns what validations read; the first call decides it, for the whole run."""
+        """Returns the plan of the validations; the first call decides it for the whole run."""
         metrics = self.metrics
         if metrics.validation_plan is None:
             share = self.plan.progress(*self.done())
@@ -298,10 +298,10 @@ class TrainingState:
         if test is not None:
             yield test
 
-    # ------------------------------------------------------------ what the run leaves
+    # ------------------------------------------------------------ models
 
     def last_snapshot(self) -> Snapshot:
-        """Returns the weights as they are now."""
+        """Returns a copy of the current weights."""
         metrics = self.metrics
         steps = self.optimizer.steps
         loss = math.nan if metrics.last_progress is None else metrics.last_progress.train_loss
@@ -350,13 +350,13 @@ class TrainingState:
         return Snapshot(parameters, record, context)
 
     def novelty_notices(self) -> tuple[str, ...]:
-        """Returns why there will be no novelty index though the settings ask for one, if so."""
+        """Returns a notice if the settings ask for a novelty index that cannot be made."""
         train = self.corpus.train
         reason = too_large(indexed_tokens(train.tokens, train.offsets))
         return (reason,) if reason and self.config.data.novelty_index else ()
 
     def novelty_index(self) -> NoveltyIndex | None:
-        """Returns the index of the training part; None where the settings ask for none.
+        """Returns the index of the training part; None if the settings ask for none.
 
         It depends on the corpus alone: a run that continues from its checkpoint makes the same one.
         """
@@ -366,7 +366,7 @@ class TrainingState:
         return NoveltyIndex.build(train.tokens, train.offsets, self.corpus.tokenizer)
 
     def limit_notices(self) -> tuple[str, ...]:
-        """Returns what AUTO says of the limit that ended the run; nothing without AUTO."""
+        """Returns AUTO's notices about the limit that ended the run; none without AUTO."""
         metrics = self.metrics
         if metrics.forecast is None:
             return ()
@@ -385,7 +385,7 @@ class TrainingState:
 
         Args:
             sentence: What happened.
-            norm: The norm of the gradient that led there.
+            norm: The norm of the last gradient.
         """
         good = self.optimizer.steps if self.is_finite() else self.metrics.last_finite_step
         measured = "" if "norm" in sentence else f"gradient norm {norm:g}; "
@@ -440,7 +440,7 @@ class TrainingState:
             raise LoadError(f"the checkpoint is of another version: {fault}") from fault
 
     def _restore(self, content: Any, tensors: Any) -> None:
-        """Takes the parts of a checkpoint; raises what Python raises where one is malformed."""
+        """Restores the parts of a checkpoint; a malformed part raises a built-in exception."""
         optimizer = self.optimizer
         self._check_sizes(tensors)
         self.metrics = Metrics.from_json(content["tally"])

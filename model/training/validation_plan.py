@@ -1,10 +1,11 @@
-"""`ValidationPlan` says what the validations of a run read: a sample each, and all at the end.
+"""`ValidationPlan` holds the size of the sample that each validation of a run reads.
 
-The validations of a run read the same sample of the validation part, so that their losses compare.
-Together they take at most SHARE of its work. At the end the model that is kept is evaluated on the
-whole part, once. Where a limit of time ends the run, that pass and the one over the test part lie
-within the limit: time is reserved for them, as much as they need by the first validation's speed,
-and at most FINAL_SHARE of the limit; what they cannot read in that time they leave out.
+The validations of a run read the same sample of the validation part, so that their losses can be
+compared. Together they take at most SHARE of its work. At the end the selected model is evaluated
+once on the whole part. If a time limit ends the run, that pass and the one over the test part count
+towards the limit. Time is reserved for them: as much as they need at the speed of the first
+validation, but at most FINAL_SHARE of the limit. They skip the tokens that they cannot read in that
+time.
 
 The size of the sample is decided at the first validation, by tokens alone: a run that ends by
 steps, passes or tokens has the same sample on every machine.
@@ -26,7 +27,7 @@ SHARE = 0.1
 FINAL_SHARE = 0.1
 """The largest share of a time limit that is reserved for the passes at the end."""
 LEAST_TOKENS = 4096
-"""The smallest sample: fewer tokens would say too little, whatever share of the run they take."""
+"""The smallest sample, in tokens, at any cost: the loss on fewer would be too inexact."""
 
 _COST = {Precision.FP32: 1 / 3, Precision.BF16: 0.6}
 """The work of validating a token, in units of training on it: validation has no backward pass, and
@@ -35,10 +36,10 @@ it computes in float32."""
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """What the validations of a run read, as decided at the first one."""
+    """The sizes of the validations of a run, as decided at the first one."""
 
     sample_tokens: int
-    """Tokens of the validation part that each reads; all of it where it has no more."""
+    """Tokens of the validation part that each reads; the whole part if it is no larger."""
     reserve_s: float | None = None
     """Seconds of the time limit reserved for the passes at the end; None: not decided yet."""
     final_share: float = 1.0
@@ -49,9 +50,9 @@ def sample_tokens(config: TrainConfig, steps: int, tokens: int, share: float) ->
     """Returns the tokens that each validation of a run may read.
 
     Args:
-        config: The settings as filled in.
+        config: The resolved settings.
         steps: Optimizer steps done at the first validation, 1 or more.
-        tokens: Tokens trained on until then.
+        tokens: Tokens trained on before it.
         share: The share of the run that is done then, 0 to 1.
     """
     interval = config.report.validation_interval_steps
@@ -63,11 +64,11 @@ def sample_tokens(config: TrainConfig, steps: int, tokens: int, share: float) ->
 
 
 def reserve(limit_s: float, full_s: float) -> tuple[float, float]:
-    """Returns what is reserved of a time limit.
+    """Returns the time to reserve within a time limit.
 
     Args:
         limit_s: The limit, in seconds.
-        full_s: Seconds that the passes at the end would take to read everything.
+        full_s: Seconds that the final passes need to read everything.
 
     Returns:
         The seconds, and the share of everything that can be read in them.

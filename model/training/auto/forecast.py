@@ -1,4 +1,4 @@
-"""`Forecast` holds what the preset AUTO expects of a run.
+"""`Forecast` holds the expectations of the preset AUTO about a run.
 
 `check_speed` compares it with the run's speed soon after the start, and `judge_limit` with the
 whole run at the end.
@@ -13,20 +13,20 @@ CHECK_AFTER = 0.02
 SLOW = 0.5
 """A run that reaches less than this share of the expected speed is slow."""
 _FEWEST_STEPS = 3
-"""Fewer steps say too little about the speed."""
+"""Least steps from which the speed is estimated."""
 _BALANCED = 0.7
-"""Time was not the limit where a run had this share of the time that suits its corpus, or where its
-best loss came before this share of its steps."""
+"""Time was not the limit if a run had this share of the time that suits its corpus, or if its best
+loss came before this share of its steps."""
 
 _TIME_LIMITS = ("max_time_s", "max_wall_time_s")
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the preset expects of a run. Checkpoints store the fields under these names."""
+    """The expectations of the preset. Checkpoints store the fields under these names."""
 
     seconds: float | None
-    """Seconds of the run; None where other limits than time end it."""
+    """Seconds of the run; None if it is not limited by time."""
     tokens: int
     """Tokens predicted in one pass over the training part."""
     weights: int
@@ -36,10 +36,10 @@ class Forecast:
     passes: float
     """Passes over the training part before the picked limits end the run."""
     speed: float = 0.0
-    """Tokens per second that the picked network is trained on; 0 where that is not known."""
+    """Tokens per second that the picked network is trained on; 0 if unknown."""
     right_s: float = 0.0
-    """Seconds in which the largest network that suits the corpus reads what it needs; 0 where that
-    is not known."""
+    """Seconds in which the largest network that suits the corpus reads enough tokens; 0 if
+    unknown."""
 
 
 def check_speed(forecast: Forecast, steps: int, elapsed: float, tokens: int) -> str | None:
@@ -52,7 +52,7 @@ def check_speed(forecast: Forecast, steps: int, elapsed: float, tokens: int) -> 
         tokens: Tokens trained on in that time.
 
     Returns:
-        A sentence; empty where the speed is as expected; None while it is too early to say.
+        A sentence; empty if the speed is as expected; None if it is too early to judge.
     """
     seconds = forecast.seconds
     if seconds is None or not forecast.speed:
@@ -82,10 +82,10 @@ def judge_limit(
         elapsed: Seconds of the run.
         tokens: Tokens trained on in that time.
         steps: Optimizer steps done.
-        best_step: The step of the lowest validation loss; `steps` where nothing was validated.
+        best_step: The step of the lowest validation loss; `steps` without validations.
 
     Returns:
-        One sentence, or none where the caller's own limit of steps, passes or tokens ended it.
+        One sentence, or none if a given limit of steps, passes or tokens ended the run.
     """
     if forecast.seconds is None or not forecast.speed or not tokens:
         return ()
@@ -115,7 +115,7 @@ def duration(seconds: float) -> str:
 
 
 def _rounded(number: float) -> str:
-    """Returns a number with two digits, filled up by zeros."""
+    """Returns a number rounded to two significant digits."""
     if number < 3 and round(number, 1) != round(number):
         return f"{number:.1f}"
     return f"{int(float(f'{number:.2g}')):,}"

@@ -1,4 +1,4 @@
-"""`notices` describes in sentences what the preset AUTO has picked."""
+"""`notices` describes the choices of the preset AUTO in sentences."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def notices(before: TrainConfig, picked: TrainConfig, forecast: Forecast) -> tuple[str, ...]:
-    """Returns sentences that say what was picked, and why.
+    """Returns sentences about the picked settings, with reasons.
 
     Args:
         before: The settings as given.
         picked: The settings as picked.
-        forecast: What is expected of the run.
+        forecast: The forecast of the run.
     """
     sentences = [
         _network(picked, forecast),

@@ -1,14 +1,15 @@
 """`pick` implements the preset AUTO: settings for a corpus, a time and this processor.
 
-The network's size is found by asking one question of every row of `_LADDER`, from the largest
-down: is there enough to train it? It has to read TOKENS_PER_WEIGHT tokens for each of its weights
-in the time of the run, or it ends undertrained. And the corpus has to hold a token for every few
-of them, or the network memorizes it (`_WEIGHTS_PER_TOKEN`: more weights where there is time to
-read the corpus often, with more units dropped). The first row that passes both is taken, else the
-last one. The more often the corpus is read, the more units are dropped (`_REGULARIZATION`).
+The rows of `_LADDER` are tried from the largest network down, until the time and the corpus suffice
+to train it. It has to read TOKENS_PER_WEIGHT tokens for each of its weights in the time of the run,
+or it ends undertrained. And the corpus has to hold a token for every few of them, or the network
+memorizes it (`_WEIGHTS_PER_TOKEN`: more weights if there is time to read the corpus often, with
+more units dropped). The first row that passes both is taken, else the last one. The more often the
+corpus is read, the more units are dropped (`_REGULARIZATION`).
 
-All but the measured speed is a function of `PresetInputs` (`pick_for`). Settings that the caller
-has given (`TrainConfig.given`) are never changed; what is picked takes them into account.
+The picked settings are a function of `PresetInputs` (`pick_for`), which include the measured speed.
+Settings that the caller has given (`TrainConfig.given`) are never changed; the picked ones take
+them into account.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from treadle.model.data.corpus import Corpus
 
 DEFAULT_SECONDS = 60.0
-"""Seconds of training where no limit is given at all."""
+"""Seconds of training if no limit is given."""
 WALL_SHARE = 0.95
-"""The share of max_wall_time_s that the start leaves to training."""
+"""The share of max_wall_time_s that remains for training after the start."""
 STEPS_SHARE = 0.9
 """The share of the time that optimizer steps take; validations and samples take the rest."""
 
@@ -91,19 +92,19 @@ _BATCHES = (
     (16, 32, 4_000),
     (16, 16, 0),
 )
-"""For equal tokens the smaller batch was better wherever it was measured, from 300,000 to
+"""For equal tokens the smaller batch was better in every measurement, from 300,000 to
 3 million tokens (`benchmarks/auto_batches.py`, decision 0006). A larger one is faster, and costs
 little once there are many steps."""
 ROWS_OF_THREAD = 16
-"""Rows of a batch for every thread, which is what one thread takes at a time."""
+"""Rows of a batch for every thread: the number of rows that a thread processes together."""
 MOST_ROWS = 128
-"""The most rows of a batch that threads ask for."""
+"""Most rows to which a batch grows with the threads."""
 FEWEST_STEPS = 500
-"""A run that would have fewer steps gets fewer rows than its threads could take."""
+"""Least steps of a run whose batches grow with the threads."""
 BATCHES_PER_PASS = 50
 """A pass has at least this many batches; for a small text they are smaller than `_BATCHES` says."""
 TOKENS_PER_LINE_BATCH = 1024
-"""Tokens of a batch of lines, about. Lines are short, so a batch holds more of them."""
+"""Approximate tokens of a batch of lines. Lines are short, so a batch holds more of them."""
 STEPS_OF_LINES = 4_000
 """A run over lines that would have fewer steps gets smaller batches."""
 
@@ -128,7 +129,7 @@ BF16_UNITS = 192
 
 @dataclass(frozen=True)
 class PresetInputs:
-    """All that determines which settings are picked."""
+    """The inputs that determine the picked settings."""
 
     tokens: int
     """Tokens predicted in one pass over the training part."""
@@ -137,9 +138,9 @@ class PresetInputs:
     vocabulary: int
     """Tokens in the vocabulary."""
     seconds: float | None
-    """Seconds of the run; None where other limits alone end it."""
+    """Seconds of the run; None if it is not limited by time."""
     throughput: tuple[Throughput, ...]
-    """The measured speed of one network or more."""
+    """The measured speeds of one or more networks."""
     has_bf16: bool
     """Whether this process can train with BF16."""
     threads: int
@@ -148,7 +149,7 @@ class PresetInputs:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A network that could be trained, and how much it could read."""
+    """A network that could be trained, and the tokens that it could read."""
 
     network: NetworkConfig
     precision: Precision
@@ -164,7 +165,7 @@ class _Candidate:
 
 
 Picked = tuple[TrainConfig, tuple[str, ...], Forecast | None]
-"""Settings, sentences that say what was picked and why, and what is expected of the run."""
+"""Settings, sentences about the choices, and the forecast of the run."""
 
 
 def pick(config: TrainConfig, corpus: Corpus, threads: int) -> Picked:
@@ -176,8 +177,8 @@ def pick(config: TrainConfig, corpus: Corpus, threads: int) -> Picked:
         threads: Threads that will train.
 
     Returns:
-        The settings, without a preset, so that they are picked once and kept; sentences that say
-        what was picked and why; and the forecast of the run, None where nothing was picked.
+        The settings, without a preset, so that they are picked only once; sentences about the
+        choices; and the forecast of the run, None if nothing was picked.
     """
     if config.preset is not Preset.AUTO:
         return config, (), None
@@ -197,7 +198,7 @@ def pick(config: TrainConfig, corpus: Corpus, threads: int) -> Picked:
 
 
 def budget(config: TrainConfig) -> float | None:
-    """Returns the seconds that the limits leave to a run; None where others than time end it."""
+    """Returns the seconds of a run under its limits; None if it is not limited by time."""
     limits = config.limits
     seconds = [] if limits.max_time_s is None else [limits.max_time_s]
     if limits.max_wall_time_s is not None:
@@ -212,10 +213,10 @@ def pick_for(config: TrainConfig, inputs: PresetInputs) -> Picked:
 
     Args:
         config: The settings.
-        inputs: All that determines what is picked.
+        inputs: The corpus, the time and the speed.
 
     Returns:
-        The settings, and why they were picked.
+        As `pick`.
     """
     candidates = [_candidate(config, inputs, row) for row in _LADDER]
     chosen = _network(candidates, inputs)
@@ -260,7 +261,7 @@ def _free(config: TrainConfig, section: str, **settings: Any) -> dict[str, Any]:
 
 
 def _network(candidates: Sequence[_Candidate], inputs: PresetInputs) -> _Candidate:
-    """Returns the largest network that time and corpus suffice for, else the smallest."""
+    """Returns the largest network that time and corpus suffice to train, else the smallest."""
     for candidate in candidates:
         in_time = candidate.readable >= TOKENS_PER_WEIGHT * candidate.core
         if in_time and candidate.core <= _most_weights(inputs, candidate.readable):
@@ -269,7 +270,7 @@ def _network(candidates: Sequence[_Candidate], inputs: PresetInputs) -> _Candida
 
 
 def _most_weights(inputs: PresetInputs, readable: float) -> float:
-    """Returns the most weights that a corpus suffices for, if so many tokens can be read."""
+    """Returns the most weights that a corpus can train, if so many tokens can be read."""
     passes = readable / max(inputs.tokens, 1)
     per_token = next(weights for least, weights in _WEIGHTS_PER_TOKEN if passes >= least)
     return per_token * inputs.tokens
@@ -287,7 +288,7 @@ def _right_seconds(candidates: Sequence[_Candidate], inputs: PresetInputs) -> fl
 def _candidate(
     config: TrainConfig, inputs: PresetInputs, row: tuple[int, int, float]
 ) -> _Candidate:
-    """Returns the network of a row of the ladder, its speed, and how much it can read."""
+    """Returns the network of a row of the ladder, its speed, and the tokens that it can read."""
     units, layers, rate = row
     network = _sized(config, inputs, units, layers)
     shape = Shape.of(network, inputs.vocabulary)
@@ -310,7 +311,7 @@ def _candidate(
 
 
 def _sized(config: TrainConfig, inputs: PresetInputs, units: int, layers: int) -> NetworkConfig:
-    """Returns the network of a row of the ladder, with the given settings in place."""
+    """Returns the network of a row of the ladder, except for given settings."""
     V = inputs.vocabulary
     if V <= 256:
         embedding = 64
@@ -321,7 +322,7 @@ def _sized(config: TrainConfig, inputs: PresetInputs, units: int, layers: int) -
     free = _free(config, "network", cell=Cell.LSTM, hidden_size=units, layers=layers)
     sized = replace(config.network, **free)
     embedding_free = "embedding_size" in _free(config, "network", embedding_size=0)
-    if sized.tied_weights:  # one size, whichever of the two is given
+    if sized.tied_weights:  # both sizes are equal, even if only one is given
         if embedding_free:
             return replace(sized, embedding_size=sized.hidden_size)
         if "hidden_size" in free and sized.embedding_size:

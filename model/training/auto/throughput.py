@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from treadle.model.config import TrainConfig
 
 MOST_SECONDS = 1.5
-"""Seconds that a measurement takes at most."""
+"""Most seconds of a measurement."""
 SHARE = 0.02
-"""The share of the run's time that a measurement takes at most."""
+"""Largest share of the run's time for a measurement."""
 BF16_FACTOR = 1.6
-"""How much faster BF16 is, where only FP32 was measured or the other way round."""
+"""Speed of BF16 relative to FP32, used if only one of them was measured."""
 
 _POWERS = {Precision.FP32: 1.0, Precision.BF16: 0.87}
 """The power of its multiply-adds that a token's time grows with: fitted to LSTMs of 384 to 640
@@ -94,12 +94,12 @@ def expected_throughput(
 def measure_throughput(
     config: TrainConfig, vocabulary: int, seconds: float | None, has_bf16: bool, threads: int
 ) -> tuple[Throughput, ...]:
-    """Trains for a moment on random tokens; kernels are compiled or loaded before.
+    """Trains for a moment on random tokens, after kernels were compiled or loaded.
 
     Args:
-        config: The cell and the precision, where they are given.
+        config: The cell and the precision, if they are given.
         vocabulary: Tokens in the vocabulary.
-        seconds: The time of the run, in seconds; None where others than time end it.
+        seconds: The time of the run, in seconds; None if it is not limited by time.
         has_bf16: Whether this process can train with BF16.
         threads: Threads that train.
 
@@ -122,7 +122,7 @@ def measure_throughput(
 def _tokens_per_second(
     config: TrainConfig, shape: Shape, precision: Precision, steps: int, threads: int, limit: float
 ) -> float:
-    """Returns the speed by the median of the steps that fit in `limit` seconds, at least one.
+    """Returns the speed from the median of the steps that fit in `limit` seconds, at least one.
 
     The fastest step is one in which nothing else ran; a whole run is disturbed like its
     median step.
