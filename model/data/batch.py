@@ -1,4 +1,4 @@
-"""`Batch` is what one training step reads; `TextSegments` and `ItemGroup` fill it with tokens.
+"""`Batch` is the input of one training step; `TextSegments` and `ItemGroup` fill it with tokens.
 
 A batch always has `window` steps of B rows; a step that holds no token has the target `IGNORED`.
 """
@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step reads."""
+    """The input of one training step."""
 
     tokens: NDArray[np.int32]
     """Input tokens, (T, B) int32; 0 in empty steps."""
@@ -31,7 +31,7 @@ class Batch:
     fresh: NDArray[np.bool_]
     """Rows whose hidden state starts at zero before this batch, (B,) bool."""
     steps: int
-    """Leading steps that hold tokens; kernels may leave out the others."""
+    """Leading steps that hold tokens; kernels may skip the others."""
 
     @property
     def token_count(self) -> int:
@@ -40,7 +40,7 @@ class Batch:
 
 
 def even_cuts(length: int, parts: int) -> Ints:
-    """Returns where to cut a sequence into parts whose lengths differ by 1 at most.
+    """Returns the limits of parts of a sequence whose lengths differ by at most 1.
 
     Args:
         length: Length of the sequence.

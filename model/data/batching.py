@@ -1,8 +1,8 @@
 r"""`make_batches` turns a training part into `Batches`: an endless sequence of batches.
 
-Every token is trained on exactly once a pass: nothing is dropped at the end. Where a length does
+Every token is trained on exactly once per pass: nothing is dropped at the end. If a length does
 not divide evenly, the parts differ by one step. A short remainder would be worse: its gradient
-would weigh as much as that of a full batch.
+would have the weight of a full batch.
 
 - Text: the n - 1 transitions from one token to the next are cut into `batch_size` streams,
   side by side; hidden state is carried from batch to batch until the pass ends.
@@ -51,7 +51,7 @@ class Batches(ABC):
         batch_size: Rows of a batch.
         window: Steps of a batch.
         tokens_per_epoch: Tokens predicted in one pass.
-        notices: Sentences about sizes that were shrunk.
+        notices: Notices about sizes that were shrunk.
     """
 
     batch_size: int
@@ -61,7 +61,7 @@ class Batches(ABC):
     tokens_per_epoch: int
     """Tokens predicted in one pass."""
     notices: tuple[str, ...]
-    """Sentences about sizes that were shrunk."""
+    """Notices about sizes that were shrunk."""
 
     def __init__(
         self, batch_size: int, window: int, tokens_per_epoch: int, notices: tuple[str, ...]
@@ -111,7 +111,7 @@ class Batches(ABC):
 
     @abstractmethod
     def batches_in(self, epoch: int) -> int:
-        """Returns how many batches an epoch has; it varies a little with the drawn orders."""
+        """Returns the number of batches of an epoch, which may depend on the drawn orders."""
 
     @abstractmethod
     def _make(self, epoch: int, batch: int) -> Batch:
@@ -124,7 +124,7 @@ class TextBatches(Batches):
     Args:
         data: The text's tokens, 2 or more.
         batch_size: Streams side by side. Shrunk until each is as long as the window.
-        window: Steps of a batch. Shrunk where one stream is still too short.
+        window: Steps of a batch. Shrunk if one stream is still too short.
 
     Raises:
         CorpusError: There are fewer than 2 tokens.
@@ -147,7 +147,7 @@ class TextBatches(Batches):
         self._cuts = even_cuts(longest, -(-longest // steps))
 
     def batches_in(self, epoch: int) -> int:
-        """Returns how many batches an epoch has; the same for all."""
+        """Returns the number of batches of an epoch, which is always the same."""
         return len(self._cuts) - 1
 
     def _make(self, epoch: int, batch: int) -> Batch:
@@ -212,7 +212,7 @@ class LineBatches(Batches):
         self._planned = epoch
 
     def batches_in(self, epoch: int) -> int:
-        """Returns how many batches an epoch has; it varies where items exceed the window."""
+        """Returns the number of batches of an epoch; it varies if items exceed the window."""
         self._plan(epoch)
         return int(self._first_batches[-1])
 

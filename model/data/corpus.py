@@ -6,7 +6,7 @@ by the seed, per file. Validation and the test may also have files of their own.
 "\n" or "\r\n", which is not part of it; empty lines are left out.
 
 Files are read in blocks, and tokens are kept in the smallest type that holds the vocabulary, in a
-file if a folder for it is given. So a corpus takes about its own size in memory, or less.
+file if a folder for it is given. So a corpus needs at most about its own size in memory.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ class Corpus:
     tokenizer: Tokenizer
     """The tokenizer of the tokens."""
     layout: CorpusLayout
-    """How it was cut into sequences."""
+    """Its division into sequences."""
     train: TokenData
     """The part for training."""
     valid: TokenData | None
     """The part for validation; None without one."""
     notices: tuple[str, ...] = ()
-    """Sentences about what was left out or chosen."""
+    """Notices about data that was left out and values that were chosen."""
     test: TokenData | None = None
-    """The part for the test at the end; None without one."""
+    """The part for the final test; None without one."""
     valid_split: Split | None = None
-    """Where the validation part comes from; None without one."""
+    """The source of the validation part; None without one."""
     test_split: Split | None = None
-    """Where the test part comes from; None without one."""
+    """The source of the test part; None without one."""
     valid_characters: int = 0
-    """Code points that the predicted tokens of the validation part stand for; 0 without the part,
-    and where it has unknown tokens, which stand for any number."""
+    """Number of code points of the predicted tokens of the validation part; 0 without the part, or
+    if it has unknown tokens, whose length is not known."""
     test_characters: int = 0
-    """The same for the test part."""
+    """Number of code points of the predicted tokens of the test part; 0 as above."""
 
 
 def read_corpus(
@@ -79,10 +79,11 @@ def read_corpus(
         data: The corpus, the file that holds it, or several files.
         tokenizer: How text becomes tokens; None: the defaults.
         data_config: How it is read and cut; None: the defaults.
-        seed: Seed by which items are drawn: for validation, the test, and fractions of files.
+        seed: Seed for drawing items: for validation, the test, and fractions of files.
         fixed: The tokenizer to use, that of a base model; `tokenizer` and the layout are then
             ignored.
-        folder: Where tokens are kept in nameless files; None: in memory.
+        folder: The folder of the unnamed temporary files that hold the tokens; None: the tokens are
+            held in memory.
         unknown_policy: With `fixed`, what to do with symbols that it lacks; None: its own policy.
 
     Returns:
@@ -154,7 +155,7 @@ def _cut(
     data: DataConfig,
     splitter: Splitter,
 ) -> Corpus:
-    """Decides which parts are large enough, and makes them."""
+    """Makes the parts of a corpus that are large enough."""
     training = read[CorpusRole.TRAIN]
     every = [file for files in read.values() for file in files]
     notices = tuple(itertools.chain.from_iterable(file.notices for file in every))
@@ -204,7 +205,7 @@ def _cut(
 def _held_out(
     own: TokenData | None, part: TokenData | None
 ) -> tuple[TokenData | None, Split | None]:
-    """Returns a held-out part and where it comes from."""
+    """Returns a held-out part and its source."""
     if own is not None:
         return (own, Split.FILES) if own.predicted else (None, None)
     if part is None:
@@ -238,14 +239,14 @@ def _left_out_notice(count: int, tokenizer: Tokenizer) -> tuple[str, ...]:
 
 
 def _count_unknown(tokenizer: Tokenizer, tokens: TokenArray) -> int:
-    """Returns how many tokens of a large array are unknown."""
+    """Returns the number of unknown tokens in a large array."""
     if tokenizer.unknown is None:
         return 0
     return sum(map(tokenizer.count_unknown, blocks(tokens)))
 
 
 def _unknown_notice(tokenizer: Tokenizer, data: TokenData, purpose: str) -> tuple[str, ...]:
-    """Returns a sentence about the share of unknown tokens, if there are any."""
+    """Returns a notice about the share of unknown tokens, if there are any."""
     count = _count_unknown(tokenizer, data.tokens)
     whole = max(len(data.tokens), 1)
     if not count:
@@ -259,14 +260,14 @@ def _unknown_notice(tokenizer: Tokenizer, data: TokenData, purpose: str) -> tupl
 
 
 def _characters(tokenizer: Tokenizer, data: TokenData) -> int:
-    """Returns the code points that the predicted tokens of a part stand for; 0 if unknown."""
+    """Returns the number of code points of the predicted tokens of a part; 0 if unknown."""
     predicted = data.tokens if data.offsets is not None else data.tokens[1:]
     if _count_unknown(tokenizer, predicted):
         return 0
     count = 0
     before = predicted[:0]
     for block in blocks(predicted):
-        # Counted together with the token before, since there may be a space between them.
+        # Counted together with the previous token, since there may be a space between them.
         count += tokenizer.characters(np.append(before, block)) - tokenizer.characters(before)
         before = block[-1:]
     return count

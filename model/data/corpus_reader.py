@@ -36,15 +36,17 @@ if TYPE_CHECKING:
 _RECORDS = 10_000
 """Most items of JSON lines or CSV that are encoded together."""
 _RECORD_CHARACTERS = 1 << 20
-"""Characters after which no further item is encoded together with those before."""
+"""Characters after which a batch of encoded items ends."""
 
 _UNBROKEN = (TokenizerKind.WHITESPACE, TokenizerKind.EVENTS)
 """Kinds whose tokens may have any length: a text is read up to the next white space."""
 
 EncodedItems = tuple[NDArray[np.int32], NDArray[np.int64]]
-"""Tokens, (n,), and where each item that ends among them starts, (items + 1,). The first number is
-0 even if the item began before, and the tokens after the last number belong to an item that
-continues."""
+"""Tokens, (n,), and the start of each item that ends in them, (items + 1,).
+
+The first start is 0 even if the item began in an earlier block. The tokens after the last start
+belong to an item that continues in the next block.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,17 @@ class FileTokens:
     tokens: TokenArray
     """The tokens, (n,)."""
     offsets: NDArray[np.int64] | None
-    """Where each item starts, (items + 1,); no item is empty. None for the layout TEXT."""
+    """The start of each item, (items + 1,); no item is empty. None for the layout TEXT."""
     left_out: int = 0
     """Items that were left out: they are empty, or hold only unknown symbols."""
     missing: int = 0
     """Rows of JSON lines or CSV that were left out: they have no text."""
     notices: tuple[str, ...] = ()
-    """Sentences about how the file was read."""
+    """Notices about the way in which the file was read."""
 
     @property
     def items(self) -> int:
-        """How many items there are; 0 for the layout TEXT."""
+        """Number of items; 0 for the layout TEXT."""
         return 0 if self.offsets is None else self.offsets.size - 1
 
 
@@ -109,7 +111,7 @@ class CorpusReader:
             file: The file.
             tokenizer: The tokenizer.
             policy: What to do with unknown symbols; None: the tokenizer's own policy.
-            folder: Where tokens are kept in files; None: in memory.
+            folder: The folder of the files that hold the tokens; None: in memory.
 
         Returns:
             The tokens of the file.
@@ -167,7 +169,7 @@ class CorpusReader:
         return FileTokens(writer.finish(), np.concatenate(starts), left_out, records.missing)
 
     def _text_policy(self, policy: UnknownPolicy | None = None) -> UnknownPolicy:
-        """Returns what to do with bytes that are not text: the same as with unknown symbols."""
+        """Returns the policy for bytes that are not text: that for unknown symbols."""
         return self._config.policy if policy is None else policy
 
     def _as_bytes(self, policy: UnknownPolicy | None) -> bool:
@@ -180,7 +182,7 @@ class CorpusReader:
 
     @property
     def _encoding(self) -> str:
-        """How plain files encode text; always UTF-8 for a tokenizer of bytes."""
+        """The encoding of plain files; always UTF-8 for a tokenizer of bytes."""
         return "utf-8" if self._config.kind is TokenizerKind.BYTES else self._data.encoding
 
     def _texts(self, file: CorpusFile) -> Iterator[str]:
@@ -215,7 +217,7 @@ class CorpusReader:
             try:
                 if ends and not begun:
                     yield tokenizer.encode(text, policy)
-                else:  # the encoder finds the cuts: a text without white space comes in parts
+                else:  # the encoder finds the cuts: a text without white space is read in parts
                     yield encoder.push(text)
                     begun += len(text)
                     if ends:
@@ -291,7 +293,7 @@ def _lost_line_ends(file: CorpusFile) -> tuple[str, ...]:
 
 
 def _check_item(tokenizer: Tokenizer, text: str, policy: UnknownPolicy | None, where: str) -> None:
-    """Encodes an item; an error about an unknown symbol says where the item is."""
+    """Encodes an item; an error about an unknown symbol names the place of the item."""
     try:
         tokenizer.encode(text, policy)
     except UnknownSymbolError as fault:
@@ -318,7 +320,7 @@ def _batched(items: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _in_file(fault: UnknownSymbolError, file: CorpusFile, before: int) -> UnknownSymbolError:
-    """Returns an error about a block as one about its file, `before` characters further on."""
+    """Converts an error about a block, which begins at `before`, to one about its file."""
     position = before + fault.position
     message = str(fault).replace(f"at position {fault.position} ", f"at position {position} ", 1)
     where = "" if file.name == "corpus" else f"{file.title}: "

@@ -2,8 +2,8 @@ r"""`CorpusFile` is one file of a corpus, read in blocks of a few megabytes.
 
 A block ends where a token certainly ends: before white space that follows another character, for
 tokenizers that read more than a character at a time; after a line's end, for items; anywhere, for
-characters. Where there is no such place within LONG_LINE characters, the text comes in parts, and
-the caller has to encode it incrementally.
+characters. If there is no such place within LONG_LINE characters, the text is returned in parts,
+and the caller has to encode it incrementally.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BLOCK = 1 << 20
 """Bytes read at a time."""
 
 LONG_LINE = 1 << 20
-"""A longer line is read in parts, in characters."""
+"""A line with more characters is read in parts."""
 
 _HEAD = 4096
 """Bytes at the beginning of a file that its encoding is guessed from."""
@@ -67,7 +67,7 @@ _ON_BAD_BYTES = {
 _WEIGHT = real(above=0, most=100)
 
 Cut = Callable[[str], int]
-"""Returns how many characters of a text form complete blocks; the rest waits for more text."""
+"""Returns the number of characters that form complete blocks; the rest is kept for more text."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class CorpusFile:
     role: CorpusRole = CorpusRole.TRAIN
     """Its use; a string such as "valid" is accepted, too."""
     weight: float = 1.0
-    """Training files: how often a pass reads it; above 0, at most 100."""
+    """Training files: number of times that a pass reads it; above 0, at most 100."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, bytes | os.PathLike):
@@ -129,10 +129,10 @@ def check_encoding(encoding: str) -> None:
     """Checks that an encoding is a text encoding for files.
 
     Args:
-        encoding: Its name, as Python knows it.
+        encoding: The name of a Python codec.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is unknown, or not a text encoding.
     """
     try:
         known = codecs.lookup(encoding)
@@ -224,17 +224,17 @@ def text_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut
 def text_parts(
     file: CorpusFile, encoding: str, policy: UnknownPolicy, cut: Cut, *, whole: bool = False
 ) -> Iterator[tuple[str, bool]]:
-    """Yields the text of a file as `text_blocks` does, but long blocks without a cut in parts.
+    """Yields the text of a file as `text_blocks` does, but splits long blocks without a cut.
 
     Args:
         file: The file.
-        encoding: As for `text_blocks`, and so are `policy` and `cut`.
+        encoding: See `text_blocks`, also for `policy` and `cut`.
         policy: What to do with bytes that are not text.
         cut: Where a block may end.
-        whole: Whether long blocks come whole, too.
+        whole: Whether long blocks are yielded whole, too.
 
     Yields:
-        A text, and whether it may end there.
+        A text, and whether a block may end after it.
     """
     if whole:
         for text in text_blocks(file, encoding, policy, cut):
@@ -263,7 +263,7 @@ def line_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Itera
 
     Args:
         file: The file.
-        encoding: As for `text_blocks`.
+        encoding: See `text_blocks`.
         policy: What to do with bytes that are not text.
     """
     for text in text_blocks(file, encoding, policy, cut_at_line):
@@ -275,13 +275,13 @@ def line_blocks(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Itera
 def line_parts(
     file: CorpusFile, encoding: str, policy: UnknownPolicy, *, whole: bool = False
 ) -> Iterator[str]:
-    r"""Yields lines as `line_blocks` does, but a line of more than LONG_LINE characters in parts.
+    r"""Yields lines as `line_blocks` does, but splits lines of more than LONG_LINE characters.
 
     Args:
         file: The file.
-        encoding: As for `text_blocks`, and so is `policy`.
+        encoding: See `text_blocks`, also for `policy`.
         policy: What to do with bytes that are not text.
-        whole: Whether long lines come whole, too.
+        whole: Whether long lines are yielded whole, too.
     """
     if whole:
         yield from line_blocks(file, encoding, policy)
@@ -295,7 +295,7 @@ def byte_line_parts(file: CorpusFile) -> Iterator[bytes]:
 
 
 def _line_parts(blocks: Iterable[AnyStr], return_: AnyStr, feed: AnyStr) -> Iterator[AnyStr]:
-    """Yields lines from the blocks of a file, those of more than LONG_LINE characters in parts."""
+    """Yields lines from the blocks of a file; splits those of more than LONG_LINE characters."""
     held = feed[:0]
     begun = False
     for block in blocks:
@@ -306,7 +306,7 @@ def _line_parts(blocks: Iterable[AnyStr], return_: AnyStr, feed: AnyStr) -> Iter
             held = held[end:]
             begun = False
         if len(held) > LONG_LINE:
-            end = len(held) - held.endswith(return_)  # it may be half of the line's end
+            end = len(held) - held.endswith(return_)  # it may be the first half of a line end
             yield held[:end]
             held = held[end:]
             begun = True
@@ -319,7 +319,7 @@ def universal_lines(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> I
 
     Args:
         file: The file.
-        encoding: As for `text_blocks`.
+        encoding: See `text_blocks`.
         policy: What to do with bytes that are not text.
     """
     for text in text_blocks(file, encoding, policy, cut_at_any_line):
@@ -327,11 +327,11 @@ def universal_lines(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> I
 
 
 def encoding_notices(file: CorpusFile, encoding: str, by_line: bool) -> tuple[str, ...]:
-    """Returns sentences about a file whose encoding or line ends look wrong.
+    """Returns notices about a file whose encoding or line ends look wrong.
 
     Args:
         file: The file.
-        encoding: How it is read.
+        encoding: The encoding with which it is read.
         by_line: Whether an item is a line.
 
     Raises:
@@ -367,9 +367,9 @@ def _compression(head: bytes) -> str:
 
 
 _MANY = 0.7
-"""The least share of zeros among the padding bytes of a wide encoding."""
+"""Smallest share of zeros among the padding bytes of a wide encoding."""
 _FEW = 0.3
-"""The largest share of zeros among its other bytes."""
+"""Largest share of zeros among its other bytes."""
 
 
 def _wide_encoding(head: bytes) -> str:
@@ -454,7 +454,7 @@ _LONE_LATIN_1 = re.compile(rb"(?<=[A-Za-z ])[\xa0-\xff](?=[A-Za-z ,.])")
 
 
 def _guess(data: bytes, compression: str) -> tuple[str, str]:
-    """Returns what bytes that are not UTF-8 look like, and the remedy."""
+    """Returns a guess at the format of bytes that are not UTF-8, and the remedy."""
     if compression:
         return f" (it looks like a {compression} file)", "unpack it"
     if len(_LONE_LATIN_1.findall(data)) > 0:

@@ -1,12 +1,12 @@
 r"""`RecordReader` reads items from JSON lines and from comma-separated values.
 
 JSON lines: each line holds one JSON object, and an item is one of its fields; dots in the field's
-name lead into objects. `tests/vectors/json_items.json` defines the rule by examples; the
-client's score-stream follows it, too.
+name refer to nested objects. `tests/vectors/json_items.json` defines the rule by examples; the
+client's score-stream follows the same rule.
 
 CSV is RFC 4180 with a header, which is the first record. The separator is the first of comma, tab,
-semicolon and "|" with which the header has the column, or the one that a first line such as
-"sep=;" declares, as Excel writes it. A record ends with "\n", "\r\n" or a bare "\r".
+semicolon and "|" with which the header has the column, or the one declared by a first line
+such as "sep=;", as written by Excel. A record ends with "\n", "\r\n" or a bare "\r".
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class RecordReader:
         return self._csv_items(file)
 
     def _skip(self, missing: _MissingError) -> None:
-        """Leaves out a row without text, or raises the error about it."""
+        """Skips a row without text, or raises the error about it, by `data.missing`."""
         if self._data.missing is not MissingPolicy.SKIP:
             raise CorpusError(f"{missing}, or set data.missing to 'skip'") from None
         self.missing += 1
@@ -133,15 +133,15 @@ def json_item(line: str, column: str, where: str) -> str:
 
     Args:
         line: The line; not empty.
-        column: The field; dots lead into objects.
+        column: The field; dots refer to nested objects.
         where: File and line, for error messages.
 
     Raises:
-        CorpusError: The line is not a JSON object, or its field is missing, null, or anything else
-            than a text, a number or a list of these.
+        CorpusError: The line is not a JSON object, or its field is missing, null, or not a
+            text, a number or a list of these.
     """
     try:
-        # Numbers stay as they are written, with all of their digits.
+        # Numbers keep their spelling, with all digits.
         value = json.loads(line, parse_int=str, parse_float=str)
     except RecursionError:
         raise CorpusError(f"{where}: nested too deeply to be read") from None
@@ -158,7 +158,7 @@ def _not_json(line: str, fault: json.JSONDecodeError) -> str:
 
 
 def _field(value: object, column: str, where: str) -> object:
-    """Returns a field of an object, by its own name or along its dots."""
+    """Returns a field of an object, by its name or by the names of nested objects."""
     if not isinstance(value, dict):
         raise CorpusError(f"{where}: it holds {_kind(value)}, and an object is needed")
     if column in value:
@@ -176,7 +176,7 @@ def _field(value: object, column: str, where: str) -> object:
 
 def _text(value: object, column: str, where: str, depth: int = 0) -> str:
     """Returns a field's value as an item: a text, a number, or a list of these."""
-    if isinstance(value, str):  # or a number, which is kept as it is written
+    if isinstance(value, str):  # or a number, which keeps its spelling
         return value
     if isinstance(value, list):
         if depth == MAX_DEPTH:
@@ -193,14 +193,14 @@ def _text(value: object, column: str, where: str, depth: int = 0) -> str:
 
 def _kind(value: object) -> str:
     """Returns the JSON name of a value."""
-    if isinstance(value, float):  # the only numbers that are not kept as they are written
+    if isinstance(value, float):  # the only numbers that do not keep their spelling
         return "a number that JSON does not have (NaN or an infinity)"
     words = {dict: "an object", list: "a list", bool: "true or false", str: "a text or a number"}
     return words.get(type(value), "null")
 
 
 class _RewindableLines:
-    """Lines of a file; the last of them are kept so that they can be read again.
+    """Lines of a file, the last of which can be read again.
 
     Args:
         source: The lines, with their ends.
@@ -209,9 +209,9 @@ class _RewindableLines:
     def __init__(self, source: Iterator[str]) -> None:
         self._source = source
         self.kept: list[str] = []
-        """The lines taken since the last `forget`."""
+        """The lines read since the last `forget`."""
         self.first = 1
-        """The number of the first of them, from 1."""
+        """The number of the first kept line, from 1."""
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -223,7 +223,7 @@ class _RewindableLines:
 
     @property
     def last(self) -> int:
-        """The number of the last line taken."""
+        """The number of the last line that was read."""
         return self.first + len(self.kept) - 1
 
     def forget(self) -> None:
@@ -232,7 +232,7 @@ class _RewindableLines:
         self.kept.clear()
 
     def rewind(self) -> None:
-        """Puts the kept lines back, to be taken once more."""
+        """Returns to the first kept line, so that the kept lines are read again."""
         self._source = itertools.chain(self.kept, self._source)
         self.kept = []
 
@@ -241,7 +241,7 @@ class _CsvTable:
     """The records of a CSV file.
 
     Args:
-        title: The file's name in sentences.
+        title: The file's name in messages.
         lines: Its lines, with their ends.
         column: The column that the header must have.
 
@@ -256,7 +256,7 @@ class _CsvTable:
         self.separator, names = self._header(column)
         """The separator of fields."""
         self.width = len(names)
-        """How many columns the header has."""
+        """Number of columns of the header."""
         self.place = names.index(column)
         """The index of the column, from 0."""
 
@@ -284,7 +284,7 @@ class _CsvTable:
         )
 
     def _separators(self) -> str:
-        """Returns the possible separators; takes a line that declares one."""
+        """Returns the possible separators; consumes a line that declares one."""
         declared = _SEPARATOR_LINE.fullmatch(next(self._lines, ""))
         if declared is None:
             self._lines.rewind()
@@ -293,7 +293,7 @@ class _CsvTable:
         return declared[1]
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
-        """Yields the records after the header, and the line in which each begins, from 1.
+        """Yields the records after the header, each with the number of its first line, from 1.
 
         Raises:
             CorpusError: A record is malformed.
@@ -330,19 +330,19 @@ class _CsvTable:
         raise CorpusError(f"{self._title}, line {number:,}: {fault}") from None
 
     def _open_quotation(self, separator: str) -> int:
-        """Returns the line in which the quotation opens that is never closed."""
+        """Returns the number of the line that opens the unclosed quotation."""
         # Read leniently, all text after the open quote is the last field.
         (record,) = csv.reader(self._lines.kept, delimiter=separator)
         content = record[-1]
         ends = content.count("\n") + content.count("\r")
-        # The end of the last line does not begin another one.
+        # The line end at the end of the file does not begin another line.
         return self._lines.last - ends + content.endswith(("\n", "\r"))
 
 
 def _raise_field_limit() -> None:
     """Raises the limit of the csv module to MAX_FIELD characters.
 
-    The limit holds for the whole process. It is never lowered, since another thread may be
+    The limit applies to the whole process. It is never lowered, since another thread may be
     reading, and two threads that raise it set the same value.
     """
     if csv.field_size_limit() < MAX_FIELD:

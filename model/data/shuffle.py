@@ -1,7 +1,7 @@
-"""`permutation` draws an order by a seed.
+"""`permutation` draws an order from a seed.
 
-An order depends on (seed, purpose, round) and nothing else: not on earlier draws, and not on the
-version of NumPy. It sorts the raw output of Philox (Salmon et al. 2011), whose stream is fixed,
+An order depends only on (seed, purpose, round): not on earlier draws, and not on the version of
+NumPy. It sorts the raw output of Philox (Salmon et al. 2011), whose stream is fixed,
 rather than the output of `Generator`.
 """
 
@@ -23,7 +23,7 @@ class Purpose(enum.IntEnum):
 
 
 def permutation(count: int, seed: int, purpose: Purpose, round_: int = 0) -> NDArray[np.int64]:
-    """Returns 0 to `count` - 1 in an order drawn by the seed, (count,) int64.
+    """Returns 0 to `count` - 1 in an order drawn from the seed, (count,) int64.
 
     Args:
         count: The number of elements.

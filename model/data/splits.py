@@ -1,6 +1,6 @@
 """`Splitter` divides a corpus into parts for training, validation and the test.
 
-`TokenData` is one such part. Parts are cut from training files, or are files of their own.
+`TokenData` is one such part. Parts are cut from training files, or consist of separate files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from treadle.model.scratch_files import Folder
 
 MIN_HELD_OUT_TOKENS = 32
-"""A smaller part is not held out: it would say too little."""
+"""Smallest held-out part, in tokens: the loss on a smaller one would be too inexact."""
 
 _ITEMS = 1 << 16
 """Items that are processed together."""
@@ -32,18 +32,18 @@ class TokenData:
 
     tokens: TokenArray
     """The tokens, (n,), in the smallest type that holds the vocabulary: those of all items one
-    after the other, without begin and end. They may lie in a file."""
+    after the other, without begin and end. They may be mapped from a file."""
     offsets: NDArray[np.int64] | None = None
-    """Where each item starts, (items + 1,) int64, the last entry n; None for the layout TEXT."""
+    """The start of each item, (items + 1,) int64, the last entry n; None for the layout TEXT."""
 
     @property
     def items(self) -> int:
-        """How many items there are; 0 in the layout TEXT."""
+        """Number of items; 0 for the layout TEXT."""
         return 0 if self.offsets is None else len(self.offsets) - 1
 
     @property
     def predicted(self) -> int:
-        """How many tokens one pass predicts: all but a text's first; of items also their ends."""
+        """Tokens that a pass predicts: all of a text but the first, or all items and their ends."""
         return (
             max(len(self.tokens) - 1, 0) if self.offsets is None else len(self.tokens) + self.items
         )
@@ -82,8 +82,8 @@ class Splitter:
 
     Args:
         vocabulary_size: Tokens in the vocabulary.
-        folder: Where token arrays are kept in files; None: in memory.
-        seed: Seed by which items are drawn.
+        folder: The folder of the files that hold the tokens; None: in memory.
+        seed: Seed for drawing items.
     """
 
     def __init__(self, vocabulary_size: int, folder: Folder | None, seed: int) -> None:
@@ -92,7 +92,7 @@ class Splitter:
         self._seed = seed
 
     def whole(self, files: Sequence[FileTokens]) -> TokenData:
-        """Returns files one after the other, as one part."""
+        """Returns the concatenation of files, as one part."""
         return self._joined([TokenData(file.tokens, file.offsets) for file in files])
 
     def split(
@@ -102,8 +102,8 @@ class Splitter:
 
         Args:
             files: The files.
-            shares: How much of each file is held out: the end of a text, or drawn items.
-            weights: How often a pass reads each file's part for training.
+            shares: The shares of each file that are held out: the end of a text, or drawn items.
+            weights: Number of times that a pass reads the training part of each file.
         """
         parts = [self._parts(file, shares, number) for number, file in enumerate(files)]
         train = [
@@ -130,7 +130,7 @@ class Splitter:
         ]
 
     def _repeated(self, data: TokenData, weight: float, number: int) -> list[TokenData]:
-        """Returns a part as often as its weight says, and then the remaining fraction of it."""
+        """Returns as many copies of a part as its weight, the last one a fraction of the part."""
         pieces = [data] * int(weight)
         fraction = weight - int(weight)
         if not fraction:
@@ -156,7 +156,7 @@ class Splitter:
         return TokenData(tokens, np.append(0, np.cumsum(lengths)).astype(np.int64))
 
     def _training(self, parts: Sequence[TokenData]) -> TokenData:
-        """Returns parts one after the other; parts that occur several times are not copied."""
+        """Returns the concatenation of parts; parts that occur several times are not copied."""
         if len({id(part) for part in parts}) == len(parts):
             return self._joined(parts)
         return TokenData(joined_view([part.tokens for part in parts]), _offsets(parts))
@@ -167,7 +167,7 @@ class Splitter:
 
 
 def _offsets(parts: Sequence[TokenData]) -> NDArray[np.int64] | None:
-    """Returns where the items of joined parts start, (items + 1,) int64; None for texts."""
+    """Returns the starts of the items of joined parts, (items + 1,) int64; None for texts."""
     if not parts or parts[0].offsets is None:
         return None
     starts = [np.zeros(1, np.int64)]

@@ -30,13 +30,15 @@ def token_type(vocabulary_size: int) -> type[np.integer[Any]]:
 
 
 class TokenWriter:
-    """Collects tokens, in memory or in a nameless file, which vanishes with its last map.
+    """Collects tokens, in memory or in an unnamed temporary file.
+
+    The file is deleted with its last map.
 
     Use it in a `with` block.
 
     Args:
         vocabulary_size: Tokens in the vocabulary, which determines the array's type.
-        folder: Where the file is; None: tokens stay in memory.
+        folder: The folder of the file; None: tokens are held in memory.
     """
 
     def __init__(self, vocabulary_size: int, folder: Folder | None) -> None:
@@ -52,7 +54,7 @@ class TokenWriter:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()  # a map of it stays
+            self._file.close()  # a map of it stays valid
 
     def write(self, tokens: TokenArray) -> None:
         """Adds tokens, (n,) of any integer type.
@@ -71,7 +73,7 @@ class TokenWriter:
             self._file.write(part.data)
 
     def finish(self) -> TokenArray:
-        """Returns all tokens, (n,); those in a file as a map of it."""
+        """Returns all tokens, (n,), mapped if they are in a file."""
         if self._file is None:
             parts = self._parts
             self._parts = []
@@ -84,7 +86,7 @@ class TokenWriter:
 
 
 class JoinedTokens:
-    """Token arrays one after the other, read without copies; an array may occur several times.
+    """A concatenation of token arrays without copies; an array may occur several times.
 
     It is indexed like an array of one dimension: by a number, a slice without a step, or an array
     of numbers.
@@ -95,7 +97,7 @@ class JoinedTokens:
 
     def __init__(self, parts: Sequence[TokenArray]) -> None:
         self._arrays: list[TokenArray] = []
-        """Every array once, however often it occurs."""
+        """Every distinct array."""
         numbers: dict[int, int] = {}
         sources: list[int] = []
         sizes: list[int] = []
@@ -135,7 +137,7 @@ class JoinedTokens:
 
     @property
     def memory_bytes(self) -> int:
-        """The bytes that its arrays take in memory; mapped files take none."""
+        """The memory of its arrays, in bytes, without mapped files."""
         return sum(map(memory_bytes, self._arrays))
 
     def release_pages(self) -> None:
@@ -166,17 +168,17 @@ class JoinedTokens:
 
 
 def joined_view(parts: Sequence[TokenArray]) -> TokenArray:
-    """Returns parts one after the other without copying them; see `JoinedTokens`."""
+    """Returns the concatenation of parts without copying them; see `JoinedTokens`."""
     return cast(TokenArray, JoinedTokens(parts))  # used like a read-only array
 
 
 def join(parts: Sequence[TokenArray], vocabulary_size: int, folder: Folder | None) -> TokenArray:
-    """Returns a copy of parts one after the other; a single part as it is.
+    """Returns a concatenated copy of parts; a single part is not copied.
 
     Args:
         parts: Token arrays.
         vocabulary_size: Tokens in the vocabulary.
-        folder: Where the array is kept in a file; None: in memory.
+        folder: The folder of the file that holds the array; None: in memory.
     """
     if len(parts) == 1:
         return parts[0]
@@ -195,7 +197,7 @@ def blocks(tokens: TokenArray) -> Iterator[TokenArray]:
 
 
 def memory_bytes(tokens: TokenArray) -> int:
-    """Returns the bytes that a token array takes in memory; a mapped file takes none."""
+    """Returns the memory of a token array, in bytes; 0 for a mapped file."""
     if isinstance(tokens, JoinedTokens):
         return tokens.memory_bytes
     return tokens.nbytes if _map_of(tokens) is None else 0
@@ -212,7 +214,7 @@ def release_pages(tokens: TokenArray) -> None:
 
 
 def _map_of(tokens: TokenArray) -> mmap.mmap | None:
-    """Returns the mapped file that holds a token array; None where it is in memory."""
+    """Returns the mapped file that holds a token array; None if it is in memory."""
     base: object = tokens
     while isinstance(base, np.ndarray):
         base = base.base

@@ -1,8 +1,8 @@
 """`ValidationBatches` are one pass over a validation part, or over a fixed sample of it.
 
 A text is cut into rows side by side, and a sample is the beginning of every row. Items are sorted
-by length, and a sample is groups at even distances. So a sample is spread over the whole part, and
-depends only on the part and on the number of tokens.
+by length into groups, and a sample consists of groups at even distances. So a sample is spread over
+the whole part, and depends only on the part and on the number of tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ValidationBatches:
     Args:
         data: The validation part.
         tokenizer: The tokenizer of the tokens.
-        streams: Rows side by side at most; fewer where they would be shorter than the window.
+        streams: Most rows side by side; fewer if they would be shorter than the window.
         window: Steps of every batch.
         context: Text: tokens that a row reads before its own without predicting them, so that its
             hidden state is warmed up.
@@ -49,7 +49,7 @@ class ValidationBatches:
         self._text: TextSegments | None = None
         self._groups: tuple[Ints, ...] = ()
         self.tokens = 0
-        """Tokens that the pass predicts."""
+        """Number of tokens that the pass predicts."""
         if data.offsets is None:
             self._cut_text(streams, context, at_most)
         elif data.items:
