@@ -5,7 +5,7 @@ Ids 0 to `ordinary` - 1 are the symbols of the vocabulary. They are followed by 
 Text shows an unknown symbol as U+FFFD, the replacement character. So a tokenizer with an unknown
 token reads U+FFFD as that token.
 
-A subclass only looks symbols up (`_look_up`). The base class applies the policy to symbols that the
+A subclass only looks up symbols (`_look_up`). The base class applies the policy to symbols that the
 vocabulary lacks, for text and for items alike.
 """
 
@@ -39,7 +39,7 @@ BYTE_VALUES = 256
 
 MAX_PIECE = 2048
 """Most characters of a piece of text that is looked up at once, for words and subwords. A longer
-piece is cut after so many, so that no text takes long in one step."""
+piece is cut into parts of that length, so that no step takes long."""
 
 NEWLINE_MARK = -2
 """Returned by `_look_up` for the end of an item, if `items` is set."""
@@ -50,13 +50,13 @@ class Tokenizer(ABC):
 
     Args:
         config: How text becomes tokens.
-        layout: How the corpus is cut into sequences; LINES adds the tokens `begin` and `end`.
+        layout: The layout of the corpus; LINES adds the tokens `begin` and `end`.
         ordinary: Tokens that are not special.
         has_unknown: Whether there is an unknown token.
     """
 
     cut_pattern: ClassVar[re.Pattern[str] | None] = None
-    """Text may be cut at the end of each match, which changes no token; None: it may anywhere."""
+    """A text may be cut after each match without a change of its tokens; None: anywhere."""
 
     joins_with_spaces: ClassVar[bool] = False
     """Whether text has a space between two tokens of a line."""
@@ -64,7 +64,7 @@ class Tokenizer(ABC):
     config: TokenizerConfig
     """How text becomes tokens."""
     layout: CorpusLayout
-    """How the corpus of the tokenizer is cut into sequences."""
+    """Layout of the corpus: its division into sequences."""
     ordinary: int
     """Number of tokens that are not special; their ids come first."""
     vocabulary_size: int
@@ -116,7 +116,7 @@ class Tokenizer(ABC):
             policy: What to do with unknown symbols; None: the tokenizer's own.
 
         Returns:
-            All items' tokens one after the other, (n,) int32, and where each item starts,
+            The tokens of all items one after the other, (n,) int32, and the start of each item,
             (items + 1,) int64, the last entry being n.
 
         Raises:
@@ -147,7 +147,7 @@ class Tokenizer(ABC):
 
     @staticmethod
     def _cut(marked: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Removes newline marks from `marked`; returns the tokens, and where each item starts."""
+        """Removes newline marks from `marked`; returns the tokens, and the start of each item."""
         ends = np.flatnonzero(marked == NEWLINE_MARK)
         # The k-th mark has k marks before it, which are no longer counted.
         offsets = np.concatenate(([0], ends - np.arange(ends.size)))
@@ -156,7 +156,7 @@ class Tokenizer(ABC):
     def _resolve(
         self, marked: NDArray[np.int32], text: str, policy: UnknownPolicy | None
     ) -> NDArray[np.int32]:
-        """Applies the policy to the marks of unknown symbols; newline marks stay."""
+        """Applies the policy to the marks of unknown symbols, and keeps newline marks."""
         policy = self.check_policy(policy)
         unknown = marked == UNKNOWN_MARK
         if not unknown.any():
@@ -206,14 +206,14 @@ class Tokenizer(ABC):
         )
 
     def _normal(self, text: str) -> str:
-        """Returns a text as it is looked up: in lower case, if the config says so."""
+        """Returns the text to look up: in lower case, if the config says so."""
         return text.lower() if self.config.lowers else text
 
     def certain(self, text: str) -> int:
-        """Returns how many characters of a text are certain to be cut in one way.
+        """Returns the number of characters whose tokens cannot change.
 
         Args:
-            text: A text in its final case, which begins where a piece begins and has no match of
+            text: A text in its final case, which begins with a piece and has no match of
                 `cut_pattern`.
 
         Returns:
@@ -247,21 +247,21 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def characters(self, tokens: TokenIds) -> int:
-        """Returns the number of code points that tokens stand for; 1 for each `unknown`."""
+        """Returns the number of code points of tokens; 1 for each `unknown`."""
 
     def count_unknown(self, tokens: TokenIds) -> int:
-        """Returns how many of the tokens are `unknown`."""
+        """Returns the number of tokens that are `unknown`."""
         return 0 if self.unknown is None else int(np.count_nonzero(np.equal(tokens, self.unknown)))
 
     @abstractmethod
     def _vocabulary_json(self) -> dict[str, Any]:
-        """Returns the part of `to_json` next to the config and the layout."""
+        """Returns the entries of `to_json` in addition to the config and the layout."""
 
     def stream(self, held: bytes = b"") -> IncrementalDecoder:
-        """Returns a stream from tokens to text.
+        """Returns a decoder that turns tokens into text while they arrive.
 
         Args:
-            held: `IncrementalDecoder.held` of the stream to continue; empty: a new text.
+            held: `IncrementalDecoder.held` of the decoder to continue; empty: a new text.
         """
         return IncrementalDecoder(self.decode)
 
@@ -271,7 +271,7 @@ class Tokenizer(ABC):
         return head | self._vocabulary_json()
 
     def _ids(self, tokens: TokenIds) -> NDArray[np.int64]:
-        """Returns the tokens as an array; raises ValueError where one is not in the vocabulary."""
+        """Returns the tokens as an array; raises ValueError if one is not in the vocabulary."""
         ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
         if ids.size and not (ids.min() >= 0 and ids.max() < self.vocabulary_size):
             raise ValueError(f"a token is not in 0 to {self.vocabulary_size - 1}")
@@ -285,12 +285,12 @@ def most_frequent(
 
     Args:
         pieces: The pieces of the corpus, in parts.
-        most: The most pieces to return.
+        most: Maximum number of pieces to return.
         without: Pieces that hold one of these characters are not counted.
-        least: How often a piece must occur.
+        least: Smallest number of occurrences of a piece.
 
     Raises:
-        CorpusError: A piece holds half of a surrogate pair, which no file could hold.
+        CorpusError: A piece holds half of a surrogate pair, which no file can hold.
     """
     counts: Counter[str] = Counter()
     for some in pieces:
@@ -310,7 +310,7 @@ class WordListTokenizer(Tokenizer):
 
     Args:
         config: How text becomes tokens.
-        layout: How the corpus is cut.
+        layout: The layout of the corpus.
         words: The vocabulary, each piece once; token i is `words[i]`.
     """
 
@@ -333,7 +333,7 @@ class WordListTokenizer(Tokenizer):
 
         Args:
             config: How text becomes tokens.
-            layout: How the corpus is cut.
+            layout: The layout of the corpus.
             texts: The corpus, in parts.
             without: Characters; pieces that hold one are not in the vocabulary.
 

@@ -33,9 +33,9 @@ def build_tokenizer(
 
     Args:
         config: How text becomes tokens.
-        texts: The corpus, whole or in parts that end where a symbol ends. Bytes need none.
-        layout: How the corpus is cut into sequences. LINES adds `begin` and `end`.
-        newline: Whether items may hold "\n", which then is a symbol like others; for LINES.
+        texts: The corpus, whole or in parts that end after a symbol. Bytes need no corpus.
+        layout: The layout of the corpus. LINES adds `begin` and `end`.
+        newline: Whether items may hold "\n" as a symbol; for LINES.
 
     Returns:
         The tokenizer.
@@ -67,7 +67,7 @@ _WORD_KINDS: dict[TokenizerKind, type[WordListTokenizer]] = {
 
 
 def tokenizer_from_json(data: object) -> Tokenizer:
-    """Builds a tokenizer from what `Tokenizer.to_json` returned.
+    """Builds a tokenizer from the result of `Tokenizer.to_json`.
 
     Returns:
         The tokenizer.
@@ -89,7 +89,7 @@ def tokenizer_from_json(data: object) -> Tokenizer:
             return SubwordTokenizer(config, layout, str(data.get("subwords")))
         except ValueError as fault:
             raise _damaged(str(fault)) from fault
-        except ConfigError as fault:  # the file is fine, and the package missing
+        except ConfigError as fault:  # the file is undamaged, but the package is missing
             raise LoadError(f"the stored tokenizer cannot be read: {fault}") from fault
     if config.kind in _WORD_KINDS:
         return _WORD_KINDS[config.kind](config, layout, _symbols(data.get("words"), list))

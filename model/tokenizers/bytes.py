@@ -1,6 +1,6 @@
 """`ByteTokenizer` has one token for each of the 256 bytes, so it can read any data.
 
-A text is encoded as UTF-8. Tokens that are not UTF-8 are decoded to U+FFFD, as by Python and by web
+A text is encoded as UTF-8. Tokens that are not UTF-8 are decoded to U+FFFD, as in Python and in web
 browsers.
 """
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class ByteTokenizer(Tokenizer):
-    """One token for a byte; token i is byte i, and nothing is unknown.
+    """One token per byte; token i is byte i, and no byte is unknown.
 
-    Only a text with lone surrogates has no bytes. No file and no request can hold one. It falls
-    under the policy, and UNKNOWN reads it as U+FFFD.
+    Only lone surrogates have no bytes; no file and no request can hold them. The policy applies
+    to them, and UNKNOWN reads them as U+FFFD.
 
     Args:
         config: How text becomes tokens.
-        layout: How the corpus is cut.
+        layout: The layout of the corpus.
     """
 
     def __init__(self, config: TokenizerConfig, layout: CorpusLayout) -> None:
@@ -77,7 +77,7 @@ class ByteTokenizer(Tokenizer):
         return chr(token) if 0 <= token < 128 else ""
 
     def characters(self, tokens: TokenIds) -> int:
-        """Returns the number of characters that begin in tokens: bytes that do not continue one."""
+        """Returns the number of characters that begin in tokens, without continuation bytes."""
         ids = self._ids(tokens)
         return int(np.count_nonzero((ids < BYTE_VALUES) & (ids & 0xC0 != 0x80)))
 

@@ -46,10 +46,10 @@ def symbols_of(texts: Iterable[str], without: str, least: int = 1) -> str:
     Args:
         texts: The texts.
         without: Characters to leave out.
-        least: How often a character must occur.
+        least: Smallest number of occurrences of a character.
 
     Raises:
-        CorpusError: A text holds half of a surrogate pair, which no file could hold.
+        CorpusError: A text holds half of a surrogate pair, which no file can hold.
     """
     counts = np.zeros(CODE_POINTS, dtype=np.int64)
     for text in texts:
@@ -63,11 +63,11 @@ def symbols_of(texts: Iterable[str], without: str, least: int = 1) -> str:
 
 
 class CharacterTokenizer(Tokenizer):
-    """One token a Unicode code point.
+    """One token per Unicode code point.
 
     Args:
         config: How text becomes tokens.
-        layout: How the corpus is cut.
+        layout: The layout of the corpus.
         symbols: The vocabulary, each character once; token i is `symbols[i]`.
     """
 
@@ -77,7 +77,7 @@ class CharacterTokenizer(Tokenizer):
         )
         self.symbols = symbols
         codes = code_points(symbols)
-        # One entry beyond the highest symbol (or newline) catches everything above it.
+        # One entry beyond the highest symbol (or newline) stands for all code points above it.
         self._table = np.full(max(codes.max(initial=0), ord("\n")) + 2, UNKNOWN_MARK, np.int32)
         self._table[codes] = np.arange(codes.size, dtype=np.int32)
         self._item_table = self._table.copy()
@@ -94,7 +94,7 @@ class CharacterTokenizer(Tokenizer):
 
         Args:
             config: How text becomes tokens.
-            layout: How the corpus is cut.
+            layout: The layout of the corpus.
             texts: The corpus, in parts.
             without: Characters that are not in the vocabulary.
 

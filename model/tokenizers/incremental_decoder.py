@@ -1,7 +1,7 @@
 """`IncrementalDecoder` turns tokens into text while they arrive.
 
-The pieces of text that a stream returns join to the text that `Tokenizer.decode` returns for all
-of its tokens.
+The concatenation of the returned texts is the text of `Tokenizer.decode` for all tokens. Subclasses
+decode tokens whose texts depend on each other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class IncrementalDecoder:
-    """A stream of tokens whose texts do not depend on each other.
+    """Decodes tokens whose texts do not depend on each other.
 
     Args:
         decode: Returns the text of tokens.
@@ -25,16 +25,16 @@ class IncrementalDecoder:
         self._decode = decode
 
     def push(self, tokens: TokenIds) -> str:
-        """Takes the next tokens; returns the text that is now complete, never half a character."""
+        """Adds the next tokens; returns the complete text, never half a character."""
         return self._decode(tokens)
 
     def flush(self) -> str:
-        """Ends the stream; returns the text that was held back."""
+        """Ends the text; returns the text that was held back."""
         return ""
 
     @property
     def held(self) -> bytes:
-        """State of the stream, up to 7 bytes: a new stream that gets it continues this one."""
+        """State of the decoder, up to 7 bytes: a new decoder with it continues this one."""
         return b""
 
     @property
@@ -44,7 +44,7 @@ class IncrementalDecoder:
 
 
 class LookupDecoder(IncrementalDecoder):
-    """A stream that takes the text of every token from a table.
+    """Decodes tokens by a table with the text of every token.
 
     Args:
         texts: The text of every token, by id.
@@ -60,11 +60,11 @@ class LookupDecoder(IncrementalDecoder):
 
 
 class ByteDecoder(IncrementalDecoder):
-    """A stream of tokens that are bytes, one or several; it decodes UTF-8.
+    """Decodes tokens of one or more bytes as UTF-8.
 
     Args:
         decode_bytes: Returns the bytes of tokens.
-        held: The first bytes of a character that the text so far ends within.
+        held: The first bytes of an incomplete character at the end of the text so far.
     """
 
     def __init__(self, decode_bytes: Callable[[TokenIds], bytes], held: bytes = b"") -> None:

@@ -1,4 +1,4 @@
-"""`IncrementalEncoder` encodes a text that comes in pieces, with the tokens of the whole text.
+"""`IncrementalEncoder` encodes a text that arrives in pieces, to the tokens of the whole text.
 
 Text whose tokens may depend on what follows is held back:
 
@@ -31,7 +31,7 @@ from treadle.model.tokenizers.surrogates import SURROGATE, handle_surrogates
 Ints = npt.NDArray[np.int32]
 
 MAX_HELD = 1 << 16
-"""Most characters that are held back."""
+"""Maximum number of characters that are held back."""
 
 _SIGMA = "\u03a3"
 
@@ -39,19 +39,19 @@ _SLICE = 2048
 """Characters encoded in one step."""
 
 _SEEN = 2
-"""Characters before the new ones that a pattern has to see once more."""
+"""Characters before the new ones that a pattern has to match again."""
 
 
 class IncrementalEncoder:
-    """Encodes a text that comes in pieces.
+    """Encodes a text that arrives in pieces.
 
-    The tokens of all calls of `push` and of `end`, joined, are `tokenizer.encode` of the text.
+    The concatenated tokens of all calls of `push` and of `end` are `tokenizer.encode` of the text.
 
     Args:
         tokenizer: The tokenizer.
         policy: What to do with unknown symbols; None: the tokenizer's own policy.
-        max_held: Most characters that are held back; None: any number.
-        lowered: Whether the text already is in lower case, if the tokenizer reads it so.
+        max_held: Maximum number of characters that are held back; None: no limit.
+        lowered: Whether the text already is in lower case, for a tokenizer of lower case.
 
     Raises:
         ConfigError: The policy is UNKNOWN and there is no unknown token.
@@ -74,7 +74,7 @@ class IncrementalEncoder:
         self._position = 0
 
     def push(self, text: str) -> Ints:
-        """Takes the next piece of the text.
+        """Adds the next piece of the text.
 
         Args:
             text: The piece, of any length.
@@ -83,7 +83,7 @@ class IncrementalEncoder:
             The tokens that are now certain, (n,) int32.
 
         Raises:
-            UnknownSymbolError: A symbol is unknown and the policy is ERROR; its position is that
+            UnknownSymbolError: A symbol is unknown and the policy is ERROR; its position is counted
                 in the whole text. The text cannot be continued.
             ConfigError: More than `max_held` characters would be held back. The text cannot be
                 continued.
@@ -114,7 +114,7 @@ class IncrementalEncoder:
 
     @property
     def position(self) -> int:
-        """Where the next push begins in the whole text, in code points."""
+        """The position of the next push in the whole text, in code points."""
         return self._position + self._waiting
 
     def copied(self) -> Self:
@@ -139,7 +139,7 @@ class IncrementalEncoder:
         return self._tokenizer.config.kind.plural
 
     def _take(self, text: str) -> Ints:
-        """Takes text in its final case; returns the tokens that are now certain."""
+        """Adds text in its final case; returns the tokens that are now certain."""
         if self._cut is None:
             return self._encode(text)
         if self._tokenizer.config.kind is TokenizerKind.SUBWORDS:
@@ -159,7 +159,7 @@ class IncrementalEncoder:
         return self._encode(certain)
 
     def _legal(self, text: str) -> str:
-        """Returns a text without lone surrogates, so that they do not hide a place to cut."""
+        """Removes lone surrogates from a text, since they could hide a place to cut."""
         if SURROGATE.search(text) is None:
             return text
         with _ShiftedErrors(self._position + len(self._held)):
@@ -175,7 +175,7 @@ class IncrementalEncoder:
 def encode_in_steps(
     tokenizer: Tokenizer, text: str, policy: UnknownPolicy | None = None
 ) -> Generator[None, None, Ints]:
-    """Encodes a whole text in short steps, so that a long one can be abandoned.
+    """Encodes a whole text in short steps, so that the caller can stop early.
 
     Args:
         tokenizer: The tokenizer.
@@ -208,7 +208,7 @@ def encode_in_steps(
 
 
 class _ShiftedErrors:
-    """Shifts the positions in errors, from those in a part to those in the whole text."""
+    """Converts the positions in errors from a part of a text to the whole text."""
 
     def __init__(self, offset: int) -> None:
         self._offset = offset
@@ -227,7 +227,7 @@ class _ShiftedErrors:
 
 
 class _LowerCase:
-    """Turns text into lower case piece by piece; the pieces join to `str.lower` of the whole."""
+    """Converts text to lower case piece by piece; the result is `str.lower` of the whole text."""
 
     def __init__(self) -> None:
         self._before = ""  # the last returned character that the rule does not skip
@@ -235,13 +235,13 @@ class _LowerCase:
 
     @property
     def waiting(self) -> int:
-        """Characters held back."""
+        """Number of characters that are held back."""
         return len(self._raw)
 
     def push(self, text: str) -> str:
-        """Takes the next text; returns the lower case that is now certain."""
+        """Adds the next text; returns the lower case that is now certain."""
         if self._raw and not text.strip(_ignored(text)):
-            self._raw += text  # all of it is skipped by the rule, so the sigma still waits
+            self._raw += text  # the rule skips all of it, so the sigma is still undecided
             return ""
         certain = self._raw + text
         self._raw = ""
@@ -259,7 +259,7 @@ class _LowerCase:
         return lowered
 
     def _lowered(self, certain: str, sigma: str) -> str:
-        """Returns the lower case of a text between the characters before it and a sigma, if any."""
+        """Returns the lower case of a text, by the characters before it and a following sigma."""
         before = self._before
         self._before = _last(certain) or self._before
         lowered = (before + certain + sigma).lower()
@@ -278,8 +278,8 @@ def _ignored(text: str) -> str:
 
 @functools.lru_cache(maxsize=1 << 12)
 def _is_ignored(character: str) -> bool:
-    # Python does not expose that property, but it follows the rule: a sigma after a letter is final
-    # before such a character, and is not where another letter follows.
+    # Python does not expose that property, but applies the rule: a sigma after a letter is final
+    # before such a character, and is not final if another letter follows.
     alone = f"a{_SIGMA}{character}".lower()
     followed = f"a{_SIGMA}{character}a".lower()
     return alone[1] == "\u03c2" and followed[1] == "\u03c3"

@@ -2,8 +2,7 @@
 
 The method is that of Sennrich et al. 2016, over bytes as in GPT-2 (Radford et al. 2019). The
 vocabulary begins with all 256 bytes, so any text can be encoded and decoded without loss. It grows
-by the pair of neighbours that is most frequent within words. The package `tokenizers` does the
-work.
+by the most frequent pair of neighbours within words. The package `tokenizers` implements it.
 """
 
 from __future__ import annotations
@@ -31,31 +30,31 @@ if TYPE_CHECKING:
     from treadle.model.config import TokenizerConfig
 
 _MIN_PAIRS = 2
-"""How often a pair of neighbours must occur to become a token."""
+"""Smallest number of occurrences of a pair that becomes a token."""
 
 CUT = re.compile(r"(?<=\S)(?=[^\S\x1c-\x1f])")
 """Matches where a text may be cut: before white space, but not within it. No token reaches across
-such a place. The four characters left out are white space to Python only."""
+such a place. The four excluded characters are white space in Python only."""
 
 _MAX_TOKENS = 1_000_000
 """Most tokens of a vocabulary, as for `TokenizerConfig.max_vocabulary_size`."""
 
 _MAX_TOKEN_BYTES = 1 << 16
-"""Most bytes of a token: far more than the longest piece that is learned from has."""
+"""Most bytes of a token: far more than the longest learned piece has."""
 
 _MOST_UNBROKEN = 1 << 22
-"""Most characters without a place to cut that subwords are learned from."""
+"""Most characters without a place to cut from which subwords are learned."""
 
 _PART = 8192
 """Characters encoded in one call of the package, during which no other thread runs."""
 
 
 class SubwordTokenizer(Tokenizer):
-    """One token for a learned piece of a word; nothing is unknown.
+    """One token per learned piece of a word; no text is unknown.
 
     Args:
         config: How text becomes tokens.
-        layout: How the corpus is cut.
+        layout: The layout of the corpus.
         learned: The result of learning, in the format of the package `tokenizers`. Only the
             vocabulary and the merges are used; any other setting that changes tokens is an
             error.
@@ -86,12 +85,12 @@ class SubwordTokenizer(Tokenizer):
 
         Args:
             config: How text becomes tokens.
-            layout: How the corpus is cut into sequences.
+            layout: The layout of the corpus.
             texts: The corpus, in parts.
 
         Raises:
-            ConfigError: The package `tokenizers` is not installed, or the vocabulary is to be
-                smaller than all bytes.
+            ConfigError: The package `tokenizers` is not installed, or the vocabulary is
+                smaller than the number of bytes.
         """
         check_subwords(config)
         library = _library()
@@ -110,7 +109,7 @@ class SubwordTokenizer(Tokenizer):
         return cls(config, layout, learned.to_str())
 
     def encode(self, text: str, policy: UnknownPolicy | None = None) -> NDArray[np.int32]:
-        """Implements `Tokenizer.encode`; every policy is legal, as nothing is unknown."""
+        """Implements `Tokenizer.encode`; every policy is legal, since no text is unknown."""
         policy = self.check_policy(policy)
         parts = _parts(handle_surrogates(self._normal(text), policy), _PART)
         with _no_panics("read a text"):
@@ -184,7 +183,7 @@ class SubwordTokenizer(Tokenizer):
         return ByteDecoder(self.decode_bytes, held)
 
     def _vocabulary_json(self) -> dict[str, Any]:
-        # Parsed and written once more: the package does not promise an order of keys.
+        # Parsed and written again: the package does not guarantee an order of keys.
         return {"subwords": json.dumps(json.loads(self._learned.to_str()), ensure_ascii=False)}
 
 
@@ -208,7 +207,7 @@ def read_learned(learned: str) -> tuple[list[str], list[tuple[str, str]]]:
     cuts = _only(splitter, "pre_tokenizer", {"type", "trim_offsets", "use_regex"})
     if cuts.get("type") != "ByteLevel" or cuts.get("use_regex", True) is not True:
         raise ValueError("its pre_tokenizer is not ByteLevel as GPT-2 has it")
-    # Its settings do not matter: this package is never asked to decode.
+    # Its settings do not matter: the package is never used to decode.
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
         raise ValueError("its decoder is not ByteLevel")
     model = _only(parts.get("model"), "model", {"type", "vocab", "merges"})
@@ -219,7 +218,7 @@ def read_learned(learned: str) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def _only(part: object, name: str, known: set[str]) -> dict[str, Any]:
-    """Returns a part of the format; all settings except the known ones have to be off."""
+    """Returns a part of the format; checks that all unknown settings are off."""
     if not isinstance(part, dict):
         raise ValueError(f"its {name} is not a mapping")
     odd = sorted(key for key, value in part.items() if value and key not in known)
@@ -229,7 +228,7 @@ def _only(part: object, name: str, known: set[str]) -> dict[str, Any]:
 
 
 def _vocabulary(given: object) -> list[str]:
-    """Returns the tokens by their ids: 0 to n - 1, each once, all single bytes among them."""
+    """Returns the tokens in order of their ids, which include all single bytes."""
     if not isinstance(given, dict) or not BYTE_VALUES <= len(given) <= _MAX_TOKENS:
         raise ValueError(f"its vocabulary does not have {BYTE_VALUES} to {_MAX_TOKENS:,} tokens")
     texts = [""] * len(given)
@@ -246,7 +245,7 @@ def _vocabulary(given: object) -> list[str]:
 
 
 def _merges(given: object, vocabulary: list[str]) -> list[tuple[str, str]]:
-    """Returns the pairs that become one token, each of which and both of its parts are tokens."""
+    """Returns the pairs that become one token; checks that both parts and the result are tokens."""
     if not isinstance(given, list) or len(given) > len(vocabulary):
         raise ValueError("its merges are not a list, or more than there are tokens")
     known = set(vocabulary)
@@ -260,7 +259,7 @@ def _merges(given: object, vocabulary: list[str]) -> list[tuple[str, str]]:
 
 
 def _assemble(vocabulary: list[str], merges: list[tuple[str, str]]) -> Any:
-    """Returns a tokenizer of the package with this vocabulary and nothing around it.
+    """Returns a tokenizer of the package with this vocabulary and no other settings.
 
     Raises:
         ConfigError: The package is not installed.
@@ -271,7 +270,7 @@ def _assemble(vocabulary: list[str], merges: list[tuple[str, str]]) -> Any:
     try:
         with _no_panics("take a vocabulary"):
             made = library.Tokenizer(library.models.BPE(ids, merges))
-    except Exception as fault:  # the package raises nothing more precise
+    except Exception as fault:  # the package raises no specific exception
         raise ValueError(f"its subwords cannot be read: {fault}") from fault
     made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = library.decoders.ByteLevel()
@@ -283,17 +282,17 @@ def _no_panics(doing: str) -> AbstractContextManager[None]:
 
 
 def _parts(text: str, size: int) -> list[str]:
-    """Cuts a text where that changes no token, and where it is necessary.
+    """Cuts a text at places that change no token, and in stretches that are too long.
 
-    A stretch without a place to cut that is longer than MAX_PIECE is cut into parts of that length:
-    the package's time rises faster than the length.
+    A stretch of more than MAX_PIECE characters without a place to cut is cut into parts of that
+    length, since the package's time rises faster than the length.
 
     Args:
         text: Any text.
-        size: About the most characters of a part.
+        size: Approximate maximum of the characters of a part.
 
     Returns:
-        The parts, which joined are the text.
+        The parts, whose concatenation is the text.
     """
     if len(text) <= MAX_PIECE:
         return [text]
@@ -323,23 +322,23 @@ def _learnable(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _whole(text: str) -> list[str]:
-    """Returns a text in parts, cut only where it is necessary."""
+    """Returns a text in parts; only stretches that are too long are cut."""
     return _parts(text, len(text))
 
 
 def _byte_marks() -> list[str]:
-    """Returns the printable character that stands for each byte in the format, as in GPT-2."""
+    """Returns the printable characters that represent the bytes in the format, as in GPT-2."""
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in plain else next(others)) for byte in range(BYTE_VALUES)]
 
 
 def check_subwords(config: TokenizerConfig) -> None:
-    """Checks that a tokenizer of subwords can be built here.
+    """Checks that a tokenizer of subwords can be built.
 
     Raises:
-        ConfigError: The package `tokenizers` is not installed, or the vocabulary is to be smaller
-            than all bytes.
+        ConfigError: The package `tokenizers` is not installed, or the vocabulary is smaller
+            than the number of bytes.
     """
     if config.max_vocabulary_size < BYTE_VALUES:
         raise ConfigError(
@@ -347,7 +346,7 @@ def check_subwords(config: TokenizerConfig) -> None:
             f"every byte is one, not {config.max_vocabulary_size}",
             "tokenizer.max_vocabulary_size",
         )
-    # Only searched for, since importing the package takes long.
+    # Only located, since importing the package takes long.
     if importlib.util.find_spec("tokenizers") is None:
         raise _missing()
 

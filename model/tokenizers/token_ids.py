@@ -17,13 +17,13 @@ TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 def check_tokens(tokens: NDArray[np.integer[Any]], vocabulary_size: int, least: int = 0) -> None:
     """Checks that token ids are in the vocabulary.
 
-    Kernels use ids as indices and do not check them. So this stands before every call of a kernel
-    that takes tokens, wherever they come from.
+    Kernels use ids as indices and do not check them. So this function must be called before every
+    kernel that takes tokens, whatever their source.
 
     Args:
         tokens: Token ids, of any shape.
         vocabulary_size: Number of tokens in the vocabulary.
-        least: The lowest legal id; -1 where that stands for "no token".
+        least: The lowest legal id; -1 if that means "no token".
 
     Raises:
         TokenError: An id is not in the vocabulary.

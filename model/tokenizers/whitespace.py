@@ -1,12 +1,12 @@
 r"""`WhitespaceTokenizer` and `EventTokenizer` cut text at white space.
 
-A token is a run of characters that are not white space. To `WhitespaceTokenizer`, "\n" is a token,
+A token is a run of characters that are not white space. For `WhitespaceTokenizer`, "\n" is a token,
 too. Decoding restores the text except for white space within lines, which becomes one space
 between two tokens. So `<unk>` is one token, and a text that is already cut into words, such as the
 Penn Treebank (Mikolov et al. 2010), has its words and one end for each line as tokens. Published
-perplexities are counted over these.
+perplexities refer to these.
 
-To `EventTokenizer`, line ends are white space. Its tokens are the events of a log: numbers or
+For `EventTokenizer`, line ends are white space. Its tokens are the events of a log: numbers or
 names, such as the ids that a log parser gives to its templates (DeepLog, Du et al. 2017).
 """
 
@@ -32,7 +32,7 @@ EVENT = re.compile(r"\S+")
 
 
 class WhitespaceTokenizer(WordListTokenizer):
-    """One token for a run of characters that are not white space, or for the end of a line."""
+    """One token per run of characters that are not white space, and per line end."""
 
     cut_pattern: ClassVar[re.Pattern[str] | None] = re.compile(r"\s")
 
@@ -87,18 +87,18 @@ class WhitespaceTokenizer(WordListTokenizer):
         return int(lengths.sum()) + int(np.count_nonzero(words[1:] & words[:-1]))
 
     def stream(self, held: bytes = b"") -> IncrementalDecoder:
-        """Implements `Tokenizer.stream`; a token brings the space before it."""
+        """Implements `Tokenizer.stream`; a token is preceded by its space."""
         return WhitespaceDecoder(self, bool(held))
 
 
 class EventTokenizer(WhitespaceTokenizer):
-    """One token for an event of a log; the end of a line is white space like any other."""
+    """One token per event of a log; a line end is white space like any other."""
 
     piece: ClassVar[re.Pattern[str]] = EVENT
 
 
 class WhitespaceDecoder(IncrementalDecoder):
-    """A stream from tokens to text, with a space between the tokens of a line.
+    """Decodes tokens with a space between the tokens of a line.
 
     Args:
         tokenizer: The tokenizer of the tokens.

@@ -1,12 +1,12 @@
 r"""`WordTokenizer` cuts text into words and runs of punctuation, with the space before them.
 
-Every text is the concatenation of its pieces, so nothing is lost but unknown pieces:
+Every text is the concatenation of its pieces, so only unknown pieces are lost:
 
 - the end of a line, `\n`;
 - a word: letters and digits with their marks (Hindi and Thai write vowels as marks), and one space
   before it;
 - a run of other characters, except white space and `_`, and one space before it;
-- any other white space character, and `_`, each by itself.
+- any other white space character, and `_`, each a separate piece.
 
 So every white space character begins a piece, and a text can be cut into blocks there. Scripts
 without spaces (Chinese, Japanese, Thai) give whole phrases as words: use characters for them. A
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from treadle.model.tokenizers.token_ids import TokenIds
 
 _WINDOW = 2 * MAX_PIECE
-"""Characters that are cut into pieces together: few, since the search lets no other thread run."""
+"""Characters that are cut into pieces together: few, since the search blocks other threads."""
 
 _JOINERS = "\u200c\u200d"
 
@@ -54,7 +54,7 @@ def pieces_pattern() -> re.Pattern[str]:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields where each block of a text starts, and its pieces, none longer than MAX_PIECE."""
+    """Yields the start of each block of a text, and its pieces, none longer than MAX_PIECE."""
     start = 0
     find = pieces_pattern().findall
     while start < len(text):
@@ -64,13 +64,13 @@ def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
             long = next(index for index, piece in enumerate(pieces) if len(piece) > MAX_PIECE)
             pieces[long:] = [pieces[long][:MAX_PIECE]]
         elif stop < len(text):
-            pieces.pop()  # it may continue
+            pieces.pop()  # the last piece may continue
         yield start, pieces
         start += sum(map(len, pieces))
 
 
 class WordTokenizer(WordListTokenizer):
-    """One token for a word, a run of punctuation or a white space character."""
+    """One token per word, run of punctuation or white space character."""
 
     cut_pattern: ClassVar[re.Pattern[str] | None] = re.compile(r"[^\S ]|_|(?= )")
 
