@@ -165,7 +165,7 @@ def check_data(data: DataConfig, fixed: CorpusLayout | None = None) -> CorpusLay
     if fixed is None:
         return data.layout if plain else CorpusLayout.LINES
     if not plain and fixed is CorpusLayout.TEXT:
-        text = "data.format must be 'plain': the model to begin from reads text, not items"
+        text = "data.format must be 'plain': the base model reads text, not items"
         raise ConfigError(text, "data.format")
     return fixed
 
@@ -404,7 +404,7 @@ def _decoded(file: CorpusFile, encoding: str, policy: UnknownPolicy) -> Iterator
         except UnicodeDecodeError as fault:
             raise _not_text(file, encoding, fault, offset - waiting) from None
         except UnicodeError as fault:  # UTF-16 without its byte order mark, for one
-            text = f"{file.title} is not {encoding}: {fault}; set data.encoding to what it is"
+            text = f"{file.title} is not {encoding}: {fault}; set data.encoding to its encoding"
             raise EncodingError(text, offset) from None
         offset += len(block)
         if text and not begun:
@@ -432,8 +432,8 @@ def _whole_characters(text: str, file: CorpusFile, policy: UnknownPolicy) -> str
         return handle_surrogates(text, policy)
     except UnknownSymbolError:
         raise EncodingError(
-            f"{file.title} holds half of a surrogate pair: set data.encoding to what it is, or set "
-            "unknown_policy to 'skip'"
+            f"{file.title} holds half of a surrogate pair: set data.encoding to its encoding, or "
+            "set unknown_policy to 'skip'"
         ) from None
 
 
@@ -459,7 +459,7 @@ def _guess(data: bytes, compression: str) -> tuple[str, str]:
         return f" (it looks like a {compression} file)", "unpack it"
     if len(_LONE_LATIN_1.findall(data)) > 0:
         return " (it looks like Latin-1)", "set data.encoding to 'latin-1'"
-    return "", "convert it, or set data.encoding to what it is"
+    return "", "convert it, or set data.encoding to its encoding"
 
 
 class FileInfo(Protocol):

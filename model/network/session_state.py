@@ -66,7 +66,7 @@ class SessionState:
     position: int = 0
     """Draws of that seed so far."""
     held: bytes = b""
-    """Bytes that the stream from tokens to text holds back; see `IncrementalDecoder.held`."""
+    """Bytes that the decoder of the text holds back; see `IncrementalDecoder.held`."""
     counts: Ints | None = field(default=None, repr=False, compare=False)
     """(2, V), how often each token was drawn, and how often prompts contained it; None without
     penalties."""

@@ -181,7 +181,7 @@ class Tokenizer(ABC):
         if requested is UnknownPolicy.UNKNOWN and self.unknown is None:
             raise ConfigError(
                 "unknown_policy 'unknown' needs a model that was trained with it; "
-                "this one has no unknown token: take 'error' or 'skip'",
+                "this one has no unknown token: set it to 'error' or 'skip'",
                 "unknown_policy",
             )
         return requested

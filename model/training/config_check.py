@@ -61,8 +61,8 @@ def _check_tokenizer(config: TokenizerConfig, base: BaseModelInfo | None) -> Non
             check_subwords(config)
     elif config.policy is UnknownPolicy.UNKNOWN and not base.tokenizer.obeys_unknown:
         raise ConfigError(
-            "tokenizer.unknown_policy cannot be 'unknown': the model to begin from has no "
-            "unknown token; take 'error' or 'skip'",
+            "tokenizer.unknown_policy cannot be 'unknown': the base model has no "
+            "unknown token; set it to 'error' or 'skip'",
             "tokenizer.unknown_policy",
         )
 

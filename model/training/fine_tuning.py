@@ -111,7 +111,7 @@ def _given(config: TrainConfig, name: str, value: object, default: object) -> bo
 def _check_equal(name: str, ours: object, theirs: object) -> None:
     if ours != theirs:
         raise ConfigError(
-            f"{name} is {ours} and that of the model to begin from is {theirs}: leave it out",
+            f"{name} is {ours} and that of the base model is {theirs}: leave it out",
             name,
         )
 

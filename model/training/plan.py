@@ -128,7 +128,7 @@ class Plan:
     def evaluations_due(
         self, steps: int, elapsed: float, tokens: int = 0, wall: float = 0.0
     ) -> int:
-        """Returns how many evaluations of the model were due so far.
+        """Returns the number of evaluations that were due so far.
 
         Args:
             steps: Optimizer steps done.

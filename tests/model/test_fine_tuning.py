@@ -103,7 +103,7 @@ def test_dropout_may_differ(model: Model) -> None:
 def test_another_network_is_refused_by_name(
     network: NetworkConfig, given: tuple[str, ...], field: str, model: Model
 ) -> None:
-    with pytest.raises(ConfigError, match=r"of the model to begin from is .*: leave") as caught:
+    with pytest.raises(ConfigError, match=r"of the base model is .*: leave") as caught:
         Trainer(corpus(), replace(FREE, network=network, given=given), init_from=model)
     assert caught.value.field == field
     assert str(caught.value).startswith(f"{field} is ")

@@ -78,7 +78,7 @@ _REGULARIZATION = (
     (2.0, 0.1, 0.0),
     (0.0, 0.0, 0.0),
 )
-"""Dropout and weight decay by how often each token is read.
+"""Dropout and weight decay by the number of passes over the corpus.
 
 On names (256 units, 26 passes) 0.2, 0.3 and 0.5 gave 1.903, 1.903 and 1.922 nats."""
 
@@ -361,7 +361,7 @@ def _row_tokens(inputs: PresetInputs, window: int) -> float:
 
 
 def _passes(config: TrainConfig, chosen: _Candidate, inputs: PresetInputs) -> float:
-    """Returns how often the corpus will be read."""
+    """Returns the number of passes over the corpus."""
     passes = chosen.readable / max(inputs.tokens, 1)
     if _measured_in_tokens(config.limits) or not _free(config, "limits", max_epochs=0):
         return passes
@@ -369,7 +369,7 @@ def _passes(config: TrainConfig, chosen: _Candidate, inputs: PresetInputs) -> fl
 
 
 def _measured_in_tokens(limits: LimitsConfig) -> bool:
-    """Returns whether the limits say how much to read, rather than how long to train."""
+    """Returns whether a limit counts steps, passes or tokens, rather than time."""
     return any(
         limit is not None for limit in (limits.max_steps, limits.max_epochs, limits.max_tokens)
     )
