@@ -113,7 +113,7 @@ class Completion:
         """Completes a job whose model an earlier server was about to store.
 
         Returns:
-            Whether the job is over now.
+            Whether the job is final now.
         """
         final = self._data_dir.jobs.directory(job.id) / FINAL_FILE
         if not await thread_pools.STORE.run(final.exists):

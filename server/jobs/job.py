@@ -140,7 +140,7 @@ class Job:
         await self.publish(event, state=state, reason=reason, ran_s=self.ran_s, **changes)
 
     async def change(self, **changes: Any) -> None:
-        """Changes the row without an event, unless the job is over by then."""
+        """Changes the row without an event, unless the job is final by then."""
         await outlast(self._change(changes))
 
     async def whole(self) -> JobRow:

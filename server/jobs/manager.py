@@ -1,8 +1,8 @@
-"""`JobManager` decides about training jobs: it submits, cancels, pauses, resumes and deletes them.
+"""`JobManager` manages training jobs: it submits, cancels, pauses, resumes and deletes them.
 
-A job belongs to the server from the moment its corpus is complete. It continues when its client
-leaves, when its process dies and when the server starts again. A `Job` is one of them, `JobQueue`
-says which one runs next, `JobRunner` has processes train it, and `Completion` records its end.
+A job is owned by the server once its corpus is complete. It continues when its client leaves, when
+its process dies and when the server starts again. `Job` is one job, `JobQueue` says which one runs
+next, `JobRunner` has processes train it, and `Completion` records its end.
 
 ::
 
@@ -57,10 +57,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SPACE_S = 5.0
-"""Seconds between two checks for the disk space that jobs wait for. A job that soon lacks space
-again waits twice as long each time."""
+"""Seconds between two checks for the disk space that jobs wait for. The wait of a job doubles each
+time it lacks space again (exponential backoff)."""
 _SPACE_TRIES = 7
-"""How often its wait doubles, to ten minutes."""
+"""How often the wait doubles, to ten minutes."""
 
 _ROWS_AT_ONCE = 8
 """Rows that are read together at the start."""
@@ -76,7 +76,7 @@ class JobManager:
         data_dir: Where jobs and models are kept.
         workers: Gives the processes that train.
         limits: How many jobs there may be.
-        run_limits: What holds for each of them.
+        run_limits: The limits of each job.
         hold_reason: Returns why the server runs no job yet; empty where it does.
     """
 
@@ -145,13 +145,18 @@ class JobManager:
         return kept
 
     async def recover(self) -> None:
-        """Continues the jobs that an earlier server left. Called before the first request."""
+        """Continues the jobs that the previous server process left unfinished.
+
+        Called before the first request.
+        """
         for job in await thread_pools.DATABASE.run(self._left_over):
             self._jobs[job.id] = job
             try:
                 await self._recover(job)
             except Exception:  # one job must not prevent the start of the server
-                logger.exception("job %s cannot be recovered as it is; it waits", job.id)
+                logger.exception(
+                    "job %s cannot be recovered; it stays in its current state", job.id
+                )
             self._forget_if_final(job)
 
     async def _recover(self, job: Job) -> None:
@@ -196,13 +201,13 @@ class JobManager:
             await asyncio.wait(tasks)
 
     async def cancel(self, job: str) -> JobRow:
-        """Ends a job for good and keeps what it has learned; does nothing where it is over.
+        """Ends a job for good and keeps what it has learned; does nothing where it is final.
 
         Args:
             job: The job's id.
 
         Returns:
-            The job, over or about to be. The request outlives the server.
+            The job, final or about to be. The request is persisted across restarts.
 
         Raises:
             StatusError: NOT_FOUND; RESOURCE_EXHAUSTED: it ends, but the disk is too full to
@@ -220,7 +225,8 @@ class JobManager:
                 full = await self._record_request(job, CANCELLING)
                 if self.queue.is_running(job):
                     self._runner.stop(job, "cancelled")
-                elif not self.queue.is_ending(job) and not job.row.is_final:  # as it just may be
+                # It may have become final meanwhile.
+                elif not self.queue.is_ending(job) and not job.row.is_final:
                     self._begin_cancel(job)
         await self._wait_briefly(job)
         if full is not None and not job.row.is_final:
@@ -247,7 +253,7 @@ class JobManager:
         return None
 
     async def _wait_briefly(self, job: Job) -> None:
-        """Waits, but not for long, until a job neither runs nor ends."""
+        """Waits until a job neither runs nor ends, for `_ANSWER_S` at most."""
         tasks = self.queue.tasks_of(job)
         if tasks:
             await asyncio.wait(tasks, timeout=_ANSWER_S)
@@ -259,10 +265,10 @@ class JobManager:
             job: The job's id.
 
         Returns:
-            The job, paused or about to be. The request outlives the server.
+            The job, paused or about to be. The request is persisted across restarts.
 
         Raises:
-            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over, or being cancelled;
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is final, or being cancelled;
                 RESOURCE_EXHAUSTED: it pauses, but the disk is too full to record that, and a server
                 that starts before it has paused would continue it.
         """
@@ -291,7 +297,7 @@ class JobManager:
     async def resume(self, job: str) -> JobRow:
         """Puts a paused job back into the queue; does nothing where it waits or runs.
 
-        A job that is about to pause is queued once its process has left it.
+        A job that is about to pause is queued once its worker process has ended.
 
         Args:
             job: The job's id.
@@ -300,7 +306,7 @@ class JobManager:
             The row of the job.
 
         Raises:
-            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over, or being cancelled.
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is final, or being cancelled.
         """
         return await outlast(self._resume(await self.registry.find(job, "resumed")))
 
@@ -362,7 +368,7 @@ class JobManager:
         return job.row
 
     async def delete(self, job: str) -> None:
-        """Deletes a job that is over or paused, with its events and files.
+        """Deletes a final or paused job, with its events and files.
 
         Args:
             job: The job's id.
@@ -404,7 +410,7 @@ class JobManager:
 
     @asynccontextmanager
     async def _deciding(self, job: Job) -> AsyncIterator[None]:
-        """Lets one request at a time decide about a job, which does not start meanwhile."""
+        """Serializes the requests for a job, and keeps it from starting meanwhile."""
         try:
             async with job.deciding:
                 if job.id not in self._jobs and not job.row.is_final:
@@ -415,7 +421,7 @@ class JobManager:
             self.queue.schedule()
 
     def _forget_if_final(self, job: Job) -> None:
-        """Forgets a job if it is over, and wakes its followers."""
+        """Forgets a job if it is final, and wakes its followers."""
         if job.row.is_final:
             self._jobs.pop(job.id, None)
         job.wake_followers()
@@ -436,7 +442,7 @@ class JobManager:
         return sorted(jobs, key=lambda job: (job.row.queued_s, job.id))
 
     async def _run(self, job: Job) -> None:
-        """Runs a job until it is over or has to wait; never raises."""
+        """Runs a job until it is final or has to wait; never raises."""
         await self._guarded(job, self._train(job))
 
     async def _train(self, job: Job) -> None:
@@ -448,7 +454,7 @@ class JobManager:
             outcome = Outcome(Ending.PAUSED, f"the disk is full: {error.strerror}", needs_bytes=1)
         self.queue.free_slot(job)
         await self._completion.settle(job, outcome)
-        if job.cancelling and not job.row.is_final:  # just now
+        if job.cancelling and not job.row.is_final:  # cancelled while it was recorded
             await self._completion.cancel(job)
 
     async def _guarded(self, job: Job, work: Coroutine[Any, Any, None]) -> None:

@@ -75,7 +75,7 @@ class JobRegistry:
             done: What is to be done with it, such as "paused".
 
         Raises:
-            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is over.
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is final.
         """
         if job not in self.live:
             row = await self.row(job)
@@ -83,7 +83,7 @@ class JobRegistry:
         return self.live[job]
 
     async def watch(self, job: str, after: int = 0) -> AsyncIterator[pb.JobEvent]:
-        """Yields the events of a job, old ones first, until it is over or paused.
+        """Yields the events of a job, old ones first, until it is final or paused.
 
         Args:
             job: Its id.
@@ -99,7 +99,7 @@ class JobRegistry:
         while True:
             live = self.live.get(job)
             news = None if live is None else live.news()
-            known = live or known  # its last events are still here when it is over
+            known = live or known  # its last events are still here when it is final
             async for event in self._events(job, known, after):
                 yield event
                 after = event.sequence
