@@ -202,7 +202,8 @@ def test_a_running_job_can_be_used_and_is_not_disturbed(start: Start) -> None:
     job = first_progress(running).job
     wait_for(lambda: (server.data_dir / "jobs" / job / LAST_FILE).exists())
     steps: list[int] = []
-    while state_of(caller, job) == pb.JOB_STATE_RUNNING and len(steps) < 200:
+    # Until several steps have been seen: how soon they come is the machine's matter.
+    while state_of(caller, job) == pb.JOB_STATE_RUNNING and len(set(steps)) < 5:
         replies = caller.generate("", job=job, max_new_tokens=5)
         steps.append(replies[-1].result.job_step)
         assert replies[-1].result.version == 0
