@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("corpus", type=Path, nargs="*", help="one long text each")
-    parser.add_argument("--lines", type=Path, nargs="*", default=[], help="one item a line each")
+    parser.add_argument("--lines", type=Path, nargs="*", default=[], help="one item per line each")
     parser.add_argument("--tokens", type=_numbers, default=_numbers(TOKENS))
     parser.add_argument("--shapes", type=_shapes, default=_shapes(SHAPES))
     parser.add_argument("--units", type=_numbers, default=[128])

@@ -50,7 +50,7 @@ class _Sessions(pickle.Unpickler):
 
 
 def convert(source: Path, target: Path, numbers: dict[str, int]) -> None:
-    """Writes the sessions of a file, an object a line; new templates get the next numbers."""
+    """Writes the sessions of a file, an object per line; new templates get the next numbers."""
     with source.open("rb") as file:
         sessions = _Sessions(file).load()
     with target.open("w", encoding="utf-8") as lines:

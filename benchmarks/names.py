@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seen, files = split(options.names, options.seed)
     model = train(files, options.train_for, options.threads, options.seed)
     assert model.training is not None
-    print(f"test: {model.training.test_loss:.4f} nats a character, ends included")
+    print(f"test: {model.training.test_loss:.4f} nats per character, ends included")
     known = set(seen)
     made = [model.generate(seed=seed, max_new_tokens=40) for seed in range(options.samples)]
     new = [name for name in made if name not in known]

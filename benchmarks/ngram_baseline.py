@@ -52,7 +52,9 @@ def main() -> None:
         for place in range(cut + 1, len(text))
     ]
     mean = math.fsum(losses) / len(losses)
-    print(f"{path.name}: {order}-gram, {mean:.4f} nats a character over {len(losses):,} characters")
+    print(
+        f"{path.name}: {order}-gram, {mean:.4f} nats per character over {len(losses):,} characters"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Trains a model on the first 200,000 characters of the file in a server of its ow
 twice the given number of characters through LearnStream: the file's next ones, and after them a
 text of another kind: the ones after those with all letters permuted (`permuted`), or upside down
 (`reversed`). One session only predicts; one for each learning rate begins with the same weights
-and learns as well. Printed are the mean nats a character in every 10,000, which are the same
+and learns as well. Printed are the mean nats per character in every 10,000, which are the same
 wherever the script runs, and the shortest time of a few in which each went through.
 """
 

@@ -4,7 +4,7 @@
         [--precision fp32]
 
 Trains with `preset: AUTO` for so many seconds on the first 90 % of the file, and then measures
-the last 10 %, in nats a character, in both ways that others have measured it:
+the last 10 %, in nats per character, in both ways that others have measured it:
 
 - in one stateful pass, as a stream that the model follows from its first character to its last;
 - over cold windows of 256 characters, each from an empty state, as nanoGPT measures.
@@ -63,14 +63,14 @@ def train(corpus: Path, seconds: float, threads: int, precision: str, seed: int)
 
 
 def stateful(model: Model, text: str) -> float:
-    """Returns the mean nats a character of a text, read from its beginning to its end."""
+    """Returns the mean nats per character of a text, read from its beginning to its end."""
     mean = model.score(text).mean_nats
     assert mean is not None
     return mean
 
 
 def cold(model: Model, text: str, window: int, threads: int) -> float:
-    """Returns the mean nats a character over windows of a text, each from an empty state."""
+    """Returns the mean nats per character over windows of a text, each from an empty state."""
     tokens = model.tokenizer.encode(text)
     rows = (len(tokens) - 1) // window
     inputs = tokens[: rows * window].reshape(rows, window).T
@@ -103,9 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.corpus, options.train_for, options.threads, options.precision, options.seed
     )
     held_out = text[int(len(text) * 0.9) :]
-    print(f"one stateful pass over the last 10 %: {stateful(model, held_out):.4f} nats a character")
+    loss = stateful(model, held_out)
+    print(f"one stateful pass over the last 10 %: {loss:.4f} nats per character")
     loss = cold(model, held_out, COLD_WINDOW, options.threads)
-    print(f"cold windows of {COLD_WINDOW} characters:      {loss:.4f} nats a character")
+    print(f"cold windows of {COLD_WINDOW} characters:      {loss:.4f} nats per character")
     return 0
 
 

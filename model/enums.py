@@ -41,7 +41,7 @@ class Cell(enum.StrEnum):
 
 
 class CorpusLayout(enum.StrEnum):
-    """How a corpus is cut into sequences: one long text, or one item a line."""
+    """How a corpus is cut into sequences: one long text, or one item per line."""
 
     TEXT = "text"
     LINES = "lines"

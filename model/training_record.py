@@ -27,9 +27,9 @@ class TrainingRecord:
     tokens_seen: int
     """Tokens trained on, repeats counted."""
     train_loss: float
-    """Mean nats a token over the progress interval before these weights; NaN without one."""
+    """Mean nats per token over the progress interval before these weights; NaN without one."""
     valid_loss: float | None
-    """Mean nats a token of the validation part, or of a sample of it, under these weights; None
+    """Mean nats per token of the validation part, or of a sample of it, under these weights; None
     without a validation part."""
     elapsed_s: float
     """Seconds of training, validations and samples included."""
@@ -40,11 +40,11 @@ class TrainingRecord:
     valid_split: Split | None = None
     """The split that valid_loss was measured on; None if it is not known."""
     test_loss: float | None = None
-    """Mean nats a token of the test part under these weights; None without a test part."""
+    """Mean nats per token of the test part under these weights; None without a test part."""
     test_split: Split | None = None
     """The split that test_loss was measured on; None without a test part."""
     baseline_loss: float | None = None
-    """An n-gram's mean nats a token of the validation part; None without a validation part."""
+    """An n-gram's mean nats per token of the validation part; None without a validation part."""
     notices: tuple[str, ...] = ()
     """Remarks on how the run went, in sentences."""
     valid_tokens: int = 0
@@ -104,14 +104,14 @@ def divergence_notices(loss: float, V: int) -> tuple[str, ...]:
     """Returns a notice if a run's last loss is far above that of guessing, or none.
 
     Args:
-        loss: The last loss, in mean nats a token.
+        loss: The last loss, in mean nats per token.
         V: Tokens in the vocabulary.
     """
     guessing = math.log(max(V, 2))
     if not loss > DIVERGED * guessing:
         return ()
     return (
-        f"the run diverged: at its end the loss was {loss:.3g} nats a token, where guessing "
+        f"the run diverged: at its end the loss was {loss:.3g} nats per token, where guessing "
         f"costs {guessing:.3g}; lower the learning rate",
     )
 

@@ -1,6 +1,6 @@
 """`serve` is the child's side of a worker: makes a case and times rounds of it, on command.
 
-Commands and answers are JSON, one object a line:
+Commands and answers are JSON, one object per line:
 
     -> {"do": "make", "case": {...}, "options": {...}}      <- {"made": true}
     -> {"do": "run", "seconds": 0.5}                        <- {"work": 40960, "seconds": 0.51}

@@ -109,7 +109,7 @@ class Chat:
 
     Args:
         session: The session with the memory.
-        items: Whether the model's corpus has one item a line: the end of an item ends the memory.
+        items: Whether the model's corpus has one item per line: the end of an item ends the memory.
         console: The output of the replies.
     """
 

@@ -24,7 +24,7 @@ def add_parsers(commands: Commands) -> None:
     parser = commands.add_parser(
         "embed",
         help="turn texts into vectors",
-        description="Print the hidden state after each text as a vector: a JSON object a line "
+        description="Print the hidden state after each text as a vector: a JSON object per line "
         "with the text, its number of tokens and the values.",
     )
     add_model(parser)

@@ -40,7 +40,7 @@ def add_parsers(commands: Commands) -> None:
         "generate",
         help="generate text from a model",
         description="Generate text and print it as it is generated, without the prompt, and a "
-        "newline at the end. With -n, generate several texts at once and print one a line.",
+        "newline at the end. With -n, generate several texts at once and print one per line.",
     )
     add_model(parser)
     prompt = parser.add_mutually_exclusive_group()

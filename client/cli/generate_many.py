@@ -1,4 +1,4 @@
-"""`print_items` generates several texts for `treadle generate` and prints one a line."""
+"""`print_items` generates several texts for `treadle generate` and prints one per line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLAGS = ("n", "unique", "novel", "max_tries", "with_likelihood")
 
 def add_items(parser: argparse.ArgumentParser) -> None:
     """Adds how many texts to generate, and which of them count."""
-    group = parser.add_argument_group("several texts, one a line")
+    group = parser.add_argument_group("several texts, one per line")
     group.add_argument(
         "-n",
         type=int,

@@ -45,7 +45,7 @@ def add_parsers(commands: Commands) -> None:
         "score",
         help="score text with a model",
         description="Print how likely a model finds texts: the sum of log-probabilities in "
-        "nats, nats a token, perplexity and bits a character.",
+        "nats, nats per token, perplexity and bits per character.",
     )
     add_model(parser)
     parser.add_argument("file", metavar="FILE", nargs="?", help="the text; - reads standard input")

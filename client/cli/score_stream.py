@@ -63,7 +63,7 @@ def add_parsers(commands: Commands) -> None:
         "score-stream",
         help="score lines as they arrive, and learn from them",
         description="Read lines as they arrive and print how surprising each of them is, in nats, "
-        "before the line. A model of one item a line scores each line as an item; one of running "
+        "before the line. A model of one item per line scores each line as an item; one of running "
         "text scores a line after all those before it. Ends at the end of the input or by Ctrl-C.",
     )
     add_model(parser)
@@ -380,7 +380,7 @@ class _Stream:
 
 
 def _has_items(client: Client, args: argparse.Namespace, options: dict[str, Any]) -> bool:
-    """Returns whether the model's corpus has one item a line."""
+    """Returns whether the model's corpus has one item per line."""
     from treadle.v1.sequence_pb2 import CORPUS_FORMAT_CSV, CORPUS_FORMAT_JSONL, CORPUS_LAYOUT_LINES
 
     if "job" in options:

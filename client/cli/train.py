@@ -40,7 +40,7 @@ def add_parsers(commands: Commands) -> None:
         "train",
         help="train a model on a file, or on several",
         description="Train a model on a file, or on several. A terminal shows a live progress "
-        "bar; piped, or with --json, each event is one JSON object a line.",
+        "bar; piped, or with --json, each event is one JSON object per line.",
     )
     add_train_options(parser)
     add_connection(parser)

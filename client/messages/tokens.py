@@ -17,7 +17,7 @@ class End(Enum):
 
 
 END: Final = End.END
-"""The token that ends an item, of models of one item a line."""
+"""The token that ends an item, of models of one item per line."""
 
 AnyToken: TypeAlias = int | str | End
 """A token's number in the vocabulary, its text, or `END`."""

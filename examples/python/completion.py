@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     with Client(ADDRESS) as client:
         text = CORPUS.read_text(encoding="utf-8")[:200_000]
         model = client.train(text, model="bard", hidden_size=96, max_steps=200).result()
-        print(f"trained: {model.training.valid_loss:.3f} nats a character\n")
+        print(f"trained: {model.training.valid_loss:.3f} nats per character\n")
     for user, text in WRITTEN:
         complete(folder, user, text, model.version)
 

@@ -2,7 +2,7 @@
 
 python examples/python/names.py [FILE]
 
-FILE holds one item a line: names, molecule strings, part numbers. The server is
+FILE holds one item per line: names, molecule strings, part numbers. The server is
 $TREADLE_SERVER, by default one on this machine: start it with `treadle-server`.
 """
 

@@ -3,7 +3,7 @@
 python examples/python/surprise.py [LOG]
 
 The program trains on the log itself: frequent lines become expected, and rare lines stay
-surprising, in bits a character. Lines are scored without their time stamps, which would be
+surprising, in bits per character. Lines are scored without their time stamps, which would be
 surprising each time. The server is $TREADLE_SERVER, by default one on this machine: start it
 with `treadle-server`.
 """
@@ -36,7 +36,7 @@ def main(path: Path) -> None:
         print(f"trained on {len(lines)} lines, {model.training.steps} steps\n")
         scored = zip(lines, client.score("log", lines), strict=True)
         ranked = sorted(scored, key=lambda pair: pair[1].bits_per_character, reverse=True)
-    print("bits a character")
+    print("bits per character")
     for line, score in ranked[:SHOWN]:
         print(f"{score.bits_per_character:6.2f}  {line}")
     middle = ranked[len(ranked) // 2]

@@ -1,7 +1,7 @@
 """`Tokenizer` is the base of all tokenizers, which turn text into tokens and back.
 
 Ids 0 to `ordinary` - 1 are the symbols of the vocabulary. They are followed by `begin` and `end`
-(for corpora of one item a line) and by `unknown` (for the policy UNKNOWN), where these exist.
+(for corpora of one item per line) and by `unknown` (for the policy UNKNOWN), where these exist.
 Text shows an unknown symbol as U+FFFD, the replacement character. So a tokenizer with an unknown
 token reads U+FFFD as that token.
 

@@ -44,7 +44,7 @@ def out(address: str, *words: str, data: bytes = b"") -> str:
 
 
 def objects(text: str) -> list[Any]:
-    """Reads JSON, an object a line."""
+    """Reads JSON, an object per line."""
     return [json.loads(line) for line in text.splitlines()]
 
 

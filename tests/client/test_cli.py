@@ -483,7 +483,7 @@ class TestScore:
             done = run(server.address, "score", "hello", *words)
             assert done.returncode == 0
             assert done.stderr.decode().startswith(
-                "treadle: 25 % of the tokens are unknown (2 of 8): bits a character are unknown"
+                "treadle: 25 % of the tokens are unknown (2 of 8): bits per character are unknown"
             )
         table = run(server.address, "score", "hello", "--text", "ab##", "abcd").stdout.decode()
         _, unknown, known, total = table.splitlines()

@@ -189,7 +189,7 @@ class TestSvg:
             "valid (the last 10 %)",
             "5-gram 1.500",
             "step",
-            "nats a token",
+            "nats per token",
             "1,000",
             "2",
         ):

@@ -38,7 +38,7 @@ def test_names(real_server: str) -> None:
 def test_surprise(real_server: str) -> None:
     done = example(real_server, "surprise.py")
     assert (done.returncode, done.stderr) == (0, "")
-    surprising = done.stdout[done.stdout.index("bits a character") : done.stdout.index("...\n")]
+    surprising = done.stdout[done.stdout.index("bits per character") : done.stdout.index("...\n")]
     for odd in ("no space left on device", "certificate", "/etc/passwd"):
         assert odd in surprising
 

@@ -148,7 +148,7 @@ def test_a_batch_is_taken_where_there_are_steps_enough_for_it() -> None:
     sizes = [math.prod(batch_of(LARGE, 10**power, 1)) for power in range(5, 12)]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (256, 128 * 128)
-    # A novel of 3 MB read once took 32 x 64 and lost 0.08 bits a character by it.
+    # A novel of 3 MB read once took 32 x 64 and lost 0.08 bits per character by it.
     assert batch_of(LARGE, 3 * 10**6, threads=2) == (32, 16)
     assert batch_of(LARGE, 8 * 10**6, threads=2) == (32, 32)
     assert batch_of(LARGE, 10**5, threads=8) == (16, 16), "few steps for many threads"

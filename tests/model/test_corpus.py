@@ -218,7 +218,7 @@ def test_validation_items_are_drawn_by_the_seed(kind: TokenizerKind) -> None:
 
 
 def test_unknown_tokens_are_counted_and_said() -> None:
-    """Without them no figure in bits a character: they stand for any number of characters."""
+    """Without them no figure in bits per character: they stand for any number of characters."""
     text = b"the cat sat " * 50 + b"".join(b"w%d " % n for n in range(50))
     policy = UnknownPolicy.UNKNOWN
     rare = TokenizerConfig(WORDS, unknown_policy=policy, min_frequency=3)

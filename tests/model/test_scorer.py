@@ -175,7 +175,7 @@ def test_bytes_count_characters_and_not_bytes() -> None:
 
 
 def test_an_unknown_token_stands_for_no_number_of_characters() -> None:
-    """A word of any length costs one token, so nothing is said in bits a character."""
+    """A word of any length costs one token, so nothing is said in bits per character."""
     model = model_of(TokenizerKind.WORDS, policy=UnknownPolicy.UNKNOWN)
     known = model.score("abc cab bca")
     unknown = model.score("abc incomprehensibilities cab")

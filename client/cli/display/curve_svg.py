@@ -110,7 +110,7 @@ class _Plot:
         parts.append(_text(middle, bottom + 38, "step", ' text-anchor="middle"'))
         y = (TOP + bottom) / 2
         turn = f' text-anchor="middle" transform="rotate(-90 16 {y:.1f})"'
-        parts.append(_text(16, y, "nats a token", turn))
+        parts.append(_text(16, y, "nats per token", turn))
         return parts
 
 

@@ -174,4 +174,4 @@ def _legend(curve: Curve, marks: Marks, *, color: bool) -> str:
     drawn = [
         f"{paint}{mark}{RESET} {name}" if color else f"{mark} {name}" for paint, mark, name in items
     ]
-    return "   ".join(drawn) + "   (nats a token, by step)"
+    return "   ".join(drawn) + "   (nats per token, by step)"

@@ -22,6 +22,6 @@ def print_unknown_share(unknown: int, tokens: int) -> None:
     if unknown:
         print_notice(
             f"{share_text(unknown / tokens)} of the tokens are unknown ({unknown:,} of "
-            f"{tokens:,}): bits a character are unknown, since each may stand for any number "
+            f"{tokens:,}): bits per character are unknown, since each may stand for any number "
             "of characters"
         )

@@ -72,7 +72,7 @@ class Report:
 
 
 class JsonReport(Report):
-    """One JSON object a line, for programs."""
+    """One JSON object per line, for programs."""
 
     def __init__(self, console: Console, *, only_completed: bool = False) -> None:
         super().__init__(console)

@@ -133,7 +133,7 @@ def units(source: StreamInput, per: str, items: bool, column: str | None = None)
     Args:
         source: The input.
         per: The kind of unit: `line`, `event` or `chunk`.
-        items: Whether the model's corpus has one item a line.
+        items: Whether the model's corpus has one item per line.
         column: The field of a line of JSON that holds the text; None where a line is the text.
 
     Yields:

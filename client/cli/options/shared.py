@@ -40,7 +40,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
         "--json",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="print JSON, one object a line",
+        help="print JSON, one object per line",
     )
 
 

@@ -120,7 +120,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     add_option(
         group,
         "--layout",
-        "one long text, or one item a line",
+        "one long text, or one item per line",
         default="text",
         choices=("text", "lines"),
     )
