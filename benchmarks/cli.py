@@ -59,7 +59,7 @@ def _section_names(text: str) -> tuple[str, ...]:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
     return int(text)
 
 
@@ -69,14 +69,16 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 60:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds up to 60")
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 0 and at most 60 seconds")
     return seconds
 
 
 def _chart_file(text: str) -> Path:
     path = Path(text)
+    if path.suffix.lower() != ".svg":
+        raise argparse.ArgumentTypeError(f"the file must end in .svg, not {text!r}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text} is no file that can be written")
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
     return path
 
 

@@ -145,7 +145,7 @@ def __getattr__(name: str) -> object:
         import warnings
 
         warnings.warn(
-            f"treadle.client.{name} is deprecated: use treadle.client.{_DEPRECATED[name]}",
+            f"treadle.client.{name} is now called {_DEPRECATED[name]}",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -70,14 +70,14 @@ def _tcp_fault(address: str) -> str:
     if not host:
         return "lacks a host; give HOST:PORT"
     if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
-        return f"ends in {port!r}, which is no port from 1 to 65535"
+        return f"ends in {port!r}, which is not a port from 1 to 65535"
     if int(port) == 0:
         return "has port 0, where no server can be; give the port that it listens on"
     if ":" in host or "[" in host:
         if re.search(r"[/@\s]", host) or re.match(r"[a-z][a-z0-9+.-]*:", host):
-            return f"has {host!r}, which is no host; give {FORMS}"
+            return f"has {host!r}, which is not a host; give {FORMS}"
         if not re.fullmatch(r"\[[^\[\]]+\]", host):
             return "is ambiguous; put an IPv6 host into brackets, as in [::1]:50051"
     elif not re.fullmatch(r"[\w.-]+", host):
-        return f"has {host!r}, which is no host; give {FORMS}"
+        return f"has {host!r}, which is not a host; give {FORMS}"
     return ""

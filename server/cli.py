@@ -167,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(
             "--" + item.name.replace("_", "-"),
             metavar=_metavar(item),
-            help=f"{texts[item.name]} [{', '.join(facts)}]".replace("%", "%%"),
+            help=f"{_in_flags(texts[item.name])} [{', '.join(facts)}]".replace("%", "%%"),
         )
     return parser
 
@@ -176,6 +176,12 @@ def _metavar(item: dataclasses.Field[Any]) -> str:
     if item.name.endswith("_bytes"):
         return "BYTES"
     return _OWN_METAVARS.get(item.name, _METAVARS[str(item.type)])
+
+
+def _in_flags(text: str) -> str:
+    """Replaces names of settings in a text by their flags."""
+    names = "|".join(item.name for item in dataclasses.fields(ServerConfig) if "_" in item.name)
+    return re.sub(rf"\b(?:{names})\b", lambda name: "--" + name[0].replace("_", "-"), text)
 
 
 def _none(item: dataclasses.Field[Any]) -> str:

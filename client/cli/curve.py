@@ -93,7 +93,7 @@ def _check(args: argparse.Namespace) -> None:
         InputError: The file is not an SVG, or the size is out of range.
     """
     if args.out is not None and Path(args.out).suffix.lower() != ".svg":
-        raise InputError(f"cannot draw into {args.out!r}: a curve is written as SVG, to a FILE.svg")
+        raise InputError(f"--out must end in .svg, not {args.out!r}")
     low, high, unit = TERMINAL_SIZES if args.out is None else PICTURE_SIZES
     for option in ("width", "height"):
         value = getattr(args, option)

@@ -24,7 +24,11 @@ NOTICE_INTERVAL_S = 5.0
 
 def add_parsers(commands: Commands) -> None:
     """Adds `treadle info` and `treadle health`."""
-    info = commands.add_parser("info", help="describe the server: version, limits and load")
+    info = commands.add_parser(
+        "info",
+        help="describe the server: version, limits and load",
+        description="Describe the server: its version, its limits, and the load on it.",
+    )
     add_json(info)
     add_connection(info)
     info.set_defaults(run=run_info)
@@ -38,7 +42,7 @@ def add_parsers(commands: Commands) -> None:
         "--wait",
         metavar="TIME",
         type=duration,
-        help="the longest to wait until it serves, such as 30s (default: ask once)",
+        help="the longest to wait until it serves, such as 30s (0 or more; default: ask once)",
     )
     add_connection(health)
     health.set_defaults(run=run_health)

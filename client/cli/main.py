@@ -55,7 +55,8 @@ BROKEN_PIPE = 141
 
 EPILOG = """\
 Exit codes: 0 done, 1 the server refused or failed, 2 wrong usage or unusable input,
-3 the server cannot be reached, 130 interrupted.
+3 the server cannot be reached, 130 interrupted, 141 the output has no reader any more.
+`score-stream` ends with 129 after a hang-up and with 143 after SIGTERM.
 """
 
 
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _run(arguments, console)
             sys.stdout.flush()
     except BrokenPipeError:
-        # Python would print_notice once more when it flushes at exit.
+        # Python would print the notice once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except TreadleError as error:

@@ -29,9 +29,14 @@ def add_parsers(commands: Commands) -> None:
     actions = parser.add_subparsers(title="actions", dest="action")
     listing = actions.add_parser("list", help="list the newest version of every model (default)")
     listing.set_defaults(run=run_list)
-    show = actions.add_parser("show", help="describe one model")
+    show = actions.add_parser(
+        "show",
+        help="describe one model",
+        description="Describe one version of a model: its network, tokenizer, training and "
+        "aliases.",
+    )
     show.add_argument("model", metavar="NAME", help="the model's name, or NAME@ALIAS")
-    add_version(show, "the model's version (default: the newest)")
+    add_version(show, "the model's version (1 or more; default: the newest)")
     show.set_defaults(run=run_show)
     delete = _add_delete(actions)
     alias, unalias = _add_aliases(actions)
@@ -50,7 +55,9 @@ def _add_delete(actions: Commands) -> argparse.ArgumentParser:
     )
     delete.add_argument("model", metavar="NAME", help="the model's name")
     which = delete.add_mutually_exclusive_group(required=True)
-    which.add_argument("--version", metavar="N", type=version_number, help="the version to delete")
+    which.add_argument(
+        "--version", metavar="N", type=version_number, help="the version to delete (1 or more)"
+    )
     which.add_argument("--all", action="store_true", help="delete all versions")
     delete.add_argument(
         "--force",
@@ -71,9 +78,13 @@ def _add_aliases(actions: Commands) -> tuple[argparse.ArgumentParser, argparse.A
     )
     alias.add_argument("model", metavar="NAME", help="the model's name")
     alias.add_argument("alias", metavar="ALIAS", help="the alias, such as stable")
-    add_version(alias, "the version (default: the newest)")
+    add_version(alias, "the version (1 or more; default: the newest)")
     alias.set_defaults(run=run_alias)
-    unalias = actions.add_parser("unalias", help="remove an alias from a version")
+    unalias = actions.add_parser(
+        "unalias",
+        help="remove an alias from a version",
+        description="Remove an alias of a model. The version that it points to stays.",
+    )
     unalias.add_argument("model", metavar="NAME", help="the model's name")
     unalias.add_argument("alias", metavar="ALIAS", help="the alias")
     unalias.set_defaults(run=run_unalias)

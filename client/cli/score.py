@@ -161,8 +161,9 @@ def _print_table(pairs: Iterable[tuple[LabeledText, TextScore]], console: Consol
 
     total = TextScore()
     count = 0
-    console.line(HEAD.rstrip())
     for count, (text, score) in enumerate(pairs, 1):
+        if count == 1:  # not before: an error would follow the head
+            console.line(HEAD.rstrip())
         name = str(text.label.get("line", count))
         console.line(_row(name, score, text.label.get("text", ""), console))
         for line in token_table(score.tokens) if score.tokens else ():
@@ -171,7 +172,9 @@ def _print_table(pairs: Iterable[tuple[LabeledText, TextScore]], console: Consol
         total.token_count += score.token_count
         total.character_count += score.character_count
         total.unknown_count += score.unknown_count
-    if count > 1:
+    if count == 0:
+        console.line(HEAD.rstrip())
+    elif count > 1:
         console.line(_row("all", _with_means(total), "", console))
     print_unknown_share(total.unknown_count, total.token_count)
 

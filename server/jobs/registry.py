@@ -79,7 +79,8 @@ class JobRegistry:
         """
         if job not in self.live:
             row = await self.row(job)
-            raise precondition(f"job {job} is {row.state} and cannot be {done}")
+            verb = "was" if row.state == "cancelled" else "has"
+            raise precondition(f"job {job} {verb} {row.state} and cannot be {done}")
         return self.live[job]
 
     async def watch(self, job: str, after: int = 0) -> AsyncIterator[pb.JobEvent]:

@@ -381,16 +381,15 @@ class ModelStore:
     def _check_unnamed(self, name: str, gone: list[int]) -> None:
         """Checks that no alias leads to versions that are to be deleted."""
         named = [
-            f"{alias} (version {version})"
+            f"{alias} points to version {version}"
             for alias, version in self.aliases.of_model(name).items()
             if version in gone
         ]
         if named:
             shown = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
-            which = f"the alias {shown} leads" if len(named) == 1 else f"the aliases {shown} lead"
+            noun = "alias" if len(named) == 1 else "aliases"
             raise precondition(
-                f"{which} to what is to be deleted of model {name!r}: move or delete "
-                f"{'it' if len(named) == 1 else 'them'} first, or set force to delete all the same"
+                f"{noun} {shown} of model {name!r}: move or remove the {noun} first, or set force"
             )
 
     def _forget_aliases(self, name: str, gone: list[int]) -> None:

@@ -115,6 +115,22 @@ def test_checks_pass_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Checks passed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--plot", "x.png"], "must end in .svg, not 'x.png'"),
+        (["--rounds", "0"], "'0' must be a whole number, 1 or more"),
+        (["--seconds", "61"], "'61' must be above 0 and at most 60 seconds"),
+    ],
+)
+def test_a_wrong_flag_is_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], fault: str
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert fault in capsys.readouterr().err
+
+
 @pytest.mark.jit
 def test_a_run_prints_one_json_object(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["--quick", "--rounds", "1", "--seconds", "0.01", "--threads", "1", "--json"]

@@ -468,6 +468,7 @@ class TestScore:
     def test_a_first_line_that_is_refused(self, server: FakeServer, service: FakeService) -> None:
         done = run(server.address, "score", "m", "-", "--per-line", data=b"?\none\n")
         assert "line 1: '?' is unknown" in complaint(done, 1)
+        assert done.stdout == b""
         assert len(service.requests) == 1
         done = run(server.address, "score", "m", "--text", "one", "?")
         assert complaint(done, 1) == "treadle: '?' is unknown: give --unknown skip"

@@ -109,6 +109,6 @@ def test_every_public_name_is_there() -> None:
 def test_a_public_name_of_before_is_an_alias_that_warns(old: str, new: str) -> None:
     import treadle.client as package
 
-    with pytest.warns(DeprecationWarning, match=f"{old} is deprecated: use treadle.client.{new}"):
+    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
         alias = getattr(package, old)
     assert alias is getattr(package, new)

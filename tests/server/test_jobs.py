@@ -884,6 +884,10 @@ def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
         assert data_dir.models.versions("m") == [stored.version]
         state = (await manager.registry.row(job)).state
         assert state == ("succeeded" if end == "trained" else "cancelled")
+        said = "has succeeded" if end == "trained" else "was cancelled"
+        await until(lambda: job not in manager.registry.live)
+        with pytest.raises(StatusError, match=f"{said} and cannot be resumed"):
+            await manager.resume(job)
 
     asyncio.run(run())
     assert deletions == 0

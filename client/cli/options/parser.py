@@ -30,6 +30,8 @@ class Parser(argparse.ArgumentParser):
             The parsed arguments, and those that are unknown.
         """
         parsed, rest = super().parse_known_args(args, namespace)
+        if "parser" not in parsed:  # the parser of the command, or of its action, sets it first
+            parsed.parser = self
         open_ = [name for name in ("model", "file") if getattr(parsed, name, "") is None]
         words = all(word == "-" or not word.startswith("-") for word in rest)
         if words and (len(rest) <= len(open_) or "texts" in parsed):
@@ -39,6 +41,15 @@ class Parser(argparse.ArgumentParser):
             parsed.texts += rest
             rest = []
         return parsed, rest
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:
+        """Parses; an unknown argument is an error of the command that it follows."""
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Exits with 2, as argparse does, but without the usage's many lines."""

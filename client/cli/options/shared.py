@@ -30,7 +30,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         type=duration,
         default=argparse.SUPPRESS,
-        help="the longest that a call may take, such as 10s or 2m (default: no limit)",
+        help="the longest that a call may take, such as 10s or 2m (0 or more; default: no limit)",
     )
 
 
@@ -47,7 +47,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the name of a model and its version, or a job instead."""
     parser.add_argument("model", metavar="MODEL", nargs="?", help="the model's name, or NAME@ALIAS")
-    add_version(parser, "the model's version (default: the newest)")
+    add_version(parser, "the model's version (1 or more; default: the newest)")
     parser.add_argument(
         "--job",
         metavar="JOB",
