@@ -2,8 +2,8 @@
 
 No call waits behind a hostile expression: one that is in the cache costs nothing. A new one gets
 very little time first. If that is not enough it goes to the next lane, where it gets more time, and
-waits for more expressions. In each lane short expressions go first. So a cheap expression waits
-for a few quick ones at most, whatever other calls have sent.
+waits for more expressions. In each lane those with fewer estimated states go first. So a cheap
+expression waits for a few quick ones at most, whatever other calls have sent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from treadle.model.errors import EffortError
 from treadle.model.generation.constraint import Constraint, cached_constraint, compile_constraint
 from treadle.model.generation.deadline import Deadline
-from treadle.model.generation.regex_automaton import GLANCE, QUICK, THOROUGH, Effort
+from treadle.model.generation.regex_automaton import (
+    GLANCE,
+    QUICK,
+    THOROUGH,
+    Effort,
+    estimated_states,
+)
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.server.errors import StatusError, exhausted
 from treadle.server.resources.memory_budget import MemoryBudget
@@ -29,6 +35,13 @@ MAX_WAIT_S = 30.0
 
 _GLANCES = 2
 """Expressions that are in the first lane's threads at once."""
+
+_MAX_ESTIMATED = 256
+"""Characters of an expression whose states are estimated: a long one takes milliseconds of the
+event loop, and is not small."""
+
+_LARGE = 1 << 20
+"""The states that a longer one counts for."""
 
 _RETRY_S = 2.0
 
@@ -124,11 +137,12 @@ class ConstraintBuilder:
             with self._budget.reserve(size, "regular expressions that are being built"):
                 return compile_constraint(regex, tokenizer, effort)
 
+        states = estimated_states(regex) if len(regex) <= _MAX_ESTIMATED else _LARGE
         *lesser, most = self._lanes
         for effort in lesser:
             with suppress(EffortError):
-                return await self._lanes[effort].run(len(regex), compile_with, effort)
-        return await self._lanes[most].run(len(regex), compile_with, most)
+                return await self._lanes[effort].run(states, compile_with, effort)
+        return await self._lanes[most].run(states, compile_with, most)
 
 
 def _crowded() -> StatusError:

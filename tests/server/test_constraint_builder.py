@@ -1,4 +1,4 @@
-"""Regular expressions on their way: who waits behind whom."""
+"""Checks in which order `ConstraintBuilder` builds the expressions of all calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clocks import StillClock
 from treadle.model.config import TokenizerConfig
 from treadle.model.errors import ConfigError, EffortError
 from treadle.model.generation import constraint as constraint_module
-from treadle.model.generation.constraint import compile_constraint
+from treadle.model.generation.constraint import Constraint, compile_constraint
 from treadle.model.generation.deadline import NEVER, Deadline
 from treadle.model.generation.regex_automaton import (
     GLANCE,
@@ -87,6 +87,37 @@ def test_neither_a_kept_nor_a_cheap_expression_waits_for_hostile_ones(compiler: 
     assert compiler.most_thorough == 1  # large ones take one processor, not all
     efforts = [effort for regex, effort in compiler.calls if regex == "x0"]
     assert efforts == [GLANCE, QUICK, THOROUGH]
+
+
+def test_a_long_cheap_expression_goes_before_short_hostile_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cheap = r"(error|warning|info|debug) [0-9]{1,3}: (disk|network) is (up|down|full)"
+    hostile = [f"[ab]*a[ab]{{{number}}}" for number in range(20, 60)]
+    assert max(map(len, hostile)) < len(cheap)
+    begun = list[str]()
+    go = threading.Event()
+
+    def build(regex: str, *_: object) -> Constraint:
+        begun.append(regex)
+        assert go.wait(60)
+        raise ConfigError("not built", "regex")
+
+    monkeypatch.setattr(constraint_builder, "compile_constraint", build)
+
+    async def run() -> None:
+        builder = ConstraintBuilder(MemoryBudget(1 << 30))
+        tasks = [
+            asyncio.create_task(builder.build(regex, TOKENIZER, NEVER))
+            for regex in [*hostile, cheap]
+        ]
+        while len(begun) < 2:  # the places of the first lane are taken
+            await asyncio.sleep(0.001)
+        go.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+    assert cheap in begun[:4]
 
 
 def test_in_a_lane_small_ones_go_first() -> None:
