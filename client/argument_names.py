@@ -38,6 +38,8 @@ class ArgumentNames:
     """Names by argument or by path of a field; an argument that is absent keeps its own name."""
     are_flags: bool = False
     """Whether these are flags of a command line."""
+    switches: frozenset[str] = frozenset()
+    """Flags that take no value: they are added, not set."""
 
 
 PYTHON = ArgumentNames()
@@ -81,7 +83,8 @@ def rename_fields(sentence: str, interface: ArgumentNames, at_fault: Collection[
                 return match[0]
         called = interface.names.get(name) or interface.names.get(argument, argument)
         if match["values"] is None:
-            return (match["verb"] or "") + called
+            is_added = match["verb"] and called in interface.switches
+            return ("add " if is_added else match["verb"] or "") + called
         values = re.findall(r"'([\w-]+)'", match["values"])
         between = " " if interface.are_flags else "="
         quote = "" if interface.are_flags else "'"

@@ -58,6 +58,12 @@ class Items:
             raise InputError(f"n cannot be {n!r} with best_of: {why}", "n")
         if max_tries is not None and max_tries < 1:
             raise InputError(f"max_tries cannot be {max_tries!r}: allow at least one", "max_tries")
+        if max_tries is not None and not (unique or novel):
+            raise InputError(
+                "max_tries has no effect where every text counts: set unique, set novel, or leave "
+                "max_tries out",
+                "max_tries",
+            )
         self._call = call
         self._n = n
         self._unique = unique

@@ -291,5 +291,5 @@ class SamplingConfig(Checked):
     texts are not drawn in proportion to the model's probability of them; docs/constraints.md
     describes what to do if that matters.
     """
-    best_of: int = field(default=0, metadata=whole(0, 64))
+    best_of: int = field(default=0, metadata=whole(1, 64, or_off=True))
     """Width of a beam search for the likeliest text; 0: draw tokens instead."""

@@ -37,14 +37,20 @@ def _error(field: str, expected: str, value: object) -> ConfigError:
     return ConfigError(f"{field} must be {expected}, not {shown}", field)
 
 
-def whole(low: int, high: int) -> dict[str, Check]:
-    """Returns the metadata of a whole number from `low` to `high`, both legal."""
+def whole(low: int, high: int, *, or_off: bool = False) -> dict[str, Check]:
+    """Returns the metadata of a whole number.
+
+    Args:
+        low: Lowest legal number.
+        high: Highest legal number.
+        or_off: Whether 0 is legal as well, and turns the setting off.
+    """
 
     def check(value: object, field: str) -> int:
         # bool is an int to Python, but True is not a size.
         if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
             number = int(value)
-            if low <= number <= high:
+            if low <= number <= high or (or_off and number == 0):
                 return number
         raise _error(field, f"a whole number from {low:,} to {high:,}", value)
 

@@ -200,6 +200,8 @@ class Model:
         """
         if "wanted" in settings:
             warn("the argument wanted is now called output", DeprecationWarning, stacklevel=2)
+            if output is not TOKENS:
+                raise TypeError("wanted is the old name of output: give only one of them")
             output = settings.pop("wanted")
         sampling = replace(sampling or SamplingConfig(), **settings)
         prepared = PreparedPrompt(self.trained, prompt, sampling, state)

@@ -115,18 +115,20 @@ def check_memory(
     )
     if needed + corpus + indexing <= limit_bytes:
         return
+    own = config.limits.max_memory_bytes
+    higher = "raise limits.max_memory_bytes, or " if own is not None and own <= limit_bytes else ""
     if needed <= limit_bytes < needed + corpus:
         raise ConfigError(
             f"training would take {_gibibytes(needed)} of memory, and {_gibibytes(corpus)} more "
             f"for the places and orders of the corpus' items, and may take "
-            f"{_gibibytes(limit_bytes)}: give less data, or fewer and longer items",
+            f"{_gibibytes(limit_bytes)}: {higher}give less data, or fewer and longer items",
             "data.layout",
         )
     needed += corpus
     if needed <= limit_bytes:
         raise ConfigError(
             f"training would take {_gibibytes(needed)} of memory, and {_gibibytes(indexing)} more "
-            f"to make the novelty index, and may take {_gibibytes(limit_bytes)}: leave "
+            f"to make the novelty index, and may take {_gibibytes(limit_bytes)}: {higher}leave "
             "novelty_index out, or give less data",
             "data.novelty_index",
         )
@@ -139,7 +141,7 @@ def check_memory(
     )
     raise ConfigError(
         f"training would take {_gibibytes(needed)} of memory and may take "
-        f"{_gibibytes(limit_bytes)}: {remedy}",
+        f"{_gibibytes(limit_bytes)}: {higher}{remedy}",
         field,
     )
 
@@ -172,4 +174,6 @@ def check_resident(taken: int, limit_bytes: int | None) -> None:
 
 
 def _gibibytes(count: int) -> str:
+    if count < 2**20 / 10:
+        return "1 byte" if count == 1 else f"{count:,} bytes"
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:,.1f} MiB"

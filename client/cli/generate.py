@@ -72,6 +72,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from treadle.client.options import GenerateOptions
 
     check_model(args)
+    if args.unique and "n" not in args:
+        raise InputError("--unique needs more than one text: give -n N as well")
     several = wants_items(args)
     if several and STATE_FIELD in vars(args):
         raise InputError(

@@ -17,6 +17,16 @@ from treadle.client.cli.options.values import version_number
 if TYPE_CHECKING:
     from treadle.v1.sequence_pb2 import Model, TrainingRecord
 
+_LIMITS = {
+    "early_stopping_patience": "early stopping",
+    "max_epochs": "its limit of epochs",
+    "max_steps": "its limit of steps",
+    "max_time_s": "its time limit",
+    "max_tokens": "its limit of tokens",
+    "max_wall_time_s": "its limit of wall-clock time",
+}
+"""What ends a run, by the name of the setting."""
+
 
 def add_parsers(commands: Commands) -> None:
     """Adds `treadle models` and its actions."""
@@ -131,6 +141,12 @@ def _row(model: Model) -> tuple[str, ...]:
     )
 
 
+def _ending(reason: str) -> str:
+    """Writes why a run ended without the name of a field: `max_time_s reached after 9 steps`."""
+    field, reached, rest = reason.partition(" reached after ")
+    return f"{_LIMITS.get(field, field)} after {rest}" if reached else reason
+
+
 def _time(model: Model) -> str:
     """Writes when a model was stored, to the second, in UTC."""
     return when_text(model.create_time)
@@ -177,7 +193,7 @@ def _facts(model: Model) -> list[tuple[str, str]]:
         products = f", {field_word(optimizer, 'precision')} products" if optimizer.precision else ""
         facts.append(("trained", f"{tokens}, {time}{products}"))
         facts += _losses(record)
-        facts.append(("ended by", record.ended_by))
+        facts.append(("ended by", _ending(record.ended_by)))
         facts += [("note", notice) for notice in record.notices]
     if model.aliases:
         more = model.alias_count - len(model.aliases)

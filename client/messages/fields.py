@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar, cast
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from treadle.client.errors import InputError
@@ -34,6 +35,15 @@ _NEVER_ZERO = frozenset(
 
 A caller who gives 0 means something else than the default, so 0 must not be taken for it.
 """
+
+_POSITIVE = frozenset(("max_memory_bytes", "max_steps", "max_tokens", "validation_interval", "n"))
+"""Further numbers that must not be 0; the server refuses it."""
+
+_GREATEST = {
+    FieldDescriptor.CPPTYPE_UINT32: 2**32 - 1,
+    FieldDescriptor.CPPTYPE_UINT64: 2**64 - 1,
+}
+"""The greatest numbers that unsigned fields can hold, by the type of the field."""
 
 
 def make_request(kind: type[AnyMessage], **values: Any) -> AnyMessage:
@@ -83,7 +93,12 @@ def set_field(message: Message, name: str, value: Any) -> None:
     except UnicodeEncodeError as error:
         raise InputError(f"{name} is not text: it holds bytes that are not UTF-8", name) from error
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} cannot be {value!r}", name) from error
+        fault = f"{name} cannot be {value!r}"
+        most = _GREATEST.get(field.cpp_type)
+        if most is not None and not field.is_repeated:
+            least = 1 if name in _NEVER_ZERO | _POSITIVE else 0
+            fault += f": it must be a whole number from {least} to {most:,}"
+        raise InputError(fault, name) from error
 
 
 def _token_messages(field: Any, value: Any) -> Any:

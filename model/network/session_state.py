@@ -138,8 +138,8 @@ class SessionState:
             raise StateError("state is of another version of Treadle: begin without one")
         if made_by != content_hash[:_HASH_BYTES]:
             raise ForeignStateError(
-                "state was made by a model with other weights: name the model and version that "
-                "returned it, or begin without one"
+                "the state was made by a model with other weights: name the model and version that "
+                "returned it, or leave state out"
             )
         count = 2 if shape.cell is Cell.LSTM else 1
         size = (shape.L, shape.H)

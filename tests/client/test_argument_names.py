@@ -183,17 +183,33 @@ SENTENCES = [
     ),
     (
         "generate",
+        "the state was made by a model with other weights: name the model and version that "
+        "returned it, or leave state out",
+        "",
+        "the state was made by a model with other weights: name the model and version that "
+        "returned it, or leave --state out",
+    ),
+    (
+        "models delete",
+        "alias prod points to version 2 of model 'm': move or remove the alias first, or set force",
+        "",
+        "alias prod points to version 2 of model 'm': move or remove the alias first, or add "
+        "--force",
+    ),
+    (
+        "generate",
         "regex needs the package outlines-core: pip install outlines-core",
         "regex",
         "--regex needs the package outlines-core: pip install outlines-core",
     ),
     (
         "train",
-        "training would take 4.3 MiB of memory and may take 0.0 MiB: lower network.hidden_size, "
-        "network.layers or tokenizer.max_vocabulary_size",
+        "training would take 4.3 MiB of memory and may take 1 byte: raise "
+        "limits.max_memory_bytes, or lower network.hidden_size, network.layers or "
+        "tokenizer.max_vocabulary_size",
         "spec.limits.max_memory_bytes",
-        "training would take 4.3 MiB of memory and may take 0.0 MiB: lower --hidden-size, "
-        "--layers or --max-vocabulary-size",
+        "training would take 4.3 MiB of memory and may take 1 byte: raise --max-memory, or lower "
+        "--hidden-size, --layers or --max-vocabulary-size",
     ),
     (
         "score",
@@ -214,6 +230,15 @@ SENTENCES = [
 def test_a_sentence_in_flags(command: str, sentence: str, at_fault: str, expected: str) -> None:
     arguments = [argument_of(path) for path in at_fault.split()]
     assert rename_fields(sentence, words_for(command), arguments) == expected
+
+
+def test_novelty_that_novel_needs_is_called_novel() -> None:
+    parser = make_parser()
+    sentence = "train it with novelty_index, or leave novelty out"
+    for flags, flag in (["--novel"], "--novel"), (["--novel", "--novelty"], "--novelty"):
+        names = flag_names.argument_names(parser, parser.parse_args(["generate", "m", *flags]))
+        expected = f"train it with --novelty-index, or leave {flag} out"
+        assert rename_fields(sentence, names) == expected
 
 
 def test_a_sentence_in_arguments_of_python() -> None:
@@ -258,4 +283,7 @@ def test_a_refused_setting_is_called_by_its_flag(server: FakeServer, tmp_path: P
     corpus.write_text("hello")
     # The client itself refuses what the message cannot hold.
     done = run(server.address, "train", str(corpus), "--model", "m", "--max-steps", "-1")
-    assert complaint(done, 2) == "treadle: --max-steps cannot be -1"
+    assert complaint(done, 2) == (
+        "treadle: --max-steps cannot be -1: it must be a whole number from 1 to "
+        "18,446,744,073,709,551,615"
+    )

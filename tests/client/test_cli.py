@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
-from treadle.client.cli import train
+from treadle.client.cli import models, train
 from treadle.client.cli.main import main
 from treadle.v1 import sequence_pb2 as v1
 
@@ -79,6 +79,11 @@ class TestUsage:
             (["embed", "m"], "give either texts or --per-line FILE"),
             (["embed", "m", "t", "--per-line", "f"], "give either texts or --per-line FILE"),
             (["score", "m"], "give either a FILE"),
+            (["generate", "m", "--unique"], "--unique needs more than one text: give -n N"),
+            (
+                ["generate", "m", "-n", "2", "--max-tries", "3"],
+                "every text counts: add --unique, add --novel, or leave --max-tries out",
+            ),
             (["score", "m", "file", "--text", "t"], "give either a FILE"),
         ],
     )
@@ -150,7 +155,10 @@ class TestTrouble:
             ),
             (["score", "m", "-"], "standard input is not UTF-8: byte 0xFF at offset 2"),
             (["score", "m", "-", "--per-line"], "standard input, line 1: it is not UTF-8"),
-            (["generate", "m", "--seed", "-1"], "seed cannot be -1"),
+            (
+                ["generate", "m", "--seed", "-1"],
+                "seed cannot be -1: it must be a whole number from 0 to 18,446,744,073,709,551,615",
+            ),
             (["generate", "m", "--prompt", "a\udcff"], "prompt is not text"),
         ],
     )
@@ -529,6 +537,8 @@ class TestModels:
         text = out(server.address, "models", "show", "m", "--version", "2")
         assert "validation loss  0.7500 nats\n" in text
         assert "versions         1, 2\n" in text
+        assert models._ending("max_time_s reached after 9 steps") == "its time limit after 9 steps"
+        assert models._ending("the server's limit") == "the server's limit"
         assert "network          lstm 2x128, embedding 64, dropout 0.2\n" in text
         assert service.requests == [v1.GetModelRequest(model="m", version=2)]
         shown: Any = objects(out(server.address, "models", "show", "m", "--json"))[0]

@@ -151,6 +151,8 @@ def test_wrong_use_is_reported_at_once(client: Client, service: FakeService) -> 
     for tries in (0, -1):
         with pytest.raises(InputError, match="max_tries cannot be"):
             client.generate_many("m", n=2, unique=True, max_tries=tries)
+    with pytest.raises(InputError, match="max_tries has no effect where every text counts"):
+        client.generate_many("m", n=2, max_tries=3)
     with pytest.raises(InputError, match="at most 256"):
         client.generate_many("m", n=257, best_of=300)
     with pytest.raises(InputError, match="either a model or a job"):

@@ -26,3 +26,8 @@ def test_the_old_argument_of_stream_still_works() -> None:
     with pytest.warns(DeprecationWarning, match="wanted is now called output"):
         pieces = model.stream("ab", seed=1, max_new_tokens=3, wanted=OutputOptions(tokens=False))
     assert all(piece.tokens == () for piece in pieces)
+    with (
+        pytest.warns(DeprecationWarning, match="is now called output"),
+        pytest.raises(TypeError, match="give only one of them"),
+    ):
+        model.stream("ab", output=OutputOptions(), wanted=OutputOptions(tokens=False))

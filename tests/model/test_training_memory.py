@@ -159,6 +159,11 @@ def test_what_cannot_fit_is_refused_by_the_setting_to_lower() -> None:
     with pytest.raises(ConfigError, match=r"lower data\.batch_size or data\.window") as caught:
         check_memory(wide, 65, 2**32)
     assert caught.value.field == "data.batch_size"
+    tiny = TrainConfig(limits=LimitsConfig(max_memory_bytes=1))
+    with pytest.raises(
+        ConfigError, match=r"may take 1 byte: raise limits\.max_memory_bytes, or low"
+    ):
+        check_memory(tiny, 65, 1)
     check_memory(TrainConfig(), 65, 2**28)
 
 

@@ -108,6 +108,8 @@ def test_what_is_out_of_range_is_named(fields: dict[str, Any], faults: set[str])
     with pytest.raises(StatusError) as caught:
         convert.sampling(request_of(**fields), 100)
     assert set(violations(caught.value)) == faults
+    if fields == {"best_of": 65}:
+        assert "from 1 to 64, not 65" in str(caught.value)
 
 
 def with_tokens(request: pb.GenerateRequest, tokenizer: Tokenizer) -> SamplingConfig:

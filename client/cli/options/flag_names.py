@@ -64,6 +64,13 @@ def flag_names(parser: argparse.ArgumentParser) -> dict[str, str]:
     return names
 
 
+def switches(parser: argparse.ArgumentParser) -> frozenset[str]:
+    """Returns the flags of a command's parser that take no value."""
+    return frozenset(
+        flag for action in parser._actions if action.nargs == 0 for flag in action.option_strings
+    )
+
+
 def command_parser(
     parser: argparse.ArgumentParser, args: argparse.Namespace
 ) -> tuple[str, argparse.ArgumentParser]:
@@ -91,17 +98,30 @@ def argument_names(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         **flag_names(own),
         **COMMAND_NAMES.get(command, {}),
     }
-    return ArgumentNames(names, are_flags=True)
+    if getattr(args, "novel", False) and "novelty" not in args:
+        names["novelty"] = "--novel"
+    return ArgumentNames(names, are_flags=True, switches=switches(own) | training_switches())
 
 
 @cache
 def training_names() -> Mapping[str, str]:
     """Returns the flags of `treadle train` by the names of their arguments."""
+    return flag_names(_training_parser())
+
+
+@cache
+def training_switches() -> frozenset[str]:
+    """Returns the flags of `treadle train` that take no value."""
+    return switches(_training_parser())
+
+
+def _training_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     add_train_options(parser)
-    return flag_names(parser)
+    return parser
 
 
 def in_training_flags(sentence: str) -> str:
     """Replaces names of fields in a sentence by the flags of `treadle train`."""
-    return rename_fields(sentence, ArgumentNames(training_names(), are_flags=True))
+    names = ArgumentNames(training_names(), are_flags=True, switches=training_switches())
+    return rename_fields(sentence, names)
