@@ -197,6 +197,7 @@ class Model:
         Raises:
             ConfigError: A setting is out of its range.
             UnknownSymbolError: The prompt has a symbol that the vocabulary lacks.
+            TypeError: Both `output` and its old name `wanted` are given.
         """
         if "wanted" in settings:
             warn("the argument wanted is now called output", DeprecationWarning, stacklevel=2)

@@ -52,7 +52,7 @@ def add_parsers(commands: Commands) -> None:
         "lists the other commands.",
     )
     parser.add_argument("model", metavar="MODEL", help="the model's name, or NAME@ALIAS")
-    add_version(parser, "the model's version (default: the newest)")
+    add_version(parser, "the model's version (1 or more; default: the newest)")
     parser.add_argument(
         "--state",
         metavar="FILE",

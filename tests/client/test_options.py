@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -107,6 +108,9 @@ def test_words_of_enums() -> None:
 def test_every_option_is_explained(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:
         assert action.help or action.dest in ("command", "action", "model"), action
+        if action.dest in ("version", "timeout", "wait") and action.nargs != 0:
+            assert re.search(r"\(\d or more[;)]", str(action.help)), action
+    assert parser.description or parser.prog.endswith(" list"), parser.prog
     assert "%" not in parser.format_help().replace("90 %", "")
 
 
