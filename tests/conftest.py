@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from types import FrameType
 
 import pytest
 
@@ -39,12 +40,18 @@ other processes idle.
 
 
 def pytest_configure() -> None:
-    """Lets Ctrl-C reach the programs that tests start.
+    """Lets Ctrl-C and hang-ups reach the programs that tests start.
 
-    A shell starts background commands with SIGINT ignored, and what they start inherits that.
+    A shell starts background commands with SIGINT ignored, and `nohup` ignores SIGHUP. Programs
+    inherit that. They do not inherit a handler, so this process gets one that does nothing.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, _do_nothing)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Handles a signal that the caller wants ignored."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
