@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from pathlib import Path
 
@@ -184,10 +185,14 @@ def test_the_limit_of_the_settings_holds_as_well() -> None:
 
 
 def test_the_memory_of_a_process_is_measured() -> None:
-    before = resident_bytes()
-    block = np.ones(2**23)  # 64 MiB
-    taken = resident_bytes() - before
-    assert 0.9 * block.nbytes < taken < 2 * block.nbytes
+    taken: list[int] = []
+    for _ in range(3):  # what earlier tests left may be freed meanwhile
+        gc.collect()
+        before = resident_bytes()
+        block = np.ones(2**23)  # 64 MiB
+        taken.append(resident_bytes() - before)
+        del block
+    assert any(0.9 * 2**26 < size < 2 * 2**26 for size in taken), taken
 
 
 def test_a_run_that_grows_too_large_ends_with_its_state_whole(tmp_path: Path) -> None:
