@@ -16,10 +16,10 @@ LINK := $(wildcard $(VENV)/lib/python3*/site-packages/__editable__.treadle-*)
 # Compiled kernels go where `make clean` finds them.
 export NUMBA_CACHE_DIR ?= $(abspath $(VENV))/kernels
 
-# Test processes at the same time. Many tests wait for a server, so one more than there are
-# processors. A file's tests stay in one process, with what they share; the slow files come first,
-# in the order of tests/conftest.py.
-WORKERS ?= 3
+# Test processes at the same time; more than there are processors gain little. A file's tests stay
+# in one process, with what they share; the slow files come first, in the order of
+# tests/conftest.py.
+WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n $(WORKERS)
 
 # What runs uncompiled as well, for the coverage of kernels/: the tests that measure kernels.

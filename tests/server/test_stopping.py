@@ -139,7 +139,8 @@ def test_a_process_that_stands_still_is_killed_and_nothing_is_lost(data_dir: Dat
         os.kill(manager.pid(job), signal.SIGSTOP)
         live = manager.jobs.registry.live[job]
         await until(lambda: "gave no sign of life for 3 seconds" in live.row.reason)
-        await until(lambda: manager.pid(job))
+        reached = live.last_progress.step
+        await until(lambda: manager.pid(job) and live.last_progress.step > reached)
         os.kill(manager.pid(job), signal.SIGSTOP)
         row = await asyncio.wait_for(manager.jobs.pause(job), TIMEOUT_S - 1)
         assert (row.state, row.reason) == ("running", "pausing on request")
