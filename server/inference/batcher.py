@@ -274,18 +274,24 @@ class _BatchTask(Task):
         self._stepped_s = now_s
         filled = set()
         over = set()
+        failed = []
         for sequence, piece in pieces:
             member = self._members[sequence]
-            if isinstance(piece, BaseException):
-                member.fail(piece)
+            try:
+                if isinstance(piece, BaseException):
+                    raise piece
+                if member.add(piece, now_s, message_s, due > 0):
+                    filled.add(member.queue)
+                    due -= 1
+                if piece.result is not None:
+                    over.add(sequence)
+            except BaseException as error:  # it concerns no other call
+                member.fail(error)
                 filled.add(member.queue)
                 over.add(sequence)
-                continue
-            if member.add(piece, now_s, message_s, due > 0):
-                filled.add(member.queue)
-                due -= 1
-            if piece.result is not None:
-                over.add(sequence)
+                failed.append(sequence)
+        if failed:
+            self._batch.remove(failed)
         if over:
             with self._lock:
                 self._members = {s: m for s, m in self._members.items() if s not in over}

@@ -113,6 +113,39 @@ def test_a_group_that_fails_ends_all_calls_and_the_next_call_works(
     asyncio.run(run())
 
 
+def test_a_piece_that_cannot_be_kept_ends_its_own_call_alone(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = PieceQueue.count
+    broken = list[PieceQueue]()
+
+    def failing(self: PieceQueue, piece: Piece) -> None:
+        if self in broken:
+            raise MemoryError
+        count(self, piece)
+
+    monkeypatch.setattr(PieceQueue, "count", failing)
+
+    async def read(queue: PieceQueue) -> None:
+        async for _ in queue.read(1):
+            pass
+
+    async def run() -> None:
+        batcher = Batcher(scheduler)
+        model = model_of()
+        expected = await texts_of(batcher, model, 3, max_new_tokens=200)
+        queue = PieceQueue(1 << 20)
+        broken.append(queue)
+        batcher.begin(model, sequences_of(model, 1, max_new_tokens=200), queue)
+        others = asyncio.create_task(texts_of(batcher, model, 3, max_new_tokens=200))
+        async with asyncio.timeout(60):
+            with pytest.raises(MemoryError):
+                await read(queue)
+            assert await others == expected
+
+    asyncio.run(run())
+
+
 def test_the_pieces_of_one_text_are_its_own(scheduler: Scheduler) -> None:
     async def run() -> list[tuple[int, list[Piece]]]:
         batcher = Batcher(scheduler)
