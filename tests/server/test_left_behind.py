@@ -131,5 +131,7 @@ def test_a_server_that_is_killed_during_an_upload_keeps_nothing_of_it(
     call.cancel()
     again = start()
     assert sorted((again.data_dir / "corpora").iterdir()) == corpora
-    assert list((again.data_dir / "tmp").iterdir()) == []
+    # The new server itself writes the time there at intervals, and moves it away.
+    left = [path for path in (again.data_dir / "tmp").iterdir() if path.name != "clock"]
+    assert left == []
     assert [job.model for job in again.caller.jobs()] == ["whole"]
