@@ -21,6 +21,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from treadle.model import temporary_kernels
+from treadle.server.access.authenticator import OpenAuthenticator
 from treadle.server.address import (
     AddressError,
     clear_socket,
@@ -153,7 +154,9 @@ class App:
         )
 
         # gRPC: every call passes the interceptor, and the servicer hands it to its handler.
-        self._interceptor = Interceptor(SERVICE, self._budget, config.max_message_bytes)
+        self._interceptor = Interceptor(
+            SERVICE, OpenAuthenticator(), self._budget, config.max_message_bytes
+        )
         self._health = health.aio.HealthServicer()
         self._server = aio.server(
             interceptors=[self._interceptor], options=server_options(config.max_message_bytes)

@@ -1,7 +1,7 @@
-"""`Interceptor` wraps every RPC of the service: it maps errors to statuses and counts bytes.
+"""`Interceptor` wraps every RPC of the service: it checks the caller, maps errors and counts bytes.
 
-With it the servicer's methods neither catch exceptions nor abort calls. Calls to health and
-reflection are not wrapped.
+With it the servicer's methods neither authenticate callers, nor catch exceptions, nor abort calls.
+Calls to health and reflection are not wrapped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -20,6 +21,9 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc import aio
 
+from treadle.server.access.authenticator import Authenticator
+from treadle.server.access.caller import ANONYMOUS, Caller, set_current_caller
+from treadle.server.access.permissions import check_permission
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.messages import repeated_limits
 from treadle.server.resources.memory_budget import MemoryBudget, Reservation
@@ -42,11 +46,21 @@ _PATIENCE_S = 5.0
 ends."""
 
 
+@dataclass
+class _Call:
+    """A running call."""
+
+    caller: Caller = ANONYMOUS
+    eviction: StatusError | None = None
+    """The status with which the server ends it."""
+
+
 class Interceptor(aio.ServerInterceptor):
     """Wraps the methods of one service.
 
     Args:
         service: Full name of the service, such as `treadle.v1.SequenceService`.
+        authenticator: Finds out who calls.
         budget: Counts the bytes of requests in work and of unread replies.
         max_message_bytes: Bytes of the largest request.
         write_s: Seconds within which a client must accept a reply, or send the only request of a
@@ -54,20 +68,26 @@ class Interceptor(aio.ServerInterceptor):
     """
 
     def __init__(
-        self, service: str, budget: MemoryBudget, max_message_bytes: int, write_s: float = 60.0
+        self,
+        service: str,
+        authenticator: Authenticator,
+        budget: MemoryBudget,
+        max_message_bytes: int,
+        write_s: float = 60.0,
     ) -> None:
+        self._authenticator = authenticator
         self._budget = budget
         self._incoming = IncomingRequests(max_message_bytes, write_s)
         self._write_s = write_s
         self._prefix = f"/{service}/"
         self._methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name
-        self._calls: set[asyncio.Task[Any]] = set()
-        self._eviction: StatusError | None = None
+        self._calls: dict[asyncio.Task[Any], _Call] = {}
         self._writing: dict[asyncio.Task[Any], float] = {}
         self._stuck: set[asyncio.Task[Any]] = set()
         self._watched = False
         self._idle = asyncio.Event()
         self._idle.set()
+        authenticator.on_change(self._evict_invalid)
 
     async def wait_idle(self) -> None:
         """Waits until no call is running."""
@@ -79,9 +99,21 @@ class Interceptor(aio.ServerInterceptor):
         Args:
             reason: The status that the clients get.
         """
-        self._eviction = reason
-        for call in self._calls:
-            call.cancel()
+        for task in self._calls:
+            self._evict(task, reason)
+
+    def _evict_invalid(self) -> None:
+        """Ends the calls whose credential is not accepted any more."""
+        text = "the credential of this call was revoked or has expired: call again with a new one"
+        for task, call in self._calls.items():
+            if not self._authenticator.is_valid(call.caller):
+                self._evict(task, StatusError(grpc.StatusCode.UNAUTHENTICATED, text))
+
+    def _evict(self, task: asyncio.Task[Any], reason: StatusError) -> None:
+        call = self._calls[task]
+        if call.eviction is None:
+            call.eviction = reason
+            task.cancel()
 
     async def intercept_service(
         self,
@@ -130,6 +162,7 @@ class Interceptor(aio.ServerInterceptor):
         # collector.
         async def call(stream: Any, context: Context) -> None:
             async with self._guard(context, name) as task:
+                self._authorize(context, name, task)
                 with (
                     self._budget.reserve(0, "requests") as asked,
                     self._budget.reserve(0, "replies that are not read yet") as unread,
@@ -145,6 +178,14 @@ class Interceptor(aio.ServerInterceptor):
                             del data
 
         return call
+
+    def _authorize(self, context: Context, name: str, task: asyncio.Task[Any]) -> None:
+        """Finds out who calls, before anything of the request is read, and whether it may."""
+        metadata = context.invocation_metadata() or ()
+        caller = self._authenticator.authenticate(metadata, context.auth_context())
+        self._calls[task].caller = caller
+        set_current_caller(caller)
+        check_permission(caller, name)
 
     async def _write(self, context: Context, reply: bytes, task: asyncio.Task[Any]) -> None:
         """Writes a reply, and ends the call if the client does not read it in time."""
@@ -183,21 +224,21 @@ class Interceptor(aio.ServerInterceptor):
     async def _guard(self, context: Context, name: str) -> AsyncIterator[asyncio.Task[Any]]:
         task = asyncio.current_task()
         assert task is not None
-        self._calls.add(task)
+        call = self._calls[task] = _Call()
         self._idle.clear()
         try:
             yield task
         except asyncio.CancelledError:
-            if self._eviction is None:
+            if call.eviction is None:
                 raise  # the client disconnected, or its deadline passed
             task.uncancel()
-            await _abort(context, self._eviction)
+            await _abort(context, call.eviction)
         except (aio.AbortError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # a panic of a Rust package is not an Exception
             await _abort(context, from_exception(error, doing=name))
         finally:
-            self._calls.discard(task)
+            del self._calls[task]
             if not self._calls:
                 self._idle.set()
 

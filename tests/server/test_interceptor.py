@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
 
-from treadle.server.errors import not_found
+from treadle.server.access.authenticator import (
+    AuthContext,
+    Authenticator,
+    Metadata,
+    OpenAuthenticator,
+)
+from treadle.server.access.caller import Caller, Role, current_caller
+from treadle.server.errors import StatusError, not_found
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.rpc import incoming_requests, interceptor
 from treadle.server.rpc.interceptor import Context, Interceptor
@@ -45,6 +52,8 @@ class Talker(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.GetModelRequest, context: Context
     ) -> pb.GetModelResponse:
         self.asked += 1
+        if request.model == "who":
+            return pb.GetModelResponse(model=pb.Model(name=current_caller().name))
         if request.model == "fault":
             raise not_found("fault")
         if request.model == "never":
@@ -64,9 +73,15 @@ class Talker(sequence_pb2_grpc.SequenceServiceServicer):
 class Place:
     """A server with a Talker and a budget, and a caller of it."""
 
-    def __init__(self, budget: int = 1 << 30, write_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        budget: int = 1 << 30,
+        write_s: float = 60.0,
+        authenticator: Authenticator | None = None,
+    ) -> None:
+        authenticator = authenticator or OpenAuthenticator()
         self.budget = MemoryBudget(budget)
-        self.interceptor = Interceptor(SERVICE, self.budget, 1 << 22, write_s)
+        self.interceptor = Interceptor(SERVICE, authenticator, self.budget, 1 << 22, write_s)
         self.talker = Talker()  # type: ignore[abstract]  # these methods are enough
 
     async def __aenter__(self) -> Place:
@@ -313,7 +328,7 @@ class Panicking(sequence_pb2_grpc.SequenceServiceServicer):
 
 def test_a_panic_ends_its_call_and_nothing_else() -> None:
     async def run() -> None:
-        layer = Interceptor(SERVICE, MemoryBudget(1 << 30), 1 << 22)
+        layer = Interceptor(SERVICE, OpenAuthenticator(), MemoryBudget(1 << 30), 1 << 22)
         servicer = Panicking()  # type: ignore[abstract]  # two methods are enough
         server = aio.server(interceptors=[layer])
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(servicer, server)
@@ -339,3 +354,96 @@ def test_a_panic_ends_its_call_and_nothing_else() -> None:
             await run()
 
     asyncio.run(bounded())
+
+
+class ByName:
+    """Takes the header `name` as proof of who calls, for the callers that it knows."""
+
+    def __init__(self, *callers: Caller) -> None:
+        self.callers = {caller.name: caller for caller in callers}
+        self.look: Callable[[], None]
+
+    def authenticate(self, metadata: Metadata, auth_context: AuthContext) -> Caller:
+        caller = self.callers.get(str(dict(metadata).get("name")))
+        if caller is None:
+            raise StatusError(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+        return caller
+
+    def is_valid(self, caller: Caller) -> bool:
+        return caller.name in self.callers
+
+    def on_change(self, look: Callable[[], None]) -> None:
+        self.look = look
+
+
+ANN = Caller("ann", Role.USER)
+BOB = Caller("bob", Role.READER)
+
+
+async def code_of(call: Any) -> grpc.StatusCode:
+    """Returns the status of a call that fails."""
+    with pytest.raises(aio.AioRpcError) as caught:
+        await call
+    return caught.value.code()
+
+
+def test_a_call_knows_its_caller_and_an_unknown_one_is_refused() -> None:
+    async def run() -> None:
+        async with Place(authenticator=ByName(ANN, BOB)) as place:
+
+            async def name(caller: str) -> str:
+                request = pb.GetModelRequest(model="who")
+                reply = await place.stub.GetModel(
+                    request, metadata=(("name", caller),), timeout=PATIENCE_S
+                )
+                return str(reply.model.name)
+
+            names = ["ann", "bob"] * 20
+            assert await asyncio.gather(*map(name, names)) == names
+            assert await code_of(name("eve")) is grpc.StatusCode.UNAUTHENTICATED
+            assert await code_of(place.model("who")) is grpc.StatusCode.UNAUTHENTICATED
+            assert place.talker.asked == len(names)
+
+    within_reason(run())
+
+
+def test_a_caller_without_the_role_is_refused_before_its_request_is_read() -> None:
+    async def run() -> None:
+        async with Place(authenticator=ByName(ANN, BOB)) as place:
+            bob = (("name", "bob"),)
+            call = place.stub.Generate(pb.GenerateRequest(), metadata=bob, timeout=PATIENCE_S)
+            assert await code_of(anext(aiter(call))) is grpc.StatusCode.PERMISSION_DENIED
+
+            async def silence() -> AsyncIterator[pb.ScoreStreamRequest]:
+                await asyncio.Event().wait()
+                yield pb.ScoreStreamRequest()
+
+            stream = place.stub.ScoreStream(silence(), metadata=bob, timeout=PATIENCE_S)
+            assert await code_of(anext(aiter(stream))) is grpc.StatusCode.PERMISSION_DENIED
+
+    within_reason(run())
+
+
+def test_the_calls_of_a_revoked_caller_end_and_no_others() -> None:
+    async def run() -> None:
+        authenticator = ByName(ANN, BOB)
+        async with Place(authenticator=authenticator) as place:
+
+            def waiting(name: str) -> asyncio.Task[Any]:
+                call = place.stub.GetModel(
+                    pb.GetModelRequest(model="never"),
+                    metadata=(("name", name),),
+                    timeout=PATIENCE_S,
+                )
+                return asyncio.ensure_future(call)
+
+            ann = waiting("ann")
+            bob = waiting("bob")
+            await until(lambda: place.talker.asked == 2)
+            del authenticator.callers["ann"]
+            authenticator.look()
+            assert await code_of(ann) is grpc.StatusCode.UNAUTHENTICATED
+            assert not bob.done()
+            bob.cancel()
+
+    within_reason(run())

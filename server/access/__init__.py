@@ -1,0 +1,1 @@
+"""Callers: their identity, their rights and their quotas."""
