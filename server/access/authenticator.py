@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from treadle.server.access.caller import ANONYMOUS, Caller
+from treadle.server.access.quotas import NO_QUOTAS, Quotas
 
 Metadata = Iterable[tuple[str, str | bytes]]
 """The metadata of a call, as gRPC gives it."""
@@ -31,6 +32,9 @@ class Authenticator(Protocol):
     def is_valid(self, caller: Caller) -> bool:
         """Returns whether a caller's credential is still accepted, for calls that run long."""
 
+    def quotas_of(self, name: str) -> Quotas | None:
+        """Returns the quotas of a caller by its name; None where it is not known by now."""
+
     def on_change(self, look: Callable[[], None]) -> None:
         """Calls `look` on the event loop whenever a credential may no longer be accepted."""
 
@@ -45,6 +49,10 @@ class OpenAuthenticator:
     def is_valid(self, caller: Caller) -> bool:
         """Returns True."""
         return True
+
+    def quotas_of(self, name: str) -> Quotas | None:
+        """Returns no quotas at all."""
+        return NO_QUOTAS
 
     def on_change(self, look: Callable[[], None]) -> None:
         """Does nothing: no credential changes."""

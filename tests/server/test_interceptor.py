@@ -19,6 +19,7 @@ from treadle.server.access.authenticator import (
     OpenAuthenticator,
 )
 from treadle.server.access.caller import Caller, Role, current_caller
+from treadle.server.access.quotas import Quotas
 from treadle.server.errors import StatusError, not_found
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.rpc import incoming_requests, interceptor
@@ -371,6 +372,10 @@ class ByName:
 
     def is_valid(self, caller: Caller) -> bool:
         return caller.name in self.callers
+
+    def quotas_of(self, name: str) -> Quotas | None:
+        caller = self.callers.get(name)
+        return None if caller is None else caller.quotas
 
     def on_change(self, look: Callable[[], None]) -> None:
         self.look = look

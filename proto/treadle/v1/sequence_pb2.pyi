@@ -629,6 +629,42 @@ ON_ERROR_SKIP: OnError.ValueType  # 2
 """The unit is skipped, `PieceScore.error` says why, and the stream continues."""
 Global___OnError: _TypeAlias = OnError  # noqa: Y015
 
+class _CallerRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CallerRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CallerRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CALLER_ROLE_UNSPECIFIED: _CallerRole.ValueType  # 0
+    """Not set."""
+    CALLER_ROLE_READER: _CallerRole.ValueType  # 1
+    """Lists and describes."""
+    CALLER_ROLE_USER: _CallerRole.ValueType  # 2
+    """Generates, scores and embeds."""
+    CALLER_ROLE_TRAINER: _CallerRole.ValueType  # 3
+    """Trains, learns and publishes; manages its own jobs and the models that it
+    may write.
+    """
+    CALLER_ROLE_ADMIN: _CallerRole.ValueType  # 4
+    """Does everything, with what belongs to every caller."""
+
+class CallerRole(_CallerRole, metaclass=_CallerRoleEnumTypeWrapper):
+    """What a caller may do; each role includes those before it."""
+
+CALLER_ROLE_UNSPECIFIED: CallerRole.ValueType  # 0
+"""Not set."""
+CALLER_ROLE_READER: CallerRole.ValueType  # 1
+"""Lists and describes."""
+CALLER_ROLE_USER: CallerRole.ValueType  # 2
+"""Generates, scores and embeds."""
+CALLER_ROLE_TRAINER: CallerRole.ValueType  # 3
+"""Trains, learns and publishes; manages its own jobs and the models that it
+may write.
+"""
+CALLER_ROLE_ADMIN: CallerRole.ValueType  # 4
+"""Does everything, with what belongs to every caller."""
+Global___CallerRole: _TypeAlias = CallerRole  # noqa: Y015
+
 @_typing.final
 class TokenizerSpec(_message.Message):
     """The conversion of text to tokens."""
@@ -4046,6 +4082,7 @@ class GetServerInfoResponse(_message.Message):
     MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
     SCORE_STREAMS_RUNNING_FIELD_NUMBER: _builtins.int
     SCORE_STREAM_LIMIT_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of Treadle."""
     cpu_target: _builtins.str
@@ -4105,6 +4142,12 @@ class GetServerInfoResponse(_message.Message):
     """ScoreStream calls that are open now."""
     score_stream_limit: _builtins.int
     """ScoreStream calls that may be open at once."""
+    @_builtins.property
+    def caller(self) -> Global___CallerInfo:
+        """Who the server takes the caller for, with its own limits and use. Not set
+        where the server has no callers: everybody may then do everything.
+        """
+
     def __init__(
         self,
         *,
@@ -4133,11 +4176,200 @@ class GetServerInfoResponse(_message.Message):
         memory_used_bytes: _builtins.int = ...,
         score_streams_running: _builtins.int = ...,
         score_stream_limit: _builtins.int = ...,
+        caller: Global___CallerInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "score_stream_limit", b"score_stream_limit", "score_streams_running", b"score_streams_running", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "score_stream_limit", b"score_stream_limit", "score_streams_running", b"score_streams_running", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class CallerInfo(_message.Message):
+    """The caller of a server that knows its callers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    READ_MODELS_FIELD_NUMBER: _builtins.int
+    WRITE_MODELS_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
+    USE_FIELD_NUMBER: _builtins.int
+    VALID_UNTIL_S_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    role: Global___CallerRole.ValueType
+    """What it may do."""
+    valid_until_s: _builtins.float
+    """When its credential expires, in seconds since the epoch. Not set: never."""
+    @_builtins.property
+    def read_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Patterns of the names of the models that it may read and use, where `*`
+        stands for any text and `?` for one character. What it may write it may
+        read as well.
+        """
+
+    @_builtins.property
+    def write_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Patterns of the names of the models that it may train, publish, name and
+        delete.
+        """
+
+    @_builtins.property
+    def quotas(self) -> Global___CallerQuotas:
+        """The quotas of the caller. What is not set is not limited."""
+
+    @_builtins.property
+    def use(self) -> Global___CallerUse:
+        """What it uses of them now."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        role: Global___CallerRole.ValueType = ...,
+        read_models: _abc.Iterable[_builtins.str] | None = ...,
+        write_models: _abc.Iterable[_builtins.str] | None = ...,
+        quotas: Global___CallerQuotas | None = ...,
+        use: Global___CallerUse | None = ...,
+        valid_until_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_valid_until_s", b"_valid_until_s", "quotas", b"quotas", "use", b"use", "valid_until_s", b"valid_until_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_valid_until_s", b"_valid_until_s", "name", b"name", "quotas", b"quotas", "read_models", b"read_models", "role", b"role", "use", b"use", "valid_until_s", b"valid_until_s", "write_models", b"write_models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__valid_until_s: _TypeAlias = _typing.Literal["valid_until_s"]  # noqa: Y015
+    _WhichOneofArgType__valid_until_s: _TypeAlias = _typing.Literal["_valid_until_s", b"_valid_until_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_until_s) -> _WhichOneofReturnType__valid_until_s | None: ...
+
+Global___CallerInfo: _TypeAlias = CallerInfo  # noqa: Y015
+
+@_typing.final
+class CallerQuotas(_message.Message):
+    """The limits of one caller, in addition to those of the server. What is not set
+    is not limited.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    JOBS_QUEUED_FIELD_NUMBER: _builtins.int
+    JOBS_RUNNING_FIELD_NUMBER: _builtins.int
+    MODEL_BYTES_FIELD_NUMBER: _builtins.int
+    CORPUS_BYTES_FIELD_NUMBER: _builtins.int
+    calls: _builtins.int
+    """Calls at once, streams included."""
+    sessions: _builtins.int
+    """Texts that are generated, ScoreStream calls and LearnStream calls at once."""
+    tokens_per_minute: _builtins.int
+    """Generated, scored and embedded tokens per minute, on average. New calls
+    fail while it is exceeded, and running ones wait.
+    """
+    jobs_queued: _builtins.int
+    """Training jobs that wait or are paused, and uploads."""
+    jobs_running: _builtins.int
+    """Training jobs that run at once. More wait in the queue."""
+    model_bytes: _builtins.int
+    """Bytes of the stored versions that the caller's jobs and streams made."""
+    corpus_bytes: _builtins.int
+    """Bytes of the stored corpora that the caller uploaded."""
+    def __init__(
+        self,
+        *,
+        calls: _builtins.int | None = ...,
+        sessions: _builtins.int | None = ...,
+        tokens_per_minute: _builtins.int | None = ...,
+        jobs_queued: _builtins.int | None = ...,
+        jobs_running: _builtins.int | None = ...,
+        model_bytes: _builtins.int | None = ...,
+        corpus_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_calls", b"_calls", "_corpus_bytes", b"_corpus_bytes", "_jobs_queued", b"_jobs_queued", "_jobs_running", b"_jobs_running", "_model_bytes", b"_model_bytes", "_sessions", b"_sessions", "_tokens_per_minute", b"_tokens_per_minute", "calls", b"calls", "corpus_bytes", b"corpus_bytes", "jobs_queued", b"jobs_queued", "jobs_running", b"jobs_running", "model_bytes", b"model_bytes", "sessions", b"sessions", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calls", b"_calls", "_corpus_bytes", b"_corpus_bytes", "_jobs_queued", b"_jobs_queued", "_jobs_running", b"_jobs_running", "_model_bytes", b"_model_bytes", "_sessions", b"_sessions", "_tokens_per_minute", b"_tokens_per_minute", "calls", b"calls", "corpus_bytes", b"corpus_bytes", "jobs_queued", b"jobs_queued", "jobs_running", b"jobs_running", "model_bytes", b"model_bytes", "sessions", b"sessions", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__calls: _TypeAlias = _typing.Literal["calls"]  # noqa: Y015
+    _WhichOneofArgType__calls: _TypeAlias = _typing.Literal["_calls", b"_calls"]  # noqa: Y015
+    _WhichOneofReturnType__corpus_bytes: _TypeAlias = _typing.Literal["corpus_bytes"]  # noqa: Y015
+    _WhichOneofArgType__corpus_bytes: _TypeAlias = _typing.Literal["_corpus_bytes", b"_corpus_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__jobs_queued: _TypeAlias = _typing.Literal["jobs_queued"]  # noqa: Y015
+    _WhichOneofArgType__jobs_queued: _TypeAlias = _typing.Literal["_jobs_queued", b"_jobs_queued"]  # noqa: Y015
+    _WhichOneofReturnType__jobs_running: _TypeAlias = _typing.Literal["jobs_running"]  # noqa: Y015
+    _WhichOneofArgType__jobs_running: _TypeAlias = _typing.Literal["_jobs_running", b"_jobs_running"]  # noqa: Y015
+    _WhichOneofReturnType__model_bytes: _TypeAlias = _typing.Literal["model_bytes"]  # noqa: Y015
+    _WhichOneofArgType__model_bytes: _TypeAlias = _typing.Literal["_model_bytes", b"_model_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__sessions: _TypeAlias = _typing.Literal["sessions"]  # noqa: Y015
+    _WhichOneofArgType__sessions: _TypeAlias = _typing.Literal["_sessions", b"_sessions"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_per_minute: _TypeAlias = _typing.Literal["tokens_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__tokens_per_minute: _TypeAlias = _typing.Literal["_tokens_per_minute", b"_tokens_per_minute"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__calls) -> _WhichOneofReturnType__calls | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__corpus_bytes) -> _WhichOneofReturnType__corpus_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__jobs_queued) -> _WhichOneofReturnType__jobs_queued | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__jobs_running) -> _WhichOneofReturnType__jobs_running | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_bytes) -> _WhichOneofReturnType__model_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sessions) -> _WhichOneofReturnType__sessions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_minute) -> _WhichOneofReturnType__tokens_per_minute | None: ...
+
+Global___CallerQuotas: _TypeAlias = CallerQuotas  # noqa: Y015
+
+@_typing.final
+class CallerUse(_message.Message):
+    """What a caller uses now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    TOKENS_LEFT_FIELD_NUMBER: _builtins.int
+    JOBS_QUEUED_FIELD_NUMBER: _builtins.int
+    JOBS_RUNNING_FIELD_NUMBER: _builtins.int
+    MODEL_BYTES_FIELD_NUMBER: _builtins.int
+    CORPUS_BYTES_FIELD_NUMBER: _builtins.int
+    calls: _builtins.int
+    """Calls that run, this one included."""
+    sessions: _builtins.int
+    """Texts that are generated, and ScoreStream and LearnStream calls."""
+    tokens_left: _builtins.int
+    """Tokens that it may use at once. Below 0: calls with tokens fail until it is
+    above 0 again. Not set where tokens are not limited.
+    """
+    jobs_queued: _builtins.int
+    """Training jobs that wait or are paused, and uploads."""
+    jobs_running: _builtins.int
+    """Training jobs that run."""
+    model_bytes: _builtins.int
+    """Bytes of stored versions."""
+    corpus_bytes: _builtins.int
+    """Bytes of stored corpora."""
+    def __init__(
+        self,
+        *,
+        calls: _builtins.int = ...,
+        sessions: _builtins.int = ...,
+        tokens_left: _builtins.int | None = ...,
+        jobs_queued: _builtins.int = ...,
+        jobs_running: _builtins.int = ...,
+        model_bytes: _builtins.int = ...,
+        corpus_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tokens_left", b"_tokens_left", "tokens_left", b"tokens_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tokens_left", b"_tokens_left", "calls", b"calls", "corpus_bytes", b"corpus_bytes", "jobs_queued", b"jobs_queued", "jobs_running", b"jobs_running", "model_bytes", b"model_bytes", "sessions", b"sessions", "tokens_left", b"tokens_left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tokens_left: _TypeAlias = _typing.Literal["tokens_left"]  # noqa: Y015
+    _WhichOneofArgType__tokens_left: _TypeAlias = _typing.Literal["_tokens_left", b"_tokens_left"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_left) -> _WhichOneofReturnType__tokens_left | None: ...
+
+Global___CallerUse: _TypeAlias = CallerUse  # noqa: Y015
