@@ -22,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 
 from treadle.model import temporary_kernels
 from treadle.server.access.authenticator import OpenAuthenticator
+from treadle.server.access.state_key_file import StateKeyFile
 from treadle.server.address import (
     AddressError,
     clear_socket,
@@ -88,7 +89,7 @@ class App:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        state_key = config.state_key_bytes()
+        self._state_keys = StateKeyFile(config)
 
         # What everything else stands on: the disk, memory for callers, compiled kernels.
         self._data_dir = DataDir(
@@ -130,7 +131,7 @@ class App:
             max_new_tokens_limit=config.max_new_tokens_limit,
             max_call_s=config.max_call_s,
             max_message_bytes=config.max_message_bytes,
-            state_key=state_key,
+            sealer=self._state_keys.sealer,
         )
         scoring = ScoreHandler(
             resolver,
@@ -140,7 +141,7 @@ class App:
             self._budget,
             max_message_bytes=config.max_message_bytes,
             max_call_s=config.max_call_s,
-            state_key=state_key,
+            sealer=self._state_keys.sealer,
         )
         learning = LearnHandler(
             resolver,
@@ -231,7 +232,7 @@ class App:
         return f"{address.rpartition(':')[0]}:{port}"
 
     def _start_housekeeping(self) -> None:
-        """Starts to delete what is past its retention, and to watch the memory."""
+        """Starts to delete what is past its retention, and to watch the memory and files."""
         config = self._config
         rules = RetentionPeriods(config.job_retention_s, config.corpus_retention_s)
         guard = guard_memory(
@@ -240,6 +241,7 @@ class App:
         self._tasks += [
             asyncio.create_task(run_retention(self._data_dir, rules)),
             asyncio.create_task(guard),
+            asyncio.create_task(self._state_keys.follow()),
         ]
 
     def _end_silent(self, count: int) -> None:

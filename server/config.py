@@ -202,9 +202,10 @@ class ServerConfig:
     """Seconds that one call to generate, score or embed, or one message of a stream, may take.
     Generated texts then end early, and other calls fail."""
     state_key_file: str = ""
-    """File with a secret of 16 to 65536 bytes that signs session states; only its owner may be able
-    to write it. States with another signature are refused. Without a file, states are not
-    signed."""
+    """File with secrets of 16 bytes or more that encrypt session states, one on each line; a file
+    that is not text is one secret. The first one encrypts, and all are accepted. Each state is
+    bound to its caller. The file is read again when it changes; only its owner may be able to
+    write it. Without a file, states are not encrypted."""
     max_new_tokens_limit: int = field(default=100_000, metadata=_range(1, _COUNT))
     """The largest max_new_tokens of a generation; a larger one is refused."""
     max_corpus_bytes: int = field(default=1 << 30, metadata=_range(1, _BYTES))
@@ -227,7 +228,7 @@ class ServerConfig:
     """How much is logged to standard error: debug, info, warning or error."""
 
     def state_key_bytes(self) -> bytes:
-        """Returns the secret that signs session states; empty without a key file.
+        """Returns the content of the file of secrets for session states; empty without a file.
 
         Raises:
             SettingError: The file cannot be read, holds too little or too much, or may be written

@@ -46,8 +46,9 @@ _TAG_BYTES = 16
 _HELD_BYTES = 7
 _MOST_TIMES = 2**30
 """No text reaches such a count; one more call still fits into int32."""
-_MOST_BITS = 35
-"""Bits of five bytes, in which any count fits."""
+_NUMBER_BYTES = 5
+"""Bytes in which any count fits."""
+_MOST_BITS = 7 * _NUMBER_BYTES
 _HEAD = struct.Struct(f"<4s{_HASH_BYTES}s?QQiB{_HELD_BYTES}s")
 
 
@@ -81,6 +82,17 @@ class SessionState:
         """
         zeros = np.zeros((shape.L, shape.H), np.float32)
         return cls(zeros, zeros, token)
+
+    @staticmethod
+    def most_bytes(shape: Shape) -> int:
+        """Returns the bytes of the longest state of a network.
+
+        Args:
+            shape: The network's sizes.
+        """
+        arrays = 2 if shape.cell is Cell.LSTM else 1
+        counts = _NUMBER_BYTES * (3 * shape.V + 1)
+        return _HEAD.size + 4 * arrays * shape.L * shape.H + counts + _TAG_BYTES
 
     def to_bytes(self, shape: Shape, content_hash: bytes, key: bytes = b"") -> bytes:
         """Returns the state as bytes.
@@ -186,7 +198,7 @@ def _unpack_counts(data: bytes, V: int) -> Ints:
     numbers = []
     number = 0
     shift = 0
-    for byte in data[: 5 * (3 * V + 1) + 1]:
+    for byte in data[: _NUMBER_BYTES * (3 * V + 1) + 1]:
         number |= (byte & 0x7F) << shift
         shift += 7
         if shift > _MOST_BITS:

@@ -18,6 +18,8 @@ from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.novelty import Novelty
 from treadle.model.generation.output import GenerateResult, OutputOptions, Piece
 from treadle.model.generation.sequence import Sequence
+from treadle.server.access.caller import current_caller
+from treadle.server.access.state_sealer import StateSealer
 from treadle.server.errors import StatusError, from_model, precondition
 from treadle.server.inference.admission import InferenceAdmission
 from treadle.server.inference.batcher import Batcher, PieceQueue
@@ -33,7 +35,7 @@ from treadle.server.inference.model_resolver import ModelResolver
 from treadle.server.inference.scheduler import Caller, Scheduler
 from treadle.server.messages import generate_request, responses
 from treadle.server.messages.generate_request import with_tokens
-from treadle.server.messages.session_states import given_state
+from treadle.server.messages.session_states import SessionStates
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
 
@@ -61,7 +63,7 @@ class GenerateHandler:
         max_new_tokens_limit: The most tokens of one generation.
         max_call_s: Seconds after which texts end.
         max_message_bytes: The largest reply.
-        state_key: Authenticates states; empty: they are not authenticated.
+        sealer: Encrypts states.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class GenerateHandler:
         max_new_tokens_limit: int,
         max_call_s: float,
         max_message_bytes: int,
-        state_key: bytes,
+        sealer: StateSealer,
     ) -> None:
         self._resolver = resolver
         self._admission = admission
@@ -85,7 +87,7 @@ class GenerateHandler:
         self._max_new_tokens_limit = max_new_tokens_limit
         self._max_call_s = max_call_s
         self._reply_bytes = min(responses.MAX_REPLY_BYTES, max_message_bytes // 2)
-        self._state_key = state_key
+        self._sealer = sealer
 
     async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
         """Yields the replies to a request, the first as soon as there is a token.
@@ -101,7 +103,7 @@ class GenerateHandler:
                 request,
                 sampling,
                 await self._resolve(request, deadline),
-                self._state_key,
+                SessionStates(self._sealer, current_caller().name),
                 self._scheduler.caller(),
                 deadline,
                 self._budget,
@@ -152,7 +154,7 @@ class _Call:
         request: pb.GenerateRequest,
         sampling: SamplingConfig,
         resolved: ResolvedModel,
-        state_key: bytes,
+        states: SessionStates,
         caller: Caller,
         deadline: Deadline,
         budget: MemoryBudget,
@@ -163,7 +165,7 @@ class _Call:
         self._resolved = resolved
         self.model = resolved.model
         """The model that generates."""
-        self._state_key = state_key
+        self._states = states
         self._caller = caller
         self._deadline = deadline
         self._reply_bytes = reply_bytes
@@ -207,7 +209,7 @@ class _Call:
             raise precondition(
                 "the model has no novelty index: train it with novelty_index, or leave novelty out"
             )
-        state = given_state(model, request.state, "state", self._state_key)
+        state = self._states.read(model, request.state, "state")
         yield
         sampling = yield from with_tokens(self._sampling, request, model.tokenizer)
         self._prompt = PreparedPrompt(
@@ -343,7 +345,7 @@ class _Call:
     def _complete(self, reply: pb.GenerateResult, result: GenerateResult) -> None:
         """Adds state and novelty to the end of a text."""
         if result.state is not None:
-            reply.state = self.model.state_bytes(result.state, self._state_key)
+            reply.state = self._states.write(self.model, result.state)
         if self._request.novelty:
             found = self._novelty(result.ids)
             reply.novelty.longest_overlap = found.longest_overlap

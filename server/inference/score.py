@@ -12,6 +12,8 @@ from treadle.model.network.memory_estimate import scorer_bytes
 from treadle.model.scoring.embedder import Embedder
 from treadle.model.scoring.scores import TextScore
 from treadle.model.scoring.text_scorer import TextScorer
+from treadle.server.access.caller import current_caller
+from treadle.server.access.state_sealer import StateSealer
 from treadle.server.errors import from_model, invalid
 from treadle.server.inference.admission import InferenceAdmission
 from treadle.server.inference.memory_costs import (
@@ -28,7 +30,7 @@ from treadle.server.inference.stream_units import StreamPiece
 from treadle.server.messages import responses, score_request
 from treadle.server.messages.reply_size import TAG_BYTES, ReplyGrowth, check_reply_size
 from treadle.server.messages.score_request import Scoring
-from treadle.server.messages.session_states import given_state
+from treadle.server.messages.session_states import SessionStates
 from treadle.server.resources.call_deadline import work_within
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
@@ -48,7 +50,7 @@ class ScoreHandler:
         budget: Holds the memory of the calls.
         max_message_bytes: The largest reply.
         max_call_s: Seconds that a call, or a piece of a stream, may take.
-        state_key: Authenticates states; empty: they are not authenticated.
+        sealer: Encrypts states.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class ScoreHandler:
         *,
         max_message_bytes: int,
         max_call_s: float,
-        state_key: bytes,
+        sealer: StateSealer,
     ) -> None:
         self._resolver = resolver
         self._admission = admission
@@ -70,7 +72,7 @@ class ScoreHandler:
         self._budget = budget
         self._max_message_bytes = max_message_bytes
         self._max_call_s = max_call_s
-        self._state_key = state_key
+        self._sealer = sealer
 
     async def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         """Returns the scores of a request's texts.
@@ -94,7 +96,7 @@ class ScoreHandler:
             field, remedy = _reply_fault(request)
             growth = ReplyGrowth(held_reply, self._max_message_bytes, field, remedy)
             growth.add(reply.ByteSize())
-            call = _ScoreCall(source.model, request, asked, reply, growth, self._state_key)
+            call = _ScoreCall(source.model, request, asked, reply, growth, self._states())
             await self._scheduler.caller().run_steps(call.steps())
         return reply
 
@@ -122,7 +124,7 @@ class ScoreHandler:
                     shape = source.model.parameters.shape
                     held.resize(stream_bytes(spec, shape))
                     stream = ScoreStream(
-                        source, spec, asked, self._max_message_bytes, self._state_key, held_reply
+                        source, spec, asked, self._max_message_bytes, self._states(), held_reply
                     )
                     del spec  # with its context
                     await caller.run_steps(stream.begin())
@@ -172,6 +174,10 @@ class ScoreHandler:
                     steps = _embed(source.model, request, policy, reply)
                     await self._scheduler.caller().run_steps(steps)
                 return reply
+
+    def _states(self) -> SessionStates:
+        """Returns what reads and writes the states of the current caller."""
+        return SessionStates(self._sealer, current_caller().name)
 
 
 _FEWER = "send fewer or shorter texts"
@@ -232,14 +238,14 @@ class _ScoreCall:
         asked: Scoring,
         reply: pb.ScoreResponse,
         growth: ReplyGrowth,
-        key: bytes,
+        states: SessionStates,
     ) -> None:
         self._reply = reply
         self._model = model
         self._request = request
         self._asked = asked
         self._growth = growth
-        self._key = key
+        self._states = states
 
     def steps(self) -> Iterator[None]:
         """Scores all texts, in short steps.
@@ -250,7 +256,7 @@ class _ScoreCall:
         """
         asked = self._asked
         request = self._request
-        state = given_state(self._model, request.state, "state", self._key)
+        state = self._states.read(self._model, request.state, "state")
         field = "context"
         try:
             scorer = TextScorer(self._model.trained, asked.policy, asked.details, state)
@@ -272,7 +278,7 @@ class _ScoreCall:
         message = self._reply.scores.add()
         message.MergeFrom(responses.summary(scored))
         if self._request.return_states and scored.state is not None:
-            message.state = self._model.state_bytes(scored.state, self._key)
+            message.state = self._states.write(self._model, scored.state)
         tokens = scored.each_token() if self._asked.tokens else iter(())
         grown = 0
         while some := tuple(islice(tokens, _TOKENS)):

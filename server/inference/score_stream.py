@@ -12,7 +12,7 @@ from treadle.server.inference.stream_units import StreamPiece, StreamUnits, stre
 from treadle.server.messages import responses
 from treadle.server.messages.reply_size import ReplyGrowth, write_piece
 from treadle.server.messages.score_request import Scoring
-from treadle.server.messages.session_states import given_state
+from treadle.server.messages.session_states import SessionStates
 from treadle.server.resources.memory_budget import Reservation
 from treadle.v1 import sequence_pb2 as pb
 
@@ -27,7 +27,7 @@ class ScoreStream:
         spec: The settings of the request.
         scoring: The same, checked.
         max_message_bytes: The largest reply.
-        key: Authenticates states.
+        states: Reads and writes the caller's states.
         held: Holds the memory of the current reply.
     """
 
@@ -37,7 +37,7 @@ class ScoreStream:
         spec: pb.ScoreStreamSpec,
         scoring: Scoring,
         max_message_bytes: int,
-        key: bytes,
+        states: SessionStates,
         held: Reservation,
     ) -> None:
         self._resolved = resolved
@@ -45,7 +45,7 @@ class ScoreStream:
         self._returns_state = spec.return_state
         self._scoring = scoring
         self._max_message_bytes = max_message_bytes
-        self._key = key
+        self._states = states
         self._held = held
         self._scorer: StreamScorer | None = None
         self._units = StreamUnits(spec.on_error)
@@ -64,7 +64,7 @@ class ScoreStream:
         spec = self._spec
         assert spec is not None
         self._spec = None  # a long context is not needed any more once it is read
-        begun = model.beginning(given_state(model, spec.state, "spec.state", self._key))
+        begun = model.beginning(self._states.read(model, spec.state, "spec.state"))
         yield
         try:
             self._scorer = StreamScorer(
@@ -151,5 +151,5 @@ class ScoreStream:
             error=dropped,
         )
         if self._returns_state:
-            result.state = self._resolved.model.state_bytes(scorer.state, self._key)
+            result.state = self._states.write(self._resolved.model, scorer.state)
         self.reply = pb.ScoreStreamResponse(result=result)

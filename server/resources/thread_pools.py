@@ -90,7 +90,10 @@ UPLOADS = ThreadPool("uploads", 8)
 RETENTION = ThreadPool("retention", 1)
 """Deleting old jobs and corpora."""
 
-ALL = (DATABASE, EVENTS, LISTS, MODELS, STORE, UPLOADS, RETENTION)
+SETTINGS = ThreadPool("settings", 1)
+"""Reading files of settings again that have changed."""
+
+ALL = (DATABASE, EVENTS, LISTS, MODELS, STORE, UPLOADS, RETENTION, SETTINGS)
 """Every pool."""
 
 

@@ -14,6 +14,8 @@ from treadle.model.config import (
     ReportConfig,
     TrainConfig,
 )
+from treadle.server.access.state_sealer import StateSealer
+from treadle.server.messages.session_states import SessionStates
 from treadle.server.resources.memory_budget import MemoryBudget, Reservation
 from treadle.server.storage import model_version
 from treadle.server.storage.data_dir import DataDir
@@ -69,6 +71,11 @@ def tiny_model(seed: int = 0) -> Model:
 def has_recorded_hash(stored: StoredModel) -> bool:
     """Returns whether a version's file has the hash that is recorded of it."""
     return model_version.recorded(stored.path.parent) == model_version.file_hash(stored.path)
+
+
+def plain_states() -> SessionStates:
+    """Reads and writes states on a server without a key."""
+    return SessionStates(StateSealer(), "")
 
 
 def nothing_held() -> Reservation:

@@ -17,6 +17,7 @@ from treadle.model import Model
 from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.output import Piece
 from treadle.model.scoring.token_score import Alternative, TokenScore
+from treadle.server.access.state_sealer import StateSealer
 from treadle.server.errors import StatusError
 from treadle.server.inference import generate
 from treadle.server.inference.admission import Admission, InferenceAdmission
@@ -66,7 +67,7 @@ def handler(budget: MemoryBudget) -> Iterator[GenerateHandler]:
         max_new_tokens_limit=1000,
         max_call_s=3600,
         max_message_bytes=4 << 20,
-        state_key=b"",
+        sealer=StateSealer(),
     )
     assert (admission.calls.running, admission.sequences.running, budget.used) == (0, 0, 0)
     scheduler.close()

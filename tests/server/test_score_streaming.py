@@ -17,7 +17,7 @@ from treadle.server.messages.reply_size import ReplyGrowth
 from treadle.server.messages.score_request import scoring, stream_scoring
 from treadle.v1 import sequence_pb2 as pb
 
-from .samples import nothing_held, tiny_model
+from .samples import nothing_held, plain_states, tiny_model
 
 TEXT = "abc" * 3000
 
@@ -26,7 +26,7 @@ def stream_of(max_message_bytes: int = 1 << 20, **fields: object) -> ScoreStream
     spec = pb.ScoreStreamSpec(model="m", **fields)  # type: ignore[arg-type]
     asked = stream_scoring(spec)
     source = ResolvedModel(tiny_model())
-    return ScoreStream(source, spec, asked, max_message_bytes, b"", nothing_held())
+    return ScoreStream(source, spec, asked, max_message_bytes, plain_states(), nothing_held())
 
 
 def test_a_reply_is_written_as_its_tokens_are_scored() -> None:
@@ -63,7 +63,7 @@ def test_a_context_is_read_once_for_all_texts_of_a_call() -> None:
         request = pb.ScoreRequest(model="m", texts=["ab"] * count, context=TEXT, ranks=True)
         reply = pb.ScoreResponse()
         growth = ReplyGrowth(nothing_held(), 1 << 20, "piece.text", "send less")
-        work = _ScoreCall(tiny_model(), request, scoring(request), reply, growth, b"")
+        work = _ScoreCall(tiny_model(), request, scoring(request), reply, growth, plain_states())
         taken = sum(1 for _ in work.steps())
         assert {text.SerializeToString() for text in reply.scores} == {one.SerializeToString()}
         return taken

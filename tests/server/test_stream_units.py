@@ -11,6 +11,7 @@ from small_models import model_of
 from treadle.model.enums import CorpusLayout, TokenizerKind, UnknownPolicy
 from treadle.model.model import Model
 from treadle.model.online.learner import Learner
+from treadle.server.access.state_sealer import StateSealer, state_keys
 from treadle.server.errors import StatusError
 from treadle.server.inference.learn_stream import LearnStream
 from treadle.server.inference.model_cache import ResolvedModel
@@ -18,6 +19,7 @@ from treadle.server.inference.score_stream import ScoreStream
 from treadle.server.inference.stream_units import StreamPiece
 from treadle.server.messages import learn_request
 from treadle.server.messages.score_request import stream_scoring
+from treadle.server.messages.session_states import SessionStates
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
 
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.jit
 
 Pieces = list[pb.TextPiece]
 
-KEY = b"k"
+STATES = SessionStates(StateSealer(state_keys(b"a key of sixteen or more")), "")
 MAX_BYTES = 1 << 20
 INVALID = 3
 NOT_READ = 9
@@ -49,7 +51,7 @@ def scored(model: Model, pieces: Pieces, on_error: Any = pb.ON_ERROR_SKIP) -> li
     """What a ScoreStream call answers, its result and state last."""
     spec = pb.ScoreStreamSpec(model="m", return_state=True, ranks=True, on_error=on_error)
     stream = ScoreStream(
-        ResolvedModel(model), spec, stream_scoring(spec), MAX_BYTES, KEY, nothing_held()
+        ResolvedModel(model), spec, stream_scoring(spec), MAX_BYTES, STATES, nothing_held()
     )
     list(stream.begin())
     found: list[Any] = []
@@ -268,7 +270,7 @@ def test_a_shortage_of_memory_ends_the_call_whatever_on_error_says(kind: str) ->
     if kind == "score":
         spec = pb.ScoreStreamSpec(model="m", ranks=True, on_error=pb.ON_ERROR_SKIP)
         stream = ScoreStream(
-            ResolvedModel(tiny_model()), spec, stream_scoring(spec), 1 << 30, KEY, full
+            ResolvedModel(tiny_model()), spec, stream_scoring(spec), 1 << 30, STATES, full
         )
         list(stream.begin())
         steps = stream.feed(StreamPiece.of(text))

@@ -2534,9 +2534,9 @@ class GenerateRequest(_message.Message):
     and its prompt as prompt. So two calls with the same settings give what one
     call would have given. These begin again in each call: max_new_tokens,
     min_new_tokens, forced_tokens, regex, a stop sequence that the first text
-    ended within, and novelty. INVALID_ARGUMENT if the state is damaged,
-    FAILED_PRECONDITION if it belongs to another model. Default: empty, no
-    state.
+    ended within, and novelty. INVALID_ARGUMENT if the state is damaged or was
+    returned to another caller, FAILED_PRECONDITION if it belongs to another
+    model. Default: empty, no state.
     """
     return_state: _builtins.bool
     """Return the state after the text, to continue later. Default: false."""
@@ -2799,7 +2799,8 @@ class GenerateResult(_message.Message):
     token and before the first token that contains a part of the stop sequence.
     It takes a few kilobytes for any length of text, and with a penalty another
     3 to 5 bytes for each different token so far. It belongs to this model's
-    weights, on whatever server they are.
+    weights, on whatever server they are. A server with a state key encrypts it
+    and binds it to the caller; it can then be used where the same key is.
     """
     @_builtins.property
     def novelty(self) -> Global___Novelty:
