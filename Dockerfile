@@ -3,7 +3,8 @@
 #   docker build -t treadle .
 #   docker run -p 127.0.0.1:50051:50051 -v treadle:/data treadle
 #
-# Treadle has no authentication: without 127.0.0.1 the port is open to all who reach the machine.
+# Without 127.0.0.1 the port is open to all who reach the machine. docs/security.md shows how to
+# serve a network, with TLS and tokens.
 #
 # Both stages keep the environment at the same path, because compiled kernels are found by the
 # path and the modification time of their source.
@@ -11,34 +12,36 @@
 FROM docker.io/library/python:3.11-slim-bookworm AS build
 
 ENV PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/treadle
 WORKDIR /src
 
-# Dependencies first, so that they stay in the build cache while only Treadle changes.
-COPY pyproject.toml ./
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-        print(*project['dependencies'], *project['optional-dependencies']['server'], sep='\n')" \
-        > requirements.txt \
-    && /opt/treadle/bin/pip install -r requirements.txt \
-    # The subword tokenizer, without the dependencies that it only needs to download models.
-    && /opt/treadle/bin/pip install --no-deps $(python -c "import tomllib; print(*tomllib.load( \
-        open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bpe'])" | tr -d ' ')
+# Packages come from locks with their hashes, as wheels, so that nothing else is installed and no
+# code of theirs runs. What builds and lists stays in /opt/build; the image gets /opt/treadle.
+COPY requirements/build.lock requirements/image.lock requirements/
+RUN python -m venv /opt/build \
+    && /opt/build/bin/pip install --require-hashes --no-deps --only-binary :all: \
+        --requirement requirements/build.lock \
+    && python -m venv --without-pip /opt/treadle \
+    && /opt/build/bin/pip --python /opt/treadle/bin/python install --require-hashes --no-deps \
+        --only-binary :all: --requirement requirements/image.lock
 
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY kernels kernels
 COPY model model
 COPY server server
 COPY client client
 COPY benchmarks benchmarks
 COPY proto proto
-RUN /opt/treadle/bin/pip install --no-deps .
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
+    && /opt/build/bin/pip --python /opt/treadle/bin/python install --no-deps --no-index dist/*.whl
 
 WORKDIR /opt/treadle/lib/python3.11/site-packages
-# Remove what no server runs: tests of packages, headers, stubs, and pip itself.
-RUN /opt/treadle/bin/pip uninstall -y pip setuptools \
-    && find numpy numba llvmlite google -type d -name tests -prune -exec rm -rf {} + \
+# Remove what no server runs: tests of packages, headers and stubs.
+RUN find numpy numba llvmlite google -type d -name tests -prune -exec rm -rf {} + \
     && rm -rf numba/cuda numpy/_core/include numpy/f2py \
     && find . -name '*.pyi' -delete \
+    # What the image contains, in CycloneDX.
+    && /opt/build/bin/cyclonedx-py environment --pyproject /src/pyproject.toml \
+        --output-reproducible --output-file /opt/treadle/sbom.json /opt/treadle/bin/python \
     # The same time for all sources, in whole seconds, which layers of an image can keep.
     && find /opt/treadle -exec touch --no-dereference -d 2000-01-01T00:00:00Z {} + \
     # Byte code that is not checked against the sources, since none can be written at run time.
@@ -55,7 +58,10 @@ LABEL org.opencontainers.image.title="treadle" \
 # and OpenShift keep group 0). The server gives the group of /data the rights of its user.
 RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /data --shell /usr/sbin/nologin treadle \
     && install -d -o 10001 -g 0 -m 2775 /data \
-    && install -d -m 2775 /var/cache/treadle
+    && install -d -m 2775 /var/cache/treadle \
+    # The base's own pip and what it brings.
+    && rm -rf /usr/local/bin/pip* /usr/local/lib/python3.11/ensurepip \
+        /usr/local/lib/python3.11/site-packages/*
 COPY --from=build /opt/treadle /opt/treadle
 
 ENV PATH=/opt/treadle/bin:$PATH \

@@ -33,7 +33,7 @@ FUZZ ?=
 BOUNDS ?= tests/kernels tests/model
 
 .DEFAULT_GOAL := help
-.PHONY: help venv not-linked demo bench kernels test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs image image-test clean
+.PHONY: help venv not-linked demo bench kernels test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs lock image image-test clean
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -106,6 +106,10 @@ docs: $(VENV)/.docs ## Build the docs site in build/site; warnings are errors.
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
+
+# After a change of what the image requires. Versions that are locked stay where they fit.
+lock: $(STAMP) ## Lock the versions and hashes of what the image installs: ARGS=--upgrade
+	@PATH="$(BIN):$$PATH" requirements/lock.sh $(ARGS)
 
 image: ## Build the container image `treadle`.
 	tests/image/build.sh treadle
