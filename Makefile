@@ -33,7 +33,7 @@ FUZZ ?=
 BOUNDS ?= tests/kernels tests/model
 
 .DEFAULT_GOAL := help
-.PHONY: help venv not-linked demo bench kernels test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs lock image image-test clean
+.PHONY: help venv not-linked demo bench kernels test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs lock audit sbom image image-test clean
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,10 +59,11 @@ test: $(STAMP) ## Everything that must hold before a commit.
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target kernels lint type test-nojit WORKERS=1
 	$(MAKE) --no-print-directory test-jit
 
-lint: $(STAMP) ## Check style, formatting and the imports between packages and layers.
+lint: $(STAMP) ## Check style, formatting, the imports between packages and layers, the Dockerfile.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/hadolint Dockerfile
 
 type: $(STAMP) ## Check types, strictly.
 	$(BIN)/mypy
@@ -110,6 +111,13 @@ $(VENV)/.docs: $(STAMP)
 # After a change of what the image requires. Versions that are locked stay where they fit.
 lock: $(STAMP) ## Lock the versions and hashes of what the image installs: ARGS=--upgrade
 	@PATH="$(BIN):$$PATH" requirements/lock.sh $(ARGS)
+
+audit: $(STAMP) ## Ask for known vulnerabilities of what is locked: ARGS='-s osv'
+	@$(BIN)/python requirements/audit.py $(ARGS)
+
+# Without building the image, which has its own list in /opt/treadle/sbom.json.
+sbom: $(STAMP) ## List what the image installs in CycloneDX: build/sbom.json
+	@PATH="$(BIN):$$PATH" requirements/sbom.sh build/sbom.json
 
 image: ## Build the container image `treadle`.
 	tests/image/build.sh treadle

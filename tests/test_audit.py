@@ -1,0 +1,85 @@
+"""Checks that `make audit` says what it knows: findings, none, and that it could not ask."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+AUDIT = Path(__file__).parent.parent / "requirements" / "audit.py"
+FINDING = {
+    "id": "OSV-2026-1",
+    "summary": "A test's own finding.",
+    "details": "None.",
+    "affected": [
+        {
+            "package": {"ecosystem": "PyPI", "name": "protobuf"},
+            "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "999.1"}]}],
+        }
+    ],
+}
+
+
+class Advisories(BaseHTTPRequestHandler):
+    """An advisory service with the interface of api.osv.dev."""
+
+    vulnerable = ""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        found = asked["package"]["name"] == self.vulnerable
+        body = json.dumps({"vulns": [FINDING]} if found else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Logs nothing."""
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """The URL of a service that knows no vulnerability, unless the test sets one."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Advisories)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    Advisories.vulnerable = ""
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def audit(url: str) -> tuple[int, str]:
+    """Returns the exit code of an audit and what it prints."""
+    command = [sys.executable, str(AUDIT), "--vulnerability-service", "osv", "--osv-url", url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+def test_a_lock_without_findings_passes(service: str) -> None:
+    code, printed = audit(service)
+    assert code == 0, printed
+    assert "0 vulnerabilities known" in printed
+
+
+def test_a_finding_fails_and_is_named(service: str) -> None:
+    Advisories.vulnerable = "protobuf"
+    code, printed = audit(service)
+    assert code == 1
+    assert "OSV-2026-1, repaired in 999.1" in printed
+    assert "1 vulnerabilities known" in printed
+
+
+def test_a_service_that_cannot_be_reached_is_no_success() -> None:
+    code, printed = audit("http://127.0.0.1:9/")
+    assert code == 2
+    assert printed.startswith("Not audited: pip-audit could not ask the advisory service")
