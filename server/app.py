@@ -22,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 
 from treadle.model import temporary_kernels
 from treadle.server.access.authenticator import OpenAuthenticator
+from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.state_key_file import StateKeyFile
 from treadle.server.address import (
     AddressError,
@@ -115,7 +116,9 @@ class App:
         )
 
         # Inference: models in memory, and threads that calls share.
-        self._admission = _admission(config, self._warmup)
+        authenticator = OpenAuthenticator()
+        quotas = QuotaBook(authenticator.quotas_of)
+        self._admission = _admission(config, self._warmup, quotas)
         control_admission = _control_admission(config)
         models = ModelCache(self._data_dir, config.model_cache_bytes, self._budget)
         resolver = ModelResolver(models, self._jobs.registry.row)
@@ -146,7 +149,7 @@ class App:
         learning = LearnHandler(
             resolver,
             self._data_dir.models,
-            self._admission.learning_streams,
+            self._admission,
             pending_streams,
             self._scheduler,
             self._budget,
@@ -156,7 +159,7 @@ class App:
 
         # gRPC: every call passes the interceptor, and the servicer hands it to its handler.
         self._interceptor = Interceptor(
-            SERVICE, OpenAuthenticator(), self._budget, config.max_message_bytes
+            SERVICE, authenticator, quotas, self._budget, config.max_message_bytes
         )
         self._health = health.aio.HealthServicer()
         self._server = aio.server(
@@ -387,7 +390,7 @@ def _upload_limits(config: ServerConfig) -> UploadLimits:
     )
 
 
-def _admission(config: ServerConfig, warmup: Warmup) -> InferenceAdmission:
+def _admission(config: ServerConfig, warmup: Warmup, quotas: QuotaBook) -> InferenceAdmission:
     """Returns how much inference there may be at once; none before the kernels are ready."""
     return InferenceAdmission(
         calls=Admission(config.inference_limit, "generations and scorings", warmup.check),
@@ -406,6 +409,7 @@ def _admission(config: ServerConfig, warmup: Warmup) -> InferenceAdmission:
             "what it learned and did not publish is lost: publish before a pause",
             check=warmup.check,
         ),
+        quotas=quotas,
     )
 
 

@@ -9,7 +9,8 @@
     anything else                   INTERNAL with an id that the log contains; never a traceback
 
 Statuses carry details of google.rpc: INVALID_ARGUMENT carries BadRequest. NOT_FOUND,
-ALREADY_EXISTS and DATA_LOSS carry ResourceInfo. RESOURCE_EXHAUSTED and UNAVAILABLE carry RetryInfo.
+ALREADY_EXISTS and DATA_LOSS carry ResourceInfo. RESOURCE_EXHAUSTED and UNAVAILABLE carry RetryInfo;
+QuotaFailure as well where it is a quota of the caller.
 """
 
 from __future__ import annotations
@@ -208,9 +209,9 @@ def from_packed(packed: bytes, message: str) -> StatusError:
     return StatusError(code, status.message, *status.details)
 
 
-def exhausted(message: str, retry_s: float) -> StatusError:
+def exhausted(message: str, retry_s: float, *details: Message) -> StatusError:
     """Returns RESOURCE_EXHAUSTED; a retry is worthwhile after `retry_s` seconds."""
-    return StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, _retry(retry_s))
+    return StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, _retry(retry_s), *details)
 
 
 def unavailable(message: str, retry_s: float = 5.0) -> StatusError:

@@ -258,7 +258,8 @@ class PreparedPrompt:
             state=hypothesis.state if output.state else None,
             ids=hypothesis.ids if output.ids else (),
         )
-        return Piece(hypothesis.text, hypothesis.tokens if output.tokens else (), result)
+        tokens = hypothesis.tokens if output.tokens else ()
+        return Piece(hypothesis.text, tokens, result, result.new_tokens)
 
     def stream(self, index: int, output: OutputOptions) -> Iterator[Piece]:
         """Reads the prompt and generates text `index` after it, one short kernel call a piece.

@@ -56,6 +56,8 @@ class Piece:
     """The tokens drawn, where they were asked for; they may run ahead of the text."""
     result: GenerateResult | None
     """Set in the last piece only."""
+    new_tokens: int = field(default=0, compare=False)
+    """Tokens drawn so far, in this piece and those before it."""
 
     @property
     def weight(self) -> int:

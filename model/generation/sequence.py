@@ -151,10 +151,10 @@ class Sequence:
         self._total = in_order(chunk.log_probabilities[row][:count], self._total)
         tokens = self._token_scores(chunk.drawn, row, count) if self._output.tokens else ()
         if reason is not None:
-            return Piece(text, tokens, self._result(reason, kept))
+            return Piece(text, tokens, self._result(reason, kept), self._drawn)
         if not (self._filter.holds or self._stream.cuts_character):
             self._begin_stretch(chunk, row)
-        return Piece(text, tokens, None)
+        return Piece(text, tokens, None, self._drawn)
 
     def _extent(self, ids: list[int]) -> tuple[int, StopReason | None]:
         """Returns how many tokens of a chunk count, and why the text ends with them, if it does."""

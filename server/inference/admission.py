@@ -1,4 +1,4 @@
-"""`Admission` counts what runs at once, and refuses what would be too much."""
+"""`Admission` counts what all callers run at once, and refuses what would be too much."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from treadle.server.access.quota_book import QuotaBook
 from treadle.server.errors import exhausted
 from treadle.server.inference.open_streams import OpenStreams
 
@@ -59,6 +60,8 @@ class InferenceAdmission:
     """Streams that are scored."""
     learning_streams: OpenStreams
     """Streams that a model learns from."""
+    quotas: QuotaBook
+    """What every caller uses."""
 
 
 @dataclass(frozen=True)

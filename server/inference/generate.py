@@ -98,7 +98,13 @@ class GenerateHandler:
         sampling = generate_request.sampling(request, self._max_new_tokens_limit)
         deadline = Deadline(min(sampling.max_time_s or self._max_call_s, self._max_call_s))
         texts = max(request.n, 1)
-        with self._admission.calls.admit(), self._admission.sequences.admit(texts):
+        use = self._admission.quotas.current()
+        with (
+            use.admit_sessions(texts),
+            self._admission.calls.admit(),
+            self._admission.sequences.admit(texts),
+        ):
+            meter = use.meter()
             call = _Call(
                 request,
                 sampling,
@@ -114,17 +120,20 @@ class GenerateHandler:
                 await call.prepare(self._constraints)
                 async for reply in call.read_prompt():
                     yield reply
+                await meter.pay("prompt", call.scored_prompt_tokens)
                 if call.timed_out:
                     for reply in call.timed_out_replies():
                         yield reply
                     return
                 if request.best_of:
                     async for reply in call.beam_search():
+                        await meter.pay(reply.index, reply.result.new_tokens)
                         yield reply
                     return
                 self._batcher.begin(call.model, call.sequences, queue)
                 async with aclosing(queue.read(len(call.sequences))) as batches:
                     async for index, pieces in batches:
+                        await meter.pay(index, pieces[-1].new_tokens)
                         async with aclosing(call.replies(index, pieces)) as replies:
                             async for reply in replies:
                                 yield reply
@@ -184,6 +193,12 @@ class _Call:
     def timed_out(self) -> bool:
         """Whether the time ended before the prompt was read."""
         return self._prompt.timed_out
+
+    @property
+    def scored_prompt_tokens(self) -> int:
+        """Tokens of the prompt that an echo scored, once the prompt is read."""
+        is_scored = self._request.echo and self._output.tokens
+        return int(self._prompt.tokens.size) if is_scored else 0
 
     async def prepare(self, constraints: ConstraintBuilder) -> None:
         """Reads the state, resolves the settings, and checks that they fit the model.

@@ -10,9 +10,10 @@ import grpc
 from treadle.model import Model
 from treadle.model.online.memory_estimate import learner_bytes
 from treadle.server.errors import StatusError
+from treadle.server.inference.admission import InferenceAdmission
 from treadle.server.inference.learn_stream import LearnStream
 from treadle.server.inference.model_resolver import ModelResolver
-from treadle.server.inference.open_streams import OpenStreams, PendingStreams
+from treadle.server.inference.open_streams import PendingStreams
 from treadle.server.inference.scheduler import Caller, Scheduler
 from treadle.server.messages import learn_request, responses
 from treadle.server.messages.learn_request import Publication
@@ -35,7 +36,7 @@ class LearnHandler:
     Args:
         resolver: Finds the models.
         model_store: Stores models that are published.
-        open_streams: Limits the streams.
+        admission: Limits the streams.
         pending_streams: Waits for their specs.
         scheduler: Gives the turns.
         budget: Holds the memory of the calls.
@@ -47,7 +48,7 @@ class LearnHandler:
         self,
         resolver: ModelResolver,
         model_store: ModelStore,
-        open_streams: OpenStreams,
+        admission: InferenceAdmission,
         pending_streams: PendingStreams,
         scheduler: Scheduler,
         budget: MemoryBudget,
@@ -57,7 +58,7 @@ class LearnHandler:
     ) -> None:
         self._resolver = resolver
         self._model_store = model_store
-        self._open_streams = open_streams
+        self._admission = admission
         self._pending_streams = pending_streams
         self._scheduler = scheduler
         self._budget = budget
@@ -77,24 +78,32 @@ class LearnHandler:
         """
         spec = learn_request.first_message(await self._pending_streams.first(requests))
         asked = learn_request.learning(spec)
-        async with self._open_streams.admit() as open_stream:
-            source = await self._resolver.models.get(spec.model, spec.version)
-            units = asked.on_error != pb.ON_ERROR_UNSPECIFIED
-            size = learner_bytes(source.model.parameters.shape, asked.config, units)
-            with (
-                self._budget.reserve(0, "learning streams") as held,
-                self._budget.reserve(0, "replies to streams") as held_reply,
-            ):
-                # A silent stream may be closed for this one.
-                await held.resize_patiently(size, _PATIENCE_S)
-                stream = LearnStream(source.model, asked, self._max_message_bytes, held, held_reply)
-                caller = self._scheduler.caller()
-                await caller.run_steps(stream.begin())
-                while await self._answer(
-                    await open_stream.next(requests), stream, caller, asked.name
+        use = self._admission.quotas.current()
+        meter = use.meter()
+        tokens = 0
+        with use.admit_sessions():
+            async with self._admission.learning_streams.admit() as open_stream:
+                source = await self._resolver.models.get(spec.model, spec.version)
+                units = asked.on_error != pb.ON_ERROR_UNSPECIFIED
+                size = learner_bytes(source.model.parameters.shape, asked.config, units)
+                with (
+                    self._budget.reserve(0, "learning streams") as held,
+                    self._budget.reserve(0, "replies to streams") as held_reply,
                 ):
-                    yield stream.reply
-                    stream.sent()
+                    # A silent stream may be closed for this one.
+                    await held.resize_patiently(size, _PATIENCE_S)
+                    stream = LearnStream(
+                        source.model, asked, self._max_message_bytes, held, held_reply
+                    )
+                    caller = self._scheduler.caller()
+                    await caller.run_steps(stream.begin())
+                    while await self._answer(
+                        await open_stream.next(requests), stream, caller, asked.name
+                    ):
+                        tokens += stream.reply.piece.token_count
+                        await meter.pay("pieces", tokens)
+                        yield stream.reply
+                        stream.sent()
 
     async def _answer(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import islice
 
 from treadle.model import Model
@@ -13,6 +13,7 @@ from treadle.model.scoring.embedder import Embedder
 from treadle.model.scoring.scores import TextScore
 from treadle.model.scoring.text_scorer import TextScorer
 from treadle.server.access.caller import current_caller
+from treadle.server.access.quota_book import TokenCount
 from treadle.server.access.state_sealer import StateSealer
 from treadle.server.errors import from_model, invalid
 from treadle.server.inference.admission import InferenceAdmission
@@ -81,11 +82,14 @@ class ScoreHandler:
             StatusError: The request is refused or fails.
         """
         asked = score_request.scoring(request)
-        with self._admission.calls.admit():
+        use = self._admission.quotas.current()
+        with use.spend_tokens(_estimate(request.texts)) as spent, self._admission.calls.admit():
             async with work_within(self._max_call_s, _FEWER):
-                return await self._score(request, asked)
+                return await self._score(request, asked, spent)
 
-    async def _score(self, request: pb.ScoreRequest, asked: Scoring) -> pb.ScoreResponse:
+    async def _score(
+        self, request: pb.ScoreRequest, asked: Scoring, spent: TokenCount
+    ) -> pb.ScoreResponse:
         source = await self._resolver.resolve(request)
         reply = pb.ScoreResponse(version=source.version, job_step=source.job_step)
         size = score_bytes(request, source.model.parameters.shape)
@@ -97,7 +101,10 @@ class ScoreHandler:
             growth = ReplyGrowth(held_reply, self._max_message_bytes, field, remedy)
             growth.add(reply.ByteSize())
             call = _ScoreCall(source.model, request, asked, reply, growth, self._states())
-            await self._scheduler.caller().run_steps(call.steps())
+            try:
+                await self._scheduler.caller().run_steps(call.steps())
+            finally:  # a call that fails has used tokens as well
+                spent.tokens = sum(score.token_count for score in reply.scores)
         return reply
 
     async def score_stream(
@@ -113,28 +120,40 @@ class ScoreHandler:
         """
         spec = _spec(await self._pending_streams.first(requests))
         asked = score_request.stream_scoring(spec)
-        async with self._admission.streams.admit() as open_stream:
-            with (
-                self._budget.reserve(0, "streams to score") as held,
-                self._budget.reserve(0, "replies to streams") as held_reply,
-            ):
-                caller = self._scheduler.caller()
-                async with work_within(self._max_call_s, _SHORTER_CONTEXT):
-                    source = await self._resolver.resolve(spec)
-                    shape = source.model.parameters.shape
-                    held.resize(stream_bytes(spec, shape))
-                    stream = ScoreStream(
-                        source, spec, asked, self._max_message_bytes, self._states(), held_reply
-                    )
-                    del spec  # with its context
-                    await caller.run_steps(stream.begin())
-                held.resize(scorer_bytes(shape))
-                while await self._feed(await open_stream.next(requests), stream, caller):
+        use = self._admission.quotas.current()
+        meter = use.meter()
+        tokens = 0
+        with use.admit_sessions():
+            async with self._admission.streams.admit() as open_stream:
+                with (
+                    self._budget.reserve(0, "streams to score") as held,
+                    self._budget.reserve(0, "replies to streams") as held_reply,
+                ):
+                    caller = self._scheduler.caller()
+                    async with work_within(self._max_call_s, _SHORTER_CONTEXT):
+                        source = await self._resolver.resolve(spec)
+                        shape = source.model.parameters.shape
+                        held.resize(stream_bytes(spec, shape))
+                        stream = ScoreStream(
+                            source,
+                            spec,
+                            asked,
+                            self._max_message_bytes,
+                            self._states(),
+                            held_reply,
+                        )
+                        del spec  # with its context
+                        await caller.run_steps(stream.begin())
+                    held.resize(scorer_bytes(shape))
+                    while await self._feed(await open_stream.next(requests), stream, caller):
+                        tokens += stream.reply.piece.token_count
+                        await meter.pay("pieces", tokens)
+                        yield stream.reply
+                        stream.sent()
+                    async with work_within(self._max_call_s, _SMALLER):
+                        await caller.run_steps(stream.finish())
+                    await meter.pay("pieces", stream.reply.result.total.token_count)
                     yield stream.reply
-                    stream.sent()
-                async with work_within(self._max_call_s, _SMALLER):
-                    await caller.run_steps(stream.finish())
-                yield stream.reply
 
     async def _feed(
         self, message: pb.ScoreStreamRequest | None, stream: ScoreStream, caller: Caller
@@ -161,7 +180,8 @@ class ScoreHandler:
             StatusError: The request is refused or fails.
         """
         policy = score_request.embedding_policy(request)
-        with self._admission.calls.admit():
+        use = self._admission.quotas.current()
+        with use.spend_tokens(_estimate(request.texts)) as spent, self._admission.calls.admit():
             async with work_within(self._max_call_s, _FEWER):
                 source = await self._resolver.resolve(request)
                 reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
@@ -172,7 +192,10 @@ class ScoreHandler:
                 size = vectors + embed_bytes(request, shape)
                 with self._budget.reserve(size, "embeddings"):
                     steps = _embed(source.model, request, policy, reply)
-                    await self._scheduler.caller().run_steps(steps)
+                    try:
+                        await self._scheduler.caller().run_steps(steps)
+                    finally:
+                        spent.tokens = sum(vector.token_count for vector in reply.embeddings)
                 return reply
 
     def _states(self) -> SessionStates:
@@ -184,6 +207,11 @@ _FEWER = "send fewer or shorter texts"
 _SHORTER_CONTEXT = "send a shorter context"
 _SMALLER = "send smaller pieces"
 """The remedies for work that takes too long."""
+
+
+def _estimate(texts: Iterable[str]) -> int:
+    """Returns about as many tokens as texts have, and rarely fewer."""
+    return sum(map(len, texts))
 
 
 def _spec(message: pb.ScoreStreamRequest | None) -> pb.ScoreStreamSpec:

@@ -24,6 +24,7 @@ from grpc import aio
 from treadle.server.access.authenticator import Authenticator
 from treadle.server.access.caller import ANONYMOUS, Caller, set_current_caller
 from treadle.server.access.permissions import check_permission
+from treadle.server.access.quota_book import QuotaBook
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.messages import repeated_limits
 from treadle.server.resources.memory_budget import MemoryBudget, Reservation
@@ -61,6 +62,7 @@ class Interceptor(aio.ServerInterceptor):
     Args:
         service: Full name of the service, such as `treadle.v1.SequenceService`.
         authenticator: Finds out who calls.
+        quotas: Counts the calls of each caller.
         budget: Counts the bytes of requests in work and of unread replies.
         max_message_bytes: Bytes of the largest request.
         write_s: Seconds within which a client must accept a reply, or send the only request of a
@@ -71,11 +73,13 @@ class Interceptor(aio.ServerInterceptor):
         self,
         service: str,
         authenticator: Authenticator,
+        quotas: QuotaBook,
         budget: MemoryBudget,
         max_message_bytes: int,
         write_s: float = 60.0,
     ) -> None:
         self._authenticator = authenticator
+        self._quotas = quotas
         self._budget = budget
         self._incoming = IncomingRequests(max_message_bytes, write_s)
         self._write_s = write_s
@@ -88,6 +92,11 @@ class Interceptor(aio.ServerInterceptor):
         self._idle = asyncio.Event()
         self._idle.set()
         authenticator.on_change(self._evict_invalid)
+
+    @property
+    def running(self) -> int:
+        """How many calls run."""
+        return len(self._calls)
 
     async def wait_idle(self) -> None:
         """Waits until no call is running."""
@@ -162,8 +171,9 @@ class Interceptor(aio.ServerInterceptor):
         # collector.
         async def call(stream: Any, context: Context) -> None:
             async with self._guard(context, name) as task:
-                self._authorize(context, name, task)
+                caller = self._authorize(context, name, task)
                 with (
+                    self._quotas.of(caller).admit_call(),
                     self._budget.reserve(0, "requests") as asked,
                     self._budget.reserve(0, "replies that are not read yet") as unread,
                 ):
@@ -179,13 +189,14 @@ class Interceptor(aio.ServerInterceptor):
 
         return call
 
-    def _authorize(self, context: Context, name: str, task: asyncio.Task[Any]) -> None:
-        """Finds out who calls, before anything of the request is read, and whether it may."""
+    def _authorize(self, context: Context, name: str, task: asyncio.Task[Any]) -> Caller:
+        """Returns who calls, before anything of the request is read; checks that it may."""
         metadata = context.invocation_metadata() or ()
         caller = self._authenticator.authenticate(metadata, context.auth_context())
         self._calls[task].caller = caller
         set_current_caller(caller)
         check_permission(caller, name)
+        return caller
 
     async def _write(self, context: Context, reply: bytes, task: asyncio.Task[Any]) -> None:
         """Writes a reply, and ends the call if the client does not read it in time."""

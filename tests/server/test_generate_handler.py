@@ -17,6 +17,7 @@ from treadle.model import Model
 from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.output import Piece
 from treadle.model.scoring.token_score import Alternative, TokenScore
+from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.state_sealer import StateSealer
 from treadle.server.errors import StatusError
 from treadle.server.inference import generate
@@ -57,7 +58,8 @@ def budget() -> MemoryBudget:
 def handler(budget: MemoryBudget) -> Iterator[GenerateHandler]:
     scheduler = Scheduler(2)
     streams = OpenStreams(9, "streams", 60)
-    admission = InferenceAdmission(Admission(9, "calls"), Admission(999, "texts"), streams, streams)
+    calls = Admission(9, "calls")
+    admission = InferenceAdmission(calls, Admission(999, "texts"), streams, streams, QuotaBook())
     resolver: Any = ModelResolver()
     yield GenerateHandler(
         resolver,

@@ -19,6 +19,7 @@ from treadle.server.access.authenticator import (
     OpenAuthenticator,
 )
 from treadle.server.access.caller import Caller, Role, current_caller
+from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.quotas import Quotas
 from treadle.server.errors import StatusError, not_found
 from treadle.server.resources.memory_budget import MemoryBudget
@@ -82,7 +83,9 @@ class Place:
     ) -> None:
         authenticator = authenticator or OpenAuthenticator()
         self.budget = MemoryBudget(budget)
-        self.interceptor = Interceptor(SERVICE, authenticator, self.budget, 1 << 22, write_s)
+        self.interceptor = Interceptor(
+            SERVICE, authenticator, QuotaBook(), self.budget, 1 << 22, write_s
+        )
         self.talker = Talker()  # type: ignore[abstract]  # these methods are enough
 
     async def __aenter__(self) -> Place:
@@ -329,7 +332,9 @@ class Panicking(sequence_pb2_grpc.SequenceServiceServicer):
 
 def test_a_panic_ends_its_call_and_nothing_else() -> None:
     async def run() -> None:
-        layer = Interceptor(SERVICE, OpenAuthenticator(), MemoryBudget(1 << 30), 1 << 22)
+        layer = Interceptor(
+            SERVICE, OpenAuthenticator(), QuotaBook(), MemoryBudget(1 << 30), 1 << 22
+        )
         servicer = Panicking()  # type: ignore[abstract]  # two methods are enough
         server = aio.server(interceptors=[layer])
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(servicer, server)
@@ -450,5 +455,32 @@ def test_the_calls_of_a_revoked_caller_end_and_no_others() -> None:
             assert await code_of(ann) is grpc.StatusCode.UNAUTHENTICATED
             assert not bob.done()
             bob.cancel()
+
+    within_reason(run())
+
+
+def test_the_quota_of_calls_is_of_each_caller() -> None:
+    async def run() -> None:
+        cat = Caller("cat", Role.USER, quotas=Quotas(calls=2))
+        async with Place(authenticator=ByName(BOB, cat)) as place:
+
+            def call(name: str, model: str) -> Any:
+                return place.stub.GetModel(
+                    pb.GetModelRequest(model=model),
+                    metadata=(("name", name),),
+                    timeout=PATIENCE_S,
+                )
+
+            waiting = [asyncio.ensure_future(call("cat", "never")) for _ in range(2)]
+            await until(lambda: place.talker.asked == 2)
+            with pytest.raises(aio.AioRpcError) as caught:
+                await call("cat", "who")
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "your quota calls is used up: 2 of 2 calls run" in str(caught.value.details())
+            assert (await call("bob", "who")).model.name == "bob"
+            for each in waiting:
+                each.cancel()
+            await until(lambda: place.interceptor.running == 0)
+            assert (await call("cat", "who")).model.name == "cat"
 
     within_reason(run())

@@ -19,6 +19,8 @@ from treadle.model.enums import OptimizerKind
 from treadle.model.online.config import LearningConfig
 from treadle.model.online.learner import Learner
 from treadle.model.scoring.scores import Details
+from treadle.server.access.quota_book import QuotaBook
+from treadle.server.inference.admission import Admission, InferenceAdmission
 from treadle.server.inference.learn import LearnHandler
 from treadle.server.inference.learn_stream import LearnStream
 from treadle.server.inference.model_resolver import ModelResolver
@@ -314,12 +316,15 @@ def publishing(
     data_dir = DataDir(folder / "data")
     scheduler = Scheduler(1)
     places = OpenStreams(1, "learning streams", 60)
+    admission = InferenceAdmission(
+        Admission(1, "calls"), Admission(1, "texts"), places, places, QuotaBook()
+    )
     pending_streams = PendingStreams(1, 60)
     resolver = cast(ModelResolver, None)  # the stream below has its model already
     handler = LearnHandler(
         resolver,
         data_dir.models,
-        places,
+        admission,
         pending_streams,
         scheduler,
         MemoryBudget(1 << 30),

@@ -1,0 +1,229 @@
+"""`QuotaBook` counts what every caller uses, and refuses what is beyond its quotas.
+
+The counts hold for one server process: they are not kept when it ends. Jobs and bytes are read
+from the database by those who store them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+
+from treadle.server.access.caller import Caller, current_caller
+from treadle.server.access.quotas import NO_QUOTAS, Quotas
+from treadle.server.access.token_bucket import TokenBucket
+from treadle.server.errors import StatusError, exhausted
+
+_RETRY_S = 1.0
+"""Seconds after which one of the caller's own calls may be over."""
+
+_LONGEST_RETRY_S = 3600.0
+
+_MANY = 10_000
+"""Callers from which those that use nothing are forgotten."""
+
+
+def quota_exceeded(caller: str, quota: str, limit: int, why: str, retry_s: float) -> StatusError:
+    """Returns RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo.
+
+    Args:
+        caller: The caller's name.
+        quota: The quota, as a field of `Quotas`.
+        limit: What it allows.
+        why: What is wrong and the remedy, as a clause.
+        retry_s: Seconds after which a retry is worthwhile.
+    """
+    failure = error_details_pb2.QuotaFailure()
+    failure.violations.add(
+        subject=f"caller:{caller}", description=why, quota_id=quota, quota_value=limit
+    )
+    message = f"your quota {quota} is used up: {why}"
+    return exhausted(message, min(retry_s, _LONGEST_RETRY_S), failure)
+
+
+class CallerUse:
+    """What one caller uses now.
+
+    Args:
+        name: The caller's name.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self.quotas = NO_QUOTAS
+        """The limits of the caller, as its last call had them."""
+        self.calls = 0
+        """Calls that run."""
+        self.sessions = 0
+        """Texts that are generated, and streams that are scored or learned from."""
+        self.uploads = 0
+        """Corpora that are being uploaded."""
+        self.tokens = TokenBucket(clock)
+        """The tokens that it may use."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is lost if this is forgotten."""
+        return not (self.calls or self.sessions or self.uploads) and self.tokens.is_full
+
+    def limit(self, quotas: Quotas) -> None:
+        """Sets the limits."""
+        if quotas is not self.quotas:
+            self.quotas = quotas
+            self.tokens.limit(quotas.tokens_per_minute)
+
+    @contextmanager
+    def admit_call(self) -> Iterator[None]:
+        """Counts a call for as long as the context is entered.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: the quota `calls` is used up.
+        """
+        limit = self.quotas.calls
+        if limit is not None and self.calls >= limit:
+            why = f"{self.calls} of {limit} calls run; wait until one has ended"
+            raise quota_exceeded(self.name, "calls", limit, why, _RETRY_S)
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+
+    @contextmanager
+    def admit_sessions(self, count: int = 1) -> Iterator[None]:
+        """Counts texts to generate, or a stream, for as long as the context is entered.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: the quota `sessions` or `tokens_per_minute` is used
+                up.
+        """
+        self.check_tokens()
+        limit = self.quotas.sessions
+        if limit is not None and self.sessions + count > limit:
+            why = f"{self.sessions} of {limit} sessions run, and {count} more do not fit"
+            raise quota_exceeded(self.name, "sessions", limit, why, _RETRY_S)
+        self.sessions += count
+        try:
+            yield
+        finally:
+            self.sessions -= count
+
+    def check_tokens(self) -> None:
+        """Checks that a call with tokens may begin.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: the quota `tokens_per_minute` is used up.
+        """
+        wait_s = self.tokens.wait_s
+        limit = self.quotas.tokens_per_minute
+        if wait_s and limit is not None:
+            when = f"in {math.ceil(wait_s)} s" if math.isfinite(wait_s) else "never"
+            why = f"{limit} tokens per minute are allowed; the next call may begin {when}"
+            raise quota_exceeded(self.name, "tokens_per_minute", limit, why, wait_s)
+
+    def meter(self) -> TokenMeter:
+        """Returns what counts the tokens of a call that gives its replies bit by bit."""
+        return TokenMeter(self.tokens)
+
+    @contextmanager
+    def spend_tokens(self, estimate: int) -> Iterator[TokenCount]:
+        """Takes the tokens of a call that gives one reply; the estimate counts while it runs.
+
+        Args:
+            estimate: About as many tokens as the call will use.
+
+        Yields:
+            Where the call notes how many tokens it did use.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: the quota `tokens_per_minute` is used up.
+        """
+        self.check_tokens()
+        self.tokens.take(estimate)
+        count = TokenCount()
+        try:
+            yield count
+        finally:
+            self.tokens.take(count.tokens - estimate)
+
+
+class TokenCount:
+    """The tokens that a call has used."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+
+class TokenMeter:
+    """Pays for the tokens of one call before their replies are sent.
+
+    Args:
+        bucket: Where the tokens are taken from.
+    """
+
+    def __init__(self, bucket: TokenBucket) -> None:
+        self._bucket = bucket
+        self._paid: dict[int | str, int] = {}
+
+    async def pay(self, part: int | str, tokens: int) -> None:
+        """Waits until the tokens of a part of the call are there.
+
+        Args:
+            part: The part, such as the index of a text.
+            tokens: All tokens of the part up to now; those paid for before are not paid again.
+        """
+        if not self._bucket.is_limited:
+            return
+        more = tokens - self._paid.get(part, 0)
+        if more > 0:
+            self._paid[part] = tokens
+            await self._bucket.pay(more)
+
+
+class QuotaBook:
+    """The use of all callers.
+
+    Args:
+        quotas_of: Returns the quotas of a caller by its name; None where it is not known.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        quotas_of: Callable[[str], Quotas | None] = lambda name: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._quotas_of = quotas_of
+        self._clock = clock
+        self._uses: dict[str, CallerUse] = {}
+
+    def of(self, caller: Caller) -> CallerUse:
+        """Returns the use of a caller, with the quotas that it has now."""
+        use = self._uses.get(caller.name)
+        if use is None:
+            if len(self._uses) >= _MANY:
+                self._uses = {name: use for name, use in self._uses.items() if not use.is_idle}
+            use = self._uses[caller.name] = CallerUse(caller.name, self._clock)
+        use.limit(caller.quotas)
+        return use
+
+    def current(self) -> CallerUse:
+        """Returns the use of the caller of the running call."""
+        return self.of(current_caller())
+
+    def quotas_of(self, name: str) -> Quotas:
+        """Returns the quotas of a caller that may make no call just now.
+
+        Args:
+            name: The caller's name.
+        """
+        quotas = self._quotas_of(name)
+        if quotas is not None:
+            return quotas
+        use = self._uses.get(name)
+        return NO_QUOTAS if use is None else use.quotas
