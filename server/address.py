@@ -6,6 +6,7 @@ the same rules. The health check imports this module, so that it must not import
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -102,6 +103,18 @@ def _is_loopback(text: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def health_socket(address: str) -> str:
+    """Returns the address at which a server answers the health checks of its own machine.
+
+    It is an abstract socket, so that neither a directory nor a certificate is needed. A server
+    listens there if its own address may refuse a health check.
+
+    Args:
+        address: The address of the server.
+    """
+    return f"unix-abstract:treadle-health-{hashlib.sha256(address.encode()).hexdigest()[:32]}"
 
 
 def socket_path(address: str) -> Path | None:

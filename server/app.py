@@ -24,15 +24,10 @@ from treadle.model import temporary_kernels
 from treadle.server.access.authenticator import OpenAuthenticator
 from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.state_key_file import StateKeyFile
-from treadle.server.address import (
-    AddressError,
-    clear_socket,
-    exposure,
-    listening_fault,
-    socket_path,
-)
-from treadle.server.config import ServerConfig, SettingError
+from treadle.server.address import AddressError
+from treadle.server.config import PUBLIC_SERVICES, ServerConfig, SettingError
 from treadle.server.errors import unavailable
+from treadle.server.exposure_warning import exposure_warning
 from treadle.server.failures import DatabaseError
 from treadle.server.inference.admission import Admission, ControlAdmission, InferenceAdmission
 from treadle.server.inference.generate import GenerateHandler
@@ -53,7 +48,10 @@ from treadle.server.resources import open_files, thread_pools
 from treadle.server.resources.malloc_trim import MallocTrimmer, resident_bytes
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.memory_guard import guard_memory
+from treadle.server.rpc.health_server import HealthServer
 from treadle.server.rpc.interceptor import Interceptor
+from treadle.server.rpc.listening import listen
+from treadle.server.rpc.public_services import PublicServices
 from treadle.server.rpc.reflection import add_reflection
 from treadle.server.rpc.server_options import server_options
 from treadle.server.rpc.servicer import SERVICE, SequenceService
@@ -62,6 +60,7 @@ from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.model_limits import ModelLimits
 from treadle.server.storage.retention import RetentionPeriods, run_retention
+from treadle.server.tls.certificate_reloader import CertificateReloader
 from treadle.server.warmup import Warmup
 from treadle.v1 import sequence_pb2_grpc
 
@@ -85,12 +84,13 @@ class App:
 
     Raises:
         StoreError: The data directory cannot be used.
-        SettingError: The key for states cannot be used.
+        SettingError: The key for states, or a file of TLS, cannot be used.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._state_keys = StateKeyFile(config)
+        self._certificate = CertificateReloader.of(config)
 
         # What everything else stands on: the disk, memory for callers, compiled kernels.
         self._data_dir = DataDir(
@@ -161,10 +161,13 @@ class App:
         self._interceptor = Interceptor(
             SERVICE, authenticator, quotas, self._budget, config.max_message_bytes
         )
+        public = PublicServices(config.public_services, authenticator)
         self._health = health.aio.HealthServicer()
         self._server = aio.server(
-            interceptors=[self._interceptor], options=server_options(config.max_message_bytes)
+            interceptors=[self._interceptor, public],
+            options=server_options(config.max_message_bytes),
         )
+        self._health_server: HealthServer | None = None
         service = SequenceService(
             config,
             self._data_dir.models,
@@ -194,10 +197,15 @@ class App:
             The address at which it is listening, with the real port where port 0 was asked for.
 
         Raises:
-            AddressError: The address is taken or not of this machine.
+            AddressError: An address is taken or not of this machine.
+            SettingError: The address of health checks cannot be one.
         """
         await self._set_health(_HEALTH.NOT_SERVING)
-        address = self._listen()
+        certificate = self._certificate
+        address = listen(
+            self._server, self._config.address, certificate.credentials() if certificate else None
+        )
+        await self._start_health_server(address)
         silent = SilentStreamCloser(
             (self._admission.learning_streams, self._admission.streams), asyncio.get_running_loop()
         )
@@ -218,21 +226,22 @@ class App:
         await self._set_health(_HEALTH.SERVING)
         return address
 
-    def _listen(self) -> str:
-        """Binds the address; returns it with the real port."""
-        address = self._config.address
-        path = socket_path(address)
-        if path is not None:
-            clear_socket(path)
-        try:
-            # A socket's file has the mode that the umask leaves, and goes with the server.
-            port = self._server.add_insecure_port(address)
-        except RuntimeError:
-            fault = listening_fault(address)
-            raise AddressError(f"cannot listen on {address}: {fault}") from None
-        if address.startswith(("unix:", "unix-abstract:")):
-            return address
-        return f"{address.rpartition(':')[0]}:{port}"
+    async def _start_health_server(self, address: str) -> None:
+        """Answers health checks elsewhere as well, if requested, or if the address may refuse them.
+
+        Args:
+            address: The address of the server, with its port.
+        """
+        config = self._config
+        refused = self._certificate or "health" not in PUBLIC_SERVICES[config.public_services]
+        if not (config.health_address or refused):
+            return
+        self._health_server = HealthServer(self._health)
+        if config.health_address:
+            self._health_server.listen(config.health_address)
+        if refused:
+            self._health_server.listen_on_machine(address)
+        await self._health_server.start()
 
     def _start_housekeeping(self) -> None:
         """Starts to delete what is past its retention, and to watch the memory and files."""
@@ -246,6 +255,8 @@ class App:
             asyncio.create_task(guard),
             asyncio.create_task(self._state_keys.follow()),
         ]
+        if self._certificate is not None:
+            self._tasks.append(asyncio.create_task(self._certificate.follow()))
 
     def _end_silent(self, count: int) -> None:
         """Ends so many silent streams, first those that lose less."""
@@ -272,6 +283,8 @@ class App:
         await asyncio.wait([stopping], timeout=FAREWELL_S)
         await self._server.stop(None)
         await stopping
+        if self._health_server is not None:
+            await self._health_server.stop()
         left = began + grace - 2 * FAREWELL_S - time.monotonic()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._workers.close(), max(left, FAREWELL_S))
@@ -334,7 +347,7 @@ async def _run(config: ServerConfig) -> None:
     signalled = asyncio.create_task(ending.wait())
     await asyncio.wait([starting, signalled], return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
-        announce(await starting)
+        announce(await starting, config)
         await signalled
     else:
         starting.cancel()
@@ -343,22 +356,19 @@ async def _run(config: ServerConfig) -> None:
     await app.stop()
 
 
-def announce(address: str) -> None:
-    """Prints where the server listens, and warns if it can be reached from other machines.
+def announce(address: str, config: ServerConfig | None = None) -> None:
+    """Prints where the server listens, and warns of what other machines can do to it.
 
     Args:
         address: The address at which it is listening.
+        config: Its settings; None: the defaults.
     """
     print(f"treadle-server {version('treadle')} listening on {address}", flush=True)
-    callers = exposure(address)
-    if callers:
-        logger.warning(
-            "%s may read, train and delete every model: the server has no authentication. "
-            "Listen on 127.0.0.1 or a unix: socket (--address), publish a container's port on "
-            "127.0.0.1, or let a firewall, a NetworkPolicy or a proxy that knows your users "
-            "decide who calls",
-            callers,
-        )
+    config = config or ServerConfig()
+    tls = bool(config.tls_cert_file)
+    warning = exposure_warning(address, tls, config.tls_client_ca_file, callers=False)
+    if warning:
+        logger.warning("%s", warning)
 
 
 def _job_limits(config: ServerConfig) -> JobLimits:

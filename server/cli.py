@@ -39,7 +39,12 @@ _METAVARS = {"int": "N", "float": "SECONDS", "str": "TEXT", "Path": "DIRECTORY"}
 _OWN_METAVARS = {
     "address": "ADDRESS",
     "memory_budget": "BYTES",
+    "health_address": "ADDRESS",
+    "public_services": "NAMES",
     "state_key_file": "FILE",
+    "tls_cert_file": "FILE",
+    "tls_client_ca_file": "FILE",
+    "tls_key_file": "FILE",
     "log_level": "LEVEL",
 }
 """What the help calls the value of a flag: by its type, and for these flags by their names."""
@@ -99,7 +104,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         asked = flags["check_health"]
         if asked == "":
             parser.error("--check-health is empty; give an address, or leave it out")
-        return check_health(config.address if asked is _AT_ADDRESS else asked)
+        own = config.health_address or config.address
+        return check_health(own if asked is _AT_ADDRESS else asked)
     try:
         import treadle.model  # noqa: F401 - its kernels look for a folder for what is compiled
     except OSError as error:
@@ -138,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
         const=_AT_ADDRESS,
         metavar="ADDRESS",
         help="ask a running server for its health and exit with 0 if it is serving, else with 1; "
-        "the default ADDRESS is that of --address",
+        "the default ADDRESS is that of --health-address or else --address",
     )
     parser.add_argument(
         "--warm",

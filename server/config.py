@@ -90,6 +90,16 @@ _SECONDS = 1e9
 _THREADS = 1024
 
 
+PUBLIC_SERVICES = {
+    "health": {"health"},
+    "reflection": {"reflection"},
+    "health,reflection": {"health", "reflection"},
+    "reflection,health": {"health", "reflection"},
+    "none": set[str](),
+}
+"""What `public_services` may be, and the services that it names."""
+
+
 class SettingError(ValueError):
     """A setting cannot be used.
 
@@ -201,6 +211,21 @@ class ServerConfig:
     max_call_s: float = field(default=3600.0, metadata=_range(0.1, _SECONDS))
     """Seconds that one call to generate, score or embed, or one message of a stream, may take.
     Generated texts then end early, and other calls fail."""
+    tls_cert_file: str = ""
+    """PEM file with the certificate of the server, followed by those between it and its authority.
+    With it the server speaks TLS 1.2 and 1.3 only. The files of TLS are read again when they
+    change; open connections stay."""
+    tls_key_file: str = ""
+    """PEM file with the private key of tls_cert_file: RSA, P-256 or P-384, not encrypted."""
+    tls_client_ca_file: str = ""
+    """PEM file with the authorities that sign the certificates of clients. With it every client
+    must show a valid one."""
+    health_address: str = ""
+    """A further address that answers health checks and nothing else, without TLS and without a
+    token, as for the probes of Kubernetes."""
+    public_services: str = "health"
+    """Services that may be called without a token where callers need one: health, reflection,
+    health,reflection or none."""
     state_key_file: str = ""
     """File with secrets of 16 bytes or more that encrypt session states, one on each line; a file
     that is not text is one secret. The first one encrypts, and all are accepted. Each state is
@@ -295,6 +320,11 @@ class ServerConfig:
                 raise SettingError(item.name, f"must be {least} to {shown}, not {value}")
         if fault := address_fault(self.address):
             raise SettingError("address", f"{self.address!r} {fault}")
+        if self.public_services not in PUBLIC_SERVICES:
+            allowed = "health, reflection, health,reflection or none"
+            raise SettingError(
+                "public_services", f"must be {allowed}, not {self.public_services!r}"
+            )
         if "\0" in str(self.data_dir):
             raise SettingError("data_dir", "has a NUL in its name")
         if self.log_level not in ("debug", "info", "warning", "error"):

@@ -96,10 +96,19 @@ def fields_of(error: grpc.RpcError) -> list[str]:
 
 
 class Caller:
-    """Calls one server."""
+    """Calls one server.
 
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address, NO_PROXY)
+    Args:
+        address: Its address.
+        credentials: What the channel connects with; None: without TLS.
+    """
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self.channel = (
+            grpc.insecure_channel(address, NO_PROXY)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, NO_PROXY)
+        )
         self.stub = sequence_pb2_grpc.SequenceServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
@@ -175,6 +184,7 @@ class Server:
         flags: Its flags besides.
         prefix: A command that runs its command line.
         environment: Variables besides those of this process.
+        credentials: What its caller connects with; None: without TLS.
     """
 
     def __init__(
@@ -183,6 +193,7 @@ class Server:
         *flags: str,
         prefix: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.log_path = data_dir.with_name(data_dir.name + f"-{time.monotonic_ns()}.log")
@@ -199,7 +210,7 @@ class Server:
         self.line = self.process.stdout.readline()
         assert self.line, self.log
         self.address = self.line.split()[-1]
-        self.caller = Caller(self.address)
+        self.caller = Caller(self.address, credentials)
 
     @property
     def log(self) -> str:
