@@ -31,6 +31,7 @@ from treadle.server.fsck.models import (
     check_corpora,
     check_corpus_rows,
     check_models,
+    check_version_owners,
 )
 from treadle.server.fsck.report import DAMAGED, Report, put_aside, remove_whole
 from treadle.server.storage import files
@@ -99,6 +100,7 @@ def _check(root: Path, repair: bool) -> Report:
     try:
         check_events(report, database, root / DATABASE_FILE)
         check_aliases(root, report, database)
+        check_version_owners(root, report, database)
         check_corpus_rows(root, report, database)
         check_jobs(root, report, database, corpora, rebuilt)
     finally:

@@ -46,6 +46,9 @@ _AHEAD = 100_000
 _NAMED = 20
 """The most damaged rows with a finding of their own."""
 
+_COUNTED = ("jobs", "events", "aliases", "corpora")
+"""The tables whose rows a finding counts."""
+
 Values = Sequence[Any]
 Rows = Callable[[], Iterable[tuple[str, Values]]]
 
@@ -128,7 +131,7 @@ def _salvage(root: Path, report: Report, found: str) -> tuple[Database | None, b
             partial(_put_aside, root),
         )
         return None, True
-    kept = ", ".join(f"{review.kept[table]:,} {table}" for table in TABLES)
+    kept = ", ".join(f"{review.kept[table]:,} {table}" for table in _COUNTED)
     action = f"rebuilt from what can be read ({kept}); the damaged one is moved to {DAMAGED}/"
     before = len(report.findings)
     report.repair(what, path, action, partial(_rebuild, root, review))
@@ -189,7 +192,7 @@ class _Review:
         """Returns what is wrong with a row, or an empty text, and the values to keep, if any."""
         if table == "jobs":
             return self._job(values)
-        fault = {"events": self._event, "aliases": _alias, "corpora": _corpus}[table](values)
+        fault = (self._event if table == "events" else _JUDGES[table])(values)
         if not fault:
             return "", _typed(table, values)
         if table == "events" and isinstance(values[1], int) and values[0] in self.jobs:
@@ -244,6 +247,36 @@ def _corpus(values: Values) -> str:
     return f"the record of corpus {_shown(sha256)} is damaged; it is left out"
 
 
+def _corpus_owner(values: Values) -> str:
+    sha256, owner, size, used_s = values
+    whole = isinstance(sha256, str) and _HASH.fullmatch(sha256) and _is_owner(owner)
+    if whole and isinstance(size, int) and size >= 0 and isinstance(used_s, int | float):
+        return ""
+    return f"the owner of corpus {_shown(sha256)} is damaged; the record is left out"
+
+
+def _version_owner(values: Values) -> str:
+    model, version, owner, size, created_s = values
+    whole = isinstance(model, str) and is_name(model) and _is_owner(owner)
+    counts = isinstance(version, int) and version > 0 and isinstance(size, int) and size >= 0
+    if whole and counts and isinstance(created_s, int | float):
+        return ""
+    what = f"version {_shown(version)} of model {_shown(model)}"
+    return f"the owner of {what} is damaged; the record is left out"
+
+
+def _is_owner(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+_JUDGES: dict[str, Callable[[Values], str]] = {
+    "aliases": _alias,
+    "corpora": _corpus,
+    "corpus_owners": _corpus_owner,
+    "version_owners": _version_owner,
+}
+"""Return what is wrong with a row of each table, and an empty text where nothing is."""
+
 _REAL = {
     "jobs": [
         TABLES["jobs"].index(f"{name}_s")
@@ -252,6 +285,8 @@ _REAL = {
     "events": [2],
     "aliases": [],
     "corpora": [2],
+    "corpus_owners": [3],
+    "version_owners": [4],
 }
 """The columns of real numbers; SQLite stores those without a fraction as whole ones."""
 

@@ -1,4 +1,4 @@
-"""`check_models`, `check_aliases` and `check_corpora` check models, their aliases and corpora."""
+"""`check_models` and its neighbours check models, their aliases and owners, and corpora."""
 
 from __future__ import annotations
 
@@ -109,6 +109,25 @@ def check_aliases(root: Path, report: Report, database: Database) -> None:
             report.repair(what, home, "removed", partial(database.delete_alias, model, alias))
 
 
+def check_version_owners(root: Path, report: Report, database: Database) -> None:
+    """Checks that every version with an owner exists.
+
+    Args:
+        root: The data directory, its models checked already.
+        report: Where findings go.
+        database: Its database.
+
+    Raises:
+        DatabaseError: The database failed.
+    """
+    for model, version, owner, _ in database.version_owners():
+        home = root / "models" / model
+        if not (home / str(version) / MODEL_FILE).is_file():
+            what = f"version {version}, which {owner} made, does not exist"
+            work = partial(database.forget_versions, model, [version])
+            report.repair(what, home, "its owner is forgotten", work)
+
+
 def check_corpora(root: Path, report: Report) -> set[str]:
     """Checks that every corpus has the hash that is its name.
 
@@ -141,7 +160,7 @@ def check_corpora(root: Path, report: Report) -> set[str]:
 
 
 def check_corpus_rows(root: Path, report: Report, database: Database) -> None:
-    """Checks that the corpora in the database are on disk.
+    """Checks that the corpora in the database, and those with an owner there, are on disk.
 
     Args:
         root: The data directory, its corpora checked already.
@@ -151,7 +170,9 @@ def check_corpus_rows(root: Path, report: Report, database: Database) -> None:
     Raises:
         DatabaseError: The database failed.
     """
-    for sha256, _, _ in database.corpora():
+    known = {sha256 for sha256, _, _ in database.corpora()}
+    known.update(sha256 for sha256, _, _ in database.corpus_owners())
+    for sha256 in sorted(known):
         path = root / "corpora" / sha256
         if not path.is_file():
             what = "the database knows this corpus, but it does not exist"

@@ -356,7 +356,7 @@ def _value(kind: int, data: bytes) -> Value:
 
 def _complete(row: Row) -> Row:
     """Returns a job with the columns that an older version of the tables did not have."""
-    added = [value for _, value in ADDED.values()]
+    added = [*ADDED.values()]
     return (*row, *added[len(row) - _OLDEST_COLUMNS :])
 
 
@@ -364,8 +364,10 @@ def _table(row: Row) -> str:
     """Returns the table of a row by its values; empty for any other row, such as an index's."""
     if _OLDEST_COLUMNS <= len(row) <= len(COLUMNS):
         return "jobs"
-    if len(row) == 4 and not isinstance(row[2], str):
-        return "events"  # that of the queue has an id there
+    if len(row) == 5 and not isinstance(row[1], str):
+        return "version_owners"  # SQLite's own list of tables has a text there
+    if len(row) == 4 and not isinstance(row[2], str):  # indexes of jobs have a text there
+        return "corpus_owners" if isinstance(row[1], str) else "events"
     if len(row) == 3 and not isinstance(row[0], int | float):
         return "aliases" if isinstance(row[1], str) else "corpora"
     return ""

@@ -217,7 +217,7 @@ class Completion:
                 version = await thread_pools.STORE.run(self._data_dir.models.next_version, name)
                 await job.change(claim=version)
             return await thread_pools.STORE.run(
-                self._data_dir.models.claim_file, name, path, version
+                self._data_dir.models.claim_file, name, path, version, job.row.owner
             )
 
     async def _fail(self, job: Job, error: StatusError) -> None:

@@ -181,15 +181,15 @@ class JobRegistry:
         rows = await thread_pools.LISTS.run(self._database.jobs, states, model, after, limit)
         return [self.live[row.id].row if row.id in self.live else row for row in rows]
 
-    async def earlier(self, request_id: str) -> JobRow | None:
-        """Returns the job that has a request id; None where none has, or the id is empty.
+    async def earlier(self, owner: str, request_id: str) -> JobRow | None:
+        """Returns the job of an owner that has a request id; None: none has, or it is empty.
 
         Raises:
             StatusError: DATA_LOSS where its row is damaged.
         """
         if not request_id:
             return None
-        row = await thread_pools.DATABASE.run(self._database.job_of_request, request_id)
+        row = await thread_pools.DATABASE.run(self._database.job_of_request, owner, request_id)
         if row is not None and (fault := damage(row)):
             raise job_damaged(row.id, fault)
         return row

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from treadle.model.data.files import check_not_empty
 from treadle.model.errors import CorpusError
 from treadle.model.training.fine_tuning import BaseModelInfo
+from treadle.server.access.caller import current_caller
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
 from treadle.server.failures import DatabaseError
 from treadle.server.jobs import idempotency
@@ -64,22 +65,23 @@ class Submission:
         self._budget = budget
 
     async def take(self, requests: AsyncIterator[pb.TrainRequest]) -> str:
-        """Reads a request to its end and queues its job.
+        """Reads a request of the current caller to its end and queues its job.
 
         Args:
             requests: The stream of the call.
 
         Returns:
-            The job's id, or that of the earlier job where the request repeats an earlier one.
+            The job's id, or that of the earlier job where the request repeats one of the caller.
 
         Raises:
             StatusError: The request cannot be taken.
             OSError: The disk failed or is full.
             DatabaseError: The database failed.
         """
+        owner = current_caller().name
         upload = Upload(requests, self._limits, self._jobs.closing)
         asked = await upload.spec()
-        earlier = await self._jobs.registry.earlier(asked.request_id)
+        earlier = await self._jobs.registry.earlier(owner, asked.request_id)
         if earlier is not None:
             idempotency.check_spec(earlier, asked)
             if not await upload.ends_with_spec():
@@ -101,7 +103,9 @@ class Submission:
                 files = await upload.receive(stored)
                 _check_files(files)
                 # Once begun it runs to its end: a cancelled call leaves no half of it.
-                kept, job = await outlast(self._queue(stored, spec, asked, config, files, base))
+                kept, job = await outlast(
+                    self._queue(stored, spec, asked, config, files, base, owner)
+                )
             finally:
                 await outlast(_close(stored))
         if kept.id != job:  # the job of another call at the same time
@@ -117,6 +121,7 @@ class Submission:
         config: TrainConfig,
         files: list[UploadedFile],
         base: StoredModel | None,
+        owner: str,
     ) -> tuple[JobRow, str]:
         """Makes a complete upload a job, or leaves nothing of it.
 
@@ -128,7 +133,7 @@ class Submission:
             await thread_pools.UPLOADS.run(stored.store)
             await thread_pools.STORE.run(self._lay_out, job, files, base)
             kept = await self._jobs.submit(
-                new_row(job, spec, config, files, asked.init_from_version)
+                new_row(job, spec, config, files, asked.init_from_version, owner)
             )
         except BaseException:
             if await self._jobs.registry.unknown(job):
@@ -200,6 +205,7 @@ def new_row(
     config: TrainConfig,
     files: Sequence[UploadedFile],
     init_from_version: int = 0,
+    owner: str = "",
 ) -> JobRow:
     """Returns the row of a new job.
 
@@ -209,6 +215,7 @@ def new_row(
         config: The same as settings.
         files: The job's corpus.
         init_from_version: The version of `init_from` in the request; 0: the newest.
+        owner: The caller that the job belongs to; empty: no known one.
     """
     now = time.time()
     return JobRow(
@@ -236,4 +243,5 @@ def new_row(
         error=b"",
         ran_s=0.0,
         init_from_version=init_from_version,
+        owner=owner,
     )

@@ -1,4 +1,4 @@
-"""`Database` stores jobs, events, aliases and corpora in one SQLite file, `DATA_DIR/treadle.db`.
+"""`Database` stores jobs, events, aliases and owners in one SQLite file, `DATA_DIR/treadle.db`.
 
 Every change is one transaction in a write-ahead log, synced before its method returns: after a
 crash or a loss of power it is there whole or not at all. Only one server uses the file, since the
@@ -168,20 +168,22 @@ class Database:
         self.load([("events", (job, sequence, time_s, b""))])
 
     def add_job(self, row: JobRow, first: bytes = b"") -> JobRow:
-        """Adds a job, unless there is one with the same request id.
+        """Adds a job, unless its owner has one with the same request id.
+
+        From now on its corpora belong to its owner as well.
 
         Args:
             row: The job.
             first: Its first event, serialized, stored in the same transaction; empty: none.
 
         Returns:
-            The stored row, or that of the earlier job with the same request id.
+            The stored row, or that of the owner's earlier job with the same request id.
 
         Raises:
             DatabaseError: There is a job with its id.
         """
         with self._transaction():
-            earlier = self.job_of_request(row.request_id)
+            earlier = self.job_of_request(row.owner, row.request_id)
             if earlier is not None:
                 return earlier
             row = dataclasses.replace(row, last_sequence=1) if first else row
@@ -189,17 +191,28 @@ class Database:
             if first:
                 event = (row.id, 1, row.created_s, first)
                 self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", event)
+            for sha256, size in row.corpus_sizes().items() if row.owner else ():
+                owned = (sha256, row.owner, size, row.created_s)
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO corpus_owners VALUES (?, ?, ?, ?)", owned
+                )
         return row
 
     def job(self, job: str, /) -> JobRow | None:
         """Returns a job; None where there is no job with that id."""
         return next(iter(self._jobs("WHERE id = ?", job)), None)
 
-    def job_of_request(self, request_id: str) -> JobRow | None:
-        """Returns the job with a request id; None where there is no such job or the id is empty."""
+    def job_of_request(self, owner: str, request_id: str) -> JobRow | None:
+        """Returns the job of an owner with a request id; None where there is none.
+
+        Args:
+            owner: The owner.
+            request_id: The request id; no job has an empty one.
+        """
         if not request_id:
             return None
-        return next(iter(self._jobs("WHERE request_id = ? AND request_id != ''", request_id)), None)
+        where = "WHERE request_id = ? AND request_id != '' AND owner = ?"
+        return next(iter(self._jobs(where, request_id, owner)), None)
 
     def jobs(
         self,
@@ -207,6 +220,7 @@ class Database:
         model: str = "",
         after: tuple[float, str] | None = None,
         limit: int = 100,
+        owner: str | None = None,
     ) -> list[JobRow]:
         """Returns jobs, the newest first.
 
@@ -216,9 +230,13 @@ class Database:
             after: The place of the last job of the previous page, which may be deleted by now;
                 None: the first page.
             limit: The most jobs to return.
+            owner: Their owner; None: any.
         """
         terms = ["1"]
         values = list[object]()
+        if owner is not None:
+            terms.append("owner = ?")
+            values.append(owner)
         if states:
             terms.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
@@ -407,18 +425,100 @@ class Database:
         return [row for row in rows if all(map(isinstance, row, kinds))]
 
     def forget_corpus(self, sha256: str) -> None:
-        """Deletes the row of a corpus, if there is one."""
-        self._urgent(lambda: self._do("DELETE FROM corpora WHERE sha256 = ?", sha256))
+        """Deletes the row of a corpus and those of its owners, if there are any."""
+
+        def forget() -> None:
+            with self._transaction():
+                for table in ("corpora", "corpus_owners"):
+                    self._connection.execute(f"DELETE FROM {table} WHERE sha256 = ?", (sha256,))
+
+        self._urgent(forget)
+
+    def owns_corpus(self, owner: str, sha256: str) -> bool:
+        """Returns whether a corpus belongs to an owner."""
+        statement = "SELECT 1 FROM corpus_owners WHERE sha256 = ? AND owner = ?"
+        return bool(self._rows(statement, sha256, owner))
+
+    def corpus_owners(self) -> list[tuple[str, str, float]]:
+        """Returns hash, owner and time of last use for each owner of every corpus."""
+        rows = self._rows("SELECT sha256, owner, used_s FROM corpus_owners ORDER BY sha256, owner")
+        return [row for row in rows if all(map(isinstance, row, (str, str, float)))]
+
+    def touch_corpus_owner(self, sha256: str, owner: str, now_s: float) -> None:
+        """Notes that an owner used a corpus of its own at `now_s`."""
+        statement = "UPDATE corpus_owners SET used_s = ? WHERE sha256 = ? AND owner = ?"
+        self._do(statement, now_s, sha256, owner)
+
+    def forget_corpus_owner(self, sha256: str, owner: str, before_s: float) -> bool:
+        """Takes a corpus from an owner that last used it before a time.
+
+        Returns:
+            Whether it was one of the owner, and is not any more.
+        """
+        statement = "DELETE FROM corpus_owners WHERE sha256 = ? AND owner = ? AND used_s < ?"
+        return bool(self._urgent(lambda: self._do(statement, sha256, owner, before_s)))
+
+    def corpus_bytes(self, owner: str) -> int:
+        """Returns the bytes of all corpora of an owner."""
+        [(size,)] = self._rows("SELECT SUM(size) FROM corpus_owners WHERE owner = ?", owner)
+        return int(size or 0)
+
+    def set_version_owner(
+        self, model: str, version: int, owner: str, size: int, now_s: float
+    ) -> None:
+        """Notes whose job or stream makes a version of a model.
+
+        Args:
+            model: The name of the model.
+            version: The version.
+            owner: The owner; empty: no known one, and an earlier one is forgotten.
+            size: Bytes of its file.
+            now_s: The time, in seconds since the epoch.
+        """
+        if owner:
+            statement = "INSERT OR REPLACE INTO version_owners VALUES (?, ?, ?, ?, ?)"
+            values: tuple[object, ...] = (model, version, owner, size, now_s)
+        else:
+            statement = "DELETE FROM version_owners WHERE model = ? AND version = ?"
+            values = (model, version)
+        self._urgent(lambda: self._do(statement, *values))
+
+    def version_owners(self) -> list[tuple[str, int, str, float]]:
+        """Returns model, version, owner and time of every version with an owner."""
+        rows = self._rows(
+            "SELECT model, version, owner, created_s FROM version_owners ORDER BY model, version"
+        )
+        return [row for row in rows if all(map(isinstance, row, (str, int, str, float)))]
+
+    def model_bytes(self, owner: str) -> int:
+        """Returns the bytes of all versions of models of an owner."""
+        [(size,)] = self._rows("SELECT SUM(size) FROM version_owners WHERE owner = ?", owner)
+        return int(size or 0)
+
+    def forget_versions(self, model: str, versions: Sequence[int]) -> None:
+        """Deletes the owners of versions of a model."""
+        statement = "DELETE FROM version_owners WHERE model = ? AND version = ?"
+
+        def forget() -> None:
+            with self._transaction():
+                for version in versions:
+                    self._connection.execute(statement, (model, version))
+
+        self._urgent(forget)
 
     def corpora_in_use(self) -> set[str]:
-        """Returns the hashes of the corpora of unfinished jobs.
+        """Returns the hashes of the corpora of unfinished jobs."""
+        return {sha256 for sha256, _ in self.owned_corpora_in_use()}
+
+    def owned_corpora_in_use(self) -> set[tuple[str, str]]:
+        """Returns the hashes of the corpora of unfinished jobs, each with the owner of the job.
 
         A job whose list of corpora cannot be read cannot continue, so it keeps none.
         """
-        found = set[str]()
+        found = set[tuple[str, str]]()
         for row in self._jobs(f"WHERE state IN ({_UNFINISHED})"):
             with suppress(DatabaseError):
-                found.update(row.corpora())
+                found.update((sha256, row.owner) for sha256 in row.corpora())
         return found
 
     def _prepare(self, upgrade: bool) -> None:
@@ -448,7 +548,7 @@ class Database:
         elif version < SCHEMA_VERSION:
             self._connection.execute("BEGIN")  # closing the connection rolls this back
             self._upgrade(version)
-        self._connection.execute("SELECT 1 FROM jobs, events, aliases, corpora LIMIT 0")
+        self._connection.execute(f"SELECT 1 FROM {', '.join(TABLES)} LIMIT 0")
         if upgrade:
             # A page of a list begins after a time and an id, so the time must be a real number.
             self._connection.execute(
@@ -458,7 +558,8 @@ class Database:
     def _upgrade(self, version: int) -> None:
         """Upgrades the tables of an older version, in a transaction."""
         for older in range(version, SCHEMA_VERSION):
-            self._connection.execute(UPGRADES[older])
+            for statement in UPGRADES[older]:
+                self._connection.execute(statement)
         self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _known(self, job: str) -> JobRow:

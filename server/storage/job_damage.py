@@ -54,6 +54,8 @@ _BLANK: dict[str, Any] = {
     "error": b"",
     "ran_s": 0.0,
     "waits_for_bytes": 0,
+    "owner": "",
+    "call_id": "",
 }
 """The fields that a job can do without, and the value that replaces each."""
 

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -192,6 +193,10 @@ class ModelStore:
             self.aliases.set(model.name, alias, model.version)
         return model
 
+    def is_stored(self, name: str, version: int) -> bool:
+        """Returns whether a version of a model is on disk."""
+        return self._file(name, version).is_file()
+
     def _is_there(self, name: str) -> bool:
         return (self._models / name).exists()
 
@@ -276,7 +281,7 @@ class ModelStore:
         pending = self._database.pending_claims(name)
         return max([*model_version.numbers(self._models / name), *pending], default=0) + 1
 
-    def claim(self, name: str, draft: Path, version: int = 0) -> StoredModel:
+    def claim(self, name: str, draft: Path, version: int = 0, owner: str = "") -> StoredModel:
         """Makes the model in a draft a version of `name`.
 
         With a version the call may be repeated after a crash: an existing version with the same
@@ -286,6 +291,7 @@ class ModelStore:
             name: The model's name, already checked.
             draft: Directory of `new_draft` that holds MODEL_FILE; it is moved away.
             version: What `next_version` returned; 0: a new one.
+            owner: The caller whose job or stream made it; empty: no known one.
 
         Returns:
             The version.
@@ -303,13 +309,16 @@ class ModelStore:
             files.sync(draft)
             with self._changing:
                 version = version or self.next_version(name)
+                # The row first: after a crash a version without an owner would count for nobody.
+                size = (draft / MODEL_FILE).stat().st_size
+                self._database.set_version_owner(name, version, owner, size, time.time())
                 self._move_in(name, draft, version)
         # Hashed in its final place, where it is safe: a large model takes seconds.
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
             model_version.sha256(self._models / name / str(version))
         return self._stat(name, version)
 
-    def claim_file(self, name: str, path: Path, version: int) -> StoredModel:
+    def claim_file(self, name: str, path: Path, version: int, owner: str = "") -> StoredModel:
         """Makes a model's file a version of `name` by a link or a copy.
 
         The call may be repeated after a crash, as `claim`, also where the file is gone meanwhile.
@@ -318,6 +327,7 @@ class ModelStore:
             name: The model's name, already checked.
             path: The file; it must be replaced, never written to, from now on.
             version: What `next_version` returned.
+            owner: As for `claim`.
 
         Returns:
             The version.
@@ -329,7 +339,7 @@ class ModelStore:
         try:
             if not self._is_claimed(name, path, version):
                 files.link_or_copy(path, draft / MODEL_FILE, self.space)
-            return self.claim(name, draft, version)
+            return self.claim(name, draft, version, owner)
         finally:
             self.discard(draft)
 
@@ -375,7 +385,7 @@ class ModelStore:
             if keeper is not None and not is_kept:
                 keeper.mkdir(mode=0o770)
                 files.sync(home)
-            self._forget_aliases(name, gone)
+            self._forget_records(name, gone)
         return gone
 
     def _check_unnamed(self, name: str, gone: list[int]) -> None:
@@ -392,12 +402,16 @@ class ModelStore:
                 f"{noun} {shown} of model {name!r}: move or remove the {noun} first, or set force"
             )
 
-    def _forget_aliases(self, name: str, gone: list[int]) -> None:
-        try:
-            self.aliases.forget(name, gone)
-        except (OSError, DatabaseError) as error:
-            # `find` reports that they lead nowhere, and `_move_in` deletes them for a new version.
-            logger.warning("aliases of deleted versions of %s remain: %s", name, error)
+    def _forget_records(self, name: str, gone: list[int]) -> None:
+        """Deletes aliases and owners of versions that are gone."""
+        # `find` reports that aliases lead nowhere, and `_move_in` deletes them for a new version.
+        # The retention forgets owners.
+        forgetting = {"aliases": self.aliases.forget, "owners": self._database.forget_versions}
+        for what, forget in forgetting.items():
+            try:
+                forget(name, gone)
+            except (OSError, DatabaseError) as error:
+                logger.warning("%s of deleted versions of %s remain: %s", what, name, error)
 
     def _is_claimed(self, name: str, path: Path, version: int) -> bool:
         """Returns whether a version exists already and is the file at `path`, or was."""

@@ -2,7 +2,8 @@
 
 A job is deleted, with its events and its directory, once it has been over for `job_s`; the models
 that it stored stay. A corpus is deleted once no unfinished job needs it and it was not used for
-`corpus_s`. One pass deletes a limited number, and nothing while the clock is doubtful (see
+`corpus_s`. An owner who did not use it for so long loses it even if others keep it. One pass
+deletes a limited number, and nothing while the clock is doubtful (see
 `treadle.server.storage.trusted_clock`). A pass may be interrupted anywhere: the next one continues.
 """
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from treadle.server.storage.corpora import Corpora
     from treadle.server.storage.data_dir import DataDir
     from treadle.server.storage.database import Database
+    from treadle.server.storage.models import ModelStore
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,10 @@ class RetentionReport:
     """The hashes of corpora on disk that the database did not know; it does now."""
     forgotten: tuple[str, ...] = ()
     """The hashes of corpora that the database knew and the disk does not have."""
+    owners: int = 0
+    """How often an owner lost a corpus that it did not use."""
+    versions: int = 0
+    """The number of versions of models that are gone, and whose owners were forgotten."""
     leftovers: int = 0
     """The number of deleted files that killed processes had not finished."""
 
@@ -104,7 +110,8 @@ def apply_retention(data_dir: DataDir, periods: RetentionPeriods) -> RetentionRe
         return RetentionReport()
     left = sweep_temporary_kernels() + _delete_leftovers(data_dir.jobs.root, now_s)
     report = delete_expired(data_dir.database, data_dir.corpora, data_dir.jobs.root, periods, now_s)
-    return replace(report, leftovers=left)
+    versions = _forget_versions(data_dir.database, data_dir.models, now_s)
+    return replace(report, versions=versions, leftovers=left)
 
 
 def delete_expired(
@@ -152,6 +159,7 @@ def delete_expired(
         orphans=orphans,
         adopted=tuple(sorted(stored.keys() - known)),
         forgotten=tuple(gone),
+        owners=_forget_owners(database, periods.corpus_s, now_s, keep),
     )
 
 
@@ -223,3 +231,28 @@ def _delete_corpora(
             and corpora.expire(sha256, now_s - retention_s)
         ):
             yield sha256
+
+
+def _forget_owners(database: Database, retention_s: float, now_s: float, keep: Set[str]) -> int:
+    """Takes corpora from owners that do not use them any more; returns how many."""
+    if not retention_s:
+        return 0
+    in_use = database.owned_corpora_in_use()
+    count = 0
+    for sha256, owner, used_s in database.corpus_owners():
+        if (sha256, owner) in in_use:
+            database.touch_corpus_owner(sha256, owner, now_s)
+        elif now_s - used_s > retention_s and sha256 not in keep:
+            count += database.forget_corpus_owner(sha256, owner, now_s - retention_s)
+    return count
+
+
+def _forget_versions(database: Database, models: ModelStore, now_s: float) -> int:
+    """Forgets the owners of versions that do not exist; returns how many."""
+    count = 0
+    for model, version, _, created_s in database.version_owners():
+        # The version of a new row may be about to be there.
+        if now_s - created_s > ORPHAN_S and not models.is_stored(model, version):
+            database.forget_versions(model, [version])
+            count += 1
+    return count

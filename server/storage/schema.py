@@ -2,10 +2,15 @@
 
 ::
 
-    jobs      one row a training job; the fields of `JobRow`
-    events    the events of jobs, numbered from 1 in each job
-    aliases   names of versions of models
-    corpora   files under corpora/, with the time of the last use of each
+    jobs             one row a training job; the fields of `JobRow`
+    events           the events of jobs, numbered from 1 in each job
+    aliases          names of versions of models
+    corpora          files under corpora/, with the time of the last use of each
+    corpus_owners    the callers that trained on a corpus of theirs, with the time of the last use
+    version_owners   the caller whose job or stream made a version of a model
+
+An owner is the name of a caller. What no known caller made is not in the last two tables, and has
+an empty owner in the first.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Any
 from treadle.server.failures import DatabaseError
 from treadle.server.storage.job_state import FINAL_STATES
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """The version of the tables; a server refuses a file of a newer one."""
 
 UNKNOWN_VERSION = -1
@@ -58,7 +63,7 @@ class JobRow:
     corpus_bytes: int
     """Bytes of all its corpora."""
     request_id: str
-    """The request id of its client, or empty; no two jobs have the same one."""
+    """The request id of its client, or empty; no two jobs of one owner have the same one."""
     init_from: str
     """The model that it starts from, as requested, or empty; it has a copy of the file."""
     created_s: float
@@ -92,6 +97,10 @@ class JobRow:
     waits_for_bytes: int = 0
     """Bytes that must be free, beyond `--min-free-bytes`, before a paused job continues by itself;
     0: it waits for ResumeJob."""
+    owner: str = ""
+    """The name of the caller that it belongs to; empty: of no known one."""
+    call_id: str = ""
+    """The `x-request-id` of the call that made it; empty: unknown."""
     damage: str = field(default="", metadata=_NO_COLUMN)
     """What is wrong with the stored row, as a sentence; the damaged fields are empty or 0 here.
     It is not a column."""
@@ -112,9 +121,19 @@ class JobRow:
         Raises:
             DatabaseError: `files` cannot be read.
         """
+        return [*self.corpus_sizes()]
+
+    def corpus_sizes(self) -> dict[str, int]:
+        """Returns the bytes of each of its corpora by the hash.
+
+        Raises:
+            DatabaseError: `files` cannot be read.
+        """
         try:
-            return [str(file["sha256"]) for file in json.loads(self.files)]
-        except (ValueError, TypeError, KeyError) as error:
+            return {
+                str(file["sha256"]): int(file.get("size", 0)) for file in json.loads(self.files)
+            }
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DatabaseError(
                 f"the corpora of job {self.id} cannot be read from the database: delete the job"
             ) from error
@@ -140,21 +159,46 @@ TABLES = {
     "events": ("job", "sequence", "time_s", "payload"),
     "aliases": ("model", "alias", "version"),
     "corpora": ("sha256", "size", "used_s"),
+    "corpus_owners": ("sha256", "owner", "size", "used_s"),
+    "version_owners": ("model", "version", "owner", "size", "created_s"),
 }
 """The columns of every table, in their order."""
 
-ADDED = {1: ("init_from_version", UNKNOWN_VERSION), 2: ("waits_for_bytes", 0)}
-"""The column that the version after each one added, and its value in older jobs."""
-UPGRADES = {
-    version: f"ALTER TABLE jobs ADD {name} INTEGER NOT NULL DEFAULT {value}"
-    for version, (name, value) in ADDED.items()
+ADDED: dict[str, int | str] = {
+    "init_from_version": UNKNOWN_VERSION,
+    "waits_for_bytes": 0,
+    "owner": "",
+    "call_id": "",
 }
-"""The statement that upgrades the tables of each version to the next."""
+"""The columns of jobs that later versions added, in their order, and their values in older jobs."""
+
+# `Salvage` tells tables and indexes apart by the number and the types of their columns.
+_OWNERS = (
+    # The length makes no difference to what is unique.
+    "CREATE UNIQUE INDEX jobs_request ON jobs (request_id, length(request_id), owner) "
+    "WHERE request_id != ''",
+    "CREATE INDEX jobs_owner ON jobs (owner, created_s, id)",
+    "CREATE TABLE corpus_owners (sha256 TEXT NOT NULL, owner TEXT NOT NULL, "
+    "size INTEGER NOT NULL, used_s REAL NOT NULL, PRIMARY KEY (sha256, owner)) WITHOUT ROWID",
+    "CREATE TABLE version_owners (model TEXT NOT NULL, version INTEGER NOT NULL, "
+    "owner TEXT NOT NULL, size INTEGER NOT NULL, created_s REAL NOT NULL, "
+    "PRIMARY KEY (model, version)) WITHOUT ROWID",
+)
+UPGRADES = {
+    1: (f"ALTER TABLE jobs ADD init_from_version INTEGER NOT NULL DEFAULT {UNKNOWN_VERSION}",),
+    2: ("ALTER TABLE jobs ADD waits_for_bytes INTEGER NOT NULL DEFAULT 0",),
+    3: (
+        "ALTER TABLE jobs ADD owner TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE jobs ADD call_id TEXT NOT NULL DEFAULT ''",
+        "DROP INDEX jobs_request",
+        *_OWNERS,
+    ),
+}
+"""The statements that upgrade the tables of each version to the next."""
 
 SCHEMA = (
     f"CREATE TABLE jobs ({', '.join(f'{name} {kind}' for name, kind in COLUMNS.items())}, "
     "PRIMARY KEY (id))",
-    "CREATE UNIQUE INDEX jobs_request ON jobs (request_id) WHERE request_id != ''",
     "CREATE INDEX jobs_created ON jobs (created_s, id)",
     "CREATE INDEX jobs_queued ON jobs (state, queued_s, id)",
     "CREATE TABLE events (job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, "
@@ -164,6 +208,7 @@ SCHEMA = (
     "PRIMARY KEY (model, alias)) WITHOUT ROWID",
     "CREATE TABLE corpora (sha256 TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL, "
     "used_s REAL NOT NULL) WITHOUT ROWID",
+    *_OWNERS,
 )
 
 

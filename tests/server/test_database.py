@@ -60,6 +60,8 @@ def test_a_row_comes_back_as_it_went_in(tmp_path: Path, database: Database) -> N
         error=b"\x01",
         ran_s=1 / 3,
         init_from_version=2,
+        owner="ann",
+        call_id="c",
     )
     assert database.add_job(full) == full
     assert database.job("a") == full
@@ -84,7 +86,7 @@ def test_a_request_id_gives_one_job_from_many_threads(database: Database) -> Non
     assert len(given) == 8
     assert len(set(given)) == 1
     assert [row.id for row in database.jobs()] == given[:1]
-    found = database.job_of_request("same")
+    found = database.job_of_request("", "same")
     assert found is not None
     assert found.id == given[0]
 
@@ -92,7 +94,7 @@ def test_a_request_id_gives_one_job_from_many_threads(database: Database) -> Non
 def test_jobs_without_a_request_id_are_jobs_of_their_own(database: Database) -> None:
     for name in ("a", "b"):
         assert database.add_job(job_row(name)).id == name
-    assert database.job_of_request("") is None
+    assert database.job_of_request("", "") is None
     with pytest.raises(DatabaseError, match="UNIQUE"):
         database.add_job(job_row("a"))
 
@@ -242,14 +244,21 @@ def test_a_newer_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_database_of_an_older_version_is_brought_up_to_date(tmp_path: Path, version: int) -> None:
     path = tmp_path / "treadle.db"
-    lacking = ["init_from_version", "waits_for_bytes"][version - 1 :]
+    lacking = ["init_from_version", "waits_for_bytes", "owner", "call_id"][version - 1 :]
     old = [name for name in COLUMNS if name not in lacking]
     with sqlite3.connect(path) as older:
         for statement in SCHEMA:
             older.execute(statement)
+        for name in ("jobs_request", "jobs_owner"):
+            older.execute(f"DROP INDEX {name}")
+        older.execute(
+            "CREATE UNIQUE INDEX jobs_request ON jobs (request_id) WHERE request_id != ''"
+        )
+        for name in ("corpus_owners", "version_owners"):
+            older.execute(f"DROP TABLE {name}")
         for name in lacking:
             older.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
         row = job_row("a", request_id="r", init_from="m")
@@ -265,6 +274,11 @@ def test_a_database_of_an_older_version_is_brought_up_to_date(tmp_path: Path, ve
         assert database._rows("PRAGMA user_version") == [(SCHEMA_VERSION,)]
         assert database.check() == []
         database.close()
+    database = Database(path)
+    for owner in ("", "ann", "bob"):  # the index is that of a new database
+        added = database.add_job(job_row(f"of-{owner}", request_id="r", owner=owner))
+        assert added.id == (f"of-{owner}" if owner else "a")
+    database.close()
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\x00"])

@@ -375,7 +375,12 @@ def test_an_older_database_is_upgraded_only_by_repair(root: Path) -> None:
         return int(number)
 
     connection = sqlite3.connect(path)
-    for name, _ in ADDED.values():
+    for name in ("jobs_request", "jobs_owner"):
+        connection.execute(f"DROP INDEX {name}")
+    connection.execute("CREATE INDEX jobs_request ON jobs (request_id)")
+    for name in ("corpus_owners", "version_owners"):
+        connection.execute(f"DROP TABLE {name}")
+    for name in ADDED:
         connection.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
     connection.execute("PRAGMA user_version = 1")
     connection.close()
