@@ -1,0 +1,1 @@
+"""The callers file: its format, its tokens, and how it is changed."""

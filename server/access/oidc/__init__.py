@@ -1,0 +1,1 @@
+"""Callers with a JSON Web Token of an identity provider (OpenID Connect)."""
