@@ -16,12 +16,14 @@ import sys
 import time
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from treadle.model import temporary_kernels
-from treadle.server.access.authenticator import OpenAuthenticator
+from treadle.server.access.authenticator import Authenticator, OpenAuthenticator
+from treadle.server.access.callers.authenticator import CallersAuthenticator
 from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.state_key_file import StateKeyFile
 from treadle.server.address import AddressError
@@ -84,13 +86,16 @@ class App:
 
     Raises:
         StoreError: The data directory cannot be used.
-        SettingError: The key for states, or a file of TLS, cannot be used.
+        SettingError: The key for states, a file of TLS, or the callers file cannot be used.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._state_keys = StateKeyFile(config)
         self._certificate = CertificateReloader.of(config)
+        self._callers: CallersAuthenticator | None = None
+        if config.callers_file:
+            self._callers = CallersAuthenticator(Path(config.callers_file))
 
         # What everything else stands on: the disk, memory for callers, compiled kernels.
         self._data_dir = DataDir(
@@ -116,7 +121,7 @@ class App:
         )
 
         # Inference: models in memory, and threads that calls share.
-        authenticator = OpenAuthenticator()
+        authenticator: Authenticator = self._callers or OpenAuthenticator()
         quotas = QuotaBook(authenticator.quotas_of)
         self._admission = _admission(config, self._warmup, quotas)
         control_admission = _control_admission(config)
@@ -211,6 +216,8 @@ class App:
         )
         self._budget.on_shortage(silent.close_one)
         await self._jobs.recover()  # from now on callers may ask for jobs
+        if self._callers is not None:
+            self._tasks.append(asyncio.create_task(self._callers.watch()))
         await self._server.start()
         # Every kernel is ready before health says so: compiling would delay requests.
         if temporary_kernels():
@@ -275,6 +282,8 @@ class App:
         grace = self._config.grace_s
         for task in self._tasks:
             task.cancel()
+        if self._callers is not None:
+            self._callers.close()
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._server.stop(grace + _CLOSING_S))
         patience = max(grace - _CLOSING_S, 0.75 * grace)
@@ -366,7 +375,8 @@ def announce(address: str, config: ServerConfig | None = None) -> None:
     print(f"treadle-server {version('treadle')} listening on {address}", flush=True)
     config = config or ServerConfig()
     tls = bool(config.tls_cert_file)
-    warning = exposure_warning(address, tls, config.tls_client_ca_file, callers=False)
+    callers = bool(config.callers_file)
+    warning = exposure_warning(address, tls, config.tls_client_ca_file, callers)
     if warning:
         logger.warning("%s", warning)
 

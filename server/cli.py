@@ -2,6 +2,7 @@
 
 Every flag has an environment variable, which is read once. A flag takes precedence over it.
 Exit codes: 0 after a clean end, 1 if the server cannot run, 2 for a wrong flag or variable.
+`treadle-server token` is `token_command`.
 With --fsck: 0 if nothing is wrong, 1 if something is or was wrong, 2 if it cannot be checked.
 """
 
@@ -42,6 +43,7 @@ _OWN_METAVARS = {
     "health_address": "ADDRESS",
     "public_services": "NAMES",
     "state_key_file": "FILE",
+    "callers_file": "FILE",
     "tls_cert_file": "FILE",
     "tls_client_ca_file": "FILE",
     "tls_key_file": "FILE",
@@ -86,8 +88,13 @@ class Parser(argparse.ArgumentParser):
 def _main(arguments: Sequence[str] | None) -> int:
     # gRPC's own log would mix with ours; what matters in it arrives as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["token"]:
+        from treadle.server.token_command import main as run_token
+
+        return run_token(words[1:])
     parser = build_parser()
-    flags = vars(parser.parse_args(arguments))
+    flags = vars(parser.parse_args(words))
     try:
         config = read_config(flags, os.environ)
     except ValueError as error:
@@ -135,7 +142,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="treadle-server",
         description="Train, serve and score small recurrent sequence models over gRPC.",
-        epilog="Each setting may also come from the environment variable in its brackets.",
+        epilog="Each setting may also come from the environment variable in its brackets. "
+        "`treadle-server token --help` describes the command that makes, lists, revokes and "
+        "replaces the tokens of callers.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('treadle')}")
     parser.add_argument(

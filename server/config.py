@@ -246,6 +246,10 @@ class ServerConfig:
     error; 0 allows any rate."""
     upload_max_s: float = field(default=3600.0, metadata=_range(0, _SECONDS))
     """Seconds that a corpus upload may take in total; 0 allows any time."""
+    callers_file: str = ""
+    """File of those who may call: their tokens, certificates, rights and quotas. It is read again
+    when it has changed. `treadle-server token` makes and changes it. Without a file everybody may
+    do everything."""
     grace_s: float = field(default=8.0, metadata=_range(0, _SECONDS))
     """Seconds after SIGTERM within which the server ends. Running requests get nearly all of them;
     those that are still left end with UNAVAILABLE."""

@@ -18,7 +18,7 @@ AuthContext = Mapping[str, Iterable[bytes]]
 class Authenticator(Protocol):
     """Finds out who makes a call."""
 
-    def authenticate(self, metadata: Metadata, auth_context: AuthContext) -> Caller:
+    async def authenticate(self, metadata: Metadata, auth_context: AuthContext) -> Caller:
         """Returns the caller.
 
         Args:
@@ -26,7 +26,8 @@ class Authenticator(Protocol):
             auth_context: What TLS knows of the client.
 
         Raises:
-            StatusError: UNAUTHENTICATED. The message never shows a secret.
+            StatusError: UNAUTHENTICATED, or another code where a credential is known but of no
+                use. The message never shows a secret.
         """
 
     def is_valid(self, caller: Caller) -> bool:
@@ -42,7 +43,7 @@ class Authenticator(Protocol):
 class OpenAuthenticator:
     """Takes everybody as `ANONYMOUS`, without credentials."""
 
-    def authenticate(self, metadata: Metadata, auth_context: AuthContext) -> Caller:
+    async def authenticate(self, metadata: Metadata, auth_context: AuthContext) -> Caller:
         """Returns `ANONYMOUS`."""
         return ANONYMOUS
 

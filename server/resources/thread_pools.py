@@ -93,7 +93,10 @@ RETENTION = ThreadPool("retention", 1)
 SETTINGS = ThreadPool("settings", 1)
 """Reading files of settings again that have changed."""
 
-ALL = (DATABASE, EVENTS, LISTS, MODELS, STORE, UPLOADS, RETENTION, SETTINGS)
+KEYS = ThreadPool("keys", 1)
+"""Fetching the keys of an identity provider, which may take seconds."""
+
+ALL = (DATABASE, EVENTS, LISTS, MODELS, STORE, UPLOADS, RETENTION, SETTINGS, KEYS)
 """Every pool."""
 
 

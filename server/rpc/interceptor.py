@@ -171,7 +171,7 @@ class Interceptor(aio.ServerInterceptor):
         # collector.
         async def call(stream: Any, context: Context) -> None:
             async with self._guard(context, name) as task:
-                caller = self._authorize(context, name, task)
+                caller = await self._authorize(context, name, task)
                 with (
                     self._quotas.of(caller).admit_call(),
                     self._budget.reserve(0, "requests") as asked,
@@ -189,10 +189,10 @@ class Interceptor(aio.ServerInterceptor):
 
         return call
 
-    def _authorize(self, context: Context, name: str, task: asyncio.Task[Any]) -> Caller:
+    async def _authorize(self, context: Context, name: str, task: asyncio.Task[Any]) -> Caller:
         """Returns who calls, before anything of the request is read; checks that it may."""
         metadata = context.invocation_metadata() or ()
-        caller = self._authenticator.authenticate(metadata, context.auth_context())
+        caller = await self._authenticator.authenticate(metadata, context.auth_context())
         self._calls[task].caller = caller
         set_current_caller(caller)
         check_permission(caller, name)

@@ -83,6 +83,6 @@ class PublicServices(aio.ServerInterceptor):
     async def _authenticate(self, context: Context) -> None:
         metadata = context.invocation_metadata() or ()
         try:
-            self._authenticator.authenticate(metadata, context.auth_context())
+            await self._authenticator.authenticate(metadata, context.auth_context())
         except StatusError as error:
             await context.abort(error.code, error.message, ((DETAILS_KEY, error.packed()),))

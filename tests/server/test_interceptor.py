@@ -369,7 +369,7 @@ class ByName:
         self.callers = {caller.name: caller for caller in callers}
         self.look: Callable[[], None]
 
-    def authenticate(self, metadata: Metadata, auth_context: AuthContext) -> Caller:
+    async def authenticate(self, metadata: Metadata, auth_context: AuthContext) -> Caller:
         caller = self.callers.get(str(dict(metadata).get("name")))
         if caller is None:
             raise StatusError(grpc.StatusCode.UNAUTHENTICATED, "who are you?")

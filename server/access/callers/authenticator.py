@@ -79,6 +79,7 @@ class CallersAuthenticator:
         self._quotas: dict[str, Quotas] = {}
         self._oidc: OidcVerifier | None = None
         self._failure = ""
+        self._unreadable = False
         try:
             self._take(parse_callers(self._file.read(), path))
         except TrustedFileError as error:
@@ -181,7 +182,10 @@ class CallersAuthenticator:
     async def watch(self) -> None:
         """Looks for changes until it is cancelled."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # without its looks, no credential could be revoked
+                logger.exception("looking for changed credentials failed")
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
@@ -192,23 +196,28 @@ class CallersAuthenticator:
         for look in self._looks:
             look()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Waits no longer for an identity provider."""
         if self._oidc is not None:
-            await self._oidc.close()
+            self._oidc.close()
 
     async def _reload(self) -> None:
         """Reads the file again if it has changed."""
         try:
             data = await thread_pools.SETTINGS.run(self._file.changed)
             if data is None:
+                if self._unreadable:
+                    self._failure = ""
                 return
             self._take(parse_callers(data, self._path))
         except (CallersFileError, SettingError, TrustedFileError) as error:
             failure = str(error)
+            if isinstance(error, TrustedFileError):
+                failure = f"{str(self._path)!r} {error}"
             if failure != self._failure:
                 logger.error("the callers file cannot be used: %s; its callers stay", failure)
             self._failure = failure
+            self._unreadable = isinstance(error, TrustedFileError)
             return
         self._failure = ""
         logger.info("the callers file was read again: it has %d callers", len(self._quotas))
@@ -220,6 +229,8 @@ class CallersAuthenticator:
             oidc = None
         elif oidc is None or oidc.settings != file.oidc:
             oidc = _verifier(file.oidc)
+        if self._oidc is not None and self._oidc is not oidc:
+            self._oidc.close()
         self._oidc = oidc
         self._credentials = {}
         self._tokens = {}

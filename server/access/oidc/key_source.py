@@ -11,7 +11,6 @@ import asyncio
 import logging
 import math
 import time
-import urllib.error
 import urllib.request
 from http.client import HTTPException
 from typing import Any
@@ -94,11 +93,10 @@ class KeySource:
         except (KeySetError, TrustedFileError) as error:
             self._fail(f"{str(self._settings.jwks_file)!r} {error}")
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Waits no longer for the provider."""
         if self._fetching is not None:
             self._fetching.cancel()
-            await asyncio.wait([self._fetching])
 
     def _fetch(self, least_s: float) -> asyncio.Task[None] | None:
         """Begins to fetch the keys, unless that happened in the last `least_s` seconds.

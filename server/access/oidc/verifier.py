@@ -107,9 +107,9 @@ class OidcVerifier:
         """Keeps the keys current; call it every second or so."""
         await self._source.refresh()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Waits no longer for the provider."""
-        await self._source.close()
+        self._source.close()
 
     async def _verified(self, text: str) -> tuple[Caller, str]:
         settings = self.settings
