@@ -114,6 +114,26 @@ for tool in gcc cc g++ c++ clang ld pip; do
 done
 ok "has no compiler and no pip"
 
+inside 'cat /opt/treadle/sbom.json' >"$scratch/sbom.json" || fail "no SBOM in the image"
+python3 - "$scratch/sbom.json" "$here/../../requirements/image.lock" <<'PYTHON' || fail "SBOM"
+import json
+import re
+import sys
+
+with open(sys.argv[1]) as file:
+    listed = json.load(file)
+with open(sys.argv[2]) as file:
+    locked = re.findall(r"^([\w.-]+)==(\S+)", file.read(), re.MULTILINE)
+found = {
+    (re.sub("[-_.]+", "-", component["name"]).lower(), component["version"])
+    for component in listed["components"]
+}
+assert listed["bomFormat"] == "CycloneDX"
+assert listed["metadata"]["component"]["name"] == "treadle"
+assert found == set(locked), sorted(found ^ set(locked))
+PYTHON
+ok "its SBOM lists what is locked: $(grep -c '^[a-z].*==' "$here/../../requirements/image.lock") packages"
+
 if [ "$engine" = podman ]; then
     run_engine healthcheck run "$container" >/dev/null || fail "HEALTHCHECK fails"
     ok "HEALTHCHECK passes"
@@ -166,6 +186,21 @@ in_use /var/cache/treadle | LC_ALL=C comm -23 "$scratch/copied" - >"$scratch/new
 [ ! -s "$scratch/new" ] || fail "compiled at run time: $(head -3 "$scratch/new")"
 ok "read-only root: kernels are copied, not compiled"
 stop_cleanly "read-only root"
+
+uid=$((20000 + RANDOM))
+new_volume
+start -v "$volume:/data" --user "$uid" "${hardened[@]}"
+[ "$(inside 'id -u')" = "$uid" ] || fail "runs as $(inside id)"
+inside 'grep -E "^Cap(Inh|Prm|Eff|Bnd|Amb):" /proc/1/status' >"$scratch/capabilities"
+if grep -v '0000000000000000$' "$scratch/capabilities" >&2; then fail "the server has capabilities"; fi
+[ "$(wc -l <"$scratch/capabilities")" = 5 ] || fail "the capabilities cannot be read"
+inside 'grep -q "^NoNewPrivs:.1$" /proc/1/status' || fail "the server may gain privileges"
+for folder in / /opt/treadle /usr/local/bin /var/cache/treadle /etc; do
+    if inside "touch $folder/written" 2>/dev/null; then fail "$folder can be written"; fi
+done
+say_hello "uid $uid, read-only root, no capabilities"
+stop_cleanly "uid $uid"
+ok "any uid: no capability, no new privileges, nothing but /data and /tmp is written"
 
 new_volume
 start -v "$volume:/data" --user 12345
