@@ -19,6 +19,7 @@ SLOW_FILES = (
     "tests/server/test_training_process.py",
     "tests/server/test_shutdown.py",
     "tests/server/test_start.py",
+    "tests/server/test_tls.py",
     "tests/server/test_at_once.py",
     "tests/server/test_generating.py",
     "tests/server/test_job_calls.py",
