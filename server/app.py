@@ -25,6 +25,7 @@ from treadle.model import temporary_kernels
 from treadle.server.access.authenticator import Authenticator, OpenAuthenticator
 from treadle.server.access.callers.authenticator import CallersAuthenticator
 from treadle.server.access.quota_book import QuotaBook
+from treadle.server.access.request_id import log_to_stderr
 from treadle.server.access.state_key_file import StateKeyFile
 from treadle.server.address import AddressError
 from treadle.server.config import PUBLIC_SERVICES, ServerConfig, SettingError
@@ -332,9 +333,7 @@ def run(config: ServerConfig) -> int:
     Returns:
         The exit code: 0 after a clean end, 1 where it cannot run.
     """
-    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=layout)
-    logging.getLogger("treadle").setLevel(config.log_level.upper())
+    log_to_stderr(config.log_level.upper())
     open_files.allow_many()
     try:
         with files.shared_with_group(config.data_dir):

@@ -19,6 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, Final, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ class Caller(Task):
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self._context = copy_context()  # what the work logs shows the id of the call
         self._work: Callable[[float], Any]
         self._future: asyncio.Future[Any]
 
@@ -222,7 +224,7 @@ class Caller(Task):
         result: Any = None
         error: BaseException | None = None
         try:
-            result = work(turn_s)
+            result = self._context.run(work, turn_s)
         except BaseException as raised:
             error = raised
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more

@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from treadle.server.access.request_id import set_request_id
 from treadle.server.errors import (
     StatusError,
     exhausted,
@@ -151,6 +152,7 @@ class JobManager:
         """
         for job in await thread_pools.DATABASE.run(self._left_over):
             self._jobs[job.id] = job
+            set_request_id(job.row.call_id)
             try:
                 await self._recover(job)
             except Exception:  # one job must not prevent the start of the server
@@ -158,6 +160,7 @@ class JobManager:
                     "job %s cannot be recovered; it stays in its current state", job.id
                 )
             self._forget_if_final(job)
+        set_request_id("")
 
     async def _recover(self, job: Job) -> None:
         if job.row.state == JobState.RUNNING and await self._completion.completed_before(job):
@@ -459,6 +462,7 @@ class JobManager:
 
     async def _guarded(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
         """Awaits work that ends a job; where the work fails, so does the job."""
+        set_request_id(job.row.call_id)  # what began the task may be a call for another job
         try:
             await work
         except asyncio.CancelledError:

@@ -14,6 +14,7 @@ from treadle.model.data.files import check_not_empty
 from treadle.model.errors import CorpusError
 from treadle.model.training.fine_tuning import BaseModelInfo
 from treadle.server.access.caller import current_caller
+from treadle.server.access.request_id import current_request_id
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
 from treadle.server.failures import DatabaseError
 from treadle.server.jobs import idempotency
@@ -244,4 +245,5 @@ def new_row(
         ran_s=0.0,
         init_from_version=init_from_version,
         owner=owner,
+        call_id=current_request_id(),
     )

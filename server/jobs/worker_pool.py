@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from contextvars import Context
 
 from treadle.server.errors import StatusError, aborted
 from treadle.server.jobs import worker_protocol
@@ -252,7 +253,8 @@ class WorkerPool:
             delay_s: Seconds to wait before that.
         """
         if self._refilling is None or self._refilling.done():
-            self._refilling = asyncio.create_task(self._refill(delay_s))
+            # In a context of its own: it is not part of the call that happens to need a process.
+            self._refilling = asyncio.create_task(self._refill(delay_s), context=Context())
 
     def kill(self) -> None:
         """Kills every process that is left; those who wait for one get an error."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from treadle.server.access.request_id import current_request_id
 from treadle.server.jobs.worker_pool import STOP_TIMEOUT_S
 from treadle.v1 import sequence_pb2 as pb
 
@@ -49,6 +51,8 @@ def worker_request(
         # The first start settled it; the model's tokenizer is to keep what was requested.
         config["tokenizer"]["unknown_policy"] = None
     return {
+        "request_id": current_request_id(),
+        "log_level": logging.getLogger("treadle").level,
         "files": [file | {"path": str(data_dir.corpora.path(file["sha256"]))} for file in files],
         "directory": str(data_dir.jobs.directory(row.id)),
         "init_from": bool(row.init_from),

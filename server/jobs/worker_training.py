@@ -7,12 +7,12 @@ name, synced and renamed: a process that is killed at any moment leaves the old 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -25,6 +25,7 @@ from treadle.model.enums import CorpusRole
 from treadle.model.errors import LoadError, ModelError
 from treadle.model.scratch_files import ScratchFolder
 from treadle.model.training.checkpoint import saved_config
+from treadle.server.access.request_id import log_to_stderr, set_request_id
 from treadle.server.failures import NoSpaceError, is_full
 from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.worker_control import Replies, RunControl, heartbeat
@@ -34,6 +35,8 @@ from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, L
 
 if TYPE_CHECKING:
     from treadle.model.training.progress import Validation
+
+logger = logging.getLogger(__name__)
 
 _MAX_SAMPLE = 10_000
 """The most characters of a sample that are sent; a word may be of any length."""
@@ -76,6 +79,8 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     threading.Thread(target=_listen, args=(requests, control), daemon=True).start()
     try:
         job = worker_protocol.decode(line)["job"]
+        log_to_stderr(job.get("log_level", logging.WARNING))
+        set_request_id(job.get("request_id", ""))
         limit_own(job["memory_limit_bytes"], job["threads"])
         with heartbeat(pipe):
             _work(job, pipe, control)
@@ -84,7 +89,7 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
             pipe.send(event="paused", reason=_full(error), needs_bytes=_needs(error))
         else:
             if not isinstance(error, (ModelError, BrokenPipeError)):
-                traceback.print_exc(file=sys.stderr)
+                logger.exception("the training process failed")
             pipe.send(event="failed", error=worker_protocol.pack_error(error))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the process ends anyway
     return 0
@@ -221,6 +226,7 @@ def _work(job: worker_protocol.Message, replies: Replies, control: RunControl) -
         trainer = _prepare(job, directory, replies)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     replies.send(event="started", **started)
+    logger.info("job %s is trained from step %d on", directory.name, trainer.steps)
     checkpoints = _Checkpoints(trainer, job, space, control, replies)
     if trainer.last_progress is not None:  # the server may have died before it stored that
         _send_progress(replies, trainer.last_progress)
@@ -308,7 +314,7 @@ def _prepare(job: worker_protocol.Message, directory: Path, replies: Replies) ->
         trainer.restore_state(directory / STATE_FILE)
     except LoadError as error:
         # From the beginning it reaches the same weights; it only takes longer.
-        print(f"the run starts over without its checkpoint: {error}", file=sys.stderr)
+        logger.warning("the run starts over without its checkpoint: %s", error)
         replies.send(event="restarted", reason=f"the job starts over: {error}")
         trainer = make()
     return trainer

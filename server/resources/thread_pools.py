@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -39,7 +40,7 @@ class ThreadPool:
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Result:
-        """Runs a function in one of the threads.
+        """Runs a function in one of the threads, in a copy of the caller's context.
 
         Args:
             work: The function. It does not start once the caller is cancelled, and is never
@@ -58,7 +59,9 @@ class ThreadPool:
                 self._executor = ThreadPoolExecutor(self._threads, self.name)
             executor = self._executor
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(executor, partial(work, *arguments, **named))
+        # In the context of the caller, what the work logs shows the id of the call.
+        run = partial(copy_context().run, work, *arguments, **named)
+        return await loop.run_in_executor(executor, run)
 
     def close(self) -> None:
         """Closes the pool: work that runs finishes, work that waits does not start."""

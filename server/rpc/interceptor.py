@@ -25,6 +25,12 @@ from treadle.server.access.authenticator import Authenticator
 from treadle.server.access.caller import ANONYMOUS, Caller, set_current_caller
 from treadle.server.access.permissions import check_permission
 from treadle.server.access.quota_book import QuotaBook
+from treadle.server.access.request_id import (
+    REQUEST_ID_KEY,
+    current_request_id,
+    request_id_of,
+    set_request_id,
+)
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.messages import repeated_limits
 from treadle.server.resources.memory_budget import MemoryBudget, Reservation
@@ -235,6 +241,9 @@ class Interceptor(aio.ServerInterceptor):
     async def _guard(self, context: Context, name: str) -> AsyncIterator[asyncio.Task[Any]]:
         task = asyncio.current_task()
         assert task is not None
+        request_id = request_id_of(context.invocation_metadata() or ())
+        set_request_id(request_id)
+        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         call = self._calls[task] = _Call()
         self._idle.clear()
         try:
@@ -323,4 +332,5 @@ def _reply_bytes(data: bytes) -> int:
 
 async def _abort(context: Context, error: StatusError) -> None:
     logger.debug("%s: %s", error.code.name, error.message)
-    await context.abort(error.code, error.message, ((DETAILS_KEY, error.packed()),))
+    trailers = ((REQUEST_ID_KEY, current_request_id()), (DETAILS_KEY, error.packed()))
+    await context.abort(error.code, error.message, trailers)

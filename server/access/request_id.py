@@ -1,0 +1,81 @@
+"""`current_request_id` is the id of the running call, which every line of the log about it shows.
+
+A client may choose it (`x-request-id`), to find its calls in the logs of several services. It is
+not the request id of a TrainSpec, by which a repeated upload is recognized.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterable
+from contextvars import ContextVar
+
+REQUEST_ID_KEY = "x-request-id"
+"""The metadata that brings the id of a call, and the trailer that returns it."""
+
+_MOST_CHARACTERS = 128
+
+_current: ContextVar[str] = ContextVar("request_id", default="")
+
+
+def current_request_id() -> str:
+    """Returns the id of the running call, or of the call that the running job comes from.
+
+    It is empty outside of calls and jobs.
+    """
+    return _current.get()
+
+
+def set_request_id(request_id: str) -> None:
+    """Sets the id of the running call or job, in its task.
+
+    Args:
+        request_id: The id; one that is not valid becomes an empty one.
+    """
+    _current.set(request_id if _is_valid(request_id) else "")
+
+
+def request_id_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Returns the id that a client gave its call; a new one where it gave none that is valid.
+
+    A valid one is up to 128 visible characters of ASCII. So it cannot look like another part of a
+    line, or like another line.
+
+    Args:
+        metadata: The metadata of the call.
+    """
+    given = next((value for key, value in metadata if key == REQUEST_ID_KEY), "")
+    if isinstance(given, str) and _is_valid(given):
+        return given
+    return secrets.token_hex(8)
+
+
+def _is_valid(text: str) -> bool:
+    visible = text.isascii() and text.isprintable() and " " not in text
+    return visible and 0 < len(text) <= _MOST_CHARACTERS
+
+
+class LogFormatter(logging.Formatter):
+    """Formats lines of the log, with the id of the call that a line is about."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s%(request)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line of a record."""
+        request_id = current_request_id()
+        record.request = f" [{request_id}]" if request_id else ""
+        return super().format(record)
+
+
+def log_to_stderr(level: str | int) -> None:
+    """Sends the log to standard error, in lines with the ids of calls.
+
+    Args:
+        level: The level of Treadle's own log; that of other packages is WARNING.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("treadle").setLevel(level)
