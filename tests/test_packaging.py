@@ -83,17 +83,20 @@ def test_bare_install_is_the_client(pyproject: dict[str, Any]) -> None:
 
 
 DISTRIBUTIONS = {
+    "cryptography": "cryptography",
     "google.protobuf": "protobuf",
     "google.rpc": "googleapis-common-protos",
     "grpc": "grpcio",
     "grpc_health": "grpcio-health-checking",
     "grpc_reflection": "grpcio-reflection",
+    "jwt": "pyjwt[crypto]",
     "llvmlite": "numba",  # which pins its version
     "numba": "numba",
     "numpy": "numpy",
     "outlines_core": "outlines-core",
     "safetensors": "safetensors",
     "tokenizers": "tokenizers",
+    "tomlkit": "tomlkit",
 }
 """The distribution that brings each module that is imported."""
 
@@ -112,7 +115,12 @@ def imported_modules(folder: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("client", []), ("server", ["server"]), ("model", ["server", "bpe"]), ("kernels", ["server"])],
+    [
+        ("client", []),
+        ("server", ["server", "oidc"]),
+        ("model", ["server", "bpe"]),
+        ("kernels", ["server"]),
+    ],
 )
 def test_what_is_imported_is_declared(
     pyproject: dict[str, Any], folder: str, extras: list[str]
