@@ -49,17 +49,19 @@ class TrustedFile:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise TrustedFileError(f"cannot be read: {reason}") from error
-        with open(handle, "rb") as file:
+        try:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise TrustedFileError("is not a regular file; give one")
             if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 mode = f"{stat.S_IMODE(status.st_mode):04o}"
                 raise TrustedFileError(f"may be written by others (mode {mode}): run chmod go-w")
-            try:
+            with open(handle, "rb", closefd=False) as file:
                 data = file.read(self._most_bytes + 1)
-            except OSError as error:
-                raise TrustedFileError(f"cannot be read: {error.strerror}") from error
+        except OSError as error:
+            raise TrustedFileError(f"cannot be read: {error.strerror}") from error
+        finally:
+            os.close(handle)
         if len(data) > self._most_bytes:
             raise TrustedFileError(f"is larger than {self._most_bytes} bytes; shorten it")
         self._seen = _signature(status)

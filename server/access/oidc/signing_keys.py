@@ -124,6 +124,8 @@ def _algorithms(values: Mapping[str, Any]) -> list[str]:
     """Returns the algorithms that a key may be used with: never HMAC, whose key is a secret."""
     kind = values.get("kty")
     curve = values.get("crv")
+    if not isinstance(curve, str | None):
+        return []
     if kind == "RSA":
         names = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"]
     elif kind == "EC" and curve in _CURVES:
