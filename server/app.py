@@ -108,6 +108,10 @@ class App:
         self._budget = MemoryBudget(config.memory_budget_bytes())
         self._warmup = Warmup()
 
+        # Who calls, and how much each caller uses.
+        authenticator: Authenticator = self._callers or OpenAuthenticator()
+        quotas = QuotaBook(authenticator.quotas_of)
+
         # Training: uploads become jobs, and jobs run in processes of their own.
         self._workers = WorkerPool(config.standby_workers)
         self._jobs = JobManager(
@@ -116,14 +120,13 @@ class App:
             _job_limits(config),
             _run_limits(config, training_bytes),
             hold_reason=lambda: self._warmup.reason,
+            quotas=quotas,
         )
         submission = Submission(
-            self._data_dir, self._jobs, _upload_limits(config), training_bytes, self._budget
+            self._data_dir, self._jobs, _upload_limits(config), training_bytes, self._budget, quotas
         )
 
         # Inference: models in memory, and threads that calls share.
-        authenticator: Authenticator = self._callers or OpenAuthenticator()
-        quotas = QuotaBook(authenticator.quotas_of)
         self._admission = _admission(config, self._warmup, quotas)
         control_admission = _control_admission(config)
         models = ModelCache(self._data_dir, config.model_cache_bytes, self._budget)

@@ -7,6 +7,7 @@ from the database by those who store them.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,12 @@ from treadle.server.errors import StatusError, exhausted
 
 _RETRY_S = 1.0
 """Seconds after which one of the caller's own calls may be over."""
+
+_RETRY_JOBS_S = 5.0
+"""Seconds after which one of the caller's jobs may have begun to run."""
+
+_RETRY_BYTES_S = 60.0
+"""Seconds after which somebody may have deleted something."""
 
 _LONGEST_RETRY_S = 3600.0
 
@@ -65,6 +72,8 @@ class CallerUse:
         """Corpora that are being uploaded."""
         self.tokens = TokenBucket(clock)
         """The tokens that it may use."""
+        self._uploading_bytes = 0
+        self._lock = threading.Lock()
 
     @property
     def is_idle(self) -> bool:
@@ -112,6 +121,79 @@ class CallerUse:
             yield
         finally:
             self.sessions -= count
+
+    @contextmanager
+    def admit_upload(self, jobs: Callable[[], int]) -> Iterator[None]:
+        """Counts an upload for as long as the context is entered.
+
+        Args:
+            jobs: Returns how many jobs of the caller wait or are paused.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: the quota `jobs_queued` is used up.
+        """
+        limit = self.quotas.jobs_queued
+        held = self.uploads + jobs()
+        if limit is not None and held >= limit:
+            why = (
+                f"{held} of {limit} jobs wait, are paused or are uploaded; wait until one runs, or "
+                "delete one"
+            )
+            raise quota_exceeded(self.name, "jobs_queued", limit, why, _RETRY_JOBS_S)
+        self.uploads += 1
+        try:
+            yield
+        finally:
+            self.uploads -= 1
+
+    def check_model_bytes(self, stored: int, more: int = 0) -> None:
+        """Checks that a caller may store another version of a model.
+
+        Args:
+            stored: Bytes of the versions that it made and that are stored.
+            more: Bytes of the new version; 0: not known yet.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: the quota `model_bytes` is used up.
+        """
+        limit = self.quotas.model_bytes
+        if limit is not None and (stored + more > limit or stored >= limit):
+            new = f", and the new one has {more:,}" if more else ""
+            why = f"{stored:,} of {limit:,} bytes of models are stored{new}; delete versions"
+            raise quota_exceeded(self.name, "model_bytes", limit, why, _RETRY_BYTES_S)
+
+    def count_upload(self, size: int, stored: int = 0) -> None:
+        """Counts bytes of an upload that is not stored yet; from any thread.
+
+        Args:
+            size: The bytes; negative: these are stored or gone; 0: only checks.
+            stored: Bytes of the caller's stored corpora.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: the quota `corpus_bytes` is used up.
+        """
+        with self._lock:
+            self._uploading_bytes += size
+            total = stored + self._uploading_bytes
+        if size >= 0:
+            self.check_corpus_bytes(total)
+
+    def check_corpus_bytes(self, stored: int) -> None:
+        """Checks that a caller may store so many bytes of corpora.
+
+        Args:
+            stored: Bytes of its corpora, with those of the current upload.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: the quota `corpus_bytes` is used up.
+        """
+        limit = self.quotas.corpus_bytes
+        if limit is not None and stored > limit:
+            why = (
+                f"with this corpus, {stored:,} of {limit:,} bytes would be stored; send a smaller "
+                "corpus, or wait until the server has deleted older ones"
+            )
+            raise quota_exceeded(self.name, "corpus_bytes", limit, why, _RETRY_BYTES_S)
 
     def check_tokens(self) -> None:
         """Checks that a call with tokens may begin.

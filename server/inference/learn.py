@@ -9,7 +9,7 @@ import grpc
 
 from treadle.model import Model
 from treadle.model.online.memory_estimate import learner_bytes
-from treadle.server.access.caller import current_caller
+from treadle.server.access.quota_book import CallerUse
 from treadle.server.errors import StatusError
 from treadle.server.inference.admission import InferenceAdmission
 from treadle.server.inference.learn_stream import LearnStream
@@ -148,10 +148,10 @@ class LearnHandler:
     async def _publish(self, stream: LearnStream, names: Publication) -> pb.Model:
         """Stores the model of a stream as it is now, as a whole or not at all."""
         # If the call is cancelled meanwhile the thread runs to its end; the model learns no more.
-        owner = current_caller().name
-        return await thread_pools.STORE.run(self._store_model, stream, names, owner)
+        use = self._admission.quotas.current()
+        return await thread_pools.STORE.run(self._store_model, stream, names, use)
 
-    def _store_model(self, stream: LearnStream, names: Publication, owner: str) -> pb.Model:
+    def _store_model(self, stream: LearnStream, names: Publication, use: CallerUse) -> pb.Model:
         """Stores a model as a new version, and gives it its alias.
 
         If that version is deleted before it can be described, the model is stored as another one.
@@ -162,7 +162,7 @@ class LearnHandler:
         self._model_store.check_new(names.name, names.alias)
         for left in reversed(range(CLAIMS)):
             try:
-                return self._store_once(stream, names, owner)
+                return self._store_once(stream, names, use)
             except FileNotFoundError as error:
                 if not left:
                     raise always_deleted(names.name) from error
@@ -173,8 +173,8 @@ class LearnHandler:
                     raise always_deleted(names.name) from error
         raise AssertionError
 
-    def _store_once(self, stream: LearnStream, names: Publication, owner: str) -> pb.Model:
-        stored = self._claim(names.name, stream.learner.current(), owner)
+    def _store_once(self, stream: LearnStream, names: Publication, use: CallerUse) -> pb.Model:
+        stored = self._claim(names.name, stream.learner.current(), use)
         if names.alias:
             self._model_store.set_alias(names.name, names.alias, stored.version)
         aliases = self._model_store.aliases.of_version(stored.name, stored.version)
@@ -187,10 +187,13 @@ class LearnHandler:
         )
         return model
 
-    def _claim(self, name: str, model: Model, owner: str) -> StoredModel:
+    def _claim(self, name: str, model: Model, use: CallerUse) -> StoredModel:
         draft = self._model_store.new_draft()
         try:
             model.save(draft / MODEL_FILE, self._model_store.space.require)
-            return self._model_store.claim(name, draft, owner=owner)
+            if use.quotas.model_bytes is not None:
+                size = (draft / MODEL_FILE).stat().st_size
+                use.check_model_bytes(self._model_store.bytes_of(use.name), size)
+            return self._model_store.claim(name, draft, owner=use.name)
         finally:
             self._model_store.discard(draft)

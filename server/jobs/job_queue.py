@@ -2,11 +2,16 @@
 
 A job that runs holds a slot. A job whose end is being recorded holds none, since that may take
 long or wait for disk space.
+
+Callers take turns: a slot goes to the caller that has the fewest jobs running, and among those to
+the one whose last start is longest ago. The jobs of one caller run in the order of the queue.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +21,7 @@ from treadle.server.errors import StatusError, exhausted
 from treadle.server.storage.job_state import JobState
 
 if TYPE_CHECKING:
+    from treadle.server.access.quota_book import QuotaBook
     from treadle.server.jobs.job import Job
 
 RETRY_S = 5.0
@@ -46,6 +52,7 @@ class JobQueue:
         run: Brings a job to its end, or to where it waits again; never raises.
         running_changed: Called with the jobs that hold a slot whenever these may have changed.
         left: Called with a job that neither runs nor is about to end any more.
+        quotas: Says how many jobs of a caller may wait and run.
     """
 
     def __init__(
@@ -56,6 +63,7 @@ class JobQueue:
         run: Callable[[Job], Coroutine[Any, Any, None]],
         running_changed: Callable[[list[Job]], None],
         left: Callable[[Job], None],
+        quotas: QuotaBook,
     ) -> None:
         self._jobs = jobs
         self._limits = limits
@@ -63,6 +71,10 @@ class JobQueue:
         self._run = run
         self._running_changed = running_changed
         self._left = left
+        self._quotas = quotas
+        self._starts = itertools.count(1)
+        self._last_start: dict[str, int] = {}
+        """The number of the last start of each caller that has jobs here."""
         self._is_open = False
         self._uploading = 0
         self._comparing = 0
@@ -79,7 +91,19 @@ class JobQueue:
 
     @property
     def waiting(self) -> list[Job]:
-        """The jobs that wait for a slot, in their order."""
+        """The jobs that wait for a slot, in the order in which they get one."""
+        jobs = self._free_jobs()
+        # With one slot, the job that runs now is over before the next one begins.
+        mine = Counter(job.row.owner for job in self._running if self._limits.slots > 1)
+        turns: dict[Job, tuple[int, int]] = {}
+        for job in jobs:
+            owner = job.row.owner
+            turns[job] = (mine[owner], self._last_start.get(owner, 0))
+            mine[owner] += 1
+        return sorted(jobs, key=lambda job: turns[job])
+
+    def _free_jobs(self) -> list[Job]:
+        """Returns the jobs that wait for a slot, the oldest first."""
         busy = self._running.keys() | self._ending.keys()
         jobs = [job for job in self._jobs.values() if job not in busy]
         free = [job for job in jobs if not (job.cancelling or job.deciding.locked())]
@@ -95,6 +119,15 @@ class JobQueue:
     def waiting_count(self) -> int:
         """Jobs that wait for a slot or for the rest of their corpus."""
         return self._uploading + len(self.waiting)
+
+    def waiting_of(self, owner: str) -> int:
+        """Returns how many jobs of a caller wait or are paused."""
+        busy = self._running.keys() | self._ending.keys()
+        return sum(job.row.owner == owner and job not in busy for job in self._jobs.values())
+
+    def running_of(self, owner: str) -> int:
+        """Returns how many jobs of a caller hold a slot."""
+        return sum(job.row.owner == owner for job in self._running)
 
     def is_running(self, job: Job) -> bool:
         """Returns whether a job holds a slot."""
@@ -171,13 +204,29 @@ class JobQueue:
         self._is_open = False
 
     def schedule(self) -> None:
-        """Starts jobs, the oldest first, while there are slots."""
+        """Starts jobs while there are slots."""
         if not self._is_open or self._closing.done():
             return
-        free = max(0, self._limits.slots - self.running_count)
-        for job in self.waiting[:free]:
-            self._running[job] = asyncio.create_task(self._run_to_end(job))
+        free = self._limits.slots - self.running_count
+        for job in self.waiting if free > 0 else ():
+            if free <= 0:
+                break
+            if self._may_run(job.row.owner):
+                self._running[job] = asyncio.create_task(self._run_to_end(job))
+                self._last_start[job.row.owner] = next(self._starts)
+                free -= 1
         self._running_changed(self.running)
+
+    def _may_run(self, owner: str) -> bool:
+        """Returns whether the quota of a caller allows one more job to run."""
+        limit = self._quotas.quotas_of(owner).jobs_running
+        return limit is None or self.running_of(owner) < limit
+
+    def _forget_starts(self) -> None:
+        """Forgets the starts of callers without jobs, now and then."""
+        if len(self._last_start) > 2 * len(self._jobs) + 100:
+            owners = {job.row.owner for job in self._jobs.values()}
+            self._last_start = {o: n for o, n in self._last_start.items() if o in owners}
 
     def move_to_back(self, job: Job) -> None:
         """Makes a job the last one in the queue."""
@@ -203,6 +252,7 @@ class JobQueue:
         self._running.pop(job, None)
         self._ending.pop(job, None)
         self._left(job)
+        self._forget_starts()
         self.schedule()
 
     async def _until_ended(self, job: Job, end: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.request_id import set_request_id
 from treadle.server.errors import (
     StatusError,
@@ -79,6 +80,7 @@ class JobManager:
         limits: How many jobs there may be.
         run_limits: The limits of each job.
         hold_reason: Returns why the server runs no job yet; empty where it does.
+        quotas: The quotas of the callers; None: there are none.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class JobManager:
         limits: JobLimits,
         run_limits: RunLimits,
         hold_reason: Callable[[], str] = lambda: "",
+        quotas: QuotaBook | None = None,
     ) -> None:
         self._data_dir = data_dir
         self._database = data_dir.database
@@ -109,6 +112,7 @@ class JobManager:
             run=self._run,
             running_changed=self._runner.share_threads,
             left=self._forget_if_final,
+            quotas=quotas or QuotaBook(),
         )
         """The jobs that wait, run or are about to end."""
         data_dir.space.reserved = self._reserved

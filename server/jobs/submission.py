@@ -8,12 +8,14 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from treadle.model.data.files import check_not_empty
 from treadle.model.errors import CorpusError
 from treadle.model.training.fine_tuning import BaseModelInfo
 from treadle.server.access.caller import current_caller
+from treadle.server.access.quota_book import CallerUse, QuotaBook
 from treadle.server.access.request_id import current_request_id
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
 from treadle.server.failures import DatabaseError
@@ -21,6 +23,7 @@ from treadle.server.jobs import idempotency
 from treadle.server.jobs.job import outlast
 from treadle.server.jobs.upload import Upload, UploadLimits
 from treadle.server.messages import requests as convert
+from treadle.server.messages.caller_info import StoredUse
 from treadle.server.names import name_violations
 from treadle.server.resources import thread_pools
 from treadle.server.storage import files as disk
@@ -49,6 +52,7 @@ class Submission:
         limits: Limits of an upload.
         training_bytes: The most memory that a training run may take; None: all of the machine.
         budget: Counts the bytes that are kept for callers.
+        quotas: Counts the jobs, models and corpora of each caller.
     """
 
     def __init__(
@@ -58,12 +62,14 @@ class Submission:
         limits: UploadLimits,
         training_bytes: int | None,
         budget: MemoryBudget,
+        quotas: QuotaBook,
     ) -> None:
         self._data_dir = data_dir
         self._jobs = jobs
         self._limits = limits
         self._training_bytes = training_bytes
         self._budget = budget
+        self._quotas = quotas
 
     async def take(self, requests: AsyncIterator[pb.TrainRequest]) -> str:
         """Reads a request of the current caller to its end and queues its job.
@@ -97,12 +103,16 @@ class Submission:
         await thread_pools.DATABASE.run(
             self._data_dir.models.check_new, spec.model, "", self._jobs.registry.models()
         )
-        with self._jobs.queue.admit():
-            stored = UploadFiles(self._data_dir.corpora)
+        use = self._quotas.current()
+        waiting = partial(self._jobs.queue.waiting_of, owner)
+        with use.admit_upload(waiting), self._jobs.queue.admit():
+            corpora = await self._check_bytes(use)
+            stored = UploadFiles(self._data_dir.corpora, partial(use.count_upload, stored=corpora))
             try:
                 await thread_pools.UPLOADS.run(self._data_dir.space.require)
                 files = await upload.receive(stored)
                 _check_files(files)
+                await self._check_bytes(use)  # other uploads may be stored meanwhile
                 # Once begun it runs to its end: a cancelled call leaves no half of it.
                 kept, job = await outlast(
                     self._queue(stored, spec, asked, config, files, base, owner)
@@ -113,6 +123,39 @@ class Submission:
             idempotency.check_spec(kept, asked)
             idempotency.check_corpus(kept, files)
         return kept.id
+
+    async def stored_use(self, owner: str) -> StoredUse:
+        """Returns what a caller keeps on the server.
+
+        Args:
+            owner: The caller's name.
+
+        Raises:
+            DatabaseError: The database failed.
+        """
+        database = self._data_dir.database
+        return StoredUse(
+            jobs_queued=self._jobs.queue.waiting_of(owner),
+            jobs_running=self._jobs.queue.running_of(owner),
+            model_bytes=await thread_pools.DATABASE.run(database.model_bytes, owner),
+            corpus_bytes=await thread_pools.DATABASE.run(database.corpus_bytes, owner),
+        )
+
+    async def _check_bytes(self, use: CallerUse) -> int:
+        """Checks what a caller keeps already.
+
+        Returns:
+            The bytes of its corpora; 0 where it has no quota of bytes.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: a quota is used up.
+        """
+        if use.quotas.model_bytes is None and use.quotas.corpus_bytes is None:
+            return 0
+        stored = await self.stored_use(use.name)
+        use.check_model_bytes(stored.model_bytes)
+        use.count_upload(0, stored.corpus_bytes)
+        return stored.corpus_bytes
 
     async def _queue(
         self,

@@ -10,7 +10,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from treadle.model import compiled_for
+from treadle.server.access.caller import ANONYMOUS, Caller, current_caller
 from treadle.server.messages import page_tokens, requests, responses
+from treadle.server.messages.caller_info import caller_info
 from treadle.server.messages.page import Page
 from treadle.server.names import check_model_and_alias, check_reference
 from treadle.server.resources import thread_pools
@@ -243,7 +245,9 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.GetServerInfoResponse:
         """Describes the server."""
         kernels_ready, kernels_total = self._warmup.progress
+        caller = current_caller()
         return pb.GetServerInfoResponse(
+            caller=None if caller is ANONYMOUS else await self._describe(caller),
             version=version("treadle"),
             cpu_target=compiled_for(),
             threads=self._config.threads,
@@ -270,6 +274,10 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             memory_budget_bytes=self._budget.limit,
             memory_used_bytes=self._budget.used,
         )
+
+    async def _describe(self, caller: Caller) -> pb.CallerInfo:
+        stored = await self._submission.stored_use(caller.name)
+        return caller_info(caller, self._admission.quotas.of(caller), stored)
 
     async def _fill(
         self, page: Page[pb.Job], states: list[str], model: str, after: tuple[float, str] | None

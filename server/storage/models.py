@@ -193,6 +193,10 @@ class ModelStore:
             self.aliases.set(model.name, alias, model.version)
         return model
 
+    def bytes_of(self, owner: str) -> int:
+        """Returns the bytes of the stored versions that an owner's jobs and streams made."""
+        return self._database.model_bytes(owner)
+
     def is_stored(self, name: str, version: int) -> bool:
         """Returns whether a version of a model is on disk."""
         return self._file(name, version).is_file()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,15 +32,41 @@ class UploadedFile:
     """Its size in bytes."""
 
 
+class CountedWriter:
+    """Writes a file of an upload, and counts its bytes before.
+
+    Args:
+        writer: The writer.
+        count: Called with the number of bytes of each write.
+    """
+
+    def __init__(self, writer: CorpusWriter, count: Callable[[int], None]) -> None:
+        self._writer = writer
+        self._count = count
+
+    def write(self, data: bytes) -> None:
+        """Takes the next bytes; see `CorpusWriter.write`."""
+        self._count(len(data))
+        self._writer.write(data)
+
+    def finish(self) -> tuple[str, int]:
+        """Ends the file; returns its SHA-256 and its size in bytes."""
+        return self._writer.finish()
+
+
 class UploadFiles:
     """The files of one upload so far.
 
     Args:
         corpora: Takes the files once the upload is complete.
+        count: Called with the number of new bytes before they are written, and with the negative
+            sum of all in the end; an error of it ends the upload.
     """
 
-    def __init__(self, corpora: Corpora) -> None:
+    def __init__(self, corpora: Corpora, count: Callable[[int], None] = lambda size: None) -> None:
         self._corpora = corpora
+        self._count = count
+        self._counted = 0
         self._lock = threading.Lock()
         self._writers: list[CorpusWriter] = []
         self._held: list[str] = []
@@ -70,7 +97,7 @@ class UploadFiles:
                 self._release_all()
             return size
 
-    def writer(self) -> CorpusWriter:
+    def writer(self) -> CountedWriter:
         """Returns a writer of a new file.
 
         Raises:
@@ -81,7 +108,14 @@ class UploadFiles:
             self._writers.append(writer)
             if self._closed:  # the call was cancelled before its thread got here
                 self._discard()
-            return writer
+            return CountedWriter(writer, self._count_bytes)
+
+    def _count_bytes(self, size: int) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._counted += size
+        self._count(size)
 
     def store(self) -> None:
         """Makes the files corpora; the upload is complete.
@@ -108,6 +142,8 @@ class UploadFiles:
             DatabaseError: The database failed.
         """
         with self._lock:
+            if not self._closed:
+                self._count(-self._counted)
             self._closed = True
             try:
                 self._discard()

@@ -65,7 +65,7 @@ def test_an_upload_looks_for_space_as_it_goes(data_dir: DataDir, disk: SmallDisk
     disk.free = KEPT + 99
     with pytest.raises(NoSpaceError) as caught:
         writer.write(b"x" * 100)
-    assert writer.size == 100
+    assert writer.finish()[1] == 100
     error = from_exception(caught.value, "an upload")
     assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert error.message == (

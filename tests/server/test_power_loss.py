@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from treadle.server.access.quota_book import QuotaBook
 from treadle.server.jobs.submission import Submission
 from treadle.server.jobs.upload import UploadLimits
 from treadle.server.resources.memory_budget import MemoryBudget
@@ -73,9 +74,9 @@ async def _fine_tune(data_dir: DataDir) -> str:
 
     manager = make_manager(data_dir, FakeWorkerPool(FakeWorker))
     budget = MemoryBudget(1 << 30)
-    return await Submission(data_dir, manager, UploadLimits(1 << 20, 60.0), None, budget).take(
-        requests()
-    )
+    limits = UploadLimits(1 << 20, 60.0)
+    submission = Submission(data_dir, manager, limits, None, budget, QuotaBook())
+    return await submission.take(requests())
 
 
 def fine_tune(data_dir: DataDir) -> str:
