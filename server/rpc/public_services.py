@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from treadle.server.access.authenticator import Authenticator
 from treadle.server.config import PUBLIC_SERVICES
-from treadle.server.errors import StatusError
+from treadle.server.errors import from_exception
 from treadle.server.rpc.interceptor import DETAILS_KEY, Context
 from treadle.server.rpc.reflection import V1
 
@@ -84,5 +84,6 @@ class PublicServices(aio.ServerInterceptor):
         metadata = context.invocation_metadata() or ()
         try:
             await self._authenticator.authenticate(metadata, context.auth_context())
-        except StatusError as error:
-            await context.abort(error.code, error.message, ((DETAILS_KEY, error.packed()),))
+        except Exception as error:
+            status = from_exception(error, doing="authentication")
+            await context.abort(status.code, status.message, ((DETAILS_KEY, status.packed()),))

@@ -9,6 +9,7 @@ import pytest
 
 from treadle.server.address import address_fault, exposure, reachable
 from treadle.server.app import announce
+from treadle.server.exposure_warning import exposure_warning
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "addresses.json").read_text("utf-8"))
 
@@ -68,3 +69,30 @@ def test_a_server_beyond_loopback_says_who_may_call_it(
         assert exposure(address) in warning
         assert "no authentication" in warning
         assert "--address" in warning
+
+
+BEYOND = "0.0.0.0:1"
+
+
+@pytest.mark.parametrize(
+    ("tls", "client_ca_file", "callers", "said", "remedies"),
+    [
+        (False, "", False, "no authentication and no encryption", ["--callers", "--tls-cert-f"]),
+        (True, "", False, "no authentication", ["--callers-file", "--tls-client-ca-file"]),
+        (True, "ca.pem", False, "everybody with a certificate of ca.pem may", ["--callers-file"]),
+        (False, "", True, "may read tokens and texts on their way", ["--tls-cert-file"]),
+        (True, "", True, "", []),
+        (True, "ca.pem", True, "", []),
+    ],
+)
+def test_the_warning_says_what_is_missing(
+    tls: bool, client_ca_file: str, callers: bool, said: str, remedies: list[str]
+) -> None:
+    assert exposure_warning("127.0.0.1:1", tls, client_ca_file, callers) == ""
+    assert exposure_warning("unix:/run/socket", tls, client_ca_file, callers) == ""
+    warning = exposure_warning(BEYOND, tls, client_ca_file, callers)
+    assert bool(warning) == bool(said)
+    assert said in warning
+    assert not [remedy for remedy in remedies if remedy not in warning]
+    assert ("--callers-file" in warning) == (bool(said) and not callers)
+    assert ("--tls-cert-file" in warning) == (bool(said) and not tls)

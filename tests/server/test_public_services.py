@@ -1,0 +1,197 @@
+"""Which of health and reflection may be called without a token."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from certificates import Authority, channel_credentials
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
+    reflection_pb2,
+    reflection_pb2_grpc,
+)
+
+from treadle.server.access.authenticator import AuthContext, Metadata, OpenAuthenticator
+from treadle.server.access.caller import ANONYMOUS, Caller
+from treadle.server.config import ServerConfig, SettingError
+from treadle.server.errors import StatusError
+from treadle.server.rpc.public_services import PublicServices
+from treadle.server.rpc.reflection import V1, add_reflection
+
+from . import harness
+from .harness import NO_PROXY, PATIENCE_S, Server
+
+OK = grpc.StatusCode.OK
+REFUSED = grpc.StatusCode.UNAUTHENTICATED
+
+
+class TokenAuthenticator(OpenAuthenticator):
+    """Accepts one token."""
+
+    async def authenticate(self, metadata: Metadata, auth_context: AuthContext) -> Caller:
+        await asyncio.sleep(0)
+        if ("authorization", "Bearer good") in {tuple(item) for item in metadata}:
+            return ANONYMOUS
+        if ("authorization", "Bearer broken") in {tuple(item) for item in metadata}:
+            raise RuntimeError("the secret is 1234")
+        raise StatusError(REFUSED, "this server requires a token")
+
+
+async def _check(channel: aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    reply = await stub.Check(health_pb2.HealthCheckRequest(), metadata=metadata)
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def _watch(channel: aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    call = stub.Watch(health_pb2.HealthCheckRequest(), metadata=metadata)
+    reply = await call.read()
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+    call.cancel()
+
+
+async def _reflect(channel: aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    await _list_services(stub.ServerReflectionInfo, metadata)
+
+
+async def _reflect_v1(channel: aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+    method = channel.stream_stream(
+        f"/{V1}/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    await _list_services(method, metadata)
+
+
+async def _list_services(method: Callable[..., object], metadata: object) -> None:
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    replies = method(iter([request, request]), metadata=metadata)
+    count = 0
+    async for reply in replies:  # type: ignore[attr-defined]
+        assert health.SERVICE_NAME in {one.name for one in reply.list_services_response.service}
+        count += 1
+    assert count == 2
+
+
+CALLS = {"Check": _check, "Watch": _watch, "v1alpha": _reflect, "v1": _reflect_v1}
+
+
+async def _failure(call: Coroutine[Any, Any, None]) -> aio.AioRpcError | None:
+    try:
+        await asyncio.wait_for(call, PATIENCE_S)
+    except aio.AioRpcError as error:
+        return error
+    return None
+
+
+async def codes(
+    setting: str, token: str, authenticator: OpenAuthenticator
+) -> dict[str, grpc.StatusCode]:
+    """Returns the status of each call with a token, or with none."""
+    server = aio.server(interceptors=[PublicServices(setting, authenticator)])
+    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+    add_reflection(server, (health.SERVICE_NAME,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    found = {}
+    async with aio.insecure_channel(f"127.0.0.1:{port}", NO_PROXY) as channel:
+        for name, call in CALLS.items():
+            error = await _failure(call(channel, metadata))
+            found[name] = error.code() if error else OK
+            assert "1234" not in str(error)
+            if found[name] is REFUSED:
+                assert error is not None
+                assert error.details() == "this server requires a token"
+    await server.stop(None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("setting", "of_health", "of_reflection"),
+    [
+        ("health", OK, REFUSED),
+        ("reflection", REFUSED, OK),
+        ("health,reflection", OK, OK),
+        ("reflection,health", OK, OK),
+        ("none", REFUSED, REFUSED),
+    ],
+)
+def test_what_is_not_public_takes_a_token(
+    setting: str, of_health: grpc.StatusCode, of_reflection: grpc.StatusCode
+) -> None:
+    expected = dict.fromkeys(("Check", "Watch"), of_health)
+    expected |= dict.fromkeys(("v1alpha", "v1"), of_reflection)
+    authenticator = TokenAuthenticator()
+    assert asyncio.run(codes(setting, "", authenticator)) == expected
+    assert asyncio.run(codes(setting, "bad", authenticator)) == expected
+    assert asyncio.run(codes(setting, "good", authenticator)) == dict.fromkeys(CALLS, OK)
+
+
+def test_without_callers_everything_is_public() -> None:
+    assert asyncio.run(codes("none", "", OpenAuthenticator())) == dict.fromkeys(CALLS, OK)
+
+
+def test_a_failure_of_authentication_lets_nobody_in_and_shows_nothing() -> None:
+    found = asyncio.run(codes("none", "broken", TokenAuthenticator()))
+    assert found == dict.fromkeys(CALLS, grpc.StatusCode.INTERNAL)
+
+
+def test_a_service_that_is_not_known_is_named() -> None:
+    with pytest.raises(SettingError, match=r"^--public-services must be health, .*, not 'all'$"):
+        ServerConfig(public_services="all")
+
+
+def test_a_server_with_tokens_answers_its_own_health_check(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Also where health is not public, with and without TLS."""
+    callers = tmp_path / "callers.toml"
+    command = [sys.executable, "-m", "treadle.server", "token", "create", "admin"]
+    token = subprocess.run(
+        [*command, "--role", "admin"],
+        env=os.environ | {"TREADLE_CALLERS_FILE": str(callers)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    ).stdout.strip()
+    authority = Authority(tmp_path / "authority")
+    pair = authority.server()
+    credentials = grpc.composite_channel_credentials(
+        channel_credentials(authority), grpc.access_token_call_credentials(token)
+    )
+    server = start(
+        *("--callers-file", str(callers), "--public-services", "none"),
+        *("--tls-cert-file", str(pair.cert_file), "--tls-key-file", str(pair.key_file)),
+        credentials=credentials,
+    )
+    assert server.caller.serving()
+    assert server.caller.info().version
+    anonymous = harness.Caller(server.address, channel_credentials(authority))
+    for call in (anonymous.serving, anonymous.info):
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert caught.value.code() is REFUSED
+        assert "requires a token" in (caught.value.details() or "")
+    anonymous.close()
+    checked = subprocess.run(
+        [sys.executable, "-m", "treadle.server", "--check-health", server.address],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert token not in server.log
