@@ -14,6 +14,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from treadle.client.access.bearer_token import TokenFile
     from treadle.client.client import Client
     from treadle.client.errors import (
         CancelledError,
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
         InvalidArgumentError,
         NotFoundError,
         PermissionDeniedError,
+        QuotaExceededError,
+        QuotaViolation,
         ResourceExhaustedError,
         ServerError,
         TreadleError,
+        UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
         Violation,
@@ -70,6 +74,8 @@ __all__ = [
     "LearnedPieces",
     "NotFoundError",
     "PermissionDeniedError",
+    "QuotaExceededError",
+    "QuotaViolation",
     "ResourceExhaustedError",
     "ScoreOptions",
     "ScoreStream",
@@ -78,9 +84,11 @@ __all__ = [
     "ServerError",
     "Session",
     "StreamPiece",
+    "TokenFile",
     "TrainOptions",
     "TrainingRun",
     "TreadleError",
+    "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
     "Violation",
@@ -109,6 +117,8 @@ _LATE = {
     "LearnedPieces": "treadle.client.learn_stream",
     "NotFoundError": "treadle.client.errors",
     "PermissionDeniedError": "treadle.client.errors",
+    "QuotaExceededError": "treadle.client.errors",
+    "QuotaViolation": "treadle.client.errors",
     "StreamPiece": "treadle.client.streaming",
     "ResourceExhaustedError": "treadle.client.errors",
     "ScoreOptions": "treadle.client.options",
@@ -118,9 +128,11 @@ _LATE = {
     "ServerError": "treadle.client.errors",
     "Session": "treadle.client.session",
     "GeneratedText": "treadle.client.generation",
+    "TokenFile": "treadle.client.access.bearer_token",
     "TrainOptions": "treadle.client.options",
     "TrainingRun": "treadle.client.training_run",
     "TreadleError": "treadle.client.errors",
+    "UnauthenticatedError": "treadle.client.errors",
     "UnavailableError": "treadle.client.errors",
     "UnimplementedError": "treadle.client.errors",
     "Violation": "treadle.client.errors",

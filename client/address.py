@@ -47,6 +47,15 @@ def is_local(address: str) -> bool:
     return address_.is_loopback or address_.is_unspecified
 
 
+def is_loopback(address: str) -> bool:
+    """Returns whether no other machine takes part in a connection to an address.
+
+    In contrast to `is_local`, a name that a server of names has to resolve does not count, nor
+    does the host of a virtual machine.
+    """
+    return is_local(address) and not address.startswith(("dns://", "vsock:", "xds:", "google-c2p:"))
+
+
 def _fault(address: str) -> str:
     if not address.strip():
         return f"is empty; give {FORMS}"

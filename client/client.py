@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, Unpack
 
+from treadle.client.access.bearer_token import TokenSource
+from treadle.client.access.credentials import Credentials
+from treadle.client.access.tls import AnyPath
+from treadle.client.address import check_address
 from treadle.client.connection import DEFAULT_ADDRESS, Connection
 from treadle.client.errors import InputError
 from treadle.client.files.corpus import Corpora
@@ -36,6 +40,7 @@ from treadle.v1.sequence_pb2 import (
     DeleteModelResponse,
     Embedding,
     GenerateRequest,
+    GenerateResponse,
     GetJobRequest,
     GetModelRequest,
     GetModelResponse,
@@ -75,13 +80,45 @@ class Client:
             knows, such as `dns:///NAME:PORT`.
         timeout_s: The longest that a call may take, in seconds, generation included. Training and
             streams have a `timeout_s` of their own. None sets no limit.
+        tls: True: TLS, False: none, None: TLS where one of the files is given.
+        ca_file: The certificate authorities to trust, in PEM. None: those that this machine
+            trusts, or, where it has none, those that come with gRPC.
+        cert_file: The certificate that this client shows, with its chain, in PEM.
+        key_file: Its private key, in PEM and not encrypted. Files are read here and not again: a
+            renewed certificate needs a new client.
+        token: The token that each call carries, or a function that returns it and is called for
+            each call, for tokens that are renewed. `TokenFile(path)` reads it from a file.
+        allow_plaintext_token: Whether the token may be sent to another machine without TLS, which
+            lets everybody on the way read it.
 
     Raises:
-        InputError: The address has none of these forms.
+        InputError: The address has none of these forms, a file cannot be used, or the token would
+            be sent to another machine without TLS.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float | None = None) -> None:
-        self._connection = Connection(address, timeout_s)
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float | None = None,
+        tls: bool | None = None,
+        ca_file: AnyPath | None = None,
+        cert_file: AnyPath | None = None,
+        key_file: AnyPath | None = None,
+        token: TokenSource | None = None,
+        allow_plaintext_token: bool = False,
+    ) -> None:
+        check_address(address)
+        credentials = Credentials(
+            address,
+            tls=tls,
+            ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
+            token=token,
+            allow_plaintext_token=allow_plaintext_token,
+        )
+        self._connection = Connection(credentials, timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +138,7 @@ class Client:
     @property
     def address(self) -> str:
         """The server's address."""
-        return self._connection.address
+        return self._connection.peer.address
 
     # ------------------------------------------------------------------ training
 
@@ -142,11 +179,10 @@ class Client:
         whole_spec = make_spec(model, spec, options)
         choose_format(whole_spec, corpus)
         upload = Upload(whole_spec, open_parts(corpus))
-        call = self._connection.stub.Train(upload.requests(), timeout=timeout_s)
+        call = self._connection.stream(self._connection.stub.Train, upload.requests(), timeout_s)
         upload.attach(call)
         return TrainingRun(
             call,
-            self.address,
             self._watch,
             upload=upload,
             reconnect_s=reconnect_s,
@@ -177,7 +213,6 @@ class Client:
         """
         return TrainingRun(
             WatchedEvents(self._watch(job, after, timeout_s)),
-            self.address,
             self._watch,
             job=job,
             after=after,
@@ -188,7 +223,7 @@ class Client:
     def _watch(self, job: str, after: int, timeout_s: float | None) -> Call[WatchJobResponse]:
         """Calls WatchJob."""
         request = make_request(WatchJobRequest, job=job, after_sequence=after)
-        return self._connection.stub.WatchJob(request, timeout=timeout_s)
+        return self._connection.stream(self._connection.stub.WatchJob, request, timeout_s)
 
     # ---------------------------------------------------------------- generation
 
@@ -216,8 +251,13 @@ class Client:
         if "n" in options:
             raise InputError("generate makes one text: generate_many(..., n=...) makes several")
         request = make_request(GenerateRequest, model=model, prompt=prompt, **options)
-        call = self._connection.stub.Generate(request, timeout=self._connection.timeout_s)
-        return Generation(call, self.address)
+        call = self._generate(request)
+        return Generation(call)
+
+    def _generate(self, request: GenerateRequest) -> Call[GenerateResponse]:
+        """Calls Generate."""
+        stub = self._connection.stub
+        return self._connection.stream(stub.Generate, request, self._connection.timeout_s)
 
     def generate_text(
         self, model: str = "", prompt: str = "", **options: Unpack[GenerateOptions]
@@ -271,8 +311,8 @@ class Client:
 
         def call(count: int, offset: int, fields: dict[str, Any]) -> GeneratedTexts:
             request = make_request(GenerateRequest, n=count, **fields)
-            call = self._connection.stub.Generate(request, timeout=self._connection.timeout_s)
-            return GeneratedTexts(call, self.address, offset)
+            call = self._generate(request)
+            return GeneratedTexts(call, offset)
 
         return Items(call, n, unique=unique, novel=novel, max_tries=max_tries, options=fields)
 
@@ -356,8 +396,10 @@ class Client:
         check_model_or_job(model, options.get("job", ""))
         spec = make_request(ScoreStreamSpec, model=model, **options)
         requests = BackgroundRequests(score_requests(spec, pieces))
-        call = self._connection.stub.ScoreStream(requests.requests(), timeout=timeout_s)
-        return ScoredPieces(requests, call, self.address)
+        call = self._connection.stream(
+            self._connection.stub.ScoreStream, requests.requests(), timeout_s
+        )
+        return ScoredPieces(requests, call)
 
     def open_score_stream(
         self,
@@ -382,8 +424,10 @@ class Client:
         check_model_or_job(model, options.get("job", ""))
         spec = make_request(ScoreStreamSpec, model=model, **options)
         queue = RequestQueue(ScoreStreamRequest(spec=spec))
-        call = self._connection.stub.ScoreStream(queue.requests(), timeout=timeout_s)
-        return ScoreStream(queue, call, self.address)
+        call = self._connection.stream(
+            self._connection.stub.ScoreStream, queue.requests(), timeout_s
+        )
+        return ScoreStream(queue, call)
 
     def embeddings(
         self, model: str, texts: str | Iterable[str], **options: Unpack[EmbedOptions]
@@ -444,8 +488,10 @@ class Client:
         """
         spec = make_request(LearnStreamSpec, model=model, **options)
         requests = BackgroundRequests(learn_requests(spec, pieces))
-        call = self._connection.stub.LearnStream(requests.requests(), timeout=timeout_s)
-        return LearnedPieces(requests, call, self.address)
+        call = self._connection.stream(
+            self._connection.stub.LearnStream, requests.requests(), timeout_s
+        )
+        return LearnedPieces(requests, call)
 
     def open_learn_stream(
         self,
@@ -469,8 +515,10 @@ class Client:
         """
         spec = make_request(LearnStreamSpec, model=model, **options)
         queue = RequestQueue(LearnStreamRequest(spec=spec))
-        call = self._connection.stub.LearnStream(queue.requests(), timeout=timeout_s)
-        return LearnStream(queue, call, self.address)
+        call = self._connection.stream(
+            self._connection.stub.LearnStream, queue.requests(), timeout_s
+        )
+        return LearnStream(queue, call)
 
     # -------------------------------------------------------------------- models
 

@@ -8,10 +8,12 @@ from typing import Protocol, TypeVar
 
 import grpc
 
-from treadle.client.address import check_address, is_local
-from treadle.client.errors import DeadlineExceededError, UnavailableError
+from treadle.client.access.credentials import Credentials
+from treadle.client.address import is_local
+from treadle.client.errors import DeadlineExceededError, ServerError, UnavailableError
 from treadle.client.messages.raw_protobuf import integer
 from treadle.client.messages.status import from_rpc_error
+from treadle.client.streaming import Call, ServerCall
 from treadle.v1.sequence_pb2 import GetServerInfoRequest
 from treadle.v1.sequence_pb2_grpc import SequenceServiceStub
 
@@ -24,11 +26,16 @@ SERVING = 1
 POLL_S = 0.1
 """Seconds between two health checks of a server that is up but not ready."""
 
+FAULT_S = 2.0
+"""The longest to ask for the reason why there was no connection, in seconds."""
+
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 """The largest reply taken: the tokens of a scored text take about twenty times its size."""
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
+Sent = TypeVar("Sent", contravariant=True)
+Received = TypeVar("Received", covariant=True)
 
 
 class Page(Protocol):
@@ -42,23 +49,32 @@ class Page(Protocol):
 AnyPage = TypeVar("AnyPage", bound=Page)
 
 
+class StreamingMethod(Protocol[Sent, Received]):
+    """A method of the stub with streamed responses."""
+
+    def __call__(
+        self,
+        request: Sent,
+        /,
+        timeout: float | None = ...,
+        metadata: tuple[tuple[str, str], ...] | None = ...,
+    ) -> Call[Received]:
+        """Starts a call."""
+
+
 class Connection:
     """A gRPC channel to one Treadle server, which connects when the first call needs it.
 
     Args:
-        address: `HOST:PORT`, `unix:/PATH`, `unix-abstract:NAME`, or another target that gRPC
-            knows, such as `dns:///NAME:PORT`.
+        credentials: The server's address, and how it is reached.
         timeout_s: The longest that a call may take; None sets no limit.
-
-    Raises:
-        InputError: The address has none of these forms.
     """
 
-    def __init__(self, address: str, timeout_s: float | None) -> None:
-        check_address(address)
-        self.address = address
+    def __init__(self, credentials: Credentials, timeout_s: float | None) -> None:
+        self.peer = credentials.peer
         self.timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, channel_options(address))
+        self._credentials = credentials
+        self._channel = credentials.open_channel(channel_options(self.peer.address))
         self.stub = SequenceServiceStub(self._channel)
         self._health: Callable[..., bytes] = self._channel.unary_unary(HEALTH_CHECK)
 
@@ -73,12 +89,34 @@ class Connection:
             The reply.
 
         Raises:
+            InputError: The caller's function returned no token.
             ServerError: The call failed.
         """
+        metadata, request_id = self._credentials.call_metadata()
         try:
-            return method(request, timeout=self.timeout_s)
+            return method(request, timeout=self.timeout_s, metadata=metadata)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from error
+            raise from_rpc_error(error, self.peer, request_id) from error
+
+    def stream(
+        self, method: StreamingMethod[Request, Reply], request: Request, timeout_s: float | None
+    ) -> ServerCall[Reply]:
+        """Starts a call with streamed responses.
+
+        Args:
+            method: The call.
+            request: The request, or the iterator over the requests.
+            timeout_s: The longest that the call may take.
+
+        Returns:
+            The call.
+
+        Raises:
+            InputError: The caller's function returned no token.
+        """
+        metadata, request_id = self._credentials.call_metadata()
+        call = method(request, timeout=timeout_s, metadata=metadata)
+        return ServerCall(call, self.peer, request_id)
 
     def pages(
         self,
@@ -115,10 +153,11 @@ class Connection:
         Raises:
             ServerError: The call failed.
         """
+        metadata, request_id = self._credentials.call_metadata()
         try:
-            reply = self._health(b"", timeout=timeout_s, wait_for_ready=wait)
+            reply = self._health(b"", timeout=timeout_s, wait_for_ready=wait, metadata=metadata)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from error
+            raise from_rpc_error(error, self.peer, request_id) from error
         return integer(reply, 1) == SERVING
 
     def start_progress(self) -> str:
@@ -128,8 +167,8 @@ class Connection:
             "it is compiling its kernels (12 of 99)"; empty where the server does not say.
         """
         try:
-            info = self.stub.GetServerInfo(GetServerInfoRequest(), timeout=self.timeout_s)
-        except grpc.RpcError:
+            info = self.call(self.stub.GetServerInfo, GetServerInfoRequest())
+        except ServerError:
             return ""
         if not info.kernels_total:
             return ""
@@ -150,11 +189,23 @@ class Connection:
             except (DeadlineExceededError, UnavailableError):
                 progress = ""
             time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+        cause = progress or self._tls_fault()
         raise UnavailableError(
-            f"no Treadle server was ready at {self.address} within {timeout_s:g} s"
-            + (f": {progress}" if progress else ""),
+            f"no Treadle server was ready at {self.peer.address} within {timeout_s:g} s"
+            + (f": {cause}" if cause else ""),
             code="UNAVAILABLE",
         )
+
+    def _tls_fault(self) -> str:
+        """Returns why a connection with TLS failed, which gRPC does not say while it waits."""
+        try:
+            if self.peer.tls:
+                self.check_health(FAULT_S, wait=False)
+        except DeadlineExceededError:
+            return ""
+        except ServerError as error:
+            return str(error)
+        return ""
 
 
 def channel_options(address: str) -> list[tuple[str, int]]:

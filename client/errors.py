@@ -6,8 +6,10 @@
         ├── InvalidArgumentError     the request is at fault; `.violations` names the fields
         ├── NotFoundError            no such model, version or job
         ├── FailedPreconditionError  not in this state, or something changed meanwhile
-        ├── PermissionDeniedError    a proxy before the server refused the caller
+        ├── PermissionDeniedError    the caller may not do this
+        │   └── UnauthenticatedError     the server does not know the caller, or not any more
         ├── ResourceExhaustedError   full or too large; see `.retry_delay_s`
+        │   └── QuotaExceededError       a quota of the caller is used up; `.quota` names it
         ├── DeadlineExceededError    it took longer than `timeout_s` or the server's limit
         ├── CancelledError           the call, or the job that it followed, was cancelled
         ├── UnimplementedError       the server does not offer this call
@@ -19,6 +21,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Self
@@ -33,6 +36,15 @@ class Violation(NamedTuple):
     """The field's path, such as `spec.network.hidden_size`."""
     description: str
     """The reason, in a sentence."""
+
+
+class QuotaViolation(NamedTuple):
+    """A quota of the caller that is used up."""
+
+    quota: str
+    """The quota, such as `tokens_per_minute`."""
+    description: str
+    """The limit and the use, in a sentence."""
 
 
 class TreadleError(Exception):
@@ -74,6 +86,7 @@ class ServerError(TreadleError):
         violations: The request's fields at fault, where the server named them.
         retry_delay_s: Seconds to wait before another try, where the server named them.
         broken: Whether the connection failed, not the request.
+        request_id: The id that the client sent with the call, which is in the logs of the server.
         say: Returns the sentence for an interface. Default: from the message.
     """
 
@@ -85,6 +98,7 @@ class ServerError(TreadleError):
         violations: tuple[Violation, ...] = (),
         retry_delay_s: float | None = None,
         broken: bool = False,
+        request_id: str = "",
         say: Callable[[ArgumentNames], str] | None = None,
     ) -> None:
         super().__init__(message)
@@ -93,6 +107,7 @@ class ServerError(TreadleError):
         self.violations = violations
         self.retry_delay_s = retry_delay_s
         self.broken = broken
+        self.request_id = request_id
 
     def in_names_of(self, interface: ArgumentNames) -> str:
         """Returns the sentence with the names of an interface."""
@@ -102,14 +117,10 @@ class ServerError(TreadleError):
 
     def placed(self, where: str) -> Self:
         """Returns the same error with its place before the sentence, such as "line 7"."""
-        return type(self)(
-            f"{where}: {self}",
-            code=self.code,
-            violations=self.violations,
-            retry_delay_s=self.retry_delay_s,
-            broken=self.broken,
-            say=lambda interface: f"{where}: {self.in_names_of(interface)}",
-        )
+        placed = copy.copy(self)
+        placed.args = (f"{where}: {self}",)
+        placed._say = lambda interface: f"{where}: {self.in_names_of(interface)}"
+        return placed
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -133,8 +144,24 @@ class PermissionDeniedError(ServerError):
     """The caller may not do this."""
 
 
+class UnauthenticatedError(PermissionDeniedError):
+    """The server requires a token or a certificate, or does not accept the one it got."""
+
+
 class ResourceExhaustedError(ServerError):
     """The server is full, or the message too large; see `retry_delay_s`."""
+
+
+class QuotaExceededError(ResourceExhaustedError):
+    """A quota of the caller is used up; see `quota` and `retry_delay_s`."""
+
+    quotas: tuple[QuotaViolation, ...] = ()
+    """The quotas that are used up."""
+
+    @property
+    def quota(self) -> str:
+        """The quota that is used up, the first one of several."""
+        return self.quotas[0].quota if self.quotas else ""
 
 
 class DeadlineExceededError(ServerError):
@@ -172,7 +199,7 @@ ERRORS: dict[str, type[ServerError]] = {
     "OUT_OF_RANGE": InvalidArgumentError,
     "PERMISSION_DENIED": PermissionDeniedError,
     "RESOURCE_EXHAUSTED": ResourceExhaustedError,
-    "UNAUTHENTICATED": PermissionDeniedError,
+    "UNAUTHENTICATED": UnauthenticatedError,
     "UNAVAILABLE": UnavailableError,
     "UNIMPLEMENTED": UnimplementedError,
     "UNKNOWN": InternalError,

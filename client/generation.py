@@ -29,11 +29,10 @@ class Generation(ResponseStream[GenerateResponse]):
 
     Args:
         call: The call under way.
-        address: The server's address, for error messages.
     """
 
-    def __init__(self, call: Call[GenerateResponse], address: str) -> None:
-        super().__init__(call, address)
+    def __init__(self, call: Call[GenerateResponse]) -> None:
+        super().__init__(call)
         self._generated = GeneratedText(0)
         self._ended = False
 
@@ -85,12 +84,11 @@ class GeneratedTexts(ResponseStream[GenerateResponse]):
 
     Args:
         call: The call under way.
-        address: The server's address, for error messages.
         offset: The number of the first text.
     """
 
-    def __init__(self, call: Call[GenerateResponse], address: str, offset: int = 0) -> None:
-        super().__init__(call, address)
+    def __init__(self, call: Call[GenerateResponse], offset: int = 0) -> None:
+        super().__init__(call)
         self._offset = offset
 
     def __iter__(self) -> Iterator[GeneratedText]:

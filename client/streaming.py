@@ -14,7 +14,14 @@ from typing import Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 import grpc
 
-from treadle.client.errors import ERRORS, InputError, InternalError, ServerError
+from treadle.client.errors import (
+    ERRORS,
+    InputError,
+    InternalError,
+    ServerError,
+    UnauthenticatedError,
+)
+from treadle.client.messages.connection_faults import Peer
 from treadle.client.messages.status import from_rpc_error
 from treadle.v1.sequence_pb2 import StreamError, TextPiece
 
@@ -24,7 +31,7 @@ Received = TypeVar("Received", covariant=True)
 
 
 class Call(Protocol[Received]):
-    """The part of a gRPC call with streamed responses that this client uses."""
+    """The part of a call with streamed responses that this client uses."""
 
     def __next__(self) -> Received:
         """Waits for the next response."""
@@ -33,17 +40,56 @@ class Call(Protocol[Received]):
         """Ends the call."""
 
 
+class ServerCall(Generic[Response]):
+    """A gRPC call with streamed responses whose errors are those of this client.
+
+    Args:
+        call: The call of gRPC.
+        peer: The server, for the sentences of errors.
+        request_id: The id of the call.
+    """
+
+    def __init__(self, call: Call[Response], peer: Peer, request_id: str) -> None:
+        self._call = call
+        self._peer = peer
+        self._request_id = request_id
+        self._was_accepted = False
+
+    def __next__(self) -> Response:
+        """Waits for the next response.
+
+        Returns:
+            The response.
+
+        Raises:
+            StopIteration: The call has ended.
+            ServerError: The call failed.
+        """
+        try:
+            response = next(self._call)
+        except grpc.RpcError as error:
+            failure = from_rpc_error(error, self._peer, self._request_id)
+            # A server ends a call whose token expires; the next call has a new one.
+            if isinstance(failure, UnauthenticatedError) and self._peer.renews_token:
+                failure.broken = self._was_accepted
+            raise failure from error
+        self._was_accepted = True
+        return response
+
+    def cancel(self) -> object:
+        """Ends the call."""
+        return self._call.cancel()
+
+
 class ResponseStream(Generic[Response]):
     """A stream of responses. Closing it, or leaving its `with` block, cancels the call.
 
     Args:
         call: The call under way.
-        address: The server's address, for error messages.
     """
 
-    def __init__(self, call: Call[Response], address: str) -> None:
+    def __init__(self, call: Call[Response]) -> None:
         self._call = call
-        self._address = address
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -81,10 +127,10 @@ class ResponseStream(Generic[Response]):
             raise StopIteration
         try:
             return next(self._call)
-        except grpc.RpcError as error:
+        except ServerError:
             if self._closed:  # by another thread, while this one waited
                 raise StopIteration from None
-            raise from_rpc_error(error, self._address) from error
+            raise
 
 
 class RequestQueue(Generic[Request]):
@@ -120,11 +166,10 @@ class AlternatingStream(ResponseStream[Response], Generic[Request, Response]):
     Args:
         queue: The requests.
         call: The call under way.
-        address: The server's address, for error messages.
     """
 
-    def __init__(self, queue: RequestQueue[Request], call: Call[Response], address: str) -> None:
-        super().__init__(call, address)
+    def __init__(self, queue: RequestQueue[Request], call: Call[Response]) -> None:
+        super().__init__(call)
         self._queue = queue
 
     def close(self) -> None:
@@ -192,13 +237,10 @@ class ConcurrentStream(ResponseStream[Response], Generic[Request, Response]):
     Args:
         background: The requests.
         call: The call under way.
-        address: The server's address, for error messages.
     """
 
-    def __init__(
-        self, background: BackgroundRequests[Request], call: Call[Response], address: str
-    ) -> None:
-        super().__init__(call, address)
+    def __init__(self, background: BackgroundRequests[Request], call: Call[Response]) -> None:
+        super().__init__(call)
         self._background = background
         background.attach(call.cancel)
 

@@ -64,7 +64,6 @@ class TrainingRun(ResponseStream[JobEvent]):
 
     Args:
         call: The call under way.
-        address: The server's address, for error messages.
         watch: Calls WatchJob, to reconnect.
         upload: The requests of Train; None where an earlier job is watched.
         job: The job's id, where it is known already.
@@ -76,7 +75,6 @@ class TrainingRun(ResponseStream[JobEvent]):
     def __init__(
         self,
         call: Call[JobEvent],
-        address: str,
         watch: Watch,
         *,
         upload: Upload | None = None,
@@ -85,7 +83,7 @@ class TrainingRun(ResponseStream[JobEvent]):
         reconnect_s: float = RECONNECT_S,
         timeout_s: float | None = None,
     ) -> None:
-        super().__init__(call, address)
+        super().__init__(call)
         self._watch = watch
         self._upload = upload
         self._reconnect_s = reconnect_s

@@ -13,7 +13,15 @@ from treadle.client.argument_names import (
     argument_of,
     rename_fields,
 )
-from treadle.client.errors import ERRORS, InternalError, ServerError, Violation
+from treadle.client.errors import (
+    ERRORS,
+    InternalError,
+    QuotaExceededError,
+    QuotaViolation,
+    ServerError,
+    Violation,
+)
+from treadle.client.messages.connection_faults import Peer, connection_sentence
 from treadle.client.messages.raw_protobuf import integer, submessages
 
 if TYPE_CHECKING:
@@ -23,21 +31,6 @@ if TYPE_CHECKING:
 DETAILS_KEY = "grpc-status-details-bin"
 """The trailing metadata that holds a serialized google.rpc.Status."""
 
-# gRPC's messages about a connection, and their meaning. The first match counts, and "failed to
-# connect" is part of most of the others.
-_CONNECTION_FAULTS = (
-    (r"dns|name resolution|address lookup|getaddrinfo|resolver", "the name does not resolve"),
-    (r"no route to host|network is unreachable", "there is no route to it"),
-    (r"no such file or directory", "there is no such socket"),
-    (
-        r"http1\.x|http/1|http2 settings|wrong_version_number",
-        "what listens there is no gRPC server",
-    ),
-    (r"connect.* timed out|settings frame|deadline", "it does not answer"),
-    (r"socket closed|connection reset|broken pipe|goaway|stream removed", "the connection broke"),
-    (r"failed to connect|connections to all backends failing", "the connection failed"),
-)
-
 _BREAK = re.compile(
     r"rst_stream|socket closed|connection reset|broken pipe|goaway|stream removed|transport",
     re.IGNORECASE,
@@ -45,12 +38,13 @@ _BREAK = re.compile(
 """gRPC's messages about a stream whose connection broke, with any status."""
 
 
-def from_rpc_error(error: grpc.RpcError, address: str) -> ServerError:
+def from_rpc_error(error: grpc.RpcError, peer: Peer | str, request_id: str = "") -> ServerError:
     """Returns the client's error for an error of gRPC.
 
     Args:
         error: The error that a call raised.
-        address: The server's address, for the sentence.
+        peer: The server, or its address, for the sentence.
+        request_id: The id of the call.
 
     Returns:
         The error to raise instead.
@@ -58,20 +52,31 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ServerError:
     call = cast("grpc.Call", error)
     code = call.code().name
     details = call.details() or ""
-    violations, retry_delay_s = _read_details(call)
+    status = _status_details(call)
+    violations, retry_delay_s = read_status(status)
+    quotas = read_quotas(status) if code == "RESOURCE_EXHAUSTED" else ()
     at_fault = [argument_of(violation.field) for violation in violations]
+    server = Peer(peer) if isinstance(peer, str) else peer
+    kind = QuotaExceededError if quotas else ERRORS.get(code, InternalError)
+    is_shown = request_id and issubclass(kind, InternalError) and request_id not in details
+    suffix = f" (request id {request_id})" if is_shown else ""
 
     def say(interface: ArgumentNames) -> str:
-        return rename_fields(_sentence(code, details, address, interface), interface, at_fault)
+        sentence = _sentence(code, details, server, interface)
+        return rename_fields(sentence, interface, at_fault) + suffix
 
-    return ERRORS.get(code, InternalError)(
+    found = kind(
         say(PYTHON),
         code=code,
         violations=violations,
         retry_delay_s=retry_delay_s,
         broken=_is_break(code, details),
+        request_id=request_id,
         say=say,
     )
+    if isinstance(found, QuotaExceededError):
+        found.quotas = quotas
+    return found
 
 
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)", re.IGNORECASE)
@@ -89,10 +94,14 @@ def _is_break(code: str, details: str) -> bool:
     return by_grpc and _BREAK.search(details) is not None
 
 
-def _sentence(code: str, details: str, address: str, interface: ArgumentNames) -> str:
+def _sentence(code: str, details: str, peer: Peer, interface: ArgumentNames) -> str:
     """Returns a sentence for gRPC's own messages; the server's are sentences already."""
+    address = peer.address
     if code == "UNAVAILABLE":
-        return _connection_sentence(details, address, interface)
+        return connection_sentence(details, peer, interface)
+    if code == "UNAUTHENTICATED" and not (peer.has_token or peer.has_certificate):
+        remedy = "--token-file, or set TREADLE_TOKEN" if interface.are_flags else "token"
+        return f"the server at {address} serves known callers only: give {remedy}"
     if code == "RESOURCE_EXHAUSTED" and (sizes := _TOO_LARGE.search(details)):
         size, most = (int(number) for number in sizes.groups())
         stream = "`treadle score-stream`" if interface.are_flags else "`score_stream`"
@@ -109,23 +118,12 @@ def _sentence(code: str, details: str, address: str, interface: ArgumentNames) -
     return details or f"the server at {address} failed with {code} and no explanation"
 
 
-def _connection_sentence(details: str, address: str, interface: ArgumentNames) -> str:
-    """Returns why there is no connection, or the server's own sentence."""
-    if re.search(r"connection refused", details, re.IGNORECASE):
-        another = "name another with --server" if interface.are_flags else "give another address"
-        return f"nothing listens at {address}: start treadle-server, or {another}"
-    for pattern, meaning in _CONNECTION_FAULTS:
-        if re.search(pattern, details, re.IGNORECASE):
-            return f"cannot reach a Treadle server at {address}: {meaning}"
-    return details or f"cannot reach a Treadle server at {address}"
-
-
-def _read_details(call: grpc.Call) -> tuple[tuple[Violation, ...], float | None]:
-    """Returns BadRequest and RetryInfo from a call's trailing metadata."""
+def _status_details(call: grpc.Call) -> bytes:
+    """Returns the serialized google.rpc.Status in a call's trailing metadata, if there is one."""
     for key, value in call.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
-            return read_status(value)
-    return (), None
+            return value
+    return b""
 
 
 def read_status(status: bytes) -> tuple[tuple[Violation, ...], float | None]:
@@ -155,9 +153,38 @@ def read_status(status: bytes) -> tuple[tuple[Violation, ...], float | None]:
     return tuple(violations), retry_delay_s
 
 
+def read_quotas(status: bytes) -> tuple[QuotaViolation, ...]:
+    """Reads the violations of the google.rpc.QuotaFailure in a serialized google.rpc.Status.
+
+    Args:
+        status: The message's bytes.
+
+    Returns:
+        The quotas that are used up; none where there are no such details, or unreadable ones.
+    """
+    quotas: list[QuotaViolation] = []
+    try:
+        for detail in submessages(status, 3):
+            kind = b"".join(submessages(detail, 1)).rpartition(b"/")[2]
+            if kind == b"google.rpc.QuotaFailure":
+                body = b"".join(submessages(detail, 2))
+                quotas += [_read_quota(each) for each in submessages(body, 1)]
+    except DecodeError:
+        pass
+    return tuple(quotas)
+
+
+def _read_quota(message: bytes) -> QuotaViolation:
+    """Reads a google.rpc.QuotaFailure.Violation: its subject, description, metric and id."""
+    subject, description, metric, quota = (_text(message, number) for number in (1, 2, 4, 5))
+    return QuotaViolation(quota or metric or subject, description)
+
+
 def _read_violation(message: bytes) -> Violation:
     """Reads a google.rpc.BadRequest.FieldViolation: the field's path and the reason."""
-    field, description = (
-        b"".join(submessages(message, number)).decode("utf-8", "replace") for number in (1, 2)
-    )
-    return Violation(field, description)
+    return Violation(_text(message, 1), _text(message, 2))
+
+
+def _text(message: bytes, number: int) -> str:
+    """Returns the text in one field of a message, empty where it is not set."""
+    return b"".join(submessages(message, number)).decode("utf-8", "replace")

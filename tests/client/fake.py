@@ -539,17 +539,40 @@ class FakeService(SequenceServiceServicer):
         )
 
 
+class Recorder(grpc.ServerInterceptor):
+    """Records the metadata of every call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, str]]] = []
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        self.calls.append((details.method.rpartition("/")[2], dict(details.invocation_metadata)))
+        return continuation(details)
+
+
 class FakeServer:
     """The service, listening on this machine, on a free port by default."""
 
-    def __init__(self, address: str = "127.0.0.1:0", service: FakeService | None = None) -> None:
+    def __init__(
+        self,
+        address: str = "127.0.0.1:0",
+        service: FakeService | None = None,
+        credentials: Any = None,
+    ) -> None:
         self.service = service or FakeService()
         self.health = HealthServicer()
+        recorder = Recorder()
+        self.calls = recorder.calls
+        """The methods that were called, each with its metadata."""
         self._pool = ThreadPoolExecutor(8)
-        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
+        options = [("grpc.so_reuseport", 0)]
+        self._server = grpc.server(self._pool, interceptors=[recorder], options=options)
         add_SequenceServiceServicer_to_server(self.service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        port = self._server.add_insecure_port(address)
+        if credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, credentials)
         self.address = f"127.0.0.1:{port}"
         self._server.start()
 

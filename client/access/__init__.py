@@ -1,0 +1,1 @@
+"""Access to a server: TLS, tokens and the sentences about a refusal."""
