@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, Unpack
@@ -119,6 +121,29 @@ class Client:
             allow_plaintext_token=allow_plaintext_token,
         )
         self._connection = Connection(credentials, timeout_s)
+
+    @classmethod
+    def from_profile(cls, profile: str = "", *, timeout_s: float | None = None) -> Self:
+        """Returns the client that the command line would use: from environment and profile.
+
+        Args:
+            profile: A profile of `~/.config/treadle/config.toml`, as with `treadle --profile`.
+                Empty: the one of TREADLE_PROFILE, or the file's default, if there is one.
+            timeout_s: As in the constructor.
+
+        Returns:
+            The client. Environment variables such as TREADLE_SERVER and TREADLE_TOKEN take
+            precedence over the profile.
+
+        Raises:
+            InputError: There is no such profile, or a setting is wrong.
+        """
+        from treadle.client.settings.connection_settings import resolve_settings
+
+        settings = resolve_settings({}, os.environ, profile)
+        for warning in settings.config.warnings:
+            warnings.warn(warning, stacklevel=2)
+        return cls(timeout_s=timeout_s, **settings.arguments())
 
     def __enter__(self) -> Self:
         return self

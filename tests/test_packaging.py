@@ -116,7 +116,7 @@ def imported_modules(folder: str) -> set[str]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("client", []),
+        ("client", ["cli"]),
         ("server", ["server", "oidc"]),
         ("model", ["server", "bpe"]),
         ("kernels", ["server"]),

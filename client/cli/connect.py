@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
+from treadle.client.cli.display.console import printable
 from treadle.client.cli.options.shared import given_options
 from treadle.client.errors import InputError
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
+    from treadle.client.settings.connection_settings import ConnectionSettings
     from treadle.v1.sequence_pb2 import Job
 
 LATEST = "latest"
@@ -18,11 +21,23 @@ LATEST = "latest"
 
 
 def connect(args: argparse.Namespace) -> Client:
-    """Returns the client for the server that the command line or the environment names."""
-    from treadle.client.client import DEFAULT_ADDRESS, Client
+    """Returns the client for the server that flags, the environment or a profile name."""
+    from treadle.client.client import Client
 
-    address = getattr(args, "server", os.environ.get("TREADLE_SERVER", DEFAULT_ADDRESS))
-    return Client(address, timeout_s=getattr(args, "timeout", None))
+    settings = read_settings(args)
+    return Client(timeout_s=getattr(args, "timeout", None), **settings.arguments())
+
+
+def read_settings(args: argparse.Namespace) -> ConnectionSettings:
+    """Returns the settings of the connection, and prints what is wrong with their file."""
+    from treadle.client.settings.connection_settings import resolve_settings
+    from treadle.client.settings.setting import SETTINGS
+
+    flags = {name: vars(args)[name] for name in SETTINGS if name in vars(args)}
+    settings = resolve_settings(flags, os.environ, getattr(args, "profile", ""))
+    for warning in settings.config.warnings:
+        print(f"treadle: warning: {printable(warning)}", file=sys.stderr, flush=True)
+    return settings
 
 
 def find_job(client: Client, job: str) -> Job:

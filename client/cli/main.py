@@ -18,6 +18,7 @@ from types import FrameType
 
 from treadle.client.cli import (
     chat,
+    config,
     curve,
     embed,
     generate,
@@ -47,6 +48,7 @@ COMMANDS = (
     embed,
     models,
     info,
+    config,
 )
 """The modules of the commands, in the order of the help."""
 

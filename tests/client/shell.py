@@ -13,9 +13,13 @@ PATIENCE_S = 120.0
 
 def environment(**changes: str) -> dict[str, str]:
     """This process' environment, without what steers the command."""
-    steers = ("TREADLE_SERVER", "TREADLE_DEBUG", "NO_COLOR", "COLUMNS", "LINES")
-    kept = {name: value for name, value in os.environ.items() if name not in steers}
-    return kept | changes
+    steers = ("NO_COLOR", "COLUMNS", "LINES")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in steers and not name.startswith("TREADLE_")
+    }
+    return kept | {"XDG_CONFIG_HOME": os.devnull} | changes
 
 
 def command(address: str, *words: str) -> list[str]:

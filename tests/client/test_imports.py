@@ -10,7 +10,7 @@ import pytest
 
 from .fake import FakeServer
 
-HEAVY = ("numpy", "numba", "treadle.kernels", "treadle.model", "treadle.server")
+HEAVY = ("numpy", "numba", "tomlkit", "treadle.kernels", "treadle.model", "treadle.server")
 
 LIST_HEAVY = f"""
 import sys

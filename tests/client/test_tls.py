@@ -31,6 +31,7 @@ from treadle.client.access.bearer_token import BearerToken, masked
 from treadle.client.address import is_loopback
 
 from .fake import FakeServer, FakeService, status
+from .shell import complaint, out, run
 
 SECRET = "treadle_ab12_5ecret5ecret"
 
@@ -466,3 +467,54 @@ class TestRenewal:
             service.failure = status(code_pb2.UNAUTHENTICATED, "this token is not known")
             with pytest.raises(UnauthenticatedError, match="not known"):
                 client.watch("a1-job").result()
+
+
+class TestCommandLine:
+    def test_flags(self, site: Site, mutual_server: FakeServer, tmp_path: Path) -> None:
+        (tmp_path / "token").write_text(SECRET)
+        words = ["--ca-file", site.ca, "--token-file", str(tmp_path / "token")]
+        words += ["--cert-file", str(site.client.cert_file)]
+        words += ["--key-file", str(site.client.key_file)]
+        assert out(mutual_server.address, *words, "health") == "serving\n"
+        assert out(mutual_server.address, "health", *words) == "serving\n"
+        assert mutual_server.calls[-1][1]["authorization"] == f"Bearer {SECRET}"
+
+    def test_variables(self, site: Site, tls_server: FakeServer) -> None:
+        done = run(tls_server.address, "health", TREADLE_CA_FILE=site.ca, TREADLE_TOKEN=SECRET)
+        assert done.stdout == b"serving\n"
+        assert tls_server.calls[-1][1]["authorization"] == f"Bearer {SECRET}"
+        done = run(tls_server.address, "health", TREADLE_TLS="1", SSL_CERT_FILE=site.ca)
+        assert done.stdout == b"serving\n"
+
+    def test_faults_name_flags(self, site: Site, tls_server: FakeServer, tmp_path: Path) -> None:
+        address = tls_server.address
+        assert "give --ca-file, or --tls where" in complaint(run(address, "info"), 3)
+        said = complaint(run(address, "--tls", "info"), 3)
+        assert "give the server's authority as --ca-file" in said
+        said = complaint(run(address, "--ca-file", str(tmp_path / "x"), "info"), 2)
+        assert "--ca-file '" in said
+        cert = str(site.client.cert_file)
+        said = complaint(run(address, "--cert-file", cert, "info"), 2)
+        assert "--cert-file is given without --key-file: give both" in said
+        said = complaint(run(address, "--no-tls", "--ca-file", site.ca, "info"), 2)
+        assert "--ca-file is for TLS, which is turned off" in said
+        said = complaint(run("example.com:1", "info", TREADLE_TOKEN=SECRET), 2)
+        assert "give --ca-file, or give --tls where" in said
+        assert "--allow-plaintext-token permits it" in said
+        assert SECRET not in said
+
+    def test_an_unknown_caller(self, server: FakeServer, service: FakeService) -> None:
+        service.failure = status(code_pb2.UNAUTHENTICATED, "this token is not known")
+        said = complaint(run(server.address, "models"), 1)
+        assert said.endswith("known callers only: give --token-file, or set TREADLE_TOKEN")
+
+    @pytest.mark.parametrize(
+        "words", [["--token", SECRET, "info"], ["info", "--token", SECRET], [f"--token={SECRET}"]]
+    )
+    def test_a_token_is_no_word_of_a_command(self, words: list[str]) -> None:
+        said = complaint(run("127.0.0.1:1", *words), 2)
+        assert "there is no --token: every user of this machine can see" in said
+        assert SECRET not in said
+
+    def test_a_word_after_two_dashes_is_text(self, server: FakeServer) -> None:
+        assert '"text": "--token"' in out(server.address, "embed", "m", "--", "--token")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
@@ -46,10 +48,20 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> argparse.Namespace:
         """Parses; an unknown argument is an error of the command that it follows."""
+        self._refuse_token(sys.argv[1:] if args is None else args)
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}")
         return parsed
+
+    def _refuse_token(self, args: Sequence[str]) -> None:
+        """Refuses a token on the command line, before any message can show it."""
+        options = itertools.takewhile(lambda word: word != "--", args)
+        if any(word == "--token" or word.startswith("--token=") for word in options):
+            self.error(
+                "there is no --token: every user of this machine can see the words of a command; "
+                "give --token-file FILE, set TREADLE_TOKEN, or run `treadle config set token`"
+            )
 
     def error(self, message: str) -> NoReturn:
         """Exits with 2, as argparse does, but without the usage's many lines."""

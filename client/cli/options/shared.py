@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from treadle.client.cli.options.option import add_option
 from treadle.client.cli.options.values import duration, version_number
 from treadle.client.errors import InputError
 
@@ -19,18 +20,81 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     They have no default: the command's parser would set it over the value before the name.
     """
     group = parser.add_argument_group("connection")
-    group.add_argument(
+    add_option(
+        group,
         "--server",
+        "the server's HOST:PORT or unix:/PATH",
+        default="$TREADLE_SERVER, the profile, or 127.0.0.1:50051",
         metavar="ADDRESS",
-        default=argparse.SUPPRESS,
-        help="the server's HOST:PORT or unix:/PATH (default: $TREADLE_SERVER, or 127.0.0.1:50051)",
+    )
+    add_option(
+        group,
+        "--timeout",
+        "the longest that a call may take, such as 10s or 2m",
+        values="0 or more",
+        default="no limit",
+        type=duration,
+        metavar="TIME",
+    )
+    add_option(
+        group,
+        "--tls",
+        "encrypt; --no-tls does not",
+        default="$TREADLE_TLS, the profile, or whether a file for it is given",
+        action="store_true",
     )
     group.add_argument(
-        "--timeout",
-        metavar="TIME",
-        type=duration,
+        "--no-tls",
+        dest="tls",
+        action="store_false",
         default=argparse.SUPPRESS,
-        help="the longest that a call may take, such as 10s or 2m (0 or more; default: no limit)",
+        help=argparse.SUPPRESS,
+    )
+    add_option(
+        group,
+        "--ca-file",
+        "the certificate authority that signed the server's certificate",
+        default="$TREADLE_CA_FILE, the profile, or those of this machine",
+        metavar="FILE",
+    )
+    add_option(
+        group,
+        "--cert-file",
+        "the certificate to show to the server",
+        default="$TREADLE_CERT_FILE, the profile, or none",
+        metavar="FILE",
+    )
+    add_option(
+        group,
+        "--key-file",
+        "the private key of --cert-file",
+        default="$TREADLE_KEY_FILE, the profile, or none",
+        metavar="FILE",
+    )
+    add_option(
+        group,
+        "--token-file",
+        "the file that holds the token to send",
+        default="$TREADLE_TOKEN, $TREADLE_TOKEN_FILE, the profile, or none",
+        metavar="FILE",
+    )
+    add_option(
+        group,
+        "--allow-plaintext-token",
+        "send the token without encryption to another machine, where others can read it",
+        action="store_true",
+    )
+    add_profile(group)
+
+
+def add_profile(parser: argparse._ActionsContainer) -> None:
+    """Adds --profile."""
+    add_option(
+        parser,
+        "--profile",
+        "the profile of the configuration file to use; see `treadle config`",
+        default="$TREADLE_PROFILE, or the file's default_profile",
+        metavar="NAME",
     )
 
 

@@ -1,0 +1,1 @@
+"""Settings of a connection: flags, environment variables and profiles of a configuration file."""
