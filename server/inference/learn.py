@@ -9,6 +9,7 @@ import grpc
 
 from treadle.model import Model
 from treadle.model.online.memory_estimate import learner_bytes
+from treadle.server.access.model_rights import check_write
 from treadle.server.access.quota_book import CallerUse
 from treadle.server.errors import StatusError
 from treadle.server.inference.admission import InferenceAdmission
@@ -84,7 +85,7 @@ class LearnHandler:
         tokens = 0
         with use.admit_sessions():
             async with self._admission.learning_streams.admit() as open_stream:
-                source = await self._resolver.models.get(spec.model, spec.version)
+                source = await self._resolver.stored(spec.model, spec.version)
                 units = asked.on_error != pb.ON_ERROR_UNSPECIFIED
                 size = learner_bytes(source.model.parameters.shape, asked.config, units)
                 with (
@@ -137,6 +138,7 @@ class LearnHandler:
         """Stores the model of a stream, or only checks its names, and makes that the reply."""
         try:
             names = learn_request.publication(request, default_name)
+            check_write(names.name)
             if request.validate_only:
                 await thread_pools.STORE.run(self._model_store.check_new, names.name, names.alias)
                 stream.published(pb.Model(name=names.name))
@@ -194,6 +196,6 @@ class LearnHandler:
             if use.quotas.model_bytes is not None:
                 size = (draft / MODEL_FILE).stat().st_size
                 use.check_model_bytes(self._model_store.bytes_of(use.name), size)
-            return self._model_store.claim(name, draft, owner=use.name)
+            return self._model_store.claim(name, draft, 0, use.name)
         finally:
             self._model_store.discard(draft)

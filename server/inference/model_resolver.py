@@ -1,9 +1,13 @@
-"""`ModelResolver` finds the weights that a request names: those of a stored model, or of a job."""
+"""`ModelResolver` finds the weights that a request names: those of a stored model, or of a job.
+
+It finds only what the current caller may use.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from treadle.server.access.model_rights import check_read
 from treadle.server.inference.model_cache import ModelCache, ResolvedModel
 from treadle.server.messages.requests import SourceRequest
 from treadle.v1 import sequence_pb2 as pb
@@ -14,11 +18,11 @@ class ModelResolver:
 
     Args:
         models: Gives the models.
-        check_job: Raises NOT_FOUND where there is no job with an id.
+        check_job: Raises NOT_FOUND where the current caller has no job with an id.
     """
 
     def __init__(self, models: ModelCache, check_job: Callable[[str], Awaitable[object]]) -> None:
-        self.models = models
+        self._models = models
         self._check_job = check_job
 
     async def resolve(self, request: SourceRequest) -> ResolvedModel:
@@ -28,7 +32,20 @@ class ModelResolver:
             StatusError: NOT_FOUND, FAILED_PRECONDITION (a job without weights yet), DATA_LOSS.
         """
         if not request.job:
-            return await self.models.get(request.model, request.version)
+            return await self.stored(request.model, request.version)
         await self._check_job(request.job)
         best = request.job_weights == pb.JOB_WEIGHTS_BEST
-        return await self.models.get_job(request.job, best)
+        return await self._models.get_job(request.job, best)
+
+    async def stored(self, name: str, version: int) -> ResolvedModel:
+        """Returns a stored model.
+
+        Args:
+            name: NAME or NAME@ALIAS.
+            version: The version; 0: the one of the alias, or the newest.
+
+        Raises:
+            StatusError: NOT_FOUND, DATA_LOSS.
+        """
+        check_read(name, version)
+        return await self._models.get(name, version)

@@ -220,9 +220,10 @@ class JobManager:
             StatusError: NOT_FOUND; RESOURCE_EXHAUSTED: it ends, but the disk is too full to
                 record that, and a server that starts before it has ended would continue it.
         """
-        if job not in self._jobs:
+        live = self.registry.opened(job)
+        if live is None:
             return await self.registry.row(job)
-        return await outlast(self._cancel(self._jobs[job]))
+        return await outlast(self._cancel(live))
 
     async def _cancel(self, job: Job) -> JobRow:
         full = None
@@ -384,8 +385,8 @@ class JobManager:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it waits or runs.
         """
         await self._cleared(job)
-        if job in self._jobs:
-            live = self._jobs[job]
+        live = self.registry.opened(job)
+        if live is not None:
             async with self._deciding(live):
                 await outlast(self._delete(live.row))
         else:
@@ -393,7 +394,7 @@ class JobManager:
 
     async def _cleared(self, job: str) -> None:
         """Waits until a job whose end is known has removed the files of its run."""
-        live = self._jobs.get(job)
+        live = self.registry.opened(job)
         if live is not None and live.row.is_final and self.queue.is_ending(live):
             await asyncio.wait(self.queue.tasks_of(live))
 

@@ -1,6 +1,7 @@
 """`JobRegistry` looks up, lists and watches jobs.
 
-Jobs that are not over are in memory; all jobs are in the database.
+Jobs that are not over are in memory; all jobs are in the database. A job that is not open to the
+current caller is looked up, and missing, like one that does not exist.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from treadle.server.access.caller import current_caller
 from treadle.server.errors import (
     StatusError,
     aborted,
@@ -67,6 +69,11 @@ class JobRegistry:
         """Returns the names of the models that unfinished jobs are to make, one for each job."""
         return [job.row.model for job in self.live.values() if not job.row.is_final]
 
+    def opened(self, job: str) -> Job | None:
+        """Returns a job that is not over and is open to the current caller; None for others."""
+        live = self.live.get(job)
+        return live if live is not None and current_caller().owns(live.row.owner) else None
+
     async def find(self, job: str, done: str) -> Job:
         """Returns a job that is not over.
 
@@ -77,11 +84,12 @@ class JobRegistry:
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it is final.
         """
-        if job not in self.live:
+        live = self.opened(job)
+        if live is None:
             row = await self.row(job)
             verb = "was" if row.state == "cancelled" else "has"
             raise precondition(f"job {job} {verb} {row.state} and cannot be {done}")
-        return self.live[job]
+        return live
 
     async def watch(self, job: str, after: int = 0) -> AsyncIterator[pb.JobEvent]:
         """Yields the events of a job, old ones first, until it is final or paused.
@@ -97,8 +105,10 @@ class JobRegistry:
         """
         known: Job | None = None
         missed = 0
+        if self.opened(job) is None:
+            await self.row(job, damaged=True)
         while True:
-            live = self.live.get(job)
+            live = self.opened(job)
             news = None if live is None else live.news()
             known = live or known  # its last events are still here when it is final
             async for event in self._events(job, known, after):
@@ -152,10 +162,11 @@ class JobRegistry:
         Raises:
             StatusError: NOT_FOUND; DATA_LOSS where the row is damaged.
         """
-        if job in self.live:
-            return await self.live[job].whole()
+        live = self.opened(job)
+        if live is not None:
+            return await live.whole()
         row = await thread_pools.DATABASE.run(self._database.job, job)
-        if row is None:
+        if row is None or not current_caller().owns(row.owner):
             raise job_not_found(job)
         if not damaged and (fault := damage(row)):
             raise job_damaged(job, fault)
@@ -170,7 +181,7 @@ class JobRegistry:
     async def page(
         self, states: Sequence[str], model: str, after: tuple[float, str] | None, limit: int
     ) -> list[JobRow]:
-        """Returns rows of jobs, the newest first.
+        """Returns rows of the current caller's jobs, the newest first; of an admin those of all.
 
         Args:
             states: The states of the jobs; none: all states.
@@ -178,7 +189,10 @@ class JobRegistry:
             after: The place of the job after which the page begins; None: the first page.
             limit: The most rows.
         """
-        rows = await thread_pools.LISTS.run(self._database.jobs, states, model, after, limit)
+        caller = current_caller()
+        owner = None if caller.is_admin else caller.name
+        rows = await thread_pools.LISTS.run(self._database.jobs, states, model, after, limit, owner)
+        rows = [row for row in rows if caller.owns(row.owner)]
         return [self.live[row.id].row if row.id in self.live else row for row in rows]
 
     async def earlier(self, owner: str, request_id: str) -> JobRow | None:

@@ -15,6 +15,7 @@ from treadle.model.data.files import check_not_empty
 from treadle.model.errors import CorpusError
 from treadle.model.training.fine_tuning import BaseModelInfo
 from treadle.server.access.caller import current_caller
+from treadle.server.access.model_rights import check_read, check_write
 from treadle.server.access.quota_book import CallerUse, QuotaBook
 from treadle.server.access.request_id import current_request_id
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
@@ -24,7 +25,7 @@ from treadle.server.jobs.job import outlast
 from treadle.server.jobs.upload import Upload, UploadLimits
 from treadle.server.messages import requests as convert
 from treadle.server.messages.caller_info import StoredUse
-from treadle.server.names import name_violations
+from treadle.server.names import is_name, name_violations
 from treadle.server.resources import thread_pools
 from treadle.server.storage import files as disk
 from treadle.server.storage.job_files import INIT_FILE
@@ -85,10 +86,12 @@ class Submission:
             OSError: The disk failed or is full.
             DatabaseError: The database failed.
         """
-        owner = current_caller().name
+        caller = current_caller()
         upload = Upload(requests, self._limits, self._jobs.closing)
         asked = await upload.spec()
-        earlier = await self._jobs.registry.earlier(owner, asked.request_id)
+        if is_name(asked.model):
+            check_write(asked.model)
+        earlier = await self._jobs.registry.earlier(caller.name, asked.request_id)
         if earlier is not None:
             idempotency.check_spec(earlier, asked)
             if not await upload.ends_with_spec():
@@ -104,10 +107,14 @@ class Submission:
             self._data_dir.models.check_new, spec.model, "", self._jobs.registry.models()
         )
         use = self._quotas.current()
-        waiting = partial(self._jobs.queue.waiting_of, owner)
+        waiting = partial(self._jobs.queue.waiting_of, caller.name)
         with use.admit_upload(waiting), self._jobs.queue.admit():
             corpora = await self._check_bytes(use)
-            stored = UploadFiles(self._data_dir.corpora, partial(use.count_upload, stored=corpora))
+            stored = UploadFiles(
+                self._data_dir.corpora,
+                partial(use.count_upload, stored=corpora),
+                None if caller.is_admin else caller.name,
+            )
             try:
                 await thread_pools.UPLOADS.run(self._data_dir.space.require)
                 files = await upload.receive(stored)
@@ -115,7 +122,7 @@ class Submission:
                 await self._check_bytes(use)  # other uploads may be stored meanwhile
                 # Once begun it runs to its end: a cancelled call leaves no half of it.
                 kept, job = await outlast(
-                    self._queue(stored, spec, asked, config, files, base, owner)
+                    self._queue(stored, spec, asked, config, files, base, caller.name)
                 )
             finally:
                 await outlast(_close(stored))
@@ -194,6 +201,7 @@ class Submission:
         faults = name_violations(spec.init_from.partition("@")[0], "spec.init_from")
         if faults:
             raise invalid(faults)
+        check_read(spec.init_from, spec.init_from_version)
         base = await thread_pools.DATABASE.run(
             self._data_dir.models.find, spec.init_from, spec.init_from_version
         )

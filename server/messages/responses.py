@@ -142,6 +142,7 @@ def _job(row: JobRow, position: int) -> pb.Job:
         error_code=row.error_code,
         corpus_bytes=row.corpus_bytes,
         queue_position=position,
+        owner=row.owner,
     )
     times = {"create_time": row.created_s, "start_time": row.started_s, "end_time": row.ended_s}
     for name, seconds in times.items():

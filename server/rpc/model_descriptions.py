@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 
 from treadle.server.errors import StatusError
 from treadle.server.messages import responses
@@ -34,18 +35,21 @@ class ModelDescriptions:
         self._kept_bytes = 0
         self._lock = threading.Lock()
 
-    def page(self, most: int, after: str) -> tuple[list[pb.Model], str]:
+    def page(
+        self, most: int, after: str, is_shown: Callable[[str], bool] = lambda _: True
+    ) -> tuple[list[pb.Model], str]:
         """Returns one page of the newest versions, sorted by name, including damaged ones.
 
         Args:
             most: The most models on the page; it has fewer if a reply holds no more.
             after: The name after which the page begins.
+            is_shown: Returns whether the caller may see a model of that name.
 
         Returns:
             The models, and the name after which the next page begins; empty on the last page.
         """
         page: Page[pb.Model] = Page(most, self._max_message_bytes)
-        for stored in self._model_store.newest(after):
+        for stored in self._model_store.newest(after, is_shown):
             if not page.take(self._listed(stored)):
                 return page.items, page.items[-1].name
         return page.items, ""

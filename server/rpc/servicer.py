@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from treadle.model import compiled_for
 from treadle.server.access.caller import ANONYMOUS, Caller, current_caller
+from treadle.server.access.model_rights import check_read, check_write
 from treadle.server.messages import page_tokens, requests, responses
 from treadle.server.messages.caller_info import caller_info
 from treadle.server.messages.page import Page
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
 
 _JOBS = 100
 """Jobs of a list that are read from the database at once."""
+
+_USE_OF_ALL = (
+    *("training_running", "training_queued", "inference_running", "sessions_running"),
+    *("score_streams_running", "learning_running", "models_loaded", "models_loaded_bytes"),
+    "memory_used_bytes",
+)
+"""The fields of GetServerInfo that show what all callers do, which is for admins to know."""
 
 SERVICE = "treadle.v1.SequenceService"
 
@@ -198,7 +206,9 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         after = place[0] if place else ""
         size = requests.page_size(request)
         with self._control_admission.lists.admit():
-            models, more = await thread_pools.LISTS.run(self._descriptions.page, size, after)
+            models, more = await thread_pools.LISTS.run(
+                self._descriptions.page, size, after, current_caller().may_read
+            )
         token = page_tokens.make("models", (), [more]) if more else ""
         return pb.ListModelsResponse(models=models, next_page_token=token)
 
@@ -207,6 +217,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.GetModelResponse:
         """Describes one version of a model."""
         check_reference(request.model)
+        check_read(request.model, request.version)
         return await thread_pools.LISTS.run(self._get, request.model, request.version)
 
     async def DeleteModel(  # noqa: N802
@@ -214,6 +225,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.DeleteModelResponse:
         """Deletes versions of a model."""
         version = requests.deletion(request)
+        check_write(request.model)
         delete = self._model_store.delete
         gone = await thread_pools.STORE.run(delete, request.model, version, force=request.force)
         self._models.forget(request.model, gone)
@@ -224,6 +236,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.SetAliasResponse:
         """Gives an alias to a version, or moves it there."""
         check_model_and_alias(request.model, request.alias)
+        check_write(request.model)
         set_alias = self._model_store.set_alias
         stored = await thread_pools.STORE.run(
             set_alias, request.model, request.alias, request.version
@@ -237,6 +250,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.DeleteAliasResponse:
         """Removes an alias."""
         check_model_and_alias(request.model, request.alias)
+        check_write(request.model)
         await thread_pools.STORE.run(self._model_store.delete_alias, request.model, request.alias)
         return pb.DeleteAliasResponse()
 
@@ -246,7 +260,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Describes the server."""
         kernels_ready, kernels_total = self._warmup.progress
         caller = current_caller()
-        return pb.GetServerInfoResponse(
+        info = pb.GetServerInfoResponse(
             caller=None if caller is ANONYMOUS else await self._describe(caller),
             version=version("treadle"),
             cpu_target=compiled_for(),
@@ -274,6 +288,10 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             memory_budget_bytes=self._budget.limit,
             memory_used_bytes=self._budget.used,
         )
+        if not caller.is_admin:
+            for field in _USE_OF_ALL:
+                setattr(info, field, 0)
+        return info
 
     async def _describe(self, caller: Caller) -> pb.CallerInfo:
         stored = await self._submission.stored_use(caller.name)

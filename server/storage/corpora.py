@@ -99,8 +99,18 @@ class Corpora:
         with self._changing:
             return self._touch(sha256)
 
-    def hold(self, sha256: str) -> int | None:
-        """Does the same as `touch`, and keeps the corpus until `release`."""
+    def hold(self, sha256: str, owner: str | None = None) -> int | None:
+        """Does the same as `touch`, and keeps the corpus until `release`.
+
+        Args:
+            sha256: Its hash.
+            owner: The owner to whom it must belong; None: nobody in particular.
+
+        Returns:
+            Its size in bytes; None where it is not stored, or not one of the owner.
+        """
+        if owner is not None and not self._database.owns_corpus(owner, sha256):
+            return None
         with self._changing:
             size = self._touch(sha256)
             if size is not None:

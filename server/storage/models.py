@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -228,16 +228,19 @@ class ModelStore:
                 self._described.popitem(last=False)
         return description
 
-    def newest(self, after: str = "") -> Iterator[StoredModel]:
+    def newest(
+        self, after: str = "", is_shown: Callable[[str], bool] = lambda _: True
+    ) -> Iterator[StoredModel]:
         """Yields the newest version of each model, by name.
 
         Models that cannot be read are included; `describe` raises their error.
 
         Args:
             after: The name after which they begin.
+            is_shown: Returns whether to yield the model of a name; others are not looked up.
         """
         names = sorted(name for name in os.listdir(self._models) if name > after)
-        for name in filter(is_name, names):
+        for name in filter(is_shown, filter(is_name, names)):
             try:
                 yield self.find(name)
             except StatusError:  # it has no version, or was just deleted

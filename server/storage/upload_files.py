@@ -61,12 +61,19 @@ class UploadFiles:
         corpora: Takes the files once the upload is complete.
         count: Called with the number of new bytes before they are written, and with the negative
             sum of all in the end; an error of it ends the upload.
+        owner: The owner of the stored files that it may name; None: it may name all.
     """
 
-    def __init__(self, corpora: Corpora, count: Callable[[int], None] = lambda size: None) -> None:
+    def __init__(
+        self,
+        corpora: Corpora,
+        count: Callable[[int], None] = lambda size: None,
+        owner: str | None = None,
+    ) -> None:
         self._corpora = corpora
         self._count = count
         self._counted = 0
+        self._owner = owner
         self._lock = threading.Lock()
         self._writers: list[CorpusWriter] = []
         self._held: list[str] = []
@@ -74,7 +81,7 @@ class UploadFiles:
         self._closed = False
 
     def find(self, sha256: str) -> int | None:
-        """Finds a file that this upload brought before, or that is stored.
+        """Finds a file that this upload brought before, or that is stored for its owner.
 
         Args:
             sha256: Its hash.
@@ -90,7 +97,7 @@ class UploadFiles:
             for writer in self._writers:
                 if writer.sha256 == sha256:
                     return writer.size
-            size = self._corpora.hold(sha256)
+            size = self._corpora.hold(sha256, self._owner)
             if size is not None:
                 self._held.append(sha256)
             if self._closed:

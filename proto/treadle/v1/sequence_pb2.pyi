@@ -1686,6 +1686,7 @@ class Job(_message.Message):
     CORPUS_BYTES_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     DAMAGE_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The job's id, chosen by the server."""
     model: _builtins.str
@@ -1713,6 +1714,10 @@ class Job(_message.Message):
     nothing is. Of a damaged job only `id` and `model` are set, as far as they
     can be read. Only ListJobs returns damaged jobs. Every other call that
     names one fails with DATA_LOSS, except DeleteJob, which deletes it.
+    """
+    owner: _builtins.str
+    """The name of the caller that the job belongs to, and whom the server shows
+    it besides admins; empty if no known caller made it.
     """
     @_builtins.property
     def spec(self) -> Global___TrainSpec:
@@ -1758,10 +1763,11 @@ class Job(_message.Message):
         corpus_bytes: _builtins.int = ...,
         queue_position: _builtins.int = ...,
         damage: _builtins.str = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus_bytes", b"corpus_bytes", "create_time", b"create_time", "damage", b"damage", "end_time", b"end_time", "error_code", b"error_code", "id", b"id", "last_sequence", b"last_sequence", "model", b"model", "progress", b"progress", "queue_position", b"queue_position", "reason", b"reason", "restarts", b"restarts", "spec", b"spec", "start_time", b"start_time", "started", b"started", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus_bytes", b"corpus_bytes", "create_time", b"create_time", "damage", b"damage", "end_time", b"end_time", "error_code", b"error_code", "id", b"id", "last_sequence", b"last_sequence", "model", b"model", "owner", b"owner", "progress", b"progress", "queue_position", b"queue_position", "reason", b"reason", "restarts", b"restarts", "spec", b"spec", "start_time", b"start_time", "started", b"started", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -4054,7 +4060,12 @@ Global___GetServerInfoRequest: _TypeAlias = GetServerInfoRequest  # noqa: Y015
 
 @_typing.final
 class GetServerInfoResponse(_message.Message):
-    """The description of the server."""
+    """The description of the server. Only admins are told what all callers together
+    use now; for others these fields are 0: `training_running`, `training_queued`,
+    `inference_running`, `sessions_running`, `score_streams_running`,
+    `learning_running`, `models_loaded`, `models_loaded_bytes` and
+    `memory_used_bytes`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
