@@ -27,7 +27,8 @@ def add_parsers(commands: Commands) -> None:
     info = commands.add_parser(
         "info",
         help="describe the server: version, limits and load",
-        description="Describe the server: its version, its limits, and the load on it.",
+        description="Describe the server: its version, its limits and the load on it. A server "
+        "that knows its callers also says who you are, what you may do, and what you have used.",
     )
     add_json(info)
     add_connection(info)
@@ -50,6 +51,7 @@ def add_parsers(commands: Commands) -> None:
 
 def run_info(args: argparse.Namespace, console: Console) -> None:
     """Describes the server."""
+    from treadle.client.cli.display.caller import caller_facts
     from treadle.client.cli.display.json_lines import to_line
     from treadle.client.cli.display.progress import duration_text, size_text
 
@@ -76,6 +78,7 @@ def run_info(args: argparse.Namespace, console: Console) -> None:
         ("new tokens", f"up to {info.max_new_tokens_limit:,}"),
         ("corpus", f"up to {size_text(info.max_corpus_bytes)}"),
         ("message", f"up to {size_text(info.max_message_bytes)}"),
+        *(caller_facts(info.caller) if info.HasField("caller") else ()),
     ]
     print_facts(facts, console)
 

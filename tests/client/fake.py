@@ -228,6 +228,9 @@ class FakeService(SequenceServiceServicer):
         self.steps: list[v1.LearnStreamRequest] = []
         """What came in LearnStream calls behind the spec."""
 
+        self.caller: v1.CallerInfo | None = None
+        """Who calls, as GetServerInfo describes it."""
+
     def _begin(self, request: Any, context: Any) -> None:
         self.requests.append(request)
         context.add_callback(self.over.set)
@@ -523,6 +526,7 @@ class FakeService(SequenceServiceServicer):
     ) -> v1.GetServerInfoResponse:
         self._begin(request, context)
         return v1.GetServerInfoResponse(
+            caller=self.caller,
             version="0.1.0",
             threads=2,
             max_corpus_bytes=2**31,

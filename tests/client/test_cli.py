@@ -602,6 +602,43 @@ class TestServer:
         assert "memory         7 MB of 2 GB\n" in text
         assert "models loaded  2, 5 MB\n" in text
         assert objects(out(server.address, "info", "--json"))[0]["threads"] == 2
+        assert "caller" not in text
+
+    def test_info_of_the_caller(self, server: FakeServer, service: FakeService) -> None:
+        service.caller = v1.CallerInfo(
+            name="ann",
+            role=v1.CALLER_ROLE_TRAINER,
+            read_models=["team-a-*", "shared"],
+            write_models=["team-a-*"],
+            quotas=v1.CallerQuotas(
+                calls=8, tokens_per_minute=60_000, jobs_running=1, model_bytes=2_000_000_000
+            ),
+            use=v1.CallerUse(
+                calls=1, sessions=2, tokens_left=51_200, jobs_queued=3, model_bytes=5_000_000
+            ),
+            valid_until_s=1_800_000_000,
+        )
+        lines = out(server.address, "info").splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("caller"))
+        assert lines[start:] == [
+            "caller         ann",
+            "role           trainer",
+            "valid until    2027-01-15 08:00:00 UTC",
+            "may read       team-a-*, shared",
+            "may write      team-a-*",
+            "own calls      1 of 8",
+            "own sessions   2, no limit",
+            "own tokens     51,200 left, 60,000 per minute",
+            "own jobs       running 0 of 1; waiting 3, no limit",
+            "own models     5 MB of 2 GB",
+            "own corpora    0 B, no limit",
+        ]
+        described = objects(out(server.address, "info", "--json"))[0]["caller"]
+        assert (described["name"], described["role"]) == ("ann", "trainer")
+        service.caller = v1.CallerInfo(name="eve", role=v1.CALLER_ROLE_READER)
+        lines = out(server.address, "info").splitlines()
+        assert "own tokens     no limit" in lines
+        assert "may write      none" in lines
 
     def test_health(self, server: FakeServer) -> None:
         assert out(server.address, "health") == "serving\n"
