@@ -170,7 +170,9 @@ class App:
         self._interceptor = Interceptor(
             SERVICE, authenticator, quotas, self._budget, config.max_message_bytes
         )
-        public = PublicServices(config.public_services, authenticator)
+        public = PublicServices(
+            config.public_services, authenticator, self._budget, config.max_message_bytes
+        )
         self._health = health.aio.HealthServicer()
         self._server = aio.server(
             interceptors=[self._interceptor, public],
@@ -247,7 +249,7 @@ class App:
         refused = self._certificate or "health" not in PUBLIC_SERVICES[config.public_services]
         if not (config.health_address or refused):
             return
-        self._health_server = HealthServer(self._health)
+        self._health_server = HealthServer(self._health, self._budget)
         if config.health_address:
             self._health_server.listen(config.health_address)
         if refused:

@@ -1,19 +1,28 @@
-"""`PublicServices` decides which of health and reflection may be called without a token."""
+"""`PublicServices` guards health and reflection: who may call them, and how much a call may take.
+
+They may be public, so that strangers reach them: what arrives is read here, since gRPC itself would
+keep half a request for any time, and watchers without a limit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc import aio
 from grpc_health.v1 import health  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from treadle.server.access.authenticator import Authenticator
 from treadle.server.config import PUBLIC_SERVICES
-from treadle.server.errors import from_exception
+from treadle.server.errors import StatusError, exhausted, from_exception
+from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.rpc.incoming_requests import IncomingRequests
 from treadle.server.rpc.interceptor import DETAILS_KEY, Context
 from treadle.server.rpc.reflection import V1
 
@@ -23,24 +32,43 @@ _SERVICES = {
 }
 """The full names of the services that the setting names."""
 
+_MAX_REQUEST_BYTES = 1 << 12
+"""A request holds a name; the names of health that are watched are kept."""
+
+_MOST_STREAMS = 1024
+"""Streams that may be open at once: those that watch health, and those of reflection."""
+
+_READ_S = 10.0
+"""Seconds within which the request of a health check must arrive."""
+
+_RETRY_S = 5.0
+
 
 class PublicServices(aio.ServerInterceptor):
-    """Lets only known callers use health and reflection, unless they are public.
+    """Lets only known callers use health and reflection, unless these are public.
 
     Args:
         setting: The setting `public_services`.
         authenticator: Finds out who calls.
+        budget: Counts the bytes of requests that arrive slowly.
+        max_message_bytes: Bytes of the largest message that gRPC accepts.
     """
 
-    def __init__(self, setting: str, authenticator: Authenticator) -> None:
+    def __init__(
+        self,
+        setting: str,
+        authenticator: Authenticator,
+        budget: MemoryBudget,
+        max_message_bytes: int,
+    ) -> None:
         public = PUBLIC_SERVICES[setting]
-        self._guarded = {
-            service
-            for name, services in _SERVICES.items()
-            if name not in public
-            for service in services
+        self._services = {
+            service: name in public for name, services in _SERVICES.items() for service in services
         }
         self._authenticator = authenticator
+        self._budget = budget
+        self._incoming = IncomingRequests(max_message_bytes, _READ_S)
+        self._streams = 0
 
     async def intercept_service(
         self,
@@ -49,41 +77,78 @@ class PublicServices(aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Returns the handler of a call; that of a guarded service refuses unknown callers."""
-        handler: Any = await continuation(handler_call_details)
+        """Returns the handler of a call, wrapped if it belongs to health or reflection."""
+        handler = await continuation(handler_call_details)
         service = handler_call_details.method.rpartition("/")[0].removeprefix("/")
-        if handler is None or service not in self._guarded:
+        if handler is None or service not in self._services:
             return handler
-        if handler.unary_unary is not None:
-            return handler._replace(unary_unary=self._one(handler.unary_unary))
-        if handler.unary_stream is not None:
-            return handler._replace(unary_stream=self._many(handler.unary_stream))
-        return handler._replace(stream_stream=self._many(handler.stream_stream))
+        return self._wrapped(handler, self._services[service])
 
-    def _one(self, method: Any) -> Any:
-        async def call(request: Any, context: Context) -> Any:
-            await self._authenticate(context)
-            return await method(request, context)
+    def _wrapped(self, handler: Any, public: bool) -> Any:
+        async def call(stream: Any, context: Context) -> None:
+            try:
+                if not public:
+                    metadata = context.invocation_metadata() or ()
+                    await self._authenticator.authenticate(metadata, context.auth_context())
+                await self._answer(handler, stream, context)
+            except (aio.AbortError, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                status = from_exception(error, doing="health or reflection")
+                await context.abort(status.code, status.message, ((DETAILS_KEY, status.packed()),))
 
-        return call
+        # Requests are bytes here, and a single one is that of a stream, as in `Interceptor`.
+        return grpc.stream_stream_rpc_method_handler(
+            call, response_serializer=handler.response_serializer
+        )
 
-    def _many(self, method: Any) -> Any:
-        async def call(requests: Any, context: Context) -> None:
-            await self._authenticate(context)
-            replies = method(requests, context)
-            if not hasattr(replies, "__aiter__"):  # it writes its replies itself
-                await replies
-                return
-            async with aclosing(replies):
-                async for reply in replies:
-                    await context.write(reply)
+    async def _answer(self, handler: Any, stream: Any, context: Context) -> None:
+        parse = handler.request_deserializer
+        with self._budget.reserve(0, "requests") as held:
+            if handler.unary_unary is not None:
+                request = _request(parse, await self._incoming.read(context, held))
+                await context.write(await handler.unary_unary(request, context))
+            elif handler.unary_stream is not None:
+                with self._place():
+                    request = _request(parse, await self._incoming.read(context, held))
+                    held.release()
+                    await handler.unary_stream(request, context)  # Watch writes its replies itself
+            else:
+                with self._place():
+                    messages = self._incoming.first(context, stream, held)
+                    requests = (_request(parse, message) async for message in messages)
+                    async with aclosing(handler.stream_stream(requests, context)) as replies:
+                        async for reply in replies:
+                            await context.write(reply)
 
-        return call
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Counts a stream.
 
-    async def _authenticate(self, context: Context) -> None:
-        metadata = context.invocation_metadata() or ()
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: there are too many.
+        """
+        if self._streams >= _MOST_STREAMS:
+            message = f"{_MOST_STREAMS} streams watch health or use reflection; the most are open"
+            raise exhausted(message, _RETRY_S)
+        self._streams += 1
         try:
-            await self._authenticator.authenticate(metadata, context.auth_context())
-        except Exception as error:
-            status = from_exception(error, doing="authentication")
-            await context.abort(status.code, status.message, ((DETAILS_KEY, status.packed()),))
+            yield
+        finally:
+            self._streams -= 1
+
+
+def _request(parse: Any, data: bytes) -> Any:
+    """Returns the message of a request.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: it is too long, or malformed.
+    """
+    message = f"the request has more than {_MAX_REQUEST_BYTES} bytes"
+    if len(data) <= _MAX_REQUEST_BYTES:
+        try:
+            return parse(data)
+        except DecodeError:
+            message = "the request is not a message of this method, or has text that is not UTF-8"
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    raise StatusError(code, message, error_details_pb2.BadRequest())

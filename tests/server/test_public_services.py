@@ -6,7 +6,8 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from treadle.server.access.authenticator import AuthContext, Metadata, OpenAuthe
 from treadle.server.access.caller import ANONYMOUS, Caller
 from treadle.server.config import ServerConfig, SettingError
 from treadle.server.errors import StatusError
+from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.rpc import public_services
 from treadle.server.rpc.public_services import PublicServices
 from treadle.server.rpc.reflection import V1, add_reflection
 
@@ -95,18 +98,27 @@ async def _failure(call: Coroutine[Any, Any, None]) -> aio.AioRpcError | None:
     return None
 
 
-async def codes(
-    setting: str, token: str, authenticator: OpenAuthenticator
-) -> dict[str, grpc.StatusCode]:
-    """Returns the status of each call with a token, or with none."""
-    server = aio.server(interceptors=[PublicServices(setting, authenticator)])
+@asynccontextmanager
+async def serve(setting: str, authenticator: OpenAuthenticator) -> AsyncIterator[aio.Channel]:
+    """Runs a server with both services, and yields a channel to it."""
+    services = PublicServices(setting, authenticator, MemoryBudget(1 << 30), 1 << 22)
+    server = aio.server(interceptors=[services])
     health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
     add_reflection(server, (health.SERVICE_NAME,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    async with aio.insecure_channel(f"127.0.0.1:{port}", NO_PROXY) as channel:
+        yield channel
+    await server.stop(None)
+
+
+async def codes(
+    setting: str, token: str, authenticator: OpenAuthenticator
+) -> dict[str, grpc.StatusCode]:
+    """Returns the status of each call with a token, or with none."""
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     found = {}
-    async with aio.insecure_channel(f"127.0.0.1:{port}", NO_PROXY) as channel:
+    async with serve(setting, authenticator) as channel:
         for name, call in CALLS.items():
             error = await _failure(call(channel, metadata))
             found[name] = error.code() if error else OK
@@ -114,7 +126,6 @@ async def codes(
             if found[name] is REFUSED:
                 assert error is not None
                 assert error.details() == "this server requires a token"
-    await server.stop(None)
     return found
 
 
@@ -146,6 +157,85 @@ def test_without_callers_everything_is_public() -> None:
 def test_a_failure_of_authentication_lets_nobody_in_and_shows_nothing() -> None:
     found = asyncio.run(codes("none", "broken", TokenAuthenticator()))
     assert found == dict.fromkeys(CALLS, grpc.StatusCode.INTERNAL)
+
+
+METHODS = [
+    f"/{health.SERVICE_NAME}/Check",
+    f"/{health.SERVICE_NAME}/Watch",
+    f"/{V1}/ServerReflectionInfo",
+]
+
+
+async def _raw(method: str, *messages: bytes, ends: bool = True) -> tuple[grpc.StatusCode, str]:
+    """Returns how a call with these bytes as its messages ends."""
+    async with serve("health,reflection", OpenAuthenticator()) as channel:
+        call: Any = channel.stream_stream(method)(timeout=PATIENCE_S)
+        with suppress(aio.AioRpcError, asyncio.InvalidStateError):
+            for message in messages:
+                await call.write(message)
+            if ends:
+                await call.done_writing()
+            while await call.read() is not aio.EOF:
+                pass
+        return await call.code(), await call.details()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("message", [b"\xff\xff\xff", b"\n\2\xff\xff"])
+def test_a_malformed_request_is_named(method: str, message: bytes) -> None:
+    if method == METHODS[2] and message[:1] == b"\n":
+        message = b"\x1a" + message[1:]  # the first text of its own message
+    code, details = asyncio.run(_raw(method, message))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "is not a message of this method" in details
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_name_that_is_too_long_is_refused(method: str) -> None:
+    message = health_pb2.HealthCheckRequest(service="x" * 4096).SerializeToString()
+    code, details = asyncio.run(_raw(method, message))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details == "the request has more than 4096 bytes"
+
+
+@pytest.mark.parametrize("method", METHODS[:2])
+def test_a_call_without_a_request_is_refused(method: str) -> None:
+    code, details = asyncio.run(_raw(method))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details == "the call has no request"
+
+
+@pytest.mark.parametrize("method", METHODS[:2])
+def test_a_request_that_never_arrives_ends_its_call(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(public_services, "_READ_S", 0.2)
+    code, details = asyncio.run(_raw(method, ends=False))
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert details == "the request did not arrive within 0.2 seconds"
+
+
+def test_streams_are_limited_and_checks_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(public_services, "_MOST_STREAMS", 2)
+
+    async def run() -> None:
+        async with serve("health,reflection", OpenAuthenticator()) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            watchers = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+            for watcher in watchers:
+                await watcher.read()
+            for call in (_watch, _reflect, _reflect_v1):
+                error = await _failure(call(channel, ()))
+                assert error is not None
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            for _ in range(3):
+                await _check(channel, ())
+            for watcher in watchers:
+                watcher.cancel()
+            while await _failure(_watch(channel, ())) is not None:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
 
 
 def test_a_service_that_is_not_known_is_named() -> None:
