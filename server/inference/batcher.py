@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import suppress
 
@@ -15,14 +15,16 @@ from treadle.model.generation.decoding_batch import MAX_SEQUENCES, DecodingBatch
 from treadle.model.generation.output import Piece
 from treadle.model.generation.sequence import Sequence
 from treadle.server.inference.memory_costs import piece_bytes
-from treadle.server.inference.scheduler import Scheduler, Task
+from treadle.server.inference.scheduler import Scheduler
+from treadle.server.inference.sharing.decoding_groups import DecodingGroups, Group, GroupedCaller
+from treadle.server.inference.sharing.share import NO_MEMBERS, JointShare, Share, Task
 
 _MESSAGE_S = 0.02
 """Minimum seconds between two messages of a sequence: a message costs the same at any size."""
 
 _MESSAGE_S_PER_SEQUENCE = 0.00125
 """Minimum interval per active sequence; used when larger than `_MESSAGE_S`, so that messages do not
-take the time that tokens and other calls need."""
+take the time that tokens and other calls need. See `Batcher.message_s`."""
 
 _MAX_MESSAGE_S = 0.2
 """Upper bound of the scaled interval."""
@@ -103,9 +105,17 @@ class PieceQueue:
         """Wakes the reader, on the event loop."""
         self._filled.set()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as much waits for the reader as may."""
+        return len(self._batches) >= _MAX_UNREAD or self.unread_bytes >= self._max_bytes
+
     def pause(self, sequence: _QueuedSequence) -> bool:
-        """Returns whether a sequence has to wait for the reader, which then resumes it."""
-        if len(self._batches) < _MAX_UNREAD and self.unread_bytes < self._max_bytes:
+        """Returns whether a sequence has to wait for the reader, which then resumes it.
+
+        A batch must have let go of it before.
+        """
+        if not self.is_full:
             return False
         sequence.flush()  # the pieces that it holds back count as well
         with self._lock:
@@ -124,11 +134,31 @@ class PieceQueue:
 class _QueuedSequence:
     """One sequence, the queue of its call, and its pieces that are not sent yet."""
 
-    def __init__(self, sequence: Sequence, queue: PieceQueue, index: int, task: _BatchTask) -> None:
+    def __init__(
+        self,
+        sequence: Sequence,
+        queue: PieceQueue,
+        index: int,
+        model: Model,
+        key: tuple[int, int],
+        caller: str,
+        share: Share,
+        resume: Callable[[_QueuedSequence], None],
+    ) -> None:
         self.sequence = sequence
         self.queue = queue
+        self.model = model
+        """The model that generates."""
+        self.key = key
+        """Sequences with equal ones could decode together; see `Batcher`."""
+        self.caller_name = caller
+        """The name of its caller."""
+        self.share = share
+        """The share of its caller."""
+        self.caller: GroupedCaller[_BatchTask]
+        """Its caller, once it has a place in a batch."""
         self._index = index
-        self._task = task
+        self._resume = resume
         self._pieces: list[Piece] = []
         self._sent_s = 0.0
 
@@ -168,26 +198,19 @@ class _QueuedSequence:
 
     def resume(self) -> None:
         """Continues where it paused."""
-        self._task.join([self])
+        self._resume(self)
 
 
 class _BatchTask(Task):
     """Steps one `DecodingBatch` in the scheduler's turns."""
 
-    def __init__(
-        self,
-        model: Model,
-        scheduler: Scheduler,
-        key: tuple[int, int],
-        total: Callable[[], int],
-        on_empty: Callable[[_BatchTask], None],
-    ) -> None:
+    def __init__(self, model: Model, group: Group[_BatchTask], batcher: Batcher) -> None:
         self.model = model
-        self.key = key
-        """The key that its sequences share; see `Batcher`."""
-        self._scheduler = scheduler
-        self._total = total
-        self._on_empty = on_empty
+        self.group = group
+        """Whose sequences it is for."""
+        self._batcher = batcher
+        self._scheduler = batcher.scheduler
+        self._joint = JointShare()
         self._batch = self._new_batch()
         self._members: dict[Sequence, _QueuedSequence] = {}
         self._arrivals: list[_QueuedSequence] = []
@@ -207,13 +230,14 @@ class _BatchTask(Task):
         with self._lock:
             return len(self._members) + len(self._joining) + len(self._arrivals)
 
-    def join(self, sequences: Collection[_QueuedSequence]) -> None:
-        """Adds sequences from the next turn on."""
+    def join(self, sequence: _QueuedSequence) -> None:
+        """Adds a sequence from the next turn on."""
         with self._lock:
-            self._arrivals += sequences
+            self._arrivals.append(sequence)
             if self._active:
                 return
             self._active = True
+            self.share = sequence.share
         self._scheduler.wake(self)
 
     def take_turn(self, turn_s: float) -> bool:
@@ -227,9 +251,23 @@ class _BatchTask(Task):
         with self._lock:
             # Read under the lock: once it is free, a call may join and wake this task again.
             again = self._active = bool(self._members or self._arrivals)
+            self._choose_share()
         if not again:
-            self._on_empty(self)
+            self._batcher.forget(self)
         return again
+
+    def _choose_share(self) -> None:
+        """Lets the next turn be of the time of those whom it is for."""
+        self.weight = max(1, len(self._members))
+        shares = Counter(member.share for member in self._members.values())
+        if len(shares) > 1:
+            self._scheduler.combine(self._joint, shares)
+            self.share = self._joint
+            return
+        if self.share is self._joint:
+            self._scheduler.combine(self._joint, NO_MEMBERS)
+        waiting = [member.share for member in self._arrivals]
+        self.share = next(iter([*shares, *waiting]), None)
 
     def _fail(self, error: BaseException) -> None:
         """Ends all sequences with an error, and replaces the batch, which may be inconsistent."""
@@ -238,29 +276,51 @@ class _BatchTask(Task):
             self._members = {}
             self._joining = []
             self._arrivals = []
+        self._batcher.leave(lost)
         for member in lost:
             member.fail(error)
         self._batch = self._new_batch()
         self._wake({member.queue for member in lost})
 
     def _exchange(self) -> None:
-        """Removes sequences whose reader is gone or slow, and adds those that arrived."""
+        """Lets go of sequences that pause, moved or have no reader, and adds those that arrived."""
         members = self._members.values()
-        leaving = {m.sequence for m in members if m.queue.closed or m.queue.pause(m)}
+        leaving = [m for m in members if m.queue.closed or m.queue.is_full or self._lost(m)]
         with self._lock:
-            waiting = [member for member in self._arrivals if not member.queue.closed]
-            # A sequence that has paused may be among them again.
+            waiting = [m for m in self._arrivals if not (m.queue.closed or self._lost(m))]
+            elsewhere = [m for m in self._arrivals if m.queue.closed or self._lost(m)]
             free = MAX_SEQUENCES - (len(self._members) - len(leaving))
             self._joining = waiting[:free]
             self._arrivals = waiting[free:]
+        self._let_go(elsewhere)
         self._has_joined = bool(self._joining)
         if leaving or self._joining:
-            self._batch.replace(leaving, [member.sequence for member in self._joining])
+            gone = {member.sequence for member in leaving}
+            self._batch.replace(gone, [member.sequence for member in self._joining])
             with self._lock:
-                staying = {s: m for s, m in self._members.items() if s not in leaving}
+                staying = {s: m for s, m in self._members.items() if s not in gone}
                 self._members = staying | {member.sequence: member for member in self._joining}
                 self._joining = []
-        self.weight = max(1, len(self._members))
+            self._let_go(leaving)
+
+    def _lost(self, member: _QueuedSequence) -> bool:
+        """Returns whether a sequence belongs elsewhere by now."""
+        return member.caller.group is not self.group
+
+    def _let_go(self, members: Collection[_QueuedSequence]) -> None:
+        """Pauses, forgets or moves sequences that are not in the batch any more."""
+        for member in members:
+            try:
+                if member.queue.closed or member.queue.is_full:
+                    self._batcher.leave([member])
+                    # Only now: once it is paused, it may join another batch at any moment.
+                    if not member.queue.closed and not member.queue.pause(member):
+                        self._batcher.join(member)
+                else:
+                    self._batcher.place(member)
+            except BaseException as error:  # it concerns no other call
+                member.fail(error)
+                self._wake({member.queue})
 
     def _step(self) -> None:
         """Draws a chunk, and sends the messages that are due."""
@@ -268,9 +328,11 @@ class _BatchTask(Task):
         chunk = self._chunk()
         pieces = self._batch.step(chunk)
         now_s = time.monotonic()
-        message_s = min(max(_MESSAGE_S, _MESSAGE_S_PER_SEQUENCE * self._total()), _MAX_MESSAGE_S)
+        shares = Counter(member.share for member in self._members.values())
+        message_s = {share: self._batcher.message_s(share) for share in shares}
         # Spreads due messages over turns: all at once would delay other work of the event loop.
-        due = 1 + round(len(self._members) * (now_s - self._stepped_s) / message_s)
+        per_second = sum(count / message_s[share] for share, count in shares.items())
+        due = 1 + round(per_second * (now_s - self._stepped_s))
         self._stepped_s = now_s
         filled = set()
         over = set()
@@ -280,7 +342,7 @@ class _BatchTask(Task):
             try:
                 if isinstance(piece, BaseException):
                     raise piece
-                if member.add(piece, now_s, message_s, due > 0):
+                if member.add(piece, now_s, message_s[member.share], due > 0):
                     filled.add(member.queue)
                     due -= 1
                 if piece.result is not None:
@@ -294,7 +356,9 @@ class _BatchTask(Task):
             self._batch.remove(failed)
         if over:
             with self._lock:
+                ended = [member for sequence, member in self._members.items() if sequence in over]
                 self._members = {s: m for s, m in self._members.items() if s not in over}
+            self._batcher.leave(ended)
         # Reporting counts, too: alternatives take longer to report than to draw.
         took_s = time.monotonic() - began_s
         self._token_s += 0.2 * (took_s / chunk - self._token_s)
@@ -327,18 +391,25 @@ class Batcher:
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self._tasks: dict[tuple[int, int], list[_BatchTask]] = {}
+        self.scheduler = scheduler
+        """Gives the turns."""
+        self._models: dict[tuple[int, int], DecodingGroups[_BatchTask]] = {}
+        self._sequences: Counter[Share] = Counter()
+        """How many sequences of each caller decode."""
         self._lock = threading.Lock()
 
-    def begin(self, model: Model, sequences: Collection[Sequence], queue: PieceQueue) -> None:
+    def begin(
+        self, model: Model, sequences: Collection[Sequence], queue: PieceQueue, caller: str
+    ) -> None:
         """Lets sequences decode from now on.
 
         Args:
             model: The model that generates.
             sequences: The sequences.
             queue: Gets their pieces, with their place among `sequences` as the index.
+            caller: The name of the caller, whose time they take.
         """
+        share = self.scheduler.share(caller)
         for index, sequence in enumerate(sequences):
             only_piece = sequence.nothing_to_draw()
             if only_piece is not None:
@@ -346,34 +417,78 @@ class Batcher:
                 queue.put((index, [only_piece]))
                 queue.wake()
                 continue
-            with self._lock:
-                task = self._smallest(model, sequence.slot.sampling.constraint)
-                task.join([_QueuedSequence(sequence, queue, index, task)])
+            key = _key(model, sequence.slot.sampling.constraint)
+            self.join(_QueuedSequence(sequence, queue, index, model, key, caller, share, self.join))
 
-    def _smallest(self, model: Model, constraint: Constraint | None) -> _BatchTask:
-        """Returns the smallest batch; a new one while threads are idle or all are full."""
-        # A batch combines the automata of its sequences; a large one gets a batch of its own.
-        large = constraint is not None and constraint.table.size > _LARGE_TABLE
-        key = id(model), id(constraint) if large else 0
-        tasks = self._tasks.setdefault(key, [])
-        smallest = min(tasks, key=lambda task: task.size, default=None)
-        if smallest is not None and smallest.size == 0:
-            return smallest
-        has_idle_threads = len(tasks) < self._scheduler.threads
-        if smallest is None or has_idle_threads or smallest.size >= MAX_SEQUENCES:
-            smallest = _BatchTask(model, self._scheduler, key, self._total, self._forget)
-            tasks.append(smallest)
-        return smallest
+    def join(self, member: _QueuedSequence) -> None:
+        """Lets a sequence decode that is in no batch."""
+        with self._lock:
+            groups = self._models.setdefault(member.key, DecodingGroups())
+            member.caller = groups.add(member.caller_name)
+            self._sequences[member.share] += 1
+            try:
+                self._place(member)
+            except BaseException:
+                self._remove(member)
+                raise
 
-    def _total(self) -> int:
-        """Returns the number of active sequences."""
-        return sum(task.size for tasks in [*self._tasks.values()] for task in [*tasks])
+    def leave(self, members: Collection[_QueuedSequence]) -> None:
+        """Forgets sequences that have left their batch, or are about to, and join no other one."""
+        with self._lock:
+            for member in members:
+                self._remove(member)
 
-    def _forget(self, task: _BatchTask) -> None:
+    def place(self, member: _QueuedSequence) -> None:
+        """Lets a sequence that has left its batch join one of those where it belongs now.
+
+        Raises:
+            BaseException: No batch can take it, and it is forgotten.
+        """
+        with self._lock:
+            try:
+                self._place(member)
+            except BaseException:
+                self._remove(member)
+                raise
+
+    def forget(self, task: _BatchTask) -> None:
         """Drops a task without sequences, and so its reference to the model."""
         with self._lock:
-            tasks = self._tasks.get(task.key, [])
-            if task.size == 0 and task in tasks:
-                tasks.remove(task)
-            if not tasks:
-                self._tasks.pop(task.key, None)
+            if task.size == 0 and task in task.group.batches:
+                task.group.batches.remove(task)
+
+    def message_s(self, share: Share) -> float:
+        """Returns the minimum seconds between two messages of each sequence of a caller.
+
+        The event loop's time is shared like that of the turns: each caller may send as many
+        messages as any other.
+        """
+        sequences = len(self._sequences) * self._sequences[share]
+        return min(max(_MESSAGE_S, _MESSAGE_S_PER_SEQUENCE * sequences), _MAX_MESSAGE_S)
+
+    def _place(self, member: _QueuedSequence) -> None:
+        """Adds a sequence to the smallest batch; a new one while threads are idle or all full."""
+        group = member.caller.group
+        smallest = min(group.batches, key=lambda task: task.size, default=None)
+        size = 0 if smallest is None else smallest.size
+        has_idle_threads = len(group.batches) < self.scheduler.threads
+        if smallest is None or size >= MAX_SEQUENCES or (size and has_idle_threads):
+            smallest = _BatchTask(member.model, group, self)
+            group.batches.append(smallest)
+        smallest.join(member)
+
+    def _remove(self, member: _QueuedSequence) -> None:
+        groups = self._models[member.key]
+        groups.remove(member.caller)
+        if not groups.groups:
+            del self._models[member.key]
+        self._sequences[member.share] -= 1
+        if not self._sequences[member.share]:
+            del self._sequences[member.share]
+
+
+def _key(model: Model, constraint: Constraint | None) -> tuple[int, int]:
+    """Returns what sequences that could decode together have in common."""
+    # A batch combines the automata of its sequences; a large one gets a batch of its own.
+    large = constraint is not None and constraint.table.size > _LARGE_TABLE
+    return id(model), id(constraint) if large else 0

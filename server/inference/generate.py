@@ -23,6 +23,7 @@ from treadle.server.access.state_sealer import StateSealer
 from treadle.server.errors import StatusError, from_model, precondition
 from treadle.server.inference.admission import InferenceAdmission
 from treadle.server.inference.batcher import Batcher, PieceQueue
+from treadle.server.inference.call_task import CallTask
 from treadle.server.inference.constraint_builder import ConstraintBuilder
 from treadle.server.inference.memory_costs import (
     call_bytes,
@@ -32,7 +33,7 @@ from treadle.server.inference.memory_costs import (
 )
 from treadle.server.inference.model_cache import ResolvedModel
 from treadle.server.inference.model_resolver import ModelResolver
-from treadle.server.inference.scheduler import Caller, Scheduler
+from treadle.server.inference.scheduler import Scheduler
 from treadle.server.messages import generate_request, responses
 from treadle.server.messages.generate_request import with_tokens
 from treadle.server.messages.session_states import SessionStates
@@ -98,6 +99,7 @@ class GenerateHandler:
         sampling = generate_request.sampling(request, self._max_new_tokens_limit)
         deadline = Deadline(min(sampling.max_time_s or self._max_call_s, self._max_call_s))
         texts = max(request.n, 1)
+        caller = current_caller().name
         use = self._admission.quotas.current()
         with (
             use.admit_sessions(texts),
@@ -109,8 +111,8 @@ class GenerateHandler:
                 request,
                 sampling,
                 await self._resolve(request, deadline),
-                SessionStates(self._sealer, current_caller().name),
-                self._scheduler.caller(),
+                SessionStates(self._sealer, caller),
+                CallTask(self._scheduler, caller),
                 deadline,
                 self._budget,
                 self._reply_bytes,
@@ -130,7 +132,7 @@ class GenerateHandler:
                         await meter.pay(reply.index, reply.result.new_tokens)
                         yield reply
                     return
-                self._batcher.begin(call.model, call.sequences, queue)
+                self._batcher.begin(call.model, call.sequences, queue, caller)
                 async with aclosing(queue.read(len(call.sequences))) as batches:
                     async for index, pieces in batches:
                         await meter.pay(index, pieces[-1].new_tokens)
@@ -164,7 +166,7 @@ class _Call:
         sampling: SamplingConfig,
         resolved: ResolvedModel,
         states: SessionStates,
-        caller: Caller,
+        task: CallTask,
         deadline: Deadline,
         budget: MemoryBudget,
         reply_bytes: int,
@@ -175,7 +177,7 @@ class _Call:
         self.model = resolved.model
         """The model that generates."""
         self._states = states
-        self._caller = caller
+        self._task = task
         self._deadline = deadline
         self._reply_bytes = reply_bytes
         tokens = request.log_probabilities or request.ranks or request.top_log_probabilities > 0
@@ -215,7 +217,7 @@ class _Call:
             self.held.resize(self.held.size + constraint_bytes(found))
             if found is None:  # the time is over: nothing will be drawn
                 self._sampling = replace(self._sampling, regex="")
-        await self._caller.run_steps(self._prepare())
+        await self._task.run_steps(self._prepare())
 
     def _prepare(self) -> Iterator[None]:
         request = self._request
@@ -248,12 +250,12 @@ class _Call:
             ModelError: The prompt cannot be read.
         """
         if self._request.echo:
-            async with aclosing(self._caller.iterate(self._echo())) as windows:
+            async with aclosing(self._task.iterate(self._echo())) as windows:
                 async for window in windows:
                     for index in range(self._texts):
                         window.index = index
                         yield window
-        await self._caller.run_steps(self._read())
+        await self._task.run_steps(self._read())
 
     def _read(self) -> Iterator[None]:
         if not self._request.echo:
@@ -293,7 +295,7 @@ class _Call:
     async def beam_search(self) -> AsyncIterator[pb.GenerateResponse]:
         """Yields the likeliest texts that a beam search finds, best first."""
         found: list[Piece] = []
-        await self._caller.run_steps(self._search(found))
+        await self._task.run_steps(self._search(found))
         for index, piece in enumerate(found):
             async with aclosing(self._heavy_replies(index, [piece])) as replies:
                 async for reply in replies:
@@ -343,7 +345,7 @@ class _Call:
         self, index: int, pieces: list[Piece]
     ) -> AsyncGenerator[pb.GenerateResponse]:
         """Yields the replies for heavy pieces, each written when the one before is sent."""
-        async with aclosing(self._caller.iterate(self._write(index, pieces))) as replies:
+        async with aclosing(self._task.iterate(self._write(index, pieces))) as replies:
             async for reply in replies:
                 yield reply
 

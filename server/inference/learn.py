@@ -13,10 +13,11 @@ from treadle.server.access.model_rights import check_write
 from treadle.server.access.quota_book import CallerUse
 from treadle.server.errors import StatusError
 from treadle.server.inference.admission import InferenceAdmission
+from treadle.server.inference.call_task import CallTask
 from treadle.server.inference.learn_stream import LearnStream
 from treadle.server.inference.model_resolver import ModelResolver
 from treadle.server.inference.open_streams import PendingStreams
-from treadle.server.inference.scheduler import Caller, Scheduler
+from treadle.server.inference.scheduler import Scheduler
 from treadle.server.messages import learn_request, responses
 from treadle.server.messages.learn_request import Publication
 from treadle.server.resources import thread_pools
@@ -97,10 +98,10 @@ class LearnHandler:
                     stream = LearnStream(
                         source.model, asked, self._max_message_bytes, held, held_reply
                     )
-                    caller = self._scheduler.caller()
-                    await caller.run_steps(stream.begin())
+                    task = CallTask(self._scheduler, use.name)
+                    await task.run_steps(stream.begin())
                     while await self._answer(
-                        await open_stream.next(requests), stream, caller, asked.name
+                        await open_stream.next(requests), stream, task, asked.name
                     ):
                         tokens += stream.reply.piece.token_count
                         await meter.pay("pieces", tokens)
@@ -111,7 +112,7 @@ class LearnHandler:
         self,
         message: pb.LearnStreamRequest | None,
         stream: LearnStream,
-        caller: Caller,
+        task: CallTask,
         default_name: str,
     ) -> bool:
         """Answers a request; returns whether there was one.
@@ -129,7 +130,7 @@ class LearnHandler:
             async with work_within(self._max_call_s, "send smaller pieces"):
                 steps = stream.answer(message)
                 del message
-                await caller.run_steps(steps)
+                await task.run_steps(steps)
         return True
 
     async def _answer_publish(

@@ -17,6 +17,7 @@ from treadle.server.access.quota_book import TokenCount
 from treadle.server.access.state_sealer import StateSealer
 from treadle.server.errors import from_model, invalid
 from treadle.server.inference.admission import InferenceAdmission
+from treadle.server.inference.call_task import CallTask
 from treadle.server.inference.memory_costs import (
     embed_bytes,
     score_bytes,
@@ -25,7 +26,7 @@ from treadle.server.inference.memory_costs import (
 )
 from treadle.server.inference.model_resolver import ModelResolver
 from treadle.server.inference.open_streams import PendingStreams
-from treadle.server.inference.scheduler import Caller, Scheduler
+from treadle.server.inference.scheduler import Scheduler
 from treadle.server.inference.score_stream import ScoreStream
 from treadle.server.inference.stream_units import StreamPiece
 from treadle.server.messages import responses, score_request
@@ -102,7 +103,7 @@ class ScoreHandler:
             growth.add(reply.ByteSize())
             call = _ScoreCall(source.model, request, asked, reply, growth, self._states())
             try:
-                await self._scheduler.caller().run_steps(call.steps())
+                await self._task().run_steps(call.steps())
             finally:  # a call that fails has used tokens as well
                 spent.tokens = sum(score.token_count for score in reply.scores)
         return reply
@@ -129,7 +130,7 @@ class ScoreHandler:
                     self._budget.reserve(0, "streams to score") as held,
                     self._budget.reserve(0, "replies to streams") as held_reply,
                 ):
-                    caller = self._scheduler.caller()
+                    task = self._task()
                     async with work_within(self._max_call_s, _SHORTER_CONTEXT):
                         source = await self._resolver.resolve(spec)
                         shape = source.model.parameters.shape
@@ -143,20 +144,20 @@ class ScoreHandler:
                             held_reply,
                         )
                         del spec  # with its context
-                        await caller.run_steps(stream.begin())
+                        await task.run_steps(stream.begin())
                     held.resize(scorer_bytes(shape))
-                    while await self._feed(await open_stream.next(requests), stream, caller):
+                    while await self._feed(await open_stream.next(requests), stream, task):
                         tokens += stream.reply.piece.token_count
                         await meter.pay("pieces", tokens)
                         yield stream.reply
                         stream.sent()
                     async with work_within(self._max_call_s, _SMALLER):
-                        await caller.run_steps(stream.finish())
+                        await task.run_steps(stream.finish())
                     await meter.pay("pieces", stream.reply.result.total.token_count)
                     yield stream.reply
 
     async def _feed(
-        self, message: pb.ScoreStreamRequest | None, stream: ScoreStream, caller: Caller
+        self, message: pb.ScoreStreamRequest | None, stream: ScoreStream, task: CallTask
     ) -> bool:
         """Scores the next piece of a stream; returns whether there was one.
 
@@ -170,7 +171,7 @@ class ScoreHandler:
         steps = _feed_steps(stream, message)
         del message
         async with work_within(self._max_call_s, _SMALLER):
-            await caller.run_steps(steps)
+            await task.run_steps(steps)
         return True
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
@@ -193,10 +194,14 @@ class ScoreHandler:
                 with self._budget.reserve(size, "embeddings"):
                     steps = _embed(source.model, request, policy, reply)
                     try:
-                        await self._scheduler.caller().run_steps(steps)
+                        await self._task().run_steps(steps)
                     finally:
                         spent.tokens = sum(vector.token_count for vector in reply.embeddings)
                 return reply
+
+    def _task(self) -> CallTask:
+        """Returns a task for the running call, which takes its caller's turns."""
+        return CallTask(self._scheduler, current_caller().name)
 
     def _states(self) -> SessionStates:
         """Returns what reads and writes the states of the current caller."""

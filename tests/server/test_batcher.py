@@ -36,7 +36,7 @@ def sequences_of(model: Model, count: int, **settings: Any) -> list[Sequence]:
 async def texts_of(batcher: Batcher, model: Model, count: int, **settings: Any) -> list[str]:
     queue = PieceQueue(1 << 20)
     texts = [""] * count
-    batcher.begin(model, sequences_of(model, count, **settings), queue)
+    batcher.begin(model, sequences_of(model, count, **settings), queue, "")
     async for index, pieces in queue.read(count):
         texts[index] += "".join(piece.text for piece in pieces)
     return texts
@@ -136,7 +136,7 @@ def test_a_piece_that_cannot_be_kept_ends_its_own_call_alone(
         expected = await texts_of(batcher, model, 3, max_new_tokens=200)
         queue = PieceQueue(1 << 20)
         broken.append(queue)
-        batcher.begin(model, sequences_of(model, 1, max_new_tokens=200), queue)
+        batcher.begin(model, sequences_of(model, 1, max_new_tokens=200), queue, "")
         others = asyncio.create_task(texts_of(batcher, model, 3, max_new_tokens=200))
         async with asyncio.timeout(60):
             with pytest.raises(MemoryError):
@@ -151,7 +151,7 @@ def test_the_pieces_of_one_text_are_its_own(scheduler: Scheduler) -> None:
         batcher = Batcher(scheduler)
         model = model_of()
         queue = PieceQueue(1 << 20)
-        batcher.begin(model, sequences_of(model, 9, max_new_tokens=30), queue)
+        batcher.begin(model, sequences_of(model, 9, max_new_tokens=30), queue, "")
         return [batch async for batch in queue.read(9)]
 
     batches = asyncio.run(run())

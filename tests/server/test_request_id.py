@@ -20,6 +20,7 @@ from treadle.server.access.request_id import (
     set_request_id,
 )
 from treadle.server.errors import not_found
+from treadle.server.inference.call_task import CallTask
 from treadle.server.inference.scheduler import Scheduler
 from treadle.server.resources import thread_pools
 from treadle.server.resources.memory_budget import MemoryBudget
@@ -82,12 +83,12 @@ def test_a_line_of_the_log_has_the_id_of_its_call_in_every_thread() -> None:
 
     async def call(request_id: str) -> list[str]:
         set_request_id(request_id)
-        caller = scheduler.caller()
+        task = CallTask(scheduler, "")
         await asyncio.sleep(0)  # the other call sets its id
         return [
             line(),
             await thread_pools.STORE.run(line),
-            await caller.run(lambda turn_s: line()),
+            await task.run(lambda turn_s: line()),
         ]
 
     async def calls() -> list[list[str]]:

@@ -3,84 +3,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from treadle.server.inference.scheduler import LONG_TURN_S, TURN_S, Scheduler, Task
+from treadle.server.inference.call_task import CallTask
+from treadle.server.inference.scheduler import LONG_TURN_S, Scheduler
+from treadle.server.inference.sharing.share import TURN_S, Task
 
-PATIENCE_S = 120.0
-
-
-@contextmanager
-def scheduler_of(threads: int) -> Iterator[Scheduler]:
-    scheduler = Scheduler(threads)
-    try:
-        yield scheduler
-    finally:
-        scheduler.close()
-
-
-class Clock:
-    """The scheduler's clock; only the turns of this file's workers make it go."""
-
-    now_s = 0.0
-
-    def monotonic(self) -> float:
-        return self.now_s
+from .turns import PATIENCE_S, Clock, Worker, scheduler_of, still_clock, wake_together
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("treadle.server.inference.scheduler.time", clock)
-    return clock
-
-
-class Worker(Task):
-    """Takes turns of a length of its own until a number of them is over."""
-
-    def __init__(
-        self, clock: Clock, name: str, log: list[str], turns: int, turn_s: float = 0.002
-    ) -> None:
-        self.clock = clock
-        self.name = name
-        self.log = log
-        self.turns = turns
-        self.turn_s = turn_s
-        self.done = threading.Event()
-
-    def take_turn(self, turn_s: float) -> bool:
-        self.log.append(self.name)
-        self.clock.now_s += self.turn_s
-        self.turns -= 1
-        if not self.turns:
-            self.done.set()
-        return self.turns > 0
-
-
-class Gate(Task):
-    """Holds the only thread until it is opened."""
-
-    def __init__(self) -> None:
-        self.held = threading.Event()
-        self.opened = threading.Event()
-
-    def take_turn(self, turn_s: float) -> bool:
-        self.held.set()
-        assert self.opened.wait(PATIENCE_S)
-        return False
-
-
-def wake_together(scheduler: Scheduler, *workers: Worker) -> None:
-    """Wakes workers of whom none has a turn before all are awake."""
-    gate = Gate()
-    scheduler.wake(gate)
-    assert gate.held.wait(PATIENCE_S)
-    for worker in workers:
-        scheduler.wake(worker)
-    gate.opened.set()
+    return still_clock(monkeypatch)
 
 
 def test_turns_go_round(clock: Clock) -> None:
@@ -134,7 +69,7 @@ def test_time_not_asked_for_is_lost(clock: Clock) -> None:
 def test_work_is_done_and_its_error_raised() -> None:
     async def run() -> None:
         with scheduler_of(2) as scheduler:
-            caller = scheduler.caller()
+            caller = CallTask(scheduler, "")
             assert await caller.run(lambda turn_s: turn_s) in (TURN_S, LONG_TURN_S)
             with pytest.raises(ZeroDivisionError):
                 await caller.run(lambda _: 1 // 0)
@@ -156,15 +91,17 @@ def test_work_of_a_cancelled_call_is_not_begun() -> None:
                 free.wait(PATIENCE_S)
                 begun.append("first")
 
-            first = asyncio.create_task(scheduler.caller().run(wait))
+            first = asyncio.create_task(CallTask(scheduler, "").run(wait))
             assert await asyncio.to_thread(held.wait, PATIENCE_S)
-            second = asyncio.create_task(scheduler.caller().run(lambda _: begun.append("second")))
+            second = asyncio.create_task(
+                CallTask(scheduler, "").run(lambda _: begun.append("second"))
+            )
             await asyncio.sleep(0)  # the second one has asked for its turn
             second.cancel()
             await asyncio.sleep(0)
             free.set()
             await first
-            await scheduler.caller().run(lambda _: begun.append("third"))
+            await CallTask(scheduler, "").run(lambda _: begun.append("third"))
 
     asyncio.run(run())
     assert begun == ["first", "third"]
@@ -204,8 +141,10 @@ def test_a_thread_outlives_a_turn_that_panics(caplog: pytest.LogCaptureFixture) 
         panicking = Panicking()
         scheduler.wake(panicking)
         with pytest.raises(Panic):
-            await scheduler.caller().run(panic)
-        assert await scheduler.caller().run(lambda _: threading.current_thread().name) == "turn-0"
+            await CallTask(scheduler, "").run(panic)
+        assert (
+            await CallTask(scheduler, "").run(lambda _: threading.current_thread().name) == "turn-0"
+        )
         assert panicking.turns == 1
 
     with scheduler_of(1) as scheduler:

@@ -1,4 +1,4 @@
-"""`Caller.run_steps` and `Caller.iterate`: long work in turns."""
+"""`CallTask.run_steps` and `CallTask.iterate`: long work in turns."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from treadle.server.inference.call_task import CallTask
 from treadle.server.inference.scheduler import Scheduler
 
 from .harness import PATIENCE_S
@@ -37,7 +38,7 @@ class Steps:
 def test_all_steps_are_taken_away_from_the_event_loop() -> None:
     scheduler = Scheduler(1)
     steps = Steps(1000)
-    asyncio.run(scheduler.caller().run_steps(iter(steps)))
+    asyncio.run(CallTask(scheduler, "").run_steps(iter(steps)))
     scheduler.close()
     assert steps.taken == 1000
     assert threading.current_thread().name not in steps.threads
@@ -50,7 +51,7 @@ def test_an_error_of_a_step_ends_the_work() -> None:
 
     scheduler = Scheduler(1)
     with pytest.raises(ValueError, match="no"):
-        asyncio.run(scheduler.caller().run_steps(fail()))
+        asyncio.run(CallTask(scheduler, "").run_steps(fail()))
     scheduler.close()
 
 
@@ -59,7 +60,7 @@ def test_work_that_nobody_waits_for_ends_with_its_step() -> None:
     steps = Steps(1000, gate=3)
 
     async def leave() -> None:
-        task = asyncio.create_task(scheduler.caller().run_steps(iter(steps)))
+        task = asyncio.create_task(CallTask(scheduler, "").run_steps(iter(steps)))
         await asyncio.to_thread(steps.waits.wait, 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -85,9 +86,9 @@ def test_no_step_is_taken_before_the_reader_has_what_the_one_before_made() -> No
 
     async def read() -> None:
         found = []
-        async for number in scheduler.caller().iterate(numbers()):
+        async for number in CallTask(scheduler, "").iterate(numbers()):
             found.append(number)
-            await scheduler.caller().run(lambda _: None)  # time for a step too many
+            await CallTask(scheduler, "").run(lambda _: None)  # time for a step too many
             assert taken[0] == number + 1
         assert found == list(range(2, 30, 3))
 
