@@ -1,5 +1,7 @@
 """`names` lists the names that a client's certificate proves, as callers are configured with them.
 
+`expiry_s` says when it expires, since a call may run longer.
+
 TLS has checked the certificate by then: that an authority of --tls-client-ca-file signed it, that
 it is valid at this time, and that it is meant for clients.
 """
@@ -7,6 +9,7 @@ it is valid at this time, and that it is meant for clients.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
@@ -37,6 +40,28 @@ def names(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
     for certificate in auth_context.get(_CERTIFICATE, ()):
         return _names(bytes(certificate))  # the first one is the client's own
     return ()
+
+
+def expiry_s(auth_context: Mapping[str, Iterable[bytes]]) -> float:
+    """Returns when a client's certificate expires, in seconds since the epoch.
+
+    Args:
+        auth_context: What TLS knows of the client, as `ServicerContext.auth_context` returns it.
+
+    Returns:
+        The time; infinity without a certificate, or of one that cannot be read.
+    """
+    for certificate in auth_context.get(_CERTIFICATE, ()):
+        return _expiry_s(bytes(certificate))
+    return math.inf
+
+
+@lru_cache(maxsize=1024)
+def _expiry_s(certificate: bytes) -> float:
+    try:
+        return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+    except ValueError:
+        return math.inf
 
 
 @lru_cache(maxsize=1024)

@@ -168,6 +168,11 @@ def test_a_certificate_leads_to_its_caller_and_a_token_wins(path: Path, tmp_path
     assert ann.name == "ann"
     assert ann.credential_id == "certificate:CN=robot"
     assert guarded.authenticator.is_valid(ann)
+    assert (
+        DAY / 2 < datetime.datetime.fromtimestamp(ann.valid_until_s, datetime.UTC) - NOW < DAY * 2
+    )
+    past = authority.issue("late", "robot", ends=-datetime.timedelta(minutes=1)).cert
+    assert not guarded.authenticator.is_valid(guarded.caller(certificate=past)), "in a long call"
     assert guarded.caller(f"Bearer {token.text}", certificate=robot).name == "bob"
     assert "mistyped, or was revoked" in guarded.refusal(
         f"Bearer {new_access_token().text}", certificate=robot
@@ -188,6 +193,8 @@ def test_a_credential_is_valid_while_it_gives_the_same_rights(path: Path) -> Non
     valid = guarded.authenticator.is_valid
     assert valid(ann)
     assert valid(ANONYMOUS), "a call that is being authenticated"
+    guarded.write(ANN + entry("ann", token, NOW + DAY))
+    assert valid(ann)
     guarded.write(f"{ANN}quotas = {{ calls = 3 }}\n{tokens}# a comment\n")
     assert valid(ann)
     assert guarded.authenticator.quotas_of("ann") == guarded.caller(f"Bearer {token.text}").quotas

@@ -28,7 +28,7 @@ from treadle.server.access.callers.callers_file import (
     CallersFileError,
     parse_callers,
 )
-from treadle.server.access.client_certificate import names
+from treadle.server.access.client_certificate import expiry_s, names
 from treadle.server.access.oidc.settings import OidcSettings
 from treadle.server.access.quotas import Quotas
 from treadle.server.access.trusted_file import TrustedFile, TrustedFileError
@@ -145,7 +145,7 @@ class CallersAuthenticator:
             )
         if len({caller.name for caller in callers}) > 1:
             raise _refused("the client certificate has names of several callers: send a token")
-        return callers[0]
+        return replace(callers[0], valid_until_s=expiry_s(auth_context))
 
     def is_valid(self, caller: Caller) -> bool:
         """Returns whether a credential is still accepted, and still gives the same rights.
@@ -158,10 +158,17 @@ class CallersAuthenticator:
         if caller.credential_id.startswith("key:"):
             return self._oidc is not None and self._oidc.is_valid(caller)
         known = self._credentials.get(caller.credential_id)
+        if known is None:
+            return False
+        # The file may have given a token another end by now; a certificate has its own.
+        is_certificate = caller.credential_id.startswith("certificate:")
+        until_s = caller.valid_until_s if is_certificate else known.valid_until_s
         return (
-            known is not None
-            and time.time() < known.valid_until_s
-            and replace(known, quotas=caller.quotas) == caller
+            time.time() < until_s
+            and known.name == caller.name
+            and known.role is caller.role
+            and known.read_models == caller.read_models
+            and known.write_models == caller.write_models
         )
 
     def quotas_of(self, name: str) -> Quotas | None:
@@ -204,12 +211,12 @@ class CallersAuthenticator:
     async def _reload(self) -> None:
         """Reads the file again if it has changed."""
         try:
-            data = await thread_pools.SETTINGS.run(self._file.changed)
-            if data is None:
+            file = await thread_pools.SETTINGS.run(self._changed)
+            if file is None:
                 if self._unreadable:
                     self._failure = ""
                 return
-            self._take(parse_callers(data, self._path))
+            self._take(file)
         except (CallersFileError, SettingError, TrustedFileError) as error:
             failure = str(error)
             if isinstance(error, TrustedFileError):
@@ -221,6 +228,11 @@ class CallersAuthenticator:
             return
         self._failure = ""
         logger.info("the callers file was read again: it has %d callers", len(self._quotas))
+
+    def _changed(self) -> CallersFile | None:
+        """Returns what the file says if it has changed; a large one takes a while."""
+        data = self._file.changed()
+        return None if data is None else parse_callers(data, self._path)
 
     def _take(self, file: CallersFile) -> None:
         """Takes over what a file says, wholly or not at all."""
