@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 RUN = ("sh", "python")
 """Languages of blocks that a reader pastes and that the tests run."""
 
-SHOWN = ("json", "mermaid", "text")
+SHOWN = ("json", "mermaid", "text", "toml")
 """Languages of blocks that a reader only reads."""
 
 _FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)

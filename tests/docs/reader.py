@@ -25,7 +25,7 @@ PATIENCE_S = 900.0
 """After this a block hangs. A start that compiles every kernel on a busy machine is within it."""
 
 SERVER = re.compile(
-    r"^treadle-server(?! .*--(?:warm|check-health|fsck|help|version))", re.MULTILINE
+    r"^treadle-server(?! token| .*--(?:warm|check-health|fsck|help|version))", re.MULTILINE
 )
 PRINTS = re.compile(r"# prints: (.*)$", re.MULTILINE)
 
