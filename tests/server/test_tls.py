@@ -22,6 +22,10 @@ from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
 from treadle.server import healthcheck
 from treadle.server.address import health_socket
+from treadle.server.rpc import server_options
+from treadle.server.rpc.listening import listen
+from treadle.server.tls.certificate_files import CertificateFiles
+from treadle.server.tls.certificate_reloader import CertificateReloader
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -186,6 +190,31 @@ def test_only_tls_1_2_and_newer_are_spoken(version: int, accepted: bool, mutual:
     assert handshake == accepted
 
 
+@pytest.mark.parametrize("with_tls", [True, False])
+def test_a_connection_that_sends_nothing_is_closed(
+    with_tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_options, "_HANDSHAKE_MS", 200)
+    pair = Authority(tmp_path).server()
+    files = CertificateFiles(str(pair.cert_file), str(pair.key_file), "")
+
+    def read(address: str) -> None:
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), PATIENCE_S) as connection:
+            while connection.recv(1000):
+                pass
+
+    async def run() -> None:
+        server = aio.server(options=server_options.server_options(1 << 20))
+        credentials = CertificateReloader(files).credentials() if with_tls else None
+        address = listen(server, "127.0.0.1:0", credentials)
+        await server.start()
+        await asyncio.to_thread(read, address)
+        await server.stop(None)
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S / 2))  # gRPC's own limit is 120 seconds
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_both_versions_of_tls_work(version: ssl.TLSVersion, mutual: Mutual) -> None:
     context = ssl.create_default_context(cafile=str(mutual.authority.ca_file))
@@ -224,8 +253,20 @@ async def stream(
     return answers
 
 
+async def connect(address: str, credentials: grpc.ChannelCredentials, done: asyncio.Event) -> int:
+    """Makes one connection after the other until the end; returns how many."""
+    options = [*NO_PROXY, ("grpc.use_local_subchannel_pool", 1)]
+    connections = 0
+    while not done.is_set():
+        async with aio.secure_channel(address, credentials, options) as channel:
+            stub = sequence_pb2_grpc.SequenceServiceStub(channel)
+            await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=PATIENCE_S)
+        connections += 1
+    return connections
+
+
 def test_renewed_files_end_no_stream(mutual: Mutual, model: str) -> None:
-    """64 streams, each with a connection of its own, and five renewals: no stream fails."""
+    """64 streams, each with a connection of its own, new connections, and five renewals."""
 
     async def run() -> list[int | BaseException]:
         done = asyncio.Event()
@@ -234,6 +275,7 @@ def test_renewed_files_end_no_stream(mutual: Mutual, model: str) -> None:
             asyncio.create_task(stream(address, mutual.credentials, model, done))
             for _ in range(STREAMS)
         ]
+        streams.append(asyncio.create_task(connect(address, mutual.credentials, done)))
         for number in range(RELOADS):
             fresh = mutual.authority.server(f"fresh{number}")
             copy_over(fresh, mutual.pair)
@@ -244,7 +286,7 @@ def test_renewed_files_end_no_stream(mutual: Mutual, model: str) -> None:
 
     counts = asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
     assert [count for count in counts if isinstance(count, BaseException)] == []
-    assert len(counts) == STREAMS
+    assert len(counts) == STREAMS + 1
     assert min(count for count in counts if isinstance(count, int)) > RELOADS
     assert mutual.server.log.count("new connections get the certificate") >= RELOADS
     assert mutual.server.caller.serving(), "the connection from before the renewals"
