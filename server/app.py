@@ -167,6 +167,7 @@ class App:
         )
 
         # gRPC: every call passes the interceptor, and the servicer hands it to its handler.
+        authenticator.on_change(self._jobs.queue.schedule)  # a quota of running jobs may be higher
         self._interceptor = Interceptor(
             SERVICE, authenticator, quotas, self._budget, config.max_message_bytes
         )
