@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from .harness import Caller, Server, tiny_spec
+from .tenants import CALLERS, Company
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,20 @@ def caller(server: Server) -> Caller:
 def model(server: Server) -> str:
     """The name of a model that is there, of pieces of TEXT."""
     return server.caller.trained(tiny_spec("shared", max_steps=60)).name
+
+
+@pytest.fixture(scope="session")
+def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
+    """A server with callers, and with things of theirs that no test takes from another test."""
+    jobs = {"old-jobs": ("", "succeeded")}
+    for number in range(5):
+        jobs |= {f"ann-{number}": ("ann", "succeeded"), f"bob-{number}": ("bob", "succeeded")}
+    jobs |= {"ann-done": ("ann", "succeeded"), "ann-held": ("ann", "paused")}
+    jobs["ann-damaged"] = ("ann", "in no state")
+    jobs |= {f"for-{name}": ("ann", "succeeded") for name in CALLERS}
+    company = Company(tmp_path_factory.mktemp("company"), jobs)
+    yield company
+    company.close()
 
 
 @pytest.fixture
