@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import jwt
+from certificates import Pair
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
@@ -71,9 +73,10 @@ class KeyServer:
 
     Args:
         signers: The keys that it offers.
+        pair: The certificate with which it speaks TLS, if any.
     """
 
-    def __init__(self, *signers: Signer) -> None:
+    def __init__(self, *signers: Signer, pair: Pair | None = None) -> None:
         self.signers = list(signers)
         self.asked = 0
         """How often the keys were asked for."""
@@ -94,7 +97,13 @@ class KeyServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/keys"
+        scheme = "http"
+        if pair is not None:
+            scheme = "https"
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(pair.cert_file, pair.key_file)
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_port}/keys"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
 

@@ -100,7 +100,7 @@ def test_answers_do_not_depend_on_whether_an_id_exists(path: Path) -> None:
     ]
     assert len(set(answers)) == 1
     assert "mistyped, or was revoked" in answers[0]
-    # The owner of the secret alone is told that it has expired.
+    # The owner of the secret alone hears that it has expired.
     assert "the token has expired" in guarded.refusal(f"Bearer {expired.text}")
     guarded.write(ANN)
     assert guarded.refusal(f"Bearer {live.text}") == answers[0], "revoked"

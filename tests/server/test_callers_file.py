@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,17 @@ def test_a_token_that_stands_in_the_file_is_not_shown() -> None:
         with pytest.raises(CallersFileError) as caught:
             parse(text)
         assert secret[:30] not in str(caught.value)
+
+
+def test_any_damage_is_an_error_of_the_file() -> None:
+    """Never an exception of another kind, and never a file that says less than half."""
+    text = f"{CI}quotas = {{ calls = 3 }}\n{TOKEN}created = 2026-11-29T12:00:00Z\n{OIDC}{GRANT}"
+    pieces = ("", "\n", '"', "[", "]]", "=", "1", "é", "\0", "nan")
+    for place in range(len(text)):
+        for piece in pieces:
+            damaged = text[:place] + piece + text[place + 1 :]
+            with suppress(CallersFileError):
+                assert parse(damaged).callers
 
 
 def test_keys_of_an_identity_provider_may_be_at_an_address_of_this_machine() -> None:

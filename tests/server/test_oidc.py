@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+from certificates import Authority
 
 from treadle.server.access.caller import Caller, Role
 from treadle.server.access.callers.authenticator import CallersAuthenticator
@@ -368,6 +369,41 @@ def test_a_provider_that_never_answered_is_unavailable(signer: Signer) -> None:
         await asyncio.sleep(0.11)
         await accepts.authenticate(signer.token())
         provider.close()
+
+    run(test)
+
+
+def test_a_provider_must_be_one_that_this_machine_trusts(
+    tmp_path: Path,
+    signer: Signer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    authority = Authority(tmp_path / "authority")
+    provider = KeyServer(signer, pair=authority.server())
+    monkeypatch.setenv("no_proxy", "*")
+
+    async def test() -> None:
+        accepts = verifier(f'jwks_url = "{provider.url}"', "min_refresh_s = 0.1")
+        await refusal(accepts, signer.token(), grpc.StatusCode.UNAVAILABLE)
+        assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca_file))
+        await asyncio.sleep(0.11)
+        assert (await accepts.authenticate(signer.token())).name == "oidc:ann"
+
+    try:
+        run(test)
+    finally:
+        provider.close()
+
+
+def test_a_provider_on_this_machine_needs_no_proxy(
+    provider: KeyServer, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+
+    async def test() -> None:
+        await verifier(f'jwks_url = "{provider.url}"').authenticate(signer.token())
 
     run(test)
 

@@ -262,6 +262,17 @@ def test_the_target_of_a_link_is_replaced_and_not_the_link(run: Run, path: Path)
     assert "ci" in read(target).callers
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser can give files away")
+def test_the_owner_stays_where_the_superuser_changes_the_file(run: Run, path: Path) -> None:
+    run(*CREATE)
+    os.chown(path, 12345, 54321)
+    path.chmod(0o440)
+    assert run("create", "ci")[0] == 0
+    status = path.stat()
+    assert (status.st_uid, status.st_gid) == (12345, 54321)
+    assert stat.S_IMODE(status.st_mode) == 0o440
+
+
 def test_a_crash_while_writing_leaves_the_old_file(
     run: Run, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
