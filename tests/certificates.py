@@ -67,7 +67,7 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         self.ca_file = folder / "ca.pem"
-        self.ca_file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
+        write(self.ca_file, self._certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
     @property
     def ca(self) -> bytes:
@@ -148,17 +148,15 @@ class Authority:
             )
         certificate = builder.sign(key if self_signed else self._key, hashes.SHA256())
         pair = Pair(self._folder / f"{file}.pem", self._folder / f"{file}.key")
-        pair.cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        pair.key_file.touch(mode=0o600)
-        pair.key_file.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.BestAvailableEncryption(password)
-                if password
-                else serialization.NoEncryption(),
-            )
+        write(pair.cert_file, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        private = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(password)
+            if password
+            else serialization.NoEncryption(),
         )
+        write(pair.key_file, private, 0o600)
         return pair
 
 
@@ -166,9 +164,15 @@ def copy_over(source: Pair, target: Pair) -> None:
     """Gives the files of `target` the content of `source`, each in one step, the key first."""
     for new, old in ((source.key_file, target.key_file), (source.cert_file, target.cert_file)):
         fresh = old.with_name(old.name + ".new")
-        fresh.touch(mode=0o600)
-        fresh.write_bytes(new.read_bytes())
+        write(fresh, new.read_bytes(), 0o600)
         os.replace(fresh, old)
+
+
+def write(file: Path, data: bytes, mode: int) -> None:
+    """Writes a file with these permissions, whatever the umask is: a server looks at them."""
+    file.touch(mode=0o600)
+    file.chmod(mode)
+    file.write_bytes(data)
 
 
 def channel_credentials(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -20,10 +20,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from treadle.server.access.trusted_file import TrustedFile, TrustedFileError
 from treadle.server.config import ServerConfig, SettingError
 
 _MAX_FILE_BYTES = 1 << 20
-"""A file is read up to here: it may be a device without an end."""
+"""A larger file is refused. The authorities of all the web take a fifth of it."""
 
 _MIN_RSA_BITS = 2048
 
@@ -46,8 +47,8 @@ class FileContents:
     key: bytes = field(repr=False)
     client_ca: bytes
     """Empty where no client needs a certificate."""
-    key_mode: int | None
-    """The permissions of the key's file; None: it is a pipe or a device."""
+    key_is_open: bool
+    """Whether every user of this machine may read the key."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,11 @@ class CertificateFiles:
             SettingError: One cannot be read.
         """
         cert, _ = _read("tls_cert_file", self.cert_file)
-        key, key_mode = _read("tls_key_file", self.key_file)
+        key, key_is_open = _read("tls_key_file", self.key_file)
         client_ca = b""
         if self.client_ca_file:
             client_ca, _ = _read("tls_client_ca_file", self.client_ca_file)
-        return FileContents(cert, key, client_ca, key_mode)
+        return FileContents(cert, key, client_ca, key_is_open)
 
     def check(self, contents: FileContents, now: datetime | None = None) -> ServerCertificate:
         """Checks that the contents belong together and can be used.
@@ -241,7 +242,7 @@ class CertificateFiles:
         now: datetime,
     ) -> Iterator[str]:
         """Yields what is doubtful and yet works."""
-        if contents.key_mode is not None and contents.key_mode & stat.S_IROTH:
+        if contents.key_is_open:
             yield (
                 f"every user of this machine may read the private key in {self.key_file}: run "
                 "chmod o-r on it, or mount it with mode 0440"
@@ -257,22 +258,16 @@ class CertificateFiles:
                     yield f"the certificate {subject!r} in {file} expired on {when}: remove it"
 
 
-def _read(setting: str, file: str) -> tuple[bytes, int | None]:
-    """Returns the content of a file, and its permissions if it is a regular one."""
+def _read(setting: str, file: str) -> tuple[bytes, bool]:
+    """Returns the content of a file, and whether every user of this machine may read it."""
+    trusted = TrustedFile(Path(file), _MAX_FILE_BYTES)
     try:
-        with open(file, "rb") as opened:
-            status = os.fstat(opened.fileno())
-            data = opened.read(_MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        fault = f"names {file!r}, which cannot be read: {reason}"
-        if isinstance(error, PermissionError):
-            fault += f"; let user {os.geteuid()}, whom the server runs as, read it"
+        return trusted.read(), trusted.is_open_to_others()
+    except TrustedFileError as error:
+        fault = f"names {file!r}, which {error}"
+        if isinstance(error.__cause__, PermissionError):
+            fault += f"; let user {os.geteuid()}, as whom the server runs, read it"
         raise SettingError(setting, fault) from error
-    if len(data) > _MAX_FILE_BYTES:
-        fault = f"names {file!r}, which holds more than {_MAX_FILE_BYTES} bytes; give a PEM file"
-        raise SettingError(setting, fault)
-    return data, stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else None
 
 
 def _no_certificate(data: bytes) -> str:

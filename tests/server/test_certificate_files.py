@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import os
 import subprocess
 from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
 
 import pytest
-from certificates import DAY, HOUR, Authority, Pair
+from certificates import DAY, HOUR, Authority, Pair, write
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -86,8 +87,7 @@ def test_usual_curves_are_taken_in_both_forms(
 def test_one_file_may_hold_the_chain_and_the_key(authority: Authority) -> None:
     pair = authority.server()
     both = pair.cert_file.with_name("both.pem")
-    both.write_bytes(b"Subject: localhost\n" + pair.key + b"\n" + pair.cert + authority.ca)
-    both.chmod(0o600)
+    write(both, b"Subject: localhost\n" + pair.key + b"\n" + pair.cert + authority.ca, 0o600)
     certificate = check(Pair(both, both))
     assert certificate.chain == pair.cert + authority.ca
     assert b"PRIVATE KEY" not in certificate.chain
@@ -155,7 +155,7 @@ def _large_curve(pair: Pair) -> None:
         ),
         (
             _cert(b"x" * ((1 << 20) + 1)),
-            "--tls-cert-file names '{cert}', which holds more than 1048576 bytes",
+            "--tls-cert-file names '{cert}', which is larger than 1048576 bytes",
         ),
         (_chain_reversed, "--tls-cert-file names '{cert}', which does not begin with the certif"),
         (_key(b""), "--tls-key-file names '{key}', which is empty; give a private key in PEM form"),
@@ -218,7 +218,7 @@ def test_the_authorities_of_clients_are_checked(
     pair = authority.server()
     client_ca = authority.ca_file.with_name("clients.pem")
     if content is not None:
-        client_ca.write_bytes(content)
+        write(client_ca, content, 0o600)
     with pytest.raises(SettingError, match=f"^--tls-client-ca-file names '{client_ca}', .*{said}"):
         check(pair, client_ca)
 
@@ -233,11 +233,25 @@ def test_authorities_that_have_all_expired_are_refused(authority: Authority) -> 
     assert note.startswith(f"the certificate 'CN=old' in {old.cert_file} expired on ")
 
 
-def test_a_folder_and_a_device_are_no_files_of_tls(authority: Authority) -> None:
+def test_what_is_no_file_is_refused(authority: Authority) -> None:
     pair = authority.server()
-    for file, said in ((Path("/"), "Is a directory"), (Path("/dev/zero"), "more than 1048576")):
-        with pytest.raises(SettingError, match=said):
+    pipe = pair.key_file.with_name("pipe")
+    os.mkfifo(pipe)
+    for file in (Path("/"), Path("/dev/zero"), pipe):
+        with pytest.raises(SettingError, match="is not a regular file"):
             check(Pair(file, pair.key_file))
+
+
+def test_files_that_others_may_write_are_refused(authority: Authority) -> None:
+    """A further authority in one of them would let everybody in."""
+    pair = authority.server()
+    for file in (pair.cert_file, pair.key_file, authority.ca_file):
+        for mode in (0o622, 0o620, 0o602):
+            file.chmod(mode)
+            with pytest.raises(SettingError, match=rf"'{file}', .* by others \(mode {mode:04o}\)"):
+                check(pair, authority.ca_file)
+        file.chmod(0o600)
+    check(pair, authority.ca_file)
 
 
 def test_a_key_that_everybody_may_read_is_doubtful(authority: Authority) -> None:
@@ -329,8 +343,7 @@ def test_a_pair_that_stays_wrong_is_logged_once(
     for _ in range(5):
         assert look()
     assert len(caplog.records) == 2
-    look.pair.key_file.touch(mode=0o600)
-    look.pair.key_file.write_bytes(good)
+    write(look.pair.key_file, good, 0o600)
     assert look()
     look.pair.key_file.unlink()
     for _ in range(5):
@@ -344,8 +357,8 @@ def test_files_that_a_link_leads_to_are_taken(authority: Authority, tmp_path: Pa
     mount.mkdir()
     for folder, pair in (("..1", authority.server("one")), ("..2", authority.server("two"))):
         (mount / folder).mkdir()
-        (mount / folder / "tls.crt").write_bytes(pair.cert)
-        (mount / folder / "tls.key").write_bytes(pair.key)
+        write(mount / folder / "tls.crt", pair.cert, 0o440)
+        write(mount / folder / "tls.key", pair.key, 0o440)
     (mount / "..data").symlink_to("..1")
     for name in ("tls.crt", "tls.key"):
         (mount / name).symlink_to(f"..data/{name}")
@@ -377,7 +390,7 @@ def test_pairs_of_openssl_are_taken(tmp_path: Path) -> None:
     command += ["-addext", "subjectAltName=DNS:localhost"]
     command += ["-keyout", str(pair.key_file), "-out", str(pair.cert_file)]
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, check=True, capture_output=True, timeout=60, umask=0o077)
     except FileNotFoundError:
         pytest.skip("openssl is not installed")
     assert check(pair).chain == pair.cert

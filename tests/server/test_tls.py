@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
-from certificates import DAY, HOUR, Authority, Pair, channel_credentials, copy_over
+from certificates import DAY, HOUR, Authority, Pair, channel_credentials, copy_over, write
 from grpc import aio
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
@@ -74,7 +74,7 @@ class Mutual:
         self.pair = self.authority.server()
         self.robot = self.authority.issue("robot")
         self.client_ca = folder / "clients.pem"
-        self.client_ca.write_bytes(self.authority.ca)
+        write(self.client_ca, self.authority.ca, 0o644)
         self.server = Server(
             folder / "data",
             *("--standby-workers", "0"),
