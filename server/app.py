@@ -22,6 +22,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from treadle.model import temporary_kernels
+from treadle.server.access.audit.audit_log import AuditLog
 from treadle.server.access.authenticator import Authenticator, OpenAuthenticator
 from treadle.server.access.callers.authenticator import CallersAuthenticator
 from treadle.server.access.quota_book import QuotaBook
@@ -87,12 +88,14 @@ class App:
 
     Raises:
         StoreError: The data directory cannot be used.
-        SettingError: The key for states, a file of TLS, or the callers file cannot be used.
+        SettingError: The key for states, the audit log, a file of TLS, or the callers file cannot
+            be used.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._state_keys = StateKeyFile(config)
+        self._audit = AuditLog(config.audit_log, config.audit_log_bytes, config.audit_log_files)
         self._certificate = CertificateReloader.of(config)
         self._callers: CallersAuthenticator | None = None
         if config.callers_file:
@@ -169,7 +172,12 @@ class App:
         # gRPC: every call passes the interceptor, and the servicer hands it to its handler.
         authenticator.on_change(self._jobs.queue.schedule)  # a quota of running jobs may be higher
         self._interceptor = Interceptor(
-            SERVICE, authenticator, quotas, self._budget, config.max_message_bytes
+            SERVICE,
+            authenticator,
+            quotas,
+            self._budget,
+            config.max_message_bytes,
+            audit=self._audit,
         )
         public = PublicServices(
             config.public_services, authenticator, self._budget, config.max_message_bytes
@@ -310,6 +318,7 @@ class App:
             self._malloc_trimmer.close()
         self._warmup.close()
         thread_pools.close()
+        self._audit.close(FAREWELL_S)
         self._data_dir.close()
 
     async def _finish(self, began: float, patience: float) -> None:

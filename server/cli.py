@@ -43,6 +43,7 @@ _OWN_METAVARS = {
     "health_address": "ADDRESS",
     "public_services": "NAMES",
     "state_key_file": "FILE",
+    "audit_log": "FILE",
     "callers_file": "FILE",
     "tls_cert_file": "FILE",
     "tls_client_ca_file": "FILE",

@@ -231,6 +231,13 @@ class ServerConfig:
     that is not text is one secret. The first one encrypts, and all are accepted. Each state is
     bound to its caller. The file is read again when it changes; only its owner may be able to
     write it. Without a file, states are not encrypted."""
+    audit_log: str = ""
+    """File to which a line of JSON is appended for every call that changes something or is refused;
+    `-` is standard output. Without a file, nothing is written."""
+    audit_log_bytes: int = field(default=100 << 20, metadata=_range(0, _BYTES))
+    """Size from which audit_log is renamed and begun again; 0 leaves that to other programs."""
+    audit_log_files: int = field(default=10, metadata=_range(1, 1000))
+    """Earlier files of audit_log that are kept."""
     max_new_tokens_limit: int = field(default=100_000, metadata=_range(1, _COUNT))
     """The largest max_new_tokens of a generation; a larger one is refused."""
     max_corpus_bytes: int = field(default=1 << 30, metadata=_range(1, _BYTES))

@@ -9,6 +9,7 @@ import grpc
 
 from treadle.model import Model
 from treadle.model.online.memory_estimate import learner_bytes
+from treadle.server.access.audit.audited_call import audit_change, audit_note, audit_refusal
 from treadle.server.access.model_rights import check_write
 from treadle.server.access.quota_book import CallerUse
 from treadle.server.errors import StatusError
@@ -139,6 +140,7 @@ class LearnHandler:
         """Stores the model of a stream, or only checks its names, and makes that the reply."""
         try:
             names = learn_request.publication(request, default_name)
+            audit_note(model=names.name, version=0, alias=names.alias)
             check_write(names.name)
             if request.validate_only:
                 await thread_pools.STORE.run(self._model_store.check_new, names.name, names.alias)
@@ -147,6 +149,7 @@ class LearnHandler:
             stream.published(await self._publish(stream, names))
         except Exception as error:
             stream.not_published(error)
+            audit_refusal(error)  # the call continues
 
     async def _publish(self, stream: LearnStream, names: Publication) -> pb.Model:
         """Stores the model of a stream as it is now, as a whole or not at all."""
@@ -178,6 +181,8 @@ class LearnHandler:
 
     def _store_once(self, stream: LearnStream, names: Publication, use: CallerUse) -> pb.Model:
         stored = self._claim(names.name, stream.learner.current(), use)
+        # Here and not in the task of the call, which may be cancelled meanwhile.
+        audit_change(model=stored.name, version=stored.version, alias=names.alias)
         if names.alias:
             self._model_store.set_alias(names.name, names.alias, stored.version)
         aliases = self._model_store.aliases.of_version(stored.name, stored.version)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from treadle.model.data.files import check_not_empty
 from treadle.model.errors import CorpusError
 from treadle.model.training.fine_tuning import BaseModelInfo
+from treadle.server.access.audit.audited_call import audit_change
 from treadle.server.access.caller import current_caller
 from treadle.server.access.model_rights import check_read, check_write
 from treadle.server.access.quota_book import CallerUse, QuotaBook
@@ -98,6 +99,7 @@ class Submission:
                 with self._jobs.queue.admit_repeated():
                     again = await upload.receive(idempotency.ComparedCorpora())
                 idempotency.check_corpus(earlier, again)
+            audit_change(job=earlier.id)
             return earlier.id
         spec = pb.TrainSpec()
         spec.CopyFrom(asked)
@@ -192,6 +194,7 @@ class Submission:
             raise
         if kept.id == job:
             stored.keep()
+        audit_change(job=kept.id, corpora=[file.sha256 for file in files])
         return kept, job
 
     async def _base(self, spec: pb.TrainSpec) -> tuple[StoredModel | None, int]:

@@ -21,6 +21,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc import aio
 
+from treadle.server.access.audit.audit_log import AuditLog
+from treadle.server.access.audit.audited_call import AuditedCall, audit_request
 from treadle.server.access.authenticator import Authenticator
 from treadle.server.access.caller import ANONYMOUS, Caller, set_current_caller
 from treadle.server.access.permissions import check_permission
@@ -57,6 +59,7 @@ ends."""
 class _Call:
     """A running call."""
 
+    audited: AuditedCall
     caller: Caller = ANONYMOUS
     eviction: StatusError | None = None
     """The status with which the server ends it."""
@@ -73,6 +76,7 @@ class Interceptor(aio.ServerInterceptor):
         max_message_bytes: Bytes of the largest request.
         write_s: Seconds within which a client must accept a reply, or send the only request of a
             call.
+        audit: Where calls that change something or are refused are written down; None: nowhere.
     """
 
     def __init__(
@@ -83,7 +87,9 @@ class Interceptor(aio.ServerInterceptor):
         budget: MemoryBudget,
         max_message_bytes: int,
         write_s: float = 60.0,
+        audit: AuditLog | None = None,
     ) -> None:
+        self._audit = audit or AuditLog()
         self._authenticator = authenticator
         self._quotas = quotas
         self._budget = budget
@@ -187,6 +193,7 @@ class Interceptor(aio.ServerInterceptor):
                     async with aclosing(method(requests, context)) as replies:
                         async for reply in replies:
                             data = serialize(reply)
+                            self._calls[task].audited.sent += len(data)
                             del reply  # so that neither is kept while the next one is made
                             size = _reply_bytes(data)
                             await unread.resize_patiently(size, _PATIENCE_S, kept=size)
@@ -200,6 +207,7 @@ class Interceptor(aio.ServerInterceptor):
         metadata = context.invocation_metadata() or ()
         caller = await self._authenticator.authenticate(metadata, context.auth_context())
         self._calls[task].caller = caller
+        self._calls[task].audited.caller = caller
         set_current_caller(caller)
         check_permission(caller, name)
         return caller
@@ -244,11 +252,15 @@ class Interceptor(aio.ServerInterceptor):
         request_id = request_id_of(context.invocation_metadata() or ())
         set_request_id(request_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
-        call = self._calls[task] = _Call()
+        audited = AuditedCall(self._audit, name, request_id, context.peer())
+        audited.begin()
+        call = self._calls[task] = _Call(audited)
         self._idle.clear()
         try:
             yield task
+            audited.end()
         except asyncio.CancelledError:
+            audited.end(call.eviction, cancelled=call.eviction is None)
             if call.eviction is None:
                 raise  # the client disconnected, or its deadline passed
             task.uncancel()
@@ -256,7 +268,9 @@ class Interceptor(aio.ServerInterceptor):
         except (aio.AbortError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # a panic of a Rust package is not an Exception
-            await _abort(context, from_exception(error, doing=name))
+            status = from_exception(error, doing=name)
+            audited.end(status)
+            await _abort(context, status)
         finally:
             del self._calls[task]
             if not self._calls:
@@ -308,6 +322,7 @@ class _Parser:
         repeated_limits.check(request)
         # Unknown fields may be of any size, and must be neither kept nor shown.
         request.DiscardUnknownFields()
+        audit_request(request, len(data))
         return request
 
 

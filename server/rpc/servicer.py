@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from treadle.model import compiled_for
+from treadle.server.access.audit.audited_call import audit_note
 from treadle.server.access.caller import ANONYMOUS, Caller, current_caller
 from treadle.server.access.model_rights import check_read, check_write
 from treadle.server.messages import page_tokens, requests, responses
@@ -229,6 +230,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         delete = self._model_store.delete
         gone = await thread_pools.STORE.run(delete, request.model, version, force=request.force)
         self._models.forget(request.model, gone)
+        audit_note(versions=gone)
         return pb.DeleteModelResponse(versions=gone)
 
     async def SetAlias(  # noqa: N802
