@@ -34,7 +34,7 @@ class Authenticator(Protocol):
         """Returns whether a caller's credential is still accepted, for calls that run long."""
 
     def quotas_of(self, name: str) -> Quotas | None:
-        """Returns the quotas of a caller by its name; None where it is not known by now."""
+        """Returns the quotas of a caller by its name; None where nothing limits it."""
 
     def on_change(self, look: Callable[[], None]) -> None:
         """Calls `look` on the event loop whenever a credential may no longer be accepted."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from treadle.server.access.callers.callers_file import parse_callers
-from treadle.server.access.oidc.settings import ALGORITHMS, OidcSettings
+from treadle.server.access.oidc.settings import ALGORITHMS, KeySettings, OidcSettings
 from treadle.server.access.rights import QUOTAS, ROLES
 from treadle.server.token_command import build_parser
 
@@ -27,7 +27,8 @@ def test_every_file_can_be_used(block: Block) -> None:
 
 def test_everything_is_named() -> None:
     text = prose(PAGE)
-    words = {*QUOTAS, *ROLES, *(field.name for field in fields(OidcSettings))}
+    words = {*QUOTAS, *ROLES, *(field.name for field in fields(KeySettings))}
+    words |= {field.name for field in fields(OidcSettings) if field.name != "keys"}
     assert {word for word in words if f"`{word}`" not in text} == set()
     assert {name for name in ALGORITHMS if not re.search(rf"\b{name}\b", text)} == set()
     commands = build_parser()._subparsers

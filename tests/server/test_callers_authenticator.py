@@ -17,6 +17,7 @@ from certificates import Authority
 from treadle.server.access.caller import ANONYMOUS, Caller, Role
 from treadle.server.access.callers.access_token import AccessToken, new_access_token
 from treadle.server.access.callers.authenticator import CallersAuthenticator
+from treadle.server.access.quotas import Quotas
 from treadle.server.config import SettingError
 from treadle.server.errors import StatusError
 
@@ -198,7 +199,11 @@ def test_a_credential_is_valid_while_it_gives_the_same_rights(path: Path) -> Non
     guarded.write(f"{ANN}quotas = {{ calls = 3 }}\n{tokens}# a comment\n")
     assert valid(ann)
     assert guarded.authenticator.quotas_of("ann") == guarded.caller(f"Bearer {token.text}").quotas
-    assert guarded.authenticator.quotas_of("nobody") is None
+    guarded.write(f"[defaults.quotas]\ncalls = 9\n{ANN}{tokens}")
+    assert guarded.authenticator.quotas_of("nobody") == Quotas(calls=9)
+    for more in (ANN.replace('["team', '["x", "team'), '[callers.ann]\nrole = "admin"\n'):
+        guarded.write(more + tokens)
+        assert valid(ann), "more rights than before"
     for changed in (
         BOB,
         ANN,

@@ -197,10 +197,10 @@ def test_keys_of_an_identity_provider_may_be_at_an_address_of_this_machine() -> 
         url = f"http://{host}/keys"
         file = parse(OIDC.replace("https://id.example.com/keys", url) + GRANT)
         assert file.oidc is not None
-        assert file.oidc.jwks_url == url
+        assert file.oidc.keys.jwks_url == url
 
 
 def test_a_file_of_keys_is_next_to_the_callers_file() -> None:
     file = parse(OIDC.replace('jwks_url = "https://id.example.com/', 'jwks_file = "') + GRANT)
     assert file.oidc is not None
-    assert file.oidc.jwks_file == PATH.parent / "keys"
+    assert file.oidc.keys.jwks_file == PATH.parent / "keys"

@@ -21,8 +21,10 @@ from certificates import Authority
 from treadle.server.access.caller import Caller, Role
 from treadle.server.access.callers.authenticator import CallersAuthenticator
 from treadle.server.access.callers.callers_file import parse_callers
+from treadle.server.access.oidc.key_source import KeySource
 from treadle.server.access.oidc.signing_keys import KeySetError, parse_keys
 from treadle.server.access.oidc.verifier import OidcVerifier
+from treadle.server.access.quotas import NO_QUOTAS
 from treadle.server.config import SettingError
 from treadle.server.errors import StatusError
 from treadle.server.resources import thread_pools
@@ -57,7 +59,7 @@ def text(where: str, more: str = "") -> str:
 def verifier(where: str, more: str = "") -> OidcVerifier:
     settings = parse_callers(text(where, more).encode(), Path("/callers.toml")).oidc
     assert settings is not None
-    return OidcVerifier(settings)
+    return OidcVerifier(settings, KeySource(settings.keys))
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -439,16 +441,16 @@ def test_a_slow_provider_holds_nobody_up(provider: KeyServer, signer: Signer) ->
 def test_old_keys_are_fetched_again(provider: KeyServer, signer: Signer) -> None:
     async def test() -> None:
         accepts = verifier(f'jwks_url = "{provider.url}"', "min_refresh_s = 0.1\nrefresh_s = 1")
-        await accepts.refresh()
+        await accepts.source.refresh()
         await until(lambda: provider.asked == 1)
         await accepts.authenticate(signer.token())
-        await accepts.refresh()
+        await accepts.source.refresh()
         await asyncio.sleep(0.05)
         assert provider.asked == 1
 
         async def refreshed() -> None:
             while provider.asked == 1:
-                await accepts.refresh()
+                await accepts.source.refresh()
                 await asyncio.sleep(0.02)
 
         await asyncio.wait_for(refreshed(), PATIENCE_S)
@@ -464,16 +466,16 @@ def test_a_file_of_keys_is_read_again(
         second = Signer("two")
         assert "mistyped" in await refusal(local, second.token())
         file.write_text("{")
-        await local.refresh()
-        await local.refresh()
+        await local.source.refresh()
+        await local.source.refresh()
         assert caplog.text.count("is not JSON; the known ones stay in use") == 1
         assert local.is_valid(before)
         file.write_text(json.dumps({"keys": [second.public]}))
-        await local.refresh()
+        await local.source.refresh()
         assert (await local.authenticate(second.token())).name == "oidc:ann"
         assert not local.is_valid(before)
         file.write_text('{"keys": []}')
-        await local.refresh()
+        await local.source.refresh()
         assert "has no usable signing key" in caplog.text
         assert "mistyped" in await refusal(local, second.token())
 
@@ -544,14 +546,47 @@ def test_tokens_of_both_kinds_are_told_apart(tmp_path: Path, file: Path, signer:
         assert caller.name == "oidc:ann"
         assert authenticator.is_valid(caller)
         assert authenticator.quotas_of("oidc:ann") == caller.quotas
-        path.write_text(path.read_text().replace("shared", "shareD"))
-        await authenticator.look()
-        assert not authenticator.is_valid(caller), "its rights have changed"
+        good = path.read_text()
+
+        async def is_valid(text: str) -> bool:
+            path.write_text(text)
+            await authenticator.look()
+            return authenticator.is_valid(caller)
+
+        grant = '[[oidc.grants]]\nvalue = "new"\nrole = "reader"\nmodels = ["x"]\n'
+        assert await is_valid(good + grant), "a later grant"
+        assert await is_valid(good.replace("calls = 4", "calls = 5"))
+        assert authenticator.quotas_of("oidc:stranger") == NO_QUOTAS
+        assert not await is_valid(good.replace("shared", "shareD")), "its rights have changed"
+        assert not await is_valid(good.replace("[[oidc", f"{grant}[[oidc", 1)), "an earlier grant"
+        assert not await is_valid(good.replace(AUDIENCE, "other"))
+        assert await is_valid(good)
         path.write_text('[callers.ann]\nrole = "admin"\n')
         await authenticator.look()
         assert not authenticator.is_valid(caller)
         with pytest.raises(StatusError):
             await authenticator.authenticate(metadata, {})
+
+    run(test)
+
+
+def test_keys_stay_when_grants_change_while_the_provider_is_down(
+    tmp_path: Path, signer: Signer
+) -> None:
+    provider = KeyServer(signer)
+    path = tmp_path / "callers.toml"
+    path.touch(0o600)
+    path.write_text(text(f'jwks_url = "{provider.url}"'))
+    authenticator = CallersAuthenticator(path)
+
+    async def test() -> None:
+        metadata = [("authorization", f"Bearer {signer.token()}")]
+        caller = await authenticator.authenticate(metadata, {})
+        provider.close()
+        path.write_text(path.read_text().replace("trainer", "user").replace("read_m", "# read_m"))
+        await authenticator.look()
+        assert not authenticator.is_valid(caller)
+        assert (await authenticator.authenticate(metadata, {})).role is Role.USER
 
     run(test)
 

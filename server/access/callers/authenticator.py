@@ -30,7 +30,7 @@ from treadle.server.access.callers.callers_file import (
 )
 from treadle.server.access.client_certificate import expiry_s, names
 from treadle.server.access.oidc.settings import OidcSettings
-from treadle.server.access.quotas import Quotas
+from treadle.server.access.quotas import NO_QUOTAS, Quotas
 from treadle.server.access.trusted_file import TrustedFile, TrustedFileError
 from treadle.server.config import SettingError
 from treadle.server.errors import StatusError
@@ -77,6 +77,7 @@ class CallersAuthenticator:
         self._credentials: dict[str, Caller] = {}
         self._tokens: dict[str, tuple[bytes, Caller]] = {}
         self._quotas: dict[str, Quotas] = {}
+        self._default_quotas = NO_QUOTAS
         self._oidc: OidcVerifier | None = None
         self._failure = ""
         self._unreadable = False
@@ -148,7 +149,7 @@ class CallersAuthenticator:
         return replace(callers[0], valid_until_s=expiry_s(auth_context))
 
     def is_valid(self, caller: Caller) -> bool:
-        """Returns whether a credential is still accepted, and still gives the same rights.
+        """Returns whether a credential is still accepted, and gives no fewer rights than then.
 
         Args:
             caller: A caller that `authenticate` returned; `ANONYMOUS` while it has not yet.
@@ -166,17 +167,16 @@ class CallersAuthenticator:
         return (
             time.time() < until_s
             and known.name == caller.name
-            and known.role is caller.role
-            and known.read_models == caller.read_models
-            and known.write_models == caller.write_models
+            and known.role >= caller.role
+            and (known.is_admin or _includes(known, caller))
         )
 
     def quotas_of(self, name: str) -> Quotas | None:
-        """Returns the quotas of a caller by its name; None where it is not known by now."""
+        """Returns the quotas of a caller by its name; those by default where it is not known."""
         quotas = self._quotas.get(name)
         if quotas is None and self._oidc is not None:
-            return self._oidc.quotas_of(name)
-        return quotas
+            quotas = self._oidc.quotas_of(name)
+        return self._default_quotas if quotas is None else quotas
 
     def on_change(self, look: Callable[[], None]) -> None:
         """Calls `look` on the event loop, at least every few seconds.
@@ -199,14 +199,14 @@ class CallersAuthenticator:
         """Takes over what has changed in files, and has calls ended that may not continue."""
         await self._reload()
         if self._oidc is not None:
-            await self._oidc.refresh()
+            await self._oidc.source.refresh()
         for look in self._looks:
             look()
 
     def close(self) -> None:
         """Waits no longer for an identity provider."""
         if self._oidc is not None:
-            self._oidc.close()
+            self._oidc.source.close()
 
     async def _reload(self) -> None:
         """Reads the file again if it has changed."""
@@ -236,14 +236,11 @@ class CallersAuthenticator:
 
     def _take(self, file: CallersFile) -> None:
         """Takes over what a file says, wholly or not at all."""
-        oidc = self._oidc
-        if file.oidc is None:
-            oidc = None
-        elif oidc is None or oidc.settings != file.oidc:
-            oidc = _verifier(file.oidc)
-        if self._oidc is not None and self._oidc is not oidc:
-            self._oidc.close()
-        self._oidc = oidc
+        before = self._oidc
+        self._oidc = None if file.oidc is None else _verifier(file.oidc, before)
+        if before is not None and (self._oidc is None or self._oidc.source is not before.source):
+            before.source.close()
+        self._default_quotas = file.default_quotas
         self._credentials = {}
         self._tokens = {}
         self._quotas = {}
@@ -260,14 +257,26 @@ class CallersAuthenticator:
                 self._credentials[credential] = replace(record.caller, credential_id=credential)
 
 
-def _verifier(settings: OidcSettings) -> OidcVerifier:
+def _includes(known: Caller, caller: Caller) -> bool:
+    """Returns whether a caller may still read and write all that it could."""
+    return set(caller.read_models) <= set(known.read_models) and (
+        set(caller.write_models) <= set(known.write_models)
+    )
+
+
+def _verifier(settings: OidcSettings, before: OidcVerifier | None) -> OidcVerifier:
     """Returns what accepts the tokens of an identity provider.
+
+    Args:
+        settings: Whose tokens.
+        before: What accepted them until now. Its keys stay in use if they are from the same place.
 
     Raises:
         SettingError: PyJWT is not installed, or the provider's keys are in a file that cannot be
             used.
     """
     try:
+        from treadle.server.access.oidc.key_source import KeySource
         from treadle.server.access.oidc.signing_keys import KeySetError
         from treadle.server.access.oidc.verifier import OidcVerifier
     except ModuleNotFoundError as error:
@@ -275,8 +284,12 @@ def _verifier(settings: OidcSettings) -> OidcVerifier:
             raise
         fault = "has [oidc], which requires PyJWT: pip install 'treadle[oidc]'"
         raise SettingError("callers_file", fault) from error
+    if before is not None and before.settings == settings:
+        return before
+    if before is not None and before.settings.keys == settings.keys:
+        return OidcVerifier(settings, before.source)
     try:
-        return OidcVerifier(settings)
+        return OidcVerifier(settings, KeySource(settings.keys))
     except KeySetError as error:
         raise SettingError("callers_file", f"oidc.jwks_file: {error}") from error
 

@@ -27,7 +27,6 @@ from treadle.server.access.callers.access_token import AccessToken, new_access_t
 from treadle.server.access.callers.callers_file import (
     MAX_FILE_BYTES,
     CallerRecord,
-    CallersFile,
     CallersFileError,
     TokenRecord,
     parse_callers,
@@ -191,7 +190,7 @@ class CallersEditor:
         """
         data = tomlkit.dumps(self._document).encode()
         after = parse_callers(data, self._path)
-        if after != CallersFile(self._meant, self.before.oidc):
+        if after != replace(self.before, callers=self._meant):
             raise EditError(
                 f"{str(self._path)!r} is written in a way that this command cannot change: write "
                 "each caller as a table [callers.NAME]"

@@ -75,6 +75,8 @@ class CallersFile:
 
     callers: Mapping[str, CallerRecord]
     """The callers by their names."""
+    default_quotas: Quotas = NO_QUOTAS
+    """The quotas of callers who name no others."""
     oidc: OidcSettings | None = None
     """The identity provider whose tokens are accepted, if any."""
 
@@ -124,7 +126,7 @@ def _callers(file: TomlTable, path: Path) -> CallersFile:
     oidc_table = file.table("oidc")
     oidc = None if oidc_table is None else read_oidc(oidc_table, path.parent, default_quotas)
     file.finish()
-    return CallersFile(callers, oidc)
+    return CallersFile(callers, default_quotas, oidc)
 
 
 def _caller(name: str, table: TomlTable, quotas: Quotas, file: TomlTable) -> CallerRecord:

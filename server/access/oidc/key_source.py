@@ -16,7 +16,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from treadle.server.access.oidc.settings import OidcSettings
+from treadle.server.access.oidc.settings import KeySettings
 from treadle.server.access.oidc.signing_keys import (
     MAX_SET_BYTES,
     KeySetError,
@@ -42,7 +42,7 @@ class KeySource:
         KeySetError: They are in a file that cannot be used.
     """
 
-    def __init__(self, settings: OidcSettings) -> None:
+    def __init__(self, settings: KeySettings) -> None:
         self._settings = settings
         self.keys: SigningKeys | None = None
         """The keys; None: they have never been fetched."""

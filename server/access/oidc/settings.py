@@ -42,6 +42,22 @@ class Grant:
 
 
 @dataclass(frozen=True)
+class KeySettings:
+    """Where the keys of the provider are, and how often they are fetched."""
+
+    jwks_file: Path | None
+    """The file with the keys, or None."""
+    jwks_url: str
+    """The address of the keys; empty with a file."""
+    refresh_s: float
+    """Seconds after which the keys are fetched again."""
+    min_refresh_s: float
+    """The fewest seconds between two fetches, whatever tokens arrive."""
+    timeout_s: float
+    """Seconds that a fetch may take."""
+
+
+@dataclass(frozen=True)
 class OidcSettings:
     """Whose tokens are accepted, and what their claims give."""
 
@@ -49,20 +65,12 @@ class OidcSettings:
     """The claim `iss` of every token, exactly."""
     audience: tuple[str, ...]
     """The claim `aud` of every token has one of these."""
-    jwks_file: Path | None
-    """The file with the provider's keys, or None."""
-    jwks_url: str
-    """The address of the provider's keys; empty with a file."""
+    keys: KeySettings
+    """Where the keys are that sign the tokens."""
     algorithms: tuple[str, ...]
     """The algorithms of signatures that are accepted."""
     leeway_s: float
     """How far the clocks of the provider and of this machine may be apart, in seconds."""
-    refresh_s: float
-    """Seconds after which the keys are fetched again."""
-    min_refresh_s: float
-    """The fewest seconds between two fetches, whatever tokens arrive."""
-    timeout_s: float
-    """Seconds that a fetch may take."""
     caller_claim: tuple[str, ...]
     """Where a token has the name of its caller: a claim, or a path of keys within it."""
     role_claim: tuple[str, ...]
@@ -94,13 +102,15 @@ def read_oidc(table: TomlTable, folder: Path, default_quotas: Quotas) -> OidcSet
     settings = OidcSettings(
         issuer=issuer,
         audience=audience,
-        jwks_file=folder / file if file else None,
-        jwks_url=url,
+        keys=KeySettings(
+            jwks_file=folder / file if file else None,
+            jwks_url=url,
+            refresh_s=table.number("refresh_s", 3600, 1, 7 * 86_400),
+            min_refresh_s=table.number("min_refresh_s", 30, 0.1, 3600),
+            timeout_s=table.number("timeout_s", 5, 0.1, 60),
+        ),
         algorithms=algorithms,
         leeway_s=table.number("leeway_s", 30, 0, _MAX_LEEWAY_S),
-        refresh_s=table.number("refresh_s", 3600, 1, 7 * 86_400),
-        min_refresh_s=table.number("min_refresh_s", 30, 0.1, 3600),
-        timeout_s=table.number("timeout_s", 5, 0.1, 60),
         caller_claim=_path(table, "caller_claim", ("sub",)),
         role_claim=_path(table, "role_claim", ("roles",)),
         grants=tuple(_grant(grant, default_quotas) for grant in table.list_of_tables("grants")),

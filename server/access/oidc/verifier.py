@@ -53,16 +53,16 @@ class OidcVerifier:
 
     Args:
         settings: Whose tokens are accepted, and what their claims give.
-
-    Raises:
-        KeySetError: The provider's keys are in a file that cannot be used.
+        source: The provider's keys.
     """
 
-    def __init__(self, settings: OidcSettings) -> None:
+    def __init__(self, settings: OidcSettings, source: KeySource) -> None:
         self.settings = settings
         """Whose tokens are accepted."""
-        self._source = KeySource(settings)
-        self._id = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+        self.source = source
+        """The provider's keys."""
+        self._policies = _policies(settings)
+        self._accepted_policies = frozenset(self._policies.values())
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._quotas: OrderedDict[str, Quotas] = OrderedDict()
 
@@ -94,29 +94,21 @@ class OidcVerifier:
 
     def is_valid(self, caller: Caller) -> bool:
         """Returns whether a caller's token is still accepted: its key, its time, the settings."""
-        keys = self._source.keys
-        _, settings_id, fingerprint = caller.credential_id.split(":")
+        keys = self.source.keys
+        _, policy, fingerprint = caller.credential_id.split(":")
         return (
             keys is not None
-            and settings_id == self._id
+            and policy in self._accepted_policies
             and fingerprint in keys.fingerprints
             and time.time() < caller.valid_until_s
         )
 
-    async def refresh(self) -> None:
-        """Keeps the keys current; call it every second or so."""
-        await self._source.refresh()
-
-    def close(self) -> None:
-        """Waits no longer for the provider."""
-        self._source.close()
-
     async def _verified(self, text: str) -> tuple[Caller, str]:
         settings = self.settings
         algorithm, kid = self._header(text)
-        key = await self._source.find(kid, algorithm)
+        key = await self.source.find(kid, algorithm)
         if key is None:
-            if self._source.keys is None:
+            if self.source.keys is None:
                 raise unavailable("the keys of the identity provider cannot be fetched at present")
             raise _refused(_INVALID)
         try:
@@ -135,7 +127,7 @@ class OidcVerifier:
         name = _name(_claim(claims, settings.caller_claim), settings)
         grant = _grant(_values(claims, settings.role_claim), settings)
         rights = grant.rights
-        credential = f"key:{self._id}:{key.fingerprint}"
+        credential = f"key:{self._policies[grant.value]}:{key.fingerprint}"
         caller = Caller(
             NAME_PREFIX + name,
             rights.role,
@@ -161,6 +153,23 @@ class OidcVerifier:
         if algorithm not in self.settings.algorithms or "crit" in header or "b64" in header:
             raise _refused(_INVALID)
         return algorithm, kid
+
+
+def _policies(settings: OidcSettings) -> dict[str, str]:
+    """Returns for the value of each grant a hash of all that gives its rights to a token.
+
+    That is whose tokens are accepted, and the grants up to this one. While they stay, running calls
+    may stay as well.
+    """
+    whose = (settings.issuer, settings.audience, settings.algorithms)
+    hashed = hashlib.sha256(repr((whose, settings.caller_claim, settings.role_claim)).encode())
+    found = {}
+    for grant in settings.grants:
+        rights = grant.rights
+        part = (grant.value, rights.role.title, rights.read_models, rights.write_models)
+        hashed.update(repr(part).encode())
+        found[grant.value] = hashed.hexdigest()[:16]
+    return found
 
 
 def _reason(error: Exception) -> str:
