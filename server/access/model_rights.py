@@ -1,6 +1,6 @@
 """`check_read` and `check_write` hold the current caller to the models that it may read and write.
 
-They are called before anything is looked up. So neither the reply nor its time tells a caller
+They are called before anything is looked up. So neither the reply nor its time shows a caller
 whether a model exists that it may not read.
 """
 

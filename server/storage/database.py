@@ -203,7 +203,7 @@ class Database:
         return next(iter(self._jobs("WHERE id = ?", job)), None)
 
     def job_of_request(self, owner: str, request_id: str) -> JobRow | None:
-        """Returns the job of an owner with a request id; None where there is none.
+        """Returns the job of an owner with a request id; None where no job has it.
 
         Args:
             owner: The owner.

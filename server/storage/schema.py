@@ -172,7 +172,7 @@ ADDED: dict[str, int | str] = {
 }
 """The columns of jobs that later versions added, in their order, and their values in older jobs."""
 
-# `Salvage` tells tables and indexes apart by the number and the types of their columns.
+# `Salvage` distinguishes tables from indexes by the number and the types of their columns.
 _OWNERS = (
     # The length makes no difference to what is unique.
     "CREATE UNIQUE INDEX jobs_request ON jobs (request_id, length(request_id), owner) "

@@ -90,7 +90,6 @@ def test_no_caller_of_a_group_has_many_times_as_many_as_another() -> None:
 
 
 def test_classes_are_powers_of_two() -> None:
-    assert [size_class_of(count, 0) for count in (1, 2, 3, 4, 7, 8, 64, 200)] == [
-        1, 2, 2, 3, 3, 4, 7, 8,
-    ]  # fmt: skip
+    counts = (1, 2, 3, 4, 7, 8, 64, 200)
+    assert [size_class_of(count, 0) for count in counts] == [1, 2, 2, 3, 3, 4, 7, 8]
     assert [size_class_of(count, 4) for count in (5, 6, 8, 15, 16)] == [3, 4, 4, 4, 5]

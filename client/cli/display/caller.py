@@ -35,7 +35,7 @@ def caller_facts(caller: CallerInfo) -> list[tuple[str, str]]:
 
 
 def _of(use: str, limit: str) -> str:
-    """Returns a use with its limit; an empty one is none."""
+    """Returns a use with its limit; an empty limit is no limit."""
     return f"{use} of {limit}" if limit else f"{use}, {NO_LIMIT}"
 
 

@@ -4060,7 +4060,7 @@ Global___GetServerInfoRequest: _TypeAlias = GetServerInfoRequest  # noqa: Y015
 
 @_typing.final
 class GetServerInfoResponse(_message.Message):
-    """The description of the server. Only admins are told what all callers together
+    """The description of the server. Only admins see what all callers together
     use now; for others these fields are 0: `training_running`, `training_queued`,
     `inference_running`, `sessions_running`, `score_streams_running`,
     `learning_running`, `models_loaded`, `models_loaded_bytes` and

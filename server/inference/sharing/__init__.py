@@ -1,1 +1,1 @@
-"""How callers share the time of the turns: a part each, and batches where nobody loses by it."""
+"""The time of the turns, shared by callers: a part each, and batches where nobody loses by it."""
