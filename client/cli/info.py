@@ -60,21 +60,13 @@ def run_info(args: argparse.Namespace, console: Console) -> None:
     if getattr(args, "json", False):
         console.line(to_line(info))
         return
-    training = f"{info.training_running} of {info.training_slots} running"
-    queue = f"{info.training_queued} of {info.training_queue_limit} waiting"
     facts = [
         ("version", info.version),
         *_starting(info),
         ("up", duration_text(info.uptime_s)),
         ("compiled for", info.cpu_target),
         ("threads", str(info.threads)),
-        ("training", f"{training}, {queue}"),
-        ("inference", f"{info.inference_running} of {info.inference_limit}"),
-        ("streams", f"{info.score_streams_running} of {info.score_stream_limit}"),
-        ("sessions", f"{info.sessions_running} of {info.session_limit}"),
-        ("learners", f"{info.learning_running} of {info.learning_limit}"),
-        ("memory", _memory(info)),
-        ("models loaded", f"{info.models_loaded}, {size_text(info.models_loaded_bytes)}"),
+        *_load(info),
         ("new tokens", f"up to {info.max_new_tokens_limit:,}"),
         ("corpus", f"up to {size_text(info.max_corpus_bytes)}"),
         ("message", f"up to {size_text(info.max_message_bytes)}"),
@@ -83,13 +75,37 @@ def run_info(args: argparse.Namespace, console: Console) -> None:
     print_facts(facts, console)
 
 
-def _memory(info: GetServerInfoResponse) -> str:
-    """Returns the memory kept for callers; an older server does not report it."""
-    from treadle.client.cli.display.progress import size_text
+def _load(info: GetServerInfoResponse) -> list[tuple[str, str]]:
+    """Returns what all callers use, or what they may use where the server shows that alone.
 
-    if not info.memory_budget_bytes:
-        return "unknown"
-    return f"{size_text(info.memory_used_bytes)} of {size_text(info.memory_budget_bytes)}"
+    It shows the load to admins only, and to everybody where it knows no callers.
+    """
+    from treadle.client.cli.display.progress import size_text
+    from treadle.v1.sequence_pb2 import CALLER_ROLE_ADMIN
+
+    memory = size_text(info.memory_budget_bytes)
+    if info.HasField("caller") and info.caller.role != CALLER_ROLE_ADMIN:
+        return [
+            ("training", f"up to {info.training_slots}, {info.training_queue_limit} waiting"),
+            ("inference", f"up to {info.inference_limit}"),
+            ("streams", f"up to {info.score_stream_limit}"),
+            ("sessions", f"up to {info.session_limit}"),
+            ("learners", f"up to {info.learning_limit}"),
+            ("memory", f"up to {memory}"),
+        ]
+    training = f"{info.training_running} of {info.training_slots} running"
+    queue = f"{info.training_queued} of {info.training_queue_limit} waiting"
+    used = f"{size_text(info.memory_used_bytes)} of {memory}"
+    return [
+        ("training", f"{training}, {queue}"),
+        ("inference", f"{info.inference_running} of {info.inference_limit}"),
+        ("streams", f"{info.score_streams_running} of {info.score_stream_limit}"),
+        ("sessions", f"{info.sessions_running} of {info.session_limit}"),
+        ("learners", f"{info.learning_running} of {info.learning_limit}"),
+        # An older server does not report its memory.
+        ("memory", used if info.memory_budget_bytes else "unknown"),
+        ("models loaded", f"{info.models_loaded}, {size_text(info.models_loaded_bytes)}"),
+    ]
 
 
 def _starting(info: GetServerInfoResponse) -> list[tuple[str, str]]:

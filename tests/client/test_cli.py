@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -618,27 +619,30 @@ class TestServer:
             ),
             valid_until_s=1_800_000_000,
         )
-        lines = out(server.address, "info").splitlines()
-        start = next(i for i, line in enumerate(lines) if line.startswith("caller"))
+        lines = [re.sub(r"  +", ": ", each) for each in out(server.address, "info").splitlines()]
+        assert "sessions: up to 512" in lines
+        start = lines.index("caller: ann")
         assert lines[start:] == [
-            "caller         ann",
-            "role           trainer",
-            "valid until    2027-01-15 08:00:00 UTC",
-            "may read       team-a-*, shared",
-            "may write      team-a-*",
-            "own calls      1 of 8",
-            "own sessions   2, no limit",
-            "own tokens     51,200 left, 60,000 per minute",
-            "own jobs       running 0 of 1; waiting 3, no limit",
-            "own models     5 MB of 2 GB",
-            "own corpora    0 B, no limit",
+            "caller : ann",
+            "role : trainer",
+            "valid until : 2027-01-15 08:00:00 UTC",
+            "may read : team-a-*, shared",
+            "may write : team-a-*",
+            "own calls : 1 of 8",
+            "own sessions : 2, no limit",
+            "own tokens : 51,200 left, 60,000 per minute",
+            "own jobs : running 0 of 1; waiting 3, no limit",
+            "own models : 5 MB of 2 GB",
+            "own corpora : 0 B, no limit",
         ]
         described = objects(out(server.address, "info", "--json"))[0]["caller"]
         assert (described["name"], described["role"]) == ("ann", "trainer")
+        service.caller = v1.CallerInfo(name="root", role=v1.CALLER_ROLE_ADMIN)
+        assert "sessions       3 of 512\n" in out(server.address, "info")
         service.caller = v1.CallerInfo(name="eve", role=v1.CALLER_ROLE_READER)
-        lines = out(server.address, "info").splitlines()
-        assert "own tokens     no limit" in lines
-        assert "may write      none" in lines
+        text = out(server.address, "info")
+        assert "own tokens    no limit\n" in text
+        assert "may write     none\n" in text
 
     def test_health(self, server: FakeServer) -> None:
         assert out(server.address, "health") == "serving\n"
