@@ -99,7 +99,7 @@ class App:
         self._certificate = CertificateReloader.of(config)
         self._callers: CallersAuthenticator | None = None
         if config.callers_file:
-            self._callers = CallersAuthenticator(Path(config.callers_file))
+            self._callers = CallersAuthenticator(Path(config.callers_file), self._audit)
 
         # What everything else stands on: the disk, memory for callers, compiled kernels.
         self._data_dir = DataDir(

@@ -26,7 +26,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.tokens: dict[str, AccessToken] = {name: new_access_token() for name in CALLERS}
-        callers = folder / "callers.toml"
+        callers = self.callers = folder / "callers.toml"
         callers.touch(0o600)
         for name, token in self.tokens.items():
             role = "trainer" if name != "reader" else "reader"
@@ -151,6 +151,22 @@ def test_no_secret_is_in_the_audit_log(place: Place) -> None:
         assert token.text.rpartition("_")[2] not in text
     assert "quick" not in text
     assert "secret" not in text
+
+
+def test_a_change_of_the_callers_is_written_down(place: Place) -> None:
+    before = len(place.entries())
+    token = new_access_token()
+    text = place.callers.read_text()
+    entry = f'[[callers.reader.tokens]]\nid = "{token.id}"\nsha256 = "{token.sha256.hex()}"\n'
+    place.callers.write_text(text.replace('models = ["*"]', 'models = ["m"]', 1) + entry)
+    wait_for(lambda: len(place.entries()) > before)
+    place.callers.write_text(text)
+    wait_for(lambda: len(place.entries()) > before + 1)
+    first, second = place.entries()[before:]
+    shown = {"caller": "reader", "role": "reader", "credential": f"token:{token.id}"}
+    assert first["added"] == second["removed"] == [shown]
+    assert [each["caller"] for each in first["changed"]] == ["ada"]
+    assert token.sha256.hex() not in place.audit.read_text()
 
 
 def test_the_key_changes_while_the_server_runs(place: Place) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from treadle.server.access.audit.audit_log import AuditLog
 from treadle.server.access.authenticator import AuthContext, Metadata
 from treadle.server.access.caller import Caller
 from treadle.server.access.callers.access_token import PREFIX, read_access_token
@@ -28,6 +29,7 @@ from treadle.server.access.callers.callers_file import (
     CallersFileError,
     parse_callers,
 )
+from treadle.server.access.callers.credential_changes import credential_changes
 from treadle.server.access.client_certificate import expiry_s, names
 from treadle.server.access.oidc.settings import OidcSettings
 from treadle.server.access.quotas import NO_QUOTAS, Quotas
@@ -65,13 +67,15 @@ class CallersAuthenticator:
 
     Args:
         path: The callers file.
+        audit: Where changes of the file are written down; None: nowhere.
 
     Raises:
         SettingError: It cannot be used, or a package that it needs is missing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, audit: AuditLog | None = None) -> None:
         self._path = path
+        self._audit = audit or AuditLog()
         self._file = TrustedFile(path, MAX_FILE_BYTES)
         self._looks: list[Callable[[], None]] = []
         self._credentials: dict[str, Caller] = {}
@@ -216,6 +220,7 @@ class CallersAuthenticator:
                 if self._unreadable:
                     self._failure = ""
                 return
+            before = self._credentials
             self._take(file)
         except (CallersFileError, SettingError, TrustedFileError) as error:
             failure = str(error)
@@ -227,6 +232,8 @@ class CallersAuthenticator:
             self._unreadable = isinstance(error, TrustedFileError)
             return
         self._failure = ""
+        for entry in credential_changes(before, self._credentials):
+            self._audit.write(entry)
         logger.info("the callers file was read again: it has %d callers", len(self._quotas))
 
     def _changed(self) -> CallersFile | None:
