@@ -175,7 +175,8 @@ if [ "$(uname -m)" = x86_64 ]; then
     stop_cleanly "x86-64-v3"
 fi
 
-hardened=(--read-only --tmpfs /tmp --cap-drop=ALL --security-opt no-new-privileges)
+hardened=(--read-only --tmpfs /tmp:mode=1777,noexec,nosuid,nodev,size=256m
+    --cap-drop=ALL --security-opt no-new-privileges)
 new_volume
 start -v "$volume:/data" "${hardened[@]}"
 say_hello "read-only root"
@@ -217,5 +218,57 @@ mkdir -m 0777 "$scratch/data"
 start -v "$scratch/data:/data" --user 12345:12345 --memory 1g --cpus 1 "${hardened[@]}"
 say_hello "uid and gid 12345, read-only root, 1 GiB, 1 CPU"
 stop_cleanly "uid and gid 12345"
+
+# As deploy/compose.yaml has it. The image's user makes the callers file, so that it can read it.
+secrets=$scratch/secrets
+mkdir -m 0777 "$secrets"
+curve=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -days 2)
+openssl req -x509 "${curve[@]}" -subj '/CN=Test authority' \
+    -keyout "$scratch/ca.key" -out "$scratch/ca.crt" 2>"$scratch/errors" \
+    && openssl req -x509 -CA "$scratch/ca.crt" -CAkey "$scratch/ca.key" "${curve[@]}" \
+        -subj '/CN=localhost' -addext 'subjectAltName=DNS:localhost,IP:127.0.0.1' \
+        -addext 'basicConstraints=critical,CA:false' \
+        -keyout "$secrets/tls.key" -out "$secrets/tls.crt" 2>"$scratch/errors" \
+    || { cat "$scratch/errors" >&2; fail "openssl makes no certificates"; }
+head -c 32 /dev/urandom | base64 >"$secrets/state.key"
+chmod 0644 "$secrets"/*
+run_engine run --rm "${run_options[@]}" "${hardened[@]}" --network none -v "$secrets:/secrets" "$IMAGE" \
+    token create tester --role trainer --models hello --expires 1d --callers-file /secrets/callers.toml \
+    >"$scratch/tester.token" 2>"$scratch/errors" || { cat "$scratch/errors" >&2; fail "token create"; }
+chmod 0600 "$scratch/tester.token"
+new_volume
+start -v "$volume:/data" "${hardened[@]}" -v "$secrets:/run/secrets/treadle:ro" \
+    -e TREADLE_TLS_CERT_FILE=/run/secrets/treadle/tls.crt \
+    -e TREADLE_TLS_KEY_FILE=/run/secrets/treadle/tls.key \
+    -e TREADLE_CALLERS_FILE=/run/secrets/treadle/callers.toml \
+    -e TREADLE_STATE_KEY_FILE=/run/secrets/treadle/state.key \
+    -e TREADLE_AUDIT_LOG=-
+if [ "$engine" = podman ]; then
+    run_engine healthcheck run "$container" >/dev/null || fail "HEALTHCHECK fails with TLS"
+    ok "HEALTHCHECK passes with TLS and callers"
+fi
+if treadle models >/dev/null 2>&1; then fail "a call without TLS is answered"; fi
+export TREADLE_CA_FILE=$scratch/ca.crt
+if treadle models >/dev/null 2>"$scratch/refused"; then fail "a call without a token is answered"; fi
+grep -qi token "$scratch/refused" || { cat "$scratch/refused" >&2; fail "the refusal names no token"; }
+export TREADLE_TOKEN_FILE=$scratch/tester.token
+say_hello "TLS and a token"
+if treadle train "$scratch/hello.txt" --model other >/dev/null 2>&1; then fail "trains what it may not"; fi
+ok "refuses calls without TLS, without a token, and for other models"
+run_engine logs "$container" >"$scratch/audit" 2>/dev/null
+grep -q '"tester"' "$scratch/audit" || { cat "$scratch/audit" >&2; fail "no line of the audit log"; }
+run_engine logs "$container" >"$scratch/log" 2>&1
+secret=$(sed 's/.*_//' "$scratch/tester.token")
+if [ -z "$secret" ] || grep -qF "$secret" "$scratch/log"; then fail "the token is in the log"; fi
+ok "the audit log names the caller, and nothing its token"
+run_engine run --rm "${run_options[@]}" --network none -v "$secrets:/secrets" "$IMAGE" \
+    token revoke tester --callers-file /secrets/callers.toml 2>/dev/null || fail "token revoke"
+begun=$SECONDS
+while treadle models >/dev/null 2>&1; do
+    [ $((SECONDS - begun)) -lt 30 ] || fail "a revoked token is still accepted"
+    sleep 0.2
+done
+ok "a revoked token is refused within $((SECONDS - begun + 1)) s"
+stop_cleanly "TLS and a token"
 
 echo "$checks passed, 0 failed"
