@@ -70,6 +70,7 @@ EDITS = [
     Edit("docs/operations.md", "/run/treadle/socket", "$PWD/socket", _ELSEWHERE),
     Edit("docs/operations.md", "/data", "treadle-data", _ELSEWHERE),
     Edit("docs/operations.md", "/backup", "backup", _ELSEWHERE),
+    Edit("docs/security.md", "--max-steps 20", "--max-steps 5", _SHORTER),
     Edit(
         "docs/pytorch.md",
         "from safetensors.torch import save_file\n\nsave_file(model.state_dict(), ",
@@ -108,6 +109,11 @@ NOT_RUN = [
     NotRun("docs/operations.md", "docker build", "as in README.md"),
     NotRun("docs/operations.md", "docker run --rm", "as in README.md"),
     NotRun("docs/operations.md", "docker run --read-only", "as in README.md"),
+    NotRun("docs/security.md", "sudo chown", "as in README.md: tests/test_deploy.py"),
+    NotRun(
+        "docs/security.md", "kubectl create secret tls", "needs a cluster: tests/test_deploy.py"
+    ),
+    NotRun("docs/security.md", "--dry-run=client", "needs a cluster"),
     NotRun("docs/pytorch.md", "class SequenceModel", "needs PyTorch: tests/golden"),
     NotRun("docs/pytorch.md", "def load(path)", "needs PyTorch: tests/golden"),
     NotRun("docs/pytorch.md", "model = load(", "needs PyTorch: tests/golden"),

@@ -120,6 +120,8 @@ class Reader:
         } | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "TREADLE_DATA_DIR": str(folder / "treadle-data"),
+            # Where `treadle config` keeps profiles.
+            "XDG_CONFIG_HOME": str(folder / "config"),
         }
 
     def follow(self) -> None:

@@ -25,14 +25,11 @@ from treadle.server.access.oidc.signing_keys import (
     parse_keys,
 )
 from treadle.server.access.trusted_file import TrustedFile, TrustedFileError
-from treadle.server.errors import unavailable
 from treadle.server.resources import thread_pools
 
 logger = logging.getLogger(__name__)
 
 _PIECE_BYTES = 1 << 16
-_MAX_WAITING = 256
-"""Calls that may wait for keys at once; nobody knows yet who makes them."""
 
 
 class KeySource:
@@ -53,7 +50,6 @@ class KeySource:
         self._asked_s = -math.inf
         self._fetched_s = -math.inf
         self._fetching: asyncio.Task[None] | None = None
-        self._waiting = 0
         self._failure = ""
         if settings.jwks_file is not None:
             self._file = TrustedFile(settings.jwks_file, MAX_SET_BYTES)
@@ -68,22 +64,13 @@ class KeySource:
         Args:
             kid: The id that the token names, if any.
             algorithm: The algorithm that it names.
-
-        Raises:
-            StatusError: UNAVAILABLE: too many calls wait for keys already.
         """
         found = self._find(kid, algorithm)
         if found is None and self._file is None:
             fetching = self._fetch(self._settings.min_refresh_s)
             if fetching is not None:
-                if self._waiting >= _MAX_WAITING:
-                    raise unavailable("too many calls wait for keys of the identity provider")
-                self._waiting += 1
-                try:
-                    # Looking up a host has no time limit of its own.
-                    await asyncio.wait([fetching], timeout=2 * self._settings.timeout_s)
-                finally:
-                    self._waiting -= 1
+                # Looking up a host has no time limit of its own.
+                await asyncio.wait([fetching], timeout=2 * self._settings.timeout_s)
                 found = self._find(kid, algorithm)
         return found
 
