@@ -623,17 +623,17 @@ class TestServer:
         assert "sessions: up to 512" in lines
         start = lines.index("caller: ann")
         assert lines[start:] == [
-            "caller : ann",
-            "role : trainer",
-            "valid until : 2027-01-15 08:00:00 UTC",
-            "may read : team-a-*, shared",
-            "may write : team-a-*",
-            "own calls : 1 of 8",
-            "own sessions : 2, no limit",
-            "own tokens : 51,200 left, 60,000 per minute",
-            "own jobs : running 0 of 1; waiting 3, no limit",
-            "own models : 5 MB of 2 GB",
-            "own corpora : 0 B, no limit",
+            "caller: ann",
+            "role: trainer",
+            "valid until: 2027-01-15 08:00:00 UTC",
+            "may read: team-a-*, shared",
+            "may write: team-a-*",
+            "own calls: 1 of 8",
+            "own sessions: 2, no limit",
+            "own tokens: 51,200 left, 60,000 per minute",
+            "own jobs: running 0 of 1; waiting 3, no limit",
+            "own models: 5 MB of 2 GB",
+            "own corpora: 0 B, no limit",
         ]
         described = objects(out(server.address, "info", "--json"))[0]["caller"]
         assert (described["name"], described["role"]) == ("ann", "trainer")
