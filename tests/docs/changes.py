@@ -109,6 +109,7 @@ NOT_RUN = [
     NotRun("docs/operations.md", "docker build", "as in README.md"),
     NotRun("docs/operations.md", "docker run --rm", "as in README.md"),
     NotRun("docs/operations.md", "docker run --read-only", "as in README.md"),
+    NotRun("docs/security.md", "docker run --rm", "as in README.md: tests/image/run.sh"),
     NotRun("docs/security.md", "sudo chown", "as in README.md: tests/test_deploy.py"),
     NotRun(
         "docs/security.md", "kubectl create secret tls", "needs a cluster: tests/test_deploy.py"
