@@ -27,7 +27,10 @@ _MESSAGE_S_PER_SEQUENCE = 0.00125
 take the time that tokens and other calls need. See `Batcher.message_s`."""
 
 _MAX_MESSAGE_S = 0.2
-"""Upper bound of the scaled interval."""
+"""Upper bound of the scaled interval of a caller that is alone."""
+
+_MAX_SHARED_S = 0.5
+"""The same while other callers have sequences: one with many leaves them time for their own."""
 
 _CHUNK_S = 0.006
 """Approximate seconds that drawing a chunk of tokens takes."""
@@ -35,6 +38,10 @@ _CHUNK_S = 0.006
 _MIN_CHUNK = 4
 _MAX_CHUNK = 64
 """Tokens of a chunk, unless the sequences need fewer."""
+
+_MAX_SHARED_CHUNK = 256
+"""The same beside other callers' sequences: after every chunk a thread waits for Python's lock, and
+few sequences with short chunks would lose more of their time by that than many."""
 
 _FIRST_CHUNK = 16
 """Chunk limit right after a sequence joins, for low first-token latency."""
@@ -366,9 +373,10 @@ class _BatchTask(Task):
 
     def _chunk(self) -> int:
         """Returns how many tokens to draw now."""
-        chunk = min(_MAX_CHUNK, max(_MIN_CHUNK, round(_CHUNK_S / self._token_s)))
-        details = max(self._batch.details_per_step, 1)
-        chunk = min(chunk, max(1, _MAX_DETAILS // details), self._batch.max_left)
+        details = self._batch.details_per_step
+        most = _MAX_CHUNK if details or self._batcher.callers < 2 else _MAX_SHARED_CHUNK
+        chunk = min(most, max(_MIN_CHUNK, round(_CHUNK_S / self._token_s)))
+        chunk = min(chunk, max(1, _MAX_DETAILS // max(details, 1)), self._batch.max_left)
         return min(chunk, _FIRST_CHUNK) if self._has_joined else chunk
 
     def _wake(self, queues: set[PieceQueue]) -> None:
@@ -397,6 +405,11 @@ class Batcher:
         self._sequences: Counter[Share] = Counter()
         """How many sequences of each caller decode."""
         self._lock = threading.Lock()
+
+    @property
+    def callers(self) -> int:
+        """How many callers have sequences that decode."""
+        return len(self._sequences)
 
     def begin(
         self, model: Model, sequences: Collection[Sequence], queue: PieceQueue, caller: str
@@ -463,8 +476,9 @@ class Batcher:
         The event loop's time is shared like that of the turns: each caller may send as many
         messages as any other.
         """
-        sequences = len(self._sequences) * self._sequences[share]
-        return min(max(_MESSAGE_S, _MESSAGE_S_PER_SEQUENCE * sequences), _MAX_MESSAGE_S)
+        callers = self.callers
+        scaled_s = _MESSAGE_S_PER_SEQUENCE * callers * self._sequences[share]
+        return min(max(_MESSAGE_S, scaled_s), _MAX_SHARED_S if callers > 1 else _MAX_MESSAGE_S)
 
     def _place(self, member: _QueuedSequence) -> None:
         """Adds a sequence to the smallest batch; a new one while threads are idle or all full."""

@@ -247,6 +247,8 @@ def test_each_caller_may_send_as_many_messages(scheduler: Scheduler) -> None:
     batcher._sequences.clear()
     batcher._sequences.update({single: 1, many: 200})
     assert batcher.message_s(single) == 0.02
+    assert batcher.message_s(many) == 0.5
+    del batcher._sequences[single]
     assert batcher.message_s(many) == 0.2
     batcher._sequences.clear()
     batcher._sequences.update({scheduler.share(f"c{number}"): 1 for number in range(64)})

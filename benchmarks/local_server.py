@@ -1,0 +1,97 @@
+"""`serve` starts a server of this machine for a measurement, open or with TLS and callers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from grpc import aio
+
+from treadle.benchmarks.channels import THIS_MACHINE
+
+_SERVER = (sys.executable, "-m", "treadle.server")
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """A server that runs."""
+
+    address: str
+    """Its address."""
+    pid: int
+    """The id of its process."""
+    certificate: bytes = b""
+    """The certificate that it shows, as PEM; empty: it speaks no TLS."""
+    tokens: dict[str, str] = field(default_factory=dict, repr=False)
+    """The token of each caller, by its name."""
+
+    def channel(self, caller: str = "") -> aio.Channel:
+        """Returns a channel to it.
+
+        Args:
+            caller: Whose token its calls carry; empty: none.
+        """
+        if not self.certificate:
+            return aio.insecure_channel(self.address, THIS_MACHINE)
+        credentials = grpc.ssl_channel_credentials(self.certificate)
+        if caller:
+            token = grpc.access_token_call_credentials(self.tokens[caller])
+            credentials = grpc.composite_channel_credentials(credentials, token)
+        return aio.secure_channel(self.address, credentials, THIS_MACHINE)
+
+
+@contextmanager
+def serve(callers: Sequence[str] = (), flags: Sequence[str] = ()) -> Iterator[LocalServer]:
+    """Starts a server, and ends it.
+
+    Args:
+        callers: Names of callers that may do everything; with any, it speaks TLS as well.
+        flags: More of its flags.
+
+    Yields:
+        The server.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [*_SERVER, "--address", "127.0.0.1:0", "--log-level", "warning"]
+        command += ["--data-dir", f"{folder / 'data'}", *flags]
+        certificate = b""
+        tokens = {}
+        if callers:
+            certificate = _make_pair(folder)
+            tokens = {caller: _make_token(folder, caller) for caller in callers}
+            command += ["--tls-cert-file", f"{folder / 'server.pem'}"]
+            command += ["--tls-key-file", f"{folder / 'server.key'}"]
+            command += ["--callers-file", f"{folder / 'callers.toml'}"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[-1]
+            yield LocalServer(address, server.pid, certificate, tokens)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _make_pair(folder: Path) -> bytes:
+    """Makes a certificate for this machine, and its key; returns the certificate."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{folder / 'server.key'}"]
+    command += ["-out", f"{folder / 'server.pem'}"]
+    subprocess.run(command, check=True, capture_output=True)
+    return (folder / "server.pem").read_bytes()
+
+
+def _make_token(folder: Path, caller: str) -> str:
+    """Makes a caller that may do everything; returns its token."""
+    command = [*_SERVER, "token", "create", caller, "--role", "admin"]
+    command += ["--callers-file", f"{folder / 'callers.toml'}"]
+    made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return made.stdout.strip()
