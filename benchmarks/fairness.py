@@ -4,8 +4,8 @@
 
 Starts a server of its own with TLS, two callers and an LSTM of one layer of 256 units over
 characters. One caller has a single call at a time and measures its tokens a second, first alone and
-then beside the other one, round after round; the other one calls from a process of its own. Each of
-them generates, or scores. Printed are medians over the rounds, with the least and the most.
+then next to the other one, round after round; the other one calls from a process of its own. Both
+generate, or both score. Printed are medians over the rounds, with the least and the most.
 """
 
 from __future__ import annotations
@@ -55,25 +55,25 @@ def main() -> None:
 
 
 async def run(server: LocalServer, options: argparse.Namespace) -> None:
-    """Measures each kind of call alone and beside many."""
+    """Measures each kind of call alone and next to many."""
     async with server.channel("single") as channel:
         stub: Stub = sequence_pb2_grpc.SequenceServiceStub(channel)
         await train(stub, 256)
         for kind in options.only.split(","):
             await speed(stub, kind, 1.0)  # loads the model
             alone = []
-            beside = []
+            crowded = []
             crowds = []
             for _ in range(options.rounds):
                 alone.append(await speed(stub, kind, options.seconds))
                 others = await start_crowd(server, kind, options.streams)
-                beside.append(await speed(stub, kind, options.seconds))
+                crowded.append(await speed(stub, kind, options.seconds))
                 printed, _ = await others.communicate(b"\n")
                 crowds.append(json.loads(printed))
-            kept = statistics.median(beside) / statistics.median(alone)
+            kept = statistics.median(crowded) / statistics.median(alone)
             print(
-                f"{kind}: one caller alone {spread(alone)} tokens/s, beside {options.streams} "
-                f"calls of another {spread(beside)}: keeps {kept:.0%}; the other made "
+                f"{kind}: one caller alone {spread(alone)} tokens/s, next to {options.streams} "
+                f"calls of another {spread(crowded)}: keeps {kept:.0%}; the other made "
                 f"{spread(crowds)}",
                 flush=True,
             )

@@ -1,6 +1,6 @@
 """`run` loads a server: streams one at a time, 64 and 256 at once, and everything mixed.
 
-    python benchmarks/load.py [--only one,many,training,mixed] [--rounds 5] [--minutes 10]
+    python benchmarks/load.py [--only one,many,training,mixed] [--rounds 5] [--minutes 10] [--tls]
 
 Starts a server of its own with an LSTM of one layer of 256 units over characters (65 of them, as in
 Tiny Shakespeare), and calls it from this process over gRPC on the same machine.
@@ -10,6 +10,9 @@ Tiny Shakespeare), and calls it from this process over gRPC on the same machine.
 - training: 256 streams at any time while a job trains, and a health check every few milliseconds;
 - mixed: for some minutes generations, scores, cancellations at random, deadlines and garbage;
   which errors came, and the server's memory from the end of the first minute on.
+
+With --tls there are two servers: an open one, and one with TLS whose callers show tokens. The parts
+one and many go to both in turns, and what TLS and tokens cost stands below them.
 
 Medians over the rounds; the spread next to them. Whatever else the machine does counts too, so the
 load average stands below.
@@ -24,24 +27,26 @@ import os
 import random
 import select
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from treadle.benchmarks.channels import THIS_MACHINE
+from treadle.benchmarks.local_server import LocalServer, serve
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
 if TYPE_CHECKING:
     from treadle.v1.sequence_pb2_grpc import SequenceServiceAsyncStub as Stub
+
+Result = TypeVar("Result")
 
 _MODEL = "load"
 _LETTERS = "".join(map(chr, range(33, 97))) + "\n"
@@ -59,28 +64,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of the parts one and many")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the part mixed")
     parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--tls", action="store_true", help="compare with TLS and tokens")
     parser.add_argument("--health", help=argparse.SUPPRESS)  # what a process of its own does
     options = parser.parse_args()
     if options.health:
         ask_health(options.health)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "treadle.server", "--address", "127.0.0.1:0"]
-        command += ["--data-dir", folder, "--log-level", "warning"]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert server.stdout is not None
-            address = server.stdout.readline().split()[-1]
-            asyncio.run(run(address, server.pid, options))
-        finally:
-            server.terminate()
-            server.wait()
+    if options.tls:
+        with serve() as plain, serve(["caller"]) as guarded:
+            asyncio.run(compare(plain, guarded, options))
+    else:
+        with serve() as server:
+            asyncio.run(run(server, options))
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors")
 
 
-async def run(address: str, pid: int, options: argparse.Namespace) -> None:
+async def run(server: LocalServer, options: argparse.Namespace) -> None:
     """Goes through the parts."""
-    async with aio.insecure_channel(address, THIS_MACHINE) as channel:
+    async with server.channel() as channel:
         stub: Stub = sequence_pb2_grpc.SequenceServiceStub(channel)
         await train(stub, options.hidden_size)
         await generate(stub, 200, 0)  # loads the model
@@ -90,9 +91,50 @@ async def run(address: str, pid: int, options: argparse.Namespace) -> None:
         if "many" in parts:
             await many(stub, options.rounds)
         if "training" in parts:
-            await under_training(address, stub)
+            await under_training(server.address, stub)
         if "mixed" in parts:
-            await mixed(stub, pid, options.minutes * 60)
+            await mixed(stub, server.pid, options.minutes * 60)
+
+
+async def compare(plain: LocalServer, guarded: LocalServer, options: argparse.Namespace) -> None:
+    """Measures what TLS and tokens cost one stream, and many at once."""
+    async with plain.channel() as open_channel, guarded.channel("caller") as tls_channel:
+        stubs: list[Stub] = [
+            sequence_pb2_grpc.SequenceServiceStub(channel)
+            for channel in (open_channel, tls_channel)
+        ]
+        for stub in stubs:
+            await train(stub, options.hidden_size)
+            await generate(stub, 200, 0)
+        parts = options.only.split(",")
+        if "one" in parts:
+            firsts = await in_turns(stubs, 40 * options.rounds, first_text)
+            report("one: first text, ms", firsts)
+            report("one: tokens/s", await in_turns(stubs, options.rounds, speed_of_one))
+        if "many" in parts:
+            rounds = await in_turns(stubs, options.rounds, lambda stub, _: together(stub))
+            speeds = [[each.speed for each in found] for found in rounds]
+            report("many: tokens/s of 64 streams in all", speeds)
+            firsts = [[1e3 * each.first_s for each in found] for found in rounds]
+            report("many: median first text of 64 streams, ms", firsts)
+
+
+async def in_turns(
+    stubs: list[Stub], rounds: int, measure: Callable[[Stub, int], Awaitable[Result]]
+) -> list[list[Result]]:
+    """Returns what a measurement gave for each server; each round, another one goes first."""
+    found: list[list[Result]] = [[] for _ in stubs]
+    for number in range(rounds):
+        for place in (number % 2, 1 - number % 2):
+            found[place].append(await measure(stubs[place], number))
+    return found
+
+
+def report(what: str, found: list[list[float]]) -> None:
+    """Prints a figure of the open server, of the other one, and their ratio."""
+    ratio = statistics.median(found[1]) / statistics.median(found[0])
+    plain, guarded = (spread(values, 2 if values[0] < 1e3 else 0) for values in found)
+    print(f"{what}: {plain}; with TLS and tokens {guarded}, {ratio - 1:+.1%}", flush=True)
 
 
 async def train(stub: Stub, hidden_size: int, model: str = _MODEL, steps: int = 3) -> None:
@@ -131,33 +173,55 @@ async def generate(stub: Stub, tokens: int, seed: int) -> tuple[float, float, in
     return first, time.perf_counter() - began, made
 
 
+async def first_text(stub: Stub, seed: int) -> float:
+    """Returns the milliseconds until the first text of a single stream."""
+    return 1e3 * (await generate(stub, 20, seed))[0]
+
+
+async def speed_of_one(stub: Stub, seed: int) -> float:
+    """Returns the tokens a second of a single stream."""
+    _, seconds, made = await generate(stub, 30_000, seed)
+    return made / seconds
+
+
 async def one(stub: Stub, rounds: int) -> None:
     """Measures a single stream."""
-    firsts = sorted([(await generate(stub, 20, seed))[0] * 1e3 for seed in range(40 * rounds)])
+    firsts = sorted([await first_text(stub, seed) for seed in range(40 * rounds)])
     print(
         f"one: first text p50 {statistics.median(firsts):.2f} ms, "
         f"p99 {firsts[int(0.99 * len(firsts))]:.2f} ms over {len(firsts)} calls"
     )
-    speeds = []
-    for seed in range(rounds):
-        _, seconds, made = await generate(stub, 30_000, seed)
-        speeds.append(made / seconds)
+    speeds = [await speed_of_one(stub, seed) for seed in range(rounds)]
     print(f"one: {spread(speeds)} tokens/s end to end, 30,000 tokens a call", flush=True)
 
 
-async def many(stub: Stub, rounds: int, streams: int = 64, tokens: int = 500) -> None:
+class Together(NamedTuple):
+    """What many streams at once gave."""
+
+    speed: float
+    """Tokens a second of all of them."""
+    share: float
+    """The part of the mean's speed that the slowest one has."""
+    first_s: float
+    """The median of the seconds until the first text of each."""
+
+
+async def together(stub: Stub, streams: int = 64, tokens: int = 500) -> Together:
+    """Measures many streams once."""
+    began = time.perf_counter()
+    done = await asyncio.gather(*(generate(stub, tokens, seed) for seed in range(streams)))
+    speed = sum(made for *_, made in done) / (time.perf_counter() - began)
+    each = [made / seconds for _, seconds, made in done]
+    first_s = statistics.median(first for first, *_ in done)
+    return Together(speed, min(each) / statistics.mean(each), first_s)
+
+
+async def many(stub: Stub, rounds: int) -> None:
     """Measures many streams at once."""
-    speeds = []
-    shares = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        calls = [generate(stub, tokens, seed) for seed in range(streams)]
-        done = await asyncio.gather(*calls)
-        speeds.append(sum(made for *_, made in done) / (time.perf_counter() - began))
-        each = [made / seconds for _, seconds, made in done]
-        shares.append(min(each) / statistics.mean(each))
-    print(f"many: {streams} streams of {tokens}: {spread(speeds)} tokens/s in all")
-    print(f"many: the slowest stream has {min(shares):.2f} of the mean's speed", flush=True)
+    found = [await together(stub) for _ in range(rounds)]
+    print(f"many: 64 streams of 500: {spread([each.speed for each in found])} tokens/s in all")
+    slowest = min(each.share for each in found)
+    print(f"many: the slowest stream has {slowest:.2f} of the mean's speed", flush=True)
 
 
 def ask_health(address: str) -> None:
@@ -308,11 +372,10 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 0) -> str:
     """Returns the median with the least and the most."""
-    low = min(values)
-    high = max(values)
-    return f"{statistics.median(values):,.0f} ({low:,.0f} to {high:,.0f})"
+    median = statistics.median(values)
+    return f"{median:,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ _MAX_CHUNK = 64
 """Tokens of a chunk, unless the sequences need fewer."""
 
 _MAX_SHARED_CHUNK = 256
-"""The same beside other callers' sequences: after every chunk a thread waits for Python's lock, and
-few sequences with short chunks would lose more of their time by that than many."""
+"""The same next to other callers' sequences: after every chunk a thread waits for Python's lock,
+and few sequences with short chunks would lose more of their time by that than many."""
 
 _FIRST_CHUNK = 16
 """Chunk limit right after a sequence joins, for low first-token latency."""
