@@ -180,7 +180,11 @@ class App:
             audit=self._audit,
         )
         public = PublicServices(
-            config.public_services, authenticator, self._budget, config.max_message_bytes
+            config.public_services,
+            authenticator,
+            self._budget,
+            config.max_message_bytes,
+            self._audit,
         )
         self._health = health.aio.HealthServicer()
         self._server = aio.server(

@@ -264,13 +264,13 @@ class Interceptor(aio.ServerInterceptor):
             if call.eviction is None:
                 raise  # the client disconnected, or its deadline passed
             task.uncancel()
-            await _abort(context, call.eviction)
+            await abort(context, call.eviction)
         except (aio.AbortError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # a panic of a Rust package is not an Exception
             status = from_exception(error, doing=name)
             audited.end(status)
-            await _abort(context, status)
+            await abort(context, status)
         finally:
             del self._calls[task]
             if not self._calls:
@@ -345,7 +345,13 @@ def _reply_bytes(data: bytes) -> int:
     return 2 * len(data) if len(data) > _UNCOUNTED_BYTES else 0
 
 
-async def _abort(context: Context, error: StatusError) -> None:
+async def abort(context: Context, error: StatusError) -> None:
+    """Ends the current call with a status, its details, and the id of the call.
+
+    Args:
+        context: The context of the call.
+        error: The status.
+    """
     logger.debug("%s: %s", error.code.name, error.message)
     trailers = ((REQUEST_ID_KEY, current_request_id()), (DETAILS_KEY, error.packed()))
     await context.abort(error.code, error.message, trailers)

@@ -18,12 +18,15 @@ from grpc import aio
 from grpc_health.v1 import health  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
+from treadle.server.access.audit.audit_log import AuditLog
+from treadle.server.access.audit.audited_call import AuditedCall
 from treadle.server.access.authenticator import Authenticator
+from treadle.server.access.request_id import REQUEST_ID_KEY, request_id_of, set_request_id
 from treadle.server.config import PUBLIC_SERVICES
 from treadle.server.errors import StatusError, exhausted, from_exception
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.rpc.incoming_requests import IncomingRequests
-from treadle.server.rpc.interceptor import DETAILS_KEY, Context
+from treadle.server.rpc.interceptor import Context, abort
 from treadle.server.rpc.reflection import V1
 
 _SERVICES = {
@@ -52,6 +55,7 @@ class PublicServices(aio.ServerInterceptor):
         authenticator: Finds out who calls.
         budget: Counts the bytes of requests that arrive slowly.
         max_message_bytes: Bytes of the largest message that gRPC accepts.
+        audit: Where calls that are refused are written down; None: nowhere.
     """
 
     def __init__(
@@ -60,7 +64,9 @@ class PublicServices(aio.ServerInterceptor):
         authenticator: Authenticator,
         budget: MemoryBudget,
         max_message_bytes: int,
+        audit: AuditLog | None = None,
     ) -> None:
+        self._audit = audit or AuditLog()
         public = PUBLIC_SERVICES[setting]
         self._services = {
             service: name in public for name, services in _SERVICES.items() for service in services
@@ -79,13 +85,18 @@ class PublicServices(aio.ServerInterceptor):
     ) -> Any:
         """Returns the handler of a call, wrapped if it belongs to health or reflection."""
         handler = await continuation(handler_call_details)
-        service = handler_call_details.method.rpartition("/")[0].removeprefix("/")
+        method = handler_call_details.method.removeprefix("/")
+        service = method.rpartition("/")[0]
         if handler is None or service not in self._services:
             return handler
-        return self._wrapped(handler, self._services[service])
+        return self._wrapped(handler, method, self._services[service])
 
-    def _wrapped(self, handler: Any, public: bool) -> Any:
+    def _wrapped(self, handler: Any, method: str, public: bool) -> Any:
         async def call(stream: Any, context: Context) -> None:
+            request_id = request_id_of(context.invocation_metadata() or ())
+            set_request_id(request_id)
+            context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+            audited = AuditedCall(self._audit, method, request_id, context.peer())
             try:
                 if not public:
                     metadata = context.invocation_metadata() or ()
@@ -94,8 +105,9 @@ class PublicServices(aio.ServerInterceptor):
             except (aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception as error:
-                status = from_exception(error, doing="health or reflection")
-                await context.abort(status.code, status.message, ((DETAILS_KEY, status.packed()),))
+                status = from_exception(error, doing=method)
+                audited.refused(status)
+                await abort(context, status)
 
         # Requests are bytes here, and a single one is that of a stream, as in `Interceptor`.
         return grpc.stream_stream_rpc_method_handler(

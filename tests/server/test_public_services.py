@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -238,6 +239,18 @@ def test_streams_are_limited_and_checks_are_not(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
 
 
+@pytest.mark.parametrize("token", ["good", "bad"])
+def test_a_call_returns_its_id(token: str) -> None:
+    async def run() -> str:
+        async with serve("none", TokenAuthenticator()) as channel:
+            metadata = (("authorization", f"Bearer {token}"), ("x-request-id", "mine-7"))
+            stub = health_pb2_grpc.HealthStub(channel)
+            call = stub.Check(health_pb2.HealthCheckRequest(), metadata=metadata)
+            return str(dict(await call.trailing_metadata())["x-request-id"])
+
+    assert asyncio.run(run()) == "mine-7"
+
+
 def test_a_service_that_is_not_known_is_named() -> None:
     with pytest.raises(SettingError, match=r"^--public-services must be health, .*, not 'all'$"):
         ServerConfig(public_services="all")
@@ -264,6 +277,7 @@ def test_a_server_with_tokens_answers_its_own_health_check(
     )
     server = start(
         *("--callers-file", str(callers), "--public-services", "none"),
+        *("--audit-log", str(tmp_path / "audit.jsonl")),
         *("--tls-cert-file", str(pair.cert_file), "--tls-key-file", str(pair.key_file)),
         credentials=credentials,
     )
@@ -285,3 +299,9 @@ def test_a_server_with_tokens_answers_its_own_health_check(
     )
     assert (checked.returncode, checked.stderr) == (0, "")
     assert token not in server.log
+    server.end()
+    entries = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(entry["method"], entry["status"]) for entry in entries] == [
+        ("grpc.health.v1.Health/Check", "UNAUTHENTICATED"),
+        ("GetServerInfo", "UNAUTHENTICATED"),
+    ]
