@@ -192,7 +192,6 @@ class JobRegistry:
         caller = current_caller()
         owner = None if caller.is_admin else caller.name
         rows = await thread_pools.LISTS.run(self._database.jobs, states, model, after, limit, owner)
-        rows = [row for row in rows if caller.owns(row.owner)]
         return [self.live[row.id].row if row.id in self.live else row for row in rows]
 
     async def earlier(self, owner: str, request_id: str) -> JobRow | None:

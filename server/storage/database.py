@@ -230,12 +230,12 @@ class Database:
             after: The place of the last job of the previous page, which may be deleted by now;
                 None: the first page.
             limit: The most jobs to return.
-            owner: Their owner; None: any.
+            owner: Their owner; None: any; empty: no job.
         """
         terms = ["1"]
         values = list[object]()
         if owner is not None:
-            terms.append("owner = ?")
+            terms.append("owner = ? AND owner != ''")
             values.append(owner)
         if states:
             terms.append(f"state IN ({', '.join('?' * len(states))})")

@@ -202,12 +202,14 @@ class Company:
 
 
 def add_job(data_dir: DataDir, job: str, owner: str, state: str, **fields: Any) -> None:
-    """Adds a job with live weights, of Ann on CORPUS."""
+    """Adds a job with an event and live weights, of Ann on CORPUS."""
     spec = pb.TrainSpec(model="team-a-names", request_id=fields.get("request_id", ""))
     file = {"sha256": SHA256, "name": "corpus", "role": "train", "weight": 1.0}
     row = job_row(job, owner=owner, state=state, model=spec.model, spec=spec.SerializeToString())
     files = json.dumps([file | {"size": len(CORPUS)}] if owner == "ann" else [])
-    data_dir.database.add_job(dataclasses.replace(row, files=files, **fields))
+    event = pb.JobEvent(state=pb.JobStateChange(reason=f"the event of {job}"))
+    row = dataclasses.replace(row, files=files, **fields)
+    data_dir.database.add_job(row, event.SerializeToString())
     directory = data_dir.jobs.directory(job)
     for name in (LAST_FILE, BEST_FILE):
         tiny_model().save(directory / name)

@@ -123,7 +123,10 @@ def test_a_job_of_another_is_one_that_does_not_exist(
     ghost = "g" * len(job)
     assert seen(job).code is NOT_FOUND
     assert seen(job).renamed(job, ghost) == seen(ghost)
-    assert company["root"].code("GetJob", pb.GetJobRequest(job=job)) is grpc.StatusCode.OK
+    # It is not only hidden: nothing was done with it.
+    left = company["root"].call("GetJob", pb.GetJobRequest(job=job)).job
+    assert left.state == (pb.JOB_STATE_PAUSED if job == "ann-held" else pb.JOB_STATE_SUCCEEDED)
+    assert left.last_sequence == 1
 
 
 def test_a_damaged_job_of_another_is_one_that_does_not_exist(company: Company) -> None:
