@@ -19,13 +19,14 @@ END = "<!-- End of what is written. -->\n"
 READ = "models that it may read"
 WRITE = "models that it may write"
 OWN = "its own jobs"
+USED = f"{READ}, weights of {OWN}"
 SCOPES = {
     "CancelJob": OWN,
     "DeleteAlias": WRITE,
     "DeleteJob": OWN,
     "DeleteModel": WRITE,
-    "Embed": READ,
-    "Generate": READ,
+    "Embed": USED,
+    "Generate": USED,
     "GetJob": OWN,
     "GetModel": READ,
     "GetServerInfo": "its own rights, limits and use",
@@ -34,10 +35,10 @@ SCOPES = {
     "ListModels": READ,
     "PauseJob": OWN,
     "ResumeJob": OWN,
-    "Score": READ,
-    "ScoreStream": READ,
+    "Score": USED,
+    "ScoreStream": USED,
     "SetAlias": WRITE,
-    "Train": f"{WRITE}, from {READ}",
+    "Train": f"{WRITE}, from {READ} and corpora that it uploaded",
     "WatchJob": OWN,
 }
 """What each call is about, for callers who are no admins."""
