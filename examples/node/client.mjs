@@ -3,10 +3,13 @@
 //   npm ci
 //   node client.mjs [ADDRESS [CORPUS]]
 //
+// TREADLE_CA_FILE names the certificate authority of a server with TLS, and TREADLE_TOKEN_FILE the
+// file of the token to send there.
+//
 // It trains a small model on a list of names, one a line, prints the progress, and then
 // generates names that begin with given letters.
 import { once } from 'node:events';
-import { createReadStream } from 'node:fs';
+import { createReadStream, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import grpc from '@grpc/grpc-js';
 import protoLoader from '@grpc/proto-loader';
@@ -71,10 +74,24 @@ async function generate(client, request) {
   return result;
 }
 
+/** Returns how to connect: with TLS and a token where the environment names their files. */
+function credentials({ TREADLE_CA_FILE: ca, TREADLE_TOKEN_FILE: tokenFile }) {
+  if (!ca && tokenFile) throw new Error('a token needs TLS: set TREADLE_CA_FILE as well');
+  if (!ca) return grpc.credentials.createInsecure();
+  const tls = grpc.credentials.createSsl(readFileSync(ca));
+  if (!tokenFile) return tls;
+  const bearer = grpc.credentials.createFromMetadataGenerator((_, done) => {
+    const metadata = new grpc.Metadata();
+    metadata.set('authorization', `Bearer ${readFileSync(tokenFile, 'utf8').trim()}`);
+    done(null, metadata);
+  });
+  return grpc.credentials.combineChannelCredentials(tls, bearer);
+}
+
 // gRPC obeys $http_proxy even for this machine, where no proxy can help.
 const local = /^(localhost|127\.|\[::1\]|unix:)/.test(address);
 const options = local ? { 'grpc.enable_http_proxy': 0 } : {};
-const client = new SequenceService(address, grpc.credentials.createInsecure(), options);
+const client = new SequenceService(address, credentials(process.env), options);
 try {
   const spec = {
     model: MODEL,

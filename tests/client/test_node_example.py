@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import grpc
 import pytest
+from certificates import Authority
+
+from .fake import FakeServer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "node"
@@ -44,10 +49,11 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def node(example: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def node(example: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["node", "client.mjs", *words],
         cwd=example,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=300,
@@ -64,6 +70,23 @@ def test_it_trains_and_generates(example: Path, real_server: str) -> None:
     names = lines[lines.index("node-names version 1: 300 steps") + 1 :]
     assert [name[:2] for name in names] == ["an", "be", "jo", "ma"]
     assert all(name.isalpha() for name in names)
+
+
+def test_it_uses_tls_and_sends_a_token(example: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.server()
+    server = FakeServer(credentials=grpc.ssl_server_credentials([(pair.key, pair.cert)]))
+    (tmp_path / "token").write_text("treadle_ab12_5ecret\n")
+    address = server.address.replace("127.0.0.1", "localhost")  # Node.js dislikes a bare number
+    files = {"TREADLE_TOKEN_FILE": str(tmp_path / "token")}
+    done = node(example, address, **files, TREADLE_CA_FILE=str(authority.ca_file))
+    server.stop()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [method for method, _ in server.calls] == ["Train", *["Generate"] * 4]
+    assert {each["authorization"] for _, each in server.calls} == {"Bearer treadle_ab12_5ecret"}
+    done = node(example, address, **files)
+    assert done.returncode == 1
+    assert "a token needs TLS" in done.stderr
 
 
 def test_it_says_what_went_wrong(example: Path, real_server: str, tmp_path: Path) -> None:

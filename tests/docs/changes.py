@@ -118,6 +118,17 @@ NOT_RUN = [
     NotRun("docs/pytorch.md", "class SequenceModel", "needs PyTorch: tests/golden"),
     NotRun("docs/pytorch.md", "def load(path)", "needs PyTorch: tests/golden"),
     NotRun("docs/pytorch.md", "model = load(", "needs PyTorch: tests/golden"),
+    NotRun(
+        "docs/client.md",
+        "--token-file prod.token info",
+        "needs such a server: tests/client/test_end_to_end_access.py",
+    ),
+    NotRun(
+        "docs/client.md",
+        'token=TokenFile("prod.token")',
+        "needs such a server: tests/client/test_end_to_end_access.py",
+    ),
+    NotRun("docs/client.md", "grpcurl -cacert", "needs such a server, and grpcurl"),
     NotRun("docs/client.md", "npm ci", "needs a network: tests/client/test_node_example.py"),
 ]
 
