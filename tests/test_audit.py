@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import threading
@@ -57,6 +58,12 @@ def service() -> Iterator[str]:
     thread.join()
 
 
+def summary(packages: list[dict[str, object]]) -> int:
+    """Returns the exit code for a report of pip-audit."""
+    code: int = runpy.run_path(str(AUDIT))["summary"](packages)
+    return code
+
+
 def audit(url: str) -> tuple[int, str]:
     """Returns the exit code of an audit and what it prints."""
     command = [sys.executable, str(AUDIT), "--vulnerability-service", "osv", "--osv-url", url]
@@ -83,3 +90,14 @@ def test_a_service_that_cannot_be_reached_is_no_success() -> None:
     code, printed = audit("http://127.0.0.1:9/")
     assert code == 2
     assert printed.startswith("Not audited: pip-audit could not ask the advisory service")
+
+
+def test_packages_that_were_not_looked_up_are_no_success(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As where a package index answers in place of PyPI, which knows no advisories."""
+    looked_up: dict[str, object] = {"name": "numpy", "version": "2.4.6", "vulns": []}
+    assert summary([looked_up]) == 0
+    assert summary([looked_up, {"name": "numba", "skip_reason": "not found"}]) == 2
+    assert "Not audited: the advisory service does not know numba" in capsys.readouterr().out
+    assert summary([]) == 2
