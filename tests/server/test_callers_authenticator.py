@@ -7,7 +7,9 @@ import datetime
 import hmac
 import logging
 import os
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -172,8 +174,10 @@ def test_a_certificate_leads_to_its_caller_and_a_token_wins(path: Path, tmp_path
     assert (
         DAY / 2 < datetime.datetime.fromtimestamp(ann.valid_until_s, datetime.UTC) - NOW < DAY * 2
     )
+    ended = replace(ann, valid_until_s=time.time() - 1)
+    assert not guarded.authenticator.is_valid(ended), "in a long call"
     past = authority.issue("late", "robot", ends=-datetime.timedelta(minutes=1)).cert
-    assert not guarded.authenticator.is_valid(guarded.caller(certificate=past)), "in a long call"
+    assert "has expired" in guarded.refusal(certificate=past), "on an open connection"
     assert guarded.caller(f"Bearer {token.text}", certificate=robot).name == "bob"
     assert "mistyped, or was revoked" in guarded.refusal(
         f"Bearer {new_access_token().text}", certificate=robot

@@ -150,7 +150,10 @@ class CallersAuthenticator:
             )
         if len({caller.name for caller in callers}) > 1:
             raise _refused("the client certificate has names of several callers: send a token")
-        return replace(callers[0], valid_until_s=expiry_s(auth_context))
+        until_s = expiry_s(auth_context)
+        if until_s <= time.time():  # TLS has checked it when the connection began
+            raise _refused("the client certificate has expired: connect with a new one")
+        return replace(callers[0], valid_until_s=until_s)
 
     def is_valid(self, caller: Caller) -> bool:
         """Returns whether a credential is still accepted, and gives no fewer rights than then.
