@@ -72,13 +72,16 @@ class CallerUse:
         """Corpora that are being uploaded."""
         self.tokens = TokenBucket(clock)
         """The tokens that it may use."""
+        self.repeats = 0
+        """Corpora of jobs that exist, which are being uploaded once more."""
         self._uploading_bytes = 0
         self._lock = threading.Lock()
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is lost if this is forgotten."""
-        return not (self.calls or self.sessions or self.uploads) and self.tokens.is_full
+        counts = self.calls + self.sessions + self.uploads + self.repeats
+        return not counts and self.tokens.is_full
 
     def limit(self, quotas: Quotas) -> None:
         """Sets the limits."""
@@ -145,6 +148,23 @@ class CallerUse:
             yield
         finally:
             self.uploads -= 1
+
+    @contextmanager
+    def admit_repeat(self) -> Iterator[None]:
+        """Counts an upload that repeats an earlier one for as long as the context is entered.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: as many run as the quota `jobs_queued` has jobs.
+        """
+        limit = self.quotas.jobs_queued
+        if limit is not None and self.repeats >= max(1, limit):
+            why = f"{self.repeats} corpora are uploaded once more; wait until one is complete"
+            raise quota_exceeded(self.name, "jobs_queued", limit, why, _RETRY_JOBS_S)
+        self.repeats += 1
+        try:
+            yield
+        finally:
+            self.repeats -= 1
 
     def check_model_bytes(self, stored: int, more: int = 0) -> None:
         """Checks that a caller may store another version of a model.

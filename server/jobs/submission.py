@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import secrets
@@ -88,6 +89,7 @@ class Submission:
             DatabaseError: The database failed.
         """
         caller = current_caller()
+        use = self._quotas.current()
         upload = Upload(requests, self._limits, self._jobs.closing)
         asked = await upload.spec()
         if is_name(asked.model):
@@ -96,7 +98,7 @@ class Submission:
         if earlier is not None:
             idempotency.check_spec(earlier, asked)
             if not await upload.ends_with_spec():
-                with self._jobs.queue.admit_repeated():
+                with use.admit_repeat(), self._jobs.queue.admit_repeated():
                     again = await upload.receive(idempotency.ComparedCorpora())
                 idempotency.check_corpus(earlier, again)
             audit_change(job=earlier.id)
@@ -108,7 +110,6 @@ class Submission:
         await thread_pools.DATABASE.run(
             self._data_dir.models.check_new, spec.model, "", self._jobs.registry.models()
         )
-        use = self._quotas.current()
         waiting = partial(self._jobs.queue.waiting_of, caller.name)
         with use.admit_upload(waiting), self._jobs.queue.admit():
             corpora = await self._check_bytes(use)
@@ -128,6 +129,9 @@ class Submission:
                 )
             finally:
                 await outlast(_close(stored))
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # which `outlast` kept from the work
+            raise asyncio.CancelledError
         if kept.id != job:  # the job of another call at the same time
             idempotency.check_spec(kept, asked)
             idempotency.check_corpus(kept, files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from treadle.server.jobs.upload import UploadLimits
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage.data_dir import DataDir
+from treadle.server.storage.upload_files import UploadFiles
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import TEXT, until
@@ -61,11 +63,12 @@ class Place:
         model: str = "m",
         corpus: bytes = TEXT,
         end: asyncio.Event | None = None,
+        request_id: str = "",
     ) -> str:
         """Submits a job as a caller."""
 
         async def requests() -> AsyncIterator[pb.TrainRequest]:
-            yield pb.TrainRequest(spec=pb.TrainSpec(model=model))
+            yield pb.TrainRequest(spec=pb.TrainSpec(model=model, request_id=request_id))
             yield pb.TrainRequest(corpus_chunk=corpus)
             if end is not None:
                 await end.wait()
@@ -207,6 +210,51 @@ def test_a_paused_job_counts_as_one_that_waits(data_dir: DataDir) -> None:
         await refused(place.submit("ann"))
         await place.manager.delete(job)
         await place.submit("ann")
+
+    in_place(data_dir, run)
+
+
+def test_uploads_that_repeat_others_are_counted_as_well(data_dir: DataDir) -> None:
+    async def run(place: Place) -> None:
+        place.quotas["ann"] = Quotas(jobs_queued=1)
+        job = await place.submit("ann", request_id="once")
+        end = asyncio.Event()
+        again = asyncio.create_task(place.submit("ann", end=end, request_id="once"))
+        use = place.book.of(Caller("ann", Role.TRAINER, quotas=place.quotas["ann"]))
+        await until(lambda: use.repeats == 1)
+        assert quota_of(await refused(place.submit("ann", request_id="once"))) == "jobs_queued"
+        end.set()
+        assert await again == job
+        assert await place.submit("ann", request_id="once") == job
+        assert use.repeats == 0
+
+    in_place(data_dir, run)
+
+
+def test_a_call_that_is_ended_while_its_job_is_stored_leaves_a_whole_job_and_ends(
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(place: Place) -> None:
+        storing = threading.Event()
+        ended = threading.Event()
+        store = UploadFiles.store
+
+        def slow(files: UploadFiles) -> None:
+            storing.set()
+            assert ended.wait(60)
+            store(files)
+
+        monkeypatch.setattr(UploadFiles, "store", slow)
+        call = asyncio.create_task(place.submit("ann"))
+        await until(storing.is_set)
+        call.cancel()  # as the interceptor does where a token is revoked
+        await asyncio.sleep(0)
+        ended.set()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        [row] = data_dir.database.jobs()
+        assert list(place.manager.queue.positions()) == [row.id]
+        assert data_dir.corpora.has(hashlib.sha256(TEXT).hexdigest())
 
     in_place(data_dir, run)
 
