@@ -83,6 +83,7 @@ NOT_RUN = [
     NotRun("CONTRIBUTING.md", "make venv", _INSTALLED),
     NotRun("CONTRIBUTING.md", "make test", "the tests themselves"),
     NotRun("README.md", "docker build", "needs a container engine: tests/image/run.sh"),
+    NotRun("README.md", "--tls-cert-file", "listens on every network: docs/security.md runs it"),
     NotRun("README.md", "make test", "the tests themselves"),
     NotRun("README.md", "make bench", "takes ten minutes: tests/benchmarks/test_bench.py"),
     NotRun("benchmarks/README.md", "make bench", "as in README.md"),
