@@ -9,6 +9,7 @@ from enum import IntEnum
 from fnmatch import fnmatchcase
 
 from treadle.server.access.quotas import NO_QUOTAS, Quotas
+from treadle.server.resources.work_owner import set_work_owner
 
 
 class Role(IntEnum):
@@ -100,6 +101,7 @@ def current_caller() -> Caller:
 def set_current_caller(caller: Caller) -> None:
     """Sets the caller of the running call, in its task."""
     _current.set(caller)
+    set_work_owner(caller.name)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -2,8 +2,9 @@
 
 No call waits behind a hostile expression: one that is in the cache costs nothing. A new one gets
 very little time first. If that is not enough it goes to the next lane, where it gets more time, and
-waits for more expressions. In each lane those with fewer estimated states go first. So a cheap
-expression waits for a few quick ones at most, whatever other calls have sent.
+waits for more expressions. In each lane callers take turns, and of one caller's expressions those
+with fewer estimated states go first. So a cheap expression waits for a few quick ones at most,
+whatever other calls have sent, and any waits for one of each other caller.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from treadle.model.generation.regex_automaton import (
     estimated_states,
 )
 from treadle.model.tokenizers.base import Tokenizer
+from treadle.server.access.caller import current_caller
 from treadle.server.errors import StatusError, exhausted
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.priority_executor import PriorityExecutor
 
 MAX_WAITING = 64
-"""Expressions that may be built or wait for it at once."""
+"""Expressions of one caller that may be built or wait for it at once."""
 
 MAX_WAIT_S = 30.0
 """The longest that a call waits for its expression."""
@@ -61,7 +63,7 @@ class _Build:
 
 
 class ConstraintBuilder:
-    """Builds the automata of all calls; calls with the same expression wait for it together.
+    """Builds the automata of all calls; a caller's calls with the same one wait for it together.
 
     Args:
         budget: Holds the memory of an expression while it is built.
@@ -74,7 +76,8 @@ class ConstraintBuilder:
             QUICK: PriorityExecutor("regex-quick", 1),
             THOROUGH: PriorityExecutor("regex-thorough", 1),
         }
-        self._builds: dict[tuple[str, int], _Build] = {}
+        self._builds: dict[str, dict[tuple[str, int], _Build]] = {}
+        """By the names of their callers: nobody waits where another caller's calls wait."""
 
     async def build(
         self, regex: str, tokenizer: Tokenizer, deadline: Deadline
@@ -98,7 +101,8 @@ class ConstraintBuilder:
         if cached is not None:
             return cached
         left_s = deadline.left_s
-        build = self._begin(regex, tokenizer)
+        owner = current_caller().name
+        build = self._begin(owner, regex, tokenizer)
         build.waiting += 1
         try:
             wait_s = MAX_WAIT_S if left_s is None else min(left_s, MAX_WAIT_S)
@@ -106,7 +110,7 @@ class ConstraintBuilder:
         finally:
             build.waiting -= 1
             if not build.waiting:
-                self._forget(regex, tokenizer, build)
+                self._forget(owner, regex, tokenizer, build)
                 build.task.cancel()  # a thread that works on it ends soon by itself
         if done:
             return build.task.result()
@@ -114,20 +118,24 @@ class ConstraintBuilder:
             return None
         raise _crowded()
 
-    def _begin(self, regex: str, tokenizer: Tokenizer) -> _Build:
+    def _begin(self, owner: str, regex: str, tokenizer: Tokenizer) -> _Build:
         """Returns the build of an expression; begins it where none is running."""
         key = regex, id(tokenizer)
-        if key not in self._builds:
-            if len(self._builds) >= MAX_WAITING:
+        builds = self._builds.setdefault(owner, {})
+        if key not in builds:
+            if len(builds) >= MAX_WAITING:
                 raise _crowded()
-            self._builds[key] = _Build(asyncio.create_task(self._build(regex, tokenizer)))
-        return self._builds[key]
+            builds[key] = _Build(asyncio.create_task(self._build(regex, tokenizer)))
+        return builds[key]
 
-    def _forget(self, regex: str, tokenizer: Tokenizer, build: _Build) -> None:
+    def _forget(self, owner: str, regex: str, tokenizer: Tokenizer, build: _Build) -> None:
         """Drops a build that no call waits for any more."""
         key = regex, id(tokenizer)
-        if self._builds.get(key) is build:
-            del self._builds[key]
+        builds = self._builds.get(owner, {})
+        if builds.get(key) is build:
+            del builds[key]
+            if not builds:
+                del self._builds[owner]
 
     async def _build(self, regex: str, tokenizer: Tokenizer) -> Constraint:
         """Builds an expression with as little effort as is enough."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
+
+from treadle.server.resources.fair_queue import FairQueue
+from treadle.server.resources.work_owner import work_owner
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -16,7 +17,8 @@ Result = TypeVar("Result")
 class PriorityExecutor:
     """Runs pieces of work, small ones first, and pieces of equal size in order.
 
-    Sizes that differ by less than a factor of two count as equal.
+    Where several callers have work, they take turns. Sizes that differ by less than a factor of two
+    count as equal.
 
     Args:
         name: The name of its threads.
@@ -26,8 +28,7 @@ class PriorityExecutor:
     def __init__(self, name: str, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, name)
         self._free = threads
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._numbers = itertools.count()
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
     async def run(
         self,
@@ -62,7 +63,7 @@ class PriorityExecutor:
             self._free -= 1
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (size.bit_length(), next(self._numbers), place))
+        self._waiting.put(work_owner(), place, size.bit_length())
         try:
             await place
         except asyncio.CancelledError:
@@ -73,7 +74,7 @@ class PriorityExecutor:
     def _leave(self) -> None:
         """Gives the place to the next piece that still waits."""
         while self._waiting:
-            _, _, place = heapq.heappop(self._waiting)
+            place = self._waiting.pop()
             if not place.done():
                 place.set_result(None)
                 return

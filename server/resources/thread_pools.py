@@ -1,7 +1,8 @@
 """`ThreadPool` runs work that blocks on the disk; each kind of work has its own pool.
 
 A full pool leaves the others free: a hundred lists of models do not delay a job that is stored, and
-no upload waits for a model that is read. Work in one pool never waits for work in another.
+no upload waits for a model that is read. Work in one pool never waits for work in another. In each
+pool callers take turns, so that one with much work does not delay the others' behind all of it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,29 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+from treadle.server.resources.fair_queue import FairQueue
+from treadle.server.resources.work_owner import work_owner
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+Work = tuple[Future[Any], Callable[[], Any]]
+"""What is to run, and where its result goes."""
+
+
+class _Threads:
+    """The threads of a pool while it is open, and the work that waits for them."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.executor = ThreadPoolExecutor(count, name)
+        self.free = count
+        self.waiting: FairQueue[Work] = FairQueue()
 
 
 class ThreadPool:
@@ -29,8 +46,8 @@ class ThreadPool:
     def __init__(self, name: str, threads: int) -> None:
         self.name = name
         """The name of the threads."""
-        self._threads = threads
-        self._executor: ThreadPoolExecutor | None = None
+        self._count = threads
+        self._threads: _Threads | None = None
         self._lock = threading.Lock()
 
     async def run(
@@ -54,22 +71,54 @@ class ThreadPool:
         Raises:
             BaseException: What the work raised.
         """
-        with self._lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._threads, self.name)
-            executor = self._executor
-        loop = asyncio.get_running_loop()
         # In the context of the caller, what the work logs shows the id of the call.
         run = partial(copy_context().run, work, *arguments, **named)
-        return await loop.run_in_executor(executor, run)
+        future: Future[Result] = Future()
+        with self._lock:
+            if self._threads is None:
+                self._threads = _Threads(self.name, self._count)
+            threads = self._threads
+            if threads.free:
+                threads.free -= 1
+                threads.executor.submit(self._serve, threads, (future, run))
+            else:
+                threads.waiting.put(work_owner(), (future, run))
+        return await asyncio.wrap_future(future)
+
+    def _serve(self, threads: _Threads, work: Work) -> None:
+        """Runs a piece of work in a thread, and then what waits, until nothing does."""
+        while True:
+            _run(*work)
+            del work  # a thread that waits for the lock must not keep it alive
+            with self._lock:
+                if not threads.waiting:
+                    threads.free += 1
+                    return
+                work = threads.waiting.pop()
 
     def close(self) -> None:
         """Closes the pool: work that runs finishes, work that waits does not start."""
         with self._lock:
-            executor = self._executor
-            self._executor = None
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
+            threads = self._threads
+            self._threads = None
+            if threads is not None:
+                while threads.waiting:
+                    future, _ = threads.waiting.pop()
+                    future.cancel()
+        if threads is not None:
+            threads.executor.shutdown(wait=False)
+
+
+def _run(future: Future[Any], run: Callable[[], Any]) -> None:
+    """Runs a piece of work, unless it was cancelled."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = run()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 DATABASE = ThreadPool("database", 4)

@@ -24,6 +24,7 @@ from treadle.model.generation.regex_automaton import (
     compile_automaton,
 )
 from treadle.model.tokenizers.build import build_tokenizer
+from treadle.server.access.caller import Caller, Role, set_current_caller
 from treadle.server.errors import StatusError
 from treadle.server.inference import constraint_builder
 from treadle.server.inference.constraint_builder import ConstraintBuilder
@@ -228,6 +229,34 @@ def test_too_many_at_once_are_refused(compiler: Compiler, monkeypatch: pytest.Mo
 
     compile_constraint("[ab]{3}", TOKENIZER)
     asyncio.run(run())
+
+
+def test_a_caller_with_many_expressions_keeps_no_other_from_its_own(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constraint_builder, "MAX_WAITING", 5)
+
+    async def run() -> None:
+        builder = ConstraintBuilder(MemoryBudget(1 << 30))
+
+        async def build(caller: str, regex: str) -> None:
+            set_current_caller(Caller(caller, Role.USER))
+            await builder.build(regex, TOKENIZER, NEVER)
+
+        many = [asyncio.create_task(build("many", f"x{number}m")) for number in range(5)]
+        await until(lambda: len(compiler.calls) == 11)  # one is thorough, and four wait for that
+        single = asyncio.create_task(build("single", "x4m"))
+        refused = asyncio.create_task(build("many", "x5m"))
+        await until(lambda: len(compiler.calls) == 13)
+        with pytest.raises(StatusError, match="regex: too many"):
+            await refused
+        compiler.go.set()
+        await asyncio.gather(single, *many)
+        assert builder._builds == {}
+
+    asyncio.run(run())
+    thorough = [regex for regex, effort in compiler.calls if effort is THOROUGH]
+    assert thorough == ["x0m", "x1m", "x4m", "x2m", "x3m"]  # and the other x4m is in the cache then
 
 
 def test_a_wait_has_an_end(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ import threading
 
 import pytest
 
+from treadle.server.access.caller import Caller, Role, set_current_caller
 from treadle.server.resources import thread_pools
 from treadle.server.resources.thread_pools import ThreadPool
+from treadle.server.resources.work_owner import set_work_owner, work_owner
 
 from .harness import PATIENCE_S
 
@@ -61,3 +63,43 @@ def test_a_closed_pool_drops_what_waits_and_opens_again() -> None:
         pool.close()
 
     asyncio.run(main())
+
+
+def test_in_a_pool_callers_take_turns() -> None:
+    """And what is cancelled before its turn takes none."""
+
+    async def main() -> list[str]:
+        pool = ThreadPool("one", 1)
+        held = threading.Event()
+        begun: list[str] = []
+
+        async def work(owner: str, name: str) -> None:
+            set_work_owner(owner)
+            await pool.run(begun.append, name)
+
+        first = asyncio.ensure_future(pool.run(held.wait, PATIENCE_S))
+        await asyncio.sleep(0)
+        tasks = [asyncio.ensure_future(work("many", f"many {number}")) for number in range(4)]
+        tasks += [asyncio.ensure_future(work("some", f"some {number}")) for number in range(2)]
+        tasks += [asyncio.ensure_future(work("one", "one"))]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.sleep(0)
+        held.set()
+        await asyncio.gather(first, *tasks, return_exceptions=True)
+        pool.close()
+        return begun
+
+    begun = asyncio.run(main())
+    assert begun == ["many 0", "some 0", "one", "some 1", "many 2", "many 3"]
+
+
+def test_work_is_that_of_the_caller_of_the_call() -> None:
+    async def main() -> None:
+        assert work_owner() == ""
+        set_current_caller(Caller("team-a", Role.USER))
+        assert work_owner() == "team-a"
+        assert await asyncio.create_task(ThreadPool("one", 1).run(work_owner)) == "team-a"
+
+    asyncio.run(main())
+    assert work_owner() == ""
