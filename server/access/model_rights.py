@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import grpc
 
+from treadle.server.access.audit.audited_call import audit_hidden
 from treadle.server.access.caller import current_caller
 from treadle.server.errors import StatusError, not_found
 from treadle.server.names import split
@@ -26,6 +27,7 @@ def check_read(reference: str, version: int = 0) -> None:
     """
     name, _ = split(reference, version)
     if not current_caller().may_read(name):
+        audit_hidden()
         raise not_found(name, version)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from treadle.server.access.audit.audited_call import audit_hidden
 from treadle.server.access.caller import current_caller
 from treadle.server.errors import (
     StatusError,
@@ -167,6 +168,8 @@ class JobRegistry:
             return await live.whole()
         row = await thread_pools.DATABASE.run(self._database.job, job)
         if row is None or not current_caller().owns(row.owner):
+            if not current_caller().is_admin:
+                audit_hidden()
             raise job_not_found(job)
         if not damaged and (fault := damage(row)):
             raise job_damaged(job, fault)

@@ -23,6 +23,7 @@ from treadle.server.access.audit.audited_call import (
     CHANGING,
     AuditedCall,
     audit_change,
+    audit_hidden,
     audit_note,
     audit_refusal,
 )
@@ -114,6 +115,19 @@ def test_which_calls_are_written_down(log: AuditLog, path: Path) -> None:
     log.close(PATIENCE_S)
     found = [(each["method"], each["status"], each.get("quota")) for each in entries_of(path)]
     assert found == expected
+
+
+def test_what_is_hidden_is_written_down(log: AuditLog, path: Path) -> None:
+    for error in (not_found("m"), None, invalid([("model", "no")])):
+        call_of(log, "Generate", pb.GenerateRequest(model="m"))
+        audit_hidden()
+        call_of(log, "Embed").end(error)  # another call hides nothing
+        call = call_of(log, "Generate", pb.GenerateRequest(model="m"))
+        audit_hidden()
+        call.end(error)
+    log.close(PATIENCE_S)
+    (entry,) = entries_of(path)
+    assert (entry["status"], entry["resource"]) == ("NOT_FOUND", {"model": "m"})
 
 
 def test_every_method_that_changes_something_is_known() -> None:

@@ -47,6 +47,8 @@ class Place:
             *("--state-key-file", str(self.keys), "--audit-log", str(self.audit)),
         )
         self.stub = self.server.caller.stub
+        self.job = ""
+        """A job of ada."""
 
     def how(self, name: str) -> dict[str, Any]:
         """Returns how a caller calls."""
@@ -83,6 +85,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place = Place(tmp_path_factory.mktemp("callers"))
     *_, last = place.stub.Train(requests(tiny_spec("m"), TEXT), **place.how("ada"))
     assert last.HasField("completed")
+    place.job = last.job
     yield place
     place.server.close()
     for sign in ("Traceback", "internal error", "never retrieved", "first secret"):
@@ -143,6 +146,28 @@ def test_refused_calls_are_written_down(place: Place) -> None:
     assert found[2] == (None, None, "DeleteJob", "UNAUTHENTICATED", "x", 0)
     assert place.entries()[before + 1]["quota"] == "jobs_queued"
     assert place.entries()[before]["credential"] == f"token:{place.tokens['reader'].id}"
+
+
+def test_a_job_of_another_is_written_down_like_a_missing_one(place: Place) -> None:
+    before = len(place.entries())
+    for job in (place.job, "no-such-job"):
+        with pytest.raises(grpc.RpcError):
+            place.stub.GetJob(pb.GetJobRequest(job=job), **place.how("eve"))
+        with pytest.raises(grpc.RpcError):
+            list(place.stub.Generate(pb.GenerateRequest(job=job), **place.how("eve")))
+    place.stub.GetJob(pb.GetJobRequest(job=place.job), **place.how("ada"))
+    with pytest.raises(grpc.RpcError):
+        place.stub.GetModel(pb.GetModelRequest(model="none"), **place.how("eve"))  # it may read it
+    wait_for(lambda: len(place.entries()) >= before + 4)
+    found = [
+        (entry["caller"], entry["method"], entry["status"], entry["resource"])
+        for entry in place.entries()[before:]
+    ]
+    assert found == [
+        ("eve", method, "NOT_FOUND", {"job": job})
+        for job in (place.job, "no-such-job")
+        for method in ("GetJob", "Generate")
+    ]
 
 
 def test_no_secret_is_in_the_audit_log(place: Place) -> None:

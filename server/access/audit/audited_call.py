@@ -1,8 +1,8 @@
 """`AuditedCall` collects what the audit log says of one call; it never sees what a text contains.
 
 A call is written down where it changes something, when it does, or where it is refused: for its
-credential, for its rights, or for a quota. Errors are written as their status alone, since their
-texts may repeat a part of the request.
+credential, for its rights, also where these are hidden behind NOT_FOUND, or for a quota. Errors are
+written as their status alone, since their texts may repeat a part of the request.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class AuditedCall:
         self._began_s = time.monotonic()
         self._resource: Entry = {}
         self._written = False
+        self._hides = False
         self.caller: Caller | None = None
         """Who calls; None as long as that is not known."""
         self.received = 0
@@ -104,6 +105,10 @@ class AuditedCall:
             else:
                 self._resource[key] = _value(value)
 
+    def hides(self) -> None:
+        """Has the call written down if it ends with NOT_FOUND; see `audit_hidden`."""
+        self._hides = True
+
     def changed(self, **resource: object) -> None:
         """Writes the call down as one that has changed something; see `audit_change`."""
         self.note(**resource)
@@ -132,7 +137,8 @@ class AuditedCall:
         """
         if error is not None and self.refused(error):
             return
-        if self._method in CHANGING and not self._written:
+        hidden = self._hides and error is not None and error.code is grpc.StatusCode.NOT_FOUND
+        if hidden or (self._method in CHANGING and not self._written):
             code = grpc.StatusCode.OK if error is None else error.code
             self._write(grpc.StatusCode.CANCELLED.name if cancelled else code.name)
 
@@ -171,6 +177,17 @@ def audit_refusal(error: BaseException) -> None:
     call = _current.get()
     if call is not None:
         call.refused(error)
+
+
+def audit_hidden() -> None:
+    """Has the current call written down if it ends with NOT_FOUND.
+
+    What it asks for does not exist, or belongs to others, which its caller must not learn. Nothing
+    here depends on which it is, so that the time of the reply does not show it either.
+    """
+    call = _current.get()
+    if call is not None:
+        call.hides()
 
 
 def audit_note(**resource: object) -> None:
