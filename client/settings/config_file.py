@@ -39,7 +39,7 @@ class ConfigFile:
 
     path: Path | None
     """The file; None: there is no home directory to look in."""
-    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    profiles: Mapping[str, Profile] = field(default_factory=dict, repr=False)
     """The profiles by name."""
     default_profile: str = ""
     """The profile that applies where none is named; empty: `default`, if there is one."""

@@ -32,6 +32,9 @@ class Value(NamedTuple):
     layer: int
     """The layer that it comes from."""
 
+    def __repr__(self) -> str:
+        return f"Value(..., source={self.source!r})"  # it may be a token
+
 
 @dataclass(frozen=True)
 class ConnectionSettings:

@@ -221,6 +221,13 @@ class TestTheFile:
         monkeypatch.setattr(os, "access", lambda *words: False)  # a home of somebody else
         assert home.values() == {}
 
+    def test_its_token_is_never_shown(self, home: Home) -> None:
+        home.write(PROFILES)
+        settings = resolve_settings({}, home.environment, "prod")
+        shown = [repr(settings), repr(settings.values), repr(settings.config), str(settings)]
+        assert settings.values["token"].value == SECRET
+        assert not [text for text in shown if "5ecret" in text]
+
     def test_it_warns_where_others_may_read_a_token(self, home: Home) -> None:
         home.write(PROFILES, mode=0o640)
         (warning,) = read_config(home.path).warnings
