@@ -173,6 +173,7 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     return [
         ("id", job.id),
         ("model", job.model + (f" version {job.version}" if job.version else "")),
+        ("owner", job.owner),
         ("state", state_text(job)),
         *times,
         ("queue", f"{job.queue_position:,} before it" if job.queue_position else ""),

@@ -159,7 +159,7 @@ def delete_expired(
         orphans=orphans,
         adopted=tuple(sorted(stored.keys() - known)),
         forgotten=tuple(gone),
-        owners=_forget_owners(database, periods.corpus_s, now_s, keep),
+        owners=sum(islice(_forget_owners(database, periods.corpus_s, now_s, keep), most)),
     )
 
 
@@ -233,18 +233,22 @@ def _delete_corpora(
             yield sha256
 
 
-def _forget_owners(database: Database, retention_s: float, now_s: float, keep: Set[str]) -> int:
-    """Takes corpora from owners that do not use them any more; returns how many."""
+def _forget_owners(
+    database: Database, retention_s: float, now_s: float, keep: Set[str]
+) -> Iterator[int]:
+    """Takes corpora from owners that do not use them any more; yields 1 for each."""
     if not retention_s:
-        return 0
+        return
     in_use = database.owned_corpora_in_use()
-    count = 0
     for sha256, owner, used_s in database.corpus_owners():
         if (sha256, owner) in in_use:
             database.touch_corpus_owner(sha256, owner, now_s)
-        elif now_s - used_s > retention_s and sha256 not in keep:
-            count += database.forget_corpus_owner(sha256, owner, now_s - retention_s)
-    return count
+        elif (
+            now_s - used_s > retention_s
+            and sha256 not in keep
+            and database.forget_corpus_owner(sha256, owner, now_s - retention_s)
+        ):
+            yield 1
 
 
 def _forget_versions(database: Database, models: ModelStore, now_s: float) -> int:

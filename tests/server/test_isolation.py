@@ -129,6 +129,22 @@ def test_a_job_of_another_is_one_that_does_not_exist(
     assert left.last_sequence == 1
 
 
+def test_it_holds_the_other_way_round(company: Company) -> None:
+    ann = company["ann"]
+    for probe in READ_PROBES.values():
+        hidden = ann.outcome(*probe(model="team-b-mine"))
+        assert hidden.code is NOT_FOUND
+        assert hidden.renamed("team-b-mine", "team-a-nope") == ann.outcome(
+            *probe(model="team-a-nope")
+        )
+    for write in WRITE_PROBES.values():
+        assert ann.code(*write("team-b-mine")) is DENIED
+    for about in JOB_PROBES.values():
+        hidden = ann.outcome(*about("bob-0"))
+        assert hidden.code is NOT_FOUND
+        assert hidden.renamed("bob-0", "bob-9") == ann.outcome(*about("bob-9"))
+
+
 def test_a_damaged_job_of_another_is_one_that_does_not_exist(company: Company) -> None:
     for probe in ("GetJob", "WatchJob", "CancelJob", "DeleteJob"):
         outcome = company["bob"].outcome(*JOB_PROBES[probe]("ann-damaged"))

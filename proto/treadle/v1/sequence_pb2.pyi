@@ -20,6 +20,13 @@ one violation for each field at fault. NOT_FOUND, ALREADY_EXISTS and DATA_LOSS
 carry ResourceInfo, which names the model, job or corpus file.
 RESOURCE_EXHAUSTED and UNAVAILABLE carry RetryInfo, which says after how many
 seconds a retry is worthwhile.
+
+A server may know its callers. Then a call without a valid credential fails
+with UNAUTHENTICATED, and one that the caller's role does not have with
+PERMISSION_DENIED. A model that the caller may not read, and a job or corpus
+of another caller, fails with NOT_FOUND exactly as one that does not exist;
+lists leave it out. A name of a model that the caller may not write fails
+with PERMISSION_DENIED, whether the model exists or not.
 """
 
 from collections import abc as _abc
@@ -1139,12 +1146,12 @@ class TrainSpec(_message.Message):
     """
     request_id: _builtins.str
     """A text chosen by the client, up to 100 printable ASCII characters, that
-    makes retries safe. A second Train with the same request id, spec and
-    corpus follows the job of the first one instead of starting another. The
-    corpus is compared as far as it is sent: a client that only wants to follow
-    the job may end its side of the stream after the spec. ALREADY_EXISTS,
-    naming the job, if spec or corpus differ. Default: empty, every Train
-    starts a job.
+    makes retries safe. A second Train of the same caller with the same request
+    id, spec and corpus follows the job of the first one instead of starting
+    another. The corpus is compared as far as it is sent: a client that only
+    wants to follow the job may end its side of the stream after the spec.
+    ALREADY_EXISTS, naming the job, if spec or corpus differ. Default: empty,
+    every Train starts a job.
     """
     init_from: _builtins.str
     """The model to start from, as NAME or NAME@ALIAS. The job takes its weights,
@@ -1277,7 +1284,8 @@ class CorpusFile(_message.Message):
     sha256: _builtins.str
     """SHA-256 of a corpus file that the server has stored already, as 64
     lower-case hexadecimal digits; no chunks follow. NOT_FOUND if the server
-    does not have the file. Default: empty, the file's chunks follow.
+    does not have the file of this caller. Default: empty, the file's chunks
+    follow.
     """
     def __init__(
         self,

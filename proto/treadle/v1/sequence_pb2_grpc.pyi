@@ -20,6 +20,13 @@ one violation for each field at fault. NOT_FOUND, ALREADY_EXISTS and DATA_LOSS
 carry ResourceInfo, which names the model, job or corpus file.
 RESOURCE_EXHAUSTED and UNAVAILABLE carry RetryInfo, which says after how many
 seconds a retry is worthwhile.
+
+A server may know its callers. Then a call without a valid credential fails
+with UNAUTHENTICATED, and one that the caller's role does not have with
+PERMISSION_DENIED. A model that the caller may not read, and a job or corpus
+of another caller, fails with NOT_FOUND exactly as one that does not exist;
+lists leave it out. A name of a model that the caller may not write fails
+with PERMISSION_DENIED, whether the model exists or not.
 """
 
 from collections import abc as _abc
