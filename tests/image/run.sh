@@ -78,6 +78,25 @@ new_volume() {
     run_engine volume create "$volume" >/dev/null
 }
 
+# The settings that a file under deploy/ has, as options of the engine, one on each line.
+deployed() {
+    python - "$here/../../deploy/$1" <<'PYTHON'
+import sys
+
+import yaml
+
+with open(sys.argv[1]) as file:
+    documents = {item.get("kind", "Compose"): item for item in yaml.safe_load_all(file)}
+if "Compose" in documents:
+    variables = documents["Compose"]["services"]["treadle"]["environment"]
+else:
+    [container] = documents["Deployment"]["spec"]["template"]["spec"]["containers"]
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+for name, value in variables.items():
+    print(f"--env={name}={value}")
+PYTHON
+}
+
 # Trains on "hello" through the published port and has it say the rest of the word.
 say_hello() {
     treadle train "$scratch/hello.txt" --model hello --json >"$scratch/train.jsonl" \
@@ -237,12 +256,8 @@ run_engine run --rm "${run_options[@]}" "${hardened[@]}" --network none -v "$sec
     >"$scratch/tester.token" 2>"$scratch/errors" || { cat "$scratch/errors" >&2; fail "token create"; }
 chmod 0600 "$scratch/tester.token"
 new_volume
-start -v "$volume:/data" "${hardened[@]}" -v "$secrets:/run/secrets/treadle:ro" \
-    -e TREADLE_TLS_CERT_FILE=/run/secrets/treadle/tls.crt \
-    -e TREADLE_TLS_KEY_FILE=/run/secrets/treadle/tls.key \
-    -e TREADLE_CALLERS_FILE=/run/secrets/treadle/callers.toml \
-    -e TREADLE_STATE_KEY_FILE=/run/secrets/treadle/state.key \
-    -e TREADLE_AUDIT_LOG=-
+mapfile -t settings < <(deployed compose.yaml)
+start -v "$volume:/data" "${hardened[@]}" -v "$secrets:/run/secrets/treadle:ro" "${settings[@]}"
 if [ "$engine" = podman ]; then
     run_engine healthcheck run "$container" >/dev/null || fail "HEALTHCHECK fails with TLS"
     ok "HEALTHCHECK passes with TLS and callers"
@@ -270,5 +285,13 @@ while treadle models >/dev/null 2>&1; do
 done
 ok "a revoked token is refused within $((SECONDS - begun + 1)) s"
 stop_cleanly "TLS and a token"
+
+mapfile -t settings < <(deployed kubernetes.yaml)
+new_volume
+start -v "$volume:/data" "${hardened[@]}" -v "$secrets:/run/secrets/tls:ro" \
+    -v "$secrets:/run/secrets/access:ro" "${settings[@]}"
+inside 'treadle-server --check-health 127.0.0.1:50052' >/dev/null || fail "the probes of Kubernetes fail"
+ok "health checks without TLS at the port of Kubernetes' probes"
+stop_cleanly "settings of Kubernetes"
 
 echo "$checks passed, 0 failed"
