@@ -9,6 +9,9 @@ from treadle.server.access import state_sealer
 from treadle.server.access.state_sealer import StateSealer
 from treadle.server.errors import from_model
 
+_FORMAT = b"TRS"
+"""The first bytes of states of every version."""
+
 _UNUSABLE = (
     "the state cannot be used: it is damaged, or this server did not return it to this caller, or "
     "its key is not in use any more; begin without one"
@@ -80,7 +83,7 @@ class SessionStates:
     def _read_signed(self, model: Model, data: bytes) -> SessionState:
         """Reads a state of earlier versions, which signed states and had no callers."""
         if self._caller:
-            raise StateError(_OLD)
+            raise StateError(_OLD if data.startswith(_FORMAT) else _UNUSABLE)
         for key in self._sealer.keys:
             try:
                 return model.read_state(data, key.secret)

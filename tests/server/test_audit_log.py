@@ -266,6 +266,22 @@ def test_the_target_of_a_link_is_rotated(path: Path, tmp_path: Path) -> None:
     assert target.with_name("audit.1").read_bytes() == b"first\n"
 
 
+def test_standard_output_and_pipes_are_not_rotated(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    reader, writer = os.pipe()
+    for place in ("-", f"/dev/fd/{writer}", "/dev/null"):
+        file = AuditFile(place, 5, 1)
+        for _ in range(2):
+            file.write(b"a line\n")
+        file.close()
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        assert pipe.read() == b"a line\n" * 2
+    assert capfdbinary.readouterr().out == b"a line\n" * 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_loses_lines_and_says_so(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

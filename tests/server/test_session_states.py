@@ -103,6 +103,7 @@ def test_nobody_else_learns_why_a_state_is_refused() -> None:
         refusal(reader, MAGIC),
         refusal(reader, data + b"\0"),
         refusal(reader, data[:40] + other[40:]),
+        refusal(reader, b"damaged"),
         refusal(states(NEW), MODEL.state_bytes(state_of())),
         refusal(states(NEW), MODEL.state_bytes(state_of(), OTHER)),
         refusal(states(NEW), b"damaged"),
@@ -124,6 +125,34 @@ def test_a_changed_state_is_refused(seed: int) -> None:
         assert refusal(states(NEW, caller="ada"), bytes(changed))[0] is (
             grpc.StatusCode.INVALID_ARGUMENT
         )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hostile_states_are_refused(seed: int) -> None:
+    """Spliced, cut, made longer, and with a right head: nothing is taken that was not returned."""
+    source = random.Random(seed)
+    own = states(NEW, OLD, caller="ada")
+    readers = [own, states(NEW, OLD), states(NEW, OLD, caller="eve"), states()]
+    models = [MODEL, LARGER, other_weights()]
+    whole = [own.write(model, state_of(model)) for model in models]
+    whole += [MODEL.state_bytes(state_of(), secret) for secret in (NEW, OLD)]
+    heads = [MAGIC + key.id for key in state_keys(NEW + b"\n" + OLD)]
+    for _ in range(200):
+        data = source.choice(whole)
+        cut = source.randrange(len(data))
+        other = source.choice(whole)
+        attempts = [
+            data[:cut],
+            data + source.randbytes(source.choice((1, 16, 5000))),
+            data[:cut] + other[cut:],
+            source.choice(heads) + data[8:cut],
+            source.choice(heads) + source.randbytes(len(data) - 8),
+            source.randbytes(cut),
+        ]
+        for attempt in set(attempts) - set(whole) - {b""}:
+            with pytest.raises(StatusError) as caught:
+                source.choice(readers).read(source.choice(models), attempt, "state")
+            assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_the_caller_learns_that_a_state_is_of_another_model() -> None:

@@ -30,10 +30,12 @@ class AuditFile:
     """
 
     def __init__(self, path: str, most_bytes: int, files: int) -> None:
+        self._is_standard_output = path == STANDARD_OUTPUT
         self._most_bytes = most_bytes
         self._files = files
-        # The target of a link is rotated, and not the link.
-        self._path = path if path == STANDARD_OUTPUT else os.path.realpath(path)
+        self._path = path
+        if os.path.isfile(path) or not os.path.exists(path):
+            self._path = os.path.realpath(path)  # the target of a link is rotated, not the link
         self._rotates = True
         self._open()
 
@@ -68,7 +70,7 @@ class AuditFile:
         os.close(self._descriptor)
 
     def _open(self) -> None:
-        if self._path == STANDARD_OUTPUT:
+        if self._is_standard_output:
             self._descriptor = os.dup(_STANDARD_OUTPUT)
         else:
             # A pipe without a reader is an error, and not a reason to wait.
@@ -76,7 +78,7 @@ class AuditFile:
             self._descriptor = os.open(self._path, flags, 0o600)
             os.set_blocking(self._descriptor, True)
         regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-        self._regular = regular and self._path != STANDARD_OUTPUT
+        self._regular = regular and not self._is_standard_output
 
     def _reopen(self) -> None:
         """Opens the file of this name; the earlier one stays open where that fails."""
