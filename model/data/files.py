@@ -9,9 +9,13 @@ and the caller has to encode it incrementally.
 from __future__ import annotations
 
 import codecs
+import encodings
+import encodings.aliases
+import functools
 import io
 import itertools
 import os
+import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -57,6 +61,9 @@ _COMPRESSIONS = {
 
 _NOT_OF_FILES = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
 """Text encodings of Python that are meant for names and source code."""
+
+_LONGEST_ENCODING = 100
+"""Most characters of the name of an encoding; the longest that Python has are far shorter."""
 
 _ON_BAD_BYTES = {
     UnknownPolicy.ERROR: "strict",
@@ -134,9 +141,11 @@ def check_encoding(encoding: str) -> None:
     Raises:
         ConfigError: It is unknown, or not a text encoding.
     """
+    # Python remembers every spelling that it has looked up for as long as the process lives.
+    name = _codec_name(encoding)
     try:
-        known = codecs.lookup(encoding)
-    except (LookupError, ValueError):
+        known = codecs.lookup(name) if name else None
+    except LookupError:  # a codec of another system
         known = None
     text = getattr(known, "_is_text_encoding", True)
     if known is None or not text or known.name in _NOT_OF_FILES:
@@ -144,6 +153,23 @@ def check_encoding(encoding: str) -> None:
             f"data.encoding must be a text encoding such as 'utf-8' or 'latin-1', not {encoding!r}"
         )
         raise ConfigError(text, "data.encoding")
+
+
+def _codec_name(encoding: str) -> str:
+    """Returns the one spelling of the name of a codec, without looking it up; "" for no codec."""
+    if len(encoding) > _LONGEST_ENCODING or not encoding.isascii() or "\0" in encoding:
+        return ""
+    name = encodings.normalize_encoding(encoding.lower())
+    for alias in (name, name.replace(".", "_")):
+        if alias in encodings.aliases.aliases:
+            return alias
+    return name if name in _codec_modules() else ""
+
+
+@functools.cache
+def _codec_modules() -> frozenset[str]:
+    """Returns the names of Python's codecs that are not aliases."""
+    return frozenset(module.name for module in pkgutil.iter_modules(encodings.__path__))
 
 
 def check_data(data: DataConfig, fixed: CorpusLayout | None = None) -> CorpusLayout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import encodings
 import gzip
 import itertools
 import json
@@ -24,6 +25,7 @@ from treadle.model.config import DataConfig, TokenizerConfig
 from treadle.model.data import corpus_reader, token_array
 from treadle.model.data import files as corpus_files
 from treadle.model.data.corpus import Corpus, CorpusFile, TokenData, read_corpus
+from treadle.model.data.files import check_encoding
 from treadle.model.enums import (
     CorpusFormat,
     CorpusLayout,
@@ -447,6 +449,18 @@ def test_what_is_no_encoding(encoding: str) -> None:
     with pytest.raises(ConfigError, match="text encoding") as caught:
         read_corpus(b"abc", data_config=DataConfig(TEXT, encoding=encoding))
     assert caught.value.field == "data.encoding"
+
+
+def test_names_of_encodings_are_not_remembered() -> None:
+    """Python keeps every name that was looked up: a caller could fill the memory with them."""
+    check_encoding("latin-1")
+    before = len(encodings._cache)
+    for number in range(50):
+        for name in (f"x{number}", "y" * 10_000 + str(number)):
+            with pytest.raises(ConfigError):
+                check_encoding(name)
+        check_encoding("latin" + "-" * (number + 1) + "1")
+    assert len(encodings._cache) == before
 
 
 def test_bad_bytes_far_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
