@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.model.atomic_files import write_atomically
+from treadle.model.bounded_json import read_json
 from treadle.model.config import NetworkConfig
 from treadle.model.errors import ConfigError, CorpusError, LoadError
 from treadle.model.generation.novelty import NAMES, NoveltyIndex
@@ -95,7 +96,7 @@ class ModelHeader:
                 "weights of other programs with import_state_dict"
             )
         try:
-            content = _plain(json.loads(metadata["treadle"]), metadata["treadle"])
+            content = _plain(read_json(metadata["treadle"]), metadata["treadle"])
             if content["format"] != FORMAT:
                 raise LoadError(
                     f"the file has format {content['format']!r}, but this Treadle reads only "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +29,19 @@ _TYPES = {
 }
 """The types of tensors that are written, in the order in which safetensors lays them out."""
 
+_LARGEST_HEADER = 100_000_000
+"""Most bytes of a header: what the library allows."""
+
+_MOST_TENSORS = 4096
+"""Most tensors of a file: far more than any network of Treadle has, with its optimizer's state."""
+
+_MOST_PARTS = 32 * _MOST_TENSORS
+"""Most numbers, lists and texts in a header."""
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_OPENING = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*\{")
+"""What follows the name of a tensor."""
+
 
 @contextmanager
 def open_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
@@ -38,11 +54,11 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
         What `safetensors.safe_open` returns: `keys()`, `metadata()`, `get_tensor(name)`.
 
     Raises:
-        LoadError: It is not a complete safetensors file.
+        LoadError: It is not a complete safetensors file, or holds too many tensors, or one twice.
         OSError: It cannot be read.
     """
-    with Path(path).open("rb"):  # a missing or unreadable file is an OSError, not a damaged one
-        pass
+    with _opened(path) as regular:
+        _check_header(regular)
     with no_panics("safetensors", "read a file", LoadError):
         try:
             file = safe_open(os.fspath(path), framework="numpy")
@@ -50,6 +66,50 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
             raise LoadError(f"the file is not a complete safetensors file: {fault}") from fault
         with file:
             yield file
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a regular file, without waiting for a pipe in its place.
+
+    Yields:
+        The file.
+
+    Raises:
+        OSError: It is missing, cannot be read, or is not a regular file.
+    """
+    # With this flag the open of a pipe returns at once. That of a directory fails as usual.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+        yield file
+
+
+def _check_header(file: BinaryIO) -> None:
+    """Checks the header of a file before the library reads it.
+
+    The library takes a minute and gigabytes for a header of millions of tensors, and the last one
+    of two tensors with the same name.
+
+    Raises:
+        LoadError: The header is not within the file, or holds too much, or a name twice.
+    """
+    left = os.fstat(file.fileno()).st_size - 8
+    size = int.from_bytes(file.read(8), "little")
+    if not 0 < size <= min(left, _LARGEST_HEADER):
+        text = f"its header should have {size:,} bytes, and {max(left, 0):,} follow"
+        raise LoadError(f"the file is not a complete safetensors file: {text}")
+    header = file.read(size)
+    bare = _STRING.sub(b'"', header)
+    if bare.count(b"{") > _MOST_TENSORS or sum(map(bare.count, (b",", b"[", b'"'))) > _MOST_PARTS:
+        raise LoadError(f"the file's header has more than {_MOST_TENSORS:,} tensors")
+    names = Counter(
+        string[0] for string in _STRING.finditer(header) if _OPENING.match(header, string.end())
+    )
+    double = next((name for name, count in names.items() if count > 1), None)
+    if double is not None:
+        shown = double[:40].decode(errors="replace")
+        raise LoadError(f"the file's header has the name {shown} twice")
 
 
 def read_tensors(file: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from treadle.model.bounded_json import read_json
 from treadle.model.enums import CorpusLayout, UnknownPolicy
 from treadle.model.errors import ConfigError
 from treadle.model.rust_panics import no_panics
@@ -198,7 +199,7 @@ def read_learned(learned: str) -> tuple[list[str], list[tuple[str, str]]]:
             truncation, a post-processor, added tokens or the like.
     """
     try:
-        content = json.loads(learned)
+        content = read_json(learned)
     except RecursionError as fault:
         raise ValueError("its subwords are nested too deeply") from fault
     parts = _only(content, "subword tokenizer", {"version", "model", "pre_tokenizer", "decoder"})

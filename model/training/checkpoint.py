@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.model.atomic_files import leftovers, write_atomically
+from treadle.model.bounded_json import read_json
 from treadle.model.config import TrainConfig
 from treadle.model.data.token_array import blocks
 from treadle.model.errors import ConfigError, LoadError
@@ -214,9 +215,9 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
 def _read(path: Path) -> Checkpoint:
     try:
         with open_tensors(path) as file:
-            header = json.loads((file.metadata() or {})[_KEY])
+            header = read_json((file.metadata() or {})[_KEY])
             tensors = read_tensors(file)
-        content = json.loads(header["content"])
+        content = read_json(header["content"])
         whole = header["sha256"] == _digest(header["content"], tensors)
         version = header["format"]
     except (LoadError, KeyError, TypeError, ValueError, RecursionError) as fault:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import socket
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
+from treadle.model import bounded_json
 from treadle.model.atomic_files import write_atomically
 from treadle.model.config import LimitsConfig, NetworkConfig, TokenizerConfig, TrainConfig
 from treadle.model.enums import Cell, CorpusLayout, TokenizerKind, UnknownPolicy
@@ -273,6 +275,88 @@ def test_what_is_not_there_is_an_os_error(tmp_path: Path) -> None:
             read(tmp_path / "nothing")
         with pytest.raises(IsADirectoryError):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_file_is_not_waited_for(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    with socket.socket(socket.AF_UNIX) as listening:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            listening.bind(str(path))
+        else:
+            path.symlink_to("/dev/zero")
+        for read in (Model.load, read_header):
+            with pytest.raises(OSError, match=r"not a regular file|No such device"):
+                read(path)
+
+
+@pytest.mark.parametrize("size", [0, 8, 1 << 20, 1 << 40])
+def test_a_file_of_zeros_takes_no_memory(size: int, tmp_path: Path) -> None:
+    with (tmp_path / "m").open("wb") as file:
+        file.truncate(size)
+    tracemalloc.start()
+    with pytest.raises(LoadError):
+        Model.load(tmp_path / "m")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_a_header_behind_the_end_is_refused(stored: Path) -> None:
+    data = stored.read_bytes()
+    for size in (len(data) - 7, 10**8 + 1, 1 << 63, (1 << 64) - 1):
+        stored.write_bytes(size.to_bytes(8, "little") + data[8:])
+        with pytest.raises(LoadError, match="its header should have"):
+            Model.load(stored)
+
+
+def test_a_header_of_many_tensors_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    entry = '"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    crowds = (
+        "{" + ",".join(entry % number for number in range(5000)) + "}",
+        '{"a":{"dtype":"F32","shape":[' + ",".join(["0"] * 200_000) + '],"data_offsets":[0,0]}}',
+        "{" + '""' * 200_000 + "}",
+        '{"__metadata__":{' + ",".join(f'"{number}":""' for number in range(200_000)) + "}}",
+    )
+    for header in crowds:
+        (tmp_path / "m").write_bytes(len(header).to_bytes(8, "little") + header.encode())
+        with pytest.raises(LoadError, match="more than 4,096 tensors"):
+            Model.load(tmp_path / "m")
+
+
+def test_names_that_stand_twice_are_refused(stored: Path) -> None:
+    data = stored.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].decode().rstrip()
+    tensors = json.loads(header)
+    inner = tensors["__metadata__"]["treadle"]
+    bias = json.dumps(tensors["output.bias"])
+    tensors["__metadata__"]["treadle"] = inner[:-1] + ',"format":"1"}'
+    for text in (header[:-1] + f',"output.bias" : {bias}}}', json.dumps(tensors)):
+        encoded = text.encode()
+        stored.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data[8 + size :])
+        for read in (Model.load, read_header):
+            with pytest.raises(LoadError, match="twice"):
+                read(stored)
+
+
+def test_a_header_of_many_values_is_refused_before_they_are_made(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_json, "MOST_VALUES", 1000)
+    monkeypatch.setattr(bounded_json, "_SHORT", 1000)
+    data = stored.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    content = json.loads(data[8 : 8 + size])
+    inner = content["__metadata__"]["treadle"]
+    assert read_header(stored).default_context == 2
+    for more in ("[]," * 1000 + "0", '{"a":{}},' * 400 + "0"):
+        content["__metadata__"]["treadle"] = inner[:-1] + f',"more":[{more}]}}'
+        header = json.dumps(content).encode()
+        stored.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+        with pytest.raises(LoadError, match="more than 1,000 values"):
+            read_header(stored)
 
 
 def test_every_truncation_is_refused(stored: Path) -> None:
