@@ -18,7 +18,6 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from treadle.model import temporary_kernels
@@ -52,6 +51,7 @@ from treadle.server.resources import open_files, thread_pools
 from treadle.server.resources.malloc_trim import MallocTrimmer, resident_bytes
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.memory_guard import guard_memory
+from treadle.server.rpc.guarded_server import guarded_server
 from treadle.server.rpc.health_server import HealthServer
 from treadle.server.rpc.interceptor import Interceptor
 from treadle.server.rpc.listening import listen
@@ -187,7 +187,7 @@ class App:
             self._audit,
         )
         self._health = health.aio.HealthServicer()
-        self._server = aio.server(
+        self._server = guarded_server(
             interceptors=[self._interceptor, public],
             options=server_options(config.max_message_bytes),
         )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from grpc import aio
 from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
 
 from treadle.server.access.authenticator import OpenAuthenticator
 from treadle.server.address import AddressError, address_fault, health_socket
 from treadle.server.config import SettingError
 from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.rpc.guarded_server import guarded_server
 from treadle.server.rpc.listening import listen
 from treadle.server.rpc.public_services import PublicServices
 from treadle.server.rpc.server_options import server_options
@@ -32,7 +32,7 @@ class HealthServer:
 
     def __init__(self, servicer: Any, budget: MemoryBudget) -> None:
         bounds = PublicServices("health", OpenAuthenticator(), budget, _MAX_MESSAGE_BYTES)
-        self._server = aio.server(interceptors=[bounds], options=server_options(_MAX_MESSAGE_BYTES))
+        self._server = guarded_server([bounds], server_options(_MAX_MESSAGE_BYTES))
         health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)
 
     def listen(self, address: str) -> None:

@@ -39,7 +39,7 @@ def add_reflection(server: aio.Server, services: Iterable[str]) -> None:
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(V1, {_METHOD: handler}),))
+    server.add_registered_method_handlers(V1, {_METHOD: handler})
 
 
 def _describe_v1() -> None:
