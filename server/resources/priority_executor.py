@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from treadle.server.resources.fair_queue import FairQueue
 from treadle.server.resources.work_owner import work_owner
@@ -55,7 +55,7 @@ class PriorityExecutor:
         await self._enter(size)
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._executor, lambda: work(*arguments, **named))
-        running.add_done_callback(lambda _: self._leave())
+        running.add_done_callback(self._finish)
         return await asyncio.shield(running)
 
     async def _enter(self, size: int) -> None:
@@ -70,6 +70,12 @@ class PriorityExecutor:
             if not place.cancelled():  # it got the place at the same time
                 self._leave()
             raise
+
+    def _finish(self, work: asyncio.Future[Any]) -> None:
+        """Gives up the place of a piece of work that has ended."""
+        if not work.cancelled():
+            work.exception()  # else Python would log it where the caller has left meanwhile
+        self._leave()
 
     def _leave(self) -> None:
         """Gives the place to the next piece that still waits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 
@@ -31,7 +32,7 @@ from treadle.server.inference.constraint_builder import ConstraintBuilder
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.priority_executor import PriorityExecutor
 
-from .harness import until
+from .harness import PATIENCE_S, until
 
 TOKENIZER = build_tokenizer(TokenizerConfig(), ["abcdefghijklmnopqrstuvwxyz"])
 
@@ -169,6 +170,30 @@ def test_a_place_in_a_lane_is_free_when_the_work_has_ended_and_not_before() -> N
         assert await second == 2
 
     asyncio.run(run())
+
+
+def test_an_error_that_nobody_waits_for_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    ended = threading.Event()
+
+    def fail() -> None:
+        ended.wait(PATIENCE_S)
+        raise ValueError("nobody is there")
+
+    async def test() -> None:
+        executor = PriorityExecutor("test", 1)
+        call = asyncio.create_task(executor.run(1, fail))
+        await asyncio.sleep(0.05)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        ended.set()
+        await executor.run(1, lambda: None)
+        del call
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(test())
+    assert not caplog.records
 
 
 def test_those_who_ask_for_the_same_wait_for_one(compiler: Compiler) -> None:
