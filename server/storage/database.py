@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from treadle.server.failures import DamagedDatabaseError, DatabaseError, is_full
 from treadle.server.resources import open_files
-from treadle.server.storage.files import SpareSpace, check_no_link
+from treadle.server.storage.files import SpareSpace, check_file
 from treadle.server.storage.job_state import FINAL_STATES, UNFINISHED_STATES
 from treadle.server.storage.schema import (
     COLUMNS,
@@ -46,6 +46,10 @@ MAX_INTEGER = (1 << 63) - 1
 _NEWER = 1000
 """A schema version that is higher by more than this is damage, not a newer Treadle."""
 
+_LARGEST_ROW = 1 << 26
+"""Bytes of the largest row and value that are read or written; what Treadle stores is far smaller.
+A larger one is damage."""
+
 _TIMES = ("created_s", "queued_s", "started_s", "ended_s")
 """The columns of a job that are times."""
 
@@ -55,7 +59,7 @@ _FINAL = ", ".join(f"'{state}'" for state in FINAL_STATES)
 
 _DAMAGED = (
     *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_INDEX, sqlite3.SQLITE_CORRUPT_VTAB),
-    *(sqlite3.SQLITE_CORRUPT_SEQUENCE, sqlite3.SQLITE_NOTADB),
+    *(sqlite3.SQLITE_CORRUPT_SEQUENCE, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG),
 )
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
@@ -80,10 +84,11 @@ class Database:
         self._lock = threading.RLock()
         # Made here, since SQLite would make it readable for all; its log gets the same mode.
         for name in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
-            check_no_link(name)
+            check_file(name)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o660))
         with self._translated():
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST_ROW)
             self._connection.text_factory = text  # one bad byte must not fail a whole list
         try:
             with self._translated():
@@ -525,13 +530,14 @@ class Database:
         """Sets up the connection, and makes the tables of a new file."""
         # The version first: the file of a newer Treadle must not be changed.
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION + _NEWER:
+        if not 0 <= version <= SCHEMA_VERSION + _NEWER:
             raise sqlite3.DatabaseError(f"its version is {version:,}, which does not exist")
         if version > SCHEMA_VERSION:
             raise NewerDatabaseError(
                 f"the database {self._path} has version {version}, and this Treadle reads version "
                 f"{SCHEMA_VERSION}: use a newer Treadle"
             )
+        self._check_objects()
         for pragma in (
             *("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"),
             "secure_delete = ON",  # a repair must not bring deleted rows back
@@ -554,6 +560,19 @@ class Database:
             self._connection.execute(
                 "UPDATE jobs SET created_s = 0.0 WHERE typeof(created_s) != 'real'"
             )
+
+    def _check_objects(self) -> None:
+        """Checks that the file holds nothing but tables and indexes.
+
+        A trigger would run with each change, and reading a view may take for ever.
+        """
+        statement = (
+            "SELECT type FROM sqlite_schema WHERE type NOT IN ('table', 'index') "
+            "OR sql LIKE 'CREATE VIRTUAL%' LIMIT 1"
+        )
+        found = self._connection.execute(statement).fetchone()
+        if found is not None:
+            raise sqlite3.DatabaseError(f"it has a {found[0]} that Treadle has not made")
 
     def _upgrade(self, version: int) -> None:
         """Upgrades the tables of an older version, in a transaction."""

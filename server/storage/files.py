@@ -281,6 +281,17 @@ def check_no_link(path: Path) -> None:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
+def check_file(path: Path) -> None:
+    """Checks that a path is a regular file or nothing, before it is opened to be written.
+
+    Raises:
+        OSError: ELOOP: it is a link; EINVAL: it is a pipe, a device, a socket or a directory.
+    """
+    check_no_link(path)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
 def close_to_others(root: Path, path: Path) -> None:
     """Removes the rights of a directory that `shared_with_group` would not give it, if possible.
 

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from treadle.server.failures import DatabaseError
+from treadle.server.failures import DamagedDatabaseError, DatabaseError
 from treadle.server.storage.database import Database
 from treadle.server.storage.files import shared_with_group
 from treadle.server.storage.schema import (
@@ -287,6 +289,47 @@ def test_what_is_no_database_is_said(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(DatabaseError, match="--fsck"):
         Database(path)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "PRAGMA user_version = -1",
+        "CREATE TRIGGER t AFTER UPDATE ON jobs BEGIN DELETE FROM events; END",
+        "ALTER TABLE aliases RENAME TO kept; CREATE VIEW aliases AS WITH RECURSIVE c(n) AS "
+        "(SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n AS model, n AS alias, n AS version "
+        "FROM c",
+    ],
+)
+def test_a_database_that_does_more_than_hold_rows_is_refused(script: str, tmp_path: Path) -> None:
+    path = tmp_path / "treadle.db"
+    Database(path).close()
+    with sqlite3.connect(path) as other:
+        other.executescript(script)
+    other.close()
+    with pytest.raises(DatabaseError, match="--fsck"):
+        Database(path)
+
+
+def test_a_row_that_is_too_large_is_damage_and_takes_no_memory(
+    tmp_path: Path, database: Database
+) -> None:
+    database.add_job(job_row("a"))
+    with sqlite3.connect(tmp_path / "treadle.db") as other:
+        other.execute("UPDATE jobs SET reason = zeroblob(?)", (1 << 27,))
+    other.close()
+    tracemalloc.start()
+    with pytest.raises(DamagedDatabaseError):
+        database.jobs()
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["treadle.db", "treadle.db-wal", "treadle.db-shm"])
+def test_a_pipe_in_place_of_a_file_is_refused(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(OSError, match="not a regular file"):
+        Database(tmp_path / "treadle.db")
 
 
 def test_a_full_disk_changes_nothing_and_passes(tmp_path: Path, database: Database) -> None:
