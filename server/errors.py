@@ -205,7 +205,9 @@ def from_packed(packed: bytes, message: str) -> StatusError:
         status = status_pb2.Status.FromString(packed)
         code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     except (DecodeError, StopIteration):
-        return StatusError(grpc.StatusCode.UNKNOWN, message)
+        code = grpc.StatusCode.OK
+    if code is grpc.StatusCode.OK:  # no error is packed as that
+        return StatusError(grpc.StatusCode.DATA_LOSS, message)
     return StatusError(code, status.message, *status.details)
 
 

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 from treadle.model import Model
 from treadle.model.errors import LoadError
 from treadle.server.errors import damaged, not_found, precondition
+from treadle.server.failures import is_full, is_out_of_files
 from treadle.server.resources import thread_pools
 from treadle.server.storage.job_files import BEST_FILE, LAST_FILE
 
@@ -95,12 +96,17 @@ class ModelCache:
             StatusError: FAILED_PRECONDITION: it has published none; RESOURCE_EXHAUSTED: they do
                 not fit into memory.
         """
-        path = self._data_dir.jobs.directory(job) / (BEST_FILE if best else LAST_FILE)
+        name = BEST_FILE if best else LAST_FILE
         try:
+            path = self._data_dir.jobs.directory(job) / name
             stat = await thread_pools.DATABASE.run(path.stat)
         except FileNotFoundError:
             what = "best weights: it has not validated" if best else "weights: it has just begun"
             raise precondition(f"job {job} has published no {what}") from None
+        except OSError as error:  # something else has the name of its directory or file
+            if is_out_of_files(error) or is_full(error):
+                raise
+            raise precondition(f"the weights of job {job} cannot be read") from error
         weights = JobWeights(job, path, stat.st_mtime_ns, stat.st_ino, stat.st_size)
         model = await self._get(weights)
         with self._lock:
@@ -159,6 +165,14 @@ class ModelCache:
             if isinstance(stored, JobWeights):
                 raise precondition(f"job {stored.job} was just deleted") from None
             raise not_found(stored.name, stored.version) from None
+        except OSError as error:
+            held.release()
+            if is_out_of_files(error):  # the file itself may be whole
+                raise
+            fault = LoadError(error.strerror or "the disk failed")
+            if isinstance(stored, JobWeights):
+                raise precondition(f"the weights of job {stored.job} cannot be read") from error
+            raise damaged(stored.name, stored.version, fault) from error
         except BaseException:
             held.release()
             raise

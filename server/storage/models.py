@@ -8,9 +8,11 @@ is deleted, its empty directory stays. All methods block on the disk: call them 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
+import stat
 import threading
 import time
 from collections import OrderedDict
@@ -20,10 +22,12 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from treadle.model.errors import LoadError
 from treadle.model.model_file import read_header
 from treadle.server.errors import (
     StatusError,
     aborted,
+    damaged,
     not_found,
     precondition,
     shorten,
@@ -139,7 +143,8 @@ class ModelStore:
             version: Its version; 0: the one of the alias, or the newest.
 
         Raises:
-            StatusError: NOT_FOUND; INVALID_ARGUMENT for an alias and a version.
+            StatusError: NOT_FOUND; INVALID_ARGUMENT for an alias and a version; DATA_LOSS for a
+                file that cannot be looked at.
             DatabaseError: The database failed.
         """
         name, alias = split(name, version)
@@ -155,6 +160,11 @@ class ModelStore:
             return self._stat(name, version)
         except (FileNotFoundError, NotADirectoryError):
             raise not_found(name, version) from None
+        except OSError as error:
+            if is_out_of_files(error):  # the file itself may be whole
+                raise
+            fault = LoadError(error.strerror or "the disk failed")
+            raise damaged(name, version, fault) from error
 
     def _newest_of(self, name: str) -> StoredModel:
         for _ in range(2):
@@ -256,9 +266,16 @@ class ModelStore:
         return self._models / name / str(version) / MODEL_FILE
 
     def _stat(self, name: str, version: int) -> StoredModel:
+        """Returns a version.
+
+        Raises:
+            FileNotFoundError: It has no file, or a pipe, a directory or the like in its place.
+        """
         path = self._file(name, version)
-        stat = path.stat()
-        return StoredModel(name, version, path, stat.st_mtime, stat.st_size)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return StoredModel(name, version, path, found.st_mtime, found.st_size)
 
     def new_draft(self) -> Path:
         """Returns a new directory under `tmp/` in which a version is made."""
