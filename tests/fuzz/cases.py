@@ -46,7 +46,7 @@ from treadle.model.training.baseline import baseline
 from treadle.model.training.trainer import Trainer
 from treadle.server.errors import from_exception
 
-from . import subjects
+from . import credentials, data_dirs, subjects
 from .mutate import Mutator
 
 _TAG = 16
@@ -176,10 +176,14 @@ def damaged_file(draw: Mutator, whole: bytes) -> bytes:
 def model_file(seed: int) -> None:
     """A damaged model file is refused, or served like any other."""
     draw = Mutator(seed)
-    whole = draw.random.choice(_stored())
+    use_model_file(damaged_file(draw, draw.random.choice(_stored())), draw)
+
+
+def use_model_file(data: bytes, draw: Mutator) -> None:
+    """Does with a model file all that a server does with it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        path.write_bytes(damaged_file(draw, whole))
+        path.write_bytes(data)
         attempt(lambda: subjects.describe(path))
         model = attempt(lambda: Model.load(path))
         if model is None:
@@ -347,7 +351,7 @@ def saved_run(seed: int) -> None:
 # Corpora
 
 
-_PIECES = (
+PIECES = (
     b"abc",
     b"\n",
     b"\r\n",
@@ -386,7 +390,7 @@ def corpus(seed: int) -> None:
     """A corpus of any bytes is refused, or gives tokens of its vocabulary."""
     draw = Mutator(seed)
     pick = draw.random
-    data = b"".join(pick.choices(_PIECES, k=pick.randrange(1, 60)))
+    data = b"".join(pick.choices(PIECES, k=pick.randrange(1, 60)))
     if pick.randrange(2):
         data = draw.bytes(data, pick.randrange(1, 6))
     settings = TokenizerConfig(
@@ -403,6 +407,11 @@ def corpus(seed: int) -> None:
         encoding=pick.choice(("utf-8", "utf-16", "latin-1", "utf-8-sig", "ascii", "idna", "hex")),
         validation_fraction=pick.choice((0.0, 0.1, 0.5)),
     )
+    use_corpus(data, settings, cut, seed)
+
+
+def use_corpus(data: bytes, settings: TokenizerConfig, cut: DataConfig, seed: int) -> None:
+    """Reads a corpus, and does with it what a run does before it trains."""
     read = attempt(lambda: read_corpus([CorpusFile(data)], settings, cut, seed))
     if read is None:
         return
@@ -418,7 +427,7 @@ def corpus(seed: int) -> None:
 # Regular expressions
 
 
-_SYMBOLS = (
+SYMBOLS = (
     "a",
     "b",
     "c",
@@ -469,7 +478,12 @@ def expression(seed: int) -> None:
     """A regular expression of any symbols is refused, or constrains what is generated."""
     draw = Mutator(seed)
     pick = draw.random
-    regex = "".join(pick.choices(_SYMBOLS, k=pick.randrange(1, 12)))
+    use_expression("".join(pick.choices(SYMBOLS, k=pick.randrange(1, 12))), draw)
+
+
+def use_expression(regex: str, draw: Mutator) -> None:
+    """Compiles an expression, and generates with it."""
+    pick = draw.random
     if attempt(lambda: compile_automaton(regex, QUICK)) is None:
         return
     model = pick.choice(subjects.models())
@@ -484,4 +498,6 @@ CASES: dict[str, Callable[[int], None]] = {
     "saved_run": saved_run,
     "corpus": corpus,
     "expression": expression,
+    **data_dirs.CASES,
+    **credentials.CASES,
 }
