@@ -2,18 +2,21 @@
 
 A stream counts between two messages as well, and a client may be silent for as long as it likes
 while fewer streams are open than may be. At the limit, the stream that has been silent for longest
-is closed for the next call. So silence alone keeps no other client out.
+is closed for the next call. So silence alone keeps no other client out. It is one of the caller that
+has the most streams, so that nobody loses a stream to a caller who has more.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 import grpc
 
+from treadle.server.access.caller import current_caller
 from treadle.server.errors import StatusError, aborted, exhausted
 
 Message = TypeVar("Message")
@@ -74,11 +77,12 @@ class OpenStreams:
         self._check()
         closed = None
         if len(self._streams) >= self.limit:
-            closed = self.close_silent(f"all {self.limit} places for {self._what} are taken")
+            reason = f"all {self.limit} places for {self._what} are taken"
+            closed = self.close_silent(reason, caller=current_caller().name)
             if closed is None:
                 message = f"{self.running} {self._what} are open; 1 more does not fit"
                 raise exhausted(message, _RETRY_S)
-        stream = OpenStream()
+        stream = OpenStream(current_caller().name)
         self._streams[stream] = None
         try:
             if closed is not None and self._waits:
@@ -88,17 +92,21 @@ class OpenStreams:
             self._streams.pop(stream, None)
             stream.left.set()
 
-    def close_silent(self, reason: str, idle_s: float | None = None) -> OpenStream | None:
+    def close_silent(
+        self, reason: str, idle_s: float | None = None, caller: str | None = None
+    ) -> OpenStream | None:
         """Closes the stream that is silent for longest, if that is long enough.
 
         Args:
             reason: Why a stream has to go, for its client.
             idle_s: Seconds of silence that are long enough; None: those of the constructor.
+            caller: The caller to whom its place is given, who must not have more streams than the
+                one who loses it; None: nobody in particular.
 
         Returns:
             The stream; None where none is silent for long enough.
         """
-        silent = self._longest_silent(self._idle_s if idle_s is None else idle_s)
+        silent = self._longest_silent(self._idle_s if idle_s is None else idle_s, caller)
         if silent is not None:
             del self._streams[silent]
             text = f"no message came for {silent.silent_s:.3g} seconds, and {reason}"
@@ -111,11 +119,18 @@ class OpenStreams:
             del self._streams[stream]
             stream.close(reason)
 
-    def _longest_silent(self, idle_s: float) -> OpenStream | None:
-        silent = max(self._streams, key=lambda stream: stream.silent_s, default=None)
-        if silent is None or not silent.is_silent or silent.silent_s < idle_s:
-            return None
-        return silent
+    def _longest_silent(self, idle_s: float, caller: str | None) -> OpenStream | None:
+        counts = Counter(stream.caller for stream in self._streams)
+        silent = [
+            stream
+            for stream in self._streams
+            if stream.is_silent
+            and stream.silent_s >= idle_s
+            and (caller in (None, stream.caller) or counts[stream.caller] > counts[caller])
+        ]
+        return max(
+            silent, key=lambda stream: (counts[stream.caller], stream.silent_s), default=None
+        )
 
 
 class SilentStreamCloser:
@@ -154,9 +169,15 @@ class SilentStreamCloser:
 
 
 class OpenStream:
-    """One open stream."""
+    """One open stream.
 
-    def __init__(self) -> None:
+    Args:
+        caller: The name of its caller.
+    """
+
+    def __init__(self, caller: str = "") -> None:
+        self.caller = caller
+        """The name of its caller."""
         self._silent_since_s: float | None = None
         self._task: asyncio.Task[object] | None = None
         self._reason: StatusError | None = None

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from treadle.server.access.caller import Caller, Role, set_current_caller
 from treadle.server.errors import StatusError
 from treadle.server.inference.open_streams import OpenStream, OpenStreams, PendingStreams
 from treadle.server.resources.call_deadline import work_within
@@ -79,6 +80,46 @@ def test_the_longest_silent_stream_gives_its_place_once_all_are_taken() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
         assert streams.places.running == 0
+
+    run(scenario())
+
+
+def test_a_caller_with_many_streams_closes_none_of_others() -> None:
+    async def scenario() -> None:
+        streams = Streams(OpenStreams(4, "streams", idle_s=0.0))
+        set_current_caller(Caller("ann", Role.USER))
+        hers = await streams.waiting(1)  # silent for longest
+        set_current_caller(Caller("bob", Role.USER))
+        his = [await streams.waiting(number) for number in (2, 3, 4)]
+        his.append(await streams.waiting(5))
+        assert (await refused(his[0])).code is grpc.StatusCode.ABORTED
+        set_current_caller(Caller("cat", Role.USER))
+        others = [await streams.waiting(number) for number in (6, 7)]
+        assert streams.left == [2, 3, 4]
+        for task in his[1:3]:
+            await refused(task)
+        set_current_caller(Caller("bob", Role.USER))
+        his.append(await streams.waiting(8))
+        assert streams.left == [2, 3, 4, 6]
+        assert not hers.done()
+        for task in (hers, *his, *others):
+            task.cancel()
+
+    run(scenario())
+
+
+def test_a_place_is_not_taken_from_a_caller_with_fewer_streams() -> None:
+    async def scenario() -> None:
+        places = OpenStreams(3, "streams", idle_s=0.0)
+        streams = Streams(places)
+        set_current_caller(Caller("ann", Role.USER))
+        hers = await streams.waiting(1)
+        set_current_caller(Caller("bob", Role.USER))
+        async with places.admit(), places.admit():  # at work
+            error = await refused(streams.open(2))
+            assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert not hers.done()
+        hers.cancel()
 
     run(scenario())
 
