@@ -170,8 +170,8 @@ class CallerUse:
         """Checks that a caller may store another version of a model.
 
         Args:
-            stored: Bytes of the versions that it made and that are stored.
-            more: Bytes of the new version; 0: not known yet.
+            stored: Bytes of the versions that it made, and of those that its jobs will make.
+            more: Bytes of the new version; of one that is not made yet, the least that it has.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED: the quota `model_bytes` is used up.
@@ -179,7 +179,8 @@ class CallerUse:
         limit = self.quotas.model_bytes
         if limit is not None and (stored + more > limit or stored >= limit):
             new = f", and the new one has {more:,}" if more else ""
-            why = f"{stored:,} of {limit:,} bytes of models are stored{new}; delete versions"
+            taken = f"{stored:,} of {limit:,} bytes of models are stored or being trained"
+            why = f"{taken}{new}; delete versions or jobs"
             raise quota_exceeded(self.name, "model_bytes", limit, why, _RETRY_BYTES_S)
 
     def count_upload(self, size: int, stored: int = 0) -> None:

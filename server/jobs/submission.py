@@ -12,8 +12,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
+from treadle.model.config import TrainConfig
 from treadle.model.data.files import check_not_empty
 from treadle.model.errors import CorpusError
+from treadle.model.network.shape import Shape
 from treadle.model.training.fine_tuning import BaseModelInfo
 from treadle.server.access.audit.audited_call import audit_change
 from treadle.server.access.caller import current_caller
@@ -30,20 +32,25 @@ from treadle.server.messages.caller_info import StoredUse
 from treadle.server.names import is_name, name_violations
 from treadle.server.resources import thread_pools
 from treadle.server.storage import files as disk
+from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import INIT_FILE
-from treadle.server.storage.job_state import JobState
+from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
 from treadle.server.storage.schema import JobRow
 from treadle.server.storage.upload_files import UploadedFile, UploadFiles
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
-    from treadle.model.config import TrainConfig
     from treadle.server.jobs.manager import JobManager
     from treadle.server.resources.memory_budget import MemoryBudget
     from treadle.server.storage.data_dir import DataDir
     from treadle.server.storage.model_version import StoredModel
 
 logger = logging.getLogger(__name__)
+
+_WEIGHT_BYTES = 4
+
+_MOST_JOBS = 10_000
+"""Unfinished jobs of a caller that are counted."""
 
 
 class Submission:
@@ -112,7 +119,7 @@ class Submission:
         )
         waiting = partial(self._jobs.queue.waiting_of, caller.name)
         with use.admit_upload(waiting), self._jobs.queue.admit():
-            corpora = await self._check_bytes(use)
+            corpora = await self._check_bytes(use, config)
             stored = UploadFiles(
                 self._data_dir.corpora,
                 partial(use.count_upload, stored=corpora),
@@ -122,7 +129,7 @@ class Submission:
                 await thread_pools.UPLOADS.run(self._data_dir.space.require)
                 files = await upload.receive(stored)
                 _check_files(files)
-                await self._check_bytes(use)  # other uploads may be stored meanwhile
+                await self._check_bytes(use, config)  # other uploads may be stored meanwhile
                 # Once begun it runs to its end: a cancelled call leaves no half of it.
                 kept, job = await outlast(
                     self._queue(stored, spec, asked, config, files, base, caller.name)
@@ -154,8 +161,12 @@ class Submission:
             corpus_bytes=await thread_pools.DATABASE.run(database.corpus_bytes, owner),
         )
 
-    async def _check_bytes(self, use: CallerUse) -> int:
-        """Checks what a caller keeps already.
+    async def _check_bytes(self, use: CallerUse, config: TrainConfig) -> int:
+        """Checks what a caller keeps already, and will keep.
+
+        Args:
+            use: The caller's use.
+            config: The settings of its new job.
 
         Returns:
             The bytes of its corpora; 0 where it has no quota of bytes.
@@ -166,9 +177,20 @@ class Submission:
         if use.quotas.model_bytes is None and use.quotas.corpus_bytes is None:
             return 0
         stored = await self.stored_use(use.name)
-        use.check_model_bytes(stored.model_bytes)
+        if use.quotas.model_bytes is not None:
+            coming = await thread_pools.DATABASE.run(self._coming_bytes, use.name)
+            use.check_model_bytes(stored.model_bytes + coming, _least_bytes(config))
         use.count_upload(0, stored.corpus_bytes)
         return stored.corpus_bytes
+
+    def _coming_bytes(self, owner: str) -> int:
+        """Returns about the bytes of the models that unfinished jobs of an owner will store."""
+        jobs = self._data_dir.database.jobs(UNFINISHED_STATES, limit=_MOST_JOBS, owner=owner)
+        return sum(
+            _least_bytes(TrainConfig.from_json(json.loads(row.config)))
+            for row in jobs
+            if not damage(row)
+        )
 
     async def _queue(
         self,
@@ -231,6 +253,14 @@ class Submission:
                 disk.link_or_copy(base.path, directory / INIT_FILE, self._data_dir.space)
             except FileNotFoundError:
                 raise _gone(base) from None
+
+
+def _least_bytes(config: TrainConfig) -> int:
+    """Returns the bytes of the weights of a model, as far as they are known before it is trained.
+
+    What depends on the vocabulary is not.
+    """
+    return _WEIGHT_BYTES * Shape.of(config.network, vocabulary_size=1).parameter_count
 
 
 async def _close(stored: UploadFiles) -> None:

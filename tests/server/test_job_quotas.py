@@ -304,13 +304,31 @@ def test_uploads_at_once_cannot_pass_the_quota_together(data_dir: DataDir) -> No
 
 def test_bytes_of_models_are_those_that_are_stored(data_dir: DataDir) -> None:
     async def run(place: Place) -> None:
-        data_dir.database.set_version_owner("m", 1, "ann", 1000, 0.0)
-        place.quotas["ann"] = Quotas(model_bytes=1000)
+        data_dir.database.set_version_owner("m", 1, "ann", 500_000, 0.0)
+        place.quotas["ann"] = Quotas(model_bytes=500_000)
         error = await refused(place.submit("ann"))
         assert quota_of(error) == "model_bytes"
-        assert "1,000 of 1,000 bytes of models are stored; delete versions" in error.message
+        assert "500,000 of 500,000 bytes of models are stored or being trained" in error.message
         await place.submit("bob")
         data_dir.database.forget_versions("m", [1])
+        await place.submit("ann")
+
+    in_place(data_dir, run)
+
+
+def test_models_that_jobs_will_make_have_to_fit_into_the_quota(data_dir: DataDir) -> None:
+    async def run(place: Place) -> None:
+        weights = 396_036  # of the default network, without its vocabulary
+        place.quotas["ann"] = Quotas(model_bytes=weights - 1)
+        error = await refused(place.submit("ann"))
+        assert quota_of(error) == "model_bytes"
+        assert f"and the new one has {weights:,}" in error.message
+        place.quotas["ann"] = Quotas(model_bytes=2 * weights)
+        jobs = [await place.submit("ann") for _ in range(2)]
+        assert quota_of(await refused(place.submit("ann"))) == "model_bytes"
+        await place.submit("bob")
+        await place.manager.pause(jobs[0])
+        await place.manager.delete(jobs[0])
         await place.submit("ann")
 
     in_place(data_dir, run)
@@ -319,7 +337,7 @@ def test_bytes_of_models_are_those_that_are_stored(data_dir: DataDir) -> None:
 def test_a_new_version_has_to_fit_into_the_quota() -> None:
     use = QuotaBook().of(Caller("ann", Role.TRAINER, quotas=Quotas(model_bytes=1000)))
     use.check_model_bytes(400, 600)
-    with pytest.raises(StatusError, match="400 of 1,000 bytes of models are stored, and the new"):
+    with pytest.raises(StatusError, match="are stored or being trained, and the new one has 601"):
         use.check_model_bytes(400, 601)
 
 
