@@ -2,8 +2,8 @@
 
 A stream counts between two messages as well, and a client may be silent for as long as it likes
 while fewer streams are open than may be. At the limit, the stream that has been silent for longest
-is closed for the next call. So silence alone keeps no other client out. It is one of the caller that
-has the most streams, so that nobody loses a stream to a caller who has more.
+is closed for the next call. So silence alone keeps no other client out. The caller that has most
+streams loses one first, so that nobody loses one to a caller who has more.
 """
 
 from __future__ import annotations
