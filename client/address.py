@@ -48,12 +48,16 @@ def is_local(address: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Returns whether no other machine takes part in a connection to an address.
+    """Returns whether no other machine can take part in a connection to an address.
 
-    In contrast to `is_local`, a name that a server of names has to resolve does not count, nor
-    does the host of a virtual machine.
+    In contrast to `is_local`, an address of a scheme that looks names up does not count, nor does
+    the host of a virtual machine.
     """
-    return is_local(address) and not address.startswith(("dns://", "vsock:", "xds:", "google-c2p:"))
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    return is_local(address) and not (
+        "/" in address or address.startswith(("dns:", "vsock:", "xds:", "google-c2p:"))
+    )
 
 
 def _fault(address: str) -> str:

@@ -308,6 +308,8 @@ class TestToken:
             ("unix:/run/treadle", True),
             ("ipv4:127.0.0.1:1", True),
             ("dns:///localhost:1", False),
+            ("dns:localhost:1", False),
+            ("ipv4:example.com/127.0.0.1:1", False),
             ("ipv4:10.0.0.1:1,127.0.0.1:1", False),
             ("ipv4:127.0.0.1:1,10.0.0.1:1", False),
             ("127.0.0.1.example.com:1", False),
