@@ -26,8 +26,10 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n $(WO
 UNCOMPILED := tests/kernels tests/model/test_baseline.py tests/model/test_engine.py \
     tests/model/test_sequence.py
 
-# What `make fuzz` tries: a kind and a count; without a kind, all of them.
+# What `make fuzz` tries: a kind and a count; without a kind, all of them. With MINUTES, as many
+# cases of all kinds as there is time for.
 FUZZ ?=
+MINUTES ?=
 
 # What `make test-bounds` runs.
 BOUNDS ?= tests/kernels tests/model
@@ -84,8 +86,8 @@ test-bounds: $(STAMP) ## Run the kernels' and the model's tests with checked ind
 	NUMBA_BOUNDSCHECK=1 $(BIN)/treadle-server --warm
 	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(BOUNDS)
 
-fuzz: $(STAMP) ## Try many damaged files, states and corpora: FUZZ='state 1000'
-	PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $(FUZZ)
+fuzz: $(STAMP) ## Try many odd requests, files, states: MINUTES=10, or FUZZ='state 1000'
+	PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $(FUZZ) $(if $(MINUTES),--minutes $(MINUTES))
 
 proto: $(STAMP) ## Generate the Python code next to the .proto files.
 	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto \

@@ -34,7 +34,8 @@ class TomlTable:
 
     def key(self, key: str) -> str:
         """Returns the dotted name of a key of the table."""
-        shown = key if key.replace("-", "").replace("_", "").isalnum() else repr(key[:_SHOWN])
+        is_bare = key.replace("-", "").replace("_", "").isalnum() and len(key) <= _SHOWN
+        shown = key if is_bare else repr(key[:_SHOWN])
         return f"{self.name}.{shown}" if self.name else shown
 
     def has(self, key: str) -> bool:

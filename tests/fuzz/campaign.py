@@ -31,6 +31,7 @@ COUNTS = {
     "connection": 2_000,
     "model_file": 20_000,
     "state": 20_000,
+    "sealed_state": 20_000,
     "saved_run": 2_000,
     "corpus": 20_000,
     "expression": 300,
@@ -49,10 +50,6 @@ PATIENCE_S = 120.0
 
 START_S = 1800.0
 """Seconds until the first case: kernels may have to be compiled."""
-
-
-KEPT = Path(__file__).with_name("corpus")
-"""A folder for each kind, with files that were a fault once, or that lead far into the code."""
 
 
 @dataclass

@@ -44,7 +44,9 @@ from treadle.model.network.session_state import _HEAD, SessionState
 from treadle.model.training import checkpoint
 from treadle.model.training.baseline import baseline
 from treadle.model.training.trainer import Trainer
-from treadle.server.errors import from_exception
+from treadle.server.access.state_sealer import StateSealer, state_keys
+from treadle.server.errors import StatusError, from_exception
+from treadle.server.messages.session_states import SessionStates
 
 from . import credentials, data_dirs, subjects
 from .mutate import Mutator
@@ -282,6 +284,45 @@ def state(seed: int) -> None:
         raise Fault("a state that was taken is not taken a second time")
 
 
+_SEALER = StateSealer(state_keys(b"a secret of sixteen\nanother, older secret"))
+_OLDER = StateSealer(_SEALER.keys[1:])
+
+
+def sealed_state(seed: int) -> None:
+    """A sealed state is read by its caller alone, whatever was done to its bytes."""
+    draw = Mutator(seed)
+    pick = draw.random
+    model, begun = pick.choice(_states())
+    sealer = pick.choice((_SEALER, _OLDER))
+    owner = pick.choice(("ann", "bob", ""))
+    whole = SessionStates(sealer, owner).write(model, begun)
+    read = SessionStates(_SEALER, owner).read(model, whole, "state")
+    assert read is not None  # as it is, it is taken
+    assert read.token == begun.token
+    caller = pick.choice((owner, owner, "ann", "bob", "", "ann\0"))
+    if pick.randrange(3):
+        changed = draw.bytes(whole, pick.choice((1, 1, 3)))
+        legal = changed == whole and caller == owner
+    else:  # who knows the key may seal anything
+        body = _odd_state(draw, model.state_bytes(begun)[:-_TAG], model)
+        changed = sealer.seal(_tagged(body, b""), owner)
+        legal = caller == owner
+    try:
+        taken = SessionStates(_SEALER, caller).read(model, changed, "state")
+    except StatusError as error:
+        status = error.code.name
+        if status not in ("INVALID_ARGUMENT", "FAILED_PRECONDITION"):
+            raise Fault(f"{status}: {error}") from error
+        return
+    if taken is None:
+        return
+    if not legal:
+        raise Fault("a state was taken that was not sealed for its caller")
+    if not (subjects.finite(taken.hs) and subjects.finite(taken.cs)):
+        raise Fault("a state was taken that holds what is no number")
+    attempt(lambda: subjects.score(model, draw, taken))
+
+
 # Saved runs
 
 
@@ -495,6 +536,7 @@ def use_expression(regex: str, draw: Mutator) -> None:
 CASES: dict[str, Callable[[int], None]] = {
     "model_file": model_file,
     "state": state,
+    "sealed_state": sealed_state,
     "saved_run": saved_run,
     "corpus": corpus,
     "expression": expression,

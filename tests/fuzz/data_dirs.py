@@ -330,4 +330,13 @@ def database(seed: int) -> None:
         _use(root)
 
 
+def use_database(script: str) -> None:
+    """Uses a database after a script of SQL has changed it."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = _copied(folder)
+        with contextlib.closing(sqlite3.connect(root / DATABASE_FILE)) as connection:
+            connection.executescript(script)
+        _use(root)
+
+
 CASES = {"data_dir": data_dir, "database": database}

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -204,10 +204,16 @@ def _outcome(channel: grpc.Channel, drawn: DrawnCall) -> tuple[str, str]:
     return "OK", ""
 
 
-def make_kept(server: FuzzedServer, path: Path) -> list[str]:
-    """Makes a call that was kept in a file; returns what is wrong."""
-    content = json.loads(path.read_text())
-    messages = tuple(map(base64.b64decode, content["messages"]))
-    result = Result()
-    _Campaign(server, result, "request").make(DrawnCall(0, content["method"], messages, True, None))
-    return [f"{path.name}: {fault}" for fault in result.faults]
+def make_calls(server: FuzzedServer, calls: Iterable[tuple[str, DrawnCall]]) -> list[str]:
+    """Makes calls one after the other; returns what is wrong with them and with the server.
+
+    Args:
+        server: The server.
+        calls: The calls, and their names in what is returned.
+    """
+    faults = []
+    for name, call in calls:
+        result = Result()
+        _Campaign(server, result, "request").make(call)
+        faults += [f"{name}: {fault}" for fault in result.faults]
+    return faults + server.faults()

@@ -12,6 +12,7 @@ import sys
 import traceback
 
 from fuzz.cases import CASES
+from fuzz.kept import kept_file
 
 _MEMORY = 6 << 30
 """Bytes of address space: a file that asks for more has done harm."""
@@ -23,10 +24,11 @@ def main() -> None:
     count = int(sys.argv[3])
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    run = kept_file if kind == "kept" else CASES[kind]
     for seed in range(first, first + count):
         print(seed, flush=True)
         try:
-            CASES[kind](seed)
+            run(seed)
         except Exception:
             print(json.dumps(traceback.format_exc()[-3000:]), flush=True)
     print(json.dumps(None), flush=True)

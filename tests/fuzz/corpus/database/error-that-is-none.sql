@@ -1,0 +1,1 @@
+UPDATE jobs SET error = x'0800', state = 'failed';

@@ -1,0 +1,1 @@
+UPDATE jobs SET reason = zeroblob(70000000);
