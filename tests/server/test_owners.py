@@ -73,6 +73,7 @@ def test_a_corpus_belongs_to_each_owner_of_a_job_on_it(data_dir: DataDir) -> Non
         assert database.owns_corpus(owner, other) is expected
     assert [row.id for row in database.jobs(owner="ann")] == ["a2", "a3", "a1"]
     assert [row.id for row in database.jobs(owner="bob", model="m")] == ["b1"]
+    assert database.jobs(owner="") == []  # what has no owner is in no list but that of all
     database.delete_job("b1")  # the corpus stays for the next job
     assert database.owns_corpus("bob", sha256)
     data_dir.corpora.remove(sha256)
