@@ -129,7 +129,7 @@ class GenerateHandler:
                     return
                 if request.best_of:
                     async for reply in call.beam_search():
-                        await meter.pay(reply.index, reply.result.new_tokens)
+                        await meter.pay("beams", call.searched_tokens)
                         yield reply
                     return
                 self._batcher.begin(call.model, call.sequences, queue, caller)
@@ -190,6 +190,8 @@ class _Call:
         self._texts = max(request.n, 1)
         self.sequences: list[Sequence] = []
         """The sequences to decode."""
+        self.searched_tokens = 0
+        """Tokens that a beam search has drawn, in all of its beams."""
 
     @property
     def timed_out(self) -> bool:
@@ -296,6 +298,8 @@ class _Call:
         """Yields the likeliest texts that a beam search finds, best first."""
         found: list[Piece] = []
         await self._task.run_steps(self._search(found))
+        longest = max((piece.new_tokens for piece in found), default=0)
+        self.searched_tokens = self._sampling.best_of * longest
         for index, piece in enumerate(found):
             async with aclosing(self._heavy_replies(index, [piece])) as replies:
                 async for reply in replies:

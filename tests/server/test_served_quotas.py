@@ -34,6 +34,7 @@ QUOTAS = {
     "tokens": f"tokens_per_minute = {RATE}",
     "score": "tokens_per_minute = 60",
     "embed": "tokens_per_minute = 60",
+    "beams": "tokens_per_minute = 1800",
     "jobs": "jobs_queued = 1, jobs_running = 1",
     "bytes": "model_bytes = 2000, corpus_bytes = 2000",
 }
@@ -178,6 +179,13 @@ def test_scored_and_embedded_tokens_count(place: Place) -> None:
         call()
         assert place.info(name).use.tokens_left < -100
         assert refused(call, "tokens_per_minute", 60) > 100
+
+
+def test_a_beam_search_counts_all_of_its_beams(place: Place) -> None:
+    began = time.monotonic()
+    assert list(place.generate("beams", tokens=5, best_of=20))
+    # 100 tokens; 60 may be used at once, and there are 30 more each second.
+    assert time.monotonic() - began > 1.2
 
 
 def test_jobs_that_wait_and_that_run(place: Place) -> None:
