@@ -155,7 +155,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     async def ResumeJob(  # noqa: N802
         self, request: pb.ResumeJobRequest, context: Context
     ) -> pb.ResumeJobResponse:
-        """Puts a paused job back into the queue."""
+        """Puts a paused job back into the queue, if its caller may still write its model."""
+        check_write((await self._jobs.registry.row(request.job)).model)
         row = await self._jobs.resume(request.job)
         return pb.ResumeJobResponse(job=self._job(await self._jobs.registry.row(row.id)))
 

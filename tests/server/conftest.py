@@ -38,6 +38,7 @@ def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
     for number in range(5):
         jobs |= {f"ann-{number}": ("ann", "succeeded"), f"bob-{number}": ("bob", "succeeded")}
     jobs |= {"ann-done": ("ann", "succeeded"), "ann-held": ("ann", "paused")}
+    jobs["held-by-bob"] = ("bob", "paused")
     jobs["ann-damaged"] = ("ann", "in no state")
     jobs |= {f"for-{name}": ("ann", "succeeded") for name in CALLERS}
     company = Company(tmp_path_factory.mktemp("company"), jobs)

@@ -291,3 +291,11 @@ def test_what_one_makes_counts_as_ones_own(company: Company) -> None:
     assert company["ann"].code("DeleteModel", request) is grpc.StatusCode.OK
     info = company["mate"].call("GetServerInfo", pb.GetServerInfoRequest())
     assert info.caller.use.model_bytes == 0
+
+
+def test_a_job_does_not_go_on_for_a_model_that_its_caller_may_not_write(company: Company) -> None:
+    """Rights may be taken from a caller while a job of it is paused."""
+    resume = ("ResumeJob", pb.ResumeJobRequest(job="held-by-bob"))
+    assert company["bob"].code(*resume) is DENIED
+    described = company["bob"].call("GetJob", pb.GetJobRequest(job="held-by-bob"))
+    assert described.job.state == pb.JOB_STATE_PAUSED
