@@ -39,7 +39,8 @@ class Admission:
         """
         self._check()
         if self.running + count > self.limit:
-            message = f"{self.running} {self._what} are running; {count} more do not fit"
+            # What others run is for admins to know.
+            message = f"at most {self.limit} {self._what} run at once; {count} more do not fit now"
             raise exhausted(message, _RETRY_S)
         self.running += count
         try:

@@ -80,7 +80,9 @@ class OpenStreams:
             reason = f"all {self.limit} places for {self._what} are taken"
             closed = self.close_silent(reason, caller=current_caller().name)
             if closed is None:
-                message = f"{self.running} {self._what} are open; 1 more does not fit"
+                message = (
+                    f"at most {self.limit} {self._what} are open at once; 1 more does not fit now"
+                )
                 raise exhausted(message, _RETRY_S)
         stream = OpenStream(current_caller().name)
         self._streams[stream] = None

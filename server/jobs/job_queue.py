@@ -153,10 +153,9 @@ class JobQueue:
             StatusError: RESOURCE_EXHAUSTED: all are taken; UNAVAILABLE: the server is closing.
         """
         self._check_uploads()
-        running = self.running_count
-        waiting = self.waiting_count
-        if running + waiting >= self._limits.slots + self._limits.queue:
-            message = f"the training queue is full: {running} running, {waiting} waiting"
+        taken = self.running_count + self.waiting_count
+        if taken >= self._limits.slots + self._limits.queue:
+            message = f"the training queue is full: at most {self._limits.queue} jobs wait"
             raise exhausted(message, RETRY_S)
         self._uploading += 1
         try:

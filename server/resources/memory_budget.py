@@ -176,8 +176,8 @@ class MemoryBudget:
             )
             return StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
         message = (
-            f"{size:,} bytes of memory for {what} do not fit now: {self._used:,} of"
-            f" {self.limit:,} are in use (--memory-budget)"
+            f"{size:,} bytes of memory for {what} do not fit now into what calls leave free of"
+            f" {self.limit:,} (--memory-budget)"
         )
         return exhausted(message, _RETRY_S)
 

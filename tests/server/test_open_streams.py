@@ -130,7 +130,7 @@ def test_a_stream_that_is_not_silent_for_long_enough_keeps_its_place() -> None:
         task = await streams.waiting(1)
         error = await refused(streams.open(2))
         assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert error.message == "1 streams are open; 1 more does not fit"
+        assert error.message == "at most 1 streams are open at once; 1 more does not fit now"
         assert not task.done()
         task.cancel()
 
