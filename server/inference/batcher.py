@@ -220,6 +220,7 @@ class _BatchTask(Task):
         self._joint = JointShare()
         self._batch = self._new_batch()
         self._members: dict[Sequence, _QueuedSequence] = {}
+        self._shares: Counter[Share] = Counter()  # of the members
         self._arrivals: list[_QueuedSequence] = []
         self._joining: list[_QueuedSequence] = []
         self._active = False
@@ -266,21 +267,25 @@ class _BatchTask(Task):
     def _choose_share(self) -> None:
         """Lets the next turn be of the time of those whom it is for."""
         self.weight = max(1, len(self._members))
-        shares = Counter(member.share for member in self._members.values())
-        if len(shares) > 1:
-            self._scheduler.combine(self._joint, shares)
+        together = self._shares if len(self._shares) > 1 else NO_MEMBERS
+        if together is not self._joint.members:
+            self._scheduler.combine(self._joint, together)
+        if together:
             self.share = self._joint
-            return
-        if self.share is self._joint:
-            self._scheduler.combine(self._joint, NO_MEMBERS)
-        waiting = [member.share for member in self._arrivals]
-        self.share = next(iter([*shares, *waiting]), None)
+        else:
+            waiting = [member.share for member in self._arrivals]
+            self.share = next(iter([*self._shares, *waiting]), None)
+
+    def _set_members(self, members: dict[Sequence, _QueuedSequence]) -> None:
+        """Sets its sequences, under the lock."""
+        self._members = members
+        self._shares = Counter([member.share for member in members.values()])
 
     def _fail(self, error: BaseException) -> None:
         """Ends all sequences with an error, and replaces the batch, which may be inconsistent."""
         with self._lock:
             lost = [*self._members.values(), *self._joining, *self._arrivals]
-            self._members = {}
+            self._set_members({})
             self._joining = []
             self._arrivals = []
         self._batcher.leave(lost)
@@ -306,7 +311,8 @@ class _BatchTask(Task):
             self._batch.replace(gone, [member.sequence for member in self._joining])
             with self._lock:
                 staying = {s: m for s, m in self._members.items() if s not in gone}
-                self._members = staying | {member.sequence: member for member in self._joining}
+                joined = {member.sequence: member for member in self._joining}
+                self._set_members(staying | joined)
                 self._joining = []
             self._let_go(leaving)
 
@@ -335,10 +341,9 @@ class _BatchTask(Task):
         chunk = self._chunk()
         pieces = self._batch.step(chunk)
         now_s = time.monotonic()
-        shares = Counter(member.share for member in self._members.values())
-        message_s = {share: self._batcher.message_s(share) for share in shares}
+        message_s = {share: self._batcher.message_s(share) for share in self._shares}
         # Spreads due messages over turns: all at once would delay other work of the event loop.
-        per_second = sum(count / message_s[share] for share, count in shares.items())
+        per_second = sum(count / message_s[share] for share, count in self._shares.items())
         due = 1 + round(per_second * (now_s - self._stepped_s))
         self._stepped_s = now_s
         filled = set()
@@ -364,7 +369,7 @@ class _BatchTask(Task):
         if over:
             with self._lock:
                 ended = [member for sequence, member in self._members.items() if sequence in over]
-                self._members = {s: m for s, m in self._members.items() if s not in over}
+                self._set_members({s: m for s, m in self._members.items() if s not in over})
             self._batcher.leave(ended)
         # Reporting counts, too: alternatives take longer to report than to draw.
         took_s = time.monotonic() - began_s

@@ -77,24 +77,25 @@ class JointShare(Share):
 
     def __init__(self) -> None:
         super().__init__()
-        self._members: Counter[Share] = Counter()
+        self.members = NO_MEMBERS
+        """How many sequences it works for, of each caller; replaced, not changed."""
 
     @property
     def weight(self) -> float:
         """How many callers' whole time it gets; the parts add up to it."""
-        return sum(count * share.each for share, count in self._members.items()) or 1.0
+        return sum(count * share.each for share, count in self.members.items()) or 1.0
 
     def combine(self, members: Counter[Share]) -> None:
-        """Takes the place of the sequences that it worked for so far.
+        """Sets for whom it works.
 
         Args:
             members: How many sequences it works for, of each caller.
         """
-        for share, count in self._members.items():
+        for share, count in self.members.items():
             share.elsewhere -= count
         for share, count in members.items():
             share.elsewhere += count
-        self._members = members
+        self.members = members
 
 
 NO_MEMBERS: Final[Counter[Share]] = Counter()
