@@ -18,6 +18,8 @@ from grpc import aio
 from grpc._cython import cygrpc
 from grpc.aio import _server
 
+logger = logging.getLogger(__name__)
+
 _LIBRARY_LOG = "grpc._cython.cygrpc"
 _ODD_METADATA = "Invalid encoding on"
 
@@ -32,6 +34,12 @@ def guarded_server(
         options: The settings of the library.
     """
     logging.getLogger(_LIBRARY_LOG).addFilter(_is_worth_a_line)
+    if not hasattr(cygrpc.AioServer, "_make_request_call_future"):
+        logger.warning(
+            "one call with an odd path may end this server: use a version of grpcio that Treadle "
+            "was tested with"
+        )
+        return aio.server(interceptors=interceptors, options=options)
     made: Any = _GuardedServer(interceptors, options)
     return cast(aio.Server, made)
 
