@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,10 +155,13 @@ class Company:
         callers_file = folder / "callers.toml"
         callers_file.touch(mode=0o600)
         callers_file.write_text("".join(map(self._table, CALLERS)))
+        state_key_file = folder / "state.key"
+        state_key_file.touch(mode=0o600)
+        state_key_file.write_bytes(os.urandom(32))
         self.server = Server(
             self.data_dir,
             *("--standby-workers", "0", "--training-slots", "2", "--log-level", "debug"),
-            *("--callers-file", str(callers_file)),
+            *("--callers-file", str(callers_file), "--state-key-file", str(state_key_file)),
             *("--tls-cert-file", str(pair.cert_file), "--tls-key-file", str(pair.key_file)),
             credentials=channel_credentials(authority),
         )

@@ -96,6 +96,27 @@ def test_novelty_of_a_model_of_another_is_not_told(company: Company) -> None:
     assert seen(HERS).renamed(HERS, GHOST) == seen(GHOST)
 
 
+def test_a_state_of_another_is_of_no_use(company: Company) -> None:
+    asked = pb.GenerateRequest(model="shared", prompt="abc", max_new_tokens=2, return_state=True)
+    state = [*company["ann"].call("Generate", asked)][-1].result.state
+    assert state
+
+    def seen(caller: str, state: bytes) -> list[Outcome]:
+        given = {"model": "shared", "state": state}
+        return [
+            company[caller].outcome(*READ_PROBES[method](**given))
+            for method in ("Generate", "Score", "ScoreStream")
+        ]
+
+    assert {outcome.code for outcome in seen("ann", state)} == {grpc.StatusCode.OK}
+    broken = state[:-1] + bytes([state[-1] ^ 1])
+    for caller in ("bob", "mate", "root"):
+        refused = seen(caller, state)
+        assert {outcome.code for outcome in refused} == {grpc.StatusCode.INVALID_ARGUMENT}
+        assert not any(outcome.shows("ann") for outcome in refused)
+        assert refused == seen(caller, broken)  # nor is it said that it is whole
+
+
 @pytest.mark.parametrize("probe", WRITE_PROBES)
 def test_a_name_that_may_not_be_written_is_denied_whether_it_exists_or_not(
     company: Company, probe: str
