@@ -13,6 +13,7 @@ from treadle.model import compiled_for
 from treadle.server.access.audit.audited_call import audit_note
 from treadle.server.access.caller import ANONYMOUS, Caller, current_caller
 from treadle.server.access.model_rights import check_read, check_write
+from treadle.server.jobs.job import outlast
 from treadle.server.messages import page_tokens, requests, responses
 from treadle.server.messages.caller_info import caller_info
 from treadle.server.messages.page import Page
@@ -229,7 +230,10 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         version = requests.deletion(request)
         check_write(request.model)
         delete = self._model_store.delete
-        gone = await thread_pools.STORE.run(delete, request.model, version, force=request.force)
+        # To its end, so that the audit log says of an ended call whether it has changed something.
+        gone = await outlast(
+            thread_pools.STORE.run(delete, request.model, version, force=request.force)
+        )
         self._models.forget(request.model, gone)
         audit_note(versions=gone)
         return pb.DeleteModelResponse(versions=gone)
@@ -241,8 +245,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         check_model_and_alias(request.model, request.alias)
         check_write(request.model)
         set_alias = self._model_store.set_alias
-        stored = await thread_pools.STORE.run(
-            set_alias, request.model, request.alias, request.version
+        stored = await outlast(
+            thread_pools.STORE.run(set_alias, request.model, request.alias, request.version)
         )
         return pb.SetAliasResponse(
             model=await thread_pools.LISTS.run(self._descriptions.describe, stored)
@@ -254,7 +258,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Removes an alias."""
         check_model_and_alias(request.model, request.alias)
         check_write(request.model)
-        await thread_pools.STORE.run(self._model_store.delete_alias, request.model, request.alias)
+        delete = self._model_store.delete_alias
+        await outlast(thread_pools.STORE.run(delete, request.model, request.alias))
         return pb.DeleteAliasResponse()
 
     async def GetServerInfo(  # noqa: N802

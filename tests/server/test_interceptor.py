@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -25,7 +26,7 @@ from treadle.server.errors import StatusError, not_found
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.rpc import incoming_requests, interceptor
 from treadle.server.rpc.interceptor import Context, Interceptor
-from treadle.server.rpc.servicer import SERVICE
+from treadle.server.rpc.servicer import SERVICE, SequenceService
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -482,5 +483,35 @@ def test_the_quota_of_calls_is_of_each_caller() -> None:
                 each.cancel()
             await until(lambda: place.interceptor.running == 0)
             assert (await call("cat", "who")).model.name == "cat"
+
+    within_reason(run())
+
+
+def test_a_change_of_a_model_is_done_before_its_call_ends() -> None:
+    """The audit log must not say of a call whose token was revoked that it was merely refused."""
+    began = threading.Event()
+    released = threading.Event()
+
+    class Store:
+        def delete(self, model: str, version: int | None, *, force: bool) -> list[int]:
+            began.set()
+            assert released.wait(PATIENCE_S)
+            return [1, 2]
+
+    class Models:
+        def forget(self, model: str, versions: list[int]) -> None:
+            assert (model, versions) == ("names", [1, 2])
+
+    async def run() -> None:
+        service: Any = SequenceService.__new__(SequenceService)
+        service._model_store = Store()
+        service._models = Models()
+        request = pb.DeleteModelRequest(model="names", all_versions=True)
+        call = asyncio.create_task(service.DeleteModel(request, None))
+        await until(began.is_set)
+        call.cancel()
+        await asyncio.sleep(0)
+        released.set()
+        assert list((await call).versions) == [1, 2]
 
     within_reason(run())
