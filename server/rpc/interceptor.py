@@ -125,10 +125,9 @@ class Interceptor(aio.ServerInterceptor):
 
     def _evict_invalid(self) -> None:
         """Ends the calls whose credential is not accepted any more."""
-        text = "the credential of this call was revoked or has expired: call again with a new one"
         for task, call in self._calls.items():
             if not self._authenticator.is_valid(call.caller):
-                self._evict(task, StatusError(grpc.StatusCode.UNAUTHENTICATED, text))
+                self._evict(task, credential_ended())
 
     def _evict(self, task: asyncio.Task[Any], reason: StatusError) -> None:
         call = self._calls[task]
@@ -343,6 +342,12 @@ def _request_bytes(data: bytes) -> int:
 def _reply_bytes(data: bytes) -> int:
     """Returns the bytes of memory of a reply: serialized, and as a message."""
     return 2 * len(data) if len(data) > _UNCOUNTED_BYTES else 0
+
+
+def credential_ended() -> StatusError:
+    """Returns UNAUTHENTICATED for a running call whose credential is not accepted any more."""
+    text = "the credential of this call was revoked or has expired: call again with a new one"
+    return StatusError(grpc.StatusCode.UNAUTHENTICATED, text)
 
 
 async def abort(context: Context, error: StatusError) -> None:

@@ -21,12 +21,13 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 from treadle.server.access.audit.audit_log import AuditLog
 from treadle.server.access.audit.audited_call import AuditedCall
 from treadle.server.access.authenticator import Authenticator
+from treadle.server.access.caller import Caller
 from treadle.server.access.request_id import REQUEST_ID_KEY, request_id_of, set_request_id
 from treadle.server.config import PUBLIC_SERVICES
 from treadle.server.errors import StatusError, exhausted, from_exception
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.rpc.incoming_requests import IncomingRequests
-from treadle.server.rpc.interceptor import Context, abort
+from treadle.server.rpc.interceptor import Context, abort, credential_ended
 from treadle.server.rpc.reflection import V1
 
 _SERVICES = {
@@ -75,6 +76,17 @@ class PublicServices(aio.ServerInterceptor):
         self._budget = budget
         self._incoming = IncomingRequests(max_message_bytes, _READ_S)
         self._streams = 0
+        self._calls: dict[asyncio.Task[Any], Caller] = {}
+        """Running calls whose callers had to be known."""
+        self._ended: set[asyncio.Task[Any]] = set()
+        """Those that end since their credential is not accepted any more."""
+        authenticator.on_change(self._end_invalid)
+
+    def _end_invalid(self) -> None:
+        for task, caller in self._calls.items():
+            if task not in self._ended and not self._authenticator.is_valid(caller):
+                self._ended.add(task)
+                task.cancel()
 
     async def intercept_service(
         self,
@@ -97,17 +109,31 @@ class PublicServices(aio.ServerInterceptor):
             set_request_id(request_id)
             context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
             audited = AuditedCall(self._audit, method, request_id, context.peer())
+            task = asyncio.current_task()
+            assert task is not None
             try:
                 if not public:
                     metadata = context.invocation_metadata() or ()
-                    await self._authenticator.authenticate(metadata, context.auth_context())
+                    caller = await self._authenticator.authenticate(
+                        metadata, context.auth_context()
+                    )
+                    self._calls[task] = audited.caller = caller
                 await self._answer(handler, stream, context)
-            except (aio.AbortError, asyncio.CancelledError):
+            except aio.AbortError:
                 raise
-            except Exception as error:
-                status = from_exception(error, doing=method)
+            except (Exception, asyncio.CancelledError) as error:
+                if task in self._ended:
+                    task.uncancel()
+                    status = credential_ended()
+                elif isinstance(error, asyncio.CancelledError):
+                    raise
+                else:
+                    status = from_exception(error, doing=method)
                 audited.refused(status)
                 await abort(context, status)
+            finally:
+                self._calls.pop(task, None)
+                self._ended.discard(task)
 
         # Requests are bytes here, and a single one is that of a stream, as in `Interceptor`.
         return grpc.stream_stream_rpc_method_handler(

@@ -251,6 +251,53 @@ def test_a_call_returns_its_id(token: str) -> None:
     assert asyncio.run(run()) == "mine-7"
 
 
+class RevokingAuthenticator(TokenAuthenticator):
+    """Accepts one token until it is revoked."""
+
+    def __init__(self) -> None:
+        self._look: Callable[[], None] = lambda: None
+        self._revoked = False
+
+    def is_valid(self, caller: Caller) -> bool:
+        return not self._revoked
+
+    def on_change(self, look: Callable[[], None]) -> None:
+        self._look = look
+
+    def revoke(self) -> None:
+        self._revoked = True
+        self._look()
+
+
+@pytest.mark.parametrize(("setting", "ends"), [("none", True), ("health,reflection", False)])
+def test_what_takes_a_token_ends_with_it(setting: str, ends: bool) -> None:
+    async def run() -> None:
+        authenticator = RevokingAuthenticator()
+        metadata = (("authorization", "Bearer good"),)
+        async with serve(setting, authenticator) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(), metadata=metadata
+            )
+            await watch.read()
+            reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+                metadata=metadata
+            )
+            await reflect.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+            await reflect.read()
+            authenticator.revoke()
+            for call in (watch, reflect):
+                if ends:
+                    with pytest.raises(aio.AioRpcError):
+                        await asyncio.wait_for(call.read(), PATIENCE_S)
+                    assert await call.code() is REFUSED
+                    assert "was revoked" in await call.details()
+                else:
+                    assert not call.done()
+                    call.cancel()
+
+    asyncio.run(run())
+
+
 def test_a_service_that_is_not_known_is_named() -> None:
     with pytest.raises(SettingError, match=r"^--public-services must be health, .*, not 'all'$"):
         ServerConfig(public_services="all")
