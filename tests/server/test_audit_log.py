@@ -253,6 +253,25 @@ def test_a_file_that_is_moved_away_is_begun_again(path: Path) -> None:
     assert path.read_bytes() == b"three\nfour\n"
 
 
+@pytest.mark.parametrize("most_bytes", [0, 5])
+def test_a_link_that_takes_the_place_of_the_file_is_not_followed(
+    path: Path, tmp_path: Path, most_bytes: int
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"kept")
+    file = AuditFile(str(path), most_bytes, 1)
+    file.write(b"first\n")
+    path.unlink()
+    path.symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        file.write(b"second\n")
+    assert victim.read_bytes() == b"kept"
+    path.unlink()
+    file.write(b"third\n")
+    assert path.read_bytes() == b"third\n"
+    file.close()
+
+
 def test_the_target_of_a_link_is_rotated(path: Path, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere" / "audit"
     target.parent.mkdir()

@@ -69,13 +69,13 @@ class AuditFile:
         """Closes the file."""
         os.close(self._descriptor)
 
-    def _open(self) -> None:
+    def _open(self, more_flags: int = 0) -> None:
         if self._is_standard_output:
             self._descriptor = os.dup(_STANDARD_OUTPUT)
         else:
             # A pipe without a reader is an error, and not a reason to wait.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK
-            self._descriptor = os.open(self._path, flags, 0o600)
+            self._descriptor = os.open(self._path, flags | more_flags, 0o600)
             os.set_blocking(self._descriptor, True)
         regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
         self._regular = regular and not self._is_standard_output
@@ -83,12 +83,13 @@ class AuditFile:
     def _reopen(self) -> None:
         """Opens the file of this name; the earlier one stays open where that fails."""
         earlier = self._descriptor
-        self._open()
+        # A link that has taken the place of the file could lead to any other one.
+        self._open(os.O_NOFOLLOW)
         os.close(earlier)
 
     def _was_moved(self) -> bool:
         try:
-            there = os.stat(self._path)
+            there = os.lstat(self._path)
         except FileNotFoundError:
             return True
         return not os.path.samestat(there, os.fstat(self._descriptor))
