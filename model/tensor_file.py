@@ -42,6 +42,9 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _OPENING = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*\{")
 """What follows the name of a tensor."""
 
+_ENDS = re.compile(rb'"data_offsets"\s*:\s*\[\s*[0-9]{1,20}\s*,\s*([0-9]{1,20})\s*\]')
+"""The end of a tensor's data."""
+
 
 @contextmanager
 def open_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
@@ -110,6 +113,11 @@ def _check_header(file: BinaryIO) -> None:
     if double is not None:
         shown = double[:40].decode(errors="replace")
         raise LoadError(f"the file's header has the name {shown} twice")
+    # The library maps the whole file into memory before it compares this.
+    end = max((int(end) for end in _ENDS.findall(header)), default=0)
+    if end != left - size:
+        text = f"its tensors should have {end:,} bytes, and {left - size:,} follow its header"
+        raise LoadError(f"the file is not a complete safetensors file: {text}")
 
 
 def read_tensors(file: Any) -> dict[str, Any]:

@@ -311,6 +311,15 @@ def test_a_header_behind_the_end_is_refused(stored: Path) -> None:
             Model.load(stored)
 
 
+def test_a_file_of_another_size_is_refused_before_it_is_mapped(stored: Path) -> None:
+    size = stored.stat().st_size
+    for other in (size - 1, size + 1, 1 << 42):
+        os.truncate(stored, other)
+        for read in (Model.load, read_header):
+            with pytest.raises(LoadError, match="its tensors should have"):
+                read(stored)
+
+
 def test_a_header_of_many_tensors_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     entry = '"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     crowds = (
