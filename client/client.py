@@ -141,7 +141,7 @@ class Client:
         from treadle.client.settings.connection_settings import resolve_settings
 
         settings = resolve_settings({}, os.environ, profile)
-        for warning in settings.config.warnings:
+        for warning in settings.warnings():
             warnings.warn(warning, stacklevel=2)
         return cls(timeout_s=timeout_s, **settings.arguments())
 

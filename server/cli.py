@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from treadle.server.access.callers.access_token import without_secrets
 from treadle.server.config import ServerConfig, SettingError, range_of
 
 PREFIX = "TREADLE_"
@@ -83,7 +84,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with 2, as argparse does, but without the usage's many lines."""
-        self.exit(2, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
+        self.exit(2, f"{self.prog}: {without_secrets(message)} (see `{self.prog} --help`)\n")
 
 
 def _main(arguments: Sequence[str] | None) -> int:

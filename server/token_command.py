@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from treadle.server.access.caller import Role
-from treadle.server.access.callers.access_token import ID, AccessToken, read_access_token
+from treadle.server.access.callers.access_token import (
+    ID,
+    AccessToken,
+    read_access_token,
+    without_secrets,
+)
 from treadle.server.access.callers.callers_editor import EditError, NewCaller, edit_callers
 from treadle.server.access.callers.callers_file import (
     MAX_FILE_BYTES,
@@ -50,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with 2."""
-        self.exit(2, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
+        self.exit(2, f"{self.prog}: {without_secrets(message)} (see `{self.prog} --help`)\n")
 
 
 def main(arguments: Sequence[str]) -> int:

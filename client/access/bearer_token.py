@@ -23,6 +23,9 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 _TREADLE_TOKEN = re.compile(r"treadle_([A-Za-z0-9-]+)_\S+")
 
+_SECRETS = re.compile(r"(treadle_[0-9a-f]{16}_)\w{8,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*")
+"""Tokens of a Treadle server, and JSON Web Tokens, within other text."""
+
 
 class BearerToken:
     """The token of a connection.
@@ -116,14 +119,19 @@ def check_token(token: object, name: str = "token") -> str:
         raise InputError(f"{name} cannot be of the type {type(token).__name__}: it is a text")
     token = token.strip()
     if not token:
-        raise InputError(f"{name} is empty: give a token, or leave it out")
+        raise InputError(f"{name} is empty: give a token, or leave it out", argument="token")
     if len(token) > MAX_TOKEN_CHARACTERS:
-        raise InputError(f"{name} is longer than {MAX_TOKEN_CHARACTERS:,} characters")
+        raise InputError(
+            f"{name} is longer than {MAX_TOKEN_CHARACTERS:,} characters", argument="token"
+        )
     if token.lower().startswith("bearer "):
-        raise InputError(f"{name} begins with the word Bearer: give what follows it")
+        raise InputError(
+            f"{name} begins with the word Bearer: give what follows it", argument="token"
+        )
     if not _TOKEN.fullmatch(token):
         raise InputError(
-            f"{name} holds white space or characters that are not ASCII: give one token alone"
+            f"{name} holds white space or characters that are not ASCII: give one token alone",
+            argument="token",
         )
     return token
 
@@ -136,3 +144,12 @@ def masked(token: str) -> str:
     """
     found = _TREADLE_TOKEN.fullmatch(token)
     return f"treadle_{found[1]}_********" if found else "********"
+
+
+def without_secrets(text: str) -> str:
+    """Returns a text in which no token can be read, for messages that repeat words of a command.
+
+    Args:
+        text: The text.
+    """
+    return _SECRETS.sub(lambda found: f"{found[1] or ''}********", text)

@@ -134,6 +134,10 @@ def _read(argument: str, path: AnyPath) -> bytes:
     Raises:
         InputError: It cannot be read.
     """
+    if not isinstance(path, str | bytes | os.PathLike):  # a number would be an open file of others
+        raise InputError(
+            f"{argument} {path!r} cannot be read: give the name of a file", argument=argument
+        )
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)

@@ -25,7 +25,10 @@ def connect(args: argparse.Namespace) -> Client:
     from treadle.client.client import Client
 
     settings = read_settings(args)
-    return Client(timeout_s=getattr(args, "timeout", None), **settings.arguments())
+    try:
+        return Client(timeout_s=getattr(args, "timeout", None), **settings.arguments())
+    except InputError as error:
+        raise settings.blamed(error) from None
 
 
 def read_settings(args: argparse.Namespace) -> ConnectionSettings:
@@ -34,8 +37,11 @@ def read_settings(args: argparse.Namespace) -> ConnectionSettings:
     from treadle.client.settings.setting import SETTINGS
 
     flags = {name: vars(args)[name] for name in SETTINGS if name in vars(args)}
-    settings = resolve_settings(flags, os.environ, getattr(args, "profile", ""))
-    for warning in settings.config.warnings:
+    profile = getattr(args, "profile", None)
+    if profile == "":
+        raise InputError("--profile is empty: give the name of a profile, or leave it out")
+    settings = resolve_settings(flags, os.environ, profile or "")
+    for warning in settings.warnings():
         print(f"treadle: warning: {printable(warning)}", file=sys.stderr, flush=True)
     return settings
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from types import FrameType
 
+from treadle.client.access.bearer_token import without_secrets
 from treadle.client.cli import (
     chat,
     config,
@@ -148,15 +150,17 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
 def _sentence(error: TreadleError, console: Console) -> str:
     """Returns an error's sentence with the command's flags and the time of the next try."""
     sentence = error.in_names_of(console.argument_names())
-    if isinstance(error, ServerError) and error.retry_delay_s:
-        return f"{sentence} (try again in {error.retry_delay_s:g} s)"
-    return sentence
+    if not isinstance(error, ServerError) or not error.retry_delay_s:
+        return sentence
+    delay = error.retry_delay_s
+    shown = f"in {math.ceil(delay) if delay > 10 else delay:g} s"
+    return sentence if shown in sentence else f"{sentence} (try again {shown})"
 
 
 def _fail(sentence: str, code: int) -> int:
     """Writes an error to standard error."""
     with contextlib.suppress(OSError):  # it may be closed as well
-        print(f"treadle: {printable(sentence)}", file=sys.stderr, flush=True)
+        print(f"treadle: {printable(without_secrets(sentence))}", file=sys.stderr, flush=True)
     return code
 
 

@@ -207,16 +207,16 @@ def _read_profile(path: Path, text: str, name: str, table: object) -> Profile:
         place = ("profiles", name, key)
         setting = SETTINGS.get(key)
         if setting is None:
-            known = ", ".join(SETTINGS)
+            known = ", ".join(f"'{each}'" for each in SETTINGS)
             raise _fault(path, text, place, f"{key!r} is unknown: a profile has {known}")
         if not isinstance(value, setting.kind) or value == "":
             kind = "true or false" if setting.kind is bool else "a text in quotes"
-            raise _fault(path, text, place, f"the value of {key} must be {kind}")
+            raise _fault(path, text, place, f"the value of {key!r} must be {kind}")
         if setting.is_path and isinstance(value, str):
             value = os.path.join(path.parent, os.path.expanduser(value))
         profile[key] = value
     if all(key in profile for key in TOKENS):
-        raise _fault(path, text, ("profiles", name, "token"), "give either token or token_file")
+        raise _fault(path, text, ("profiles", name, "token"), "give either 'token' or 'token_file'")
     return profile
 
 

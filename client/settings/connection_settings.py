@@ -7,16 +7,21 @@ its own server: its token is sent to no other one.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from treadle.client.argument_names import ArgumentNames
 from treadle.client.errors import InputError
 from treadle.client.settings.config_file import ConfigFile, Profile, config_path, read_config
 from treadle.client.settings.setting import PROFILE_VARIABLE, SETTINGS, TLS_FILES, TOKENS
 
 if TYPE_CHECKING:
     from treadle.client.access.bearer_token import TokenSource
+
+SECRET_FILES = ("key_file", "token_file")
+"""Settings that name files with secrets."""
 
 FLAGS, ENVIRONMENT, PROFILE = range(3)
 """The layers, the highest precedence first."""
@@ -51,6 +56,18 @@ class ConnectionSettings:
     unused_profile: str = ""
     """The default profile, where it is left out because another server is named."""
 
+    def warnings(self) -> list[str]:
+        """Returns what is not as it should be, in sentences."""
+        found = list(self.config.warnings)
+        for name in SECRET_FILES:
+            path = str(self.values[name].value) if name in self.values else ""
+            if path and _is_open_to_all(path):
+                found.append(
+                    f"every user of this machine may read the secret in {path!r}: run `chmod 600 "
+                    f"{path}`"
+                )
+        return found
+
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments for `Client`.
 
@@ -67,6 +84,21 @@ class ConnectionSettings:
         if "server" in self.values:
             arguments["address"] = self.values["server"].value
         return arguments
+
+    def blamed(self, error: InputError) -> InputError:
+        """Returns an error about a setting with the variable or the profile that gave it.
+
+        Args:
+            error: The error, in the names of `Client`.
+        """
+        names = {}
+        for name, value in self.values.items():
+            if value.layer == ENVIRONMENT and SETTINGS[name].kind is str:
+                names[name] = value.source
+            elif value.layer == PROFILE and SETTINGS[name].kind is str:
+                names[name] = f"`{name}` of {value.source}"
+        sentence = error.in_names_of(ArgumentNames(names, are_flags=True))
+        return InputError(sentence, error.argument)
 
     def token(self) -> TokenSource | None:
         """Returns the token, or what reads it from a file; None: none is given.
@@ -128,6 +160,14 @@ def resolve_settings(
     if chosen:
         source = "default" if not name else "--profile" if profile else PROFILE_VARIABLE
     return ConnectionSettings(values, config, chosen, source, unused)
+
+
+def _is_open_to_all(path: str) -> bool:
+    """Returns whether every user of the machine may read a file."""
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IROTH)
+    except (OSError, ValueError):  # reported where the file is read
+        return False
 
 
 def _elsewhere(profile: str, settings: Profile, server: Value) -> str:

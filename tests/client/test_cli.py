@@ -135,6 +135,13 @@ class TestTrouble:
         server.service.failure = status(code_pb2.RESOURCE_EXHAUSTED, "the queue is full", retry)
         done = run(server.address, "train", "-", "--model", "m", data=b"hello")
         assert complaint(done, 1) == "treadle: the queue is full (try again in 5 s)"
+        for seconds, said in ((469.3, " (try again in 470 s)"), (11.5, "")):
+            retry = error_details_pb2.RetryInfo(retry_delay=Duration())
+            retry.retry_delay.FromMilliseconds(int(1000 * seconds))
+            sentence = "your quota is used up: the next call may begin in 12 s"
+            server.service.failure = status(code_pb2.RESOURCE_EXHAUSTED, sentence, retry)
+            done = run(server.address, "generate", "m")
+            assert complaint(done, 1) == f"treadle: {sentence}{said}"
 
     def test_a_timeout(self, server: FakeServer) -> None:
         done = run(server.address, "--timeout", "200ms", "generate", STUCK)
@@ -637,6 +644,8 @@ class TestServer:
         ]
         described = objects(out(server.address, "info", "--json"))[0]["caller"]
         assert (described["name"], described["role"]) == ("ann", "trainer")
+        service.caller.use.tokens_left = -468
+        assert "none left, 60,000 per minute" in out(server.address, "info")
         service.caller = v1.CallerInfo(name="root", role=v1.CALLER_ROLE_ADMIN)
         assert "sessions       3 of 512\n" in out(server.address, "info")
         service.caller = v1.CallerInfo(name="eve", role=v1.CALLER_ROLE_READER)

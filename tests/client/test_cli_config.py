@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,6 +169,47 @@ def test_a_broken_file(shell: Shell) -> None:
     assert "line 2: 'srever' is unknown" in complaint(shell.run("info"), 2)
     shell.out("config", "unset", "srever")  # which repairs it
     assert shell.path.read_text() == ""
+
+
+def test_a_fault_has_the_words_of_the_file_or_the_variable(shell: Shell) -> None:
+    shell.path.parent.mkdir()
+    for text, said in (
+        ("ca_fil = 'x'", "'ca_fil' is unknown: a profile has 'server', 'tls', 'ca_file', "),
+        ("ca_file = 3", "the value of 'ca_file' must be a text in quotes"),
+        ("token = 'a'\ntoken_file = 'b'", "give either 'token' or 'token_file'"),
+        ("ca_file = '/x'", "`ca_file` of profile 'default' '/x' cannot be read: No such file"),
+        ("token = 'a b'", "`token` of profile 'default' holds white space or characters"),
+    ):
+        shell.path.write_text(f"[profiles.default]\n{text}\n")
+        shell.path.chmod(0o600)
+        assert said in complaint(shell.run("info"), 2)
+    shell.path.unlink()
+    for variable, value, said in (
+        ("TREADLE_CA_FILE", "/x", "TREADLE_CA_FILE '/x' cannot be read: No such file"),
+        ("TREADLE_TOKEN_FILE", "/x", "TREADLE_TOKEN_FILE '/x' cannot be read: No such file"),
+        ("TREADLE_TOKEN", "a\nb", "TREADLE_TOKEN holds white space or characters"),
+        ("TREADLE_CERT_FILE", "/x", "TREADLE_CERT_FILE is given without --key-file: give both"),
+    ):
+        given: dict[str, Any] = {variable: value}
+        assert said in complaint(shell.run("info", **given), 2)
+    assert "--profile is empty: give" in complaint(shell.run("--profile", "", "info"), 2)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [f"treadle_0123456789abcdef_{'5ecret' * 9}", "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.5ecret-_9"],
+)
+def test_no_message_repeats_a_token(shell: Shell, token: str) -> None:
+    for words in (
+        ["--tok", token, "info"],
+        ["info", token],
+        ["config", "set", f"token={token}"],
+        ["--profile", token, "info"],
+        ["--server", token, "info"],
+    ):
+        said = complaint(shell.run(*words), 2)
+        assert "********" in said
+        assert "5ecret" not in said
 
 
 def test_without_tomlkit_profiles_can_be_read(shell: Shell) -> None:

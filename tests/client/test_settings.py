@@ -118,6 +118,17 @@ class TestPrecedence:
         home.write("[profiles.default]\ntls = false\n")
         assert home.values({"ca_file": "c"}) == {"ca_file": "c"}
 
+    @pytest.mark.parametrize("name", ["token_file", "key_file"])
+    def test_it_warns_of_secrets_that_every_user_may_read(self, home: Home, name: str) -> None:
+        secret = home.path.parent / "secret"
+        secret.write_text(SECRET)
+        for mode, is_open in ((0o600, False), (0o640, False), (0o644, True)):
+            secret.chmod(mode)
+            settings = resolve_settings({name: str(secret)}, home.environment)
+            said = f"every user of this machine may read the secret in {str(secret)!r}: run `chmod"
+            assert [each.startswith(said) for each in settings.warnings()] == [True] * is_open
+        assert resolve_settings({name: "gone"}, home.environment).warnings() == []
+
     def test_a_switch_is_a_word(self, home: Home) -> None:
         with pytest.raises(InputError, match="TREADLE_TLS is 'maybe': give 'true' or 'false'"):
             home.values(TREADLE_TLS="maybe")
@@ -170,20 +181,20 @@ class TestTheFile:
             ("[profiles.a]\nserver = \n", "'FILE' is no valid TOML: Invalid value (at line 2"),
             ("# a\nprofile = 1\n", "'FILE' line 2: 'profile' is unknown: give default_profile"),
             ("[profiles.a]\n\nsrever = 'x'\n", "'FILE' line 3: 'srever' is unknown: a profile has"),
-            ("[profiles.a]\ntls = 'yes'\n", "'FILE' line 2: the value of tls must be true or"),
-            ("[profiles.a]\nserver = 1\n", "'FILE' line 2: the value of server must be a text"),
-            ("[profiles.a]\nserver = ''\n", "'FILE' line 2: the value of server must be a text"),
-            ("[profiles.a]\ntls = 1\n", "'FILE' line 2: the value of tls must be true or false"),
+            ("[profiles.a]\ntls = 'yes'\n", "'FILE' line 2: the value of 'tls' must be true or"),
+            ("[profiles.a]\nserver = 1\n", "'FILE' line 2: the value of 'server' must be a text"),
+            ("[profiles.a]\nserver = ''\n", "'FILE' line 2: the value of 'server' must be a text"),
+            ("[profiles.a]\ntls = 1\n", "'FILE' line 2: the value of 'tls' must be true or"),
             ("\nprofiles = 3\n", "'FILE' line 2: profiles is a table"),
             ("[profiles]\na = 3\n", "'FILE' line 2: profile 'a' is not a table"),
             ("default_profile = 3\n", "'FILE' line 1: default_profile is the name of a profile"),
             (
                 f"[profiles.a]\ntoken = '{SECRET}'\ntoken_file = 't'\n",
-                "'FILE' line 2: give either token or token_file",
+                "'FILE' line 2: give either 'token' or 'token_file'",
             ),
             (
                 f"[profiles.a]\nserver = '''\nx:1'''\ntoken = ['{SECRET}']\n",
-                "'FILE' line 4: the value of token must be a text",
+                "'FILE' line 4: the value of 'token' must be a text",
             ),
             (f"[profiles.a]\ntoken = {SECRET}\n", "'FILE' is no valid TOML: Invalid value"),
             ("a = " + "[" * 5000, "'FILE' is n"),

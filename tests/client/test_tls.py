@@ -177,6 +177,9 @@ class TestFiles:
         assert "key_file '" in self.fault(cert_file=site.client.cert_file, key_file=missing)
         assert "ca_file '" in self.fault(ca_file=tmp_path)
         assert "ca_file 7.5 cannot be read" in self.fault(ca_file=7.5)
+        with open(site.ca, "rb") as file:
+            assert "give the name of a file" in self.fault(ca_file=file.fileno())
+            assert file.read()  # it is still open
 
     def test_a_file_with_something_else(self, site: Site, tmp_path: Path) -> None:
         pair = {"cert_file": site.client.cert_file, "key_file": site.client.key_file}
@@ -474,6 +477,7 @@ class TestRenewal:
 class TestCommandLine:
     def test_flags(self, site: Site, mutual_server: FakeServer, tmp_path: Path) -> None:
         (tmp_path / "token").write_text(SECRET)
+        (tmp_path / "token").chmod(0o600)
         words = ["--ca-file", site.ca, "--token-file", str(tmp_path / "token")]
         words += ["--cert-file", str(site.client.cert_file)]
         words += ["--key-file", str(site.client.key_file)]

@@ -370,7 +370,13 @@ def test_a_broken_file_is_not_changed(run: Run, path: Path) -> None:
 
 def test_a_token_given_as_a_name_is_not_repeated(run: Run, path: Path) -> None:
     token = run(*CREATE)[1].strip()
-    for words in (["revoke", token], ["rotate", token], ["create", token, "--role", "admin"]):
+    for words in (
+        ["revoke", token],
+        ["rotate", token],
+        ["create", token, "--role", "admin"],
+        ["revoke", "ci", token],
+        ["list", f"--token={token}"],
+    ):
         code, out, err = run(*words)
         assert code == 2
         assert token[-20:] not in out + err

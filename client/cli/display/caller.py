@@ -56,7 +56,8 @@ def _tokens(caller: CallerInfo) -> str:
     if not caller.quotas.HasField("tokens_per_minute"):
         return NO_LIMIT
     limit = f"{caller.quotas.tokens_per_minute:,} per minute"
-    return f"{caller.use.tokens_left:,} left, {limit}"
+    left = caller.use.tokens_left
+    return f"{left:,} left, {limit}" if left > 0 else f"none left, {limit}"
 
 
 def _limit(caller: CallerInfo, quota: str) -> str:

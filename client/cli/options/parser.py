@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
+from treadle.client.access.bearer_token import without_secrets
 from treadle.client.cli.display.console import printable
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -65,7 +66,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with 2, as argparse does, but without the usage's many lines."""
-        self.exit(2, f"treadle: {printable(message)} (see `{self.prog} --help`)\n")
+        shown = printable(without_secrets(message))
+        self.exit(2, f"treadle: {shown} (see `{self.prog} --help`)\n")
 
 
 class Version(argparse.Action):

@@ -18,6 +18,7 @@ ID = re.compile(r"[0-9a-f]{16}")
 """The form of an id."""
 
 _TEXT = re.compile(rf"{PREFIX}({ID.pattern})_[0-9a-f]{{64}}")
+_SECRETS = re.compile(rf"({PREFIX}{ID.pattern}_)\w{{8,}}|\beyJ[\w-]{{8,}}\.[\w-]+\.[\w-]*")
 _ID_BYTES = 8
 _SECRET_BYTES = 32
 
@@ -47,3 +48,12 @@ def read_access_token(text: str) -> AccessToken | None:
     """Returns the token with a text; None if the text has not the form of a token."""
     found = _TEXT.fullmatch(text)
     return AccessToken(found[1], text) if found else None
+
+
+def without_secrets(text: str) -> str:
+    """Returns a text in which no token can be read, for messages that repeat words of a command.
+
+    Args:
+        text: The text. JSON Web Tokens are hidden as well.
+    """
+    return _SECRETS.sub(lambda found: f"{found[1] or ''}********", text)
