@@ -39,12 +39,14 @@ class HealthServer:
         """Binds the address of --health-address.
 
         Raises:
-            AddressError: It is taken or not of this machine.
-            SettingError: It is no address.
+            SettingError: It is no address, taken, or not of this machine.
         """
         if fault := address_fault(address):
             raise SettingError("health_address", f"{address!r} {fault}")
-        bound = listen(self._server, address)
+        try:
+            bound = listen(self._server, address)
+        except AddressError as error:
+            raise SettingError("health_address", f"must be another address: {error}") from None
         logger.info("health checks are answered on %s as well", bound)
 
     def listen_on_machine(self, address: str) -> None:

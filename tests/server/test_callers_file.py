@@ -152,6 +152,7 @@ def test_an_empty_file_has_no_callers() -> None:
         (f"{OIDC}algorithms = []\n{GRANT}", "oidc.algorithms is empty; list some of RS256"),
         (f'{OIDC}caller_claim = ""\n{GRANT}', "oidc.caller_claim is empty; give a value"),
         (f"{OIDC}role_claim = []\n{GRANT}", "oidc.role_claim must have one string or more"),
+        (f"{OIDC}rol_claim = 3\n{GRANT}", "oidc.rol_claim is not a known key; did you mean role_"),
         (f'{OIDC}audience_ = ""\n{GRANT}', "oidc.audience_ is not a known key; did you mean aud"),
         (OIDC + GRANT + GRANT, "oidc.grants has the value 'ml' twice; remove one"),
         (OIDC + GRANT.replace("user", "x"), "oidc.grants[1].role must be reader, user, trainer"),

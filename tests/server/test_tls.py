@@ -390,7 +390,10 @@ def test_health_checks_follow_the_end_of_a_server(start: Start) -> None:
     ("address", "said"),
     [
         ("127.0.0.1", "--health-address '127.0.0.1' lacks a port; give HOST:PORT"),
-        ("{server}", "cannot listen on {server}: address already in use"),
+        (
+            "{server}",
+            "--health-address must be another address: cannot listen on {server}: address already",
+        ),
     ],
 )
 def test_an_address_for_health_checks_that_cannot_be_is_named(

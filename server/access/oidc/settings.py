@@ -168,7 +168,7 @@ def _one_or_more(table: TomlTable, key: str) -> tuple[str, ...]:
 
 
 def _path(table: TomlTable, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-    if not table.has(key):
+    if table.value(key) is None:
         return default
     path = _one_or_more(table, key)
     for claim in path:
