@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 from treadle.benchmarks.load import spread, train
 from treadle.benchmarks.local_server import LocalServer, serve
 from treadle.v1 import sequence_pb2 as pb
-from treadle.v1 import sequence_pb2_grpc
 
 if TYPE_CHECKING:
     from treadle.v1.sequence_pb2_grpc import SequenceServiceAsyncStub as Stub
@@ -56,8 +55,8 @@ def main() -> None:
 
 async def run(server: LocalServer, options: argparse.Namespace) -> None:
     """Measures each kind of call alone and next to many."""
-    async with server.channel("single") as channel:
-        stub: Stub = sequence_pb2_grpc.SequenceServiceStub(channel)
+    async with server.channel() as channel:
+        stub = server.stub(channel, "single")
         await train(stub, 256)
         for kind in options.only.split(","):
             await speed(stub, kind, 1.0)  # loads the model
@@ -132,8 +131,8 @@ async def crowd(kind: str, streams: int) -> None:
             async for tokens in call(stub, kind, seed):
                 made += tokens
 
-    async with server.channel("many") as channel:
-        stub: Stub = sequence_pb2_grpc.SequenceServiceStub(channel)
+    async with server.channel() as channel:
+        stub = server.stub(channel, "many")
         began = time.perf_counter()
         workers = [asyncio.create_task(keep_calling(stub, number)) for number in range(streams)]
         print(flush=True)

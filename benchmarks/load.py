@@ -41,7 +41,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from treadle.benchmarks.channels import THIS_MACHINE
 from treadle.benchmarks.local_server import LocalServer, serve
 from treadle.v1 import sequence_pb2 as pb
-from treadle.v1 import sequence_pb2_grpc
 
 if TYPE_CHECKING:
     from treadle.v1.sequence_pb2_grpc import SequenceServiceAsyncStub as Stub
@@ -82,7 +81,7 @@ def main() -> None:
 async def run(server: LocalServer, options: argparse.Namespace) -> None:
     """Goes through the parts."""
     async with server.channel() as channel:
-        stub: Stub = sequence_pb2_grpc.SequenceServiceStub(channel)
+        stub = server.stub(channel)
         await train(stub, options.hidden_size)
         await generate(stub, 200, 0)  # loads the model
         parts = options.only.split(",")
@@ -98,11 +97,8 @@ async def run(server: LocalServer, options: argparse.Namespace) -> None:
 
 async def compare(plain: LocalServer, guarded: LocalServer, options: argparse.Namespace) -> None:
     """Measures what TLS and tokens cost one stream, and many at once."""
-    async with plain.channel() as open_channel, guarded.channel("caller") as tls_channel:
-        stubs: list[Stub] = [
-            sequence_pb2_grpc.SequenceServiceStub(channel)
-            for channel in (open_channel, tls_channel)
-        ]
+    async with plain.channel() as open_channel, guarded.channel() as tls_channel:
+        stubs = [plain.stub(open_channel), guarded.stub(tls_channel, "caller")]
         for stub in stubs:
             await train(stub, options.hidden_size)
             await generate(stub, 200, 0)
